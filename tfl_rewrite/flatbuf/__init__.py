@@ -1,0 +1,1 @@
+"""The FlatBuffers wire format, driven by a schema; knows nothing of TFLite."""

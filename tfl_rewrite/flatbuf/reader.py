@@ -1,0 +1,266 @@
+"""Bytes to records: every offset, size, depth and count is checked before it is used.
+
+The checks are those of FlatBuffers' own verifier (``flatbuffers/verifier.h``: alignment, vtable bounds,
+string terminators, at most 64 levels and 1,000,000 tables), plus one that keeps the cost in proportion to
+the file: distinct objects must not overlap so much that they add up to more than the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from tfl_rewrite.errors import FormatError
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema, TableSpec
+
+MAX_DEPTH = 64
+MAX_TABLES = 1_000_000
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_I32 = struct.Struct("<i")
+_SCALAR_STRUCTS = {code: struct.Struct("<" + code) for code in "?bBhHiIqQfd"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """A read file.
+
+    Attributes:
+        root: The root table.
+        spans: The byte ranges that offsets reach, as sorted ``(start, end)`` pairs.
+        unknown: What the schema does not know, with its place.
+        vtables: ``{offset: (length, nbytes of its tables)}``.
+    """
+
+    root: Record
+    spans: list[tuple[int, int]]
+    unknown: list[str]
+    vtables: dict[int, tuple[int, int]]
+
+
+def read(data: memoryview, schema: Schema) -> ReadResult:
+    """Reads the FlatBuffer that starts at byte 0 of ``data``.
+
+    Args:
+        data: The whole file; vectors of numbers in the result are views on it. Bytes after the
+            FlatBuffer are not looked at.
+        schema: What the tables mean.
+
+    Raises:
+        FormatError: The bytes break a rule of the format; it carries the place and the offset.
+    """
+    if len(data) < 8:
+        raise FormatError(f"{len(data)} bytes are too few for a FlatBuffer", offset=0)
+    if schema.identifier and bytes(data[4:8]) != schema.identifier:
+        raise FormatError(
+            f"file identifier is {bytes(data[4:8])!r}, expected {schema.identifier!r}", offset=4
+        )
+    reader = _Reader(data)
+    root = reader.table(schema.root, reader.target(0, "root"), "root", 0)
+    reader.spans.append((0, 8 if schema.identifier else 4))
+    return ReadResult(root, sorted(set(reader.spans)), reader.unknown, reader.vtables)
+
+
+class _Reader:
+    """One pass over one file. Everything reached is decoded once and shared, as it was in the file."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.size = len(data)
+        self.spans: list[tuple[int, int]] = []
+        self.unknown: list[str] = []
+        self.vtables: dict[int, tuple[int, int]] = {}
+        self.consumed = 0
+        self.tables_read = 0
+        self._records: dict[tuple[int, str], Record] = {}
+        self._vectors: dict[tuple[int, str], Any] = {}
+        self._strings: dict[int, str] = {}
+        self._layouts: dict[tuple[int, str], tuple[int, list[tuple[FieldSpec, int]], tuple[int, ...]]] = {}
+
+    def fail(self, what: str, where: str, offset: int) -> FormatError:
+        return FormatError(what, where=where, offset=offset)
+
+    def span(self, start: int, end: int, where: str) -> None:
+        self.consumed += end - start
+        # Sharing is decoded once, so only overlapping distinct objects can pass the size of the file.
+        if self.consumed > 2 * self.size + 4096:
+            raise self.fail("objects overlap: together they are larger than the file", where, start)
+        self.spans.append((start, end))
+
+    def target(self, position: int, where: str) -> int:
+        """Follows the unsigned offset stored at ``position``."""
+        if position + 4 > self.size:
+            raise self.fail(f"offset lies past the end of the file ({self.size} bytes)", where, position)
+        distance = _U32.unpack_from(self.data, position)[0]
+        result: int = position + distance
+        if distance == 0 or distance > 0x7FFFFFFF or result + 4 > self.size:
+            raise self.fail(f"offset {distance} leads out of the file ({self.size} bytes)", where, position)
+        return result
+
+    def table(self, spec: TableSpec, position: int, where: str, depth: int) -> Record:
+        key = (position, spec.name)
+        known = self._records.get(key)
+        if known is not None:
+            return known
+        if depth >= MAX_DEPTH:
+            raise self.fail(f"tables nest deeper than {MAX_DEPTH}", where, position)
+        self.tables_read += 1
+        if self.tables_read > MAX_TABLES:
+            raise self.fail(f"more than {MAX_TABLES} tables", where, position)
+        if position % 4 or position + 4 > self.size:
+            raise self.fail("table is misaligned or past the end of the file", where, position)
+        vtable = position - _I32.unpack_from(self.data, position)[0]
+        nbytes, fields, unknown_slots = self._layout(spec, vtable, where)
+        if position + nbytes > self.size:
+            raise self.fail(f"table of {nbytes} bytes is cut off by the end of the file", where, position)
+        self.span(position, position + nbytes, where)
+        values: dict[str, Any] = {}
+        for field, relative in fields:
+            # Offsets in the layout are bounded by the table, checked once per vtable.
+            values[field.name] = self._value(field, position + relative, values, where, depth)
+        unknown = tuple(f"slot {slot} of {spec.name}" for slot in unknown_slots)
+        unknown += tuple(name for name, value in values.items() if value is _UNKNOWN)
+        if unknown:
+            values = {name: value for name, value in values.items() if value is not _UNKNOWN}
+            self.unknown.extend(f"{where}: {item}" for item in unknown)
+        record = Record(spec, values, unknown=unknown, offset=position)
+        self._records[key] = record
+        return record
+
+    def _layout(
+        self, spec: TableSpec, vtable: int, where: str
+    ) -> tuple[int, list[tuple[FieldSpec, int]], tuple[int, ...]]:
+        """Checks a vtable once; returns the table's size, its present fields and its unknown slots."""
+        key = (vtable, spec.name)
+        known = self._layouts.get(key)
+        if known is not None:
+            return known
+        if vtable < 0 or vtable % 2 or vtable + 4 > self.size:
+            raise self.fail("vtable is misaligned or outside of the file", where, vtable)
+        length = _U16.unpack_from(self.data, vtable)[0]
+        nbytes = _U16.unpack_from(self.data, vtable + 2)[0]
+        if length < 4 or length % 2 or vtable + length > self.size:
+            raise self.fail(f"vtable of {length} bytes is invalid", where, vtable)
+        if nbytes < 4:
+            raise self.fail(f"vtable gives its table {nbytes} bytes", where, vtable)
+        entries = struct.unpack_from(f"<{length // 2 - 2}H", self.data, vtable + 4)
+        fields: list[tuple[FieldSpec, int]] = []
+        unknown: list[int] = []
+        for slot, relative in enumerate(entries):
+            if not relative:
+                continue
+            if slot >= len(spec.fields):
+                unknown.append(slot)
+                continue
+            field = spec.fields[slot]
+            width = field.scalar.nbytes if field.kind is Kind.SCALAR and field.scalar else 4
+            if relative < 4 or relative + width > nbytes:
+                raise self.fail(
+                    f"{spec.name}.{field.name} lies outside of its table ({relative} + {width} > {nbytes})",
+                    where,
+                    vtable,
+                )
+            fields.append((field, relative))
+        self.span(vtable, vtable + length, where)
+        self.vtables[vtable] = (length, nbytes)
+        result = (nbytes, fields, tuple(unknown))
+        self._layouts[key] = result
+        return result
+
+    def _value(
+        self, field: FieldSpec, position: int, siblings: dict[str, Any], where: str, depth: int
+    ) -> Any:
+        kind = field.kind
+        if kind is Kind.SCALAR:
+            assert field.scalar is not None
+            if position % field.scalar.nbytes:
+                raise self.fail(f"{field.name} is misaligned", where, position)
+            if field.scalar.code == "?":
+                return self.data[position] != 0
+            return _SCALAR_STRUCTS[field.scalar.code].unpack_from(self.data, position)[0]
+        place = f"{where}.{field.name}" if where != "root" else field.name
+        if position % 4:
+            raise self.fail("offset is misaligned", place, position)
+        target = self.target(position, place)
+        if kind is Kind.STRING:
+            return self._string(target, place)
+        if kind is Kind.TABLE:
+            assert field.table is not None
+            return self.table(field.table, target, place, depth + 1)
+        if kind is Kind.UNION:
+            assert field.enum is not None
+            number = siblings.get(field.name + "_type", 0)
+            member = field.enum.members.get(number)
+            if member is None:
+                if number == 0:
+                    raise self.fail("union has a value but no type", place, position)
+                return _UNKNOWN
+            return self.table(member, target, place, depth + 1)
+        return self._vector(field, target, place, depth)
+
+    def _count(self, position: int, width: int, align: int, where: str) -> int:
+        if position % 4:
+            raise self.fail("vector is misaligned", where, position)
+        count: int = _U32.unpack_from(self.data, position)[0]
+        if count > (self.size - position - 4) // width:
+            raise self.fail(
+                f"vector of {count} elements of {width} bytes does not fit in the file "
+                f"({self.size} bytes)",
+                where,
+                position,
+            )
+        if count and (position + 4) % align:
+            raise self.fail(f"vector elements are not aligned to {align} bytes", where, position)
+        return count
+
+    def _string(self, position: int, where: str) -> str:
+        known = self._strings.get(position)
+        if known is not None:
+            return known
+        count = self._count(position, 1, 1, where)
+        end = position + 4 + count
+        if end >= self.size or self.data[end] != 0:
+            raise self.fail("string has no terminating zero", where, position)
+        self.span(position, end + 1, where)
+        text = bytes(self.data[position + 4 : end]).decode("utf-8", "surrogateescape")
+        self._strings[position] = text
+        return text
+
+    def _vector(self, field: FieldSpec, position: int, where: str, depth: int) -> Any:
+        target = field.table.name if field.table else field.scalar.code if field.scalar else "string"
+        key = (position, target)
+        known = self._vectors.get(key)
+        if known is not None:
+            return known
+        result: Any
+        if field.kind is Kind.SCALARS:
+            assert field.scalar is not None
+            width = field.scalar.nbytes
+            count = self._count(position, width, width, where)
+            end = position + 4 + count * width
+            self.span(position, end, where)
+            result = ScalarVector(field.scalar, self.data[position + 4 : end], position + 4)
+        else:
+            count = self._count(position, 4, 4, where)
+            self.span(position, position + 4 + 4 * count, where)
+            result = []
+            for index in range(count):
+                place = f"{where}[{index}]"
+                item = self.target(position + 4 + 4 * index, place)
+                if field.kind is Kind.STRINGS:
+                    result.append(self._string(item, place))
+                else:
+                    assert field.table is not None
+                    result.append(self.table(field.table, item, place, depth + 1))
+        self._vectors[key] = result
+        return result
+
+
+class _Unknown:
+    """Marks a union member that the schema does not have."""
+
+
+_UNKNOWN = _Unknown()

@@ -1,0 +1,176 @@
+"""One table as data: the fields that are present, those the schema does not know, and where it lay."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from tfl_rewrite.flatbuf.schema import Kind, Scalar, TableSpec
+
+
+class Sink(Protocol):
+    """Where bytes of a file go: a positioned write, safe to call from several threads."""
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Writes all of ``data`` at ``offset`` of the file."""
+
+
+class Pourable(Protocol):
+    """Bytes that the writer lays out now and asks for later."""
+
+    @property
+    def nbytes(self) -> int:
+        """Their number, known before they are."""
+
+    @property
+    def identity(self) -> object:
+        """Hashable; equal for two that are the same bytes by construction, so they are stored once."""
+
+    def pour(self, sink: Sink, offset: int) -> None:
+        """Writes exactly ``nbytes`` bytes at ``offset`` of the sink."""
+
+
+class ScalarVector:
+    """A vector of numbers, kept as the bytes of the file so that no value changes on the way.
+
+    Args:
+        scalar: Type of the elements.
+        raw: Little-endian elements; shared, not copied.
+        offset: Where they lie in the file that they were read from, or -1.
+    """
+
+    __slots__ = ("offset", "raw", "scalar")
+
+    def __init__(self, scalar: Scalar, raw: bytes | memoryview, offset: int = -1) -> None:
+        self.scalar = scalar
+        self.raw = raw
+        self.offset = offset
+
+    @classmethod
+    def of(cls, scalar: Scalar, values: Iterable[int | float | bool]) -> ScalarVector:
+        """Packs Python numbers."""
+        items = list(values)
+        return cls(scalar, struct.pack(f"<{len(items)}{scalar.code}", *items))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the elements in bytes."""
+        return len(self.raw)
+
+    @property
+    def identity(self) -> object:
+        """Content for small vectors; equal content is equal."""
+        return ("bytes", bytes(self.raw))
+
+    def pour(self, sink: Sink, offset: int) -> None:
+        """Writes the elements at ``offset`` of the sink."""
+        sink.write_at(self.raw, offset)
+
+    def tolist(self) -> list[Any]:
+        """Returns the elements as Python numbers."""
+        return list(struct.unpack(f"<{len(self)}{self.scalar.code}", self.raw))
+
+    def __len__(self) -> int:
+        return len(self.raw) // self.scalar.nbytes
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tolist())
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tolist()[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ScalarVector):
+            return NotImplemented
+        return self.scalar.code == other.scalar.code and self.raw == other.raw
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = self.tolist() if len(self) <= 8 else f"{len(self)} elements"
+        return f"ScalarVector({self.scalar.name}, {shown})"
+
+
+class Record:
+    """The present fields of one table.
+
+    ``values`` maps field names to: a number; ``str`` (undecodable bytes as surrogate escapes, so every
+    name survives); :class:`ScalarVector` or a :class:`Pourable` for a vector of numbers; ``Record`` for a
+    table or union member; ``list[str]`` or ``list[Record]``. A union's type is a field of its own.
+
+    Attributes:
+        spec: The table's schema.
+        values: The present fields; an absent one is not in it, whatever its default.
+        unknown: Slots, union types and so on that the schema does not have. Such a record can be looked
+            at but not written.
+        offset: Where the table lay in its file, or -1.
+    """
+
+    __slots__ = ("offset", "spec", "unknown", "values")
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        values: dict[str, Any] | None = None,
+        *,
+        unknown: tuple[str, ...] = (),
+        offset: int = -1,
+    ) -> None:
+        self.spec = spec
+        self.values = {} if values is None else values
+        self.unknown = unknown
+        self.offset = offset
+
+    def get(self, name: str) -> Any:
+        """Returns the field, or its default where absent (None where it has none)."""
+        value = self.values.get(name)
+        if value is None:
+            return self.spec.by_name[name].default
+        return value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
+
+    def replace(self, **changes: Any) -> Record:
+        """Returns a copy with fields set, or removed where the new value is None."""
+        values = dict(self.values)
+        for name, value in changes.items():
+            if name not in self.spec.by_name:
+                raise KeyError(f"{self.spec.name} has no field {name}")
+            if value is None:
+                values.pop(name, None)
+            else:
+                values[name] = value
+        return Record(self.spec, values, unknown=self.unknown, offset=self.offset)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Record):
+            return NotImplemented
+        if self.spec.name != other.spec.name or self.unknown != other.unknown:
+            return False
+        if self.values.keys() != other.values.keys():
+            return False
+        return all(
+            _equal(self.spec.by_name[name].scalar, self.spec.by_name[name].kind, value, other.values[name])
+            for name, value in self.values.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Record({self.spec.name}, {self.values})"
+
+
+def _equal(scalar: Scalar | None, kind: Kind, one: Any, two: Any) -> bool:
+    if one is two:
+        return True
+    if kind is Kind.SCALAR and scalar is not None and scalar.code in "fd":
+        # By bits: NaN equals itself and -0.0 is not 0.0.
+        return struct.pack("<d", one) == struct.pack("<d", two)
+    return bool(one == two)

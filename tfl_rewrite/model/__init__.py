@@ -1,0 +1,1 @@
+"""The typed model: objects instead of indices. Knows TFLite, not files."""

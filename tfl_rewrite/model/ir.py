@@ -1,0 +1,274 @@
+"""The typed model: about ten classes that hold objects, not indices, and compare by identity.
+
+Each class lifts the fields that passes work with. ``rest`` is the record that it came from: it carries
+every other field, and tells which fields were present, so that what nobody touched is written as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, Schema, load_schema
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob
+
+
+@lru_cache(maxsize=1)
+def schema() -> Schema:
+    """Returns the TFLite schema (through version 3d) that ships with the package."""
+    return load_schema(resources.files("tfl_rewrite.model").joinpath("tflite.bfbs").read_bytes())
+
+
+def new_record(table: str) -> Record:
+    """Returns an empty record of a table of the TFLite schema."""
+    return Record(schema().tables[table])
+
+
+def operator_name(code: int) -> str:
+    """Returns the name of a builtin operator, or its number as text."""
+    return schema().enums["BuiltinOperator"].name_of(code)
+
+
+def operator_number(name: str) -> int:
+    """Returns the number of a builtin operator."""
+    return schema().enums["BuiltinOperator"].values[name]
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    """Constant bytes that tensors and metadata refer to.
+
+    Attributes:
+        blob: The bytes; None where the buffer has none.
+        outside: Whether the input holds them after the FlatBuffer, by file offset. Only a record of
+            where they came from: the writer decides where they go.
+    """
+
+    blob: Blob | None = None
+    outside: bool = False
+    rest: Record = field(default_factory=lambda: new_record("Buffer"))
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, 0 where there are none."""
+        return self.blob.nbytes if self.blob is not None else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantization:
+    """Scales and zero points of a tensor. Several tensors may share one, so it is never changed.
+
+    Attributes:
+        scale: Float32 scales, one or one per channel; None where absent.
+        zero_point: Int64 zero points, as many.
+        dimension: The channel axis.
+        scales_tensor: Blockwise: the tensor that holds the scales.
+        zero_points_tensor: Blockwise: the tensor that holds the zero points.
+    """
+
+    scale: ScalarVector | None = None
+    zero_point: ScalarVector | None = None
+    dimension: int = 0
+    scales_tensor: Tensor | None = None
+    zero_points_tensor: Tensor | None = None
+    rest: Record = field(default_factory=lambda: new_record("QuantizationParameters"))
+
+    @classmethod
+    def symmetric(cls, scales: bytes, dimension: int = 0) -> Quantization:
+        """Makes one with zero point 0 from little-endian float32 scales."""
+        count = len(scales) // 4
+        return cls(ScalarVector(FLOAT32, scales), ScalarVector(INT64, bytes(8 * count)), dimension)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it gives a real meaning to integers (min and max alone do not)."""
+        return bool(self.scale) or self.scales_tensor is not None
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """A value of a subgraph.
+
+    Attributes:
+        name: Text; undecodable bytes as surrogate escapes. May be empty or equal another's.
+        shape: Dimensions; None where absent (a scalar, or unknown).
+        dtype: Number of the tensor type (:mod:`tfl_rewrite.model.dtypes`).
+        buffer: Its constant bytes; the model's first buffer is the empty sentinel.
+        signature: ``shape_signature``: as shape, with -1 where the size is only known at run time.
+        external: The record of the weight-file slice that holds its bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: int
+    buffer: Buffer
+    quantization: Quantization | None = None
+    is_variable: bool = False
+    signature: tuple[int, ...] | None = None
+    external: ExternalBuffer | None = None
+    rest: Record = field(default_factory=lambda: new_record("Tensor"))
+
+    @property
+    def dtype_name(self) -> str:
+        """The type's name, or its number as text."""
+        row = dtypes.BY_VALUE.get(self.dtype)
+        return row.name if row else str(self.dtype)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements by the static shape."""
+        count = 1
+        for size in self.shape or ():
+            count *= size
+        return count
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether its bytes are in the file (or in a weight file beside it)."""
+        return (self.buffer.nbytes > 0 or self.external is not None) and not self.is_variable
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its bytes are in a compressed sparse form."""
+        return "sparsity" in self.rest
+
+
+@dataclass(slots=True, eq=False)
+class OperatorCode:
+    """Which kernel an operator uses; shared by all operators of a kind.
+
+    Attributes:
+        builtin: The larger of ``deprecated_builtin_code`` and ``builtin_code``.
+        custom: Name of a custom operator, or None.
+        version: Version of the kernel's contract.
+    """
+
+    builtin: int
+    custom: str | None = None
+    version: int = 1
+    rest: Record = field(default_factory=lambda: new_record("OperatorCode"))
+
+    @property
+    def name(self) -> str:
+        """The operator's type as people write it: the builtin's or the custom operator's name."""
+        return self.custom if self.custom is not None else operator_name(self.builtin)
+
+
+@dataclass(slots=True, eq=False)
+class Operator:
+    """A step of a subgraph.
+
+    Attributes:
+        inputs: Tensors; None is an optional input that is absent.
+        options: The builtin options with subgraph indices as :class:`SubGraph` objects, or None.
+        options2: The same for ``builtin_options_2``.
+        large_custom: Custom options that lie after the FlatBuffer.
+    """
+
+    code: OperatorCode
+    inputs: list[Tensor | None]
+    outputs: list[Tensor | None]
+    intermediates: list[Tensor | None] = field(default_factory=list)
+    options: Record | None = None
+    options2: Record | None = None
+    large_custom: Blob | None = None
+    rest: Record = field(default_factory=lambda: new_record("Operator"))
+
+    def option(self, name: str) -> Any:
+        """Returns an option, its default where absent, or None where the options have no such field."""
+        if self.options is None or name not in self.options.spec.by_name:
+            return None
+        return self.options.get(name)
+
+    def subgraphs(self) -> Iterator[SubGraph]:
+        """Yields the subgraphs that it runs."""
+        for options in (self.options, self.options2):
+            for value in options.values.values() if options is not None else ():
+                for item in value if isinstance(value, list) else [value]:
+                    if isinstance(item, SubGraph):
+                        yield item
+
+
+@dataclass(slots=True, eq=False)
+class SubGraph:
+    """Tensors and the operators over them, in the order of execution."""
+
+    tensors: list[Tensor]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    operators: list[Operator]
+    name: str | None = None
+    rest: Record = field(default_factory=lambda: new_record("SubGraph"))
+
+
+@dataclass(slots=True, eq=False)
+class Signature:
+    """A named entry point: which tensors of a subgraph its arguments and results are."""
+
+    key: str | None
+    subgraph: SubGraph
+    inputs: list[tuple[Record, Tensor]]
+    outputs: list[tuple[Record, Tensor]]
+    rest: Record = field(default_factory=lambda: new_record("SignatureDef"))
+
+
+@dataclass(slots=True, eq=False)
+class Metadata:
+    """A named buffer of the model."""
+
+    name: str | None
+    buffer: Buffer
+    rest: Record = field(default_factory=lambda: new_record("Metadata"))
+
+
+@dataclass(slots=True, eq=False)
+class ExternalGroup:
+    """A weight file beside the model."""
+
+    name: str | None
+    rest: Record = field(default_factory=lambda: new_record("ExternalBufferGroup"))
+
+
+@dataclass(slots=True, eq=False)
+class ExternalBuffer:
+    """A slice of a weight file. ``identifier`` is the number that tensors refer to it by."""
+
+    identifier: int
+    group: ExternalGroup
+    offset: int
+    nbytes: int
+    rest: Record = field(default_factory=lambda: new_record("ExternalBuffer"))
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A whole model; ``subgraphs[0]`` is the main one, ``buffers[0]`` the empty sentinel."""
+
+    operator_codes: list[OperatorCode]
+    subgraphs: list[SubGraph]
+    buffers: list[Buffer]
+    metadata: list[Metadata] = field(default_factory=list)
+    metadata_buffers: list[Buffer] = field(default_factory=list)
+    signatures: list[Signature] = field(default_factory=list)
+    external_groups: list[ExternalGroup] = field(default_factory=list)
+    external_buffers: list[ExternalBuffer] = field(default_factory=list)
+    version: int = 3
+    description: str | None = None
+    rest: Record = field(default_factory=lambda: new_record("Model"))
+    origin: object = None
+    """The file that it was loaded from; only :mod:`tfl_rewrite.rewrite` looks at it."""
+
+    def operators(self) -> Iterator[tuple[SubGraph, Operator]]:
+        """Yields every operator with its subgraph."""
+        for subgraph in self.subgraphs:
+            for operator in subgraph.operators:
+                yield subgraph, operator
+
+    def metadata_named(self, name: str) -> Metadata | None:
+        """Returns the first metadata entry of that name."""
+        return next((entry for entry in self.metadata if entry.name == name), None)

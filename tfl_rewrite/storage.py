@@ -1,0 +1,268 @@
+"""Load and save: the way from a file to a model and back.
+
+A model that was not changed is saved as the bytes that it was loaded from. A changed one is refused when the
+file holds something that cannot be carried over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tfl_rewrite.container import Container, FileSink, ZipTail, find_zip, unexplained, write_aside
+from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
+from tfl_rewrite.flatbuf.orphans import explain_orphans
+from tfl_rewrite.flatbuf.reader import read
+from tfl_rewrite.flatbuf.record import Record, Sink
+from tfl_rewrite.flatbuf.writer import Plan, plan
+from tfl_rewrite.model.blob import Blob, MappedBlob
+from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.model.lift import lift
+from tfl_rewrite.model.lower import lower
+
+SCHEMA_VERSION = 3
+"""The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
+
+_OUTSIDE_FROM = 1024
+_INLINE_LIMIT = (1 << 31) - (64 << 20)
+_TAIL_ALIGN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a model was loaded from.
+
+    Attributes:
+        root: The records as read.
+        tail: The ZIP after the model, if any.
+        refusals: Why a changed model must not be saved; empty for nearly all files.
+        dead: Byte ranges that nothing explains.
+    """
+
+    container: Container
+    root: Record
+    tail: ZipTail | None
+    refusals: tuple[UnsupportedError, ...]
+    dead: tuple[tuple[int, int], ...]
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Reads a ``.tflite`` file.
+
+    The file is mapped, not copied: constants are read when they are used.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileAccessError: It cannot be read.
+        FormatError: It is damaged; the error names the place.
+        UnsupportedError: It is of a schema version other than 3.
+    """
+    return load_container(Container.open(path))
+
+
+def load_container(container: Container) -> Model:
+    """Reads a mapped file; see :func:`load`."""
+    try:
+        result = read(container.data, schema())
+        version = result.root.get("version")
+        if version != SCHEMA_VERSION:
+            raise UnsupportedError(
+                f"the model is of schema version {version}; only version {SCHEMA_VERSION} can be read",
+                remedy="convert it again with a converter of 2018 or newer",
+            )
+        model = lift(result.root, container)
+        if not model.subgraphs:
+            raise FormatError("the model has no subgraph", where="subgraphs")
+        outside = [
+            (blob.offset, blob.offset + blob.nbytes)
+            for blob in _outside_blobs(model)
+            if isinstance(blob, MappedBlob)
+        ]
+        end = max((stop for _, stop in [*result.spans, *outside]), default=0)
+        refusals = [_newer(item) for item in result.unknown]
+        tail = find_zip(container.data, end)
+        spans = [*result.spans, *outside]
+        if tail is not None:
+            spans.append((tail.offset, container.nbytes))
+        dead = unexplained(container.data, spans)
+        if dead:
+            spans += explain_orphans(container.data, dead, result.vtables)
+            dead = unexplained(container.data, spans)
+        refusals += [_dead(start, stop, container.nbytes) for start, stop in dead]
+        refusals += _absolute_operators(model)
+    except TflRewriteError as error:
+        error.file = error.file or container.path
+        raise
+    for refusal in refusals:
+        refusal.file = container.path
+    model.origin = Origin(container, result.root, tail, tuple(refusals), tuple(dead))
+    return model
+
+
+def origin_of(model: Model) -> Origin | None:
+    """Returns what a model was loaded from, or None for one made in memory."""
+    return model.origin if isinstance(model.origin, Origin) else None
+
+
+def is_changed(model: Model) -> bool:
+    """Whether a model differs, in any field or byte, from the file that it was loaded from.
+
+    Bytes that still lie in the input are not compared: a buffer either is the same range or is new.
+    """
+    origin = origin_of(model)
+    return origin is None or not _same(lower(model), origin.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A planned output file: tables and blobs, then the ZIP."""
+
+    plan: Plan | None
+    verbatim: Container | None
+    tail: ZipTail | None
+    tail_offset: int
+    nbytes: int
+
+    def pour(self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None) -> None:
+        """Writes the file, several blobs at a time.
+
+        Args:
+            sink: The open file.
+            threads: How many at once; 0 for one per processor.
+            tick: Called with the bytes written, from any thread.
+        """
+        if self.verbatim is not None:
+            MappedBlob(self.verbatim, 0, self.nbytes).pour(sink, 0)
+            return
+        assert self.plan is not None
+        sink.write_at(self.plan.head, 0)
+        counted = _Ticking(sink, tick) if tick else sink
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            jobs = [pool.submit(blob.pour, counted, offset) for offset, blob in self.plan.pours]
+            for job in jobs:
+                job.result()
+        if self.tail is not None:
+            sink.write_at(self.tail.moved(self.tail_offset), self.tail_offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticking:
+    sink: Sink
+    tick: Callable[[int], None]
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        self.sink.write_at(data, offset)
+        self.tick(len(data))
+
+
+def layout(model: Model) -> Layout:
+    """Plans the file of a model; nothing is written yet.
+
+    Raises:
+        UnsupportedError: The model was changed and its file holds something that cannot be carried over.
+    """
+    origin = origin_of(model)
+    if origin is not None and not is_changed(model):
+        return Layout(None, origin.container, None, 0, origin.container.nbytes)
+    if origin is not None and origin.refusals:
+        raise origin.refusals[0]
+    inline = sum(buffer.nbytes for buffer in model.buffers)
+    root = lower(model, outside_from=_OUTSIDE_FROM if inline > _INLINE_LIMIT else None)
+    made = plan(root, schema())
+    tail = origin.tail if origin is not None else None
+    if tail is None:
+        return Layout(made, None, None, 0, made.nbytes)
+    offset = -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
+    return Layout(made, None, tail, offset, offset + tail.nbytes)
+
+
+def save(model: Model, target: str | os.PathLike[str], *, force: bool = False) -> int:
+    """Writes a model to a file, atomically; it is not verified (see :func:`tfl_rewrite.rewrite`).
+
+    Args:
+        model: An unchanged model is written byte for byte as it was loaded.
+        target: The file to make.
+        force: Whether it may exist; it may be the file that the model was loaded from.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        UsageError: The target is a directory, exists, or its folder does not.
+        UnsupportedError: See :func:`layout`.
+        FileAccessError: It cannot be written.
+    """
+    made = layout(model)
+    with write_aside(target, force=force, nbytes=made.nbytes) as aside:
+        made.pour(aside.sink)
+        aside.publish()
+    return made.nbytes
+
+
+def _outside_blobs(model: Model) -> list[Blob]:
+    blobs = [buffer.blob for buffer in model.buffers if buffer.outside and buffer.blob is not None]
+    return blobs + [item.large_custom for _, item in model.operators() if item.large_custom is not None]
+
+
+def _newer(item: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{item} is newer than this program's schema and would be lost", remedy="use a newer tfl-rewrite"
+    )
+
+
+def _dead(start: int, stop: int, total: int) -> UnsupportedError:
+    remedy = "something addresses them in a way that a rewrite would break"
+    if stop == total:
+        remedy += f"; if they are not needed, keep only the first {start} bytes of the file"
+    return UnsupportedError(
+        f"no offset of the model reaches the bytes {start} to {stop}, and they are not zero",
+        offset=start,
+        remedy=remedy,
+    )
+
+
+def _absolute_operators(model: Model) -> list[UnsupportedError]:
+    """Finds operators whose custom options hold file positions that only their vendor understands."""
+    return [
+        UnsupportedError(
+            "DISPATCH_OP addresses compiled code by its position in the file, which a rewrite would move",
+            where=f"operator_codes[{index}]",
+            remedy="rewrite the model before it is compiled for the accelerator",
+        )
+        for index, code in enumerate(model.operator_codes)
+        if code.custom == "DISPATCH_OP"
+    ]
+
+
+def _same(new: object, old: object) -> bool:
+    """Compares lowered records with those read; blobs that still lie in the file by their range."""
+    from tfl_rewrite.flatbuf.record import ScalarVector
+    from tfl_rewrite.flatbuf.writer import FilePosition
+
+    if new is old:
+        return True
+    if isinstance(new, Record) and isinstance(old, Record):
+        if new.spec is not old.spec:
+            return False
+        names = new.values.keys()
+        if "offset" in old and old.get("offset") and old.spec.name == "Buffer" and "data" in new:
+            # The output may hold inline what the input held outside; only other bytes are a change.
+            blob = new["data"]
+            return isinstance(blob, MappedBlob) and (blob.offset, blob.nbytes) == (
+                old.get("offset"),
+                old.get("size"),
+            )
+        return names == old.values.keys() and all(_same(new[name], old[name]) for name in names)
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(map(_same, new, old))
+    if isinstance(new, MappedBlob) and isinstance(old, ScalarVector):
+        return (new.offset, new.nbytes) == (old.offset, old.nbytes)
+    if isinstance(new, FilePosition):
+        return isinstance(new.blob, MappedBlob) and new.blob.offset == old
+    if isinstance(new, float) and isinstance(old, float):
+        return new == old or (new != new and old != old)
+    return bool(new == old)

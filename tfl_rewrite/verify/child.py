@@ -1,0 +1,422 @@
+"""The process that loads a model into an interpreter and runs it: requests in, arrays out.
+
+This file is a script. It is started by path with whatever Python holds the interpreter that should judge,
+so it imports nothing of its package and keeps to what Python 3.9 and numpy 1.x offer. It speaks JSON lines:
+requests on standard input, messages on what was standard output when it started. From then on everything
+that the runtime prints, wherever to, ends on standard error, which the parent keeps in a file.
+
+Arrays travel as ``.npy`` files, strings as their bytes beside an array of their lengths: no pickle either way.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    # The folder of this script would otherwise come first, and its neighbours shadow foreign modules.
+    del sys.path[0]
+
+import importlib
+import json
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+# Names under which the interpreter is published, in the order in which a foreign Python is searched.
+RUNTIMES = {
+    "litert": ("ai-edge-litert", "ai_edge_litert.interpreter"),
+    "tflite_runtime": ("tflite-runtime", "tflite_runtime.interpreter"),
+    "tensorflow": ("tensorflow", "tensorflow"),
+}
+# Operators that hand the values of an input on, so that an index stays an index.
+CARRIERS = frozenset(
+    "CAST RESHAPE EXPAND_DIMS SQUEEZE TRANSPOSE CONCATENATION SLICE STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK"
+    " TILE BROADCAST_TO REVERSE_V2 PAD PADV2 SELECT SELECT_V2 ADD SUB MINIMUM MAXIMUM FLOOR_MOD QUANTIZE"
+    " DEQUANTIZE".split()
+)
+MMAP_FROM_NBYTES = 1 << 20
+
+
+def save_array(stem: Path, array: Any) -> None:
+    """Writes one array under ``stem``; arrays of strings as bytes and lengths."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "OSU":
+        np.save(f"{stem}.npy", array, allow_pickle=False)
+        return
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.reshape(-1).tolist()]
+    lengths = np.array([len(item) for item in items], dtype=np.int64).reshape(array.shape)
+    Path(f"{stem}.bytes").write_bytes(b"".join(items))
+    np.save(f"{stem}.lengths.npy", lengths, allow_pickle=False)
+
+
+def load_array(stem: Path) -> Any:
+    """Reads what `save_array` wrote: large arrays mapped read-only, strings as an object array of bytes."""
+    plain = Path(f"{stem}.npy")
+    if plain.exists():
+        mapped = plain.stat().st_size >= MMAP_FROM_NBYTES
+        return np.load(plain, mmap_mode="r" if mapped else None, allow_pickle=False)
+    lengths = np.load(f"{stem}.lengths.npy", allow_pickle=False)
+    blob = Path(f"{stem}.bytes").read_bytes()
+    strings = np.empty(lengths.size, dtype=object)
+    offset = 0
+    for position, length in enumerate(lengths.reshape(-1).tolist()):
+        strings[position] = blob[offset : offset + length]
+        offset += length
+    return strings.reshape(lengths.shape)
+
+
+class Runtime:
+    """One importable interpreter: its class, its resolver names, what it is called and its version."""
+
+    def __init__(self, kind: str) -> None:
+        self.distribution, module_name = RUNTIMES[kind]
+        module = importlib.import_module(module_name)
+        if kind == "tensorflow":
+            self.interpreter: Any = module.lite.Interpreter
+            self.resolvers: Any = module.lite.experimental.OpResolverType
+        else:
+            self.interpreter = module.Interpreter
+            self.resolvers = module.OpResolverType
+        self.version = _version(self.distribution, module)
+
+    def build(self, model: str, resolver: str, threads: int) -> Any:
+        """An interpreter of the file, not yet allocated."""
+        options: dict[str, Any] = {"model_path": model, "num_threads": threads}
+        if resolver == "plain":
+            options["experimental_op_resolver_type"] = self.resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        return self.interpreter(**options)
+
+
+def _version(distribution: str, module: Any) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return str(getattr(module, "__version__", "unknown version"))
+
+
+def find_runtime(wanted: str) -> Runtime:
+    """The named runtime, or with ``any`` the first that this Python can import.
+
+    Raises:
+        ImportError: With the reason of each that could not be imported.
+    """
+    reasons = []
+    for kind in RUNTIMES if wanted == "any" else (wanted,):
+        try:
+            return Runtime(kind)
+        except Exception as error:
+            # Not only ImportError: an extension built for another numpy raises whatever it likes.
+            reasons.append(f"{RUNTIMES[kind][0]}: {type(error).__name__}: {error}")
+    raise ImportError("; ".join(reasons))
+
+
+def tensor_facts(detail: Any, name: str, bounds: dict[int, int]) -> dict[str, Any]:
+    """One input or output as data: name, dtype, declared shape, quantization, bound of its values."""
+    dtype = np.dtype(detail["dtype"])
+    shape = [int(size) for size in detail["shape"]]
+    quantization = detail.get("quantization_parameters", {})
+    index = int(detail["index"])
+    return {
+        "name": name,
+        "tensor": detail["name"],
+        "index": index,
+        "dtype": "string" if dtype.kind in "SUO" else dtype.name,
+        "shape": shape,
+        "shape_signature": [int(size) for size in detail.get("shape_signature", shape)],
+        "scales": [float(scale) for scale in quantization.get("scales", ())],
+        "zero_points": [int(zero) for zero in quantization.get("zero_points", ())],
+        "quantized_dimension": int(quantization.get("quantized_dimension", 0)),
+        "below": bounds.get(index),
+    }
+
+
+def _nodes(interpreter: Any) -> list[tuple[str, list[int], list[int]]]:
+    """Name, inputs and outputs of each operator of the primary subgraph.
+
+    The public interface does not tell; what it wraps is asked, and an older or newer runtime without these
+    names yields nothing, which costs only the bounds of made indices. The wrapped object must not be held:
+    the interpreter counts references to it before every call.
+    """
+    try:
+        return [
+            (
+                str(interpreter._interpreter.NodeName(position)),
+                [int(tensor) for tensor in interpreter._interpreter.NodeInputs(position)],
+                [int(tensor) for tensor in interpreter._interpreter.NodeOutputs(position)],
+            )
+            for position in range(int(interpreter._interpreter.NumNodes()))
+        ]
+    except Exception:
+        return []
+
+
+def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any) -> tuple[int, int] | None:
+    """Which tensor of an operator holds indices, and the size that they must stay below.
+
+    The axis of GATHER is not visible here, so it is inferred from the shape of the output; where several
+    axes fit, the smallest of their sizes is safe for all.
+    """
+    if name == "EMBEDDING_LOOKUP" and len(inputs) > 1 and shapes.get(inputs[1]):
+        return inputs[0], int(shapes[inputs[1]][0])
+    if name not in ("GATHER", "GATHER_ND") or len(inputs) < 2:
+        return None
+    table, indices = shapes.get(inputs[0]), shapes.get(inputs[1])
+    if not table or indices is None:
+        return None
+    if name == "GATHER_ND":
+        addressed = table[: indices[-1]] if indices else table
+        return inputs[1], int(min(addressed)) if addressed else 1
+    result = shapes.get(outputs[0]) if outputs else None
+    fitting = [
+        size
+        for axis, size in enumerate(table)
+        if result is not None and table[:axis] + indices + table[axis + 1 :] == result
+    ]
+    return inputs[1], int(min(fitting or table))
+
+
+def index_bounds(interpreter: Any) -> dict[int, int]:
+    """For each tensor of the primary subgraph that ends as an index: the size it must stay below.
+
+    Walks the operators from the last to the first, handing a bound from the output of an operator that
+    only carries values to its inputs. Must be called before the graph is delegated.
+    """
+    nodes = _nodes(interpreter)
+    if not nodes:
+        return {}
+    shapes = {
+        int(detail["index"]): [int(size) for size in detail["shape"]]
+        for detail in interpreter.get_tensor_details()
+    }
+    bounds: dict[int, int] = {}
+    for name, inputs, outputs in reversed(nodes):
+        found = _index_operand(name, inputs, outputs, shapes)
+        targets = [found] if found else []
+        carried = [bounds[tensor] for tensor in outputs if tensor in bounds]
+        if name in CARRIERS and carried:
+            targets += [(tensor, min(carried)) for tensor in inputs if tensor >= 0]
+        elif name == "GATHER" and carried:
+            targets.append((inputs[0], min(carried)))
+        for tensor, below in targets:
+            bounds[tensor] = max(1, min(below, bounds.get(tensor, below)))
+    return bounds
+
+
+def describe(interpreter: Any) -> dict[str, Any]:
+    """Inputs and outputs of the primary subgraph and of every signature, as the file declares them."""
+    try:
+        bounds = index_bounds(interpreter)
+    except Exception:
+        bounds = {}
+    inputs = [tensor_facts(detail, detail["name"], bounds) for detail in interpreter.get_input_details()]
+    outputs = [tensor_facts(detail, detail["name"], {}) for detail in interpreter.get_output_details()]
+    signatures = []
+    by_name = {facts["tensor"]: facts["below"] for facts in inputs}
+    for key in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(key)
+        own = bounds if _subgraph_of(interpreter, key) == 0 else {}
+        entries = {
+            "key": key,
+            "inputs": [tensor_facts(d, name, own) for name, d in runner.get_input_details().items()],
+            "outputs": [tensor_facts(d, name, {}) for name, d in runner.get_output_details().items()],
+        }
+        signatures.append(entries)
+        by_name.update({f["name"]: f["below"] for f in entries["inputs"] if f["below"]})
+    for entry in signatures:
+        # The operators of other subgraphs cannot be seen: an input of the same name is taken for the same.
+        for facts in entry["inputs"]:
+            facts["below"] = facts["below"] or by_name.get(facts["name"])
+    return {"inputs": inputs, "outputs": outputs, "signatures": signatures}
+
+
+def _subgraph_of(interpreter: Any, key: str) -> int:
+    try:
+        return int(interpreter._interpreter.GetSubgraphIndexFromSignature(key))
+    except Exception:
+        return -1
+
+
+class Session:
+    """Answers the requests of one parent, one model at a time."""
+
+    def __init__(self, runtime: Runtime, emit: Callable[[dict[str, Any]], None]) -> None:
+        self._runtime = runtime
+        self._emit = emit
+        self._loaded: tuple[Any, Any, Any] | None = None
+
+    def answer(self, request: dict[str, Any]) -> None:
+        """Carries out one request; its last message has either ``done`` or ``error``."""
+        started = time.monotonic()
+        self._where: dict[str, Any] = {"stage": "opening"}
+        try:
+            interpreter, facts = self._load(request)
+            notes: list[str] = []
+            if request["do"] == "run":
+                notes = self._run(interpreter, facts, request)
+                self._loaded = None
+            self._emit({"done": True, "notes": notes, "seconds": time.monotonic() - started})
+        except Exception as error:
+            self._loaded = None
+            self._emit({**self._where, "error": str(error) or type(error).__name__, "type": type(error).__name__})
+
+    def _enter(self, stage: str, **where: Any) -> None:
+        # Sent before the work, so that the parent knows where a process that died had come to.
+        self._where = {"stage": stage, **where}
+        self._emit(self._where)
+
+    def _load(self, request: dict[str, Any]) -> tuple[Any, Any]:
+        key = (request["model"], request["resolver"], request["threads"])
+        if self._loaded is not None and self._loaded[0] == key:
+            return self._loaded[1], self._loaded[2]
+        self._loaded = None
+        self._enter("opening")
+        interpreter = self._runtime.build(*key)
+        facts = describe(interpreter)
+        self._emit({"facts": facts})
+        self._enter("allocating")
+        interpreter.allocate_tensors()
+        self._loaded = (key, interpreter, facts)
+        return interpreter, facts
+
+    def _run(self, interpreter: Any, facts: dict[str, Any], request: dict[str, Any]) -> list[str]:
+        steps = json.loads(Path(request["steps"]).read_text(encoding="utf-8"))
+        out = Path(request["out"])
+        notes: list[str] = []
+        for number, step in enumerate(steps):
+            self._enter("running", step=number)
+            values = [(name, load_array(Path(stem))) for name, stem in step["inputs"]]
+            try:
+                if step["signature"] is None:
+                    results = _run_primary(interpreter, facts, values, notes)
+                else:
+                    results = _run_signature(interpreter, facts, step["signature"], values, notes)
+            except Exception as error:
+                if not step["optional"]:
+                    raise
+                self._emit({"dropped": number, "reason": str(error) or type(error).__name__})
+                break
+            errors: list[str | None] = []
+            for position, result in enumerate(results):
+                errors.append(result if isinstance(result, str) else None)
+                if not isinstance(result, str):
+                    save_array(out / f"{number}.{position}", result)
+            self._emit({"ran": number, "unreadable": errors})
+        return notes
+
+
+def _reset(interpreter: Any, notes: list[str]) -> None:
+    try:
+        interpreter.reset_all_variables()
+    except Exception as error:
+        # Variable tensors of a subgraph that was never allocated; allocation clears them.
+        text = f"variable tensors could not be reset: {error}"
+        if text not in notes:
+            notes.append(text)
+
+
+def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any, notes: list[str]) -> list[Any]:
+    """Runs the primary subgraph on inputs by position; a text in place of an output says why it is unreadable."""
+    details = interpreter.get_input_details()
+    if len(details) != len(values):
+        raise ValueError(f"the model has {len(details)} inputs, the samples {len(values)}")
+    resized = False
+    for position, (_, value) in enumerate(values):
+        if [int(size) for size in details[position]["shape"]] != list(value.shape):
+            interpreter.resize_tensor_input(details[position]["index"], list(value.shape))
+            resized = True
+    if resized:
+        interpreter.allocate_tensors()
+    _reset(interpreter, notes)
+    for position, (_, value) in enumerate(values):
+        interpreter.set_tensor(details[position]["index"], value)
+    interpreter.invoke()
+    results: list[Any] = []
+    for output in facts["outputs"]:
+        try:
+            results.append(np.asarray(interpreter.get_tensor(output["index"])))
+        except Exception as error:
+            results.append(str(error) or type(error).__name__)
+    return results
+
+
+def _run_signature(
+    interpreter: Any, facts: dict[str, Any], key: str, values: Any, notes: list[str]
+) -> list[Any]:
+    """Runs one signature on inputs by name, or by position where the names are others."""
+    entry = next((entry for entry in facts["signatures"] if entry["key"] == key), None)
+    if entry is None:
+        raise ValueError(f"the model has no signature {key!r}")
+    names = [item["name"] for item in entry["inputs"]]
+    if len(names) != len(values):
+        raise ValueError(f"signature {key!r} has {len(names)} inputs, the samples {len(values)}")
+    given = dict(values)
+    by_position = {name: values[position][1] for position, name in enumerate(names)}
+    arguments = given if set(given) == set(names) else by_position
+    _reset(interpreter, notes)
+    result = interpreter.get_signature_runner(key)(**arguments)
+    return [np.asarray(result[item["name"]]) for item in entry["outputs"]]
+
+
+def _limit_damage() -> None:
+    # A model that aborts its process is a normal finding: no core files of it.
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def _requests(lines: Any) -> Any:
+    """Yields the requests, and ends the process the moment the parent is gone, even in the middle of a run."""
+    import queue
+
+    pending: Any = queue.Queue()
+
+    def read() -> None:
+        for line in lines:
+            pending.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield pending.get()
+
+
+def main(wanted: str) -> None:
+    """Says hello with the runtime's name, then answers requests until standard input closes."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _limit_damage()
+
+    def emit(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        runtime = find_runtime(wanted)
+    except ImportError as error:
+        emit({"missing": str(error)})
+        return
+    emit(
+        {
+            "hello": runtime.distribution,
+            "version": runtime.version,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        }
+    )
+    session = Session(runtime, emit)
+    for request in _requests(sys.stdin):
+        session.answer(request)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

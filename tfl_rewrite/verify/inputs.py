@@ -1,0 +1,211 @@
+"""Real inputs from the user's ``.npz`` files, matched with what a model takes."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError
+from .interface import EntryPoint, Interface, TensorFacts, printable, quoted
+from .samples import Array, Step
+
+REMEDY = (
+    "give a .npz with one array per input, named as the tensor, as the input of the signature, or as"
+    " 'signature/input'; its first axis counts the samples"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealInputs:
+    """What the files hold for one model.
+
+    Attributes:
+        steps: The calls, for the entry points that the files cover.
+        covered: Keys of those entry points.
+        notes: What was left aside.
+    """
+
+    steps: tuple[Step, ...]
+    covered: frozenset[str | None]
+    notes: tuple[str, ...]
+
+
+def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The ``.npz`` files of a list of files and folders, those of a folder in order of their names.
+
+    Raises:
+        UsageError: A path does not exist, or a folder holds no ``.npz`` file.
+    """
+    files: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            inside = sorted(child for child in path.iterdir() if child.suffix == ".npz")
+            if not inside:
+                raise UsageError("the folder holds no .npz file", file=path, remedy=REMEDY)
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UsageError("no such file or folder", file=path, remedy=REMEDY)
+    return files
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of one file. Pickled objects are never loaded.
+
+    Raises:
+        UsageError: The file is not a readable ``.npz``, or holds Python objects.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise UsageError("this is a single array, not an .npz with named arrays", file=path, remedy=REMEDY)
+        with loaded as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
+        why = printable(str(error)) or type(error).__name__
+        raise UsageError(f"cannot be read as an .npz: {why}", file=path, remedy=REMEDY) from error
+
+
+def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -> RealInputs:
+    """Reads the files and forms the calls of every entry point that they cover.
+
+    An entry point is covered by a file that has an array for each of its inputs. The samples of several
+    files follow each other.
+
+    Raises:
+        UsageError: A file covers no entry point, or an array does not fit its input.
+    """
+    steps: list[Step] = []
+    notes: list[str] = []
+    for path in expand_paths(paths):
+        arrays = read_npz(path)
+        used: set[str] = set()
+        found: list[Step] = []
+        missing: list[str] = []
+        for entry in interface.entry_points:
+            names = [_match(arrays, entry, position) for position in range(len(entry.inputs))]
+            lacking = [facts for facts, name in zip(entry.inputs, names, strict=True) if name is None]
+            if lacking or not entry.inputs:
+                wanted = ", ".join(f"{quoted(facts.name)} {facts.declared}" for facts in lacking)
+                missing.append(f"{entry.label} lacks {wanted or 'no input'}")
+                continue
+            matched = [name for name in names if name is not None]
+            used.update(matched)
+            found += _steps(path, entry, matched, [arrays[name] for name in matched])
+        if not found:
+            held = ", ".join(f"{quoted(name)} {_held(array)}" for name, array in arrays.items())
+            raise UsageError(
+                f"no array for every input: {'; '.join(missing)}; the file holds {held or 'nothing'}",
+                file=path,
+                remedy=REMEDY,
+            )
+        if ignored := sorted(set(arrays) - used):
+            notes.append(f"{path.name}: not an input: {', '.join(quoted(name) for name in ignored)}")
+        steps += found
+    covered = frozenset(step.signature for step in steps)
+    # Entry point by entry point, because variables carry over from one call to the next.
+    order = [entry.key for entry in interface.entry_points]
+    steps.sort(key=lambda step: order.index(step.signature))
+    return RealInputs(steps=tuple(steps), covered=covered, notes=tuple(notes))
+
+
+def _match(arrays: dict[str, Array], entry: EntryPoint, position: int) -> str | None:
+    """Name of the array for an input: the most specific name first, its position (``arr_0``) last."""
+    facts = entry.inputs[position]
+    names = [facts.name, facts.tensor, f"arr_{position}"]
+    if entry.key is not None:
+        names = [f"{entry.key}/{facts.name}", f"{entry.key}:{facts.name}", *names]
+    return next((name for name in names if name and name in arrays), None)
+
+
+def _held(array: Array) -> str:
+    return f"{_dtype_name(array)}{list(array.shape)}"
+
+
+def _dtype_name(array: Array) -> str:
+    return "string" if array.dtype.kind in "SU" else array.dtype.name
+
+
+def _steps(path: Path, entry: EntryPoint, names: list[str], arrays: list[Array]) -> list[Step]:
+    columns = [
+        split_samples(path, name, facts, array)
+        for name, facts, array in zip(names, entry.inputs, arrays, strict=True)
+    ]
+    counts = {len(column) for column in columns}
+    count = max(counts)
+    if counts - {1, count} or 0 in counts:
+        held = ", ".join(
+            f"{quoted(name)} {len(column)}" for name, column in zip(names, columns, strict=True)
+        )
+        raise UsageError(f"the arrays hold different or no numbers of samples: {held}", file=path, remedy=REMEDY)
+    steps = []
+    for number in range(count):
+        # An input given once serves all samples.
+        values = [column[number] if len(column) > 1 else column[0] for column in columns]
+        steps.append(
+            Step(
+                signature=entry.key,
+                values=tuple((facts.name, value) for facts, value in zip(entry.inputs, values, strict=True)),
+                real=True,
+                shapes=_unusual_shapes(entry.inputs, values),
+            )
+        )
+    return steps
+
+
+def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> list[Array]:
+    """The samples in one array.
+
+    Accepted are ``[N, *shape]``, ``[N, *shape without its leading 1]`` (a leading free size counts as 1), and
+    one sample of exactly the declared shape. Sizes may differ from the declared ones, the rank may not.
+
+    Raises:
+        UsageError: The dtype or the number of axes is not that of the input.
+    """
+    rank = len(facts.shape)
+    if _dtype_name(array) != facts.dtype or array.ndim not in (rank, rank + 1):
+        shape = ", ".join(["N", *map(str, facts.shape_signature)])
+        raise UsageError(
+            f"array {quoted(name)} is {_held(array)}, input {quoted(facts.name)} takes {facts.dtype}[{shape}]",
+            file=path,
+            remedy=f"convert it with .astype({facts.dtype!r}) or reshape it; the first axis counts the samples",
+        )
+    if array.ndim == rank + 1:
+        return list(_rows(array))
+    fits = all(
+        declared in (-1, size) for size, declared in zip(array.shape, facts.shape_signature, strict=True)
+    )
+    if rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1):
+        return [row[np.newaxis] for row in _rows(array)]
+    if fits:
+        return [array]
+    raise UsageError(
+        f"array {quoted(name)} is {_held(array)}, input {quoted(facts.name)} takes {facts.declared}",
+        file=path,
+        remedy="add a first axis that counts the samples",
+    )
+
+
+def _rows(array: Array) -> list[Array]:
+    # Not by iterating: the rows of a vector would come out as numpy scalars.
+    return [np.asarray(array[number]) for number in range(array.shape[0])]
+
+
+def _unusual_shapes(inputs: Sequence[TensorFacts], values: Sequence[Array]) -> str | None:
+    """The shapes that differ from the declared ones in a size that is not free."""
+    texts = [
+        f"{quoted(facts.name)} {list(value.shape)} instead of {list(facts.shape)}"
+        for facts, value in zip(inputs, values, strict=True)
+        if any(
+            declared not in (-1, size)
+            for size, declared in zip(value.shape, facts.shape_signature, strict=True)
+        )
+    ]
+    return ", ".join(texts) or None
