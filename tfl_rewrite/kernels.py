@@ -2,18 +2,24 @@
 
 A float constant can become int8 in three ways: the operator has a *hybrid* kernel that takes int8 weights
 beside float activations; a DEQUANTIZE operator turns the int8 constant back into floats before a kernel
-that knows floats only; or, for a table that is only looked up, the operator works on the int8 table and a
-DEQUANTIZE follows it. Which of them a file may use depends on the operator, on the runtime that will load
-it, and on details of the operator at hand. This module holds those answers and nothing else: no model
-classes, no array code. A pass reads the rows and evaluates their :class:`Need` conditions on its own model.
+that knows floats only; or, for a table that is only looked up, the operator works on the int8 table and the
+floats are made from what it found. Which of them a file may use depends on the operator, on the runtime
+that will load it, and on details of the operator at hand. This module holds those answers and nothing else:
+no model classes, no array code. A pass reads the rows and evaluates their :class:`Need` conditions on its
+own model.
 
 Every row names its source: a kernel file of LiteRT (``tflite/kernels/...``), or a measurement. "2.14" and
-"2.3" in a source are the two runtimes that were measured, tflite-runtime 2.14.0 and ai-edge-litert 2.3.0;
-the tests beside this module repeat the measurements and fail when a row stops being true.
+"2.3" in a source are the two runtimes that were measured, tflite-runtime 2.14.0 and ai-edge-litert 2.3.0,
+each with XNNPACK, without it, and with the reference kernels. The tests of this module repeat the
+measurements and fail when a row stops being true.
 
 How runtime versions are counted: an operator version names the first TensorFlow release whose kernel
-accepts it (:data:`FIRST_RUNTIME`). LiteRT counts its own releases anew, from 1.0 on, but the table goes on
-counting in TensorFlow's numbers, so a LiteRT release has a place in that count: see :data:`LITERT_RUNTIME`.
+accepts it (:data:`FIRST_RUNTIME`). LiteRT numbers its own releases anew from 1.0 on, but its table goes on
+counting in TensorFlow's numbers, so each LiteRT release has a place in that count: see
+:data:`LITERT_RUNTIME`. ``Runtime`` always means that count.
+
+What to stamp: the maximum of the version that the operator has in the file and the version of the form, for
+every feature that the operator used before (a fused bias, ``keep_num_dims``, groups) is still used.
 """
 
 from __future__ import annotations
@@ -25,14 +31,31 @@ from types import MappingProxyType
 
 Runtime = tuple[int, int]
 
-NEWEST_RUNTIME: Runtime = (2, 21)
-"""The count that the newest measured runtime, ai-edge-litert 2.3.0, certainly reaches."""
+LITERT_RUNTIME: Mapping[str, Runtime] = MappingProxyType(
+    {
+        "1.1.0": (2, 19),
+        "2.0.2": (2, 20),
+        "2.1.3": (2, 21),
+        "2.1.6": (2, 22),
+        "2.2.0": (2, 23),
+        "2.3.0": (2, 23),
+    }
+)
+"""First LiteRT release that registers everything the table lists up to a runtime; those between inherit.
+
+Read from ``tflite/core/kernels/register.cc`` at each release tag; for 2.3.0 measured by offering the
+interpreter every operator in every version. Two entries of the table stay behind in all of them:
+STABLEHLO_CBRT is registered nowhere, and TRANSPOSE version 7, listed for 2.14.4, came with LiteRT 1.2.0.
+"""
+
+NEWEST_RUNTIME: Runtime = LITERT_RUNTIME["2.3.0"]
+"""The newest measured runtime, ai-edge-litert 2.3.0."""
 
 OLDEST_MEASURED_RUNTIME: Runtime = (2, 14)
 """The oldest runtime on which the rows were measured, tflite-runtime 2.14.0."""
 
-LITERT_RUNTIME: Mapping[str, Runtime] = MappingProxyType({"2.3": (2, 21)})
-"""LiteRT release -> its place in TensorFlow's count, as far as measured."""
+SMALLEST_SCALE = 2.0**-126
+"""The smallest normal float32: the least scale that XNNPACK takes (:attr:`Need.NORMAL_SCALES`)."""
 
 
 class Granularity(str, enum.Enum):
@@ -45,14 +68,51 @@ class Granularity(str, enum.Enum):
 class Need(enum.Enum):
     """A condition that the operator at hand must meet; the value is its description."""
 
-    FLOAT_BIAS = "input 2 must be a float32 bias that is present; where it is absent, add one of zeros"
-    FLOAT_INPUT_OUTPUT = "the activation input and the output must be float32"
-    NO_SPARSITY = "the weight must not be stored sparse"
-    ALL_OR_NOTHING = "all weight inputs of the operator must become int8 together"
-    LSTM_KERNEL_FULL = "LSTMOptions.kernel_type must be FULL: the BASIC kernel takes no int8 weights"
-    RIGHT_SIDE_CONSTANT = "the int8 operand must be the right one, and the left one a float activation"
-    DEFAULT_WEIGHTS_FORMAT = "FullyConnectedOptions.weights_format must be DEFAULT, not SHUFFLED4x16INT8"
+    FLOAT_BIAS = (
+        "input 2 must be present and a float32 bias: CONV_2D fails in Prepare without one, DEPTHWISE_CONV_2D "
+        "takes the process down (their float kernels do too); where it is absent, add one of zeros"
+    )
+    FLOAT_INPUT_OUTPUT = "the activation inputs and the outputs must be float32"
+    FLOAT_OUTPUT = "the output must be float32"
+    NO_SPARSITY = "the constant must not be stored sparse"
+    NOT_SUBGRAPH_OUTPUT = (
+        "the constant must not be an output of its subgraph: int8 would change the output's type, and for a "
+        "DEQUANTIZE output that is a subgraph output XNNPACK returns garbage or fails"
+    )
     ZERO_POINT_ZERO = "every zero point must be 0"
+    NORMAL_SCALES = (
+        "every scale must be finite and at least SMALLEST_SCALE: XNNPACK refuses a FULLY_CONNECTED with a "
+        "zero or subnormal scale; an all-zero channel gets scale 1"
+    )
+    SAME_CHANNEL_AXIS = (
+        "all operators that read the constant as a hybrid weight must agree on its channel axis, per-tensor "
+        "scales included: XNNPACK's FULLY_CONNECTED spreads a single scale over axis 0 in place, and a "
+        "BATCH_MATMUL on the same tensor then refuses it"
+    )
+    ALL_OR_NOTHING = (
+        "all weight inputs of the operator must become int8 together, however small some are: a mixture "
+        "fails in Prepare, or (UNIDIRECTIONAL_SEQUENCE_LSTM, SVDF) runs and returns garbage"
+    )
+    LSTM_KERNEL_FULL = "LSTMOptions.kernel_type must be FULL: the BASIC kernel takes no int8 weights"
+    NO_DIAGONAL_RECURRENT = "the recurrent weights must be matrices, not diagonals stored as vectors"
+    RIGHT_SIDE_CONSTANT = "the int8 operand must be the right one, and the left one a float activation"
+    ONE_BATCH_AXIS = (
+        "of the batch axes (all but the last two) at most one of the left operand and at most one of the right "
+        "may be longer than 1, an unknown length counting as longer: with more, every resolver but XNNPACK "
+        "mixes up the scales of the batches"
+    )
+    DEFAULT_WEIGHTS_FORMAT = "FullyConnectedOptions.weights_format must be DEFAULT, not SHUFFLED4x16INT8"
+    INPUT_RANK_RECORDED = (
+        "the file must record a shape of rank 1 or more for the activation input: the delegate is applied "
+        "before shapes are known, and XNNPACK refuses the whole file for a rank of 0"
+    )
+    UNGROUPED = (
+        "the filter must have as many input channels as the input: grouped filters need per-channel scales"
+    )
+    SCALES_DIFFER = (
+        "unless the convolution is grouped or has one channel, two scales must differ: if all are equal, "
+        "2.14 takes its per-tensor path, reads scale 0 and returns zeros; write that one scale per tensor instead"
+    )
 
     @property
     def description(self) -> str:
@@ -66,13 +126,16 @@ class Form:
 
     Attributes:
         granularity: One scale for the tensor, or one for each index along the row's channel axis.
-        version: The operator version to stamp; the file needs the maximum over all features it uses.
+        version: The operator version to stamp, or the file's own if that is higher.
         first_runtime: The oldest runtime that computes this form correctly.
         by_default: Whether the form may be used without being asked for by name.
         source: Where this is known from.
         asymmetric_inputs: What to set ``asymmetric_quantize_inputs`` to; None where the options table of
-            the operator has no such field.
+            the operator has no such field. XNNPACK quantizes inputs asymmetrically whatever it says.
         note: What else is worth knowing before choosing it.
+        needs: Conditions of this form, on top of those of its row.
+        version_tells: Whether the stamped version keeps the file away from runtimes older than
+            ``first_runtime``. Where it does not, an older runtime loads the file and goes wrong.
     """
 
     granularity: Granularity
@@ -82,6 +145,8 @@ class Form:
     source: str
     asymmetric_inputs: bool | None = None
     note: str = ""
+    needs: tuple[Need, ...] = ()
+    version_tells: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,141 +178,251 @@ class HybridRow:
             return self.channel_axis[adj_y]
         return self.channel_axis
 
-    def best_form(self, runtime: Runtime, *, by_default: bool = True) -> Form | None:
-        """Returns the best form that the runtime takes, or None.
+    def forms_for(self, runtime: Runtime, *, by_default: bool = True) -> tuple[Form, ...]:
+        """Returns the forms that a runtime takes, best first; the caller drops those whose needs fail.
 
         Args:
             runtime: The oldest runtime that must load the file.
             by_default: Leave out the forms that must be asked for by name.
         """
-        for form in self.forms:
-            if form.first_runtime <= runtime and (form.by_default or not by_default):
-                return form
-        return None
+        return tuple(
+            form
+            for form in self.forms
+            if form.first_runtime <= runtime and (form.by_default or not by_default)
+        )
+
+    def best_form(self, runtime: Runtime, *, by_default: bool = True) -> Form | None:
+        """Returns the first of :meth:`forms_for`, or None."""
+        return next(iter(self.forms_for(runtime, by_default=by_default)), None)
 
 
 _TENSOR = Granularity.TENSOR
 _CHANNEL = Granularity.CHANNEL
-_HYBRID_NEEDS = (Need.FLOAT_INPUT_OUTPUT, Need.NO_SPARSITY, Need.ZERO_POINT_ZERO)
+_CONSTANT_NEEDS = (Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT, Need.ZERO_POINT_ZERO, Need.NORMAL_SCALES)
+_HYBRID_NEEDS = (Need.FLOAT_INPUT_OUTPUT, Need.SAME_CHANNEL_AXIS, *_CONSTANT_NEEDS)
 _VERSIONS = "tflite/converter/tools/versioning/op_version.cc"
+_BOTH = f"{_VERSIONS}; measured on 2.14 and 2.3"
+_NEW = f"{_VERSIONS}; measured on 2.3"
+
+
+def _recurrent(symmetric: Form, asymmetric: Form) -> tuple[Form, ...]:
+    """Asymmetric inputs first: over 27 measured variants up to 8 dB better, never more than 2 dB worse."""
+    return (asymmetric, symmetric)
+
 
 HYBRID: tuple[HybridRow, ...] = (
     HybridRow(
-        "CONV_2D", (1,), 0,
+        "CONV_2D",
+        (1,),
+        0,
         (
-            Form(_CHANNEL, 5, (2, 4), True, f"{_VERSIONS}; measured on 2.14 and 2.3"),
-            Form(_TENSOR, 2, (1, 14), True, f"{_VERSIONS}; measured on 2.14 and 2.3"),
+            Form(_CHANNEL, 5, (2, 4), True, _BOTH, needs=(Need.SCALES_DIFFER,)),
+            Form(_TENSOR, 2, (1, 14), True, _BOTH, needs=(Need.UNGROUPED,)),
         ),
         (Need.FLOAT_BIAS, *_HYBRID_NEEDS),
         "tflite/kernels/conv.cc",
+        "Right for any batch, stride, dilation, fused activation and dynamic dimension that was measured. A "
+        "grouped convolution has version 6 already, which stays.",
     ),
     HybridRow(
-        "DEPTHWISE_CONV_2D", (1,), 3,
-        (Form(_CHANNEL, 6, (2, 3), True, f"{_VERSIONS}; measured on 2.14 and 2.3"),),
-        _HYBRID_NEEDS,
+        "DEPTHWISE_CONV_2D",
+        (1,),
+        3,
+        (Form(_CHANNEL, 6, (2, 3), True, _BOTH),),
+        (Need.FLOAT_BIAS, *_HYBRID_NEEDS),
         "tflite/kernels/depthwise_conv.cc",
         "There is no per-tensor form: with one scale, or with quantized_dimension other than 3, the kernel "
         "reads past its scales (measured: garbage, NaN, different from run to run).",
     ),
     HybridRow(
-        "FULLY_CONNECTED", (1,), 0,
+        "FULLY_CONNECTED",
+        (1,),
+        0,
         (
             Form(
-                _CHANNEL, 12, (2, 17), True, f"{_VERSIONS}; measured on 2.3", True,
-                "2.14 refuses version 12; stamped lower it would read scale 0 and return zeros.",
+                _CHANNEL,
+                12,
+                (2, 17),
+                True,
+                _NEW,
+                True,
+                "2.14 refuses version 12; stamped lower it reads scale 0 there and returns zeros.",
             ),
-            Form(_TENSOR, 9, (2, 3), True, f"{_VERSIONS}; measured on 2.14 and 2.3", True),
-            Form(_TENSOR, 3, (1, 14), True, f"{_VERSIONS}; measured on 2.14 and 2.3", False),
+            Form(_TENSOR, 9, (2, 3), True, _BOTH, True),
+            Form(
+                _TENSOR,
+                3,
+                (1, 14),
+                False,
+                _BOTH,
+                False,
+                "Symmetric inputs: as good with XNNPACK, up to 6 dB worse without it.",
+            ),
         ),
-        (Need.DEFAULT_WEIGHTS_FORMAT, *_HYBRID_NEEDS),
-        "tflite/kernels/fully_connected.cc",
+        (Need.DEFAULT_WEIGHTS_FORMAT, Need.INPUT_RANK_RECORDED, *_HYBRID_NEEDS),
+        "tflite/kernels/fully_connected.cc; tflite/delegates/xnnpack/xnnpack_delegate.cc",
+        "The bias may be absent, the last axis odd, and keep_num_dims set.",
     ),
     HybridRow(
-        "BATCH_MATMUL", (1,), MappingProxyType({False: -1, True: -2}),
+        "BATCH_MATMUL",
+        (1,),
+        MappingProxyType({False: -1, True: -2}),
         (
-            Form(_TENSOR, 4, (2, 5), True, f"{_VERSIONS}; measured on 2.14 and 2.3", True),
             Form(
-                _CHANNEL, 4, (2, 21), False, "measured on 2.3", True,
-                "No version of its own: 2.14 loads the file and returns zeros.",
+                _TENSOR,
+                4,
+                (2, 5),
+                True,
+                _BOTH,
+                True,
+                "The reference kernels of 2.14 stop at version 3.",
+            ),
+            Form(
+                _CHANNEL,
+                4,
+                (2, 19),
+                False,
+                "tflite/kernels/batch_matmul.cc at LiteRT 1.1.0; measured on TensorFlow 2.21 and 2.3",
+                True,
+                "2.14 loads the file and returns zeros.",
+                version_tells=False,
+            ),
+            Form(
+                _TENSOR,
+                1,
+                (2, 3),
+                False,
+                _BOTH,
+                False,
+                "Symmetric inputs: as good with XNNPACK, 1 to 6 dB worse without it.",
             ),
         ),
-        (Need.RIGHT_SIDE_CONSTANT, *_HYBRID_NEEDS),
-        "tflite/kernels/batch_matmul.cc",
+        (Need.RIGHT_SIDE_CONSTANT, Need.ONE_BATCH_AXIS, *_HYBRID_NEEDS),
+        "tflite/kernels/batch_matmul.cc; tflite/kernels/internal/reference/batch_matmul.h",
     ),
     HybridRow(
-        "TRANSPOSE_CONV", (1,), 0,
-        (
+        "TRANSPOSE_CONV",
+        (1,),
+        0,
+        tuple(
             Form(
-                _CHANNEL, 2, (2, 21), False, "measured on 2.3", None,
-                "No version of its own: 2.14 loads the file and fails in Prepare.",
-            ),
+                granularity,
+                2,
+                (2, 19),
+                False,
+                "tflite/kernels/transpose_conv.cc at LiteRT 1.1.0; measured on TensorFlow 2.21 and 2.3",
+                None,
+                "2.14 loads the file and fails in Prepare. With a bias the file has version 3 already.",
+                version_tells=False,
+            )
+            for granularity in (_CHANNEL, _TENSOR)
         ),
         _HYBRID_NEEDS,
         "tflite/kernels/transpose_conv.cc",
     ),
     HybridRow(
-        "EMBEDDING_LOOKUP", (1,), 0,
+        "EMBEDDING_LOOKUP",
+        (1,),
+        0,
         (
-            Form(_CHANNEL, 4, (2, 18), True, f"{_VERSIONS}; measured on 2.3"),
-            Form(_TENSOR, 3, (1, 14), True, f"{_VERSIONS}; measured on 2.14 and 2.3"),
+            Form(_CHANNEL, 4, (2, 18), True, _NEW),
+            Form(_TENSOR, 3, (1, 14), True, _BOTH),
         ),
-        (Need.NO_SPARSITY, Need.ZERO_POINT_ZERO),
+        (Need.FLOAT_OUTPUT, Need.SAME_CHANNEL_AXIS, *_CONSTANT_NEEDS),
         "tflite/kernels/embedding_lookup.cc",
+        "Exact: the rows that are looked up are dequantized, nothing else is rounded.",
     ),
     HybridRow(
-        "LSTM", (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16), None,
-        (
-            Form(_TENSOR, 3, (1, 14), True, f"{_VERSIONS}", False),
-            Form(_TENSOR, 4, (2, 3), True, f"{_VERSIONS}", True),
+        "LSTM",
+        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16),
+        None,
+        _recurrent(
+            Form(_TENSOR, 3, (1, 14), True, _BOTH, False), Form(_TENSOR, 4, (2, 3), True, _BOTH, True)
         ),
         (Need.LSTM_KERNEL_FULL, Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         "tflite/kernels/lstm.cc",
+        "Biases, states and layer normalization coefficients stay float.",
     ),
     HybridRow(
-        "UNIDIRECTIONAL_SEQUENCE_LSTM", (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16), None,
-        (
-            Form(_TENSOR, 3, (2, 3), True, f"{_VERSIONS}; measured on 2.14 and 2.3", True),
-            Form(_TENSOR, 2, (1, 14), True, f"{_VERSIONS}", False),
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16),
+        None,
+        _recurrent(
+            Form(_TENSOR, 2, (1, 14), True, _BOTH, False), Form(_TENSOR, 3, (2, 3), True, _BOTH, True)
         ),
-        (Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        (Need.NO_DIAGONAL_RECURRENT, Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         "tflite/kernels/unidirectional_sequence_lstm.cc",
+        "Biases, states and layer normalization coefficients stay float.",
     ),
     HybridRow(
         "BIDIRECTIONAL_SEQUENCE_LSTM",
-        (*range(1, 12), 16, *range(18, 29), 33, *range(40, 48)), None,
-        (
-            Form(_TENSOR, 3, (1, 14), True, f"{_VERSIONS}", True),
-            Form(_TENSOR, 2, (1, 14), True, f"{_VERSIONS}", False),
+        (*range(1, 12), 16, *range(18, 29), 33, *range(40, 48)),
+        None,
+        _recurrent(
+            Form(_TENSOR, 2, (1, 14), True, _BOTH, False), Form(_TENSOR, 3, (1, 14), True, _BOTH, True)
         ),
         (Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         "tflite/kernels/bidirectional_sequence_lstm.cc",
+        "The auxiliary weights (40 to 47) count as weights where they are present.",
     ),
     HybridRow(
-        "RNN", (1, 2), None,
-        (
-            Form(_TENSOR, 3, (2, 3), True, f"{_VERSIONS}", True),
-            Form(_TENSOR, 2, (1, 14), True, f"{_VERSIONS}", False),
+        "RNN",
+        (1, 2),
+        None,
+        _recurrent(
+            Form(_TENSOR, 2, (1, 14), True, _BOTH, False), Form(_TENSOR, 3, (2, 3), True, _BOTH, True)
         ),
         (Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         "tflite/kernels/basic_rnn.cc",
     ),
     HybridRow(
-        "UNIDIRECTIONAL_SEQUENCE_RNN", (1, 2), None,
-        (
-            Form(_TENSOR, 3, (2, 3), True, f"{_VERSIONS}", True),
-            Form(_TENSOR, 2, (1, 14), True, f"{_VERSIONS}", False),
+        "UNIDIRECTIONAL_SEQUENCE_RNN",
+        (1, 2),
+        None,
+        _recurrent(
+            Form(_TENSOR, 2, (1, 14), True, _BOTH, False), Form(_TENSOR, 3, (2, 3), True, _BOTH, True)
         ),
         (Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         "tflite/kernels/unidirectional_sequence_rnn.cc",
     ),
     HybridRow(
-        "SVDF", (1, 2), None,
-        (
-            Form(_TENSOR, 4, (2, 3), True, f"{_VERSIONS}", True),
-            Form(_TENSOR, 2, (1, 14), True, f"{_VERSIONS}", False),
+        "SVDF",
+        (1, 2),
+        None,
+        _recurrent(
+            Form(_TENSOR, 2, (1, 14), True, _BOTH, False), Form(_TENSOR, 4, (2, 3), True, _BOTH, True)
         ),
         (Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         "tflite/kernels/svdf.cc",
+        "The kernel dequantizes the time weights (input 2) once and keeps the floats.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NoHybrid:
+    """An operator with weights whose kernel must not be given int8 ones.
+
+    Attributes:
+        operator: Name in ``BuiltinOperator``.
+        reason: What happens otherwise.
+        source: Where this is known from.
+    """
+
+    operator: str
+    reason: str
+    source: str
+
+
+NO_HYBRID: tuple[NoHybrid, ...] = (
+    NoHybrid(
+        "BIDIRECTIONAL_SEQUENCE_RNN",
+        "its hybrid kernel returns wrong values (5 to 9 dB) or takes the process down",
+        "tflite/kernels/bidirectional_sequence_rnn.cc; measured on 2.14 and 2.3",
+    ),
+    NoHybrid("CONV_3D", "its kernel takes float filters only", "tflite/kernels/conv3d.cc"),
+    NoHybrid(
+        "CONV_3D_TRANSPOSE", "its kernel takes float filters only", "tflite/kernels/conv3d_transpose.cc"
     ),
 )
 
@@ -258,10 +433,11 @@ class DequantizeForm:
 
     Attributes:
         dtype: Name in ``TensorType``.
-        granularity: None for a dtype without scales.
+        granularity: None for a dtype without scales. Any axis may carry the scales.
         version: The operator version to stamp.
         first_runtime: The oldest runtime that computes this form correctly.
         source: Where this is known from.
+        note: What else is worth knowing.
     """
 
     dtype: str
@@ -269,17 +445,28 @@ class DequantizeForm:
     version: int
     first_runtime: Runtime
     source: str
+    note: str = ""
 
 
 DEQUANTIZE: tuple[DequantizeForm, ...] = (
-    DequantizeForm("INT8", _CHANNEL, 5, (2, 15), "measured: 2.14 refuses, 2.3 exact"),
+    DequantizeForm(
+        "INT8",
+        _CHANNEL,
+        5,
+        (2, 7),
+        f"{_VERSIONS}; measured on 2.14 and 2.3: exact",
+        "The reference kernels of 2.14 stop at version 4 and refuse the file; its other resolvers take it.",
+    ),
     DequantizeForm("INT8", _TENSOR, 2, (1, 14), "measured on 2.14 and 2.3: exact"),
     DequantizeForm("FLOAT16", None, 3, (1, 15), "measured on 2.14 and 2.3: exact"),
     DequantizeForm("INT4", _CHANNEL, 6, (2, 18), "measured: 2.14 refuses, 2.3 exact"),
     DequantizeForm("INT4", _TENSOR, 6, (2, 18), "measured: 2.14 refuses, 2.3 exact"),
-    DequantizeForm("INT2", _CHANNEL, 7, (2, 21), _VERSIONS),
-    DequantizeForm("INT2", _TENSOR, 7, (2, 21), _VERSIONS),
+    DequantizeForm("INT2", _CHANNEL, 7, (2, 21), "measured: 2.14 refuses, 2.3 exact"),
+    DequantizeForm("INT2", _TENSOR, 7, (2, 21), "measured: 2.14 refuses, 2.3 exact"),
 )
+
+DEQUANTIZE_NEEDS: tuple[Need, ...] = (Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT)
+"""Conditions on a constant that is to come out of DEQUANTIZE, whoever reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,21 +486,32 @@ class ConstantInput:
     source: str
 
 
-MUST_STAY_CONSTANT: tuple[ConstantInput, ...] = ()
+# Short for a reason: some 90 consumers were measured with a float operand that comes out of DEQUANTIZE (all
+# that the tests list, control flow, variables, composites and the custom operators Convolution2DTransposeBias
+# and TFLite_Detection_PostProcess among them), and each was right with every resolver. Shapes, axes and
+# paddings that kernels want constant are integers, which are never quantized.
+MUST_STAY_CONSTANT: tuple[ConstantInput, ...] = (
+    ConstantInput(
+        "DENSIFY",
+        0,
+        "the kernel demands a constant, and a sparse one must not be touched anyway",
+        "tflite/kernels/densify.cc",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class TableLookup:
-    """An operator that moves int8 values unchanged, so that DEQUANTIZE may follow it instead of feed it.
+    """An operator that moves int8 values unchanged, so that the floats can be made from what it found.
 
     Attributes:
         operator: Name in ``BuiltinOperator``.
         input: Position of the table.
-        granularity: The granularity that survives the lookup.
-        version: The operator version to stamp for an int8 table.
+        granularity: TENSOR: DEQUANTIZE the output. CHANNEL: one scale for each row; see ``note``.
+        version: The operator version to stamp for an int8 table, or the file's own if that is higher.
         first_runtime: The oldest runtime that computes this form correctly.
         source: Where this is known from.
-        note: What else is worth knowing.
+        note: How to build it.
     """
 
     operator: str
@@ -325,11 +523,39 @@ class TableLookup:
     note: str = ""
 
 
+_ONE_SCALE = (
+    "Table and output carry the same scale and zero point; DEQUANTIZE version 2 follows. Per-channel scales "
+    "would have to follow the rows that are looked up, which no tensor can say."
+)
+
 TABLE_LOOKUP: tuple[TableLookup, ...] = (
     TableLookup(
-        "GATHER", 0, _TENSOR, 2, (1, 14), "tflite/kernels/gather.cc; measured on 2.14 and 2.3: exact",
-        "Input and output must carry the same scale and zero point. Per-channel scales would have to follow "
-        "the rows that are looked up, which no tensor can say.",
+        "GATHER",
+        0,
+        _TENSOR,
+        2,
+        (1, 14),
+        "tflite/kernels/gather.cc; measured on 2.14 and 2.3: exact",
+        _ONE_SCALE,
+    ),
+    TableLookup(
+        "GATHER",
+        0,
+        _CHANNEL,
+        2,
+        (2, 8),
+        "measured on 2.14 and 2.3: exact",
+        "For axis 0 without batch dimensions: GATHER the int8 rows (no quantization parameters), CAST them "
+        "to float32 (version 3), GATHER the scales [rows, 1, ...] with the same positions, MUL the two.",
+    ),
+    TableLookup(
+        "GATHER_ND",
+        0,
+        _TENSOR,
+        2,
+        (2, 3),
+        "tflite/kernels/gather_nd.cc; measured on 2.14 and 2.3: exact",
+        _ONE_SCALE,
     ),
 )
 
@@ -528,18 +754,24 @@ FIRST_RUNTIME: Mapping[tuple[str, int], str] = MappingProxyType(_read_first_runt
 """(operator, version) -> the first runtime whose kernels register it, such as ``"2.14.4"``."""
 
 _HYBRID_BY_OPERATOR = {row.operator: row for row in HYBRID}
-_LOOKUP_BY_OPERATOR = {row.operator: row for row in TABLE_LOOKUP}
+_NO_HYBRID_BY_OPERATOR = {row.operator: row for row in NO_HYBRID}
+_LOOKUP_BY_FORM = {(row.operator, row.granularity): row for row in TABLE_LOOKUP}
 _CONSTANT_BY_INPUT = {(row.operator, row.input): row for row in MUST_STAY_CONSTANT}
 
 
 def hybrid_row(operator: str) -> HybridRow | None:
-    """Returns the hybrid kernel of an operator, or None where it has none."""
+    """Returns the hybrid kernel of an operator, or None where it has none that may be used."""
     return _HYBRID_BY_OPERATOR.get(operator)
 
 
-def table_lookup(operator: str) -> TableLookup | None:
+def no_hybrid(operator: str) -> NoHybrid | None:
+    """Returns why an operator with weights has no hybrid row, or None."""
+    return _NO_HYBRID_BY_OPERATOR.get(operator)
+
+
+def table_lookup(operator: str, granularity: Granularity = Granularity.TENSOR) -> TableLookup | None:
     """Returns how an operator looks up an int8 table, or None."""
-    return _LOOKUP_BY_OPERATOR.get(operator)
+    return _LOOKUP_BY_FORM.get((operator, granularity))
 
 
 def must_stay_constant(operator: str, position: int) -> ConstantInput | None:
@@ -593,3 +825,21 @@ def min_runtime(pairs: Iterable[tuple[str, int]]) -> Runtime:
         return (0, 0)
     major, minor, *_ = _parts(text)
     return (major, minor)
+
+
+def max_version(operator: str, runtime: Runtime) -> int:
+    """Returns the highest version of an operator that a runtime takes, 0 if it knows none.
+
+    Args:
+        operator: Name in ``BuiltinOperator``.
+        runtime: For :data:`OLDEST_MEASURED_RUNTIME` the answer was compared with what its interpreter
+            registers: equal for every operator but TRANSPOSE, whose version 7 it refuses.
+    """
+    return max(
+        (
+            version
+            for (name, version), text in FIRST_RUNTIME.items()
+            if name == operator and _parts(text)[:2] <= runtime
+        ),
+        default=0,
+    )

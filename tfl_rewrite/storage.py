@@ -90,9 +90,11 @@ def load_container(container: Container) -> Model:
             spans.append((tail.offset, container.nbytes))
         dead = unexplained(container.data, spans)
         if dead:
-            spans += explain_orphans(container.data, dead, result.vtables)
-            dead = unexplained(container.data, spans)
-        refusals += [_dead(start, stop, container.nbytes) for start, stop in dead]
+            orphans = explain_orphans(container.data, dead, result.vtables)
+            # All or nothing: a part that happens to look like tables explains nothing.
+            dead = dead if unexplained(container.data, [*spans, *orphans]) else []
+        if dead:
+            refusals.append(_dead(dead, container.nbytes))
         refusals += _absolute_operators(model)
     except TflRewriteError as error:
         error.file = error.file or container.path
@@ -214,12 +216,14 @@ def _newer(item: str) -> UnsupportedError:
     )
 
 
-def _dead(start: int, stop: int, total: int) -> UnsupportedError:
-    remedy = "something addresses them in a way that a rewrite would break"
+def _dead(ranges: list[tuple[int, int]], total: int) -> UnsupportedError:
+    start, stop = ranges[0][0], ranges[-1][1]
+    count = sum(last - first for first, last in ranges)
+    remedy = "something may address them by their position, which a rewrite would break"
     if stop == total:
         remedy += f"; if they are not needed, keep only the first {start} bytes of the file"
     return UnsupportedError(
-        f"no offset of the model reaches the bytes {start} to {stop}, and they are not zero",
+        f"no offset of the model reaches {count} bytes between {start} and {stop}, and they are not zero",
         offset=start,
         remedy=remedy,
     )

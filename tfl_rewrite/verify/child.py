@@ -5,7 +5,7 @@ so it imports nothing of its package and keeps to what Python 3.9 and numpy 1.x 
 requests on standard input, messages on what was standard output when it started. From then on everything
 that the runtime prints, wherever to, ends on standard error, which the parent keeps in a file.
 
-Arrays travel as ``.npy`` files, strings as their bytes beside an array of their lengths: no pickle either way.
+Arrays travel as ``.npy`` files, strings as their bytes beside an array of their lengths: never pickled.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import importlib
 import json
 import os
 import platform
+import queue
 import threading
 import time
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +38,9 @@ RUNTIMES = {
 }
 # Operators that hand the values of an input on, so that an index stays an index.
 CARRIERS = frozenset(
-    "CAST RESHAPE EXPAND_DIMS SQUEEZE TRANSPOSE CONCATENATION SLICE STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK"
-    " TILE BROADCAST_TO REVERSE_V2 PAD PADV2 SELECT SELECT_V2 ADD SUB MINIMUM MAXIMUM FLOOR_MOD QUANTIZE"
-    " DEQUANTIZE".split()
+    "ADD BROADCAST_TO CAST CONCATENATION DEQUANTIZE EXPAND_DIMS FLOOR_MOD MAXIMUM MINIMUM PACK PAD PADV2"
+    " QUANTIZE RESHAPE REVERSE_V2 SELECT SELECT_V2 SLICE SPLIT SPLIT_V SQUEEZE STRIDED_SLICE SUB TILE TRANSPOSE"
+    " UNPACK".split()  # noqa: SIM905
 )
 MMAP_FROM_NBYTES = 1 << 20
 
@@ -93,8 +96,6 @@ class Runtime:
 
 
 def _version(distribution: str, module: Any) -> str:
-    from importlib import metadata
-
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -264,7 +265,7 @@ class Session:
             self._emit({"done": True, "notes": notes, "seconds": time.monotonic() - started})
         except Exception as error:
             self._loaded = None
-            self._emit({**self._where, "error": str(error) or type(error).__name__, "type": type(error).__name__})
+            self._emit({**self._where, "error": str(error) or type(error).__name__})
 
     def _enter(self, stage: str, **where: Any) -> None:
         # Sent before the work, so that the parent knows where a process that died had come to.
@@ -322,7 +323,7 @@ def _reset(interpreter: Any, notes: list[str]) -> None:
 
 
 def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any, notes: list[str]) -> list[Any]:
-    """Runs the primary subgraph on inputs by position; a text in place of an output says why it is unreadable."""
+    """Runs the primary subgraph on inputs by position; a text instead of an output: why it is unreadable."""
     details = interpreter.get_input_details()
     if len(details) != len(values):
         raise ValueError(f"the model has {len(details)} inputs, the samples {len(values)}")
@@ -375,9 +376,7 @@ def _limit_damage() -> None:
 
 
 def _requests(lines: Any) -> Any:
-    """Yields the requests, and ends the process the moment the parent is gone, even in the middle of a run."""
-    import queue
-
+    """Yields the requests; ends the process the moment the parent is gone, even in the middle of a run."""
     pending: Any = queue.Queue()
 
     def read() -> None:

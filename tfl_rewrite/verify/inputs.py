@@ -65,7 +65,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise UsageError("this is a single array, not an .npz with named arrays", file=path, remedy=REMEDY)
+            raise UsageError("this is one array, not an .npz with named arrays", file=path, remedy=REMEDY)
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
@@ -141,10 +141,8 @@ def _steps(path: Path, entry: EntryPoint, names: list[str], arrays: list[Array])
     counts = {len(column) for column in columns}
     count = max(counts)
     if counts - {1, count} or 0 in counts:
-        held = ", ".join(
-            f"{quoted(name)} {len(column)}" for name, column in zip(names, columns, strict=True)
-        )
-        raise UsageError(f"the arrays hold different or no numbers of samples: {held}", file=path, remedy=REMEDY)
+        held = ", ".join(f"{quoted(name)} {len(column)}" for name, column in zip(names, columns, strict=True))
+        raise UsageError(f"the arrays differ in their number of samples: {held}", file=path, remedy=REMEDY)
     steps = []
     for number in range(count):
         # An input given once serves all samples.
@@ -172,10 +170,11 @@ def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> li
     rank = len(facts.shape)
     if _dtype_name(array) != facts.dtype or array.ndim not in (rank, rank + 1):
         shape = ", ".join(["N", *map(str, facts.shape_signature)])
+        wanted = f"input {quoted(facts.name)} takes {facts.dtype}[{shape}]"
         raise UsageError(
-            f"array {quoted(name)} is {_held(array)}, input {quoted(facts.name)} takes {facts.dtype}[{shape}]",
+            f"array {quoted(name)} is {_held(array)}, {wanted}",
             file=path,
-            remedy=f"convert it with .astype({facts.dtype!r}) or reshape it; the first axis counts the samples",
+            remedy=f"convert it with .astype({facts.dtype!r}) or reshape it: axis 0 counts the samples",
         )
     if array.ndim == rank + 1:
         return list(_rows(array))

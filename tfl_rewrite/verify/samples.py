@@ -84,7 +84,7 @@ def recipes_for(interface: Interface) -> tuple[Recipe, ...]:
 
 
 def made_steps(entry: EntryPoint, *, count: int, seed: int, recipe: Recipe = RECIPES[0]) -> list[Step]:
-    """``count`` samples for one entry point at its default shapes; one is enough for a model without inputs."""
+    """``count`` samples for one entry point at its default shapes; one for a model without inputs."""
     return [
         Step(signature=entry.key, values=_made_values(entry, number, seed=seed, recipe=recipe))
         for number in range(count if entry.inputs else 1)
@@ -132,7 +132,12 @@ def _shape(facts: TensorFacts, *, larger: bool, smallest: bool) -> tuple[int, ..
 
 
 def made_array(
-    facts: TensorFacts, shape: tuple[int, ...], number: int, stream: np.random.Generator, *, integer: int | None
+    facts: TensorFacts,
+    shape: tuple[int, ...],
+    number: int,
+    stream: np.random.Generator,
+    *,
+    integer: int | None,
 ) -> Array:
     """One input of sample ``number``.
 

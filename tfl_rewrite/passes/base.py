@@ -1,0 +1,117 @@
+"""What a pass is, what it reports, and how several run in a row.
+
+A pass reports each change as data; "does not apply" is a :class:`Skip` with a reason, neither an exception
+nor silence. After every pass the invariants of the model are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from tfl_rewrite.errors import InvariantError
+from tfl_rewrite.model.invariants import broken
+from tfl_rewrite.model.ir import Model
+
+
+class Change(Protocol):
+    """One thing that a pass did."""
+
+    @property
+    def where(self) -> str:
+        """The tensor, operator or field that it did it to."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """One thing that a pass looked at and left alone.
+
+    Attributes:
+        where: The tensor, operator or field.
+        reason: Why, in words.
+        rule: A short stable name of the reason, for programs.
+        data: Further facts.
+    """
+
+    where: str
+    reason: str
+    rule: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {"tensor": self.where, "outcome": "kept", "rule": self.rule, "reason": self.reason, **self.data}
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What one pass did.
+
+    Attributes:
+        name: Of the pass.
+        changes: What it changed.
+        skips: What it left alone, and why.
+        notes: Further lines for the user.
+    """
+
+    name: str
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything changed."""
+        return bool(self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {
+            "pass": self.name,
+            "changes": [change.to_dict() for change in self.changes],
+            "skips": [skip.to_dict() for skip in self.skips],
+            "notes": list(self.notes),
+        }
+
+
+class Pass(Protocol):
+    """A rewrite of a model in place.
+
+    Attributes:
+        name: Its name on the command line.
+        lossy: Whether outputs may differ after it; if not, they must be equal to the bit.
+        grows: Whether its result may be larger than its input.
+    """
+
+    name: ClassVar[str]
+    lossy: ClassVar[bool]
+    grows: ClassVar[bool]
+
+    def run(self, model: Model) -> PassResult:
+        """Rewrites the model and says what it did."""
+
+
+def run_passes(model: Model, passes: Sequence[Pass]) -> list[PassResult]:
+    """Runs passes in order and checks the model after each.
+
+    Args:
+        model: Changed in place.
+        passes: In order.
+
+    Raises:
+        InvariantError: A pass broke a rule that held before it; names the pass and those before it.
+    """
+    results = []
+    known = len(broken(model))
+    for index, item in enumerate(passes):
+        results.append(item.run(model))
+        found = broken(model)
+        if len(found) > known:
+            before = ", ".join(other.name for other in passes[:index]) or "none"
+            raise InvariantError(f"pass {item.name} (after: {before}) broke the model: {found[-1]}")
+        known = len(found)
+    return results

@@ -1,0 +1,234 @@
+"""Which float constants of a model could be stored smaller, and which cannot, with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tfl_rewrite import kernels
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.graph import Graph, Use
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.passes.base import Skip
+
+# The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
+_CONVERTER_ELEMENTS = 1024
+_LEAST_ELEMENTS = 64
+_WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8")
+
+_FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """A float constant as the operators see it.
+
+    Attributes:
+        subgraph: Where it lies.
+        stored: The constant tensor in the file.
+        value: The float32 tensor that operators read: ``stored`` itself, or the output of the
+            DEQUANTIZE that expands a float16 constant.
+        expand: That DEQUANTIZE, or None.
+        uses: Where the value is read.
+        exposed: Whether the value is also an output of a subgraph or signature.
+        together: Elements of all weights of an operator that reads this one and takes all as int8 or none.
+    """
+
+    subgraph: SubGraph
+    stored: Tensor
+    value: Tensor
+    expand: Operator | None
+    uses: list[Use] = field(default_factory=list)
+    exposed: bool = False
+    together: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        return self.stored.shape or ()
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return self.stored.elements
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether every reader has a hybrid kernel that takes it as its weight."""
+        rows = [(use, kernels.hybrid_row(use.operator.code.name)) for use in self.uses]
+        return bool(rows) and all(row is not None and use.position in row.inputs for use, row in rows)
+
+    @property
+    def readers(self) -> list[str]:
+        """Types of the operators that read it, each once."""
+        return list(dict.fromkeys(use.operator.code.name for use in self.uses))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which constants a user wants changed.
+
+    Attributes:
+        min_elements: Smaller constants stay. None: the converter's 1,024, and in a small model fewer for
+            weights that a hybrid kernel reads: a four-hundredth of all its constant elements, at least 64.
+        include: If any, only constants whose name, or the type of an operator that reads them, matches one.
+        exclude: Constants whose name or reader matches one stay, whatever ``include`` says.
+        keep_first_last: Keep those of the first and the last operator with a large weight.
+    """
+
+    min_elements: int | None = None
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+    keep_first_last: bool = False
+
+    def least(self, model: Model) -> tuple[int, int]:
+        """Returns how many elements a constant must have, and how many a hybrid kernel's weight must."""
+        if self.min_elements is not None:
+            return self.min_elements, self.min_elements
+        # Counted in elements, which rewriting does not change, so a second run decides the same.
+        elements = {
+            id(tensor.buffer): tensor.elements
+            for subgraph in model.subgraphs
+            for tensor in subgraph.tensors
+            if tensor.is_constant and tensor.dtype_name in _WEIGHT_TYPES
+        }
+        part = sum(elements.values()) // 400
+        return _CONVERTER_ELEMENTS, max(_LEAST_ELEMENTS, min(_CONVERTER_ELEMENTS, part))
+
+    def refuses(self, item: Candidate, least: tuple[int, int], ends: set[int]) -> tuple[str, str] | None:
+        """Returns ``(rule, reason)`` if the constant is to stay, else None."""
+        words = [item.value.name, item.stored.name, *item.readers]
+        for pattern in self.exclude:
+            if any(pattern.search(word) for word in words):
+                return "excluded", f"excluded by {pattern.pattern!r}"
+        if self.include and not any(p.search(word) for p in self.include for word in words):
+            return "not-included", "matches no --include"
+        needed = least[1] if item.is_weight else least[0]
+        if max(item.elements, item.together) < needed:
+            return "small", f"{item.elements} elements, fewer than {needed}"
+        if any(id(use.operator) in ends for use in item.uses):
+            return "first-or-last", "belongs to the first or the last weighted operator"
+        return None
+
+
+def find_candidates(model: Model, graph: Graph) -> tuple[list[Candidate], list[Skip]]:
+    """Finds the float constants of a model.
+
+    Returns:
+        Those that can be rewritten, in file order, and a reason for each other float constant.
+    """
+    found: list[Candidate] = []
+    skips: list[Skip] = []
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors:
+            if tensor.dtype_name not in _FLOATS or not tensor.is_constant:
+                continue
+            item = _candidate(subgraph, tensor, graph)
+            reason = _fixed(item, graph)
+            if reason is None:
+                found.append(item)
+            else:
+                skips.append(skip(item, *reason))
+    return found, skips
+
+
+def skip(item: Candidate, rule: str, reason: str) -> Skip:
+    """Makes the report of a constant that stays."""
+    return Skip(
+        item.value.name or "(unnamed)",
+        reason,
+        rule,
+        {
+            "dtype": item.stored.dtype_name,
+            "shape": list(item.shape),
+            "nbytes": item.stored.buffer.nbytes,
+            "readers": item.readers,
+        },
+    )
+
+
+def first_and_last(items: Sequence[Candidate], least: tuple[int, int]) -> set[int]:
+    """Returns the ids of the first and last operator of each main or signature subgraph with a weight."""
+    ends: set[int] = set()
+    for subgraph in {id(item.subgraph): item.subgraph for item in items}.values():
+        weighted = {
+            id(use.operator)
+            for item in items
+            if item.subgraph is subgraph and item.elements >= least[1]
+            for use in item.uses
+            if kernels.hybrid_row(use.operator.code.name) is not None
+        }
+        order = [id(operator) for operator in subgraph.operators if id(operator) in weighted]
+        ends.update(order[:1] + order[-1:])
+    return ends
+
+
+def weights_of(operator: Operator, row: kernels.HybridRow) -> list[Tensor]:
+    """Returns the weight inputs of an operator that are present."""
+    return [
+        tensor
+        for position in row.inputs
+        if position < len(operator.inputs) and (tensor := operator.inputs[position]) is not None
+    ]
+
+
+def _together(uses: Sequence[Use]) -> int:
+    rows = [(use, kernels.hybrid_row(use.operator.code.name)) for use in uses]
+    return max(
+        (
+            sum(tensor.elements for tensor in weights_of(use.operator, row))
+            for use, row in rows
+            if row is not None and kernels.Need.ALL_OR_NOTHING in row.needs and use.position in row.inputs
+        ),
+        default=0,
+    )
+
+
+def _candidate(subgraph: SubGraph, tensor: Tensor, graph: Graph) -> Candidate:
+    uses = graph.uses_of(tensor)
+    if tensor.dtype == dtypes.FLOAT16.value and uses and len({id(use.operator) for use in uses}) == 1:
+        operator = uses[0].operator
+        output = operator.outputs[0] if operator.outputs else None
+        if operator.code.name == "DEQUANTIZE" and output is not None:
+            uses = graph.uses_of(output)
+            exposed = id(output) in graph.exposed
+            return Candidate(subgraph, tensor, output, operator, uses, exposed, _together(uses))
+    return Candidate(subgraph, tensor, tensor, None, uses, id(tensor) in graph.exposed, _together(uses))
+
+
+def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
+    """Returns why a constant cannot be rewritten, or None."""
+    stored = item.stored
+    if stored.external is not None:
+        name = stored.external.group.name or "another file"
+        return "external", f"its bytes are in {name!r}, beside the model"
+    if stored.is_sparse:
+        return "sparse", "its bytes are in a compressed sparse form"
+    need = dtypes.BY_VALUE[stored.dtype].nbytes(item.elements)
+    if stored.buffer.nbytes != need:
+        return "damaged", f"its buffer holds {stored.buffer.nbytes} bytes, its shape takes {need}"
+    if not item.uses and not item.exposed:
+        return "unused", "no operator reads it"
+    if id(stored) in graph.given:
+        return "interface", "it is an input, or holds the scales of another tensor"
+    if graph.maker_of(stored) is not None:
+        return "computed", "an operator writes to it"
+    if stored.dtype == dtypes.FLOAT16.value:
+        if item.expand is None:
+            return "float16", "operators read it as float16"
+        if item.value.dtype != dtypes.FLOAT32.value or id(stored) in graph.exposed:
+            return "float16", "its DEQUANTIZE is of an unusual form"
+    elif stored.dtype != dtypes.FLOAT32.value:
+        return "dtype", f"it is {stored.dtype_name}"
+    for use in item.uses:
+        name = use.operator.code.name
+        if use.operator.code.custom is not None:
+            return "custom", f"the custom operator {name} may need it as a constant"
+        row = kernels.must_stay_constant(name, use.position)
+        if row is not None:
+            return "constant", row.reason
+        if name == "DEQUANTIZE":
+            return "float32-dequantize", "it feeds a DEQUANTIZE"
+    return None
+

@@ -1,0 +1,253 @@
+"""The edits that passes make to a model: tensors, buffers and operators added, rewired and stamped."""
+
+from __future__ import annotations
+
+from tfl_rewrite import kernels
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import (
+    Buffer,
+    Model,
+    Operator,
+    OperatorCode,
+    Quantization,
+    SubGraph,
+    Tensor,
+    new_record,
+    operator_number,
+    schema,
+)
+
+# Options table of the operators whose options we may have to make; the union member has the same name.
+_OPTIONS_TABLES = {
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
+    "SVDF": "SVDFOptions",
+    "RNN": "RNNOptions",
+    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
+    "BIDIRECTIONAL_SEQUENCE_RNN": "BidirectionalSequenceRNNOptions",
+    "LSTM": "LSTMOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
+    "BIDIRECTIONAL_SEQUENCE_LSTM": "BidirectionalSequenceLSTMOptions",
+}
+
+
+class Editor:
+    """Edits one model; :meth:`finish` settles what several edits share.
+
+    Attributes:
+        notes: What the user should know beside the changes themselves.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.notes: list[str] = []
+        self._stamps: dict[int, tuple[Operator, int]] = {}
+        self._zero_biases: dict[int, Buffer] = {}
+        self._added_tensors = False
+        self._asked: set[tuple[str, int]] = set()
+        self._used_codes = {id(operator.code) for _, operator in model.operators()}
+
+    def add_buffer(self, data: bytes | None) -> Buffer:
+        """Appends a buffer."""
+        if not self.model.buffers:
+            self.model.buffers.append(Buffer())
+        buffer = Buffer(OwnedBlob(data) if data else None)
+        self.model.buffers.append(buffer)
+        return buffer
+
+    def sentinel(self) -> Buffer:
+        """Returns the buffer of tensors without constant bytes."""
+        if self.model.buffers and self.model.buffers[0].blob is None:
+            return self.model.buffers[0]
+        return self.add_buffer(None)
+
+    def add_tensor(self, subgraph: SubGraph, tensor: Tensor) -> Tensor:
+        """Appends a tensor to a subgraph."""
+        subgraph.tensors.append(tensor)
+        self._added_tensors = True
+        return tensor
+
+    def make_int8(self, tensor: Tensor, buffer: Buffer, quantization: Quantization) -> None:
+        """Turns a constant into int8 in place; its name stays."""
+        tensor.dtype = dtypes.INT8.value
+        tensor.buffer = buffer
+        tensor.quantization = quantization
+
+    def add_int8_beside(
+        self, subgraph: SubGraph, value: Tensor, buffer: Buffer, quantization: Quantization
+    ) -> Tensor:
+        """Adds an int8 constant beside a float one, which is going to be computed from it."""
+        return self.add_tensor(
+            subgraph,
+            Tensor(
+                f"{value.name}_int8", value.shape, dtypes.INT8.value, buffer, quantization, signature=None
+            ),
+        )
+
+    def expand(
+        self,
+        subgraph: SubGraph,
+        integers: Tensor,
+        value: Tensor,
+        existing: Operator | None,
+        version: int,
+    ) -> None:
+        """Makes a float tensor the output of a DEQUANTIZE; uses the existing one where there is one."""
+        if existing is not None:
+            self.stamp(existing, version, exact=True)
+            return
+        value.buffer = self.sentinel()
+        self._asked.add(("DEQUANTIZE", version))
+        operator = Operator(self._code("DEQUANTIZE", version), [integers], [value])
+        subgraph.operators.insert(self._first_reader(subgraph, value), operator)
+
+    def dequantize_output(self, subgraph: SubGraph, operator: Operator, quantization: Quantization) -> None:
+        """Makes an operator give out int8 and a DEQUANTIZE after it give out the floats it gave before."""
+        output = operator.outputs[0]
+        assert output is not None
+        integers = self.add_tensor(
+            subgraph,
+            Tensor(
+                f"{output.name}_int8",
+                output.shape,
+                dtypes.INT8.value,
+                self.sentinel(),
+                quantization,
+                signature=output.signature,
+            ),
+        )
+        operator.outputs[0] = integers
+        form = kernels.dequantize_form("INT8", kernels.Granularity.TENSOR, kernels.NEWEST_RUNTIME)
+        assert form is not None
+        self._asked.add(("DEQUANTIZE", form.version))
+        after = Operator(self._code("DEQUANTIZE", form.version), [integers], [output])
+        subgraph.operators.insert(_position(subgraph, operator) + 1, after)
+
+    def remove_operator(self, subgraph: SubGraph, operator: Operator, output: Tensor) -> None:
+        """Removes an operator and its output, which nothing reads any more."""
+        del subgraph.operators[_position(subgraph, operator)]
+        subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not output]
+
+    def ensure_bias(self, subgraph: SubGraph, operator: Operator, channels: int) -> None:
+        """Gives a convolution a bias of zeros if it has none: hybrid kernels need one (conv.cc)."""
+        if len(operator.inputs) > 2 and operator.inputs[2] is not None:
+            return
+        buffer = self._zero_biases.get(channels)
+        if buffer is None:
+            buffer = self._zero_biases[channels] = self.add_buffer(bytes(4 * channels))
+        weight = operator.inputs[1]
+        name = f"{weight.name if weight is not None else operator.code.name}_zero_bias"
+        bias = self.add_tensor(subgraph, Tensor(name, (channels,), dtypes.FLOAT32.value, buffer))
+        operator.inputs[2:] = [bias]
+
+    def set_option(self, operator: Operator, field: str, value: object) -> None:
+        """Sets a field of the builtin options, which are made if there are none."""
+        if operator.options is None:
+            table = _OPTIONS_TABLES[operator.code.name]
+            operator.options = new_record(table)
+            number = schema().enums["BuiltinOptions"].values[table]
+            operator.rest = operator.rest.replace(builtin_options_type=number)
+        if operator.options.get(field) != value:
+            operator.options = operator.options.replace(**{field: value})
+
+    def stamp(self, operator: Operator, version: int, *, exact: bool = False) -> None:
+        """Asks for at least this operator version, or for exactly this one."""
+        self._asked.add((operator.code.name, version))
+        known = self._stamps.get(id(operator), (operator, 0))[1]
+        least = version if exact else max(version, operator.code.version)
+        self._stamps[id(operator)] = (operator, max(known, least))
+
+    def finish(self) -> None:
+        """Stamps operator codes, drops those that lost their last operator, and updates metadata."""
+        if not self._asked:
+            return
+        self._stamp_codes()
+        self._drop_unused_codes()
+        self._update_min_runtime()
+        self._drop_stale_metadata()
+
+    def _stamp_codes(self) -> None:
+        """Writes the versions; a code is cloned when only some of its operators need the new one."""
+        groups: dict[int, list[Operator]] = {}
+        for _, operator in self.model.operators():
+            groups.setdefault(id(operator.code), []).append(operator)
+        for operators in groups.values():
+            code = operators[0].code
+            wanted = {id(item): self._stamps.get(id(item), (item, code.version))[1] for item in operators}
+            versions = set(wanted.values())
+            if versions == {code.version}:
+                continue
+            if len(versions) == 1:
+                code.version = versions.pop()
+                continue
+            for operator in operators:
+                version = wanted[id(operator)]
+                if version != code.version:
+                    operator.code = self._code(code.name, version)
+
+    def _code(self, name: str, version: int) -> OperatorCode:
+        """Returns the operator code of a builtin in a version; adds it if the model has none."""
+        number = operator_number(name)
+        for code in self.model.operator_codes:
+            if code.custom is None and (code.builtin, code.version) == (number, version):
+                return code
+        code = OperatorCode(number, None, version)
+        self.model.operator_codes.append(code)
+        return code
+
+    def _drop_unused_codes(self) -> None:
+        """Removes codes that these edits left without an operator; those unused before stay."""
+        used = {id(operator.code) for _, operator in self.model.operators()}
+        self.model.operator_codes = [
+            code
+            for code in self.model.operator_codes
+            if id(code) in used or (id(code) not in self._used_codes and code.rest.offset >= 0)
+        ]
+
+    def _first_reader(self, subgraph: SubGraph, tensor: Tensor) -> int:
+        for position, operator in enumerate(subgraph.operators):
+            if any(item is tensor for item in operator.inputs):
+                return position
+        return len(subgraph.operators)
+
+    def _update_min_runtime(self) -> None:
+        """Raises the ``min_runtime_version`` metadata to what the stamped versions need."""
+        entry = self.model.metadata_named("min_runtime_version")
+        if entry is None or entry.buffer.blob is None or not self._asked:
+            return
+        said = bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("ascii", "replace")
+        # Only what these edits ask for: the entry answers for the rest already.
+        needed = kernels.min_runtime_text(self._asked)
+        if _parts(needed) <= _parts(said):
+            return
+        size = max(16, len(needed) + 1)
+        data = needed.encode("ascii").ljust(size, b"\0")
+        shared = sum(other.buffer is entry.buffer for other in self.model.metadata) > 1
+        if shared:
+            entry.buffer = self.add_buffer(data)
+        else:
+            entry.buffer.blob = OwnedBlob(data)
+        self.notes.append(f"min_runtime_version raised from {said or 'nothing'} to {needed}")
+
+    def _drop_stale_metadata(self) -> None:
+        """Drops metadata that lists tensors by position once tensors were added.
+
+        ``OfflineMemoryAllocation`` holds one arena offset per tensor (tflite-micro's
+        ``memory_planner``); it is only a plan, and the interpreter makes its own without it.
+        """
+        if not self._added_tensors:
+            return
+        for entry in list(self.model.metadata):
+            if entry.name == "OfflineMemoryAllocation":
+                self.model.metadata.remove(entry)
+                entry.buffer.blob = None
+                self.notes.append("metadata OfflineMemoryAllocation dropped: it lists tensors that moved")
+
+
+def _position(subgraph: SubGraph, operator: Operator) -> int:
+    return next(index for index, item in enumerate(subgraph.operators) if item is operator)
+
+
+def _parts(text: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")) if text else ()

@@ -1,0 +1,569 @@
+"""Stores large float constants as int8.
+
+Promise: float weights become symmetric int8 (zero point 0), either read by the runtime's hybrid kernel
+or expanded by a DEQUANTIZE operator; activations, biases, small constants, the interface, and everything
+that is quantized already stay as they are. Outputs may differ within the tolerance of verification. No
+constant is changed whose new form is not smaller; a second run changes nothing. Every float constant is
+reported, with what became of it or why it stayed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tfl_rewrite import kernels
+from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob, ComputedBlob
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
+from tfl_rewrite.passes.base import PassResult, Skip
+from tfl_rewrite.passes.candidates import Candidate, Selection, find_candidates, first_and_last, skip, weights_of
+from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.quant import symmetric
+from tfl_rewrite.quant.symmetric import Channels, Error
+
+# What a rewrite adds to the file beside the integers, in bytes: upper estimates, so that "smaller" holds.
+_QUANTIZATION_NBYTES = 64
+_TENSOR_NBYTES = 96
+_OPERATOR_NBYTES = 56
+
+
+class Scheme(str, enum.Enum):
+    """How operators get at int8 weights."""
+
+    AUTO = "auto"
+    HYBRID = "hybrid"
+    DEQUANTIZE = "dequantize"
+
+
+class Reading(str, enum.Enum):
+    """How one operator reads one weight."""
+
+    HYBRID = "hybrid"
+    LOOKUP = "lookup"
+    DEQUANTIZE = "dequantize"
+
+
+@dataclass(slots=True)
+class WeightChange:
+    """A constant that is int8 now.
+
+    Attributes:
+        where: Name of the tensor.
+        readings: How its readers get at it: hybrid, lookup, dequantize.
+        axis: Channel axis of its scales; None for one scale.
+        saved: Bytes saved, with scales, operators and tensors counted.
+        error: Its squared signal and error; known once the integers were written.
+    """
+
+    where: str
+    dtype: str
+    shape: tuple[int, ...]
+    readers: tuple[str, ...]
+    readings: tuple[Reading, ...]
+    axis: int | None
+    channels: int
+    nbytes_before: int
+    nbytes_after: int
+    saved: int
+    compute: Callable[[], Error]
+    error: Error | None = None
+
+    @property
+    def snr(self) -> float:
+        """Signal-to-noise ratio of the weight itself in dB; computed now if it was not written yet."""
+        if self.error is None:
+            self.error = self.compute()
+        return self.error.snr
+
+    @property
+    def scheme(self) -> str:
+        """The readings, joined."""
+        return "+".join(reading.value for reading in self.readings)
+
+    @property
+    def granularity(self) -> str:
+        """``tensor`` or ``channel``."""
+        return "tensor" if self.axis is None else "channel"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        snr = self.snr
+        return {
+            "tensor": self.where,
+            "outcome": "quantized",
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "readers": list(self.readers),
+            "scheme": self.scheme,
+            "granularity": self.granularity,
+            "axis": self.axis,
+            "scales": self.channels,
+            "nbytes_before": self.nbytes_before,
+            "nbytes_after": self.nbytes_after,
+            "saved": self.saved,
+            "snr_db": round(snr, 2) if np.isfinite(snr) else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeWeights:
+    """The pass; see the module.
+
+    Attributes:
+        scheme: ``hybrid``: the runtime's dynamic-range kernels only. ``dequantize``: int8 constant,
+            DEQUANTIZE, float kernel. ``auto``: hybrid where a kernel takes it, else the other.
+        granularity: Scales per channel where the kernel takes them, or one per tensor.
+        selection: Which constants.
+        min_runtime: The oldest runtime that must compute the file correctly, as ``(major, minor)``.
+        only: If given, only constants whose stored tensor passes; for measuring one at a time.
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    lossy: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
+
+    scheme: Scheme = Scheme.AUTO
+    granularity: kernels.Granularity = kernels.Granularity.CHANNEL
+    selection: Selection = Selection()
+    min_runtime: kernels.Runtime = kernels.NEWEST_RUNTIME
+    only: Callable[[Candidate], bool] | None = None
+
+    def run(self, model: Model) -> PassResult:
+        """Rewrites the model in place.
+
+        Constants are read for their scales now; the integers are made when the file is written.
+        """
+        return _Run(self, model).run()
+
+
+@dataclass(slots=True, eq=False)
+class _Decision:
+    """What is to become of one candidate."""
+
+    item: Candidate
+    readings: list[Reading]
+    forms: list[kernels.Form | kernels.TableLookup | kernels.DequantizeForm]
+    axis: int | None
+
+    @property
+    def channels(self) -> Channels:
+        return Channels.along(self.item.shape, self.axis)
+
+    @property
+    def kinds(self) -> tuple[Reading, ...]:
+        found = list(dict.fromkeys(self.readings))
+        if self.item.exposed and Reading.DEQUANTIZE not in found:
+            found.append(Reading.DEQUANTIZE)
+        return tuple(found)
+
+    @property
+    def overhead(self) -> int:
+        """Bytes beside integers and scales."""
+        total = _QUANTIZATION_NBYTES
+        name = len(self.item.value.name)
+        if Reading.DEQUANTIZE in self.kinds and self.item.expand is None:
+            total += _OPERATOR_NBYTES + _TENSOR_NBYTES + name
+        total += self.readings.count(Reading.LOOKUP) * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name)
+        return total
+
+
+@dataclass(slots=True)
+class _Run:
+    settings: QuantizeWeights
+    model: Model
+    graph: Graph = field(init=False)
+    blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
+    largest: dict[tuple[object, Channels], symmetric.Float32] = field(default_factory=dict)
+    by_value: dict[int, Candidate] = field(default_factory=dict)
+    hybrid_forms: dict[int, kernels.Form | str] = field(default_factory=dict)
+    least: tuple[int, int] = (0, 0)
+
+    def run(self) -> PassResult:
+        self.graph = Graph.of(self.model)
+        items, skips = find_candidates(self.model, self.graph)
+        self.by_value = {id(item.value): item for item in items}
+        self._select(items)
+        decisions = self._settle(items)
+        for item in items:
+            reason = self.blocked.get(id(item))
+            if reason is not None:
+                skips.append(skip(item, *reason))
+        changes, notes = _apply(self.model, decisions, self.largest)
+        return PassResult(QuantizeWeights.name, tuple(changes), tuple(skips), tuple(notes))
+
+    def _select(self, items: list[Candidate]) -> None:
+        selection = self.settings.selection
+        least = self.least = selection.least(self.model)
+        ends = first_and_last(items, least) if selection.keep_first_last else set()
+        for item in items:
+            reason = selection.refuses(item, least, ends)
+            if reason is None and self.settings.only is not None and not self.settings.only(item):
+                reason = ("not-included", "not chosen")
+            if reason is not None:
+                self.blocked[id(item)] = reason
+
+    def _settle(self, items: list[Candidate]) -> list[_Decision]:
+        """Decides until nothing more drops out: a constant that stays may change what its readers can do."""
+        while True:
+            self.hybrid_forms.clear()
+            decisions = {}
+            before = len(self.blocked)
+            for item in items:
+                if id(item) not in self.blocked:
+                    made = self._decide(item)
+                    if isinstance(made, _Decision):
+                        decisions[id(item)] = made
+                    else:
+                        self.blocked[id(item)] = made
+            self._measure(list(decisions.values()))
+            self._check_buffers(items, decisions)
+            if len(self.blocked) == before:
+                return [decisions[id(item)] for item in items if id(item) in decisions]
+
+    def _decide(self, item: Candidate) -> _Decision | tuple[str, str]:
+        readings: list[Reading] = []
+        forms: list[kernels.Form | kernels.TableLookup | kernels.DequantizeForm] = []
+        axis: int | None = None
+        axes: list[int | None] = []
+        reasons = []
+        for use in item.uses:
+            form = self._form(use.operator, use.position)
+            if isinstance(form, str):
+                reasons.append(form)
+                readings.append(Reading.DEQUANTIZE)
+                continue
+            row = kernels.hybrid_row(use.operator.code.name)
+            wanted = None
+            if isinstance(form, kernels.Form) and form.granularity is kernels.Granularity.CHANNEL:
+                assert row is not None
+                wanted = _axis(row, use.operator, len(item.shape))
+            # All readers share one set of integers, so the first hybrid reader settles the scales.
+            if axes and wanted != axes[0]:
+                readings.append(Reading.DEQUANTIZE)
+                continue
+            axes.append(wanted)
+            readings.append(Reading.LOOKUP if isinstance(form, kernels.TableLookup) else Reading.HYBRID)
+            forms.append(form)
+        if axes:
+            axis = axes[0]
+        expands = item.exposed or Reading.DEQUANTIZE in readings
+        if expands and self.settings.scheme is Scheme.HYBRID:
+            return "no-hybrid-kernel", reasons[0] if reasons else "its readers want different scales"
+        if not axes and item.elements < self.least[0]:
+            return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+        if expands and not axes:
+            axis = self._expanded_axis(item)
+        if expands:
+            dequantize = self._dequantize_form(axis)
+            if dequantize is None:
+                if axes:
+                    return "runtime", f"runtime {_text(self.settings.min_runtime)} cannot expand its scales"
+                axis, dequantize = None, self._dequantize_form(None)
+            if dequantize is None:
+                return "runtime", f"runtime {_text(self.settings.min_runtime)} has no DEQUANTIZE for int8"
+            forms.append(dequantize)
+        return _Decision(item, readings, forms, axis)
+
+    def _form(self, operator: Operator, position: int) -> kernels.Form | kernels.TableLookup | str:
+        """Returns how an operator can read int8 at an input, or why it cannot."""
+        name = operator.code.name
+        if self.settings.scheme is Scheme.DEQUANTIZE:
+            return "asked for dequantize"
+        lookup = kernels.table_lookup(name)
+        if lookup is not None and lookup.input == position:
+            if lookup.first_runtime > self.settings.min_runtime:
+                return f"{name} of runtime {_text(self.settings.min_runtime)} takes no int8 table"
+            return lookup
+        row = kernels.hybrid_row(name)
+        if row is None or position not in row.inputs:
+            return f"{name} has no hybrid kernel for input {position}"
+        known = self.hybrid_forms.get(id(operator))
+        if known is None:
+            known = self.hybrid_forms[id(operator)] = self._hybrid_form(operator, row)
+        return known
+
+    def _hybrid_form(self, operator: Operator, row: kernels.HybridRow) -> kernels.Form | str:
+        runtime = self.settings.min_runtime
+        forms = [form for form in row.forms if form.by_default and form.first_runtime <= runtime]
+        if self.settings.granularity is kernels.Granularity.TENSOR:
+            forms = [form for form in forms if form.granularity is kernels.Granularity.TENSOR]
+        if not forms:
+            return f"no hybrid form of {row.operator} runs on {_text(runtime)} with the granularity asked for"
+        for need in row.needs:
+            reason = _unmet(need, operator, row, self._can_be_int8)
+            if reason is not None:
+                return reason
+        form = forms[0]
+        if form.granularity is kernels.Granularity.CHANNEL:
+            for tensor in weights_of(operator, row):
+                axis = _axis(row, operator, len(tensor.shape or ()))
+                if axis is None or not 0 <= axis < len(tensor.shape or ()):
+                    return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
+        return form
+
+    def _can_be_int8(self, tensor: Tensor) -> bool:
+        item = self.by_value.get(id(tensor))
+        return item is not None and id(item) not in self.blocked
+
+    def _expanded_axis(self, item: Candidate) -> int | None:
+        """Chooses the scales of a constant that only DEQUANTIZE reads: where rounding loses least."""
+        if self.settings.granularity is kernels.Granularity.TENSOR or self._dequantize_form(0) is None:
+            return None
+        rank = len(item.shape)
+        for use in item.uses:
+            row = kernels.hybrid_row(use.operator.code.name)
+            axis = _axis(row, use.operator, rank) if row is not None and use.position in row.inputs else None
+            if axis is not None and 0 <= axis < rank and self._worth(item, axis):
+                return axis
+        best, least = None, self._noise(item, None)
+        for axis in dict.fromkeys((0, rank - 1)):
+            if 0 <= axis < rank and self._worth(item, axis):
+                noise = self._noise(item, axis)
+                # 0.5 dB pays for the scales.
+                if noise < 0.89 * least:
+                    best, least = axis, noise
+        return best
+
+    def _worth(self, item: Candidate, axis: int) -> bool:
+        """Whether scales along an axis take less than a tenth of what int8 saves."""
+        return item.shape[axis] > 1 and 12 * item.shape[axis] * 10 < item.elements * 3
+
+    def _noise(self, item: Candidate, axis: int | None) -> float:
+        channels = Channels.along(item.shape, axis)
+        return symmetric.expected_noise(symmetric.scales(self._absmax(item, channels)), channels)
+
+    def _dequantize_form(self, axis: int | None) -> kernels.DequantizeForm | None:
+        granularity = kernels.Granularity.TENSOR if axis is None else kernels.Granularity.CHANNEL
+        return kernels.dequantize_form("INT8", granularity, self.settings.min_runtime)
+
+    def _absmax(self, item: Candidate, channels: Channels) -> symmetric.Float32:
+        blob = item.stored.buffer.blob
+        assert blob is not None
+        key = (blob.identity, channels)
+        known = self.largest.get(key)
+        if known is None:
+            known = symmetric.absmax(_values(item, blob), channels)
+            self.largest[key] = known
+            blob.release()
+        return known
+
+    def _measure(self, decisions: list[_Decision]) -> None:
+        """Reads the constants for their scales, several at a time; drops those that are not finite."""
+        with ThreadPoolExecutor() as pool, np.errstate(invalid="ignore"):
+            results = pool.map(lambda made: self._absmax(made.item, made.channels), decisions)
+            for made, largest in zip(decisions, results, strict=True):
+                if not np.isfinite(largest).all():
+                    self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")
+
+    def _check_buffers(self, items: list[Candidate], decisions: dict[int, _Decision]) -> None:
+        """Drops constants whose bytes would have to stay, or whose new form is not smaller."""
+        sharing: dict[int, list[Tensor]] = {}
+        for subgraph in self.model.subgraphs:
+            for tensor in subgraph.tensors:
+                sharing.setdefault(id(tensor.buffer), []).append(tensor)
+        kept = {id(entry.buffer) for entry in self.model.metadata} | set(map(id, self.model.metadata_buffers))
+        groups: dict[int, list[_Decision]] = {}
+        for made in decisions.values():
+            groups.setdefault(id(made.item.stored.buffer), []).append(made)
+        for key, group in groups.items():
+            changing = {id(made.item.stored) for made in group if id(made.item) not in self.blocked}
+            other = next((item for item in sharing[key] if id(item) not in changing), None)
+            reason: tuple[str, str] | None = None
+            if other is not None:
+                reason = ("shared", f"shares its bytes with {other.name!r}, which stays {other.dtype_name}")
+            elif key in kept:
+                reason = ("shared", "metadata refers to its bytes")
+            elif not any(map(_together, group)):
+                saved = group[0].item.stored.buffer.nbytes - _group_nbytes(group)
+                if saved <= 0:
+                    reason = ("not-smaller", f"int8 with its scales and operators takes {-saved} bytes more")
+            if reason is not None:
+                for made in group:
+                    self.blocked.setdefault(id(made.item), reason)
+
+
+def _together(made: _Decision) -> bool:
+    """Whether its size is judged with the other weights of its operator."""
+    return made.item.together > 0 and Reading.HYBRID in made.readings
+
+
+def _group_nbytes(group: list[_Decision]) -> int:
+    distinct = {made.channels for made in group}
+    return sum(item.elements + 12 * item.channels for item in distinct) + sum(made.overhead for made in group)
+
+
+def _axis(row: kernels.HybridRow, operator: Operator, rank: int) -> int | None:
+    axis = row.axis(adj_y=bool(operator.option("adj_y")))
+    return axis + rank if axis is not None and axis < 0 else axis
+
+
+def _unmet(
+    need: kernels.Need, operator: Operator, row: kernels.HybridRow, can_be_int8: Callable[[Tensor], bool]
+) -> str | None:
+    """Returns why an operator does not meet a need of its hybrid kernel, or None if it does."""
+    name = operator.code.name
+    activation = operator.inputs[0] if operator.inputs else None
+    output = operator.outputs[0] if operator.outputs else None
+    if need is kernels.Need.FLOAT_INPUT_OUTPUT:
+        for what, tensor in (("input", activation), ("output", output)):
+            if tensor is None or tensor.dtype != dtypes.FLOAT32.value:
+                return f"the {what} of {name} is not float32"
+    elif need is kernels.Need.FLOAT_BIAS:
+        bias = operator.inputs[2] if len(operator.inputs) > 2 else None
+        if bias is not None and bias.dtype != dtypes.FLOAT32.value:
+            return f"the bias of {name} is not float32"
+    elif need is kernels.Need.ALL_OR_NOTHING:
+        for tensor in weights_of(operator, row):
+            if not can_be_int8(tensor):
+                return f"{name} reads all of its weights as int8 or none, and {tensor.name!r} stays"
+    elif need is kernels.Need.RIGHT_SIDE_CONSTANT:
+        if activation is None or activation.is_constant:
+            return f"the left side of {name} is a constant"
+    elif need is kernels.Need.LSTM_KERNEL_FULL:
+        if operator.option("kernel_type"):
+            return f"{name} uses the BASIC kernel"
+    elif need is kernels.Need.DEFAULT_WEIGHTS_FORMAT:
+        if operator.option("weights_format"):
+            return f"{name} holds its weights in a shuffled format"
+        if operator.options is not None and "quant_spec" in operator.options:
+            return f"{name} has a quantization of its own"
+    elif need is kernels.Need.NO_SPARSITY and any(item.is_sparse for item in weights_of(operator, row)):
+        return f"a weight of {name} is sparse"
+    return None
+
+
+def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
+    return np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)
+
+
+def _apply(
+    model: Model,
+    decisions: list[_Decision],
+    largest: dict[tuple[object, Channels], symmetric.Float32],
+) -> tuple[list[WeightChange], list[str]]:
+    """Carries the decisions out."""
+    editor = Editor(model)
+    changes: list[WeightChange] = []
+    stored: dict[tuple[int, Channels], tuple[Buffer, WeightChange]] = {}
+    quantizations: dict[tuple[object, Channels, int | None], Quantization] = {}
+    groups: dict[int, list[_Decision]] = {}
+    for made in decisions:
+        groups.setdefault(id(made.item.stored.buffer), []).append(made)
+    sources = {key: group[0].item.stored.buffer.blob for key, group in groups.items()}
+    for made in decisions:
+        buffer_key = id(made.item.stored.buffer)
+        blob = sources[buffer_key]
+        assert blob is not None
+        channels = made.channels
+        scale = symmetric.scales(largest[(blob.identity, channels)])
+        quantization = quantizations.setdefault(
+            (blob.identity, channels, made.axis), Quantization.symmetric(scale.tobytes(), made.axis or 0)
+        )
+        first_of_buffer = not any(key == buffer_key for key, _ in stored)
+        home = stored.get((buffer_key, channels))
+        saved = -made.overhead - (0 if home else channels.elements + 12 * channels.channels)
+        saved += blob.nbytes if first_of_buffer else 0
+        change = _change(made, blob, scale, saved)
+        if home is None:
+            buffer = made.item.stored.buffer if first_of_buffer else editor.add_buffer(None)
+            buffer.blob = _integers(made.item, blob, scale, channels, change)
+            stored[(buffer_key, channels)] = (buffer, change)
+        else:
+            buffer = home[0]
+            change.compute = home[1].compute
+        changes.append(change)
+        _rewire(editor, made, buffer, quantization)
+    editor.finish()
+    return changes, editor.notes
+
+
+def _change(made: _Decision, blob: Blob, scale: symmetric.Float32, saved: int) -> WeightChange:
+    item, channels = made.item, made.channels
+
+    def compute() -> Error:
+        return symmetric.quantize(_values(item, blob), scale, channels, lambda _start, _block: None)
+
+    return WeightChange(
+        item.value.name or item.stored.name or "(unnamed)",
+        item.stored.dtype_name,
+        item.shape,
+        tuple(item.readers),
+        made.kinds,
+        made.axis,
+        channels.channels,
+        blob.nbytes,
+        channels.elements,
+        saved,
+        compute,
+    )
+
+
+def _integers(
+    item: Candidate, source: Blob, scale: symmetric.Float32, channels: Channels, change: WeightChange
+) -> ComputedBlob:
+    dtype = dtypes.BY_VALUE[item.stored.dtype].numpy
+
+    def compute(sink: Sink, offset: int) -> None:
+        values = np.frombuffer(source.view(), dtype)
+        change.error = symmetric.quantize(
+            values, scale, channels, lambda start, block: sink.write_at(memoryview(block), offset + start)
+        )
+        del values
+        source.release()
+
+    return ComputedBlob(channels.elements, compute)
+
+
+def _rewire(editor: Editor, made: _Decision, buffer: Buffer, quantization: Quantization) -> None:
+    """Makes the tensor int8 and gives each reader what it takes."""
+    item = made.item
+    forms = dict(zip(_readers(made), made.forms, strict=False))
+    expands = Reading.DEQUANTIZE in made.kinds
+    if item.expand is not None:
+        integers = item.stored
+        editor.make_int8(integers, buffer, quantization)
+    elif expands:
+        integers = editor.add_int8_beside(item.subgraph, item.value, buffer, quantization)
+    else:
+        integers = item.value
+        editor.make_int8(integers, buffer, quantization)
+    for index, use in enumerate(item.uses):
+        reading = made.readings[index]
+        if reading is Reading.DEQUANTIZE:
+            continue
+        form = forms[index]
+        use.operator.inputs[use.position] = integers
+        if reading is Reading.LOOKUP:
+            editor.dequantize_output(item.subgraph, use.operator, quantization)
+        elif isinstance(form, kernels.Form):
+            row = kernels.hybrid_row(use.operator.code.name)
+            if row is not None and kernels.Need.FLOAT_BIAS in row.needs:
+                editor.ensure_bias(item.subgraph, use.operator, item.shape[row.axis() or 0])
+            if form.asymmetric_inputs is not None:
+                editor.set_option(use.operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)
+        editor.stamp(use.operator, form.version)
+    if expands:
+        form = made.forms[-1]
+        editor.expand(item.subgraph, integers, item.value, item.expand, form.version)
+    elif item.expand is not None:
+        editor.remove_operator(item.subgraph, item.expand, item.value)
+
+
+def _readers(made: _Decision) -> list[int]:
+    """Returns the indices of the uses that read integers, in the order of ``made.forms``."""
+    return [index for index, reading in enumerate(made.readings) if reading is not Reading.DEQUANTIZE]
+
+
+def _text(runtime: kernels.Runtime) -> str:
+    return f"{runtime[0]}.{runtime[1]}"
+
+
+__all__ = ["QuantizeWeights", "Reading", "Scheme", "Skip", "WeightChange"]

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: scales, rounding, packing. No FlatBuffers here."""

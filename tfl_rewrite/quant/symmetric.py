@@ -1,0 +1,187 @@
+"""Symmetric int8 quantization in cache-sized blocks.
+
+Narrow range [-127, 127], zero point 0, scale = max|w| / 127: what the runtime's hybrid kernels expect
+(``tflite/g3doc/performance/quantization_spec.md``). A constant of any size is gone through in blocks of a
+few hundred kilobytes, once for the scales and once while the integers are written, so memory stays flat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+LEVELS = 127
+"""Largest magnitude of the narrow range."""
+
+BLOCK_ELEMENTS = 1 << 16
+"""Elements per block: with float32 temporaries, three blocks fit in a level-2 cache."""
+
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""XNNPACK refuses scales that are zero or subnormal (``xnn_define_quantized_tensor_value``)."""
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """How a row-major tensor falls into channels: ``[outer, channels, inner]``.
+
+    One scale for the whole tensor is one channel: ``Channels(1, 1, elements)``.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+
+    @classmethod
+    def along(cls, shape: Sequence[int], axis: int | None) -> Channels:
+        """Splits a shape at a channel axis; None for one scale per tensor."""
+        if axis is None:
+            return cls(1, 1, math.prod(shape))
+        return cls(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return self.outer * self.channels * self.inner
+
+
+@dataclass(slots=True)
+class Error:
+    """Sums of squares, from which the signal-to-noise ratio follows."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def snr(self) -> float:
+        """``10 log10(sum w^2 / sum (w - w')^2)`` in dB; infinite where nothing was lost."""
+        if self.noise == 0.0:
+            return math.inf
+        if self.signal == 0.0:
+            return -math.inf
+        return 10.0 * math.log10(self.signal / self.noise)
+
+
+def blocks(channels: Channels) -> Iterator[tuple[int, int, int, int]]:
+    """Yields ``(start, rows, first channel, columns)`` of blocks in row-major order.
+
+    A block is ``[rows, columns]`` elements from ``start``. With ``inner`` 1 its columns are the channels;
+    otherwise each of its rows belongs to one channel, from ``first channel`` on.
+    """
+    outer, count, inner = channels.outer, channels.channels, channels.inner
+    if inner == 1:
+        step = max(1, BLOCK_ELEMENTS // max(1, count))
+        for row in range(0, outer, step):
+            yield row * count, min(step, outer - row), 0, count
+        return
+    for index in range(outer):
+        base = index * count * inner
+        if inner > BLOCK_ELEMENTS:
+            for channel in range(count):
+                for column in range(0, inner, BLOCK_ELEMENTS):
+                    width = min(BLOCK_ELEMENTS, inner - column)
+                    yield base + channel * inner + column, 1, channel, width
+            continue
+        step = max(1, BLOCK_ELEMENTS // inner)
+        for channel in range(0, count, step):
+            rows = min(step, count - channel)
+            yield base + channel * inner, rows, channel, inner
+
+
+def absmax(values: npt.NDArray[np.generic], channels: Channels) -> Float32:
+    """Returns the largest magnitude of each channel.
+
+    Args:
+        values: Flat float32 or float16 constants, row-major; not copied.
+        channels: How they fall into channels.
+
+    Returns:
+        Float32 ``[channels]``; NaN or infinite where a channel holds such a value.
+    """
+    result = np.zeros(channels.channels, np.float32)
+    by_column = channels.inner == 1
+    for start, rows, first, columns in blocks(channels):
+        block = _block(values, start, rows, columns)
+        axis = 0 if by_column else 1
+        # Two reductions without a temporary are faster than abs() and one; both let NaN through.
+        largest = np.maximum(block.max(axis=axis), -block.min(axis=axis))
+        target = slice(None) if by_column else slice(first, first + rows)
+        result[target] = np.maximum(result[target], largest)
+    return result
+
+
+def scales(largest: Float32) -> Float32:
+    """Returns ``max|w| / 127`` per channel, 1 for channels of zeros.
+
+    Args:
+        largest: Float32 ``[channels]``, finite.
+    """
+    result = np.maximum(largest / np.float32(LEVELS), np.float32(SMALLEST_SCALE))
+    return np.where(largest == 0, np.float32(1), result).astype(np.float32)
+
+
+def expected_noise(scale: Float32, channels: Channels) -> float:
+    """Returns the squared error that rounding is expected to leave: ``scale^2 / 12`` per element."""
+    per_channel = channels.elements / max(1, channels.channels)
+    return float(np.square(scale.astype(np.float64)).sum() * per_channel / 12.0)
+
+
+def quantize(
+    values: npt.NDArray[np.generic],
+    scale: Float32,
+    channels: Channels,
+    emit: Callable[[int, Int8], None],
+) -> Error:
+    """Rounds to int8, block by block.
+
+    Args:
+        values: Flat float32 or float16 constants, row-major; not copied.
+        scale: Float32 ``[channels]``.
+        channels: How they fall into channels.
+        emit: Called with the position of a block's first element and its integers, in order. The array
+            is reused for the next block.
+
+    Returns:
+        The squared signal and error.
+    """
+    error = Error()
+    by_column = channels.inner == 1
+    work = np.empty(min(channels.elements, 2 * BLOCK_ELEMENTS + channels.channels), np.float32)
+    integers = np.empty(work.size, np.int8)
+    for start, rows, first, columns in blocks(channels):
+        block = _block(values, start, rows, columns)
+        size = rows * columns
+        step = scale[None, :] if by_column else scale[first : first + rows, None]
+        rounded = work[:size].reshape(rows, columns)
+        np.divide(block, step, out=rounded)
+        np.rint(rounded, out=rounded)
+        # max|w| / scale may come out a hair above 127.
+        np.clip(rounded, -LEVELS, LEVELS, out=rounded)
+        target = integers[:size].reshape(rows, columns)
+        np.copyto(target, rounded, casting="unsafe")
+        np.multiply(rounded, step, out=rounded)
+        np.subtract(block, rounded, out=rounded)
+        error.signal += _energy(block)
+        error.noise += _energy(rounded)
+        emit(start, integers[:size])
+    return error
+
+
+def _block(values: npt.NDArray[np.generic], start: int, rows: int, columns: int) -> Float32:
+    return values[start : start + rows * columns].reshape(rows, columns).astype(np.float32, copy=False)
+
+
+def _energy(block: Float32) -> float:
+    flat = block.reshape(-1)
+    total = float(np.dot(flat, flat))
+    # Very large and very small values leave float32's range when they are squared.
+    if not 1e-30 < total < 1e30:
+        wide = flat.astype(np.float64)
+        total = float(np.dot(wide, wide))
+    return total

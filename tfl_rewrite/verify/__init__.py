@@ -1,0 +1,24 @@
+"""Judges a rewritten model by running it and the original, each in a process of its own.
+
+Shares no code with what rewrites: it sees two files, through the runtime only.
+"""
+
+from __future__ import annotations
+
+from .compare import Tolerance
+from .judge import CallOutputs, Judge, RunResult, run_model, verify
+from .report import JudgeInfo, OutputComparison, Verdict
+from .runner import Failure
+
+__all__ = [
+    "CallOutputs",
+    "Failure",
+    "Judge",
+    "JudgeInfo",
+    "OutputComparison",
+    "RunResult",
+    "Tolerance",
+    "Verdict",
+    "run_model",
+    "verify",
+]

@@ -1,0 +1,268 @@
+"""The run of the original: which resolver takes it, on which inputs, and what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from .cleanup import Scratch
+from .inputs import RealInputs, real_inputs
+from .interface import EntryPoint, Interface
+from .report import JudgeInfo
+from .runner import RESOLVERS, Execution, Failure, Worker
+from .samples import RECIPES, Recipe, Step, larger_step, made_steps, recipes_for, write_steps
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How files are run; the same for every file that one judge sees."""
+
+    inputs: tuple[PathLike, ...] = ()
+    samples: int = 4
+    seed: int = 0
+    timeout: float = 600.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be run with.
+
+        Raises:
+            UsageError: A count or time is not positive, or the seed is negative.
+        """
+        for name in ("samples", "threads", "timeout"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", remedy="give a number above zero")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}", remedy="give zero or a positive number")
+
+    def request(self, do: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
+        """A message to the child process."""
+        request: dict[str, object] = {
+            "do": do,
+            "model": str(path),
+            "resolver": resolver,
+            "threads": self.threads,
+        }
+        return request if steps is None else {**request, "steps": str(steps)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What remains of a `Step` once its arrays are written."""
+
+    signature: str | None
+    optional: bool
+    real: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A run of the original that ended: with it every rewritten file is compared.
+
+    Attributes:
+        calls: All that were asked for; the last, optional ones may not have been run.
+        steps: The list of calls for the child process, beside the arrays of inputs.
+    """
+
+    execution: Execution
+    interface: Interface
+    calls: tuple[Call, ...]
+    steps: Path
+    resolver: str
+    judge: JudgeInfo
+    notes: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """``real``, ``made`` or ``mixed``."""
+        kinds = {call.real for call in self.calls[: len(self.execution.ran)]}
+        return "mixed" if len(kinds) == 2 else ("real" if True in kinds else "made")
+
+    def entry(self, call: Call) -> EntryPoint:
+        """The entry point of a call."""
+        found = self.interface.find(call.signature)
+        assert found is not None
+        return found
+
+
+class Original:
+    """Finds out how the original can be run, once.
+
+    The default resolver comes first, because users run it; the one without delegates only where nothing
+    else works. Made inputs that the model fails on are made gentler before it counts as unrunnable.
+    """
+
+    def __init__(self, path: Path, options: Options, worker: Worker, scratch: Scratch) -> None:
+        self._path = path
+        self._options = options
+        self._worker = worker
+        self._scratch = scratch
+        self._settled: Reference | Failure | None = None
+        self.judge: JudgeInfo | None = None
+
+    def settle(
+        self,
+        *,
+        beside: Callable[[str, Path], None] | None = None,
+        abandon: Callable[[], None] | None = None,
+    ) -> Reference | Failure:
+        """The run that all comparisons use, or why there is none.
+
+        Args:
+            beside: Called with the resolver and the list of calls when a run begins, to begin another.
+            abandon: Called when that run of the original failed.
+
+        Raises:
+            UsageError: The runtime cannot be started, or the user's inputs do not fit the model.
+        """
+        if self._settled is not None:
+            return self._settled
+        failures: list[tuple[Failure, JudgeInfo | None]] = []
+        for resolver in RESOLVERS:
+            result = self._try_resolver(resolver, beside, abandon)
+            if isinstance(result, Reference):
+                self._settled = result
+                return result
+            failures.append((result, self.judge))
+            if result.kind == "timeout":
+                break
+        # The default resolver's reason is the one that the user meets elsewhere.
+        failure, self.judge = failures[0]
+        self._settled = failure
+        return failure
+
+    def _try_resolver(
+        self,
+        resolver: str,
+        beside: Callable[[str, Path], None] | None,
+        abandon: Callable[[], None] | None,
+    ) -> Reference | Failure:
+        interface = self._describe(resolver)
+        if isinstance(interface, Failure):
+            return interface
+        real = real_inputs(interface, self._options.inputs) if self._options.inputs else None
+        covered = real is not None and len(real.covered) == len(interface.entry_points)
+        first: Failure | None = None
+        for recipe in RECIPES[:1] if covered else recipes_for(interface):
+            try:
+                steps, notes = self._steps(interface, real, recipe)
+            except ValueError as error:
+                return Failure(kind="error", stage="running", step=None, message=str(error))
+            listed = write_steps(steps, self._scratch.folder())
+            execution = self._run(steps, resolver, listed, beside)
+            failure = execution.failure
+            if failure is None:
+                assert self.judge is not None
+                return Reference(
+                    execution=execution,
+                    interface=interface,
+                    calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
+                    steps=listed,
+                    resolver=resolver,
+                    judge=self.judge,
+                    notes=(*notes, *_notes(execution, steps, recipe, resolver)),
+                )
+            if abandon is not None:
+                abandon()
+            self._blame_inputs(failure, steps)
+            first = first or failure
+            if failure.stage != "running" or failure.kind == "timeout":
+                break
+        assert first is not None
+        return first
+
+    def _describe(self, resolver: str) -> Interface | Failure:
+        """What the model takes and gives, if it opens and allocates with this resolver."""
+        self._worker.begin(self._options.request("describe", self._path, resolver), self._scratch.folder())
+        hello = self._worker.hello
+        self.judge = JudgeInfo(
+            runtime=hello["hello"],
+            version=hello["version"],
+            resolver=RESOLVERS[resolver],
+            threads=self._options.threads,
+            python=hello["python"],
+        )
+        described = self._worker.finish(self._options.timeout)
+        if described.failure is not None:
+            return described.failure
+        assert described.interface is not None
+        return described.interface
+
+    def _steps(
+        self, interface: Interface, real: RealInputs | None, recipe: Recipe
+    ) -> tuple[list[Step], list[str]]:
+        """All calls, the optional ones last, and notes on them.
+
+        Raises:
+            ValueError: No values can be made for an input.
+        """
+        steps = [] if real is None else list(real.steps)
+        notes = [] if real is None else list(real.notes)
+        seed, count = self._options.seed, self._options.samples
+        for entry in interface.entry_points:
+            if real is not None and entry.key in real.covered:
+                continue
+            if real is not None:
+                notes.append(f"{entry.label} is not covered by the input files: made samples")
+            steps += made_steps(entry, count=count, seed=seed, recipe=recipe)
+        notes += [
+            f"samples of {entry.label} have other sizes than declared: {texts[0]}"
+            for entry in interface.entry_points
+            if (texts := [s.shapes for s in steps if s.signature == entry.key and s.real and s.shapes])
+        ]
+        if real is None:
+            extra = [larger_step(entry, seed=seed) for entry in interface.entry_points]
+            steps += [step for step in extra if step is not None]
+        return steps, notes
+
+    def _run(
+        self,
+        steps: list[Step],
+        resolver: str,
+        listed: Path,
+        beside: Callable[[str, Path], None] | None,
+    ) -> Execution:
+        request = self._options.request("run", self._path, resolver, listed)
+        self._worker.begin(request, self._scratch.folder())
+        if beside is not None:
+            beside(resolver, listed)
+        execution = self._worker.finish(self._options.timeout)
+        failure = execution.failure
+        if failure is not None and failure.step is not None and steps[failure.step].optional:
+            # It took the whole process with it, but what was asked for is there.
+            execution.dropped = (failure.step, failure.message)
+            execution.failure = None
+        return execution
+
+    def _blame_inputs(self, failure: Failure, steps: list[Step]) -> None:
+        """The sizes of the user's samples are at fault where they are not those that the model declares.
+
+        Raises:
+            UsageError: They are.
+        """
+        step = None if failure.step is None else steps[failure.step]
+        if step is not None and step.real and step.shapes:
+            raise UsageError(
+                f"the model does not run at the sizes of the samples, {step.shapes}: {failure.message}",
+                file=self._path,
+                remedy="give samples of the declared sizes",
+            )
+
+
+def _notes(execution: Execution, steps: list[Step], recipe: Recipe, resolver: str) -> list[str]:
+    notes = list(execution.notes)
+    if resolver != "default":
+        notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
+    if recipe is not RECIPES[0]:
+        notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
+    for number, step in enumerate(steps):
+        if step.optional:
+            ran = number < len(execution.ran)
+            what = "judged as well" if ran else "refused by the original, not judged"
+            notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
+    return notes

@@ -1,0 +1,153 @@
+"""The verdict as data, as JSON and as lines of text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .interface import printable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeInfo:
+    """Which interpreter ran both files."""
+
+    runtime: str
+    version: str
+    resolver: str
+    threads: int
+    python: str = ""
+
+    def __str__(self) -> str:
+        plural = "" if self.threads == 1 else "s"
+        return f"{self.runtime} {self.version}, {self.resolver}, {self.threads} thread{plural}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputComparison:
+    """One output of one entry point over all samples.
+
+    Attributes:
+        signature: Key of its signature; None for the primary subgraph.
+        unit: ``steps`` of the quantization or ``values``: what errors are counted in.
+        rule: Which rule decided: ``exact``, ``snr``, ``near zero``, ``equal share``, ``finite``, ``empty``,
+            ``interface`` or ``none``.
+        snr_db: Infinite without any error; None where nothing finite was compared.
+        equal_share: Share of equal elements of what is not judged by distance.
+        argmax_agreement: Share of rows with the same largest element, for outputs that look like scores.
+        nonfinite_mismatches: Elements that are NaN or infinite on one side only.
+        reference_peak: Largest absolute value of the original.
+    """
+
+    signature: str | None
+    name: str
+    position: int
+    dtype: str
+    unit: str
+    samples: int
+    elements: int
+    rule: str
+    passed: bool
+    reason: str | None
+    bit_exact: bool
+    max_abs_error: float | None
+    rmse: float | None
+    snr_db: float | None
+    cosine: float | None
+    equal_share: float | None
+    argmax_agreement: float | None
+    nonfinite_mismatches: int
+    reference_peak: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """``signature/name``, safe to print."""
+        name = printable(self.name) or f"output {self.position}"
+        return name if self.signature is None else f"{printable(self.signature)}/{name}"
+
+    def summary(self) -> str:
+        """One line."""
+        parts = []
+        if self.bit_exact:
+            parts.append("bit-exact")
+        else:
+            if self.snr_db is not None:
+                parts.append(f"SNR {self.snr_db:.1f} dB")
+            if self.max_abs_error is not None:
+                steps = " steps" if self.unit == "steps" else ""
+                parts.append(f"max error {self.max_abs_error:.4g}{steps}")
+            if self.equal_share is not None:
+                parts.append(f"{self.equal_share:.2%} equal")
+            if self.argmax_agreement is not None:
+                parts.append(f"argmax {self.argmax_agreement:.1%}")
+        text = f"{self.label}: {', '.join(parts) or 'not comparable'}"
+        if self.reason:
+            text += f"; FAILED: {self.reason}"
+        return text + "".join(f"; {note}" for note in self.notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What running both files showed.
+
+    Attributes:
+        status: ``pass``, ``fail``, or ``unverified`` when the original itself cannot be run or compared.
+        reasons: Why it is not a pass; empty otherwise.
+        judge: The interpreter; None when none came to run.
+        sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
+        sample_count: Calls that were compared, over all entry points.
+        outputs: In order of entry points and outputs.
+        notes: What a reader should know besides.
+    """
+
+    status: str
+    reasons: tuple[str, ...] = ()
+    judge: JudgeInfo | None = None
+    sample_source: str = "made"
+    sample_count: int = 0
+    outputs: tuple[OutputComparison, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether both ran and every output is within the tolerance."""
+        return self.status == "pass"
+
+    def worst_snr(self) -> float | None:
+        """Least SNR over the outputs that have one, in dB."""
+        ratios = [output.snr_db for output in self.outputs if output.snr_db is not None]
+        return min(ratios, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what JSON cannot say (infinite, NaN) becomes a string such as ``inf``."""
+        result: dict[str, Any] = _plain(asdict(self))
+        return result
+
+    def summary_lines(self) -> list[str]:
+        """For people: the status, the outputs, the notes."""
+        head = f"{self.status.upper()}"
+        if self.reasons:
+            head += f": {'; '.join(self.reasons)}"
+        lines = [head]
+        if self.judge is not None:
+            plural = "" if self.sample_count == 1 else "s"
+            lines.append(
+                f"  judged by {self.judge} on {self.sample_count} {self.sample_source} sample{plural}"
+                f" in {self.seconds:.1f} s"
+            )
+        lines += [f"  {output.summary()}" for output in self.outputs]
+        lines += [f"  note: {note}" for note in self.notes]
+        return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

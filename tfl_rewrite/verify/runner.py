@@ -1,0 +1,316 @@
+"""The parent's side of the child processes: start, ask, wait, kill, and name what went wrong.
+
+An interpreter may abort, crash or never return on a file that it does not like. Each of those is a `Failure`
+with a sentence; none is an exception here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import UsageError
+from .child import load_array
+from .interface import Interface, printable
+from .samples import Array
+
+# Importing the runtime; TensorFlow on a busy machine takes half a minute.
+START_SECONDS = 180.0
+RESOLVERS = {
+    "default": "default delegates (XNNPACK)",
+    "plain": "built-in kernels without default delegates",
+}
+STAGES = {"opening": "opening the model", "allocating": "allocating its tensors", "running": "running it"}
+# Lines of the runtime that say nothing about a failure.
+NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|computation_placer|register)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeChoice:
+    """Which interpreter judges: the Python to start, and what to import there."""
+
+    python: str
+    wanted: str
+    given: str
+
+    @classmethod
+    def parse(cls, runtime: str) -> RuntimeChoice:
+        """From ``litert``, ``tensorflow`` or ``python:PATH``.
+
+        Raises:
+            UsageError: Another word, or PATH is not an executable file.
+        """
+        if runtime in ("litert", "tensorflow"):
+            if not sys.executable:
+                raise UsageError(
+                    "this program does not know its own Python", remedy="name one with runtime 'python:PATH'"
+                )
+            return cls(python=sys.executable, wanted=runtime, given=runtime)
+        kind, _, path = runtime.partition(":")
+        if kind != "python" or not path:
+            raise UsageError(
+                f"unknown runtime {printable(runtime)!r}", remedy="use litert, tensorflow or python:PATH"
+            )
+        found = shutil.which(Path(path).expanduser())
+        if found is None:
+            raise UsageError("not an executable file", file=path, remedy="name a Python with an interpreter")
+        return cls(python=found, wanted="any", given=runtime)
+
+    @property
+    def remedy(self) -> str:
+        """What to do when nothing can be imported."""
+        if self.wanted == "any":
+            return f"install ai-edge-litert (or tflite-runtime, or tensorflow) for {self.python}"
+        package = "ai-edge-litert" if self.wanted == "litert" else "tensorflow"
+        return f"install it with: pip install {package}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a model did not run to its end.
+
+    Attributes:
+        kind: ``error`` (the runtime refused), ``crash`` (the process died) or ``timeout``.
+        stage: ``opening``, ``allocating`` or ``running``.
+        step: Number of the call that was running.
+        message: The whole as a sentence, printable.
+    """
+
+    kind: str
+    stage: str
+    step: int | None
+    message: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Execution:
+    """What one request left: the outputs of the calls that ended, in ``folder``.
+
+    Attributes:
+        ran: For each call that ended, why an output could not be read (None where it could).
+        dropped: The optional call that was refused, and the reason.
+    """
+
+    folder: Path
+    interface: Interface | None = None
+    ran: list[list[str | None]] = field(default_factory=list)
+    dropped: tuple[int, str] | None = None
+    failure: Failure | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def output(self, step: int, position: int) -> Array:
+        """One output: large ones are mapped, so the folder must still exist."""
+        array: Array = load_array(self.folder / f"{step}.{position}")
+        return array
+
+
+class Worker:
+    """One child process, started when first asked and started again after it died.
+
+    Args:
+        runtime: What to start.
+        folder: Where its standard error is kept.
+    """
+
+    def __init__(self, runtime: RuntimeChoice, folder: Path) -> None:
+        self._runtime = runtime
+        self._stderr_path = folder / "stderr"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._stderr_start = 0
+        self._began = 0.0
+        self._execution: Execution | None = None
+        self.hello: dict[str, Any] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether something was begun and not finished."""
+        return self._execution is not None
+
+    def begin(self, request: dict[str, Any], folder: Path) -> None:
+        """Sends a request; `finish` must follow.
+
+        Raises:
+            UsageError: The runtime cannot be started.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self.kill()
+            self._start()
+        self._stderr_start = self._stderr_path.stat().st_size
+        self._began = time.monotonic()
+        self._execution = Execution(folder=folder)
+        self._send({**request, "out": str(folder)})
+
+    def finish(self, timeout: float) -> Execution:
+        """Waits for the answer to what was begun, at most ``timeout`` seconds from then on.
+
+        A process that crashed or did not answer in time is gone afterwards.
+        """
+        execution = self._execution
+        if execution is None:
+            raise RuntimeError("nothing was begun")
+        self._execution = None
+        stage: dict[str, Any] = {"stage": "opening"}
+        deadline = self._began + timeout
+        while True:
+            try:
+                left = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                message = self._messages.get(timeout=max(0.0, left))
+            except queue.Empty:
+                self.kill()
+                text = f"was stopped after {timeout:g} s, {_doing(stage)}"
+                execution.failure = _failure("timeout", stage, text)
+                break
+            if message is None:
+                text = f"{self._death()} {_doing(stage)}{self._last_words()}"
+                execution.failure = _failure("crash", stage, text)
+                self.kill()
+                break
+            if "error" in message:
+                execution.failure = _failure("error", message, f"{_refused(message)}: {message['error']}")
+                break
+            if "done" in message:
+                execution.notes += message["notes"]
+                break
+            if "stage" in message:
+                stage = message
+            elif "facts" in message:
+                execution.interface = Interface.from_dict(message["facts"])
+            elif "dropped" in message:
+                execution.dropped = (message["dropped"], printable(message["reason"]))
+            elif "ran" in message:
+                execution.ran.append(message["unreadable"])
+        execution.seconds = time.monotonic() - self._began
+        return execution
+
+    def kill(self) -> None:
+        """Ends the process and whatever it started."""
+        process, self._process = self._process, None
+        self._execution = None
+        if process is None:
+            return
+        # It leads a group of its own. Once it has been waited for, its number may be somebody else's.
+        if process.returncode is None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            except (ProcessLookupError, PermissionError):
+                pass
+        process.wait()
+        try:
+            if process.stdin is not None:
+                process.stdin.close()
+        except OSError:
+            pass
+
+    def _start(self) -> None:
+        script = str(Path(__file__).with_name("child.py"))
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        try:
+            with open(self._stderr_path, "ab") as stderr:
+                self._process = subprocess.Popen(
+                    [self._runtime.python, script, self._runtime.wanted],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise UsageError(
+                f"cannot be started: {error.strerror}", file=self._runtime.python, remedy=self._runtime.remedy
+            ) from error
+        # A new queue for each process: what a killed one still had to say must not pass for an answer.
+        self._messages = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
+        self._greet()
+
+    def _greet(self) -> None:
+        try:
+            hello = self._messages.get(timeout=START_SECONDS)
+        except queue.Empty:
+            hello = {"missing": f"no answer within {START_SECONDS:g} s"}
+        if hello is not None and "hello" in hello:
+            self.hello = hello
+            return
+        self._stderr_start = 0
+        why = (hello or {}).get("missing") or f"{self._death()}{self._last_words()}"
+        self.kill()
+        raise UsageError(
+            f"runtime {printable(self._runtime.given)} cannot be used: {printable(why)}",
+            remedy=self._runtime.remedy,
+        )
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            # The process died meanwhile: the end of its messages says so to `finish`.
+            pass
+
+    def _death(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "the interpreter process closed its channel"
+        if code >= 0:
+            return f"the interpreter process ended with exit code {code}"
+        hint = " (out of memory, perhaps)" if code == -9 else ""
+        try:
+            return f"the interpreter process died of {signal.Signals(-code).name}{hint}"
+        except ValueError:
+            return f"the interpreter process died of signal {-code}"
+
+    def _last_words(self) -> str:
+        """The last line of standard error since the request that means something, after a colon."""
+        with open(self._stderr_path, "rb") as stream:
+            stream.seek(max(self._stderr_start, self._stderr_path.stat().st_size - 65536))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+        telling = [line for line in lines if not NOISE.match(line)]
+        return f": {printable(telling[-1])}" if telling else ""
+
+
+def _read(stream: IO[bytes], messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    with stream:
+        for line in stream:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(message, dict):
+                messages.put(message)
+    messages.put(None)
+
+
+def _doing(stage: dict[str, Any]) -> str:
+    text = f"while {STAGES[stage['stage']]}"
+    return f"{text} (call {stage['step'] + 1})" if "step" in stage else text
+
+
+def _refused(stage: dict[str, Any]) -> str:
+    text = f"the runtime failed {STAGES[stage['stage']]}"
+    return f"{text} (call {stage['step'] + 1})" if "step" in stage else text
+
+
+def _failure(kind: str, stage: dict[str, Any], message: str) -> Failure:
+    return Failure(kind=kind, stage=stage["stage"], step=stage.get("step"), message=printable(message))
