@@ -97,9 +97,9 @@ class Need(enum.Enum):
     NO_DIAGONAL_RECURRENT = "the recurrent weights must be matrices, not diagonals stored as vectors"
     RIGHT_SIDE_CONSTANT = "the int8 operand must be the right one, and the left one a float activation"
     ONE_BATCH_AXIS = (
-        "of the batch axes (all but the last two) at most one of the left operand and at most one of the right "
-        "may be longer than 1, an unknown length counting as longer: with more, every resolver but XNNPACK "
-        "mixes up the scales of the batches"
+        "of the batch axes (all but the last two) at most one of the left operand and at most one of the "
+        "right may be longer than 1, an unknown length counting as longer: with more, every resolver but "
+        "XNNPACK mixes up the scales of the batches"
     )
     DEFAULT_WEIGHTS_FORMAT = "FullyConnectedOptions.weights_format must be DEFAULT, not SHUFFLED4x16INT8"
     INPUT_RANK_RECORDED = (
@@ -111,7 +111,7 @@ class Need(enum.Enum):
     )
     SCALES_DIFFER = (
         "unless the convolution is grouped or has one channel, two scales must differ: if all are equal, "
-        "2.14 takes its per-tensor path, reads scale 0 and returns zeros; write that one scale per tensor instead"
+        "2.14 takes its per-tensor path, reads scale 0 and returns zeros; write that one scale per tensor"
     )
 
     @property
@@ -162,6 +162,7 @@ class HybridRow:
         needs: Conditions on the operator at hand, whatever the form.
         source: The kernel.
         note: What else is worth knowing.
+        activation: Position of the float activation input; None where there is none.
     """
 
     operator: str
@@ -171,6 +172,7 @@ class HybridRow:
     needs: tuple[Need, ...]
     source: str
     note: str = ""
+    activation: int | None = 0
 
     def axis(self, *, adj_y: bool = False) -> int | None:
         """Returns the channel axis, given the operator's ``adj_y`` option where it has one."""
@@ -319,6 +321,7 @@ HYBRID: tuple[HybridRow, ...] = (
         ),
         _HYBRID_NEEDS,
         "tflite/kernels/transpose_conv.cc",
+        activation=2,
     ),
     HybridRow(
         "EMBEDDING_LOOKUP",
@@ -331,6 +334,7 @@ HYBRID: tuple[HybridRow, ...] = (
         (Need.FLOAT_OUTPUT, Need.SAME_CHANNEL_AXIS, *_CONSTANT_NEEDS),
         "tflite/kernels/embedding_lookup.cc",
         "Exact: the rows that are looked up are dequantized, nothing else is rounded.",
+        activation=None,
     ),
     HybridRow(
         "LSTM",

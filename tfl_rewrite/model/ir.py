@@ -261,7 +261,7 @@ class Model:
     description: str | None = None
     rest: Record = field(default_factory=lambda: new_record("Model"))
     origin: object = None
-    """The file that it was loaded from; only :mod:`tfl_rewrite.rewrite` looks at it."""
+    """The file that it was loaded from; only :mod:`tfl_rewrite.rewriting` looks at it."""
 
     def operators(self) -> Iterator[tuple[SubGraph, Operator]]:
         """Yields every operator with its subgraph."""

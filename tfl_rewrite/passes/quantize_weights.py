@@ -57,6 +57,7 @@ class WeightChange:
 
     Attributes:
         where: Name of the tensor.
+        buffer: Position in the model of the buffer that held it.
         readings: How its readers get at it: hybrid, lookup, dequantize.
         axis: Channel axis of its scales; None for one scale.
         saved: Bytes saved, with scales, operators and tensors counted.
@@ -64,6 +65,7 @@ class WeightChange:
     """
 
     where: str
+    buffer: int
     dtype: str
     shape: tuple[int, ...]
     readers: tuple[str, ...]
@@ -457,6 +459,7 @@ def _apply(
     groups: dict[int, list[_Decision]] = {}
     for made in decisions:
         groups.setdefault(id(made.item.stored.buffer), []).append(made)
+    positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
     sources = {key: group[0].item.stored.buffer.blob for key, group in groups.items()}
     for made in decisions:
         buffer_key = id(made.item.stored.buffer)
@@ -471,7 +474,7 @@ def _apply(
         home = stored.get((buffer_key, channels))
         saved = -made.overhead - (0 if home else channels.elements + 12 * channels.channels)
         saved += blob.nbytes if first_of_buffer else 0
-        change = _change(made, blob, scale, saved)
+        change = _change(made, positions[buffer_key], blob, scale, saved)
         if home is None:
             buffer = made.item.stored.buffer if first_of_buffer else editor.add_buffer(None)
             buffer.blob = _integers(made.item, blob, scale, channels, change)
@@ -485,7 +488,9 @@ def _apply(
     return changes, editor.notes
 
 
-def _change(made: _Decision, blob: Blob, scale: symmetric.Float32, saved: int) -> WeightChange:
+def _change(
+    made: _Decision, position: int, blob: Blob, scale: symmetric.Float32, saved: int
+) -> WeightChange:
     item, channels = made.item, made.channels
 
     def compute() -> Error:
@@ -493,6 +498,7 @@ def _change(made: _Decision, blob: Blob, scale: symmetric.Float32, saved: int) -
 
     return WeightChange(
         item.value.name or item.stored.name or "(unnamed)",
+        position,
         item.stored.dtype_name,
         item.shape,
         tuple(item.readers),

@@ -37,11 +37,13 @@ RUNTIMES = {
     "tensorflow": ("tensorflow", "tensorflow"),
 }
 # Operators that hand the values of an input on, so that an index stays an index.
-CARRIERS = frozenset(
-    "ADD BROADCAST_TO CAST CONCATENATION DEQUANTIZE EXPAND_DIMS FLOOR_MOD MAXIMUM MINIMUM PACK PAD PADV2"
-    " QUANTIZE RESHAPE REVERSE_V2 SELECT SELECT_V2 SLICE SPLIT SPLIT_V SQUEEZE STRIDED_SLICE SUB TILE TRANSPOSE"
-    " UNPACK".split()  # noqa: SIM905
-)
+# fmt: off
+CARRIERS = frozenset([
+    "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "EXPAND_DIMS", "FLOOR_MOD", "MAXIMUM",
+    "MINIMUM", "PACK", "PAD", "PADV2", "QUANTIZE", "RESHAPE", "REVERSE_V2", "SELECT", "SELECT_V2", "SLICE", "SPLIT",
+    "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK",
+])
+# fmt: on
 MMAP_FROM_NBYTES = 1 << 20
 
 

@@ -259,7 +259,7 @@ class OutputTally:
 
     def _loss_notes(self, snr: float, tolerance: Tolerance) -> list[str]:
         notes = []
-        if snr < tolerance.noticeable_snr:
+        if tolerance.min_snr is not None and tolerance.min_snr <= snr < tolerance.noticeable_snr:
             notes.append(f"the loss is noticeable (less than {tolerance.noticeable_snr:g} dB)")
         mean = self._sum / self._finite
         variation = self._power - self._finite * mean * mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ class Judge:
         if isinstance(reference, Failure):
             return RunResult(judge=self._original.judge, interface=None, failure=reference)
         execution = reference.execution
+        # Where the arrays lie: an input that serves several calls is stored once.
+        listed = json.loads(reference.steps.read_text(encoding="utf-8"))
         inputs, outputs = [], []
         for number, (call, unreadable) in enumerate(zip(reference.calls, execution.ran, strict=False)):
             entry = reference.entry(call)
@@ -154,8 +157,7 @@ class Judge:
             ]
             names = tuple(facts.name for facts in entry.outputs)
             outputs.append(CallOutputs(signature=call.signature, names=names, values=tuple(values)))
-            stems = [reference.steps.parent / f"{number}.{index}" for index in range(len(entry.inputs))]
-            inputs.append(tuple(load_array(stem).copy() for stem in stems))
+            inputs.append(tuple(load_array(Path(stem)).copy() for _, stem in listed[number]["inputs"]))
         return RunResult(
             judge=reference.judge,
             interface=reference.interface,

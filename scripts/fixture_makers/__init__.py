@@ -1,0 +1,1 @@
+"""Makers of the committed test models; independent of the package under test."""

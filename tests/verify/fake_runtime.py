@@ -1,0 +1,122 @@
+"""A stand-in for the runtime, to make it misbehave on order. Its models are JSON files.
+
+Installed as ``ai_edge_litert.interpreter`` for one foreign Python (see `install`), so it runs in the child
+process and exercises the same protocol as the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+INTERPRETER = """
+import enum, json, os, signal, sys, time
+import numpy as np
+
+class OpResolverType(enum.Enum):
+    BUILTIN_WITHOUT_DEFAULT_DELEGATES = 3
+
+class Interpreter:
+    def __init__(self, model_path, num_threads, experimental_op_resolver_type=None):
+        self.model = json.load(open(model_path))
+        self.plain = experimental_op_resolver_type is not None
+        self.shapes = [list(item["shape"]) for item in self.model["inputs"]]
+        self.values = [None] * len(self.shapes)
+        self.calls = self.variable = 0
+        self.misbehave("opening")
+
+    def misbehave(self, stage):
+        for deed in self.model.get(stage, []):
+            if deed.get("resolver", "any") not in ("any", "plain" if self.plain else "default"):
+                continue
+            if "from_call" in deed and self.calls < deed["from_call"]:
+                continue
+            if "unless_value" in deed and all((v == deed["unless_value"]).all() for v in self.values):
+                continue
+            if "if_rows" in deed and self.shapes[0][0] != deed["if_rows"]:
+                continue
+            os.write(1, b"chatter on standard output\\n")
+            print(deed.get("says", ""), file=sys.stderr, flush=True)
+            if "exit" in deed:
+                os._exit(deed["exit"])
+            if "signal" in deed:
+                os.kill(os.getpid(), deed["signal"])
+            if "sleep" in deed:
+                time.sleep(deed["sleep"])
+            if "error" in deed:
+                raise RuntimeError(deed["error"])
+
+    def detail(self, item, index, shape):
+        return {
+            "name": item["name"], "index": index, "shape": np.array(shape, dtype=np.int32),
+            "shape_signature": np.array(item.get("signature", item["shape"]), dtype=np.int32),
+            "dtype": np.dtype(item["dtype"]).type,
+        }
+
+    def get_input_details(self):
+        return [self.detail(x, i, self.shapes[i]) for i, x in enumerate(self.model["inputs"])]
+
+    def get_output_details(self):
+        names = self.model.get("outputs", ["y"])
+        first = self.model["inputs"][0]
+        return [self.detail({**first, "name": n, "dtype": "float32"}, 100 + i, first["shape"])
+                for i, n in enumerate(names)]
+
+    def get_tensor_details(self):
+        return self.get_input_details()
+
+    def get_signature_list(self):
+        return {}
+
+    def allocate_tensors(self):
+        self.misbehave("allocating")
+
+    def resize_tensor_input(self, index, shape):
+        self.shapes[index] = list(shape)
+
+    def reset_all_variables(self):
+        self.variable = 0
+
+    def set_tensor(self, index, value):
+        self.values[index] = np.array(value)
+
+    def invoke(self):
+        self.calls += 1
+        self.variable += 1
+        self.misbehave("running")
+
+    def get_tensor(self, index):
+        if index - 100 in self.model.get("unreadable", []):
+            raise ValueError("cannot be read")
+        x = self.values[0].astype(np.float32)
+        mode = self.model.get("mode", "scale")
+        if mode == "count calls":
+            return x * 0 + self.calls
+        if mode == "count since reset":
+            return x * 0 + self.variable
+        if mode == "random":
+            return np.random.default_rng().standard_normal(x.shape).astype(np.float32)
+        return x * np.float32(self.model.get("factor", 1.0)) + 1
+"""
+
+
+def install(folder: Path) -> str:
+    """Puts the stand-in into ``folder``; returns the runtime to name."""
+    package = folder / "ai_edge_litert"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = 'fake'\n")
+    (package / "interpreter.py").write_text(INTERPRETER)
+    program = folder / "python"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return f"python:{program}"
+
+
+def model(path: Path, **more: Any) -> Path:
+    """A model with one input ``x`` (float32[1, 4] unless told) that gives ``x * factor + 1``."""
+    more.setdefault("inputs", [{"name": "x", "dtype": "float32", "shape": [1, 4]}])
+    path.write_text(json.dumps(more))
+    return path

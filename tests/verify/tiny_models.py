@@ -1,0 +1,282 @@
+"""Builds models of a few bytes with the generated object API: the writer under test has no part in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+TYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "float64": schema.TensorType.FLOAT64,
+    "int8": schema.TensorType.INT8,
+    "uint8": schema.TensorType.UINT8,
+    "int16": schema.TensorType.INT16,
+    "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "bool": schema.TensorType.BOOL,
+    "string": schema.TensorType.STRING,
+}
+
+
+def string_bytes(words: Sequence[bytes]) -> bytes:
+    """The layout of a string tensor: count, offsets, bytes."""
+    head = 4 * (len(words) + 2)
+    offsets = [head]
+    for word in words:
+        offsets.append(offsets[-1] + len(word))
+    return np.array([len(words), *offsets], dtype="<i4").tobytes() + b"".join(words)
+
+
+@dataclass
+class Graph:
+    """One subgraph under construction; tensors are referred to by their number."""
+
+    model: TinyModel
+    tensors: list[Any] = field(default_factory=list)
+    operators: list[Any] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+    def tensor(
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        *,
+        data: Any = None,
+        signature: Sequence[int] | None = None,
+        scale: float | None = None,
+        zero_point: int = 0,
+        variable: bool = False,
+    ) -> int:
+        tensor = schema.TensorT()
+        tensor.name, tensor.type, tensor.shape = name, TYPES[dtype], list(shape)
+        tensor.shapeSignature = None if signature is None else list(signature)
+        tensor.isVariable = variable
+        tensor.buffer = 0
+        if data is not None:
+            blob = data if isinstance(data, bytes) else np.asarray(data, dtype=dtype).tobytes()
+            tensor.buffer = self.model.buffer(blob)
+        if scale is not None:
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [zero_point]
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def input(self, name: str, dtype: str, shape: Sequence[int], **more: Any) -> int:
+        self.inputs.append(self.tensor(name, dtype, shape, **more))
+        return self.inputs[-1]
+
+    def op(
+        self, name: str, inputs: Sequence[int], outputs: Sequence[int], *, version: int = 1, **options: Any
+    ) -> None:
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self.model.code(name, version)
+        operator.inputs, operator.outputs = list(inputs), list(outputs)
+        kind = {
+            "ADD": "Add",
+            "MUL": "Mul",
+            "DIV": "Div",
+            "GATHER": "Gather",
+            "WHILE": "While",
+            "CAST": "Cast",
+        }.get(name) or {
+            "GREATER_EQUAL": "GreaterEqual",
+            "EMBEDDING_LOOKUP": None,
+            "CUSTOM": None,
+            "ASSIGN_VARIABLE": "AssignVariable",
+            "READ_VARIABLE": "ReadVariable",
+            "VAR_HANDLE": "VarHandle",
+            "RANDOM_UNIFORM": "Random",
+            "RESHAPE": "Reshape",
+            "FULLY_CONNECTED": "FullyConnected",
+            "SVDF": "SVDF",
+        }.get(name)
+        if kind is not None:
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, f"{kind}Options")
+            operator.builtinOptions = getattr(schema, f"{kind}OptionsT")()
+            for key, value in options.items():
+                setattr(operator.builtinOptions, key, value)
+        self.operators.append(operator)
+
+
+class TinyModel:
+    """A model under construction."""
+
+    def __init__(self) -> None:
+        self._buffers: list[bytes] = [b""]
+        self._codes: list[tuple[str, int]] = []
+        self._graphs: list[Graph] = []
+        self._signatures: list[Any] = []
+
+    def buffer(self, blob: bytes) -> int:
+        self._buffers.append(blob)
+        return len(self._buffers) - 1
+
+    def code(self, name: str, version: int) -> int:
+        if (name, version) not in self._codes:
+            self._codes.append((name, version))
+        return self._codes.index((name, version))
+
+    def graph(self) -> Graph:
+        self._graphs.append(Graph(self))
+        return self._graphs[-1]
+
+    def signature(self, key: str, graph: Graph, inputs: dict[str, int], outputs: dict[str, int]) -> None:
+        entry = schema.SignatureDefT()
+        entry.signatureKey, entry.subgraphIndex = key, self._graphs.index(graph)
+        entry.inputs, entry.outputs = (
+            [_map(*item) for item in inputs.items()],
+            [_map(*item) for item in outputs.items()],
+        )
+        self._signatures.append(entry)
+
+    def write(self, path: Path) -> Path:
+        model = schema.ModelT()
+        model.version, model.description = 3, "tiny"
+        model.buffers = []
+        for blob in self._buffers:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(blob, dtype=np.uint8) if blob else None
+            model.buffers.append(buffer)
+        model.operatorCodes = []
+        for name, version in self._codes:
+            code = schema.OperatorCodeT()
+            code.builtinCode = getattr(schema.BuiltinOperator, name)
+            code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+            code.version = version
+            code.customCode = "NobodyKnowsThis" if name == "CUSTOM" else None
+            model.operatorCodes.append(code)
+        model.subgraphs = []
+        for graph in self._graphs:
+            subgraph = schema.SubGraphT()
+            subgraph.tensors, subgraph.operators = graph.tensors, graph.operators
+            subgraph.inputs, subgraph.outputs = graph.inputs, graph.outputs
+            model.subgraphs.append(subgraph)
+        model.signatureDefs = self._signatures or None
+        builder = flatbuffers.Builder(0)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        path.write_bytes(bytes(builder.Output()))
+        return path
+
+
+def _map(name: str, tensor: int) -> Any:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, tensor
+    return entry
+
+
+def add_constant(
+    path: Path,
+    constant: Any,
+    *,
+    dtype: str = "float32",
+    shape: Sequence[int] = (1, 4),
+    signature: Sequence[int] | None = None,
+    names: tuple[str, str] = ("x", "y"),
+    op: str = "ADD",
+) -> Path:
+    """``y = x + constant`` (or another operator)."""
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input(names[0], dtype, shape, signature=signature)
+    value = np.asarray(constant)
+    c = graph.tensor("c", dtype, value.shape, data=value)
+    y = graph.tensor(names[1], dtype, shape, signature=signature)
+    graph.op(op, [x, c], [y])
+    graph.outputs = [y]
+    return model.write(path)
+
+
+def constant_output(path: Path, values: Any, *, dtype: str, **tensor: Any) -> Path:
+    """Two outputs: the input as it is and a constant, whatever the input."""
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input("x", "float32", [1])
+    data = string_bytes(values) if dtype == "string" else np.asarray(values, dtype=dtype)
+    shape = [len(values)] if dtype == "string" else list(np.asarray(values).shape)
+    c = graph.tensor("c", dtype, shape, data=data)
+    indices = graph.tensor("i", "int32", [shape[0]], data=list(range(shape[0])))
+    y = graph.tensor("y", dtype, shape, **tensor)
+    # Not the constant itself: whether the runtime shows those as outputs differs between versions.
+    if tensor.get("scale") is not None:
+        graph.tensors[c].quantization = graph.tensors[y].quantization
+    graph.op("GATHER", [c, indices], [y], version=2 if dtype == "string" else 1, axis=0)
+    graph.outputs = [x, y]
+    return model.write(path)
+
+
+def crashing(path: Path) -> Path:
+    """A WHILE whose body is its own subgraph: preparing it recurses until the stack ends."""
+    return _loop(path, body=0)
+
+
+def hanging(path: Path) -> Path:
+    """A WHILE whose condition ``x >= x`` holds forever."""
+    return _loop(path, body=2)
+
+
+def _loop(path: Path, *, body: int) -> Path:
+    model = TinyModel()
+    main, condition, step = model.graph(), model.graph(), model.graph()
+    x = main.input("x", "float32", [1])
+    y = main.tensor("y", "float32", [1])
+    main.op("WHILE", [x], [y], condSubgraphIndex=1, bodySubgraphIndex=body)
+    main.outputs = [y]
+    value = condition.input("x", "float32", [1])
+    truth = condition.tensor("t", "bool", [1])
+    condition.op("GREATER_EQUAL", [value, value], [truth])
+    condition.outputs = [truth]
+    step.outputs = [step.input("x", "float32", [1])]
+    return model.write(path)
+
+
+def custom_op(path: Path) -> Path:
+    """An operator that no runtime knows."""
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input("x", "float32", [1, 4])
+    y = graph.tensor("y", "float32", [1, 4])
+    graph.op("CUSTOM", [x], [y])
+    graph.outputs = [y]
+    return model.write(path)
+
+
+def two_signatures(path: Path, *, added: float = 1.0, factor: float = 2.0, name: str = "out") -> Path:
+    """``add``: x + added; ``mul``: x * factor, in another subgraph."""
+    model = TinyModel()
+    for key, op, constant in (("add", "ADD", added), ("mul", "MUL", factor)):
+        graph = model.graph()
+        x = graph.input(f"{key}_x:0", "float32", [1, 4])
+        c = graph.tensor("c", "float32", [1], data=[constant])
+        y = graph.tensor("y:0", "float32", [1, 4])
+        graph.op(op, [x, c], [y])
+        graph.outputs = [y]
+        model.signature(key, graph, {"x": x}, {name: y})
+    return model.write(path)
+
+
+def lookup(path: Path, *, rows: int = 3, op: str = "GATHER", through: str | None = None) -> Path:
+    """Rows of a table; the indices come straight from an int32 input or through a CAST or RESHAPE."""
+    model = TinyModel()
+    graph = model.graph()
+    source = graph.input("ids", "float32" if through == "CAST" else "int32", [64])
+    table = graph.tensor("table", "float32", [rows, 200], data=np.arange(rows * 200).reshape(rows, 200))
+    ids = source
+    if through is not None:
+        ids = graph.tensor("cast", "int32", [64])
+        if through == "CAST":
+            graph.op("CAST", [source], [ids])
+        else:
+            shape = graph.tensor("shape", "int32", [1], data=[64])
+            graph.op("RESHAPE", [source, shape], [ids], newShape=[64])
+    y = graph.tensor("y", "float32", [64, 200])
+    graph.op(op, [table, ids] if op == "GATHER" else [ids, table], [y])
+    graph.outputs = [y]
+    return model.write(path)

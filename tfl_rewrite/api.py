@@ -1,0 +1,121 @@
+"""The calls that a program makes; the command line is built on the same ones."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from tfl_rewrite import kernels
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.base import PassResult, run_passes
+from tfl_rewrite.passes.candidates import Selection
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
+
+
+def quantize_weights_pass(
+    *,
+    scheme: str = "auto",
+    granularity: str = "channel",
+    min_elements: int | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    keep_first_last: bool = False,
+    min_runtime: str | None = None,
+) -> QuantizeWeights:
+    """Makes the int8 weight pass from plain values.
+
+    Args:
+        scheme: ``auto``, ``hybrid`` or ``dequantize``.
+        granularity: ``channel`` or ``tensor``.
+        min_elements: Smaller constants stay; by default 1,024, and fewer for the weights of small models.
+        include: Regular expressions, searched in tensor names and operator types; if any is given, only
+            what matches one is rewritten.
+        exclude: The same; what matches stays.
+        keep_first_last: Keep the weights of the first and the last weighted operator.
+        min_runtime: Oldest TensorFlow Lite release that must compute the file, such as ``2.14``.
+
+    Raises:
+        UsageError: A value is not one of those.
+    """
+    if min_elements is not None and min_elements < 1:
+        raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
+    return QuantizeWeights(
+        scheme=_member(Scheme, scheme, "scheme"),
+        granularity=_member(kernels.Granularity, granularity, "granularity"),
+        selection=Selection(min_elements, _patterns(include), _patterns(exclude), keep_first_last),
+        min_runtime=parse_runtime(min_runtime),
+    )
+
+
+def quantize_weights(model: Model, **options: Any) -> PassResult:
+    """Stores the large float constants of a model as int8.
+
+    Nothing is verified here; :func:`tfl_rewrite.rewrite` does that.
+
+    Args:
+        model: Changed in place.
+        **options: As for :func:`quantize_weights_pass`.
+
+    Returns:
+        What became of every float constant.
+    """
+    return run_passes(model, [quantize_weights_pass(**options)])[0]
+
+
+def parse_runtime(text: str | None) -> kernels.Runtime:
+    """Reads a runtime version: TensorFlow's count (``2.14``), or LiteRT's (``litert-2.3``).
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if text is None:
+        return kernels.NEWEST_RUNTIME
+    known = kernels.LITERT_RUNTIME.get(text.removeprefix("litert-")) if text.startswith("litert-") else None
+    if known is not None:
+        return known
+    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)?", text)
+    if match is None:
+        raise UsageError(
+            f"min runtime {text!r} is not a version",
+            remedy="give a TensorFlow version such as 2.14, or litert-2.3",
+        )
+    return int(match[1]), int(match[2])
+
+
+def _member(kind: Any, value: str, what: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        choices = ", ".join(item.value for item in kind)
+        raise UsageError(f"{what} {value!r} is unknown", remedy=f"use one of {choices}") from None
+
+
+def _patterns(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    made = []
+    for text in texts:
+        try:
+            made.append(re.compile(text))
+        except re.error as error:
+            raise UsageError(
+                f"{text!r} is not a regular expression: {error}", remedy="escape special characters with \\"
+            ) from None
+    return tuple(made)
+
+
+def check(path: str | os.PathLike[str]) -> list[str]:
+    """Checks a file: every offset and index, buffer sizes against shapes, order of execution.
+
+    Returns:
+        What the runtime would refuse, one line each; empty for a sound file.
+
+    Raises:
+        FormatError: The file is damaged so far that it cannot be read.
+        FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
+    """
+    from tfl_rewrite.model.invariants import problems
+    from tfl_rewrite.storage import load
+
+    return [str(problem) for problem in problems(load(path))]

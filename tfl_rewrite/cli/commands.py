@@ -1,0 +1,182 @@
+"""One small function a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tfl_rewrite import api
+from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
+from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
+from tfl_rewrite.inspection import inspect
+from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+from tfl_rewrite.verify import Tolerance
+from tfl_rewrite.verify.judge import verify
+
+_BAR_AFTER_SECONDS = 1.0
+
+
+def quantize_weights(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite quantize-weights IN OUT``."""
+    made = api.quantize_weights_pass(
+        scheme=arguments.scheme,
+        granularity=arguments.granularity,
+        min_elements=arguments.min_elements,
+        include=arguments.include,
+        exclude=arguments.exclude,
+        keep_first_last=arguments.keep_first_last,
+        min_runtime=arguments.min_runtime,
+    )
+    return _rewrite(arguments, [made])
+
+
+def verify_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite verify BEFORE AFTER``."""
+    verdict = verify(
+        arguments.before,
+        arguments.after,
+        inputs=tuple(arguments.inputs),
+        samples=arguments.samples,
+        seed=arguments.seed,
+        tolerance=_tolerance(arguments, exact=arguments.exact),
+        runtime=arguments.runtime,
+        timeout=arguments.timeout,
+    )
+    if not arguments.quiet:
+        _print(verdict.summary_lines())
+    _write_json(arguments.report, {"schema": 1, **verdict.to_dict()})
+    if verdict.passed or (verdict.status == "unverified" and not arguments.require):
+        return 0
+    return VerificationError.exit_code
+
+
+def inspect_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite inspect MODEL``."""
+    found = inspect(arguments.model, largest=max(0, arguments.largest))
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print(inspection_lines(found))
+    return 0
+
+
+def check_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite check MODEL...``."""
+    rows: list[dict[str, Any]] = []
+    for path in arguments.models:
+        try:
+            problems = api.check(path)
+        except TflRewriteError as error:
+            error.file = None
+            problems = [str(error)]
+        rows.append({"file": path, "sound": not problems, "problems": problems})
+        if not arguments.json and not (arguments.quiet and not problems):
+            lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
+            shown = problems if arguments.verbose else problems[:10]
+            lines += [f"  {safe(problem, limit=400)}" for problem in shown]
+            if len(shown) < len(problems):
+                lines.append(f"  ... and {len(problems) - len(shown)} more (-v shows all)")
+            _print(lines)
+    if arguments.json:
+        print(json.dumps({"schema": 1, "files": rows}, indent=2))
+    return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
+
+
+BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
+    "quantize-weights": quantize_weights,
+    "verify": verify_files,
+    "inspect": inspect_file,
+    "check": check_files,
+}
+
+
+def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
+    verification = Verification(
+        mode=arguments.verify,
+        inputs=tuple(arguments.inputs),
+        samples=arguments.samples,
+        seed=arguments.seed,
+        tolerance=_tolerance(arguments),
+        runtime=arguments.runtime,
+        timeout=arguments.timeout,
+    )
+    bar = _Bar(enabled=sys.stderr.isatty() and not arguments.quiet)
+    try:
+        report = rewrite(
+            arguments.source,
+            arguments.target,
+            passes,
+            verification=verification,
+            force=arguments.force,
+            dry_run=arguments.dry_run,
+            threads=arguments.threads,
+            progress=bar,
+        )
+    except RewriteFailed as error:
+        bar.close()
+        _show(arguments, error.report)
+        raise
+    finally:
+        bar.close()
+    _show(arguments, report)
+    return 0
+
+
+def _show(arguments: argparse.Namespace, report: Report) -> None:
+    if not arguments.quiet:
+        _print(report_lines(report, verbose=arguments.verbose))
+    elif report.unverified is not None:
+        print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
+    _write_json(arguments.report, report.to_dict())
+
+
+def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
+    return Tolerance(exact=exact, min_snr=arguments.min_snr, max_abs_error=arguments.max_abs_error)
+
+
+def _print(lines: list[str]) -> None:
+    text = "\n".join(lines) + "\n"
+    # A terminal of another encoding shows what it can.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _write_json(path: str | None, data: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            json.dump(data, file, indent=2, allow_nan=False)
+            file.write("\n")
+    except OSError as error:
+        raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
+
+
+class _Bar:
+    """A progress bar on the terminal for work that takes longer than a second."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._started = time.monotonic()
+        self._bar: Any = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._enabled or time.monotonic() - self._started < _BAR_AFTER_SECONDS:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
+        self._bar.n = done
+        self._bar.update(0)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

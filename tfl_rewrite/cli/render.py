@@ -1,0 +1,251 @@
+"""Text for people. Names from files are shown escaped, so that they cannot write to the terminal."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tfl_rewrite.inspection import Inspection, Share
+from tfl_rewrite.passes.base import PassResult, Skip
+from tfl_rewrite.passes.quantize_weights import WeightChange
+from tfl_rewrite.rewriting import Report
+
+_ROWS = 20
+
+
+def safe(text: str, *, limit: int = 120) -> str:
+    """Escapes control characters, terminal escapes, bidirectional marks and broken bytes; cuts the middle."""
+    shown = "".join(_escaped(char) for char in text)
+    if len(shown) > limit:
+        head = (limit - 3) // 2
+        shown = f"{shown[:head]}...{shown[len(shown) - (limit - 3 - head) :]}"
+    return shown
+
+
+def _escaped(char: str) -> str:
+    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return char.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return char
+
+
+def size(nbytes: int) -> str:
+    """Formats bytes with thousands separators."""
+    return f"{nbytes:,}"
+
+
+def decibels(value: float) -> str:
+    """Formats an SNR."""
+    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "-inf"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
+    """Lays out a table with two spaces between columns; ``right`` are the columns that align right."""
+    all_rows = [list(head), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in all_rows) for column in range(len(head))]
+    aligned = set(right)
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if column in aligned else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in all_rows
+    ]
+
+
+def report_lines(report: Report, *, verbose: int) -> list[str]:
+    """Says what a rewrite did."""
+    lines = [_headline(report)]
+    for result in report.results:
+        lines += _pass_lines(result, verbose)
+    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+    if report.unverified is not None and report.outcome != "failed":
+        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+    elif report.verdict is not None:
+        lines += ["verified: " + report.verdict.summary_lines()[0], *report.verdict.summary_lines()[1:]]
+        lines += _loss(report)
+    lines += _damage_lines(report)
+    return lines
+
+
+def _headline(report: Report) -> str:
+    source, target = safe(report.source), safe(report.target)
+    if report.outcome == "unchanged":
+        done = "would be a verbatim copy" if report.dry_run else "is a verbatim copy"
+        return f"nothing to do: {target} {done} of {source} ({size(report.nbytes_before)} bytes)"
+    ratio = 100 * report.nbytes_after / report.nbytes_before
+    verb = {"rewritten": "->", "failed": "-X->"}[report.outcome]
+    tail = " (dry run, not written)" if report.dry_run else ""
+    return (
+        f"{source} {verb} {target}: {size(report.nbytes_before)} -> {size(report.nbytes_after)} bytes "
+        f"({ratio:.1f} %){tail}"
+    )
+
+
+def _pass_lines(result: PassResult, verbose: int) -> list[str]:
+    weights = [change for change in result.changes if isinstance(change, WeightChange)]
+    lines = []
+    total = len(weights) + len(result.skips)
+    if weights:
+        saved = sum(change.saved for change in weights)
+        lines.append(f"{len(weights)} of {total} float constants are int8 now; {size(saved)} bytes saved")
+        ordered = sorted(weights, key=lambda change: -change.saved)
+        shown = ordered if verbose else ordered[:_ROWS]
+        lines += table(
+            ("tensor", "read by", "form", "scales", "bytes", "saved", "SNR dB"),
+            [
+                (
+                    safe(change.where, limit=60),
+                    safe(",".join(change.readers), limit=40),
+                    change.scheme,
+                    f"{change.channels}",
+                    f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}",
+                    size(change.saved),
+                    decibels(change.snr),
+                )
+                for change in shown
+            ],
+            right=(3, 4, 5, 6),
+        )
+        if len(shown) < len(ordered):
+            lines.append(f"  ... and {len(ordered) - len(shown)} more (-v shows all)")
+    lines += _skip_lines(result.skips, verbose)
+    lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
+    return lines
+
+
+def _skip_lines(skips: Sequence[Skip], verbose: int) -> list[str]:
+    if not skips:
+        return []
+    if verbose:
+        lines = [f"{len(skips)} float constants stay:"]
+        rows = sorted(skips, key=lambda item: -item.data.get("nbytes", 0))
+        return lines + table(
+            ("tensor", "bytes", "why"),
+            [
+                (safe(item.where, limit=60), size(item.data.get("nbytes", 0)), safe(item.reason, limit=200))
+                for item in rows
+            ],
+            right=(1,),
+        )
+    count = Counter(item.rule for item in skips)
+    nbytes: Counter[str] = Counter()
+    example = {item.rule: item for item in reversed(skips)}
+    for item in skips:
+        nbytes[item.rule] += item.data.get("nbytes", 0)
+    parts = []
+    for rule, number in count.most_common():
+        text = example[rule].reason if number == 1 else f"such as: {example[rule].reason}"
+        parts.append(f"  {number} x {rule}, {size(nbytes[rule])} bytes ({safe(text, limit=160)})")
+    return [f"{len(skips)} float constant(s) stay (-v lists them):", *parts]
+
+
+def _loss(report: Report) -> list[str]:
+    """Says it when the loss is within the tolerance and still large."""
+    verdict = report.verdict
+    worst = verdict.worst_snr() if verdict is not None else None
+    if verdict is None or not verdict.passed or worst is None or worst >= 20:
+        return []
+    return [f"the loss is noticeable: {worst:.1f} dB at the lowest; judge it on your own data (--inputs)"]
+
+
+def _damage_lines(report: Report) -> list[str]:
+    damage = report.damage
+    if damage is None:
+        return []
+    lines = ["what each constant costs when it alone is rewritten, worst first:"]
+    lines += table(
+        ("tensor", "lowest SNR dB"),
+        [
+            (safe(item.tensor, limit=90), "does not run" if item.snr is None else decibels(item.snr))
+            for item in damage.culprits[:10]
+        ],
+        right=(1,),
+    )
+    if damage.unmeasured:
+        lines.append(f"  {damage.unmeasured} more were not measured in the time given")
+    if damage.spare:
+        ratio = "" if damage.snr is None else f" with {damage.snr:.1f} dB"
+        lines.append(f"measured: it passes{ratio} at {size(damage.nbytes)} bytes with")
+        lines.append("  " + " ".join(f"--exclude {_quoted(name)}" for name in damage.spare))
+    return lines
+
+
+def _quoted(name: str) -> str:
+    import re
+    import shlex
+
+    return shlex.quote(f"^{re.escape(name)}$")
+
+
+def inspection_lines(found: Inspection) -> list[str]:
+    """Shows what is in a file."""
+    lines = [f"{safe(found.file)}: {size(found.nbytes)} bytes"]
+    facts = [
+        ("description", safe(found.description or "-")),
+        ("subgraphs, tensors", f"{found.subgraphs}, {found.tensors}"),
+        ("operator codes", found.opcode_age),
+        ("oldest runtime", f"TensorFlow {found.min_runtime or 'unknown'} (the file says {found.says_min_runtime or 'nothing'})"),
+        ("constants", f"{size(found.constants)} bytes"),
+        ("tables and padding", f"{size(found.structure)} bytes"),
+        ("duplicate constants", f"{size(found.duplicates)} bytes"),
+        ("unused constants", f"{size(found.unused)} bytes"),
+        ("unexplained bytes", size(found.dead)),
+        ("after the FlatBuffer", f"{size(found.outside)} bytes of buffers, {size(found.zip_nbytes)} bytes of ZIP"),
+    ]
+    if found.zip_members:
+        facts.append(("ZIP members", ", ".join(safe(name) for name in found.zip_members)))
+    if found.external:
+        facts.append(("weight files", ", ".join(safe(name) for name in found.external)))
+    width = max(len(name) for name, _ in facts)
+    lines += [f"  {name.ljust(width)}  {value}" for name, value in facts]
+    lines += _interface_lines(found)
+    lines += ["operators:"] + [f"  {row.count:5d}  {safe(row.name)}" for row in found.operators]
+    lines += ["constants by the operator that reads them:", *_share_table(found.weights_by_operator, found)]
+    lines += ["constants by type:", *_share_table(found.by_dtype, found)]
+    if found.metadata:
+        lines += ["metadata:"] + [f"  {safe(row.name)}  {size(row.nbytes)} bytes" for row in found.metadata]
+    if found.largest:
+        lines.append("largest tensors:")
+        lines += table(
+            ("tensor", "type", "shape", "bytes", "read by"),
+            [
+                (
+                    safe(row.name or "(unnamed)", limit=60),
+                    row.dtype,
+                    str(list(row.shape)),
+                    size(row.nbytes),
+                    safe(",".join(row.readers) or "-", limit=40),
+                )
+                for row in found.largest
+            ],
+            right=(3,),
+        )
+    lines += [f"a rewrite would be refused: {safe(text, limit=400)}" for text in found.refusals]
+    return lines
+
+
+def _interface_lines(found: Inspection) -> list[str]:
+    lines = []
+    for title, rows in (("inputs", found.inputs), ("outputs", found.outputs)):
+        lines.append(f"{title}:")
+        lines += [f"  {safe(row.name or '(unnamed)')}  {row.dtype}  {list(row.shape)}" for row in rows]
+    for item in found.signatures:
+        inputs, outputs = (", ".join(safe(name) for name in names) for names in (item.inputs, item.outputs))
+        lines.append(f"signature {safe(item.key)} (subgraph {item.subgraph}): ({inputs}) -> ({outputs})")
+    return lines
+
+
+def _share_table(rows: Sequence[Share], found: Inspection) -> list[str]:
+    if not rows:
+        return ["  none"]
+    return table(
+        ("", "tensors", "bytes", "of file"),
+        [
+            (safe(row.name), str(row.count), size(row.nbytes), f"{100 * row.nbytes / found.nbytes:.1f} %")
+            for row in rows
+        ],
+        right=(1, 2, 3),
+    )

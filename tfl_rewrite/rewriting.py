@@ -1,0 +1,255 @@
+"""Load, run passes, write aside, verify, publish: the one place where the layers meet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
+from tfl_rewrite.damage import Damage, measure_damage
+from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.base import Pass, PassResult, run_passes
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.storage import Layout, is_changed, layout, load, origin_of
+from tfl_rewrite.verify import Judge, Tolerance, Verdict
+
+MODES = ("auto", "require", "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """How a rewrite is verified.
+
+    Attributes:
+        mode: ``auto``: run both files; if the original itself cannot run, say so and publish a file that was
+            checked structurally. ``require``: refuse then. ``off``: do not run anything.
+        inputs: ``.npz`` files or folders of them with real inputs; without any, inputs are made.
+        samples: How many are made.
+        seed: Of the made ones.
+        tolerance: What a lossy pass may change. Passes that promise equal numbers are judged bit by bit.
+        runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
+        timeout: Seconds for each run of a file.
+        blame_seconds: How long to look for the constants that did the damage after a failure.
+    """
+
+    mode: str = "auto"
+    inputs: tuple[str | os.PathLike[str], ...] = ()
+    samples: int = 4
+    seed: int = 0
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    runtime: str = "litert"
+    timeout: float = 600.0
+    blame_seconds: float = 60.0
+
+    def judge(self, before: str | os.PathLike[str], tolerance: Tolerance) -> Judge:
+        """Makes the judge of files rewritten from ``before``."""
+        return Judge(
+            before,
+            inputs=self.inputs,
+            samples=self.samples,
+            seed=self.seed,
+            tolerance=tolerance,
+            runtime=self.runtime,
+            timeout=self.timeout,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a rewrite did.
+
+    Attributes:
+        outcome: ``rewritten``; ``unchanged`` (a verbatim copy); ``failed`` (nothing was published).
+        verdict: Of the interpreter; None where nothing was run.
+        unverified: Why nothing could be run, or None.
+        damage: After a failure, which constants did it.
+    """
+
+    source: str
+    target: str
+    outcome: str
+    nbytes_before: int
+    nbytes_after: int
+    results: tuple[PassResult, ...] = ()
+    verdict: Verdict | None = None
+    unverified: str | None = None
+    damage: Damage | None = None
+    notes: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data; ``schema`` counts changes of its form."""
+        return {
+            "schema": 1,
+            "source": self.source,
+            "target": self.target,
+            "outcome": self.outcome,
+            "dry_run": self.dry_run,
+            "nbytes_before": self.nbytes_before,
+            "nbytes_after": self.nbytes_after,
+            "passes": [result.to_dict() for result in self.results],
+            "verdict": self.verdict.to_dict() if self.verdict else None,
+            "unverified": self.unverified,
+            "damage": self.damage.to_dict() if self.damage else None,
+            "notes": list(self.notes),
+        }
+
+
+class RewriteFailed(VerificationError):
+    """Verification refused the result; ``report`` has all figures."""
+
+    def __init__(self, what: str, report: Report, remedy: str | None = None) -> None:
+        super().__init__(what, file=report.source, remedy=remedy)
+        self.report = report
+
+
+def rewrite(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    passes: Sequence[Pass],
+    *,
+    verification: Verification | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Rewrites a file by some passes, proves the result, and gives it its name.
+
+    Args:
+        source: The file to read; never changed, unless it is the target too.
+        target: The file to make.
+        passes: In order.
+        verification: How to verify; by default in mode ``auto``.
+        force: Whether the target may exist.
+        dry_run: Do everything but the publishing.
+        threads: For rounding and writing; 0 for one per processor.
+        progress: Called with what is going on, and how many of how many bytes are done.
+
+    Raises:
+        RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
+        UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`
+            and :func:`tfl_rewrite.storage.save`.
+    """
+    settings = verification or Verification()
+    if settings.mode not in MODES:
+        raise UsageError(f"verification mode {settings.mode!r}", remedy=f"use one of {', '.join(MODES)}")
+    if str(source) == str(target) and not force:
+        raise UsageError("input and output are the same file", file=source, remedy="use --force to replace it")
+    check_target(target, force=force)
+    report_progress = progress or (lambda _what, _done, _total: None)
+    model = load(source)
+    before = _nbytes(model)
+    results = run_passes(model, passes)
+    notes: list[str] = []
+    if any(result.modified for result in results):
+        made = layout(model)
+        if made.nbytes >= before and not any(item.grows for item in passes):
+            notes.append(f"the result would take {made.nbytes} bytes, not fewer; nothing was changed")
+            model, results = load(source), []
+    made = layout(model)
+    unchanged = not is_changed(model)
+    common: dict[str, Any] = {
+        "source": os.fspath(source),
+        "target": os.fspath(target),
+        "nbytes_before": before,
+        "nbytes_after": made.nbytes,
+        "dry_run": dry_run,
+    }
+    with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
+        _pour(made, aside, threads, report_progress)
+        common |= {"results": tuple(results), "notes": tuple(notes)}
+        if unchanged:
+            report = Report(outcome="unchanged", **common)
+        else:
+            report = _judge(model, passes, aside.path, settings, common)
+        if not dry_run:
+            aside.publish()
+    return report
+
+
+def _judge(
+    model: Model, passes: Sequence[Pass], made: Path, settings: Verification, common: dict[str, Any]
+) -> Report:
+    """Verifies the file that was made; raises unless it may be published."""
+    written = load(made)
+    done = Report(outcome="rewritten", **common)
+    if settings.mode == "off":
+        return _unverified(done, common, "not run, as asked", settings)
+    if written.external_buffers:
+        # Measured: the classic interpreter loads such a file and computes with zeros.
+        reason = "weights lie in files beside the model, which this interpreter does not read"
+        return _unverified(done, common, reason, settings)
+    lossy = any(item.lossy for item in passes)
+    tolerance = settings.tolerance if lossy else Tolerance(exact=True)
+    with settings.judge(common["source"], tolerance) as judge:
+        verdict = judge.compare(made)
+        if verdict.status == "unverified":
+            return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
+        if verdict.passed:
+            return Report(outcome="rewritten", verdict=verdict, **common)
+        damage = None
+        if lossy and isinstance(passes[-1], QuantizeWeights) and len(passes) == 1:
+            damage = measure_damage(
+                common["source"], passes[-1], common["results"][0], judge, seconds=settings.blame_seconds
+            )
+    report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
+    reasons = "; ".join(verdict.reasons)
+    raise RewriteFailed(
+        f"the rewritten model differs too much, nothing was written: {reasons}",
+        report,
+        damage.remedy() if damage is not None else None,
+    )
+
+
+def _unverified(
+    done: Report, common: dict[str, Any], reason: str, settings: Verification, verdict: Verdict | None = None
+) -> Report:
+    if settings.mode == "require":
+        report = Report(outcome="failed", verdict=verdict, unverified=reason, **common)
+        raise RewriteFailed(
+            f"could not be verified, nothing was written: {reason}", report, "use --verify auto to write it"
+        )
+    return Report(outcome=done.outcome, verdict=verdict, unverified=reason, **common)
+
+
+@contextlib.contextmanager
+def _place(
+    target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run: bool
+) -> Iterator[Aside]:
+    """Opens the file to write to: beside the target, or, for a dry run, in a temporary folder."""
+    if not dry_run:
+        with write_aside(target, force=force, nbytes=nbytes) as aside:
+            yield aside
+        return
+    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
+        with write_aside(Path(folder) / "dry-run.tflite", force=False, nbytes=nbytes) as aside:
+            yield aside
+
+
+def _pour(
+    made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]
+) -> None:
+    done = 0
+
+    def tick(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress("writing", done, made.nbytes)
+
+    try:
+        made.pour(FileSink(aside.sink.descriptor), threads=threads, tick=tick)
+    except OSError as error:
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
+
+
+def _nbytes(model: Model) -> int:
+    origin = origin_of(model)
+    assert origin is not None
+    return origin.container.nbytes
