@@ -73,9 +73,8 @@ def parse_runtime(text: str | None) -> kernels.Runtime:
     """
     if text is None:
         return kernels.NEWEST_RUNTIME
-    known = kernels.LITERT_RUNTIME.get(text.removeprefix("litert-")) if text.startswith("litert-") else None
-    if known is not None:
-        return known
+    if text.startswith("litert-"):
+        return _litert(text)
     match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)?", text)
     if match is None:
         raise UsageError(
@@ -83,6 +82,21 @@ def parse_runtime(text: str | None) -> kernels.Runtime:
             remedy="give a TensorFlow version such as 2.14, or litert-2.3",
         )
     return int(match[1]), int(match[2])
+
+
+def _litert(text: str) -> kernels.Runtime:
+    """Returns the place of a LiteRT release in TensorFlow's count: that of the newest listed one up to it."""
+    match = re.fullmatch(r"litert-(\d+)\.(\d+)(?:\.(\d+))?", text)
+    wanted = tuple(int(part or 999) for part in match.groups()) if match else (0, 0, 0)
+    listed = [
+        runtime
+        for release, runtime in kernels.LITERT_RUNTIME.items()
+        if tuple(map(int, release.split("."))) <= wanted
+    ]
+    if not listed:
+        known = ", ".join(f"litert-{release}" for release in kernels.LITERT_RUNTIME)
+        raise UsageError(f"min runtime {text!r} is not a known LiteRT release", remedy=f"such are {known}")
+    return max(listed)
 
 
 def _member(kind: Any, value: str, what: str) -> Any:

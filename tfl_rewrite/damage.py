@@ -62,11 +62,11 @@ class Damage:
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
         return {
-            "culprits": [{"tensor": item.tensor, "snr_db": item.snr} for item in self.culprits],
+            "culprits": [{"tensor": item.tensor, "snr_db": _finite(item.snr)} for item in self.culprits],
             "unmeasured": self.unmeasured,
             "spare": list(self.spare),
             "nbytes": self.nbytes,
-            "snr_db": self.snr,
+            "snr_db": _finite(self.snr),
         }
 
     def remedy(self) -> str | None:
@@ -78,6 +78,11 @@ class Damage:
             f"keep the {len(self.spare)} worst tensor(s) as they are (--exclude, see below): "
             f"{self.nbytes} bytes{ratio}; or accept the loss (--min-snr)"
         )
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity; a tensor that costs nothing has no ratio."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def measure_damage(

@@ -504,6 +504,39 @@ MUST_STAY_CONSTANT: tuple[ConstantInput, ...] = (
 )
 
 
+BIASES: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "CONV_2D": (2,),
+        "CONV_3D": (2,),
+        "CONV_3D_TRANSPOSE": (3,),
+        "DEPTHWISE_CONV_2D": (2,),
+        "FULLY_CONNECTED": (2,),
+        "TRANSPOSE_CONV": (3,),
+        "LSTM": (12, 13, 14, 15, 17),
+        "UNIDIRECTIONAL_SEQUENCE_LSTM": (12, 13, 14, 15, 17),
+        "BIDIRECTIONAL_SEQUENCE_LSTM": (12, 13, 14, 15, 17, 29, 30, 31, 32, 34),
+        "RNN": (3,),
+        "UNIDIRECTIONAL_SEQUENCE_RNN": (3,),
+        "BIDIRECTIONAL_SEQUENCE_RNN": (3, 6),
+        "SVDF": (3,),
+    }
+)
+"""Positions of biases (``tflite/converter/ir/tfl_ops.td``): added once per output, so their error is not averaged away."""
+
+FLOAT32_BIAS_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+"""Operators whose bias, beside an int8 filter, must not come out of a DEQUANTIZE of float16 constants.
+
+XNNPACK keeps such a bias in float16 if only these operators read it (``xnnpack_delegate.cc``, "skipped"
+DEQUANTIZE nodes), and then cannot define the hybrid operator: the whole file is refused. Measured on 2.3
+with CONV_2D. A DEQUANTIZE of int8 is not affected.
+"""
+
+
+def is_bias(operator: str, position: int) -> bool:
+    """Whether an input of an operator is its bias."""
+    return position in BIASES.get(operator, ())
+
+
 @dataclass(frozen=True, slots=True)
 class TableLookup:
     """An operator that moves int8 values unchanged, so that the floats can be made from what it found.

@@ -31,7 +31,6 @@ class Candidate:
             DEQUANTIZE that expands a float16 constant.
         expand: That DEQUANTIZE, or None.
         uses: Where the value is read.
-        exposed: Whether the value is also an output of a subgraph or signature.
         together: Elements of all weights of an operator that reads this one and takes all as int8 or none.
     """
 
@@ -40,7 +39,6 @@ class Candidate:
     value: Tensor
     expand: Operator | None
     uses: list[Use] = field(default_factory=list)
-    exposed: bool = False
     together: int = 0
 
     @property
@@ -192,9 +190,8 @@ def _candidate(subgraph: SubGraph, tensor: Tensor, graph: Graph) -> Candidate:
         output = operator.outputs[0] if operator.outputs else None
         if operator.code.name == "DEQUANTIZE" and output is not None:
             uses = graph.uses_of(output)
-            exposed = id(output) in graph.exposed
-            return Candidate(subgraph, tensor, output, operator, uses, exposed, _together(uses))
-    return Candidate(subgraph, tensor, tensor, None, uses, id(tensor) in graph.exposed, _together(uses))
+            return Candidate(subgraph, tensor, output, operator, uses, _together(uses))
+    return Candidate(subgraph, tensor, tensor, None, uses, _together(uses))
 
 
 def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
@@ -208,16 +205,19 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
     need = dtypes.BY_VALUE[stored.dtype].nbytes(item.elements)
     if stored.buffer.nbytes != need:
         return "damaged", f"its buffer holds {stored.buffer.nbytes} bytes, its shape takes {need}"
-    if not item.uses and not item.exposed:
-        return "unused", "no operator reads it"
     if id(stored) in graph.given:
         return "interface", "it is an input, or holds the scales of another tensor"
+    if id(stored) in graph.exposed or id(item.value) in graph.exposed:
+        # kernels.DEQUANTIZE_NEEDS: XNNPACK returns garbage for it.
+        return "interface", "it is an output of its subgraph or of a signature"
+    if not item.uses:
+        return "unused", "no operator reads it"
     if graph.maker_of(stored) is not None:
         return "computed", "an operator writes to it"
     if stored.dtype == dtypes.FLOAT16.value:
         if item.expand is None:
             return "float16", "operators read it as float16"
-        if item.value.dtype != dtypes.FLOAT32.value or id(stored) in graph.exposed:
+        if item.value.dtype != dtypes.FLOAT32.value:
             return "float16", "its DEQUANTIZE is of an unusual form"
     elif stored.dtype != dtypes.FLOAT32.value:
         return "dtype", f"it is {stored.dtype_name}"
@@ -228,7 +228,9 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
         row = kernels.must_stay_constant(name, use.position)
         if row is not None:
             return "constant", row.reason
-        if name == "DEQUANTIZE":
-            return "float32-dequantize", "it feeds a DEQUANTIZE"
+        if use.operator.options is not None and "quant_spec" in use.operator.options:
+            return "own-quantization", f"{name} has a quantization of its own"
+    if all(kernels.is_bias(use.operator.code.name, use.position) for use in item.uses):
+        return "bias", "a bias; in int8 it would cost more accuracy than it saves bytes"
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tfl_rewrite import kernels
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
@@ -140,6 +142,31 @@ class Editor:
         name = f"{weight.name if weight is not None else operator.code.name}_zero_bias"
         bias = self.add_tensor(subgraph, Tensor(name, (channels,), dtypes.FLOAT32.value, buffer))
         operator.inputs[2:] = [bias]
+
+    def store_bias_as_float32(self, subgraph: SubGraph, operator: Operator) -> None:
+        """Turns a bias behind a float16 DEQUANTIZE into the float32 constant that it expands to."""
+        bias = operator.inputs[2] if len(operator.inputs) > 2 else None
+        if bias is None:
+            return
+        maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
+        if maker is None or maker.code.name != "DEQUANTIZE" or not maker.inputs:
+            return
+        half = maker.inputs[0]
+        blob = half.buffer.blob if half is not None else None
+        if half is None or blob is None or half.dtype != dtypes.FLOAT16.value:
+            return
+        values = np.frombuffer(blob.view(), "<f2").astype("<f4")
+        del subgraph.operators[_position(subgraph, maker)]
+        if not any(item is half for other in subgraph.operators for item in other.inputs):
+            subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not half]
+            self._release(half.buffer)
+        bias.buffer = self.add_buffer(values.tobytes())
+
+    def _release(self, buffer: Buffer) -> None:
+        """Empties a buffer that nothing refers to any more; its place in the list stays."""
+        used = any(tensor.buffer is buffer for item in self.model.subgraphs for tensor in item.tensors)
+        if not used and not any(entry.buffer is buffer for entry in self.model.metadata):
+            buffer.blob = None
 
     def set_option(self, operator: Operator, field: str, value: object) -> None:
         """Sets a field of the builtin options, which are made if there are none."""

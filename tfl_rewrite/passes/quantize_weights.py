@@ -23,7 +23,8 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
-from tfl_rewrite.passes.base import PassResult, Skip
+from tfl_rewrite.passes import needs
+from tfl_rewrite.passes.base import PassResult
 from tfl_rewrite.passes.candidates import Candidate, Selection, find_candidates, first_and_last, skip, weights_of
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.quant import symmetric
@@ -161,10 +162,7 @@ class _Decision:
 
     @property
     def kinds(self) -> tuple[Reading, ...]:
-        found = list(dict.fromkeys(self.readings))
-        if self.item.exposed and Reading.DEQUANTIZE not in found:
-            found.append(Reading.DEQUANTIZE)
-        return tuple(found)
+        return tuple(dict.fromkeys(self.readings))
 
     @property
     def overhead(self) -> int:
@@ -233,8 +231,7 @@ class _Run:
     def _decide(self, item: Candidate) -> _Decision | tuple[str, str]:
         readings: list[Reading] = []
         forms: list[kernels.Form | kernels.TableLookup | kernels.DequantizeForm] = []
-        axis: int | None = None
-        axes: list[int | None] = []
+        settled: tuple[int | None, int | None] | None = None
         reasons = []
         for use in item.uses:
             form = self._form(use.operator, use.position)
@@ -242,35 +239,27 @@ class _Run:
                 reasons.append(form)
                 readings.append(Reading.DEQUANTIZE)
                 continue
-            row = kernels.hybrid_row(use.operator.code.name)
-            wanted = None
-            if isinstance(form, kernels.Form) and form.granularity is kernels.Granularity.CHANNEL:
-                assert row is not None
-                wanted = _axis(row, use.operator, len(item.shape))
-            # All readers share one set of integers, so the first hybrid reader settles the scales.
-            if axes and wanted != axes[0]:
+            wanted = _scales_axis(form, use.operator, len(item.shape))
+            # All readers share one set of integers, so the first one settles the scales
+            # (kernels.Need.SAME_CHANNEL_AXIS).
+            if settled is not None and wanted != settled:
+                reasons.append("its readers want different scales")
                 readings.append(Reading.DEQUANTIZE)
                 continue
-            axes.append(wanted)
+            settled = wanted
             readings.append(Reading.LOOKUP if isinstance(form, kernels.TableLookup) else Reading.HYBRID)
             forms.append(form)
-        if axes:
-            axis = axes[0]
-        expands = item.exposed or Reading.DEQUANTIZE in readings
-        if expands and self.settings.scheme is Scheme.HYBRID:
-            return "no-hybrid-kernel", reasons[0] if reasons else "its readers want different scales"
-        if not axes and item.elements < self.least[0]:
-            return "small", f"{item.elements} elements, fewer than {self.least[0]}"
-        if expands and not axes:
-            axis = self._expanded_axis(item)
-        if expands:
+        axis = settled[0] if settled is not None else None
+        if Reading.DEQUANTIZE in readings:
+            if self.settings.scheme is Scheme.HYBRID:
+                return "no-hybrid-kernel", reasons[0]
+            if settled is None and item.elements < self.least[0]:
+                return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+            if settled is None:
+                axis = self._expanded_axis(item)
             dequantize = self._dequantize_form(axis)
             if dequantize is None:
-                if axes:
-                    return "runtime", f"runtime {_text(self.settings.min_runtime)} cannot expand its scales"
-                axis, dequantize = None, self._dequantize_form(None)
-            if dequantize is None:
-                return "runtime", f"runtime {_text(self.settings.min_runtime)} has no DEQUANTIZE for int8"
+                return "runtime", f"runtime {_text(self.settings.min_runtime)} has no DEQUANTIZE for its scales"
             forms.append(dequantize)
         return _Decision(item, readings, forms, axis)
 
@@ -286,30 +275,58 @@ class _Run:
             return lookup
         row = kernels.hybrid_row(name)
         if row is None or position not in row.inputs:
-            return f"{name} has no hybrid kernel for input {position}"
-        known = self.hybrid_forms.get(id(operator))
-        if known is None:
-            known = self.hybrid_forms[id(operator)] = self._hybrid_form(operator, row)
-        return known
+            known = kernels.no_hybrid(name)
+            return known.reason if known is not None else f"{name} has no hybrid kernel for input {position}"
+        found = self.hybrid_forms.get(id(operator))
+        if found is None:
+            found = self.hybrid_forms[id(operator)] = self._hybrid_form(operator, row)
+        return found
 
     def _hybrid_form(self, operator: Operator, row: kernels.HybridRow) -> kernels.Form | str:
+        """Returns the best form whose needs the operator meets, or why there is none."""
         runtime = self.settings.min_runtime
-        forms = [form for form in row.forms if form.by_default and form.first_runtime <= runtime]
-        if self.settings.granularity is kernels.Granularity.TENSOR:
-            forms = [form for form in forms if form.granularity is kernels.Granularity.TENSOR]
-        if not forms:
-            return f"no hybrid form of {row.operator} runs on {_text(runtime)} with the granularity asked for"
+        reason = f"no hybrid form of {row.operator} runs on {_text(runtime)} with the granularity asked for"
         for need in row.needs:
-            reason = _unmet(need, operator, row, self._can_be_int8)
-            if reason is not None:
-                return reason
-        form = forms[0]
+            unmet = needs.unmet(need, operator, row, self._can_be_int8)
+            if unmet is not None:
+                return unmet
+        for form in row.forms_for(runtime):
+            if form.granularity is not self.settings.granularity and (
+                self.settings.granularity is kernels.Granularity.TENSOR
+            ):
+                continue
+            missing = self._form_unmet(form, operator, row)
+            if missing is None:
+                return form
+            reason = missing
+        return reason
+
+    def _form_unmet(self, form: kernels.Form, operator: Operator, row: kernels.HybridRow) -> str | None:
+        weights = weights_of(operator, row)
         if form.granularity is kernels.Granularity.CHANNEL:
-            for tensor in weights_of(operator, row):
+            for tensor in weights:
                 axis = _axis(row, operator, len(tensor.shape or ()))
                 if axis is None or not 0 <= axis < len(tensor.shape or ()):
                     return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
-        return form
+        for need in form.needs:
+            if need is kernels.Need.SCALES_DIFFER:
+                if not needs.grouped(operator) and any(self._equal_scales(item, row) for item in weights):
+                    return "all of its scales are equal"
+                continue
+            unmet = needs.unmet(need, operator, row, self._can_be_int8)
+            if unmet is not None:
+                return unmet
+        return None
+
+    def _equal_scales(self, tensor: Tensor, row: kernels.HybridRow) -> bool:
+        item = self.by_value.get(id(tensor))
+        if item is None:
+            return False
+        channels = Channels.along(item.shape, row.axis())
+        if channels.channels <= 1:
+            return False
+        scale = symmetric.scales(self._absmax(item, channels))
+        return bool((scale == scale[0]).all())
 
     def _can_be_int8(self, tensor: Tensor) -> bool:
         item = self.by_value.get(id(tensor))
@@ -407,39 +424,15 @@ def _axis(row: kernels.HybridRow, operator: Operator, rank: int) -> int | None:
     return axis + rank if axis is not None and axis < 0 else axis
 
 
-def _unmet(
-    need: kernels.Need, operator: Operator, row: kernels.HybridRow, can_be_int8: Callable[[Tensor], bool]
-) -> str | None:
-    """Returns why an operator does not meet a need of its hybrid kernel, or None if it does."""
-    name = operator.code.name
-    activation = operator.inputs[0] if operator.inputs else None
-    output = operator.outputs[0] if operator.outputs else None
-    if need is kernels.Need.FLOAT_INPUT_OUTPUT:
-        for what, tensor in (("input", activation), ("output", output)):
-            if tensor is None or tensor.dtype != dtypes.FLOAT32.value:
-                return f"the {what} of {name} is not float32"
-    elif need is kernels.Need.FLOAT_BIAS:
-        bias = operator.inputs[2] if len(operator.inputs) > 2 else None
-        if bias is not None and bias.dtype != dtypes.FLOAT32.value:
-            return f"the bias of {name} is not float32"
-    elif need is kernels.Need.ALL_OR_NOTHING:
-        for tensor in weights_of(operator, row):
-            if not can_be_int8(tensor):
-                return f"{name} reads all of its weights as int8 or none, and {tensor.name!r} stays"
-    elif need is kernels.Need.RIGHT_SIDE_CONSTANT:
-        if activation is None or activation.is_constant:
-            return f"the left side of {name} is a constant"
-    elif need is kernels.Need.LSTM_KERNEL_FULL:
-        if operator.option("kernel_type"):
-            return f"{name} uses the BASIC kernel"
-    elif need is kernels.Need.DEFAULT_WEIGHTS_FORMAT:
-        if operator.option("weights_format"):
-            return f"{name} holds its weights in a shuffled format"
-        if operator.options is not None and "quant_spec" in operator.options:
-            return f"{name} has a quantization of its own"
-    elif need is kernels.Need.NO_SPARSITY and any(item.is_sparse for item in weights_of(operator, row)):
-        return f"a weight of {name} is sparse"
-    return None
+def _scales_axis(
+    form: kernels.Form | kernels.TableLookup, operator: Operator, rank: int
+) -> tuple[int | None, int | None]:
+    """Returns the axis of the scales, and the axis over which the kernel would spread a single one."""
+    row = kernels.hybrid_row(operator.code.name)
+    if isinstance(form, kernels.TableLookup) or row is None:
+        return None, None
+    axis = _axis(row, operator, rank)
+    return (axis if form.granularity is kernels.Granularity.CHANNEL else None), axis
 
 
 def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
@@ -484,6 +477,10 @@ def _apply(
             change.compute = home[1].compute
         changes.append(change)
         _rewire(editor, made, buffer, quantization)
+    for made in decisions:
+        for use, reading in zip(made.item.uses, made.readings, strict=True):
+            if reading is Reading.HYBRID and use.operator.code.name in kernels.FLOAT32_BIAS_OPERATORS:
+                editor.store_bias_as_float32(use.subgraph, use.operator)
     editor.finish()
     return changes, editor.notes
 
@@ -572,4 +569,4 @@ def _text(runtime: kernels.Runtime) -> str:
     return f"{runtime[0]}.{runtime[1]}"
 
 
-__all__ = ["QuantizeWeights", "Reading", "Scheme", "Skip", "WeightChange"]
+__all__ = ["QuantizeWeights", "Reading", "Scheme", "WeightChange"]

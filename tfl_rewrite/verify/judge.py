@@ -103,7 +103,13 @@ class Judge:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except BaseException as late:
+            # Interrupted while cleaning up: finish that first.
+            self.close()
+            self._guard.__exit__(type(late), late, None)
+            raise
         self._guard.__exit__(kind, error, trace)
 
     def close(self) -> None:

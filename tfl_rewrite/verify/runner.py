@@ -182,7 +182,7 @@ class Worker:
                 execution.failure = _failure("error", message, f"{_refused(message)}: {message['error']}")
                 break
             if "done" in message:
-                execution.notes += message["notes"]
+                execution.notes += [printable(note) for note in message["notes"]]
                 break
             if "stage" in message:
                 stage = message
@@ -191,7 +191,8 @@ class Worker:
             elif "dropped" in message:
                 execution.dropped = (message["dropped"], printable(message["reason"]))
             elif "ran" in message:
-                execution.ran.append(message["unreadable"])
+                texts = message["unreadable"]
+                execution.ran.append([None if text is None else printable(text) for text in texts])
         execution.seconds = time.monotonic() - self._began
         return execution
 
