@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -181,7 +180,7 @@ def _zip_at(data: memoryview, start: int, end: int, records: int, size: int, off
 
 def unexplained(data: memoryview, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Returns the byte ranges that lie in no span and are not zero, as ``(start, end)``."""
-    found = []
+    found: list[tuple[int, int]] = []
     position = 0
     for start, end in [*sorted(spans), (len(data), len(data))]:
         while position < start:
@@ -254,10 +253,10 @@ class Aside:
         """
         if self.force:
             if self.target.exists():
-                os.chmod(self.path, stat.S_IMODE(self.target.stat().st_mode))
+                self.path.chmod(stat.S_IMODE(self.target.stat().st_mode))
                 # Content must be on disk before it replaces the only other copy.
                 os.fsync(self.sink.descriptor)
-            os.replace(self.path, self.target)
+            self.path.replace(self.target)
         else:
             try:
                 os.link(self.path, self.target)
@@ -267,9 +266,9 @@ class Aside:
                 ) from None
             except OSError:
                 # A file system without hard links.
-                os.rename(self.path, self.target)
+                self.path.rename(self.target)
             else:
-                os.unlink(self.path)
+                self.path.unlink()
         self.published = True
 
 
@@ -287,8 +286,9 @@ def write_aside(target: str | os.PathLike[str], *, force: bool, nbytes: int) -> 
         FileAccessError: The folder cannot be written, or the disk is full.
     """
     path = check_target(target, force=force)
-    name = os.fsencode(path.name)[:200]
-    aside = Path(os.fsdecode(os.path.join(os.fsencode(path.parent), b"." + name)) + f".{secrets.token_hex(6)}.tmp")
+    # Cut in bytes, so that the longest legal name still leaves room for the mark.
+    name = os.fsdecode(b"." + os.fsencode(path.name)[:200])
+    aside = path.parent / f"{name}.{os.urandom(6).hex()}.tmp"
     descriptor = -1
     state: Aside | None = None
     try:
@@ -303,4 +303,4 @@ def write_aside(target: str | os.PathLike[str], *, force: bool, nbytes: int) -> 
             os.close(descriptor)
         if state is None or not state.published:
             with contextlib.suppress(OSError):
-                os.unlink(aside)
+                aside.unlink()

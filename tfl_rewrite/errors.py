@@ -41,9 +41,7 @@ class TflRewriteError(Exception):
 
     def __str__(self) -> str:
         place = ", ".join(
-            part
-            for part in (self.where, None if self.offset is None else f"offset {self.offset}")
-            if part
+            part for part in (self.where, None if self.offset is None else f"offset {self.offset}") if part
         )
         head = self.file or ""
         if place:

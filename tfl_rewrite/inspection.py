@@ -127,7 +127,9 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
         subgraphs=len(model.subgraphs),
         tensors=sum(len(subgraph.tensors) for subgraph in model.subgraphs),
         operators=_operators(model),
-        weights_by_operator=_shares((readers[id(t)][0] if readers[id(t)] else "(unread)", b) for b, t in homes),
+        weights_by_operator=_shares(
+            (readers[id(t)][0] if readers[id(t)] else "(unread)", b) for b, t in homes
+        ),
         by_dtype=_shares((tensor.dtype_name, buffer) for buffer, tensor in homes),
         largest=tuple(rows[:largest]),
         constants=constants,
@@ -137,9 +139,7 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
         dead=dead,
         outside=sum(buffer.nbytes for buffer in model.buffers if buffer.outside),
         external=tuple(group.name or "(unnamed)" for group in model.external_groups if group.name),
-        metadata=tuple(
-            Share(entry.name or "(unnamed)", 1, entry.buffer.nbytes) for entry in model.metadata
-        ),
+        metadata=tuple(Share(entry.name or "(unnamed)", 1, entry.buffer.nbytes) for entry in model.metadata),
         zip_nbytes=zip_nbytes,
         zip_members=_zip_members(origin),
         signatures=tuple(

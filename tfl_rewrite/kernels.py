@@ -521,7 +521,8 @@ BIASES: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "SVDF": (3,),
     }
 )
-"""Positions of biases (``tflite/converter/ir/tfl_ops.td``): added once per output, so their error is not averaged away."""
+"""Positions of biases (``tflite/converter/ir/tfl_ops.td``): added once
+per output, so their error is not averaged away."""
 
 FLOAT32_BIAS_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose bias, beside an int8 filter, must not come out of a DEQUANTIZE of float16 constants.

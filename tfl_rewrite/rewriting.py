@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
-from tfl_rewrite.damage import Damage, measure_damage
 from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.storage import Layout, is_changed, layout, load, origin_of
-from tfl_rewrite.verify import Judge, Tolerance, Verdict
+
+# Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
+if TYPE_CHECKING:
+    from tfl_rewrite.damage import Damage
+    from tfl_rewrite.verify import Judge, Tolerance, Verdict
 
 MODES = ("auto", "require", "off")
 
@@ -32,7 +34,8 @@ class Verification:
         inputs: ``.npz`` files or folders of them with real inputs; without any, inputs are made.
         samples: How many are made.
         seed: Of the made ones.
-        tolerance: What a lossy pass may change. Passes that promise equal numbers are judged bit by bit.
+        tolerance: What a lossy pass may change; None for the defaults of ``Tolerance``. Passes that promise
+            equal numbers are judged bit by bit.
         runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
         timeout: Seconds for each run of a file.
         blame_seconds: How long to look for the constants that did the damage after a failure.
@@ -42,13 +45,16 @@ class Verification:
     inputs: tuple[str | os.PathLike[str], ...] = ()
     samples: int = 4
     seed: int = 0
-    tolerance: Tolerance = field(default_factory=Tolerance)
+    tolerance: Tolerance | None = None
     runtime: str = "litert"
     timeout: float = 600.0
     blame_seconds: float = 60.0
 
-    def judge(self, before: str | os.PathLike[str], tolerance: Tolerance) -> Judge:
+    def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes the judge of files rewritten from ``before``."""
+        from tfl_rewrite.verify import Judge, Tolerance
+
+        tolerance = Tolerance(exact=True) if exact else self.tolerance
         return Judge(
             before,
             inputs=self.inputs,
@@ -141,7 +147,7 @@ def rewrite(
     if settings.mode not in MODES:
         raise UsageError(f"verification mode {settings.mode!r}", remedy=f"use one of {', '.join(MODES)}")
     if str(source) == str(target) and not force:
-        raise UsageError("input and output are the same file", file=source, remedy="use --force to replace it")
+        raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
     check_target(target, force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
@@ -187,17 +193,18 @@ def _judge(
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
     lossy = any(item.lossy for item in passes)
-    tolerance = settings.tolerance if lossy else Tolerance(exact=True)
-    with settings.judge(common["source"], tolerance) as judge:
+    with settings.judge(common["source"], exact=not lossy) as judge:
         verdict = judge.compare(made)
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
         if verdict.passed:
             return Report(outcome="rewritten", verdict=verdict, **common)
         damage = None
-        if lossy and isinstance(passes[-1], QuantizeWeights) and len(passes) == 1:
+        if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+            from tfl_rewrite.damage import measure_damage
+
             damage = measure_damage(
-                common["source"], passes[-1], common["results"][0], judge, seconds=settings.blame_seconds
+                common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )
     report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
     reasons = "; ".join(verdict.reasons)
@@ -220,22 +227,22 @@ def _unverified(
 
 
 @contextlib.contextmanager
-def _place(
-    target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run: bool
-) -> Iterator[Aside]:
+def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run: bool) -> Iterator[Aside]:
     """Opens the file to write to: beside the target, or, for a dry run, in a temporary folder."""
     if not dry_run:
         with write_aside(target, force=force, nbytes=nbytes) as aside:
             yield aside
         return
-    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
-        with write_aside(Path(folder) / "dry-run.tflite", force=False, nbytes=nbytes) as aside:
-            yield aside
+    import tempfile
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder,
+        write_aside(Path(folder) / "dry-run.tflite", force=False, nbytes=nbytes) as aside,
+    ):
+        yield aside
 
 
-def _pour(
-    made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]
-) -> None:
+def _pour(made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]) -> None:
     done = 0
 
     def tick(nbytes: int) -> None:

@@ -38,7 +38,8 @@ class Interpreter:
                 continue
             if "if_rows" in deed and self.shapes[0][0] != deed["if_rows"]:
                 continue
-            os.write(1, b"chatter on standard output\\n")
+            os.write(1, b"chatter without an end of line")
+            print(file=sys.stderr)
             print(deed.get("says", ""), file=sys.stderr, flush=True)
             if "exit" in deed:
                 os._exit(deed["exit"])

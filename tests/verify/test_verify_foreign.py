@@ -89,9 +89,9 @@ def test_timeout_of_the_rewritten_fails(tmp_path, runtime):
 
 def test_timeout_of_the_original_is_not_tried_again(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a", running=[{"sleep": 60}], inputs=INTS)
-    verdict = verify(before, before, runtime=runtime, timeout=1.0)
+    verdict = verify(before, before, runtime=runtime, timeout=2.0)
     assert verdict.status == "unverified"
-    assert verdict.seconds < 3
+    assert verdict.seconds < 3.9
 
 
 def test_gentler_inputs(tmp_path, runtime):

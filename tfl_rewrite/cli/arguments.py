@@ -52,8 +52,8 @@ WRITING = (
 JUDGING = (
     _value(
         "--inputs",
-        help="real inputs to run with: a .npz (one array per input name, first axis = samples) or a folder of "
-        "them; repeatable. Without it, seeded samples are made",
+        help="real inputs to run with: a .npz (one array per input name, first axis = samples) or a folder "
+        "of them; repeatable. Without it, seeded samples are made",
         metavar="PATH",
         action="append",
         default=[],
@@ -68,11 +68,15 @@ JUDGING = (
         metavar="DB",
     ),
     _value(
-        "--max-abs-error", help="largest error of any element of an output", type=float, metavar="X", default=None
+        "--max-abs-error",
+        help="largest error of any element of an output",
+        type=float,
+        metavar="X",
+        default=None,
     ),
     _value(
         "--runtime",
-        help="which interpreter judges: litert (default), tensorflow, or python:PATH for the interpreter that "
+        help="which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
         "another Python installation has",
         default="litert",
         metavar="NAME",
@@ -113,15 +117,16 @@ _SELECTING = (
     ),
     _value(
         "--min-elements",
-        help="keep smaller constants as they are (default: 1024; in a small model fewer for weights of hybrid "
-        "kernels: a 400th of all constant elements, at least 64)",
+        help="keep smaller constants as they are (default: 1024; in a small model fewer for weights of "
+        "hybrid kernels: a 400th of all constant elements, at least 64)",
         type=int,
         default=None,
         metavar="N",
     ),
     _value(
         "--include",
-        help="rewrite only constants whose name, or the type of an operator that reads them, matches; repeatable",
+        help="rewrite only constants whose name, or the type of an operator that reads them, matches; "
+        "repeatable",
         action="append",
         default=[],
         metavar="REGEX",
@@ -146,9 +151,9 @@ COMMANDS = (
     Command(
         "quantize-weights",
         "store float weights as int8 (lossy)",
-        "Stores float weights as int8 with float activations, runs the model before and after, and writes OUT "
-        "only if every output keeps --min-snr. LOSSY: outputs change a little. Biases, small constants and what "
-        "is quantized already stay as they are.",
+        "Stores float weights as int8 with float activations, runs the model before and after, and writes "
+        "OUT only if every output keeps --min-snr. LOSSY: outputs change a little. Biases, small constants "
+        "and what is quantized already stay as they are.",
         (
             ("files", IN_OUT),
             ("what to rewrite", _SELECTING),
@@ -202,8 +207,8 @@ COMMANDS = (
     Command(
         "check",
         "check that files are structurally sound",
-        "Checks every offset, every index, and buffer sizes against shapes. Nothing is run. Exit 0: all sound; "
-        "2: at least one is not, with the place of the fault.",
+        "Checks every offset, every index, and buffer sizes against shapes. Nothing is run. Exit 0: all "
+        "sound; 2: at least one is not, with the place of the fault.",
         (
             ("files", (_value("models", help=".tflite files", metavar="MODEL", nargs="+"),)),
             ("output", (_flag("--json", help="print JSON"),)),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
-from tfl_rewrite.inspection import inspect
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
-from tfl_rewrite.verify import Tolerance
-from tfl_rewrite.verify.judge import verify
+
+if TYPE_CHECKING:
+    from tfl_rewrite.verify import Tolerance
 
 _BAR_AFTER_SECONDS = 1.0
 
@@ -37,6 +36,8 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
 
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
+    from tfl_rewrite.verify.judge import verify
+
     verdict = verify(
         arguments.before,
         arguments.after,
@@ -57,8 +58,12 @@ def verify_files(arguments: argparse.Namespace) -> int:
 
 def inspect_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite inspect MODEL``."""
+    from tfl_rewrite.inspection import inspect
+
     found = inspect(arguments.model, largest=max(0, arguments.largest))
     if arguments.json:
+        import json
+
         print(json.dumps(found.to_dict(), indent=2))
     else:
         _print(inspection_lines(found))
@@ -83,6 +88,8 @@ def check_files(arguments: argparse.Namespace) -> int:
                 lines.append(f"  ... and {len(problems) - len(shown)} more (-v shows all)")
             _print(lines)
     if arguments.json:
+        import json
+
         print(json.dumps({"schema": 1, "files": rows}, indent=2))
     return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
 
@@ -101,7 +108,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         inputs=tuple(arguments.inputs),
         samples=arguments.samples,
         seed=arguments.seed,
-        tolerance=_tolerance(arguments),
+        tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
         runtime=arguments.runtime,
         timeout=arguments.timeout,
     )
@@ -136,6 +143,8 @@ def _show(arguments: argparse.Namespace, report: Report) -> None:
 
 
 def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
+    from tfl_rewrite.verify import Tolerance
+
     return Tolerance(exact=exact, min_snr=arguments.min_snr, max_abs_error=arguments.max_abs_error)
 
 
@@ -149,6 +158,8 @@ def _print(lines: list[str]) -> None:
 def _write_json(path: str | None, data: dict[str, Any]) -> None:
     if path is None:
         return
+    import json
+
     try:
         with open(path, "w", encoding="ascii") as file:
             json.dump(data, file, indent=2, allow_nan=False)

@@ -6,11 +6,14 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from tfl_rewrite.inspection import Inspection, Share
 from tfl_rewrite.passes.base import PassResult, Skip
 from tfl_rewrite.passes.quantize_weights import WeightChange
 from tfl_rewrite.rewriting import Report
+
+if TYPE_CHECKING:
+    from tfl_rewrite.inspection import Inspection, Share
 
 _ROWS = 20
 
@@ -187,13 +190,19 @@ def inspection_lines(found: Inspection) -> list[str]:
         ("description", safe(found.description or "-")),
         ("subgraphs, tensors", f"{found.subgraphs}, {found.tensors}"),
         ("operator codes", found.opcode_age),
-        ("oldest runtime", f"TensorFlow {found.min_runtime or 'unknown'} (the file says {found.says_min_runtime or 'nothing'})"),
+        (
+            "oldest runtime",
+            f"TensorFlow {found.min_runtime or 'unknown'} (it says {found.says_min_runtime or 'nothing'})",
+        ),
         ("constants", f"{size(found.constants)} bytes"),
         ("tables and padding", f"{size(found.structure)} bytes"),
         ("duplicate constants", f"{size(found.duplicates)} bytes"),
         ("unused constants", f"{size(found.unused)} bytes"),
         ("unexplained bytes", size(found.dead)),
-        ("after the FlatBuffer", f"{size(found.outside)} bytes of buffers, {size(found.zip_nbytes)} bytes of ZIP"),
+        (
+            "after the FlatBuffer",
+            f"{size(found.outside)} bytes of buffers, {size(found.zip_nbytes)} bytes of ZIP",
+        ),
     ]
     if found.zip_members:
         facts.append(("ZIP members", ", ".join(safe(name) for name in found.zip_members)))

@@ -207,8 +207,7 @@ class _Reader:
         count: int = _U32.unpack_from(self.data, position)[0]
         if count > (self.size - position - 4) // width:
             raise self.fail(
-                f"vector of {count} elements of {width} bytes does not fit in the file "
-                f"({self.size} bytes)",
+                f"vector of {count} elements of {width} bytes does not fit in the file ({self.size} bytes)",
                 where,
                 position,
             )

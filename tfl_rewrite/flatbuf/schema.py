@@ -9,8 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tfl_rewrite.errors import FormatError
+
+if TYPE_CHECKING:
+    from tfl_rewrite.flatbuf.record import Record
 
 
 class Kind(enum.Enum):
@@ -243,7 +247,7 @@ def _base(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _enum(row: Mapping, tables: list[TableSpec]) -> EnumSpec:  # type: ignore[type-arg]
+def _enum(row: Record, tables: list[TableSpec]) -> EnumSpec:
     values, members = {}, {}
     for value in row["values"]:
         number = int(value.get("value"))
@@ -254,7 +258,7 @@ def _enum(row: Mapping, tables: list[TableSpec]) -> EnumSpec:  # type: ignore[ty
     return EnumSpec(_base(row["name"]), values, members, bool(row.get("is_union")))
 
 
-def _field(row: Mapping, tables: list[TableSpec], enums: list[EnumSpec]) -> FieldSpec:  # type: ignore[type-arg]
+def _field(row: Record, tables: list[TableSpec], enums: list[EnumSpec]) -> FieldSpec:
     spec, name, slot = row["type"], row["name"], int(row.get("id"))
     base, element, index = spec.get("base_type"), spec.get("element"), spec.get("index")
     if base in _SCALARS:
@@ -282,8 +286,10 @@ def _field(row: Mapping, tables: list[TableSpec], enums: list[EnumSpec]) -> Fiel
             return FieldSpec(name, slot, Kind.STRINGS)
         if element == _OBJ:
             return FieldSpec(name, slot, Kind.TABLES, table=tables[index])
-    raise FormatError(f"schema field {name} has base type {base} of {element}, which this codec does not read")
+    raise FormatError(
+        f"schema field {name} has base type {base} of {element}, which this codec does not read"
+    )
 
 
-def _attribute(rows: Iterable[Mapping], key: str) -> str | None:  # type: ignore[type-arg]
+def _attribute(rows: Iterable[Record], key: str) -> str | None:
     return next((str(row["value"]) for row in rows if row["key"] == key), None)

@@ -54,7 +54,9 @@ def broken(model: Model) -> list[Problem]:
     for signature in model.signatures:
         tensors = {id(item) for item in signature.subgraph.tensors}
         if any(id(tensor) not in tensors for _, tensor in [*signature.inputs, *signature.outputs]):
-            found.append(Problem(f"signature {signature.key!r}", "an argument is not a tensor of its subgraph"))
+            found.append(
+                Problem(f"signature {signature.key!r}", "an argument is not a tensor of its subgraph")
+            )
     return found
 
 
@@ -114,15 +116,16 @@ def _tensor(tensor: Tensor) -> Iterator[str]:
 
 
 def _quantization(tensor: Tensor, details: Quantization) -> Iterator[str]:
-    scale, zero_point = details.scale or [], details.zero_point or []
-    if len(scale) != len(zero_point):
-        yield f"has {len(scale)} scales but {len(zero_point)} zero points"
-    if len(scale) > 1:
+    scales = len(details.scale or ())
+    zero_points = len(details.zero_point or ())
+    if scales != zero_points:
+        yield f"has {scales} scales but {zero_points} zero points"
+    if scales > 1:
         rank, dimension = len(tensor.shape or ()), details.dimension
         if not 0 <= dimension < rank:
             yield f"quantized_dimension {dimension} is out of range for {rank} dimensions"
-        elif tensor.shape is not None and tensor.shape[dimension] != len(scale):
-            yield f"has {len(scale)} scales for a dimension of {tensor.shape[dimension]}"
+        elif tensor.shape is not None and tensor.shape[dimension] != scales:
+            yield f"has {scales} scales for a dimension of {tensor.shape[dimension]}"
     elif not 0 <= details.dimension < max(1, len(tensor.shape or ())):
         yield f"quantized_dimension {details.dimension} is out of range"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
@@ -21,7 +21,7 @@ from tfl_rewrite.model.blob import Blob
 @lru_cache(maxsize=1)
 def schema() -> Schema:
     """Returns the TFLite schema (through version 3d) that ships with the package."""
-    return load_schema(resources.files("tfl_rewrite.model").joinpath("tflite.bfbs").read_bytes())
+    return load_schema(Path(__file__).with_name("tflite.bfbs").read_bytes())
 
 
 def new_record(table: str) -> Record:

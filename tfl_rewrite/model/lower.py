@@ -76,7 +76,9 @@ class _Lowerer:
             buffers=_list(rest, "buffers", [self._buffer(item) for item in model.buffers]),
             metadata_buffer=_ints(rest, "metadata_buffer", old),
             metadata=_list(rest, "metadata", metadata),
-            signature_defs=_list(rest, "signature_defs", [self._signature(item) for item in model.signatures]),
+            signature_defs=_list(
+                rest, "signature_defs", [self._signature(item) for item in model.signatures]
+            ),
             external_buffer_groups=_list(
                 rest,
                 "external_buffer_groups",
@@ -209,9 +211,9 @@ def _positions(items: Sequence[object]) -> dict[int, int]:
 
 def _code(item: OperatorCode) -> Record:
     rest = item.rest
-    if item.builtin == max(rest.get("deprecated_builtin_code"), rest.get("builtin_code")):
-        if rest.offset >= 0 and item.version == rest.get("version"):
-            return _with(rest, custom_code=item.custom, version=item.version)
+    same = item.builtin == max(rest.get("deprecated_builtin_code"), rest.get("builtin_code"))
+    if same and rest.offset >= 0 and item.version == rest.get("version"):
+        return _with(rest, custom_code=item.custom, version=item.version)
     # What we make or change carries the code in both fields, for readers of either age. 127 is the mark
     # "look at the other field" (``schema_utils.cc``).
     return rest.replace(

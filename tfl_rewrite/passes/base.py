@@ -44,7 +44,13 @@ class Skip:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
-        return {"tensor": self.where, "outcome": "kept", "rule": self.rule, "reason": self.reason, **self.data}
+        return {
+            "tensor": self.where,
+            "outcome": "kept",
+            "rule": self.rule,
+            "reason": self.reason,
+            **self.data,
+        }
 
 
 @dataclass(frozen=True, slots=True)

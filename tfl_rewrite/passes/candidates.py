@@ -233,4 +233,3 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
     if all(kernels.is_bias(use.operator.code.name, use.position) for use in item.uses):
         return "bias", "a bias; in int8 it would cost more accuracy than it saves bytes"
     return None
-

@@ -25,7 +25,14 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.passes.candidates import Candidate, Selection, find_candidates, first_and_last, skip, weights_of
+from tfl_rewrite.passes.candidates import (
+    Candidate,
+    Selection,
+    find_candidates,
+    first_and_last,
+    skip,
+    weights_of,
+)
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.quant import symmetric
 from tfl_rewrite.quant.symmetric import Channels, Error
@@ -135,7 +142,7 @@ class QuantizeWeights:
 
     scheme: Scheme = Scheme.AUTO
     granularity: kernels.Granularity = kernels.Granularity.CHANNEL
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     min_runtime: kernels.Runtime = kernels.NEWEST_RUNTIME
     only: Callable[[Candidate], bool] | None = None
 
@@ -259,7 +266,8 @@ class _Run:
                 axis = self._expanded_axis(item)
             dequantize = self._dequantize_form(axis)
             if dequantize is None:
-                return "runtime", f"runtime {_text(self.settings.min_runtime)} has no DEQUANTIZE for its scales"
+                old = _text(self.settings.min_runtime)
+                return "runtime", f"runtime {old} has no DEQUANTIZE for its scales"
             forms.append(dequantize)
         return _Decision(item, readings, forms, axis)
 
@@ -485,9 +493,7 @@ def _apply(
     return changes, editor.notes
 
 
-def _change(
-    made: _Decision, position: int, blob: Blob, scale: symmetric.Float32, saved: int
-) -> WeightChange:
+def _change(made: _Decision, position: int, blob: Blob, scale: symmetric.Float32, saved: int) -> WeightChange:
     item, channels = made.item, made.channels
 
     def compute() -> Error:
@@ -517,7 +523,7 @@ def _integers(
     def compute(sink: Sink, offset: int) -> None:
         values = np.frombuffer(source.view(), dtype)
         change.error = symmetric.quantize(
-            values, scale, channels, lambda start, block: sink.write_at(memoryview(block), offset + start)
+            values, scale, channels, lambda start, block: sink.write_at(block.data, offset + start)
         )
         del values
         source.release()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -173,8 +174,9 @@ def quantize(
     return error
 
 
-def _block(values: npt.NDArray[np.generic], start: int, rows: int, columns: int) -> Float32:
-    return values[start : start + rows * columns].reshape(rows, columns).astype(np.float32, copy=False)
+def _block(values: npt.NDArray[Any], start: int, rows: int, columns: int) -> Float32:
+    part = values[start : start + rows * columns].reshape(rows, columns)
+    return np.asarray(part, np.float32)
 
 
 def _energy(block: Float32) -> float:

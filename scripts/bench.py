@@ -1,0 +1,110 @@
+"""Times whole commands on a ResNet-50-sized float model (about 100 MB, seeded weights).
+
+    python scripts/bench.py [--runs N] [--peer-python PYTHON]
+
+Prints medians of paired runs: ``tfl-rewrite quantize-weights --verify off`` against ai-edge-quantizer's
+``dynamic_wi8_afp32`` recipe and against ``cp``, and the start-up time of ``tfl-rewrite --version``. The peer
+is in the extra ``[bench]``; without it only the other lines are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PEER = """
+import sys
+from ai_edge_quantizer import quantizer, recipe
+work = quantizer.Quantizer(sys.argv[1])
+work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+work.quantize().export_model(sys.argv[2], overwrite=True)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process: wall and processor seconds, and the peak of its resident memory in MiB."""
+
+    wall: float
+    cpu: float
+    memory: float
+
+
+def run(command: Sequence[str]) -> Run:
+    """Runs a command to its end, with the system's own account of it; its last word is a file to make anew."""
+    if command[-1].endswith(".tflite"):
+        Path(command[-1]).unlink(missing_ok=True)
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    noise = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{noise.decode(errors='replace')[-2000:]}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def compare(
+    name: str, ours: Sequence[str], other: Sequence[str], runs: int, report: Callable[[str], None]
+) -> None:
+    """Runs both commands in turn, A B A B, and prints medians and the median of the paired ratios."""
+    pairs = [(run(ours), run(other)) for _ in range(runs + 1)][1:]
+    a = [pair[0] for pair in pairs]
+    b = [pair[1] for pair in pairs]
+    wall = statistics.median(one.wall / two.wall for one, two in pairs)
+    memory = statistics.median(one.memory / two.memory for one, two in pairs)
+    report(
+        f"  {name:34s} wall {median(a, 'wall'):6.2f} s vs {median(b, 'wall'):6.2f} s  ratio {wall:5.2f}   "
+        f"peak memory {median(a, 'memory'):6.0f} MiB vs {median(b, 'memory'):6.0f} MiB  ratio {memory:5.2f}"
+    )
+
+
+def median(runs: Sequence[Run], what: str) -> float:
+    """Returns the median of one figure."""
+    return statistics.median(getattr(item, what) for item in runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=7, help="paired runs (default: 7)")
+    parser.add_argument("--seed", type=int, default=50, help="seed of the weights")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python that has ai-edge-quantizer")
+    arguments = parser.parse_args()
+    tool = str(Path(sys.executable).parent / "tfl-rewrite")
+    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-bench-") as folder:
+        model = Path(folder) / "resnet50.tflite"
+        maker = Path(__file__).with_name("bench_model.py")
+        subprocess.run([sys.executable, str(maker), str(model), str(arguments.seed)], check=True)
+        ours_file, peer_file = Path(folder) / "ours.tflite", Path(folder) / "peer.tflite"
+        ours = [tool, "quantize-weights", "--verify", "off", str(model), str(ours_file)]
+        print(
+            f"model: {model.stat().st_size:,} bytes; {arguments.runs} paired runs, medians, whole processes"
+        )
+        compare("quantize-weights vs cp", ours, ["cp", str(model), str(peer_file)], arguments.runs, print)
+        probe = [arguments.peer_python, "-c", "import ai_edge_quantizer"]
+        if subprocess.run(probe, capture_output=True, check=False).returncode:
+            print("  ai-edge-quantizer is not installed; skipped (pip install 'tfl-rewrite[bench]')")
+        else:
+            peer = [arguments.peer_python, "-c", PEER, str(model), str(peer_file)]
+            compare("quantize-weights vs ai-edge-quantizer", ours, peer, arguments.runs, print)
+            print(
+                f"  sizes: ours {ours_file.stat().st_size:,} bytes, peer {peer_file.stat().st_size:,} bytes"
+            )
+        starts = [run([tool, "--version"]) for _ in range(arguments.runs + 1)][1:]
+        print(f"  tfl-rewrite --version: {median(starts, 'wall'):.3f} s")
+
+
+if __name__ == "__main__":
+    main()

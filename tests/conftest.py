@@ -1,0 +1,64 @@
+"""What the tests share: where the committed models are, and where a larger collection may be.
+
+``TFL_REWRITE_CORPUS`` names a folder of public models; the tests over it are skipped without it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "fixtures"
+CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
+NO_CORPUS = "TFL_REWRITE_CORPUS does not name a folder of models"
+
+
+def _models(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tflite"))
+
+
+def _corpus() -> list[object]:
+    found: list[object] = list(_models(Path(CORPUS))) if CORPUS else []
+    return found or [pytest.param(None, marks=pytest.mark.skip(reason=NO_CORPUS))]
+
+
+def _stem(path: object) -> str:
+    return path.stem if isinstance(path, Path) else "none"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of committed models."""
+    return FIXTURES
+
+
+@pytest.fixture(
+    scope="session", params=[*_models(FIXTURES), FIXTURES / "external_buffers" / "model.tflite"], ids=_stem
+)
+def sound(request: pytest.FixtureRequest) -> Path:
+    """Each committed model that is as it should be."""
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture(scope="session", params=_models(FIXTURES / "malformed"), ids=_stem)
+def malformed(request: pytest.FixtureRequest) -> Path:
+    """Each committed file that is not."""
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture(scope="session", params=_corpus(), ids=_stem)
+def public(request: pytest.FixtureRequest) -> Path:
+    """Each model of the larger collection."""
+    path: Path = request.param
+    return path
