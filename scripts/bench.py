@@ -39,7 +39,7 @@ class Run:
 
 
 def run(command: Sequence[str]) -> Run:
-    """Runs a command to its end, with the system's own account of it; its last word is a file to make anew."""
+    """Runs a command to its end, with the system's account of it; a last word OUT.tflite is made anew."""
     if command[-1].endswith(".tflite"):
         Path(command[-1]).unlink(missing_ok=True)
     started = time.perf_counter()

@@ -18,7 +18,7 @@ from typing import Any
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.passes.base import PassResult, run_passes
 from tfl_rewrite.passes.candidates import Candidate
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights, WeightChange
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme, WeightChange
 from tfl_rewrite.storage import load, save
 from tfl_rewrite.verify import Judge, Verdict
 
@@ -51,6 +51,8 @@ class Damage:
         spare: Names that, left as they are, let the rest pass; empty if no such set was found.
         nbytes: Size of the file then.
         snr: Its lowest SNR.
+        expanded: Lowest SNR, and size, with every constant behind a DEQUANTIZE instead of in a hybrid kernel,
+            if that passes.
     """
 
     culprits: tuple[Culprit, ...]
@@ -58,10 +60,12 @@ class Damage:
     spare: tuple[str, ...] = ()
     nbytes: int = 0
     snr: float | None = None
+    expanded: tuple[float | None, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
         return {
+            "expanded": [_finite(self.expanded[0]), self.expanded[1]] if self.expanded else None,
             "culprits": [{"tensor": item.tensor, "snr_db": _finite(item.snr)} for item in self.culprits],
             "unmeasured": self.unmeasured,
             "spare": list(self.spare),
@@ -71,6 +75,12 @@ class Damage:
 
     def remedy(self) -> str | None:
         """Returns what the user can do, as measured."""
+        if self.expanded is not None:
+            ratio = "" if self.expanded[0] is None else f", {self.expanded[0]:.1f} dB"
+            return (
+                f"use --scheme dequantize ({self.expanded[1]} bytes{ratio}; then only weights are rounded, "
+                "not activations); or accept the loss (--min-snr)"
+            )
         if not self.spare:
             return "see which tensors did it; exclude them (--exclude), or accept the loss (--min-snr)"
         ratio = f", {self.snr:.1f} dB" if self.snr is not None else ""
@@ -102,38 +112,61 @@ def measure_damage(
         judge: Has run the original already.
         seconds: How long to search; half for the constants, half for a set to spare.
     """
-    started = time.monotonic()
+    clock = _Clock(seconds)
     names: dict[int, str] = {}
     changes = [change for change in result.changes if isinstance(change, WeightChange)]
     # The constants that lost most themselves come first, in case time runs out.
     for change in sorted(changes, key=lambda item: item.snr):
         names.setdefault(change.buffer, change.where)
-    culprits = []
+    culprits: list[Culprit] = []
+    found = Damage((), len(names))
     with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
         trial = Path(folder) / "trial.tflite"
+
+        def attempt(pass_: QuantizeWeights, buffers: set[int]) -> Verdict | None:
+            with clock:
+                return _try(source, pass_, buffers, judge, trial)
+
+        if settings.scheme is Scheme.AUTO and clock.allows(1.0):
+            verdict = attempt(replace(settings, scheme=Scheme.DEQUANTIZE), set(names))
+            if verdict is not None and verdict.passed:
+                found = replace(found, expanded=(verdict.worst_snr(), trial.stat().st_size))
         for buffer, name in names.items():
-            if time.monotonic() - started > seconds / 2:
+            if not clock.allows(0.6):
                 break
-            verdict = _try(source, settings, {buffer}, judge, trial)
+            verdict = attempt(settings, {buffer})
             if verdict is not None:
                 culprits.append(Culprit(name, buffer, verdict.worst_snr()))
         culprits.sort(key=lambda item: item.severity)
-        unmeasured = len(names) - len(culprits)
+        found = replace(found, culprits=tuple(culprits), unmeasured=len(names) - len(culprits))
         count = 1
-        while count < len(culprits) and time.monotonic() - started < seconds:
-            spared = {item.buffer for item in culprits[:count]}
-            rest = set(names) - spared
-            verdict = _try(source, settings, rest, judge, trial)
+        while count < len(culprits) and clock.allows(1.0):
+            verdict = attempt(settings, set(names) - {item.buffer for item in culprits[:count]})
             if verdict is not None and verdict.passed:
-                return Damage(
-                    tuple(culprits),
-                    unmeasured,
-                    tuple(item.tensor for item in culprits[:count]),
-                    trial.stat().st_size,
-                    verdict.worst_snr(),
-                )
+                spare = tuple(item.tensor for item in culprits[:count])
+                return replace(found, spare=spare, nbytes=trial.stat().st_size, snr=verdict.worst_snr())
             count = count + 1 if count < 4 else count * 2
-    return Damage(tuple(culprits), unmeasured)
+    return found
+
+
+class _Clock:
+    """Tells whether another trial fits: one takes as long as the longest before it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._started = time.monotonic()
+        self._seconds = seconds
+        self._longest = 0.0
+        self._begun = 0.0
+
+    def allows(self, share: float) -> bool:
+        """Whether a trial begun now is likely to end within a share of the time."""
+        return time.monotonic() - self._started + self._longest <= self._seconds * share
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._longest = max(self._longest, time.monotonic() - self._begun)
 
 
 def _try(

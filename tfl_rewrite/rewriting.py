@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
-from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
+from tfl_rewrite.errors import FileAccessError, FormatError, UsageError, VerificationError
+from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.verify import Judge, Tolerance, Verdict
 
 MODES = ("auto", "require", "off")
+_UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class Verification:
     tolerance: Tolerance | None = None
     runtime: str = "litert"
     timeout: float = 600.0
-    blame_seconds: float = 60.0
+    blame_seconds: float = 5.0
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes the judge of files rewritten from ``before``."""
@@ -151,6 +153,7 @@ def rewrite(
     check_target(target, force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
+    flaws = problems(model)
     before = _nbytes(model)
     results = run_passes(model, passes)
     notes: list[str] = []
@@ -174,15 +177,16 @@ def rewrite(
         if unchanged:
             report = Report(outcome="unchanged", **common)
         else:
-            report = _judge(model, passes, aside.path, settings, common)
+            report = _judge(passes, aside.path, settings, common)
+            if report.unverified is not None and flaws:
+                # It does not run, and we can say why: not a foreign kernel, but damage.
+                raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
         if not dry_run:
             aside.publish()
     return report
 
 
-def _judge(
-    model: Model, passes: Sequence[Pass], made: Path, settings: Verification, common: dict[str, Any]
-) -> Report:
+def _judge(passes: Sequence[Pass], made: Path, settings: Verification, common: dict[str, Any]) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
     written = load(made)
     done = Report(outcome="rewritten", **common)

@@ -33,7 +33,7 @@ def table(name: str) -> TableSpec:
     return schema().tables[name]
 
 
-def make(name: str, **values: Any) -> Record:
+def make(name: str, /, **values: Any) -> Record:
     return Record(table(name), values)
 
 

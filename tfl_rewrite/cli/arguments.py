@@ -93,6 +93,13 @@ VERIFYING = (
         default="auto",
     ),
     *JUDGING,
+    _value(
+        "--blame-seconds",
+        help="after a failure, how long to look for the constants that did it (default: 5)",
+        type=float,
+        default=5.0,
+        metavar="S",
+    ),
 )
 
 TALKING = (

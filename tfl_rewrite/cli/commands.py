@@ -111,6 +111,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
         runtime=arguments.runtime,
         timeout=arguments.timeout,
+        blame_seconds=arguments.blame_seconds,
     )
     bar = _Bar(enabled=sys.stderr.isatty() and not arguments.quiet)
     try:

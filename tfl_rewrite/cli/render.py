@@ -158,17 +158,23 @@ def _damage_lines(report: Report) -> list[str]:
     damage = report.damage
     if damage is None:
         return []
-    lines = ["what each constant costs when it alone is rewritten, worst first:"]
-    lines += table(
-        ("tensor", "lowest SNR dB"),
-        [
-            (safe(item.tensor, limit=90), "does not run" if item.snr is None else decibels(item.snr))
-            for item in damage.culprits[:10]
-        ],
-        right=(1,),
-    )
-    if damage.unmeasured:
-        lines.append(f"  {damage.unmeasured} more were not measured in the time given")
+    lines = []
+    if damage.culprits:
+        lines.append("what each constant costs when it alone is rewritten, worst first:")
+        lines += table(
+            ("tensor", "lowest SNR dB"),
+            [
+                (safe(item.tensor, limit=90), "does not run" if item.snr is None else decibels(item.snr))
+                for item in damage.culprits[:10]
+            ],
+            right=(1,),
+        )
+        if damage.unmeasured:
+            lines.append(f"  {damage.unmeasured} more were not measured in the time given (--blame-seconds)")
+    if damage.expanded is not None:
+        ratio = "" if damage.expanded[0] is None else f" with {decibels(damage.expanded[0])} dB"
+        lines.append(f"measured: it passes{ratio} at {size(damage.expanded[1])} bytes with")
+        lines.append("  --scheme dequantize")
     if damage.spare:
         ratio = "" if damage.snr is None else f" with {damage.snr:.1f} dB"
         lines.append(f"measured: it passes{ratio} at {size(damage.nbytes)} bytes with")

@@ -124,7 +124,8 @@ def scales(largest: Float32) -> Float32:
         largest: Float32 ``[channels]``, finite.
     """
     result = np.maximum(largest / np.float32(LEVELS), np.float32(SMALLEST_SCALE))
-    return np.where(largest == 0, np.float32(1), result).astype(np.float32)
+    made: Float32 = np.where(largest == 0, np.float32(1), result).astype(np.float32)
+    return made
 
 
 def expected_noise(scale: Float32, channels: Channels) -> float:
