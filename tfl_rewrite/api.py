@@ -9,10 +9,12 @@ from typing import Any
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import PassResult, run_passes
 from tfl_rewrite.passes.candidates import Selection
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
+from tfl_rewrite.storage import load, origin_of
 
 
 def quantize_weights_pass(
@@ -129,7 +131,20 @@ def check(path: str | os.PathLike[str]) -> list[str]:
         FormatError: The file is damaged so far that it cannot be read.
         FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
     """
-    from tfl_rewrite.model.invariants import problems
-    from tfl_rewrite.storage import load
+    return examine(path)[0]
 
-    return [str(problem) for problem in problems(load(path))]
+
+def examine(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """As :func:`check`, with what is no fault but would keep the file from being rewritten.
+
+    Returns:
+        Problems and notes, one line each.
+    """
+    model = load(path)
+    origin = origin_of(model)
+    notes = []
+    if origin is not None:
+        for refusal in origin.refusals:
+            refusal.file = None
+            notes.append(f"a rewrite would be refused: {refusal}")
+    return [str(problem) for problem in problems(model)], notes

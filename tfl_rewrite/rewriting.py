@@ -148,6 +148,8 @@ def rewrite(
     settings = verification or Verification()
     if settings.mode not in MODES:
         raise UsageError(f"verification mode {settings.mode!r}", remedy=f"use one of {', '.join(MODES)}")
+    if threads < 0:
+        raise UsageError(f"threads is {threads}", remedy="give 1 or more, or 0 for one per processor")
     if str(source) == str(target) and not force:
         raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
     check_target(target, force=force)

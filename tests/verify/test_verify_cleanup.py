@@ -102,8 +102,8 @@ def test_children_end_when_the_parent_is_killed(tmp_path, temporary):
 def test_whole_process_group_is_killed(tmp_path, temporary):
     fake_runtime.install(tmp_path)
     wrapper = tmp_path / "wrapper"
-    # Not exec: the interpreter is a grandchild.
-    wrapper.write_text(f'#!/bin/sh\n"{tmp_path}/python" "$@"\n')
+    # The interpreter is a grandchild, and another one would never end by itself.
+    wrapper.write_text(f'#!/bin/sh\nsleep 120 &\n"{tmp_path}/python" "$@"\n')
     wrapper.chmod(0o755)
     before = fake_runtime.model(tmp_path / "a", running=[{"sleep": 60}])
     verdict = verify(before, before, runtime=f"python:{wrapper}", timeout=1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
+from tfl_rewrite.container import check_target
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
@@ -38,6 +40,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.verify.judge import verify
 
+    _check_report(arguments.report, (arguments.before, arguments.after))
     verdict = verify(
         arguments.before,
         arguments.after,
@@ -64,7 +67,7 @@ def inspect_file(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print(json.dumps(found.to_dict(), indent=2))
+        _print([json.dumps(found.to_dict(), indent=2)])
     else:
         _print(inspection_lines(found))
     return 0
@@ -74,23 +77,25 @@ def check_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite check MODEL...``."""
     rows: list[dict[str, Any]] = []
     for path in arguments.models:
+        notes: list[str] = []
         try:
-            problems = api.check(path)
+            problems, notes = api.examine(path)
         except TflRewriteError as error:
             error.file = None
             problems = [str(error)]
-        rows.append({"file": path, "sound": not problems, "problems": problems})
+        rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
             lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
             shown = problems if arguments.verbose else problems[:10]
             lines += [f"  {safe(problem, limit=400)}" for problem in shown]
             if len(shown) < len(problems):
                 lines.append(f"  ... and {len(problems) - len(shown)} more (-v shows all)")
+            lines += [f"  note: {safe(note, limit=400)}" for note in notes]
             _print(lines)
     if arguments.json:
         import json
 
-        print(json.dumps({"schema": 1, "files": rows}, indent=2))
+        _print([json.dumps({"schema": 1, "files": rows}, indent=2)])
     return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
 
 
@@ -103,6 +108,7 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
+    _check_report(arguments.report, (arguments.source, arguments.target))
     verification = Verification(
         mode=arguments.verify,
         inputs=tuple(arguments.inputs),
@@ -113,7 +119,8 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         timeout=arguments.timeout,
         blame_seconds=arguments.blame_seconds,
     )
-    bar = _Bar(enabled=sys.stderr.isatty() and not arguments.quiet)
+    talks = sys.stderr is not None and sys.stderr.isatty()
+    bar = _Bar(enabled=talks and not arguments.quiet)
     try:
         report = rewrite(
             arguments.source,
@@ -150,10 +157,35 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 
 
 def _print(lines: list[str]) -> None:
+    if sys.stdout is None:
+        return  # The caller closed it.
     text = "\n".join(lines) + "\n"
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        # Nothing more can be said there; without this, Python tries again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader that went away changes neither the work nor its exit code.
+        if not isinstance(error, BrokenPipeError):
+            raise FileAccessError(
+                f"cannot write: {error.strerror or error}", file="standard output"
+            ) from error
+
+
+def _check_report(path: str | None, files: Sequence[str]) -> None:
+    """Refuses a place for the report before anything is done.
+
+    Raises:
+        UsageError: It is a directory, its folder is missing, or it is one of the models.
+    """
+    if path is None:
+        return
+    check_target(path, force=True)
+    if any(os.path.realpath(path) == os.path.realpath(file) for file in files):
+        raise UsageError("is a model; the report would replace it", file=path, remedy="name another file")
 
 
 def _write_json(path: str | None, data: dict[str, Any]) -> None:

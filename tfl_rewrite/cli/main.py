@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.BY_NAME[arguments.command]
     previous = _on_terminate()
     try:
-        code: int = run(arguments)
-        sys.stdout.flush()
-        return code
+        return run(arguments)
     except TflRewriteError as error:
         if arguments.verbose > 1:
             raise
@@ -49,10 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Terminated:
         _complain("terminated; nothing was written")
         return 128 + signal.SIGTERM
-    except BrokenPipeError:
-        # The reader of our output went away; the work is done. Keep the interpreter from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except RecursionError:
         _complain("the file nests too deep")
         return 2
@@ -67,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(text: str) -> None:
     from tfl_rewrite.cli.render import safe
 
-    print(f"tfl-rewrite: error: {safe(text, limit=4000)}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"tfl-rewrite: error: {safe(text, limit=4000)}", file=sys.stderr)
 
 
 def _on_terminate() -> signal._HANDLER | None:

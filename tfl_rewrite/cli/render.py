@@ -104,7 +104,7 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
                     safe(",".join(change.readers), limit=40),
                     change.scheme,
                     f"{change.channels}",
-                    f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}",
+                    _bytes(change),
                     size(change.saved),
                     decibels(change.snr),
                 )
@@ -117,6 +117,12 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
     lines += _skip_lines(result.skips, verbose)
     lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
     return lines
+
+
+def _bytes(change: WeightChange) -> str:
+    if change.shared:
+        return "shared"
+    return f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}"
 
 
 def _skip_lines(skips: Sequence[Skip], verbose: int) -> list[str]:
@@ -183,10 +189,12 @@ def _damage_lines(report: Report) -> list[str]:
 
 
 def _quoted(name: str) -> str:
+    """Returns the value of an option for the shell; what terminals must not see, as escapes of the pattern."""
     import re
     import shlex
 
-    return shlex.quote(f"^{re.escape(name)}$")
+    shown = "".join(re.escape(char) if _escaped(char) == char else _escaped(char) for char in name)
+    return shlex.quote(f"^{shown}$")
 
 
 def inspection_lines(found: Inspection) -> list[str]:

@@ -51,6 +51,7 @@ class _Lifter:
         self.codes: list[OperatorCode] = []
         self.external: dict[int, ExternalBuffer] = {}
         self.quantizations: dict[tuple[int, int], Quantization] = {}
+        self.lifted = 0
 
     def model(self) -> Model:
         root = self.root
@@ -123,6 +124,15 @@ class _Lifter:
 
     def _fill(self, subgraph: SubGraph, row: Record, where: str) -> None:
         rows = list(row.get("tensors") or ())
+        # Subgraphs may share their tables in the file but not here: without a bound a few kilobytes become
+        # millions of objects. Each entry of a list takes four bytes unless it is shared.
+        self.lifted += len(rows) + len(row.get("operators") or ())
+        if self.lifted * 4 > len(self.source.data):
+            raise FormatError(
+                f"{self.lifted} tensors and operators in a file of {len(self.source.data)} bytes",
+                where=where,
+                offset=row.offset,
+            )
         subgraph.tensors = [self._tensor(item, f"{where}.tensors[{i}]") for i, item in enumerate(rows)]
         for index, (tensor, item) in enumerate(zip(subgraph.tensors, rows, strict=True)):
             place = f"{where}.tensors[{index}].quantization"

@@ -162,6 +162,20 @@ def first_and_last(items: Sequence[Candidate], least: tuple[int, int]) -> set[in
     return ends
 
 
+def _scales_rows(use: Use, graph: Graph) -> bool:
+    """Whether a lookup reads scales: its output multiplies int8 rows that were cast to floats."""
+    found = use.operator.outputs[0] if use.operator.outputs else None
+    if use.operator.code.name != "GATHER" or use.position != 0 or found is None:
+        return False
+    readers = graph.uses_of(found)
+    if len(readers) != 1 or readers[0].operator.code.name != "MUL":
+        return False
+    others = [tensor for tensor in readers[0].operator.inputs if tensor is not None and tensor is not found]
+    cast = graph.maker_of(others[0]) if len(others) == 1 else None
+    rows = cast.inputs[0] if cast is not None and cast.code.name == "CAST" and cast.inputs else None
+    return rows is not None and rows.dtype == dtypes.INT8.value
+
+
 def weights_of(operator: Operator, row: kernels.HybridRow) -> list[Tensor]:
     """Returns the weight inputs of an operator that are present."""
     return [
@@ -221,6 +235,8 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
             return "float16", "its DEQUANTIZE is of an unusual form"
     elif stored.dtype != dtypes.FLOAT32.value:
         return "dtype", f"it is {stored.dtype_name}"
+    if all(_scales_rows(use, graph) for use in item.uses):
+        return "scales", "it holds the scales of an int8 table"
     for use in item.uses:
         name = use.operator.code.name
         if use.operator.code.custom is not None:

@@ -47,6 +47,7 @@ class Editor:
         self._stamps: dict[int, tuple[Operator, int]] = {}
         self._zero_biases: dict[int, Buffer] = {}
         self._added_tensors = False
+        self._row_tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._asked: set[tuple[str, int]] = set()
         self._used_codes = {id(operator.code) for _, operator in model.operators()}
 
@@ -126,6 +127,74 @@ class Editor:
         after = Operator(self._code("DEQUANTIZE", form.version), [integers], [output])
         subgraph.operators.insert(_position(subgraph, operator) + 1, after)
 
+    def look_up_rows(
+        self,
+        subgraph: SubGraph,
+        operator: Operator,
+        position: int,
+        integers: Tensor,
+        quantization: Quantization,
+    ) -> None:
+        """Makes a lookup of int8 rows give out floats: the rows cast to float32, times their scales.
+
+        See the CHANNEL row of ``GATHER`` in :data:`tfl_rewrite.kernels.TABLE_LOOKUP`. The rows that the
+        lookup moves carry no quantization, since no single scale is theirs.
+        """
+        output = operator.outputs[0]
+        assert output is not None and quantization.scale is not None
+        table = self._row_tables.get(id(integers))
+        if table is None:
+            ones = (1,) * (len(integers.shape or ()) - 1)
+            scales = Tensor(
+                f"{integers.name}_scales",
+                (len(quantization.scale), *ones),
+                dtypes.FLOAT32.value,
+                self.add_buffer(bytes(quantization.scale.raw)),
+            )
+            rows = Tensor(
+                f"{integers.name}_rows", integers.shape, dtypes.INT8.value, integers.buffer, signature=None
+            )
+            table = self._row_tables[id(integers)] = (rows, scales)
+            self.add_tensor(subgraph, rows)
+            self.add_tensor(subgraph, scales)
+        rows, scales = table
+        inner = len(rows.shape or ()) - 1
+
+        def beside(suffix: str, dtype: int, *, narrow: bool = False) -> Tensor:
+            shape, signature = output.shape or (), output.signature
+            if narrow:
+                shape = (*shape[: len(shape) - inner], *(1,) * inner)
+                signature = (*signature[: len(signature) - inner], *(1,) * inner) if signature else None
+            name = f"{output.name}_{suffix}"
+            return self.add_tensor(subgraph, Tensor(name, shape, dtype, self.sentinel(), signature=signature))
+
+        found = beside("rows", dtypes.INT8.value)
+        floats = beside("floats", dtypes.FLOAT32.value)
+        scale = beside("scales", dtypes.FLOAT32.value, narrow=True)
+        operator.inputs[position] = rows
+        operator.outputs[0] = found
+        second = Operator(
+            operator.code, [scales, *operator.inputs[1:]], [scale], [], operator.options, rest=operator.rest
+        )
+        cast = self._builtin("CAST", 3, [found], floats, "CastOptions", in_data_type=dtypes.INT8.value)
+        product = self._builtin("MUL", 1, [floats, scale], output, "MulOptions")
+        at = _position(subgraph, operator) + 1
+        subgraph.operators[at:at] = [cast, second, product]
+
+    def drop_unread(self, subgraph: SubGraph, tensor: Tensor) -> None:
+        """Removes a constant that no operator of its subgraph reads any more."""
+        if not any(item is tensor for operator in subgraph.operators for item in operator.inputs):
+            subgraph.tensors = [item for item in subgraph.tensors if item is not tensor]
+
+    def _builtin(
+        self, name: str, version: int, inputs: list[Tensor | None], output: Tensor, table: str, **options: int
+    ) -> Operator:
+        self._asked.add((name, version))
+        number = schema().enums["BuiltinOptions"].values[table]
+        rest = new_record("Operator").replace(builtin_options_type=number)
+        record = new_record(table).replace(**options)
+        return Operator(self._code(name, version), inputs, [output], [], record, rest=rest)
+
     def remove_operator(self, subgraph: SubGraph, operator: Operator, output: Tensor) -> None:
         """Removes an operator and its output, which nothing reads any more."""
         del subgraph.operators[_position(subgraph, operator)]
@@ -165,7 +234,8 @@ class Editor:
     def _release(self, buffer: Buffer) -> None:
         """Empties a buffer that nothing refers to any more; its place in the list stays."""
         used = any(tensor.buffer is buffer for item in self.model.subgraphs for tensor in item.tensors)
-        if not used and not any(entry.buffer is buffer for entry in self.model.metadata):
+        entries = [*(entry.buffer for entry in self.model.metadata), *self.model.metadata_buffers]
+        if not used and not any(entry is buffer for entry in entries):
             buffer.blob = None
 
     def set_option(self, operator: Operator, field: str, value: object) -> None:

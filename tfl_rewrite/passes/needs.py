@@ -72,6 +72,14 @@ def unmet(
     return f"{name} needs: {need.description}"
 
 
+def same_rank_output(operator: Operator) -> bool:
+    """Whether a lookup's output has the shape that its positions and its table give, as far as is known."""
+    table, positions, output = operator.inputs[0], _input(operator, 1), operator.outputs[0]
+    if table is None or positions is None or output is None or not output.shape:
+        return False
+    return len(output.shape) == len(positions.shape or ()) + len(table.shape or ()) - 1
+
+
 def grouped(operator: Operator) -> bool:
     """Whether a convolution has fewer input channels in its filter than in its input, or may have."""
     activation, weight = _input(operator, 0), _input(operator, 1)

@@ -10,7 +10,7 @@ reported, with what became of it or why it stayed.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -42,6 +42,10 @@ _QUANTIZATION_NBYTES = 64
 _TENSOR_NBYTES = 96
 _OPERATOR_NBYTES = 56
 
+# A scale per row of a table is worth its bytes from this many elements a row, if it takes away 3 dB of noise.
+_LEAST_ROW = 8
+_ROW_GAIN = 0.5
+
 
 class Scheme(str, enum.Enum):
     """How operators get at int8 weights."""
@@ -59,6 +63,45 @@ class Reading(str, enum.Enum):
     DEQUANTIZE = "dequantize"
 
 
+class Rounding:
+    """Makes the integers of one constant, and remembers how far they are off.
+
+    Args:
+        source: The float constant.
+        dtype: Its numpy type.
+        scale: Float32 ``[channels]``.
+        channels: How it falls into channels.
+    """
+
+    def __init__(self, source: Blob, dtype: str, scale: symmetric.Float32, channels: Channels) -> None:
+        self._source = source
+        self._dtype = dtype
+        self._scale = scale
+        self._channels = channels
+        self._error: Error | None = None
+
+    def pour(self, sink: Sink, offset: int) -> None:
+        """Writes the integers, block by block; needs no memory but a few blocks."""
+        self._run(lambda start, block: sink.write_at(block.data, offset + start))
+
+    def error(self) -> Error:
+        """Returns the squared signal and error; rounds now if nothing was written yet."""
+        if self._error is None:
+            self._run(lambda _start, _block: None)
+        assert self._error is not None
+        return self._error
+
+    def blob(self) -> ComputedBlob:
+        """Returns the integers as bytes that are made while they are written."""
+        return ComputedBlob(self._channels.elements, self.pour)
+
+    def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
+        values = np.frombuffer(self._source.view(), self._dtype)
+        self._error = symmetric.quantize(values, self._scale, self._channels, emit)
+        del values
+        self._source.release()
+
+
 @dataclass(slots=True)
 class WeightChange:
     """A constant that is int8 now.
@@ -68,8 +111,9 @@ class WeightChange:
         buffer: Position in the model of the buffer that held it.
         readings: How its readers get at it: hybrid, lookup, dequantize.
         axis: Channel axis of its scales; None for one scale.
-        saved: Bytes saved, with scales, operators and tensors counted.
-        error: Its squared signal and error; known once the integers were written.
+        saved: Bytes saved, with scales, operators and tensors counted. Negative for a tensor that shares
+            its bytes with an earlier one.
+        rounding: How far the integers are off; shared by tensors that share the bytes.
     """
 
     where: str
@@ -83,15 +127,14 @@ class WeightChange:
     nbytes_before: int
     nbytes_after: int
     saved: int
-    compute: Callable[[], Error]
-    error: Error | None = None
+    rounding: Rounding
+    shared: bool = False
+    """Whether its integers are those of an earlier tensor."""
 
     @property
     def snr(self) -> float:
         """Signal-to-noise ratio of the weight itself in dB; computed now if it was not written yet."""
-        if self.error is None:
-            self.error = self.compute()
-        return self.error.snr
+        return self.rounding.error().snr
 
     @property
     def scheme(self) -> str:
@@ -119,6 +162,7 @@ class WeightChange:
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
             "saved": self.saved,
+            "shared": self.shared,
             "snr_db": round(snr, 2) if np.isfinite(snr) else None,
         }
 
@@ -178,8 +222,18 @@ class _Decision:
         name = len(self.item.value.name)
         if Reading.DEQUANTIZE in self.kinds and self.item.expand is None:
             total += _OPERATOR_NBYTES + _TENSOR_NBYTES + name
-        total += self.readings.count(Reading.LOOKUP) * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name)
+        # A lookup by rows takes three operators with an output each, and the tensor of scales.
+        each = 4 if self.rows else 1
+        total += self.readings.count(Reading.LOOKUP) * each * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name)
         return total
+
+    @property
+    def rows(self) -> bool:
+        """Whether it is looked up with one scale per row."""
+        return any(
+            isinstance(form, kernels.TableLookup) and form.granularity is kernels.Granularity.CHANNEL
+            for form in self.forms
+        )
 
 
 @dataclass(slots=True)
@@ -190,7 +244,7 @@ class _Run:
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     largest: dict[tuple[object, Channels], symmetric.Float32] = field(default_factory=dict)
     by_value: dict[int, Candidate] = field(default_factory=dict)
-    hybrid_forms: dict[int, kernels.Form | str] = field(default_factory=dict)
+    hybrid_forms: dict[int, list[kernels.Form] | str] = field(default_factory=dict)
     least: tuple[int, int] = (0, 0)
 
     def run(self) -> PassResult:
@@ -238,22 +292,22 @@ class _Run:
     def _decide(self, item: Candidate) -> _Decision | tuple[str, str]:
         readings: list[Reading] = []
         forms: list[kernels.Form | kernels.TableLookup | kernels.DequantizeForm] = []
-        settled: tuple[int | None, int | None] | None = None
-        reasons = []
-        for use in item.uses:
-            form = self._form(use.operator, use.position)
-            if isinstance(form, str):
-                reasons.append(form)
+        found = [self._forms(use.operator, use.position) for use in item.uses]
+        reasons = [forms for forms in found if isinstance(forms, str)]
+        wanted = [
+            []
+            if isinstance(forms, str)
+            else [(_scales_axis(form, use.operator, len(item.shape)), form) for form in forms]
+            for use, forms in zip(item.uses, found, strict=True)
+        ]
+        settled = _settle_scales(wanted)
+        for choices in wanted:
+            # All readers share one set of integers; who cannot read it reads what DEQUANTIZE makes of it.
+            form = next((form for scales, form in choices if _agree(scales, settled)), None)
+            if form is None:
                 readings.append(Reading.DEQUANTIZE)
+                reasons += ["its readers want different scales"] if choices else []
                 continue
-            wanted = _scales_axis(form, use.operator, len(item.shape))
-            # All readers share one set of integers, so the first one settles the scales
-            # (kernels.Need.SAME_CHANNEL_AXIS).
-            if settled is not None and wanted != settled:
-                reasons.append("its readers want different scales")
-                readings.append(Reading.DEQUANTIZE)
-                continue
-            settled = wanted
             readings.append(Reading.LOOKUP if isinstance(form, kernels.TableLookup) else Reading.HYBRID)
             forms.append(form)
         axis = settled[0] if settled is not None else None
@@ -271,33 +325,51 @@ class _Run:
             forms.append(dequantize)
         return _Decision(item, readings, forms, axis)
 
-    def _form(self, operator: Operator, position: int) -> kernels.Form | kernels.TableLookup | str:
-        """Returns how an operator can read int8 at an input, or why it cannot."""
+    def _forms(self, operator: Operator, position: int) -> Sequence[kernels.Form | kernels.TableLookup] | str:
+        """Returns how an operator can read int8 at an input, best first, or why it cannot."""
         name = operator.code.name
         if self.settings.scheme is Scheme.DEQUANTIZE:
             return "asked for dequantize"
         lookup = kernels.table_lookup(name)
         if lookup is not None and lookup.input == position:
+            rows = self._row_lookup(operator, position)
             if lookup.first_runtime > self.settings.min_runtime:
                 return f"{name} of runtime {_text(self.settings.min_runtime)} takes no int8 table"
-            return lookup
+            return [lookup] if rows is None else [rows, lookup]
         row = kernels.hybrid_row(name)
         if row is None or position not in row.inputs:
             known = kernels.no_hybrid(name)
             return known.reason if known is not None else f"{name} has no hybrid kernel for input {position}"
         found = self.hybrid_forms.get(id(operator))
         if found is None:
-            found = self.hybrid_forms[id(operator)] = self._hybrid_form(operator, row)
+            found = self.hybrid_forms[id(operator)] = self._hybrid_forms(operator, row)
         return found
 
-    def _hybrid_form(self, operator: Operator, row: kernels.HybridRow) -> kernels.Form | str:
-        """Returns the best form whose needs the operator meets, or why there is none."""
+    def _row_lookup(self, operator: Operator, position: int) -> kernels.TableLookup | None:
+        """Returns the form with one scale per row where a table gains by it, else None."""
+        table = operator.inputs[position]
+        item = self.by_value.get(id(table)) if table is not None else None
+        form = kernels.table_lookup(operator.code.name, kernels.Granularity.CHANNEL)
+        if item is None or form is None or form.first_runtime > self.settings.min_runtime:
+            return None
+        if self.settings.granularity is kernels.Granularity.TENSOR or len(item.shape) < 2:
+            return None
+        if operator.option("axis") or operator.option("batch_dims"):
+            return None
+        if item.elements < _LEAST_ROW * item.shape[0] or not needs.same_rank_output(operator):
+            return None
+        gains = self._noise(item, 0) < _ROW_GAIN * self._noise(item, None)
+        return form if gains else None
+
+    def _hybrid_forms(self, operator: Operator, row: kernels.HybridRow) -> list[kernels.Form] | str:
+        """Returns the forms whose needs the operator meets, best first, or why there is none."""
         runtime = self.settings.min_runtime
         reason = f"no hybrid form of {row.operator} runs on {_text(runtime)} with the granularity asked for"
         for need in row.needs:
             unmet = needs.unmet(need, operator, row, self._can_be_int8)
             if unmet is not None:
                 return unmet
+        found = []
         for form in row.forms_for(runtime):
             if form.granularity is not self.settings.granularity and (
                 self.settings.granularity is kernels.Granularity.TENSOR
@@ -305,9 +377,10 @@ class _Run:
                 continue
             missing = self._form_unmet(form, operator, row)
             if missing is None:
-                return form
-            reason = missing
-        return reason
+                found.append(form)
+            else:
+                reason = missing
+        return found or reason
 
     def _form_unmet(self, form: kernels.Form, operator: Operator, row: kernels.HybridRow) -> str | None:
         weights = weights_of(operator, row)
@@ -415,6 +488,24 @@ class _Run:
             if reason is not None:
                 for made in group:
                     self.blocked.setdefault(id(made.item), reason)
+        self._check_together(groups)
+
+    def _check_together(self, groups: dict[int, list[_Decision]]) -> None:
+        """Drops the weights of operators that take all or none, where all of them are not smaller."""
+        operators: dict[int, dict[int, list[_Decision]]] = {}
+        for key, group in groups.items():
+            for made in group:
+                if _together(made) and id(made.item) not in self.blocked:
+                    for use in made.item.uses:
+                        operators.setdefault(id(use.operator), {})[key] = group
+        for buffers in operators.values():
+            saved = sum(
+                group[0].item.stored.buffer.nbytes - _group_nbytes(group) for group in buffers.values()
+            )
+            if saved <= 0:
+                reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
+                for made in (made for group in buffers.values() for made in group):
+                    self.blocked.setdefault(id(made.item), reason)
 
 
 def _together(made: _Decision) -> bool:
@@ -432,12 +523,39 @@ def _axis(row: kernels.HybridRow, operator: Operator, rank: int) -> int | None:
     return axis + rank if axis is not None and axis < 0 else axis
 
 
-def _scales_axis(
-    form: kernels.Form | kernels.TableLookup, operator: Operator, rank: int
-) -> tuple[int | None, int | None]:
-    """Returns the axis of the scales, and the axis over which the kernel would spread a single one."""
+# The axis of the scales (None for one scale), and the axis over which a kernel would spread a single one
+# (None where it does not).
+_Scales = tuple[int | None, int | None]
+
+
+def _settle_scales(
+    wanted: Sequence[Sequence[tuple[_Scales, kernels.Form | kernels.TableLookup]]],
+) -> _Scales | None:
+    """Chooses the scales with which most readers read the integers as they are; the better ones at a tie."""
+    choices = list(dict.fromkeys(scales for forms in wanted for scales, _ in forms))
+    if not choices:
+        return None
+
+    def readers(settled: _Scales) -> int:
+        return sum(any(_agree(scales, settled) for scales, _ in forms) for forms in wanted)
+
+    # max() keeps the first of equals; forms come best first, so finer scales stand before coarser ones.
+    return max(sorted(choices, key=lambda scales: scales[0] is None), key=readers)
+
+
+def _agree(scales: _Scales, settled: _Scales | None) -> bool:
+    """Whether a reader that wants some scales can read settled ones (kernels.Need.SAME_CHANNEL_AXIS)."""
+    if settled is None or scales[0] != settled[0]:
+        return False
+    return scales[1] == settled[1] or scales[1] is None or settled[1] is None
+
+
+def _scales_axis(form: kernels.Form | kernels.TableLookup, operator: Operator, rank: int) -> _Scales:
+    """Returns the scales that a form wants."""
     row = kernels.hybrid_row(operator.code.name)
-    if isinstance(form, kernels.TableLookup) or row is None:
+    if isinstance(form, kernels.TableLookup):
+        return (0, 0) if form.granularity is kernels.Granularity.CHANNEL else (None, None)
+    if row is None:
         return None, None
     axis = _axis(row, operator, rank)
     return (axis if form.granularity is kernels.Granularity.CHANNEL else None), axis
@@ -455,36 +573,32 @@ def _apply(
     """Carries the decisions out."""
     editor = Editor(model)
     changes: list[WeightChange] = []
-    stored: dict[tuple[int, Channels], tuple[Buffer, WeightChange]] = {}
+    homes: dict[tuple[int, Channels], tuple[Buffer, Rounding]] = {}
     quantizations: dict[tuple[object, Channels, int | None], Quantization] = {}
-    groups: dict[int, list[_Decision]] = {}
-    for made in decisions:
-        groups.setdefault(id(made.item.stored.buffer), []).append(made)
     positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
-    sources = {key: group[0].item.stored.buffer.blob for key, group in groups.items()}
+    sources = {id(made.item.stored.buffer): made.item.stored.buffer.blob for made in decisions}
     for made in decisions:
-        buffer_key = id(made.item.stored.buffer)
-        blob = sources[buffer_key]
+        # Rewiring replaces the blob and the type of what other decisions still refer to as their source.
+        key, channels = id(made.item.stored.buffer), made.channels
+        blob = sources[key]
         assert blob is not None
-        channels = made.channels
         scale = symmetric.scales(largest[(blob.identity, channels)])
         quantization = quantizations.setdefault(
             (blob.identity, channels, made.axis), Quantization.symmetric(scale.tobytes(), made.axis or 0)
         )
-        first_of_buffer = not any(key == buffer_key for key, _ in stored)
-        home = stored.get((buffer_key, channels))
-        saved = -made.overhead - (0 if home else channels.elements + 12 * channels.channels)
-        saved += blob.nbytes if first_of_buffer else 0
-        change = _change(made, positions[buffer_key], blob, scale, saved)
+        first = not any(known == key for known, _ in homes)
+        home = homes.get((key, channels))
+        shared = home is not None
+        saved = (blob.nbytes if first else 0) - made.overhead
         if home is None:
-            buffer = made.item.stored.buffer if first_of_buffer else editor.add_buffer(None)
-            buffer.blob = _integers(made.item, blob, scale, channels, change)
-            stored[(buffer_key, channels)] = (buffer, change)
-        else:
-            buffer = home[0]
-            change.compute = home[1].compute
-        changes.append(change)
-        _rewire(editor, made, buffer, quantization)
+            saved -= channels.elements + 12 * channels.channels
+            dtype = dtypes.BY_VALUE[made.item.stored.dtype].numpy
+            rounding = Rounding(blob, dtype, scale, channels)
+            buffer = made.item.stored.buffer if first else editor.add_buffer(None)
+            buffer.blob = rounding.blob()
+            home = homes[(key, channels)] = (buffer, rounding)
+        changes.append(_change(made, positions[key], blob.nbytes, saved, home[1], shared=shared))
+        _rewire(editor, made, home[0], quantization)
     for made in decisions:
         for use, reading in zip(made.item.uses, made.readings, strict=True):
             if reading is Reading.HYBRID and use.operator.code.name in kernels.FLOAT32_BIAS_OPERATORS:
@@ -493,12 +607,10 @@ def _apply(
     return changes, editor.notes
 
 
-def _change(made: _Decision, position: int, blob: Blob, scale: symmetric.Float32, saved: int) -> WeightChange:
-    item, channels = made.item, made.channels
-
-    def compute() -> Error:
-        return symmetric.quantize(_values(item, blob), scale, channels, lambda _start, _block: None)
-
+def _change(
+    made: _Decision, position: int, nbytes: int, saved: int, rounding: Rounding, *, shared: bool
+) -> WeightChange:
+    item = made.item
     return WeightChange(
         item.value.name or item.stored.name or "(unnamed)",
         position,
@@ -507,28 +619,13 @@ def _change(made: _Decision, position: int, blob: Blob, scale: symmetric.Float32
         tuple(item.readers),
         made.kinds,
         made.axis,
-        channels.channels,
-        blob.nbytes,
-        channels.elements,
+        made.channels.channels,
+        nbytes,
+        made.channels.elements,
         saved,
-        compute,
+        rounding,
+        shared,
     )
-
-
-def _integers(
-    item: Candidate, source: Blob, scale: symmetric.Float32, channels: Channels, change: WeightChange
-) -> ComputedBlob:
-    dtype = dtypes.BY_VALUE[item.stored.dtype].numpy
-
-    def compute(sink: Sink, offset: int) -> None:
-        values = np.frombuffer(source.view(), dtype)
-        change.error = symmetric.quantize(
-            values, scale, channels, lambda start, block: sink.write_at(block.data, offset + start)
-        )
-        del values
-        source.release()
-
-    return ComputedBlob(channels.elements, compute)
 
 
 def _rewire(editor: Editor, made: _Decision, buffer: Buffer, quantization: Quantization) -> None:
@@ -536,6 +633,7 @@ def _rewire(editor: Editor, made: _Decision, buffer: Buffer, quantization: Quant
     item = made.item
     forms = dict(zip(_readers(made), made.forms, strict=False))
     expands = Reading.DEQUANTIZE in made.kinds
+    only_rows = made.rows and set(made.readings) == {Reading.LOOKUP}
     if item.expand is not None:
         integers = item.stored
         editor.make_int8(integers, buffer, quantization)
@@ -550,7 +648,9 @@ def _rewire(editor: Editor, made: _Decision, buffer: Buffer, quantization: Quant
             continue
         form = forms[index]
         use.operator.inputs[use.position] = integers
-        if reading is Reading.LOOKUP:
+        if reading is Reading.LOOKUP and made.rows:
+            editor.look_up_rows(item.subgraph, use.operator, use.position, integers, quantization)
+        elif reading is Reading.LOOKUP:
             editor.dequantize_output(item.subgraph, use.operator, quantization)
         elif isinstance(form, kernels.Form):
             row = kernels.hybrid_row(use.operator.code.name)
@@ -564,6 +664,8 @@ def _rewire(editor: Editor, made: _Decision, buffer: Buffer, quantization: Quant
         editor.expand(item.subgraph, integers, item.value, item.expand, form.version)
     elif item.expand is not None:
         editor.remove_operator(item.subgraph, item.expand, item.value)
+    if only_rows:
+        editor.drop_unread(item.subgraph, integers)
 
 
 def _readers(made: _Decision) -> list[int]:

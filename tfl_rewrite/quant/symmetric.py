@@ -24,6 +24,9 @@ BLOCK_ELEMENTS = 1 << 16
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses scales that are zero or subnormal (``xnn_define_quantized_tensor_value``)."""
 
+LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.float32(0))
+"""A hair more, and the largest level times the scale is no float32 any more."""
+
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
@@ -76,6 +79,8 @@ def blocks(channels: Channels) -> Iterator[tuple[int, int, int, int]]:
     otherwise each of its rows belongs to one channel, from ``first channel`` on.
     """
     outer, count, inner = channels.outer, channels.channels, channels.inner
+    if channels.elements == 0:
+        return
     if inner == 1:
         step = max(1, BLOCK_ELEMENTS // max(1, count))
         for row in range(0, outer, step):
@@ -120,10 +125,12 @@ def absmax(values: npt.NDArray[np.generic], channels: Channels) -> Float32:
 def scales(largest: Float32) -> Float32:
     """Returns ``max|w| / 127`` per channel, 1 for channels of zeros.
 
+    The result is a normal number, and so is 127 times it.
+
     Args:
         largest: Float32 ``[channels]``, finite.
     """
-    result = np.maximum(largest / np.float32(LEVELS), np.float32(SMALLEST_SCALE))
+    result = np.clip(largest / np.float32(LEVELS), np.float32(SMALLEST_SCALE), LARGEST_SCALE)
     made: Float32 = np.where(largest == 0, np.float32(1), result).astype(np.float32)
     return made
 
