@@ -253,7 +253,7 @@ def _same(new: object, old: object) -> bool:
         if new.spec is not old.spec:
             return False
         names = new.values.keys()
-        if "offset" in old and old.get("offset") and old.spec.name == "Buffer" and "data" in new:
+        if old.spec.name == "Buffer" and old.get("offset") > 1 and "data" in new:
             # The output may hold inline what the input held outside; only other bytes are a change.
             blob = new["data"]
             return isinstance(blob, MappedBlob) and (blob.offset, blob.nbytes) == (

@@ -68,9 +68,7 @@ def json_of(flatc: Path, root: Path, data: bytes, folder: Path) -> str:
     return (folder / "model.json").read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def test_flatc_prints_the_rewritten_file_alike(
-    flatc: Path, root: Path, sound: Path, tmp_path: Path
-) -> None:
+def test_flatc_prints_the_rewritten_file_alike(flatc: Path, root: Path, sound: Path, tmp_path: Path) -> None:
     if sound.stem == "offset_buffers":
         pytest.skip("its buffers move into the FlatBuffer, which is another text")
     before = json_of(flatc, root, sound.read_bytes(), tmp_path / "before")

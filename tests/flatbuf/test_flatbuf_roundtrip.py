@@ -145,9 +145,7 @@ def test_every_union_member_survives(union: str) -> None:
         "QuantizationDetails": ("QuantizationParameters", "details"),
     }[union]
     for number, member in schema().enums[union].members.items():
-        record = make(
-            owner, **{f"{name}_type": number, name: full_record(member, defaults=False)}
-        )
+        record = make(owner, **{f"{name}_type": number, name: full_record(member, defaults=False)})
         assert again(written(record), record.spec)[name] == record[name]
 
 

@@ -189,7 +189,7 @@ def _damage_lines(report: Report) -> list[str]:
 
 
 def _quoted(name: str) -> str:
-    """Returns the value of an option for the shell; what terminals must not see, as escapes of the pattern."""
+    """Returns a pattern for the shell that matches just this name; what terminals must not see, escaped."""
     import re
     import shlex
 

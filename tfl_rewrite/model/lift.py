@@ -28,6 +28,11 @@ T = TypeVar("T")
 MAX_RANK = 64
 """Bound on dimensions, so that products of hostile shapes stay cheap; kernels take 8 at most."""
 
+MAX_SHARED = 1 << 18
+"""How many more parts than bytes a model may have: an operand or a dimension is one, a tensor or an operator
+counts as four. In the file each reference takes four bytes, but tables that refer to shared tables multiply
+without end. (FlatBuffers' verifier counts each visit of a table, for the same reason.)"""
+
 
 def lift(root: Record, source: Source) -> Model:
     """Builds the model of a file's root record.
@@ -51,7 +56,17 @@ class _Lifter:
         self.codes: list[OperatorCode] = []
         self.external: dict[int, ExternalBuffer] = {}
         self.quantizations: dict[tuple[int, int], Quantization] = {}
-        self.lifted = 0
+        self.parts_left = len(source.data) + MAX_SHARED
+
+    def spend(self, count: int, where: str, row: Record) -> None:
+        """Counts parts before they are made."""
+        self.parts_left -= count
+        if self.parts_left < 0:
+            raise FormatError(
+                f"tables are shared so often that the model has over {MAX_SHARED} parts more than bytes",
+                where=where,
+                offset=row.offset,
+            )
 
     def model(self) -> Model:
         root = self.root
@@ -123,16 +138,9 @@ class _Lifter:
         return MappedBlob(self.source, offset, size)
 
     def _fill(self, subgraph: SubGraph, row: Record, where: str) -> None:
-        rows = list(row.get("tensors") or ())
-        # Subgraphs may share their tables in the file but not here: without a bound a few kilobytes become
-        # millions of objects. Each entry of a list takes four bytes unless it is shared.
-        self.lifted += len(rows) + len(row.get("operators") or ())
-        if self.lifted * 4 > len(self.source.data):
-            raise FormatError(
-                f"{self.lifted} tensors and operators in a file of {len(self.source.data)} bytes",
-                where=where,
-                offset=row.offset,
-            )
+        rows = row.get("tensors") or []
+        operators = row.get("operators") or []
+        self.spend(4 * (len(rows) + len(operators)), where, row)
         subgraph.tensors = [self._tensor(item, f"{where}.tensors[{i}]") for i, item in enumerate(rows)]
         for index, (tensor, item) in enumerate(zip(subgraph.tensors, rows, strict=True)):
             place = f"{where}.tensors[{index}].quantization"
@@ -140,13 +148,12 @@ class _Lifter:
         subgraph.inputs = self._tensors(row.get("inputs"), subgraph, f"{where}.inputs", row)
         subgraph.outputs = self._tensors(row.get("outputs"), subgraph, f"{where}.outputs", row)
         subgraph.operators = [
-            self._operator(item, subgraph, f"{where}.operators[{i}]")
-            for i, item in enumerate(row.get("operators") or ())
+            self._operator(item, subgraph, f"{where}.operators[{i}]") for i, item in enumerate(operators)
         ]
 
     def _tensor(self, row: Record, where: str) -> Tensor:
-        shape = _shape(row.get("shape"), f"{where}.shape", row, -1)
-        signature = _shape(row.get("shape_signature"), f"{where}.shape_signature", row, -1)
+        shape = self._shape(row.get("shape"), f"{where}.shape", row)
+        signature = self._shape(row.get("shape_signature"), f"{where}.shape_signature", row)
         identifier = row.get("external_buffer")
         external = None
         if identifier:
@@ -223,6 +230,7 @@ class _Lifter:
                 continue
             value, place = row[reference.field], f"{where}.{reference.field}"
             if isinstance(value, ScalarVector):
+                self.spend(len(value), place, row)
                 changes[reference.field] = [_at(self.subgraphs, item, place, row) for item in value]
             elif value != reference.absent:
                 changes[reference.field] = _at(self.subgraphs, value, place, row)
@@ -232,6 +240,7 @@ class _Lifter:
         subgraph = _at(self.subgraphs, row.get("subgraph_index"), f"{where}.subgraph_index", row)
 
         def maps(name: str) -> list[tuple[Record, Tensor]]:
+            self.spend(len(row.get(name) or ()), f"{where}.{name}", row)
             return [
                 (item, _at(subgraph.tensors, item.get("tensor_index"), f"{where}.{name}[{index}]", item))
                 for index, item in enumerate(row.get(name) or ())
@@ -242,15 +251,30 @@ class _Lifter:
     def _tensors(
         self, indices: ScalarVector | None, subgraph: SubGraph, where: str, row: Record
     ) -> list[Tensor]:
+        self.spend(len(indices or ()), where, row)
         return [_at(subgraph.tensors, i, f"{where}[{n}]", row) for n, i in enumerate(indices or ())]
 
     def _optionals(
         self, indices: ScalarVector | None, subgraph: SubGraph, where: str, row: Record
     ) -> list[Tensor | None]:
+        self.spend(len(indices or ()), where, row)
         return [self._optional(i, subgraph, f"{where}[{n}]", row) for n, i in enumerate(indices or ())]
 
     def _optional(self, index: int, subgraph: SubGraph, where: str, row: Record) -> Tensor | None:
         return None if index == -1 else _at(subgraph.tensors, index, where, row)
+
+    def _shape(self, vector: ScalarVector | None, where: str, row: Record) -> tuple[int, ...] | None:
+        if vector is None:
+            return None
+        if len(vector) > MAX_RANK:
+            raise FormatError(
+                f"{len(vector)} dimensions, more than {MAX_RANK}", where=where, offset=row.offset
+            )
+        self.spend(len(vector), where, row)
+        shape = tuple(vector.tolist())
+        if any(size < -1 for size in shape):
+            raise FormatError(f"negative dimension in {shape}", where=where, offset=row.offset)
+        return shape
 
 
 def _at(items: Sequence[T], index: int, where: str, row: Record) -> T:
@@ -270,14 +294,3 @@ def _operator_code(row: Record) -> OperatorCode:
     # meant (``GetBuiltinCode`` of ``schema_utils.cc``).
     builtin = max(row.get("deprecated_builtin_code"), row.get("builtin_code"))
     return OperatorCode(builtin, row.get("custom_code"), row.get("version"), row)
-
-
-def _shape(vector: ScalarVector | None, where: str, row: Record, least: int) -> tuple[int, ...] | None:
-    if vector is None:
-        return None
-    if len(vector) > MAX_RANK:
-        raise FormatError(f"{len(vector)} dimensions, more than {MAX_RANK}", where=where, offset=row.offset)
-    shape = tuple(vector.tolist())
-    if any(size < least for size in shape):
-        raise FormatError(f"negative dimension in {shape}", where=where, offset=row.offset)
-    return shape

@@ -23,6 +23,7 @@ from tfl_rewrite.model.ir import (
     SubGraph,
     Tensor,
     new_record,
+    schema,
 )
 from tfl_rewrite.model.references import BY_TABLE, Into
 
@@ -131,15 +132,18 @@ class _Lowerer:
         record = _with(
             item.rest, scale=item.scale, zero_point=item.zero_point, quantized_dimension=item.dimension
         )
-        if item.scales_tensor is None and item.zero_points_tensor is None:
-            return record
-        details = item.rest.get("details") or new_record("BlockwiseQuantization")
+        details = item.rest.get("details")
+        if details is None or details.spec.name != "BlockwiseQuantization":
+            if item.scales_tensor is None and item.zero_points_tensor is None:
+                return record
+            details = new_record("BlockwiseQuantization")
         return record.replace(
+            details_type=schema().enums["QuantizationDetails"].values["BlockwiseQuantization"],
             details=_with(
                 details,
                 scales=self._tensor_index(item.scales_tensor),
                 zero_points=self._tensor_index(item.zero_points_tensor),
-            )
+            ),
         )
 
     def _operator(self, item: Operator) -> Record:
@@ -160,6 +164,8 @@ class _Lowerer:
                 large_custom_options_offset=FilePosition(item.large_custom),
                 large_custom_options_size=item.large_custom.nbytes,
             )
+        elif rest.get("large_custom_options_offset") > 1:
+            record = record.replace(large_custom_options_offset=None, large_custom_options_size=None)
         return record
 
     def _options(self, record: Record | None) -> Record | None:

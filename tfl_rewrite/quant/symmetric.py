@@ -189,7 +189,8 @@ def _block(values: npt.NDArray[Any], start: int, rows: int, columns: int) -> Flo
 
 def _energy(block: Float32) -> float:
     flat = block.reshape(-1)
-    total = float(np.dot(flat, flat))
+    with np.errstate(over="ignore"):
+        total = float(np.dot(flat, flat))
     # Very large and very small values leave float32's range when they are squared.
     if not 1e-30 < total < 1e30:
         wide = flat.astype(np.float64)

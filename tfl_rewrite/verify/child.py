@@ -246,7 +246,7 @@ def _subgraph_of(interpreter: Any, key: str) -> int:
         return -1
 
 
-class Session:
+class Service:
     """Answers the requests of one parent, one model at a time."""
 
     def __init__(self, runtime: Runtime, emit: Callable[[dict[str, Any]], None]) -> None:
@@ -414,9 +414,9 @@ def main(wanted: str) -> None:
             "numpy": np.__version__,
         }
     )
-    session = Session(runtime, emit)
+    service = Service(runtime, emit)
     for request in _requests(sys.stdin):
-        session.answer(request)
+        service.answer(request)
 
 
 if __name__ == "__main__":

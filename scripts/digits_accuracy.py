@@ -1,0 +1,51 @@
+"""Prints the accuracy of the digits fixture before and after quantization, on its held-out images.
+
+    python scripts/digits_accuracy.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import tfl_rewrite
+from tfl_rewrite.rewriting import Verification
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+
+
+def accuracy(model: Path) -> float:
+    """Returns the share of held-out images whose largest output is their label."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with np.load(FIXTURES / "inputs" / "digits_eval.npz") as file:
+        (images,) = file.values()
+    with np.load(FIXTURES / "labels" / "digits_eval.npz") as file:
+        labels = file["labels"]
+    interpreter = Interpreter(str(model), num_threads=1)
+    interpreter.allocate_tensors()
+    source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    right = 0
+    for image, label in zip(images, labels, strict=True):
+        interpreter.set_tensor(source["index"], image.reshape(source["shape"]))
+        interpreter.invoke()
+        right += int(interpreter.get_tensor(result["index"]).argmax() == label)
+    return right / len(labels)
+
+
+def main() -> None:
+    model = FIXTURES / "digits_cnn.tflite"
+    calibration = FIXTURES / "inputs" / "digits_calib.npz"
+    print(f"{'float32':18s} {model.stat().st_size:8,} bytes  accuracy {accuracy(model):.4f}")
+    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-digits-") as folder:
+        for scheme in ("auto", "dequantize"):
+            made = Path(folder) / f"{scheme}.tflite"
+            passes = [tfl_rewrite.quantize_weights_pass(scheme=scheme)]
+            tfl_rewrite.rewrite(model, made, passes, verification=Verification(inputs=(calibration,)))
+            print(f"{'int8, ' + scheme:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
+
+
+if __name__ == "__main__":
+    main()

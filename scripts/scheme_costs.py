@@ -1,0 +1,63 @@
+"""Measures what each scheme of ``quantize-weights`` costs on a ResNet-50-sized model: file, memory, speed.
+
+    python scripts/scheme_costs.py [--runs N]
+
+Prints a table: bytes of the file, peak memory of a process that loads it and runs it, and the median time of
+an inference (one thread, default delegates), each model in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RUN = """
+import json, resource, statistics, sys, time
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(sys.argv[1], num_threads=1)
+interpreter.allocate_tensors()
+details = interpreter.get_input_details()[0]
+image = np.random.default_rng(0).random(details["shape"], dtype=np.float32)
+interpreter.set_tensor(details["index"], image)
+times = []
+for _ in range(int(sys.argv[2]) + 1):
+    started = time.perf_counter()
+    interpreter.invoke()
+    times.append(time.perf_counter() - started)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"seconds": statistics.median(times[1:]), "peak": peak}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=10, help="timed inferences (default: 10)")
+    arguments = parser.parse_args()
+    tool = str(Path(sys.executable).parent / "tfl-rewrite")
+    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-costs-") as folder:
+        model = Path(folder) / "float32.tflite"
+        maker = Path(__file__).with_name("bench_model.py")
+        subprocess.run([sys.executable, str(maker), str(model)], check=True)
+        files = {"float32": model}
+        for scheme in ("hybrid", "dequantize"):
+            files[scheme] = Path(folder) / f"{scheme}.tflite"
+            command = [tool, "quantize-weights", "-q", "--verify", "off", "--scheme", scheme]
+            subprocess.run([*command, str(model), str(files[scheme])], check=True, stderr=subprocess.DEVNULL)
+        print(f"{'scheme':12s} {'file':>14s} {'peak memory':>12s} {'inference':>10s}")
+        for name, path in files.items():
+            command = [sys.executable, "-c", RUN, str(path), str(arguments.runs)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found = json.loads(done.stdout)
+            size = f"{path.stat().st_size:,}"
+            print(f"{name:12s} {size:>14s} {found['peak']:8.0f} MiB {1000 * found['seconds']:7.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Small models built from the typed classes, and the interpreter to run them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import (
+    Buffer,
+    Metadata,
+    Model,
+    Operator,
+    OperatorCode,
+    Signature,
+    SubGraph,
+    Tensor,
+    new_record,
+    operator_number,
+    schema,
+)
+
+Array = np.ndarray[Any, Any]
+
+_TYPES = {np.dtype(row.numpy): row.value for row in dtypes.BY_VALUE.values() if row.numpy}
+_TABLES = {
+    "ADD": "AddOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "DEQUANTIZE": "DequantizeOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GATHER": "GatherOptions",
+    "GATHER_ND": "GatherNdOptions",
+    "MUL": "MulOptions",
+    "RESHAPE": "ReshapeOptions",
+    "TRANSPOSE_CONV": "TransposeConvOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
+    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
+}
+
+
+class Net:
+    """A model under construction; each method adds one thing to the current subgraph."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.graph = SubGraph([], [], [], [], "main")
+        self.model = Model([], [self.graph], [Buffer()])
+
+    def next_subgraph(self, name: str) -> SubGraph:
+        """Goes on in a new subgraph."""
+        self.graph = SubGraph([], [], [], [], name)
+        self.model.subgraphs.append(self.graph)
+        return self.graph
+
+    def buffer(self, data: bytes) -> Buffer:
+        made = Buffer(OwnedBlob(data))
+        self.model.buffers.append(made)
+        return made
+
+    def tensor(
+        self, name: str, shape: Sequence[int], dtype: Any = np.float32, buffer: Buffer | None = None
+    ) -> Tensor:
+        made = Tensor(name, tuple(shape), _TYPES[np.dtype(dtype)], buffer or self.model.buffers[0])
+        self.graph.tensors.append(made)
+        return made
+
+    def input(self, name: str, shape: Sequence[int], dtype: Any = np.float32) -> Tensor:
+        made = self.tensor(name, shape, dtype)
+        self.graph.inputs.append(made)
+        return made
+
+    def constant(self, name: str, values: Array, buffer: Buffer | None = None) -> Tensor:
+        """A constant, in a buffer of its own or in a given one."""
+        return self.tensor(name, values.shape, values.dtype, buffer or self.buffer(values.tobytes()))
+
+    def weights(self, name: str, shape: Sequence[int], buffer: Buffer | None = None) -> Tensor:
+        """Seeded float32 weights whose channels differ in size."""
+        values = self.random.standard_normal(tuple(shape)) * self.random.uniform(
+            0.2, 1.0, (shape[0], *[1] * (len(shape) - 1))
+        )
+        return self.constant(name, values.astype(np.float32), buffer)
+
+    def half(self, name: str, values: Array) -> Tensor:
+        """A float16 constant; returns what its DEQUANTIZE gives."""
+        stored = self.constant(f"{name}_half", values.astype(np.float16))
+        return self.add("DEQUANTIZE", [stored], name, values.shape, version=3)
+
+    def code(self, kind: str, version: int) -> OperatorCode:
+        number = operator_number(kind)
+        for code in self.model.operator_codes:
+            if (code.builtin, code.version) == (number, version):
+                return code
+        code = OperatorCode(number, None, version)
+        self.model.operator_codes.append(code)
+        return code
+
+    def add(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor | None],
+        name: str,
+        shape: Sequence[int],
+        *,
+        dtype: Any = np.float32,
+        version: int = 1,
+        **options: object,
+    ) -> Tensor:
+        """Adds an operator with one output."""
+        output = self.tensor(name, shape, dtype)
+        rest, record = new_record("Operator"), None
+        table = _TABLES.get(kind)
+        if table is not None:
+            rest = rest.replace(builtin_options_type=schema().enums["BuiltinOptions"].values[table])
+            record = Record(schema().tables[table], dict(options))
+        self.graph.operators.append(
+            Operator(self.code(kind, version), [*inputs], [output], [], record, rest=rest)
+        )
+        return output
+
+    def dense(self, source: Tensor, weight: Tensor, name: str, bias: Tensor | None = None) -> Tensor:
+        """FULLY_CONNECTED without an activation function."""
+        shape = (*(source.shape or ())[:-1], (weight.shape or ())[0])
+        flat = (int(np.prod(shape[:-1])), shape[-1])
+        return self.add("FULLY_CONNECTED", [source, weight, bias], name, flat)
+
+    def output(self, tensor: Tensor) -> None:
+        self.graph.outputs.append(tensor)
+
+    def sign(self, key: str) -> None:
+        """Gives the current subgraph a signature."""
+
+        def rows(tensors: Sequence[Tensor]) -> list[tuple[Record, Tensor]]:
+            return [(new_record("TensorMap").replace(name=item.name), item) for item in tensors]
+
+        self.model.signatures.append(
+            Signature(key, self.graph, rows(self.graph.inputs), rows(self.graph.outputs))
+        )
+
+    def metadata(self, name: str, data: bytes) -> None:
+        self.model.metadata.append(Metadata(name, self.buffer(data)))
+
+
+def named(model: Model, name: str) -> Tensor:
+    """The first tensor of that name."""
+    return next(item for graph in model.subgraphs for item in graph.tensors if item.name == name)
+
+
+def data_of(tensor: Tensor) -> Array:
+    """The constant as an array."""
+    assert tensor.buffer.blob is not None
+    flat = np.frombuffer(bytes(tensor.buffer.blob.view()), dtypes.BY_VALUE[tensor.dtype].numpy)
+    return flat.reshape(tensor.shape or ())
+
+
+def dequantized(tensor: Tensor) -> Array:
+    """What the integers of a constant mean, as float32."""
+    details = tensor.quantization
+    assert details is not None and details.scale is not None and details.zero_point is not None
+    assert set(details.zero_point) == {0}
+    scale = np.frombuffer(bytes(details.scale.raw), "<f4")
+    shape = [1] * len(tensor.shape or ())
+    if scale.size > 1:
+        shape[details.dimension] = scale.size
+    return data_of(tensor).astype(np.float32) * scale.reshape(shape)
+
+
+def codes(model: Model) -> list[tuple[str, int]]:
+    """Name and version of the code of each operator, in order."""
+    return [(operator.code.name, operator.code.version) for _, operator in model.operators()]
+
+
+def readers(model: Model, tensor: Tensor) -> list[str]:
+    """Types of the operators that read a tensor."""
+    return [use.operator.code.name for use in Graph.of(model).uses_of(tensor)]
+
+
+def run(
+    path: Path, inputs: Mapping[str, Array], *, reference: bool = False, signature: str | None = None
+) -> dict[str, Array]:
+    """Runs a model of ours once in this process.
+
+    Args:
+        path: The file.
+        inputs: By tensor name; by argument name where a signature is given.
+        reference: With the reference kernels instead of the default ones.
+        signature: Which one to call; the main subgraph without it.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+    interpreter = Interpreter(str(path), experimental_op_resolver_type=kind, num_threads=1)
+    if signature is not None:
+        made: dict[str, Array] = interpreter.get_signature_runner(signature)(**inputs)
+        return made
+    interpreter.allocate_tensors()
+    for row in interpreter.get_input_details():
+        interpreter.set_tensor(row["index"], inputs[row["name"]])
+    interpreter.invoke()
+    return {row["name"]: interpreter.get_tensor(row["index"]) for row in interpreter.get_output_details()}
+
+
+def decibels(before: Array, after: Array) -> float:
+    """Signal-to-noise ratio."""
+    signal = float(np.square(before.astype(np.float64)).sum())
+    noise = float(np.square(before.astype(np.float64) - after).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
