@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.inspection import inspect
     from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
     from tfl_rewrite.storage import load, save
-    from tfl_rewrite.verify import Tolerance, Verdict
-    from tfl_rewrite.verify.judge import verify
+    from tfl_rewrite.verification import Tolerance, Verdict, verify
 
 _HOMES = {
     "FileAccessError": "errors",
@@ -35,10 +34,10 @@ _HOMES = {
     "Report": "rewriting",
     "RewriteFailed": "rewriting",
     "TflRewriteError": "errors",
-    "Tolerance": "verify",
+    "Tolerance": "verification",
     "UnsupportedError": "errors",
     "UsageError": "errors",
-    "Verdict": "verify",
+    "Verdict": "verification",
     "Verification": "rewriting",
     "VerificationError": "errors",
     "check": "api",
@@ -48,7 +47,7 @@ _HOMES = {
     "quantize_weights_pass": "api",
     "rewrite": "rewriting",
     "save": "storage",
-    "verify": "verify.judge",
+    "verify": "verification",
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ from tfl_rewrite.passes.base import PassResult, run_passes
 from tfl_rewrite.passes.candidates import Candidate
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme, WeightChange
 from tfl_rewrite.storage import load, save
-from tfl_rewrite.verify import Judge, Verdict
+from tfl_rewrite.verification import Judge, Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from tfl_rewrite.storage import Layout, is_changed, layout, load, origin_of
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
-    from tfl_rewrite.verify import Judge, Tolerance, Verdict
+    from tfl_rewrite.verification import Judge, Tolerance, Verdict
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -54,7 +54,7 @@ class Verification:
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes the judge of files rewritten from ``before``."""
-        from tfl_rewrite.verify import Judge, Tolerance
+        from tfl_rewrite.verification import Judge, Tolerance
 
         tolerance = Tolerance(exact=True) if exact else self.tolerance
         return Judge(

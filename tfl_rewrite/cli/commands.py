@@ -17,7 +17,7 @@ from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
 if TYPE_CHECKING:
-    from tfl_rewrite.verify import Tolerance
+    from tfl_rewrite.verification import Tolerance
 
 _BAR_AFTER_SECONDS = 1.0
 
@@ -38,7 +38,7 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
 
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
-    from tfl_rewrite.verify.judge import verify
+    from tfl_rewrite.verification import verify
 
     _check_report(arguments.report, (arguments.before, arguments.after))
     verdict = verify(
@@ -151,7 +151,7 @@ def _show(arguments: argparse.Namespace, report: Report) -> None:
 
 
 def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
-    from tfl_rewrite.verify import Tolerance
+    from tfl_rewrite.verification import Tolerance
 
     return Tolerance(exact=exact, min_snr=arguments.min_snr, max_abs_error=arguments.max_abs_error)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verify import Tolerance, Verdict
-from tfl_rewrite.verify.compare import OutputTally
-from tfl_rewrite.verify.interface import TensorFacts
+from tfl_rewrite.verification import Tolerance, Verdict
+from tfl_rewrite.verification.compare import OutputTally
+from tfl_rewrite.verification.interface import TensorFacts
 
 
 def facts(dtype="float32", shape=(1, 4), **more):

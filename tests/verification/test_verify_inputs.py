@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verify import run_model, verify
-from tfl_rewrite.verify.inputs import split_samples
-from tfl_rewrite.verify.interface import TensorFacts
+from tfl_rewrite.verification import run_model, verify
+from tfl_rewrite.verification.inputs import split_samples
+from tfl_rewrite.verification.interface import TensorFacts
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verify import Judge, Tolerance, run_model, verify
+from tfl_rewrite.verification import Judge, Tolerance, run_model, verify
 
 INTS = [{"name": "x", "dtype": "int32", "shape": [1, 4]}]
 FREE = [{"name": "x", "dtype": "float32", "shape": [1, 4], "signature": [-1, 4]}]

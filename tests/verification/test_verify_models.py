@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verify import Tolerance, run_model, verify
+from tfl_rewrite.verification import Tolerance, run_model, verify
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_nothing_reaches_the_terminal(tmp_path, capfd, plus):
 
 
 def test_import_loads_no_runtime():
-    code = "import sys, tfl_rewrite.verify; print([m for m in sys.modules if m[:6] in ('ai_edg', 'tensor')])"
+    code = "import sys, tfl_rewrite.verification; print([m for m in sys.modules if m[:6] in ('ai_edg', 'tensor')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 

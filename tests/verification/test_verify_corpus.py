@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.verify import Judge, Tolerance, run_model, verify
+from tfl_rewrite.verification import Judge, Tolerance, run_model, verify
 
 CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
 pytestmark = pytest.mark.skipif(not CORPUS, reason="TFL_REWRITE_CORPUS does not name a folder of models")
