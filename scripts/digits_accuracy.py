@@ -1,6 +1,6 @@
 """Prints the accuracy of the digits fixture before and after quantization, on its held-out images.
 
-    python scripts/digits_accuracy.py
+python scripts/digits_accuracy.py
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class TflRewriteError(Exception):
         remedy: What the user can do about it.
     """
 
-    exit_code = 1
+    exit_code: int = 1
 
     def __init__(
         self,

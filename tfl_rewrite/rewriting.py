@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
-from tfl_rewrite.errors import FileAccessError, FormatError, UsageError, VerificationError
+from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
@@ -226,9 +226,12 @@ def _unverified(
 ) -> Report:
     if settings.mode == "require":
         report = Report(outcome="failed", verdict=verdict, unverified=reason, **common)
-        raise RewriteFailed(
+        error = RewriteFailed(
             f"could not be verified, nothing was written: {reason}", report, "use --verify auto to write it"
         )
+        # Nothing differs; the file is one that cannot be judged here.
+        error.exit_code = UnsupportedError.exit_code
+        raise error
     return Report(outcome=done.outcome, verdict=verdict, unverified=reason, **common)
 
 

@@ -187,7 +187,7 @@ COMMANDS = (
                 (
                     *JUDGING,
                     _flag("--exact", help="outputs must be equal to the bit"),
-                    _flag("--require", help="exit 4 when BEFORE cannot run"),
+                    _flag("--require", help="exit 3 when BEFORE cannot run"),
                     _value("--report", help="write the verdict as JSON", metavar="FILE.json"),
                 ),
             ),

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
 from tfl_rewrite.container import check_target
-from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
+from tfl_rewrite.errors import (
+    FileAccessError,
+    TflRewriteError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
@@ -54,9 +60,9 @@ def verify_files(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _print(verdict.summary_lines())
     _write_json(arguments.report, {"schema": 1, **verdict.to_dict()})
-    if verdict.passed or (verdict.status == "unverified" and not arguments.require):
-        return 0
-    return VerificationError.exit_code
+    if verdict.status == "unverified":
+        return UnsupportedError.exit_code if arguments.require else 0
+    return 0 if verdict.passed else VerificationError.exit_code
 
 
 def inspect_file(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,27 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """A change that a few words tell.
+
+    Attributes:
+        where: The tensor, operator or field.
+        what: What was done to it.
+        saved: Bytes of content that are gone; 0 where only bytes of structure went.
+        data: Further facts.
+    """
+
+    where: str
+    what: str
+    saved: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {"where": self.where, "what": self.what, "saved": self.saved, **self.data}
+
+
+@dataclass(frozen=True, slots=True)
 class Skip:
     """One thing that a pass looked at and left alone.
 
