@@ -69,7 +69,8 @@ def run(number: int, seed: int, sources: list[Path], folder: Path, limit: float)
     started = time.monotonic()
     try:
         done = subprocess.run(
-            [tool, "quantize-weights", str(mutant), str(target), "--samples", "1"],
+            # A damaged shape may make a model compute for minutes; --timeout is what bounds that.
+            [tool, "quantize-weights", str(mutant), str(target), "--samples", "1", "--timeout", "3"],
             capture_output=True,
             timeout=limit * 6,
             check=False,

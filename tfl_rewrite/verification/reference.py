@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from .runner import RESOLVERS, Execution, Failure, Worker
 from .samples import RECIPES, Recipe, Step, larger_step, made_steps, recipes_for, write_steps
 
 PathLike = str | os.PathLike[str]
+
+PATIENCE_SECONDS = 5.0
+"""How long an original may fail before no gentler inputs and no other resolver are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,7 @@ class Original:
         self._worker = worker
         self._scratch = scratch
         self._settled: Reference | Failure | None = None
+        self._began = 0.0
         self.judge: JudgeInfo | None = None
 
     def settle(
@@ -123,13 +128,14 @@ class Original:
         if self._settled is not None:
             return self._settled
         failures: list[tuple[Failure, JudgeInfo | None]] = []
+        self._began = time.monotonic()
         for resolver in RESOLVERS:
             result = self._try_resolver(resolver, beside, abandon)
             if isinstance(result, Reference):
                 self._settled = result
                 return result
             failures.append((result, self.judge))
-            if result.kind == "timeout":
+            if result.kind == "timeout" or self._out_of_patience():
                 break
         # The default resolver's reason is the one that the user meets elsewhere.
         failure, self.judge = failures[0]
@@ -171,10 +177,14 @@ class Original:
                 abandon()
             self._blame_inputs(failure, steps)
             first = first or failure
-            if failure.stage != "running" or failure.kind == "timeout":
+            if failure.stage != "running" or failure.kind == "timeout" or self._out_of_patience():
                 break
         assert first is not None
         return first
+
+    def _out_of_patience(self) -> bool:
+        """Whether failing took so long that other ways to run the model are not worth their time."""
+        return time.monotonic() - self._began > PATIENCE_SECONDS
 
     def _describe(self, resolver: str) -> Interface | Failure:
         """What the model takes and gives, if it opens and allocates with this resolver."""
