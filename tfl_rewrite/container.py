@@ -47,11 +47,12 @@ class Container:
         """
         name = os.fspath(path)
         try:
+            # Before it is opened: opening a pipe waits for somebody to write into it.
+            mode = os.stat(name).st_mode  # noqa: PTH116
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise FileAccessError("is not a regular file", file=name)
             with open(name, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise FileAccessError("is not a regular file", file=name)
-                if status.st_size == 0:
+                if os.fstat(file.fileno()).st_size == 0:
                     raise FormatError("the file is empty", file=name)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
@@ -219,14 +220,18 @@ def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
 
     Raises:
         UsageError: It is a directory, its folder is missing, or it exists and ``force`` is off.
+        FileAccessError: The system refuses to look: a name that is too long, a folder without permission.
     """
     path = Path(os.path.realpath(target))
-    if path.is_dir():
-        raise UsageError("is a directory", file=target, remedy="name a file")
-    if not path.parent.is_dir():
-        raise UsageError("its folder does not exist", file=target, remedy=f"create {path.parent} first")
-    if path.exists() and not force:
-        raise UsageError("exists already", file=target, remedy="use --force to overwrite it")
+    try:
+        if path.is_dir():
+            raise UsageError("is a directory", file=target, remedy="name a file")
+        if not path.parent.is_dir():
+            raise UsageError("its folder does not exist", file=target, remedy=f"create {path.parent} first")
+        if path.exists() and not force:
+            raise UsageError("exists already", file=target, remedy="use --force to overwrite it")
+    except OSError as error:
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=target) from error
     return path
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import zipfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,7 +114,7 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
     assert origin is not None
     readers = _readers(model)
     homes = _homes(model)
-    constants = sum(buffer.nbytes for buffer in model.buffers)
+    constants = _nbytes(model.buffers)
     rows = sorted(
         (_row(tensor, index, readers) for index, tensor in _constants(model)), key=lambda row: -row.nbytes
     )
@@ -137,7 +138,7 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
         duplicates=_duplicates(model),
         unused=_unused(model, readers),
         dead=dead,
-        outside=sum(buffer.nbytes for buffer in model.buffers if buffer.outside),
+        outside=_nbytes(buffer for buffer in model.buffers if buffer.outside),
         external=tuple(group.name or "(unnamed)" for group in model.external_groups if group.name),
         metadata=tuple(Share(entry.name or "(unnamed)", 1, entry.buffer.nbytes) for entry in model.metadata),
         zip_nbytes=zip_nbytes,
@@ -177,12 +178,19 @@ def _readers(model: Model) -> dict[int, list[str]]:
     return found
 
 
+def _nbytes(buffers: Iterable[Buffer]) -> int:
+    """Adds up buffers; bytes of the file that several of them share count once."""
+    return sum(
+        {buffer.blob.identity: buffer.nbytes for buffer in buffers if buffer.blob is not None}.values()
+    )
+
+
 def _homes(model: Model) -> list[tuple[Buffer, Tensor]]:
-    """Returns each buffer once, with the first tensor that refers to it."""
-    first: dict[int, tuple[Buffer, Tensor]] = {}
+    """Returns each range of constant bytes once, with the first tensor that refers to it."""
+    first: dict[object, tuple[Buffer, Tensor]] = {}
     for _, tensor in _constants(model):
-        if tensor.buffer.nbytes:
-            first.setdefault(id(tensor.buffer), (tensor.buffer, tensor))
+        if tensor.buffer.blob is not None and tensor.buffer.nbytes:
+            first.setdefault(tensor.buffer.blob.identity, (tensor.buffer, tensor))
     return list(first.values())
 
 
@@ -244,7 +252,8 @@ def _unused(model: Model, readers: dict[int, list[str]]) -> int:
         for tensor in subgraph.tensors:
             if id(tensor) in exposed or readers.get(id(tensor)) or tensor.is_variable:
                 used.add(id(tensor.buffer))
-    return sum(buffer.nbytes for buffer in model.buffers if id(buffer) not in used)
+    used_bytes = _nbytes(buffer for buffer in model.buffers if id(buffer) in used)
+    return _nbytes(model.buffers) - used_bytes
 
 
 def _zip_members(origin: Origin) -> tuple[str, ...]:

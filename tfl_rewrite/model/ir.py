@@ -67,8 +67,8 @@ class Quantization:
         scale: Float32 scales, one or one per channel; None where absent.
         zero_point: Int64 zero points, as many.
         dimension: The channel axis.
-        scales_tensor: Blockwise: the tensor that holds the scales.
-        zero_points_tensor: Blockwise: the tensor that holds the zero points.
+        scales_tensor: Blockwise or along several axes: the tensor that holds the scales.
+        zero_points_tensor: Likewise: the tensor that holds the zero points.
     """
 
     scale: ScalarVector | None = None

@@ -189,7 +189,7 @@ class _Lifter:
             return known
         scales = zero_points = None
         details = row.get("details")
-        if details is not None and details.spec.name == "BlockwiseQuantization":
+        if details is not None and details.spec.name in BY_TABLE:
             scales = self._optional(details.get("scales"), subgraph, f"{where}.scales", details)
             zero_points = self._optional(
                 details.get("zero_points"), subgraph, f"{where}.zero_points", details

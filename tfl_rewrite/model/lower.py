@@ -133,17 +133,18 @@ class _Lowerer:
             item.rest, scale=item.scale, zero_point=item.zero_point, quantized_dimension=item.dimension
         )
         details = item.rest.get("details")
-        if details is None or details.spec.name != "BlockwiseQuantization":
+        if details is None or details.spec.name not in BY_TABLE:
             if item.scales_tensor is None and item.zero_points_tensor is None:
                 return record
             details = new_record("BlockwiseQuantization")
+            number = schema().enums["QuantizationDetails"].values["BlockwiseQuantization"]
+            record = record.replace(details_type=number)
         return record.replace(
-            details_type=schema().enums["QuantizationDetails"].values["BlockwiseQuantization"],
             details=_with(
                 details,
                 scales=self._tensor_index(item.scales_tensor),
                 zero_points=self._tensor_index(item.zero_points_tensor),
-            ),
+            )
         )
 
     def _operator(self, item: Operator) -> Record:

@@ -44,6 +44,8 @@ REFERENCES: tuple[Reference, ...] = (
     Reference("Tensor", "external_buffer", Into.EXTERNAL_BUFFER, 0),
     Reference("BlockwiseQuantization", "scales", Into.TENSOR, -1),
     Reference("BlockwiseQuantization", "zero_points", Into.TENSOR, -1),
+    Reference("MultiAxisQuantization", "scales", Into.TENSOR, -1),
+    Reference("MultiAxisQuantization", "zero_points", Into.TENSOR, -1),
     Reference("SubGraph", "inputs", Into.TENSOR),
     Reference("SubGraph", "outputs", Into.TENSOR),
     Reference("SubGraph", "debug_metadata_index", Into.DEBUG, -1),

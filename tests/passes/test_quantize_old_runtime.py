@@ -1,0 +1,46 @@
+"""Files made for an old runtime, computed by that runtime.
+
+``TFL_REWRITE_OLD_RUNTIME_PYTHON`` names the Python of an environment with tflite-runtime 2.14.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tfl_rewrite import UsageError, load, quantize_weights, save, verify
+
+OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
+pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
+
+# Models that the old runtime itself cannot run, and why.
+BEYOND_IT = {
+    "already_int4": "int4",
+    "blockwise_int4": "blocks",
+    "composite": "STABLEHLO_COMPOSITE",
+    "digits_cnn_dynamic_range": "FULLY_CONNECTED with scales per channel",
+    "conv_without_bias": "no runtime prepares it",
+    "model": "weights beside the model",
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": "dequantize"}, {"granularity": "tensor"}], ids=str)
+def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[str, str]) -> None:
+    model = load(sound)
+    result = quantize_weights(model, min_runtime="2.14", **options)
+    if not result.modified:
+        pytest.skip("nothing is changed")
+    target = tmp_path / "out.tflite"
+    save(model, target)
+    real = fixtures / "inputs" / f"{sound.stem}.npz"
+    inputs = (real,) if real.is_file() else ()
+    try:
+        verdict = verify(sound, target, inputs=inputs, samples=2, runtime=f"python:{OLD}")
+    except UsageError:
+        verdict = verify(sound, target, samples=2, runtime=f"python:{OLD}")
+    if sound.stem in BEYOND_IT:
+        assert verdict.status == "unverified"
+    else:
+        assert verdict.passed, verdict.reasons

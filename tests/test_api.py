@@ -1,0 +1,143 @@
+"""The names that programs use, and that they do what the command line does."""
+
+from __future__ import annotations
+
+import inspect as introspection
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tfl_rewrite
+from tfl_rewrite import (
+    FileAccessError,
+    FormatError,
+    TflRewriteError,
+    Tolerance,
+    UnsupportedError,
+    UsageError,
+    Verification,
+    VerificationError,
+)
+
+
+def test_public_names() -> None:
+    assert set(tfl_rewrite.__all__) <= set(dir(tfl_rewrite))
+    for name in tfl_rewrite.__all__:
+        value = getattr(tfl_rewrite, name)
+        assert value is not None
+        if callable(value):
+            assert introspection.getdoc(value), name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        tfl_rewrite.nonsense  # noqa: B018
+    assert Path(tfl_rewrite.__file__).with_name("py.typed").exists()
+
+
+def test_functions_stay_functions_when_their_packages_are_loaded() -> None:
+    """A subpackage that is imported becomes an attribute of its package; no public name may be hidden so."""
+    script = (
+        "import tfl_rewrite, pkgutil, importlib\n"
+        "for found in pkgutil.walk_packages(tfl_rewrite.__path__, 'tfl_rewrite.'):\n"
+        "    if not found.name.endswith(('child', '__main__')): importlib.import_module(found.name)\n"
+        "names = ['check', 'inspect', 'load', 'quantize_weights', 'rewrite', 'save', 'verify']\n"
+        "print(all(callable(getattr(tfl_rewrite, name)) for name in names))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import tfl_rewrite",
+        "import tfl_rewrite; tfl_rewrite.load, tfl_rewrite.rewrite, tfl_rewrite.quantize_weights",
+        "import tfl_rewrite.cli",
+        "import sys; from tfl_rewrite.cli import main; main(['check', sys.argv[1]])",
+        "import sys; from tfl_rewrite.cli import main; main(['inspect', sys.argv[1]])",
+        "import sys; from tfl_rewrite.cli import main; "
+        "main(['quantize-weights', sys.argv[1], sys.argv[2], '--verify', 'off'])",
+    ],
+)
+def test_no_interpreter_is_loaded(fixtures: Path, tmp_path: Path, statement: str) -> None:
+    script = (
+        f"{statement}\nimport sys\n"
+        "print([n for n in sys.modules if n.split('.')[0] in ('tensorflow', 'ai_edge_litert', 'tqdm')])"
+    )
+    arguments = [str(fixtures / "dense.tflite"), str(tmp_path / "out.tflite")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("[]\n")
+
+
+def test_load_quantize_save_verify(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    model = tfl_rewrite.load(source)
+    result = tfl_rewrite.quantize_weights(model, granularity="channel", exclude=["^FULLY_CONNECTED$"])
+    assert result.modified and result.name == "quantize-weights"
+    assert tfl_rewrite.save(model, target) == target.stat().st_size < source.stat().st_size
+    verdict = tfl_rewrite.verify(source, target, samples=2)
+    assert verdict.passed and verdict.worst_snr() is not None
+    exact = tfl_rewrite.verify(source, target, samples=1, tolerance=Tolerance(exact=True))
+    assert exact.status == "fail"
+
+
+def test_same_bytes_as_rewrite(fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / "mtcnn_rnet.tflite"
+    model = tfl_rewrite.load(source)
+    tfl_rewrite.quantize_weights(model)
+    tfl_rewrite.save(model, tmp_path / "one.tflite")
+    passes = [tfl_rewrite.quantize_weights_pass()]
+    tfl_rewrite.rewrite(source, tmp_path / "two.tflite", passes, verification=Verification(mode="off"))
+    assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
+
+
+def test_paths_may_be_text_or_paths(fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / "dense.tflite"
+    assert tfl_rewrite.check(str(source)) == tfl_rewrite.check(source) == []
+    assert tfl_rewrite.inspect(str(source)).to_dict() == tfl_rewrite.inspect(source).to_dict()
+    model = tfl_rewrite.load(str(source))
+    tfl_rewrite.save(model, str(tmp_path / "copy.tflite"))
+    assert (tmp_path / "copy.tflite").read_bytes() == source.read_bytes()
+
+
+def test_the_input_may_be_replaced_while_it_is_mapped(fixtures: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes((fixtures / "digits_cnn.tflite").read_bytes())
+    expected = tfl_rewrite.load(fixtures / "digits_cnn.tflite")
+    model = tfl_rewrite.load(path)
+    for one in (model, expected):
+        tfl_rewrite.quantize_weights(one)
+    tfl_rewrite.save(model, path, force=True)
+    tfl_rewrite.save(expected, tmp_path / "expected.tflite")
+    assert path.read_bytes() == (tmp_path / "expected.tflite").read_bytes()
+    # The model goes on living on the bytes that it was loaded from.
+    tfl_rewrite.save(model, tmp_path / "again.tflite")
+    assert (tmp_path / "again.tflite").read_bytes() == path.read_bytes()
+
+
+def test_check_lists_what_the_runtime_refuses(fixtures: Path) -> None:
+    (problem,) = tfl_rewrite.check(fixtures / "malformed" / "buffer_smaller_than_shape.tflite")
+    assert problem.startswith("subgraphs[0].tensors[") and "bytes" in problem
+    with pytest.raises(FormatError):
+        tfl_rewrite.check(fixtures / "malformed" / "truncated_middle.tflite")
+
+
+def test_classes_of_errors(fixtures: Path, tmp_path: Path) -> None:
+    for kind, code in (
+        (UsageError, 2),
+        (FormatError, 2),
+        (FileAccessError, 2),
+        (UnsupportedError, 3),
+        (VerificationError, 4),
+    ):
+        assert issubclass(kind, TflRewriteError) and kind.exit_code == code
+    assert issubclass(tfl_rewrite.RewriteFailed, VerificationError)
+    error = FormatError("is wrong", file="a", where="b[0]", offset=3, remedy="do that")
+    assert str(error) == "a (b[0], offset 3): is wrong; do that"
+    with pytest.raises(FileAccessError):
+        tfl_rewrite.load(tmp_path / "missing.tflite")
+    model = tfl_rewrite.load(fixtures / "dense.tflite")
+    with pytest.raises(UsageError):
+        tfl_rewrite.save(model, fixtures / "dense.tflite")

@@ -1,0 +1,193 @@
+"""After a refusal: the constant that did it is named, and what is proposed passes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite import RewriteFailed, Tolerance, Verification, load, rewrite, save
+from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Model, Tensor
+
+Array = np.ndarray[Any, Any]
+
+DENSE = "functional_1_1/functional_1/dense_1/MatMul"
+LAST_FILTER = "functional_1_1/functional_1/conv2d_2_1/convolution"
+CHANNEL = 5  # of the last convolution's 64; the dense layer reads them as every 64th column
+
+
+def _edit(tensor: Tensor, change: Callable[[Array], None]) -> None:
+    assert tensor.buffer.blob is not None
+    values = np.frombuffer(tensor.buffer.blob.view(), "<f4").reshape(tensor.shape or ()).copy()
+    change(values)
+    tensor.buffer.blob = OwnedBlob(values.tobytes())
+
+
+def _constant(model: Model, name: str) -> Tensor:
+    return next(t for t in model.subgraphs[0].tensors if t.name == name and t.is_constant)
+
+
+def _bias_of(model: Model, weight: Tensor) -> Tensor:
+    operator = next(o for _, o in model.operators() if any(t is weight for t in o.inputs))
+    bias = operator.inputs[2]
+    assert bias is not None
+    return bias
+
+
+def _set(index: Any, value: float, *, times: bool = False) -> Callable[[Array], None]:
+    def change(values: Array) -> None:
+        values[index] = values[index] * value if times else value
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def outlier(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large weights for an activation that is always zero: the float model does not mind, int8 does."""
+    model = load(fixtures / "mtcnn_rnet.tflite")
+    last = _constant(model, LAST_FILTER)
+    _edit(_bias_of(model, last), _set(CHANNEL, 0.0))
+    _edit(last, _set(CHANNEL, 0.0))
+    _edit(_constant(model, DENSE), _set(np.s_[:, CHANNEL::64], 2000.0))
+    target = tmp_path_factory.mktemp("outlier") / "model.tflite"
+    save(model, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def loud(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A loud activation that the next layer ignores: rounding activations loses the rest, weights do not."""
+    model = load(fixtures / "mtcnn_rnet.tflite")
+    last = _constant(model, LAST_FILTER)
+    _edit(_bias_of(model, last), _set(CHANNEL, 30000.0))
+    _edit(_constant(model, DENSE), _set(np.s_[:, CHANNEL::64], 0.0))
+    target = tmp_path_factory.mktemp("loud") / "model.tflite"
+    save(model, target)
+    return target
+
+
+def judging(seconds: float) -> Verification:
+    return Verification(samples=2, tolerance=Tolerance(min_snr=15), blame_seconds=seconds)
+
+
+def refused(source: Path, target: Path, seconds: float = 60, **options: Any) -> RewriteFailed:
+    with pytest.raises(RewriteFailed) as caught:
+        rewrite(source, target, [quantize_weights_pass(**options)], verification=judging(seconds))
+    assert not target.exists()
+    return caught.value
+
+
+def proposed(error: RewriteFailed) -> dict[str, Any]:
+    """The options that the text for people proposes, read as a shell would."""
+    lines = report_lines(error.report, verbose=0)
+    words = [word for line in lines if line.startswith("  --") for word in shlex.split(line)]
+    options: dict[str, Any] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if name == "--exclude":
+            options.setdefault("exclude", []).append(value)
+        else:
+            options[name[2:]] = value
+    return options
+
+
+def test_the_culprit_is_named(outlier: Path, tmp_path: Path) -> None:
+    error = refused(outlier, tmp_path / "out.tflite")
+    damage = error.report.damage
+    assert damage is not None and damage.unmeasured == 0
+    assert damage.culprits[0].tensor == DENSE
+    ratios = [item.snr for item in damage.culprits if item.snr is not None]
+    assert ratios == sorted(ratios) and ratios[0] < 15 < ratios[1]
+    assert damage.spare == (DENSE,) and damage.expanded is None
+    text = "\n".join(report_lines(error.report, verbose=0))
+    assert DENSE in text and "--exclude" in str(error)
+    json.dumps(error.report.to_dict(), allow_nan=False)
+
+
+def test_what_is_proposed_passes(outlier: Path, tmp_path: Path) -> None:
+    error = refused(outlier, tmp_path / "out.tflite")
+    damage, options = error.report.damage, proposed(error)
+    assert damage is not None and list(options) == ["exclude"]
+    report = rewrite(
+        outlier, tmp_path / "out.tflite", [quantize_weights_pass(**options)], verification=judging(0)
+    )
+    assert report.verdict is not None and report.verdict.passed
+    assert report.nbytes_after == damage.nbytes and report.verdict.worst_snr() == damage.snr
+
+
+def test_another_scheme_is_proposed_where_it_passes(loud: Path, tmp_path: Path) -> None:
+    error = refused(loud, tmp_path / "out.tflite")
+    damage = error.report.damage
+    assert damage is not None and damage.expanded is not None
+    assert "--scheme dequantize" in str(error)
+    options = proposed(error)
+    assert options["scheme"] == "dequantize"
+    made = quantize_weights_pass(scheme="dequantize")
+    report = rewrite(loud, tmp_path / "out.tflite", [made], verification=judging(0))
+    assert report.verdict is not None and report.verdict.passed
+    assert (report.verdict.worst_snr(), report.nbytes_after) == damage.expanded
+
+
+def test_other_settings_are_kept(outlier: Path, tmp_path: Path) -> None:
+    """What the user chose holds for the trials too: which constants, and no other scheme."""
+    error = refused(outlier, tmp_path / "out.tflite", scheme="hybrid", exclude=["CONV_2D"])
+    damage = error.report.damage
+    assert damage is not None and damage.expanded is None
+    assert {item.tensor for item in damage.culprits} == {
+        change.where for change in error.report.results[0].changes
+    }
+    assert damage.spare == (DENSE,)
+
+
+def test_no_time(outlier: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    error = refused(outlier, tmp_path / "out.tflite", seconds=0)
+    damage = error.report.damage
+    assert damage is not None and damage.culprits == () and damage.unmeasured > 0
+    assert proposed(error) == {} and "--exclude" in str(error)
+    assert time.monotonic() - started < 20
+
+
+def test_names_in_proposals_are_safe_and_still_match(outlier: Path, tmp_path: Path) -> None:
+    """A name with quotes, pattern characters and terminal escapes comes back as a working option."""
+    name = "a (very) *bad*\n'name' \x1b[31m$(x) \u202e;\\"
+    model = load(outlier)
+    _constant(model, DENSE).name = name
+    save(model, tmp_path / "named.tflite")
+    error = refused(tmp_path / "named.tflite", tmp_path / "out.tflite")
+    text = "\n".join(report_lines(error.report, verbose=1)) + str(error)
+    assert not {"\x1b", "\u202e"} & set(text)
+    options = proposed(error)
+    report = rewrite(
+        tmp_path / "named.tflite",
+        tmp_path / "out.tflite",
+        [quantize_weights_pass(**options)],
+        verification=judging(0),
+    )
+    assert report.outcome == "rewritten"
+    assert {change.where for change in report.results[0].changes}.isdisjoint({name})
+    assert len(report.results[0].changes) >= 5
+
+
+def test_other_passes_are_not_blamed(outlier: Path, tmp_path: Path) -> None:
+    passes = [quantize_weights_pass(exclude=["CONV"]), quantize_weights_pass()]
+    with pytest.raises(RewriteFailed) as caught:
+        rewrite(outlier, tmp_path / "out.tflite", passes, verification=judging(5))
+    assert caught.value.report.damage is None
+
+
+def test_nothing_is_left_behind(outlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    refused(outlier, tmp_path / "out.tflite", seconds=3)
+    assert list(scratch.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]

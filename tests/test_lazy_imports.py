@@ -1,0 +1,61 @@
+"""Heavy packages are loaded when they are needed, not before."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+INTERPRETERS = {"ai_edge_litert", "tensorflow", "tflite_runtime"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules of a fresh Python after it ran ``code``."""
+    listing = "json.dumps(sorted({name.partition('.')[0] for name in sys.modules}))"
+    text = f"import json, sys\n{code}\nprint({listing})"
+    done = subprocess.run(
+        [sys.executable, "-c", text], check=True, capture_output=True, text=True, timeout=60
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+VERSION = """
+from tfl_rewrite.cli import main
+try:
+    main(["--version"])
+except SystemExit as stop:
+    assert not stop.code
+"""
+
+
+@pytest.mark.parametrize("code", ["import tfl_rewrite", VERSION], ids=["import", "version"])
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    names = loaded_by(code)
+    assert "tfl_rewrite" in names
+    assert not names & {"numpy", "flatbuffers", "tqdm", *INTERPRETERS}
+
+
+@pytest.mark.parametrize("call", ["load", "check", "inspect"])
+def test_reading_a_model_loads_no_interpreter(fixtures: Path, call: str) -> None:
+    names = loaded_by(f"import tfl_rewrite; tfl_rewrite.{call}({str(fixtures / 'dense.tflite')!r})")
+    assert "tfl_rewrite" in names and not names & INTERPRETERS
+
+
+def test_saving_a_changed_model_loads_no_interpreter(fixtures: Path, tmp_path: Path) -> None:
+    source, target = str(fixtures / "dense.tflite"), str(tmp_path / "out.tflite")
+    code = f"import tfl_rewrite as t; m = t.load({source!r}); m.description = 'x'; t.save(m, {target!r})"
+    assert not loaded_by(code) & INTERPRETERS
+    assert (tmp_path / "out.tflite").exists()
+
+
+def test_every_public_name_can_be_loaded() -> None:
+    import tfl_rewrite
+
+    assert sorted(tfl_rewrite.__all__) == list(tfl_rewrite.__all__) == dir(tfl_rewrite)
+    for name in tfl_rewrite.__all__:
+        assert getattr(tfl_rewrite, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tfl_rewrite.nothing  # noqa: B018

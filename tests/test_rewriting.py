@@ -1,0 +1,511 @@
+"""Load, passes, write aside, verify, publish: every outcome, and what is left on disk after each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from tfl_rewrite import (
+    FileAccessError,
+    FormatError,
+    InvariantError,
+    Report,
+    RewriteFailed,
+    Tolerance,
+    UnsupportedError,
+    UsageError,
+    Verification,
+    load,
+    rewrite,
+    save,
+)
+from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Buffer, Model, Tensor
+from tfl_rewrite.passes.base import Pass, PassResult, Skip
+
+IMPOSSIBLE = Verification(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0)
+QUICK = Verification(samples=1)
+OFF = Verification(mode="off")
+
+
+@dataclass(frozen=True)
+class Done:
+    """The change of a pass of these tests."""
+
+    where: str = "weights"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tensor": self.where}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A pass of these tests: does something to the model."""
+
+    name: ClassVar[str] = "edit"
+    lossy: ClassVar[bool] = False
+    grows: ClassVar[bool] = True
+
+    edit: Callable[[Model], None]
+
+    def run(self, model: Model) -> PassResult:
+        self.edit(model)
+        return PassResult(self.name, (Done(),))
+
+
+class Nothing:
+    """A pass that never applies."""
+
+    name: ClassVar[str] = "nothing"
+    lossy: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+
+    def run(self, model: Model) -> PassResult:
+        return PassResult(self.name, (), (Skip("everything", "there is nothing to do", "none"),))
+
+
+def weights_of(model: Model) -> Tensor:
+    return max(
+        (t for graph in model.subgraphs for t in graph.tensors if t.is_constant),
+        key=lambda t: t.buffer.nbytes,
+    )
+
+
+def perturb(by: float) -> Callable[[Model], None]:
+    def edit(model: Model) -> None:
+        buffer = weights_of(model).buffer
+        assert buffer.blob is not None
+        values = np.frombuffer(buffer.blob.view(), "<f4") * np.float32(1 + by)
+        buffer.blob = OwnedBlob(values.astype("<f4").tobytes())
+
+    return edit
+
+
+def describe(model: Model) -> None:
+    model.description = "rewritten"
+
+
+@pytest.fixture
+def dense(fixtures: Path, tmp_path: Path) -> Path:
+    """A copy, so that a test may do anything to it."""
+    return Path(shutil.copy(fixtures / "dense.tflite", tmp_path / "in.tflite"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "out"
+    made.mkdir()
+    return made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def unknown_operator(source: Path, target: Path) -> Path:
+    """Writes a copy in which one more operator, of a kind that no runtime knows, reads the first output."""
+    from tfl_rewrite.model.ir import Operator, OperatorCode, operator_number
+
+    model = load(source)
+    graph = model.subgraphs[0]
+    code = OperatorCode(operator_number("CUSTOM"), "NobodyKnowsIt")
+    model.operator_codes.append(code)
+    last = graph.outputs[0]
+    made = Tensor("made", last.shape, last.dtype, model.buffers[0])
+    graph.tensors.append(made)
+    graph.operators.append(Operator(code, [last], [made]))
+    save(model, target)
+    return target
+
+
+def broken(source: Path, target: Path) -> Path:
+    """Writes a copy whose weights have four bytes less than their shape takes; the runtime refuses it."""
+    model = load(source)
+    bias = min((t for t in model.subgraphs[0].tensors if t.is_constant), key=lambda t: t.buffer.nbytes)
+    assert bias.buffer.blob is not None
+    bias.buffer.blob = OwnedBlob(bytes(bias.buffer.blob.view())[:-4])
+    save(model, target)
+    return target
+
+
+def strict(report: Report) -> dict[str, Any]:
+    """The report as JSON data; fails on what JSON cannot say."""
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} in JSON")
+
+    made: dict[str, Any] = json.loads(json.dumps(report.to_dict(), allow_nan=False), parse_constant=refuse)
+    assert made["schema"] == 1
+    return made
+
+
+# -- Outcomes -----------------------------------------------------------------------------------------------
+
+
+def test_success(dense: Path, folder: Path) -> None:
+    before = dense.read_bytes()
+    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
+    assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
+    assert report.nbytes_before == len(before) == dense.stat().st_size
+    assert report.nbytes_after == (folder / "out.tflite").stat().st_size < report.nbytes_before
+    assert dense.read_bytes() == before and names(folder) == ["out.tflite"]
+    data = strict(report)
+    assert data["outcome"] == "rewritten" and data["verdict"]["status"] == "pass"
+    assert {row["tensor"] for row in data["passes"][0]["changes"]} == {"dense/weights"}
+    assert data["damage"] is None and data["unverified"] is None
+
+
+@pytest.mark.parametrize("mode", ["auto", "require", "off"])
+def test_unchanged_is_a_verbatim_copy(fixtures: Path, folder: Path, mode: str) -> None:
+    for name in ("already_int8", "external_buffers/model", "malformed/unexplained_trailing_bytes"):
+        source = fixtures / f"{name}.tflite"
+        target = folder / f"{source.stem}.tflite"
+        report = rewrite(
+            source, target, [quantize_weights_pass(exclude=["."])], verification=Verification(mode=mode)
+        )
+        assert report.outcome == "unchanged" and report.verdict is None
+        assert target.read_bytes() == source.read_bytes()
+        strict(report)
+    assert len(names(folder)) == 3
+
+
+def test_no_pass_is_a_copy(dense: Path, folder: Path) -> None:
+    assert rewrite(dense, folder / "a.tflite", []).outcome == "unchanged"
+    assert rewrite(dense, folder / "b.tflite", [Nothing()]).outcome == "unchanged"
+    assert (folder / "a.tflite").read_bytes() == (folder / "b.tflite").read_bytes() == dense.read_bytes()
+
+
+def test_refused_by_the_judge(dense: Path, folder: Path) -> None:
+    with pytest.raises(RewriteFailed, match="differs too much, nothing was written") as caught:
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=IMPOSSIBLE)
+    assert caught.value.exit_code == 4 and names(folder) == []
+    report = caught.value.report
+    assert report.outcome == "failed" and report.verdict is not None and report.verdict.status == "fail"
+    assert strict(report)["verdict"]["outputs"][0]["passed"] is False
+    assert str(dense) in str(caught.value) and "--min-snr" in str(caught.value)
+
+
+def test_a_refusal_leaves_an_existing_target(dense: Path, folder: Path) -> None:
+    target = folder / "out.tflite"
+    target.write_bytes(b"precious")
+    os.utime(target, ns=(1, 1))
+    with pytest.raises(RewriteFailed):
+        rewrite(dense, target, [quantize_weights_pass()], verification=IMPOSSIBLE, force=True)
+    assert target.read_bytes() == b"precious" and target.stat().st_mtime_ns == 1
+    assert names(folder) == ["out.tflite"]
+
+
+def test_an_existing_target_needs_force(dense: Path, folder: Path) -> None:
+    target = folder / "out.tflite"
+    target.write_bytes(b"precious")
+    target.chmod(0o640)
+    with pytest.raises(UsageError, match="--force"):
+        rewrite(dense, target, [quantize_weights_pass()], verification=OFF)
+    assert target.read_bytes() == b"precious"
+    rewrite(dense, target, [quantize_weights_pass()], verification=OFF, force=True)
+    assert target.stat().st_size == load_size(target) and stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert names(folder) == ["out.tflite"]
+
+
+def load_size(path: Path) -> int:
+    from tfl_rewrite.storage import origin_of
+
+    origin = origin_of(load(path))
+    assert origin is not None
+    return origin.container.nbytes
+
+
+def test_in_place(dense: Path, folder: Path) -> None:
+    aside = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], verification=QUICK)
+    with pytest.raises(UsageError, match="--force"):
+        rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK)
+    with pytest.raises(UsageError, match="--force"):
+        rewrite(
+            dense, dense.parent / "out" / ".." / dense.name, [quantize_weights_pass()], verification=QUICK
+        )
+    report = rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK, force=True)
+    assert report.nbytes_after == aside.nbytes_after
+    assert dense.read_bytes() == (folder / "aside.tflite").read_bytes()
+    assert (
+        rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK, force=True).outcome
+        == "unchanged"
+    )
+    assert names(dense.parent) == ["in.tflite", "out"]
+
+
+def test_through_a_link(dense: Path, folder: Path) -> None:
+    real = folder / "real.tflite"
+    real.write_bytes(b"old")
+    link = dense.parent / "link.tflite"
+    link.symlink_to(real)
+    rewrite(dense, link, [quantize_weights_pass()], verification=OFF, force=True)
+    assert link.is_symlink() and real.read_bytes()[4:8] == b"TFL3"
+    assert names(folder) == ["real.tflite"]
+
+
+def test_dry_run(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    report = rewrite(
+        dense, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK, dry_run=True
+    )
+    assert report.dry_run and report.verdict is not None and report.verdict.passed
+    assert report.nbytes_after < report.nbytes_before
+    assert names(folder) == [] and names(scratch) == []
+    assert strict(report)["dry_run"] is True
+    with pytest.raises(RewriteFailed):
+        rewrite(
+            dense, folder / "out.tflite", [quantize_weights_pass()], verification=IMPOSSIBLE, dry_run=True
+        )
+    assert names(folder) == [] and names(scratch) == []
+
+
+def test_a_larger_result_is_not_written(dense: Path, folder: Path) -> None:
+    class Grows(Edit):
+        name: ClassVar[str] = "grows"
+        grows: ClassVar[bool] = False
+
+    def add(model: Model) -> None:
+        model.buffers.append(Buffer(OwnedBlob(bytes(9999))))
+
+    report = rewrite(dense, folder / "out.tflite", [Grows(add)], verification=QUICK)
+    assert report.outcome == "unchanged" and report.notes and "not fewer" in report.notes[0]
+    assert (folder / "out.tflite").read_bytes() == dense.read_bytes()
+    report = rewrite(dense, folder / "larger.tflite", [Edit(add)], verification=QUICK)
+    assert report.outcome == "rewritten" and report.nbytes_after > report.nbytes_before + 9000
+
+
+# -- Which passes are judged how ----------------------------------------------------------------------------
+
+
+def test_a_lossless_pass_is_judged_to_the_bit(dense: Path, folder: Path) -> None:
+    report = rewrite(dense, folder / "same.tflite", [Edit(describe)], verification=QUICK)
+    assert report.verdict is not None and all(output.rule == "exact" for output in report.verdict.outputs)
+    assert load(folder / "same.tflite").description == "rewritten"
+    with pytest.raises(RewriteFailed) as caught:
+        rewrite(dense, folder / "off.tflite", [Edit(perturb(1e-6))], verification=QUICK)
+    verdict = caught.value.report.verdict
+    assert verdict is not None and verdict.outputs[0].rule == "exact"
+    assert names(folder) == ["same.tflite"]
+
+
+def test_a_tolerance_is_for_lossy_passes_only(dense: Path, folder: Path) -> None:
+    class Lossy(Edit):
+        lossy: ClassVar[bool] = True
+
+    wide = Verification(samples=1, tolerance=Tolerance(min_snr=3))
+    with pytest.raises(RewriteFailed):
+        rewrite(dense, folder / "a.tflite", [Edit(perturb(0.1))], verification=wide)
+    assert (
+        rewrite(dense, folder / "b.tflite", [Lossy(perturb(0.1))], verification=wide).outcome == "rewritten"
+    )
+    both: list[Pass] = [Edit(describe), Lossy(perturb(0.1))]
+    assert rewrite(dense, folder / "c.tflite", both, verification=wide).outcome == "rewritten"
+
+
+def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> None:
+    def drop(model: Model) -> None:
+        del model.subgraphs[0].tensors[1]
+
+    with pytest.raises(InvariantError, match=r"pass edit \(after: nothing\)"):
+        rewrite(dense, folder / "out.tflite", [Nothing(), Edit(drop)], verification=OFF)
+    assert names(folder) == []
+
+
+# -- Models that cannot be run ------------------------------------------------------------------------------
+
+
+def test_unknown_operator(dense: Path, folder: Path) -> None:
+    source = unknown_operator(dense, dense.parent / "custom.tflite")
+    report = rewrite(source, folder / "auto.tflite", [quantize_weights_pass()], verification=QUICK)
+    assert report.outcome == "rewritten" and report.unverified is not None
+    assert "NobodyKnowsIt" in report.unverified or "does not run" in report.unverified
+    assert strict(report)["unverified"] == report.unverified
+    with pytest.raises(RewriteFailed, match="could not be verified, nothing was written") as caught:
+        required = Verification(mode="require", samples=1)
+        rewrite(source, folder / "require.tflite", [quantize_weights_pass()], verification=required)
+    assert caught.value.exit_code == 3 and "--verify auto" in str(caught.value)
+    strict(caught.value.report)
+    report = rewrite(source, folder / "off.tflite", [quantize_weights_pass()], verification=OFF)
+    assert report.unverified is not None and "as asked" in report.unverified
+    assert names(folder) == ["auto.tflite", "off.tflite"]
+    assert (folder / "auto.tflite").read_bytes() == (folder / "off.tflite").read_bytes()
+
+
+def test_damage_that_only_the_runtime_minds(dense: Path, folder: Path) -> None:
+    """The original does not run, and `check` says why: that is no foreign kernel."""
+    source = broken(dense, dense.parent / "broken.tflite")
+    with pytest.raises(FormatError, match="buffer holds 124 bytes") as caught:
+        rewrite(source, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
+    assert caught.value.exit_code == 2 and "tfl-rewrite check" in str(caught.value)
+    assert names(folder) == []
+
+
+def test_external_weights(fixtures: Path, folder: Path) -> None:
+    """The interpreter computes with zeros there; a change is not verified by that."""
+    for name in names(fixtures / "external_buffers"):
+        shutil.copy(fixtures / "external_buffers" / name, folder)
+    report = rewrite(folder / "model.tflite", folder / "out.tflite", [Edit(describe)], verification=QUICK)
+    assert report.outcome == "rewritten" and report.verdict is None
+    assert report.unverified is not None and "beside the model" in report.unverified
+    assert load(folder / "out.tflite").description == "rewritten"
+    with pytest.raises(RewriteFailed):
+        required = Verification(mode="require")
+        rewrite(folder / "model.tflite", folder / "no.tflite", [Edit(describe)], verification=required)
+    assert "no.tflite" not in names(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unexplained_trailing_bytes", "unknown_field_newer_schema", "union_type_unknown", "schema_version_2"],
+)
+def test_what_cannot_be_carried_over(fixtures: Path, folder: Path, name: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        rewrite(
+            fixtures / "malformed" / f"{name}.tflite",
+            folder / "out.tflite",
+            [Edit(describe)],
+            verification=OFF,
+        )
+    assert caught.value.exit_code == 3 and name in str(caught.value) and names(folder) == []
+
+
+def test_malformed_files(malformed: Path, folder: Path) -> None:
+    """Each ends in one of the documented classes, or in a file."""
+    try:
+        report = rewrite(malformed, folder / "out.tflite", [quantize_weights_pass()], verification=OFF)
+    except (FormatError, UnsupportedError):
+        assert names(folder) == []
+    else:
+        strict(report)
+        assert names(folder) == ["out.tflite"]
+
+
+# -- Interruptions and bad places ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError])
+def test_interrupted_while_judging(
+    dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    class Interrupted:
+        def __enter__(self) -> Interrupted:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def compare(self, path: Path) -> None:
+            assert path.is_file()
+            raise error
+
+    monkeypatch.setattr(Verification, "judge", lambda *_, **__: Interrupted())
+    with pytest.raises(error):
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()])
+    assert names(folder) == []
+
+
+def test_interrupted_while_writing(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_what: str, _done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=OFF, progress=stop)
+    assert names(folder) == []
+
+
+def test_progress_counts_to_the_end(fixtures: Path, folder: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = rewrite(
+        fixtures / "digits_cnn.tflite",
+        folder / "out.tflite",
+        [quantize_weights_pass()],
+        verification=OFF,
+        progress=lambda *step: seen.append(step),
+        threads=1,
+    )
+    assert seen and {what for what, _, _ in seen} == {"writing"}
+    assert {total for _, _, total in seen} == {report.nbytes_after}
+    done = [count for _, count, _ in seen]
+    assert done == sorted(done) and done[-1] <= report.nbytes_after
+
+
+def test_threads_do_not_change_the_bytes(fixtures: Path, folder: Path) -> None:
+    made = []
+    for threads in (0, 1, 7):
+        target = folder / f"{threads}.tflite"
+        source = fixtures / "mtcnn_rnet.tflite"
+        rewrite(source, target, [quantize_weights_pass()], verification=OFF, threads=threads)
+        made.append(target.read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+def test_bad_calls(dense: Path, folder: Path) -> None:
+    passes: list[Pass] = [quantize_weights_pass()]
+    cases: list[tuple[Path, Path, dict[str, Any], type[Exception]]] = [
+        (dense, folder, {}, UsageError),
+        (dense, folder / "missing" / "out.tflite", {}, UsageError),
+        (dense, folder / "out.tflite", {"threads": -1}, UsageError),
+        (dense, folder / "out.tflite", {"verification": Verification(mode="maybe")}, UsageError),
+        (dense, folder / "out.tflite", {"verification": Verification(samples=0)}, UsageError),
+        (dense, folder / "out.tflite", {"verification": Verification(inputs=("no.npz",))}, UsageError),
+        (dense, folder / "out.tflite", {"verification": Verification(runtime="other")}, UsageError),
+        (folder / "missing.tflite", folder / "out.tflite", {}, FileAccessError),
+        (folder, folder / "out.tflite", {}, FileAccessError),
+    ]
+    for source, target, more, kind in cases:
+        with pytest.raises(kind) as caught:
+            rewrite(source, target, passes, **more)
+        assert getattr(caught.value, "exit_code", 0) == 2
+        assert names(folder) == []
+
+
+def test_the_disk_is_full(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(FileAccessError, match="No space left on device"):
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=OFF)
+    assert names(folder) == []
+
+
+def test_somebody_else_makes_the_target_meanwhile(dense: Path, folder: Path) -> None:
+    target = folder / "out.tflite"
+
+    def appear(_what: str, _done: int, _total: int) -> None:
+        if not target.exists():
+            target.write_bytes(b"theirs")
+
+    with pytest.raises(UsageError, match="appeared"):
+        rewrite(dense, target, [quantize_weights_pass()], verification=OFF, progress=appear)
+    assert target.read_bytes() == b"theirs" and names(folder) == ["out.tflite"]
+
+
+def test_every_model_is_rewritten_and_verified(sound: Path, folder: Path) -> None:
+    """The whole way for each committed model; reports are JSON."""
+    expected = {"conv_without_bias": "unverified"}.get(sound.stem)
+    report = rewrite(sound, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
+    strict(report)
+    assert names(folder) == ["out.tflite"]
+    assert report.nbytes_after <= report.nbytes_before
+    if report.outcome == "unchanged":
+        assert (folder / "out.tflite").read_bytes() == sound.read_bytes()
+    elif expected == "unverified":
+        assert report.unverified is not None
+    else:
+        assert report.verdict is not None and report.verdict.passed
+        # Made inputs are noise, which is far from what the trained nets know: real ones give 30 dB and more.
+        ratio = report.verdict.worst_snr()
+        assert ratio is None or ratio > 15

@@ -1,0 +1,69 @@
+"""The programs under scripts/ that need nothing but this package."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfl_rewrite import check
+
+
+def run(root: Path, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(root / "scripts" / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_mutants_keep_the_contract(root: Path, fixtures: Path) -> None:
+    models = [fixtures / "dense.tflite", fixtures / "two_signatures_shared_weights.tflite"]
+    done = run(root, "mutate.py", *models, "--count", "12", "--seed", "1", "--limit", "30")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 breach(es) of the contract in 12 mutants" in done.stdout
+    assert (
+        sum(int(line.split()[0]) for line in done.stdout.splitlines() if ", " in line or "  exit" in line)
+        == 12
+    )
+
+
+def test_mutants_are_reproducible_and_differ(
+    root: Path, fixtures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    import mutate
+
+    data = (fixtures / "dense.tflite").read_bytes()
+    made = [mutate.mutate(data, random.Random(number)) for number in range(40)]
+    assert made == [mutate.mutate(data, random.Random(number)) for number in range(40)]
+    assert len(set(made)) > 35 and sum(item != data for item in made) > 35
+
+
+def test_a_breach_is_told(root: Path, fixtures: Path) -> None:
+    """No run ends within no time at all, so each is a breach."""
+    done = run(root, "mutate.py", fixtures / "dense.tflite", "--count", "1", "--limit", "0.0001")
+    assert done.returncode == 1 and "breach" in done.stdout
+
+
+def test_model_of_the_benchmarks(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one has 100 MB; its builder does the same with two narrow stages."""
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    import bench_model
+
+    monkeypatch.setattr(bench_model, "STAGES", ((1, 8, 16, 1), (1, 8, 2048, 2)))
+    for name in ("one", "two"):
+        bench_model.resnet50(tmp_path / f"{name}.tflite", 7)
+    assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
+    assert check(tmp_path / "one.tflite") == []
+
+
+@pytest.mark.parametrize("name", ["bench.py", "mutate.py", "compile_schema.py"])
+def test_help(root: Path, name: str) -> None:
+    done = run(root, name, "--help")
+    assert done.returncode == 0 and "usage:" in done.stdout and done.stderr == ""
