@@ -15,7 +15,7 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.storage import Layout, is_changed, layout, load, origin_of
+from tfl_rewrite.storage import Layout, layout, load, origin_of
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
@@ -159,13 +159,12 @@ def rewrite(
     before = _nbytes(model)
     results = run_passes(model, passes)
     notes: list[str] = []
-    if any(result.modified for result in results):
-        made = layout(model)
-        if made.nbytes >= before and not any(item.grows for item in passes):
-            notes.append(f"the result would take {made.nbytes} bytes, not fewer; nothing was changed")
-            model, results = load(source), []
     made = layout(model)
-    unchanged = not is_changed(model)
+    if made.verbatim is None and made.nbytes >= before and not any(item.grows for item in passes):
+        notes.append(f"the result would take {made.nbytes} bytes, not fewer; nothing was changed")
+        model, results = load(source), []
+        made = layout(model)
+    unchanged = made.verbatim is not None
     common: dict[str, Any] = {
         "source": os.fspath(source),
         "target": os.fspath(target),
