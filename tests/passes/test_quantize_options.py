@@ -289,6 +289,15 @@ def test_unused_codes_stay(tmp_path: Path) -> None:
     assert [(c.name, c.version) for c in after.operator_codes] == [("SOFTMAX", 2), ("FULLY_CONNECTED", 12)]
 
 
+def test_codes_that_lost_their_last_operator_go(tmp_path: Path) -> None:
+    net = Net()
+    weight = net.half("w", np.random.default_rng(0).standard_normal((64, 64)))
+    net.output(net.dense(net.input("x", (1, 64)), weight, "y"))
+    after, result = quantized(written(net, tmp_path / "in.tflite"), tmp_path / "out.tflite")
+    assert schemes(result) == {"w": "hybrid"}
+    assert [(c.name, c.version) for c in after.operator_codes] == [("FULLY_CONNECTED", 12)]
+
+
 def test_new_codes_carry_both_fields(tmp_path: Path) -> None:
     net = Net()
     source = net.input("x", (40, 40))
@@ -357,6 +366,21 @@ def test_embedding_that_a_dense_layer_reads_too(tmp_path: Path) -> None:
         }
         assert len(buffers) == 1
         assert decibels(expected["scores"], run(tmp_path / "out.tflite", inputs)["scores"]) > 30
+
+
+def test_columns_that_are_looked_up_of_a_dense_weight(tmp_path: Path) -> None:
+    """One scale per row is no scale for columns: who looks them up reads floats."""
+    net = Net()
+    positions = net.input("ids", (6,), np.int32)
+    weight = net.weights("w", (80, 40))
+    net.output(net.dense(net.input("x", (1, 40)), weight, "dense"))
+    net.output(net.add("GATHER", [weight, positions], "found", (80, 6), axis=1))
+    source = written(net, tmp_path / "in.tflite")
+    _, result = quantized(source, tmp_path / "out.tflite")
+    assert schemes(result) == {"w": "hybrid+dequantize"}
+    inputs = {"ids": np.arange(6, dtype=np.int32), "x": np.ones((1, 40), np.float32)}
+    before, now = run(source, inputs), run(tmp_path / "out.tflite", inputs)
+    assert all(decibels(before[name], now[name]) > 30 for name in before)
 
 
 def test_bytes_shared_with_what_stays(tmp_path: Path) -> None:

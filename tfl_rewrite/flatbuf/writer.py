@@ -130,11 +130,10 @@ class _Planner:
         if depth > 64:
             raise InvariantError(f"tables nest too deep at {record.spec.name}")
         children: list[tuple[FieldSpec, Any, object]] = []
-        for name, value in record.values.items():
-            field = record.spec.by_name[name]
-            child, token = self._child(field, value, depth)
+        # By slot, whatever the order in which a pass set the fields, so that a file read back lays out alike.
+        for field in sorted((record.spec.by_name[name] for name in record.values), key=_slot):
+            child, token = self._child(field, record.values[field.name], depth)
             children.append((field, child, token))
-        children.sort(key=lambda item: item[0].slot)
         key = (record.spec.name, tuple((field.slot, token) for field, _, token in children))
         offset = self.tables.get(key)
         if offset is None:
@@ -255,6 +254,10 @@ def _is_blob(field: FieldSpec, value: Any) -> bool:
     if field.scalar is None or field.scalar.nbytes != 1 or not value.nbytes:
         return False
     return bool(field.align) or value.nbytes >= _BLOB_NBYTES
+
+
+def _slot(field: FieldSpec) -> int:
+    return field.slot
 
 
 def _width(field: FieldSpec) -> int:
