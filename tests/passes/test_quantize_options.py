@@ -368,19 +368,33 @@ def test_embedding_that_a_dense_layer_reads_too(tmp_path: Path) -> None:
         assert decibels(expected["scores"], run(tmp_path / "out.tflite", inputs)["scores"]) > 30
 
 
-def test_columns_that_are_looked_up_of_a_dense_weight(tmp_path: Path) -> None:
-    """One scale per row is no scale for columns: who looks them up reads floats."""
-    net = Net()
-    positions = net.input("ids", (6,), np.int32)
-    weight = net.weights("w", (80, 40))
-    net.output(net.dense(net.input("x", (1, 40)), weight, "dense"))
-    net.output(net.add("GATHER", [weight, positions], "found", (80, 6), axis=1))
-    source = written(net, tmp_path / "in.tflite")
-    _, result = quantized(source, tmp_path / "out.tflite")
-    assert schemes(result) == {"w": "hybrid+dequantize"}
-    inputs = {"ids": np.arange(6, dtype=np.int32), "x": np.ones((1, 40), np.float32)}
-    before, now = run(source, inputs), run(tmp_path / "out.tflite", inputs)
-    assert all(decibels(before[name], now[name]) > 30 for name in before)
+def test_columns_that_are_looked_up(tmp_path: Path) -> None:
+    """A dense weight then has one scale for all; a depthwise filter cannot, so the lookup reads floats."""
+    for kind, scheme in (("dense", "hybrid+lookup"), ("depthwise", "hybrid+dequantize")):
+        net = Net()
+        positions = net.input("ids", (6,), np.int32)
+        if kind == "dense":
+            weight = net.weights("w", (80, 40))
+            net.output(net.dense(net.input("x", (1, 40)), weight, "y"))
+            net.output(net.add("GATHER", [weight, positions], "found", (80, 6), axis=1))
+        else:
+            values = net.random.standard_normal((1, 3, 3, 64)) * np.geomspace(0.5, 1, 64)
+            weight = net.constant("w", values.astype(np.float32))
+            bias = net.constant("b", np.zeros(64, np.float32))
+            image = net.input("x", (1, 5, 5, 64))
+            options = {"stride_w": 1, "stride_h": 1, "depth_multiplier": 1}
+            net.output(net.add("DEPTHWISE_CONV_2D", [image, weight, bias], "y", (1, 5, 5, 64), **options))
+            net.output(net.add("GATHER", [weight, positions], "found", (1, 3, 3, 6), axis=3))
+        source, target = written(net, tmp_path / f"{kind}.tflite"), tmp_path / f"{kind}.out.tflite"
+        _, result = quantized(source, target)
+        assert schemes(result) == {"w": scheme}
+        shape = load(source).subgraphs[0].inputs[1].shape or ()
+        inputs = {
+            "ids": np.arange(6, dtype=np.int32),
+            "x": net.random.standard_normal(shape).astype(np.float32),
+        }
+        before, now = run(source, inputs), run(target, inputs)
+        assert all(decibels(before[name], now[name]) > 30 for name in before)
 
 
 def test_bytes_shared_with_what_stays(tmp_path: Path) -> None:
