@@ -3,8 +3,9 @@
     python scripts/mutate.py --count 2000 --seed 0 MODEL... [--jobs 2] [--limit 10]
 
 Each mutant is a truncation, some random bytes, or wild offsets and counts in the tables. Every run is a
-whole process and must end with a documented exit code within the limit, without a traceback, and without a file
-left behind unless the code is 0. Prints the counts; exits 1 and lists the mutants that broke the contract.
+whole process and must end with a documented exit code within the limit, without a traceback, and without a
+file left behind unless the code is 0. Prints the counts; exits 1 and lists the
+mutants that broke the contract.
 """
 
 from __future__ import annotations

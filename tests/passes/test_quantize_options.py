@@ -378,12 +378,12 @@ def test_columns_that_are_looked_up(tmp_path: Path) -> None:
             net.output(net.dense(net.input("x", (1, 40)), weight, "y"))
             net.output(net.add("GATHER", [weight, positions], "found", (80, 6), axis=1))
         else:
-            values = net.random.standard_normal((1, 3, 3, 64)) * np.geomspace(0.5, 1, 64)
+            values = net.random.standard_normal((1, 3, 3, 128)) * np.geomspace(0.5, 1, 128)
             weight = net.constant("w", values.astype(np.float32))
-            bias = net.constant("b", np.zeros(64, np.float32))
-            image = net.input("x", (1, 5, 5, 64))
+            bias = net.constant("b", np.zeros(128, np.float32))
+            image = net.input("x", (1, 5, 5, 128))
             options = {"stride_w": 1, "stride_h": 1, "depth_multiplier": 1}
-            net.output(net.add("DEPTHWISE_CONV_2D", [image, weight, bias], "y", (1, 5, 5, 64), **options))
+            net.output(net.add("DEPTHWISE_CONV_2D", [image, weight, bias], "y", (1, 5, 5, 128), **options))
             net.output(net.add("GATHER", [weight, positions], "found", (1, 3, 3, 6), axis=3))
         source, target = written(net, tmp_path / f"{kind}.tflite"), tmp_path / f"{kind}.out.tflite"
         _, result = quantized(source, target)
@@ -596,6 +596,7 @@ def _has(model: Model, name: str) -> bool:
     ("shape", "indices", "axis"),
     [
         ((200, 16), (7,), 0),
+        ((200, 16), (), 0),
         ((200, 16), (2, 3), 0),
         ((200, 4, 8), (2, 3), 0),
         ((200, 4, 8), (2, 1, 3), 0),
@@ -626,6 +627,31 @@ def test_lookup_is_exact(
     expected = run(tmp_path / "float.tflite", {"ids": ids}, reference=reference)
     assert np.array_equal(got["found"], expected["found"])
     assert not np.array_equal(got["found"], run(source, {"ids": ids})["found"])
+
+
+def test_lookup_of_a_number_of_rows_that_is_known_later(tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    net = Net(3)
+    positions = net.input("ids", (1, 1), np.int32)
+    positions.signature = (1, -1)
+    found = net.add("GATHER", [net.weights("table", (200, 16)), positions], "found", (1, 1, 16), axis=0)
+    found.signature = (1, -1, 16)
+    net.output(found)
+    source = written(net, tmp_path / "in.tflite")
+    after, result = quantized(source, tmp_path / "out.tflite")
+    assert schemes(result) == {"table": "lookup"}
+    _lookup_expected(source, after, tmp_path / "float.tflite")
+    ids = np.random.default_rng(5).integers(0, 200, (1, 9)).astype(np.int32)
+    made = []
+    for name in ("out", "float"):
+        interpreter = Interpreter(str(tmp_path / f"{name}.tflite"))
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], (1, 9))
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], ids)
+        interpreter.invoke()
+        made.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    assert made[0].shape == (1, 9, 16) and np.array_equal(made[0], made[1])
 
 
 def test_two_lookups_of_one_table(tmp_path: Path) -> None:
