@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import load, save
-from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
-from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
+from tfl_rewrite.container import Container, ZipTail, check_target, find_zip, unexplained
+from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.storage import is_changed, layout, load_container, origin_of
@@ -312,3 +312,11 @@ def test_a_moved_zip_differs_in_its_positions_only(dense: bytes) -> None:
     assert contents(bytes(tail.offset + 1000) + there) == MEMBERS
     differing = [index for index, pair in enumerate(zip(tail.data, there, strict=True)) if pair[0] != pair[1]]
     assert len(differing) <= 4 * (len(MEMBERS) + 1)
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="pipe"):
+        check_target(pipe, force=True)
+    assert pipe.is_fifo()

@@ -228,6 +228,8 @@ def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
             raise UsageError("is a directory", file=target, remedy="name a file")
         if not path.parent.is_dir():
             raise UsageError("its folder does not exist", file=target, remedy=f"create {path.parent} first")
+        if path.exists() and not path.is_file():
+            raise UsageError("is a device or a pipe", file=target, remedy="name a file")
         if path.exists() and not force:
             raise UsageError("exists already", file=target, remedy="use --force to overwrite it")
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.passes.base import PassResult, run_passes
-from tfl_rewrite.passes.candidates import Candidate
+from tfl_rewrite.passes.candidates import UNNAMED, Candidate
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme, WeightChange
 from tfl_rewrite.storage import load, save
 from tfl_rewrite.verification import Judge, Verdict
@@ -144,6 +144,9 @@ def measure_damage(
             verdict = attempt(settings, set(names) - {item.buffer for item in culprits[:count]})
             if verdict is not None and verdict.passed:
                 spare = tuple(item.tensor for item in culprits[:count])
+                if any(name == UNNAMED for name in spare):
+                    # No pattern can leave it out.
+                    break
                 return replace(found, spare=spare, nbytes=trial.stat().st_size, snr=verdict.worst_snr())
             count = count + 1 if count < 4 else count * 2
     return found

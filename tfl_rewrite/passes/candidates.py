@@ -15,6 +15,7 @@ from tfl_rewrite.passes.base import Skip
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
 _CONVERTER_ELEMENTS = 1024
 _LEAST_ELEMENTS = 64
+UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8")
 
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
@@ -134,7 +135,7 @@ def find_candidates(model: Model, graph: Graph) -> tuple[list[Candidate], list[S
 def skip(item: Candidate, rule: str, reason: str) -> Skip:
     """Makes the report of a constant that stays."""
     return Skip(
-        item.value.name or "(unnamed)",
+        item.value.name or UNNAMED,
         reason,
         rule,
         {

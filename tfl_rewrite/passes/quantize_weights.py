@@ -17,7 +17,7 @@ from tfl_rewrite import kernels
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Quantization
 from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.passes.candidates import Candidate, Selection
+from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.passes.weight_changes import Reading, Rounding, WeightChange
 from tfl_rewrite.passes.weight_plan import Decision, Scheme, WeightPlan
@@ -101,7 +101,7 @@ def _change(
 ) -> WeightChange:
     item = made.item
     return WeightChange(
-        item.value.name or item.stored.name or "(unnamed)",
+        item.value.name or item.stored.name or UNNAMED,
         position,
         item.stored.dtype_name,
         item.shape,
