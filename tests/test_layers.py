@@ -20,8 +20,9 @@ LAYERS = (
     ("passes",),
     ("verify", "verification"),
     ("storage",),
-    ("inspection", "api", "damage"),
+    ("inspection", "api", "damage", "diffing"),
     ("rewriting",),
+    ("shards", "catalog", "rounding_search"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tfl_rewrite.api import check, quantize_weights, quantize_weights_pass
+    from tfl_rewrite.api import (
+        check,
+        compact,
+        dedup,
+        quantize_weights,
+        quantize_weights_pass,
+        remove_dead,
+        round_weights,
+        round_weights_pass,
+    )
+    from tfl_rewrite.diffing import diff
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -24,6 +34,10 @@ if TYPE_CHECKING:
     )
     from tfl_rewrite.inspection import inspect
     from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+    from tfl_rewrite.rounding_search import search_rounding
+    from tfl_rewrite.shards.calls import join, shard
+    from tfl_rewrite.shards.opened import ShardedModel, open_sharded
+    from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
     from tfl_rewrite.storage import load, save
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
@@ -33,6 +47,9 @@ _HOMES = {
     "InvariantError": "errors",
     "Report": "rewriting",
     "RewriteFailed": "rewriting",
+    "ShardFailed": "shards.outcome",
+    "ShardReport": "shards.outcome",
+    "ShardedModel": "shards.opened",
     "TflRewriteError": "errors",
     "Tolerance": "verification",
     "UnsupportedError": "errors",
@@ -41,12 +58,22 @@ _HOMES = {
     "Verification": "rewriting",
     "VerificationError": "errors",
     "check": "api",
+    "compact": "api",
+    "dedup": "api",
+    "diff": "diffing",
     "inspect": "inspection",
+    "join": "shards.calls",
     "load": "storage",
+    "open_sharded": "shards.opened",
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
+    "remove_dead": "api",
     "rewrite": "rewriting",
+    "round_weights": "api",
+    "round_weights_pass": "api",
     "save": "storage",
+    "search_rounding": "rounding_search",
+    "shard": "shards.calls",
     "verify": "verification",
 }
 
@@ -56,6 +83,9 @@ __all__ = [
     "InvariantError",
     "Report",
     "RewriteFailed",
+    "ShardFailed",
+    "ShardReport",
+    "ShardedModel",
     "TflRewriteError",
     "Tolerance",
     "UnsupportedError",
@@ -65,12 +95,22 @@ __all__ = [
     "VerificationError",
     "__version__",
     "check",
+    "compact",
+    "dedup",
+    "diff",
     "inspect",
+    "join",
     "load",
+    "open_sharded",
     "quantize_weights",
     "quantize_weights_pass",
+    "remove_dead",
     "rewrite",
+    "round_weights",
+    "round_weights_pass",
     "save",
+    "search_rounding",
+    "shard",
     "verify",
 ]
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import PassResult, run_passes
+from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.candidates import Selection
+from tfl_rewrite.passes.compact import Compact
+from tfl_rewrite.passes.cut import Cut
+from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
+from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.round_weights import (
+    LARGEST_STEPS,
+    LEAST_ELEMENTS,
+    STEPS,
+    Granularity,
+    RoundWeights,
+)
+from tfl_rewrite.passes.strip import Strip, Wanted
 from tfl_rewrite.storage import load, origin_of
 
 
@@ -65,6 +77,135 @@ def quantize_weights(model: Model, **options: Any) -> PassResult:
         What became of every float constant.
     """
     return run_passes(model, [quantize_weights_pass(**options)])[0]
+
+
+def round_weights_pass(
+    *,
+    steps: int | None = None,
+    granularity: str = "auto",
+    int8: bool = False,
+    min_elements: int = LEAST_ELEMENTS,
+) -> RoundWeights:
+    """Makes the rounding pass from plain values.
+
+    Args:
+        steps: At most so many steps between the smallest and the largest value of a channel or tensor; by
+            default 256.
+        granularity: ``auto``, ``channel`` or ``tensor``.
+        int8: Round int8 constants too.
+        min_elements: Smaller constants stay.
+
+    Raises:
+        UsageError: A value is not one of those.
+    """
+    if steps is not None and not 1 <= steps <= LARGEST_STEPS:
+        raise UsageError(f"steps is {steps}", remedy=f"give 1 to {LARGEST_STEPS}")
+    if min_elements < 1:
+        raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
+    kind = _member(Granularity, granularity, "granularity")
+    return RoundWeights(STEPS if steps is None else steps, kind, int8, min_elements)
+
+
+def round_weights(model: Model, **options: Any) -> PassResult:
+    """Rounds the constants of a model to values that compress well.
+
+    Nothing is verified here; :func:`tfl_rewrite.rewrite` does that.
+
+    Args:
+        model: Changed in place.
+        **options: As for :func:`round_weights_pass`.
+    """
+    return run_passes(model, [round_weights_pass(**options)])[0]
+
+
+def remove_dead_passes(
+    *,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    strip: Iterable[str] = (),
+    pure_custom: Iterable[str] = (),
+) -> list[Pass]:
+    """Makes the passes of ``remove-dead`` from plain values.
+
+    Args:
+        inputs: Tensors of the main subgraph that become its inputs; None to keep them.
+        outputs: Tensors of the main subgraph that become its outputs; None to keep them.
+        strip: What else to drop: ``names``, ``min-max``, ``metadata:NAME``.
+        pure_custom: Names of custom operators that only compute.
+
+    Raises:
+        UsageError: A value is not one of those.
+    """
+    made: list[Pass] = []
+    if inputs is not None or outputs is not None:
+        made.append(Cut(inputs, outputs))
+    return [*made, *_strip_passes(strip), RemoveDead(frozenset(pure_custom))]
+
+
+def remove_dead(model: Model, **options: Any) -> list[PassResult]:
+    """Removes what no output needs, in place. Nothing is verified here.
+
+    Args:
+        model: Changed in place.
+        **options: As for :func:`remove_dead_passes`.
+
+    Returns:
+        One result for each pass: ``cut`` and ``strip`` where asked for, and ``remove-dead``.
+    """
+    return run_passes(model, remove_dead_passes(**options))
+
+
+def dedup_pass(*, pure_custom: Iterable[str] = ()) -> Dedup:
+    """Makes the pass that merges what is there twice.
+
+    Args:
+        pure_custom: Names of custom operators that only compute.
+    """
+    return Dedup(frozenset(pure_custom))
+
+
+def dedup(model: Model, **options: Any) -> PassResult:
+    """Merges equal constants and equal operators, in place. Nothing is verified here.
+
+    Args:
+        model: Changed in place.
+        **options: As for :func:`dedup_pass`.
+    """
+    return run_passes(model, [dedup_pass(**options)])[0]
+
+
+def compact_passes(*, strip: Iterable[str] = (), align: int = 16) -> list[Pass]:
+    """Makes the passes of ``compact`` from plain values.
+
+    Args:
+        strip: What else to drop: ``names``, ``min-max``, ``metadata:NAME``.
+        align: Constants of at least this many bytes start on a multiple of it in the file.
+
+    Raises:
+        UsageError: A value is not one of those.
+    """
+    return [*_strip_passes(strip), Compact(align)]
+
+
+def compact(model: Model, **options: Any) -> list[PassResult]:
+    """Takes out what says nothing, in place. Nothing is verified here.
+
+    Most is won by laying the file out anew: pass the ``packing`` of the last result to
+    :func:`tfl_rewrite.save`.
+
+    Args:
+        model: Changed in place.
+        **options: As for :func:`compact_passes`.
+
+    Returns:
+        One result for each pass: ``strip`` where asked for, and ``compact``.
+    """
+    return run_passes(model, compact_passes(**options))
+
+
+def _strip_passes(words: Iterable[str]) -> list[Strip]:
+    wanted = list(words)
+    return [Strip(Wanted.parse(wanted))] if wanted else []
 
 
 def parse_runtime(text: str | None) -> kernels.Runtime:

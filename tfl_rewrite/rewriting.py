@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, VerificationError
+from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import Pass, PassResult, run_passes
+from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.storage import Layout, layout, load, origin_of
+from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class Report:
         verdict: Of the interpreter; None where nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
+            a pass is about that.
     """
 
     source: str
@@ -90,6 +94,7 @@ class Report:
     damage: Damage | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
+    deflated: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data; ``schema`` counts changes of its form."""
@@ -105,6 +110,8 @@ class Report:
             "verdict": self.verdict.to_dict() if self.verdict else None,
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "deflated_before": self.deflated[0] if self.deflated else None,
+            "deflated_after": self.deflated[1] if self.deflated else None,
             "notes": list(self.notes),
         }
 
@@ -159,12 +166,22 @@ def rewrite(
     before = _nbytes(model)
     results = run_passes(model, passes)
     notes: list[str] = []
-    made = layout(model)
-    if made.verbatim is None and made.nbytes >= before and not any(item.grows for item in passes):
-        notes.append(f"the result would take {made.nbytes} bytes, not fewer; nothing was changed")
-        model, results = load(source), [replace(result, changes=()) for result in results]
+    packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
+    made = layout(model, packing=packing)
+    grows = any(item.grows or isinstance(item, ChangesInterface) for item in passes)
+    grows = grows or (packing is not None and packing.page > Packing().page)
+    # What is patched in place keeps its size; its gain shows when the file is compressed.
+    if made.verbatim is None and made.base is None and made.nbytes >= before and not grows:
+        if any(result.modified for result in results) or made.nbytes > before:
+            notes.append(f"the result would take {made.nbytes} bytes, not fewer; nothing was changed")
+        results = [replace(result, changes=()) for result in results]
+        model, packing = load(source), None
         made = layout(model)
     unchanged = made.verbatim is not None
+    if any(isinstance(item, ChangesInterface) for item in passes) and not unchanged:
+        notes.append("outputs are compared with those of the original cut to the same inputs and outputs")
+    if not unchanged and packing is not None:
+        results = _with_packing(results, before - made.nbytes)
     common: dict[str, Any] = {
         "source": os.fspath(source),
         "target": os.fspath(target),
@@ -175,10 +192,13 @@ def rewrite(
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
         _pour(made, aside, threads, report_progress)
         common |= {"results": tuple(results), "notes": tuple(notes)}
+        if not unchanged and any(getattr(item, "for_download", False) for item in passes):
+            common["deflated"] = (_deflated(source), _deflated(aside.path))
         if unchanged:
             report = Report(outcome="unchanged", **common)
         else:
-            report = _judge(passes, aside.path, settings, common)
+            with _expected(source, passes) as expected:
+                report = _judge(passes, aside.path, settings, common, expected)
             if report.unverified is not None and flaws and settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
@@ -187,7 +207,40 @@ def rewrite(
     return report
 
 
-def _judge(passes: Sequence[Pass], made: Path, settings: Verification, common: dict[str, Any]) -> Report:
+def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:
+    """Adds what the new layout did to the result of the pass that asked for it."""
+    known = sum(getattr(change, "saved", 0) for result in results for change in result.changes)
+    index = max(index for index, result in enumerate(results) if result.packing is not None)
+    edit = Edit("the file", "laid out anew: what is equal is stored once", saved - known)
+    changed = list(results)
+    changed[index] = replace(results[index], changes=(*results[index].changes, edit))
+    return changed
+
+
+@contextlib.contextmanager
+def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterator[str | os.PathLike[str]]:
+    """Gives the file whose outputs the result must have (see :class:`ChangesInterface`)."""
+    marked = [item for item in passes if isinstance(item, ChangesInterface)]
+    if not marked:
+        yield source
+        return
+    import tempfile
+
+    model = load(source)
+    run_passes(model, marked)
+    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
+        expected = Path(folder) / "expected.tflite"
+        save(model, expected)
+        yield expected
+
+
+def _judge(
+    passes: Sequence[Pass],
+    made: Path,
+    settings: Verification,
+    common: dict[str, Any],
+    expected: str | os.PathLike[str],
+) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
     written = load(made)
     done = Report(outcome="rewritten", **common)
@@ -198,7 +251,7 @@ def _judge(passes: Sequence[Pass], made: Path, settings: Verification, common: d
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
     lossy = any(item.lossy for item in passes)
-    with settings.judge(common["source"], exact=not lossy) as judge:
+    with settings.judge(expected, exact=not lossy) as judge:
         verdict = judge.compare(made)
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
@@ -262,6 +315,15 @@ def _pour(made: Layout, aside: Aside, threads: int, progress: Callable[[str, int
         made.pour(FileSink(aside.sink.descriptor), threads=threads, tick=tick)
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
+
+
+def _deflated(path: str | os.PathLike[str]) -> int:
+    packer = zlib.compressobj(9)
+    total = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            total += len(packer.compress(piece))
+    return total + len(packer.flush())
 
 
 def _nbytes(model: Model) -> int:

@@ -7,7 +7,7 @@ file holds something that cannot be carried over.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from tfl_rewrite.container import Container, FileSink, ZipTail, find_zip, unexpl
 from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.flatbuf.record import Record, Sink
-from tfl_rewrite.flatbuf.writer import Plan, plan
-from tfl_rewrite.model.blob import Blob, MappedBlob
+from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
+from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
+from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
 from tfl_rewrite.model.lower import lower
@@ -121,13 +121,20 @@ def is_changed(model: Model) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A planned output file: tables and blobs, then the ZIP."""
+    """A planned output file: tables and blobs, then the ZIP; or the input with other bytes in some places.
+
+    Attributes:
+        verbatim: The input, where nothing changed.
+        base: The input, where only the ``patches`` differ: pairs of an offset and what lies there now.
+    """
 
     plan: Plan | None
     verbatim: Container | None
     tail: ZipTail | None
     tail_offset: int
     nbytes: int
+    base: Container | None = None
+    patches: tuple[tuple[int, Blob], ...] = ()
 
     def pour(self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None) -> None:
         """Writes the file, several blobs at a time.
@@ -140,15 +147,28 @@ class Layout:
         if self.verbatim is not None:
             MappedBlob(self.verbatim, 0, self.nbytes).pour(sink, 0)
             return
-        assert self.plan is not None
-        sink.write_at(self.plan.head, 0)
         counted = _Ticking(sink, tick) if tick else sink
+        pours: Sequence[tuple[int, Pourable]]
+        if self.base is not None:
+            pours = [*self._between(self.base), *self.patches]
+        else:
+            assert self.plan is not None
+            sink.write_at(self.plan.head, 0)
+            pours = self.plan.pours
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            jobs = [pool.submit(blob.pour, counted, offset) for offset, blob in self.plan.pours]
+            jobs = [pool.submit(blob.pour, counted, offset) for offset, blob in pours]
             for job in jobs:
                 job.result()
         if self.tail is not None:
             sink.write_at(self.tail.moved(self.tail_offset), self.tail_offset)
+
+    def _between(self, base: Container) -> list[tuple[int, MappedBlob]]:
+        """Returns what is kept of the input: the ranges between the patches."""
+        kept, position = [], 0
+        for offset, blob in self.patches:
+            kept.append((position, MappedBlob(base, position, offset - position)))
+            position = offset + blob.nbytes
+        return [*kept, (position, MappedBlob(base, position, self.nbytes - position))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,34 +181,55 @@ class _Ticking:
         self.tick(len(data))
 
 
-def layout(model: Model) -> Layout:
+def layout(model: Model, *, packing: Packing | None = None) -> Layout:
     """Plans the file of a model; nothing is written yet.
 
+    Args:
+        model: Not changed.
+        packing: Lay the file out anew in this way, even if no field of the model changed. A file that is
+            laid out so already is verbatim.
+
     Raises:
-        UnsupportedError: The model was changed and its file holds something that cannot be carried over.
+        UnsupportedError: The model was changed, or is to be packed, and its file holds something that cannot
+            be carried over.
     """
     origin = origin_of(model)
-    if origin is not None and not is_changed(model):
+    if origin is not None and packing is None and not is_changed(model):
         return Layout(None, origin.container, None, 0, origin.container.nbytes)
+    if origin is not None and packing is None:
+        # Where no field and no size changed, nothing needs to move: not even what nobody can explain.
+        patches = _patches(lower(model), origin.root)
+        if patches is not None:
+            nbytes = origin.container.nbytes
+            return Layout(None, None, None, 0, nbytes, base=origin.container, patches=patches)
     if origin is not None and origin.refusals:
         raise origin.refusals[0]
     inline = sum(buffer.nbytes for buffer in model.buffers)
     root = lower(model, outside_from=_OUTSIDE_FROM if inline > _INLINE_LIMIT else None)
-    made = plan(root, schema())
+    made = plan(root, schema(), packing=packing)
     tail = origin.tail if origin is not None else None
+    if origin is not None and packing is not None and _lies_so(made, tail, origin.container):
+        return Layout(None, origin.container, None, 0, origin.container.nbytes)
     if tail is None:
         return Layout(made, None, None, 0, made.nbytes)
     offset = -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
     return Layout(made, None, tail, offset, offset + tail.nbytes)
 
 
-def save(model: Model, target: str | os.PathLike[str], *, force: bool = False) -> int:
+def save(
+    model: Model,
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    packing: Packing | None = None,
+) -> int:
     """Writes a model to a file, atomically; it is not verified (see :func:`tfl_rewrite.rewrite`).
 
     Args:
         model: An unchanged model is written byte for byte as it was loaded.
         target: The file to make.
         force: Whether it may exist; it may be the file that the model was loaded from.
+        packing: As for :func:`layout`; the ``packing`` of a pass's result.
 
     Returns:
         The size of the file in bytes.
@@ -198,11 +239,29 @@ def save(model: Model, target: str | os.PathLike[str], *, force: bool = False) -
         UnsupportedError: See :func:`layout`.
         FileAccessError: It cannot be written.
     """
-    made = layout(model)
+    made = layout(model, packing=packing)
     with write_aside(target, force=force, nbytes=made.nbytes) as aside:
         made.pour(aside.sink)
         aside.publish()
     return made.nbytes
+
+
+def _lies_so(made: Plan, tail: ZipTail | None, container: Container) -> bool:
+    """Whether a file is byte for byte what is planned; blobs are compared by where they lie."""
+    end = made.nbytes if tail is None else -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
+    if container.nbytes != end + (tail.nbytes if tail is not None else 0):
+        return False
+    if tail is not None and tail.offset != end:
+        return False
+    if container.data[: len(made.head)] != made.head:
+        return False
+    for start, blob in made.blobs():
+        if isinstance(blob, MappedBlob) and blob.source is container:
+            if blob.offset != start:
+                return False
+        elif not isinstance(blob, ScalarVector) or container.data[start : start + blob.nbytes] != blob.raw:
+            return False
+    return True
 
 
 def _outside_blobs(model: Model) -> list[Blob]:
@@ -238,13 +297,31 @@ def _absolute_operators(model: Model) -> list[UnsupportedError]:
             remedy="rewrite the model before it is compiled for the accelerator",
         )
         for index, code in enumerate(model.operator_codes)
-        if code.custom == "DISPATCH_OP"
+        if code.custom == "DISPATCH_OP" and any(operator.code is code for _, operator in model.operators())
     ]
 
 
-def _same(new: object, old: object) -> bool:
-    """Compares lowered records with those read; blobs that still lie in the file by their range."""
-    from tfl_rewrite.flatbuf.record import ScalarVector
+def _patches(new: Record, old: Record) -> tuple[tuple[int, Blob], ...] | None:
+    """Returns the constants that differ, by offset, or None if anything else does or their ranges overlap."""
+    found: dict[int, Blob] = {}
+    if not _same(new, old, found):
+        return None
+    ordered = sorted(found.items())
+    ends = [0, *(offset + blob.nbytes for offset, blob in ordered)]
+    if any(end > offset for end, (offset, _) in zip(ends, ordered, strict=False)):
+        return None
+    return tuple(ordered)
+
+
+def _same(new: object, old: object, patches: dict[int, Blob] | None = None) -> bool:
+    """Compares lowered records with those read; blobs that still lie in the file by their range.
+
+    Args:
+        new: As lowered.
+        old: As read.
+        patches: If given, other bytes of the same number in place of a constant's are no difference; they
+            are put here by their offset.
+    """
     from tfl_rewrite.flatbuf.writer import FilePosition
 
     if new is old:
@@ -256,17 +333,26 @@ def _same(new: object, old: object) -> bool:
         if old.spec.name == "Buffer" and old.get("offset") > 1 and "data" in new:
             # The output may hold inline what the input held outside; only other bytes are a change.
             blob = new["data"]
-            return isinstance(blob, MappedBlob) and (blob.offset, blob.nbytes) == (
-                old.get("offset"),
-                old.get("size"),
-            )
-        return names == old.values.keys() and all(_same(new[name], old[name]) for name in names)
+            return _same_bytes(blob, old.get("offset"), old.get("size"), patches)
+        return names == old.values.keys() and all(_same(new[name], old[name], patches) for name in names)
     if isinstance(new, list) and isinstance(old, list):
-        return len(new) == len(old) and all(map(_same, new, old))
-    if isinstance(new, MappedBlob) and isinstance(old, ScalarVector):
-        return (new.offset, new.nbytes) == (old.offset, old.nbytes)
+        return len(new) == len(old) and all(
+            _same(one, other, patches) for one, other in zip(new, old, strict=True)
+        )
+    if isinstance(new, (MappedBlob, OwnedBlob, ComputedBlob)) and isinstance(old, ScalarVector):
+        return _same_bytes(new, old.offset, old.nbytes, patches)
     if isinstance(new, FilePosition):
         return isinstance(new.blob, MappedBlob) and new.blob.offset == old
     if isinstance(new, float) and isinstance(old, float):
         return new == old or (new != new and old != old)
     return bool(new == old)
+
+
+def _same_bytes(new: object, offset: int, nbytes: int, patches: dict[int, Blob] | None) -> bool:
+    """Whether a blob is the range of the input that it was; see :func:`_same`."""
+    if isinstance(new, MappedBlob):
+        return (new.offset, new.nbytes) == (offset, nbytes)
+    if patches is None or not isinstance(new, (OwnedBlob, ComputedBlob)) or new.nbytes != nbytes:
+        return False
+    # Buffers that shared a range must share what it holds now.
+    return offset >= 0 and patches.setdefault(offset, new) is new

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.blob import ComputedBlob, OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -151,6 +151,13 @@ class Net:
 def named(model: Model, name: str) -> Tensor:
     """The first tensor of that name."""
     return next(item for graph in model.subgraphs for item in graph.tensors if item.name == name)
+
+
+def stored_apart(tensor: Tensor) -> None:
+    """Makes the bytes of a constant ones that the writer does not know to be equal to others."""
+    assert tensor.buffer.blob is not None
+    data = bytes(tensor.buffer.blob.view())
+    tensor.buffer.blob = ComputedBlob(len(data), lambda sink, offset: sink.write_at(data, offset))
 
 
 def data_of(tensor: Tensor) -> Array:

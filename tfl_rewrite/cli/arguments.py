@@ -154,7 +154,111 @@ _SELECTING = (
     ),
 )
 
+_CUTTING = (
+    _value(
+        "--outputs",
+        help="tensors that become the outputs: names, or #INDEX where names are missing or not unique; "
+        "between commas, or repeated",
+        action="append",
+        default=None,
+        metavar="NAME,...",
+        dest="cut_outputs",
+    ),
+    _value(
+        "--inputs",
+        help="tensors that become the inputs; what the outputs need must follow from them",
+        action="append",
+        default=None,
+        metavar="NAME,...",
+        dest="cut_inputs",
+    ),
+)
+
+_STRIPPING = (
+    _value(
+        "--strip",
+        help="drop more: names (of tensors inside), min-max (ranges that the converter noted), metadata:NAME",
+        action="append",
+        default=[],
+        metavar="WHAT,...",
+    ),
+)
+
+_PURE_CUSTOM = (
+    _value(
+        "--pure-custom",
+        help="a custom operator that only computes outputs from inputs, so that it may go; repeatable",
+        action="append",
+        default=[],
+        metavar="NAME",
+    ),
+)
+
+# Nothing to tolerate where outputs must be equal to the bit.
+_EXACT = tuple(row for row in VERIFYING if not {"--min-snr", "--max-abs-error"} & set(row.names))
+
+# There, --inputs names tensors.
+_EXACT_OF_A_PART = tuple(
+    Argument(("--verify-inputs",), row.help, {**row.extra, "dest": "inputs"})
+    if "--inputs" in row.names
+    else row
+    for row in _EXACT
+)
+
+_ROUNDING = (
+    _value(
+        "--steps",
+        help="at most N steps between the smallest and the largest value of a channel or tensor (default: "
+        "256, unless --min-snr is given)",
+        type=int,
+        default=None,
+        metavar="N",
+    ),
+    _value(
+        "--granularity",
+        help="which values share a step. auto (default): those of a channel of weights that are summed, else "
+        "of the tensor; a search decides by measurement",
+        choices=("auto", "channel", "tensor"),
+        default="auto",
+    ),
+    _flag("--int8", help="round int8 constants too: fewer different values, same type"),
+    _value(
+        "--min-elements",
+        help="keep smaller constants as they are (default: 16)",
+        type=int,
+        default=16,
+        metavar="N",
+    ),
+)
+
+# There, the ratio that the outputs must keep is what the steps are searched for.
+_SEARCHING = tuple(
+    Argument(
+        row.names,
+        "without --steps: search the coarsest rounding that keeps every output at this ratio or more, in dB; "
+        "the file is run some hundred times. With --steps: refuse the result below it (default: 10)",
+        {**row.extra, "default": None},
+    )
+    if "--min-snr" in row.names
+    else row
+    for row in VERIFYING
+)
+
 COMMANDS = (
+    Command(
+        "round-weights",
+        "round constants so that the file compresses better (lossy)",
+        "Rounds float constants to values that deflate well: the file keeps its size, its types and its "
+        "speed, and the compressed download gets smaller. The model is run before and after. LOSSY: outputs "
+        "change a little.",
+        (
+            ("files", IN_OUT),
+            ("how to round", _ROUNDING),
+            ("verification", _SEARCHING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
     Command(
         "quantize-weights",
         "store float weights as int8 (lossy)",
@@ -166,6 +270,111 @@ COMMANDS = (
             ("what to rewrite", _SELECTING),
             ("verification", VERIFYING),
             ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "remove-dead",
+        "remove what no output needs, or cut the model down to a part",
+        "Removes operators that reach no output and have no effect of their own, and tensors, buffers, "
+        "operator codes and subgraphs that nothing refers to. With --outputs or --inputs, the main subgraph "
+        "is cut first to the part between them. Outputs stay equal to the bit.",
+        (
+            ("files", IN_OUT),
+            ("what to keep", (*_CUTTING, *_STRIPPING, *_PURE_CUSTOM)),
+            ("verification", _EXACT_OF_A_PART),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "dedup",
+        "store equal constants once and compute equal operators once",
+        "Merges equal constant buffers, constant tensors that differ in nothing but the name, and operators "
+        "that compute the same from the same. Outputs stay equal to the bit.",
+        (
+            ("files", IN_OUT),
+            ("what to merge", _PURE_CUSTOM),
+            ("verification", _EXACT),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "compact",
+        "store the same content in fewer bytes",
+        "Lays the file out anew: equal vectors, strings, tables and constants once, defaults and empty "
+        "fields left out, offset buffers taken in while the file is under 2 GiB. Outputs stay equal to the "
+        "bit; a file that would not get smaller is copied.",
+        (
+            ("files", IN_OUT),
+            (
+                "how to store it",
+                (
+                    *_STRIPPING,
+                    _value(
+                        "--align",
+                        help="constants of at least N bytes start on a multiple of N in the file, such as "
+                        "4096 for pages that are mapped; the file may grow then (default: 16)",
+                        type=int,
+                        default=16,
+                        metavar="N",
+                    ),
+                ),
+            ),
+            ("verification", _EXACT),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "run",
+        "apply several passes with one read, one write and one verification",
+        "Applies passes in the order given, or a preset. Outputs are judged once, for the whole: by "
+        "--min-snr if a pass is lossy, else bit by bit. 'tfl-rewrite passes' lists passes, their options and "
+        "the presets.",
+        (
+            ("files", IN_OUT),
+            (
+                "what to do",
+                (
+                    _value(
+                        "--pass",
+                        help="a pass, with options after a colon: "
+                        "quantize-weights:scheme=dequantize,exclude=^a+^b; repeatable, in order",
+                        action="append",
+                        default=[],
+                        dest="passes",
+                        metavar="NAME[:OPTION=VALUE,...]",
+                    ),
+                    _value("--preset", help="lossless or small", metavar="NAME", default=None),
+                ),
+            ),
+            ("verification", VERIFYING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "passes",
+        "list the passes, their options and the presets",
+        "Lists the passes in the order of the presets, with the reason for it.",
+        (("output", (_flag("--json", help="print JSON"),)), ("talk", TALKING)),
+    ),
+    Command(
+        "diff",
+        "show what changed between two files",
+        "Compares two files tensor by tensor and operator by operator, and says where the bytes went. "
+        "Nothing is run. Exit 0 whether they differ or not.",
+        (
+            (
+                "files",
+                (
+                    _value("before", help="the first file", metavar="BEFORE"),
+                    _value("after", help="the second file", metavar="AFTER"),
+                ),
+            ),
+            ("output", (_flag("--json", help="print JSON"),)),
             ("talk", TALKING),
         ),
     ),
@@ -224,6 +433,128 @@ COMMANDS = (
     ),
 )
 
+_RUNNING = (
+    _value(
+        "--verify",
+        help="for external buffers. auto (default): run both in CompiledModel; if the original cannot run, "
+        "say UNVERIFIED and still write. require: refuse then. off: run nothing. Parts are always compared "
+        "byte by byte",
+        choices=("auto", "require", "off"),
+        default="auto",
+    ),
+    *(row for row in JUDGING if row.names[0] in ("--inputs", "--samples", "--seed", "--timeout")),
+)
+
+_KEEPING = (
+    _flag("--dry-run", help="do everything but the write"),
+    _value("--report", help="write the whole report as JSON", metavar="FILE.json"),
+)
+
+SHARDING = (
+    Command(
+        "shard",
+        "write a model as several files",
+        "Writes IN as files of at most --max-size. parts (default): pieces with names made of their content, "
+        "and a manifest; any web server can serve them, 'join' restores the file byte for byte, and a second "
+        "version in the same folder shares what did not change. external: a small model.tflite and weight "
+        "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter).",
+        (
+            (
+                "files",
+                (
+                    IN_OUT[0],
+                    _value("target", help="the folder to write to; made if missing", metavar="OUTDIR"),
+                ),
+            ),
+            (
+                "what to write",
+                (
+                    _value(
+                        "--format",
+                        help="parts (default) or external",
+                        choices=("parts", "external"),
+                        default="parts",
+                    ),
+                    _value(
+                        "--max-size",
+                        help="largest file: bytes, or such as 4MB (decimal) or 512KiB (default: 4MB)",
+                        default="4MB",
+                        metavar="SIZE",
+                    ),
+                    _value(
+                        "--compress",
+                        help="none (default), or gzip for parts that get smaller by it",
+                        choices=("none", "gzip"),
+                        default="none",
+                    ),
+                    _value(
+                        "--manifest",
+                        help="file name of the manifest (default: manifest.json); another name puts a second "
+                        "version beside the first",
+                        default="manifest.json",
+                        metavar="NAME",
+                    ),
+                ),
+            ),
+            ("verification", _RUNNING),
+            (
+                "writing",
+                (
+                    *_KEEPING,
+                    _flag("--force", help="replace files of these names that have other content"),
+                    _value("--jobs", help="threads (default: one per processor)", type=int, default=0),
+                ),
+            ),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "join",
+        "make one file of a model in several",
+        "Makes OUT of a manifest of parts (a path, an http or https URL, or any URL that fsspec reads), with "
+        "every hash checked; a join that was stopped goes on where it was. Or of a model with external "
+        "buffers, whose weights come back into one file.",
+        (
+            (
+                "files",
+                (
+                    _value(
+                        "source",
+                        help="path or URL of a manifest, or a model whose weights lie beside it",
+                        metavar="MANIFEST|URL|MODEL",
+                    ),
+                    IN_OUT[1],
+                ),
+            ),
+            (
+                "trust",
+                (
+                    _value(
+                        "--sha256",
+                        help="refuse a manifest of any other model",
+                        metavar="HEX",
+                        default=None,
+                    ),
+                    _flag(
+                        "--allow-private",
+                        help="connect to private and loopback addresses too",
+                    ),
+                ),
+            ),
+            ("verification", _RUNNING),
+            (
+                "writing",
+                (
+                    *_KEEPING,
+                    _flag("--force", help="overwrite an existing OUT"),
+                    _value("--jobs", help="parts at once (default: 4)", type=int, default=4),
+                ),
+            ),
+            ("talk", TALKING),
+        ),
+    ),
+)
+
 
 def parser(version: str) -> argparse.ArgumentParser:
     """Builds the parser from the rows."""
@@ -236,7 +567,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in (*COMMANDS, *SHARDING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)

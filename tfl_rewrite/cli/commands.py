@@ -42,6 +42,109 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
     return _rewrite(arguments, [made])
 
 
+def remove_dead(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite remove-dead IN OUT``."""
+    made = api.remove_dead_passes(
+        inputs=arguments.cut_inputs,
+        outputs=arguments.cut_outputs,
+        strip=arguments.strip,
+        pure_custom=arguments.pure_custom,
+    )
+    return _rewrite(arguments, made)
+
+
+def dedup(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite dedup IN OUT``."""
+    return _rewrite(arguments, [api.dedup_pass(pure_custom=arguments.pure_custom)])
+
+
+def compact(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite compact IN OUT``."""
+    return _rewrite(arguments, api.compact_passes(strip=arguments.strip, align=arguments.align))
+
+
+def run_passes(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite run IN OUT``."""
+    from tfl_rewrite import catalog
+
+    if bool(arguments.passes) == (arguments.preset is not None):
+        raise UsageError("nothing to run, or two orders", remedy="give either --pass or --preset")
+    made = catalog.preset(arguments.preset) if arguments.preset else catalog.passes_of(arguments.passes)
+    return _rewrite(arguments, made)
+
+
+def list_passes(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite passes``."""
+    from tfl_rewrite import catalog
+
+    if arguments.json:
+        import json
+
+        rows = [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "lossy": entry.lossy,
+                "options": list(entry.options),
+            }
+            for entry in catalog.CATALOG
+        ]
+        presets = {name: list(items) for name, items in catalog.PRESETS.items()}
+        print(json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2))
+        return 0
+    lines = []
+    for entry in catalog.CATALOG:
+        lines.append(f"{entry.name}{' (lossy)' if entry.lossy else ''}: {entry.summary}")
+        lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
+        lines.append(f"  place: {entry.place}")
+    lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
+    _print(lines)
+    return 0
+
+
+def diff_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite diff BEFORE AFTER``."""
+    from tfl_rewrite.cli.render import comparison_lines
+    from tfl_rewrite.diffing import diff
+
+    found = diff(arguments.before, arguments.after)
+    if arguments.json:
+        import json
+
+        print(json.dumps(found.to_dict(), indent=2))
+    elif not arguments.quiet:
+        _print(comparison_lines(found, verbose=arguments.verbose))
+    return 0
+
+
+def round_weights(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite round-weights IN OUT``."""
+    searched = arguments.steps is None and arguments.min_snr is not None
+    made = api.round_weights_pass(
+        steps=arguments.steps,
+        granularity=arguments.granularity,
+        int8=arguments.int8,
+        min_elements=arguments.min_elements,
+    )
+    if arguments.min_snr is None:
+        arguments.min_snr = 10.0
+    _check_report(arguments.report, (arguments.source, arguments.target))
+    check_target(arguments.target, force=arguments.force)
+    if searched:
+        from tfl_rewrite.rounding_search import search_rounding
+
+        found = search_rounding(
+            arguments.source,
+            made,
+            _verification(arguments),
+            min_snr=arguments.min_snr,
+            max_abs_error=arguments.max_abs_error,
+            progress=_Counter(arguments),
+        )
+        made = found.settings
+    return _rewrite(arguments, [made])
+
+
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.verification import verify
@@ -105,17 +208,39 @@ def check_files(arguments: argparse.Namespace) -> int:
     return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
 
 
+def shard_model(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shard IN OUTDIR``."""
+    from tfl_rewrite.cli import shard_commands
+
+    return shard_commands.shard_model(arguments)
+
+
+def join_model(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite join MANIFEST OUT``."""
+    from tfl_rewrite.cli import shard_commands
+
+    return shard_commands.join_model(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
+    "round-weights": round_weights,
+    "remove-dead": remove_dead,
+    "dedup": dedup,
+    "compact": compact,
+    "run": run_passes,
+    "passes": list_passes,
+    "diff": diff_files,
     "verify": verify_files,
     "inspect": inspect_file,
     "check": check_files,
+    "shard": shard_model,
+    "join": join_model,
 }
 
 
-def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
-    _check_report(arguments.report, (arguments.source, arguments.target))
-    verification = Verification(
+def _verification(arguments: argparse.Namespace) -> Verification:
+    return Verification(
         mode=arguments.verify,
         inputs=tuple(arguments.inputs),
         samples=arguments.samples,
@@ -125,6 +250,11 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         timeout=arguments.timeout,
         blame_seconds=arguments.blame_seconds,
     )
+
+
+def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
+    _check_report(arguments.report, (arguments.source, arguments.target))
+    verification = _verification(arguments)
     talks = sys.stderr is not None and sys.stderr.isatty()
     bar = _Bar(enabled=talks and not arguments.quiet)
     try:
@@ -159,6 +289,8 @@ def _show(arguments: argparse.Namespace, report: Report) -> None:
 def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
     from tfl_rewrite.verification import Tolerance
 
+    if "min_snr" not in arguments:
+        return Tolerance(exact=True)
     return Tolerance(exact=exact, min_snr=arguments.min_snr, max_abs_error=arguments.max_abs_error)
 
 
@@ -205,6 +337,19 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
             file.write("\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
+
+
+class _Counter:
+    """Says on the terminal how many runs of a search are done."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._enabled = sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._enabled:
+            print(f"\r{what}: {done + 1} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
+            if done + 1 == total:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 class _Bar:

@@ -8,14 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.passes.base import PassResult, Skip
+from tfl_rewrite.passes.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.quantize_weights import WeightChange
+from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.rewriting import Report
 
 if TYPE_CHECKING:
+    from tfl_rewrite.diffing import Comparison
     from tfl_rewrite.inspection import Inspection, Share
 
 _ROWS = 20
+_DIFFERENCES = 60
 
 
 def safe(text: str, *, limit: int = 120) -> str:
@@ -61,6 +64,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable
 def report_lines(report: Report, *, verbose: int) -> list[str]:
     """Says what a rewrite did."""
     lines = [_headline(report)]
+    if report.deflated is not None:
+        before, after = report.deflated
+        share = 100 * after / max(1, before)
+        lines.append(f"deflated (zlib, level 9): {size(before)} -> {size(after)} bytes ({share:.1f} %)")
     for result in report.results:
         lines += _pass_lines(result, verbose)
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
@@ -89,7 +96,7 @@ def _headline(report: Report) -> str:
 
 def _pass_lines(result: PassResult, verbose: int) -> list[str]:
     weights = [change for change in result.changes if isinstance(change, WeightChange)]
-    lines = []
+    lines = _edit_lines(result, verbose)
     total = len(weights) + len(result.skips)
     if weights:
         saved = sum(change.saved for change in weights)
@@ -114,8 +121,73 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
         )
         if len(shown) < len(ordered):
             lines.append(f"  ... and {len(ordered) - len(shown)} more (-v shows all)")
-    lines += _skip_lines(result.skips, verbose)
+    lines += _rounded_lines(result, verbose)
+    lines += _skip_lines([item for item in result.skips if "dtype" in item.data], verbose)
+    lines += _kept_lines([item for item in result.skips if "dtype" not in item.data], verbose)
     lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
+    return lines
+
+
+def _edit_lines(result: PassResult, verbose: int) -> list[str]:
+    """Shows the changes that a few words tell; those that say the same in a row, once."""
+    edits = [change for change in result.changes if isinstance(change, Edit)]
+    if not edits:
+        return []
+    count = sum(edit.data.get("count", 1) for edit in edits)
+    saved = sum(edit.saved for edit in edits)
+    lines = [f"{result.name}: {count} change(s), {size(saved)} bytes saved"]
+    shown = edits if verbose else edits[:_ROWS]
+    lines += table(
+        ("where", "what", "saved"),
+        [
+            (safe(edit.where, limit=60), safe(edit.what, limit=90), size(edit.saved) if edit.saved else "")
+            for edit in shown
+        ],
+        right=(2,),
+    )
+    if len(shown) < len(edits):
+        lines.append(f"  ... and {len(edits) - len(shown)} more (-v shows all)")
+    return lines
+
+
+def _rounded_lines(result: PassResult, verbose: int) -> list[str]:
+    rounded = [change for change in result.changes if isinstance(change, RoundedChange)]
+    if not rounded:
+        return []
+    total = len(rounded) + len(result.skips)
+    lines = [f"{len(rounded)} of {total} constants are rounded now"]
+    ordered = sorted(rounded, key=lambda change: -change.nbytes)
+    shown = ordered if verbose else ordered[:_ROWS]
+    lines += table(
+        ("tensor", "read by", "step", "of each", "bytes", "deflated", "SNR dB"),
+        [
+            (
+                safe(change.where, limit=60),
+                safe(",".join(change.readers), limit=40),
+                _step(change),
+                change.granularity,
+                size(change.nbytes),
+                f"{size(change.deflated[0])} -> {size(change.deflated[1])}",
+                decibels(change.snr),
+            )
+            for change in shown
+        ],
+        right=(4, 5, 6),
+    )
+    if len(shown) < len(ordered):
+        lines.append(f"  ... and {len(ordered) - len(shown)} more (-v shows all)")
+    return lines
+
+
+def _step(change: RoundedChange) -> str:
+    finest, coarsest = change.steps
+    return f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
+
+
+def _kept_lines(skips: Sequence[Skip], verbose: int) -> list[str]:
+    lines = [f"kept: {safe(item.where, limit=60)} ({safe(item.reason, limit=160)})" for item in skips]
+    if len(lines) > _ROWS and not verbose:
+        lines[_ROWS:] = [f"  ... and {len(lines) - _ROWS} more kept (-v shows all)"]
     return lines
 
 
@@ -195,6 +267,37 @@ def _quoted(name: str) -> str:
 
     shown = "".join(re.escape(char) if _escaped(char) == char else _escaped(char) for char in name)
     return shlex.quote(f"^{shown}$")
+
+
+def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
+    """Shows what changed between two files."""
+    names = f"{safe(found.before)} -> {safe(found.after)}"
+    if found.identical:
+        return [f"{names}: equal, byte for byte ({size(found.nbytes_before)} bytes)"]
+    lines = [f"{names}: {size(found.nbytes_before)} -> {size(found.nbytes_after)} bytes"]
+    lines += table(
+        ("", "before", "after", "change"),
+        [
+            (safe(row.name), size(row.before), size(row.after), f"{row.after - row.before:+,}")
+            for row in found.balance
+        ],
+        right=(1, 2, 3),
+    )
+    if not found.differences:
+        return [*lines, "the same content, stored differently"]
+    shown = found.differences if verbose else found.differences[:_DIFFERENCES]
+    kind = ""
+    for row in shown:
+        if row.kind != kind:
+            kind = row.kind
+            count = sum(other.kind == kind for other in found.differences)
+            lines.append(f"{kind}: {count} difference{'' if count == 1 else 's'}")
+        moved = row.nbytes_before != row.nbytes_after
+        tail = f" ({size(row.nbytes_before)} -> {size(row.nbytes_after)} bytes)" if moved else ""
+        lines.append(f"  {safe(row.where, limit=100)}: {safe(row.what, limit=300)}{tail}")
+    if len(shown) < len(found.differences):
+        lines.append(f"... and {len(found.differences) - len(shown)} more (-v shows all)")
+    return lines
 
 
 def inspection_lines(found: Inspection) -> list[str]:

@@ -12,6 +12,8 @@ Equal strings, vectors and tables are stored once. Same records, same bytes.
 from __future__ import annotations
 
 import struct
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from flatbuffers.builder import Builder
 
 from tfl_rewrite.errors import InvariantError, UnsupportedError
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
-from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema
+from tfl_rewrite.flatbuf.schema import UINT8, FieldSpec, Kind, Schema
 
 MAX_NBYTES = (1 << 31) - 1
 """What 32-bit FlatBuffer offsets reach (``FLATBUFFERS_MAX_BUFFER_SIZE``)."""
@@ -34,6 +36,21 @@ class FilePosition:
 
     blob: Pourable
     align: int = _BLOB_ALIGN
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a file is to be laid out when its content alone does not settle it.
+
+    Attributes:
+        page: Blobs of at least this many bytes start on a multiple of it, counted from the start of the file;
+            a power of two. At 16, the least that the schema allows, every blob does.
+        defaults: Whether numbers that equal the schema's default are written where a record has them. No
+            reader can tell: an absent number reads as its default.
+    """
+
+    page: int = 16
+    defaults: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +69,11 @@ class Plan:
     flatbuffer_nbytes: int
     nbytes: int
 
+    def blobs(self) -> Iterator[tuple[int, Pourable]]:
+        """Yields where the bytes of each blob start, and the blob; without the count before them."""
+        for offset, blob in self.pours:
+            yield (offset + 4, blob.blob) if isinstance(blob, _CountedBlob) else (offset, blob)
+
     def pour(self, sink: Sink) -> None:
         """Writes everything, one blob after the other."""
         sink.write_at(self.head, 0)
@@ -59,25 +81,33 @@ class Plan:
             blob.pour(sink, offset)
 
 
-def plan(root: Record, schema: Schema, *, align: int = _BLOB_ALIGN) -> Plan:
+def plan(root: Record, schema: Schema, *, align: int = _BLOB_ALIGN, packing: Packing | None = None) -> Plan:
     """Decides where each byte goes.
 
     Args:
         root: The root table. Its vectors of numbers may be any :class:`Pourable`.
         schema: Gives the file identifier.
         align: Least alignment of blobs, in bytes; a power of two.
+        packing: Further wishes, and the smaller one of two layouts: strings and vectors between the tables,
+            or after them, where small ones fill the gaps that the alignment of blobs leaves. Without it, what
+            the records have is written, between the tables.
 
     Raises:
         UnsupportedError: A record has fields that the schema does not know, or the FlatBuffer would pass
             2 GiB (the caller places blobs outside then).
     """
-    return _Planner(schema, align).plan(root)
+    if packing is None:
+        return _Planner(schema, align, Packing(page=0, defaults=True)).plan(root)
+    plans = [_Planner(schema, align, packing, leaves_apart=apart).plan(root) for apart in (True, False)]
+    return min(plans, key=lambda made: made.nbytes)
 
 
 class _Planner:
-    def __init__(self, schema: Schema, align: int) -> None:
+    def __init__(self, schema: Schema, align: int, packing: Packing, *, leaves_apart: bool = False) -> None:
         self.schema = schema
         self.align = align
+        self.packing = packing
+        self.leaves_apart = leaves_apart
         self.builder = Builder(1 << 16)
         self.strings: dict[str, int] = {}
         self.vectors: dict[object, int] = {}
@@ -88,6 +118,8 @@ class _Planner:
         self.outside_slots: list[tuple[int, object]] = []
         self.inline: dict[object, tuple[Pourable, int]] = {}
         self.outside: dict[object, tuple[Pourable, int]] = {}
+        self.leaves: dict[object, _Leaf] = {}
+        self.fillers: list[tuple[object, _Leaf]] = []
 
     def plan(self, root: Record) -> Plan:
         root_offset = self.table(root, 0)
@@ -96,26 +128,91 @@ class _Planner:
         tables_nbytes = len(head)
         pours: list[tuple[int, Pourable]] = []
         placed: dict[object, int] = {}
-        end = tables_nbytes
-        for key, (blob, align) in self.inline.items():
-            start = _aligned(end + 4, align)
+        self._place_leaves(head, placed)
+        end = len(head)
+        for key, start, blob in self._places(self.inline, end, 4):
+            pours += self._filled(end, start - 4, placed)
             placed[key] = start - 4
             pours.append((start - 4, _CountedBlob(blob)))
             end = start + blob.nbytes
+        for pour in self._filled(end, sys.maxsize, placed):
+            pours.append(pour)
+            end = pour[0] + pour[1].nbytes
         if end > MAX_NBYTES:
             raise UnsupportedError(f"the FlatBuffer would take {end} bytes, more than its offsets reach")
         for distance, key in self.inline_slots:
             position = tables_nbytes - distance
             struct.pack_into("<I", head, position, placed[key] - position)
         flatbuffer_nbytes = end
-        for key, (blob, align) in self.outside.items():
-            end = _aligned(end, align)
-            placed[key] = end
-            pours.append((end, blob))
-            end += blob.nbytes
+        for key, start, blob in self._places(self.outside, end, 0):
+            placed[key] = start
+            pours.append((start, blob))
+            end = start + blob.nbytes
         for distance, key in self.outside_slots:
             struct.pack_into("<Q", head, tables_nbytes - distance, placed[key])
         return Plan(bytes(head), pours, flatbuffer_nbytes, end)
+
+    def _place_leaves(self, head: bytearray, placed: dict[object, int]) -> None:
+        """Puts strings and vectors of numbers after the tables, but for small ones that gaps will take."""
+        gaps = [-(4 + blob.nbytes) % align for blob, align in self.inline.values()]
+        rooms = {12: sum(gap >= 12 for gap in gaps), 8: sum(gap >= 8 for gap in gaps)}
+        order = sorted(self.leaves.items(), key=lambda item: (-item[1].align, -len(item[1].data)))
+        for key, leaf in order:
+            size = _aligned(len(leaf.data), 4)
+            if leaf.align == 4 and rooms.get(size, 0) > 0:
+                self.fillers.append((key, leaf))
+                # What takes 12 bytes is in the way of what takes 8 there.
+                rooms = {room: count - 1 if room <= size else count for room, count in rooms.items()}
+                continue
+            start = _aligned(len(head) + 4, leaf.align) - 4
+            head += bytes(start - len(head)) + leaf.data
+            placed[key] = start
+
+    def _filled(self, end: int, stop: int, placed: dict[object, int]) -> list[tuple[int, Pourable]]:
+        """Fills a gap between blobs with the largest leaves that fit."""
+        pours: list[tuple[int, Pourable]] = []
+        waiting = []
+        start = _aligned(end, 4)
+        for key, leaf in self.fillers:
+            if start + len(leaf.data) <= stop:
+                pours.append((start, ScalarVector(UINT8, leaf.data)))
+                placed[key] = start
+                start = _aligned(start + len(leaf.data), 4)
+            else:
+                waiting.append((key, leaf))
+        self.fillers = waiting
+        return pours
+
+    def _places(
+        self, blobs: dict[object, tuple[Pourable, int]], end: int, before: int
+    ) -> Iterator[tuple[object, int, Pourable]]:
+        """Yields key, start and blob in ascending order; ``before`` is what each needs in front of it.
+
+        Blobs that start on a page leave gaps, which the small ones fill.
+        """
+        page = self.packing.page
+        paged: list[tuple[object, Pourable, int]] = []
+        small: list[tuple[object, Pourable, int]] = []
+        for key, (blob, align) in blobs.items():
+            row = (key, blob, align)
+            (paged if align < page <= blob.nbytes else small).append(row)
+        for key, blob, _ in paged:
+            start = _aligned(end + before, page)
+            waiting: list[tuple[object, Pourable, int]] = []
+            for row in small:
+                first = _aligned(end + before, row[2])
+                if first + row[1].nbytes + before <= start:
+                    yield row[0], first, row[1]
+                    end = first + row[1].nbytes
+                else:
+                    waiting.append(row)
+            small = waiting
+            yield key, start, blob
+            end = start + blob.nbytes
+        for key, blob, align in small:
+            start = _aligned(end + before, align)
+            yield key, start, blob
+            end = start + blob.nbytes
 
     def table(self, record: Record, depth: int) -> int:
         known = self.by_record.get(id(record))
@@ -132,7 +229,10 @@ class _Planner:
         children: list[tuple[FieldSpec, Any, object]] = []
         # By slot, whatever the order in which a pass set the fields, so that a file read back lays out alike.
         for field in sorted((record.spec.by_name[name] for name in record.values), key=_slot):
-            child, token = self._child(field, record.values[field.name], depth)
+            value = record.values[field.name]
+            if not self.packing.defaults and _is_default(field, value):
+                continue
+            child, token = self._child(field, value, depth)
             children.append((field, child, token))
         key = (record.spec.name, tuple((field.slot, token) for field, _, token in children))
         offset = self.tables.get(key)
@@ -153,6 +253,10 @@ class _Planner:
             assert field.scalar is not None
             raw = struct.pack("<" + field.scalar.code, value)
             return raw, raw
+        if self.leaves_apart and kind is Kind.STRING:
+            raw = value.encode("utf-8", "surrogateescape")
+            leaf = self._leaf(len(raw), raw + b"\0", 4)
+            return leaf, leaf.key
         if kind is Kind.STRING:
             offset = self._string(value)
         elif kind in (Kind.TABLE, Kind.UNION):
@@ -165,9 +269,20 @@ class _Planner:
             key = (value.identity, field.align)
             self.inline.setdefault(key, (value, max(field.align, self.align)))
             return _Blob(key), ("blob", key)
+        elif self.leaves_apart:
+            assert field.scalar is not None
+            align = max(field.align, field.scalar.nbytes, 4)
+            leaf = self._leaf(len(value), bytes(value.raw), align)
+            return leaf, leaf.key
         else:
             offset = self._scalars(field, value)
         return offset, offset
+
+    def _leaf(self, count: int, raw: bytes, align: int) -> _Blob:
+        """Keeps a string or vector back, to be placed after the tables."""
+        key = ("leaf", count, raw, align)
+        self.leaves.setdefault(key, _Leaf(struct.pack("<I", count) + raw, align))
+        return _Blob(key)
 
     def _string(self, text: str) -> int:
         offset = self.strings.get(text)
@@ -230,6 +345,14 @@ class _Blob:
 
 
 @dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A string or vector with its count; ``align`` is that of what follows the count."""
+
+    data: bytes
+    align: int
+
+
+@dataclass(frozen=True, slots=True)
 class _CountedBlob:
     """A vector in the file: its 32-bit element count, then its bytes."""
 
@@ -246,6 +369,14 @@ class _CountedBlob:
     def pour(self, sink: Sink, offset: int) -> None:
         sink.write_at(struct.pack("<I", self.blob.nbytes), offset)
         self.blob.pour(sink, offset + 4)
+
+
+def _is_default(field: FieldSpec, value: Any) -> bool:
+    """Whether a number reads the same when it is absent; by bits, since -0.0 equals 0.0."""
+    if field.kind is not Kind.SCALAR or field.scalar is None or isinstance(value, FilePosition):
+        return False
+    code = "<" + field.scalar.code
+    return field.default is not None and struct.pack(code, value) == struct.pack(code, field.default)
 
 
 def _is_blob(field: FieldSpec, value: Any) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from tfl_rewrite.errors import InvariantError
+from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
 
@@ -83,12 +84,14 @@ class PassResult:
         changes: What it changed.
         skips: What it left alone, and why.
         notes: Further lines for the user.
+        packing: How the file is to be laid out, where that is what the pass is about.
     """
 
     name: str
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
+    packing: Packing | None = None
 
     @property
     def modified(self) -> bool:
@@ -120,6 +123,16 @@ class Pass(Protocol):
 
     def run(self, model: Model) -> PassResult:
         """Rewrites the model and says what it did."""
+
+
+class ChangesInterface:
+    """Marks a pass after which the model takes or gives other tensors, as it was asked to.
+
+    What it gives then cannot be compared with what the original gives, so the judge compares with the
+    original rewritten by the passes so marked alone.
+    """
+
+    __slots__ = ()
 
 
 def run_passes(model: Model, passes: Sequence[Pass]) -> list[PassResult]:

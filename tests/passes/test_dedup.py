@@ -1,0 +1,250 @@
+"""What is merged, and what only looks equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nets import Net, named, run, stored_apart
+
+from tfl_rewrite import UnsupportedError, dedup, load, save
+from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.schema import FLOAT32
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.invariants import broken
+from tfl_rewrite.model.ir import Buffer, Model, Operator, OperatorCode, Quantization, Tensor, new_record
+from tfl_rewrite.passes import dedup as module
+from tfl_rewrite.passes.base import PassResult
+
+ONES = np.ones((1, 4), np.float32)
+
+
+def names(model: Model) -> list[str]:
+    return [tensor.name for tensor in model.subgraphs[0].tensors]
+
+
+def kinds(model: Model) -> list[str]:
+    return [operator.code.name for operator in model.subgraphs[0].operators]
+
+
+def whats(result: PassResult) -> list[tuple[str, int]]:
+    return [(change.where, change.to_dict()["saved"]) for change in result.changes]
+
+
+def twice() -> Net:
+    """The same computation twice, over two equal constants, added up."""
+    net = Net()
+    x = net.input("x", (1, 4))
+    first = net.add("MUL", [x, net.constant("c", 3 * ONES)], "p", (1, 4))
+    second = net.add("MUL", [x, net.constant("d", 3 * ONES)], "q", (1, 4))
+    first = net.add("ADD", [first, x], "r", (1, 4))
+    second = net.add("ADD", [second, x], "s", (1, 4))
+    net.output(net.add("SUB", [first, second], "y", (1, 4)))
+    return net
+
+
+def test_equal_parts_become_one_down_the_line(tmp_path: Path) -> None:
+    net = twice()
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    path = tmp_path / "model.tflite"
+    save(net.model, path)
+    before = run(path, {"x": x})
+    stored_apart(named(net.model, "d"))
+    result = dedup(net.model)
+    assert names(net.model) == ["x", "c", "p", "r", "y"]
+    assert kinds(net.model) == ["MUL", "ADD", "SUB"]
+    assert whats(result) == [("buffers[2]", 16), ("d", 0), ("MUL -> q", 0), ("ADD -> s", 0)]
+    save(net.model, path, force=True)
+    assert run(path, {"x": x})["y"].tobytes() == before["y"].tobytes()
+    assert not dedup(net.model).modified
+
+
+def test_hashes_propose_and_bytes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_digest", lambda _blob: b"all alike")
+    net = twice()
+    named(net.model, "d").buffer.blob = OwnedBlob((4 * ONES).tobytes())
+    assert not dedup(net.model).modified
+    assert dedup(twice().model).modified
+
+
+def test_buffers_of_variables_and_metadata_stay_apart() -> None:
+    net = twice()
+    data = named(net.model, "c").buffer
+    assert data.blob is not None
+    net.metadata("same bytes", bytes(data.blob.view()))
+    state = net.constant("state", 3 * ONES)
+    state.is_variable = True
+    dedup(net.model)
+    assert len(net.model.buffers) == 4
+    assert len({id(state.buffer), id(data), id(net.model.metadata[0].buffer)}) == 3
+    assert "state" in names(net.model)
+
+
+def quantize(net: Net, name: str, scale: float, **rest: object) -> None:
+    record = new_record("QuantizationParameters").replace(**rest)
+    named(net.model, name).quantization = Quantization(ScalarVector.of(FLOAT32, [scale]), rest=record)
+
+
+def reshape(net: Net) -> None:
+    named(net.model, "d").shape = (4, 1)
+
+
+def retype(net: Net) -> None:
+    named(net.model, "d").dtype = 2
+
+
+def sign_shape(net: Net) -> None:
+    named(net.model, "d").signature = (-1, 4)
+
+
+def scale(net: Net) -> None:
+    quantize(net, "c", 1.0)
+    quantize(net, "d", 2.0)
+
+
+def note_range(net: Net) -> None:
+    quantize(net, "c", 1.0)
+    quantize(net, "d", 1.0, min=ScalarVector.of(FLOAT32, [0.0]))
+
+
+def thin_out(net: Net) -> None:
+    tensor = named(net.model, "d")
+    tensor.rest = tensor.rest.replace(sparsity=new_record("SparsityParameters"))
+
+
+@pytest.mark.parametrize("change", [reshape, retype, sign_shape, scale, note_range, thin_out])
+def test_constants_that_differ_in_more_than_the_name_stay(change: object) -> None:
+    net = twice()
+    change(net)  # type: ignore[operator]
+    dedup(net.model)
+    assert {"c", "d"} <= set(names(net.model))
+    assert named(net.model, "c").buffer is named(net.model, "d").buffer
+    assert kinds(net.model).count("MUL") == 2
+
+
+def test_equal_quantization_does_not_keep_constants_apart() -> None:
+    net = twice()
+    quantize(net, "c", 2.0)
+    quantize(net, "d", 2.0)
+    dedup(net.model)
+    assert "d" not in names(net.model)
+
+
+def test_names_that_others_know_stay() -> None:
+    net = twice()
+    net.output(named(net.model, "d"))
+    net.output(named(net.model, "q"))
+    dedup(net.model)
+    # What is known by name takes the place of what came first.
+    assert names(net.model) == ["x", "d", "q", "r", "y"]
+    assert kinds(net.model) == ["MUL", "ADD", "SUB"]
+    assert not broken(net.model)
+    assert not dedup(net.model).modified
+
+
+def test_two_outputs_stay_two(tmp_path: Path) -> None:
+    net = twice()
+    for name in ("c", "d", "p", "q"):
+        net.output(named(net.model, name))
+    dedup(net.model)
+    assert {"c", "d", "p", "q"} <= set(names(net.model))
+    path = tmp_path / "model.tflite"
+    save(net.model, path)
+    assert set(run(path, {"x": ONES})) == {"y", "c", "d", "p", "q"}
+
+
+def test_arguments_of_signatures_are_names_that_others_know() -> None:
+    net = twice()
+    net.sign("serve")
+    row = new_record("TensorMap").replace(name="inner")
+    net.model.signatures[0].outputs.append((row, named(net.model, "s")))
+    dedup(net.model)
+    assert "s" in names(net.model)
+    assert "r" not in names(net.model)
+
+
+def test_scales_of_blocks_follow_the_tensor_that_stays() -> None:
+    net = twice()
+    weights = named(net.model, "x")
+    weights.quantization = Quantization(scales_tensor=named(net.model, "d"))
+    dedup(net.model)
+    assert weights.quantization is not None
+    assert weights.quantization.scales_tensor is named(net.model, "c")
+    assert not broken(net.model)
+
+
+@pytest.mark.parametrize("kind", ["RANDOM_UNIFORM", "READ_VARIABLE", "HASHTABLE_FIND", "VAR_HANDLE"])
+def test_random_and_stateful_operators_are_never_merged(kind: str) -> None:
+    net = Net()
+    x = net.input("x", (2,), np.int32)
+    net.output(net.add("SUB", [net.add(kind, [x], name, (2,)) for name in ("a", "b")], "y", (2,)))
+    assert not dedup(net.model).modified
+
+
+def test_custom_operators_are_merged_on_request_only() -> None:
+    for pure, left in (([], 3), (["Halver"], 2)):
+        net = Net()
+        x = net.input("x", (1, 4))
+        code = OperatorCode(32, "Halver")
+        net.model.operator_codes.append(code)
+        made: list[Tensor | None] = [net.tensor(name, (1, 4)) for name in ("a", "b")]
+        net.graph.operators += [Operator(code, [x], [tensor]) for tensor in made]
+        net.output(net.add("SUB", made, "y", (1, 4)))
+        dedup(net.model, pure_custom=pure)
+        assert len(net.graph.operators) == left
+
+
+def test_operators_with_a_variable_are_never_merged() -> None:
+    net = Net()
+    x, state = net.input("x", (1, 4)), net.tensor("state", (1, 4), buffer=Buffer())
+    state.is_variable = True
+    net.model.buffers.append(state.buffer)
+    net.output(net.add("SUB", [net.add("SVDF", [x, state], name, (1, 4)) for name in "ab"], "y", (1, 4)))
+    assert not dedup(net.model).modified
+
+
+@pytest.mark.parametrize("what", ["options", "version", "order", "output type", "custom options", "absent"])
+def test_operators_that_differ_stay(what: str) -> None:
+    net = Net()
+    x, z = net.input("x", (1, 4)), net.input("z", (1, 4))
+    for name in "ab":
+        net.add("ADD", [x, z], name, (1, 4))
+    net.output(net.add("SUB", [named(net.model, "a"), named(net.model, "b")], "y", (1, 4)))
+    second = net.graph.operators[1]
+    if what == "options":
+        assert second.options is not None
+        second.options = second.options.replace(fused_activation_function=1)
+    elif what == "version":
+        second.code = net.code("ADD", 2)
+    elif what == "order":
+        second.inputs.reverse()
+    elif what == "output type":
+        named(net.model, "b").dtype = 1
+    elif what == "custom options":
+        second.rest = second.rest.replace(custom_options=ScalarVector(FLOAT32, b"\1\0\0\0"))
+    else:
+        second.inputs.append(None)
+    assert not dedup(net.model).modified
+
+
+def test_a_tensor_that_two_operators_write_is_no_single_value() -> None:
+    net = twice()
+    net.graph.operators[1].outputs = [named(net.model, "p")]
+    before = list(net.graph.operators)
+    dedup(net.model)
+    assert net.graph.operators == before
+
+
+def test_compressed_constants_are_refused() -> None:
+    net = twice()
+    net.metadata("COMPRESSION_METADATA", bytes(16))
+    with pytest.raises(UnsupportedError, match="COMPRESSION_METADATA"):
+        dedup(net.model)
+
+
+def test_a_second_run_finds_nothing(sound: Path) -> None:
+    model = load(sound)
+    dedup(model)
+    assert not broken(model)
+    assert not dedup(model).modified

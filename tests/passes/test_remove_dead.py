@@ -1,0 +1,567 @@
+"""What goes, what stays and why, and what a cut leaves."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+import pytest
+from nets import Array, Net, named, run
+
+from tfl_rewrite import UnsupportedError, UsageError, load, remove_dead, save
+from tfl_rewrite.api import remove_dead_passes
+from tfl_rewrite.cli import main
+from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.schema import FLOAT32
+from tfl_rewrite.model.invariants import broken
+from tfl_rewrite.model.ir import (
+    Buffer,
+    Metadata,
+    Model,
+    Operator,
+    OperatorCode,
+    Quantization,
+    new_record,
+    schema,
+)
+from tfl_rewrite.passes.base import PassResult
+from tfl_rewrite.passes.effects import BY_NAME, ROWS, Effect, Effects, Row
+from tfl_rewrite.storage import is_changed
+
+ONES = np.ones((1, 4), np.float32)
+
+
+def removed(results: Sequence[PassResult]) -> list[str]:
+    """What the last pass removed, as ``what: where``."""
+    return [
+        f"{change.to_dict()['what'].split(' removed')[0]}: {change.where}" for change in results[-1].changes
+    ]
+
+
+def names(model: Model) -> list[str]:
+    return [tensor.name for tensor in model.subgraphs[0].tensors]
+
+
+def chain() -> Net:
+    """x -> a -> b -> y, and beside it what nobody needs."""
+    net = Net()
+    x = net.input("x", (1, 4))
+    one = net.constant("one", ONES)
+    a = net.add("ADD", [x, one], "a", (1, 4))
+    b = net.add("MUL", [a, a], "b", (1, 4))
+    dead = net.add("SUB", [a, net.constant("lone", 2 * ONES)], "dead", (1, 4))
+    net.add("MUL", [dead, dead], "deader", (1, 4))
+    net.output(net.add("ADD", [b, one], "y", (1, 4)))
+    net.sign("serve")
+    return net
+
+
+def outputs(model: Model, folder: Path, **inputs: Array) -> dict[str, Array]:
+    path = folder / "model.tflite"
+    save(model, path, force=True)
+    return run(path, inputs)
+
+
+# -- What is dead --------------------------------------------------------------------------------------------
+
+
+def test_operators_that_reach_no_output_go_with_all_that_they_needed(tmp_path: Path) -> None:
+    net = chain()
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    before = outputs(net.model, tmp_path, x=x)
+    results = remove_dead(net.model)
+    assert removed(results) == [
+        "operator: SUB -> dead",
+        "operator: MUL -> deader",
+        "tensor: lone",
+        "tensor: dead",
+        "tensor: deader",
+        "buffer: buffers[2]",
+        "operator code: SUB version 1",
+    ]
+    assert sum(change.to_dict()["saved"] for change in results[-1].changes) == 16
+    assert names(net.model) == ["x", "one", "a", "b", "y"]
+    assert outputs(net.model, tmp_path, x=x)["y"].tobytes() == before["y"].tobytes()
+    assert not remove_dead(net.model)[-1].modified
+
+
+def test_an_output_that_only_a_signature_names_is_needed() -> None:
+    net = chain()
+    signature = net.model.signatures[0]
+    signature.outputs.append((new_record("TensorMap").replace(name="extra"), named(net.model, "dead")))
+    assert removed(remove_dead(net.model)) == ["operator: MUL -> deader", "tensor: deader"]
+
+
+def custom(net: Net, kind: str) -> Operator:
+    """A custom operator whose output nobody reads."""
+    code = OperatorCode(32, kind)
+    net.model.operator_codes.append(code)
+    operator = Operator(code, [net.graph.inputs[0]], [net.tensor(f"{kind}_out", (1, 4))])
+    net.graph.operators.append(operator)
+    return operator
+
+
+def test_custom_operators_stay_unless_they_are_said_to_be_pure() -> None:
+    net = chain()
+    custom(net, "Logger")
+    custom(net, "Halver")
+    result = remove_dead(net.model, pure_custom=["Halver"])[-1]
+    assert [code.name for code in net.model.operator_codes] == ["ADD", "MUL", "Logger"]
+    assert [(skip.where, skip.rule) for skip in result.skips] == [("Logger -> Logger_out", "side-effect")]
+    assert "--pure-custom" in result.skips[0].reason
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.operator != "CUSTOM"], ids=lambda row: row.operator
+)
+def test_effectful_builtins_stay_and_random_ones_go(row: Row) -> None:
+    net = chain()
+    net.add(row.operator, [], "effect", (1, 4))
+    remove_dead(net.model)
+    assert ("effect" in names(net.model)) == (row.effect is not Effect.RANDOM)
+
+
+def test_every_row_names_an_operator_of_the_schema_once() -> None:
+    assert len(BY_NAME) == len(ROWS)
+    assert set(BY_NAME) <= set(schema().enums["BuiltinOperator"].values)
+
+
+def test_an_operator_newer_than_the_schema_stays() -> None:
+    net = chain()
+    code = OperatorCode(100_000)
+    net.model.operator_codes.append(code)
+    net.graph.operators.append(Operator(code, [], [net.tensor("new", (1,))]))
+    remove_dead(net.model)
+    assert "new" in names(net.model)
+
+
+def test_what_keeps_state_in_a_variable_tensor_stays() -> None:
+    net = chain()
+    state = net.tensor("state", (1, 4), buffer=Buffer())
+    state.is_variable = True
+    net.model.buffers.append(state.buffer)
+    net.add("SVDF", [net.graph.inputs[0], state], "unread", (1, 4))
+    lone = net.tensor("lone_state", (1, 4))
+    lone.is_variable = True
+    result = remove_dead(net.model)[-1]
+    assert {"state", "unread", "lone_state"} <= set(names(net.model))
+    assert state.buffer in net.model.buffers
+    assert "state" in result.skips[0].reason
+
+
+def test_control_flow_has_the_effects_of_what_it_runs() -> None:
+    net = Net()
+    net.input("x", (1, 4))
+    for kind in ("quiet", "loud"):
+        graph = net.next_subgraph(kind)
+        x = net.input(f"{kind}_x", (1, 4))
+        net.output(net.add("ADD", [x, x], f"{kind}_y", (1, 4)))
+        if kind == "loud":
+            net.add("ASSIGN_VARIABLE", [x, x], "loud_effect", (1,))
+        options = new_record("CallOptions").replace(subgraph=graph)
+        call = Operator(net.code("CALL", 1), [net.model.subgraphs[0].inputs[0]], [], [], options)
+        net.model.subgraphs[0].operators.append(call)
+    first, second = net.model.subgraphs[0].operators
+    effects = Effects()
+    assert effects.of(first)[0] is Effect.NONE
+    assert effects.of(second) == (Effect.STATE, "runs ASSIGN_VARIABLE, which changes a resource variable")
+    assert "subgraph: subgraphs[1] quiet" in removed(remove_dead(net.model))
+    assert [graph.name for graph in net.model.subgraphs] == ["main", "loud"]
+
+
+def test_a_subgraph_that_runs_itself_is_followed_to_an_end() -> None:
+    net = Net()
+    graph = net.graph
+    options = new_record("CallOptions").replace(subgraph=graph)
+    graph.operators.append(Operator(net.code("CALL", 1), [net.input("x", (1,))], [], [], options))
+    assert not remove_dead(net.model)[-1].modified
+
+
+def test_subgraphs_that_nothing_runs_go_but_not_the_first_and_not_those_found_by_name() -> None:
+    net = chain()
+    for name in ("orphan", "VALIDATION:main"):
+        net.next_subgraph(name)
+        net.output(net.add("ADD", [net.input("p", (1, 4)), net.weights("w", (1, 4))], "q", (1, 4)))
+    results = remove_dead(net.model)
+    assert "subgraph: subgraphs[1] orphan" in removed(results)
+    assert [graph.name for graph in net.model.subgraphs] == ["main", "VALIDATION:main"]
+    assert not broken(net.model)
+
+
+@pytest.mark.parametrize(
+    "name", ["composite", "if_branches", "while_loop", "resource_variables", "blockwise_int4"]
+)
+def test_what_options_and_scales_refer_to_stays(fixtures: Path, name: str) -> None:
+    before, after = load(fixtures / f"{name}.tflite"), load(fixtures / f"{name}.tflite")
+    remove_dead(after)
+    assert len(after.subgraphs) == len(before.subgraphs)
+    assert len(after.operator_codes) <= len(before.operator_codes)
+    assert [len(g.operators) for g in after.subgraphs] == [len(g.operators) for g in before.subgraphs]
+    if name == "blockwise_int4":
+        assert not is_changed(after)
+        assert any(
+            tensor.quantization and tensor.quantization.scales_tensor for tensor in after.subgraphs[0].tensors
+        )
+
+
+def test_the_scales_of_a_dead_blockwise_tensor_go_with_it() -> None:
+    net = chain()
+    scales = net.constant("scales", ONES)
+    lone = named(net.model, "lone")
+    lone.quantization = Quantization(scales_tensor=scales)
+    named(net.model, "one").quantization = Quantization(scales_tensor=net.constant("kept_scales", 3 * ONES))
+    remove_dead(net.model)
+    assert "scales" not in names(net.model)
+    assert "kept_scales" in names(net.model)
+
+
+def test_the_sentinel_and_buffers_of_metadata_stay() -> None:
+    net = chain()
+    net.metadata("info", b"0123456789abcdef")
+    old = net.buffer(b"old")
+    net.model.metadata_buffers.append(old)
+    net.buffer(b"nobody's")
+    results = remove_dead(net.model)
+    assert [buffer.nbytes for buffer in net.model.buffers] == [0, 16, 16, 3]
+    assert sum(change.to_dict()["saved"] for change in results[-1].changes) == 16 + len(b"nobody's")
+
+
+def test_the_first_buffer_stays_though_no_tensor_refers_to_it() -> None:
+    net = chain()
+    empty = Buffer()
+    net.model.buffers.append(empty)
+    for tensor in net.graph.tensors:
+        tensor.buffer = empty if tensor.buffer is net.model.buffers[0] else tensor.buffer
+    first = net.model.buffers[0]
+    remove_dead(net.model)
+    assert net.model.buffers[0] is first
+
+
+def test_a_memory_plan_is_dropped_with_a_message() -> None:
+    net = chain()
+    net.metadata("OfflineMemoryAllocation", bytes(48))
+    result = remove_dead(net.model)[-1]
+    assert not net.model.metadata
+    assert any("OfflineMemoryAllocation dropped" in note for note in result.notes)
+
+
+def test_compressed_constants_are_refused_only_if_something_would_move() -> None:
+    net = chain()
+    net.metadata("COMPRESSION_METADATA", bytes(16))
+    with pytest.raises(UnsupportedError, match="COMPRESSION_METADATA"):
+        remove_dead(net.model)
+    clean = Net()
+    clean.output(clean.add("ABS", [clean.input("x", (1, 4))], "y", (1, 4)))
+    clean.metadata("COMPRESSION_METADATA", bytes(16))
+    assert not remove_dead(clean.model)[-1].modified
+
+
+# -- Cuts ----------------------------------------------------------------------------------------------------
+
+
+def test_outputs_become_inner_tensors_and_hold_what_they_held(tmp_path: Path) -> None:
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    net = chain()
+    results = remove_dead(net.model, outputs=["b,a"])
+    assert [result.name for result in results] == ["cut", "remove-dead"]
+    assert names(net.model) == ["x", "one", "a", "b"]
+    signature = net.model.signatures[0]
+    assert [row.get("name") for row, _ in signature.outputs] == ["b", "a"]
+    path = tmp_path / "cut.tflite"
+    save(net.model, path)
+    found = run(path, {"x": x})
+    assert list(found) == ["b", "a"]
+    np.testing.assert_array_equal(found["a"], x + 1)
+    np.testing.assert_array_equal(found["b"], (x + 1) ** 2)
+    np.testing.assert_array_equal(run(path, {"x": x}, signature="serve")["b"], found["b"])
+    again = load(path)
+    assert not any(result.modified for result in remove_dead(again, outputs=["b", "a"]))
+
+
+def test_inputs_become_inner_tensors(tmp_path: Path) -> None:
+    net = chain()
+    results = remove_dead(net.model, inputs=["b"])
+    assert [change.where for change in results[0].changes][:2] == ["input x", "input b"]
+    assert names(net.model) == ["one", "b", "y"]
+    assert [row.get("name") for row, _ in net.model.signatures[0].inputs] == ["b"]
+    np.testing.assert_array_equal(outputs(net.model, tmp_path, b=3 * ONES)["y"], 4 * ONES)
+
+
+def test_arguments_stay_as_they_are_where_the_inputs_do() -> None:
+    net = chain()
+    net.input("second", (1, 4))
+    rows = list(net.model.signatures[0].inputs)
+    remove_dead(net.model, outputs=["b"])
+    assert net.model.signatures[0].inputs == rows
+
+
+def test_operators_out_of_order_are_followed_in_good_time() -> None:
+    net = Net()
+    last = net.input("x", (1,))
+    for index in range(5000):
+        last = net.add("ABS", [last], f"t{index}", (1,))
+    net.output(last)
+    net.graph.operators.reverse()
+    started = time.perf_counter()
+    assert not remove_dead(net.model)[-1].modified
+    assert time.perf_counter() - started < 2
+
+
+def test_what_makes_a_new_input_goes_although_it_could_be_computed(tmp_path: Path) -> None:
+    net = chain()
+    remove_dead(net.model, inputs=["x", "b"])
+    assert [operator.code.name for operator in net.graph.operators] == ["ADD"]
+    assert names(net.model) == ["x", "one", "b", "y"]
+    np.testing.assert_array_equal(outputs(net.model, tmp_path, x=ONES, b=3 * ONES)["y"], 4 * ONES)
+
+
+def test_an_argument_of_the_signature_keeps_its_name() -> None:
+    net = chain()
+    signature = net.model.signatures[0]
+    signature.outputs = [(new_record("TensorMap").replace(name="a"), named(net.model, "y"))]
+    remove_dead(net.model, outputs=["y", "dead"])
+    assert [row.get("name") for row, _ in signature.outputs] == ["a", "dead"]
+    again = chain()
+    again.model.signatures[0].outputs = [
+        (new_record("TensorMap").replace(name="dead"), named(again.model, "y"))
+    ]
+    remove_dead(again.model, outputs=["y", "#5"])
+    assert [row.get("name") for row, _ in again.model.signatures[0].outputs] == ["dead", "dead_1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outputs": ["deaf"]}, "no tensor is named 'deaf'.*did you mean 'dead'"),
+        ({"outputs": ["zzzzzzzz"]}, "no tensor is named.*inspect"),
+        ({"outputs": ["#99"]}, "there is no tensor #99"),
+        ({"outputs": ["a", "a"]}, "named twice"),
+        ({"outputs": ["a,,b"]}, "empty name"),
+        ({"outputs": []}, "there are no outputs"),
+        ({"inputs": ["one"]}, "'one' is a constant"),
+        ({"inputs": ["dead"]}, "output 'y' also needs 'x'"),
+        ({"inputs": ["b"], "outputs": ["y", "dead"]}, "output 'dead' also needs 'x'"),
+    ],
+)
+def test_a_cut_that_makes_no_sense_says_what_would(options: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        remove_dead(chain().model, **options)
+
+
+def test_a_name_that_stands_for_several_tensors_must_be_said_by_index() -> None:
+    net = chain()
+    named(net.model, "deader").name = "a"
+    with pytest.raises(UsageError, match=r"2 tensors are named 'a'; say which: #2, #6"):
+        remove_dead(net.model, outputs=["a"])
+    remove_dead(net.model, outputs=["#2"])
+    assert names(net.model) == ["x", "one", "a"]
+
+
+def test_a_cut_below_one_of_two_outputs_of_an_operator_needs_both() -> None:
+    net = Net()
+    x = net.input("x", (2, 4))
+    left = net.add("UNPACK", [x], "left", (4,))
+    right = net.tensor("right", (4,))
+    net.graph.operators[-1].outputs.append(right)
+    net.output(net.add("ADD", [left, right], "y", (4,)))
+    with pytest.raises(UsageError, match="output 'y' also needs 'right'"):
+        remove_dead(net.model, inputs=["left"])
+    remove_dead(net.model, inputs=["left", "right"])
+    assert names(net.model) == ["left", "right", "y"]
+
+
+def test_an_input_that_is_not_needed_any_more_stays_with_a_note() -> None:
+    net = chain()
+    net.input("spare", (1, 4))
+    notes = remove_dead(net.model, outputs=["a"])[0].notes
+    assert any("no output needs the input 'spare'" in note for note in notes)
+    assert "spare" in names(net.model)
+
+
+def described(inputs: Sequence[str], results: Sequence[str]) -> bytes:
+    """A ``TFLITE_METADATA`` buffer: one subgraph, a description for each input and output."""
+    builder = flatbuffers.Builder(0)
+
+    def table(slots: dict[int, int], size: int) -> int:
+        builder.StartObject(size)
+        for slot, offset in slots.items():
+            builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+        return int(builder.EndObject())
+
+    def vector(items: Sequence[int]) -> int:
+        builder.StartVector(4, len(items), 4)
+        for item in reversed(items):
+            builder.PrependUOffsetTRelative(item)
+        return int(builder.EndVector())
+
+    rows = [vector([table({0: builder.CreateString(n)}, 1) for n in group]) for group in (inputs, results)]
+    subgraph = table({2: rows[0], 3: rows[1]}, 9)
+    builder.Finish(table({3: vector([subgraph])}, 8), b"M001")
+    return bytes(builder.Output())
+
+
+def descriptions(data: bytes) -> list[list[str]]:
+    """Reads the names back."""
+    table = flatbuffers.table.Table
+
+    def field(root: object, slot: int) -> int:
+        return int(root.Offset(4 + 2 * slot))  # type: ignore[attr-defined]
+
+    root = table(bytearray(data), flatbuffers.encode.Get(flatbuffers.packer.uoffset, data, 0))
+    subgraph = table(root.Bytes, root.Indirect(root.Vector(field(root, 3))))
+    found = []
+    for slot in (2, 3):
+        start = subgraph.Vector(field(subgraph, slot))
+        count = subgraph.VectorLen(field(subgraph, slot))
+        tables = [table(root.Bytes, root.Indirect(start + 4 * index)) for index in range(count)]
+        found.append([item.String(item.Pos + field(item, 0)).decode() for item in tables])
+    return found
+
+
+def test_descriptions_follow_the_outputs_that_stay() -> None:
+    net = chain()
+    net.output(named(net.model, "dead"))
+    net.output(named(net.model, "b"))
+    data = described(["image"], ["scores", "dead ends", "squares"])
+    assert descriptions(data) == [["image"], ["scores", "dead ends", "squares"]]
+    net.metadata("TFLITE_METADATA", data)
+    notes = remove_dead(net.model, outputs=["b", "y"])[0].notes
+    blob = net.model.metadata[0].buffer.blob
+    assert blob is not None
+    assert descriptions(bytes(blob.view())) == [["image"], ["squares", "scores"]]
+    assert any("TFLITE_METADATA" in note for note in notes)
+
+
+@pytest.mark.parametrize("damage", ["new output", "too few", "too many", "cut short"])
+def test_descriptions_that_cannot_follow_are_dropped_with_a_message(damage: str) -> None:
+    net = chain()
+    net.output(named(net.model, "b"))
+    count = {"too few": 1, "too many": 3}.get(damage, 2)
+    data = described(["image"], ["scores", "squares", "spare"][:count])
+    net.metadata("TFLITE_METADATA", data[:20] if damage == "cut short" else data)
+    notes = remove_dead(net.model, outputs=["a"] if damage == "new output" else ["b"])[0].notes
+    assert not net.model.metadata
+    assert any("TFLITE_METADATA dropped" in note for note in notes)
+
+
+# -- What is stripped ----------------------------------------------------------------------------------------
+
+
+def test_names_inside_go_and_those_of_the_interface_and_of_variables_stay(tmp_path: Path) -> None:
+    net = chain()
+    state = net.tensor("state", (1, 4))
+    state.is_variable = True
+    result = remove_dead(net.model, strip=["names"])[0]
+    assert names(net.model) == ["x", "", "", "", "y", "state"]
+    assert result.changes[0].to_dict()["count"] == 6
+    assert "name" not in named(net.model, "").rest
+    x = 5 * ONES
+    np.testing.assert_array_equal(outputs(net.model, tmp_path, x=x)["y"], (x + 1) ** 2 + 1)
+
+
+def test_min_and_max_go_and_scales_stay_shared() -> None:
+    net = chain()
+    limits = {name: ScalarVector.of(FLOAT32, [1.0]) for name in ("min", "max", "scale")}
+    record = new_record("QuantizationParameters").replace(**limits)
+    shared = Quantization(limits["scale"], rest=record)
+    for name in ("a", "b"):
+        named(net.model, name).quantization = shared
+    remove_dead(net.model, strip=["min-max"])
+    first, second = (named(net.model, name).quantization for name in ("a", "b"))
+    assert first is second
+    assert first is not None and first.scale is not None
+    assert set(first.rest.values) == {"scale"}
+
+
+def test_metadata_goes_by_name_and_is_not_missed() -> None:
+    net = chain()
+    net.metadata("one", b"1" * 16)
+    net.metadata("two", b"2" * 16)
+    shared = net.model.metadata[0].buffer
+    net.model.metadata.append(Metadata("three", shared))
+    result = remove_dead(net.model, strip=["metadata:one,metadata:two", "metadata:four"])[0]
+    assert [entry.name for entry in net.model.metadata] == ["three"]
+    assert shared in net.model.buffers
+    assert [change.to_dict()["saved"] for change in result.changes] == [0, 16]
+    assert result.notes == ("there is no metadata four",)
+
+
+@pytest.mark.parametrize("word", ["name", "", "metadata:", "metadata:COMPRESSION_METADATA"])
+def test_what_cannot_be_stripped_is_said(word: str) -> None:
+    with pytest.raises(UsageError):
+        remove_dead_passes(strip=[word])
+
+
+# -- From the command line -----------------------------------------------------------------------------------
+
+
+def command(*words: object) -> tuple[int, str]:
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(out):
+        code = main([str(word) for word in words])
+    return code, out.getvalue()
+
+
+def test_a_cut_is_verified_against_what_the_tensors_held(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "mtcnn_rnet.tflite", tmp_path / "cut.tflite"
+    inner = next(op for op in load(source).subgraphs[0].operators if op.code.name == "MAX_POOL_2D").outputs[0]
+    assert inner is not None
+    code, text = command("remove-dead", source, target, "--outputs", inner.name, "--verify", "require")
+    assert code == 0, text
+    assert "verified: PASS" in text and "cut to the same inputs and outputs" in text
+    assert target.stat().st_size < source.stat().st_size / 4
+    inputs = {row.name: np.full(row.shape or (), 0.5, np.float32) for row in load(source).subgraphs[0].inputs}
+    from ai_edge_litert.interpreter import Interpreter
+
+    whole = Interpreter(str(source), experimental_preserve_all_tensors=True)
+    whole.allocate_tensors()
+    for row in whole.get_input_details():
+        whole.set_tensor(row["index"], inputs[row["name"]])
+    whole.invoke()
+    index = next(row["index"] for row in whole.get_tensor_details() if row["name"] == inner.name)
+    np.testing.assert_array_equal(run(target, inputs)[inner.name], whole.get_tensor(index))
+
+
+def test_a_wrong_name_is_a_usage_error_and_writes_nothing(fixtures: Path, tmp_path: Path) -> None:
+    target = tmp_path / "cut.tflite"
+    code, text = command("remove-dead", fixtures / "dense.tflite", target, "--outputs", "nonsense")
+    assert code == 2
+    assert "no tensor is named 'nonsense'" in text
+    assert not target.exists()
+
+
+def test_outputs_in_another_order_are_not_taken_for_nothing_to_do(fixtures: Path, tmp_path: Path) -> None:
+    # Already as small as it gets, so that the cut saves nothing.
+    source, target = tmp_path / "in.tflite", tmp_path / "cut.tflite"
+    assert command("compact", fixtures / "mtcnn_rnet.tflite", source, "--verify", "off")[0] == 0
+    first, second = (tensor.name for tensor in load(source).subgraphs[0].outputs)
+    code, text = command("remove-dead", source, target, "--outputs", f"{second},{first}", "--verify", "off")
+    assert code == 0, text
+    assert [tensor.name for tensor in load(target).subgraphs[0].outputs] == [second, first]
+
+
+def test_a_second_run_finds_nothing(sound: Path) -> None:
+    model = load(sound)
+    remove_dead(model, strip=["names", "min-max"])
+    assert not broken(model)
+    assert not any(result.modified for result in remove_dead(model, strip=["names", "min-max"]))
+
+
+def test_integer_vectors_of_options_are_followed() -> None:
+    net = Net()
+    graphs = []
+    for name in ("one", "two", "three"):
+        graphs.append(net.next_subgraph(name))
+        net.output(net.input(f"{name}_x", (1,), np.int32))
+    options = new_record("StablehloCaseOptions").replace(branch_subgraph_indices=graphs[:2])
+    net.graph = net.model.subgraphs[0]
+    x = net.input("x", (1,), np.int32)
+    y = net.tensor("y", (1,), np.int32)
+    net.graph.operators.append(Operator(net.code("STABLEHLO_CASE", 1), [x], [y], options2=options))
+    net.output(y)
+    remove_dead(net.model)
+    assert [graph.name for graph in net.model.subgraphs] == ["main", "one", "two"]

@@ -1,0 +1,203 @@
+"""Rounding on the committed models and on small ones: what changes, what stays, and the search."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nets import Net, data_of, named
+
+from tfl_rewrite import Verification, load, rewrite, round_weights, round_weights_pass, save, search_rounding
+from tfl_rewrite.cli.main import main
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.passes.round_weights import RoundedChange
+from tfl_rewrite.storage import is_changed
+
+FLOAT_FIXTURES = ("digits_cnn", "digits_cnn_float16", "mtcnn_rnet_old_schema", "lstm", "metadata_label_zip")
+
+
+def deflated(path: Path) -> int:
+    return len(zlib.compress(path.read_bytes(), 9))
+
+
+@pytest.mark.parametrize("name", FLOAT_FIXTURES)
+def test_a_fixture_keeps_its_size_and_deflates_better(name: str, fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
+    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    assert report.outcome == "rewritten"
+    assert report.verdict is not None and report.verdict.passed
+    assert target.stat().st_size == source.stat().st_size
+    assert report.deflated == (deflated(source), deflated(target))
+    assert deflated(target) < 0.8 * deflated(source)
+    # Nothing but constants differs: the same bytes lie everywhere else.
+    before, after = np.frombuffer(source.read_bytes(), np.uint8), np.frombuffer(target.read_bytes(), np.uint8)
+    inside = np.zeros(before.size, bool)
+    for change in report.results[0].changes:
+        assert isinstance(change, RoundedChange)
+        blob = load(source).buffers[change.buffer].blob
+        assert blob is not None
+        inside[blob.offset : blob.offset + blob.nbytes] = True  # type: ignore[attr-defined]
+    assert not (before != after)[~inside].any()
+
+
+@pytest.mark.parametrize("steps", [16, 256, 1000])
+@pytest.mark.parametrize("granularity", ["auto", "channel", "tensor"])
+def test_a_second_run_changes_nothing(sound: Path, granularity: str, steps: int, tmp_path: Path) -> None:
+    model = load(sound)
+    round_weights(model, granularity=granularity, steps=steps, int8=True)
+    if not is_changed(model):
+        return
+    target = tmp_path / "once.tflite"
+    try:
+        save(model, target)
+    except Exception as error:
+        pytest.skip(f"cannot be saved: {error}")
+    again = load(target)
+    assert round_weights(again, granularity=granularity, steps=steps, int8=True).changes == ()
+    assert not is_changed(again)
+
+
+def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / "digits_cnn.tflite"
+    settings = Verification()
+    plain = rewrite(source, tmp_path / "plain.tflite", [round_weights_pass(steps=256)])
+    assert plain.verdict is not None
+    ratio = plain.verdict.worst_snr()
+    assert ratio is not None
+    found = search_rounding(source, round_weights_pass(), settings, min_snr=ratio)
+    assert found.snr is not None and found.snr >= ratio
+    rewrite(source, tmp_path / "searched.tflite", [found.settings])
+    assert deflated(tmp_path / "searched.tflite") < deflated(tmp_path / "plain.tflite")
+    # Searching again finds everything on its grid.
+    second = search_rounding(tmp_path / "searched.tflite", round_weights_pass(), settings, min_snr=ratio)
+    assert second.files == 0
+    report = rewrite(tmp_path / "searched.tflite", tmp_path / "again.tflite", [second.settings])
+    assert report.outcome == "unchanged"
+
+
+def test_the_search_is_deterministic(fixtures: Path) -> None:
+    source = fixtures / "dense.tflite"
+    first, second = (
+        search_rounding(source, round_weights_pass(), Verification(), min_snr=35) for _ in range(2)
+    )
+    assert first.settings == second.settings and first.files == second.files
+
+
+def net_of(values: np.ndarray, name: str = "weight") -> Net:
+    net = Net()
+    source = net.input("x", (1, values.shape[-1]))
+    net.output(net.dense(source, net.constant(name, values), "y"))
+    return net
+
+
+def test_what_is_not_finite_small_variable_or_interface_stays() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    values[3, 3] = np.nan
+    net = net_of(values)
+    small = net.constant("small", np.arange(15, dtype=np.float32) / 7)
+    shown = net.constant("shown", values + 1)
+    variable = net.constant("variable", np.nan_to_num(values))
+    variable.is_variable = True
+    net.output(shown)
+    result = round_weights(net.model)
+    assert result.changes == ()
+    rules = {skip.where: skip.rule for skip in result.skips}
+    assert rules["weight"] == "not-finite" and rules["small"] == "small" and rules["shown"] == "interface"
+    assert rules["variable"] == "variable"
+    assert data_of(small)[1] == np.float32(1 / 7)
+
+
+def test_int8_is_rounded_only_when_asked() -> None:
+    values = np.random.default_rng(0).integers(-127, 128, (32, 64)).astype(np.int8)
+    net = net_of(values)
+    assert round_weights(net.model, steps=32).changes == ()
+    result = round_weights(net.model, steps=32, int8=True)
+    assert len(result.changes) == 1
+    made = data_of(named(net.model, "weight"))
+    assert made.dtype == np.int8 and len(np.unique(made)) <= 35
+    assert np.abs(made.astype(int) - values).max() <= 16
+
+
+def test_buffers_shared_by_tensors_are_rounded_once() -> None:
+    values = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    net = Net()
+    source = net.input("x", (1, 16))
+    first = net.constant("first", values)
+    second = net.constant("second", values, first.buffer)
+    net.output(net.dense(net.dense(source, first, "a"), second, "b"))
+    assert len(round_weights(net.model).changes) == 1
+    assert (data_of(first) == data_of(second)).all() and (data_of(first) != values).any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"steps": 1 << 20}, {"min_elements": 0}, {"granularity": "row"}]
+)
+def test_senseless_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        round_weights_pass(**options)  # type: ignore[arg-type]
+
+
+def test_the_command_prints_and_reports_deflated_sizes(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target, facts = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", tmp_path / "report.json"
+    assert main(["round-weights", str(source), str(target), "--report", str(facts)]) == 0
+    text = capsys.readouterr().out
+    assert "deflated (zlib, level 9): " in text and "verified: PASS" in text
+    data = json.loads(facts.read_text())
+    assert data["deflated_before"] == deflated(source) and data["deflated_after"] == deflated(target)
+    rows = data["passes"][0]["changes"]
+    assert rows and all(row["deflated_after"] < row["deflated_before"] for row in rows)
+    assert main(["round-weights", str(target), str(tmp_path / "two.tflite")]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_the_command_searches_for_a_ratio(fixtures: Path, tmp_path: Path) -> None:
+    source, target, facts = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", tmp_path / "report.json"
+    command = ["round-weights", str(source), str(target), "--min-snr", "25", "--report", str(facts)]
+    assert main(command) == 0
+    outputs = json.loads(facts.read_text())["verdict"]["outputs"]
+    assert min(output["snr_db"] for output in outputs) >= 25
+    assert deflated(target) < 0.35 * source.stat().st_size
+
+
+def test_steps_below_the_ratio_are_refused(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    command = ["round-weights", str(source), str(target), "--steps", "4", "--min-snr", "40"]
+    assert main(command) == 4
+    assert not target.exists()
+
+
+def test_the_search_rounds_int8_and_finds_it_done(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "out.tflite"
+    found = search_rounding(source, round_weights_pass(int8=True), Verification(), min_snr=15)
+    report = rewrite(source, target, [found.settings])
+    assert report.outcome == "rewritten" and report.deflated is not None
+    assert report.deflated[1] < 0.8 * report.deflated[0]
+    assert target.stat().st_size == source.stat().st_size
+    second = search_rounding(target, round_weights_pass(int8=True), Verification(), min_snr=15)
+    assert second.settings.choices == {} and second.files == 0
+
+
+def test_more_steps_than_int8_has_change_nothing() -> None:
+    values = np.random.default_rng(0).integers(-127, 128, (32, 64)).astype(np.int8)
+    assert round_weights(net_of(values).model, steps=1000, int8=True).changes == ()
+
+
+def test_a_search_without_a_running_model_is_refused(fixtures: Path, tmp_path: Path) -> None:
+    net = net_of(np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32))
+    net.graph.operators[0].code.builtin = 32
+    net.graph.operators[0].code.custom = "Unheard"
+    save(net.model, tmp_path / "custom.tflite")
+    command = [
+        "round-weights",
+        str(tmp_path / "custom.tflite"),
+        str(tmp_path / "out.tflite"),
+        "--min-snr",
+        "30",
+    ]
+    assert main(command) == 3
+    assert not (tmp_path / "out.tflite").exists()

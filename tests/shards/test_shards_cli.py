@@ -1,0 +1,101 @@
+"""The two subcommands: exit codes, reports, and what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfl_rewrite.cli.main import main
+from tfl_rewrite.shards import external_files, parts
+
+
+def run(*arguments: object) -> int:
+    return main([str(item) for item in arguments])
+
+
+@pytest.fixture
+def model(fixtures: Path) -> Path:
+    return fixtures / "digits_cnn.tflite"
+
+
+def test_there_and_back(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "r.json"
+    assert run("shard", model, tmp_path / "s", "--max-size", "16KiB", "-v", "--report", report) == 0
+    assert "verified: read back, equal" in capsys.readouterr().out
+    data = json.loads(report.read_text())
+    assert (data["schema"], data["command"], data["format"]) == (1, "shard", "parts")
+    assert {item["status"] for item in data["files"]} == {"new"}
+    assert run("join", tmp_path / "s" / "manifest.json", tmp_path / "out", "--report", report) == 0
+    assert (tmp_path / "out").read_bytes() == model.read_bytes()
+    assert data["sha256"] == json.loads(report.read_text())["sha256"]
+    assert data["sha256"] in capsys.readouterr().out
+    assert run("join", tmp_path / "s" / "manifest.json", tmp_path / "two", "-q") == 0
+    assert capsys.readouterr() == ("", "")
+    assert run("shard", model, tmp_path / "d", "--dry-run") == 0
+    assert run("join", tmp_path / "s" / "manifest.json", tmp_path / "d", "--dry-run") == 0
+    assert capsys.readouterr().out.count("dry run, not written") == 2 and not (tmp_path / "d").exists()
+
+
+def test_external(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "r.json"
+    arguments = ("--format", "external", "--verify", "require", "--samples", 1, "--report", report)
+    assert run("shard", model, tmp_path / "e", *arguments) == 0
+    assert "CompiledModel" in capsys.readouterr().out
+    assert json.loads(report.read_text())["verdict"]["status"] == "pass"
+    assert run("join", tmp_path / "e" / "model.tflite", tmp_path / "out", "-q", "--verify", "off") == 0
+    assert "UNVERIFIED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (("shard", "{fixtures}/dense.tflite", "{tmp}/s", "--max-size", "big"), 2, "is not a size"),
+        (("shard", "{tmp}/none.tflite", "{tmp}/s"), 2, "cannot read"),
+        (("shard", "{fixtures}/dense.tflite", "{tmp}/no/s"), 2, "its folder does not exist"),
+        (("shard", "{fixtures}/dense.tflite", "{fixtures}/dense.tflite"), 2, "is not a folder"),
+        (("shard", "{fixtures}/svdf.tflite", "{tmp}/s", "--format", "external"), 3, "--format parts"),
+        (("shard", "{fixtures}/malformed/text.tflite", "{tmp}/s", "--format", "external"), 2, "identifier"),
+        (("join", "{fixtures}/README.md", "{tmp}/o"), 2, "not a manifest"),
+        (("join", "{tmp}/none.json", "{tmp}/o"), 2, "is missing"),
+        (("join", "http://127.0.0.1:9/m.json", "{tmp}/o"), 2, "--allow-private"),
+        (("join", "{fixtures}/dense.tflite", "{tmp}/o"), 2, "whole model already"),
+        (("join", "{fixtures}/dense.tflite", "{tmp}/o", "--report", "{tmp}"), 2, "is a directory"),
+    ],
+)
+def test_refusals(
+    arguments: tuple[str, ...],
+    code: int,
+    what: str,
+    fixtures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [item.format(fixtures=fixtures, tmp=tmp_path) for item in arguments]
+    assert run(*filled) == code
+    shown = capsys.readouterr()
+    assert what in shown.err and "Traceback" not in shown.err and not shown.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_and_different(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "_check", interrupted)
+        assert run("shard", model, tmp_path / "s") == 130
+    pour = external_files._write
+
+    def broken(file: Any, path: Path) -> None:
+        pour(file, path)
+        path.write_bytes(bytes(path.stat().st_size))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(external_files, "_write", broken)
+        assert run("shard", model, tmp_path / "s", "--format", "external", "--samples", 1) == 4
+    assert "FAIL" not in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,0 +1,96 @@
+"""The catalogue of passes, their options as text, and the presets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tfl_rewrite
+from tfl_rewrite import catalog
+from tfl_rewrite.rewriting import Verification
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "fixtures"
+OFF = Verification(mode="off")
+
+
+def test_every_preset_names_passes_in_the_order_of_the_catalogue():
+    order = [entry.name for entry in catalog.CATALOG]
+    for names in catalog.PRESETS.values():
+        assert list(names) == sorted(names, key=order.index)
+
+
+def test_a_preset_without_loss_has_no_lossy_pass():
+    assert not any(item.lossy for item in catalog.preset("lossless"))
+    assert any(item.lossy for item in catalog.preset("small"))
+
+
+@pytest.mark.parametrize("entry", catalog.CATALOG, ids=lambda entry: entry.name)
+def test_entries_tell_the_truth_about_loss(entry):
+    assert any(item.lossy for item in catalog.passes_of([entry.name])) is entry.lossy
+
+
+def test_options_reach_the_pass():
+    (made,) = catalog.passes_of(
+        [
+            "quantize-weights:scheme=dequantize,exclude=^a/+^b,min-elements=7,keep-first-last=yes,min-runtime=2.14"
+        ]
+    )
+    assert made.scheme.value == "dequantize"
+    assert made.selection.exclude == (re.compile("^a/"), re.compile("^b"))
+    assert made.selection.min_elements == 7
+    assert made.selection.keep_first_last is True
+    assert made.min_runtime == (2, 14)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unknown",
+        "dedup:what=1",
+        "quantize-weights:scheme",
+        "quantize-weights:scheme=none",
+        "quantize-weights:min-elements=many",
+        "quantize-weights:keep-first-last=perhaps",
+        "compact:align=3",
+    ],
+)
+def test_what_does_not_fit_is_a_usage_error(text):
+    with pytest.raises(tfl_rewrite.UsageError):
+        catalog.passes_of([text])
+
+
+def test_a_preset_that_does_not_exist_is_a_usage_error():
+    with pytest.raises(tfl_rewrite.UsageError, match="lossless"):
+        catalog.preset("best")
+
+
+@pytest.mark.parametrize("name", sorted(catalog.PRESETS))
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.tflite")), ids=lambda path: path.stem)
+def test_presets_never_grow_a_file_and_settle_at_once(path, name, tmp_path):
+    once, twice = tmp_path / "once.tflite", tmp_path / "twice.tflite"
+    first = tfl_rewrite.rewrite(path, once, catalog.preset(name), verification=OFF)
+    assert first.nbytes_after <= first.nbytes_before
+    second = tfl_rewrite.rewrite(once, twice, catalog.preset(name), verification=OFF)
+    assert second.outcome == "unchanged"
+    assert once.read_bytes() == twice.read_bytes()
+
+
+def test_several_passes_are_reported_one_by_one_and_verified_once(tmp_path):
+    report = tfl_rewrite.rewrite(
+        FIXTURES / "digits_cnn.tflite",
+        tmp_path / "small.tflite",
+        catalog.preset("small"),
+        verification=Verification(inputs=(FIXTURES / "inputs" / "digits_calib.npz",)),
+    )
+    assert [result.name for result in report.results] == list(catalog.PRESETS["small"])
+    assert report.verdict is not None and report.verdict.passed
+    alone = tfl_rewrite.rewrite(
+        FIXTURES / "digits_cnn.tflite",
+        tmp_path / "int8.tflite",
+        catalog.passes_of(["quantize-weights"]),
+        verification=OFF,
+    )
+    assert report.nbytes_after <= alone.nbytes_after

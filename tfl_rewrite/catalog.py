@@ -1,0 +1,154 @@
+"""Every pass that a user can name, in the order in which they make sense, with the reason at each step.
+
+Nothing registers itself: what is not in this list does not exist on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfl_rewrite import api
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.passes.base import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One pass of the catalogue.
+
+    Attributes:
+        name: On the command line.
+        summary: What it does.
+        lossy: Whether outputs may change a little; if not, they stay equal to the bit.
+        place: Why it stands where it stands in the order.
+        options: Names of its options and how their text becomes a value; lists take ``+`` between items.
+        make: Makes its passes from options.
+    """
+
+    name: str
+    summary: str
+    lossy: bool
+    place: str
+    options: Mapping[str, Callable[[str], Any]]
+    make: Callable[..., Sequence[Pass]]
+
+
+def _words(text: str) -> list[str]:
+    return text.split("+")
+
+
+def _switch(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("is yes or no")
+    return text == "yes"
+
+
+CATALOG: tuple[Entry, ...] = (
+    Entry(
+        "remove-dead",
+        "removes what no output needs",
+        False,
+        "first: what is gone needs no work",
+        {"strip": _words, "inputs": _words, "outputs": _words, "pure_custom": _words},
+        api.remove_dead_passes,
+    ),
+    Entry(
+        "dedup",
+        "stores equal constants once and computes equal operators once",
+        False,
+        "before quantization, so that one constant is rounded once",
+        {"pure_custom": _words},
+        lambda **options: [api.dedup_pass(**options)],
+    ),
+    Entry(
+        "round-weights",
+        "rounds float weights so that the file compresses well; same size, same speed",
+        True,
+        "instead of quantize-weights, or for what that leaves float",
+        {"steps": int, "granularity": str, "min_elements": int, "int8": _switch},
+        lambda **options: [api.round_weights_pass(**options)],
+    ),
+    Entry(
+        "quantize-weights",
+        "stores float weights as int8",
+        True,
+        "after the graph is clean, before it is packed",
+        {
+            "scheme": str,
+            "granularity": str,
+            "min_elements": int,
+            "include": _words,
+            "exclude": _words,
+            "keep_first_last": _switch,
+            "min_runtime": str,
+        },
+        lambda **options: [api.quantize_weights_pass(**options)],
+    ),
+    Entry(
+        "compact",
+        "stores the same content in fewer bytes",
+        False,
+        "last: it lays out what the others left",
+        {"strip": _words, "align": int},
+        api.compact_passes,
+    ),
+)
+BY_NAME = {entry.name: entry for entry in CATALOG}
+
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    # Nothing that a program could measure changes.
+    "lossless": ("remove-dead", "dedup", "compact"),
+    # The smallest file that keeps every output within the tolerance.
+    "small": ("remove-dead", "dedup", "quantize-weights", "compact"),
+}
+
+
+def passes_of(texts: Sequence[str]) -> list[Pass]:
+    """Makes passes from texts such as ``dedup`` or ``quantize-weights:scheme=dequantize,exclude=^logits/``.
+
+    Args:
+        texts: In order. Options stand after a colon, between commas, as ``name=value``; dashes in names may
+            be underscores. Items of a list stand between plus signs.
+
+    Raises:
+        UsageError: A pass or option is unknown, or a value does not fit.
+    """
+    made: list[Pass] = []
+    for text in texts:
+        name, _, rest = text.partition(":")
+        entry = BY_NAME.get(name)
+        if entry is None:
+            raise UsageError(f"pass {name!r} is unknown", remedy=f"use one of {', '.join(BY_NAME)}")
+        made += entry.make(**_options(entry, rest))
+    return made
+
+
+def preset(name: str) -> list[Pass]:
+    """Makes the passes of a preset with their defaults.
+
+    Raises:
+        UsageError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r} is unknown", remedy=f"use one of {', '.join(PRESETS)}")
+    return passes_of(PRESETS[name])
+
+
+def _options(entry: Entry, text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, sign, value = part.partition("=")
+        key = name.strip().replace("-", "_")
+        convert = entry.options.get(key)
+        if convert is None or not sign:
+            known = ", ".join(option.replace("_", "-") for option in entry.options)
+            raise UsageError(
+                f"{part!r} is no option of {entry.name}", remedy=f"write NAME=VALUE; it has {known}"
+            )
+        try:
+            found[key] = convert(value)
+        except ValueError as error:
+            raise UsageError(f"{entry.name}: {name} = {value!r}: {error}") from None
+    return found

@@ -1,0 +1,80 @@
+"""The two subcommands about models in several files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from tfl_rewrite.cli.commands import _Bar, _check_report, _print, _write_json
+from tfl_rewrite.cli.render import safe
+from tfl_rewrite.cli.shard_render import shard_lines
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.shards.calls import join, shard
+from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
+
+
+def shard_model(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shard IN OUTDIR``."""
+    return _run_shards(
+        arguments,
+        lambda verification, bar: shard(
+            arguments.source,
+            arguments.target,
+            format=arguments.format,
+            max_size=arguments.max_size,
+            compress=arguments.compress,
+            manifest=arguments.manifest,
+            verification=verification,
+            force=arguments.force,
+            jobs=arguments.jobs,
+            dry_run=arguments.dry_run,
+            progress=bar,
+        ),
+    )
+
+
+def join_model(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite join MANIFEST OUT``."""
+    return _run_shards(
+        arguments,
+        lambda verification, bar: join(
+            arguments.source,
+            arguments.target,
+            verification=verification,
+            force=arguments.force,
+            jobs=arguments.jobs,
+            allow_private=arguments.allow_private,
+            sha256=arguments.sha256,
+            dry_run=arguments.dry_run,
+            progress=bar,
+        ),
+    )
+
+
+def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, _Bar], ShardReport]) -> int:
+    _check_report(arguments.report, (arguments.source, arguments.target))
+    verification = Verification(
+        mode=arguments.verify,
+        inputs=tuple(arguments.inputs),
+        samples=arguments.samples,
+        seed=arguments.seed,
+        timeout=arguments.timeout,
+    )
+    talks = sys.stderr is not None and sys.stderr.isatty()
+    bar = _Bar(enabled=talks and not arguments.quiet)
+    failure: ShardFailed | None = None
+    try:
+        report = call(verification, bar)
+    except ShardFailed as error:
+        failure, report = error, error.report
+    finally:
+        bar.close()
+    if not arguments.quiet:
+        _print(shard_lines(report, verbose=arguments.verbose))
+    elif report.unverified is not None:
+        print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
+    _write_json(arguments.report, report.to_dict())
+    if failure is not None:
+        raise failure
+    return 0

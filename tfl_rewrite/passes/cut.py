@@ -1,0 +1,243 @@
+"""cut: the part of the main subgraph between given tensors.
+
+The named tensors become its inputs and outputs, in the order given, and signatures of the main subgraph are
+rebuilt: an argument that stays keeps its name, a new one gets the name of its tensor. Operators that make a
+new input, or that need an input which is gone, are removed; if an output needs what they make, the cut is
+refused and the error says what is missing. Descriptions in metadata follow
+(:mod:`tfl_rewrite.passes.metadata`). What is dead then is left to ``remove-dead``. What the outputs give is
+equal to the bit to what the tensors held in the original. A second run finds nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from typing import ClassVar
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
+from tfl_rewrite.passes.base import ChangesInterface, Edit, PassResult
+from tfl_rewrite.passes.metadata import interface_changed, positions_moved
+
+
+class Cut(ChangesInterface):
+    """The pass; see the module.
+
+    Args:
+        inputs: Names of tensors, or of arguments of a signature, or ``#N`` for the tensor of that index,
+            several at once between commas; None to keep the inputs.
+        outputs: The same; None to keep the outputs.
+    """
+
+    name: ClassVar[str] = "cut"
+    lossy: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+
+    def __init__(self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> None:
+        for what, names in (("inputs", inputs), ("outputs", outputs)):
+            if names is not None and not names:
+                raise UsageError(f"there are no {what}", remedy="give names of tensors")
+        self.inputs = inputs
+        self.outputs = outputs
+
+    def run(self, model: Model) -> PassResult:
+        """Cuts the main subgraph.
+
+        Raises:
+            UsageError: A name is unknown or stands for several tensors, a constant or variable is to be an
+                input, or an output needs what is not computed any more.
+            UnsupportedError: Metadata refers to what would move.
+        """
+        main = model.subgraphs[0]
+        before = (list(main.inputs), list(main.outputs))
+        inputs = before[0] if self.inputs is None else _resolve(model, self.inputs, "input")
+        outputs = before[1] if self.outputs is None else _resolve(model, self.outputs, "output")
+        for tensor in inputs:
+            if tensor.is_constant or tensor.is_variable:
+                kind = "variable" if tensor.is_variable else "constant"
+                raise UsageError(f"{tensor.name!r} is a {kind} and cannot become an input")
+        after = (inputs, outputs)
+        if all(_ids(old) == _ids(new) for old, new in zip(before, after, strict=True)):
+            return PassResult(self.name)
+        removed = _cut_off(main, inputs, outputs)
+        changes = [
+            Edit(f"{what} {tensor.name or '(unnamed)'}", verb)
+            for what, old, new in zip(("input", "output"), before, after, strict=True)
+            for verb, tensors in (("dropped", _less(old, new)), ("added", _less(new, old)))
+            for tensor in tensors
+        ] or [Edit("inputs and outputs", "reordered")]
+        changes += [
+            Edit(f"{item.code.name} -> {_names(item)}", "operator removed: the cut passes below it")
+            for item in removed
+        ]
+        gone = set(map(id, removed))
+        main.operators = [operator for operator in main.operators if id(operator) not in gone]
+        main.inputs, main.outputs = list(inputs), list(outputs)
+        for signature in model.signatures:
+            if signature.subgraph is main:
+                if _ids(before[0]) != _ids(inputs):
+                    signature.inputs = _arguments(signature.inputs, inputs, "input")
+                if _ids(before[1]) != _ids(outputs):
+                    signature.outputs = _arguments(signature.outputs, outputs, "output")
+        notes = [*positions_moved(model), *interface_changed(model, before, after)]
+        notes += _unneeded(main)
+        return PassResult(self.name, tuple(changes), (), tuple(notes))
+
+
+def _resolve(model: Model, names: Sequence[str], what: str) -> list[Tensor]:
+    main = model.subgraphs[0]
+    parts: list[str] = []
+    for name in names:
+        # A name may have commas itself.
+        whole = any(tensor.name == name for tensor in main.tensors)
+        parts += [name] if whole else name.split(",")
+    if "" in parts:
+        raise UsageError(f"an empty name among the {what}s", remedy="unnamed tensors are called #INDEX")
+    found = [_named(model, name, what) for name in parts]
+    if len(set(map(id, found))) != len(found):
+        raise UsageError(f"a tensor is named twice among the {what}s", remedy="name each once")
+    return found
+
+
+def _named(model: Model, name: str, what: str) -> Tensor:
+    main = model.subgraphs[0]
+    if name.startswith("#") and name[1:].isdigit():
+        if int(name[1:]) >= len(main.tensors):
+            raise UsageError(f"there is no tensor {name}", remedy=f"the last is #{len(main.tensors) - 1}")
+        return main.tensors[int(name[1:])]
+    found = [tensor for tensor in main.tensors if tensor.name == name]
+    arguments = [
+        (row.get("name") or "", tensor)
+        for signature in model.signatures
+        if signature.subgraph is main
+        for row, tensor in [*signature.inputs, *signature.outputs]
+    ]
+    if not found:
+        found = list({id(tensor): tensor for known, tensor in arguments if known == name}.values())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = [f"#{index}" for index, item in enumerate(main.tensors) if any(item is t for t in found)]
+        raise UsageError(
+            f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
+        )
+    for index, subgraph in enumerate(model.subgraphs[1:], 1):
+        if any(tensor.name == name for tensor in subgraph.tensors):
+            raise UsageError(
+                f"{name!r} is a tensor of subgraphs[{index}]", remedy="only the main subgraph can be cut"
+            )
+    raise UsageError(f"no tensor is named {name!r} for an {what}", remedy=_near(main, arguments, name))
+
+
+def _near(main: SubGraph, arguments: Iterable[tuple[str, Tensor]], name: str) -> str:
+    known = dict.fromkeys([*(tensor.name for tensor in main.tensors), *(known for known, _ in arguments)])
+    names = [item for item in known if item]
+    near = [item for item in names if name.lower() in item.lower()][:5]
+    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, names, n=5, cutoff=0.4)]))[:5]
+    if not near:
+        return "'tfl-rewrite inspect' lists names" if names else "its tensors have no names; say #INDEX"
+    return f"did you mean {', '.join(map(repr, near))}?"
+
+
+def _cut_off(main: SubGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Operator]:
+    """Returns the operators that cannot be computed from the inputs.
+
+    Raises:
+        UsageError: An output needs one of them.
+    """
+    given = set(map(id, inputs))
+    made = {id(tensor) for item in main.operators for tensor in item.outputs if tensor is not None}
+    lost = (set(map(id, main.inputs)) | made) - given
+    removed = []
+    for operator in main.operators:
+        own = [tensor for tensor in operator.outputs if tensor is not None]
+        reads = [tensor for tensor in operator.inputs if tensor is not None and not tensor.is_variable]
+        if any(id(tensor) in given for tensor in own) or any(id(tensor) in lost for tensor in reads):
+            removed.append(operator)
+        else:
+            lost.difference_update(map(id, own))
+    makers = {id(tensor): item for item in removed for tensor in item.outputs if tensor is not None}
+    for output in outputs:
+        missing = _missing(output, lost, makers, given)
+        if missing:
+            names = ", ".join(repr(item.name or f"#{_place(main, item)}") for item in missing)
+            raise UsageError(
+                f"output {output.name!r} also needs {names}",
+                remedy="name every tensor that it needs as input",
+            )
+    return removed
+
+
+def _missing(
+    output: Tensor, lost: Collection[int], makers: dict[int, Operator], given: Collection[int]
+) -> list[Tensor]:
+    """Returns the tensors nearest to the inputs whose lack keeps an output from being computed."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting = [output]
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen or id(tensor) not in lost:
+            continue
+        seen.add(id(tensor))
+        maker = makers.get(id(tensor))
+        if maker is None or any(id(item) in given for item in maker.outputs):
+            found[id(tensor)] = tensor
+        else:
+            waiting += [item for item in maker.inputs if item is not None]
+    return list(found.values())
+
+
+def _arguments(
+    rows: Sequence[tuple[Record, Tensor]], tensors: Sequence[Tensor], what: str
+) -> list[tuple[Record, Tensor]]:
+    """Returns the arguments of a signature for its new tensors."""
+    known: dict[int, list[tuple[Record, Tensor]]] = {}
+    for row, tensor in rows:
+        known.setdefault(id(tensor), []).append((row, tensor))
+    taken = {row.get("name") for tensor in tensors for row, _ in known.get(id(tensor), ())}
+    made: list[tuple[Record, Tensor]] = []
+    for index, tensor in enumerate(tensors):
+        if id(tensor) in known:
+            made += known[id(tensor)]
+            continue
+        base = tensor.name or f"{what}_{index}"
+        name, number = base, 1
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name)
+        made.append((new_record("TensorMap").replace(name=name), tensor))
+    return made
+
+
+def _unneeded(main: SubGraph) -> list[str]:
+    """Says which inputs the outputs do not need; they stay, since callers give them."""
+    needed = set(map(id, main.outputs))
+    for operator in reversed(main.operators):
+        if any(id(tensor) in needed for tensor in operator.outputs):
+            needed.update(map(id, operator.inputs))
+    spare = [repr(tensor.name) for tensor in main.inputs if id(tensor) not in needed]
+    return [
+        f"no output needs the input {name}: leave it out by naming the others as inputs" for name in spare
+    ]
+
+
+def _ids(tensors: Sequence[Tensor]) -> list[int]:
+    return list(map(id, tensors))
+
+
+def _less(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    known = set(map(id, others))
+    return [tensor for tensor in tensors if id(tensor) not in known]
+
+
+def _names(operator: Operator) -> str:
+    return ", ".join(tensor.name or "(unnamed)" for tensor in operator.outputs if tensor is not None)
+
+
+def _place(main: SubGraph, tensor: Tensor) -> int:
+    return next(index for index, item in enumerate(main.tensors) if item is tensor)
+
+
+__all__ = ["Cut"]

@@ -1,0 +1,129 @@
+"""Which operators do more than compute their outputs from their inputs.
+
+Sources: the kernels (``tflite/kernels/*.cc``) and the effects that the converter declares for its dialect
+(``converter/ir/tfl_ops.td``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tfl_rewrite.model.ir import Operator, schema
+
+
+class Effect(enum.Enum):
+    """What an operator does beside computing its outputs."""
+
+    NONE = "none"
+    RANDOM = "gives other numbers from call to call; nothing else notices it"
+    STATE = "reads or changes what outlives the call"
+    UNKNOWN = "only its kernel knows"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A builtin operator that does more than compute."""
+
+    operator: str
+    effect: Effect
+    reason: str
+
+
+ROWS: tuple[Row, ...] = (
+    Row("ASSIGN_VARIABLE", Effect.STATE, "changes a resource variable"),
+    Row("READ_VARIABLE", Effect.STATE, "reads a resource variable, which others change"),
+    Row("VAR_HANDLE", Effect.STATE, "makes a resource variable when it first runs"),
+    Row("HASHTABLE", Effect.STATE, "makes a table resource when it first runs"),
+    Row("HASHTABLE_FIND", Effect.STATE, "reads a table resource, which others fill"),
+    Row("HASHTABLE_IMPORT", Effect.STATE, "fills a table resource"),
+    Row("HASHTABLE_SIZE", Effect.STATE, "reads a table resource, which others fill"),
+    Row("CALL_ONCE", Effect.STATE, "runs a subgraph that initialises resources"),
+    Row("RANDOM_UNIFORM", Effect.RANDOM, "draws random numbers"),
+    Row("RANDOM_STANDARD_NORMAL", Effect.RANDOM, "draws random numbers"),
+    Row("MULTINOMIAL", Effect.RANDOM, "draws random numbers"),
+    Row("CUSTOM", Effect.UNKNOWN, "its kernel is not part of the runtime"),
+    Row("DELEGATE", Effect.UNKNOWN, "what it runs is not in the file"),
+    Row("PLACEHOLDER_FOR_GREATER_OP_CODES", Effect.UNKNOWN, "stands for an operator that is not named"),
+    Row("STABLEHLO_CUSTOM_CALL", Effect.UNKNOWN, "what it calls is not in the file"),
+)
+BY_NAME = {row.operator: row for row in ROWS}
+
+# They run subgraphs, and do what those do.
+_CALLERS = frozenset(
+    {
+        "CALL",
+        "IF",
+        "WHILE",
+        "STABLEHLO_CASE",
+        "STABLEHLO_COMPOSITE",
+        "STABLEHLO_REDUCE",
+        "STABLEHLO_REDUCE_WINDOW",
+        "STABLEHLO_SCATTER",
+        "STABLEHLO_SORT",
+        "STABLEHLO_WHILE",
+    }
+)
+
+
+class Effects:
+    """Tells the effect of the operators of one model.
+
+    Args:
+        pure_custom: Names of custom operators that do nothing but compute; the user's word.
+    """
+
+    def __init__(self, pure_custom: Collection[str] = ()) -> None:
+        self.pure_custom = frozenset(pure_custom)
+        self._known: dict[int, tuple[Effect, str]] = {}
+        self._open: set[int] = set()
+
+    def of(self, operator: Operator) -> tuple[Effect, str]:
+        """Returns what an operator does, and the reason in words."""
+        known = self._known.get(id(operator))
+        if known is None:
+            known = self._known[id(operator)] = self._find(operator)
+        return known
+
+    def _find(self, operator: Operator) -> tuple[Effect, str]:
+        name = operator.code.name
+        for tensor in [*operator.inputs, *operator.outputs, *operator.intermediates]:
+            if tensor is not None and tensor.is_variable:
+                return Effect.STATE, f"keeps state in the variable tensor {tensor.name!r}"
+        mutating = operator.rest.get("mutating_variable_inputs")
+        if mutating is not None and any(mutating):
+            return Effect.STATE, "declares inputs that it changes"
+        if operator.code.custom is not None:
+            if name in self.pure_custom:
+                return Effect.NONE, ""
+            return Effect.UNKNOWN, "custom operator; name it with --pure-custom if it only computes"
+        if name not in schema().enums["BuiltinOperator"].values:
+            return Effect.UNKNOWN, "newer than this program's schema"
+        row = BY_NAME.get(name)
+        if row is not None:
+            return row.effect, row.reason
+        if name in _CALLERS:
+            return self._of_subgraphs(operator)
+        if any(True for _ in operator.subgraphs()):
+            return Effect.UNKNOWN, "runs a subgraph"
+        return Effect.NONE, ""
+
+    def _of_subgraphs(self, operator: Operator) -> tuple[Effect, str]:
+        if id(operator) in self._open:
+            return Effect.UNKNOWN, "runs itself"
+        subgraphs = list(operator.subgraphs())
+        if not subgraphs:
+            return Effect.UNKNOWN, "the subgraph that it runs is not in the file"
+        found = Effect.NONE, ""
+        self._open.add(id(operator))
+        try:
+            for inner in (item for subgraph in subgraphs for item in subgraph.operators):
+                effect, reason = self.of(inner)
+                if effect in (Effect.STATE, Effect.UNKNOWN):
+                    return effect, f"runs {inner.code.name}, which {reason}"
+                if effect is Effect.RANDOM:
+                    found = effect, reason
+        finally:
+            self._open.discard(id(operator))
+        return found

@@ -1,0 +1,155 @@
+"""Metadata buffers that refer to the model by position: fixed, dropped, or a reason to refuse.
+
+* ``OfflineMemoryAllocation`` refers to every tensor of a subgraph, in order. Dropped: it is only a plan, and
+  the interpreter makes its own without it.
+* ``COMPRESSION_METADATA`` refers to tensors and buffers by index. Refused: constants are decoded by it.
+* ``TFLITE_METADATA`` describes the inputs and outputs of the main subgraph, in order. Descriptions are moved
+  with them; dropped where there are new ones.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
+
+COMPRESSION = "COMPRESSION_METADATA"
+_MEMORY_PLAN = "OfflineMemoryAllocation"
+_DESCRIPTIONS = "TFLITE_METADATA"
+
+# Slots of ``metadata_schema.fbs`` (tflite-support).
+_SUBGRAPH_METADATA = 3
+_INPUT_TENSORS, _OUTPUT_TENSORS = 2, 3
+_INPUT_GROUPS, _OUTPUT_GROUPS = 7, 8
+
+
+def positions_moved(model: Model) -> list[str]:
+    """Settles what refers to tensors or buffers by position, after some were removed.
+
+    Returns:
+        What was dropped, a line each.
+
+    Raises:
+        UnsupportedError: The model's constants are compressed by a table of positions.
+    """
+    if model.metadata_named(COMPRESSION) is not None:
+        raise UnsupportedError(
+            f"metadata {COMPRESSION} refers to tensors and buffers by position, which would move",
+            remedy="rewrite the model before it is compressed",
+        )
+    notes = []
+    while (entry := model.metadata_named(_MEMORY_PLAN)) is not None:
+        drop(model, entry)
+        notes.append(f"metadata {_MEMORY_PLAN} dropped: it lists tensors that moved")
+    return notes
+
+
+def drop(model: Model, entry: Metadata) -> int:
+    """Removes an entry, and its buffer where nothing else refers to it.
+
+    Returns:
+        How many bytes of content are gone.
+    """
+    model.metadata = [item for item in model.metadata if item is not entry]
+    buffer = entry.buffer
+    if any(item.buffer is buffer for item in model.metadata) or buffer is model.buffers[0]:
+        return 0
+    if any(tensor.buffer is buffer for subgraph in model.subgraphs for tensor in subgraph.tensors):
+        return 0
+    model.metadata_buffers = [item for item in model.metadata_buffers if item is not buffer]
+    model.buffers = [item for item in model.buffers if item is not buffer]
+    return buffer.nbytes
+
+
+def interface_changed(
+    model: Model,
+    before: tuple[Sequence[Tensor], Sequence[Tensor]],
+    after: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> list[str]:
+    """Reorders the descriptions of the main subgraph's inputs and outputs.
+
+    Args:
+        model: Its metadata is changed.
+        before: Inputs and outputs as described.
+        after: Inputs and outputs as they are now.
+
+    Returns:
+        What was done, a line each.
+    """
+    entry = model.metadata_named(_DESCRIPTIONS)
+    if entry is None or entry.buffer.blob is None:
+        return []
+    data = bytearray(entry.buffer.blob.view())
+    try:
+        for slot, groups, old, new in zip(
+            (_INPUT_TENSORS, _OUTPUT_TENSORS), (_INPUT_GROUPS, _OUTPUT_GROUPS), before, after, strict=True
+        ):
+            if list(map(id, old)) != list(map(id, new)):
+                _reorder(data, slot, groups, old, new)
+    except (struct.error, ValueError, IndexError) as error:
+        drop(model, entry)
+        return [f"metadata {_DESCRIPTIONS} dropped: {error or 'it cannot be read'}"]
+    if data == entry.buffer.blob.view():
+        return []
+    if any(tensor.buffer is entry.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors):
+        entry.buffer = Buffer()
+        model.buffers.append(entry.buffer)
+    entry.buffer.blob = OwnedBlob(bytes(data))
+    return [f"metadata {_DESCRIPTIONS}: descriptions follow the inputs and outputs"]
+
+
+def _reorder(
+    data: bytearray, slot: int, groups: int, before: Sequence[Tensor], after: Sequence[Tensor]
+) -> None:
+    """Points the vector of descriptions at those of ``after``; there is room, since none is new."""
+    places = {id(tensor): index for index, tensor in enumerate(before)}
+    if any(id(tensor) not in places for tensor in after) or len(after) > len(before):
+        raise ValueError("it describes inputs and outputs, and there are new ones")
+    described = _follow(data, _field(data, _u32(data, 0), _SUBGRAPH_METADATA))
+    if described is None or _u32(data, described) < 1:
+        return
+    table = _follow(data, described + 4)
+    if table is None:
+        return
+    if _field(data, table, groups):
+        raise ValueError("it groups inputs or outputs that are gone")
+    vector = _follow(data, _field(data, table, slot))
+    if vector is None:
+        return
+    count = _u32(data, vector)
+    if count != len(before):
+        raise ValueError(f"it describes {count} inputs or outputs, but there are {len(before)}")
+    targets = [_follow(data, vector + 4 + 4 * index) for index in range(count)]
+    struct.pack_into("<I", data, vector, len(after))
+    for index, tensor in enumerate(after):
+        position, target = vector + 4 + 4 * index, targets[places[id(tensor)]]
+        if target is None or target <= position:
+            raise ValueError("its descriptions lie before the list of them")
+        struct.pack_into("<I", data, position, target - position)
+    struct.pack_into(
+        f"<{len(before) - len(after)}I", data, vector + 4 + 4 * len(after), *[0] * (len(before) - len(after))
+    )
+
+
+def _u32(data: bytearray, position: int) -> int:
+    return int(struct.unpack_from("<I", data, position)[0])
+
+
+def _follow(data: bytearray, position: int) -> int | None:
+    """Returns where the offset at a position leads to."""
+    return position + _u32(data, position) if position else None
+
+
+def _field(data: bytearray, table: int, slot: int) -> int:
+    """Returns the position of a field of a table, or 0."""
+    vtable = table - int(struct.unpack_from("<i", data, table)[0])
+    if vtable < 0:
+        raise ValueError("it is damaged")
+    size = int(struct.unpack_from("<H", data, vtable)[0])
+    if 6 + 2 * slot > size:
+        return 0
+    offset = int(struct.unpack_from("<H", data, vtable + 4 + 2 * slot)[0])
+    return table + offset if offset else 0

@@ -1,0 +1,192 @@
+"""remove-dead: what no output needs goes.
+
+Goes: operators whose outputs reach no output of a subgraph or signature and that have no effect of their own
+(:mod:`tfl_rewrite.passes.effects`); then tensors, buffers, operator codes, subgraphs and slices of weight
+files that nothing left refers to. Stays: every input and output, variable tensors, ``subgraphs[0]``,
+``buffers[0]``, and subgraphs that tools find by name. Outputs are equal to the bit. Refuses when metadata
+refers to what would move (:mod:`tfl_rewrite.passes.metadata`). A second run finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
+from tfl_rewrite.passes.base import Edit, PassResult, Skip
+from tfl_rewrite.passes.effects import Effect, Effects
+from tfl_rewrite.passes.metadata import positions_moved
+
+VALIDATION = "VALIDATION:"
+"""What the names of subgraphs start with that the acceleration tools call by name
+(``kValidationSubgraphNamePrefix`` of ``interpreter_builder.cc``)."""
+
+
+class RemoveDead:
+    """The pass; see the module.
+
+    Args:
+        pure_custom: Names of custom operators that only compute.
+    """
+
+    name: ClassVar[str] = "remove-dead"
+    lossy: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+
+    def __init__(self, pure_custom: Collection[str] = ()) -> None:
+        self.pure_custom = frozenset(pure_custom)
+
+    def run(self, model: Model) -> PassResult:
+        """Removes what is dead.
+
+        Raises:
+            UnsupportedError: Metadata refers to what would move.
+        """
+        live = _Live.of(model, Effects(self.pure_custom))
+        changes = [*_remove_operators(model, live), *_remove_unreferenced(model, live)]
+        notes = positions_moved(model) if changes else []
+        return PassResult(self.name, tuple(changes), tuple(live.skips), tuple(notes))
+
+
+@dataclass(slots=True)
+class _Live:
+    """What is reached, by id."""
+
+    subgraphs: dict[int, SubGraph] = field(default_factory=dict)
+    operators: set[int] = field(default_factory=set)
+    tensors: set[int] = field(default_factory=set)
+    skips: list[Skip] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Model, effects: Effects) -> _Live:
+        """Follows everything that is needed, from the entry points on."""
+        live = cls()
+        kept: dict[int, tuple[str, str, str]] = {}
+        waiting = [model.subgraphs[0], *(signature.subgraph for signature in model.signatures)]
+        waiting += [item for item in model.subgraphs if (item.name or "").startswith(VALIDATION)]
+        while waiting:
+            subgraph = waiting.pop()
+            if id(subgraph) in live.subgraphs:
+                continue
+            live.subgraphs[id(subgraph)] = subgraph
+            live._follow(model, subgraph, effects, kept)
+            for operator in subgraph.operators:
+                if id(operator) in live.operators:
+                    waiting += operator.subgraphs()
+        live.skips = [Skip(*row) for row in kept.values()]
+        return live
+
+    def _follow(
+        self, model: Model, subgraph: SubGraph, effects: Effects, kept: dict[int, tuple[str, str, str]]
+    ) -> None:
+        makers: dict[int, list[Operator]] = {}
+        for operator in subgraph.operators:
+            for tensor in operator.outputs:
+                makers.setdefault(id(tensor), []).append(operator)
+        self._need([*subgraph.inputs, *subgraph.outputs], makers)
+        for signature in model.signatures:
+            if signature.subgraph is subgraph:
+                self._need([tensor for _, tensor in [*signature.inputs, *signature.outputs]], makers)
+        self._need([tensor for tensor in subgraph.tensors if tensor.is_variable], makers)
+        # The last first: what feeds an operator that stays for what it does needs no reason of its own.
+        for operator in reversed(subgraph.operators):
+            if id(operator) in self.operators:
+                continue
+            effect, reason = effects.of(operator)
+            if effect in (Effect.STATE, Effect.UNKNOWN):
+                kept[id(operator)] = (_label(operator), reason, "side-effect")
+                self.operators.add(id(operator))
+                self._need(_operands(operator), makers)
+
+    def _need(self, tensors: Sequence[Tensor], makers: dict[int, list[Operator]]) -> None:
+        """Marks tensors, and everything that they are computed from."""
+        waiting = list(tensors)
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in self.tensors:
+                continue
+            self.tensors.add(id(tensor))
+            details = tensor.quantization
+            if details is not None:
+                waiting += [item for item in (details.scales_tensor, details.zero_points_tensor) if item]
+            for operator in makers.get(id(tensor), ()):
+                if id(operator) not in self.operators:
+                    self.operators.add(id(operator))
+                    waiting += _operands(operator)
+
+
+def _operands(operator: Operator) -> list[Tensor]:
+    operands = [*operator.inputs, *operator.outputs, *operator.intermediates]
+    return [tensor for tensor in operands if tensor is not None]
+
+
+def _remove_operators(model: Model, live: _Live) -> list[Edit]:
+    changes = []
+    for subgraph in model.subgraphs:
+        if id(subgraph) not in live.subgraphs:
+            continue
+        dead = [operator for operator in subgraph.operators if id(operator) not in live.operators]
+        if dead:
+            changes += [Edit(_label(operator), "operator removed: no output needs it") for operator in dead]
+            gone = set(map(id, dead))
+            subgraph.operators = [item for item in subgraph.operators if id(item) not in gone]
+    return changes
+
+
+def _remove_unreferenced(model: Model, live: _Live) -> list[Edit]:
+    changes = []
+    for index, subgraph in enumerate(model.subgraphs):
+        if id(subgraph) not in live.subgraphs:
+            where = f"subgraphs[{index}] {subgraph.name or ''}".rstrip()
+            changes.append(Edit(where, "subgraph removed: nothing runs it"))
+    model.subgraphs = [item for item in model.subgraphs if id(item) in live.subgraphs]
+    for subgraph in model.subgraphs:
+        dead = [tensor for tensor in subgraph.tensors if id(tensor) not in live.tensors]
+        changes += [
+            Edit(tensor.name or "(unnamed)", "tensor removed: nothing refers to it") for tensor in dead
+        ]
+        if dead:
+            subgraph.tensors = [tensor for tensor in subgraph.tensors if id(tensor) in live.tensors]
+    changes += _remove_buffers(model)
+    used = {id(operator.code) for _, operator in model.operators()}
+    for code in model.operator_codes:
+        if id(code) not in used:
+            changes.append(
+                Edit(f"{code.name} version {code.version}", "operator code removed: nothing uses it")
+            )
+    model.operator_codes = [code for code in model.operator_codes if id(code) in used]
+    return changes
+
+
+def _remove_buffers(model: Model) -> list[Edit]:
+    changes = []
+    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    used = {id(tensor.buffer) for tensor in tensors} | {id(entry.buffer) for entry in model.metadata}
+    used |= set(map(id, model.metadata_buffers)) | set(map(id, model.buffers[:1]))
+    kept: list[Buffer] = [buffer for buffer in model.buffers if id(buffer) in used]
+    stored = {buffer.blob.identity for buffer in kept if buffer.blob is not None}
+    for index, buffer in enumerate(model.buffers):
+        if id(buffer) in used:
+            continue
+        saved = 0
+        if buffer.blob is not None and buffer.blob.identity not in stored:
+            stored.add(buffer.blob.identity)
+            saved = buffer.nbytes
+        changes.append(Edit(f"buffers[{index}]", "buffer removed: nothing refers to it", saved))
+    model.buffers = kept
+    slices = {id(tensor.external) for tensor in tensors if tensor.external is not None}
+    for row in model.external_buffers:
+        if id(row) not in slices:
+            where = f"external buffer {row.identifier:#x} of {row.group.name or '(unnamed)'}"
+            changes.append(Edit(where, "reference removed: no tensor refers to it"))
+    model.external_buffers = [row for row in model.external_buffers if id(row) in slices]
+    return changes
+
+
+def _label(operator: Operator) -> str:
+    outputs = [tensor.name or "(unnamed)" for tensor in operator.outputs if tensor is not None]
+    return f"{operator.code.name} -> {', '.join(outputs) or 'nothing'}"
+
+
+__all__ = ["RemoveDead"]

@@ -1,0 +1,251 @@
+"""Judges external buffers: two files in LiteRT's CompiledModel, each in a process of its own, bit by bit.
+
+The classic interpreter loads a model with external buffers and computes with zeros, so it never judges one.
+It runs the whole file, though, and that is where the inputs come from: made or given, within the bounds that
+the model's tables have, and known to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.verification import JudgeInfo, RunResult, Tolerance, Verdict, run_model
+from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
+from tfl_rewrite.verification.compare import OutputTally
+from tfl_rewrite.verification.interface import Interface, printable
+from tfl_rewrite.verification.samples import Step, write_steps
+
+_EXACT = Tolerance(exact=True)
+_SCRIPT = Path(__file__).with_name("compiled_child.py")
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one file gave: how many calls ended, where their outputs are, and why no more did."""
+
+    folder: Path
+    calls: int
+    failure: str | None
+
+    def output(self, call: int, position: int) -> Any:
+        path = self.folder / f"{call}.{position}.npy"
+        return np.load(path, allow_pickle=False) if path.exists() else None
+
+
+def judge_compiled(before: Path, after: Path, whole: Path, settings: Verification) -> Verdict:
+    """Runs two files in CompiledModel on the same inputs.
+
+    Args:
+        before: What is taken for right.
+        after: What is judged.
+        whole: The one of the two that the classic interpreter runs.
+        settings: Inputs, samples, seed and timeout.
+
+    Returns:
+        ``pass`` when every output is equal to the bit; ``unverified`` when ``before`` does not run or
+        does not repeat itself.
+
+    Raises:
+        UsageError: An input file does not fit the model, or the runtime is not installed.
+    """
+    started = time.monotonic()
+    if settings.runtime != "litert":
+        raise UsageError(
+            f"{settings.runtime} does not read external buffers", remedy="leave --runtime at litert"
+        )
+    reference = run_model(
+        whole,
+        inputs=settings.inputs,
+        samples=settings.samples,
+        seed=settings.seed,
+        timeout=settings.timeout,
+    )
+    source = "real" if settings.inputs else "made"
+    if reference.failure is not None or reference.interface is None:
+        why = reference.failure.message if reference.failure else "it has no interface"
+        return Verdict(
+            status="unverified",
+            reasons=(f"the model does not run: {why}",),
+            judge=reference.judge,
+            sample_source=source,
+            seconds=time.monotonic() - started,
+        )
+    with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
+        steps = _steps(reference, reference.interface, scratch.folder())
+        first, second = _run_all([before, after], steps, scratch, settings.timeout)
+        verdict = _verdict(reference.interface, reference, first, second)
+        if whole == after and verdict.status == "fail" and second.calls < first.calls:
+            # The classic interpreter ran this very file.
+            reason = f"the classic interpreter runs the whole file, CompiledModel does not: {second.failure}"
+            verdict = replace(verdict, status="unverified", reasons=(reason,))
+        elif not _computes(reference, reference.interface, first if whole == before else second):
+            # Measured: it hands out memory that nobody wrote where a shape is only known at run time.
+            reason = "CompiledModel does not compute the whole file as the classic interpreter does"
+            if verdict.status == "fail":
+                verdict = replace(verdict, status="unverified", reasons=(reason,))
+            else:
+                verdict = replace(verdict, notes=(*verdict.notes, reason))
+        elif verdict.status == "fail" and second.calls >= first.calls:
+            (again,) = _run_all([before], steps, scratch, settings.timeout)
+            if _verdict(reference.interface, reference, first, again).status != "pass":
+                reason = "the original does not repeat its own outputs in CompiledModel"
+                verdict = replace(verdict, status="unverified", reasons=(reason,))
+    return replace(verdict, sample_source=source, seconds=time.monotonic() - started)
+
+
+def _steps(reference: RunResult, interface: Interface, folder: Path) -> list[dict[str, Any]]:
+    steps = []
+    for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
+        entry = interface.find(outputs.signature)
+        assert entry is not None
+        names = [facts.name for facts in entry.inputs]
+        steps.append(Step(signature=outputs.signature, values=tuple(zip(names, inputs, strict=True))))
+    listed: list[dict[str, Any]] = json.loads(write_steps(steps, folder).read_text(encoding="utf-8"))
+    for row, outputs in zip(listed, reference.outputs, strict=True):
+        row["outputs"] = list(outputs.names)
+    return listed
+
+
+def _run_all(models: list[Path], steps: list[dict[str, Any]], scratch: Scratch, timeout: float) -> list[_Run]:
+    """Runs files at the same time."""
+    children = []
+    try:
+        for model in models:
+            children.append(_Child(model, steps, scratch.folder()))
+        deadline = time.monotonic() + timeout
+        return [child.finish(deadline, timeout) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+
+
+class _Child:
+    def __init__(self, model: Path, steps: list[dict[str, Any]], folder: Path) -> None:
+        self._folder = folder
+        request = folder / "request.json"
+        content = {"model": str(model.absolute()), "steps": steps, "out": str(folder)}
+        request.write_text(json.dumps(content), encoding="utf-8")
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        with open(folder / "stderr", "wb") as stderr, open(folder / "stdout", "wb") as stdout:
+            self._process = subprocess.Popen(
+                [sys.executable, str(_SCRIPT), str(request)],
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def finish(self, deadline: float, timeout: float) -> _Run:
+        failure = None
+        try:
+            code = self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code, failure = 0, f"was stopped after {timeout:g} s"
+        calls, done = 0, False
+        for line in (self._folder / "stdout").read_text("utf-8", "replace").splitlines():
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            calls += "ran" in message
+            done |= "done" in message
+            if "error" in message:
+                failure = printable(message["error"])
+        if failure is None and not done:
+            failure = f"the process {_death(code)}"
+        return _Run(self._folder, calls, failure)
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+
+def _verdict(interface: Interface, reference: RunResult, before: _Run, after: _Run) -> Verdict:
+    info = JudgeInfo(
+        runtime="ai-edge-litert CompiledModel",
+        version=metadata.version("ai-edge-litert"),
+        resolver="CPU",
+        threads=1,
+    )
+    if not before.calls:
+        reason = f"the original does not run in CompiledModel: {before.failure or 'it has no calls'}"
+        return Verdict(status="unverified", reasons=(reason,), judge=info)
+    tallies: dict[tuple[str | None, int], OutputTally] = {}
+    for call in range(min(before.calls, after.calls)):
+        signature = reference.outputs[call].signature
+        entry = interface.find(signature)
+        assert entry is not None
+        for position, facts in enumerate(entry.outputs):
+            ours, theirs = before.output(call, position), after.output(call, position)
+            if ours is None:
+                continue
+            tally = tallies.setdefault(
+                (signature, position), OutputTally(facts, signature=signature, position=position)
+            )
+            if theirs is None:
+                tally.unreadable(None, "was not given")
+            else:
+                tally.add(ours, theirs)
+    outputs = [tally.comparison(_EXACT) for tally in tallies.values()]
+    reasons = [f"{output.label}: {output.reason}" for output in outputs if not output.passed]
+    if after.calls < before.calls:
+        reasons.insert(0, f"the result does not run: {after.failure}")
+    notes = []
+    if before.calls < len(reference.outputs):
+        total = len(reference.outputs)
+        notes.append(f"CompiledModel runs {before.calls} of {total} calls of the original: {before.failure}")
+    return Verdict(
+        status="fail" if reasons else "pass" if outputs else "unverified",
+        reasons=tuple(reasons or ([] if outputs else ["the model has no outputs to compare"])),
+        judge=info,
+        sample_count=min(before.calls, after.calls),
+        outputs=tuple(outputs),
+        notes=tuple(notes),
+    )
+
+
+def _computes(reference: RunResult, interface: Interface, run: _Run) -> bool:
+    """Whether CompiledModel gives about what the classic interpreter gave, in the calls that ended."""
+    for call in range(min(run.calls, len(reference.outputs))):
+        outputs = reference.outputs[call]
+        entry = interface.find(outputs.signature)
+        assert entry is not None
+        for position, (facts, expected) in enumerate(zip(entry.outputs, outputs.values, strict=True)):
+            given = run.output(call, position)
+            if expected is None or given is None:
+                continue
+            tally = OutputTally(facts, signature=outputs.signature, position=position)
+            tally.add(expected, given)
+            if not tally.comparison(Tolerance()).passed:
+                return False
+    return True
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"died of {signal.Signals(-code).name}"
+    except ValueError:
+        return f"died of signal {-code}"

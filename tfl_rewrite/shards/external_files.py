@@ -1,0 +1,267 @@
+"""Folders with external buffers: written, verified, published; and read back into one file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.container import Container, FileSink, write_aside
+from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
+from tfl_rewrite.model.blob import Blob, MappedBlob
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
+from tfl_rewrite.shards.landing import landing
+from tfl_rewrite.shards.outcome import ShardFailed, ShardFile, ShardReport
+from tfl_rewrite.shards.sources import open_plain
+from tfl_rewrite.storage import layout, load, load_container
+
+if TYPE_CHECKING:
+    from tfl_rewrite.verification import Verdict
+
+MODEL_NAME = "model.tflite"
+_PIECE = 1 << 20
+
+
+def shard_external(
+    container: Container,
+    place: Path,
+    *,
+    folder: str,
+    max_nbytes: int,
+    settings: Verification,
+    force: bool,
+    dry_run: bool,
+) -> ShardReport:
+    """Writes ``model.tflite`` and its weight files into a folder; see :func:`tfl_rewrite.shard`.
+
+    Raises:
+        ShardFailed: CompiledModel computes something else, or mode is ``require`` and it does not run.
+        UnsupportedError: Nothing can be moved, or the file cannot be rewritten.
+        UsageError: A file with other content is in the way.
+    """
+    model = load_container(container)
+    try:
+        moved = move_out(model, max_nbytes=max_nbytes)
+        made = layout(model)
+    except TflRewriteError as error:
+        error.file = error.file or container.path
+        raise
+    with _staging(None if dry_run else place) as stage:
+        staged = stage / MODEL_NAME
+        with write_aside(staged, force=False, nbytes=made.nbytes) as aside:
+            made.pour(aside.sink)
+            aside.publish()
+        for file in moved.files:
+            _write(file, stage / file.name)
+        names = [*(file.name for file in moved.files), MODEL_NAME]
+        # Looked at before the long part, so that a refusal does not take it.
+        fresh = {name: _is_new(stage / name, place / name, force=force) for name in names}
+        report = _report(container, folder, moved, stage, fresh, dry_run=dry_run)
+        report = verified(report, Path(container.path), staged, Path(container.path), settings)
+        if not dry_run:
+            for name in names:
+                if fresh[name]:
+                    _publish(stage / name, place / name, force=force)
+    return report
+
+
+def join_external(
+    path: Path, target: Path, *, settings: Verification, force: bool, dry_run: bool
+) -> ShardReport:
+    """Brings weights from the files beside a model into one file; see :func:`tfl_rewrite.join`.
+
+    Raises:
+        ShardFailed: As for :func:`shard_external`.
+        FormatError: A weight file is missing bytes, or its name leads out of the folder.
+        FileAccessError: A weight file is missing.
+        UsageError: The model has no external buffers.
+    """
+    container = Container.open(path)
+    model = load_container(container)
+    if not model.external_buffers:
+        raise UsageError("is a whole model already; nothing is beside it", file=path)
+    weights = _Weights(path.parent)
+    try:
+        notes = move_in(model, weights.slice)
+        made = layout(model)
+    except TflRewriteError as error:
+        error.file = error.file or os.fspath(path)
+        raise
+    with landing(target.parent, nbytes=made.nbytes) as file:
+        made.pour(FileSink(file.descriptor))
+        load(file.path)
+        report = ShardReport(
+            command="join",
+            format="external",
+            source=os.fspath(path),
+            target=os.fspath(target),
+            entry=os.fspath(path),
+            nbytes=made.nbytes,
+            sha256=_sha256(file.view()),
+            files=tuple(
+                ShardFile(
+                    name=name,
+                    nbytes=item.nbytes,
+                    stored_nbytes=item.nbytes,
+                    sha256=_sha256(item.data),
+                    status="read",
+                )
+                for name, item in sorted(weights.opened.items())
+            ),
+            notes=tuple(notes),
+            dry_run=dry_run,
+        )
+        report = verified(report, path, file.path, file.path, settings)
+        if not dry_run:
+            file.publish(target, force=force)
+    return report
+
+
+def verified(
+    report: ShardReport, before: Path, after: Path, whole: Path, settings: Verification
+) -> ShardReport:
+    """Has CompiledModel judge a result; returns the report with what it said.
+
+    Raises:
+        ShardFailed: It differs, or it could not be judged and mode is ``require``.
+    """
+    if settings.mode == "off":
+        return replace(report, unverified="not run, as asked")
+    from tfl_rewrite.shards.compiled import judge_compiled
+
+    verdict: Verdict = judge_compiled(before, after, whole, settings)
+    report = replace(report, verdict=verdict)
+    reasons = "; ".join(verdict.reasons)
+    if verdict.passed:
+        return report
+    if verdict.status == "unverified":
+        report = replace(report, unverified=reasons)
+        if settings.mode != "require":
+            return report
+        raise ShardFailed(
+            f"could not be verified, nothing was written: {reasons}",
+            replace(report, outcome="failed"),
+            "use --verify auto to write it",
+        )
+    raise ShardFailed(
+        f"CompiledModel computes something else, nothing was written: {reasons}",
+        replace(report, outcome="failed"),
+    )
+
+
+class _Weights:
+    """The weight files beside a model, opened when first named."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.opened: dict[str, Container] = {}
+
+    def slice(self, name: str, offset: int, nbytes: int) -> Blob:
+        if name not in self.opened:
+            self.opened[name] = self._open(name)
+        container = self.opened[name]
+        if offset > container.nbytes or nbytes > container.nbytes - offset:
+            raise FormatError(
+                f"{nbytes} bytes at {offset} reach past its end ({container.nbytes} bytes)",
+                file=container.path,
+                remedy="the file may be cut short",
+            )
+        return MappedBlob(container, offset, nbytes)
+
+    def _open(self, name: str) -> Container:
+        path = self._folder / name
+        with open_plain(path) as descriptor:
+            if not os.fstat(descriptor).st_size:
+                raise FormatError("the file is empty", file=path)
+            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return Container(os.fspath(path), memoryview(mapped), mapped)
+
+
+@contextlib.contextmanager
+def _staging(place: Path | None) -> Iterator[Path]:
+    """A folder where the files lie together until they are verified; on the disk of the target."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tfl-rewrite-", dir=place) as stage:
+            yield Path(stage)
+    except OSError as error:
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=place) from error
+
+
+def _write(file: WeightFile, path: Path) -> None:
+    with write_aside(path, force=False, nbytes=file.nbytes) as aside:
+        for offset, blob in file.slices:
+            blob.pour(aside.sink, offset)
+        aside.publish()
+
+
+def _is_new(staged: Path, target: Path, *, force: bool) -> bool:
+    """Whether a file is missing or different; a different one may be replaced with ``force`` only."""
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise UsageError("is not a plain file", file=target, remedy="remove it, or use another folder")
+    if not target.exists():
+        return True
+    if target.stat().st_size == staged.stat().st_size:
+        ours, theirs = Container.open(staged).data, Container.open(target).data
+        if ours == theirs:
+            return False
+    if not force:
+        raise UsageError(
+            "exists already, with other content", file=target, remedy="use --force to overwrite it"
+        )
+    return True
+
+
+def _publish(staged: Path, target: Path, *, force: bool) -> None:
+    if force:
+        staged.replace(target)
+        return
+    try:
+        os.link(staged, target)
+    except FileExistsError:
+        _is_new(staged, target, force=False)
+    except OSError:
+        # A file system without hard links.
+        staged.rename(target)
+
+
+def _report(
+    container: Container, folder: str, moved: Moved, stage: Path, fresh: dict[str, bool], *, dry_run: bool
+) -> ShardReport:
+    rows = []
+    for name, is_new in fresh.items():
+        data = Container.open(stage / name).data
+        rows.append(
+            ShardFile(
+                name=name,
+                nbytes=len(data),
+                stored_nbytes=len(data),
+                sha256=_sha256(data),
+                status="new" if is_new else "kept",
+            )
+        )
+    return ShardReport(
+        command="shard",
+        format="external",
+        source=container.path,
+        target=folder,
+        entry=os.fspath(Path(folder) / MODEL_NAME),
+        nbytes=container.nbytes,
+        sha256=_sha256(container.data),
+        files=tuple(rows),
+        notes=(f"{moved.tensors} tensors have their bytes in weight files", *moved.notes),
+        dry_run=dry_run,
+    )
+
+
+def _sha256(data: memoryview) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(data), _PIECE):
+        digest.update(data[start : start + _PIECE])
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""What ``shard`` and ``join`` report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tfl_rewrite.errors import UnsupportedError, VerificationError
+
+if TYPE_CHECKING:
+    from tfl_rewrite.verification import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """One file of a folder of shards.
+
+    Attributes:
+        nbytes: Of the model's bytes in it.
+        stored_nbytes: Of the file.
+        status: ``new``, ``kept`` (it was there, byte for byte), ``fetched`` or ``read``.
+    """
+
+    name: str
+    nbytes: int
+    stored_nbytes: int
+    sha256: str
+    status: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """What ``shard`` or ``join`` did.
+
+    Attributes:
+        command: ``shard`` or ``join``.
+        format: ``parts`` or ``external``.
+        entry: The file to start from: the manifest, or the model that names its weight files.
+        nbytes: Of the whole model.
+        sha256: Of the whole model.
+        verdict: Of the runtime, for external buffers; parts are compared byte by byte instead.
+        unverified: Why nothing could be run, or None.
+    """
+
+    command: str
+    format: str
+    source: str
+    target: str
+    entry: str
+    nbytes: int
+    sha256: str
+    files: tuple[ShardFile, ...]
+    verdict: Verdict | None = None
+    unverified: str | None = None
+    notes: tuple[str, ...] = ()
+    dry_run: bool = False
+    outcome: str = "done"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data; ``schema`` counts changes of its form."""
+        return {
+            "schema": 1,
+            "command": self.command,
+            "format": self.format,
+            "outcome": self.outcome,
+            "source": self.source,
+            "target": self.target,
+            "entry": self.entry,
+            "dry_run": self.dry_run,
+            "nbytes": self.nbytes,
+            "sha256": self.sha256,
+            "files": [item.to_dict() for item in self.files],
+            "verdict": self.verdict.to_dict() if self.verdict else None,
+            "unverified": self.unverified,
+            "notes": list(self.notes),
+        }
+
+
+class ShardFailed(VerificationError):
+    """Verification refused the result; ``report`` has all figures."""
+
+    def __init__(self, what: str, report: ShardReport, remedy: str | None = None) -> None:
+        super().__init__(what, file=report.source, remedy=remedy)
+        self.report = report
+        if report.verdict is None or report.verdict.status == "unverified":
+            # Nothing differs; it is a model that cannot be judged here.
+            self.exit_code = UnsupportedError.exit_code

@@ -1,0 +1,239 @@
+"""Parts from a web server, over http or https, with the standard library.
+
+Who writes a manifest does not choose where this program connects to: a server may redirect to http and
+https only, never down from https, and to no private address, checked on the very address of the connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from tfl_rewrite.errors import FileAccessError, UsageError
+
+TIMEOUT_SECONDS = 30.0
+_ATTEMPTS = 3
+_PAUSE_SECONDS = 0.5
+_TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
+
+
+class WebSource:
+    """A folder of a web server."""
+
+    remote = True
+
+    def __init__(self, parts: urllib.parse.SplitResult, folder: str, *, allow_private: bool) -> None:
+        self._parts = parts
+        self._folder = folder
+        self._opener = _opener(allow_private)
+
+    @classmethod
+    def at(cls, url: str, *, allow_private: bool) -> tuple[WebSource, str]:
+        """Returns the folder of a manifest's URL and the manifest's name.
+
+        Raises:
+            UsageError: The URL has no host or no file name, or a user name in it.
+        """
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError as error:
+            raise UsageError(f"is no URL: {error}", file=url) from None
+        folder, _, name = parts.path.rpartition("/")
+        if not host or not name or any(char.isspace() or ord(char) < 33 for char in url):
+            raise UsageError("names no file of a host", file=url, remedy="give the manifest's URL")
+        if parts.username is not None:
+            raise UsageError("has a user name in it", file=f"{parts.scheme}://...@{host}{parts.path}")
+        return cls(parts, folder, allow_private=allow_private), urllib.parse.unquote(name)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Any:
+        """Asks for a file; tries again where that may help."""
+        # The query stays: it may be what grants access to the whole folder.
+        path = f"{self._folder}/{urllib.parse.quote(name)}"
+        url = urllib.parse.urlunsplit(self._parts._replace(path=path, fragment=""))
+        response = self._ask(url, f"{self._parts.scheme}://{self._parts.netloc}{path}")
+        with response:
+            yield response
+
+    def _ask(self, url: str, label: str) -> _Response:
+        # What is stored is what was hashed: nothing may be packed on the way.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "tfl-rewrite"}
+        for attempt in range(_ATTEMPTS):
+            last = attempt == _ATTEMPTS - 1
+            try:
+                request = urllib.request.Request(url, headers=headers)
+                response = self._opener.open(request, timeout=TIMEOUT_SECONDS)
+                return _Response(response, label)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code in (404, 410):
+                    raise FileAccessError("is missing", file=label) from None
+                if last or error.code not in _TRANSIENT:
+                    raise FileAccessError(
+                        f"the server answers {error.code} {error.reason}", file=label
+                    ) from None
+            except Refused as error:
+                raise FileAccessError(str(error), file=label, remedy=error.remedy) from None
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = getattr(error, "reason", None) or error
+                if isinstance(reason, Refused):
+                    raise FileAccessError(str(reason), file=label, remedy=reason.remedy) from None
+                if last or isinstance(error, ValueError):
+                    raise FileAccessError(f"cannot be fetched: {reason}", file=label) from error
+            time.sleep(_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+class Refused(OSError):
+    """A connection that must not be made."""
+
+    def __init__(self, what: str, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class _Response:
+    def __init__(self, response: Any, label: str) -> None:
+        self._response = response
+        self._label = label
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if encoding not in ("", "identity"):
+            response.close()
+            raise FileAccessError(f"the server packs it ({encoding}) although asked not to", file=label)
+
+    def __enter__(self) -> _Response:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return bytes(self._response.read(size))
+        except (OSError, http.client.HTTPException) as error:
+            raise FileAccessError(f"the connection broke: {error}", file=self._label) from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = 5
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        scheme = urllib.parse.urlsplit(newurl).scheme.lower()
+        if scheme not in ("http", "https"):
+            raise Refused(f"the server redirects to {scheme or 'no'} URL, which is not followed")
+        if req.type == "https" and scheme == "http":
+            raise Refused("the server redirects from https to http, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _public_connection(address: tuple[str, int], timeout: Any = None, source_address: Any = None) -> Any:
+    """As ``socket.create_connection``, to public addresses only.
+
+    Every address of the host is looked at, and the connection is made to one that was: a name that resolves
+    to another address the second time gains nothing.
+    """
+    host, port = address
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for row in found:
+        if not is_public(str(row[4][0])):
+            raise Refused(
+                f"{host} is at the private address {row[4][0]}", "use --allow-private if that is meant"
+            )
+    failure: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, target in found:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(TIMEOUT_SECONDS if timeout is None else timeout)
+            connection.connect(target)
+            return connection
+        except OSError as error:
+            connection.close()
+            failure = error
+    raise failure
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that anybody on the internet can reach."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    if inner is not None:
+        found = inner
+    elif isinstance(found, ipaddress.IPv6Address) and found in _NAT64:
+        found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    return found.is_global and not found.is_multicast
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class _PublicHttp(http.client.HTTPConnection):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Where http.client keeps what connects its socket, since Python 3.4.
+        self._create_connection = _public_connection
+
+
+class _PublicHttps(http.client.HTTPSConnection):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._create_connection = _public_connection
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(http.client.HTTPConnection if _proxied(req) else _PublicHttp, req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        kind = http.client.HTTPSConnection if _proxied(req) else _PublicHttps
+        return self.do_open(kind, req)
+
+
+def _proxied(request: urllib.request.Request) -> bool:
+    """Whether the connection is to a proxy, which the user chose; only its target's literal is checked."""
+    tunnel = getattr(request, "_tunnel_host", None)
+    if not tunnel and not request.has_proxy():
+        return False
+    host = urllib.parse.urlsplit(request.full_url).hostname or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        private = host == "localhost" or host.endswith(".localhost")
+    else:
+        private = not is_public(host)
+    if private:
+        raise Refused(f"{host} is a private address", "use --allow-private if that is meant")
+    return True
+
+
+def _opener(allow_private: bool) -> urllib.request.OpenerDirector:
+    """Only what is needed: the usual opener would also follow file and ftp URLs."""
+    opener = urllib.request.OpenerDirector()
+    handlers: list[urllib.request.BaseHandler] = [
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(),
+    ]
+    if allow_private:
+        handlers += [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
+    else:
+        handlers += [_HttpHandler(), _HttpsHandler()]
+    for handler in handlers:
+        opener.add_handler(handler)
+    return opener
