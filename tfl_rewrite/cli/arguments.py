@@ -246,20 +246,6 @@ _SEARCHING = tuple(
 
 COMMANDS = (
     Command(
-        "round-weights",
-        "round constants so that the file compresses better (lossy)",
-        "Rounds float constants to values that deflate well: the file keeps its size, its types and its "
-        "speed, and the compressed download gets smaller. The model is run before and after. LOSSY: outputs "
-        "change a little.",
-        (
-            ("files", IN_OUT),
-            ("how to round", _ROUNDING),
-            ("verification", _SEARCHING),
-            ("writing", WRITING),
-            ("talk", TALKING),
-        ),
-    ),
-    Command(
         "quantize-weights",
         "store float weights as int8 (lossy)",
         "Stores float weights as int8 with float activations, runs the model before and after, and writes "
@@ -269,6 +255,20 @@ COMMANDS = (
             ("files", IN_OUT),
             ("what to rewrite", _SELECTING),
             ("verification", VERIFYING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "round-weights",
+        "round constants so that the file compresses better (lossy)",
+        "Rounds float constants to values that deflate well: the file keeps its size, its types and its "
+        "speed, and the compressed download gets smaller. The model is run before and after. LOSSY: outputs "
+        "change a little.",
+        (
+            ("files", IN_OUT),
+            ("how to round", _ROUNDING),
+            ("verification", _SEARCHING),
             ("writing", WRITING),
             ("talk", TALKING),
         ),
