@@ -17,12 +17,15 @@ import enum, json, os, signal, sys, time
 import numpy as np
 
 class OpResolverType(enum.Enum):
+    BUILTIN_REF = 2
     BUILTIN_WITHOUT_DEFAULT_DELEGATES = 3
+
+KERNELS = {None: "default", OpResolverType.BUILTIN_REF: "reference"}
 
 class Interpreter:
     def __init__(self, model_path, num_threads, experimental_op_resolver_type=None):
         self.model = json.load(open(model_path))
-        self.plain = experimental_op_resolver_type is not None
+        self.kernels = KERNELS.get(experimental_op_resolver_type, "plain")
         self.shapes = [list(item["shape"]) for item in self.model["inputs"]]
         self.values = [None] * len(self.shapes)
         self.calls = self.variable = 0
@@ -30,7 +33,7 @@ class Interpreter:
 
     def misbehave(self, stage):
         for deed in self.model.get(stage, []):
-            if deed.get("resolver", "any") not in ("any", "plain" if self.plain else "default"):
+            if deed.get("resolver", "any") not in ("any", self.kernels):
                 continue
             if "from_call" in deed and self.calls < deed["from_call"]:
                 continue
