@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,10 @@ CARRIERS = frozenset([
     "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK",
 ])
 # fmt: on
+# Operators that keep something from call to call, or run other subgraphs, whose operators cannot be seen.
+KEEPERS = re.compile(
+    r"VAR_HANDLE|READ_VARIABLE|ASSIGN_VARIABLE|HASHTABLE.*|CALL_ONCE|WHILE|IF|STABLEHLO_.*|SVDF|.*(LSTM|RNN).*"
+)
 MMAP_FROM_NBYTES = 1 << 20
 # What the runtimes call the kernels that are asked for; without any they take their default delegates.
 KERNELS = {"builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
@@ -195,13 +200,12 @@ def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any
     return inputs[1], int(min(fitting or table))
 
 
-def index_bounds(interpreter: Any) -> dict[int, int]:
+def index_bounds(interpreter: Any, nodes: list[tuple[str, list[int], list[int]]]) -> dict[int, int]:
     """For each tensor of the primary subgraph that ends as an index: the size it must stay below.
 
     Walks the operators from the last to the first, handing a bound from the output of an operator that
     only carries values to its inputs. Must be called before the graph is delegated.
     """
-    nodes = _nodes(interpreter)
     if not nodes:
         return {}
     shapes = {
@@ -224,8 +228,9 @@ def index_bounds(interpreter: Any) -> dict[int, int]:
 
 def describe(interpreter: Any) -> dict[str, Any]:
     """Inputs and outputs of the primary subgraph and of every signature, as the file declares them."""
+    nodes = _nodes(interpreter)
     try:
-        bounds = index_bounds(interpreter)
+        bounds = index_bounds(interpreter, nodes)
     except Exception:
         bounds = {}
     inputs = [tensor_facts(detail, detail["name"], bounds) for detail in interpreter.get_input_details()]
@@ -246,7 +251,16 @@ def describe(interpreter: Any) -> dict[str, Any]:
         # The operators of other subgraphs cannot be seen: an input of the same name is taken for the same.
         for facts in entry["inputs"]:
             facts["below"] = facts["below"] or by_name.get(facts["name"])
-    return {"inputs": inputs, "outputs": outputs, "signatures": signatures}
+    names = [name for name, _, _ in nodes]
+    primary = all(_subgraph_of(interpreter, entry["key"]) == 0 for entry in signatures)
+    # A custom operator, whose name is its author's, may keep anything.
+    innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "signatures": signatures,
+        "keeps_state": not (primary and names and len(innocent) == len(names)),
+    }
 
 
 def _subgraph_of(interpreter: Any, key: str) -> int:
@@ -279,7 +293,24 @@ class Service:
             self._emit({"done": True, "seconds": time.monotonic() - started})
         except Exception as error:
             self._loaded = None
-            self._emit({**self._where, "error": str(error) or type(error).__name__})
+            text = str(error) or type(error).__name__
+            if self._where["stage"] == "allocating" and self._is_bound(request):
+                text = f"out of memory: it reserves much more than it may ({text})"
+            self._emit({**self._where, "error": text})
+
+    def _is_bound(self, request: dict[str, Any]) -> bool:
+        """Whether a model that was refused would have been allocated with all memory that there is."""
+        if request.get("memory") is None:
+            return False
+        _bound_memory(None)
+        try:
+            interpreter = self._runtime.build(request["model"], request["resolver"], request["threads"])
+            interpreter.allocate_tensors()
+        except Exception:
+            return False
+        finally:
+            _bound_memory(request["memory"])
+        return True
 
     def _poison(self, byte: int) -> None:
         """From now on, memory that a kernel reads before it wrote it holds something else than usual."""

@@ -74,7 +74,7 @@ class Repeats:
         first.begin(self._request(reference, after, calls), self._scratch.folder())
         if not self._probed:
             # Twice, one after the other: what differs then is carried over from call to call.
-            times = 1 if self._options.independent else 2
+            times = 2 if reference.interface.keeps_state and not self._options.independent else 1
             asked = [call for call in calls for _ in range(times)]
             second.begin(self._request(reference, self._path, asked), self._scratch.folder())
         rerun = first.finish(self._options.timeout)
