@@ -10,6 +10,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,12 +29,19 @@ class Container:
         data: All bytes, read-only, not copied.
     """
 
-    __slots__ = ("_map", "data", "path")
+    __slots__ = ("__weakref__", "_map", "_state", "data", "path")
 
-    def __init__(self, path: str, data: memoryview, mapped: mmap.mmap | None) -> None:
+    def __init__(
+        self, path: str, data: memoryview, mapped: mmap.mmap | None, descriptor: int | None = None
+    ) -> None:
         self.path = path
         self.data = data
         self._map = mapped
+        self._state: tuple[int, tuple[int, int]] | None = None
+        if descriptor is not None:
+            kept = os.dup(descriptor)
+            weakref.finalize(self, os.close, kept)
+            self._state = kept, _state(kept)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Container:
@@ -53,9 +61,9 @@ class Container:
                 if os.fstat(file.fileno()).st_size == 0:
                     raise FormatError("the file is empty", file=name)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return cls(name, memoryview(mapped), mapped, file.fileno())
         except OSError as error:
             raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
-        return cls(name, memoryview(mapped), mapped)
 
     @classmethod
     def of_bytes(cls, data: bytes, name: str = "<bytes>") -> Container:
@@ -69,6 +77,19 @@ class Container:
         """Size of the file."""
         return len(self.data)
 
+    def ensure_unchanged(self) -> None:
+        """Checks that nobody wrote into the file since it was opened; that it was replaced is no matter.
+
+        Raises:
+            FileAccessError: Its size or the time of its last change is another one.
+        """
+        if self._state is not None and _state(self._state[0]) != self._state[1]:
+            raise FileAccessError(
+                "was changed while it was being read",
+                file=self.path,
+                remedy="run it again when nobody writes into it",
+            )
+
     def release(self, offset: int, nbytes: int) -> None:
         """Tells the system that these bytes are not needed in memory for now. They stay readable."""
         if self._map is None or nbytes < _PIECE or not hasattr(self._map, "madvise"):
@@ -78,6 +99,11 @@ class Container:
         length = (offset + nbytes) // page * page - start
         if length > 0:
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
