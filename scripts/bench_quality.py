@@ -5,9 +5,9 @@
 
 MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite``; the folder of inputs
 (``../inputs`` beside it) holds ``NAME.calib.npz``, which may be used to calibrate and to search, and
-``NAME.eval.npz``, which alone counts below. The peer (extra ``[bench]``) runs every recipe that it offers, on the file as
-it is and on a copy with repaired operator codes; what it makes counts if the interpreter runs it. What is in
-the working folder already is not made again.
+``NAME.eval.npz``, which alone counts below. The peer (extra ``[bench]``) runs every recipe that it offers, on
+the file as it is and on a copy with repaired operator codes; what it makes counts if the interpreter runs it.
+What is in the working folder already is not made again.
 """
 
 from __future__ import annotations
