@@ -404,8 +404,9 @@ COMMANDS = (
     Command(
         "verify",
         "run two files on the same inputs and compare their outputs",
-        "Runs both files in processes of their own on the same inputs and compares every output of every "
-        "signature. Exit 0: within the tolerance; 4: not; 0 with UNVERIFIED when BEFORE cannot run.",
+        "Runs both files in processes of their own, twice, on the same inputs and compares every output of "
+        "every signature. Exit 0: within the tolerance; 4: not, or AFTER crashes, hangs, takes too much "
+        "memory or does not repeat its outputs; 0 with UNVERIFIED when that is so of BEFORE.",
         (
             (
                 "files",
@@ -419,7 +420,7 @@ COMMANDS = (
                 (
                     *JUDGING,
                     _flag("--exact", help="outputs must be equal to the bit"),
-                    _flag("--require", help="exit 3 when BEFORE cannot run"),
+                    _flag("--require", help="exit 3 when UNVERIFIED"),
                     _value("--report", help="write the verdict as JSON", metavar="FILE.json"),
                 ),
             ),

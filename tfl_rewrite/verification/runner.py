@@ -248,11 +248,12 @@ class Worker:
             raise UsageError(
                 f"cannot be started: {error.strerror}", file=self._runtime.python, remedy=self._runtime.remedy
             ) from error
-        self._watch.add(self._process.pid)
         # A new queue for each process: what a killed one still had to say must not pass for an answer.
         self._messages = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
         self._greet()
+        # Not before: what loads a runtime is no model.
+        self._watch.add(self._process.pid)
 
     def _greet(self) -> None:
         try:
