@@ -23,6 +23,7 @@ from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
     from tfl_rewrite.verification import Judge, Tolerance, Verdict
+    from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -43,6 +44,7 @@ class Verification:
         runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
         timeout: Seconds for each run of a file.
         blame_seconds: How long to look for the constants that did the damage after a failure.
+        blame: Whether to run both files operator by operator as well, after the verdict.
     """
 
     mode: str = "auto"
@@ -53,6 +55,7 @@ class Verification:
     runtime: str = "litert"
     timeout: float = 600.0
     blame_seconds: float = 5.0
+    blame: bool = False
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes the judge of files rewritten from ``before``."""
@@ -69,6 +72,22 @@ class Verification:
             timeout=self.timeout,
         )
 
+    def trace(self, before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Blame | None:
+        """Runs both operator by operator, where that is asked for."""
+        if not self.blame:
+            return None
+        from tfl_rewrite.blaming import blame
+
+        return blame(
+            before,
+            after,
+            inputs=self.inputs,
+            samples=self.samples,
+            seed=self.seed,
+            runtime=self.runtime,
+            timeout=self.timeout,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -79,6 +98,7 @@ class Report:
         verdict: Of the interpreter; None where nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
     """
@@ -92,6 +112,7 @@ class Report:
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
+    blame: Blame | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     deflated: tuple[int, int] | None = None
@@ -110,6 +131,7 @@ class Report:
             "verdict": self.verdict.to_dict() if self.verdict else None,
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
             "notes": list(self.notes),
@@ -255,16 +277,17 @@ def _judge(
         verdict = judge.compare(made)
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
-        if verdict.passed:
-            return Report(outcome="rewritten", verdict=verdict, **common)
         damage = None
-        if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+        if not verdict.passed and len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
             from tfl_rewrite.damage import measure_damage
 
             damage = measure_damage(
                 common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )
-    report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
+    blame = settings.trace(expected, made)
+    if verdict.passed:
+        return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
+    report = Report(outcome="failed", verdict=verdict, damage=damage, blame=blame, **common)
     reasons = "; ".join(verdict.reasons)
     raise RewriteFailed(
         f"the rewritten model differs too much, nothing was written: {reasons}",

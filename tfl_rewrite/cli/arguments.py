@@ -49,6 +49,21 @@ WRITING = (
     ),
 )
 
+BLAMING = (
+    _flag(
+        "--blame",
+        help="after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    ),
+    _value(
+        "--blame-out",
+        help="write that as node data for Model Explorer, over the graph of the rewritten file; implies "
+        "--blame",
+        metavar="FILE.json",
+        default=None,
+    ),
+)
+
 JUDGING = (
     _value(
         "--inputs",
@@ -82,6 +97,7 @@ JUDGING = (
         metavar="NAME",
     ),
     _value("--timeout", help="seconds for each run of a file (default: 600)", type=float, default=600.0),
+    *BLAMING,
 )
 
 VERIFYING = (

@@ -24,6 +24,7 @@ from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
 if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance
+    from tfl_rewrite.verification.blame_report import Blame
 
 _BAR_AFTER_SECONDS = 1.0
 
@@ -128,7 +129,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
     )
     if arguments.min_snr is None:
         arguments.min_snr = 10.0
-    _check_report(arguments.report, (arguments.source, arguments.target))
+    _check_reports(arguments, (arguments.source, arguments.target))
     check_target(arguments.target, force=arguments.force)
     if searched:
         from tfl_rewrite.rounding_search import search_rounding
@@ -149,7 +150,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.verification import verify
 
-    _check_report(arguments.report, (arguments.before, arguments.after))
+    _check_reports(arguments, (arguments.before, arguments.after))
     verdict = verify(
         arguments.before,
         arguments.after,
@@ -160,9 +161,25 @@ def verify_files(arguments: argparse.Namespace) -> int:
         runtime=arguments.runtime,
         timeout=arguments.timeout,
     )
+    found = None
+    if (arguments.blame or arguments.blame_out) and verdict.status != "unverified":
+        from tfl_rewrite.blaming import blame
+
+        found = blame(
+            arguments.before,
+            arguments.after,
+            inputs=tuple(arguments.inputs),
+            samples=arguments.samples,
+            seed=arguments.seed,
+            runtime=arguments.runtime,
+            timeout=arguments.timeout,
+        )
     if not arguments.quiet:
         _print(verdict.summary_lines())
-    _write_json(arguments.report, {"schema": 1, **verdict.to_dict()})
+        _print(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
+    extra = {"blame": found.to_dict()} if found else {}
+    _write_json(arguments.report, {"schema": 1, **verdict.to_dict(), **extra})
+    _write_node_data(arguments.blame_out, found)
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
@@ -249,11 +266,12 @@ def _verification(arguments: argparse.Namespace) -> Verification:
         runtime=arguments.runtime,
         timeout=arguments.timeout,
         blame_seconds=arguments.blame_seconds,
+        blame=arguments.blame or arguments.blame_out is not None,
     )
 
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
-    _check_report(arguments.report, (arguments.source, arguments.target))
+    _check_reports(arguments, (arguments.source, arguments.target))
     verification = _verification(arguments)
     talks = sys.stderr is not None and sys.stderr.isatty()
     bar = _Bar(enabled=talks and not arguments.quiet)
@@ -284,6 +302,7 @@ def _show(arguments: argparse.Namespace, report: Report) -> None:
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
     _write_json(arguments.report, report.to_dict())
+    _write_node_data(arguments.blame_out, report.blame)
 
 
 def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
@@ -295,8 +314,8 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 
 
 def _print(lines: list[str]) -> None:
-    if sys.stdout is None:
-        return  # The caller closed it.
+    if sys.stdout is None or not lines:
+        return  # The caller closed it, or there is nothing to say.
     text = "\n".join(lines) + "\n"
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
@@ -326,6 +345,16 @@ def _check_report(path: str | None, files: Sequence[str]) -> None:
         raise UsageError("is a model; the report would replace it", file=path, remedy="name another file")
 
 
+def _check_reports(arguments: argparse.Namespace, files: Sequence[str]) -> None:
+    _check_report(arguments.report, files)
+    _check_report(arguments.blame_out, files)
+    given = [os.path.realpath(path) for path in (arguments.report, arguments.blame_out) if path]
+    if len(set(given)) < len(given):
+        raise UsageError(
+            "is named by --report and --blame-out", file=arguments.report, remedy="name two files"
+        )
+
+
 def _write_json(path: str | None, data: dict[str, Any]) -> None:
     if path is None:
         return
@@ -337,6 +366,11 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
             file.write("\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
+
+
+def _write_node_data(path: str | None, found: Blame | None) -> None:
+    if path is not None and found is not None and found.failure is None:
+        _write_json(path, found.node_data())
 
 
 class _Counter:

@@ -123,7 +123,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what JSON cannot say (infinite, NaN) becomes a string such as ``inf``."""
-        result: dict[str, Any] = _plain(asdict(self))
+        result: dict[str, Any] = plain(asdict(self))
         return result
 
     def summary_lines(self) -> list[str]:
@@ -143,11 +143,12 @@ class Verdict:
         return lines
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON can say it: infinite and NaN as text, tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -124,6 +124,9 @@ class Worker:
         folder: Where its standard error is kept.
     """
 
+    script = Path(__file__).with_name("child.py")
+    """What is started; others speak the same protocol."""
+
     def __init__(self, runtime: RuntimeChoice, folder: Path) -> None:
         self._runtime = runtime
         self._stderr_path = folder / "stderr"
@@ -216,7 +219,7 @@ class Worker:
             pass
 
     def _start(self) -> None:
-        script = str(Path(__file__).with_name("child.py"))
+        script = str(self.script)
         environment = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "-1",
