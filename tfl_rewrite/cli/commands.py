@@ -151,10 +151,11 @@ def verify_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.verification import verify
 
     _check_reports(arguments, (arguments.before, arguments.after))
+    inputs = _inputs(arguments, arguments.before)
     verdict = verify(
         arguments.before,
         arguments.after,
-        inputs=tuple(arguments.inputs),
+        inputs=inputs,
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments, exact=arguments.exact),
@@ -168,7 +169,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
         found = blame(
             arguments.before,
             arguments.after,
-            inputs=tuple(arguments.inputs),
+            inputs=inputs,
             samples=arguments.samples,
             seed=arguments.seed,
             runtime=arguments.runtime,
@@ -256,10 +257,23 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+def _inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLike[str], ...]:
+    """Pictures and sound are read as the options, then the metadata of a model say."""
+    options = (arguments.input_range, arguments.input_layout, arguments.sample_rate)
+    if not arguments.inputs and options == (None, None, None):
+        return ()
+    from tfl_rewrite.media_metadata import media_inputs
+
+    value_range, layout, sample_rate = options
+    return media_inputs(
+        model, arguments.inputs, value_range=value_range, layout=layout, sample_rate=sample_rate
+    )
+
+
 def _verification(arguments: argparse.Namespace) -> Verification:
     return Verification(
         mode=arguments.verify,
-        inputs=tuple(arguments.inputs),
+        inputs=_inputs(arguments, arguments.source),
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
