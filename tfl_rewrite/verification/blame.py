@@ -15,20 +15,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import UsageError
 from .blame_report import Blame
 from .cleanup import Scratch, TerminationGuard
 from .inputs import real_inputs
+from .interface import TensorFacts
 from .layers import inserted_operators, layers_of, unmatched_outputs
 from .matching import Match, match_outputs
+from .media import to_input
 from .report import JudgeInfo
 from .runner import RESOLVERS, RuntimeChoice
-from .samples import RECIPES, Step, made_steps, recipes_for, write_steps
-from .tensor_tally import TensorTally
+from .samples import RECIPES, Array, Step, made_steps, recipes_for, write_steps
+from .tensor_tally import TensorTally, is_real, real_pieces
 from .tracing import Trace, TraceFailed, Tracer
 
 PathLike = str | os.PathLike[str]
 
+Call = dict[str, Any]
+"""An entry of the list that `write_steps` writes."""
 SAMPLES = 4
 """How many samples tell enough: an operator output is a thousand values and more in each."""
 BATCH_NBYTES = 256 << 20
@@ -80,7 +86,7 @@ def blame(
             try:
                 found = work.run(tuple(inputs), samples, seed)
             except TraceFailed as failed:
-                return Blame(judge=work.judge, failure=f"{work.whose} {failed}")
+                return Blame(judge=work.judge, failure=f"{work.whose}{failed}")
         finally:
             for tracer in tracers:
                 tracer.close()
@@ -96,10 +102,10 @@ class _Blaming:
         self._scratch = scratch
         self._threads = threads
         self.judge: JudgeInfo | None = None
-        self.whose = "the original:"
+        self.whose = "the original: "
 
     def run(self, inputs: tuple[PathLike, ...], samples: int, seed: int) -> Blame:
-        self.whose = "the original:"
+        self.whose = "the original: "
         first = self._before.open()
         hello = self._before.hello
         self.judge = JudgeInfo(
@@ -109,19 +115,20 @@ class _Blaming:
             threads=self._threads,
             python=hello["python"],
         )
-        self.whose = "the rewritten file:"
+        self.whose = "the rewritten file: "
         second = self._after.open()
         if not first.nodes or not second.nodes:
             return Blame(judge=self.judge, failure="this runtime does not tell which operators a model has")
         steps, notes = _real_steps(first, inputs, samples)
         recipes = RECIPES[:1] if steps else recipes_for(first.interface)
-        calls: list[dict[str, Any]] = []
+        made: list[Step] = []
+        calls: list[Call] = []
         sizes: dict[int, int] = {}
         for recipe in recipes:
             made = steps or made_steps(first.interface.primary, count=samples, seed=seed, recipe=recipe)
             listed = write_steps(made, self._scratch.folder())
             calls = json.loads(listed.read_text(encoding="utf-8"))
-            self.whose = "the original:"
+            self.whose = "the original: "
             try:
                 self._before.begin(0, calls[0])
                 sizes = self._before.finish()
@@ -135,7 +142,8 @@ class _Blaming:
                 notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
             break
         matches = match_outputs(first, second)
-        tallies = self._measure(first, second, matches, calls, sizes)
+        calls_after = _for_rewritten(first, second, made, calls, self._scratch)
+        tallies = self._measure(first, second, matches, list(zip(calls, calls_after, strict=True)), sizes)
         layers = layers_of(first, second, matches, tallies)
         return Blame(
             judge=self.judge,
@@ -152,21 +160,21 @@ class _Blaming:
         first: Trace,
         second: Trace,
         matches: list[Match],
-        calls: list[dict[str, Any]],
+        calls: list[tuple[Call, Call]],
         sizes: dict[int, int],
     ) -> list[TensorTally]:
         tallies = [
             TensorTally(first.tensors[match.before_tensor], second.tensors[match.after_tensor])
             for match in matches
         ]
-        for number, call in enumerate(calls):
+        for number, (call, call_after) in enumerate(calls):
             if number:
                 self._before.begin(number, call)
-            self._after.begin(number, call)
-            self.whose = "the original:"
+            self._after.begin(number, call_after)
+            self.whose = "the original: "
             if number:
                 sizes = self._before.finish()
-            self.whose = "the rewritten file:"
+            self.whose = "the rewritten file: "
             sizes_after = self._after.finish()
             self.whose = ""
             need = [
@@ -188,6 +196,44 @@ class _Blaming:
                     tally.problem = f"cannot be read: {why}"
                 else:
                     tally.add(ours.array(match.before_tensor), theirs.array(match.after_tensor))
+
+
+def _for_rewritten(
+    first: Trace, second: Trace, steps: Sequence[Step], calls: list[Call], scratch: Scratch
+) -> list[Call]:
+    """The same samples in the types of the rewritten model's inputs, where those are quantized otherwise."""
+    ours, theirs = first.interface.primary.inputs, second.interface.primary.inputs
+    if len(ours) != len(theirs) or all(
+        (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points)
+        for one, other in zip(ours, theirs, strict=True)
+    ):
+        return calls
+    tensors = [facts.tensor for facts in ours]
+    converted = []
+    for step in steps:
+        entry = first.interface.find(step.signature)
+        assert entry is not None
+        given = {facts.tensor: value for facts, (_, value) in zip(entry.inputs, step.values, strict=True)}
+        if set(given) != set(tensors):
+            return calls
+        values = [
+            (other.tensor, _converted(given[one.tensor], one, other))
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+        converted.append(Step(signature=None, values=tuple(values)))
+    listed = write_steps(converted, scratch.folder())
+    found: list[Call] = json.loads(listed.read_text(encoding="utf-8"))
+    return found
+
+
+def _converted(value: Array, one: TensorFacts, other: TensorFacts) -> Array:
+    if (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points):
+        return value
+    if not (is_real(one) and is_real(other)):
+        return value
+    pieces = list(real_pieces(value, one))
+    flat = np.concatenate(pieces) if pieces else np.empty(0)
+    return to_input(flat.reshape(value.shape), other)
 
 
 def _batches(need: Sequence[int]) -> Iterator[list[int]]:

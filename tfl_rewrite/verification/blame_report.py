@@ -71,7 +71,8 @@ class Blame:
     Attributes:
         failure: Why there is nothing to show, or None.
         layers: In the order in which the original computes them.
-        unmatched: Operator outputs of the original without a counterpart, as ``index TYPE name``.
+        unmatched: Operator outputs of the original that were not compared, as ``index TYPE name``, or with
+            the reason; without one, they have no counterpart.
         inserted: Operators of the rewritten file without a counterpart, by type.
         graph: The name under which Model Explorer knows the primary subgraph.
     """
@@ -136,7 +137,7 @@ class Blame:
             more = (
                 f", and {len(self.unmatched) - len(shown)} more" if len(shown) < len(self.unmatched) else ""
             )
-            lines.append(f"  without a counterpart: {', '.join(shown)}{more}")
+            lines.append(f"  not compared: {', '.join(shown)}{more}")
         return lines + [f"  note: {note}" for note in self.notes]
 
     def _table(self, verbose: bool) -> list[str]:

@@ -7,15 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from .blame_report import MARKED, Layer
-from .matching import CONVERSIONS, Match
+from .matching import Match, weight_tensors
 from .tensor_tally import TensorTally
 from .tracing import Node, Trace
 
 # Below this noise-to-signal ratio (-120 dB) it is the order of float32 additions that differs.
 _QUIET = 1e-12
 _GROWS = 1.5
-# Operators that make a weight of a stored constant, not an activation.
-_UNPACKING = CONVERSIONS | {"DENSIFY", "TRANSPOSE"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +26,13 @@ class _View:
 
     @classmethod
     def of(cls, trace: Trace) -> _View:
-        return cls(trace=trace, producers=trace.producers(), unpacked=_weight_tensors(trace))
+        return cls(trace=trace, producers=trace.producers(), unpacked=weight_tensors(trace))
 
 
 def unmatched_outputs(trace: Trace, matches: list[Match], tallies: list[TensorTally]) -> list[str]:
     """Operator outputs of the original that were not compared, as ``index TYPE name`` or with the reason."""
     paired = {match.before_tensor for match in matches}
-    unpacked = _weight_tensors(trace)
+    unpacked = weight_tensors(trace)
     texts = [
         f"{node.index} {node.operator} {trace.tensors[tensor].tensor!a}"
         for node in trace.nodes
@@ -49,21 +47,10 @@ def unmatched_outputs(trace: Trace, matches: list[Match], tallies: list[TensorTa
 
 
 def inserted_operators(trace: Trace, matches: list[Match]) -> dict[str, int]:
-    """Operators of the rewritten model that are the counterpart of none, by type."""
+    """Operators of the rewritten model that give something and are the counterpart of none, by type."""
     paired = {match.after.index for match in matches}
-    return dict(Counter(node.operator for node in trace.nodes if node.index not in paired))
-
-
-def _weight_tensors(trace: Trace) -> set[int]:
-    """Tensors that operators only unpack from constants."""
-    given = set(trace.inputs) | set(trace.producers())
-    found: set[int] = set()
-    for node in trace.nodes:
-        if node.operator in _UNPACKING and node.inputs:
-            used = {tensor for tensor in node.inputs if tensor >= 0}
-            if all(tensor in found or tensor not in given for tensor in used):
-                found.update(node.outputs)
-    return found
+    lone = (node for node in trace.nodes if node.index not in paired and node.outputs)
+    return dict(Counter(node.operator for node in lone))
 
 
 def layers_of(first: Trace, second: Trace, matches: list[Match], tallies: list[TensorTally]) -> list[Layer]:

@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from .interface import TensorFacts
 from .tracing import Node, Trace
 
-# What a rewrite inserts between two operators without computing anything new.
-CONVERSIONS = frozenset(["DEQUANTIZE", "QUANTIZE", "CAST", "RESHAPE"])
+# Operators that make a weight of a stored constant, not an activation.
+_UNPACKING = frozenset(["CAST", "DENSIFY", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"])
 # Aligning takes time that grows with the square of the repetitions; longer lists are matched by count alone.
 _ALIGN_UP_TO = 4000
 
@@ -51,6 +52,8 @@ def _by_name(before: Trace, after: Trace) -> list[Match]:
         if name not in names_after:
             continue
         other, _, counterpart = names_after[name]
+        if not _may_be_same(before.tensors[tensor], after.tensors[counterpart]):
+            continue
         result.append(
             Match(
                 before=node,
@@ -64,12 +67,32 @@ def _by_name(before: Trace, after: Trace) -> list[Match]:
     return result
 
 
+def _may_be_same(one: TensorFacts, other: TensorFacts) -> bool:
+    """Whether the sizes agree, but for axes of one element; free sizes are known only when it runs."""
+    if -1 in one.shape_signature or -1 in other.shape_signature or 0 in (*one.shape, *other.shape):
+        return True
+    return [size for size in one.shape if size != 1] == [size for size in other.shape if size != 1]
+
+
+def weight_tensors(trace: Trace) -> set[int]:
+    """Tensors that operators only unpack from constants."""
+    given = set(trace.inputs) | set(trace.producers())
+    found: set[int] = set()
+    for node in trace.nodes:
+        if node.operator in _UNPACKING and node.inputs:
+            used = {tensor for tensor in node.inputs if tensor >= 0}
+            if all(tensor in found or tensor not in given for tensor in used):
+                found.update(node.outputs)
+    return found
+
+
 def _unique_names(trace: Trace) -> dict[str, tuple[Node, int, int]]:
+    weights = weight_tensors(trace)
     given = [
         (trace.tensors[tensor].tensor, node, position, tensor)
         for node in trace.nodes
         for position, tensor in enumerate(node.outputs)
-        if tensor in trace.tensors
+        if tensor in trace.tensors and tensor not in weights
     ]
     count = Counter(name for name, *_ in given)
     return {

@@ -147,10 +147,12 @@ class TraceService:
         for index in request["tensors"]:
             try:
                 value = np.asarray(self._interpreter.get_tensor(index))
+                # A resource has no value, and comes as an object that is none.
+                child.save_array(Path(request["out"]) / str(index), value)
+            except OSError:
+                raise
             except Exception as error:
                 unreadable[index] = str(error) or type(error).__name__
-                continue
-            child.save_array(Path(request["out"]) / str(index), value)
         return {"unreadable": unreadable}
 
 
