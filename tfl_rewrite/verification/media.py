@@ -176,9 +176,10 @@ def to_input(values: Array, facts: TensorFacts) -> Array:
         zero = facts.zero_points[0] if facts.zero_points else 0
         values = values / facts.scales[0] + zero
     limits = np.iinfo(dtype)
-    # In float64, so that the largest int64 is not rounded up beyond itself.
-    clipped = np.clip(np.rint(values.astype(np.float64)), float(limits.min), float(limits.max))
-    return clipped.astype(dtype)
+    # The largest int64 is no float64: the next above it would wrap to the smallest.
+    highest = float(limits.max)
+    highest = highest if int(highest) <= limits.max else float(np.nextafter(highest, 0.0))
+    return np.clip(np.rint(values.astype(np.float64)), float(limits.min), highest).astype(dtype)
 
 
 def check_numeric(facts: TensorFacts, kind: str) -> None:
