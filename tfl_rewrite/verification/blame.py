@@ -176,7 +176,7 @@ class _Blaming:
                 sizes = self._before.finish()
             self.whose = "the rewritten file: "
             sizes_after = self._after.finish()
-            self.whose = ""
+            self.whose = "reading tensors: "
             need = [
                 sizes.get(match.before_tensor, 0) + sizes_after.get(match.after_tensor, 0)
                 for match in matches

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from .blame_report import MARKED, Layer
-from .matching import Match, weight_tensors
+from .matching import HANDLES, Match, weight_tensors
 from .tensor_tally import TensorTally
 from .tracing import Node, Trace
 
@@ -38,6 +38,7 @@ def unmatched_outputs(trace: Trace, matches: list[Match], tallies: list[TensorTa
         for node in trace.nodes
         for tensor in node.outputs
         if tensor in trace.tensors and tensor not in paired and tensor not in unpacked
+        if node.operator not in HANDLES
     ]
     return texts + [
         f"{match.before.index} {match.before.operator} ({tally.problem})"
@@ -49,7 +50,11 @@ def unmatched_outputs(trace: Trace, matches: list[Match], tallies: list[TensorTa
 def inserted_operators(trace: Trace, matches: list[Match]) -> dict[str, int]:
     """Operators of the rewritten model that give something and are the counterpart of none, by type."""
     paired = {match.after.index for match in matches}
-    lone = (node for node in trace.nodes if node.index not in paired and node.outputs)
+    lone = (
+        node
+        for node in trace.nodes
+        if node.index not in paired and node.outputs and node.operator not in HANDLES
+    )
     return dict(Counter(node.operator for node in lone))
 
 

@@ -11,6 +11,8 @@ from .tracing import Node, Trace
 
 # Operators that make a weight of a stored constant, not an activation.
 _UNPACKING = frozenset(["CAST", "DENSIFY", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"])
+# What they give is a handle: reading its value yields rubbish, or ends the process.
+HANDLES = frozenset(["VAR_HANDLE", "HASHTABLE"])
 # Aligning takes time that grows with the square of the repetitions; longer lists are matched by count alone.
 _ALIGN_UP_TO = 4000
 
@@ -92,7 +94,7 @@ def _unique_names(trace: Trace) -> dict[str, tuple[Node, int, int]]:
         (trace.tensors[tensor].tensor, node, position, tensor)
         for node in trace.nodes
         for position, tensor in enumerate(node.outputs)
-        if tensor in trace.tensors and tensor not in weights
+        if tensor in trace.tensors and tensor not in weights and node.operator not in HANDLES
     ]
     count = Counter(name for name, *_ in given)
     return {
@@ -110,6 +112,8 @@ def _by_place(before: Trace, after: Trace, settled: list[Match]) -> list[Match]:
     second = _candidates(after, anchors_after)
     result = []
     for node, other in _aligned(first, second):
+        if node.operator in HANDLES:
+            continue
         for position, (tensor, counterpart) in enumerate(zip(node.outputs, other.outputs, strict=False)):
             if tensor in done_before or counterpart in done_after:
                 continue
