@@ -74,6 +74,12 @@ def test_verify_blames(capsys, fixtures, digits, tmp_path):
     assert code == 0 and "blame" not in said
 
 
+def test_nothing_compared_nothing_to_blame(capsys, digits, tmp_path):
+    out = tmp_path / "out.tflite"
+    code, said, _ = call(capsys, "compact", digits, out, "--verify", "off", "--blame")
+    assert code == 0 and "blame: not run, because nothing was compared" in said
+
+
 def test_reports_may_not_replace_a_model_or_each_other(capsys, digits, tmp_path):
     code, _, said = call(capsys, "verify", digits, digits, "--blame-out", digits)
     assert code == 2 and "is a model" in said

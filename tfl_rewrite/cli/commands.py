@@ -178,6 +178,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _print(verdict.summary_lines())
         _print(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
+        _print(_no_blame(arguments, found))
     extra = {"blame": found.to_dict()} if found else {}
     _write_json(arguments.report, {"schema": 1, **verdict.to_dict(), **extra})
     _write_node_data(arguments.blame_out, found)
@@ -313,6 +314,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
 def _show(arguments: argparse.Namespace, report: Report) -> None:
     if not arguments.quiet:
         _print(report_lines(report, verbose=arguments.verbose))
+        _print(_no_blame(arguments, report.blame))
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
     _write_json(arguments.report, report.to_dict())
@@ -380,6 +382,11 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
             file.write("\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
+
+
+def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
+    asked = arguments.blame or arguments.blame_out is not None
+    return ["blame: not run, because nothing was compared"] if asked and found is None else []
 
 
 def _write_node_data(path: str | None, found: Blame | None) -> None:

@@ -154,17 +154,21 @@ def read_picture(path: Path, channels: int, size: tuple[int, int] | None) -> Arr
     Raises:
         UsageError: Pillow is missing, or the file is damaged, too large, or no such picture.
     """
-    image = _open(path)
+    module = _image()
     try:
-        if image.mode.startswith("I"):
-            # 16 bits a pixel, which conversion would clip to white.
-            image = _image().fromarray(
-                (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            )
-        image = image.convert(_MODES[channels])
-        if size is not None and image.size != (size[1], size[0]):
-            image = image.resize((size[1], size[0]), _image().Resampling.BILINEAR)
-        return np.asarray(image, dtype=np.uint8).reshape(image.size[1], image.size[0], channels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open(path)
+            if image.mode.startswith("I"):
+                # 16 bits a pixel, which conversion would clip to white.
+                high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+                image = module.fromarray(high.astype(np.uint8))
+            image = image.convert(_MODES[channels])
+            if size is not None and image.size != (size[1], size[0]):
+                image = image.resize((size[1], size[0]), module.Resampling.BILINEAR)
+            return np.asarray(image, dtype=np.uint8).reshape(image.size[1], image.size[0], channels)
+    except UsageError:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -176,8 +180,8 @@ def _open(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             # What Pillow only warns of below its limit is far beyond any model's input.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", module.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)
             with module.open(path, formats=_FORMATS) as image:
                 image.load()
                 return ImageOps.exif_transpose(image)
