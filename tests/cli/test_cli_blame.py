@@ -51,7 +51,7 @@ def test_a_writing_command_blames_after_its_verdict(capsys, digits, photos, tmp_
     assert any("0..255 mapped to -0.5..1" in line for line in lines[:table])
     assert any("<- #1" in line for line in lines[table:])
     layers = json.loads(report.read_text())["blame"]["layers"]
-    assert len(layers) == 7 and {row["rank"] for row in layers} >= {1, 2}
+    assert len(layers) == 7 and 1 in {row["rank"] for row in layers}
     results = next(iter(json.loads(nodes.read_text()).values()))["results"]
     assert {int(key) for key in results} == {row["after_index"] for row in layers}
 
@@ -68,7 +68,7 @@ def test_verify_blames(capsys, fixtures, digits, tmp_path):
     report = tmp_path / "r.json"
     other = fixtures / "digits_cnn_dynamic_range.tflite"
     code, said, _ = call(capsys, "verify", digits, other, "--blame", "--report", report, "--samples", "1")
-    assert code == 0 and "most noise is added by: " in said
+    assert code == 0 and "the ratio falls most at: " in said
     assert json.loads(report.read_text())["blame"]["sample_count"] == 1
     code, said, _ = call(capsys, "verify", digits, other, "--samples", "1")
     assert code == 0 and "blame" not in said

@@ -14,8 +14,9 @@ import tiny_models
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.verification import blame as blame_module
 from tfl_rewrite.verification.blame import blame
-from tfl_rewrite.verification.blame_report import EQUAL_DB
+from tfl_rewrite.verification.blame_report import EQUAL_DB, Layer
 from tfl_rewrite.verification.interface import TensorFacts
+from tfl_rewrite.verification.layers import _ranked
 from tfl_rewrite.verification.tensor_tally import TensorTally
 
 
@@ -177,6 +178,48 @@ def test_the_short_table_keeps_what_tells(tmp_path):
     assert sum("step50" in line and "#1 enters" in line for line in short) == 1
     assert sum(line.endswith("output") for line in short) == 1
     assert any("and 20 more" in line for line in short)
+
+
+def layer(index: int, snr: float | None, inputs: float | None, *, output: bool = False) -> Layer:
+    return Layer(
+        index=index,
+        after_index=index,
+        operator="CONV_2D",
+        position=0,
+        tensor=f"t{index}",
+        after_tensor=f"t{index}",
+        matched_by="name",
+        shape=(1,),
+        snr_db=snr,
+        input_snr_db=inputs,
+        added=None,
+        drop_db=None,
+        max_abs_error=None,
+        cosine=None,
+        equal_share=None,
+        nonfinite_mismatches=0,
+        role="grows",
+        is_output=output,
+    )
+
+
+def test_ranks_count_what_is_heard_at_the_outputs():
+    rows = [
+        layer(0, 80.0, None),
+        layer(1, 45.0, 80.0),
+        layer(2, 25.0, 45.0),
+        layer(3, None, 25.0),
+        layer(4, 20.0, 25.0, output=True),
+        layer(5, 19.8, 20.0),
+        layer(6, math.inf, None, output=True),
+    ]
+    found = _ranked(rows)
+    # Ratios above 40 dB are a hundredth of the noise at the worst output: the fall from 80 to 45 is none.
+    assert [row.fall_db for row in found] == pytest.approx([0, 0, 15, None, 5, 0.2, 0], abs=1e-9)
+    assert [row.rank for row in found] == [None, None, 1, None, 2, None, None]
+    # A saturated output does not make everything before it matter.
+    hidden = _ranked([layer(0, 70.0, None), layer(1, 50.0, 70.0), layer(2, 120.0, 50.0, output=True)])
+    assert [row.fall_db for row in hidden] == [0, 10, 0]
 
 
 def facts(dtype: str, **more: object) -> TensorFacts:

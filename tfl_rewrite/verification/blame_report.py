@@ -12,7 +12,7 @@ from .report import JudgeInfo, plain
 ROWS = 40
 """How many operators the short table shows."""
 MARKED = 5
-"""How many operators are named as those that add most."""
+"""How many operators are named as those where the ratio falls most."""
 EQUAL_DB = 150.0
 """What stands for "equal" where a number is needed: float32 resolves 144 dB."""
 # Model Explorer colours a node by the first bound that its value does not exceed.
@@ -36,7 +36,9 @@ class Layer:
         role: ``enters``: the inputs are exact; ``grows``: the ratio is at least 1.5 times as bad (1.8 dB) as
             that of the worst input; ``adds`` less than that; ``carried``: it adds nothing; ``equal``;
             ``differs`` for what has no distance.
-        rank: 1 for the one that adds most, up to `MARKED`; else None.
+        fall_db: The same with both ratios capped 20 dB above that of the worst output: an operator with exact
+            inputs falls from there, and what is too little to be heard at the outputs does not count.
+        rank: 1 for the one that falls most, up to `MARKED`; else None.
         weights: Types of its constants where they changed, such as ``float32 -> int8``.
         is_output: Of the model.
     """
@@ -60,6 +62,7 @@ class Layer:
     role: str
     weights: str | None = None
     is_output: bool = False
+    fall_db: float | None = None
     rank: int | None = None
     note: str | None = None
 
@@ -89,7 +92,7 @@ class Blame:
     graph: str = "main"
 
     def marked(self) -> list[Layer]:
-        """Those that add most, the worst first."""
+        """Those where the ratio falls most, the worst first."""
         return sorted((layer for layer in self.layers if layer.rank), key=lambda layer: layer.rank or 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,17 +162,19 @@ class Blame:
             lines.append(f"  ... and {len(self.layers) - len(shown)} more (-v shows all)")
         marked = self.marked()
         if marked:
-            worst = ", ".join(f"{layer.index} {printable(layer.operator)}" for layer in marked)
-            lines.append(f"  most noise is added by: {worst}")
+            worst = ", ".join(
+                f"{layer.index} {printable(layer.operator)} ({layer.fall_db:.1f} dB)" for layer in marked
+            )
+            lines.append(f"  the ratio falls most at: {worst}")
         return lines
 
 
-_HEAD = ("op", "after", "type", "tensor", "shape", "SNR dB", "inputs", "adds", "weights", "")
+_HEAD = ("op", "after", "type", "tensor", "shape", "SNR dB", "inputs", "falls", "weights", "")
 _RIGHT = (0, 1, 5, 6, 7)
 
 
 def _telling(layers: tuple[Layer, ...]) -> list[Layer]:
-    """The rows of the short table: what is marked, the outputs, and what adds most of the rest."""
+    """The rows of the short table: what is marked, the outputs, and what falls most of the rest."""
     if len(layers) <= ROWS:
         return list(layers)
     order = sorted(
@@ -178,7 +183,7 @@ def _telling(layers: tuple[Layer, ...]) -> list[Layer]:
             layers[at].rank is None,
             not layers[at].is_output,
             layers[at].role != "differs",
-            -(layers[at].added or 0.0),
+            -(layers[at].fall_db or 0.0),
             at,
         ),
     )
@@ -206,7 +211,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
         "x".join(map(str, layer.shape)) or "scalar",
         _decibels(layer.snr_db),
         _decibels(layer.input_snr_db),
-        "" if layer.added is None or layer.role == "equal" else f"{layer.added:.2g}",
+        f"{layer.fall_db:.1f}" if layer.fall_db and layer.fall_db >= 0.05 else "",
         layer.weights or "",
         "; ".join(tail),
     )

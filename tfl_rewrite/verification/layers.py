@@ -11,8 +11,11 @@ from .matching import HANDLES, Match, weight_tensors
 from .tensor_tally import TensorTally
 from .tracing import Node, Trace
 
-# Below this noise-to-signal ratio (-120 dB) it is the order of float32 additions that differs.
-_QUIET = 1e-12
+# Noise that lies this far below that of the worst output is a hundredth of it: no matter who adds it.
+_MARGIN = 20.0
+# An output better than this is taken for this good: a saturated SOFTMAX hides noise on the samples at hand.
+_CEILING = 40.0
+_NOTABLE = 0.5
 _GROWS = 1.5
 
 
@@ -81,12 +84,33 @@ def layers_of(first: Trace, second: Trace, matches: list[Match], tallies: list[T
             continue
         known = [carried[tensor] for tensor in match.before.inputs if tensor in carried]
         layers.append(_layer(views, match, tally, max(known, default=0.0)))
+    return _ranked(layers)
+
+
+def _ranked(layers: list[Layer]) -> list[Layer]:
+    """With the fall of each, and the rank of those that fall most."""
+    ratios = [layer.snr_db for layer in layers if layer.snr_db is not None and math.isfinite(layer.snr_db)]
+    outputs = [
+        layer.snr_db
+        for layer in layers
+        if layer.is_output and layer.snr_db is not None and math.isfinite(layer.snr_db)
+    ]
+    reference = min(outputs or ratios, default=_CEILING)
+    cap = min(reference, _CEILING) + _MARGIN
+    fallen = [replace(layer, fall_db=_fall(layer, cap)) for layer in layers]
     order = sorted(
-        (layer for layer in layers if layer.added is not None and layer.added > _QUIET),
-        key=lambda layer: -(layer.added or 0.0),
+        (at for at, layer in enumerate(fallen) if (layer.fall_db or 0.0) >= _NOTABLE),
+        key=lambda at: (-(fallen[at].fall_db or 0.0), at),
     )
-    ranks = {id(layer): rank for rank, layer in enumerate(order[:MARKED], 1)}
-    return [replace(layer, rank=ranks.get(id(layer))) for layer in layers]
+    ranks = {at: rank for rank, at in enumerate(order[:MARKED], 1)}
+    return [replace(layer, rank=ranks.get(at)) for at, layer in enumerate(fallen)]
+
+
+def _fall(layer: Layer, cap: float) -> float | None:
+    if layer.snr_db is None or math.isnan(layer.snr_db):
+        return None
+    start = cap if layer.input_snr_db is None else min(cap, layer.input_snr_db)
+    return max(0.0, start - min(cap, layer.snr_db))
 
 
 def _carried(trace: Trace, measured: dict[int, float]) -> dict[int, float]:
