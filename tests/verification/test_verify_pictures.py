@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 from PIL import Image
 
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.verification import media as media_module
 from tfl_rewrite.verification import run_model, verify
 from tfl_rewrite.verification.interface import TensorFacts
@@ -240,6 +240,17 @@ def test_batches_are_filled_up_with_the_first_pictures(tmp_path, monkeypatch):
     result = run_model(model, inputs=[Media(tmp_path, value_range=(0, 5))])
     given = [call[0][:, 0, 0, 0].tolist() for call in result.inputs]
     assert given == [pytest.approx([0, 1]), pytest.approx([2, 0])]
+
+
+def test_no_room_for_the_samples(monkeypatch, tmp_path, gradient):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(media_module, "_IN_MEMORY_NBYTES", 1)
+    monkeypatch.setattr(media_module.os, "posix_fallocate", full)
+    model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(1, 5, 6, 3))
+    with pytest.raises(FileAccessError, match="no room for the samples, 360 bytes: No space left.*TMPDIR"):
+        run_model(model, inputs=[gradient])
 
 
 def test_models_that_take_something_else(tmp_path, gradient, fixtures):

@@ -1,7 +1,7 @@
 """Finds where two models part: both run with every tensor kept, compared operator by operator.
 
 Bounded in memory and on disk: one sample at a time, and of its tensors one batch at a time lies in the
-temporary folder; what remains of each is a row of sums.
+temporary folder; what remains of each is a row of sums. The two interpreters hold all tensors of one sample.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import FileAccessError, UsageError
 from .interface import EntryPoint, Interface, TensorFacts, quoted
 from .samples import Array, Step
 
@@ -159,12 +159,25 @@ def _entry_steps(
 
 
 def _block(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Room for all samples: in memory, or, when large, in a file that is gone when they are."""
+    """Room for all samples: in memory, or, when large, in a file that is gone when they are.
+
+    Raises:
+        FileAccessError: There is no room for the file.
+    """
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if nbytes <= _IN_MEMORY_NBYTES:
         return np.empty(shape, dtype=dtype)
     with tempfile.TemporaryFile(prefix="tfl-rewrite-media-") as file:
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+        try:
+            # Now, because a mapped file that runs out of room later ends the process.
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        except OSError as error:
+            raise FileAccessError(
+                f"no room for the samples, {nbytes} bytes: {error.strerror or error}",
+                file=tempfile.gettempdir(),
+                remedy="name another folder with TMPDIR, or give fewer files",
+            ) from error
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
 
 def to_input(values: Array, facts: TensorFacts) -> Array:
