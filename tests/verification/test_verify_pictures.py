@@ -249,7 +249,7 @@ def test_no_room_for_the_samples(monkeypatch, tmp_path, gradient):
     monkeypatch.setattr(media_module, "_IN_MEMORY_NBYTES", 1)
     monkeypatch.setattr(media_module.os, "posix_fallocate", full)
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(1, 5, 6, 3))
-    with pytest.raises(FileAccessError, match="no room for the samples, 360 bytes: No space left.*TMPDIR"):
+    with pytest.raises(FileAccessError, match=r"no room for the samples, 360 bytes: No space left.*TMPDIR"):
         run_model(model, inputs=[gradient])
 
 
