@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.verification import blame as blame_module
 from tfl_rewrite.verification.blame import blame
 from tfl_rewrite.verification.blame_report import EQUAL_DB, Layer
-from tfl_rewrite.verification.interface import TensorFacts
+from tfl_rewrite.verification.interface import EntryPoint, TensorFacts
 from tfl_rewrite.verification.layers import _ranked
+from tfl_rewrite.verification.samples import Step
 from tfl_rewrite.verification.tensor_tally import TensorTally
 
 
@@ -151,6 +154,27 @@ def test_models_that_do_not_run(tmp_path):
     assert "the original: was stopped after 3 s" in str(blame(endless, endless, timeout=3).failure)
     with pytest.raises(UsageError, match="no such file"):
         blame(good, tmp_path / "missing.tflite")
+
+
+def test_made_samples_become_gentler(tmp_path, monkeypatch):
+    # As for a verdict: an index without a known bound that is out of range ends the first try.
+    path = tiny_models.lookup(tmp_path / "m.tflite", rows=3, through="RESHAPE")
+    made = blame_module.made_steps
+
+    def unbounded(entry: EntryPoint, **options: Any) -> list[Step]:
+        inputs = tuple(dataclasses.replace(facts, below=None) for facts in entry.inputs)
+        return made(dataclasses.replace(entry, inputs=inputs), **options)
+
+    monkeypatch.setattr(blame_module, "made_steps", unbounded)
+    found = blame(path, path, samples=1)
+    assert found.failure is None and len(found.layers) == 2
+    assert "the original fails on varied made samples; used instead: all integer inputs 1" in found.notes
+
+    def impossible(*_: object, **__: object) -> list[Step]:
+        raise ValueError("no values can be made for dtype odd")
+
+    monkeypatch.setattr(blame_module, "made_steps", impossible)
+    assert blame(path, path).failure == "no values can be made for dtype odd"
 
 
 def test_json_and_node_data(tmp_path):

@@ -118,29 +118,13 @@ class _Blaming:
         self.whose = "the rewritten file: "
         second = self._after.open()
         if not first.nodes or not second.nodes:
-            return Blame(judge=self.judge, failure="this runtime does not tell which operators a model has")
+            what = "a model has no operators, or this runtime does not tell which"
+            return Blame(judge=self.judge, failure=what)
         steps, notes = _real_steps(first, inputs, samples)
-        recipes = RECIPES[:1] if steps else recipes_for(first.interface)
-        made: list[Step] = []
-        calls: list[Call] = []
-        sizes: dict[int, int] = {}
-        for recipe in recipes:
-            made = steps or made_steps(first.interface.primary, count=samples, seed=seed, recipe=recipe)
-            listed = write_steps(made, self._scratch.folder())
-            calls = json.loads(listed.read_text(encoding="utf-8"))
-            self.whose = "the original: "
-            try:
-                self._before.begin(0, calls[0])
-                sizes = self._before.finish()
-            except TraceFailed as failed:
-                # The same as for a verdict: made inputs that a model fails on are made gentler.
-                if recipe is recipes[-1] or failed.failure.kind == "timeout":
-                    raise
-                first = self._before.open()
-                continue
-            if recipe is not RECIPES[0]:
-                notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
-            break
+        try:
+            first, made, calls, sizes = self._begin(first, steps, samples, seed, notes)
+        except ValueError as error:
+            return Blame(judge=self.judge, failure=str(error))
         matches = match_outputs(first, second)
         calls_after = _for_rewritten(first, second, made, calls, self._scratch)
         tallies = self._measure(first, second, matches, list(zip(calls, calls_after, strict=True)), sizes)
@@ -154,6 +138,34 @@ class _Blaming:
             inserted=inserted_operators(second, matches),
             notes=(*notes, *_unseen(first, second)),
         )
+
+    def _begin(
+        self, first: Trace, steps: list[Step], samples: int, seed: int, notes: list[str]
+    ) -> tuple[Trace, list[Step], list[Call], dict[int, int]]:
+        """Settles the samples: the real ones, or made ones that the original takes; it has run the first.
+
+        Raises:
+            ValueError: No values can be made for an input.
+        """
+        recipes = RECIPES[:1] if steps else recipes_for(first.interface)
+        self.whose = "the original: "
+        for recipe in recipes:
+            made = steps or made_steps(first.interface.primary, count=samples, seed=seed, recipe=recipe)
+            listed = write_steps(made, self._scratch.folder())
+            calls = json.loads(listed.read_text(encoding="utf-8"))
+            try:
+                self._before.begin(0, calls[0])
+                sizes = self._before.finish()
+            except TraceFailed as failed:
+                # The same as for a verdict: made inputs that a model fails on are made gentler.
+                if recipe is recipes[-1] or failed.failure.kind == "timeout":
+                    raise
+                first = self._before.open()
+                continue
+            if recipe is not RECIPES[0]:
+                notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
+            return first, made, calls, sizes
+        raise AssertionError("there is a recipe")
 
     def _measure(
         self,
