@@ -15,6 +15,7 @@ import tiny_models
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.verification import blame as blame_module
+from tfl_rewrite.verification import verify
 from tfl_rewrite.verification.blame import blame
 from tfl_rewrite.verification.blame_report import EQUAL_DB, Layer
 from tfl_rewrite.verification.interface import EntryPoint, TensorFacts
@@ -88,6 +89,15 @@ def test_quantized_and_float_compare_as_real_numbers(fixtures, tmp_path):
     assert found.layers[0].role == "enters" and "float32 -> int8" in found.layers[0].weights
     reverse = blame(full, whole, samples=1)
     assert len(reverse.layers) == 7 and all(layer.snr_db > 15 for layer in reverse.layers)
+
+
+def test_samples_are_those_of_the_verdict(fixtures):
+    before, after = fixtures / "digits_cnn.tflite", fixtures / "digits_cnn_float16.tflite"
+    found = blame(before, after, samples=2)
+    verdict = verify(before, after, samples=2)
+    # Kernels of the same kind, so nearly to the bit; other samples are several decibels off.
+    assert found.layers[-1].is_output
+    assert found.layers[-1].snr_db == pytest.approx(verdict.outputs[0].snr_db, abs=0.5)
 
 
 def test_weights_behind_dequantize_are_no_layers(fixtures):

@@ -148,9 +148,14 @@ class _Blaming:
             ValueError: No values can be made for an input.
         """
         recipes = RECIPES[:1] if steps else recipes_for(first.interface)
+        # The same samples as a verdict takes for that signature.
+        entry = next(
+            (entry for entry in first.interface.signatures if entry.key in first.primary_keys),
+            first.interface.primary,
+        )
         self.whose = "the original: "
         for recipe in recipes:
-            made = steps or made_steps(first.interface.primary, count=samples, seed=seed, recipe=recipe)
+            made = steps or made_steps(entry, count=samples, seed=seed, recipe=recipe)
             listed = write_steps(made, self._scratch.folder())
             calls = json.loads(listed.read_text(encoding="utf-8"))
             try:
