@@ -20,7 +20,7 @@ LAYERS = (
     ("passes",),
     ("verify", "verification"),
     ("storage",),
-    ("inspection", "api", "damage", "diffing"),
+    ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search"),
     ("cli",),

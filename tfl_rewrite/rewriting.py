@@ -23,6 +23,7 @@ from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
     from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
+    from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -50,6 +51,7 @@ class Verification:
         independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
             and what a model keeps in variables carries over.
         blame_seconds: How long to look for the constants that did the damage after a failure.
+        blame: Whether to run both files operator by operator as well, after the verdict.
     """
 
     mode: str = "auto"
@@ -63,6 +65,7 @@ class Verification:
     memory_limit: int | None = None
     independent: bool = False
     blame_seconds: float = 5.0
+    blame: bool = False
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
@@ -106,6 +109,23 @@ class Verification:
             "independent": self.independent,
         }
 
+    def trace(self, before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Blame | None:
+        """Runs both operator by operator, where that is asked for."""
+        if not self.blame:
+            return None
+        from tfl_rewrite.blaming import blame
+        from tfl_rewrite.verification import several
+
+        return blame(
+            before,
+            after,
+            inputs=self.inputs,
+            samples=self.samples,
+            seed=self.seed,
+            runtime=several(self.runtime)[0],
+            timeout=self.timeout,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -117,6 +137,7 @@ class Report:
             nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
     """
@@ -130,6 +151,7 @@ class Report:
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
+    blame: Blame | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     deflated: tuple[int, int] | None = None
@@ -149,6 +171,7 @@ class Report:
             "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
             "notes": list(self.notes),
@@ -299,17 +322,18 @@ def _judge(
         verdict = panel.compare(made)
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
-        if verdict.passed:
-            return Report(outcome="rewritten", verdict=verdict, **common)
         damage = None
-        if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+        if not verdict.passed and len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
             from tfl_rewrite.damage import measure_damage
 
             judge = panel.judge_of(verdict)
             damage = measure_damage(
                 common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )
-    report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
+    blame = settings.trace(expected, made)
+    if verdict.passed:
+        return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
+    report = Report(outcome="failed", verdict=verdict, damage=damage, blame=blame, **common)
     reasons = "; ".join(verdict.reasons)
     raise RewriteFailed(
         f"the rewritten model differs too much, nothing was written: {reasons}",

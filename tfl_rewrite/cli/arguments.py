@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,15 +50,66 @@ WRITING = (
     ),
 )
 
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    return float(low), float(high)
+
+
+_range.__name__ = "LO,HI"
+
+MEDIA = (
+    _value(
+        "--input-range",
+        help="what pixels 0 and 255 (or sound at full scale) become; default: as the metadata of the model "
+        "says, else -1,1, and raw pixels for 8-bit inputs",
+        type=_range,
+        metavar="LO,HI",
+        default=None,
+    ),
+    _value(
+        "--input-layout",
+        help="axes of an input that takes pictures or sound, such as NHWC, NCHW, HWC or NT (T: time); "
+        "default: told from the sizes",
+        type=str.upper,
+        metavar="AXES",
+        default=None,
+    ),
+    _value(
+        "--sample-rate",
+        help="resample sound to this rate in Hz; default: as the metadata of the model says, else as the "
+        "files are",
+        type=int,
+        metavar="HZ",
+        default=None,
+    ),
+)
+
+BLAMING = (
+    _flag(
+        "--blame",
+        help="after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    ),
+    _value(
+        "--blame-out",
+        help="write that as node data for Model Explorer, over the graph of the rewritten file; implies "
+        "--blame",
+        metavar="FILE.json",
+        default=None,
+    ),
+)
+
 JUDGING = (
     _value(
         "--inputs",
-        help="real inputs to run with: a .npz (one array per input name, first axis = samples) or a folder "
-        "of them; repeatable. Without it, seeded samples are made",
+        help="real inputs to run with: a .npz (one array per input name, first axis = samples), a picture, a "
+        "sound file, or a folder of such; repeatable. Without it, seeded samples are made",
         metavar="PATH",
         action="append",
         default=[],
     ),
+    *MEDIA,
     _value("--samples", help="how many samples are made (default: 4)", type=int, default=4, metavar="N"),
     _value("--seed", help="seed of the made samples (default: 0)", type=int, default=0, metavar="S"),
     _value(
@@ -105,6 +157,7 @@ JUDGING = (
         default=None,
         metavar="SIZE",
     ),
+    *BLAMING,
 )
 
 VERIFYING = (
@@ -593,6 +646,8 @@ def parser(version: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (*COMMANDS, *SHARDING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
+        # A range may begin with a negative number, as in --input-range -1,1.
+        made._negative_number_matcher = re.compile(r"^-\.?\d")
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)
     return top

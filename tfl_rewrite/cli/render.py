@@ -79,6 +79,8 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
         lines += ["verified: " + report.verdict.summary_lines()[0], *report.verdict.summary_lines()[1:]]
         lines += _loss(report)
     lines += _damage_lines(report)
+    if report.blame is not None:
+        lines += report.blame.summary_lines(verbose=verbose > 0)
     return lines
 
 
