@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tfl_rewrite.container import Container, FileSink, ZipTail, find_zip, unexplained, write_aside
+from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
 from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
+from tfl_rewrite.landing import FileSink, write_aside
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
-from tfl_rewrite.container import check_target
 from tfl_rewrite.errors import (
     FileAccessError,
     TflRewriteError,
@@ -19,6 +18,7 @@ from tfl_rewrite.errors import (
     UsageError,
     VerificationError,
 )
+from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.landing import landing
 from tfl_rewrite.shards.fetch import WorkFolder, work_folder
-from tfl_rewrite.shards.landing import landing
 from tfl_rewrite.shards.manifest import Manifest, Part
 from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
 from tfl_rewrite.shards.sources import Source

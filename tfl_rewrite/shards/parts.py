@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
+from tfl_rewrite.landing import landing
 from tfl_rewrite.shards.cutting import Cut, cut
-from tfl_rewrite.shards.landing import landing
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse
 from tfl_rewrite.shards.pouring import BytesCheck, Hashing, pour_part
 from tfl_rewrite.shards.sources import FolderSource
