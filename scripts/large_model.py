@@ -83,7 +83,9 @@ class LargeNet(Net):
         self.graph.tensors.append(made)
         return made
 
-    def layer(self, name: str, source: Tensor, width: int, start: int, *, conv: bool, changed: bool) -> Tensor:
+    def layer(
+        self, name: str, source: Tensor, width: int, start: int, *, conv: bool, changed: bool
+    ) -> Tensor:
         depth = (source.shape or (0,))[-1]
         shape = (width, 1, 1, depth) if conv else (width, depth)
         kernel = self.window(f"{name}/kernel", shape, start, changed=changed)
