@@ -10,6 +10,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -32,13 +33,20 @@ class Container:
         data: All bytes, read-only, not copied.
     """
 
-    __slots__ = ("_map", "_spent", "data", "path")
+    __slots__ = ("__weakref__", "_map", "_spent", "_state", "data", "path")
 
-    def __init__(self, path: str, data: memoryview, mapped: mmap.mmap | None) -> None:
+    def __init__(
+        self, path: str, data: memoryview, mapped: mmap.mmap | None, descriptor: int | None = None
+    ) -> None:
         self.path = path
         self.data = data
         self._map = mapped
         self._spent = 0
+        self._state: tuple[int, tuple[int, int]] | None = None
+        if descriptor is not None:
+            kept = os.dup(descriptor)
+            weakref.finalize(self, os.close, kept)
+            self._state = kept, _state(kept)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Container:
@@ -58,9 +66,9 @@ class Container:
                 if os.fstat(file.fileno()).st_size == 0:
                     raise FormatError("the file is empty", file=name)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return cls(name, memoryview(mapped), mapped, file.fileno())
         except OSError as error:
             raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
-        return cls(name, memoryview(mapped), mapped)
 
     @classmethod
     def of_bytes(cls, data: bytes, name: str = "<bytes>") -> Container:
@@ -73,6 +81,19 @@ class Container:
     def nbytes(self) -> int:
         """Size of the file."""
         return len(self.data)
+
+    def ensure_unchanged(self) -> None:
+        """Checks that nobody wrote into the file since it was opened; that it was replaced is no matter.
+
+        Raises:
+            FileAccessError: Its size or the time of its last change is another one.
+        """
+        if self._state is not None and _state(self._state[0]) != self._state[1]:
+            raise FileAccessError(
+                "was changed while it was being read",
+                file=self.path,
+                remedy="run it again when nobody writes into it",
+            )
 
     def pieces(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yields a stretch, by default all; each piece is given back when the next one is asked for."""
@@ -102,6 +123,11 @@ class Container:
         start = max(0, offset - _FAULT_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
         stop = min(offset + nbytes + _FAULT_AROUND, len(self.data))
         self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
     """
     path = Path(os.path.realpath(target))
     try:
+        if path.is_symlink():
+            raise UsageError("is a symbolic link that leads in a circle", file=target, remedy="name a file")
         if path.is_dir():
             raise UsageError("is a directory", file=target, remedy="name a file")
         if not path.parent.is_dir():

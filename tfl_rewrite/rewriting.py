@@ -203,6 +203,9 @@ def rewrite(
             if report.unverified is not None and flaws and settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
+        origin = origin_of(model)
+        assert origin is not None
+        origin.container.ensure_unchanged()
         if not dry_run:
             aside.publish()
     return report

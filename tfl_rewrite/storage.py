@@ -238,11 +238,14 @@ def save(
     Raises:
         UsageError: The target is a directory, exists, or its folder does not.
         UnsupportedError: See :func:`layout`.
-        FileAccessError: It cannot be written.
+        FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
     """
     made = layout(model, packing=packing)
     with write_aside(target, force=force, nbytes=made.nbytes) as aside:
         made.pour(aside.sink)
+        origin = origin_of(model)
+        if origin is not None:
+            origin.container.ensure_unchanged()
         aside.publish()
     return made.nbytes
 

@@ -46,7 +46,9 @@ WRITING = (
     _value("--report", help="write the whole report as JSON", metavar="FILE.json"),
     _value(
         "--threads",
-        help="threads for measuring, rounding and writing (default: one per processor)", type=int, default=0
+        help="threads for measuring, rounding and writing (default: one per processor)",
+        type=int,
+        default=0,
     ),
 )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
+from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
+from tfl_rewrite.cli.streams import shown
 from tfl_rewrite.errors import (
     FileAccessError,
     TflRewriteError,
@@ -21,11 +22,10 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance
-
-_BAR_AFTER_SECONDS = 1.0
 
 
 def quantize_weights(arguments: argparse.Namespace) -> int:
@@ -107,7 +107,8 @@ def diff_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.render import comparison_lines
     from tfl_rewrite.diffing import diff
 
-    found = diff(arguments.before, arguments.after)
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = diff(arguments.before, arguments.after)
     if arguments.json:
         import json
 
@@ -172,7 +173,8 @@ def inspect_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite inspect MODEL``."""
     from tfl_rewrite.inspection import inspect
 
-    found = inspect(arguments.model, largest=max(0, arguments.largest))
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = inspect(arguments.model, largest=max(0, arguments.largest))
     if arguments.json:
         import json
 
@@ -195,10 +197,10 @@ def check_files(arguments: argparse.Namespace) -> int:
         rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
             lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
-            shown = problems if arguments.verbose else problems[:10]
-            lines += [f"  {safe(problem, limit=400)}" for problem in shown]
-            if len(shown) < len(problems):
-                lines.append(f"  ... and {len(problems) - len(shown)} more (-v shows all)")
+            first = problems if arguments.verbose else problems[:10]
+            lines += [f"  {safe(problem, limit=400)}" for problem in first]
+            if len(first) < len(problems):
+                lines.append(f"  ... and {len(problems) - len(first)} more (-v shows all)")
             lines += [f"  note: {safe(note, limit=400)}" for note in notes]
             _print(lines)
     if arguments.json:
@@ -255,8 +257,7 @@ def _verification(arguments: argparse.Namespace) -> Verification:
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
     verification = _verification(arguments)
-    talks = sys.stderr is not None and sys.stderr.isatty()
-    bar = _Bar(enabled=talks and not arguments.quiet)
+    bar = Bar.of(arguments)
     try:
         report = rewrite(
             arguments.source,
@@ -297,7 +298,7 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 def _print(lines: list[str]) -> None:
     if sys.stdout is None:
         return  # The caller closed it.
-    text = "\n".join(lines) + "\n"
+    text = shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -333,8 +334,7 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
 
     try:
         with open(path, "w", encoding="ascii") as file:
-            json.dump(data, file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
 
@@ -350,28 +350,3 @@ class _Counter:
             print(f"\r{what}: {done + 1} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
             if done + 1 == total:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-class _Bar:
-    """A progress bar on the terminal for work that takes longer than a second."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._started = time.monotonic()
-        self._bar: Any = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not self._enabled or time.monotonic() - self._started < _BAR_AFTER_SECONDS:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
-        self._bar.n = done
-        self._bar.update(0)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

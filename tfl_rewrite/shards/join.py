@@ -52,7 +52,7 @@ def join_parts(
     Args:
         manifest: Checked.
         source: Where its parts are.
-        target: The file to make; see :func:`tfl_rewrite.container.check_target`.
+        target: The file to make; see :func:`tfl_rewrite.landing.check_target`.
         force: Whether it may exist.
         jobs: Parts at once.
         dry_run: Fetch and check everything, but keep nothing.

@@ -87,6 +87,7 @@ def write_parts(
                 raise UsageError(f"{len(made)} parts are too many", remedy="use a larger --max-size")
             if not dry_run:
                 _check(parse(text, manifest_name), folder, container, pool, tick)
+                container.ensure_unchanged()
                 publish_bytes(folder / manifest_name, text, force=force)
     except BaseException:
         # Parts without a manifest are of use to nobody.
