@@ -2,12 +2,12 @@
 
     python scripts/large_model.py OUT GIB [--seed S] [--sparse]
 
-About 2,300 tensors a GiB; most weights have 1 MiB, some 2 or 5, and the two heads at the end, equal to each
-other in buffers of their own, a thirty-second of the model each. Every other weight is a window of one pool of
-seeded noise, at a place of its own; of each eight towers the last repeats the weights of the first, in buffers
-of its own, and the one before differs from it in the last number of each weight. ``--sparse`` leaves all but
-the first numbers of each weight zero, as holes of the file where the file system has them. Same arguments,
-same bytes.
+About 2,300 tensors a GiB. Most weights have 1 MiB, some 2 or 5; the two heads at the end, equal to each other
+in buffers of their own, take a thirty-second of the model each. Every other weight is a window of one pool of
+seeded noise, at a place of its own; of each eight towers the last repeats the weights of the first, in
+buffers of its own, and the one before differs from it in the last number of each weight. ``--sparse`` leaves
+all but the first numbers of each weight zero, as holes of the file where the file system has them. Same
+arguments, same bytes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -66,6 +67,7 @@ class Bar:
                     unit_scale=True,
                     leave=False,
                     mininterval=0,
+                    **_size(),
                     file=sys.stderr,
                 )
                 self._what = what
@@ -89,3 +91,12 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _size() -> dict[str, int]:
+    """Returns a size for terminals that do not know theirs (serial lines, some containers)."""
+    try:
+        known = bool(os.get_terminal_size(sys.stderr.fileno()).columns)
+    except (OSError, ValueError):
+        known = False
+    return {} if known else {"ncols": 80, "nrows": 24}
