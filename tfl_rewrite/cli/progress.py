@@ -93,7 +93,7 @@ class Bar:
         self.close()
 
 
-def _size() -> dict[str, int]:
+def _size() -> dict[str, Any]:
     """Returns a size for terminals that do not know theirs (serial lines, some containers)."""
     try:
         known = bool(os.get_terminal_size(sys.stderr.fileno()).columns)
