@@ -11,7 +11,7 @@ import pytest
 PACKAGE = "tfl_rewrite"
 # From the top down: a layer may import from itself and from those above.
 LAYERS = (
-    ("errors",),
+    ("errors", "work"),
     ("flatbuf",),
     ("container", "landing"),
     ("model",),

@@ -18,6 +18,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
+from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
@@ -223,11 +224,11 @@ def rewrite(
     if str(source) == str(target) and not force:
         raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
     check_target(target, force=force)
-    report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
     flaws = problems(model)
     before = _nbytes(model)
-    results = run_passes(model, passes)
+    with working(threads=threads, progress=progress):
+        results = run_passes(model, passes)
     notes: list[str] = []
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
     made = layout(model, packing=packing)
@@ -253,7 +254,7 @@ def rewrite(
         "dry_run": dry_run,
     }
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
-        _pour(made, aside, threads, report_progress)
+        _pour(made, aside, Work(threads, progress))
         common |= {"results": tuple(results), "notes": tuple(notes)}
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
             common["deflated"] = (_deflated(source), _deflated(aside.path))
@@ -372,16 +373,10 @@ def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run:
         yield aside
 
 
-def _pour(made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]) -> None:
-    done = 0
-
-    def tick(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress("writing", done, made.nbytes)
-
+def _pour(made: Layout, aside: Aside, work: Work) -> None:
+    stage = work.stage("writing", made.nbytes)
     try:
-        made.pour(FileSink(aside.sink.descriptor), threads=threads, tick=tick)
+        made.pour(FileSink(aside.sink.descriptor), threads=work.threads, tick=stage.tick)
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
 

@@ -46,7 +46,10 @@ WRITING = (
     _flag("--force", help="overwrite an existing OUT (IN and OUT may be the same file)"),
     _value("--report", help="write the whole report as JSON", metavar="FILE.json"),
     _value(
-        "--threads", help="threads for rounding and writing (default: one per processor)", type=int, default=0
+        "--threads",
+        help="threads for measuring, rounding and writing (default: one per processor)",
+        type=int,
+        default=0,
     ),
 )
 
@@ -579,7 +582,13 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="replace files of these names that have other content"),
-                    _value("--jobs", help="threads (default: one per processor)", type=int, default=0),
+                    _value(
+                        "--jobs",
+                        "--threads",
+                        help="threads (default: one per processor)",
+                        type=int,
+                        default=0,
+                    ),
                 ),
             ),
             ("talk", TALKING),
@@ -624,7 +633,7 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="overwrite an existing OUT"),
-                    _value("--jobs", help="parts at once (default: 4)", type=int, default=4),
+                    _value("--jobs", "--threads", help="parts at once (default: 4)", type=int, default=4),
                 ),
             ),
             ("talk", TALKING),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
+from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
 from tfl_rewrite.cli.streams import shown
 from tfl_rewrite.cli.waiting import Waiting
@@ -23,12 +23,11 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance
     from tfl_rewrite.verification.blame_report import Blame
-
-_BAR_AFTER_SECONDS = 1.0
 
 
 def quantize_weights(arguments: argparse.Namespace) -> int:
@@ -110,7 +109,8 @@ def diff_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.render import comparison_lines
     from tfl_rewrite.diffing import diff
 
-    found = diff(arguments.before, arguments.after)
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = diff(arguments.before, arguments.after)
     if arguments.json:
         import json
 
@@ -196,7 +196,8 @@ def inspect_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite inspect MODEL``."""
     from tfl_rewrite.inspection import inspect
 
-    found = inspect(arguments.model, largest=max(0, arguments.largest))
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = inspect(arguments.model, largest=max(0, arguments.largest))
     if arguments.json:
         import json
 
@@ -313,7 +314,7 @@ def _talks(arguments: argparse.Namespace) -> bool:
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_reports(arguments, (arguments.source, arguments.target))
     verification = _verification(arguments)
-    bar = _Bar(enabled=_talks(arguments))
+    bar = Bar.of(arguments)
     try:
         report = rewrite(
             arguments.source,
@@ -428,34 +429,3 @@ class _Counter:
             print(f"\r{what}: {done + 1} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
             if done + 1 == total:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-class _Bar:
-    """A progress bar on the terminal for work that takes longer than a second."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._started = time.monotonic()
-        self._bar: Any = None
-        self._waiting = Waiting(enabled=enabled)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not total:
-            self.close()
-            self._waiting(what)
-            return
-        if not self._enabled or time.monotonic() - self._started < _BAR_AFTER_SECONDS:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
-        self._bar.n = done
-        self._bar.update(0)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self._waiting.close()
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
