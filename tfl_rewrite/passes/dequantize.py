@@ -2,8 +2,8 @@
 
 Promise: a constant behind DEQUANTIZE becomes what DEQUANTIZE makes of it, to the bit, and so do blocks (MUL
 and RESHAPE of such constants are computed too). A weight that a hybrid kernel reads becomes the floats that
-it stands for, and the operator its float kernel; that one rounds no activations, so outputs get closer to those
-of the model before it was quantized, and may differ from those of the input. Operators that compute in
+it stands for, and the operator its float kernel; that one rounds no activations, so outputs get closer to
+those of the model before it was quantized, and may differ from those of the input. Operators that compute in
 integers stay. ``quantize-weights`` with the same encodings makes the same integers again; a second run
 changes nothing. The file grows.
 """
