@@ -22,7 +22,7 @@ LAYERS = (
     ("storage",),
     ("inspection", "api", "damage", "diffing"),
     ("rewriting",),
-    ("shards", "catalog", "rounding_search"),
+    ("shards", "catalog", "rounding_search", "doctor"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         quantize_weights,
         quantize_weights_pass,
         remove_dead,
+        repair_pass,
         round_weights,
         round_weights_pass,
     )
     from tfl_rewrite.diffing import diff
+    from tfl_rewrite.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
 _HOMES = {
+    "Diagnosis": "doctor.diagnosis",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
@@ -61,6 +64,7 @@ _HOMES = {
     "compact": "api",
     "dedup": "api",
     "diff": "diffing",
+    "doctor": "doctor.diagnosis",
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",
@@ -68,6 +72,7 @@ _HOMES = {
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
     "remove_dead": "api",
+    "repair_pass": "api",
     "rewrite": "rewriting",
     "round_weights": "api",
     "round_weights_pass": "api",
@@ -78,6 +83,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Diagnosis",
     "FileAccessError",
     "FormatError",
     "InvariantError",
@@ -98,6 +104,7 @@ __all__ = [
     "compact",
     "dedup",
     "diff",
+    "doctor",
     "inspect",
     "join",
     "load",
@@ -105,6 +112,7 @@ __all__ = [
     "quantize_weights",
     "quantize_weights_pass",
     "remove_dead",
+    "repair_pass",
     "rewrite",
     "round_weights",
     "round_weights_pass",

@@ -222,6 +222,20 @@ def join_model(arguments: argparse.Namespace) -> int:
     return shard_commands.join_model(arguments)
 
 
+def doctor_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.doctor_file(arguments)
+
+
+def repair_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite repair IN OUT``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.repair_file(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
     "round-weights": round_weights,
@@ -236,6 +250,8 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": check_files,
     "shard": shard_model,
     "join": join_model,
+    "doctor": doctor_file,
+    "repair": repair_file,
 }
 
 
