@@ -23,6 +23,7 @@ LAYERS = (
     ("inspection", "api", "damage", "diffing"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search", "doctor"),
+    ("batch",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -568,9 +568,10 @@ def parser(version: str) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Late: their rows are made of those above.
+    from tfl_rewrite.cli.batch_commands import BATCHING
     from tfl_rewrite.cli.doctor_commands import DOCTORING
 
-    for command in (*COMMANDS, *SHARDING, *DOCTORING):
+    for command in (*COMMANDS, *SHARDING, *DOCTORING, *BATCHING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)

@@ -236,6 +236,13 @@ def repair_file(arguments: argparse.Namespace) -> int:
     return doctor_commands.repair_file(arguments)
 
 
+def batch_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
+    from tfl_rewrite.cli import batch_commands
+
+    return batch_commands.batch_files(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
     "round-weights": round_weights,
@@ -252,6 +259,7 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "join": join_model,
     "doctor": doctor_file,
     "repair": repair_file,
+    "batch": batch_files,
 }
 
 
