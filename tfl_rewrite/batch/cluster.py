@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tfl_rewrite.errors import UsageError
 
 CONNECT_SECONDS = 5
 STOP_SECONDS = 30
+_POLL_SECONDS = 0.1
 _CHECK = "check that it runs, and the address (dask://HOST:PORT)"
 
 
@@ -50,13 +52,15 @@ def run_cluster(jobs: Sequence[Job], *, address: str, stop: Path) -> Generator[d
             for job in jobs
         }
         try:
-            for future in distributed.as_completed(list(futures)):
+            for future in distributed.as_completed(list(futures), loop=client.loop):
                 yield _result(future, futures[future])
         except BaseException:
             # What has begun sees the file and ends; what has not, ends at once when it begins.
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError):
                 stop.touch()
-                distributed.wait(list(futures), timeout=STOP_SECONDS)
+            deadline = time.monotonic() + STOP_SECONDS
+            while any(item.status == "pending" for item in futures) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
             raise
 
 

@@ -12,6 +12,7 @@ from tfl_rewrite.passes.candidates import weights_of
 from tfl_rewrite.passes.repair_scales import undefined_depthwise
 from tfl_rewrite.passes.weight_reads import (
     INTEGER_WEIGHTS,
+    NO_PACKED_HYBRID,
     WeightRead,
     input_of,
     is_blockwise,
@@ -93,6 +94,8 @@ def _version(read: WeightRead, where: str) -> Iterator[Finding]:
 def _weight(read: WeightRead, where: str) -> Iterator[Finding]:
     if scales_equal(read):
         yield Finding("equal-scales", where, f"{len(read.scales)} scales of {read.scales[0]:g}")
+    if (read.name, read.weight.dtype_name) in NO_PACKED_HYBRID:
+        yield Finding("hybrid-unsupported", where, f"its kernel takes no {_form(read)} beside floats")
     points = zero_points_of(read.weight)
     if read.weight.dtype_name == "INT8" and any(points):
         yield Finding("hybrid-zero-point", where, f"zero points up to {max(points, key=abs)}")

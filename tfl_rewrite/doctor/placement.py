@@ -76,6 +76,8 @@ def _zip(model: Model, origin: Origin) -> Iterator[Finding]:
         except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
             yield Finding("zip-member", "ZIP", f"the archive cannot be read: {error}")
             return
+        if members and not origin.tail.absolute:
+            yield Finding("zip-offsets", "ZIP", f"its first byte is at {origin.tail.offset} of the file")
         if not members:
             yield Finding("zip-empty", "ZIP", f"{origin.tail.nbytes} bytes", saves=origin.tail.nbytes)
     for name, method in members.items():

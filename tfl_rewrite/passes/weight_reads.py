@@ -25,14 +25,21 @@ zeros; version 12 it refuses, and 2.3 computes the same whatever the stamp.
 """
 
 _PACKED_VERSION = {
-    ("CONV_2D", "INT4"): 7,
-    ("DEPTHWISE_CONV_2D", "INT4"): 7,
+    ("CONV_2D", "INT4"): 8,
     ("FULLY_CONNECTED", "INT4"): 10,
     ("FULLY_CONNECTED", "INT2"): 14,
     ("EMBEDDING_LOOKUP", "INT4"): 4,
     ("EMBEDDING_LOOKUP", "INT2"): 5,
 }
-"""The version that a packed weight asks for by itself (``op_version.cc``)."""
+"""The version that a packed weight asks for by itself (``op_version.cc``), but for CONV_2D: version 7, which
+``op_version.cc`` gives int4, 2.14 takes and returns garbage for float activations, or crashes (measured)."""
+
+NO_PACKED_HYBRID = (("DEPTHWISE_CONV_2D", "INT4"), ("DEPTHWISE_CONV_2D", "INT2"))
+"""Packed weights that the kernel refuses beside float activations (measured on 2.14 and 2.3)."""
+
+_PACKED_ROWS, _PACKED_COLUMNS = 4, 32
+"""FULLY_CONNECTED knows per-channel scales of int4 weights of at least this size since int4 itself: they take
+the 4-bit kernel (``fully_connected.cc``, Prepare; measured on 2.14). Smaller ones read them as 0 there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,11 @@ class WeightRead:
         packed = _PACKED_VERSION.get((self.name, self.weight.dtype_name), 0)
         if self.blockwise:
             return BLOCKWISE_VERSION if self.name == "FULLY_CONNECTED" else 0
+        shape = self.weight.shape or (0, 0)
+        large = len(shape) == 2 and shape[0] >= _PACKED_ROWS and shape[1] >= _PACKED_COLUMNS
+        large = large and shape[1] % 2 == 0
+        if (self.name, self.weight.dtype_name) == ("FULLY_CONNECTED", "INT4") and large:
+            return packed
         asymmetric = self.operator.option("asymmetric_quantize_inputs")
         forms = [form for form in self.row.forms if form.granularity is self.granularity]
         alike = [form for form in forms if form.asymmetric_inputs in (None, asymmetric)]
