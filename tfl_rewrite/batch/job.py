@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from tfl_rewrite import __version__, catalog
-from tfl_rewrite.batch.plan import Job, sha256_of
+from tfl_rewrite.batch.plan import ROWS, Job, sha256_of
 from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
@@ -41,8 +41,10 @@ def run_job(job: Job) -> dict[str, Any]:
         digest = sha256_of(made)
         Path(job.target).parent.mkdir(parents=True, exist_ok=True)
         _check_target(job)
-        made.replace(job.target)
         row |= {"status": report.outcome, "exit_code": 0, "message": "", "sha256": digest}
+        # Told before it is done: who takes over from a batch that was killed must know its own output.
+        _leave_row(job, {**row, **_figures(report)})
+        made.replace(job.target)
     except RewriteFailed as error:
         report = error.report
         with contextlib.suppress(OSError):
@@ -85,6 +87,15 @@ def _write_report(job: Job, report: Report) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**report.to_dict(), "target": job.target}, indent=2, allow_nan=False)
     place.write_text(f"{text}\n", encoding="ascii")
+
+
+def _leave_row(job: Job, row: dict[str, Any]) -> None:
+    text = json.dumps(row)
+    place = Path(job.home) / ROWS / f"{job.key}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = job.work / "row.json"
+    aside.write_text(text, encoding="ascii")
+    aside.replace(place)
 
 
 def _check_target(job: Job) -> None:

@@ -20,6 +20,9 @@ from tfl_rewrite.errors import FileAccessError, UsageError
 HOME = ".tfl-rewrite-batch"
 """Folder in the output folder: what is done, work in progress, and reports."""
 
+ROWS = "rows"
+"""Folder in :data:`HOME`: rows of jobs that have ended, until the batch has taken them down."""
+
 _MAGIC = "*?["
 
 

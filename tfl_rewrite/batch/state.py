@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tfl_rewrite.batch.plan import HOME
+from tfl_rewrite.batch.plan import HOME, ROWS
 from tfl_rewrite.errors import FileAccessError, UsageError
 
 DONE = ("rewritten", "unchanged")
@@ -44,6 +44,7 @@ class State:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        (self.home / ROWS / f"{row['key']}.json").unlink(missing_ok=True)
 
     def _note(self, row: dict[str, Any]) -> None:
         if row.get("status") in DONE and row.get("sha256"):
@@ -59,6 +60,10 @@ class State:
                 self._note(json.loads(line))
         if text and not text.endswith("\n"):
             self._file.write("\n")
+        # Of jobs that ended after the batch that started them was killed.
+        for place in sorted((self.home / ROWS).glob("*.json")):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                self.add(json.loads(place.read_text(encoding="utf-8", errors="replace")))
 
 
 @contextlib.contextmanager
