@@ -18,7 +18,7 @@ from tfl_rewrite.batch.config import plain_config
 from tfl_rewrite.batch.run import run_batch
 from tfl_rewrite.cli import main
 
-MODELS = ("dense", "batch_matmul", "rnn", "already_int8")
+MODELS = ("dense", "batch_matmul", "already_int8")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfl_rewrite import __version__
-from tfl_rewrite.container import write_aside
+from tfl_rewrite.landing import write_aside
 
 COLUMNS = (
     "name",
