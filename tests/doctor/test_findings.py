@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from faults import FAULTS, SOUND, Fault, dense
 
-from tfl_rewrite import FormatError, UsageError, doctor, save
+from tfl_rewrite import FormatError, UsageError, doctor, load, quantize_weights, save
 from tfl_rewrite.doctor.associated import associated_files
 from tfl_rewrite.doctor.kinds import BY_NAME, KINDS, REPAIRABLE, Severity
 from tfl_rewrite.verification import run_model
@@ -65,6 +65,19 @@ KNOWN = {
 def test_fixtures(sound: Path) -> None:
     found = {item.kind for item in doctor(sound).findings if item.severity is not Severity.NOTE}
     assert found == KNOWN.get(sound.stem, set())
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": "dequantize"}, {"min_runtime": "2.14"}], ids=str)
+def test_what_this_program_makes_is_sound(sound: Path, options: dict[str, str], tmp_path: Path) -> None:
+    model = load(sound)
+    quantize_weights(model, **options)
+    path = tmp_path / "out.tflite"
+    save(model, path)
+    before = {item.kind for item in doctor(sound, min_runtime=options.get("min_runtime")).findings}
+    made = doctor(path, min_runtime=options.get("min_runtime")).findings
+    found = {item.kind for item in made if item.severity is not Severity.NOTE}
+    # Weight files were not copied along.
+    assert found - {"external-missing"} <= before
 
 
 def test_malformed_files_are_format_errors_or_found(malformed: Path) -> None:

@@ -235,7 +235,7 @@ def test_zero_points_are_repeated() -> None:
 def test_needed_versions() -> None:
     for model, wanted in (
         (dense(), 12),
-        (dense(scales=[0.01]), 9),
+        (dense(scales=[0.01]), 3),
         (convolution(), 5),
         (blockwise(), 12),
         (depthwise(), 0),  # there is no such form

@@ -90,10 +90,12 @@ class WeightRead:
         large = large and shape[1] % 2 == 0
         if (self.name, self.weight.dtype_name) == ("FULLY_CONNECTED", "INT4") and large:
             return packed
-        asymmetric = self.operator.option("asymmetric_quantize_inputs")
+        if self.weight.dtype_name == "UINT8":
+            # From before int8: its kernels had versions of their own.
+            return 0
+        # Whether inputs are rounded asymmetrically changes the version too, but nothing is misread for it.
         forms = [form for form in self.row.forms if form.granularity is self.granularity]
-        alike = [form for form in forms if form.asymmetric_inputs in (None, asymmetric)]
-        return max(packed, min((form.version for form in alike or forms), default=0))
+        return max(packed, min((form.version for form in forms), default=0))
 
 
 def is_blockwise(tensor: Tensor) -> bool:
