@@ -66,8 +66,9 @@ def run_job(job: Job) -> dict[str, Any]:
 def _rewritten(job: Job, made: Path) -> Report:
     settings = job.settings
     passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
-    from tfl_rewrite.verification import Tolerance
+    from tfl_rewrite.verification import Tolerance, parse_memory
 
+    limit = settings.memory_limit
     verification = Verification(
         mode=settings.verify,
         inputs=settings.inputs,
@@ -75,7 +76,10 @@ def _rewritten(job: Job, made: Path) -> Report:
         seed=settings.seed,
         tolerance=Tolerance(min_snr=settings.min_snr, max_abs_error=settings.max_abs_error),
         runtime=settings.runtime,
+        resolver=settings.resolver,
+        independent=settings.independent,
         timeout=settings.timeout,
+        memory_limit=parse_memory(limit) if limit is not None else None,
         blame_seconds=settings.blame_seconds,
     )
     # Files run beside each other: one thread for each is enough.

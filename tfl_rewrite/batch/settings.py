@@ -33,8 +33,11 @@ class Settings:
     seed: int = 0
     min_snr: float = 10.0
     max_abs_error: float | None = None
-    runtime: str = "litert"
+    runtime: tuple[str, ...] = ("litert",)
+    resolver: tuple[str, ...] = ()
+    independent: bool = False
     timeout: float = 600.0
+    memory_limit: str | None = None
     blame_seconds: float = 0.0
 
     def checked(self) -> Settings:
@@ -50,6 +53,12 @@ class Settings:
         catalog.passes_of(self.passes)
         _one_of("verify", self.verify, MODES)
         _one_of("missing_inputs", self.missing_inputs, ("made", "fail"))
+        if not self.runtime:
+            raise UsageError("no runtime to judge with", remedy="name one, such as litert")
+        if self.memory_limit is not None:
+            from tfl_rewrite.verification import parse_memory
+
+            parse_memory(self.memory_limit)
         if self.samples < 1:
             raise UsageError(f"samples is {self.samples}", remedy="give 1 or more")
         for text in self.inputs:
@@ -100,7 +109,7 @@ class Override:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-_LISTS = ("passes", "inputs")
+_LISTS = ("passes", "inputs", "runtime", "resolver")
 _WHOLE = ("samples", "seed")
 _REAL = ("min_snr", "max_abs_error", "timeout", "blame_seconds")
 
@@ -119,6 +128,10 @@ def _typed(name: str, value: Any, where: str) -> Any:
         raise UsageError(f"{where}: {name} is not a number")
     if name in _REAL:
         return float(value)
+    if name == "independent":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: {name} is neither true nor false")
+        return value
     if name not in _WHOLE and not isinstance(value, str):
         raise UsageError(f"{where}: {name} is not a text")
     return value

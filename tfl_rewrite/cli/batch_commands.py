@@ -99,7 +99,10 @@ _JUDGED = (
     "min_snr",
     "max_abs_error",
     "runtime",
+    "resolver",
+    "independent",
     "timeout",
+    "memory_limit",
     "blame_seconds",
 )
 
