@@ -15,8 +15,29 @@ if TYPE_CHECKING:
 
 _ROWS = 100
 
+_GIVEN = ("out", "passes", "preset", "jobs", "executor")
+_JUDGED = (
+    "verify",
+    "inputs",
+    "missing_inputs",
+    "samples",
+    "seed",
+    "min_snr",
+    "max_abs_error",
+    "runtime",
+    "resolver",
+    "independent",
+    "timeout",
+    "memory_limit",
+    "blame_seconds",
+)
+
 # What is not given is left to the file, so nothing has a default here.
-_VERIFYING = tuple(Argument(row.names, row.help, {**row.extra, "default": None}) for row in VERIFYING)
+_VERIFYING = tuple(
+    Argument(row.names, row.help, {**row.extra, "default": None})
+    for row in VERIFYING
+    if row.names[-1].removeprefix("--").replace("-", "_") in _JUDGED
+)
 
 BATCHING = (
     Command(
@@ -88,22 +109,6 @@ BATCHING = (
             ("talk", TALKING),
         ),
     ),
-)
-_GIVEN = ("out", "passes", "preset", "jobs", "executor")
-_JUDGED = (
-    "verify",
-    "inputs",
-    "missing_inputs",
-    "samples",
-    "seed",
-    "min_snr",
-    "max_abs_error",
-    "runtime",
-    "resolver",
-    "independent",
-    "timeout",
-    "memory_limit",
-    "blame_seconds",
 )
 
 
