@@ -22,7 +22,8 @@ LAYERS = (
     ("storage",),
     ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
-    ("shards", "catalog", "rounding_search"),
+    ("shards", "catalog", "rounding_search", "doctor"),
+    ("batch",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

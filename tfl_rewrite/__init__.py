@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         quantize_weights,
         quantize_weights_pass,
         remove_dead,
+        repair_pass,
         round_weights,
         round_weights_pass,
     )
     from tfl_rewrite.blaming import blame
     from tfl_rewrite.diffing import diff
+    from tfl_rewrite.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
 _HOMES = {
+    "Diagnosis": "doctor.diagnosis",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
@@ -68,6 +71,7 @@ _HOMES = {
     "dequantize": "api",
     "dequantize_pass": "api",
     "diff": "diffing",
+    "doctor": "doctor.diagnosis",
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",
@@ -76,6 +80,7 @@ _HOMES = {
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
     "remove_dead": "api",
+    "repair_pass": "api",
     "rewrite": "rewriting",
     "round_weights": "api",
     "round_weights_pass": "api",
@@ -86,6 +91,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Diagnosis",
     "FileAccessError",
     "FormatError",
     "InvariantError",
@@ -109,6 +115,7 @@ __all__ = [
     "dequantize",
     "dequantize_pass",
     "diff",
+    "doctor",
     "inspect",
     "join",
     "load",
@@ -117,6 +124,7 @@ __all__ = [
     "quantize_weights",
     "quantize_weights_pass",
     "remove_dead",
+    "repair_pass",
     "rewrite",
     "round_weights",
     "round_weights_pass",

@@ -21,6 +21,7 @@ from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import (
     LARGEST_STEPS,
     LEAST_ELEMENTS,
@@ -264,6 +265,18 @@ def compact(model: Model, **options: Any) -> list[PassResult]:
         One result for each pass: ``strip`` where asked for, and ``compact``.
     """
     return run_passes(model, compact_passes(**options))
+
+
+def repair_pass(*, only: Iterable[str] = ()) -> Repair:
+    """Makes the pass that puts right what ``doctor`` finds.
+
+    Args:
+        only: Names of findings; none for all that can be repaired and need not be asked for.
+
+    Raises:
+        UsageError: A name is none of those.
+    """
+    return Repair(only)
 
 
 def _strip_passes(words: Iterable[str]) -> list[Strip]:

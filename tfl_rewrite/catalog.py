@@ -47,6 +47,14 @@ def _switch(text: str) -> bool:
 
 CATALOG: tuple[Entry, ...] = (
     Entry(
+        "repair",
+        "puts right what keeps the file from being read right ('tfl-rewrite doctor' lists it)",
+        False,
+        "before all others: they read the model too",
+        {"only": _words},
+        lambda **options: [api.repair_pass(**options)],
+    ),
+    Entry(
         "remove-dead",
         "removes what no output needs",
         False,

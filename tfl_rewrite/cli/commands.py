@@ -254,6 +254,27 @@ def join_model(arguments: argparse.Namespace) -> int:
     return shard_commands.join_model(arguments)
 
 
+def doctor_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.doctor_file(arguments)
+
+
+def repair_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite repair IN OUT``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.repair_file(arguments)
+
+
+def batch_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
+    from tfl_rewrite.cli import batch_commands
+
+    return batch_commands.batch_files(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
     "dequantize": dequantize,
@@ -269,6 +290,9 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": check_files,
     "shard": shard_model,
     "join": join_model,
+    "doctor": doctor_file,
+    "repair": repair_file,
+    "batch": batch_files,
 }
 
 
