@@ -19,6 +19,7 @@ from tfl_rewrite.model.ir import (
     operator_number,
     schema,
 )
+from tfl_rewrite.passes.metadata import is_shared, set_content
 
 # Options table of the operators whose options we may have to make; the union member has the same name.
 _OPTIONS_TABLES = {
@@ -319,12 +320,7 @@ class Editor:
         if _parts(needed) <= _parts(said):
             return
         size = max(16, len(needed) + 1)
-        data = needed.encode("ascii").ljust(size, b"\0")
-        shared = sum(other.buffer is entry.buffer for other in self.model.metadata) > 1
-        if shared:
-            entry.buffer = self.add_buffer(data)
-        else:
-            entry.buffer.blob = OwnedBlob(data)
+        set_content(self.model, entry, needed.encode("ascii").ljust(size, b"\0"))
         self.notes.append(f"min_runtime_version raised from {said or 'nothing'} to {needed}")
 
     def _drop_stale_metadata(self) -> None:
@@ -337,8 +333,9 @@ class Editor:
             return
         for entry in list(self.model.metadata):
             if entry.name == "OfflineMemoryAllocation":
+                if not is_shared(self.model, entry):
+                    entry.buffer.blob = None
                 self.model.metadata.remove(entry)
-                entry.buffer.blob = None
                 self.notes.append("metadata OfflineMemoryAllocation dropped: it lists tensors that moved")
 
 
@@ -347,4 +344,5 @@ def _position(subgraph: SubGraph, operator: Operator) -> int:
 
 
 def _parts(text: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")) if text else ()
+    # A version of more digits than that is none; and Python refuses to read very long numbers.
+    return tuple(int(part) if part.isdigit() and len(part) < 10 else 0 for part in text.split("."))
