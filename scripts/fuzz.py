@@ -43,7 +43,7 @@ from tfl_rewrite.model.ir import schema
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST_EVERY = 50
 _MEMORY = 4 << 30
-_OFTEN_NBYTES = 40_000
+_OFTEN_NBYTES = 12_000
 _PIECE = 20
 _DEAD_SECONDS = 120.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfl_rewrite import kernels
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -231,6 +232,8 @@ class Editor:
             subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not half]
             self._release(half.buffer)
         bias.buffer = self.add_buffer(values.tobytes())
+        # What DEQUANTIZE gives has the shape of what it reads, whatever the file says.
+        bias.shape, bias.signature = half.shape, None
 
     def _release(self, buffer: Buffer) -> None:
         """Empties a buffer that nothing refers to any more; its place in the list stays."""
@@ -240,9 +243,19 @@ class Editor:
             buffer.blob = None
 
     def set_option(self, operator: Operator, field: str, value: object) -> None:
-        """Sets a field of the builtin options, which are made if there are none."""
+        """Sets a field of the builtin options, which are made if there are none.
+
+        Raises:
+            UnsupportedError: The operator has the options of another one, which runtimes do not read.
+        """
+        table = _OPTIONS_TABLES[operator.code.name]
+        if operator.options is not None and operator.options.spec.name != table:
+            raise UnsupportedError(
+                f"an operator {operator.code.name} has {operator.options.spec.name}, not {table}",
+                offset=operator.rest.offset,
+                remedy="the model is damaged; convert it again",
+            )
         if operator.options is None:
-            table = _OPTIONS_TABLES[operator.code.name]
             operator.options = new_record(table)
             number = schema().enums["BuiltinOptions"].values[table]
             operator.rest = operator.rest.replace(builtin_options_type=number)
