@@ -206,6 +206,8 @@ def run(models: Sequence[Path], arguments: argparse.Namespace) -> Tally:
         total.breaches += tally.breaches
         if arguments.progress:
             done = total.outcomes.total()
+            for row in tally.breaches:
+                print(_shown(row), file=sys.stderr)
             print(f"{done} done, {len(total.breaches)} breaches", file=sys.stderr, flush=True)
     return total
 
@@ -241,6 +243,10 @@ def default_models() -> list[Path]:
     return sorted(path for path in found if path.stat().st_size < 120_000)
 
 
+def _shown(breach: tuple[int, str]) -> str:
+    return f"  #{breach[0]} {breach[1]}".encode("ascii", "backslashreplace").decode()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -273,8 +279,8 @@ def main() -> int:
     seconds, done = time.monotonic() - started, total.outcomes.total()
     print(f"{len(total.breaches)} breach(es) of the contract in {done} mutants of {len(models)} models")
     print(f"{seconds:.0f} s, {done / seconds:.0f} mutants a second", file=sys.stderr)
-    for number, what in sorted(total.breaches)[:100]:
-        print(f"  #{number} {what}".encode("ascii", "backslashreplace").decode())
+    for row in sorted(total.breaches)[:100]:
+        print(_shown(row))
     return 1 if total.breaches else 0
 
 
