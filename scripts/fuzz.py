@@ -102,7 +102,7 @@ class Trial:
     def run(self, number: int) -> tuple[str, str]:
         """Returns what became of a mutant and, for a breach, what was wrong."""
         random = Random(f"{self.seed}/{number}/use")
-        name = "manifest"
+        name = "a mutant or manifest"
         try:
             if number % MANIFEST_EVERY == MANIFEST_EVERY - 1:
                 with bounded(b""):

@@ -141,7 +141,12 @@ def number(scalar: Scalar, old: Any, random: Random) -> Any:
     if scalar.code == "?":
         return not old
     if scalar.code in "fd":
-        return random.choice((*FLOATS, old * 2, -old))
+        value = random.choice((*FLOATS, old * 2, -old))
+        try:
+            struct.pack("<" + scalar.code, value)
+        except OverflowError:
+            value = float("inf")
+        return value
     bits = 8 * scalar.nbytes
     least = 0 if scalar.code.isupper() else -(1 << (bits - 1))
     most = least + (1 << bits) - 1

@@ -127,10 +127,13 @@ def _tensor(tensor: Tensor) -> Iterator[str]:
 def _is_empty_constant(tensor: Tensor) -> bool:
     """Whether the runtime takes a tensor for a constant, and misses all of its bytes.
 
-    A vector that is there but empty is not an absent one (``InterpreterBuilder::ParseTensors``).
+    A vector that is there but empty is not an absent one, nor are no bytes at some file offset
+    (``InterpreterBuilder::ParseTensors``).
     """
-    data = tensor.buffer.rest.get("data")
-    if tensor.buffer.blob is not None or data is None or len(data):
+    buffer = tensor.buffer
+    data = buffer.rest.get("data")
+    is_empty = data is not None and not len(data) and (buffer.outside or buffer.blob is None)
+    if not is_empty and not (buffer.outside and not buffer.nbytes):
         return False
     row = dtypes.BY_VALUE.get(tensor.dtype)
     needs = row is not None and row.bits > 0 and row.nbytes(tensor.elements) > 0 and not tensor.is_sparse
