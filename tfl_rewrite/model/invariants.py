@@ -82,7 +82,7 @@ def problems(model: Model) -> list[Problem]:
     Sources: ``InterpreterBuilder`` and ``Subgraph::SetTensorParametersReadOnly`` (``tflite/core``).
     """
     found = broken(model)
-    if not model.buffers:
+    if not model.buffers and "buffers" not in model.rest:
         found.append(Problem("buffers", "there are none; even a model without constants has an empty one"))
     if model.buffers and model.buffers[0].nbytes:
         found.append(Problem("buffers[0]", f"holds {model.buffers[0].nbytes} bytes; it must be empty"))
