@@ -294,3 +294,23 @@ def test_overlapping_objects_are_bounded_by_the_size_of_the_file() -> None:
     assert len(read(memoryview(names(0, 8)), one).root["names"]) == count
     with pytest.raises(FormatError, match="objects overlap"):
         read(memoryview(names(2 << 16, 4)), one)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0xFFA12345])
+def test_a_nan_keeps_its_bits(bits: int, tmp_path: Path) -> None:
+    """0x7F800001 is a signalling one, which a conversion to 64 bits and back makes quiet."""
+    number = schema().enums["BuiltinOptions"].values["SoftmaxOptions"]
+    options = make("SoftmaxOptions", beta=1.5)
+    operator = make("Operator", builtin_options_type=number, builtin_options=options)
+    data = file_of(model_of(make("SubGraph", operators=[operator]), buffers=[make("Buffer")]))
+    assert data.count(struct.pack("<f", 1.5)) == 1
+    data = data.replace(struct.pack("<f", 1.5), struct.pack("<I", bits))
+    model = load_container(Container.of_bytes(data))
+    assert not is_changed(model)
+    model.description = "changed"
+    save(model, tmp_path / "out.tflite")
+    assert tmp_path.joinpath("out.tflite").read_bytes().count(struct.pack("<I", bits)) == 1
+    one, two = (read(memoryview(item), schema()).root for item in (data, data))
+    assert one == two
+    other = data.replace(struct.pack("<I", bits), struct.pack("<I", bits ^ 1))
+    assert one != read(memoryview(other), schema()).root, "another NaN is another value"
