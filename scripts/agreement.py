@@ -2,14 +2,15 @@
 
     python scripts/agreement.py MODEL... --count 20000 --seed 0
 
-Mutants are those of fuzz.py. The runtime is ai-edge-litert, in a process of its own that is started again when a
-model kills it. Making an interpreter runs the FlatBuffer verifier over the whole file first
+Mutants are those of fuzz.py. The runtime is ai-edge-litert, in a process of its own that is started again
+when a model kills it. Making an interpreter runs the FlatBuffer verifier over the whole file first
 (``VerifyAndBuildFromBuffer``), then builds: tensors, operators and their kernels are looked up. Nothing is
 allocated and nothing computed.
 
-Prints a table of what we say against what the runtime says, and for each way to disagree how many there are, with
-the number of one example; ``fuzz.py`` explains how a number repeats a mutant. Exits 1 if the runtime's verifier
-refuses a file that we take for sound.
+Prints a table of what we say against what the runtime says, and for each way to disagree how many there
+are, with
+the number of one example; ``fuzz.py`` explains how a number repeats a mutant. Exits 1 if the runtime's
+verifier refuses a file that we take for sound.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Runtime:
         """What the runtime says of a file."""
         if self._connection is None:
             self._connection, other = multiprocessing.Pipe()
-            self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(other,), daemon=True)
+            self._process = multiprocessing.get_context("spawn").Process(
+                target=_serve, args=(other,), daemon=True
+            )
             self._process.start()
             other.close()
         try:

@@ -3,9 +3,10 @@
     python scripts/fuzz.py MODEL... --count 20000 --seed 0 --jobs 2
     python scripts/fuzz.py --minutes 2
 
-The contract: any bytes give FormatError, UnsupportedError, or a model that every command can show and rewrite;
-within 10 seconds of processor time for a file under 1 MB, and within 32 times its size and 64 MB of memory. What
-is written can be read again. One mutant in fifty is a shard manifest, and must not touch other files.
+The contract: any bytes give FormatError, UnsupportedError, or a model that every command can show and
+rewrite;
+within 10 seconds of processor time for a file under 1 MB, and within 32 times its size and 64 MB of memory.
+What is written can be read again. One mutant in fifty is a shard manifest, and must not touch other files.
 
 Mutant number N depends on the seed, on N, and on the list of models alone, so ``--first N --count 1`` repeats
 it. Without models, those under fixtures/ are used. Nothing is run in an interpreter: see mutate.py for that.
@@ -198,7 +199,8 @@ def run(models: Sequence[Path], arguments: argparse.Namespace) -> Tally:
     deadline = time.monotonic() + (60 * arguments.minutes if arguments.minutes else 1e9)
     numbers = range(arguments.first, arguments.first + arguments.count)
     workers = [
-        Worker(models, arguments.seed, numbers[job :: arguments.jobs], deadline) for job in range(arguments.jobs)
+        Worker(models, arguments.seed, numbers[job :: arguments.jobs], deadline)
+        for job in range(arguments.jobs)
     ]
     total = Tally()
     for tally in _tallies(workers):
@@ -226,7 +228,9 @@ def _tallies(workers: list[Worker]) -> Iterator[Tally]:
                 yield worker.stuck()
 
 
-def save_crashers(folder: Path, models: Sequence[Path], seed: int, breaches: Sequence[tuple[int, str]]) -> None:
+def save_crashers(
+    folder: Path, models: Sequence[Path], seed: int, breaches: Sequence[tuple[int, str]]
+) -> None:
     """Writes the mutants that broke the contract, named by their number."""
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [seed_of(path) for path in models]
@@ -258,7 +262,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant, to repeat one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--save-crashers", type=Path, metavar="DIR", help="write what broke the contract there")
+    parser.add_argument(
+        "--save-crashers", type=Path, metavar="DIR", help="write what broke the contract there"
+    )
     parser.add_argument("--progress", action="store_true", help="say after each few mutants how far it is")
     arguments = parser.parse_args()
     if arguments.count is None:

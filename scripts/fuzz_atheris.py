@@ -2,9 +2,9 @@
 
     python scripts/fuzz_atheris.py CORPUS_FOLDER -max_total_time=120
 
-Needs the extra ``fuzz`` (atheris). Takes libFuzzer's options; a folder of models to start from, to which it adds
-what reaches new code; what breaks the contract is left as ``crash-*`` in the working folder. Without a folder, it
-starts from fixtures/ in a temporary one.
+Needs the extra ``fuzz`` (atheris). Takes libFuzzer's options; a folder of models to start from, to which it
+adds what reaches new code; what breaks the contract is left as ``crash-*`` in the working folder. Without a
+folder, it starts from fixtures/ in a temporary one.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class ZipTail:
         data: Its bytes, shared with the map.
         directory: Position of the central directory inside ``data``.
         records: Number of its entries.
-        base: Where its offsets count from: the start of the file, as the format wants it, or its own start, or
-            elsewhere in a file that grew after the ZIP was appended.
+        base: Where its offsets count from: the start of the file, as the format wants it, or its own start,
+        or     elsewhere in a file that grew after the ZIP was appended.
     """
 
     offset: int

@@ -40,8 +40,10 @@ AMPLIFICATION = 2000
 class Malformation:
     """One malformed file: its name, its kind, what is wrong, and its bytes given the fixtures folder.
 
-    `kind` is `damaged` (the bytes contradict the format or the schema), `odd` (unusual, yet runtimes take it),
-    `unsupported` (well formed, of another schema) or `unrunnable` (well formed, and no builtin kernel runs it).
+    `kind` is `damaged` (the bytes contradict the format or the schema), `odd` (unusual, yet runtimes take
+    it),
+    `unsupported` (well formed, of another schema) or `unrunnable` (well formed, and no builtin kernel runs
+    it).
     """
 
     name: str
@@ -393,7 +395,11 @@ DAMAGED = [
         in_parent(lambda data: operator(data).field(wire.OPERATOR_OPTIONS_TYPE), "B", 0),
     ),
     ("offset_buffer_past_end", "a buffer outside the FlatBuffer ends past the file", offset_buffer_past_end),
-    ("buffer_in_two_places", "the weights are in the buffer and at a file offset", with_objects(bytes_in_two_places)),
+    (
+        "buffer_in_two_places",
+        "the weights are in the buffer and at a file offset",
+        with_objects(bytes_in_two_places),
+    ),
     ("constant_without_bytes", "the weights' vector of bytes is empty", with_objects(empty_weights)),
     ("buffers_missing", "not even the empty buffer is there", with_objects(no_buffers)),
     ("signature_without_key", "the signature has no key", with_objects(no_signature_key)),
@@ -416,14 +422,22 @@ ODD = [
         "the appended ZIP counts from 16 bytes after the start of the file",
         zip_offset_from_elsewhere,
     ),
-    ("metadata_shares_weights", "min_runtime_version is in the weights' buffer", with_objects(metadata_in_weights)),
+    (
+        "metadata_shares_weights",
+        "min_runtime_version is in the weights' buffer",
+        with_objects(metadata_in_weights),
+    ),
     ("options_of_another_operator", "a FULLY_CONNECTED has MulOptions", with_objects(options_of_mul)),
     (
         "large_custom_options_without_size",
         "custom options lie at offset 16 and have no bytes",
         with_objects(options_outside_without_size),
     ),
-    ("float16_bias_shape_wrong", "a bias has five times the elements it is made of", half_bias_of_another_shape),
+    (
+        "float16_bias_shape_wrong",
+        "a bias has five times the elements it is made of",
+        half_bias_of_another_shape,
+    ),
 ]
 
 UNSUPPORTED = [

@@ -9,7 +9,24 @@ import zlib
 from collections.abc import Callable, Sequence
 from random import Random
 
-WORDS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFC, 0xFFFFFFFF)
+WORDS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    0x7F,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFC,
+    0xFFFFFFFF,
+)
 STEPS = (-64, -16, -8, -4, -2, -1, 1, 2, 4, 8, 16, 64, 256)
 Spans = Sequence[tuple[int, int]]
 

@@ -38,7 +38,23 @@ TEXTS = (
     "gzip",
     "0" * 64,
 )
-NUMBERS: tuple[object, ...] = (0, 1, -1, 2, 1 << 31, 1 << 40, 1 << 62, 1 << 200, 1.5, True, None, 1e308, [], {}, "1")
+NUMBERS: tuple[object, ...] = (
+    0,
+    1,
+    -1,
+    2,
+    1 << 31,
+    1 << 40,
+    1 << 62,
+    1 << 200,
+    1.5,
+    True,
+    None,
+    1e308,
+    [],
+    {},
+    "1",
+)
 
 
 class Manifests:
@@ -104,7 +120,9 @@ def mutated_manifest(text: bytes, random: Random) -> bytes:
     if random.random() < 0.25:
         made = bytearray(text)
         for _ in range(random.randrange(1, 5)):
-            made[random.randrange(len(made))] = random.choice(b'{}[]",:0129.eE-\\/ntu\x00\xff' + random.randbytes(2))
+            made[random.randrange(len(made))] = random.choice(
+                b'{}[]",:0129.eE-\\/ntu\x00\xff' + random.randbytes(2)
+            )
         return bytes(made)
     data = json.loads(text)
     for _ in range(random.choice((1, 1, 2, 4))):

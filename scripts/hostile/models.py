@@ -1,4 +1,4 @@
-"""Small models that run: random graphs of many operator types, with loops, branches, shared and variable parts."""
+"""Small models that run: random graphs of many operator types, with loops, shared and variable parts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Net:
     def tensor(self, shape: Sequence[int], dtype: Any = np.float32, *, variable: bool = False) -> Tensor:
         """Adds a tensor without bytes."""
         name = self.random.choice((f"t{len(self.graph.tensors)}", f"t{len(self.graph.tensors)}", "same", ""))
-        made = Tensor(name, tuple(shape), _TYPES[np.dtype(dtype)], self.model.buffers[0], is_variable=variable)
+        made = Tensor(
+            name, tuple(shape), _TYPES[np.dtype(dtype)], self.model.buffers[0], is_variable=variable
+        )
         if variable or self.random.random() < 0.2:
             made.buffer = Buffer()
             self.model.buffers.append(made.buffer)
@@ -64,7 +66,9 @@ class Net:
     def constant(self, values: Array) -> Tensor:
         """Adds a constant; one that is there already is often used, or its buffer is, or its bytes are."""
         here = self._constants.setdefault(id(self.graph), [])
-        equal = [tensor for known, tensor in here if known.dtype == values.dtype and np.array_equal(known, values)]
+        equal = [
+            tensor for known, tensor in here if known.dtype == values.dtype and np.array_equal(known, values)
+        ]
         choice = self.random.random()
         if equal and choice < 0.5:
             return equal[0]
@@ -256,7 +260,7 @@ def _sized(net: Net, x: Tensor, count: int) -> Tensor:
     return net.add("SLICE", [flat, net.ints(0), net.ints(count)], (count,))
 
 
-# -- Layers with weights ---------------------------------------------------------------------------------------
+# -- Layers with weights -------------------------------------------------------------------------------------
 
 
 def _conv(net: Net, x: Tensor) -> Tensor:
@@ -367,14 +371,16 @@ def _embedding(net: Net, x: Tensor) -> Tensor:
     return net.add("ADD", [found, net.add("TANH", [mean], ())], (3, 8), table="AddOptions")
 
 
-# -- Shapes ----------------------------------------------------------------------------------------------------
+# -- Shapes --------------------------------------------------------------------------------------------------
 
 
 def _transpose(net: Net, x: Tensor) -> Tensor:
     shape = _shape(x)
     order = list(range(len(shape)))
     net.random.shuffle(order)
-    return net.add("TRANSPOSE", [x, net.ints(*order)], [shape[axis] for axis in order], table="TransposeOptions")
+    return net.add(
+        "TRANSPOSE", [x, net.ints(*order)], [shape[axis] for axis in order], table="TransposeOptions"
+    )
 
 
 def _padded(kind: str) -> Step:
@@ -386,7 +392,9 @@ def _padded(kind: str) -> Step:
         inputs = [x, net.constant(widths)]
         inputs += [net.constant(np.full(1, 0.5, np.float32))] if kind == "PADV2" else []
         table = {"PAD": "PadOptions", "PADV2": "PadV2Options", "MIRROR_PAD": "MirrorPadOptions"}[kind]
-        return net.add(kind, inputs, [n + int(row.sum()) for n, row in zip(shape, widths, strict=True)], table=table)
+        return net.add(
+            kind, inputs, [n + int(row.sum()) for n, row in zip(shape, widths, strict=True)], table=table
+        )
 
     return step
 
@@ -503,7 +511,9 @@ def _filled(net: Net, x: Tensor) -> Tensor:
 
 def _broadcast(net: Net, x: Tensor) -> Tensor:
     small = net.weights(_shape(x)[-1], fan=4)
-    made = net.add("BROADCAST_TO", [small, net.ints(*_shape(x))], _shape(x), table="BroadcastToOptions", version=2)
+    made = net.add(
+        "BROADCAST_TO", [small, net.ints(*_shape(x))], _shape(x), table="BroadcastToOptions", version=2
+    )
     return net.add("MUL", [x, made], _shape(x), table="MulOptions")
 
 
@@ -524,10 +534,12 @@ def _prelu(net: Net, x: Tensor) -> Tensor:
 def _selected(net: Net, x: Tensor) -> Tensor:
     chosen = net.constant(net._numbers.integers(0, 2, _shape(x)).astype(bool))
     flipped = net.add("LOGICAL_NOT", [chosen], _shape(x), dtype=bool, table="LogicalNotOptions")
-    return net.add("SELECT_V2", [flipped, x, net.add("NEG", [x], _shape(x))], _shape(x), table="SelectV2Options")
+    return net.add(
+        "SELECT_V2", [flipped, x, net.add("NEG", [x], _shape(x))], _shape(x), table="SelectV2Options"
+    )
 
 
-# -- Where a small error may become a large one ---------------------------------------------------------------
+# -- Where a small error may become a large one --------------------------------------------------------------
 
 
 def _compared(net: Net, x: Tensor) -> Tensor:
@@ -542,7 +554,9 @@ def _compared(net: Net, x: Tensor) -> Tensor:
 
 
 def _cast(net: Net, x: Tensor) -> Tensor:
-    whole = net.add("CAST", [x], _shape(x), dtype=np.int32, table="CastOptions", in_data_type=0, out_data_type=2)
+    whole = net.add(
+        "CAST", [x], _shape(x), dtype=np.int32, table="CastOptions", in_data_type=0, out_data_type=2
+    )
     return net.add("CAST", [whole], _shape(x), table="CastOptions", in_data_type=2, out_data_type=0)
 
 
@@ -557,14 +571,14 @@ def _top(net: Net, x: Tensor) -> Tensor:
 def _largest(net: Net, x: Tensor) -> Tensor:
     shape = _shape(x)
     axis = net.constant(np.asarray(len(shape) - 1, np.int32))
-    found = net.add(
-        "ARG_MAX", [x, axis], shape[:-1], dtype=np.int32, table="ArgMaxOptions", output_type=2
+    found = net.add("ARG_MAX", [x, axis], shape[:-1], dtype=np.int32, table="ArgMaxOptions", output_type=2)
+    depth, on, off = (
+        net.constant(np.asarray(v, t)) for v, t in ((4, np.int32), (1, np.float32), (0, np.float32))
     )
-    depth, on, off = (net.constant(np.asarray(v, t)) for v, t in ((4, np.int32), (1, np.float32), (0, np.float32)))
     return net.add("ONE_HOT", [found, depth, on, off], (*shape[:-1], 4), table="OneHotOptions", axis=-1)
 
 
-# -- Several subgraphs -----------------------------------------------------------------------------------------
+# -- Several subgraphs ---------------------------------------------------------------------------------------
 
 
 def _loop(net: Net, x: Tensor) -> Tensor:
@@ -586,7 +600,12 @@ def _loop(net: Net, x: Tensor) -> Tensor:
 
 
 def _two_results(
-    net: Net, kind: str, inputs: list[Tensor | None], shape: Sequence[int], table: str, options: dict[str, Any]
+    net: Net,
+    kind: str,
+    inputs: list[Tensor | None],
+    shape: Sequence[int],
+    table: str,
+    options: dict[str, Any],
 ) -> Tensor:
     outputs: list[Tensor | None] = [net.tensor((), np.int32), net.tensor(shape)]
     rest = new_record("Operator").replace(builtin_options_type=schema().enums["BuiltinOptions"].values[table])

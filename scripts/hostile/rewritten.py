@@ -15,9 +15,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+
 from hostile.contract import Breach
 from hostile.models import make, packed
-
 from tfl_rewrite import catalog
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import RewriteFailed, Verification, rewrite
@@ -157,7 +157,9 @@ def try_example(random: Random, runner: Runner, folder: Path) -> Example:
     report = rewrite(source, target, passes, verification=Verification(mode="off"), force=True, threads=1)
     nbytes = source.stat().st_size, target.stat().st_size
     if nbytes != (report.nbytes_before, report.nbytes_after):
-        raise Breach(f"{words}: the report says {report.nbytes_before} -> {report.nbytes_after}, not {nbytes}")
+        raise Breach(
+            f"{words}: the report says {report.nbytes_before} -> {report.nbytes_after}, not {nbytes}"
+        )
     if nbytes[1] > nbytes[0]:
         raise Breach(f"{words}: the file grew from {nbytes[0]} to {nbytes[1]} bytes")
     if report.outcome == "unchanged":

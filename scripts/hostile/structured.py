@@ -66,7 +66,7 @@ def mutated_fields(data: bytes, random: Random) -> bytes:
 
 
 def _end(root: Record, data: bytes) -> int:
-    """Where a ZIP at the end starts, so that it stays; its offsets do not fit any more, which is the point."""
+    """Where a ZIP at the end starts, so that it stays; its offsets do not fit any more, as is meant."""
     found = data.find(b"PK\x03\x04", max(0, len(data) - 4096))
     return found if found >= 0 and data.rfind(b"PK\x05\x06") > found else len(data)
 
@@ -150,10 +150,9 @@ def number(scalar: Scalar, old: Any, random: Random) -> Any:
     bits = 8 * scalar.nbytes
     least = 0 if scalar.code.isupper() else -(1 << (bits - 1))
     most = least + (1 << bits) - 1
-    value = random.choice(
-        (0, 1, -1, 2, 3, 17, least, most, most - 1, 1 << 31, (1 << 31) - 1, 1 << 16, old + 1, old - 1, old * 2)
-        + (random.randrange(300),)
-    )
+    near = (old + 1, old - 1, old * 2, random.randrange(300))
+    ends = (least, most, most - 1, 1 << 31, (1 << 31) - 1, 1 << 16)
+    value = random.choice((0, 1, -1, 2, 3, 17, *ends, *near))
     return min(max(int(value), least), most)
 
 

@@ -123,7 +123,11 @@ def test_every_command_is_tried() -> None:
 @pytest.mark.parametrize("command", COMMANDS_HERE)
 @pytest.mark.parametrize("model", ["named", "custom"])
 def test_command_shows_names_escaped(
-    command: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    command: str,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     source: Path = request.getfixturevalue(model)
     other = tmp_path / "other.tflite"
@@ -199,7 +203,8 @@ def test_escaped_text_says_which_character_it_was(text: str) -> None:
     shown = safe(text)
     assert shown.isprintable()
     wanted = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
     )
     assert shown == wanted
 
@@ -207,7 +212,7 @@ def test_escaped_text_says_which_character_it_was(text: str) -> None:
 def test_members_of_the_zip_are_listed_and_never_unpacked(
     named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their names lead out of the folder; nothing opens a member, so nothing can escape and nothing inflates."""
+    """Their names lead out of the folder; nothing opens a member, so none can escape and none inflates."""
 
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a member of the ZIP was opened")

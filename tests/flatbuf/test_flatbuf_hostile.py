@@ -51,7 +51,7 @@ NOT_READ = {
     "zero_subgraphs": "no subgraph",
     "union_without_type": "union has a value but no type",
     "offset_buffer_past_end": "past the end of the file",
-    "buffer_in_two_places": "5120 in the buffer and 16 at file offset 64",
+    "buffer_in_two_places": "5120 in the buffer, 16 at file offset 64",
 }
 # What check() lists.
 LISTED = {
@@ -71,8 +71,8 @@ NOT_CHANGED = {
     "dispatch_op_custom": "no offset of the model reaches 1020 bytes",
     "unexplained_trailing_bytes": "no offset of the model reaches 64 bytes",
 }
-# A ZIP whose offsets count from its own start is kept as it is, from elsewhere it is set right; a custom operator
-# is data like any other; and what is odd elsewhere matters to those passes only that touch it.
+# A ZIP whose offsets count from its own start is kept as it is, from elsewhere it is set right; a custom
+# operator is data like any other; and what is odd elsewhere matters to those passes only that touch it.
 KEPT = {
     *("zip_central_directory_offset_wrong", "zip_offsets_count_from_elsewhere", "custom_unknown_op"),
     *("metadata_shares_weights", "options_of_another_operator", "large_custom_options_without_size"),

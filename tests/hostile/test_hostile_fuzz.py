@@ -214,6 +214,8 @@ def test_help(root: Path, name: str) -> None:
 
 
 def test_agreement_runs(root: Path, fixtures: Path) -> None:
-    done = run(root, "agreement.py", fixtures / "dense.tflite", fixtures / "while_loop.tflite", "--count", "40")
+    done = run(
+        root, "agreement.py", fixtures / "dense.tflite", fixtures / "while_loop.tflite", "--count", "40"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "refused by its verifier, and not sound for us" in done.stdout

@@ -1,4 +1,4 @@
-"""What a manifest's server can make this program connect to: nothing private, whatever names and redirects say."""
+"""What a server can make this program connect to: nothing private, whatever names and redirects say."""
 
 from __future__ import annotations
 

@@ -311,7 +311,8 @@ def inspection_lines(found: Inspection) -> list[str]:
         ("operator codes", found.opcode_age),
         (
             "oldest runtime",
-            f"TensorFlow {found.min_runtime or 'unknown'} (it says {safe(found.says_min_runtime or 'nothing')})",
+            f"TensorFlow {found.min_runtime or 'unknown'} "
+            f"(it says {safe(found.says_min_runtime or 'nothing')})",
         ),
         ("constants", f"{size(found.constants)} bytes"),
         ("tables and padding", f"{size(found.structure)} bytes"),

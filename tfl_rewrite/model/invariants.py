@@ -91,7 +91,9 @@ def problems(model: Model) -> list[Problem]:
             where = f"subgraphs[{index}].tensors[{position}]"
             found += [Problem(where, what) for what in _tensor(tensor)]
             if model.buffers and tensor.buffer is not model.buffers[0] and _is_empty_constant(tensor):
-                found.append(Problem(where, "has an empty vector of constant bytes, which is none and too few"))
+                found.append(
+                    Problem(where, "has an empty vector of constant bytes, which is none and too few")
+                )
         for position, operator in enumerate(subgraph.operators):
             where = f"subgraphs[{index}].operators[{position}]"
             found += [Problem(where, what) for what in _operator(operator)]

@@ -125,7 +125,7 @@ class _Lifter:
             if data is not None and len(data):
                 # Runtimes read the vector; whoever meant the offset would see other weights than they do.
                 raise FormatError(
-                    f"its bytes lie in two places: {len(data)} in the buffer and {size} at file offset {offset}",
+                    f"its bytes lie in two places: {len(data)} in the buffer, {size} at file offset {offset}",
                     where=f"buffers[{index}]",
                     offset=row.offset,
                 )
