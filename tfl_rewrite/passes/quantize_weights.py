@@ -63,6 +63,7 @@ def _apply(model: Model, plan: WeightPlan, decisions: list[Decision]) -> tuple[l
     editor = Editor(model)
     changes: list[WeightChange] = []
     homes: dict[tuple[int, Channels], tuple[Buffer, Rounding]] = {}
+    rounded: set[int] = set()
     quantizations: dict[tuple[object, Channels, int | None], Quantization] = {}
     positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
     sources = {id(made.item.stored.buffer): made.item.stored.buffer.blob for made in decisions}
@@ -75,7 +76,8 @@ def _apply(model: Model, plan: WeightPlan, decisions: list[Decision]) -> tuple[l
         quantization = quantizations.setdefault(
             (blob.identity, channels, made.axis), Quantization.symmetric(scale.tobytes(), made.axis or 0)
         )
-        first = not any(known == key for known, _ in homes)
+        first = key not in rounded
+        rounded.add(key)
         home = homes.get((key, channels))
         shared = home is not None
         saved = (blob.nbytes if first else 0) - made.overhead

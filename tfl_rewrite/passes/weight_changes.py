@@ -57,9 +57,9 @@ class Rounding:
 
     def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
         values = np.frombuffer(self._source.view(), self._dtype)
-        self._error = symmetric.quantize(values, self._scale, self._channels, emit)
-        del values
-        self._source.release()
+        self._error = symmetric.quantize(
+            values, self._scale, self._channels, emit, spent=self._source.release
+        )
 
 
 @dataclass(slots=True)
