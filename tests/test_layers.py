@@ -15,7 +15,7 @@ LAYERS = (
     ("flatbuf",),
     ("container", "landing"),
     ("model",),
-    ("kernels",),
+    ("kernels", "packed_kernels"),
     ("quant",),
     ("passes",),
     ("verify", "verification"),

@@ -224,6 +224,7 @@ def rewrite(
     if str(source) == str(target) and not force:
         raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
     check_target(target, force=force)
+    report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
     flaws = problems(model)
     before = _nbytes(model)

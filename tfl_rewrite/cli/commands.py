@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 def quantize_weights(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite quantize-weights IN OUT``."""
     made = api.quantize_weights_pass(
+        dtype=arguments.dtype,
         scheme=arguments.scheme,
         granularity=arguments.granularity,
+        map=arguments.map,
         min_elements=arguments.min_elements,
         include=arguments.include,
         exclude=arguments.exclude,
@@ -42,6 +44,11 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
         min_runtime=arguments.min_runtime,
     )
     return _rewrite(arguments, [made])
+
+
+def dequantize(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite dequantize IN OUT``."""
+    return _rewrite(arguments, [api.dequantize_pass()])
 
 
 def remove_dead(arguments: argparse.Namespace) -> int:
@@ -249,6 +256,7 @@ def join_model(arguments: argparse.Namespace) -> int:
 
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
+    "dequantize": dequantize,
     "round-weights": round_weights,
     "remove-dead": remove_dead,
     "dedup": dedup,
