@@ -357,7 +357,11 @@ def examine(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     Returns:
         Problems and notes, one line each.
     """
-    model = load(path)
+    return examine_model(load(path))
+
+
+def examine_model(model: Model) -> tuple[list[str], list[str]]:
+    """As :func:`examine`, for a model that was loaded already."""
     origin = origin_of(model)
     notes = []
     if origin is not None:

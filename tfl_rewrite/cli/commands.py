@@ -99,7 +99,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
             for entry in catalog.CATALOG
         ]
         presets = {name: list(items) for name, items in catalog.PRESETS.items()}
-        print(json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2))
+        _print([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
         return 0
     lines = []
     for entry in catalog.CATALOG:
@@ -121,7 +121,7 @@ def diff_files(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print(json.dumps(found.to_dict(), indent=2))
+        _print([json.dumps(found.to_dict(), indent=2)])
     elif not arguments.quiet:
         _print(comparison_lines(found, verbose=arguments.verbose))
     return 0
