@@ -47,8 +47,9 @@ GOAL = 0.85
 # Beyond this an output is as good as equal, and no ratio is worth raising a target for.
 EXACT = 100.0
 ATTEMPTS = 12
-# Proposals under the aim that holds: how far apart, how far down at most, how many (in dB, and a count).
-GAP, REACH, DRAWS = 0.15, 6.0, 60
+# Proposals under the aim that holds: how far apart at least, what is close by, how far down at most (in dB),
+# and how many.
+GAP, NEAR, REACH, DRAWS = 0.15, 6.0, 16.0, 60
 
 
 @dataclass
@@ -191,15 +192,16 @@ class Contest:
             return
         self.enter(self.snr_of(holding[1]), f"{holding[0]:.1f} dB")
         # Far from the aim the surplus changes for good reasons; what counts is how it scatters close to it.
-        near = [value for aim, value in surplus.items() if abs(aim - holding[0]) < REACH]
+        near = [value for aim, value in surplus.items() if abs(aim - holding[0]) < NEAR]
         scatter = max(near) - min(near)
         self.by_draws(search, holding[0], min(REACH, 2 * scatter))
 
     def by_draws(self, search: RoundingSearch, aim: float, reach: float) -> None:
         """Tries proposals a little under an aim that holds, smallest first, and goes on from what holds."""
         seen: set[float] = set()
+        gap = max(GAP, 1.5 * reach / DRAWS)
         while len(seen) < DRAWS:
-            aims = [aim - GAP * (number + 1) for number in range(int(reach / GAP))]
+            aims = [aim - gap * (number + 1) for number in range(int(reach / gap))]
             draws = [(search.propose(lower), lower) for lower in aims if round(lower, 2) not in seen]
             for (made, _), lower in sorted(draws, key=lambda draw: draw[0][1])[: DRAWS - len(seen)]:
                 seen.add(round(lower, 2))

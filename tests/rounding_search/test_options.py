@@ -14,6 +14,7 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer
 from tfl_rewrite.passes.round_weights import Granularity, Rounding
 from tfl_rewrite.passes.rounded_constants import Choice, Constant
+from tfl_rewrite.quant import rounding
 from tfl_rewrite.quant.rounding import KINDS, Rows
 from tfl_rewrite.rounding_search.options import Group, choice_at, forms_of, grouped, options_around
 
@@ -102,6 +103,7 @@ def test_the_first_rows_of_a_table_can_be_finer() -> None:
     assert (made[10:] / 0.25 == np.rint(made[10:] / 0.25)).all()
     error = np.abs(made - values)
     assert error[:10].max() <= 0.125 / 64 and error[10:].max() > 0.1
+    assert rounding.is_rounded(rounding.profile(made.reshape(-1), item.rows), item.kind.levels)
     forms = forms_of(Group([item]), Granularity.AUTO)
     assert [form.head for form in forms] == [0, 6]
     assert [form.head for form in forms_of(Group([item]), Granularity.TENSOR)] == [0]
