@@ -33,6 +33,8 @@ from .trial import Trial, noise_of, open_outputs, worst_ratio
 PROBES = 160
 """Constants that are measured alone; the smallest of a model with more are measured together."""
 
+# Constants with so much of all elements are measured twice.
+_LARGE = 1 / 256
 _ROUNDS = 14
 _ANYTHING = Tolerance(min_snr=None)
 
@@ -106,6 +108,7 @@ class RoundingSearch:
         self._progress = progress or (lambda _what, _done, _total: None)
         items, _ = find_constants(load(source), int8=settings.int8, min_elements=settings.min_elements)
         self._items = {item.position: item for item in _not_rounded(items)}
+        self._elements = sum(item.elements for item in self._items.values())
         self._groups = grouped(list(self._items.values()), PROBES)
         self._folder = tempfile.TemporaryDirectory(prefix="tfl-rewrite-")
         folder = Path(self._folder.name)
@@ -194,10 +197,7 @@ class RoundingSearch:
             else:
                 aim += min(20.0, max(0.5, min_snr - worst + 0.1))
         if best is None:
-            choices = {
-                position: Choice(rounding.finest(item.profile(), item.kind))
-                for position, item in self._items.items()
-            }
+            choices = {position: Choice(self._finest(position)) for position in self._items}
             best = 0, choices, self._judge(choices, tolerance, self._trial).worst_snr()
         return Found(replace(self._settings, choices=best[1]), best[2], self.files)
 
@@ -218,9 +218,22 @@ class RoundingSearch:
                     ratio -= min(25.0, -10.0 * math.log10(max(largest, 1e-12)) - 20.0)
                 else:
                     break
-            made = sum(Rounding.of(item, choices[item.position]).error().noise for item in group.items)
+            made = _noise_of_values(group, choices)
+            cost = noise / max(made, 1e-300)
             center = {item.position: choices[item.position].step for item in group.items}
-            group.add(options_around(group, center, form), noise / max(made, 1e-300))
+            if sum(item.elements for item in group.items) >= self._elements * _LARGE:
+                # One grid may hit by chance what matters most; a second one tells.
+                choices = {
+                    key: replace(choice, step=max(choice.step / 2, self._finest(key)))
+                    for key, choice in choices.items()
+                }
+                noise = noise_of(self._judge(choices, _ANYTHING, self._probes))
+                cost = (cost + noise / max(_noise_of_values(group, choices), 1e-300)) / 2
+            group.add(options_around(group, center, form), cost)
+
+    def _finest(self, position: int) -> float:
+        item = self._items[position]
+        return rounding.finest(item.profile(), item.kind)
 
     def _solve(self, aim: float) -> tuple[dict[int, Choice], float]:
         """Returns the cheapest grids whose expected ratio is ``aim`` dB, and their expected size."""
@@ -250,6 +263,10 @@ class RoundingSearch:
     def _expected(self, picked: Sequence[int]) -> rounding.Float64:
         rows = [group.noise[place] for group, place in zip(self._groups, picked, strict=True)]
         return np.asarray(np.sum(rows, axis=0))
+
+
+def _noise_of_values(group: Group, choices: Mapping[int, Choice]) -> float:
+    return sum(Rounding.of(item, choices[item.position]).error().noise for item in group.items)
 
 
 def _not_rounded(items: Sequence[Constant]) -> list[Constant]:
