@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
-from tfl_rewrite.container import check_target
+from tfl_rewrite.cli.streams import shown
+from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.errors import (
     FileAccessError,
     TflRewriteError,
@@ -19,6 +20,7 @@ from tfl_rewrite.errors import (
     UsageError,
     VerificationError,
 )
+from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
@@ -155,19 +157,21 @@ def verify_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.verification import verify
 
     _check_report(arguments.report, (arguments.before, arguments.after))
-    verdict = verify(
-        arguments.before,
-        arguments.after,
-        inputs=tuple(arguments.inputs),
-        samples=arguments.samples,
-        seed=arguments.seed,
-        tolerance=_tolerance(arguments, exact=arguments.exact),
-        runtime=arguments.runtime,
-        timeout=arguments.timeout,
-    )
+    with Waiting(enabled=_talks(arguments)) as waiting:
+        verdict = verify(
+            arguments.before,
+            arguments.after,
+            inputs=tuple(arguments.inputs),
+            samples=arguments.samples,
+            seed=arguments.seed,
+            tolerance=_tolerance(arguments, exact=arguments.exact),
+            progress=waiting,
+            **_judges(arguments),
+        )
     if not arguments.quiet:
         _print(verdict.summary_lines())
-    _write_json(arguments.report, {"schema": 1, **verdict.to_dict()})
+    facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
+    _write_json(arguments.report, {"schema": 1, **facts})
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
@@ -200,10 +204,10 @@ def check_files(arguments: argparse.Namespace) -> int:
         rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
             lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
-            shown = problems if arguments.verbose else problems[:10]
-            lines += [f"  {safe(problem, limit=400)}" for problem in shown]
-            if len(shown) < len(problems):
-                lines.append(f"  ... and {len(problems) - len(shown)} more (-v shows all)")
+            first = problems if arguments.verbose else problems[:10]
+            lines += [f"  {safe(problem, limit=400)}" for problem in first]
+            if len(first) < len(problems):
+                lines.append(f"  ... and {len(problems) - len(first)} more (-v shows all)")
             lines += [f"  note: {safe(note, limit=400)}" for note in notes]
             _print(lines)
     if arguments.json:
@@ -251,17 +255,36 @@ def _verification(arguments: argparse.Namespace) -> Verification:
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
-        runtime=arguments.runtime,
-        timeout=arguments.timeout,
+        **_judges(arguments),
         blame_seconds=arguments.blame_seconds,
     )
+
+
+def _judges(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns who judges, and within which limits."""
+    limit = None
+    if arguments.memory_limit is not None:
+        from tfl_rewrite.verification import parse_memory
+
+        limit = parse_memory(arguments.memory_limit)
+    return {
+        "runtime": tuple(arguments.runtime) or ("litert",),
+        "resolver": tuple(arguments.resolver),
+        "timeout": arguments.timeout,
+        "memory_limit": limit,
+        "independent": arguments.independent,
+    }
+
+
+def _talks(arguments: argparse.Namespace) -> bool:
+    """Whether somebody at a terminal wants to see what is going on."""
+    return sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
 
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
     verification = _verification(arguments)
-    talks = sys.stderr is not None and sys.stderr.isatty()
-    bar = _Bar(enabled=talks and not arguments.quiet)
+    bar = _Bar(enabled=_talks(arguments))
     try:
         report = rewrite(
             arguments.source,
@@ -302,7 +325,7 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 def _print(lines: list[str]) -> None:
     if sys.stdout is None:
         return  # The caller closed it.
-    text = "\n".join(lines) + "\n"
+    text = shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -338,8 +361,7 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
 
     try:
         with open(path, "w", encoding="ascii") as file:
-            json.dump(data, file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
 
@@ -348,7 +370,7 @@ class _Counter:
     """Says on the terminal how many runs of a search are done."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._enabled = sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
+        self._enabled = _talks(arguments)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._enabled:
@@ -364,8 +386,13 @@ class _Bar:
         self._enabled = enabled
         self._started = time.monotonic()
         self._bar: Any = None
+        self._waiting = Waiting(enabled=enabled)
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if not total:
+            self.close()
+            self._waiting(what)
+            return
         if not self._enabled or time.monotonic() - self._started < _BAR_AFTER_SECONDS:
             return
         if self._bar is None:
@@ -377,6 +404,7 @@ class _Bar:
 
     def close(self) -> None:
         """Removes the bar."""
+        self._waiting.close()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
