@@ -199,9 +199,10 @@ class Contest:
     def by_draws(self, search: RoundingSearch, aim: float, reach: float) -> None:
         """Tries proposals a little under an aim that holds, smallest first, and goes on from what holds."""
         seen: set[float] = set()
-        gap = max(GAP, 1.5 * reach / DRAWS)
+        count = min(2 * DRAWS // 3, int(reach / GAP))
         while len(seen) < DRAWS:
-            aims = [aim - gap * (number + 1) for number in range(int(reach / gap))]
+            # Closer together near the aim, where more of them hold.
+            aims = [aim - reach * ((number + 1) / count) ** 1.5 for number in range(count)]
             draws = [(search.propose(lower), lower) for lower in aims if round(lower, 2) not in seen]
             for (made, _), lower in sorted(draws, key=lambda draw: draw[0][1])[: DRAWS - len(seen)]:
                 seen.add(round(lower, 2))
