@@ -11,16 +11,16 @@ import pytest
 PACKAGE = "tfl_rewrite"
 # From the top down: a layer may import from itself and from those above.
 LAYERS = (
-    ("errors",),
+    ("errors", "work"),
     ("flatbuf",),
     ("container", "landing"),
     ("model",),
-    ("kernels",),
+    ("kernels", "packed_kernels"),
     ("quant",),
     ("passes",),
     ("verify", "verification"),
     ("storage",),
-    ("inspection", "api", "damage", "diffing"),
+    ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search"),
     ("cli",),

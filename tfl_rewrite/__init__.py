@@ -16,12 +16,15 @@ if TYPE_CHECKING:
         check,
         compact,
         dedup,
+        dequantize,
+        dequantize_pass,
         quantize_weights,
         quantize_weights_pass,
         remove_dead,
         round_weights,
         round_weights_pass,
     )
+    from tfl_rewrite.blaming import blame
     from tfl_rewrite.diffing import diff
     from tfl_rewrite.errors import (
         FileAccessError,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tfl_rewrite.inspection import inspect
+    from tfl_rewrite.media_metadata import media_inputs
     from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
     from tfl_rewrite.rounding_search import search_rounding
     from tfl_rewrite.shards.calls import join, shard
@@ -57,13 +61,17 @@ _HOMES = {
     "Verdict": "verification",
     "Verification": "rewriting",
     "VerificationError": "errors",
+    "blame": "blaming",
     "check": "api",
     "compact": "api",
     "dedup": "api",
+    "dequantize": "api",
+    "dequantize_pass": "api",
     "diff": "diffing",
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",
+    "media_inputs": "media_metadata",
     "open_sharded": "shards.opened",
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
@@ -94,13 +102,17 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "blame",
     "check",
     "compact",
     "dedup",
+    "dequantize",
+    "dequantize_pass",
     "diff",
     "inspect",
     "join",
     "load",
+    "media_inputs",
     "open_sharded",
     "quantize_weights",
     "quantize_weights_pass",

@@ -63,6 +63,14 @@ CATALOG: tuple[Entry, ...] = (
         lambda **options: [api.dedup_pass(**options)],
     ),
     Entry(
+        "dequantize",
+        "turns integer and float16 weights back into float32; the file grows",
+        True,
+        "before round-weights and quantize-weights, which take float weights",
+        {},
+        lambda **options: [api.dequantize_pass(**options)],
+    ),
+    Entry(
         "round-weights",
         "rounds float weights so that the file compresses well; same size, same speed",
         True,
@@ -72,12 +80,14 @@ CATALOG: tuple[Entry, ...] = (
     ),
     Entry(
         "quantize-weights",
-        "stores float weights as int8",
+        "stores float weights as int8, int4, int2 or float16",
         True,
         "after the graph is clean, before it is packed",
         {
+            "dtype": str,
             "scheme": str,
             "granularity": str,
+            "map": str,
             "min_elements": int,
             "include": _words,
             "exclude": _words,

@@ -18,11 +18,13 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
+from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
     from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
+    from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -50,6 +52,7 @@ class Verification:
         independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
             and what a model keeps in variables carries over.
         blame_seconds: How long to look for the constants that did the damage after a failure.
+        blame: Whether to run both files operator by operator as well, after the verdict.
     """
 
     mode: str = "auto"
@@ -63,6 +66,7 @@ class Verification:
     memory_limit: int | None = None
     independent: bool = False
     blame_seconds: float = 5.0
+    blame: bool = False
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
@@ -106,6 +110,23 @@ class Verification:
             "independent": self.independent,
         }
 
+    def trace(self, before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Blame | None:
+        """Runs both operator by operator, where that is asked for."""
+        if not self.blame:
+            return None
+        from tfl_rewrite.blaming import blame
+        from tfl_rewrite.verification import several
+
+        return blame(
+            before,
+            after,
+            inputs=self.inputs,
+            samples=self.samples,
+            seed=self.seed,
+            runtime=several(self.runtime)[0],
+            timeout=self.timeout,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -117,6 +138,7 @@ class Report:
             nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
     """
@@ -130,6 +152,7 @@ class Report:
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
+    blame: Blame | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     deflated: tuple[int, int] | None = None
@@ -149,6 +172,7 @@ class Report:
             "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
             "notes": list(self.notes),
@@ -204,7 +228,8 @@ def rewrite(
     model = load(source)
     flaws = problems(model)
     before = _nbytes(model)
-    results = run_passes(model, passes)
+    with working(threads=threads, progress=progress):
+        results = run_passes(model, passes)
     notes: list[str] = []
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
     made = layout(model, packing=packing)
@@ -230,7 +255,7 @@ def rewrite(
         "dry_run": dry_run,
     }
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
-        _pour(made, aside, threads, report_progress)
+        _pour(made, aside, Work(threads, progress))
         common |= {"results": tuple(results), "notes": tuple(notes)}
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
             common["deflated"] = (_deflated(source), _deflated(aside.path))
@@ -299,17 +324,18 @@ def _judge(
         verdict = panel.compare(made)
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
-        if verdict.passed:
-            return Report(outcome="rewritten", verdict=verdict, **common)
         damage = None
-        if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+        if not verdict.passed and len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
             from tfl_rewrite.damage import measure_damage
 
             judge = panel.judge_of(verdict)
             damage = measure_damage(
                 common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )
-    report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
+    blame = settings.trace(expected, made)
+    if verdict.passed:
+        return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
+    report = Report(outcome="failed", verdict=verdict, damage=damage, blame=blame, **common)
     reasons = "; ".join(verdict.reasons)
     raise RewriteFailed(
         f"the rewritten model differs too much, nothing was written: {reasons}",
@@ -348,16 +374,10 @@ def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run:
         yield aside
 
 
-def _pour(made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]) -> None:
-    done = 0
-
-    def tick(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress("writing", done, made.nbytes)
-
+def _pour(made: Layout, aside: Aside, work: Work) -> None:
+    stage = work.stage("writing", made.nbytes)
     try:
-        made.pour(FileSink(aside.sink.descriptor), threads=threads, tick=tick)
+        made.pour(FileSink(aside.sink.descriptor), threads=work.threads, tick=stage.tick)
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
 

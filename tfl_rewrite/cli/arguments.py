@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,19 +46,73 @@ WRITING = (
     _flag("--force", help="overwrite an existing OUT (IN and OUT may be the same file)"),
     _value("--report", help="write the whole report as JSON", metavar="FILE.json"),
     _value(
-        "--threads", help="threads for rounding and writing (default: one per processor)", type=int, default=0
+        "--threads",
+        help="threads for measuring, rounding and writing (default: one per processor)",
+        type=int,
+        default=0,
+    ),
+)
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    return float(low), float(high)
+
+
+_range.__name__ = "LO,HI"
+
+MEDIA = (
+    _value(
+        "--input-range",
+        help="what pixels 0 and 255 (or sound at full scale) become; default: as the metadata of the model "
+        "says, else -1,1, and raw pixels for 8-bit inputs",
+        type=_range,
+        metavar="LO,HI",
+        default=None,
+    ),
+    _value(
+        "--input-layout",
+        help="axes of an input that takes pictures or sound, such as NHWC, NCHW, HWC or NT (T: time); "
+        "default: told from the sizes",
+        type=str.upper,
+        metavar="AXES",
+        default=None,
+    ),
+    _value(
+        "--sample-rate",
+        help="resample sound to this rate in Hz; default: as the metadata of the model says, else as the "
+        "files are",
+        type=int,
+        metavar="HZ",
+        default=None,
+    ),
+)
+
+BLAMING = (
+    _flag(
+        "--blame",
+        help="after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    ),
+    _value(
+        "--blame-out",
+        help="write that as node data for Model Explorer, over the graph of the rewritten file; implies "
+        "--blame",
+        metavar="FILE.json",
+        default=None,
     ),
 )
 
 JUDGING = (
     _value(
         "--inputs",
-        help="real inputs to run with: a .npz (one array per input name, first axis = samples) or a folder "
-        "of them; repeatable. Without it, seeded samples are made",
+        help="real inputs to run with: a .npz (one array per input name, first axis = samples), a picture, a "
+        "sound file, or a folder of such; repeatable. Without it, seeded samples are made",
         metavar="PATH",
         action="append",
         default=[],
     ),
+    *MEDIA,
     _value("--samples", help="how many samples are made (default: 4)", type=int, default=4, metavar="N"),
     _value("--seed", help="seed of the made samples (default: 0)", type=int, default=0, metavar="S"),
     _value(
@@ -105,6 +160,7 @@ JUDGING = (
         default=None,
         metavar="SIZE",
     ),
+    *BLAMING,
 )
 
 VERIFYING = (
@@ -132,18 +188,34 @@ TALKING = (
 
 _SELECTING = (
     _value(
+        "--dtype",
+        help="what weights become: int8 (default), int4, int2, float16, or float32 to keep all but what "
+        "--map names",
+        choices=("int8", "int4", "int2", "float16", "float32"),
+        default="int8",
+    ),
+    _value(
+        "--map",
+        help="mixed precision by hand: rules between commas, such as 'conv.*=int4:block:32,logits=float32', "
+        "or a TOML file. A rule matches names and operator types; the first that matches decides, --dtype "
+        "the rest",
+        default=None,
+        metavar="REGEX=ENCODING,...|FILE.toml",
+    ),
+    _value(
         "--scheme",
-        help="hybrid: the runtime's dynamic-range kernels read int8 (smaller and faster). dequantize: int8 "
-        "constant, DEQUANTIZE, float kernel (smaller file, same speed and memory as float). auto (default): "
-        "hybrid where a kernel takes it, dequantize elsewhere",
+        help="hybrid: the runtime's dynamic-range kernels read the integers (smaller and faster). "
+        "dequantize: integer constant, DEQUANTIZE, float kernel (smaller file, same memory as float; same "
+        "speed with int8 and float16). auto (default): hybrid where a kernel takes it, dequantize elsewhere",
         choices=("auto", "hybrid", "dequantize"),
         default="auto",
     ),
     _value(
         "--granularity",
-        help="one scale per channel where the kernel takes it (default), or one per tensor",
-        choices=("channel", "tensor"),
+        help="one scale per channel where the kernel takes it (default), per tensor, or per block of so many "
+        "elements: block:32, block:64, block:128",
         default="channel",
+        metavar="channel|tensor|block:N",
     ),
     _value(
         "--min-elements",
@@ -270,10 +342,10 @@ _SEARCHING = tuple(
 COMMANDS = (
     Command(
         "quantize-weights",
-        "store float weights as int8 (lossy)",
-        "Stores float weights as int8 with float activations, runs the model before and after, and writes "
-        "OUT only if every output keeps --min-snr. LOSSY: outputs change a little. Biases, small constants "
-        "and what is quantized already stay as they are.",
+        "store float weights as int8, int4, int2 or float16 (lossy)",
+        "Stores float weights smaller, with float activations: as int8 (default), or as --dtype and --map "
+        "say. Runs the model before and after, and writes OUT only if every output keeps --min-snr. LOSSY: "
+        "outputs change a little. Biases, small constants and what is quantized already stay as they are.",
         (
             ("files", IN_OUT),
             ("what to rewrite", _SELECTING),
@@ -292,6 +364,20 @@ COMMANDS = (
             ("files", IN_OUT),
             ("how to round", _ROUNDING),
             ("verification", _SEARCHING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "dequantize",
+        "turn integer and float16 weights back into float32",
+        "Turns int8, uint8, int4, int2 and float16 weights into the float32 values that they stand for, for "
+        "tools and delegates that want those; the file grows. What stands behind DEQUANTIZE stays equal to "
+        "the bit; an operator that read integers itself no longer rounds its activations, so outputs change "
+        "a little. Operators that compute in integers stay.",
+        (
+            ("files", IN_OUT),
+            ("verification", VERIFYING),
             ("writing", WRITING),
             ("talk", TALKING),
         ),
@@ -526,7 +612,13 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="replace files of these names that have other content"),
-                    _value("--jobs", help="threads (default: one per processor)", type=int, default=0),
+                    _value(
+                        "--jobs",
+                        "--threads",
+                        help="threads (default: one per processor)",
+                        type=int,
+                        default=0,
+                    ),
                 ),
             ),
             ("talk", TALKING),
@@ -571,7 +663,7 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="overwrite an existing OUT"),
-                    _value("--jobs", help="parts at once (default: 4)", type=int, default=4),
+                    _value("--jobs", "--threads", help="parts at once (default: 4)", type=int, default=4),
                 ),
             ),
             ("talk", TALKING),
@@ -593,6 +685,8 @@ def parser(version: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (*COMMANDS, *SHARDING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
+        # A range may begin with a negative number, as in --input-range -1,1.
+        made._negative_number_matcher = re.compile(r"^-\.?\d")
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)
     return top

@@ -46,9 +46,11 @@ class Editor:
         self.notes: list[str] = []
         self._stamps: dict[int, tuple[Operator, int]] = {}
         self._zero_biases: dict[int, Buffer] = {}
+        self._constants: dict[bytes, Buffer] = {}
         self._added_tensors = False
         self._row_tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._asked: set[tuple[str, int]] = set()
+        self._removed = False
         self._used_codes = {id(operator.code) for _, operator in model.operators()}
 
     def add_buffer(self, data: bytes | None) -> Buffer:
@@ -58,6 +60,13 @@ class Editor:
         buffer = Buffer(OwnedBlob(data) if data else None)
         self.model.buffers.append(buffer)
         return buffer
+
+    def constant(self, data: bytes) -> Buffer:
+        """Returns a buffer with these bytes; equal ones that were asked for here are one."""
+        known = self._constants.get(data)
+        if known is None:
+            known = self._constants[data] = self.add_buffer(data)
+        return known
 
     def sentinel(self) -> Buffer:
         """Returns the buffer of tensors without constant bytes."""
@@ -71,21 +80,20 @@ class Editor:
         self._added_tensors = True
         return tensor
 
-    def make_int8(self, tensor: Tensor, buffer: Buffer, quantization: Quantization) -> None:
-        """Turns a constant into int8 in place; its name stays."""
-        tensor.dtype = dtypes.INT8.value
+    def store(self, tensor: Tensor, kind: str, buffer: Buffer, quantization: Quantization | None) -> None:
+        """Turns a constant into another type (a name in ``TensorType``) in place; its name stays."""
+        tensor.dtype = dtypes.BY_NAME[kind].value
         tensor.buffer = buffer
         tensor.quantization = quantization
 
-    def add_int8_beside(
-        self, subgraph: SubGraph, value: Tensor, buffer: Buffer, quantization: Quantization
+    def add_beside(
+        self, subgraph: SubGraph, value: Tensor, kind: str, buffer: Buffer, quantization: Quantization | None
     ) -> Tensor:
-        """Adds an int8 constant beside a float one, which is going to be computed from it."""
+        """Adds a constant of another type beside a float one, which is going to be computed from it."""
+        number = dtypes.BY_NAME[kind].value
+        name = f"{value.name}_{kind.lower()}"
         return self.add_tensor(
-            subgraph,
-            Tensor(
-                f"{value.name}_int8", value.shape, dtypes.INT8.value, buffer, quantization, signature=None
-            ),
+            subgraph, Tensor(name, value.shape, number, buffer, quantization, signature=None)
         )
 
     def expand(
@@ -103,7 +111,7 @@ class Editor:
         value.buffer = self.sentinel()
         self._asked.add(("DEQUANTIZE", version))
         operator = Operator(self._code("DEQUANTIZE", version), [integers], [value])
-        subgraph.operators.insert(self._first_reader(subgraph, value), operator)
+        subgraph.operators.insert(self.first_reader(subgraph, value), operator)
 
     def dequantize_output(self, subgraph: SubGraph, operator: Operator, quantization: Quantization) -> None:
         """Makes an operator give out int8 and a DEQUANTIZE after it give out the floats it gave before."""
@@ -176,8 +184,8 @@ class Editor:
         second = Operator(
             operator.code, [scales, *operator.inputs[1:]], [scale], [], operator.options, rest=operator.rest
         )
-        cast = self._builtin("CAST", 3, [found], floats, "CastOptions", in_data_type=dtypes.INT8.value)
-        product = self._builtin("MUL", 1, [floats, scale], output, "MulOptions")
+        cast = self.builtin("CAST", 3, [found], floats, "CastOptions", in_data_type=dtypes.INT8.value)
+        product = self.builtin("MUL", 1, [floats, scale], output, "MulOptions")
         at = _position(subgraph, operator) + 1
         subgraph.operators[at:at] = [cast, second, product]
 
@@ -186,14 +194,27 @@ class Editor:
         if not any(item is tensor for operator in subgraph.operators for item in operator.inputs):
             subgraph.tensors = [item for item in subgraph.tensors if item is not tensor]
 
-    def _builtin(
-        self, name: str, version: int, inputs: list[Tensor | None], output: Tensor, table: str, **options: int
+    def builtin(
+        self,
+        name: str,
+        version: int,
+        inputs: list[Tensor | None],
+        output: Tensor,
+        table: str,
+        **options: object,
     ) -> Operator:
+        """Makes an operator with one output; the caller puts it in its place."""
         self._asked.add((name, version))
         number = schema().enums["BuiltinOptions"].values[table]
         rest = new_record("Operator").replace(builtin_options_type=number)
         record = new_record(table).replace(**options)
         return Operator(self._code(name, version), inputs, [output], [], record, rest=rest)
+
+    def drop_operator(self, subgraph: SubGraph, operator: Operator) -> int:
+        """Removes an operator whose output others are going to make; returns where it was."""
+        place = _position(subgraph, operator)
+        del subgraph.operators[place]
+        return place
 
     def remove_operator(self, subgraph: SubGraph, operator: Operator, output: Tensor) -> None:
         """Removes an operator and its output, which nothing reads any more."""
@@ -215,7 +236,8 @@ class Editor:
     def store_bias_as_float32(self, subgraph: SubGraph, operator: Operator) -> None:
         """Turns a bias behind a float16 DEQUANTIZE into the float32 constant that it expands to."""
         bias = operator.inputs[2] if len(operator.inputs) > 2 else None
-        if bias is None:
+        # A constant is nobody's output; looking for its maker would take long in a model of many layers.
+        if bias is None or bias.is_constant:
             return
         maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
         if maker is None or maker.code.name != "DEQUANTIZE" or not maker.inputs:
@@ -228,10 +250,10 @@ class Editor:
         del subgraph.operators[_position(subgraph, maker)]
         if not any(item is half for other in subgraph.operators for item in other.inputs):
             subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not half]
-            self._release(half.buffer)
+            self.release(half.buffer)
         bias.buffer = self.add_buffer(values.tobytes())
 
-    def _release(self, buffer: Buffer) -> None:
+    def release(self, buffer: Buffer) -> None:
         """Empties a buffer that nothing refers to any more; its place in the list stays."""
         used = any(tensor.buffer is buffer for item in self.model.subgraphs for tensor in item.tensors)
         entries = [*(entry.buffer for entry in self.model.metadata), *self.model.metadata_buffers]
@@ -257,12 +279,16 @@ class Editor:
 
     def finish(self) -> None:
         """Stamps operator codes, drops those that lost their last operator, and updates metadata."""
-        if not self._asked:
+        if not self._asked and not self._removed:
             return
         self._stamp_codes()
         self._drop_unused_codes()
         self._update_min_runtime()
         self._drop_stale_metadata()
+
+    def removed(self) -> None:
+        """Tells that operators and tensors were removed; :meth:`finish` drops what that made stale."""
+        self._removed = True
 
     def _stamp_codes(self) -> None:
         """Writes the versions; a code is cloned when only some of its operators need the new one."""
@@ -302,7 +328,8 @@ class Editor:
             if id(code) in used or (id(code) not in self._used_codes and code.rest.offset >= 0)
         ]
 
-    def _first_reader(self, subgraph: SubGraph, tensor: Tensor) -> int:
+    def first_reader(self, subgraph: SubGraph, tensor: Tensor) -> int:
+        """Returns the position of the first operator that reads a tensor."""
         for position, operator in enumerate(subgraph.operators):
             if any(item is tensor for item in operator.inputs):
                 return position
@@ -333,7 +360,7 @@ class Editor:
         ``OfflineMemoryAllocation`` holds one arena offset per tensor (tflite-micro's
         ``memory_planner``); it is only a plan, and the interpreter makes its own without it.
         """
-        if not self._added_tensors:
+        if not self._added_tensors and not self._removed:
             return
         for entry in list(self.model.metadata):
             if entry.name == "OfflineMemoryAllocation":

@@ -128,6 +128,9 @@ class Worker:
         watch: Of its memory.
     """
 
+    script = Path(__file__).with_name("child.py")
+    """What is started; others speak the same protocol."""
+
     def __init__(self, runtime: RuntimeChoice, folder: Path, watch: MemoryWatch | None = None) -> None:
         self._runtime = runtime
         self._watch = watch or MemoryWatch(None)
@@ -226,7 +229,7 @@ class Worker:
             pass
 
     def _start(self) -> None:
-        script = str(Path(__file__).with_name("child.py"))
+        script = str(self.script)
         environment = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "-1",
