@@ -152,7 +152,12 @@ def round_weights(arguments: argparse.Namespace) -> int:
             progress=_Counter(arguments),
         )
         made = found.settings
-    return _rewrite(arguments, [made])
+    try:
+        return _rewrite(arguments, [made])
+    except RewriteFailed as error:
+        if error.remedy is None and not searched:
+            error.remedy = f"give more than {made.steps} --steps, or --min-snr alone to search for them"
+        raise
 
 
 def verify_files(arguments: argparse.Namespace) -> int:
