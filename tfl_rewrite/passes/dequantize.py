@@ -1,9 +1,9 @@
 """Turns integer and float16 weights back into float32 constants, for tools and delegates that want those.
 
 Promise: a constant behind DEQUANTIZE becomes what DEQUANTIZE makes of it, to the bit, and so do blocks (MUL
-and RESHAPE of such constants are computed too). A weight that a hybrid kernel reads becomes the floats that it
-stands for, and the operator its float kernel; that one rounds no activations, so outputs get closer to those
-of the model before it was quantized, and may differ from those of the input. Operators that compute in
+and RESHAPE of such constants are computed too). A weight that a hybrid kernel reads becomes the floats that
+it stands for, and the operator its float kernel; that one rounds no activations, so outputs get closer to
+those of the model before it was quantized, and may differ from those of the input. Operators that compute in
 integers stay. ``quantize-weights`` with the same encodings makes the same integers again; a second run
 changes nothing. The file grows.
 """
@@ -238,11 +238,16 @@ class _Expansion:
             self._loosen(weight.tensor)
             for operator in weight.expanded:
                 self._become(operator, weight.floats)
+            # Where there is the float tensor of a DEQUANTIZE, all read that: it has the weight's own name.
+            floats = weight.expanded[0].outputs[0] if weight.expanded else weight.tensor
+            assert floats is not None
             for use in weight.read:
+                use.operator.inputs[use.position] = floats
                 self._read(use)
             for operator, after_it in weight.looked_up:
+                operator.inputs[0] = floats
                 self._look_up(operator, after_it)
-            if weight.read or weight.looked_up:
+            if floats is weight.tensor:
                 self._store(weight.tensor, weight.floats)
         self._fold()
         self._settle(old)
