@@ -238,11 +238,16 @@ class _Expansion:
             self._loosen(weight.tensor)
             for operator in weight.expanded:
                 self._become(operator, weight.floats)
+            # Where there is the float tensor of a DEQUANTIZE, all read that: it has the weight's own name.
+            floats = weight.expanded[0].outputs[0] if weight.expanded else weight.tensor
+            assert floats is not None
             for use in weight.read:
+                use.operator.inputs[use.position] = floats
                 self._read(use)
             for operator, after_it in weight.looked_up:
+                operator.inputs[0] = floats
                 self._look_up(operator, after_it)
-            if weight.read or weight.looked_up:
+            if floats is weight.tensor:
                 self._store(weight.tensor, weight.floats)
         self._fold()
         self._settle(old)
