@@ -15,7 +15,7 @@ LAYERS = (
     ("flatbuf",),
     ("container",),
     ("model",),
-    ("kernels",),
+    ("kernels", "packed_kernels"),
     ("quant",),
     ("passes",),
     ("verify", "verification"),

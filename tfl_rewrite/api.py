@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tfl_rewrite import kernels
@@ -17,6 +18,7 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
+from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import (
     LARGEST_STEPS,
@@ -26,24 +28,30 @@ from tfl_rewrite.passes.round_weights import (
     RoundWeights,
 )
 from tfl_rewrite.passes.strip import Strip, Wanted
+from tfl_rewrite.quant.encoding import Dtype, Encoding
 from tfl_rewrite.storage import load, origin_of
 
 
 def quantize_weights_pass(
     *,
+    dtype: str = "int8",
     scheme: str = "auto",
     granularity: str = "channel",
+    map: str | None = None,
     min_elements: int | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     keep_first_last: bool = False,
     min_runtime: str | None = None,
 ) -> QuantizeWeights:
-    """Makes the int8 weight pass from plain values.
+    """Makes the weight pass from plain values.
 
     Args:
+        dtype: ``int8``, ``int4``, ``int2``, ``float16``, or ``float32`` to keep what ``map`` names not.
         scheme: ``auto``, ``hybrid`` or ``dequantize``.
-        granularity: ``channel`` or ``tensor``.
+        granularity: ``channel``, ``tensor``, or ``block:32``, ``block:64``, ``block:128``.
+        map: Rules ``REGEX=ENCODING,...``, or a path ``*.toml``; the first that matches a constant decides
+            (:class:`tfl_rewrite.passes.recipe.Recipe`).
         min_elements: Smaller constants stay; by default 1,024, and fewer for the weights of small models.
         include: Regular expressions, searched in tensor names and operator types; if any is given, only
             what matches one is rewritten.
@@ -56,16 +64,56 @@ def quantize_weights_pass(
     """
     if min_elements is not None and min_elements < 1:
         raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
+    runtime = parse_runtime(min_runtime)
+    encoding = _encoding(dtype, granularity)
+    recipe = Recipe.parse(map, default=replace(encoding, dtype=Dtype.INT8)) if map is not None else None
+    for wanted in [encoding, *(rule.encoding for rule in (recipe.rules if recipe is not None else ()))]:
+        check_encoding(wanted, runtime)
     return QuantizeWeights(
         scheme=_member(Scheme, scheme, "scheme"),
-        granularity=_member(kernels.Granularity, granularity, "granularity"),
+        granularity=encoding.granularity,
         selection=Selection(min_elements, _patterns(include), _patterns(exclude), keep_first_last),
-        min_runtime=parse_runtime(min_runtime),
+        min_runtime=runtime,
+        encoding=encoding,
+        assignment=recipe,
     )
 
 
+def _encoding(dtype: str, granularity: str) -> Encoding:
+    kind = _member(Dtype, dtype, "dtype")
+    if not kind.is_integer:
+        return Encoding(kind)
+    words = granularity.split(":")
+    if words[0] == "block" and len(words) == 2 and words[1].isdigit():
+        return Encoding(kind, kernels.Granularity.BLOCK, int(words[1]))
+    if granularity not in ("channel", "tensor"):
+        raise UsageError(
+            f"granularity {granularity!r} is unknown",
+            remedy="use one of channel, tensor, block:32, block:64, block:128",
+        )
+    return Encoding(kind, kernels.Granularity(granularity))
+
+
+def check_encoding(encoding: Encoding, runtime: kernels.Runtime) -> None:
+    """Refuses an encoding that no constant could have on a runtime.
+
+    Raises:
+        UsageError: Names the first runtime that has it.
+    """
+    dtype = encoding.dtype
+    if dtype in (Dtype.INT8, Dtype.FLOAT32):
+        return
+    first = min(form.first_runtime for form in kernels.DEQUANTIZE if form.dtype == dtype.tensor_type)
+    if runtime < first:
+        raise UsageError(
+            f"{encoding.text} needs runtime {first[0]}.{first[1]} or newer, and {runtime[0]}.{runtime[1]} "
+            "is asked for",
+            remedy="use int8, or a newer --min-runtime",
+        )
+
+
 def quantize_weights(model: Model, **options: Any) -> PassResult:
-    """Stores the large float constants of a model as int8.
+    """Stores the large float constants of a model smaller.
 
     Nothing is verified here; :func:`tfl_rewrite.rewrite` does that.
 

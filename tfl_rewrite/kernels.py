@@ -63,6 +63,7 @@ class Granularity(str, enum.Enum):
 
     TENSOR = "tensor"
     CHANNEL = "channel"
+    BLOCK = "block"
 
 
 class Need(enum.Enum):

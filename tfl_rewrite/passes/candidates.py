@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tfl_rewrite import kernels
@@ -16,7 +16,7 @@ from tfl_rewrite.passes.base import Skip
 _CONVERTER_ELEMENTS = 1024
 _LEAST_ELEMENTS = 64
 UNNAMED = "(unnamed)"
-_WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8")
+_WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 
@@ -81,8 +81,13 @@ class Selection:
     exclude: tuple[re.Pattern[str], ...] = ()
     keep_first_last: bool = False
 
-    def least(self, model: Model) -> tuple[int, int]:
-        """Returns how many elements a constant must have, and how many a hybrid kernel's weight must."""
+    def least(self, model: Model, scales: Collection[int] = ()) -> tuple[int, int]:
+        """Returns how many elements a constant must have, and how many a hybrid kernel's weight must.
+
+        Args:
+            model: The model.
+            scales: Ids of constants that do not count, for they are the scales of others.
+        """
         if self.min_elements is not None:
             return self.min_elements, self.min_elements
         # Counted in elements, which rewriting does not change, so a second run decides the same.
@@ -90,7 +95,7 @@ class Selection:
             id(tensor.buffer): tensor.elements
             for subgraph in model.subgraphs
             for tensor in subgraph.tensors
-            if tensor.is_constant and tensor.dtype_name in _WEIGHT_TYPES
+            if tensor.is_constant and tensor.dtype_name in _WEIGHT_TYPES and id(tensor) not in scales
         }
         part = sum(elements.values()) // 400
         return _CONVERTER_ELEMENTS, max(_LEAST_ELEMENTS, min(_CONVERTER_ELEMENTS, part))
@@ -177,6 +182,37 @@ def _scales_rows(use: Use, graph: Graph) -> bool:
     return rows is not None and rows.dtype == dtypes.INT8.value
 
 
+def scale_constants(graph: Graph, model: Model) -> set[int]:
+    """Returns the ids of the float16 constants that are the scales of blocks of integers.
+
+    Those that a blockwise quantization names, and those that are expanded to multiply what comes out of a
+    DEQUANTIZE of integers, one for each row.
+    """
+    return {
+        id(tensor)
+        for subgraph in model.subgraphs
+        for tensor in subgraph.tensors
+        if tensor.dtype == dtypes.FLOAT16.value
+        and tensor.is_constant
+        and (id(tensor) in graph.given or _scales_blocks(tensor, graph))
+    }
+
+
+def _scales_blocks(tensor: Tensor, graph: Graph) -> bool:
+    uses = graph.uses_of(tensor)
+    shape = tensor.shape or ()
+    if len(shape) != 2 or shape[1] != 1 or len(uses) != 1 or uses[0].operator.code.name != "DEQUANTIZE":
+        return False
+    output = uses[0].operator.outputs[0] if uses[0].operator.outputs else None
+    readers = graph.uses_of(output) if output is not None else []
+    if len(readers) != 1 or readers[0].operator.code.name != "MUL":
+        return False
+    others = [item for item in readers[0].operator.inputs if item is not None and item is not output]
+    maker = graph.maker_of(others[0]) if len(others) == 1 else None
+    stored = maker.inputs[0] if maker is not None and maker.code.name == "DEQUANTIZE" else None
+    return stored is not None and stored.is_constant and stored.dtype_name in ("INT8", "INT4", "INT2")
+
+
 def weights_of(operator: Operator, row: kernels.HybridRow) -> list[Tensor]:
     """Returns the weight inputs of an operator that are present."""
     return [
@@ -238,6 +274,8 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
         return "dtype", f"it is {stored.dtype_name}"
     if all(_scales_rows(use, graph) for use in item.uses):
         return "scales", "it holds the scales of an int8 table"
+    if _scales_blocks(stored, graph):
+        return "scales", "it holds the scales of blocks of integers"
     for use in item.uses:
         name = use.operator.code.name
         if use.operator.code.custom is not None:

@@ -46,6 +46,7 @@ class Editor:
         self.notes: list[str] = []
         self._stamps: dict[int, tuple[Operator, int]] = {}
         self._zero_biases: dict[int, Buffer] = {}
+        self._constants: dict[bytes, Buffer] = {}
         self._added_tensors = False
         self._row_tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._asked: set[tuple[str, int]] = set()
@@ -59,6 +60,13 @@ class Editor:
         self.model.buffers.append(buffer)
         return buffer
 
+    def constant(self, data: bytes) -> Buffer:
+        """Returns a buffer with these bytes; equal ones that were asked for here are one."""
+        known = self._constants.get(data)
+        if known is None:
+            known = self._constants[data] = self.add_buffer(data)
+        return known
+
     def sentinel(self) -> Buffer:
         """Returns the buffer of tensors without constant bytes."""
         if self.model.buffers and self.model.buffers[0].blob is None:
@@ -71,21 +79,20 @@ class Editor:
         self._added_tensors = True
         return tensor
 
-    def make_int8(self, tensor: Tensor, buffer: Buffer, quantization: Quantization) -> None:
-        """Turns a constant into int8 in place; its name stays."""
-        tensor.dtype = dtypes.INT8.value
+    def store(self, tensor: Tensor, kind: str, buffer: Buffer, quantization: Quantization | None) -> None:
+        """Turns a constant into another type (a name in ``TensorType``) in place; its name stays."""
+        tensor.dtype = dtypes.BY_NAME[kind].value
         tensor.buffer = buffer
         tensor.quantization = quantization
 
-    def add_int8_beside(
-        self, subgraph: SubGraph, value: Tensor, buffer: Buffer, quantization: Quantization
+    def add_beside(
+        self, subgraph: SubGraph, value: Tensor, kind: str, buffer: Buffer, quantization: Quantization | None
     ) -> Tensor:
-        """Adds an int8 constant beside a float one, which is going to be computed from it."""
+        """Adds a constant of another type beside a float one, which is going to be computed from it."""
+        number = dtypes.BY_NAME[kind].value
+        name = f"{value.name}_{kind.lower()}"
         return self.add_tensor(
-            subgraph,
-            Tensor(
-                f"{value.name}_int8", value.shape, dtypes.INT8.value, buffer, quantization, signature=None
-            ),
+            subgraph, Tensor(name, value.shape, number, buffer, quantization, signature=None)
         )
 
     def expand(
@@ -103,7 +110,7 @@ class Editor:
         value.buffer = self.sentinel()
         self._asked.add(("DEQUANTIZE", version))
         operator = Operator(self._code("DEQUANTIZE", version), [integers], [value])
-        subgraph.operators.insert(self._first_reader(subgraph, value), operator)
+        subgraph.operators.insert(self.first_reader(subgraph, value), operator)
 
     def dequantize_output(self, subgraph: SubGraph, operator: Operator, quantization: Quantization) -> None:
         """Makes an operator give out int8 and a DEQUANTIZE after it give out the floats it gave before."""
@@ -176,8 +183,8 @@ class Editor:
         second = Operator(
             operator.code, [scales, *operator.inputs[1:]], [scale], [], operator.options, rest=operator.rest
         )
-        cast = self._builtin("CAST", 3, [found], floats, "CastOptions", in_data_type=dtypes.INT8.value)
-        product = self._builtin("MUL", 1, [floats, scale], output, "MulOptions")
+        cast = self.builtin("CAST", 3, [found], floats, "CastOptions", in_data_type=dtypes.INT8.value)
+        product = self.builtin("MUL", 1, [floats, scale], output, "MulOptions")
         at = _position(subgraph, operator) + 1
         subgraph.operators[at:at] = [cast, second, product]
 
@@ -186,14 +193,27 @@ class Editor:
         if not any(item is tensor for operator in subgraph.operators for item in operator.inputs):
             subgraph.tensors = [item for item in subgraph.tensors if item is not tensor]
 
-    def _builtin(
-        self, name: str, version: int, inputs: list[Tensor | None], output: Tensor, table: str, **options: int
+    def builtin(
+        self,
+        name: str,
+        version: int,
+        inputs: list[Tensor | None],
+        output: Tensor,
+        table: str,
+        **options: object,
     ) -> Operator:
+        """Makes an operator with one output; the caller puts it in its place."""
         self._asked.add((name, version))
         number = schema().enums["BuiltinOptions"].values[table]
         rest = new_record("Operator").replace(builtin_options_type=number)
         record = new_record(table).replace(**options)
         return Operator(self._code(name, version), inputs, [output], [], record, rest=rest)
+
+    def drop_operator(self, subgraph: SubGraph, operator: Operator) -> int:
+        """Removes an operator whose output others are going to make; returns where it was."""
+        place = _position(subgraph, operator)
+        del subgraph.operators[place]
+        return place
 
     def remove_operator(self, subgraph: SubGraph, operator: Operator, output: Tensor) -> None:
         """Removes an operator and its output, which nothing reads any more."""
@@ -302,7 +322,8 @@ class Editor:
             if id(code) in used or (id(code) not in self._used_codes and code.rest.offset >= 0)
         ]
 
-    def _first_reader(self, subgraph: SubGraph, tensor: Tensor) -> int:
+    def first_reader(self, subgraph: SubGraph, tensor: Tensor) -> int:
+        """Returns the position of the first operator that reads a tensor."""
         for position, operator in enumerate(subgraph.operators):
             if any(item is tensor for item in operator.inputs):
                 return position

@@ -1,27 +1,36 @@
-"""Stores large float constants as int8.
+"""Stores large float constants smaller: as int8, int4, int2 or float16.
 
-Promise: float weights become symmetric int8 (zero point 0), either read by the runtime's hybrid kernel
-or expanded by a DEQUANTIZE operator; activations, biases, small constants, the interface, and everything
-that is quantized already stay as they are. Outputs may differ within the tolerance of verification. No
-constant is changed whose new form is not smaller; a second run changes nothing. Every float constant is
-reported, with what became of it or why it stayed.
+Promise: float weights become symmetric integers (zero point 0) with a scale for the tensor, a channel or a
+block, or float16; they are read by a kernel that takes them so, or expanded by a DEQUANTIZE operator.
+Activations, biases, small constants, the interface, and everything that is quantized already stay as they
+are. Outputs may differ within the tolerance of verification. No constant is changed whose new form is not
+smaller; a second run changes nothing. Every float constant is reported, with what became of it or why it
+stayed; where it is stored otherwise than asked for, a note says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tfl_rewrite import kernels
-from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Buffer, Model, Quantization
+from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization
+from tfl_rewrite.packed_kernels import PackedForm
+from tfl_rewrite.passes import block_form
 from tfl_rewrite.passes.base import PassResult
 from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
+from tfl_rewrite.passes.decisions import Decision, HybridForm
 from tfl_rewrite.passes.edits import Editor
-from tfl_rewrite.passes.weight_changes import Reading, Rounding, WeightChange
-from tfl_rewrite.passes.weight_plan import Decision, Scheme, WeightPlan
-from tfl_rewrite.quant.symmetric import Channels
+from tfl_rewrite.passes.rounders import Nearest, Rounder
+from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
+from tfl_rewrite.passes.weight_plan import WeightPlan
+from tfl_rewrite.quant.blocks import BlockScales
+from tfl_rewrite.quant.encoding import Encoding, Scheme
+
+Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
+"""Which constant is stored how; None, or a name that is not there, leaves it to the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +38,16 @@ class QuantizeWeights:
     """The pass; see the module.
 
     Attributes:
-        scheme: ``hybrid``: the runtime's dynamic-range kernels only. ``dequantize``: int8 constant,
+        scheme: ``hybrid``: the runtime's dynamic-range kernels only. ``dequantize``: integer constant,
             DEQUANTIZE, float kernel. ``auto``: hybrid where a kernel takes it, else the other.
-        granularity: Scales per channel where the kernel takes them, or one per tensor.
+        granularity: Scales per channel where the kernel takes them, or one per tensor; of the default
+            encoding where that is not given.
         selection: Which constants.
         min_runtime: The oldest runtime that must compute the file correctly, as ``(major, minor)``.
         only: If given, only constants whose stored tensor passes; for measuring one at a time.
+        encoding: How constants are stored that ``assignment`` says nothing about; None for int8.
+        assignment: How each constant is stored, by a call or by the name of the tensor.
+        rounder: Makes scales and integers from values.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -46,6 +59,14 @@ class QuantizeWeights:
     selection: Selection = field(default_factory=Selection)
     min_runtime: kernels.Runtime = kernels.NEWEST_RUNTIME
     only: Callable[[Candidate], bool] | None = None
+    encoding: Encoding | None = None
+    assignment: Assignment | None = None
+    rounder: Rounder = field(default_factory=Nearest)
+
+    @property
+    def default(self) -> Encoding:
+        """How constants are stored that are not assigned."""
+        return self.encoding if self.encoding is not None else Encoding(granularity=self.granularity)
 
     def run(self, model: Model) -> PassResult:
         """Rewrites the model in place.
@@ -54,50 +75,116 @@ class QuantizeWeights:
         """
         plan = WeightPlan(self, model)
         decisions, skips = plan.decide()
-        changes, notes = _apply(model, plan, decisions)
-        return PassResult(self.name, tuple(changes), tuple(skips), tuple(notes))
+        changes, notes = _Application(model, plan, self.rounder).apply(decisions)
+        return PassResult(self.name, tuple(changes), tuple(skips), (*plan.notes, *notes))
 
 
-def _apply(model: Model, plan: WeightPlan, decisions: list[Decision]) -> tuple[list[WeightChange], list[str]]:
-    """Carries the decisions out."""
-    editor = Editor(model)
-    changes: list[WeightChange] = []
-    homes: dict[tuple[int, Channels], tuple[Buffer, Rounding]] = {}
-    quantizations: dict[tuple[object, Channels, int | None], Quantization] = {}
-    positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
-    sources = {id(made.item.stored.buffer): made.item.stored.buffer.blob for made in decisions}
-    for made in decisions:
+@dataclass(slots=True)
+class _Home:
+    """Where the new bytes of a constant are.
+
+    Attributes:
+        buffer: Holds them.
+        making: Makes them.
+        quantization: Of the tensor; None for float16, and for blocks that a kernel reads.
+        blocks: The scales of blocks, or None.
+        scales: The buffer of those.
+    """
+
+    buffer: Buffer
+    making: Making
+    quantization: Quantization | None = None
+    blocks: BlockScales | None = None
+    scales: Buffer | None = None
+
+
+class _Application:
+    """Carries decisions out."""
+
+    def __init__(self, model: Model, plan: WeightPlan, rounder: Rounder) -> None:
+        self._model = model
+        self._plan = plan
+        self._rounder = rounder
+        self._editor = Editor(model)
+        self._homes: dict[tuple[object, ...], _Home] = {}
+        self._quantizations: dict[tuple[object, ...], Quantization] = {}
+        self._positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
+
+    def apply(self, decisions: list[Decision]) -> tuple[list[WeightChange], list[str]]:
+        """Changes the model; returns the changes and notes."""
+        changes: list[WeightChange] = []
+        known: set[int] = set()
         # Rewiring replaces the blob and the type of what other decisions still refer to as their source.
-        key, channels = id(made.item.stored.buffer), made.channels
-        blob = sources[key]
-        assert blob is not None
-        scale = plan.scales(made, blob)
-        quantization = quantizations.setdefault(
-            (blob.identity, channels, made.axis), Quantization.symmetric(scale.tobytes(), made.axis or 0)
-        )
-        first = not any(known == key for known, _ in homes)
-        home = homes.get((key, channels))
-        shared = home is not None
-        saved = (blob.nbytes if first else 0) - made.overhead
-        if home is None:
-            saved -= channels.elements + 12 * channels.channels
-            dtype = dtypes.BY_VALUE[made.item.stored.dtype].numpy
-            rounding = Rounding(blob, dtype, scale, channels)
-            buffer = made.item.stored.buffer if first else editor.add_buffer(None)
-            buffer.blob = rounding.blob()
-            home = homes[(key, channels)] = (buffer, rounding)
-        changes.append(_change(made, positions[key], blob.nbytes, saved, home[1], shared=shared))
-        _rewire(editor, made, home[0], quantization)
-    for made in decisions:
-        for use, reading in zip(made.item.uses, made.readings, strict=True):
-            if reading is Reading.HYBRID and use.operator.code.name in kernels.FLOAT32_BIAS_OPERATORS:
-                editor.store_bias_as_float32(use.subgraph, use.operator)
-    editor.finish()
-    return changes, editor.notes
+        sources = {id(made.item.stored.buffer): made.item.stored.buffer.blob for made in decisions}
+        for made in decisions:
+            key = id(made.item.stored.buffer)
+            blob = sources[key]
+            assert blob is not None
+            first = key not in known
+            known.add(key)
+            home = self._homes.get((key, made.content))
+            shared = home is not None
+            saved = (blob.nbytes if first else 0) - made.overhead
+            if home is None:
+                saved -= made.content_nbytes
+                buffer = made.item.stored.buffer if first else self._editor.add_buffer(None)
+                home = self._homes[(key, made.content)] = self._home(made, blob, buffer, key)
+            changes.append(_change(made, self._positions[key], blob.nbytes, saved, home, shared=shared))
+            self._rewire(made, home, self._quantization(made, home, blob))
+        for made in decisions:
+            for use, reading in zip(made.item.uses, made.readings, strict=True):
+                if reading is Reading.HYBRID and use.operator.code.name in kernels.FLOAT32_BIAS_OPERATORS:
+                    self._editor.store_bias_as_float32(use.subgraph, use.operator)
+        self._editor.finish()
+        return changes, self._editor.notes
+
+    def _home(self, made: Decision, blob: Blob, buffer: Buffer, key: int) -> _Home:
+        if not made.dtype.is_integer:
+            halving = Halving(blob)
+            buffer.blob = halving.blob()
+            return _Home(buffer, halving)
+        work = self._plan.work(made, blob, self._positions[key])
+        scale = self._rounder.scales(work)
+        stored = block_form.stored_scales(made, scale, work.largest == 0) if made.block else None
+        rounding = Rounding(work, self._rounder, stored.effective if stored is not None else scale)
+        buffer.blob = rounding.blob()
+        if stored is None:
+            return _Home(buffer, rounding)
+        return _Home(buffer, rounding, None, stored, self._editor.add_buffer(stored.quotients.tobytes()))
+
+    def _quantization(self, made: Decision, home: _Home, blob: Blob) -> Quantization | None:
+        """Returns the scales of a tensor; equal ones are one object, so that they are written once."""
+        if not isinstance(home.making, Rounding) or made.native:
+            return None
+        key = (blob.identity, made.content, made.axis)
+        if home.blocks is not None:
+            made_of = block_form.factor_quantization(home.blocks)
+        else:
+            made_of = Quantization.symmetric(home.making.scale.tobytes(), made.axis or 0)
+        return self._quantizations.setdefault(key, made_of)
+
+    def _rewire(self, made: Decision, home: _Home, quantization: Quantization | None) -> None:
+        """Gives the tensor its new type and each reader what it takes."""
+        if home.blocks is not None:
+            assert home.scales is not None
+            if made.native:
+                block_form.read_by_kernel(self._editor, made, home.buffer, home.scales)
+                self._stamp(made)
+            else:
+                assert quantization is not None
+                block_form.expand(self._editor, made, home.buffer, home.scales, quantization)
+            return
+        _rewire(self._editor, made, home.buffer, quantization)
+
+    def _stamp(self, made: Decision) -> None:
+        for use, form in zip(made.item.uses, made.forms, strict=True):
+            assert isinstance(form, PackedForm)
+            _fit(self._editor, made, use.operator, form)
+            self._editor.stamp(use.operator, form.version)
 
 
 def _change(
-    made: Decision, position: int, nbytes: int, saved: int, rounding: Rounding, *, shared: bool
+    made: Decision, position: int, nbytes: int, saved: int, home: _Home, *, shared: bool
 ) -> WeightChange:
     item = made.item
     return WeightChange(
@@ -108,45 +195,44 @@ def _change(
         tuple(item.readers),
         made.kinds,
         made.axis,
-        made.channels.channels,
+        made.channels.channels if made.dtype.is_integer else 0,
         nbytes,
-        made.channels.elements,
+        made.data_nbytes,
         saved,
-        rounding,
+        home.making,
         shared,
+        made.block,
+        made.dtype.value,
     )
 
 
-def _rewire(editor: Editor, made: Decision, buffer: Buffer, quantization: Quantization) -> None:
-    """Makes the tensor int8 and gives each reader what it takes."""
+def _rewire(editor: Editor, made: Decision, buffer: Buffer, quantization: Quantization | None) -> None:
+    """Gives the tensor its new type and each reader what it takes."""
     item = made.item
     forms = dict(zip(_readers(made), made.forms, strict=False))
     expands = Reading.DEQUANTIZE in made.kinds
     only_rows = made.rows and set(made.readings) == {Reading.LOOKUP}
     if item.expand is not None:
         integers = item.stored
-        editor.make_int8(integers, buffer, quantization)
+        editor.store(integers, made.dtype.tensor_type, buffer, quantization)
     elif expands:
-        integers = editor.add_int8_beside(item.subgraph, item.value, buffer, quantization)
+        integers = editor.add_beside(item.subgraph, item.value, made.dtype.tensor_type, buffer, quantization)
     else:
         integers = item.value
-        editor.make_int8(integers, buffer, quantization)
+        editor.store(integers, made.dtype.tensor_type, buffer, quantization)
     for index, use in enumerate(item.uses):
         reading = made.readings[index]
         if reading is Reading.DEQUANTIZE:
             continue
         form = forms[index]
         use.operator.inputs[use.position] = integers
+        assert quantization is not None
         if reading is Reading.LOOKUP and made.rows:
             editor.look_up_rows(item.subgraph, use.operator, use.position, integers, quantization)
         elif reading is Reading.LOOKUP:
             editor.dequantize_output(item.subgraph, use.operator, quantization)
-        elif isinstance(form, kernels.Form):
-            row = kernels.hybrid_row(use.operator.code.name)
-            if row is not None and kernels.Need.FLOAT_BIAS in row.needs:
-                editor.ensure_bias(item.subgraph, use.operator, item.shape[row.axis() or 0])
-            if form.asymmetric_inputs is not None:
-                editor.set_option(use.operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)
+        elif isinstance(form, kernels.Form | PackedForm):
+            _fit(editor, made, use.operator, form)
         editor.stamp(use.operator, form.version)
     if expands:
         form = made.forms[-1]
@@ -157,9 +243,27 @@ def _rewire(editor: Editor, made: Decision, buffer: Buffer, quantization: Quanti
         editor.drop_unread(item.subgraph, integers)
 
 
+def _fit(editor: Editor, made: Decision, operator: Operator, form: HybridForm) -> None:
+    """Gives an operator what its hybrid kernel needs."""
+    row = kernels.hybrid_row(operator.code.name)
+    if row is not None and kernels.Need.FLOAT_BIAS in row.needs:
+        editor.ensure_bias(made.item.subgraph, operator, made.item.shape[row.axis() or 0])
+    if form.asymmetric_inputs is not None:
+        editor.set_option(operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)
+
+
 def _readers(made: Decision) -> list[int]:
     """Returns the indices of the uses that read integers, in the order of ``made.forms``."""
     return [index for index, reading in enumerate(made.readings) if reading is not Reading.DEQUANTIZE]
 
 
-__all__ = ["QuantizeWeights", "Reading", "Rounding", "Scheme", "WeightChange"]
+__all__ = [
+    "Assignment",
+    "Encoding",
+    "QuantizeWeights",
+    "Reading",
+    "Rounder",
+    "Rounding",
+    "Scheme",
+    "WeightChange",
+]

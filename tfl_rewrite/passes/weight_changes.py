@@ -1,18 +1,22 @@
-"""A constant that became integers: what was done to it, and how its integers are made."""
+"""A constant that is stored smaller: what was done to it, and how its new bytes are made."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
-from tfl_rewrite.quant import symmetric
-from tfl_rewrite.quant.symmetric import Channels, Error
+from tfl_rewrite.passes.rounders import Rounder, Work
+from tfl_rewrite.quant import half, symmetric
+from tfl_rewrite.quant.encoding import packed_nbytes
+from tfl_rewrite.quant.packing import Packer
+from tfl_rewrite.quant.symmetric import Error
 
 
 class Reading(str, enum.Enum):
@@ -23,26 +27,36 @@ class Reading(str, enum.Enum):
     DEQUANTIZE = "dequantize"
 
 
+class Making(Protocol):
+    """The new bytes of a constant, and how far they are off."""
+
+    def blob(self) -> ComputedBlob:
+        """Returns the bytes, which are made while they are written."""
+
+    def error(self) -> Error:
+        """Returns the squared signal and error; makes the bytes now if nothing was written yet."""
+
+
 class Rounding:
     """Makes the integers of one constant, and remembers how far they are off.
 
     Args:
-        source: The float constant.
-        dtype: Its numpy type.
-        scale: Float32 ``[channels]``.
-        channels: How it falls into channels.
+        work: The constant.
+        rounder: Makes its integers.
+        scale: Float32 ``[channels]``, as the file holds them.
     """
 
-    def __init__(self, source: Blob, dtype: str, scale: symmetric.Float32, channels: Channels) -> None:
-        self._source = source
-        self._dtype = dtype
-        self._scale = scale
-        self._channels = channels
+    def __init__(self, work: Work, rounder: Rounder, scale: symmetric.Float32) -> None:
+        self.work = work
+        self.scale = scale
+        self._rounder = rounder
         self._error: Error | None = None
 
     def pour(self, sink: Sink, offset: int) -> None:
         """Writes the integers, block by block; needs no memory but a few blocks."""
-        self._run(lambda start, block: sink.write_at(block.data, offset + start))
+        packer = Packer(self.work.dtype.bits, lambda start, data: sink.write_at(data, offset + start))
+        self._run(packer)
+        packer.finish()
 
     def error(self) -> Error:
         """Returns the squared signal and error; rounds now if nothing was written yet."""
@@ -53,27 +67,62 @@ class Rounding:
 
     def blob(self) -> ComputedBlob:
         """Returns the integers as bytes that are made while they are written."""
-        return ComputedBlob(self._channels.elements, self.pour)
+        return ComputedBlob(packed_nbytes(self.work.channels.elements, self.work.dtype.bits), self.pour)
 
     def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
-        values = np.frombuffer(self._source.view(), self._dtype)
-        self._error = symmetric.quantize(values, self._scale, self._channels, emit)
+        self._error = self._rounder.round(self.work, self.scale, emit)
+        self.work.release()
+
+
+class Halving:
+    """Makes the float16 values of one float32 constant, and remembers what did not fit.
+
+    Args:
+        source: The constant.
+    """
+
+    def __init__(self, source: Blob) -> None:
+        self._source = source
+        self._error: half.HalfError | None = None
+
+    def pour(self, sink: Sink, offset: int) -> None:
+        """Writes the values, block by block."""
+        self._run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
+
+    def error(self) -> half.HalfError:
+        """Returns what was lost; rounds now if nothing was written yet."""
+        if self._error is None:
+            self._run(lambda _start, _block: None)
+        assert self._error is not None
+        return self._error
+
+    def blob(self) -> ComputedBlob:
+        """Returns the values as bytes that are made while they are written."""
+        return ComputedBlob(self._source.nbytes // 2, self.pour)
+
+    def _run(self, emit: Callable[[int, half.Float16], None]) -> None:
+        values = np.frombuffer(self._source.view(), dtypes.FLOAT32.numpy)
+        self._error = half.to_half(values, emit)
         del values
         self._source.release()
 
 
 @dataclass(slots=True)
 class WeightChange:
-    """A constant that is int8 now.
+    """A constant that is stored smaller now.
 
     Attributes:
         where: Name of the tensor.
         buffer: Position in the model of the buffer that held it.
         readings: How its readers get at it: hybrid, lookup, dequantize.
         axis: Channel axis of its scales; None for one scale.
+        channels: How many scales.
         saved: Bytes saved, with scales, operators and tensors counted. Negative for a tensor that shares
             its bytes with an earlier one.
-        rounding: How far the integers are off; shared by tensors that share the bytes.
+        rounding: How far the new values are off; shared by tensors that share the bytes.
+        shared: Whether its bytes are those of an earlier tensor.
+        block: Elements that share a scale, where scales are by block; may be shorter than what was asked for.
+        stored: Type of the elements: ``int8``, ``int4``, ``int2``, ``float16``.
     """
 
     where: str
@@ -87,9 +136,10 @@ class WeightChange:
     nbytes_before: int
     nbytes_after: int
     saved: int
-    rounding: Rounding
+    rounding: Making
     shared: bool = False
-    """Whether its integers are those of an earlier tensor."""
+    block: int | None = None
+    stored: str = "int8"
 
     @property
     def snr(self) -> float:
@@ -103,8 +153,28 @@ class WeightChange:
 
     @property
     def granularity(self) -> str:
-        """``tensor`` or ``channel``."""
+        """``tensor``, ``channel`` or ``block``; ``none`` for a float type."""
+        if self.stored == "float16":
+            return "none"
+        if self.block is not None:
+            return "block"
         return "tensor" if self.axis is None else "channel"
+
+    @property
+    def encoding(self) -> str:
+        """How it is stored, as an encoding is written."""
+        if self.stored == "float16":
+            return self.stored
+        block = f":{self.block}" if self.block is not None else ""
+        return f"{self.stored}:{self.granularity}{block}"
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """How many elements did not fit in float16; empty for integers."""
+        error = self.rounding.error()
+        if not isinstance(error, half.HalfError):
+            return {}
+        return {"clamped": error.clamped, "flushed": error.flushed, "subnormal": error.subnormal}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
@@ -116,12 +186,15 @@ class WeightChange:
             "shape": list(self.shape),
             "readers": list(self.readers),
             "scheme": self.scheme,
+            "encoding": self.encoding,
             "granularity": self.granularity,
             "axis": self.axis,
+            "block": self.block,
             "scales": self.channels,
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
             "saved": self.saved,
             "shared": self.shared,
             "snr_db": round(snr, 2) if np.isfinite(snr) else None,
+            **self.lost,
         }

@@ -1,14 +1,14 @@
-"""Decides of each float constant whether it becomes int8, with which scales, and how operators read it.
+"""Decides of each float constant what it becomes, with which scales, and how operators read it.
 
 Nothing is changed here; :mod:`tfl_rewrite.passes.quantize_weights` carries the decisions out.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,72 +18,41 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.packed_kernels import PackedForm, Shape, packed_forms
 from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.base import Skip
-from tfl_rewrite.passes.candidates import Candidate, find_candidates, first_and_last, skip, weights_of
+from tfl_rewrite.passes.candidates import (
+    Candidate,
+    find_candidates,
+    first_and_last,
+    scale_constants,
+    skip,
+    weights_of,
+)
+from tfl_rewrite.passes.decisions import (
+    AnyForm,
+    Decision,
+    HybridForm,
+    agree,
+    group_nbytes,
+    scales_axis,
+    settle_scales,
+    together,
+    weight_axis,
+)
+from tfl_rewrite.passes.recipe import Recipe
+from tfl_rewrite.passes.rounders import Work
 from tfl_rewrite.passes.weight_changes import Reading
-from tfl_rewrite.quant import symmetric
+from tfl_rewrite.quant import blocks, symmetric
+from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme, block_length
 from tfl_rewrite.quant.symmetric import Channels
 
 if TYPE_CHECKING:
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
-# What a rewrite adds to the file beside the integers, in bytes: upper estimates, so that "smaller" holds.
-_QUANTIZATION_NBYTES = 64
-_TENSOR_NBYTES = 96
-_OPERATOR_NBYTES = 56
-
 # A scale per row of a table is worth its bytes from this many elements a row, if it takes away 3 dB of noise.
 _LEAST_ROW = 8
 _ROW_GAIN = 0.5
-
-
-class Scheme(str, enum.Enum):
-    """How operators get at int8 weights."""
-
-    AUTO = "auto"
-    HYBRID = "hybrid"
-    DEQUANTIZE = "dequantize"
-
-
-@dataclass(slots=True, eq=False)
-class Decision:
-    """What is to become of one candidate."""
-
-    item: Candidate
-    readings: list[Reading]
-    forms: list[kernels.Form | kernels.TableLookup | kernels.DequantizeForm]
-    axis: int | None
-
-    @property
-    def channels(self) -> Channels:
-        """How it falls into channels, each with a scale."""
-        return Channels.along(self.item.shape, self.axis)
-
-    @property
-    def kinds(self) -> tuple[Reading, ...]:
-        """The readings, each once."""
-        return tuple(dict.fromkeys(self.readings))
-
-    @property
-    def overhead(self) -> int:
-        """Bytes beside integers and scales."""
-        total = _QUANTIZATION_NBYTES
-        name = len(self.item.value.name)
-        if Reading.DEQUANTIZE in self.kinds and self.item.expand is None:
-            total += _OPERATOR_NBYTES + _TENSOR_NBYTES + name
-        # A lookup by rows takes three operators with an output each, and the tensor of scales.
-        each = 4 if self.rows else 1
-        total += self.readings.count(Reading.LOOKUP) * each * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name)
-        return total
-
-    @property
-    def rows(self) -> bool:
-        """Whether it is looked up with one scale per row."""
-        return any(
-            isinstance(form, kernels.TableLookup) and form.granularity is kernels.Granularity.CHANNEL
-            for form in self.forms
-        )
 
 
 @dataclass(slots=True)
@@ -96,8 +65,10 @@ class WeightPlan:
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         largest: Largest magnitudes per channel, by constant and channels.
         by_value: Candidates by the id of the tensor that operators read.
-        hybrid_forms: What each operator's hybrid kernel takes, or why nothing.
+        hybrid_forms: What each operator's hybrid kernel takes of an encoding, or why nothing.
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
+        encodings: What each candidate is to become, by its id.
+        fallbacks: Where another encoding is used than was asked for, by candidate, in words.
     """
 
     settings: QuantizeWeights
@@ -106,8 +77,10 @@ class WeightPlan:
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     largest: dict[tuple[object, Channels], symmetric.Float32] = field(default_factory=dict)
     by_value: dict[int, Candidate] = field(default_factory=dict)
-    hybrid_forms: dict[int, list[kernels.Form] | str] = field(default_factory=dict)
+    hybrid_forms: dict[tuple[int, Encoding], Sequence[HybridForm] | str] = field(default_factory=dict)
     least: tuple[int, int] = (0, 0)
+    encodings: dict[int, Encoding] = field(default_factory=dict)
+    fallbacks: dict[int, str] = field(default_factory=dict)
 
     def decide(self) -> tuple[list[Decision], list[Skip]]:
         """Decides for the whole model.
@@ -120,6 +93,9 @@ class WeightPlan:
         self.graph = Graph.of(self.model)
         items, skips = find_candidates(self.model, self.graph)
         self.by_value = {id(item.value): item for item in items}
+        if isinstance(self.settings.assignment, Recipe):
+            self.settings.assignment.check(self.model, items)
+        self.encodings = {id(item): self._encoding(item) for item in items}
         self._select(items)
         decisions = self._settle(items)
         for item in items:
@@ -128,18 +104,50 @@ class WeightPlan:
                 skips.append(skip(item, *reason))
         return decisions, skips
 
-    def scales(self, made: Decision, blob: Blob) -> symmetric.Float32:
-        """Returns the scales of a constant that was decided on.
+    @property
+    def notes(self) -> list[str]:
+        """Where another encoding is used than was asked for."""
+        return [text for key, text in self.fallbacks.items() if key not in self.blocked]
+
+    def work(self, made: Decision, blob: Blob, position: int) -> Work:
+        """Returns what a rounder is told of a constant that was decided on.
 
         Args:
             made: The decision.
             blob: The bytes of the constant; its buffer may hold others by now.
+            position: Of its buffer in the model.
         """
-        return symmetric.scales(self.largest[(blob.identity, made.channels)])
+        item = made.item
+        return Work(
+            item.value.name,
+            position,
+            item.shape,
+            made.dtype,
+            made.axis,
+            made.block,
+            made.channels,
+            made.levels,
+            tuple(item.uses),
+            tuple(reading.value for reading in made.readings),
+            self.largest[(blob.identity, made.channels)],
+            blob,
+            made.stored_dtype,
+        )
+
+    def _encoding(self, item: Candidate) -> Encoding:
+        """Returns what a constant is to become: as it was assigned, or as all are."""
+        settings = self.settings
+        found: Encoding | None = None
+        if isinstance(settings.assignment, Mapping):
+            found = settings.assignment.get(item.value.name)
+        elif settings.assignment is not None:
+            found = settings.assignment(item)
+        found = found or settings.default
+        return replace(found, scheme=settings.scheme) if found.scheme is Scheme.AUTO else found
 
     def _select(self, items: list[Candidate]) -> None:
         selection = self.settings.selection
-        least = self.least = selection.least(self.model)
+        least = self.least = selection.least(self.model, scale_constants(self.graph, self.model))
         ends = first_and_last(items, least) if selection.keep_first_last else set()
         for item in items:
             reason = selection.refuses(item, least, ends)
@@ -167,20 +175,84 @@ class WeightPlan:
                 return [decisions[id(item)] for item in items if id(item) in decisions]
 
     def _decide(self, item: Candidate) -> Decision | tuple[str, str]:
+        """Returns the decision for one constant, or ``(rule, reason)`` why it stays."""
+        encoding = self.encodings[id(item)]
+        if encoding.dtype is Dtype.FLOAT32:
+            return "float32", "asked for float32"
+        if encoding.dtype is Dtype.FLOAT16:
+            return self._decide_half(item, encoding)
+        if encoding.block is not None:
+            length = block_length(item.shape, encoding.block)
+            if length is not None:
+                if length != encoding.block:
+                    self.fallbacks[id(item)] = (
+                        f"{item.value.name}: blocks of {length}, for {encoding.block} divides neither its "
+                        f"rows nor its {item.elements} elements"
+                    )
+                return self._decide_blocks(item, encoding, length)
+            encoding = replace(encoding, granularity=kernels.Granularity.CHANNEL, block=None)
+            self.fallbacks[id(item)] = (
+                f"{item.value.name}: one scale per channel, for no blocks of up to "
+                f"{self.encodings[id(item)].block} fit its shape {list(item.shape)}"
+            )
+        return self._decide_channels(item, encoding)
+
+    def _decide_half(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+        if item.expand is not None:
+            return "float16", "it is float16 already"
+        if encoding.scheme is Scheme.HYBRID:
+            return "no-hybrid-kernel", "no kernel reads float16 weights itself"
+        if item.elements < self.least[0] and not item.is_weight:
+            return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+        form = kernels.dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        if form is None:
+            return "runtime", f"runtime {_text(self.settings.min_runtime)} has no DEQUANTIZE for float16"
+        return Decision(item, [Reading.DEQUANTIZE] * len(item.uses), [form], None, Dtype.FLOAT16)
+
+    def _decide_blocks(self, item: Candidate, encoding: Encoding, length: int) -> Decision | tuple[str, str]:
+        """Decides for scales by block: a kernel that reads them itself, or what DEQUANTIZE and MUL make."""
+        found = [self._forms(use.operator, use.position, encoding) for use in item.uses]
+        reasons = [forms for forms in found if isinstance(forms, str)]
+        channels = Channels(1, item.elements // length, length)
+        if not reasons and length == encoding.block:
+            forms = [choices[0] for choices in found if not isinstance(choices, str)]
+            made = Decision(
+                item, [Reading.HYBRID] * len(forms), forms, None, encoding.dtype, length, native=True
+            )
+            largest = self._absmax(item, channels)
+            if not np.isfinite(largest).all():
+                return "not-finite", "it holds NaN or infinite values"
+            if blocks.direct(symmetric.scales(largest, made.levels.high), largest == 0) is not None:
+                return made
+            reasons.append("its smallest scale is below what float16 holds")
+        if encoding.scheme is Scheme.HYBRID:
+            return "no-hybrid-kernel", reasons[
+                0
+            ] if reasons else f"its rows are not blocks of {encoding.block}"
+        form = self._dequantize_form(encoding.dtype, None)
+        half = kernels.dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        if form is None or half is None:
+            return self._no_dequantize(encoding.dtype)
+        if item.elements < self.least[0] and not item.is_weight:
+            return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+        readings = [Reading.DEQUANTIZE] * len(item.uses)
+        return Decision(item, readings, [form], None, encoding.dtype, length)
+
+    def _decide_channels(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         readings: list[Reading] = []
-        forms: list[kernels.Form | kernels.TableLookup | kernels.DequantizeForm] = []
-        found = [self._forms(use.operator, use.position) for use in item.uses]
+        forms: list[AnyForm] = []
+        found = [self._forms(use.operator, use.position, encoding) for use in item.uses]
         reasons = [forms for forms in found if isinstance(forms, str)]
         wanted = [
             []
             if isinstance(forms, str)
-            else [(_scales_axis(form, use.operator, len(item.shape)), form) for form in forms]
+            else [(scales_axis(form, use.operator, len(item.shape)), form) for form in forms]
             for use, forms in zip(item.uses, found, strict=True)
         ]
-        settled = _settle_scales(wanted)
+        settled = settle_scales(wanted)
         for choices in wanted:
             # All readers share one set of integers; who cannot read it reads what DEQUANTIZE makes of it.
-            form = next((form for scales, form in choices if _agree(scales, settled)), None)
+            form = next((form for scales, form in choices if agree(scales, settled)), None)
             if form is None:
                 readings.append(Reading.DEQUANTIZE)
                 reasons += ["its readers want different scales"] if choices else []
@@ -189,27 +261,33 @@ class WeightPlan:
             forms.append(form)
         axis = settled[0] if settled is not None else None
         if Reading.DEQUANTIZE in readings:
-            if self.settings.scheme is Scheme.HYBRID:
+            if encoding.scheme is Scheme.HYBRID:
                 return "no-hybrid-kernel", reasons[0]
             if settled is None and item.elements < self.least[0]:
                 return "small", f"{item.elements} elements, fewer than {self.least[0]}"
             if settled is None:
-                axis = self._expanded_axis(item)
-            dequantize = self._dequantize_form(axis)
+                axis = self._expanded_axis(item, encoding)
+            dequantize = self._dequantize_form(encoding.dtype, axis)
             if dequantize is None:
-                old = _text(self.settings.min_runtime)
-                return "runtime", f"runtime {old} has no DEQUANTIZE for its scales"
+                return self._no_dequantize(encoding.dtype)
             forms.append(dequantize)
-        return Decision(item, readings, forms, axis)
+        return Decision(item, readings, forms, axis, encoding.dtype)
 
-    def _forms(self, operator: Operator, position: int) -> Sequence[kernels.Form | kernels.TableLookup] | str:
-        """Returns how an operator can read int8 at an input, best first, or why it cannot."""
+    def _no_dequantize(self, dtype: Dtype) -> tuple[str, str]:
+        old = _text(self.settings.min_runtime)
+        what = "its scales" if dtype is Dtype.INT8 else dtype.value
+        return "runtime", f"runtime {old} has no DEQUANTIZE for {what}"
+
+    def _forms(self, operator: Operator, position: int, encoding: Encoding) -> Sequence[AnyForm] | str:
+        """Returns how an operator can read integers at an input, best first, or why it cannot."""
         name = operator.code.name
-        if self.settings.scheme is Scheme.DEQUANTIZE:
+        if encoding.scheme is Scheme.DEQUANTIZE:
             return "asked for dequantize"
         lookup = kernels.table_lookup(name)
         if lookup is not None and lookup.input == position:
-            rows = self._row_lookup(operator, position)
+            if encoding.dtype is not Dtype.INT8 or encoding.block is not None:
+                return f"{name} moves int8 with one scale a row or for all, not {encoding.text}"
+            rows = self._row_lookup(operator, position, encoding)
             if lookup.first_runtime > self.settings.min_runtime:
                 return f"{name} of runtime {_text(self.settings.min_runtime)} takes no int8 table"
             return [lookup] if rows is None else [rows, lookup]
@@ -217,19 +295,22 @@ class WeightPlan:
         if row is None or position not in row.inputs:
             known = kernels.no_hybrid(name)
             return known.reason if known is not None else f"{name} has no hybrid kernel for input {position}"
-        found = self.hybrid_forms.get(id(operator))
+        key = (id(operator), encoding)
+        found = self.hybrid_forms.get(key)
         if found is None:
-            found = self.hybrid_forms[id(operator)] = self._hybrid_forms(operator, row)
+            found = self.hybrid_forms[key] = self._hybrid_forms(operator, row, encoding)
         return found
 
-    def _row_lookup(self, operator: Operator, position: int) -> kernels.TableLookup | None:
+    def _row_lookup(
+        self, operator: Operator, position: int, encoding: Encoding
+    ) -> kernels.TableLookup | None:
         """Returns the form with one scale per row where a table gains by it, else None."""
         table = operator.inputs[position]
         item = self.by_value.get(id(table)) if table is not None else None
         form = kernels.table_lookup(operator.code.name, kernels.Granularity.CHANNEL)
         if item is None or form is None or form.first_runtime > self.settings.min_runtime:
             return None
-        if self.settings.granularity is kernels.Granularity.TENSOR or len(item.shape) < 2:
+        if encoding.granularity is kernels.Granularity.TENSOR or len(item.shape) < 2:
             return None
         if operator.option("axis") or operator.option("batch_dims"):
             return None
@@ -238,34 +319,51 @@ class WeightPlan:
         gains = self._noise(item, 0) < _ROW_GAIN * self._noise(item, None)
         return form if gains else None
 
-    def _hybrid_forms(self, operator: Operator, row: kernels.HybridRow) -> list[kernels.Form] | str:
+    def _hybrid_forms(
+        self, operator: Operator, row: kernels.HybridRow, encoding: Encoding
+    ) -> Sequence[HybridForm] | str:
         """Returns the forms whose needs the operator meets, best first, or why there is none."""
-        runtime = self.settings.min_runtime
+        runtime, granularity = self.settings.min_runtime, encoding.granularity
         reason = f"no hybrid form of {row.operator} runs on {_text(runtime)} with the granularity asked for"
+        if encoding.dtype is not Dtype.INT8:
+            reason = f"no kernel of {row.operator} on {_text(runtime)} reads {encoding.text}"
         for need in row.needs:
             unmet = needs.unmet(need, operator, row, self._can_be_int8)
             if unmet is not None:
                 return unmet
+        known: Sequence[HybridForm] = row.forms_for(runtime)
+        if encoding.dtype is not Dtype.INT8:
+            asked = encoding.scheme is Scheme.HYBRID
+            tensor_type = encoding.dtype.tensor_type
+            known = packed_forms(row.operator, tensor_type, runtime, by_default=not asked)
         found = []
-        for form in row.forms_for(runtime):
-            if form.granularity is not self.settings.granularity and (
-                self.settings.granularity is kernels.Granularity.TENSOR
-            ):
+        for form in known:
+            is_block = form.granularity is kernels.Granularity.BLOCK
+            if is_block != (granularity is kernels.Granularity.BLOCK):
                 continue
-            missing = self._form_unmet(form, operator, row)
+            if form.granularity is not granularity and granularity is kernels.Granularity.TENSOR:
+                continue
+            missing = self._form_unmet(form, operator, row, encoding)
             if missing is None:
                 found.append(form)
             else:
                 reason = missing
         return found or reason
 
-    def _form_unmet(self, form: kernels.Form, operator: Operator, row: kernels.HybridRow) -> str | None:
+    def _form_unmet(
+        self, form: HybridForm, operator: Operator, row: kernels.HybridRow, encoding: Encoding
+    ) -> str | None:
         weights = weights_of(operator, row)
         if form.granularity is kernels.Granularity.CHANNEL:
             for tensor in weights:
-                axis = _axis(row, operator, len(tensor.shape or ()))
+                axis = weight_axis(row, operator, len(tensor.shape or ()))
                 if axis is None or not 0 <= axis < len(tensor.shape or ()):
                     return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
+        if isinstance(form, PackedForm):
+            for tensor in weights:
+                unfit = _unfit(form, tensor.shape or (), encoding)
+                if unfit is not None:
+                    return f"{row.operator}: {unfit}"
         for need in form.needs:
             if need is kernels.Need.SCALES_DIFFER:
                 if not needs.grouped(operator) and any(self._equal_scales(item, row) for item in weights):
@@ -288,16 +386,29 @@ class WeightPlan:
 
     def _can_be_int8(self, tensor: Tensor) -> bool:
         item = self.by_value.get(id(tensor))
-        return item is not None and id(item) not in self.blocked
+        if item is None or id(item) in self.blocked:
+            return False
+        encoding = self.encodings[id(item)]
+        return (
+            encoding.dtype is Dtype.INT8
+            and encoding.block is None
+            and encoding.scheme is not Scheme.DEQUANTIZE
+        )
 
-    def _expanded_axis(self, item: Candidate) -> int | None:
+    def _expanded_axis(self, item: Candidate, encoding: Encoding) -> int | None:
         """Chooses the scales of a constant that only DEQUANTIZE reads: where rounding loses least."""
-        if self.settings.granularity is kernels.Granularity.TENSOR or self._dequantize_form(0) is None:
+        if encoding.granularity is kernels.Granularity.TENSOR:
+            return None
+        if self._dequantize_form(encoding.dtype, 0) is None:
             return None
         rank = len(item.shape)
         for use in item.uses:
             row = kernels.hybrid_row(use.operator.code.name)
-            axis = _axis(row, use.operator, rank) if row is not None and use.position in row.inputs else None
+            axis = (
+                weight_axis(row, use.operator, rank)
+                if row is not None and use.position in row.inputs
+                else None
+            )
             if axis is not None and 0 <= axis < rank and self._worth(item, axis):
                 return axis
         best, least = None, self._noise(item, None)
@@ -317,9 +428,9 @@ class WeightPlan:
         channels = Channels.along(item.shape, axis)
         return symmetric.expected_noise(symmetric.scales(self._absmax(item, channels)), channels)
 
-    def _dequantize_form(self, axis: int | None) -> kernels.DequantizeForm | None:
+    def _dequantize_form(self, dtype: Dtype, axis: int | None) -> kernels.DequantizeForm | None:
         granularity = kernels.Granularity.TENSOR if axis is None else kernels.Granularity.CHANNEL
-        return kernels.dequantize_form("INT8", granularity, self.settings.min_runtime)
+        return kernels.dequantize_form(dtype.tensor_type, granularity, self.settings.min_runtime)
 
     def _absmax(self, item: Candidate, channels: Channels) -> symmetric.Float32:
         blob = item.stored.buffer.blob
@@ -358,10 +469,14 @@ class WeightPlan:
                 reason = ("shared", f"shares its bytes with {other.name!r}, which stays {other.dtype_name}")
             elif key in kept:
                 reason = ("shared", "metadata refers to its bytes")
-            elif not any(map(_together, group)):
-                saved = group[0].item.stored.buffer.nbytes - _group_nbytes(group)
+            elif not any(map(together, group)):
+                saved = group[0].item.stored.buffer.nbytes - group_nbytes(group)
                 if saved <= 0:
-                    reason = ("not-smaller", f"int8 with its scales and operators takes {-saved} bytes more")
+                    kind = group[0].dtype.value
+                    reason = (
+                        "not-smaller",
+                        f"{kind} with its scales and operators takes {-saved} bytes more",
+                    )
             if reason is not None:
                 for made in group:
                     self.blocked.setdefault(id(made.item), reason)
@@ -372,12 +487,12 @@ class WeightPlan:
         operators: dict[int, dict[int, list[Decision]]] = {}
         for key, group in groups.items():
             for made in group:
-                if _together(made) and id(made.item) not in self.blocked:
+                if together(made) and id(made.item) not in self.blocked:
                     for use in made.item.uses:
                         operators.setdefault(id(use.operator), {})[key] = group
         for buffers in operators.values():
             saved = sum(
-                group[0].item.stored.buffer.nbytes - _group_nbytes(group) for group in buffers.values()
+                group[0].item.stored.buffer.nbytes - group_nbytes(group) for group in buffers.values()
             )
             if saved <= 0:
                 reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
@@ -385,57 +500,16 @@ class WeightPlan:
                     self.blocked.setdefault(id(made.item), reason)
 
 
-def _together(made: Decision) -> bool:
-    """Whether its size is judged with the other weights of its operator."""
-    return made.item.together > 0 and Reading.HYBRID in made.readings
-
-
-def _group_nbytes(group: list[Decision]) -> int:
-    distinct = {made.channels for made in group}
-    return sum(item.elements + 12 * item.channels for item in distinct) + sum(made.overhead for made in group)
-
-
-def _axis(row: kernels.HybridRow, operator: Operator, rank: int) -> int | None:
-    axis = row.axis(adj_y=bool(operator.option("adj_y")))
-    return axis + rank if axis is not None and axis < 0 else axis
-
-
-# The axis of the scales (None for one scale), and the axis over which a kernel would spread a single one
-# (None where it does not).
-_Scales = tuple[int | None, int | None]
-
-
-def _settle_scales(
-    wanted: Sequence[Sequence[tuple[_Scales, kernels.Form | kernels.TableLookup]]],
-) -> _Scales | None:
-    """Chooses the scales with which most readers read the integers as they are; the better ones at a tie."""
-    choices = list(dict.fromkeys(scales for forms in wanted for scales, _ in forms))
-    if not choices:
-        return None
-
-    def readers(settled: _Scales) -> int:
-        return sum(any(_agree(scales, settled) for scales, _ in forms) for forms in wanted)
-
-    # max() keeps the first of equals; forms come best first, so finer scales stand before coarser ones.
-    return max(sorted(choices, key=lambda scales: scales[0] is None), key=readers)
-
-
-def _agree(scales: _Scales, settled: _Scales | None) -> bool:
-    """Whether a reader that wants some scales can read settled ones (kernels.Need.SAME_CHANNEL_AXIS)."""
-    if settled is None or scales[0] != settled[0]:
-        return False
-    return scales[1] == settled[1] or scales[1] is None or settled[1] is None
-
-
-def _scales_axis(form: kernels.Form | kernels.TableLookup, operator: Operator, rank: int) -> _Scales:
-    """Returns the scales that a form wants."""
-    row = kernels.hybrid_row(operator.code.name)
-    if isinstance(form, kernels.TableLookup):
-        return (0, 0) if form.granularity is kernels.Granularity.CHANNEL else (None, None)
-    if row is None:
-        return None, None
-    axis = _axis(row, operator, rank)
-    return (axis if form.granularity is kernels.Granularity.CHANNEL else None), axis
+def _unfit(form: PackedForm, shape: Sequence[int], encoding: Encoding) -> str | None:
+    """Returns why a weight's shape does not suit a form, or None."""
+    row = math.prod(shape[1:])
+    if form.shape is Shape.WHOLE_BYTES and row * encoding.dtype.bits % 8:
+        return f"rows of {row} elements do not fill whole bytes"
+    if form.shape is Shape.WHOLE_BLOCKS:
+        block = encoding.block or 1
+        if len(shape) != 2 or row % block:
+            return f"the shape {list(shape)} is no matrix of whole blocks of {block}"
+    return None
 
 
 def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:

@@ -122,17 +122,25 @@ def absmax(values: npt.NDArray[np.generic], channels: Channels) -> Float32:
     return result
 
 
-def scales(largest: Float32) -> Float32:
+def scales(largest: Float32, high: int = LEVELS) -> Float32:
     """Returns ``max|w| / 127`` per channel, 1 for channels of zeros.
 
     The result is a normal number, and so is 127 times it.
 
     Args:
         largest: Float32 ``[channels]``, finite.
+        high: The largest level: 127, or that of a narrower type.
     """
-    result = np.clip(largest / np.float32(LEVELS), np.float32(SMALLEST_SCALE), LARGEST_SCALE)
+    most = LARGEST_SCALE if high == LEVELS else _largest_scale(high)
+    result = np.clip(largest / np.float32(high), np.float32(SMALLEST_SCALE), most)
     made: Float32 = np.where(largest == 0, np.float32(1), result).astype(np.float32)
     return made
+
+
+def _largest_scale(high: int) -> np.float32:
+    # One more level is left free for types whose lowest level is one below.
+    most: np.float32 = np.nextafter(np.finfo(np.float32).max / np.float32(high + 1), np.float32(0))
+    return most
 
 
 def expected_noise(scale: Float32, channels: Channels) -> float:
@@ -146,6 +154,7 @@ def quantize(
     scale: Float32,
     channels: Channels,
     emit: Callable[[int, Int8], None],
+    levels: tuple[int, int] = (-LEVELS, LEVELS),
 ) -> Error:
     """Rounds to int8, block by block.
 
@@ -155,11 +164,13 @@ def quantize(
         channels: How they fall into channels.
         emit: Called with the position of a block's first element and its integers, in order. The array
             is reused for the next block.
+        levels: The smallest and the largest integer.
 
     Returns:
         The squared signal and error.
     """
     error = Error()
+    low, high = levels
     by_column = channels.inner == 1
     work = np.empty(min(channels.elements, 2 * BLOCK_ELEMENTS + channels.channels), np.float32)
     integers = np.empty(work.size, np.int8)
@@ -170,8 +181,8 @@ def quantize(
         rounded = work[:size].reshape(rows, columns)
         np.divide(block, step, out=rounded)
         np.rint(rounded, out=rounded)
-        # max|w| / scale may come out a hair above 127.
-        np.clip(rounded, -LEVELS, LEVELS, out=rounded)
+        # max|w| / scale may come out a hair above the highest level.
+        np.clip(rounded, low, high, out=rounded)
         target = integers[:size].reshape(rows, columns)
         np.copyto(target, rounded, casting="unsafe")
         np.multiply(rounded, step, out=rounded)

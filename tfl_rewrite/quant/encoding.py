@@ -1,0 +1,208 @@
+"""How one constant is stored: its type, how many scales it has, and how operators get at it."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.kernels import Granularity
+
+BLOCKS = (32, 64, 128)
+"""Elements of a block that may be asked for; XNNPACK's own kernel wants a multiple of 32."""
+
+
+class Scheme(str, enum.Enum):
+    """How operators get at the weights."""
+
+    AUTO = "auto"
+    HYBRID = "hybrid"
+    DEQUANTIZE = "dequantize"
+
+
+class Dtype(str, enum.Enum):
+    """What the elements of a constant become."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    INT2 = "int2"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return _BITS[self]
+
+    @property
+    def tensor_type(self) -> str:
+        """Its name in ``TensorType``."""
+        return self.value.upper()
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it needs scales."""
+        return self.value.startswith("int")
+
+
+_BITS = {Dtype.INT8: 8, Dtype.INT4: 4, Dtype.INT2: 2, Dtype.FLOAT16: 16, Dtype.FLOAT32: 32}
+
+
+class Levels(NamedTuple):
+    """The smallest and the largest integer that may be stored."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def narrow(cls, bits: int) -> Levels:
+        """As many below zero as above: what every kernel reads."""
+        high = 2 ** (bits - 1) - 1
+        return cls(-high, high)
+
+    @classmethod
+    def full(cls, bits: int) -> Levels:
+        """All that the bits can hold: what DEQUANTIZE and lookups read."""
+        return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a constant is to be stored. Written as ``int4:block:32``, ``int8:channel:dequantize``, ``float16``.
+
+    Attributes:
+        dtype: Type of the elements; ``float32`` keeps the constant as it is.
+        granularity: How many scales; without a meaning for float types.
+        block: Elements that share a scale, for the granularity ``block``; None otherwise.
+        scheme: How operators get at it; ``auto`` leaves it to the pass.
+    """
+
+    dtype: Dtype = Dtype.INT8
+    granularity: Granularity = Granularity.CHANNEL
+    block: int | None = None
+    scheme: Scheme = Scheme.AUTO
+
+    def __post_init__(self) -> None:
+        if (self.granularity is Granularity.BLOCK) != (self.block is not None):
+            raise UsageError(
+                f"granularity {self.granularity.value} with block {self.block}",
+                remedy="give block:32, block:64 or block:128",
+            )
+        if self.block is not None and self.block not in BLOCKS:
+            raise UsageError(
+                f"block {self.block}", remedy=f"use one of {', '.join(f'block:{n}' for n in BLOCKS)}"
+            )
+        if self.scheme is Scheme.HYBRID and not self.dtype.is_integer:
+            raise UsageError(f"no kernel reads {self.dtype.value} weights itself", remedy="leave out hybrid")
+
+    @classmethod
+    def parse(cls, text: str, *, default: Encoding | None = None) -> Encoding:
+        """Reads ``DTYPE[:channel|:tensor|:block:N][:auto|:hybrid|:dequantize]``.
+
+        Args:
+            text: The encoding as text.
+            default: Gives the granularity and scheme where the text names none.
+
+        Raises:
+            UsageError: The text is not of this form.
+        """
+        base = default if default is not None else cls()
+        words = text.strip().split(":")
+        try:
+            dtype = Dtype(words[0])
+        except ValueError:
+            raise UsageError(
+                f"encoding {text!r}: no type {words[0]!r}",
+                remedy=f"use one of {', '.join(item.value for item in Dtype)}",
+            ) from None
+        granularity, block, scheme = base.granularity, base.block, base.scheme
+        rest = words[1:]
+        if rest and rest[0] == Granularity.BLOCK.value and dtype.is_integer:
+            if len(rest) < 2 or not rest[1].isdigit():
+                raise UsageError(f"encoding {text!r}: how large a block", remedy="write block:32")
+            granularity, block, rest = Granularity.BLOCK, int(rest[1]), rest[2:]
+        elif rest and rest[0] in ("channel", "tensor") and dtype.is_integer:
+            granularity, block, rest = Granularity(rest[0]), None, rest[1:]
+        if rest and rest[0] in [item.value for item in Scheme]:
+            scheme, rest = Scheme(rest[0]), rest[1:]
+        if rest:
+            raise UsageError(
+                f"encoding {text!r}: {':'.join(rest)!r} has no place in it",
+                remedy="write such as int8:channel, int4:block:32, int8:tensor:dequantize, float16",
+            )
+        if not dtype.is_integer:
+            granularity, block = Granularity.CHANNEL, None
+            scheme = scheme if scheme is not Scheme.HYBRID or ":hybrid" in text else Scheme.AUTO
+        return cls(dtype, granularity, block, scheme)
+
+    @property
+    def text(self) -> str:
+        """The encoding as :meth:`parse` reads it."""
+        words = [self.dtype.value]
+        if self.dtype.is_integer:
+            words.append(self.granularity.value)
+            words += [str(self.block)] if self.block is not None else []
+        words += [self.scheme.value] if self.scheme is not Scheme.AUTO else []
+        return ":".join(words)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def nbytes(self, shape: Sequence[int], axis: int | None = 0) -> int:
+        """Returns the bytes of a constant in this encoding with its scales; operators do not count.
+
+        Args:
+            shape: Dimensions.
+            axis: Channel axis, for the granularity ``channel``; None for one scale.
+        """
+        elements = math.prod(shape)
+        data = packed_nbytes(elements, self.dtype.bits)
+        if not self.dtype.is_integer:
+            return data
+        if self.block is not None:
+            length = block_length(shape, self.block)
+            if length is not None:
+                return data + block_scales_nbytes(elements // length)
+        channels = 1
+        if self.granularity is not Granularity.TENSOR and axis is not None and shape:
+            channels = shape[axis]
+        return data + SCALE_NBYTES * channels
+
+
+SCALE_NBYTES = 12
+"""A float32 scale and an int64 zero point; the runtime refuses fewer zero points than scales."""
+
+
+def packed_nbytes(elements: int, bits: int) -> int:
+    """Returns the bytes of densely packed elements."""
+    return (elements * bits + 7) // 8
+
+
+def block_scales_nbytes(blocks: int) -> int:
+    """Returns the bytes of the scales of so many blocks: a float16 each, and one float32 for them all."""
+    return 2 * blocks + SCALE_NBYTES
+
+
+def block_length(shape: Sequence[int], block: int) -> int | None:
+    """Returns how long blocks of a constant are, given how long they are wanted; None if it does not fit.
+
+    Blocks lie in row-major order. A row is what follows the first axis (all, where there is but one). The
+    longest length up to ``block`` is taken that divides the row, so that no block holds weights of two
+    outputs; where rows have no divisor of half the length or more, the longest that divides the whole. What
+    is then shorter than a quarter of what was asked for would cost more for scales than it is worth.
+    """
+    elements = math.prod(shape)
+    if not elements:
+        return None
+    row = math.prod(shape[1:]) if len(shape) > 1 else elements
+    found = _divisor(row, block)
+    if 2 * found < block:
+        found = max(found, _divisor(elements, block))
+    return found if 4 * found >= block else None
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(size for size in range(1, most + 1) if number % size == 0)
