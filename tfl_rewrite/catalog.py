@@ -72,12 +72,14 @@ CATALOG: tuple[Entry, ...] = (
     ),
     Entry(
         "quantize-weights",
-        "stores float weights as int8",
+        "stores float weights as int8, int4, int2 or float16",
         True,
         "after the graph is clean, before it is packed",
         {
+            "dtype": str,
             "scheme": str,
             "granularity": str,
+            "map": str,
             "min_elements": int,
             "include": _words,
             "exclude": _words,
