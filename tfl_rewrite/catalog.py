@@ -85,6 +85,8 @@ CATALOG: tuple[Entry, ...] = (
             "exclude": _words,
             "keep_first_last": _switch,
             "min_runtime": str,
+            "effort": str,
+            "bias_correction": _switch,
         },
         lambda **options: [api.quantize_weights_pass(**options)],
     ),

@@ -25,6 +25,7 @@ from tfl_rewrite.passes.products import product_of
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import symmetric
 from tfl_rewrite.quant.calibrated import Pains
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.quant.layers import Layer, Plan, round_layer
 from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.patches import Product
@@ -35,6 +36,13 @@ from tfl_rewrite.verification.samples import Step
 
 HELD_NBYTES = 256 << 20
 """Of integers in memory; more go to a temporary file."""
+
+PAINS = {
+    Effort.FAST: Pains(rounds=0),
+    Effort.BALANCED: Pains(),
+    Effort.BEST: Pains(shares=(0.85, 0.92, 1.0, 1.08, 1.15), rounds=4),
+}
+"""Work that each effort is."""
 
 _HALF_DIGITS = 11
 _EMITTED = 1 << 20
@@ -163,7 +171,7 @@ class Calibrated:
             how = ", each behind those before it" if self._settings.in_order else ""
             lines.append(
                 f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
-                f" gain on their products in dB: {parts}"
+                f" gain on their products in dB: {parts}; inputs that were not used for it tell more than these"
             )
         counts = Counter(
             reason for work in self._active if (reason := self._reasons.get(_key(work))) is not None

@@ -236,10 +236,10 @@ def _cholesky(matrix: Float64) -> Float64:
         try:
             damped = matrix if damping == 0 else matrix.copy()
             damped[:, index, index] += damping * mean[:, None]
-            return np.linalg.cholesky(damped)
+            return np.asarray(np.linalg.cholesky(damped), np.float64)
         except np.linalg.LinAlgError:
             continue
-    return np.broadcast_to(np.eye(len(index)), matrix.shape).copy()
+    return np.array(np.broadcast_to(np.eye(len(index)), matrix.shape), np.float64)
 
 
 def _spread(scale: Float64, length: int) -> Float64:

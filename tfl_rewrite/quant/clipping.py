@@ -99,7 +99,14 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
             else np.asarray(weights[start : start + step] if len(weights) > 1 else weights)
         )
         base = covering(part, levels)
-        found = search(part, levels, own)
+        found = base.copy()
+        chosen = np.ones(len(part), np.bool_)
+        if search is refined and _magnitude(levels) > EXACT_LEVELS:
+            # Values are relative to the largest, which therefore is 1.
+            chosen = np.square(part).sum(axis=1) * _OUTLYING**2 < columns
+        if chosen.any():
+            some = own if own is None or len(own) == 1 else own[chosen]
+            found[chosen] = search(part[chosen], levels, some)
         better = error(part, found, levels, own) < error(part, base, levels, own)
         result[start : start + step] = np.where(better, found, base) * unit
         result[start : start + step][~part.any(axis=1)] = 1.0
