@@ -26,7 +26,7 @@ from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import symmetric
 from tfl_rewrite.quant.calibrated import Pains
 from tfl_rewrite.quant.encoding import Effort
-from tfl_rewrite.quant.layers import Layer, Plan, round_layer
+from tfl_rewrite.quant.layer_rounding import Layer, Plan, round_layer
 from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.symmetric import Error, Float32
@@ -171,7 +171,7 @@ class Calibrated:
             how = ", each behind those before it" if self._settings.in_order else ""
             lines.append(
                 f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
-                f" gain on their products in dB: {parts}; inputs that were not used for it tell more than these"
+                f" gain on their products in dB: {parts}; judge by inputs that were not used for it"
             )
         counts = Counter(
             reason for work in self._active if (reason := self._reasons.get(_key(work))) is not None

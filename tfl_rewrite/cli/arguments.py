@@ -166,8 +166,8 @@ _SELECTING = (
         "--effort",
         help="fast: scales that cover the largest value, nearest integers. balanced (default): scales of "
         "least squared error; with --inputs, integers chosen for what the weights are multiplied with. best: "
-        "with --inputs, weight by weight, each for what it meets behind those before it (runs parts of the model "
-        "for every weight)",
+        "with --inputs, weight by weight, each for what it meets behind those before it (runs parts of the "
+        "model for every weight)",
         choices=("fast", "balanced", "best"),
         default="balanced",
     ),

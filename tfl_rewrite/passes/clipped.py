@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import clipping, symmetric
-from tfl_rewrite.quant.layers import by_channel
+from tfl_rewrite.quant.layer_rounding import by_channel
 from tfl_rewrite.quant.symmetric import Error, Float32
 
 _SLICE_ELEMENTS = 1 << 22
