@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import clipping, symmetric
-from tfl_rewrite.quant.layer_rounding import by_channel
 from tfl_rewrite.quant.symmetric import Error, Float32
 
 _SLICE_ELEMENTS = 1 << 22
@@ -20,15 +19,14 @@ class Clipped:
         """Searches the scale of each channel or block."""
         result = symmetric.scales(work.largest, work.levels.high)
         values, channels = work.values(), work.channels
-        if channels.outer == 1 and channels.inner > 1:
-            step = max(1, _SLICE_ELEMENTS // channels.inner)
-            for first in range(0, channels.channels, step):
-                rows = min(step, channels.channels - first)
-                part = values[first * channels.inner : (first + rows) * channels.inner].reshape(rows, -1)
-                result[first : first + rows] = clipping.best(part, work.levels)
-        else:
-            result = clipping.best(by_channel(values, channels), work.levels)
-        del values
+        whole = values.reshape(channels.outer, channels.channels, channels.inner)
+        per_channel = max(1, channels.outer * channels.inner)
+        step = max(1, _SLICE_ELEMENTS // per_channel)
+        for first in range(0, channels.channels, step):
+            part = whole[:, first : first + step]
+            rows = part.transpose(1, 0, 2).reshape(part.shape[1], per_channel)
+            result[first : first + step] = clipping.best(rows, work.levels)
+        del values, whole, part, rows
         work.release()
         return result
 

@@ -190,9 +190,11 @@ class Drift(Moments):
     Attributes:
         cross: Sums of the outer products of the vectors met with what they lack to the float model's, ``[2,
             groups * parts, length, length]``.
+        trust: Share of what the samples ask for that is followed.
         wanted: Sums of the float model's vectors, ``[2, groups * parts, length]``.
     """
 
+    trust: float = 1.0
     cross: Float32 = field(init=False)
     wanted: Float64 = field(init=False)
 
@@ -245,7 +247,7 @@ class Drift(Moments):
         first, second = halves[0].reshape(-1), halves[1].reshape(-1)
         common = max(float(np.dot(first, second)), 0.0)
         chance = max(0.5 * float(np.dot(first, first) + np.dot(second, second)) - common, 0.0)
-        belief = common / (common + 0.5 * chance) if common > 0 else 0.0
+        belief = self.trust * common / (common + 0.5 * chance) if common > 0 else 0.0
         del halves, first, second
         whole = self.cross.sum(axis=0) / max(1.0, float(self.count.sum()))
         if centred:
