@@ -12,6 +12,7 @@ from typing import Any
 from tfl_rewrite import api
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.passes.equalize import Equalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ CATALOG: tuple[Entry, ...] = (
         "instead of quantize-weights, or for what that leaves float",
         {"steps": int, "granularity": str, "min_elements": int, "int8": _switch},
         lambda **options: [api.round_weights_pass(**options)],
+    ),
+    Entry(
+        "equalize",
+        "balances channels between operators by powers of two, so that rounding costs less",
+        False,
+        "before quantize-weights, which does it itself with effort=best",
+        {},
+        lambda **options: [Equalize(**options)],
     ),
     Entry(
         "quantize-weights",

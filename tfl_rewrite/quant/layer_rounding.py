@@ -129,11 +129,9 @@ def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> 
     bias = None
     if plan.centred:
         met = moments.mean
-        if drift is None:
-            bias = mean_error(own, values, met, moments.parts).reshape(-1)
-        else:
-            wanted = mean_error(own, np.zeros_like(values), drift.wanted_mean, moments.parts)
-            bias = (wanted + mean_error(np.zeros_like(values), values, met, moments.parts)).reshape(-1)
+        bias = mean_error(own, values, met, moments.parts).reshape(-1)
+        if drift is not None:
+            bias = bias + drift.mean_change(own).reshape(-1)
     gains = _gains(own, target, values, ties, start, plan, moments, metric)
     shaped = moments.product.weight(moments.joined(integers)).reshape(plan.shape)
     return Layer(np.ascontiguousarray(shaped), found, bias, gains)
