@@ -18,6 +18,7 @@ from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
 from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.remove_dead import RemoveDead
@@ -137,6 +138,20 @@ def quantize_weights(model: Model, **options: Any) -> PassResult:
         What became of every float constant.
     """
     return run_passes(model, [quantize_weights_pass(**options)])[0]
+
+
+def dequantize_pass() -> Dequantize:
+    """Makes the pass that turns integer and float16 weights back into float32."""
+    return Dequantize()
+
+
+def dequantize(model: Model) -> PassResult:
+    """Turns integer and float16 weights back into float32, in place. Nothing is verified here.
+
+    Args:
+        model: Changed in place.
+    """
+    return run_passes(model, [dequantize_pass()])[0]
 
 
 def round_weights_pass(

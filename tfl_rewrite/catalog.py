@@ -64,6 +64,14 @@ CATALOG: tuple[Entry, ...] = (
         lambda **options: [api.dedup_pass(**options)],
     ),
     Entry(
+        "dequantize",
+        "turns integer and float16 weights back into float32; the file grows",
+        True,
+        "before round-weights and quantize-weights, which take float weights",
+        {},
+        lambda **options: [api.dequantize_pass(**options)],
+    ),
+    Entry(
         "round-weights",
         "rounds float weights so that the file compresses well; same size, same speed",
         True,

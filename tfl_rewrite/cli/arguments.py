@@ -304,6 +304,20 @@ COMMANDS = (
         ),
     ),
     Command(
+        "dequantize",
+        "turn integer and float16 weights back into float32",
+        "Turns int8, uint8, int4, int2 and float16 weights into the float32 values that they stand for, for "
+        "tools and delegates that want those; the file grows. What stands behind DEQUANTIZE stays equal to "
+        "the bit; an operator that read integers itself no longer rounds its activations, so outputs change "
+        "a little. Operators that compute in integers stay.",
+        (
+            ("files", IN_OUT),
+            ("verification", VERIFYING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
         "remove-dead",
         "remove what no output needs, or cut the model down to a part",
         "Removes operators that reach no output and have no effect of their own, and tensors, buffers, "

@@ -46,6 +46,11 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
     return _rewrite(arguments, [made])
 
 
+def dequantize(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite dequantize IN OUT``."""
+    return _rewrite(arguments, [api.dequantize_pass()])
+
+
 def remove_dead(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite remove-dead IN OUT``."""
     made = api.remove_dead_passes(
@@ -228,6 +233,7 @@ def join_model(arguments: argparse.Namespace) -> int:
 
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
+    "dequantize": dequantize,
     "round-weights": round_weights,
     "remove-dead": remove_dead,
     "dedup": dedup,

@@ -50,6 +50,7 @@ class Editor:
         self._added_tensors = False
         self._row_tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._asked: set[tuple[str, int]] = set()
+        self._removed = False
         self._used_codes = {id(operator.code) for _, operator in model.operators()}
 
     def add_buffer(self, data: bytes | None) -> Buffer:
@@ -248,10 +249,10 @@ class Editor:
         del subgraph.operators[_position(subgraph, maker)]
         if not any(item is half for other in subgraph.operators for item in other.inputs):
             subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not half]
-            self._release(half.buffer)
+            self.release(half.buffer)
         bias.buffer = self.add_buffer(values.tobytes())
 
-    def _release(self, buffer: Buffer) -> None:
+    def release(self, buffer: Buffer) -> None:
         """Empties a buffer that nothing refers to any more; its place in the list stays."""
         used = any(tensor.buffer is buffer for item in self.model.subgraphs for tensor in item.tensors)
         entries = [*(entry.buffer for entry in self.model.metadata), *self.model.metadata_buffers]
@@ -277,12 +278,16 @@ class Editor:
 
     def finish(self) -> None:
         """Stamps operator codes, drops those that lost their last operator, and updates metadata."""
-        if not self._asked:
+        if not self._asked and not self._removed:
             return
         self._stamp_codes()
         self._drop_unused_codes()
         self._update_min_runtime()
         self._drop_stale_metadata()
+
+    def removed(self) -> None:
+        """Tells that operators and tensors were removed; :meth:`finish` drops what that made stale."""
+        self._removed = True
 
     def _stamp_codes(self) -> None:
         """Writes the versions; a code is cloned when only some of its operators need the new one."""
@@ -354,7 +359,7 @@ class Editor:
         ``OfflineMemoryAllocation`` holds one arena offset per tensor (tflite-micro's
         ``memory_planner``); it is only a plan, and the interpreter makes its own without it.
         """
-        if not self._added_tensors:
+        if not self._added_tensors and not self._removed:
             return
         for entry in list(self.model.metadata):
             if entry.name == "OfflineMemoryAllocation":

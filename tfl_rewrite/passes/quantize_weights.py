@@ -224,6 +224,9 @@ class _Application:
     def _stamp(self, made: Decision) -> None:
         for use, form in zip(made.item.uses, made.forms, strict=True):
             assert isinstance(form, PackedForm)
+            note = f"{use.operator.code.name} reads the blocks of its weight itself. {form.note}"
+            if not form.by_default and note not in self._editor.notes:
+                self._editor.notes.append(note)
             _fit(self._editor, made, use.operator, form)
             self._editor.stamp(use.operator, form.version)
 

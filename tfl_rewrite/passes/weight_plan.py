@@ -28,6 +28,7 @@ from tfl_rewrite.passes.candidates import (
     first_and_last,
     scale_constants,
     skip,
+    stored_already,
     weights_of,
 )
 from tfl_rewrite.passes.decisions import (
@@ -105,7 +106,7 @@ class WeightPlan:
             reason = self.blocked.get(id(item))
             if reason is not None:
                 skips.append(skip(item, *reason))
-        return decisions, skips
+        return decisions, [*skips, *self._already()]
 
     @property
     def notes(self) -> list[str]:
@@ -141,6 +142,17 @@ class WeightPlan:
             blob,
             made.stored_dtype,
         )
+
+    def _already(self) -> list[Skip]:
+        """Returns the constants that are integers already, but not those that were asked for."""
+        found = []
+        for item, reason in stored_already(self.model, self.graph):
+            wanted = self._encoding(item).dtype
+            large = item.elements >= self.least[1] and wanted is not Dtype.FLOAT32
+            # What is int8 is as small as the default asks for.
+            if large and wanted is not Dtype.INT8 and wanted.tensor_type != item.stored.dtype_name:
+                found.append(reason)
+        return found
 
     def _encoding(self, item: Candidate) -> Encoding:
         """Returns what a constant is to become: as it was assigned, or as all are."""
