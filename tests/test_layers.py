@@ -11,9 +11,9 @@ import pytest
 PACKAGE = "tfl_rewrite"
 # From the top down: a layer may import from itself and from those above.
 LAYERS = (
-    ("errors",),
+    ("errors", "work"),
     ("flatbuf",),
-    ("container",),
+    ("container", "landing"),
     ("model",),
     ("kernels", "packed_kernels"),
     ("quant",),
@@ -21,7 +21,7 @@ LAYERS = (
     ("verify", "verification"),
     ("storage",),
     ("calibration",),
-    ("inspection", "api", "damage", "diffing"),
+    ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search"),
     ("cli",),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         round_weights,
         round_weights_pass,
     )
+    from tfl_rewrite.blaming import blame
     from tfl_rewrite.diffing import diff
     from tfl_rewrite.errors import (
         FileAccessError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tfl_rewrite.inspection import inspect
+    from tfl_rewrite.media_metadata import media_inputs
     from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
     from tfl_rewrite.rounding_search import search_rounding
     from tfl_rewrite.shards.calls import join, shard
@@ -59,6 +61,7 @@ _HOMES = {
     "Verdict": "verification",
     "Verification": "rewriting",
     "VerificationError": "errors",
+    "blame": "blaming",
     "check": "api",
     "compact": "api",
     "dedup": "api",
@@ -68,6 +71,7 @@ _HOMES = {
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",
+    "media_inputs": "media_metadata",
     "open_sharded": "shards.opened",
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
@@ -98,6 +102,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "blame",
     "check",
     "compact",
     "dedup",
@@ -107,6 +112,7 @@ __all__ = [
     "inspect",
     "join",
     "load",
+    "media_inputs",
     "open_sharded",
     "quantize_weights",
     "quantize_weights_pass",

@@ -93,7 +93,7 @@ class Calibrated:
 
     Args:
         settings: How to calibrate.
-        progress: Called with what is going on, and how many of how many weights are done.
+        progress: Called with what is going on, and how many of how many bytes of weights are done.
     """
 
     def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -105,12 +105,14 @@ class Calibrated:
         self._active: list[Work] = []
         self._steps: list[Step] | None = None
         self._places: dict[int, Place] = {}
+        self._done = 0
         self._held = 0
         self._spilled: list[Any] = []
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
         """See :class:`tfl_rewrite.passes.calibrating.Calibrating`."""
         self._active = list(works)
+        self._done = 0
         jobs = self._jobs(model, [work for work in works if not self._known(work)])
         if not jobs:
             return
@@ -215,7 +217,6 @@ class Calibrated:
         settings = self._settings
         choice = RuntimeChoice.parse(settings.runtime)
         if self._steps is None:
-            self._progress("running the original", 0, 0)
             self._steps = steps_of(path, settings.inputs, runtime=settings.runtime, timeout=settings.timeout)
         with (
             Runner(choice, timeout=settings.timeout) as first,
@@ -230,9 +231,9 @@ class Calibrated:
 
     def _at_once(self, probe: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
         wanted = [Wanted(job.place, job.product) for job in jobs]
-        for done, (position, moments) in enumerate(collect(probe, wanted, calls)):
-            self._progress("calibrating", done, len(jobs))
+        for position, moments in collect(probe, wanted, calls):
             self._settle(jobs[position], moments)
+            self._tick(jobs, jobs[position])
 
     def _one_by_one(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
         entered = {call.subgraph for call in calls}
@@ -240,8 +241,9 @@ class Calibrated:
         for work in self._active:
             if _key(work) not in calibrated and work.uses:
                 self._put(rounded, self._places[id(work.uses[0].operator)], work)
-        for done, job in enumerate(jobs):
-            self._progress("calibrating", done, len(jobs))
+        for number, job in enumerate(jobs):
+            if number:
+                self._tick(jobs, jobs[number - 1])
             if job.place.subgraph not in entered:
                 self._reasons[_key(job.work)] = "no real input enters their subgraph"
                 continue
@@ -254,6 +256,11 @@ class Calibrated:
             rounded.put(job.place, job.position, layer.integers * scale)
             if layer.bias is not None:
                 rounded.add(job.place, 2, layer.bias)
+
+    def _tick(self, jobs: Sequence[_Job], done: _Job) -> None:
+        self._done += done.work.channels.elements
+        total = sum(job.work.channels.elements for job in jobs)
+        self._progress("calibrating", 4 * min(self._done, total), 4 * total)
 
     def _put(self, rounded: Probe, place: Place, work: Work) -> None:
         """Makes the model under way read a weight as it was rounded by another way."""

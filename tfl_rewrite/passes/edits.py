@@ -236,7 +236,8 @@ class Editor:
     def store_bias_as_float32(self, subgraph: SubGraph, operator: Operator) -> None:
         """Turns a bias behind a float16 DEQUANTIZE into the float32 constant that it expands to."""
         bias = operator.inputs[2] if len(operator.inputs) > 2 else None
-        if bias is None:
+        # A constant is nobody's output; looking for its maker would take long in a model of many layers.
+        if bias is None or bias.is_constant:
             return
         maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
         if maker is None or maker.code.name != "DEQUANTIZE" or not maker.inputs:
