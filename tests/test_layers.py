@@ -20,6 +20,7 @@ LAYERS = (
     ("passes",),
     ("verify", "verification"),
     ("storage",),
+    ("calibration",),
     ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search", "doctor"),

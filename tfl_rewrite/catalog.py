@@ -12,6 +12,7 @@ from typing import Any
 from tfl_rewrite import api
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.passes.equalize import Equalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,14 @@ CATALOG: tuple[Entry, ...] = (
         lambda **options: [api.round_weights_pass(**options)],
     ),
     Entry(
+        "equalize",
+        "balances channels between operators by powers of two, so that rounding costs less",
+        False,
+        "before quantize-weights, which does it itself with effort=best",
+        {},
+        lambda **options: [Equalize(**options)],
+    ),
+    Entry(
         "quantize-weights",
         "stores float weights as int8, int4, int2 or float16",
         True,
@@ -101,6 +110,8 @@ CATALOG: tuple[Entry, ...] = (
             "exclude": _words,
             "keep_first_last": _switch,
             "min_runtime": str,
+            "effort": str,
+            "bias_correction": _switch,
         },
         lambda **options: [api.quantize_weights_pass(**options)],
     ),

@@ -242,6 +242,20 @@ _SELECTING = (
     ),
     _flag("--keep-first-last", help="keep the weights of the first and the last weighted operator"),
     _value(
+        "--effort",
+        help="fast: scales that cover the largest value, nearest integers. balanced (default): scales of "
+        "least squared error; with --inputs, integers chosen for what the weights are multiplied with. best: "
+        "with --inputs, weight by weight, each for what it meets behind those before it (runs parts of the "
+        "model for every weight)",
+        choices=("fast", "balanced", "best"),
+        default="balanced",
+    ),
+    _flag(
+        "--no-bias-correction",
+        help="with --inputs: leave biases as they are, instead of letting them take back what rounding does "
+        "to mean outputs",
+    ),
+    _value(
         "--min-runtime",
         help="oldest TensorFlow Lite release that must compute OUT, such as 2.14 (default: the newest)",
         default=None,

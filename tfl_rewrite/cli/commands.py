@@ -42,6 +42,8 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
         exclude=arguments.exclude,
         keep_first_last=arguments.keep_first_last,
         min_runtime=arguments.min_runtime,
+        effort=arguments.effort,
+        bias_correction=not arguments.no_bias_correction,
     )
     return _rewrite(arguments, [made])
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from tfl_rewrite.quant.rounding import KINDS
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Tolerance, Verdict
+from tfl_rewrite.verification.cleanup import Scratch
 
 from .options import Group, choice_at, forms_of, grouped, options_around
 from .trial import Trial, noise_of, open_outputs, worst_ratio
@@ -110,8 +109,8 @@ class RoundingSearch:
         self._items = {item.position: item for item in _not_rounded(items)}
         self._elements = sum(item.elements for item in self._items.values())
         self._groups = grouped(list(self._items.values()), PROBES)
-        self._folder = tempfile.TemporaryDirectory(prefix="tfl-rewrite-")
-        folder = Path(self._folder.name)
+        self._folder = Scratch()
+        folder = self._folder.path
         self._trial = self._probes = Trial.of(source, "trial", folder, verification)
         opened = folder / "opened.tflite"
         if open_outputs(source, opened):
@@ -123,7 +122,7 @@ class RoundingSearch:
     def __exit__(self, *_: object) -> None:
         self._trial.close()
         self._probes.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     @property
     def files(self) -> int:
