@@ -16,9 +16,11 @@ from pathlib import Path
 from tfl_rewrite.api import (
     compact_passes,
     dedup_pass,
+    dequantize_pass,
     examine_model,
     quantize_weights_pass,
     remove_dead_passes,
+    repair_pass,
     round_weights_pass,
 )
 from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_lines, safe
@@ -28,6 +30,7 @@ from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.inspection import inspect_model
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.passes.base import Pass, run_passes
+from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.rewriting import Report
 from tfl_rewrite.storage import layout, load_container
 
@@ -55,6 +58,11 @@ def _orders() -> list[tuple[str, Sequence[Pass]]]:
         ("strip", remove_dead_passes(strip=["names", "min-max", "metadata:min_runtime_version"])),
         ("int8", [weights]),
         ("expanded", [quantize_weights_pass(scheme="dequantize", granularity="tensor", min_elements=1)]),
+        ("packed", [Equalize(), quantize_weights_pass(dtype="int4", granularity="block:32", min_elements=1)]),
+        ("int2", [quantize_weights_pass(dtype="int2", min_elements=1)]),
+        ("half", [quantize_weights_pass(dtype="float16", min_elements=1)]),
+        ("floats", [dequantize_pass()]),
+        ("repaired", [repair_pass()]),
         ("rounded", [round_weights_pass(steps=16, min_elements=16)]),
         ("all", [*remove_dead_passes(), dedup_pass(), round_weights_pass(), weights, *compact_passes()]),
     ]
