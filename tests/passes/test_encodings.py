@@ -351,6 +351,16 @@ def test_an_older_runtime_gets_what_it_takes(mixed: Path, tmp_path: Path) -> Non
     assert kernels.OLDEST_MEASURED_RUNTIME == (2, 14)
 
 
+@pytest.mark.parametrize("runtime", ["2.14", "2.18", "2.20"])
+def test_no_blocks_where_an_old_runtime_loses_them(fixtures: Path, tmp_path: Path, runtime: str) -> None:
+    _, result = quantized(
+        fixtures / "if_branches.tflite", tmp_path / "out.tflite", granularity="block:32", min_runtime=runtime
+    )
+    blocks = {change.encoding for change in result.changes if change.block}
+    assert blocks == ({"int8:block:20"} if runtime == "2.20" else set())
+    assert bool(blocks) != any("in subgraphs that operators call" in note for note in result.notes)
+
+
 def test_what_is_stored_in_integers_already_is_said(mixed: Path, tmp_path: Path) -> None:
     first = tmp_path / "first.tflite"
     quantized(mixed, first)
