@@ -11,18 +11,20 @@ import pytest
 PACKAGE = "tfl_rewrite"
 # From the top down: a layer may import from itself and from those above.
 LAYERS = (
-    ("errors",),
+    ("errors", "work"),
     ("flatbuf",),
-    ("container",),
+    ("container", "landing"),
     ("model",),
     ("kernels", "packed_kernels"),
     ("quant",),
     ("passes",),
     ("verify", "verification"),
     ("storage",),
-    ("inspection", "api", "damage", "diffing"),
+    ("calibration",),
+    ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
-    ("shards", "catalog", "rounding_search"),
+    ("shards", "catalog", "rounding_search", "doctor"),
+    ("batch",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -14,6 +14,7 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.candidates import Selection
+from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
 from tfl_rewrite.passes.dedup import Dedup
@@ -21,6 +22,7 @@ from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import (
     LARGEST_STEPS,
     LEAST_ELEMENTS,
@@ -28,8 +30,9 @@ from tfl_rewrite.passes.round_weights import (
     Granularity,
     RoundWeights,
 )
+from tfl_rewrite.passes.rounders import Nearest
 from tfl_rewrite.passes.strip import Strip, Wanted
-from tfl_rewrite.quant.encoding import Dtype, Encoding
+from tfl_rewrite.quant.encoding import Dtype, Effort, Encoding
 from tfl_rewrite.storage import load, origin_of
 
 
@@ -44,6 +47,8 @@ def quantize_weights_pass(
     exclude: Iterable[str] = (),
     keep_first_last: bool = False,
     min_runtime: str | None = None,
+    effort: str = "balanced",
+    bias_correction: bool = True,
 ) -> QuantizeWeights:
     """Makes the weight pass from plain values.
 
@@ -59,6 +64,10 @@ def quantize_weights_pass(
         exclude: The same; what matches stays.
         keep_first_last: Keep the weights of the first and the last weighted operator.
         min_runtime: Oldest TensorFlow Lite release that must compute the file, such as ``2.14``.
+        effort: ``fast``: scales that cover the largest value, nearest integers. ``balanced``: scales of least
+            squared error and, where :func:`tfl_rewrite.rewrite` is given real inputs, integers for what the
+            weights are multiplied with. ``best``: weight by weight, each for what it meets behind the others.
+        bias_correction: Whether biases take back what rounding does to mean outputs; needs real inputs.
 
     Raises:
         UsageError: A value is not one of those.
@@ -66,6 +75,7 @@ def quantize_weights_pass(
     if min_elements is not None and min_elements < 1:
         raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
     runtime = parse_runtime(min_runtime)
+    diligence = _member(Effort, effort, "effort")
     encoding = _encoding(dtype, granularity)
     recipe = Recipe.parse(map, default=replace(encoding, dtype=Dtype.INT8)) if map is not None else None
     for wanted in [encoding, *(rule.encoding for rule in (recipe.rules if recipe is not None else ()))]:
@@ -77,6 +87,9 @@ def quantize_weights_pass(
         min_runtime=runtime,
         encoding=encoding,
         assignment=recipe,
+        rounder=Nearest() if diligence is Effort.FAST else Clipped(),
+        effort=diligence,
+        correct_bias=bias_correction,
     )
 
 
@@ -266,6 +279,18 @@ def compact(model: Model, **options: Any) -> list[PassResult]:
     return run_passes(model, compact_passes(**options))
 
 
+def repair_pass(*, only: Iterable[str] = ()) -> Repair:
+    """Makes the pass that puts right what ``doctor`` finds.
+
+    Args:
+        only: Names of findings; none for all that can be repaired and need not be asked for.
+
+    Raises:
+        UsageError: A name is none of those.
+    """
+    return Repair(only)
+
+
 def _strip_passes(words: Iterable[str]) -> list[Strip]:
     wanted = list(words)
     return [Strip(Wanted.parse(wanted))] if wanted else []
@@ -344,7 +369,11 @@ def examine(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     Returns:
         Problems and notes, one line each.
     """
-    model = load(path)
+    return examine_model(load(path))
+
+
+def examine_model(model: Model) -> tuple[list[str], list[str]]:
+    """As :func:`examine`, for a model that was loaded already."""
     origin = origin_of(model)
     notes = []
     if origin is not None:

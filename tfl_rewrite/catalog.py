@@ -12,6 +12,7 @@ from typing import Any
 from tfl_rewrite import api
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.passes.equalize import Equalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,14 @@ def _switch(text: str) -> bool:
 
 CATALOG: tuple[Entry, ...] = (
     Entry(
+        "repair",
+        "puts right what keeps the file from being read right ('tfl-rewrite doctor' lists it)",
+        False,
+        "before all others: they read the model too",
+        {"only": _words},
+        lambda **options: [api.repair_pass(**options)],
+    ),
+    Entry(
         "remove-dead",
         "removes what no output needs",
         False,
@@ -79,6 +88,14 @@ CATALOG: tuple[Entry, ...] = (
         lambda **options: [api.round_weights_pass(**options)],
     ),
     Entry(
+        "equalize",
+        "balances channels between operators by powers of two, so that rounding costs less",
+        False,
+        "before quantize-weights, which does it itself with effort=best",
+        {},
+        lambda **options: [Equalize(**options)],
+    ),
+    Entry(
         "quantize-weights",
         "stores float weights as int8, int4, int2 or float16",
         True,
@@ -93,6 +110,8 @@ CATALOG: tuple[Entry, ...] = (
             "exclude": _words,
             "keep_first_last": _switch,
             "min_runtime": str,
+            "effort": str,
+            "bias_correction": _switch,
         },
         lambda **options: [api.quantize_weights_pass(**options)],
     ),
@@ -111,7 +130,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     # Nothing that a program could measure changes.
     "lossless": ("remove-dead", "dedup", "compact"),
     # The smallest file that keeps every output within the tolerance.
-    "small": ("remove-dead", "dedup", "quantize-weights", "compact"),
+    # What differed as floats may be equal as int8, so equal constants are looked for again.
+    "small": ("remove-dead", "dedup", "quantize-weights", "dedup", "compact"),
 }
 
 

@@ -10,19 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.landing import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
+from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
+from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
+from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
-    from tfl_rewrite.verification import Judge, Tolerance, Verdict
+    from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
+    from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -40,9 +44,17 @@ class Verification:
         seed: Of the made ones.
         tolerance: What a lossy pass may change; None for the defaults of ``Tolerance``. Passes that promise
             equal numbers are judged bit by bit.
-        runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
+        runtime: ``litert``, ``tensorflow`` or ``python:PATH``; or several of them.
+        resolver: ``default``, ``builtin`` or ``reference`` kernels; or several. Each runtime judges with
+            each; the worst verdict counts. None for the default ones, or the built-in ones if the original
+            runs with no others.
         timeout: Seconds for each run of a file.
+        memory_limit: Bytes that the interpreters of both files may take together; None for four fifths of
+            the machine's.
+        independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
+            and what a model keeps in variables carries over.
         blame_seconds: How long to look for the constants that did the damage after a failure.
+        blame: Whether to run both files operator by operator as well, after the verdict.
     """
 
     mode: str = "auto"
@@ -50,22 +62,70 @@ class Verification:
     samples: int = 4
     seed: int = 0
     tolerance: Tolerance | None = None
-    runtime: str = "litert"
+    runtime: str | tuple[str, ...] = "litert"
+    resolver: str | tuple[str, ...] | None = None
     timeout: float = 600.0
+    memory_limit: int | None = None
+    independent: bool = False
     blame_seconds: float = 5.0
+    blame: bool = False
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
-        """Makes the judge of files rewritten from ``before``."""
-        from tfl_rewrite.verification import Judge, Tolerance
+        """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
+        from tfl_rewrite.verification import Judge, several
 
-        tolerance = Tolerance(exact=True) if exact else self.tolerance
         return Judge(
             before,
+            runtime=several(self.runtime)[0],
+            resolver=next(iter(several(self.resolver)), None),
+            **self._options(exact),
+        )
+
+    def panel(
+        self,
+        before: str | os.PathLike[str],
+        *,
+        exact: bool,
+        progress: Callable[[str], None] | None = None,
+    ) -> Panel:
+        """Makes all judges of files rewritten from ``before``."""
+        from tfl_rewrite.verification import Panel, several
+
+        return Panel(
+            before,
+            runtimes=several(self.runtime),
+            resolvers=several(self.resolver),
+            progress=progress,
+            **self._options(exact),
+        )
+
+    def _options(self, exact: bool) -> dict[str, Any]:
+        from tfl_rewrite.verification import Tolerance
+
+        return {
+            "inputs": self.inputs,
+            "samples": self.samples,
+            "seed": self.seed,
+            "tolerance": Tolerance(exact=True) if exact else self.tolerance,
+            "timeout": self.timeout,
+            "memory_limit": self.memory_limit,
+            "independent": self.independent,
+        }
+
+    def trace(self, before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Blame | None:
+        """Runs both operator by operator, where that is asked for."""
+        if not self.blame:
+            return None
+        from tfl_rewrite.blaming import blame
+        from tfl_rewrite.verification import several
+
+        return blame(
+            before,
+            after,
             inputs=self.inputs,
             samples=self.samples,
             seed=self.seed,
-            tolerance=tolerance,
-            runtime=self.runtime,
+            runtime=several(self.runtime)[0],
             timeout=self.timeout,
         )
 
@@ -76,9 +136,11 @@ class Report:
 
     Attributes:
         outcome: ``rewritten``; ``unchanged`` (a verbatim copy); ``failed`` (nothing was published).
-        verdict: Of the interpreter; None where nothing was run.
+        verdict: Of the interpreter, or the worst of several (``verdict.verdicts`` has all); None where
+            nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
     """
@@ -92,6 +154,7 @@ class Report:
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
+    blame: Blame | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     deflated: tuple[int, int] | None = None
@@ -108,8 +171,10 @@ class Report:
             "nbytes_after": self.nbytes_after,
             "passes": [result.to_dict() for result in self.results],
             "verdict": self.verdict.to_dict() if self.verdict else None,
+            "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
             "notes": list(self.notes),
@@ -145,7 +210,8 @@ def rewrite(
         force: Whether the target may exist.
         dry_run: Do everything but the publishing.
         threads: For rounding and writing; 0 for one per processor.
-        progress: Called with what is going on, and how many of how many bytes are done.
+        progress: Called with what is going on, and how many of how many bytes are done; 0 of 0 for what is
+            not counted in bytes.
 
     Raises:
         RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
@@ -162,9 +228,12 @@ def rewrite(
     check_target(target, force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
-    flaws = problems(model)
     before = _nbytes(model)
-    results = run_passes(model, passes)
+    passes = [_equipped(item, settings, report_progress) for item in passes]
+    with working(threads=threads, progress=progress):
+        results = run_passes(model, passes)
+    # Of what is written: a pass may have put right what was wrong.
+    flaws = problems(model)
     notes: list[str] = []
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
     made = layout(model, packing=packing)
@@ -190,7 +259,7 @@ def rewrite(
         "dry_run": dry_run,
     }
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
-        _pour(made, aside, threads, report_progress)
+        _pour(made, aside, Work(threads, progress))
         common |= {"results": tuple(results), "notes": tuple(notes)}
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
             common["deflated"] = (_deflated(source), _deflated(aside.path))
@@ -198,13 +267,36 @@ def rewrite(
             report = Report(outcome="unchanged", **common)
         else:
             with _expected(source, passes) as expected:
-                report = _judge(passes, aside.path, settings, common, expected)
+                report = _judge(passes, aside.path, settings, common, expected, report_progress)
             if report.unverified is not None and flaws and settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
+        origin = origin_of(model)
+        assert origin is not None
+        origin.container.ensure_unchanged()
         if not dry_run:
             aside.publish()
     return report
+
+
+def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, int], None]) -> Pass:
+    """Lets a weight pass look at the user's inputs, where there are some and its effort allows."""
+    if not isinstance(item, QuantizeWeights) or not settings.inputs or item.effort is Effort.FAST:
+        return item
+    if not isinstance(item.rounder, Clipped):
+        return item
+    from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+    from tfl_rewrite.verification import several
+
+    calibration = Settings(
+        inputs=settings.inputs,
+        runtime=several(settings.runtime)[0],
+        timeout=settings.timeout,
+        pains=PAINS[item.effort],
+        in_order=item.effort is Effort.BEST,
+        correct_bias=item.correct_bias,
+    )
+    return replace(item, rounder=Calibrated(calibration, progress))
 
 
 def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:
@@ -219,17 +311,20 @@ def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]
 
 @contextlib.contextmanager
 def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterator[str | os.PathLike[str]]:
-    """Gives the file whose outputs the result must have (see :class:`ChangesInterface`)."""
+    """Gives the file whose outputs the result must have (:class:`ChangesInterface`, :class:`Heals`)."""
     marked = [item for item in passes if isinstance(item, ChangesInterface)]
-    if not marked:
+    healed = [item for item in passes if isinstance(item, Heals) and item.approximate]
+    if not marked and not healed:
         yield source
         return
-    import tempfile
+    from tfl_rewrite.verification.cleanup import Scratch
 
     model = load(source)
+    for item in healed:
+        item.expected(model)
     run_passes(model, marked)
-    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
-        expected = Path(folder) / "expected.tflite"
+    with Scratch() as scratch:
+        expected = scratch.path / "expected.tflite"
         save(model, expected)
         yield expected
 
@@ -240,6 +335,7 @@ def _judge(
     settings: Verification,
     common: dict[str, Any],
     expected: str | os.PathLike[str],
+    progress: Callable[[str, int, int], None],
 ) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
     written = load(made)
@@ -250,27 +346,63 @@ def _judge(
         # Measured: the classic interpreter loads such a file and computes with zeros.
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
-    lossy = any(item.lossy for item in passes)
-    with settings.judge(expected, exact=not lossy) as judge:
-        verdict = judge.compare(made)
+    healers = [item for item in passes if isinstance(item, Heals)]
+    lossy = any(item.lossy for item in passes) or any(item.approximate for item in healers)
+    with settings.panel(expected, exact=not lossy, progress=lambda what: progress(what, 0, 0)) as panel:
+        verdict = panel.compare(made)
+        if healers:
+            common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
-        if verdict.passed:
-            return Report(outcome="rewritten", verdict=verdict, **common)
         damage = None
-        if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+        if not verdict.passed and len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
             from tfl_rewrite.damage import measure_damage
 
+            judge = panel.judge_of(verdict)
             damage = measure_damage(
                 common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )
-    report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
+    blame = settings.trace(expected, made)
+    if verdict.passed:
+        return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
+    report = Report(outcome="failed", verdict=verdict, damage=damage, blame=blame, **common)
     reasons = "; ".join(verdict.reasons)
     raise RewriteFailed(
         f"the rewritten model differs too much, nothing was written: {reasons}",
         report,
         damage.remedy() if damage is not None else None,
     )
+
+
+def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:
+    """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
+    from tfl_rewrite.verification import run_model, several
+
+    notes = []
+    plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
+    if any(item.approximate for item in healers):
+        notes.append("compared with the original with these weights as float32: its own reading is undefined")
+    elif verdict.status == "pass" and (settings.resolver or not plain):
+        return notes
+    if verdict.status == "fail":
+        return notes
+    alone = run_model(
+        made,
+        inputs=settings.inputs,
+        samples=settings.samples,
+        seed=settings.seed,
+        runtime=several(settings.runtime)[0],
+        resolver=next(iter(several(settings.resolver)), None),
+        timeout=settings.timeout,
+        memory_limit=settings.memory_limit,
+        independent=settings.independent,
+    )
+    if alone.failure is not None:
+        return [*notes, f"the repaired file does not run either: {alone.failure.message}"]
+    ran = f"the repaired file runs: {alone.judge}, {len(alone.outputs)} samples"
+    if verdict.status == "unverified":
+        return [*notes, f"{ran}; there is nothing to compare its outputs with"]
+    return [*notes, f"{ran}; the original: {verdict.judge}"]
 
 
 def _unverified(
@@ -294,25 +426,19 @@ def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run:
         with write_aside(target, force=force, nbytes=nbytes) as aside:
             yield aside
         return
-    import tempfile
+    from tfl_rewrite.verification.cleanup import Scratch
 
     with (
-        tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder,
-        write_aside(Path(folder) / "dry-run.tflite", force=False, nbytes=nbytes) as aside,
+        Scratch() as scratch,
+        write_aside(scratch.path / "dry-run.tflite", force=False, nbytes=nbytes) as aside,
     ):
         yield aside
 
 
-def _pour(made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]) -> None:
-    done = 0
-
-    def tick(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress("writing", done, made.nbytes)
-
+def _pour(made: Layout, aside: Aside, work: Work) -> None:
+    stage = work.stage("writing", made.nbytes)
     try:
-        made.pour(FileSink(aside.sink.descriptor), threads=threads, tick=tick)
+        made.pour(FileSink(aside.sink.descriptor), threads=work.threads, tick=stage.tick)
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tfl_rewrite.container import Container, FileSink, ZipTail, find_zip, unexplained, write_aside
+from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
 from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
+from tfl_rewrite.landing import FileSink, write_aside
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
@@ -67,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 def load_container(container: Container) -> Model:
     """Reads a mapped file; see :func:`load`."""
     try:
-        result = read(container.data, schema())
+        result = read(container.data, schema(), release=container.release_all)
         version = result.root.get("version")
         if version != SCHEMA_VERSION:
             raise UnsupportedError(
@@ -144,10 +145,10 @@ class Layout:
             threads: How many at once; 0 for one per processor.
             tick: Called with the bytes written, from any thread.
         """
-        if self.verbatim is not None:
-            MappedBlob(self.verbatim, 0, self.nbytes).pour(sink, 0)
-            return
         counted = _Ticking(sink, tick) if tick else sink
+        if self.verbatim is not None:
+            MappedBlob(self.verbatim, 0, self.nbytes).pour(counted, 0)
+            return
         pours: Sequence[tuple[int, Pourable]]
         if self.base is not None:
             pours = [*self._between(self.base), *self.patches]
@@ -237,11 +238,14 @@ def save(
     Raises:
         UsageError: The target is a directory, exists, or its folder does not.
         UnsupportedError: See :func:`layout`.
-        FileAccessError: It cannot be written.
+        FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
     """
     made = layout(model, packing=packing)
     with write_aside(target, force=force, nbytes=made.nbytes) as aside:
         made.pour(aside.sink)
+        origin = origin_of(model)
+        if origin is not None:
+            origin.container.ensure_unchanged()
         aside.publish()
     return made.nbytes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,19 +46,73 @@ WRITING = (
     _flag("--force", help="overwrite an existing OUT (IN and OUT may be the same file)"),
     _value("--report", help="write the whole report as JSON", metavar="FILE.json"),
     _value(
-        "--threads", help="threads for rounding and writing (default: one per processor)", type=int, default=0
+        "--threads",
+        help="threads for measuring, rounding and writing (default: one per processor)",
+        type=int,
+        default=0,
+    ),
+)
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    return float(low), float(high)
+
+
+_range.__name__ = "LO,HI"
+
+MEDIA = (
+    _value(
+        "--input-range",
+        help="what pixels 0 and 255 (or sound at full scale) become; default: as the metadata of the model "
+        "says, else -1,1, and raw pixels for 8-bit inputs",
+        type=_range,
+        metavar="LO,HI",
+        default=None,
+    ),
+    _value(
+        "--input-layout",
+        help="axes of an input that takes pictures or sound, such as NHWC, NCHW, HWC or NT (T: time); "
+        "default: told from the sizes",
+        type=str.upper,
+        metavar="AXES",
+        default=None,
+    ),
+    _value(
+        "--sample-rate",
+        help="resample sound to this rate in Hz; default: as the metadata of the model says, else as the "
+        "files are",
+        type=int,
+        metavar="HZ",
+        default=None,
+    ),
+)
+
+BLAMING = (
+    _flag(
+        "--blame",
+        help="after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    ),
+    _value(
+        "--blame-out",
+        help="write that as node data for Model Explorer, over the graph of the rewritten file; implies "
+        "--blame",
+        metavar="FILE.json",
+        default=None,
     ),
 )
 
 JUDGING = (
     _value(
         "--inputs",
-        help="real inputs to run with: a .npz (one array per input name, first axis = samples) or a folder "
-        "of them; repeatable. Without it, seeded samples are made",
+        help="real inputs to run with: a .npz (one array per input name, first axis = samples), a picture, a "
+        "sound file, or a folder of such; repeatable. Without it, seeded samples are made",
         metavar="PATH",
         action="append",
         default=[],
     ),
+    *MEDIA,
     _value("--samples", help="how many samples are made (default: 4)", type=int, default=4, metavar="N"),
     _value("--seed", help="seed of the made samples (default: 0)", type=int, default=0, metavar="S"),
     _value(
@@ -77,11 +132,35 @@ JUDGING = (
     _value(
         "--runtime",
         help="which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
-        "another Python installation has",
-        default="litert",
+        "another Python installation has (tflite-runtime, a vendor's build); repeatable: each one judges, "
+        "and the worst verdict counts",
+        action="append",
+        default=[],
         metavar="NAME",
     ),
+    _value(
+        "--resolver",
+        help="which of its kernels run both files: default (XNNPACK), builtin (optimized, no delegate) or "
+        "reference (slow); repeatable: each runtime judges with each. Without it: default, or builtin if the "
+        "original runs with nothing else",
+        action="append",
+        choices=("default", "builtin", "reference"),
+        default=[],
+    ),
+    _flag(
+        "--independent",
+        help="run each sample in a new interpreter. Otherwise all samples are one sequence, in order: what a "
+        "model keeps in variables carries over",
+    ),
     _value("--timeout", help="seconds for each run of a file (default: 600)", type=float, default=600.0),
+    _value(
+        "--memory-limit",
+        help="memory that the interpreters of both files may take together, such as 4GB; one that takes more "
+        "is ended (default: 80 % of the machine's)",
+        default=None,
+        metavar="SIZE",
+    ),
+    *BLAMING,
 )
 
 VERIFYING = (
@@ -162,6 +241,20 @@ _SELECTING = (
         metavar="REGEX",
     ),
     _flag("--keep-first-last", help="keep the weights of the first and the last weighted operator"),
+    _value(
+        "--effort",
+        help="fast: scales that cover the largest value, nearest integers. balanced (default): scales of "
+        "least squared error; with --inputs, integers chosen for what the weights are multiplied with. best: "
+        "with --inputs, weight by weight, each for what it meets behind those before it (runs parts of the "
+        "model for every weight)",
+        choices=("fast", "balanced", "best"),
+        default="balanced",
+    ),
+    _flag(
+        "--no-bias-correction",
+        help="with --inputs: leave biases as they are, instead of letting them take back what rounding does "
+        "to mean outputs",
+    ),
     _value(
         "--min-runtime",
         help="oldest TensorFlow Lite release that must compute OUT, such as 2.14 (default: the newest)",
@@ -411,8 +504,9 @@ COMMANDS = (
     Command(
         "verify",
         "run two files on the same inputs and compare their outputs",
-        "Runs both files in processes of their own on the same inputs and compares every output of every "
-        "signature. Exit 0: within the tolerance; 4: not; 0 with UNVERIFIED when BEFORE cannot run.",
+        "Runs both files in processes of their own, twice, on the same inputs and compares every output of "
+        "every signature. Exit 0: within the tolerance; 4: not, or AFTER crashes, hangs, takes too much "
+        "memory or does not repeat its outputs; 0 with UNVERIFIED when that is so of BEFORE.",
         (
             (
                 "files",
@@ -426,7 +520,7 @@ COMMANDS = (
                 (
                     *JUDGING,
                     _flag("--exact", help="outputs must be equal to the bit"),
-                    _flag("--require", help="exit 3 when BEFORE cannot run"),
+                    _flag("--require", help="exit 3 when UNVERIFIED"),
                     _value("--report", help="write the verdict as JSON", metavar="FILE.json"),
                 ),
             ),
@@ -532,7 +626,13 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="replace files of these names that have other content"),
-                    _value("--jobs", help="threads (default: one per processor)", type=int, default=0),
+                    _value(
+                        "--jobs",
+                        "--threads",
+                        help="threads (default: one per processor)",
+                        type=int,
+                        default=0,
+                    ),
                 ),
             ),
             ("talk", TALKING),
@@ -577,7 +677,7 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="overwrite an existing OUT"),
-                    _value("--jobs", help="parts at once (default: 4)", type=int, default=4),
+                    _value("--jobs", "--threads", help="parts at once (default: 4)", type=int, default=4),
                 ),
             ),
             ("talk", TALKING),
@@ -597,8 +697,14 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (*COMMANDS, *SHARDING):
+    # Late: their rows are made of those above.
+    from tfl_rewrite.cli.batch_commands import BATCHING
+    from tfl_rewrite.cli.doctor_commands import DOCTORING
+
+    for command in (*COMMANDS, *SHARDING, *DOCTORING, *BATCHING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
+        # A range may begin with a negative number, as in --input-range -1,1.
+        made._negative_number_matcher = re.compile(r"^-\.?\d")
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)
     return top

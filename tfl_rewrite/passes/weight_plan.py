@@ -48,6 +48,7 @@ from tfl_rewrite.passes.weight_changes import Reading
 from tfl_rewrite.quant import blocks, symmetric
 from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme, block_length
 from tfl_rewrite.quant.symmetric import Channels
+from tfl_rewrite.work import current
 
 if TYPE_CHECKING:
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -464,15 +465,22 @@ class WeightPlan:
         key = (blob.identity, channels)
         known = self.largest.get(key)
         if known is None:
-            known = symmetric.absmax(_values(item, blob), channels)
+            known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
             self.largest[key] = known
-            blob.release()
         return known
 
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""
-        with ThreadPoolExecutor() as pool, np.errstate(invalid="ignore"):
-            results = pool.map(lambda made: self._absmax(made.item, made.channels), decisions)
+        work = current()
+        stage = work.stage("measuring", sum(made.item.stored.buffer.nbytes for made in decisions))
+
+        def measure(made: Decision) -> symmetric.Float32:
+            largest = self._absmax(made.item, made.channels)
+            stage.tick(made.item.stored.buffer.nbytes)
+            return largest
+
+        with ThreadPoolExecutor(work.threads) as pool, np.errstate(invalid="ignore"):
+            results = pool.map(measure, decisions)
             for made, largest in zip(decisions, results, strict=True):
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")

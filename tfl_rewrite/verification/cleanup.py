@@ -2,25 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ..errors import FileAccessError
+
+PREFIX = "tfl-rewrite-"
+_LOCK = ".lock"
+
+
+def unwritable(reason: str) -> FileAccessError:
+    """An error about the folder for temporary files."""
+    if "requested and" in reason:
+        # numpy's words for a file that could not be written to its end.
+        reason = f"no space left on the device ({reason})"
+    return FileAccessError(
+        f"cannot keep temporary files: {reason}",
+        file=_place(),
+        remedy="make room there, or set TMPDIR to another folder",
+    )
+
+
+@contextlib.contextmanager
+def scratch_errors() -> Iterator[None]:
+    """Turns what the system says about temporary files into an error that tells so.
+
+    Raises:
+        FileAccessError: Instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error.strerror or str(error)) from error
+
+
+def _place() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return os.environ.get("TMPDIR", "/tmp")
 
 
 class Scratch:
-    """A temporary folder with numbered subfolders, removed by `close`, at garbage collection or at exit."""
+    """A temporary folder with numbered subfolders, removed by `close`, at garbage collection or at exit.
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tfl-rewrite-verify-", ignore_cleanup_errors=True)
+    It is locked while its process lives. What a process that was killed left behind is removed by the next
+    one that makes such a folder in the same place.
+
+    Args:
+        parent: Where to make it; by default where the system keeps temporary files.
+        prefix: How its name begins.
+
+    Raises:
+        FileAccessError: There is no room.
+    """
+
+    def __init__(self, parent: Path | None = None, prefix: str = PREFIX) -> None:
+        with scratch_errors():
+            self._make(parent, prefix)
+
+    def _make(self, parent: Path | None, prefix: str) -> None:
+        where = Path(tempfile.gettempdir()) if parent is None else parent
+        sweep(where, prefix)
+        while True:
+            self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True)
+            self.path = Path(self._folder.name)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if _locked(self._lock):
+                break
+            # Somebody who sweeps was faster.
+            self.close()
         self._count = 0
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def folder(self) -> Path:
         """A new empty folder."""
         self._count += 1
-        path = Path(self._folder.name) / str(self._count)
+        path = self.path / str(self._count)
         path.mkdir()
         return path
 
@@ -31,6 +101,39 @@ class Scratch:
     def close(self) -> None:
         """Removes everything."""
         self._folder.cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def sweep(parent: Path, prefix: str = PREFIX) -> list[Path]:
+    """Removes the folders in ``parent`` that killed processes left: those that nobody has locked.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        marked = [entry.path for entry in entries if entry.name.startswith(prefix)]
+        for name in marked:
+            with contextlib.suppress(OSError):
+                # Without O_CREAT: a folder that has no lock yet is being made at this moment.
+                descriptor = os.open(Path(name) / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    if os.fstat(descriptor).st_uid == os.getuid() and _locked(descriptor):
+                        shutil.rmtree(name, ignore_errors=True)
+                        removed.append(Path(name))
+                finally:
+                    os.close(descriptor)
+    return removed
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 class Terminated(BaseException):

@@ -1,0 +1,107 @@
+"""Collects the moments of a model's weighted operators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.calibration.probe import Call, Place, Probe
+from tfl_rewrite.calibration.runner import CalibrationError
+from tfl_rewrite.quant.moments import Moments, memory_rounds
+from tfl_rewrite.quant.patches import Product
+from tfl_rewrite.quant.symmetric import Float32
+from tfl_rewrite.verification.inputs import real_inputs
+from tfl_rewrite.verification.judge import run_model
+from tfl_rewrite.verification.samples import Step
+
+MEMORY_NBYTES = 512 << 20
+"""Of moments at a time; the model is run again for those that do not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One weighted operator whose moments are asked for."""
+
+    place: Place
+    product: Product
+
+
+def steps_of(
+    path: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]], *, runtime: str, timeout: float
+) -> list[Step]:
+    """Returns the calls that the user's inputs make; made samples are not among them.
+
+    Raises:
+        CalibrationError: The model does not run.
+        UsageError: The files do not fit the model, or the runtime is not there.
+    """
+    ran = run_model(path, inputs=inputs, runtime=runtime, timeout=timeout)
+    if ran.failure is not None or ran.interface is None:
+        raise CalibrationError(ran.failure.message if ran.failure else "the model does not run")
+    return list(real_inputs(ran.interface, inputs).steps)
+
+
+def collect(
+    probe: Probe, wanted: Sequence[Wanted], calls: Sequence[Call], *, seed: int = 0
+) -> Iterator[tuple[int, Moments | str]]:
+    """Runs a model and yields, for each wanted operator, its moments or why there are none.
+
+    Moments take memory until the caller lets go of them; the model is run again for each memoryful.
+
+    Args:
+        probe: The model.
+        wanted: Operators.
+        calls: What to run.
+        seed: Of the drawing from large activations.
+
+    Yields:
+        Positions in ``wanted`` with what was found.
+    """
+    entered = {call.subgraph for call in calls}
+    for number in sorted({item.place.subgraph for item in wanted}):
+        mine = [position for position, item in enumerate(wanted) if item.place.subgraph == number]
+        if number not in entered:
+            yield from ((position, "no real input enters their subgraph") for position in mine)
+            continue
+        for group in memory_rounds([wanted[position].product for position in mine], MEMORY_NBYTES):
+            yield from _collect(probe, wanted, [mine[index] for index in group], calls, seed)
+
+
+def _collect(
+    probe: Probe, wanted: Sequence[Wanted], group: list[int], calls: Sequence[Call], seed: int
+) -> Iterator[tuple[int, Moments | str]]:
+    found: dict[int, Moments | str] = {position: Moments(wanted[position].product) for position in group}
+    try:
+        places = [wanted[position].place for position in group]
+        for number, activations in probe.activations(places, calls):
+            for position, activation in zip(group, activations, strict=True):
+                held = found[position]
+                if isinstance(held, Moments):
+                    try:
+                        held.add(as_floats(activation), stream_of(seed, wanted[position].place, number))
+                    except ValueError as error:
+                        found[position] = str(error)
+    except CalibrationError as error:
+        found = dict.fromkeys(group, str(error))
+    for position in group:
+        yield position, found.pop(position)
+
+
+def as_floats(activation: npt.NDArray[np.generic]) -> Float32:
+    """Returns an activation as it is.
+
+    Raises:
+        ValueError: It is not float32.
+    """
+    if activation.dtype != np.float32:
+        raise ValueError(f"its activation is {activation.dtype}")
+    return np.asarray(activation, np.float32)
+
+
+def stream_of(seed: int, place: Place, number: int) -> np.random.Generator:
+    """Returns the stream that vectors of an operator's activation in a call are drawn with."""
+    return np.random.default_rng([seed, place.subgraph, place.operator, number])

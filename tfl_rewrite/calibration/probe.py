@@ -1,0 +1,183 @@
+"""Parts of a model whose outputs are the activations that somebody wants to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
+from tfl_rewrite.storage import load, save
+from tfl_rewrite.verification.samples import Step
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One operator: positions of its subgraph and in it."""
+
+    subgraph: int
+    operator: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: the subgraph that it enters and its inputs in that subgraph's order."""
+
+    subgraph: int
+    values: tuple[Array, ...]
+
+
+class Probe:
+    """A copy of a model of which any part can be run, with other constants if need be.
+
+    Args:
+        path: The model.
+        runner: Runs the parts.
+    """
+
+    def __init__(self, path: Path, runner: Runner) -> None:
+        self.model: Model = load(path)
+        self._runner = runner
+        self._own: set[int] = set()
+        self._number = 0
+
+    def calls(self, steps: Sequence[Step]) -> list[Call]:
+        """Returns the calls of some steps, in the order of the subgraphs' inputs.
+
+        Raises:
+            CalibrationError: A step does not give every input of its subgraph.
+        """
+        return [self._call(step) for step in steps]
+
+    def put(self, place: Place, position: int, values: npt.NDArray[np.floating]) -> None:
+        """Replaces a constant input of an operator: itself, or what its DEQUANTIZE expands.
+
+        Args:
+            place: The operator.
+            position: Of the input.
+            values: In the constant's shape; rounded to its type.
+        """
+        tensor = self._constant(place, position)
+        dtype = dtypes.BY_VALUE[tensor.dtype].numpy
+        if id(tensor.buffer) not in self._own:
+            tensor.buffer = Buffer()
+            self.model.buffers.append(tensor.buffer)
+            self._own.add(id(tensor.buffer))
+        tensor.buffer.blob = OwnedBlob(np.ascontiguousarray(values, dtype).tobytes())
+
+    def add(self, place: Place, position: int, change: npt.NDArray[np.floating]) -> None:
+        """Adds to a constant input of an operator; where it has none, the change becomes it."""
+        operator = self.model.subgraphs[place.subgraph].operators[place.operator]
+        if len(operator.inputs) <= position or operator.inputs[position] is None:
+            data = OwnedBlob(np.asarray(change, np.float32).tobytes())
+            tensor = Tensor("bias", change.shape, dtypes.FLOAT32.value, Buffer(data))
+            self.model.buffers.append(tensor.buffer)
+            self.model.subgraphs[place.subgraph].tensors.append(tensor)
+            operator.inputs[position:] = [tensor]
+            return
+        tensor = self._constant(place, position)
+        assert tensor.buffer.blob is not None
+        old = np.frombuffer(tensor.buffer.blob.view(), dtypes.BY_VALUE[tensor.dtype].numpy)
+        self.put(place, position, old.astype(np.float64) + change)
+
+    def activations(
+        self, places: Sequence[Place], calls: Sequence[Call]
+    ) -> Iterator[tuple[int, list[Array]]]:
+        """Runs the calls that enter the subgraph of some operators and yields each one's inputs 0.
+
+        Args:
+            places: Operators of one subgraph.
+            calls: Those that enter other subgraphs are passed over.
+
+        Yields:
+            The number of the call and the activations, one for each operator.
+
+        Raises:
+            CalibrationError: The part does not run.
+        """
+        entered = places[0].subgraph
+        subgraph = self.model.subgraphs[entered]
+        tensors = [subgraph.operators[place.operator].inputs[0] for place in places]
+        given = {id(tensor): position for position, tensor in enumerate(subgraph.inputs)}
+        outputs: list[Tensor] = []
+        for tensor in tensors:
+            assert tensor is not None
+            if id(tensor) not in given and not any(tensor is other for other in outputs):
+                outputs.append(tensor)
+        where = {id(tensor): position for position, tensor in enumerate(outputs)}
+        mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]
+        if outputs and mine:
+            self._open(subgraph, outputs, mine[0][1])
+        for number, call in mine:
+            if outputs:
+                self._runner.run(call.values)
+            found: list[Array] = []
+            for tensor in tensors:
+                at = given.get(id(tensor))
+                found.append(call.values[at] if at is not None else self._runner.output(where[id(tensor)]))
+            yield number, found
+
+    def _open(self, subgraph: SubGraph, outputs: list[Tensor], call: Call) -> None:
+        """Opens the part that ends in some tensors; without delegates where they do not take it."""
+        self._number += 1
+        path = self._runner.folder / f"part{self._number}.tflite"
+        self._save(path, subgraph, outputs)
+        try:
+            try:
+                self._runner.open(path)
+                self._runner.run(call.values)
+            except CalibrationError:
+                self._runner.open(path, delegates=False)
+                self._runner.run(call.values)
+        finally:
+            # An open interpreter keeps what it has mapped.
+            path.unlink(missing_ok=True)
+
+    def _save(self, path: Path, subgraph: SubGraph, outputs: list[Tensor]) -> None:
+        model = self.model
+        last = max(
+            position
+            for position, operator in enumerate(subgraph.operators)
+            if any(tensor is output for tensor in operator.outputs for output in outputs)
+        )
+        kept = subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs
+        subgraph.operators, subgraph.outputs = subgraph.operators[: last + 1], outputs
+        # The part is the main subgraph, so that it can be called by position.
+        model.signatures = []
+        model.subgraphs = [subgraph, *(other for other in kept[3] if other is not subgraph)]
+        try:
+            save(model, path, force=True)
+        finally:
+            subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs = kept
+
+    def _constant(self, place: Place, position: int) -> Tensor:
+        subgraph = self.model.subgraphs[place.subgraph]
+        tensor = subgraph.operators[place.operator].inputs[position]
+        assert tensor is not None
+        if tensor.is_constant:
+            return tensor
+        maker = next(item for item in subgraph.operators if any(out is tensor for out in item.outputs))
+        stored = maker.inputs[0]
+        assert stored is not None and stored.is_constant
+        return stored
+
+    def _call(self, step: Step) -> Call:
+        if step.signature is None:
+            return Call(0, tuple(value for _, value in step.values))
+        signature = next(item for item in self.model.signatures if item.key == step.signature)
+        names = {record.get("name"): tensor for record, tensor in signature.inputs}
+        values = {id(names[name]): value for name, value in step.values if name in names}
+        try:
+            ordered = tuple(values[id(tensor)] for tensor in signature.subgraph.inputs)
+        except KeyError:
+            raise CalibrationError(f"signature {step.signature!r} does not give all inputs") from None
+        return Call(self.model.subgraphs.index(signature.subgraph), ordered)

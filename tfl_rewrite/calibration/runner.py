@@ -1,0 +1,186 @@
+"""The parent's side of the process that runs a model for its activations."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.verification.child import save_array
+from tfl_rewrite.verification.runner import RuntimeChoice
+
+START_SECONDS = 180.0
+
+
+class CalibrationError(Exception):
+    """The model cannot be run for its activations; the text says why."""
+
+
+class Runner:
+    """One child process that runs one model at a time, started when first asked; a context manager.
+
+    Args:
+        runtime: Which interpreter.
+        timeout: Seconds for each request.
+        threads: Of the interpreter.
+    """
+
+    def __init__(self, runtime: RuntimeChoice, *, timeout: float = 600.0, threads: int = 1) -> None:
+        self._runtime = runtime
+        self._timeout = timeout
+        self._threads = threads
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="tfl-rewrite-calibrate-", ignore_cleanup_errors=True
+        )
+        self._path = Path(self._folder.name)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._stored: dict[int, tuple[object, str]] = {}
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """A temporary folder that lives as long as this."""
+        return self._path
+
+    def open(self, model: Path, *, delegates: bool = True) -> None:
+        """Opens a model.
+
+        Args:
+            model: The file.
+            delegates: Whether the default delegates may run it.
+
+        Raises:
+            CalibrationError: The runtime refuses it.
+        """
+        resolver = "default" if delegates else "plain"
+        self._ask({"do": "open", "model": str(model), "threads": self._threads, "resolver": resolver})
+
+    def run(self, values: Sequence[npt.NDArray[Any]]) -> None:
+        """Runs the primary subgraph on its inputs, in order.
+
+        Raises:
+            CalibrationError: It fails.
+        """
+        self._ask({"do": "run", "inputs": [self._store(value) for value in values]})
+
+    def output(self, position: int) -> npt.NDArray[Any]:
+        """Returns an output of the last run.
+
+        Raises:
+            CalibrationError: It cannot be read.
+        """
+        path = self._path / "output.npy"
+        self._ask({"do": "get", "output": position, "to": str(path)})
+        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+        path.unlink()
+        return array
+
+    def close(self) -> None:
+        """Ends the process and removes the folder."""
+        self._kill()
+        self._folder.cleanup()
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+                except (ProcessLookupError, PermissionError):
+                    pass
+            process.wait()
+            if process.stdin is not None:
+                try:
+                    process.stdin.close()
+                except OSError:
+                    pass
+
+    def _store(self, value: npt.NDArray[Any]) -> str:
+        known = self._stored.get(id(value))
+        if known is None:
+            stem = str(self._path / f"input{len(self._stored)}")
+            save_array(Path(stem), value)
+            # The array is held, so that no other gets its id.
+            known = self._stored[id(value)] = (value, stem)
+        return known[1]
+
+    def _start(self) -> None:
+        self._messages = queue.SimpleQueue()
+        script = str(Path(__file__).with_name("child.py"))
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        with open(self._path / "stderr", "ab") as stderr:
+            try:
+                self._process = subprocess.Popen(
+                    [self._runtime.python, script, self._runtime.wanted],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise CalibrationError(
+                    f"{self._runtime.python} cannot be started: {error.strerror}"
+                ) from error
+        threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
+        self._answer(START_SECONDS)
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            # The process died meanwhile: the end of its messages says so.
+            pass
+        self._answer(self._timeout)
+
+    def _answer(self, timeout: float) -> None:
+        began = time.monotonic()
+        try:
+            message = self._messages.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            self._kill()
+            raise CalibrationError(f"was stopped after {time.monotonic() - began:.0f} s") from None
+        if message is None:
+            raise CalibrationError("the interpreter process died")
+        if "error" in message:
+            raise CalibrationError(str(message["error"]).strip().splitlines()[0][:300])
+
+
+def _read(stream: IO[bytes] | None, messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    assert stream is not None
+    with stream:
+        for line in stream:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(message, dict):
+                messages.put(message)
+    messages.put(None)

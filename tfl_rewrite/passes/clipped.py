@@ -1,0 +1,35 @@
+"""A rounder that chooses scales for the least squared error of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfl_rewrite.passes.rounders import Emit, Work
+from tfl_rewrite.quant import clipping, symmetric
+from tfl_rewrite.quant.symmetric import Error, Float32
+
+_SLICE_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """Scales that leave the least squared error (:mod:`tfl_rewrite.quant.clipping`), nearest integers."""
+
+    def scales(self, work: Work) -> Float32:
+        """Searches the scale of each channel or block."""
+        result = symmetric.scales(work.largest, work.levels.high)
+        values, channels = work.values(), work.channels
+        whole = values.reshape(channels.outer, channels.channels, channels.inner)
+        per_channel = max(1, channels.outer * channels.inner)
+        step = max(1, _SLICE_ELEMENTS // per_channel)
+        for first in range(0, channels.channels, step):
+            part = whole[:, first : first + step]
+            rows = part.transpose(1, 0, 2).reshape(part.shape[1], per_channel)
+            result[first : first + step] = clipping.best(rows, work.levels)
+        del values, whole, part, rows
+        work.release()
+        return result
+
+    def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
+        """Rounds block by block."""
+        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels)

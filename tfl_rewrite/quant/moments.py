@@ -1,0 +1,295 @@
+"""Means and second moments of what a weight is multiplied with, from few samples.
+
+They are kept for two halves of the samples apart. What both halves agree on is the model's; what they do not
+is chance, and :meth:`Moments.covariance` takes so much of it back as the disagreement tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.quant.patches import Product
+from tfl_rewrite.quant.symmetric import Float32
+
+Float64 = npt.NDArray[np.float64]
+
+LARGEST_BLOCK = 2304
+"""Longer vectors are cut: 256 channels under a 3 by 3 window still fit, two halves take 42 MB."""
+
+_FLOPS = 2e9
+_LEAST_VECTORS, _MOST_VECTORS = 512, 16384
+_LEAST_DIAGONAL = 1e-4
+"""Of the mean diagonal, added to every element: what never varied in the samples may vary elsewhere."""
+
+
+def parts_of(inner: int, largest: int = LARGEST_BLOCK) -> int:
+    """Returns into how many equal parts vectors are cut so that a part is no longer than ``largest``."""
+    return next(count for count in range(max(1, -(-inner // largest)), inner + 1) if inner % count == 0)
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over the vectors that one weight meets.
+
+    Vectors longer than :data:`LARGEST_BLOCK` are cut into equal parts, whose cross moments are not kept; each
+    part then counts as a group of its own (``[groups * parts, ...]``).
+
+    Attributes:
+        product: How the weight is multiplied.
+        parts: Into how many parts each vector is cut.
+        square: Sums of the outer products, ``[2, groups * parts, length, length]``.
+        total: Sums of the vectors, ``[2, groups * parts, length]``.
+        count: Numbers of vectors, ``[2]``.
+        samples: How many samples were seen.
+    """
+
+    product: Product
+    parts: int = field(init=False)
+    square: Float32 = field(init=False)
+    total: Float64 = field(init=False)
+    count: Float64 = field(init=False)
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        """Starts with nothing seen."""
+        self.parts = parts_of(self.product.inner)
+        groups, length = self.product.groups * self.parts, self.product.inner // self.parts
+        self.square = np.zeros((2, groups, length, length), np.float32)
+        self.total = np.zeros((2, groups, length))
+        self.count = np.zeros(2)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.square.nbytes + self.total.nbytes
+
+    @staticmethod
+    def nbytes_of(product: Product) -> int:
+        """Returns the memory that the moments of a product take."""
+        return 8 * product.groups * product.inner * (product.inner // parts_of(product.inner))
+
+    def add(self, activation: Float32, stream: np.random.Generator) -> None:
+        """Takes in the activation of one sample; samples alternate between the halves.
+
+        Of large activations a part is drawn: as many vectors as are worth their time.
+
+        Args:
+            activation: In the shape that the operator reads.
+            stream: To draw with.
+
+        Raises:
+            ValueError: The activation holds NaN or infinite values.
+        """
+        self._add(self._vectors(activation, stream))
+
+    def _vectors(self, activation: Float32, stream: np.random.Generator) -> npt.NDArray[np.float32]:
+        limit = int(np.clip(_FLOPS / self.product.inner**2, _LEAST_VECTORS, _MOST_VECTORS))
+        vectors = self.product.vectors(activation, limit, stream)
+        if not np.isfinite(vectors).all():
+            raise ValueError("its activation holds NaN or infinite values")
+        return self.split(vectors)
+
+    def _add(self, cut: npt.NDArray[np.float32]) -> None:
+        half = self.samples % 2
+        self.square[half] += cut.swapaxes(1, 2) @ cut
+        self.total[half] += cut.sum(axis=1, dtype=np.float64)
+        self.count[half] += cut.shape[1]
+        self.samples += 1
+
+    def split(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Cuts ``[groups, rows, inner]`` into ``[groups * parts, rows, length]``."""
+        if self.parts == 1:
+            return array
+        groups, rows, inner = array.shape
+        cut = array.reshape(groups, rows, self.parts, inner // self.parts).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(cut).reshape(groups * self.parts, rows, -1)
+
+    def joined(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Undoes :meth:`split`."""
+        if self.parts == 1:
+            return array
+        _, rows, length = array.shape
+        whole = array.reshape(-1, self.parts, rows, length).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(whole).reshape(-1, rows, self.parts * length)
+
+    @property
+    def mean(self) -> Float64:
+        """The mean vector, ``[groups * parts, length]``."""
+        found: Float64 = self.total.sum(axis=0) / max(1.0, float(self.count.sum()))
+        return found
+
+    def covariance(self, *, centred: bool) -> Float64:
+        """Returns the shrunk second moments, ``[groups * parts, length, length]``, positive definite.
+
+        What lies off the diagonal is multiplied by ``s / (s + v / 2)``, with ``s`` the product of both
+        halves' and ``v`` how much more the product of one with itself is: the factor of the least expected
+        squared error, as in Ledoit and Wolf (2004) and Schäfer and Strimmer (2005), but with the variance
+        taken from halves that share no sample, because the vectors of one sample are far from independent.
+
+        Args:
+            centred: About the mean: for operators whose bias can take a mean error back.
+        """
+        weight = np.maximum(self.count, 1.0)
+        mean = self.mean
+        halves = []
+        for half in (0, 1):
+            own = self.square[half] / weight[half]
+            about = self.total[half] / weight[half]
+            halves.append(own - about[:, :, None] * about[:, None, :])
+        keep = self._agreement(halves[0], halves[1])
+        whole = (
+            self.square.sum(axis=0) / max(1.0, float(self.count.sum())) - mean[:, :, None] * mean[:, None, :]
+        )
+        del halves
+        whole = whole.astype(np.float64)
+        index = np.arange(whole.shape[1])
+        diagonal = np.maximum(whole[:, index, index], 0.0)
+        whole *= keep[:, None, None]
+        floor = diagonal.mean(axis=1, keepdims=True)
+        whole[:, index, index] = diagonal + _LEAST_DIAGONAL * np.where(floor > 0, floor, 1.0)
+        if not centred:
+            whole += mean[:, :, None] * mean[:, None, :]
+        return np.asarray(whole, np.float64)
+
+    def _agreement(self, first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Float64:
+        """Returns the factor for what lies off the diagonal, one for each group."""
+        groups, length = first.shape[:2]
+        if length == 1:
+            return np.ones(groups)
+        if not self.count.all():
+            return np.full(groups, 0.5)
+        index = np.arange(length)
+        scale = np.sqrt(np.maximum(0.5 * (first[:, index, index] + second[:, index, index]), 0.0))
+        scale[scale == 0] = np.inf
+        sums = np.zeros((groups, 3))
+        for group in range(groups):
+            outer = 1.0 / (scale[group][:, None] * scale[group])
+            one, two = (half[group] * outer for half in (first, second))
+            one[index, index] = two[index, index] = 0.0
+            sums[group] = (np.vdot(one, two), np.vdot(one, one), np.vdot(two, two))
+        # Small groups tell little each; they are alike, so all are taken together.
+        if length < 32:
+            sums = np.broadcast_to(sums.sum(axis=0), sums.shape)
+        common = np.maximum(sums[:, 0], 0.0)
+        chance = np.maximum(0.5 * (sums[:, 1] + sums[:, 2]) - common, 0.0)
+        with np.errstate(invalid="ignore"):
+            keep = common / (common + 0.5 * chance)
+        found: Float64 = np.clip(np.nan_to_num(keep), 0.0, 0.999)
+        return found
+
+
+@dataclass(slots=True)
+class Drift(Moments):
+    """Moments of the activation that a weight meets in a partly rounded model, and how far that has drifted.
+
+    Attributes:
+        cross: Sums of the outer products of the vectors met with what they lack to the float model's, ``[2,
+            groups * parts, length, length]``.
+        trust: Share of what the samples ask for that is followed.
+        wanted: Sums of the float model's vectors, ``[2, groups * parts, length]``.
+    """
+
+    trust: float = 1.0
+    cross: Float32 = field(init=False)
+    wanted: Float64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Starts with nothing seen."""
+        # Not super(): slots make the class anew, which the compiler's cell does not follow.
+        Moments.__post_init__(self)
+        self.cross = np.zeros_like(self.square)
+        self.wanted = np.zeros_like(self.total)
+
+    def add_pair(self, met: Float32, wanted: Float32, key: Sequence[int]) -> None:
+        """Takes in one sample: what the rounded model gives, and what the float model gives in its place.
+
+        Args:
+            met: Activation of the partly rounded model.
+            wanted: That of the float model.
+            key: Seeds the drawing, the same from both.
+
+        Raises:
+            ValueError: One holds NaN or infinite values.
+        """
+        cut = self._vectors(met, np.random.default_rng(key))
+        other = self._vectors(wanted, np.random.default_rng(key))
+        half = self.samples % 2
+        self.cross[half] += cut.swapaxes(1, 2) @ (other - cut)
+        self.wanted[half] += other.sum(axis=1, dtype=np.float64)
+        self._add(cut)
+
+    @property
+    def wanted_mean(self) -> Float64:
+        """The mean vector of the float model, ``[groups * parts, length]``."""
+        found: Float64 = self.wanted.sum(axis=0) / max(1.0, float(self.count.sum()))
+        return found
+
+    def mean_change(self, weight: npt.NDArray[np.float32]) -> Float64:
+        """Returns by how much the products of the float weights come out too small, ``[groups, rows]``.
+
+        Only as much of it as both halves of the samples agree on: what is left would be noise for others.
+
+        Args:
+            weight: ``[groups * parts, rows, length]``.
+        """
+        count = np.maximum(self.count, 1.0)[:, None, None]
+        rows = np.einsum("grk,hgk->hgr", np.asarray(weight, np.float64), (self.wanted - self.total) / count)
+        whole = rows.reshape(2, -1, self.parts, weight.shape[1]).sum(axis=2)
+        share = self.count / max(1.0, float(self.count.sum()))
+        found: Float64 = _belief(whole[0], whole[1]) * np.einsum("h,hgr->gr", share, whole)
+        return found
+
+    def target(self, weight: npt.NDArray[np.float32], moments: Float64, *, centred: bool) -> Float64:
+        """Returns the float weights whose products come nearest to the float model's, given what is met.
+
+        They are ``w + w D' H^-1`` with ``D`` the cross moments. Of ``D`` as much is believed as both halves
+        of the samples agree on (see :meth:`covariance`).
+
+        Args:
+            weight: ``[groups * parts, rows, length]``.
+            moments: ``H``: what :meth:`covariance` returned.
+            centred: As it was made.
+        """
+        count = np.maximum(self.count, 1.0)[:, None, None]
+        means, drifts = self.total / count, (self.wanted - self.total) / count
+        about = means[:, :, :, None] * drifts[:, :, None, :] if centred else 0.0
+        halves = self.cross / count[..., None] - about
+        belief = self.trust * _belief(halves[0], halves[1])
+        del halves
+        whole = self.cross.sum(axis=0) / max(1.0, float(self.count.sum()))
+        if centred:
+            whole = whole - self.mean[:, :, None] * (self.wanted_mean - self.mean)[:, None, :]
+        change = np.linalg.solve(moments, whole @ np.asarray(weight, np.float64).swapaxes(1, 2))
+        found: Float64 = weight + belief * change.swapaxes(1, 2)
+        return found
+
+
+def _belief(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
+    """Returns the factor by which the mean of two independent estimates comes nearest to the truth."""
+    one, two = first.reshape(-1), second.reshape(-1)
+    common = max(float(np.dot(one, two)), 0.0)
+    chance = max(0.5 * float(np.dot(one, one) + np.dot(two, two)) - common, 0.0)
+    return common / (common + 0.5 * chance) if common > 0 else 0.0
+
+
+def memory_rounds(products: Sequence[Product], limit: int) -> list[list[int]]:
+    """Splits products into runs in order whose moments take at most ``limit`` bytes, or are alone.
+
+    Returns:
+        Positions, in order.
+    """
+    rounds: list[list[int]] = []
+    used = 0
+    for position, product in enumerate(products):
+        nbytes = Moments.nbytes_of(product)
+        if not rounds or used + nbytes > limit:
+            rounds.append([])
+            used = 0
+        rounds[-1].append(position)
+        used += nbytes
+    return rounds
