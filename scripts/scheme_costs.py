@@ -2,8 +2,8 @@
 
     python scripts/scheme_costs.py [--runs N]
 
-Prints a table: bytes of the file, peak memory of a process that loads it and runs it, and the median time of
-an inference (one thread, default delegates), each model in a process of its own.
+Prints a table: bytes of the file, peak memory of a process that loads it and runs it, and the median processor
+time of an inference (one thread, default delegates), each model in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ image = np.random.default_rng(0).random(details["shape"], dtype=np.float32)
 interpreter.set_tensor(details["index"], image)
 times = []
 for _ in range(int(sys.argv[2]) + 1):
-    started = time.perf_counter()
+    started = time.process_time()
     interpreter.invoke()
-    times.append(time.perf_counter() - started)
+    times.append(time.process_time() - started)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": statistics.median(times[1:]), "peak": peak}))
 """
