@@ -31,6 +31,7 @@ from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.symmetric import Error, Float32
 from tfl_rewrite.storage import is_changed, origin_of, save
+from tfl_rewrite.verification.cleanup import TerminationGuard
 from tfl_rewrite.verification.runner import RuntimeChoice
 from tfl_rewrite.verification.samples import Step
 
@@ -43,6 +44,12 @@ PAINS = {
     Effort.BEST: Pains(shares=(0.85, 0.92, 1.0, 1.08, 1.15), rounds=4),
 }
 """Work that each effort is."""
+
+LARGEST_ELEMENTS = 1 << 27
+"""Of a weight that is calibrated: a few float32 copies of it are held, 512 MB each."""
+
+IN_ORDER_NBYTES = 256 << 20
+"""Of a model whose weights are rounded one after the other: a part of it is written for each."""
 
 _HALF_DIGITS = 11
 _EMITTED = 1 << 20
@@ -105,6 +112,7 @@ class Calibrated:
         self._active: list[Work] = []
         self._steps: list[Step] | None = None
         self._places: dict[int, Place] = {}
+        self._ordered = False
         self._done = 0
         self._held = 0
         self._spilled: list[Any] = []
@@ -117,7 +125,8 @@ class Calibrated:
         if not jobs:
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="tfl-rewrite-calibrate-") as folder:
+            # A signal to end unwinds, so that processes and files are not left behind.
+            with TerminationGuard(), tempfile.TemporaryDirectory(prefix="tfl-rewrite-calibrate-") as folder:
                 self._calibrate(_file_of(model, Path(folder)), jobs)
         except (CalibrationError, UnsupportedError) as error:
             for job in jobs:
@@ -170,7 +179,7 @@ class Calibrated:
         if layers:
             won = [layer.gains.decibels() for layer in layers]
             parts = ", ".join(f"{name} {median(each[name] for each in won):.1f}" for name in won[0])
-            how = ", each behind those before it" if self._settings.in_order else ""
+            how = ", each behind those before it" if self._ordered else ""
             lines.append(
                 f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
                 f" gain on their products in dB: {parts}; judge by inputs that were not used for it"
@@ -195,6 +204,8 @@ class Calibrated:
             product = product_of(work.uses[0].operator, work.uses[0].position) if work.uses else None
             if len(work.uses) != 1:
                 self._reasons[_key(work)] = "several operators read them"
+            elif work.channels.elements > LARGEST_ELEMENTS:
+                self._reasons[_key(work)] = f"more than {LARGEST_ELEMENTS} elements, too many to be held"
             elif product is None:
                 self._reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
             else:
@@ -224,7 +235,8 @@ class Calibrated:
         ):
             probe = Probe(path, first)
             calls = probe.calls(self._steps)
-            if settings.in_order:
+            if settings.in_order and path.stat().st_size <= IN_ORDER_NBYTES:
+                self._ordered = True
                 self._one_by_one(probe, Probe(path, second), jobs, calls)
             else:
                 self._at_once(probe, jobs, calls)

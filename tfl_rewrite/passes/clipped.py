@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import clipping, symmetric
 from tfl_rewrite.quant.symmetric import Error, Float32
@@ -13,7 +15,10 @@ _SLICE_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """Scales that leave the least squared error (:mod:`tfl_rewrite.quant.clipping`), nearest integers."""
+    """Scales that leave the least squared error (:mod:`tfl_rewrite.quant.clipping`), nearest integers.
+
+    Of channels of many million elements every so-manieth is looked at, and the largest.
+    """
 
     def scales(self, work: Work) -> Float32:
         """Searches the scale of each channel or block."""
@@ -24,7 +29,14 @@ class Clipped:
         step = max(1, _SLICE_ELEMENTS // per_channel)
         for first in range(0, channels.channels, step):
             part = whole[:, first : first + step]
-            rows = part.transpose(1, 0, 2).reshape(part.shape[1], per_channel)
+            if per_channel > _SLICE_ELEMENTS:
+                # A part of so many tells as much, and takes less memory.
+                share = -(-per_channel // _SLICE_ELEMENTS)
+                part = part[::share] if channels.outer > channels.inner else part[:, :, ::share]
+            rows = part.transpose(1, 0, 2).reshape(part.shape[1], -1)
+            if rows.shape[1] < per_channel:
+                ends = work.largest[first : first + step, None].astype(rows.dtype)
+                rows = np.concatenate([rows, ends], axis=1)
             result[first : first + step] = clipping.best(rows, work.levels)
         del values, whole, part, rows
         work.release()

@@ -83,7 +83,7 @@ class QuantizeWeights:
         plan = WeightPlan(self, model)
         decisions, skips = plan.decide()
         balanced: tuple[str, ...] = ()
-        if decisions and self.effort is Effort.BEST:
+        if self.effort is Effort.BEST and any(made.dtype.is_integer for made in decisions):
             balanced = _balance(model)
             if balanced:
                 plan = WeightPlan(self, model)
