@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import load, save
-from tfl_rewrite.container import Container, ZipTail, check_target, find_zip, unexplained
+from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
+from tfl_rewrite.landing import check_target
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.storage import is_changed, layout, load_container, origin_of
 

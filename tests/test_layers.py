@@ -13,7 +13,7 @@ PACKAGE = "tfl_rewrite"
 LAYERS = (
     ("errors",),
     ("flatbuf",),
-    ("container",),
+    ("container", "landing"),
     ("model",),
     ("kernels", "packed_kernels"),
     ("quant",),

@@ -6,16 +6,15 @@ label files (TFLite Metadata). What no offset reaches is zero padding, that ZIP,
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
+from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
 
 _PIECE = 4 << 20
 
@@ -30,12 +29,19 @@ class Container:
         data: All bytes, read-only, not copied.
     """
 
-    __slots__ = ("_map", "data", "path")
+    __slots__ = ("__weakref__", "_map", "_state", "data", "path")
 
-    def __init__(self, path: str, data: memoryview, mapped: mmap.mmap | None) -> None:
+    def __init__(
+        self, path: str, data: memoryview, mapped: mmap.mmap | None, descriptor: int | None = None
+    ) -> None:
         self.path = path
         self.data = data
         self._map = mapped
+        self._state: tuple[int, tuple[int, int]] | None = None
+        if descriptor is not None:
+            kept = os.dup(descriptor)
+            weakref.finalize(self, os.close, kept)
+            self._state = kept, _state(kept)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Container:
@@ -55,9 +61,9 @@ class Container:
                 if os.fstat(file.fileno()).st_size == 0:
                     raise FormatError("the file is empty", file=name)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return cls(name, memoryview(mapped), mapped, file.fileno())
         except OSError as error:
             raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
-        return cls(name, memoryview(mapped), mapped)
 
     @classmethod
     def of_bytes(cls, data: bytes, name: str = "<bytes>") -> Container:
@@ -71,6 +77,19 @@ class Container:
         """Size of the file."""
         return len(self.data)
 
+    def ensure_unchanged(self) -> None:
+        """Checks that nobody wrote into the file since it was opened; that it was replaced is no matter.
+
+        Raises:
+            FileAccessError: Its size or the time of its last change is another one.
+        """
+        if self._state is not None and _state(self._state[0]) != self._state[1]:
+            raise FileAccessError(
+                "was changed while it was being read",
+                file=self.path,
+                remedy="run it again when nobody writes into it",
+            )
+
     def release(self, offset: int, nbytes: int) -> None:
         """Tells the system that these bytes are not needed in memory for now. They stay readable."""
         if self._map is None or nbytes < _PIECE or not hasattr(self._map, "madvise"):
@@ -80,6 +99,11 @@ class Container:
         length = (offset + nbytes) // page * page - start
         if length > 0:
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,117 +221,3 @@ def unexplained(data: memoryview, spans: Iterable[tuple[int, int]]) -> list[tupl
             position = stop
         position = max(position, end)
     return found
-
-
-class FileSink:
-    """Positioned writes into an open file, from any thread."""
-
-    __slots__ = ("descriptor",)
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def write_at(self, data: bytes | memoryview, offset: int) -> None:
-        """Writes all of ``data``, in pieces that bound what the kernel holds at once."""
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self.descriptor, view[done : done + _PIECE], offset + done)
-
-
-def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
-    """Returns the path that will be written, symbolic links followed.
-
-    Raises:
-        UsageError: It is a directory, its folder is missing, or it exists and ``force`` is off.
-        FileAccessError: The system refuses to look: a name that is too long, a folder without permission.
-    """
-    path = Path(os.path.realpath(target))
-    try:
-        if path.is_dir():
-            raise UsageError("is a directory", file=target, remedy="name a file")
-        if not path.parent.is_dir():
-            raise UsageError("its folder does not exist", file=target, remedy=f"create {path.parent} first")
-        if path.exists() and not path.is_file():
-            raise UsageError("is a device or a pipe", file=target, remedy="name a file")
-        if path.exists() and not force:
-            raise UsageError("exists already", file=target, remedy="use --force to overwrite it")
-    except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=target) from error
-    return path
-
-
-@dataclass(slots=True)
-class Aside:
-    """A file being written beside its target, not yet named so.
-
-    Attributes:
-        path: Where it lies for now; readable, so that it can be verified.
-        target: What it becomes.
-    """
-
-    path: Path
-    target: Path
-    force: bool
-    sink: FileSink
-    published: bool = False
-
-    def publish(self) -> None:
-        """Gives the file its name in one step.
-
-        Raises:
-            UsageError: Another process made the target meanwhile, and it may not be overwritten.
-        """
-        if self.force:
-            if self.target.exists():
-                self.path.chmod(stat.S_IMODE(self.target.stat().st_mode))
-                # Content must be on disk before it replaces the only other copy.
-                os.fsync(self.sink.descriptor)
-            self.path.replace(self.target)
-        else:
-            try:
-                os.link(self.path, self.target)
-            except FileExistsError:
-                raise UsageError(
-                    "appeared while it was being made", file=self.target, remedy="use --force to overwrite it"
-                ) from None
-            except OSError:
-                # A file system without hard links.
-                self.path.rename(self.target)
-            else:
-                self.path.unlink()
-        self.published = True
-
-
-@contextlib.contextmanager
-def write_aside(target: str | os.PathLike[str], *, force: bool, nbytes: int) -> Iterator[Aside]:
-    """Opens a file beside the target; removes it unless it was published.
-
-    Args:
-        target: The file to make or replace.
-        force: Whether it may exist.
-        nbytes: Its size to be, so that a full disk shows before work is done.
-
-    Raises:
-        UsageError: See :func:`check_target`.
-        FileAccessError: The folder cannot be written, or the disk is full.
-    """
-    path = check_target(target, force=force)
-    # Cut in bytes, so that the longest legal name still leaves room for the mark.
-    name = os.fsdecode(b"." + os.fsencode(path.name)[:200])
-    aside = path.parent / f"{name}.{os.urandom(6).hex()}.tmp"
-    descriptor = -1
-    state: Aside | None = None
-    try:
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-        os.ftruncate(descriptor, nbytes)
-        state = Aside(aside, path, force, FileSink(descriptor))
-        yield state
-    except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=target) from error
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-        if state is None or not state.published:
-            with contextlib.suppress(OSError):
-                aside.unlink()

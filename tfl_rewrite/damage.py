@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from tfl_rewrite.passes.candidates import UNNAMED, Candidate
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme, WeightChange
 from tfl_rewrite.storage import load, save
 from tfl_rewrite.verification import Judge, Verdict
+from tfl_rewrite.verification.cleanup import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ def measure_damage(
         names.setdefault(change.buffer, change.where)
     culprits: list[Culprit] = []
     found = Damage((), len(names))
-    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
-        trial = Path(folder) / "trial.tflite"
+    with Scratch() as scratch:
+        trial = scratch.path / "trial.tflite"
 
         def attempt(pass_: QuantizeWeights, buffers: set[int]) -> Verdict | None:
             with clock:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.container import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.landing import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
@@ -202,6 +202,9 @@ def rewrite(
             if report.unverified is not None and flaws and settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
+        origin = origin_of(model)
+        assert origin is not None
+        origin.container.ensure_unchanged()
         if not dry_run:
             aside.publish()
     return report
@@ -224,12 +227,12 @@ def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterato
     if not marked:
         yield source
         return
-    import tempfile
+    from tfl_rewrite.verification.cleanup import Scratch
 
     model = load(source)
     run_passes(model, marked)
-    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder:
-        expected = Path(folder) / "expected.tflite"
+    with Scratch() as scratch:
+        expected = scratch.path / "expected.tflite"
         save(model, expected)
         yield expected
 
@@ -294,11 +297,11 @@ def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run:
         with write_aside(target, force=force, nbytes=nbytes) as aside:
             yield aside
         return
-    import tempfile
+    from tfl_rewrite.verification.cleanup import Scratch
 
     with (
-        tempfile.TemporaryDirectory(prefix="tfl-rewrite-") as folder,
-        write_aside(Path(folder) / "dry-run.tflite", force=False, nbytes=nbytes) as aside,
+        Scratch() as scratch,
+        write_aside(scratch.path / "dry-run.tflite", force=False, nbytes=nbytes) as aside,
     ):
         yield aside
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tfl_rewrite.container import Container, FileSink, ZipTail, find_zip, unexplained, write_aside
+from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
 from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
+from tfl_rewrite.landing import FileSink, write_aside
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
@@ -237,11 +238,14 @@ def save(
     Raises:
         UsageError: The target is a directory, exists, or its folder does not.
         UnsupportedError: See :func:`layout`.
-        FileAccessError: It cannot be written.
+        FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
     """
     made = layout(model, packing=packing)
     with write_aside(target, force=force, nbytes=made.nbytes) as aside:
         made.pour(aside.sink)
+        origin = origin_of(model)
+        if origin is not None:
+            origin.container.ensure_unchanged()
         aside.publish()
     return made.nbytes
 

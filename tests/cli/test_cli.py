@@ -599,12 +599,12 @@ def slow(target: Path) -> Path:
     return target
 
 
-def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Waits until the program runs the models: its output lies aside, and it has children."""
+def _wait(process: subprocess.Popen[bytes], scratch: Path) -> None:
+    """Waits until the program runs the models: it has a temporary folder, and children."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if list(folder.glob(".out*")) and (not children.exists() or children.read_text().strip()):
+        if list(scratch.iterdir()) and (not children.exists() or children.read_text().strip()):
             time.sleep(0.5)
             return
         time.sleep(0.02)
@@ -642,7 +642,7 @@ def test_interrupted_while_verifying(
         env={**os.environ, "TMPDIR": str(scratch)},
     )
     try:
-        _wait(process, out.parent)
+        _wait(process, scratch)
         (os.killpg if whole_group else os.kill)(process.pid, number)
         stdout, stderr = process.communicate(timeout=30)
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
-from tfl_rewrite.container import check_target
+from tfl_rewrite.cli.streams import shown
 from tfl_rewrite.errors import (
     FileAccessError,
     TflRewriteError,
@@ -19,6 +19,7 @@ from tfl_rewrite.errors import (
     UsageError,
     VerificationError,
 )
+from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
@@ -195,10 +196,10 @@ def check_files(arguments: argparse.Namespace) -> int:
         rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
             lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
-            shown = problems if arguments.verbose else problems[:10]
-            lines += [f"  {safe(problem, limit=400)}" for problem in shown]
-            if len(shown) < len(problems):
-                lines.append(f"  ... and {len(problems) - len(shown)} more (-v shows all)")
+            first = problems if arguments.verbose else problems[:10]
+            lines += [f"  {safe(problem, limit=400)}" for problem in first]
+            if len(first) < len(problems):
+                lines.append(f"  ... and {len(problems) - len(first)} more (-v shows all)")
             lines += [f"  note: {safe(note, limit=400)}" for note in notes]
             _print(lines)
     if arguments.json:
@@ -297,7 +298,7 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 def _print(lines: list[str]) -> None:
     if sys.stdout is None:
         return  # The caller closed it.
-    text = "\n".join(lines) + "\n"
+    text = shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -333,8 +334,7 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
 
     try:
         with open(path, "w", encoding="ascii") as file:
-            json.dump(data, file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -29,12 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser(__version__).parse_args(argv)
     # Late, so that --version and --help stay quick.
-    from tfl_rewrite.cli import commands
+    from tfl_rewrite.cli import bus, commands, streams
 
     run = commands.BY_NAME[arguments.command]
     previous = _on_terminate()
+    unraisable, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
-        return run(arguments)
+        with streams.standard_streams(arguments):
+            bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
+            return run(arguments)
     except TflRewriteError as error:
         if arguments.verbose > 1:
             raise
@@ -53,15 +58,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("out of memory")
         return 2
     finally:
+        sys.unraisablehook = unraisable
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
 
 
 def _complain(text: str) -> None:
     from tfl_rewrite.cli.render import safe
+    from tfl_rewrite.cli.streams import shown
 
     if sys.stderr is not None:
-        print(f"tfl-rewrite: error: {safe(text, limit=4000)}", file=sys.stderr)
+        print(f"tfl-rewrite: error: {safe(shown(text), limit=4000)}", file=sys.stderr)
+
+
+def _send_again(lost: sys.UnraisableHookArgs) -> None:
+    """Sends a signal again whose exception came up where none can be raised, such as in a finalizer."""
+    name = lost.exc_type.__name__
+    if lost.exc_type is KeyboardInterrupt:
+        number = signal.SIGINT
+    elif name in (_Terminated.__name__, "Terminated"):
+        number = signal.SIGTERM
+    else:
+        sys.__unraisablehook__(lost)
+        return
+    # A little later: for now we are still in that place.
+    timer = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _on_terminate() -> signal._HANDLER | None:

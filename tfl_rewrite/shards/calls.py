@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tfl_rewrite.container import Container, check_target
+from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
+from tfl_rewrite.landing import check_target
 from tfl_rewrite.rewriting import MODES, Verification
 from tfl_rewrite.shards.join import DEFAULT_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse

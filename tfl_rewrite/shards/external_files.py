@@ -6,21 +6,21 @@ import contextlib
 import hashlib
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.container import Container, FileSink, write_aside
+from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
+from tfl_rewrite.landing import FileSink, landing, write_aside
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
-from tfl_rewrite.shards.landing import landing
 from tfl_rewrite.shards.outcome import ShardFailed, ShardFile, ShardReport
 from tfl_rewrite.shards.sources import open_plain
 from tfl_rewrite.storage import layout, load, load_container
+from tfl_rewrite.verification.cleanup import Scratch
 
 if TYPE_CHECKING:
     from tfl_rewrite.verification import Verdict
@@ -188,8 +188,8 @@ class _Weights:
 def _staging(place: Path | None) -> Iterator[Path]:
     """A folder where the files lie together until they are verified; on the disk of the target."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".tfl-rewrite-", dir=place) as stage:
-            yield Path(stage)
+        with Scratch(place, ".tfl-rewrite-") as stage:
+            yield stage.path
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=place) from error
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
-from tfl_rewrite.shards.landing import landing
+from tfl_rewrite.landing import landing
 from tfl_rewrite.shards.manifest import Part
 from tfl_rewrite.shards.pouring import Hashing
 from tfl_rewrite.shards.sources import FolderSource, Source

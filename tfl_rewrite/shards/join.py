@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.landing import landing
 from tfl_rewrite.shards.fetch import WorkFolder, work_folder
-from tfl_rewrite.shards.landing import landing
 from tfl_rewrite.shards.manifest import Manifest, Part
 from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
 from tfl_rewrite.shards.sources import Source
@@ -53,7 +53,7 @@ def join_parts(
     Args:
         manifest: Checked.
         source: Where its parts are.
-        target: The file to make; see :func:`tfl_rewrite.container.check_target`.
+        target: The file to make; see :func:`tfl_rewrite.landing.check_target`.
         force: Whether it may exist.
         jobs: Parts at once.
         dry_run: Fetch and check everything, but keep nothing.

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tfl_rewrite.container import FileSink
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.landing import FileSink
 from tfl_rewrite.shards.join import DEFAULT_JOBS, assemble, check_whole
 from tfl_rewrite.shards.manifest import Manifest, parse
 from tfl_rewrite.shards.sources import find_source, read_manifest_text

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
+from tfl_rewrite.landing import landing
 from tfl_rewrite.shards.cutting import Cut, cut
-from tfl_rewrite.shards.landing import landing
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse
 from tfl_rewrite.shards.pouring import BytesCheck, Hashing, pour_part
 from tfl_rewrite.shards.sources import FolderSource
@@ -83,6 +83,7 @@ def write_parts(
             raise UsageError(f"{len(made)} parts are too many", remedy="use a larger --max-size")
         if not dry_run:
             _check(parse(text, manifest_name), folder, container)
+            container.ensure_unchanged()
             publish_bytes(folder / manifest_name, text, force=force)
     except BaseException:
         # Parts without a manifest are of use to nobody.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 import signal
 import tempfile
@@ -9,18 +12,44 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+PREFIX = "tfl-rewrite-"
+_LOCK = ".lock"
+
 
 class Scratch:
-    """A temporary folder with numbered subfolders, removed by `close`, at garbage collection or at exit."""
+    """A temporary folder with numbered subfolders, removed by `close`, at garbage collection or at exit.
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tfl-rewrite-verify-", ignore_cleanup_errors=True)
+    It is locked while its process lives. What a process that was killed left behind is removed by the next
+    one that makes such a folder in the same place.
+
+    Args:
+        parent: Where to make it; by default where the system keeps temporary files.
+        prefix: How its name begins.
+    """
+
+    def __init__(self, parent: Path | None = None, prefix: str = PREFIX) -> None:
+        where = Path(tempfile.gettempdir()) if parent is None else parent
+        sweep(where, prefix)
+        while True:
+            self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True)
+            self.path = Path(self._folder.name)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if _locked(self._lock):
+                break
+            # Somebody who sweeps was faster.
+            self.close()
         self._count = 0
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def folder(self) -> Path:
         """A new empty folder."""
         self._count += 1
-        path = Path(self._folder.name) / str(self._count)
+        path = self.path / str(self._count)
         path.mkdir()
         return path
 
@@ -31,6 +60,39 @@ class Scratch:
     def close(self) -> None:
         """Removes everything."""
         self._folder.cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def sweep(parent: Path, prefix: str = PREFIX) -> list[Path]:
+    """Removes the folders in ``parent`` that killed processes left: those that nobody has locked.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        marked = [entry.path for entry in entries if entry.name.startswith(prefix)]
+        for name in marked:
+            with contextlib.suppress(OSError):
+                # Without O_CREAT: a folder that has no lock yet is being made at this moment.
+                descriptor = os.open(Path(name) / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    if os.fstat(descriptor).st_uid == os.getuid() and _locked(descriptor):
+                        shutil.rmtree(name, ignore_errors=True)
+                        removed.append(Path(name))
+                finally:
+                    os.close(descriptor)
+    return removed
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 class Terminated(BaseException):
