@@ -20,6 +20,7 @@ LAYERS = (
     ("passes",),
     ("verify", "verification"),
     ("storage",),
+    ("calibration",),
     ("inspection", "api", "damage", "diffing"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search"),

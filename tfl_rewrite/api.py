@@ -14,6 +14,7 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.candidates import Selection
+from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
 from tfl_rewrite.passes.dedup import Dedup
@@ -27,8 +28,9 @@ from tfl_rewrite.passes.round_weights import (
     Granularity,
     RoundWeights,
 )
+from tfl_rewrite.passes.rounders import Nearest
 from tfl_rewrite.passes.strip import Strip, Wanted
-from tfl_rewrite.quant.encoding import Dtype, Encoding
+from tfl_rewrite.quant.encoding import Dtype, Effort, Encoding
 from tfl_rewrite.storage import load, origin_of
 
 
@@ -43,6 +45,8 @@ def quantize_weights_pass(
     exclude: Iterable[str] = (),
     keep_first_last: bool = False,
     min_runtime: str | None = None,
+    effort: str = "balanced",
+    bias_correction: bool = True,
 ) -> QuantizeWeights:
     """Makes the weight pass from plain values.
 
@@ -58,6 +62,10 @@ def quantize_weights_pass(
         exclude: The same; what matches stays.
         keep_first_last: Keep the weights of the first and the last weighted operator.
         min_runtime: Oldest TensorFlow Lite release that must compute the file, such as ``2.14``.
+        effort: ``fast``: scales that cover the largest value, nearest integers. ``balanced``: scales of least
+            squared error and, where :func:`tfl_rewrite.rewrite` is given real inputs, integers for what the
+            weights are multiplied with. ``best``: weight by weight, each for what it meets behind the others.
+        bias_correction: Whether biases take back what rounding does to mean outputs; needs real inputs.
 
     Raises:
         UsageError: A value is not one of those.
@@ -65,6 +73,7 @@ def quantize_weights_pass(
     if min_elements is not None and min_elements < 1:
         raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
     runtime = parse_runtime(min_runtime)
+    diligence = _member(Effort, effort, "effort")
     encoding = _encoding(dtype, granularity)
     recipe = Recipe.parse(map, default=replace(encoding, dtype=Dtype.INT8)) if map is not None else None
     for wanted in [encoding, *(rule.encoding for rule in (recipe.rules if recipe is not None else ()))]:
@@ -76,6 +85,9 @@ def quantize_weights_pass(
         min_runtime=runtime,
         encoding=encoding,
         assignment=recipe,
+        rounder=Nearest() if diligence is Effort.FAST else Clipped(),
+        effort=diligence,
+        correct_bias=bias_correction,
     )
 
 

@@ -16,7 +16,9 @@ from tfl_rewrite.landing import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
+from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
@@ -164,6 +166,7 @@ def rewrite(
     model = load(source)
     flaws = problems(model)
     before = _nbytes(model)
+    passes = [_equipped(item, settings, report_progress) for item in passes]
     results = run_passes(model, passes)
     notes: list[str] = []
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
@@ -208,6 +211,25 @@ def rewrite(
         if not dry_run:
             aside.publish()
     return report
+
+
+def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, int], None]) -> Pass:
+    """Lets a weight pass look at the user's inputs, where there are some and its effort allows."""
+    if not isinstance(item, QuantizeWeights) or not settings.inputs or item.effort is Effort.FAST:
+        return item
+    if not isinstance(item.rounder, Clipped):
+        return item
+    from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+
+    calibration = Settings(
+        inputs=settings.inputs,
+        runtime=settings.runtime,
+        timeout=settings.timeout,
+        pains=PAINS[item.effort],
+        in_order=item.effort is Effort.BEST,
+        correct_bias=item.correct_bias,
+    )
+    return replace(item, rounder=Calibrated(calibration, progress))
 
 
 def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:

@@ -74,6 +74,21 @@ class Probe:
             self._own.add(id(tensor.buffer))
         tensor.buffer.blob = OwnedBlob(np.ascontiguousarray(values, dtype).tobytes())
 
+    def add(self, place: Place, position: int, change: npt.NDArray[np.floating]) -> None:
+        """Adds to a constant input of an operator; where it has none, the change becomes it."""
+        operator = self.model.subgraphs[place.subgraph].operators[place.operator]
+        if len(operator.inputs) <= position or operator.inputs[position] is None:
+            data = OwnedBlob(np.asarray(change, np.float32).tobytes())
+            tensor = Tensor("bias", change.shape, dtypes.FLOAT32.value, Buffer(data))
+            self.model.buffers.append(tensor.buffer)
+            self.model.subgraphs[place.subgraph].tensors.append(tensor)
+            operator.inputs[position:] = [tensor]
+            return
+        tensor = self._constant(place, position)
+        assert tensor.buffer.blob is not None
+        old = np.frombuffer(tensor.buffer.blob.view(), dtypes.BY_VALUE[tensor.dtype].numpy)
+        self.put(place, position, old.astype(np.float64) + change)
+
     def activations(
         self, places: Sequence[Place], calls: Sequence[Call]
     ) -> Iterator[tuple[int, list[Array]]]:

@@ -109,18 +109,34 @@ TALKING = (
 
 _SELECTING = (
     _value(
+        "--dtype",
+        help="what weights become: int8 (default), int4, int2, float16, or float32 to keep all but what "
+        "--map names",
+        choices=("int8", "int4", "int2", "float16", "float32"),
+        default="int8",
+    ),
+    _value(
+        "--map",
+        help="mixed precision by hand: rules between commas, such as 'conv.*=int4:block:32,logits=float32', "
+        "or a TOML file. A rule matches names and operator types; the first that matches decides, --dtype "
+        "the rest",
+        default=None,
+        metavar="REGEX=ENCODING,...|FILE.toml",
+    ),
+    _value(
         "--scheme",
-        help="hybrid: the runtime's dynamic-range kernels read int8 (smaller and faster). dequantize: int8 "
-        "constant, DEQUANTIZE, float kernel (smaller file, same speed and memory as float). auto (default): "
-        "hybrid where a kernel takes it, dequantize elsewhere",
+        help="hybrid: the runtime's dynamic-range kernels read the integers (smaller and faster). "
+        "dequantize: integer constant, DEQUANTIZE, float kernel (smaller file, same memory as float; same "
+        "speed with int8 and float16). auto (default): hybrid where a kernel takes it, dequantize elsewhere",
         choices=("auto", "hybrid", "dequantize"),
         default="auto",
     ),
     _value(
         "--granularity",
-        help="one scale per channel where the kernel takes it (default), or one per tensor",
-        choices=("channel", "tensor"),
+        help="one scale per channel where the kernel takes it (default), per tensor, or per block of so many "
+        "elements: block:32, block:64, block:128",
         default="channel",
+        metavar="channel|tensor|block:N",
     ),
     _value(
         "--min-elements",
@@ -146,6 +162,20 @@ _SELECTING = (
         metavar="REGEX",
     ),
     _flag("--keep-first-last", help="keep the weights of the first and the last weighted operator"),
+    _value(
+        "--effort",
+        help="fast: scales that cover the largest value, nearest integers. balanced (default): scales of "
+        "least squared error; with --inputs, integers chosen for what the weights are multiplied with. best: "
+        "with --inputs, weight by weight, each for what it meets behind those before it (runs parts of the "
+        "model for every weight)",
+        choices=("fast", "balanced", "best"),
+        default="balanced",
+    ),
+    _flag(
+        "--no-bias-correction",
+        help="with --inputs: leave biases as they are, instead of letting them take back what rounding does "
+        "to mean outputs",
+    ),
     _value(
         "--min-runtime",
         help="oldest TensorFlow Lite release that must compute OUT, such as 2.14 (default: the newest)",
@@ -247,10 +277,10 @@ _SEARCHING = tuple(
 COMMANDS = (
     Command(
         "quantize-weights",
-        "store float weights as int8 (lossy)",
-        "Stores float weights as int8 with float activations, runs the model before and after, and writes "
-        "OUT only if every output keeps --min-snr. LOSSY: outputs change a little. Biases, small constants "
-        "and what is quantized already stay as they are.",
+        "store float weights as int8, int4, int2 or float16 (lossy)",
+        "Stores float weights smaller, with float activations: as int8 (default), or as --dtype and --map "
+        "say. Runs the model before and after, and writes OUT only if every output keeps --min-snr. LOSSY: "
+        "outputs change a little. Biases, small constants and what is quantized already stay as they are.",
         (
             ("files", IN_OUT),
             ("what to rewrite", _SELECTING),

@@ -32,13 +32,17 @@ _BAR_AFTER_SECONDS = 1.0
 def quantize_weights(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite quantize-weights IN OUT``."""
     made = api.quantize_weights_pass(
+        dtype=arguments.dtype,
         scheme=arguments.scheme,
         granularity=arguments.granularity,
+        map=arguments.map,
         min_elements=arguments.min_elements,
         include=arguments.include,
         exclude=arguments.exclude,
         keep_first_last=arguments.keep_first_last,
         min_runtime=arguments.min_runtime,
+        effort=arguments.effort,
+        bias_correction=not arguments.no_bias_correction,
     )
     return _rewrite(arguments, [made])
 

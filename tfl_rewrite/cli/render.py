@@ -100,7 +100,11 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
     total = len(weights) + len(result.skips)
     if weights:
         saved = sum(change.saved for change in weights)
-        lines.append(f"{len(weights)} of {total} float constants are int8 now; {size(saved)} bytes saved")
+        kinds = sorted({change.stored for change in weights})
+        now = " or ".join(kinds)
+        lines.append(f"{len(weights)} of {total} float constants are {now} now; {size(saved)} bytes saved")
+        lines += _lost_lines(weights)
+        blocks = any(change.block for change in weights)
         ordered = sorted(weights, key=lambda change: -change.saved)
         shown = ordered if verbose else ordered[:_ROWS]
         lines += table(
@@ -109,8 +113,10 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
                 (
                     safe(change.where, limit=60),
                     safe(",".join(change.readers), limit=40),
-                    change.scheme,
-                    f"{change.channels}",
+                    change.scheme
+                    if kinds == ["int8"] and not blocks
+                    else f"{change.encoding} {change.scheme}",
+                    f"{change.channels}" if change.channels else "",
                     _bytes(change),
                     size(change.saved),
                     decibels(change.snr),
@@ -126,6 +132,21 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
     lines += _kept_lines([item for item in result.skips if "dtype" not in item.data], verbose)
     lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
     return lines
+
+
+def _lost_lines(weights: Sequence[WeightChange]) -> list[str]:
+    """Says what did not fit in float16."""
+    lost: Counter[str] = Counter()
+    for change in weights:
+        if not change.shared:
+            lost.update(change.lost)
+    words = {
+        "clamped": "clamped to 65504",
+        "flushed": "below the smallest and zero now",
+        "subnormal": "so small that they lost bits",
+    }
+    said = [f"{size(lost[key])} {text}" for key, text in words.items() if lost[key]]
+    return [f"float16: {', '.join(said)}"] if said else []
 
 
 def _edit_lines(result: PassResult, verbose: int) -> list[str]:

@@ -11,7 +11,7 @@ stayed; where it is stored otherwise than asked for, a note says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from tfl_rewrite import kernels
@@ -20,14 +20,16 @@ from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization
 from tfl_rewrite.packed_kernels import PackedForm
 from tfl_rewrite.passes import block_form
 from tfl_rewrite.passes.base import PassResult
+from tfl_rewrite.passes.biases import correct
+from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.passes.decisions import Decision, HybridForm
 from tfl_rewrite.passes.edits import Editor
-from tfl_rewrite.passes.rounders import Nearest, Rounder
+from tfl_rewrite.passes.rounders import Nearest, Rounder, Work
 from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
 from tfl_rewrite.passes.weight_plan import WeightPlan
 from tfl_rewrite.quant.blocks import BlockScales
-from tfl_rewrite.quant.encoding import Encoding, Scheme
+from tfl_rewrite.quant.encoding import Effort, Encoding, Scheme
 
 Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
 """Which constant is stored how; None, or a name that is not there, leaves it to the default."""
@@ -48,6 +50,8 @@ class QuantizeWeights:
         encoding: How constants are stored that ``assignment`` says nothing about; None for int8.
         assignment: How each constant is stored, by a call or by the name of the tensor.
         rounder: Makes scales and integers from values.
+        effort: How much work rounding is worth, where whoever runs the pass may choose the rounder.
+        correct_bias: Whether biases may take back mean errors; likewise.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -62,6 +66,8 @@ class QuantizeWeights:
     encoding: Encoding | None = None
     assignment: Assignment | None = None
     rounder: Rounder = field(default_factory=Nearest)
+    effort: Effort = Effort.FAST
+    correct_bias: bool = True
 
     @property
     def default(self) -> Encoding:
@@ -112,6 +118,7 @@ class _Application:
 
     def apply(self, decisions: list[Decision]) -> tuple[list[WeightChange], list[str]]:
         """Changes the model; returns the changes and notes."""
+        self._prepare(decisions)
         changes: list[WeightChange] = []
         known: set[int] = set()
         # Rewiring replaces the blob and the type of what other decisions still refer to as their source.
@@ -135,8 +142,30 @@ class _Application:
             for use, reading in zip(made.item.uses, made.readings, strict=True):
                 if reading is Reading.HYBRID and use.operator.code.name in kernels.FLOAT32_BIAS_OPERATORS:
                     self._editor.store_bias_as_float32(use.subgraph, use.operator)
+        notes: list[str] = []
+        if isinstance(self._rounder, Calibrating):
+            for item in self._rounder.corrections():
+                correct(self._editor, item)
+            notes += self._rounder.notes()
         self._editor.finish()
-        return changes, self._editor.notes
+        return changes, [*notes, *self._editor.notes]
+
+    def _prepare(self, decisions: list[Decision]) -> None:
+        """Tells a rounder that looks at activations of all constants, while the model is as it was."""
+        if not isinstance(self._rounder, Calibrating):
+            return
+        works: dict[tuple[object, ...], Work] = {}
+        for made in decisions:
+            buffer = made.item.stored.buffer
+            if made.dtype.is_integer and buffer.blob is not None:
+                key = (id(buffer), made.content)
+                if key in works:
+                    # Read through another tensor as well: what all of them do is not one product.
+                    uses = (*works[key].uses, *made.item.uses)
+                    works[key] = replace(works[key], uses=uses)
+                else:
+                    works[key] = self._plan.work(made, buffer.blob, self._positions[id(buffer)])
+        self._rounder.prepare(self._model, list(works.values()))
 
     def _home(self, made: Decision, blob: Blob, buffer: Buffer, key: int) -> _Home:
         if not made.dtype.is_integer:

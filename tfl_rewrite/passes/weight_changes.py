@@ -12,6 +12,7 @@ import numpy as np
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
+from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.rounders import Rounder, Work
 from tfl_rewrite.quant import half, symmetric
 from tfl_rewrite.quant.encoding import packed_nbytes
@@ -49,7 +50,7 @@ class Rounding:
     def __init__(self, work: Work, rounder: Rounder, scale: symmetric.Float32) -> None:
         self.work = work
         self.scale = scale
-        self._rounder = rounder
+        self.rounder = rounder
         self._error: Error | None = None
 
     def pour(self, sink: Sink, offset: int) -> None:
@@ -70,7 +71,7 @@ class Rounding:
         return ComputedBlob(packed_nbytes(self.work.channels.elements, self.work.dtype.bits), self.pour)
 
     def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
-        self._error = self._rounder.round(self.work, self.scale, emit)
+        self._error = self.rounder.round(self.work, self.scale, emit)
         self.work.release()
 
 
@@ -169,6 +170,14 @@ class WeightChange:
         return f"{self.stored}:{self.granularity}{block}"
 
     @property
+    def gains(self) -> dict[str, float] | None:
+        """What each step of rounding won on the calibration inputs, in dB; None without calibration."""
+        rounder = self.rounding.rounder if isinstance(self.rounding, Rounding) else None
+        if isinstance(self.rounding, Rounding) and isinstance(rounder, Calibrating):
+            return rounder.gains(self.rounding.work)
+        return None
+
+    @property
     def lost(self) -> dict[str, int]:
         """How many elements did not fit in float16; empty for integers."""
         error = self.rounding.error()
@@ -179,6 +188,7 @@ class WeightChange:
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
         snr = self.snr
+        gains = self.gains
         return {
             "tensor": self.where,
             "outcome": "quantized",
@@ -197,4 +207,5 @@ class WeightChange:
             "shared": self.shared,
             "snr_db": round(snr, 2) if np.isfinite(snr) else None,
             **self.lost,
+            **({"gains_db": {name: round(each, 2) for name, each in gains.items()}} if gains else {}),
         }

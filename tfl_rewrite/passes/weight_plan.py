@@ -22,6 +22,7 @@ from tfl_rewrite.packed_kernels import PackedForm, Shape, packed_forms
 from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.base import Skip
 from tfl_rewrite.passes.candidates import (
+    UNNAMED,
     Candidate,
     find_candidates,
     first_and_last,
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 # A scale per row of a table is worth its bytes from this many elements a row, if it takes away 3 dB of noise.
 _LEAST_ROW = 8
 _ROW_GAIN = 0.5
+# Names in a note.
+_NAMED = 5
 
 
 @dataclass(slots=True)
@@ -106,8 +109,13 @@ class WeightPlan:
 
     @property
     def notes(self) -> list[str]:
-        """Where another encoding is used than was asked for."""
-        return [text for key, text in self.fallbacks.items() if key not in self.blocked]
+        """Where another encoding is used than was asked for; those of a kind are one."""
+        kinds: dict[str, list[str]] = {}
+        for item in self.by_value.values():
+            kind = self.fallbacks.get(id(item))
+            if kind is not None and id(item) not in self.blocked:
+                kinds.setdefault(kind, []).append(item.value.name or UNNAMED)
+        return [f"{kind}: {_list(names)}" for kind, names in kinds.items()]
 
     def work(self, made: Decision, blob: Blob, position: int) -> Work:
         """Returns what a rounder is told of a constant that was decided on.
@@ -186,14 +194,13 @@ class WeightPlan:
             if length is not None:
                 if length != encoding.block:
                     self.fallbacks[id(item)] = (
-                        f"{item.value.name}: blocks of {length}, for {encoding.block} divides neither its "
-                        f"rows nor its {item.elements} elements"
+                        f"blocks of {length}, since {encoding.block} does not divide it"
                     )
                 return self._decide_blocks(item, encoding, length)
             encoding = replace(encoding, granularity=kernels.Granularity.CHANNEL, block=None)
+            asked = self.encodings[id(item)].block
             self.fallbacks[id(item)] = (
-                f"{item.value.name}: one scale per channel, for no blocks of up to "
-                f"{self.encodings[id(item)].block} fit its shape {list(item.shape)}"
+                f"one scale per channel or tensor, since no blocks of up to {asked} fit"
             )
         return self._decide_channels(item, encoding)
 
@@ -514,6 +521,11 @@ def _unfit(form: PackedForm, shape: Sequence[int], encoding: Encoding) -> str | 
 
 def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
     return np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)
+
+
+def _list(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
 
 
 def _text(runtime: kernels.Runtime) -> str:

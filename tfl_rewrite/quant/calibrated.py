@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.quant.clipping import Levels, bounded
+from tfl_rewrite.quant.clipping import bounded
+from tfl_rewrite.quant.encoding import Levels
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -36,47 +37,44 @@ class Ties:
         scale: ``[groups, rows, blocks]``: number of the scale of each block.
         unit: ``[groups, rows]``: number of the unit of each row. Rows that share a scale are in one unit.
         digits: Bits that a scale may have: 24 of a float32, 11 of a float16 times a power of two.
+        fitted: Whether scales may be fitted; not where they change along rows and serve several.
     """
 
     scale: Labels
     unit: Labels
     digits: int = 24
+    fitted: bool = True
 
     def stored(self, scale: Float64) -> Float64:
         """Returns scales as a file can hold them."""
         fraction, power = np.frexp(bounded(scale))
-        found: Float64 = np.ldexp(np.rint(np.ldexp(fraction, self.digits)), power - self.digits)
-        return found
+        return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, self.digits)), power - self.digits), np.float64)
 
     @classmethod
-    def of(cls, labels: npt.NDArray[np.integer], *, digits: int = 24) -> Ties | None:
+    def of(cls, labels: npt.NDArray[Any], *, digits: int = 24) -> Ties:
         """Finds the ties from the number of each element's scale.
 
         Args:
             labels: ``[groups, rows, length]``.
             digits: See the class.
-
-        Returns:
-            None where scales change within a row other than in equal blocks, or a scale of blocks serves
-            several rows.
         """
         groups, rows, length = labels.shape
         changes = np.flatnonzero((labels[:, :, 1:] != labels[:, :, :-1]).any(axis=(0, 1)))
         width = int(changes[0]) + 1 if len(changes) else length
-        if length % width or len(changes) != length // width - 1 or ((changes + 1) % width).any():
-            return None
+        if length % width or ((changes + 1) % width).any():
+            width = 1
         scale = np.ascontiguousarray(labels[:, :, ::width]).astype(np.int64)
         if width == length:
             return cls(scale, scale[:, :, 0], digits)
         if len(np.unique(scale)) != scale.size:
-            return None
+            return cls(scale, np.zeros((groups, rows), np.int64), digits, fitted=False)
         return cls(scale, np.arange(groups * rows).reshape(groups, rows), digits)
 
     def dense(self) -> Ties:
         """Returns the same with numbers from 0 on without gaps."""
         _, scale = np.unique(self.scale, return_inverse=True)
         _, unit = np.unique(self.unit, return_inverse=True)
-        return Ties(scale.reshape(self.scale.shape), unit.reshape(self.unit.shape), self.digits)
+        return Ties(scale.reshape(self.scale.shape), unit.reshape(self.unit.shape), self.digits, self.fitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +171,8 @@ def quantize(
         tried = ties.stored(start * share)
         search.offer(feedback(target, _spread(tried, length), metric, levels), tried)
     for _ in range(effort.rounds):
-        search.fit()
+        if ties.fitted:
+            search.fit()
         for _ in range(effort.sweeps):
             search.descend()
     search.settle()
@@ -237,10 +236,10 @@ def _cholesky(matrix: Float64) -> Float64:
         try:
             damped = matrix if damping == 0 else matrix.copy()
             damped[:, index, index] += damping * mean[:, None]
-            return np.linalg.cholesky(damped)
+            return np.asarray(np.linalg.cholesky(damped), np.float64)
         except np.linalg.LinAlgError:
             continue
-    return np.broadcast_to(np.eye(len(index)), matrix.shape).copy()
+    return np.array(np.broadcast_to(np.eye(len(index)), matrix.shape), np.float64)
 
 
 def _spread(scale: Float64, length: int) -> Float64:

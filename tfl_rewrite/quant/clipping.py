@@ -15,12 +15,12 @@ same shape or ``[1, elements]``: the mean squares of what each element is multip
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.quant.encoding import Levels
 from tfl_rewrite.quant.symmetric import LARGEST_SCALE, SMALLEST_SCALE, Float32
 
 Float64 = npt.NDArray[np.float64]
@@ -35,20 +35,12 @@ EXACT_LEVELS = 8
 _COARSE = np.linspace(0.2, 1.0, 33)
 _FINE = np.linspace(0.5, 1.0, 26)
 _ROUNDS = 4
+
+_OUTLYING = 5.0
+"""With many levels, cutting wins little where the largest value is no more than so many times the root mean
+square: a normal distribution in 8 bits is best cut at four times."""
+
 _WORK_ELEMENTS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """The integers that a type has for a weight: ``low`` to ``high``."""
-
-    low: int
-    high: int
-
-    @property
-    def magnitude(self) -> int:
-        """The largest integer on either side."""
-        return max(-self.low, self.high)
 
 
 def covering(values: npt.NDArray[Any], levels: Levels) -> Float64:
@@ -93,7 +85,7 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
     rows, columns = values.shape
     result = np.ones(rows)
     many = columns * (-levels.low + levels.high)
-    search = exact if levels.magnitude <= EXACT_LEVELS and many <= EXACT_POSITIONS else refined
+    search = exact if _magnitude(levels) <= EXACT_LEVELS and many <= EXACT_POSITIONS else refined
     step = max(1, (EXACT_POSITIONS // max(1, many)) if search is exact else _WORK_ELEMENTS // max(1, columns))
     for start in range(0, rows, step):
         part = np.asarray(values[start : start + step], np.float64)
@@ -107,7 +99,14 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
             else np.asarray(weights[start : start + step] if len(weights) > 1 else weights)
         )
         base = covering(part, levels)
-        found = search(part, levels, own)
+        found = base.copy()
+        chosen = np.ones(len(part), np.bool_)
+        if search is refined and _magnitude(levels) > EXACT_LEVELS:
+            # Values are relative to the largest, which therefore is 1.
+            chosen = np.square(part).sum(axis=1) * _OUTLYING**2 < columns
+        if chosen.any():
+            some = own if own is None or len(own) == 1 else own[chosen]
+            found[chosen] = search(part[chosen], levels, some)
         better = error(part, found, levels, own) < error(part, base, levels, own)
         result[start : start + step] = np.where(better, found, base) * unit
         result[start : start + step][~part.any(axis=1)] = 1.0
@@ -119,7 +118,7 @@ def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = No
     rows, columns = values.shape
     size = np.abs(values)
     limit = np.where(values < 0, -levels.low, levels.high)
-    counts = np.arange(1, levels.magnitude + 1, dtype=np.float64)
+    counts = np.arange(1, _magnitude(levels) + 1, dtype=np.float64)
     # [rows, levels, columns]: where the integer of an element grows from k - 1 to k.
     position = size[:, None, :] / (counts[:, None] - 0.5)
     position[limit[:, None, :] < counts[:, None]] = 0.0
@@ -153,7 +152,7 @@ def refined(
         shares: Of the covering scale, to try; by default from half (few levels: a fifth) to all of it.
     """
     if shares is None:
-        shares = _COARSE if levels.magnitude <= EXACT_LEVELS else _FINE
+        shares = _COARSE if _magnitude(levels) <= EXACT_LEVELS else _FINE
     base = covering(values, levels)
     scale, least = base, error(values, base, levels, weights)
     for share in shares:
@@ -176,3 +175,7 @@ def least_squares(
     with np.errstate(divide="ignore", invalid="ignore"):
         found = dot / norm
     return np.where((norm > 0) & (found > 0), found, scale)
+
+
+def _magnitude(levels: Levels) -> int:
+    return max(-levels.low, levels.high)

@@ -23,6 +23,14 @@ class Scheme(str, enum.Enum):
     DEQUANTIZE = "dequantize"
 
 
+class Effort(str, enum.Enum):
+    """How much work rounding is worth."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
+
+
 class Dtype(str, enum.Enum):
     """What the elements of a constant become."""
 

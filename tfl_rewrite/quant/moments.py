@@ -127,9 +127,9 @@ class Moments:
         """Returns the shrunk second moments, ``[groups * parts, length, length]``, positive definite.
 
         What lies off the diagonal is multiplied by ``s / (s + v / 2)``, with ``s`` the product of both
-        halves' and ``v`` how much more the product of one with itself is: the factor with the least expected squared
-        error, as in Ledoit and Wolf (2004) and Schäfer and Strimmer (2005), but with the variance taken from
-        halves that share no sample, because the vectors of one sample are anything but independent.
+        halves' and ``v`` how much more the product of one with itself is: the factor of the least expected
+        squared error, as in Ledoit and Wolf (2004) and Schäfer and Strimmer (2005), but with the variance
+        taken from halves that share no sample, because the vectors of one sample are far from independent.
 
         Args:
             centred: About the mean: for operators whose bias can take a mean error back.

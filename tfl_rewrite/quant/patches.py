@@ -205,7 +205,8 @@ class Depthwise:
 
     def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Returns ``[inputs, multiplier, taps]``."""
-        return weight.reshape(self.inner, self.groups, self.multiplier).transpose(1, 2, 0)
+        found: npt.NDArray[Any] = weight.reshape(self.inner, self.groups, self.multiplier).transpose(1, 2, 0)
+        return found
 
     def weight(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turns it back."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.quant import clipping
 from tfl_rewrite.quant.calibrated import Metric, Pains, Ties, mean_error, nearest, quantize
-from tfl_rewrite.quant.clipping import Levels
+from tfl_rewrite.quant.encoding import Levels
 from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.symmetric import Channels, Float32
 
@@ -89,8 +89,8 @@ class Layer:
     gains: Gains
 
 
-def ties_of(plan: Plan, moments: Moments) -> Ties | None:
-    """Returns the ties of a weight's scales, or None where they do not follow its rows."""
+def ties_of(plan: Plan, moments: Moments) -> Ties:
+    """Returns the ties of a weight's scales."""
     channels = plan.channels
     number = np.arange(channels.channels, dtype=np.int32)[None, :, None]
     whole = np.broadcast_to(number, (channels.outer, channels.channels, channels.inner))
@@ -98,7 +98,7 @@ def ties_of(plan: Plan, moments: Moments) -> Ties | None:
     return Ties.of(moments.split(labels), digits=plan.digits)
 
 
-def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> Layer | None:
+def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> Layer:
     """Rounds a weight for what it meets.
 
     Args:
@@ -106,13 +106,8 @@ def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> 
         plan: How.
         moments: Of what it meets; a :class:`Drift` also tells what the float model meets there.
         pains: How much work it is worth.
-
-    Returns:
-        None where the scales do not follow the rows of the product.
     """
     ties = ties_of(plan, moments)
-    if ties is None:
-        return None
     own = moments.split(np.ascontiguousarray(moments.product.matrix(weight), np.float32))
     metric = Metric.of(moments.covariance(centred=plan.centred))
     drift = moments if isinstance(moments, Drift) else None
@@ -124,7 +119,7 @@ def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> 
     start = _clipped(target, plan, moments, metric)
     integers, scale = np.empty(own.shape, np.int8), np.empty(ties.scale.shape)
     for rows in _slices(own.shape, ties):
-        part = Ties(ties.scale[:, rows], ties.unit[:, rows], ties.digits).dense()
+        part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
         first = start[ties.scale[:, rows]]
         done = quantize(target[:, rows], metric, first, plan.levels, part, pains=pains)
         integers[:, rows], scale[:, rows] = done.integers, done.scale
@@ -139,7 +134,7 @@ def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> 
         else:
             wanted = mean_error(own, np.zeros_like(values), drift.wanted_mean, moments.parts)
             bias = (wanted + mean_error(np.zeros_like(values), values, met, moments.parts)).reshape(-1)
-    gains = _gains(own, target, values, start[ties.scale], plan, moments, metric)
+    gains = _gains(own, target, values, ties, start, plan, moments, metric)
     shaped = moments.product.weight(moments.joined(integers)).reshape(plan.shape)
     return Layer(np.ascontiguousarray(shaped), found, bias, gains)
 
@@ -147,7 +142,8 @@ def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> 
 def by_channel(values: npt.NDArray[Any], channels: Channels) -> npt.NDArray[Any]:
     """Returns ``[channels, elements]`` of a flat array; a copy where channels are not in one piece."""
     whole = values.reshape(channels.outer, channels.channels, channels.inner)
-    return whole.transpose(1, 0, 2).reshape(channels.channels, channels.outer * channels.inner)
+    found: npt.NDArray[Any] = whole.transpose(1, 0, 2).reshape(channels.channels, -1)
+    return found
 
 
 def _clipped(target: Float64, plan: Plan, moments: Moments, metric: Metric) -> Float64:
@@ -175,13 +171,15 @@ def _slices(shape: tuple[int, ...], ties: Ties) -> list[slice]:
 
 
 def _wide(scale: Float64, length: int) -> Float64:
-    return scale if scale.shape[2] == 1 else scale.repeat(length // scale.shape[2], axis=2)
+    wide: Float64 = scale if scale.shape[2] == 1 else scale.repeat(length // scale.shape[2], axis=2)
+    return wide
 
 
 def _gains(
     own: Float32,
     target: Float64,
     values: Float64,
+    ties: Ties,
     start: Float64,
     plan: Plan,
     moments: Moments,
@@ -201,11 +199,10 @@ def _gains(
 
     whole = moments.product.weight(moments.joined(own))
     covering = clipping.covering(by_channel(whole, plan.channels), plan.levels)
-    labels = ties_of(replace(plan), moments)
-    assert labels is not None
-    step = _wide(covering[labels.scale[:, rows]], length)
+    labels = ties.scale[:, rows]
+    step = _wide(covering[labels], length)
     plain = weight - nearest(weight, step, plan.levels) * step
-    wide = _wide(start[:, rows], length)
+    wide = _wide(start[labels], length)
     clipped = weight - nearest(weight, wide, plan.levels) * wide
     return Gains(
         cost(plain, centred=False),

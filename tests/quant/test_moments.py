@@ -1,0 +1,118 @@
+"""Sums over activations, what is believed of them, and what a drift asks of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite.quant import moments as module
+from tfl_rewrite.quant.moments import Drift, Moments, memory_rounds, parts_of
+from tfl_rewrite.quant.patches import Dense
+
+Array = np.ndarray[Any, Any]
+
+
+def filled(samples: list[Array]) -> Moments:
+    found = Moments(Dense((1, samples[0].shape[-1])))
+    for number, sample in enumerate(samples):
+        found.add(sample.astype(np.float32), np.random.default_rng(number))
+    return found
+
+
+def test_sums_are_those_of_numpy() -> None:
+    random = np.random.default_rng(0)
+    samples = [random.standard_normal((9, 5)) + 1 for _ in range(5)]
+    found = filled(samples)
+    halves = [np.concatenate(samples[0::2]), np.concatenate(samples[1::2])]
+    for half, rows in enumerate(halves):
+        np.testing.assert_allclose(found.square[half, 0], rows.T @ rows, rtol=1e-4)
+        np.testing.assert_allclose(found.total[half, 0], rows.sum(axis=0), rtol=1e-5)
+    assert found.count.tolist() == [27, 18]
+    np.testing.assert_allclose(found.mean[0], np.concatenate(samples).mean(axis=0), rtol=1e-5)
+
+
+def test_long_vectors_are_cut_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parts_of(10, 4) == 5 and parts_of(12, 4) == 3 and parts_of(7, 4) == 7 and parts_of(4, 4) == 1
+    monkeypatch.setattr(module, "parts_of", lambda inner: parts_of(inner, 4))
+    random = np.random.default_rng(1)
+    rows = random.standard_normal((20, 8))
+    found = filled([rows, rows])
+    assert found.parts == 2 and found.square.shape == (2, 2, 4, 4)
+    for part in range(2):
+        cut = rows[:, 4 * part : 4 * part + 4]
+        np.testing.assert_allclose(found.square[0, part], cut.T @ cut, rtol=1e-4, atol=1e-5)
+    weight = random.standard_normal((1, 3, 8))
+    assert (found.joined(found.split(weight)) == weight).all()
+
+
+def test_many_samples_are_believed_and_few_are_not() -> None:
+    random = np.random.default_rng(2)
+    mix = random.standard_normal((40, 40))
+    many = filled([random.standard_normal((4000, 40)) @ mix for _ in range(6)])
+    few = filled([random.standard_normal((1, 40)) @ mix for _ in range(6)])
+    alone = filled([random.standard_normal((4000, 40)) @ mix])
+    truth = mix.T @ mix
+    index = np.arange(40)
+
+    def kept(found: Moments) -> float:
+        made = found.covariance(centred=True)[0].copy()
+        made[index, index] = 0
+        wanted = truth.copy()
+        wanted[index, index] = 0
+        return float(np.vdot(made, wanted) / np.vdot(wanted, wanted))
+
+    assert kept(many) == pytest.approx(1, abs=0.1)
+    assert kept(few) < 0.75
+    assert kept(alone) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_covariance_is_positive_definite(centred: bool) -> None:
+    random = np.random.default_rng(3)
+    rows = np.maximum(random.standard_normal((3, 50)), 0)
+    rows[:, :5] = 0
+    made = filled([rows, rows * 0.5, rows + 0.1]).covariance(centred=centred)
+    assert np.linalg.eigvalsh(made[0]).min() > 0
+
+
+def test_uncentred_has_the_mean_in_it() -> None:
+    random = np.random.default_rng(4)
+    found = filled([random.standard_normal((500, 4)) + 3 for _ in range(4)])
+    apart = found.covariance(centred=False) - found.covariance(centred=True)
+    np.testing.assert_allclose(apart[0], np.outer(found.mean[0], found.mean[0]), rtol=1e-6)
+
+
+def test_infinite_activations_are_refused() -> None:
+    with pytest.raises(ValueError, match="infinite"):
+        filled([np.array([[1.0, np.inf]])])
+
+
+def test_a_drift_is_made_up_for() -> None:
+    random = np.random.default_rng(5)
+    # What is met lacks a tenth of one input and leaks it into another.
+    bend = np.eye(6)
+    bend[0, 0], bend[0, 1] = 0.9, 0.3
+    found = Drift(Dense((2, 6)))
+    seen = []
+    for number in range(4):
+        wanted = random.standard_normal((800, 6)).astype(np.float32)
+        met = (wanted @ bend + 0.02 * random.standard_normal((800, 6))).astype(np.float32)
+        seen.append((met, wanted))
+        found.add_pair(met, wanted, [number])
+    weight = random.standard_normal((1, 2, 6)).astype(np.float32)
+    target = found.target(weight, found.covariance(centred=True), centred=True)
+    before = after = 0.0
+    for met, wanted in seen:
+        before += float(((met - wanted) @ weight[0].T).var())
+        after += float((met @ target[0].T - wanted @ weight[0].T).var())
+    assert after < 0.05 * before
+
+
+def test_rounds_fit_in_memory() -> None:
+    products = [Dense((4, 100)), Dense((4, 100)), Dense((4, 400)), Dense((4, 10))]
+    need = [Moments.nbytes_of(product) for product in products]
+    assert need[0] == Moments(products[0]).square.nbytes
+    assert memory_rounds(products, 2 * need[0]) == [[0, 1], [2], [3]]
+    assert memory_rounds(products, sum(need)) == [[0, 1, 2, 3]]

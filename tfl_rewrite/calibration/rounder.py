@@ -1,0 +1,326 @@
+"""A rounder that knows what each weight is multiplied with."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.calibration.collect import Wanted, as_floats, collect, steps_of
+from tfl_rewrite.calibration.probe import Call, Place, Probe
+from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.biases import Correction, takes_bias
+from tfl_rewrite.passes.clipped import Clipped
+from tfl_rewrite.passes.products import product_of
+from tfl_rewrite.passes.rounders import Emit, Work
+from tfl_rewrite.quant import symmetric
+from tfl_rewrite.quant.calibrated import Pains
+from tfl_rewrite.quant.encoding import Effort
+from tfl_rewrite.quant.layer_rounding import Layer, Plan, round_layer
+from tfl_rewrite.quant.moments import Drift, Moments
+from tfl_rewrite.quant.patches import Product
+from tfl_rewrite.quant.symmetric import Error, Float32
+from tfl_rewrite.storage import is_changed, origin_of, save
+from tfl_rewrite.verification.runner import RuntimeChoice
+from tfl_rewrite.verification.samples import Step
+
+HELD_NBYTES = 256 << 20
+"""Of integers in memory; more go to a temporary file."""
+
+PAINS = {
+    Effort.FAST: Pains(rounds=0),
+    Effort.BALANCED: Pains(),
+    Effort.BEST: Pains(shares=(0.85, 0.92, 1.0, 1.08, 1.15), rounds=4),
+}
+"""Work that each effort is."""
+
+_HALF_DIGITS = 11
+_EMITTED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to calibrate.
+
+    Attributes:
+        inputs: Files with real inputs.
+        runtime: Which interpreter runs the model.
+        timeout: Seconds for each request to it.
+        pains: How much work each weight is worth.
+        in_order: Round weight after weight, each for what it meets behind those before it.
+        correct_bias: Whether biases take mean errors back.
+    """
+
+    inputs: tuple[str | os.PathLike[str], ...]
+    runtime: str = "litert"
+    timeout: float = 600.0
+    pains: Pains = field(default_factory=Pains)
+    in_order: bool = False
+    correct_bias: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One weight that can be calibrated."""
+
+    work: Work
+    place: Place
+    position: int
+    product: Product
+    plan: Plan
+
+    def weight(self) -> Float32:
+        """Returns the float weight in its shape, a copy."""
+        values = np.array(self.work.values(), np.float32).reshape(self.work.shape)
+        self.work.release()
+        return values
+
+
+class Calibrated:
+    """Rounds weights for the real activations that they meet, others as :class:`Clipped` does.
+
+    What was decided on a constant is kept, so that preparing it again costs nothing.
+
+    Args:
+        settings: How to calibrate.
+        progress: Called with what is going on, and how many of how many weights are done.
+    """
+
+    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+        self._settings = settings
+        self._progress = progress or (lambda _what, _done, _total: None)
+        self._plain = Clipped()
+        self._layers: dict[Hashable, Layer] = {}
+        self._reasons: dict[Hashable, str] = {}
+        self._active: list[Work] = []
+        self._steps: list[Step] | None = None
+        self._places: dict[int, Place] = {}
+        self._held = 0
+        self._spilled: list[Any] = []
+
+    def prepare(self, model: Model, works: Sequence[Work]) -> None:
+        """See :class:`tfl_rewrite.passes.calibrating.Calibrating`."""
+        self._active = list(works)
+        jobs = self._jobs(model, [work for work in works if not self._known(work)])
+        if not jobs:
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix="tfl-rewrite-calibrate-") as folder:
+                self._calibrate(_file_of(model, Path(folder)), jobs)
+        except (CalibrationError, UnsupportedError) as error:
+            for job in jobs:
+                if _key(job.work) not in self._layers:
+                    self._reasons[_key(job.work)] = f"the model could not be run for its activations: {error}"
+
+    def scales(self, work: Work) -> Float32:
+        """Returns the scales that belong to the integers."""
+        layer = self._layers.get(_key(work))
+        return layer.scale if layer is not None else self._plain.scales(work)
+
+    def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
+        """Gives out the integers; the nearest ones where the file holds other scales than theirs."""
+        layer = self._layers.get(_key(work))
+        if layer is None or not np.array_equal(layer.scale, scale):
+            return self._plain.round(work, scale, emit)
+        error = Error()
+        flat, channels = layer.integers.reshape(-1), work.channels
+        values = work.values()
+        number = np.arange(channels.channels)
+        for start in range(0, flat.size, _EMITTED):
+            part = np.array(flat[start : start + _EMITTED])
+            index = (np.arange(start, start + part.size) // channels.inner) % channels.channels
+            wanted = np.asarray(values[start : start + part.size], np.float64)
+            off = wanted - part * scale[number[index]].astype(np.float64)
+            error.signal += float(np.dot(wanted, wanted))
+            error.noise += float(np.dot(off, off))
+            emit(start, part)
+        return error
+
+    def corrections(self) -> list[Correction]:
+        """Returns what the biases of the weights prepared last are to take back."""
+        found = []
+        for work in self._active:
+            layer = self._layers.get(_key(work))
+            if layer is not None and layer.bias is not None:
+                use = work.uses[0]
+                found.append(Correction(use.subgraph, use.operator, layer.bias))
+        return found
+
+    def gains(self, work: Work) -> dict[str, float] | None:
+        """Returns what each step won on the calibration inputs, in dB; None for a weight not calibrated."""
+        layer = self._layers.get(_key(work))
+        return None if layer is None else layer.gains.decibels()
+
+    def notes(self) -> list[str]:
+        """Returns how many weights were calibrated, what that won, and why others were not."""
+        layers = [layer for work in self._active if (layer := self._layers.get(_key(work))) is not None]
+        lines = []
+        if layers:
+            won = [layer.gains.decibels() for layer in layers]
+            parts = ", ".join(f"{name} {median(each[name] for each in won):.1f}" for name in won[0])
+            how = ", each behind those before it" if self._settings.in_order else ""
+            lines.append(
+                f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
+                f" gain on their products in dB: {parts}; judge by inputs that were not used for it"
+            )
+        counts = Counter(
+            reason for work in self._active if (reason := self._reasons.get(_key(work))) is not None
+        )
+        lines += [f"{count} weight(s) rounded without activations: {why}" for why, count in counts.items()]
+        return lines
+
+    def _known(self, work: Work) -> bool:
+        return _key(work) in self._layers or _key(work) in self._reasons
+
+    def _jobs(self, model: Model, works: Sequence[Work]) -> list[_Job]:
+        places = self._places = {
+            id(operator): Place(number, position)
+            for number, subgraph in enumerate(model.subgraphs)
+            for position, operator in enumerate(subgraph.operators)
+        }
+        jobs = []
+        for work in works:
+            product = product_of(work.uses[0].operator, work.uses[0].position) if work.uses else None
+            if len(work.uses) != 1:
+                self._reasons[_key(work)] = "several operators read them"
+            elif product is None:
+                self._reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
+            else:
+                use = work.uses[0]
+                jobs.append(_Job(work, places[id(use.operator)], use.position, product, self._plan(work)))
+        return sorted(jobs, key=lambda job: (job.place.subgraph, job.place.operator))
+
+    def _plan(self, work: Work) -> Plan:
+        use = work.uses[0]
+        name, shape = use.operator.code.name, work.shape
+        outputs = shape[3] if name == "DEPTHWISE_CONV_2D" else shape[0]
+        nbytes = work.channels.elements * work.dtype.bits // 8
+        centred = self._settings.correct_bias and takes_bias(
+            use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs
+        )
+        digits = _HALF_DIGITS if work.block is not None else 24
+        return Plan(shape, work.channels, work.levels, centred, digits)
+
+    def _calibrate(self, path: Path, jobs: Sequence[_Job]) -> None:
+        settings = self._settings
+        choice = RuntimeChoice.parse(settings.runtime)
+        if self._steps is None:
+            self._progress("running the original", 0, 0)
+            self._steps = steps_of(path, settings.inputs, runtime=settings.runtime, timeout=settings.timeout)
+        with (
+            Runner(choice, timeout=settings.timeout) as first,
+            Runner(choice, timeout=settings.timeout) as second,
+        ):
+            probe = Probe(path, first)
+            calls = probe.calls(self._steps)
+            if settings.in_order:
+                self._one_by_one(probe, Probe(path, second), jobs, calls)
+            else:
+                self._at_once(probe, jobs, calls)
+
+    def _at_once(self, probe: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
+        wanted = [Wanted(job.place, job.product) for job in jobs]
+        for done, (position, moments) in enumerate(collect(probe, wanted, calls)):
+            self._progress("calibrating", done, len(jobs))
+            self._settle(jobs[position], moments)
+
+    def _one_by_one(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
+        entered = {call.subgraph for call in calls}
+        calibrated = {_key(job.work) for job in jobs}
+        for work in self._active:
+            if _key(work) not in calibrated and work.uses:
+                self._put(rounded, self._places[id(work.uses[0].operator)], work)
+        for done, job in enumerate(jobs):
+            self._progress("calibrating", done, len(jobs))
+            if job.place.subgraph not in entered:
+                self._reasons[_key(job.work)] = "no real input enters their subgraph"
+                continue
+            moments = _drift(probe, rounded, job, calls)
+            layer = self._settle(job, moments)
+            if layer is None:
+                self._put(rounded, job.place, job.work)
+                continue
+            scale = layer.scale[_channel_index(job.work)]
+            rounded.put(job.place, job.position, layer.integers * scale)
+            if layer.bias is not None:
+                rounded.add(job.place, 2, layer.bias)
+
+    def _put(self, rounded: Probe, place: Place, work: Work) -> None:
+        """Makes the model under way read a weight as it was rounded by another way."""
+        scale = self.scales(work)
+        integers = np.empty(work.channels.elements, np.int8)
+
+        def keep(start: int, part: symmetric.Int8) -> None:
+            integers[start : start + part.size] = part
+
+        self.round(work, scale, keep)
+        values = integers.reshape(work.shape) * scale[_channel_index(work)]
+        rounded.put(place, work.uses[0].position, values)
+
+    def _settle(self, job: _Job, moments: Moments | str) -> Layer | None:
+        """Rounds one weight and keeps the outcome."""
+        if isinstance(moments, str):
+            self._reasons[_key(job.work)] = moments
+            return None
+        layer = round_layer(job.weight(), job.plan, moments, self._settings.pains)
+        layer = self._kept(layer)
+        self._layers[_key(job.work)] = layer
+        return layer
+
+    def _kept(self, layer: Layer) -> Layer:
+        """Moves integers to a file where too many are held."""
+        self._held += layer.integers.nbytes
+        if self._held <= HELD_NBYTES:
+            return layer
+        self._held -= layer.integers.nbytes
+        # The map lives as long as this rounder, and the nameless file as long as the map.
+        file = tempfile.TemporaryFile(prefix="tfl-rewrite-")  # noqa: SIM115
+        file.write(layer.integers.tobytes())
+        file.flush()
+        mapped: npt.NDArray[np.int8] = np.memmap(file, np.int8, "r", shape=layer.integers.shape)
+        self._spilled.append(file)
+        return Layer(mapped, layer.scale, layer.bias, layer.gains)
+
+
+def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Moments | str:
+    """Returns what a weight meets in the model rounded so far, and what it would meet in the float model."""
+    moments = Drift(job.product)
+    pairs = zip(rounded.activations([job.place], calls), probe.activations([job.place], calls), strict=True)
+    try:
+        for (number, (met,)), (_, (wanted,)) in pairs:
+            key = (0, job.place.subgraph, job.place.operator, number)
+            moments.add_pair(as_floats(met), as_floats(wanted), key)
+    except (ValueError, CalibrationError) as error:
+        return str(error)
+    return moments
+
+
+def _channel_index(work: Work) -> npt.NDArray[np.int64]:
+    """Returns the number of each element's scale, in the shape of the constant."""
+    channels = work.channels
+    index = (np.arange(channels.elements) // channels.inner) % channels.channels
+    return index.reshape(work.shape)
+
+
+def _key(work: Work) -> Hashable:
+    return (work.position, work.channels, work.dtype, work.levels)
+
+
+def _file_of(model: Model, folder: Path) -> Path:
+    """Returns a file that holds the model as it is: its own where nothing was changed yet."""
+    origin = origin_of(model)
+    if origin is not None and not is_changed(model):
+        return Path(origin.container.path)
+    path = folder / "float.tflite"
+    save(model, path)
+    return path
