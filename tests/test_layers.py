@@ -24,6 +24,7 @@ LAYERS = (
     ("inspection", "api", "damage", "diffing"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search"),
+    ("shrinking",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

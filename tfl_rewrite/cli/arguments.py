@@ -597,7 +597,10 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (*COMMANDS, *SHARDING):
+    # Late: their rows are made of those above.
+    from tfl_rewrite.cli.shrink_commands import SHRINKING
+
+    for command in (*COMMANDS, *SHRINKING, *SHARDING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)

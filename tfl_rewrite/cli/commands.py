@@ -141,7 +141,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
         found = search_rounding(
             arguments.source,
             made,
-            _verification(arguments),
+            verification_of(arguments),
             min_snr=arguments.min_snr,
             max_abs_error=arguments.max_abs_error,
             progress=_Counter(arguments),
@@ -227,9 +227,17 @@ def join_model(arguments: argparse.Namespace) -> int:
     return shard_commands.join_model(arguments)
 
 
+def shrink_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shrink IN OUT``."""
+    from tfl_rewrite.cli import shrink_commands
+
+    return shrink_commands.shrink_file(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
     "round-weights": round_weights,
+    "shrink": shrink_file,
     "remove-dead": remove_dead,
     "dedup": dedup,
     "compact": compact,
@@ -244,7 +252,8 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _verification(arguments: argparse.Namespace) -> Verification:
+def verification_of(arguments: argparse.Namespace) -> Verification:
+    """Returns how a command is to verify, from its options."""
     return Verification(
         mode=arguments.verify,
         inputs=tuple(arguments.inputs),
@@ -259,7 +268,7 @@ def _verification(arguments: argparse.Namespace) -> Verification:
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
-    verification = _verification(arguments)
+    verification = verification_of(arguments)
     talks = sys.stderr is not None and sys.stderr.isatty()
     bar = _Bar(enabled=talks and not arguments.quiet)
     try:

@@ -182,8 +182,13 @@ class Search:
                 self._progress("settling", number, ROUNDS)
                 picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
                 if tuple(picked) in seen:
-                    if high - low < 0.2 or not math.isfinite(high - low):
+                    if high - low < 0.2:
                         break
+                    if not math.isfinite(high - low):
+                        if not any(picked) or not math.isfinite(low):
+                            break
+                        aim += 1.0
+                        continue
                     aim = (low + high) / 2
                     if tuple(knapsack.solve(self.units, 10.0 ** (-aim / 10.0))) in seen:
                         break

@@ -198,7 +198,7 @@ def shrink(
         parted = _split(source, checked, holdout, scratch)
         near = replace(checked, inputs=parted.search)
         far = replace(checked, inputs=parted.judge, seed=checked.seed if parted.search else checked.seed + 1)
-        base = _equipped(base_pass(settings), near, talk)
+        base = _equipped(base_pass(settings), replace(checked, inputs=parted.calibrate), talk)
         measure = MetricProcess(metric, source, near, scratch.folder()) if metric is not None else None
         far_metric = MetricProcess(metric, source, far, scratch.folder()) if metric is not None else None
         with near.judge(source, exact=False) as judge, far.judge(source, exact=False) as jury:
@@ -274,6 +274,10 @@ def _settled(
         verdict = jury.compare(trials.path, tolerance=goal.tolerance)
         figure = metric(trials.path) if metric is not None else None
         missing = goal.shortfall(verdict, figure) if goal.bounds_error else -1.0
+        import os as _os
+
+        if _os.environ.get("DBG"):
+            print("DBG", found.nbytes, found.snr, verdict.worst_snr(), missing, margin, flush=True)
         if missing <= 0:
             return found, verdict
         if not math.isfinite(missing) or (goal.min_snr is None and goal.max_error is None):
@@ -289,7 +293,7 @@ def _split(
     scratch: Scratch,
 ) -> Split:
     if not verification.inputs:
-        return Split((), (), "made inputs; other ones held out", True)
+        return Split((), (), (), "made inputs; other ones held out", True)
     model = load(source)
     in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
         code.name == "VAR_HANDLE" for code in model.operator_codes
