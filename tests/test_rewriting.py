@@ -410,7 +410,7 @@ def test_interrupted_while_judging(
             assert path.is_file()
             raise error
 
-    monkeypatch.setattr(Verification, "judge", lambda *_, **__: Interrupted())
+    monkeypatch.setattr(Verification, "panel", lambda *_, **__: Interrupted())
     with pytest.raises(error):
         rewrite(dense, folder / "out.tflite", [quantize_weights_pass()])
     assert names(folder) == []

@@ -24,7 +24,7 @@ from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
-    from tfl_rewrite.verification import Judge, Tolerance, Verdict
+    from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -42,8 +42,15 @@ class Verification:
         seed: Of the made ones.
         tolerance: What a lossy pass may change; None for the defaults of ``Tolerance``. Passes that promise
             equal numbers are judged bit by bit.
-        runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
+        runtime: ``litert``, ``tensorflow`` or ``python:PATH``; or several of them.
+        resolver: ``default``, ``builtin`` or ``reference`` kernels; or several. Each runtime judges with
+            each; the worst verdict counts. None for the default ones, or the built-in ones if the original
+            runs with no others.
         timeout: Seconds for each run of a file.
+        memory_limit: Bytes that the interpreters of both files may take together; None for four fifths of
+            the machine's.
+        independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
+            and what a model keeps in variables carries over.
         blame_seconds: How long to look for the constants that did the damage after a failure.
     """
 
@@ -52,24 +59,54 @@ class Verification:
     samples: int = 4
     seed: int = 0
     tolerance: Tolerance | None = None
-    runtime: str = "litert"
+    runtime: str | tuple[str, ...] = "litert"
+    resolver: str | tuple[str, ...] | None = None
     timeout: float = 600.0
+    memory_limit: int | None = None
+    independent: bool = False
     blame_seconds: float = 5.0
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
-        """Makes the judge of files rewritten from ``before``."""
-        from tfl_rewrite.verification import Judge, Tolerance
+        """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
+        from tfl_rewrite.verification import Judge, several
 
-        tolerance = Tolerance(exact=True) if exact else self.tolerance
         return Judge(
             before,
-            inputs=self.inputs,
-            samples=self.samples,
-            seed=self.seed,
-            tolerance=tolerance,
-            runtime=self.runtime,
-            timeout=self.timeout,
+            runtime=several(self.runtime)[0],
+            resolver=next(iter(several(self.resolver)), None),
+            **self._options(exact),
         )
+
+    def panel(
+        self,
+        before: str | os.PathLike[str],
+        *,
+        exact: bool,
+        progress: Callable[[str], None] | None = None,
+    ) -> Panel:
+        """Makes all judges of files rewritten from ``before``."""
+        from tfl_rewrite.verification import Panel, several
+
+        return Panel(
+            before,
+            runtimes=several(self.runtime),
+            resolvers=several(self.resolver),
+            progress=progress,
+            **self._options(exact),
+        )
+
+    def _options(self, exact: bool) -> dict[str, Any]:
+        from tfl_rewrite.verification import Tolerance
+
+        return {
+            "inputs": self.inputs,
+            "samples": self.samples,
+            "seed": self.seed,
+            "tolerance": Tolerance(exact=True) if exact else self.tolerance,
+            "timeout": self.timeout,
+            "memory_limit": self.memory_limit,
+            "independent": self.independent,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +115,8 @@ class Report:
 
     Attributes:
         outcome: ``rewritten``; ``unchanged`` (a verbatim copy); ``failed`` (nothing was published).
-        verdict: Of the interpreter; None where nothing was run.
+        verdict: Of the interpreter, or the worst of several (``verdict.verdicts`` has all); None where
+            nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
@@ -110,6 +148,7 @@ class Report:
             "nbytes_after": self.nbytes_after,
             "passes": [result.to_dict() for result in self.results],
             "verdict": self.verdict.to_dict() if self.verdict else None,
+            "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
@@ -147,7 +186,8 @@ def rewrite(
         force: Whether the target may exist.
         dry_run: Do everything but the publishing.
         threads: For rounding and writing; 0 for one per processor.
-        progress: Called with what is going on, and how many of how many bytes are done.
+        progress: Called with what is going on, and how many of how many bytes are done; 0 of 0 for what is
+            not counted in bytes.
 
     Raises:
         RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
@@ -201,7 +241,7 @@ def rewrite(
             report = Report(outcome="unchanged", **common)
         else:
             with _expected(source, passes) as expected:
-                report = _judge(passes, aside.path, settings, common, expected)
+                report = _judge(passes, aside.path, settings, common, expected, report_progress)
             if report.unverified is not None and flaws and settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
@@ -265,6 +305,7 @@ def _judge(
     settings: Verification,
     common: dict[str, Any],
     expected: str | os.PathLike[str],
+    progress: Callable[[str, int, int], None],
 ) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
     written = load(made)
@@ -276,8 +317,8 @@ def _judge(
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
     lossy = any(item.lossy for item in passes)
-    with settings.judge(expected, exact=not lossy) as judge:
-        verdict = judge.compare(made)
+    with settings.panel(expected, exact=not lossy, progress=lambda what: progress(what, 0, 0)) as panel:
+        verdict = panel.compare(made)
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
         if verdict.passed:
@@ -286,6 +327,7 @@ def _judge(
         if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
             from tfl_rewrite.damage import measure_damage
 
+            judge = panel.judge_of(verdict)
             damage = measure_damage(
                 common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )

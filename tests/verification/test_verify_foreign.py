@@ -127,12 +127,15 @@ def test_larger_sizes_that_only_the_rewritten_refuses_fail(tmp_path, runtime, de
     assert verify(before, before, runtime=runtime).sample_count == 5
 
 
-def test_variables_are_reset_and_resources_carry_over(tmp_path, runtime):
-    outputs = {}
-    for mode in ("count calls", "count since reset"):
-        result = run_model(fake_runtime.model(tmp_path / "a", mode=mode), runtime=runtime)
-        outputs[mode] = [float(call["y"].max()) for call in result.outputs]
-    assert outputs == {"count calls": [1, 2, 3, 4], "count since reset": [1, 1, 1, 1]}
+@pytest.mark.parametrize("mode", ["count calls", "count since reset"])
+def test_state_carries_over_unless_told_otherwise(tmp_path, runtime, mode):
+    file = fake_runtime.model(tmp_path / "a", mode=mode)
+    for independent, counts in ((False, [1, 2, 3, 4]), (True, [1, 1, 1, 1])):
+        result = run_model(file, runtime=runtime, independent=independent)
+        assert [float(call["y"].max()) for call in result.outputs] == counts
+        verdict = verify(file, file, runtime=runtime, independent=independent)
+        assert verdict.status == "pass"
+        assert any("one sequence" in note for note in verdict.notes) is not independent
 
 
 def test_original_that_does_not_repeat_itself_proves_nothing(tmp_path, runtime):
@@ -219,6 +222,12 @@ def test_old_runtime(tmp_path):
     assert max(int(np.max(call[0])) for call in result.inputs) == 2
     words = tiny_models.constant_output(tmp_path / "w.tflite", [b"a", b"b\0"], dtype="string")
     assert run_model(words, runtime=runtime).outputs[0]["y"].tolist() == [b"a", b"b\0"]
+    every = ("default", "builtin", "reference")
+    both = verify(signed, signed, runtime=["litert", runtime], resolver=every)
+    assert both.status == "pass"
+    assert [(one.judge.runtime, one.judge.kernels) for one in both.verdicts] == [
+        (name, kernels) for name in ("ai-edge-litert", "tflite-runtime") for kernels in every
+    ]
     unknown = tiny_models.custom_op(tmp_path / "c.tflite")
     assert verify(unknown, unknown, runtime=runtime).status == "unverified"
     looping = tiny_models.crashing(tmp_path / "d.tflite")

@@ -213,21 +213,17 @@ def test_random_original_proves_nothing(tmp_path):
     assert verdict.status == "unverified" and "does not repeat" in verdict.reasons[0]
 
 
-def test_variable_tensors_start_anew_for_each_sample(tmp_path):
-    model = tiny_models.TinyModel()
-    graph = model.graph()
-    x = graph.input("x", "float32", [1, 3])
-    feature = graph.tensor("f", "float32", [2, 3], data=np.ones((2, 3)))
-    time = graph.tensor("t", "float32", [2, 4], data=np.ones((2, 4)))
-    bias = graph.tensor("b", "float32", [2], data=[0, 0])
-    state = graph.tensor("state", "float32", [1, 8], variable=True)
-    y = graph.tensor("y", "float32", [1, 2])
-    graph.op("SVDF", [x, feature, time, bias, state], [y], rank=1)
-    graph.outputs = [y]
-    file = model.write(tmp_path / "a.tflite")
+def test_variable_tensors_carry_over_unless_told_otherwise(tmp_path):
+    file = tiny_models.summing(tmp_path / "a.tflite")
     np.savez(tmp_path / "same.npz", x=np.ones((3, 1, 3), np.float32))
-    result = run_model(file, inputs=[tmp_path / "same.npz"])
+    given = [tmp_path / "same.npz"]
+    result = run_model(file, inputs=given)
+    assert [call["y"].tolist() for call in result.outputs] == [[[3.0, 3.0]], [[6.0, 6.0]], [[9.0, 9.0]]]
+    result = run_model(file, inputs=given, independent=True)
     assert [call["y"].tolist() for call in result.outputs] == [[[3.0, 3.0]]] * 3
+    said = "state carries over from call to call: the 3 calls were run as one sequence"
+    assert verify(file, file, inputs=given).notes == (said,)
+    assert verify(file, file, inputs=given, independent=True).notes == ()
 
 
 def test_samples_are_seeded_and_shared(plus):

@@ -97,6 +97,7 @@ class Graph:
             "RESHAPE": "Reshape",
             "FULLY_CONNECTED": "FullyConnected",
             "SVDF": "SVDF",
+            "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
         }.get(name)
         if kind is not None:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, f"{kind}Options")
@@ -209,6 +210,58 @@ def constant_output(path: Path, values: Any, *, dtype: str, **tensor: Any) -> Pa
         graph.tensors[c].quantization = graph.tensors[y].quantization
     graph.op("GATHER", [c, indices], [y], version=2 if dtype == "string" else 1, axis=0)
     graph.outputs = [x, y]
+    return model.write(path)
+
+
+def depthwise(path: Path, *, per_tensor: bool = False) -> Path:
+    """A depthwise convolution with float weights; or int8 ones with one scale, which its kernel misreads.
+
+    The hybrid kernel wants a scale for each channel and reads beyond the one that is there.
+    """
+    model = TinyModel()
+    graph = model.graph()
+    values = np.arange(-72, 72).reshape(1, 3, 3, 16)
+    x = graph.input("x", "float32", [1, 8, 8, 16])
+    if per_tensor:
+        weights = graph.tensor("w", "int8", values.shape, data=values, scale=0.02)
+    else:
+        weights = graph.tensor("w", "float32", values.shape, data=values * 0.02)
+    bias = graph.tensor("b", "float32", [16], data=[0.0] * 16)
+    y = graph.tensor("y", "float32", [1, 8, 8, 16])
+    options = {"strideW": 1, "strideH": 1, "depthMultiplier": 1}
+    options |= {"dilationWFactor": 1, "dilationHFactor": 1}
+    graph.op("DEPTHWISE_CONV_2D", [x, weights, bias], [y], version=6 if per_tensor else 1, **options)
+    graph.outputs = [y]
+    return model.write(path)
+
+
+def hungry(path: Path, *, size: int = 20_000) -> Path:
+    """A small file that needs ``4 * size ** 2`` bytes: all sums of two vectors, of which one row is taken."""
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input("x", "float32", [1, size])
+    column = graph.tensor("c", "float32", [size, 1], data=np.ones(size))
+    sums = graph.tensor("sums", "float32", [size, size])
+    first = graph.tensor("i", "int32", [1], data=[0])
+    y = graph.tensor("y", "float32", [1, size])
+    graph.op("ADD", [x, column], [sums])
+    graph.op("GATHER", [sums, first], [y], axis=0)
+    graph.outputs = [y]
+    return model.write(path)
+
+
+def summing(path: Path) -> Path:
+    """An SVDF with all weights 1: the sum of its inputs over four calls."""
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input("x", "float32", [1, 3])
+    feature = graph.tensor("f", "float32", [2, 3], data=np.ones((2, 3)))
+    time = graph.tensor("t", "float32", [2, 4], data=np.ones((2, 4)))
+    bias = graph.tensor("b", "float32", [2], data=[0, 0])
+    state = graph.tensor("state", "float32", [1, 8], variable=True)
+    y = graph.tensor("y", "float32", [1, 2])
+    graph.op("SVDF", [x, feature, time, bias, state], [y], rank=1)
+    graph.outputs = [y]
     return model.write(path)
 
 

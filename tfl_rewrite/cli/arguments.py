@@ -77,11 +77,34 @@ JUDGING = (
     _value(
         "--runtime",
         help="which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
-        "another Python installation has",
-        default="litert",
+        "another Python installation has (tflite-runtime, a vendor's build); repeatable: each one judges, "
+        "and the worst verdict counts",
+        action="append",
+        default=[],
         metavar="NAME",
     ),
+    _value(
+        "--resolver",
+        help="which of its kernels run both files: default (XNNPACK), builtin (optimized, no delegate) or "
+        "reference (slow); repeatable: each runtime judges with each. Without it: default, or builtin if the "
+        "original runs with nothing else",
+        action="append",
+        choices=("default", "builtin", "reference"),
+        default=[],
+    ),
+    _flag(
+        "--independent",
+        help="run each sample in a new interpreter. Otherwise all samples are one sequence, in order: what a "
+        "model keeps in variables carries over",
+    ),
     _value("--timeout", help="seconds for each run of a file (default: 600)", type=float, default=600.0),
+    _value(
+        "--memory-limit",
+        help="memory that the interpreters of both files may take together, such as 4GB; one that takes more "
+        "is ended (default: 80 % of the machine's)",
+        default=None,
+        metavar="SIZE",
+    ),
 )
 
 VERIFYING = (
@@ -411,8 +434,9 @@ COMMANDS = (
     Command(
         "verify",
         "run two files on the same inputs and compare their outputs",
-        "Runs both files in processes of their own on the same inputs and compares every output of every "
-        "signature. Exit 0: within the tolerance; 4: not; 0 with UNVERIFIED when BEFORE cannot run.",
+        "Runs both files in processes of their own, twice, on the same inputs and compares every output of "
+        "every signature. Exit 0: within the tolerance; 4: not, or AFTER crashes, hangs, takes too much "
+        "memory or does not repeat its outputs; 0 with UNVERIFIED when that is so of BEFORE.",
         (
             (
                 "files",
@@ -426,7 +450,7 @@ COMMANDS = (
                 (
                     *JUDGING,
                     _flag("--exact", help="outputs must be equal to the bit"),
-                    _flag("--require", help="exit 3 when BEFORE cannot run"),
+                    _flag("--require", help="exit 3 when UNVERIFIED"),
                     _value("--report", help="write the verdict as JSON", metavar="FILE.json"),
                 ),
             ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfl_rewrite import api
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
 from tfl_rewrite.cli.streams import shown
+from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.errors import (
     FileAccessError,
     TflRewriteError,
@@ -155,19 +156,21 @@ def verify_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.verification import verify
 
     _check_report(arguments.report, (arguments.before, arguments.after))
-    verdict = verify(
-        arguments.before,
-        arguments.after,
-        inputs=tuple(arguments.inputs),
-        samples=arguments.samples,
-        seed=arguments.seed,
-        tolerance=_tolerance(arguments, exact=arguments.exact),
-        runtime=arguments.runtime,
-        timeout=arguments.timeout,
-    )
+    with Waiting(enabled=_talks(arguments)) as waiting:
+        verdict = verify(
+            arguments.before,
+            arguments.after,
+            inputs=tuple(arguments.inputs),
+            samples=arguments.samples,
+            seed=arguments.seed,
+            tolerance=_tolerance(arguments, exact=arguments.exact),
+            progress=waiting,
+            **_judges(arguments),
+        )
     if not arguments.quiet:
         _print(verdict.summary_lines())
-    _write_json(arguments.report, {"schema": 1, **verdict.to_dict()})
+    facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
+    _write_json(arguments.report, {"schema": 1, **facts})
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
@@ -260,17 +263,36 @@ def verification_of(arguments: argparse.Namespace) -> Verification:
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
-        runtime=arguments.runtime,
-        timeout=arguments.timeout,
+        **_judges(arguments),
         blame_seconds=arguments.blame_seconds,
     )
+
+
+def _judges(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns who judges, and within which limits."""
+    limit = None
+    if arguments.memory_limit is not None:
+        from tfl_rewrite.verification import parse_memory
+
+        limit = parse_memory(arguments.memory_limit)
+    return {
+        "runtime": tuple(arguments.runtime) or ("litert",),
+        "resolver": tuple(arguments.resolver),
+        "timeout": arguments.timeout,
+        "memory_limit": limit,
+        "independent": arguments.independent,
+    }
+
+
+def _talks(arguments: argparse.Namespace) -> bool:
+    """Whether somebody at a terminal wants to see what is going on."""
+    return sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
 
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
     verification = verification_of(arguments)
-    talks = sys.stderr is not None and sys.stderr.isatty()
-    bar = _Bar(enabled=talks and not arguments.quiet)
+    bar = _Bar(enabled=_talks(arguments))
     try:
         report = rewrite(
             arguments.source,
@@ -356,7 +378,7 @@ class _Counter:
     """Says on the terminal how many runs of a search are done."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._enabled = sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
+        self._enabled = _talks(arguments)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._enabled:
@@ -372,8 +394,13 @@ class _Bar:
         self._enabled = enabled
         self._started = time.monotonic()
         self._bar: Any = None
+        self._waiting = Waiting(enabled=enabled)
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if not total:
+            self.close()
+            self._waiting(what)
+            return
         if not self._enabled or time.monotonic() - self._started < _BAR_AFTER_SECONDS:
             return
         if self._bar is None:
@@ -385,6 +412,7 @@ class _Bar:
 
     def close(self) -> None:
         """Removes the bar."""
+        self._waiting.close()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

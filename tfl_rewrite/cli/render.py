@@ -73,6 +73,8 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
     if report.unverified is not None and report.outcome != "failed":
         lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+        if report.verdict is not None and len(report.verdict.each) > 1:
+            lines += report.verdict.summary_lines()
     elif report.verdict is not None:
         lines += ["verified: " + report.verdict.summary_lines()[0], *report.verdict.summary_lines()[1:]]
         lines += _loss(report)

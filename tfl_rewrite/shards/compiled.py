@@ -63,7 +63,7 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
         UsageError: An input file does not fit the model, or the runtime is not installed.
     """
     started = time.monotonic()
-    if settings.runtime != "litert":
+    if settings.runtime not in ("litert", ("litert",)):
         raise UsageError(
             f"{settings.runtime} does not read external buffers", remedy="leave --runtime at litert"
         )

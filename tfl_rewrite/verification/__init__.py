@@ -6,7 +6,9 @@ Shares no code with what rewrites: it sees two files, through the runtime only.
 from __future__ import annotations
 
 from .compare import Tolerance
-from .judge import CallOutputs, Judge, RunResult, run_model, verify
+from .judge import CallOutputs, Judge, RunResult, run_model
+from .memory import parse_memory
+from .panel import Panel, several, verify
 from .report import JudgeInfo, OutputComparison, Verdict
 from .runner import Failure
 
@@ -16,9 +18,12 @@ __all__ = [
     "Judge",
     "JudgeInfo",
     "OutputComparison",
+    "Panel",
     "RunResult",
     "Tolerance",
     "Verdict",
+    "parse_memory",
     "run_model",
+    "several",
     "verify",
 ]

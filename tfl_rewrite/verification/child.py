@@ -16,11 +16,13 @@ if __name__ == "__main__":
     # The folder of this script would otherwise come first, and its neighbours shadow foreign modules.
     del sys.path[0]
 
+import ctypes
 import importlib
 import json
 import os
 import platform
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -44,7 +46,17 @@ CARRIERS = frozenset([
     "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK",
 ])
 # fmt: on
+# Operators that keep something from call to call, or run other subgraphs, whose operators cannot be seen.
+KEEPERS = re.compile(
+    r"VAR_HANDLE|READ_VARIABLE|ASSIGN_VARIABLE|HASHTABLE.*|CALL_ONCE|WHILE|IF|STABLEHLO_.*|SVDF|.*(LSTM|RNN).*"
+)
 MMAP_FROM_NBYTES = 1 << 20
+# What the runtimes call the kernels that are asked for; without any they take their default delegates.
+KERNELS = {"builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+# glibc: fill what malloc hands out, and what free takes back, with the complement of a byte and that byte.
+M_PERTURB = -6
+# Beside the model: the interpreter's own libraries, Python, and memory that is reserved but never touched.
+SLACK_NBYTES = 1 << 30
 
 
 def save_array(stem: Path, array: Any) -> None:
@@ -92,8 +104,11 @@ class Runtime:
     def build(self, model: str, resolver: str, threads: int) -> Any:
         """An interpreter of the file, not yet allocated."""
         options: dict[str, Any] = {"model_path": model, "num_threads": threads}
-        if resolver == "plain":
-            options["experimental_op_resolver_type"] = self.resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        if resolver in KERNELS:
+            kernels = getattr(self.resolvers, KERNELS[resolver], None)
+            if kernels is None:
+                raise ValueError(f"this runtime has no {resolver} kernels to choose")
+            options["experimental_op_resolver_type"] = kernels
         return self.interpreter(**options)
 
 
@@ -185,13 +200,12 @@ def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any
     return inputs[1], int(min(fitting or table))
 
 
-def index_bounds(interpreter: Any) -> dict[int, int]:
+def index_bounds(interpreter: Any, nodes: list[tuple[str, list[int], list[int]]]) -> dict[int, int]:
     """For each tensor of the primary subgraph that ends as an index: the size it must stay below.
 
     Walks the operators from the last to the first, handing a bound from the output of an operator that
     only carries values to its inputs. Must be called before the graph is delegated.
     """
-    nodes = _nodes(interpreter)
     if not nodes:
         return {}
     shapes = {
@@ -214,8 +228,9 @@ def index_bounds(interpreter: Any) -> dict[int, int]:
 
 def describe(interpreter: Any) -> dict[str, Any]:
     """Inputs and outputs of the primary subgraph and of every signature, as the file declares them."""
+    nodes = _nodes(interpreter)
     try:
-        bounds = index_bounds(interpreter)
+        bounds = index_bounds(interpreter, nodes)
     except Exception:
         bounds = {}
     inputs = [tensor_facts(detail, detail["name"], bounds) for detail in interpreter.get_input_details()]
@@ -236,7 +251,16 @@ def describe(interpreter: Any) -> dict[str, Any]:
         # The operators of other subgraphs cannot be seen: an input of the same name is taken for the same.
         for facts in entry["inputs"]:
             facts["below"] = facts["below"] or by_name.get(facts["name"])
-    return {"inputs": inputs, "outputs": outputs, "signatures": signatures}
+    names = [name for name, _, _ in nodes]
+    primary = all(_subgraph_of(interpreter, entry["key"]) == 0 for entry in signatures)
+    # A custom operator, whose name is its author's, may keep anything.
+    innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "signatures": signatures,
+        "keeps_state": not (primary and names and len(innocent) == len(names)),
+    }
 
 
 def _subgraph_of(interpreter: Any, key: str) -> int:
@@ -253,21 +277,53 @@ class Service:
         self._runtime = runtime
         self._emit = emit
         self._loaded: tuple[Any, Any, Any] | None = None
+        self._poisoned = 0
 
     def answer(self, request: dict[str, Any]) -> None:
         """Carries out one request; its last message has either ``done`` or ``error``."""
         started = time.monotonic()
         self._where: dict[str, Any] = {"stage": "opening"}
         try:
+            self._poison(request.get("poison", 0))
+            _bound_memory(request.get("memory"))
             interpreter, facts = self._load(request)
-            notes: list[str] = []
             if request["do"] == "run":
-                notes = self._run(interpreter, facts, request)
+                self._run(interpreter, facts, request)
                 self._loaded = None
-            self._emit({"done": True, "notes": notes, "seconds": time.monotonic() - started})
+            self._emit({"done": True, "seconds": time.monotonic() - started})
         except Exception as error:
             self._loaded = None
-            self._emit({**self._where, "error": str(error) or type(error).__name__})
+            text = str(error) or type(error).__name__
+            if self._where["stage"] == "allocating" and self._is_bound(request):
+                text = f"out of memory: it reserves much more than it may ({text})"
+            self._emit({**self._where, "error": text})
+
+    def _is_bound(self, request: dict[str, Any]) -> bool:
+        """Whether a model that was refused would have been allocated with all memory that there is."""
+        if request.get("memory") is None:
+            return False
+        _bound_memory(None)
+        try:
+            interpreter = self._runtime.build(request["model"], request["resolver"], request["threads"])
+            interpreter.allocate_tensors()
+        except Exception:
+            return False
+        finally:
+            _bound_memory(request["memory"])
+        return True
+
+    def _poison(self, byte: int) -> None:
+        """From now on, memory that a kernel reads before it wrote it holds something else than usual."""
+        if byte == self._poisoned:
+            return
+        # A model that is opened already has the memory that it has.
+        self._loaded = None
+        try:
+            ctypes.CDLL(None).mallopt(M_PERTURB, byte)
+        except (OSError, AttributeError):
+            # Not glibc. Another process has other memory anyway.
+            pass
+        self._poisoned = byte
 
     def _enter(self, stage: str, **where: Any) -> None:
         # Sent before the work, so that the parent knows where a process that died had come to.
@@ -288,43 +344,35 @@ class Service:
         self._loaded = (key, interpreter, facts)
         return interpreter, facts
 
-    def _run(self, interpreter: Any, facts: dict[str, Any], request: dict[str, Any]) -> list[str]:
+    def _run(self, interpreter: Any, facts: dict[str, Any], request: dict[str, Any]) -> None:
         steps = json.loads(Path(request["steps"]).read_text(encoding="utf-8"))
         out = Path(request["out"])
-        notes: list[str] = []
-        for number, step in enumerate(steps):
+        for number, position in enumerate(request.get("only") or range(len(steps))):
+            step = steps[position]
             self._enter("running", step=number)
             values = [(name, load_array(Path(stem))) for name, stem in step["inputs"]]
+            if request.get("independent") and number:
+                interpreter = self._runtime.build(request["model"], request["resolver"], request["threads"])
+                interpreter.allocate_tensors()
             try:
                 if step["signature"] is None:
-                    results = _run_primary(interpreter, facts, values, notes)
+                    results = _run_primary(interpreter, facts, values)
                 else:
-                    results = _run_signature(interpreter, facts, step["signature"], values, notes)
+                    results = _run_signature(interpreter, facts, step["signature"], values)
             except Exception as error:
                 if not step["optional"]:
                     raise
                 self._emit({"dropped": number, "reason": str(error) or type(error).__name__})
                 break
             errors: list[str | None] = []
-            for position, result in enumerate(results):
+            for place, result in enumerate(results):
                 errors.append(result if isinstance(result, str) else None)
                 if not isinstance(result, str):
-                    save_array(out / f"{number}.{position}", result)
+                    save_array(out / f"{number}.{place}", result)
             self._emit({"ran": number, "unreadable": errors})
-        return notes
 
 
-def _reset(interpreter: Any, notes: list[str]) -> None:
-    try:
-        interpreter.reset_all_variables()
-    except Exception as error:
-        # Variable tensors of a subgraph that was never allocated; allocation clears them.
-        text = f"variable tensors could not be reset: {error}"
-        if text not in notes:
-            notes.append(text)
-
-
-def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any, notes: list[str]) -> list[Any]:
+def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any) -> list[Any]:
     """Runs the primary subgraph on inputs by position; a text instead of an output: why it is unreadable."""
     details = interpreter.get_input_details()
     if len(details) != len(values):
@@ -336,7 +384,6 @@ def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any, notes: li
             resized = True
     if resized:
         interpreter.allocate_tensors()
-    _reset(interpreter, notes)
     for position, (_, value) in enumerate(values):
         interpreter.set_tensor(details[position]["index"], value)
     interpreter.invoke()
@@ -349,9 +396,7 @@ def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any, notes: li
     return results
 
 
-def _run_signature(
-    interpreter: Any, facts: dict[str, Any], key: str, values: Any, notes: list[str]
-) -> list[Any]:
+def _run_signature(interpreter: Any, facts: dict[str, Any], key: str, values: Any) -> list[Any]:
     """Runs one signature on inputs by name, or by position where the names are others."""
     entry = next((entry for entry in facts["signatures"] if entry["key"] == key), None)
     if entry is None:
@@ -362,7 +407,6 @@ def _run_signature(
     given = dict(values)
     by_position = {name: values[position][1] for position, name in enumerate(names)}
     arguments = given if set(given) == set(names) else by_position
-    _reset(interpreter, notes)
     result = interpreter.get_signature_runner(key)(**arguments)
     return [np.asarray(result[item["name"]]) for item in entry["outputs"]]
 
@@ -373,6 +417,20 @@ def _limit_damage() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def _bound_memory(nbytes: int | None) -> None:
+    """Lets allocations fail beyond a limit; the parent, which sees what is really used, is stricter."""
+    try:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = hard if nbytes is None else nbytes + SLACK_NBYTES
+        if hard != resource.RLIM_INFINITY:
+            soft = min(soft, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     except (ImportError, OSError, ValueError):
         pass
 

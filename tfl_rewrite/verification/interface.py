@@ -84,10 +84,15 @@ class EntryPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """The primary subgraph and all signatures of one model."""
+    """The primary subgraph and all signatures of one model.
+
+    Attributes:
+        keeps_state: It may keep something from one call to the next; False where that can be ruled out.
+    """
 
     primary: EntryPoint
     signatures: tuple[EntryPoint, ...]
+    keeps_state: bool = True
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Interface:
@@ -95,6 +100,7 @@ class Interface:
         return cls(
             primary=_entry_point(None, facts),
             signatures=tuple(_entry_point(entry["key"], entry) for entry in facts["signatures"]),
+            keeps_state=facts["keeps_state"],
         )
 
     @property

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UsageError
 from .child import load_array
 from .cleanup import Scratch, TerminationGuard
-from .compare import OutputTally, Tolerance
+from .compare import Tolerance
 from .inputs import expand_paths
-from .interface import Interface, interface_differences, quoted
+from .interface import Interface, interface_differences
+from .kernels import KernelNoise
+from .memory import MemoryWatch, default_limit, parse_memory
 from .reference import Options, Original, PathLike, Reference
-from .report import JudgeInfo, OutputComparison, Verdict
+from .repeats import Repeats
+from .report import JudgeInfo, Verdict
 from .runner import Execution, Failure, RuntimeChoice, Worker
 from .samples import Array
+from .tallies import differing, tally_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,14 @@ class Judge:
         runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
         timeout: Seconds for each run of a file: opening, allocating and all samples.
         threads: Of each interpreter.
+        resolver: ``default`` (XNNPACK), ``builtin`` or ``reference``: the kernels that run both files. None
+            for the default ones, or the built-in ones if the original runs with no others.
+        memory_limit: Bytes that the interpreters of both files may take together (see
+            ``memory.default_limit`` for what None means). One of them that takes more is ended.
+        independent: Each call meets a new interpreter. Otherwise all calls are one sequence, as users run
+            a model: what it keeps in variables carries over.
+        kernels: Resolvers that the original is compared with itself under when outputs differ; without any,
+            the built-in kernels or the default ones, whichever do not judge.
 
     Raises:
         UsageError: An option makes no sense, or a path does not exist.
@@ -83,20 +95,35 @@ class Judge:
         runtime: str = "litert",
         timeout: float = 600.0,
         threads: int = 1,
+        resolver: str | None = None,
+        memory_limit: int | None = None,
+        independent: bool = False,
+        kernels: Sequence[str] = (),
     ) -> None:
         self._before = _existing(before)
+        limit = default_limit() if memory_limit is None else parse_memory(memory_limit)
         self._options = Options(
-            inputs=tuple(inputs), samples=samples, seed=seed, timeout=timeout, threads=threads
+            inputs=tuple(inputs),
+            samples=samples,
+            seed=seed,
+            timeout=timeout,
+            threads=threads,
+            resolver=resolver,
+            memory_limit=limit,
+            independent=independent,
         )
         self._tolerance = tolerance or Tolerance()
         choice = RuntimeChoice.parse(runtime)
         expand_paths(inputs)
         self._guard = TerminationGuard()
         self._scratch = Scratch()
-        self._workers = [Worker(choice, self._scratch.folder()) for _ in range(2)]
+        watch = MemoryWatch(limit)
+        folders = self._scratch.folder(), self._scratch.folder()
+        self._workers = Worker(choice, folders[0], watch), Worker(choice, folders[1], watch)
         self._rewritten = self._workers[1]
         self._original = Original(self._before, self._options, self._workers[0], self._scratch)
-        self._repeated: dict[tuple[str | None, int], OutputTally] | None = None
+        self._repeats = Repeats(self._before, self._options, self._workers, self._scratch)
+        self._noise = KernelNoise(self._before, self._options, self._workers[0], self._scratch, kernels)
 
     def __enter__(self) -> Judge:
         self._guard.__enter__()
@@ -114,15 +141,25 @@ class Judge:
 
     def close(self) -> None:
         """Ends the processes and removes the temporary folder."""
-        self._stop()
+        self.rest()
         self._scratch.close()
 
-    def _stop(self) -> None:
+    def rest(self) -> None:
+        """Ends the processes; they are started again when they are needed."""
         for worker in self._workers:
             worker.kill()
 
-    def compare(self, after: PathLike, *, tolerance: Tolerance | None = None) -> Verdict:
+    def compare(
+        self, after: PathLike, *, tolerance: Tolerance | None = None, repeat: bool = False
+    ) -> Verdict:
         """Judges one rewritten file.
+
+        Args:
+            after: The file.
+            tolerance: Instead of the judge's own.
+            repeat: Run both files again, to see that they repeat their outputs, and, if outputs differ too
+                much, the original with other kernels. For a verdict that somebody relies on; a search
+                among many files does without.
 
         Raises:
             UsageError: The runtime is not installed, an input file does not fit the model, or ``after`` does
@@ -131,11 +168,16 @@ class Judge:
         path = _existing(after)
         with TerminationGuard():
             try:
-                return self._compare(path, tolerance or self._tolerance)
+                return self._compare(path, tolerance or self._tolerance, repeat)
             except BaseException:
                 # Nobody is going to wait for what they are doing now.
-                self._stop()
+                self.rest()
                 raise
+
+    @property
+    def settled(self) -> Reference | None:
+        """The run of the original, if there was one and it ended."""
+        return self._original.settled
 
     def reference(self) -> RunResult:
         """What the original gives, in memory; runs it if that has not happened yet.
@@ -147,7 +189,7 @@ class Judge:
             try:
                 reference = self._original.settle()
             except BaseException:
-                self._stop()
+                self.rest()
                 raise
         if isinstance(reference, Failure):
             return RunResult(judge=self._original.judge, interface=None, failure=reference)
@@ -174,7 +216,7 @@ class Judge:
             seconds=execution.seconds,
         )
 
-    def _compare(self, after: Path, tolerance: Tolerance) -> Verdict:
+    def _compare(self, after: Path, tolerance: Tolerance, repeat: bool) -> Verdict:
         started = time.monotonic()
 
         def begin(resolver: str, steps: Path) -> None:
@@ -186,6 +228,7 @@ class Judge:
             return Verdict(
                 status="unverified",
                 reasons=(f"the original does not run: {reference.message}",),
+                cause=reference.kind,
                 judge=self._original.judge,
                 sample_source="real" if self._options.inputs else "made",
                 seconds=time.monotonic() - started,
@@ -193,100 +236,91 @@ class Judge:
         if not self._rewritten.busy:
             begin(reference.resolver, reference.steps)
         execution = self._rewritten.finish(self._options.timeout)
-        reasons, notes, outputs = self._judged(reference, execution, tolerance)
+        if execution.failure is not None and execution.failure.crowded:
+            self.rest()
+            begin(reference.resolver, reference.steps)
+            execution = self._rewritten.finish(self._options.timeout)
+        verdict = self._judged(reference, execution, tolerance)
+        if repeat:
+            verdict = self._repeated(reference, execution, after, verdict)
+        if verdict.cause == "outputs":
+            verdict = self._excused(reference, verdict, tolerance, repeat)
         self._scratch.discard(execution.folder)
-        status = "fail" if reasons else "pass"
-        if not reasons and not outputs:
-            status, reasons = "unverified", ["the model has no outputs to compare; both files run"]
-        elif reasons and len(reasons) == sum(not output.passed for output in outputs):
-            status, reasons, notes = self._excuse_unstable(reference, outputs, reasons, notes, tolerance)
-        return Verdict(
-            status=status,
-            reasons=tuple(reasons),
-            judge=reference.judge,
-            sample_source=reference.source,
-            sample_count=min(len(execution.ran), len(reference.execution.ran)),
-            outputs=tuple(outputs),
-            notes=(*reference.notes, *notes),
-            seconds=time.monotonic() - started,
-        )
+        return replace(verdict, notes=(*reference.notes, *verdict.notes), seconds=time.monotonic() - started)
 
-    def _judged(
-        self, reference: Reference, execution: Execution, tolerance: Tolerance
-    ) -> tuple[list[str], list[str], list[OutputComparison]]:
-        """Reasons to fail, notes, and the comparison of each output."""
+    def _judged(self, reference: Reference, execution: Execution, tolerance: Tolerance) -> Verdict:
+        """What the first run of both says."""
         reasons: list[str] = []
         notes: list[str] = []
+        cause = ""
         if execution.interface is not None:
             broken, renamed = interface_differences(reference.interface, execution.interface)
             reasons += [f"interface: {text}" for text in broken]
             notes += renamed
+            cause = "interface" if broken else ""
         expected = len(reference.execution.ran)
         if execution.failure is not None and (execution.failure.step or 0) < expected:
             reasons.append(f"the rewritten file does not run: {execution.failure.message}")
+            cause = cause or execution.failure.kind
         elif execution.dropped is not None and execution.dropped[0] < expected:
             reasons.append(
                 f"the rewritten file refuses larger sizes that the original takes: {execution.dropped[1]}"
             )
+            cause = cause or "error"
         tallies, unread = tally_runs(reference, execution)
-        outputs = [tally.comparison(tolerance) for tally in tallies.values()]
-        reasons += [f"{output.label}: {output.reason}" for output in outputs if not output.passed]
-        return reasons, notes + unread, outputs
+        outputs = tuple(tally.comparison(tolerance) for tally in tallies.values())
+        differences = [f"{output.label}: {output.reason}" for output in outputs if not output.passed]
+        reasons += differences
+        cause = cause or ("outputs" if differences else "")
+        status = "fail" if reasons else "pass"
+        if not reasons and not outputs:
+            status, cause = "unverified", "nothing"
+            reasons = ["the model has no outputs to compare; both files run"]
+        return Verdict(
+            status=status,
+            reasons=tuple(reasons),
+            cause=cause,
+            judge=reference.judge,
+            sample_source=reference.source,
+            sample_count=min(len(execution.ran), expected),
+            outputs=outputs,
+            notes=(*notes, *unread),
+        )
 
-    def _excuse_unstable(
-        self,
-        reference: Reference,
-        outputs: list[OutputComparison],
-        reasons: list[str],
-        notes: list[str],
-        tolerance: Tolerance,
-    ) -> tuple[str, list[str], list[str]]:
-        """A difference proves nothing where the original does not repeat itself: runs it once more."""
-        if self._repeated is None:
-            request = self._options.request("run", self._before, reference.resolver, reference.steps)
-            self._rewritten.begin(request, self._scratch.folder())
-            again = self._rewritten.finish(self._options.timeout)
-            self._repeated, _ = tally_runs(reference, again)
-            self._scratch.discard(again.folder)
-        failed = {(output.signature, output.position) for output in outputs if not output.passed}
-        unstable = {
-            key
-            for key in failed & self._repeated.keys()
-            if not self._repeated[key].comparison(tolerance).passed
-        }
+    def _repeated(self, reference: Reference, execution: Execution, after: Path, verdict: Verdict) -> Verdict:
+        """Adds what running both files again shows."""
+        if verdict.cause not in ("", "outputs") or execution.failure is not None:
+            return verdict
+        found = self._repeats.check(reference, execution, after)
+        verdict = replace(verdict, repeated=found.calls, notes=(*verdict.notes, *found.notes))
+        if found.reason is None:
+            return verdict
+        return replace(verdict, status="fail", cause="unrepeatable", reasons=(found.reason, *verdict.reasons))
+
+    def _excused(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, repeat: bool) -> Verdict:
+        """A difference proves nothing where the original differs from itself: runs it once more."""
+        again = self._repeats.original_again(reference)
+        failed = {(output.signature, output.position) for output in verdict.outputs if not output.passed}
+        differences = "; ".join(verdict.reasons)
+        if isinstance(again, Failure):
+            text = f"the original does not run a second time: {again.message}; {differences}"
+            return replace(verdict, status="unverified", cause=again.kind, reasons=(text,))
+        unstable = failed & differing(again, tolerance)
         if unstable == failed:
-            text = "the original does not repeat its own outputs from one run to the next"
-            return "unverified", [f"{text}: {'; '.join(reasons)}"], notes
+            text = f"the original does not repeat its own outputs from one run to the next: {differences}"
+            return replace(verdict, status="unverified", cause="unrepeatable", reasons=(text,))
         if unstable:
-            notes = [*notes, f"{len(unstable)} of the outputs differ between two runs of the original itself"]
-        return "fail", reasons, notes
-
-
-def tally_runs(
-    reference: Reference, execution: Execution
-) -> tuple[dict[tuple[str | None, int], OutputTally], list[str]]:
-    """Sums up what both sides ran, output by output; the notes tell which could be read on neither side."""
-    tallies: dict[tuple[str | None, int], OutputTally] = {}
-    notes: list[str] = []
-    pairs = zip(reference.calls, reference.execution.ran, execution.ran, strict=False)
-    for number, (call, before, after) in enumerate(pairs):
-        for position, facts in enumerate(reference.entry(call).outputs):
-            if position >= len(after):
-                continue
-            key = (call.signature, position)
-            first, second = before[position], after[position]
-            if first is not None and second is not None:
-                note = f"output {position} ({quoted(facts.name)}) cannot be read from either file: {first}"
-                notes += [] if note in notes else [note]
-                continue
-            if key not in tallies:
-                tallies[key] = OutputTally(facts, signature=call.signature, position=position)
-            if first is not None or second is not None:
-                tallies[key].unreadable(first, second)
-            else:
-                ours, theirs = (run.output(number, position) for run in (reference.execution, execution))
-                tallies[key].add(ours, theirs)
-    return tallies, notes
+            note = f"{len(unstable)} of the outputs differ between two runs of the original itself"
+            verdict = replace(verdict, notes=(*verdict.notes, note))
+        if tolerance.exact or not repeat:
+            # The same kernels computed both files: what must be equal to the bit can be.
+            return verdict
+        excused, notes = self._noise.excuse(reference, verdict.outputs, tolerance)
+        verdict = replace(verdict, notes=(*verdict.notes, *notes))
+        if not excused:
+            return verdict
+        text = f"the original differs from itself as much when other kernels compute it: {differences}"
+        return replace(verdict, status="unverified", cause="kernels", reasons=(text,))
 
 
 def _existing(path: PathLike) -> Path:
@@ -294,39 +328,6 @@ def _existing(path: PathLike) -> Path:
     if not found.is_file():
         raise UsageError("no such file", file=path, remedy="check the path")
     return found.absolute()
-
-
-def verify(
-    before: PathLike,
-    after: PathLike,
-    *,
-    inputs: Sequence[PathLike] = (),
-    samples: int = 4,
-    seed: int = 0,
-    tolerance: Tolerance | None = None,
-    runtime: str = "litert",
-    timeout: float = 600.0,
-    threads: int = 1,
-) -> Verdict:
-    """Runs both files in processes of their own on the same inputs and compares every output.
-
-    Variable tensors are reset before each sample; resource variables carry over from one sample to the
-    next, in the order of the samples, in one interpreter. For the arguments see `Judge`.
-
-    Raises:
-        UsageError: See `Judge` and `Judge.compare`. That a file does not run is a verdict, not an error.
-    """
-    with Judge(
-        before,
-        inputs=inputs,
-        samples=samples,
-        seed=seed,
-        tolerance=tolerance,
-        runtime=runtime,
-        timeout=timeout,
-        threads=threads,
-    ) as judge:
-        return judge.compare(after)
 
 
 def run_model(
@@ -338,6 +339,9 @@ def run_model(
     runtime: str = "litert",
     timeout: float = 600.0,
     threads: int = 1,
+    resolver: str | None = None,
+    memory_limit: int | None = None,
+    independent: bool = False,
 ) -> RunResult:
     """Runs one file and returns its inputs and outputs in memory. For the arguments see `Judge`.
 
@@ -345,6 +349,15 @@ def run_model(
         UsageError: See `Judge`.
     """
     with Judge(
-        path, inputs=inputs, samples=samples, seed=seed, runtime=runtime, timeout=timeout, threads=threads
+        path,
+        inputs=inputs,
+        samples=samples,
+        seed=seed,
+        runtime=runtime,
+        timeout=timeout,
+        threads=threads,
+        resolver=resolver,
+        memory_limit=memory_limit,
+        independent=independent,
     ) as judge:
         return judge.reference()

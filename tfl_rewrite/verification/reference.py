@@ -11,13 +11,15 @@ from pathlib import Path
 from ..errors import UsageError
 from .cleanup import Scratch
 from .inputs import RealInputs, real_inputs
-from .interface import EntryPoint, Interface
+from .interface import EntryPoint, Interface, printable
 from .report import JudgeInfo
 from .runner import RESOLVERS, Execution, Failure, Worker
 from .samples import RECIPES, Recipe, Step, larger_step, made_steps, recipes_for, write_steps
 
 PathLike = str | os.PathLike[str]
 
+UNASKED = ("default", "builtin")
+"""The resolvers that are tried where none was asked for."""
 PATIENCE_SECONDS = 5.0
 """How long an original may fail before no gentler inputs and no other resolver are tried."""
 
@@ -31,18 +33,25 @@ class Options:
     seed: int = 0
     timeout: float = 600.0
     threads: int = 1
+    resolver: str | None = None
+    memory_limit: int | None = None
+    independent: bool = False
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be run with.
 
         Raises:
-            UsageError: A count or time is not positive, or the seed is negative.
+            UsageError: A count or time is not positive, the seed is negative, or the resolver unknown.
         """
         for name in ("samples", "threads", "timeout"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", remedy="give a number above zero")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}", remedy="give zero or a positive number")
+        if self.resolver is not None and self.resolver not in RESOLVERS:
+            raise UsageError(
+                f"unknown resolver {printable(self.resolver)!r}", remedy=f"use {', '.join(RESOLVERS)}"
+            )
 
     def request(self, do: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
         """A message to the child process."""
@@ -51,6 +60,8 @@ class Options:
             "model": str(path),
             "resolver": resolver,
             "threads": self.threads,
+            "memory": self.memory_limit,
+            "independent": self.independent,
         }
         return request if steps is None else {**request, "steps": str(steps)}
 
@@ -97,8 +108,9 @@ class Reference:
 class Original:
     """Finds out how the original can be run, once.
 
-    The default resolver comes first, because users run it; the one without delegates only where nothing
-    else works. Made inputs that the model fails on are made gentler before it counts as unrunnable.
+    Unless a resolver was asked for, the default one comes first, because users run it; the one without
+    delegates only where nothing else works. Made inputs that the model fails on are made gentler before it
+    counts as unrunnable.
     """
 
     def __init__(self, path: Path, options: Options, worker: Worker, scratch: Scratch) -> None:
@@ -109,6 +121,11 @@ class Original:
         self._settled: Reference | Failure | None = None
         self._began = 0.0
         self.judge: JudgeInfo | None = None
+
+    @property
+    def settled(self) -> Reference | None:
+        """The run of the original, once there is one that ended."""
+        return self._settled if isinstance(self._settled, Reference) else None
 
     def settle(
         self,
@@ -129,7 +146,8 @@ class Original:
             return self._settled
         failures: list[tuple[Failure, JudgeInfo | None]] = []
         self._began = time.monotonic()
-        for resolver in RESOLVERS:
+        asked = self._options.resolver
+        for resolver in UNASKED if asked is None else (asked,):
             result = self._try_resolver(resolver, beside, abandon)
             if isinstance(result, Reference):
                 self._settled = result
@@ -160,7 +178,7 @@ class Original:
             except ValueError as error:
                 return Failure(kind="error", stage="running", step=None, message=str(error))
             listed = write_steps(steps, self._scratch.folder())
-            execution = self._run(steps, resolver, listed, beside)
+            execution = self._run(steps, resolver, listed, beside, abandon)
             failure = execution.failure
             if failure is None:
                 assert self.judge is not None
@@ -171,7 +189,7 @@ class Original:
                     steps=listed,
                     resolver=resolver,
                     judge=self.judge,
-                    notes=(*notes, *_notes(execution, steps, recipe, resolver)),
+                    notes=(*notes, *self._notes(execution, steps, recipe, resolver)),
                 )
             if abandon is not None:
                 abandon()
@@ -196,6 +214,8 @@ class Original:
             resolver=RESOLVERS[resolver],
             threads=self._options.threads,
             python=hello["python"],
+            kernels=resolver,
+            asked=self._worker.given,
         )
         described = self._worker.finish(self._options.timeout)
         if described.failure is not None:
@@ -236,6 +256,7 @@ class Original:
         resolver: str,
         listed: Path,
         beside: Callable[[str, Path], None] | None,
+        abandon: Callable[[], None] | None,
     ) -> Execution:
         request = self._options.request("run", self._path, resolver, listed)
         self._worker.begin(request, self._scratch.folder())
@@ -243,6 +264,12 @@ class Original:
             beside(resolver, listed)
         execution = self._worker.finish(self._options.timeout)
         failure = execution.failure
+        if failure is not None and failure.crowded and abandon is not None:
+            # Both files at once are too much: one after the other, then.
+            abandon()
+            self._worker.begin(request, self._scratch.folder())
+            execution = self._worker.finish(self._options.timeout)
+            failure = execution.failure
         if failure is not None and failure.step is not None and steps[failure.step].optional:
             # It took the whole process with it, but what was asked for is there.
             execution.dropped = (failure.step, failure.message)
@@ -263,16 +290,15 @@ class Original:
                 remedy="give samples of the declared sizes",
             )
 
-
-def _notes(execution: Execution, steps: list[Step], recipe: Recipe, resolver: str) -> list[str]:
-    notes = list(execution.notes)
-    if resolver != "default":
-        notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
-    if recipe is not RECIPES[0]:
-        notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
-    for number, step in enumerate(steps):
-        if step.optional:
-            ran = number < len(execution.ran)
-            what = "judged as well" if ran else "refused by the original, not judged"
-            notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
-    return notes
+    def _notes(self, execution: Execution, steps: list[Step], recipe: Recipe, resolver: str) -> list[str]:
+        notes = []
+        if resolver != (self._options.resolver or UNASKED[0]):
+            notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
+        if recipe is not RECIPES[0]:
+            notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
+        for number, step in enumerate(steps):
+            if step.optional:
+                ran = number < len(execution.ran)
+                what = "judged as well" if ran else "refused by the original, not judged"
+                notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
+        return notes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .interface import printable
@@ -11,13 +12,23 @@ from .interface import printable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeInfo:
-    """Which interpreter ran both files."""
+    """Which interpreter ran both files.
+
+    Attributes:
+        runtime: Name of its distribution, such as ``ai-edge-litert``.
+        resolver: Which of its kernels computed, in words.
+        python: Version of the Python that holds it.
+        kernels: The resolver as an option names it: ``default``, ``builtin`` or ``reference``.
+        asked: The runtime as it was asked for, such as ``python:/opt/vendor/bin/python``.
+    """
 
     runtime: str
     version: str
     resolver: str
     threads: int
     python: str = ""
+    kernels: str = "default"
+    asked: str = ""
 
     def __str__(self) -> str:
         plural = "" if self.threads == 1 else "s"
@@ -88,6 +99,10 @@ class OutputComparison:
         return text + "".join(f"; {note}" for note in self.notes)
 
 
+# The worst first: one judge that saw a failure is enough, and one that could not judge is no pass.
+STATUSES = ("fail", "unverified", "pass")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What running both files showed.
@@ -95,11 +110,19 @@ class Verdict:
     Attributes:
         status: ``pass``, ``fail``, or ``unverified`` when the original itself cannot be run or compared.
         reasons: Why it is not a pass; empty otherwise.
+        cause: The kind of the first reason, or empty. Of the original (``unverified``) or of the rewritten
+            file (``fail``): ``error`` (the runtime refused it), ``crash``, ``timeout``, ``memory``, or
+            ``unrepeatable`` outputs. ``interface``, ``outputs``: they differ. ``kernels``: the original
+            differs as much from itself between kernels. ``nothing``: there is no output to compare.
         judge: The interpreter; None when none came to run.
         sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
         sample_count: Calls that were compared, over all entry points.
         outputs: In order of entry points and outputs.
         notes: What a reader should know besides.
+        repeated: How many calls both files were asked a second time, in another process, for the same
+            outputs; 0 where that was not asked for, or not possible.
+        verdicts: Of several judges, all of them in their order; this one is then the worst of them. Empty
+            for one judge.
     """
 
     status: str
@@ -110,6 +133,14 @@ class Verdict:
     outputs: tuple[OutputComparison, ...] = ()
     notes: tuple[str, ...] = field(default=())
     seconds: float = 0.0
+    cause: str = ""
+    repeated: int = 0
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def each(self) -> tuple[Verdict, ...]:
+        """The verdicts of all judges: one or more."""
+        return self.verdicts or (self,)
 
     @property
     def passed(self) -> bool:
@@ -122,12 +153,25 @@ class Verdict:
         return min(ratios, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what JSON cannot say (infinite, NaN) becomes a string such as ``inf``."""
-        result: dict[str, Any] = _plain(asdict(self))
+        """For JSON, without `verdicts`: what JSON cannot say (infinite, NaN) becomes a string as ``inf``."""
+        # Not of itself: that would walk through all others as well.
+        result: dict[str, Any] = _plain(asdict(replace(self, verdicts=())))
+        del result["verdicts"]
         return result
 
     def summary_lines(self) -> list[str]:
-        """For people: the status, the outputs, the notes."""
+        """For people: the status, the outputs, the notes; with several judges, those of each."""
+        if len(self.verdicts) < 2:
+            return self._own_lines()
+        counts = [(status, sum(one.status == status for one in self.verdicts)) for status in STATUSES]
+        told = ", ".join(f"{count} {status}" for status, count in counts if count)
+        lines = [f"{self.status.upper()}: the worst of {len(self.verdicts)} judges ({told})"]
+        for verdict in self.verdicts:
+            lines += [f"  {line}" for line in verdict._own_lines()]
+        shown = {note for verdict in self.verdicts for note in verdict.notes}
+        return lines + [f"  note: {note}" for note in self.notes if note not in shown]
+
+    def _own_lines(self) -> list[str]:
         head = f"{self.status.upper()}"
         if self.reasons:
             head += f": {'; '.join(self.reasons)}"
@@ -141,6 +185,24 @@ class Verdict:
         lines += [f"  {output.summary()}" for output in self.outputs]
         lines += [f"  note: {note}" for note in self.notes]
         return lines
+
+
+def combined(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> Verdict:
+    """The worst of several verdicts, with all of them in it; the only one as it is.
+
+    ``fail`` is worse than ``unverified``, which is worse than ``pass``; among equals the first counts.
+    """
+    worst = min(verdicts, key=lambda verdict: STATUSES.index(verdict.status))
+    if len(verdicts) == 1:
+        return replace(worst, notes=(*worst.notes, *notes))
+    who = f"{worst.judge.runtime} {worst.judge.version}, {worst.judge.resolver}: " if worst.judge else ""
+    return replace(
+        worst,
+        reasons=tuple(f"{who}{reason}" for reason in worst.reasons),
+        notes=(*worst.notes, *notes),
+        seconds=sum(verdict.seconds for verdict in verdicts),
+        verdicts=tuple(verdicts),
+    )
 
 
 def _plain(value: Any) -> Any:

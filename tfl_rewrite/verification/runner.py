@@ -23,13 +23,15 @@ from typing import IO, Any
 from ..errors import UsageError
 from .child import load_array
 from .interface import Interface, printable
+from .memory import REFUSED, MemoryWatch, amount
 from .samples import Array
 
 # Importing the runtime; TensorFlow on a busy machine takes half a minute.
 START_SECONDS = 180.0
 RESOLVERS = {
     "default": "default delegates (XNNPACK)",
-    "plain": "built-in kernels without default delegates",
+    "builtin": "built-in kernels without default delegates",
+    "reference": "reference kernels",
 }
 STAGES = {"opening": "opening the model", "allocating": "allocating its tensors", "running": "running it"}
 # Lines of the runtime that say nothing about a failure.
@@ -81,16 +83,18 @@ class Failure:
     """Why a model did not run to its end.
 
     Attributes:
-        kind: ``error`` (the runtime refused), ``crash`` (the process died) or ``timeout``.
+        kind: ``error`` (the runtime refused), ``crash`` (the process died), ``timeout`` or ``memory``.
         stage: ``opening``, ``allocating`` or ``running``.
         step: Number of the call that was running.
         message: The whole as a sentence, printable.
+        crowded: It was too much memory only with what another process took at the same time.
     """
 
     kind: str
     stage: str
     step: int | None
     message: str
+    crowded: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +111,6 @@ class Execution:
     ran: list[list[str | None]] = field(default_factory=list)
     dropped: tuple[int, str] | None = None
     failure: Failure | None = None
-    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def output(self, step: int, position: int) -> Array:
@@ -122,10 +125,12 @@ class Worker:
     Args:
         runtime: What to start.
         folder: Where its standard error is kept.
+        watch: Of its memory.
     """
 
-    def __init__(self, runtime: RuntimeChoice, folder: Path) -> None:
+    def __init__(self, runtime: RuntimeChoice, folder: Path, watch: MemoryWatch | None = None) -> None:
         self._runtime = runtime
+        self._watch = watch or MemoryWatch(None)
         self._stderr_path = folder / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -138,6 +143,11 @@ class Worker:
     def busy(self) -> bool:
         """Whether something was begun and not finished."""
         return self._execution is not None
+
+    @property
+    def given(self) -> str:
+        """The runtime as it was asked for."""
+        return self._runtime.given
 
     def begin(self, request: dict[str, Any], folder: Path) -> None:
         """Sends a request; `finish` must follow.
@@ -174,15 +184,14 @@ class Worker:
                 execution.failure = _failure("timeout", stage, text)
                 break
             if message is None:
-                text = f"{self._death()} {_doing(stage)}{self._last_words()}"
-                execution.failure = _failure("crash", stage, text)
+                execution.failure = self._died(stage)
                 self.kill()
                 break
             if "error" in message:
-                execution.failure = _failure("error", message, f"{_refused(message)}: {message['error']}")
+                kind = "memory" if REFUSED.search(message["error"]) else "error"
+                execution.failure = _failure(kind, message, f"{_refused(message)}: {message['error']}")
                 break
             if "done" in message:
-                execution.notes += [printable(note) for note in message["notes"]]
                 break
             if "stage" in message:
                 stage = message
@@ -202,6 +211,7 @@ class Worker:
         self._execution = None
         if process is None:
             return
+        self._watch.remove(process.pid)
         # It leads a group of its own. Once it has been waited for, its number may be somebody else's.
         if process.returncode is None:
             try:
@@ -242,6 +252,8 @@ class Worker:
         self._messages = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
         self._greet()
+        # Not before: what loads a runtime is no model.
+        self._watch.add(self._process.pid)
 
     def _greet(self) -> None:
         try:
@@ -268,8 +280,23 @@ class Worker:
             # The process died meanwhile: the end of its messages says so to `finish`.
             pass
 
+    def _died(self, stage: dict[str, Any]) -> Failure:
+        """What the end of the process means."""
+        assert self._process is not None
+        limit = self._watch.limit
+        own = self._watch.ended(self._process.pid)
+        if own is not None and limit is not None:
+            text = f"took more memory than {amount(limit)} {_doing(stage)}"
+            return _failure("memory", stage, text, crowded=not own)
+        text = f"{self._death()} {_doing(stage)}{self._last_words()}"
+        if REFUSED.search(text):
+            bound = "" if limit is None else f" (limit: {amount(limit)})"
+            return _failure("memory", stage, f"got no more memory{bound}: {text}")
+        return _failure("crash", stage, text)
+
     def _death(self) -> str:
         assert self._process is not None
+        self._watch.remove(self._process.pid)
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -313,5 +340,7 @@ def _refused(stage: dict[str, Any]) -> str:
     return f"{text} (call {stage['step'] + 1})" if "step" in stage else text
 
 
-def _failure(kind: str, stage: dict[str, Any], message: str) -> Failure:
-    return Failure(kind=kind, stage=stage["stage"], step=stage.get("step"), message=printable(message))
+def _failure(kind: str, stage: dict[str, Any], message: str, *, crowded: bool = False) -> Failure:
+    return Failure(
+        kind=kind, stage=stage["stage"], step=stage.get("step"), message=printable(message), crowded=crowded
+    )

@@ -1,0 +1,176 @@
+"""Whether files repeat their own outputs: both are run once more, each in another process.
+
+The first call of every entry point is repeated where the process of the other file has done its work, with
+another content of the memory that nobody wrote (see `POISON`). That costs a fraction of the first run. What
+looks different there is run again as a whole, in a new process, before anything is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cleanup import Scratch
+from .compare import Tolerance
+from .interface import quoted
+from .reference import Options, Reference
+from .runner import Execution, Failure, Worker
+from .tallies import Key, Tallies, differing, tally_calls, tally_runs
+
+POISON = 0xA5
+"""Memory comes out of malloc with its complement in every byte, and goes back with it: a kernel that reads
+beyond a tensor, or before it wrote, computes something else than in fresh pages, which hold zeros."""
+LAST_BITS = Tolerance(min_snr=60.0, near_zero_abs=1e-9, min_agreement=1.0)
+"""Sums in another order, as by the alignment of a buffer, are 120 dB apart in float32; garbage is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """What running both files again showed.
+
+    Attributes:
+        calls: How many calls of the rewritten file were repeated.
+        reason: Why the rewritten file fails, or None.
+    """
+
+    calls: int = 0
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Repeats:
+    """Runs files again, and remembers what that showed of the original.
+
+    Args:
+        path: The original.
+        workers: That of the original, and that of the rewritten files.
+    """
+
+    def __init__(
+        self, path: Path, options: Options, workers: tuple[Worker, Worker], scratch: Scratch
+    ) -> None:
+        self._path = path
+        self._options = options
+        self._workers = workers
+        self._scratch = scratch
+        self._again: Tallies | Failure | None = None
+        self._probed = False
+        self._notes: tuple[str, ...] = ()
+
+    def original_again(self, reference: Reference) -> Tallies | Failure:
+        """The original against itself, all calls, in a new process; run once."""
+        if self._again is None:
+            again = self._anew(reference, self._path)
+            self._again = again.failure or tally_runs(reference, again)[0]
+            self._scratch.discard(again.folder)
+        return self._again
+
+    def check(self, reference: Reference, execution: Execution, after: Path) -> Repeated:
+        """Runs both files again; ``execution`` is the first run of the rewritten file, which ended."""
+        calls = _first_calls(reference, execution)
+        if not calls:
+            return Repeated()
+        first, second = self._workers
+        first.begin(self._request(reference, after, calls), self._scratch.folder())
+        if not self._probed:
+            # Twice, one after the other: what differs then is carried over from call to call.
+            times = 2 if reference.interface.keeps_state and not self._options.independent else 1
+            asked = [call for call in calls for _ in range(times)]
+            second.begin(self._request(reference, self._path, asked), self._scratch.folder())
+        rerun = first.finish(self._options.timeout)
+        if not self._probed:
+            self._probed = True
+            self._notes = self._judge_original(reference, calls, times, second.finish(self._options.timeout))
+        reason, notes = self._judge_rewritten(reference, execution, calls, rerun, after)
+        self._scratch.discard(rerun.folder)
+        return Repeated(calls=len(calls), reason=reason, notes=(*self._notes, *notes))
+
+    def _judge_original(
+        self, reference: Reference, calls: list[int], times: int, rerun: Execution
+    ) -> tuple[str, ...]:
+        pairs = [(call, times * place) for place, call in enumerate(calls)]
+        changed = rerun.failure is not None or differing(
+            tally_calls(reference, reference.execution, rerun, pairs)[0]
+        )
+        notes: list[str] = []
+        if changed:
+            again = self.original_again(reference)
+            if isinstance(again, Failure):
+                notes.append(f"the original does not run a second time: {again.message}")
+            elif unstable := differing(again):
+                notes.append(
+                    "the original does not repeat its own outputs from one run to the next: "
+                    + _names(reference, unstable)
+                )
+        elif times == 2:
+            notes += self._carried(reference, calls, rerun)
+        self._scratch.discard(rerun.folder)
+        return tuple(notes)
+
+    def _carried(self, reference: Reference, calls: list[int], rerun: Execution) -> list[str]:
+        """Says it when the same call gives something else the second time."""
+        pairs = [(call, 2 * place + 1) for place, call in enumerate(calls)]
+        if not differing(tally_calls(reference, reference.execution, rerun, pairs)[0]):
+            return []
+        ran = len(reference.execution.ran)
+        return [f"state carries over from call to call: the {ran} calls were run as one sequence"]
+
+    def _judge_rewritten(
+        self, reference: Reference, execution: Execution, calls: list[int], rerun: Execution, after: Path
+    ) -> tuple[str | None, list[str]]:
+        pairs = [(call, place) for place, call in enumerate(calls)]
+        if rerun.failure is None and not differing(tally_calls(reference, execution, rerun, pairs)[0]):
+            return None, []
+        full = self._anew(reference, after)
+        if full.failure is not None and len(full.ran) < len(execution.ran):
+            return f"the rewritten file does not run a second time: {full.failure.message}", []
+        everything = [(call, call) for call in range(len(execution.ran))]
+        tallies, _ = tally_calls(reference, execution, full, everything)
+        changed = differing(tallies)
+        if not changed:
+            # State that an earlier call left explains it.
+            return None, []
+        again = self.original_again(reference)
+        blamed = changed if isinstance(again, Failure) else changed - differing(again)
+        if not blamed or isinstance(again, Failure):
+            return None, [f"nor does the rewritten file repeat its outputs: {_names(reference, changed)}"]
+        names = _names(reference, blamed)
+        if blamed & differing(tallies, LAST_BITS):
+            worst = min(tallies[key].comparison(LAST_BITS).snr_db or 0.0 for key in blamed)
+            return (
+                f"the rewritten file does not repeat its own outputs from one run to the next: {names}"
+                f" ({worst:.1f} dB), while the original does",
+                [],
+            )
+        return None, [f"the last bits of the rewritten file's outputs vary from run to run: {names}"]
+
+    def _request(self, reference: Reference, path: Path, only: list[int] | None) -> dict[str, object]:
+        request = self._options.request("run", path, reference.resolver, reference.steps)
+        return {**request, "poison": POISON} if only is None else {**request, "poison": POISON, "only": only}
+
+    def _anew(self, reference: Reference, path: Path) -> Execution:
+        """Runs all calls in a process that has done nothing else, with no other beside it."""
+        for worker in self._workers:
+            worker.kill()
+        worker = self._workers[0]
+        worker.begin(self._request(reference, path, None), self._scratch.folder())
+        return worker.finish(self._options.timeout)
+
+
+def _first_calls(reference: Reference, execution: Execution) -> list[int]:
+    """The first call of each entry point that both files carried out."""
+    found: dict[str | None, int] = {}
+    for number in range(min(len(execution.ran), len(reference.execution.ran))):
+        if not reference.calls[number].optional:
+            found.setdefault(reference.calls[number].signature, number)
+    return list(found.values())
+
+
+def _names(reference: Reference, keys: set[Key]) -> str:
+    names = []
+    for signature, position in sorted(keys, key=lambda key: (key[0] or "", key[1])):
+        entry = reference.interface.find(signature)
+        assert entry is not None
+        label = quoted(entry.outputs[position].name)
+        names.append(label if signature is None else f"{label} of {quoted(signature)}")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
