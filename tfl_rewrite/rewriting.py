@@ -260,10 +260,11 @@ def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, 
     if not isinstance(item.rounder, Clipped):
         return item
     from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+    from tfl_rewrite.verification import several
 
     calibration = Settings(
         inputs=settings.inputs,
-        runtime=settings.runtime,
+        runtime=several(settings.runtime)[0],
         timeout=settings.timeout,
         pains=PAINS[item.effort],
         in_order=item.effort is Effort.BEST,

@@ -217,7 +217,7 @@ class RoundingSearch:
         folder = Path(self._folder.name)
         self._trial = self._probes = _Trial.of(source, "trial", folder, verification)
         opened = folder / "opened.tflite"
-        if _open_outputs(source, opened):
+        if open_outputs(source, opened):
             self._probes = _Trial.of(opened, "probe", folder, verification)
 
     def __enter__(self) -> RoundingSearch:
@@ -355,7 +355,7 @@ class RoundingSearch:
         return total
 
 
-def _open_outputs(source: str | os.PathLike[str], target: Path) -> bool:
+def open_outputs(source: str | os.PathLike[str], target: Path) -> bool:
     """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH; False if it has none.
 
     Behind those, an output that is sure of itself hides nearly all noise, on the inputs at hand; on others

@@ -47,8 +47,8 @@ _BUDGET = (
     ),
     Argument(
         ("--metric",),
-        "your own figure: function(outputs, reference), both dicts of arrays by output name; larger is better. "
-        "Called in a process of its own",
+        "your own figure: function(outputs, reference), both dicts of arrays by output name; larger is "
+        "better. Called in a process of its own",
         {"default": None, "metavar": "MODULE:FUNCTION"},
     ),
     Argument(("--min-metric",), "its least value", {"type": float, "default": None, "metavar": "X"}),
@@ -59,8 +59,8 @@ _BUDGET = (
     ),
     Argument(
         ("--objective",),
-        "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights in "
-        "memory, which prefers kernels that read integers. latency: the time of a call on this machine",
+        "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
+        "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
         {"choices": ("file", "download", "ram", "latency"), "default": "file"},
     ),
 )
@@ -198,9 +198,10 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     found, before = report.promised, report.nbytes_before
     if found is not None:
         share = found.nbytes / before if before else 1.0
-        lines.append(
-            f"{safe(report.source)} -> {safe(report.target)}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})"
-        )
+        names = f"{safe(report.source)} -> {safe(report.target)}"
+        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})")
+        if not report.units:
+            lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
     if found is not None:
         counts = Counter(
@@ -226,8 +227,16 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         where = "held-out inputs" if report.split.held_out else "the inputs of the search"
         lines.append(f"verified on {where}:")
         lines += [f"  {line}" for line in report.proven.summary_lines()]
+    if report.promised_snr is not None:
+        lines.append(_promise(report))
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
     return lines
+
+
+def _promise(report: ShrinkReport) -> str:
+    assert report.promised is not None and report.proven is not None
+    found, proven = _snr(report.promised.snr), _snr(report.proven.worst_snr())
+    return f"SNR promised: {_snr(report.promised_snr)} (search {found}, held-out inputs {proven})"
 
 
 def _snr(snr: float | None) -> str:

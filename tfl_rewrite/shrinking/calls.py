@@ -12,7 +12,7 @@ from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shrinking import shrink as work
 from tfl_rewrite.shrinking.goals import Goal, Objective
 from tfl_rewrite.shrinking.shrink import ShrinkReport
-from tfl_rewrite.shrinking.units import ENCODINGS
+from tfl_rewrite.shrinking.units import encodings_for
 
 
 def shrink(
@@ -71,7 +71,7 @@ def shrink(
         ShrinkFailed: No file keeps the budget; its ``report`` has the trade-offs.
         UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.rewrite`.
     """
-    wanted = tuple(encodings) if encodings is not None else ENCODINGS
+    wanted = tuple(encodings) if encodings is not None else encodings_for(Objective(objective))
     for text in wanted:
         Encoding.parse(text)
     if time_limit is not None and not time_limit > 0:

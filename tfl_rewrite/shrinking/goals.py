@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.verification import Tolerance, Verdict
 
+_STEP = 1.0
+"""By how many dB a search moves on where what is bounded is not counted in dB."""
+
 
 class Objective(str, enum.Enum):
     """What is to be small."""
@@ -66,6 +69,11 @@ class Goal:
         )
 
     @property
+    def in_db(self) -> bool:
+        """Whether all that is missing can be told in dB."""
+        return self.min_agreement is None and self.min_metric is None
+
+    @property
     def tolerance(self) -> Tolerance:
         """What the judge measures with; nothing it could refuse for."""
         return Tolerance(min_snr=self.min_snr, max_abs_error=self.max_error)
@@ -75,9 +83,9 @@ class Goal:
 
         In dB where dB are what is bounded; any positive number elsewhere.
         """
-        if any(item.nonfinite_mismatches or item.rule == "interface" for item in verdict.outputs):
+        if verdict.cause not in ("", "outputs"):
             return math.inf
-        if not verdict.outputs or any("not run" in reason for reason in verdict.reasons):
+        if any(item.nonfinite_mismatches or item.rule == "interface" for item in verdict.outputs):
             return math.inf
         missing = [-math.inf]
         if self.min_snr is not None:
@@ -94,11 +102,9 @@ class Goal:
         if self.min_agreement is not None:
             shares = [item.argmax_agreement for item in verdict.outputs if item.argmax_agreement is not None]
             lowest = min(shares, default=1.0)
-            missing.append(
-                _ratio_db(1 - lowest, 1 - self.min_agreement) if lowest < self.min_agreement else -1.0
-            )
+            missing.append(_STEP if lowest < self.min_agreement else -_STEP)
         if self.min_metric is not None:
-            missing.append(1.0 if metric is None or not metric >= self.min_metric else -1.0)
+            missing.append(_STEP if metric is None or not metric >= self.min_metric else -_STEP)
         return max(missing)
 
     def text(self) -> str:

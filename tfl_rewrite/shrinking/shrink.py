@@ -5,47 +5,32 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from tfl_rewrite import __version__
 from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.landing import check_target
-from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import Pass, PassResult
+from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.rewriting import Report, Verification, rewrite
 from tfl_rewrite.shrinking.goals import Goal, Objective
-from tfl_rewrite.shrinking.holdout import Split, split
+from tfl_rewrite.shrinking.holdout import Split, first_sizes, split
 from tfl_rewrite.shrinking.metric import MetricProcess
-from tfl_rewrite.shrinking.search import Clock, Progress, Search, State
+from tfl_rewrite.shrinking.search import Search, snr_of
+from tfl_rewrite.shrinking.sensitivity import Progress
+from tfl_rewrite.shrinking.settling import Chosen, Settled, settle
+from tfl_rewrite.shrinking.state import Clock, State
 from tfl_rewrite.shrinking.timing import Stopwatch
-from tfl_rewrite.shrinking.trials import Measured, Trials
-from tfl_rewrite.shrinking.units import ENCODINGS, Choice, Unit, assigned, base_pass, find_units
+from tfl_rewrite.shrinking.trials import Fold, Measured, Trials
+from tfl_rewrite.shrinking.units import ENCODINGS, Unit, base_pass, find_units
 from tfl_rewrite.storage import load
-from tfl_rewrite.verification import Judge, Verdict
+from tfl_rewrite.verification import Verdict, several
 from tfl_rewrite.verification.cleanup import Scratch
-
-TIGHTENINGS = 3
-"""How often the search is told to leave more room when held-out inputs show more noise than its own did."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The weight pass with an encoding for each buffer, by position."""
-
-    name: ClassVar[str] = QuantizeWeights.name
-    lossy: ClassVar[bool] = True
-    grows: ClassVar[bool] = False
-
-    base: QuantizeWeights
-    choice: Choice
-
-    def run(self, model: Model) -> PassResult:
-        """Rewrites the model in place."""
-        return assigned(self.base, self.choice, model).run(model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +40,9 @@ class ShrinkReport:
     Attributes:
         goal: The budget.
         report: Of the rewrite; None if nothing was found or published.
-        promised: The file on the inputs of the search; None if none keeps the bounds.
-        proven: The same file on inputs that were held out.
+        promised: The file on the inputs of the search, each half measured with weights rounded for the
+            other; None if no file keeps the bounds.
+        proven: The published file on inputs that were held out.
         curve: Every whole file that was measured; see :meth:`pareto`.
         units: The constants and their options.
         split: Which inputs were used for what.
@@ -76,11 +62,19 @@ class ShrinkReport:
     files: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def promised_snr(self) -> float | None:
+        """What may be expected of other inputs, in dB: the lower of both figures."""
+        if self.promised is None or self.proven is None:
+            return None
+        found = [item for item in (self.promised.snr, self.proven.worst_snr()) if item is not None]
+        return min(found, default=None)
+
     def pareto(self) -> list[Measured]:
         """Returns the files than which none is both smaller and better, smallest first."""
         best: list[Measured] = []
-        for item in sorted(self.curve, key=lambda item: (item.nbytes, -_snr(item))):
-            if not best or _snr(item) > _snr(best[-1]):
+        for item in sorted(self.curve, key=lambda item: (item.nbytes, -snr_of(item))):
+            if not best or snr_of(item) > snr_of(best[-1]):
                 best.append(item)
         return best
 
@@ -99,6 +93,7 @@ class ShrinkReport:
                 "max_nbytes": self.goal.max_nbytes,
                 "objective": self.goal.objective.value,
             },
+            "promised_snr_db": _finite(self.promised_snr),
             "promised": _row(self.promised) if self.promised is not None else None,
             "proven": self.proven.to_dict() if self.proven is not None else None,
             "held_out": self.split.held_out,
@@ -196,94 +191,90 @@ def shrink(
     talk = progress or (lambda _what, _done, _total: None)
     with Scratch() as scratch:
         parted = _split(source, checked, holdout, scratch)
-        near = replace(checked, inputs=parted.search)
-        far = replace(checked, inputs=parted.judge, seed=checked.seed if parted.search else checked.seed + 1)
-        base = _equipped(base_pass(settings), replace(checked, inputs=parted.calibrate), talk)
-        measure = MetricProcess(metric, source, near, scratch.folder()) if metric is not None else None
-        far_metric = MetricProcess(metric, source, far, scratch.folder()) if metric is not None else None
-        with near.judge(source, exact=False) as judge, far.judge(source, exact=False) as jury:
-            trials = Trials(
+        parts = [replace(checked, inputs=part) for part in parted.folds]
+        far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
+        plain = base_pass(settings)
+        final = _equipped(plain, checked, parted.everything if parted.crossed else (), talk)
+        bases = [
+            _equipped(plain, checked, parted.others(number) if parted.crossed else (), talk)
+            for number in range(len(parts))
+        ]
+        folds = [
+            Fold(base, partial(part.judge, exact=False)) for base, part in zip(bases, parts, strict=True)
+        ]
+        figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
+        far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
+        with (
+            Trials(
                 source,
                 before=before,
-                base=base,
+                folds=folds,
+                final=final,
                 after=after,
-                judge=judge,
                 folder=scratch.folder(),
                 goal=goal,
-                metric=measure,
-            )
-            found = find_units(trials.fresh, base, encodings, goal.objective)
-            key = _key(source, near, base, encodings)
+                metric=figure,
+            ) as trials,
+            far.judge(source, exact=False) as jury,
+        ):
+            units = find_units(trials.fresh, plain, encodings, goal.objective)
+            key = _key(source, parted, checked, plain, encodings)
             search = Search(
                 trials,
-                found,
+                units,
+                goal=goal,
                 state=State(Path(state) if state is not None else None, key),
                 clock=Clock(time_limit),
                 progress=talk,
             )
-            search.measure()
+            nbytes = Path(source).stat().st_size
+            search.measure(nbytes)
             if goal.objective is Objective.LATENCY:
                 Stopwatch(trials, scratch.folder()).price(search.units, talk)
-            promised, proven = _settled(search, trials, goal, jury, far_metric)
+            settled = settle(search, trials, goal, jury, far_figure)
             made = ShrinkReport(
                 goal=goal,
                 source=os.fspath(source),
                 target=os.fspath(target),
-                nbytes_before=Path(source).stat().st_size,
+                nbytes_before=nbytes,
                 report=None,
-                promised=promised,
-                proven=proven,
+                promised=settled.promised,
+                proven=settled.proven,
                 curve=tuple(search.curve),
-                units=tuple(found),
+                units=tuple(search.units),
                 split=parted,
                 files=trials.files,
-                notes=tuple(search.notes),
+                notes=(*search.notes, *settled.notes, *_doubts(goal, settled)),
             )
-        if promised is None or proven is None:
+        if settled.promised is None or settled.proven is None:
             raise ShrinkFailed(
-                f"no file was found that keeps {goal.text()}",
+                f"no file was found that keeps {goal.text()}, nothing was written",
                 made,
                 "choose a point of the table, or another budget",
             )
-        passes: list[Pass] = [*before, Chosen(base, promised.choice), *after]
-        final = replace(far, tolerance=goal.tolerance)
+        passes: list[Pass] = [*before, Chosen(final, settled.promised.choice), *after]
+        if settled.rounding is not None:
+            passes = [*before, settled.rounding, *after]
+        last = replace(far, tolerance=goal.tolerance)
         report = rewrite(
-            source, target, passes, verification=final, force=force, dry_run=dry_run, threads=threads
+            source, target, passes, verification=last, force=force, dry_run=dry_run, threads=threads
         )
     return replace(made, report=report)
 
 
-def _settled(
-    search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Callable[[Path], float] | None
-) -> tuple[Measured | None, Verdict | None]:
-    """Searches until the file holds on the inputs that were held out, too."""
-    margin = 0.0
-    for _ in range(TIGHTENINGS + 1):
-        if goal.bounds_error:
-            found = search.find(goal, margin=margin)
-        else:
-            found = search.largest_within(goal)
-        if found is None:
-            break
-        if not search.curve_traced:
-            search.trace(found.snr)
-        if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
-            break
-        again = trials.measure(found.choice)
-        assert again.nbytes == found.nbytes
-        verdict = jury.compare(trials.path, tolerance=goal.tolerance)
-        figure = metric(trials.path) if metric is not None else None
-        missing = goal.shortfall(verdict, figure) if goal.bounds_error else -1.0
-        import os as _os
-
-        if _os.environ.get("DBG"):
-            print("DBG", found.nbytes, found.snr, verdict.worst_snr(), missing, margin, flush=True)
-        if missing <= 0:
-            return found, verdict
-        if not math.isfinite(missing) or (goal.min_snr is None and goal.max_error is None):
-            break
-        margin += missing + 0.1
-    return None, None
+def _doubts(goal: Goal, settled: Settled) -> list[str]:
+    """What a reader should know of how sure this is."""
+    if goal.min_agreement is None or settled.proven is None or settled.promised is None:
+        return []
+    counts = [verdict.sample_count for verdict in (settled.promised.verdict, settled.proven)]
+    needed = math.ceil(1 / max(1e-9, 1 - goal.min_agreement)) if goal.min_agreement < 1 else math.inf
+    if min(counts) >= needed:
+        return []
+    many = f"at least {needed}" if math.isfinite(needed) else "many"
+    return [
+        f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
+        " search with, and as many to hold out"
+    ]
 
 
 def _split(
@@ -293,23 +284,31 @@ def _split(
     scratch: Scratch,
 ) -> Split:
     if not verification.inputs:
-        return Split((), (), (), "made inputs; other ones held out", True)
+        judge = tuple(holdout)
+        text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
+        return Split(((),), (), judge, text, True)
     model = load(source)
     in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
         code.name == "VAR_HANDLE" for code in model.operator_codes
     )
-    return split(verification.inputs, holdout, scratch.folder(), in_order=in_order)
+    folder = scratch.folder()
+    return split(verification.inputs, holdout, folder, in_order=in_order, whole=first_sizes(model))
 
 
-def _equipped(base: QuantizeWeights, verification: Verification, progress: Progress) -> QuantizeWeights:
-    """Gives the pass a rounder that looks at the inputs; one for all trials, so that nothing is done twice."""
+def _equipped(
+    base: QuantizeWeights,
+    verification: Verification,
+    inputs: Sequence[str | os.PathLike[str]],
+    progress: Progress,
+) -> QuantizeWeights:
+    """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice."""
     from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
 
-    if not verification.inputs or base.effort is Effort.FAST:
+    if not inputs or base.effort is Effort.FAST:
         return base
     calibration = Settings(
-        inputs=verification.inputs,
-        runtime=verification.runtime,
+        inputs=tuple(inputs),
+        runtime=several(verification.runtime)[0],
         timeout=verification.timeout,
         pains=PAINS[base.effort],
         correct_bias=base.correct_bias,
@@ -319,36 +318,34 @@ def _equipped(base: QuantizeWeights, verification: Verification, progress: Progr
 
 def _key(
     source: str | os.PathLike[str],
+    parted: Split,
     verification: Verification,
     base: QuantizeWeights,
     encodings: Sequence[str],
 ) -> str:
     """Returns what measurements belong to: the file, the inputs and the settings."""
     digest = hashlib.sha256()
-    for path in (source, *verification.inputs):
+    for path in (source, *parted.everything):
         for file in sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]:
             with open(file, "rb") as opened:
-                digest.update(
-                    hashlib.file_digest(opened, "sha256").digest()
-                    if hasattr(hashlib, "file_digest")
-                    else opened.read()
-                )
-    words = (verification.samples, verification.seed, verification.runtime, base.effort, base.min_runtime)
-    digest.update(repr((*words, base.correct_bias, tuple(encodings))).encode())
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
+    words = (verification.samples, verification.seed, verification.runtime, verification.resolver)
+    settings = (base.effort, base.min_runtime, base.correct_bias, tuple(encodings), parted.crossed)
+    digest.update(repr((__version__, words, settings)).encode())
     return digest.hexdigest()
 
 
-def _snr(item: Measured) -> float:
-    return math.inf if item.snr is None else item.snr
+def _finite(snr: float | None) -> float | None:
+    return round(snr, 3) if snr is not None and math.isfinite(snr) else None
 
 
 def _row(item: Measured) -> dict[str, Any]:
-    snr = _snr(item)
     return {
         "nbytes": item.nbytes,
         "deflated": item.deflated or None,
         "cost": item.cost,
-        "snr_db": round(snr, 3) if math.isfinite(snr) else None,
+        "snr_db": _finite(item.snr),
         "metric": item.metric,
         "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},
     }

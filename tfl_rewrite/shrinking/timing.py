@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.shrinking.search import Progress
+from tfl_rewrite.shrinking.sensitivity import Progress
 from tfl_rewrite.shrinking.trials import Trials
 from tfl_rewrite.shrinking.units import Unit
 

@@ -36,6 +36,9 @@ ENCODINGS = (
 """What is tried, where the file is to be small. Weights behind DEQUANTIZE leave activations alone, so their
 noise is all there is; ``int8:channel`` takes the runtime's hybrid kernels, which saves an operator."""
 
+HYBRID = ("int4:channel", "int4:block:32")
+"""What is tried besides, where memory or time count, for kernels that read such integers."""
+
 
 @dataclass(slots=True, eq=False)
 class Option:
@@ -56,6 +59,11 @@ class Option:
     noise: Float64 | None = None
     wnoise: float = 0.0
     measured: bool = False
+
+    @property
+    def only_weights(self) -> bool:
+        """Whether the noise is that of the values alone, not of activations that a kernel rounds too."""
+        return self.encoding.scheme is Scheme.DEQUANTIZE or not self.encoding.dtype.is_integer
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +89,11 @@ class Unit:
     def kept(self) -> Option:
         """As it is."""
         return self.options[0]
+
+
+def encodings_for(objective: Objective) -> tuple[str, ...]:
+    """Returns what to try."""
+    return ENCODINGS if objective in (Objective.FILE, Objective.DOWNLOAD) else (*ENCODINGS, *HYBRID)
 
 
 Choice = Mapping[int, Encoding]
