@@ -116,7 +116,9 @@ _SHOWING = (
 )
 
 _VERIFYING = tuple(
-    row for row in VERIFYING if not {"--min-snr", "--max-abs-error", "--verify"} & set(row.names)
+    row
+    for row in VERIFYING
+    if not {"--min-snr", "--max-abs-error", "--verify", "--blame-seconds"} & set(row.names)
 )
 
 SHRINKING = (
@@ -141,7 +143,8 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _check_report, _Counter, _print, _write_json, verification_of
+    from tfl_rewrite.cli.commands import _check_report, _Counter, _judges, _print, _write_json
+    from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed
 
@@ -166,7 +169,12 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             include=arguments.include,
             exclude=arguments.exclude,
             min_runtime=arguments.min_runtime,
-            verification=verification_of(arguments),
+            verification=Verification(
+                inputs=tuple(arguments.inputs),
+                samples=arguments.samples,
+                seed=arguments.seed,
+                **_judges(arguments),
+            ),
             holdout=tuple(arguments.holdout),
             time_limit=arguments.time_limit,
             state=arguments.state,

@@ -87,7 +87,7 @@ class Search:
         """
 
         def missing_of(found: Measured) -> float:
-            own = found.shortfall + margin
+            own = goal.shortfall(found.verdict, found.metric) + margin
             if least is None or found.snr is None:
                 return own
             return max(own, least - found.snr)

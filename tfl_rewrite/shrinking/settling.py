@@ -19,6 +19,8 @@ TRIES = 4
 """How often the search is told to leave more room, or less of it, for what held-out inputs show."""
 _CLOSE = 0.7
 """So many dB above the bound are near enough."""
+_APART = 3.0
+"""By so many dB may the figures of different samples differ before it is said."""
 _STRIDE = 3.0
 """By how many dB to tighten where what is bounded is not counted in dB."""
 
@@ -120,3 +122,26 @@ def _found(search: Search, goal: Goal, margin: float) -> Measured | None:
     if loosest is None or not math.isfinite(snr_of(loosest)):
         return None
     return search.find(goal, least=snr_of(loosest) + margin)
+
+
+def doubts(goal: Goal, settled: Settled) -> list[str]:
+    """Returns what a reader should know of how sure this is."""
+    notes: list[str] = []
+    if settled.proven is None or settled.promised is None:
+        return []
+    counts = [verdict.sample_count for verdict in (settled.promised.verdict, settled.proven)]
+    first, second = settled.promised.snr, settled.proven.worst_snr()
+    if first is not None and second is not None and abs(first - second) > _APART:
+        text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
+        notes.append(f"{text} are far apart: so few samples tell little of others, give more")
+    if goal.min_agreement is None:
+        return notes
+    needed = math.ceil(1 / max(1e-9, 1 - goal.min_agreement)) if goal.min_agreement < 1 else math.inf
+    if min(counts) >= needed:
+        return notes
+    many = f"at least {needed}" if math.isfinite(needed) else "many"
+    return [
+        *notes,
+        f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
+        " search with, and as many to hold out",
+    ]

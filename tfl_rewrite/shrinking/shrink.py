@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfl_rewrite import __version__
 from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.rewriting import Report, Verification, rewrite
-from tfl_rewrite.shrinking.goals import Goal, Objective
-from tfl_rewrite.shrinking.holdout import Split, first_sizes, split
-from tfl_rewrite.shrinking.metric import MetricProcess
-from tfl_rewrite.shrinking.search import Search, snr_of
+from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.holdout import Split
+from tfl_rewrite.shrinking.search import snr_of
 from tfl_rewrite.shrinking.sensitivity import Progress
-from tfl_rewrite.shrinking.settling import Chosen, Settled, settle
-from tfl_rewrite.shrinking.state import Clock, State
-from tfl_rewrite.shrinking.timing import Stopwatch
-from tfl_rewrite.shrinking.trials import Fold, Measured, Trials
-from tfl_rewrite.shrinking.units import ENCODINGS, Unit, base_pass, find_units
-from tfl_rewrite.storage import load
-from tfl_rewrite.verification import Verdict, several
-from tfl_rewrite.verification.cleanup import Scratch
+from tfl_rewrite.shrinking.session import Wanted, session
+from tfl_rewrite.shrinking.settling import Chosen, doubts, settle
+from tfl_rewrite.shrinking.trials import Measured
+from tfl_rewrite.shrinking.units import ENCODINGS, Unit
+from tfl_rewrite.verification import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,151 +181,53 @@ def shrink(
     if checked.mode == "off":
         raise UsageError("a search has to run the files", remedy="leave out --verify off")
     talk = progress or (lambda _what, _done, _total: None)
-    with Scratch() as scratch:
-        parted = _split(source, checked, holdout, scratch)
-        parts = [replace(checked, inputs=part) for part in parted.folds]
-        far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
-        plain = base_pass(settings)
-        final = _equipped(plain, checked, parted.everything if parted.crossed else (), talk)
-        bases = [
-            _equipped(plain, checked, parted.others(number) if parted.crossed else (), talk)
-            for number in range(len(parts))
-        ]
-        folds = [
-            Fold(base, partial(part.judge, exact=False)) for base, part in zip(bases, parts, strict=True)
-        ]
-        figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
-        far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
-        with (
-            Trials(
-                source,
-                before=before,
-                folds=folds,
-                final=final,
-                after=after,
-                folder=scratch.folder(),
-                goal=goal,
-                metric=figure,
-            ) as trials,
-            far.judge(source, exact=False) as jury,
-        ):
-            units = find_units(trials.fresh, plain, encodings, goal.objective)
-            key = _key(source, parted, checked, plain, encodings)
-            search = Search(
-                trials,
-                units,
-                goal=goal,
-                state=State(Path(state) if state is not None else None, key),
-                clock=Clock(time_limit),
-                progress=talk,
-            )
-            nbytes = Path(source).stat().st_size
-            search.measure(nbytes)
-            if goal.objective is Objective.LATENCY:
-                Stopwatch(trials, scratch.folder()).price(search.units, talk)
-            settled = settle(search, trials, goal, jury, far_figure)
-            made = ShrinkReport(
-                goal=goal,
-                source=os.fspath(source),
-                target=os.fspath(target),
-                nbytes_before=nbytes,
-                report=None,
-                promised=settled.promised,
-                proven=settled.proven,
-                curve=tuple(search.curve),
-                units=tuple(search.units),
-                split=parted,
-                files=trials.files,
-                notes=(*search.notes, *settled.notes, *_doubts(goal, settled)),
-            )
+    wanted = Wanted(
+        goal=goal,
+        settings=settings,
+        before=before,
+        after=after,
+        verification=checked,
+        holdout=holdout,
+        metric=metric,
+        encodings=encodings,
+        time_limit=time_limit,
+        state=state,
+    )
+    with session(source, wanted, talk) as opened:
+        with opened.far.judge(source, exact=False) as jury:
+            settled = settle(opened.search, opened.trials, goal, jury, opened.far_figure)
+        made = ShrinkReport(
+            goal=goal,
+            source=os.fspath(source),
+            target=os.fspath(target),
+            nbytes_before=Path(source).stat().st_size,
+            report=None,
+            promised=settled.promised,
+            proven=settled.proven,
+            curve=tuple(opened.search.curve),
+            units=tuple(opened.search.units),
+            split=opened.parted,
+            files=opened.trials.files,
+            notes=(*opened.search.notes, *settled.notes, *doubts(goal, settled)),
+        )
         if settled.promised is None or settled.proven is None:
             raise ShrinkFailed(
                 f"no file was found that keeps {goal.text()}, nothing was written",
                 made,
                 "choose a point of the table, or another budget",
             )
-        passes: list[Pass] = [*before, Chosen(final, settled.promised.choice), *after]
-        if settled.rounding is not None:
-            passes = [*before, settled.rounding, *after]
-        last = replace(far, tolerance=goal.tolerance)
+        lossy = settled.rounding or Chosen(opened.final, settled.promised.choice)
+        last = replace(opened.far, tolerance=goal.tolerance)
         report = rewrite(
-            source, target, passes, verification=last, force=force, dry_run=dry_run, threads=threads
+            source,
+            target,
+            [*before, lossy, *after],
+            verification=last,
+            force=force,
+            dry_run=dry_run,
+            threads=threads,
         )
     return replace(made, report=report)
-
-
-def _doubts(goal: Goal, settled: Settled) -> list[str]:
-    """What a reader should know of how sure this is."""
-    if goal.min_agreement is None or settled.proven is None or settled.promised is None:
-        return []
-    counts = [verdict.sample_count for verdict in (settled.promised.verdict, settled.proven)]
-    needed = math.ceil(1 / max(1e-9, 1 - goal.min_agreement)) if goal.min_agreement < 1 else math.inf
-    if min(counts) >= needed:
-        return []
-    many = f"at least {needed}" if math.isfinite(needed) else "many"
-    return [
-        f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
-        " search with, and as many to hold out"
-    ]
-
-
-def _split(
-    source: str | os.PathLike[str],
-    verification: Verification,
-    holdout: Sequence[str | os.PathLike[str]],
-    scratch: Scratch,
-) -> Split:
-    if not verification.inputs:
-        judge = tuple(holdout)
-        text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
-        return Split(((),), (), judge, text, True)
-    model = load(source)
-    in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
-        code.name == "VAR_HANDLE" for code in model.operator_codes
-    )
-    folder = scratch.folder()
-    return split(verification.inputs, holdout, folder, in_order=in_order, whole=first_sizes(model))
-
-
-def _equipped(
-    base: QuantizeWeights,
-    verification: Verification,
-    inputs: Sequence[str | os.PathLike[str]],
-    progress: Progress,
-) -> QuantizeWeights:
-    """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice."""
-    from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
-
-    if not inputs or base.effort is Effort.FAST:
-        return base
-    calibration = Settings(
-        inputs=tuple(inputs),
-        runtime=several(verification.runtime)[0],
-        timeout=verification.timeout,
-        pains=PAINS[base.effort],
-        correct_bias=base.correct_bias,
-    )
-    return replace(base, rounder=Calibrated(calibration, progress))
-
-
-def _key(
-    source: str | os.PathLike[str],
-    parted: Split,
-    verification: Verification,
-    base: QuantizeWeights,
-    encodings: Sequence[str],
-) -> str:
-    """Returns what measurements belong to: the file, the inputs and the settings."""
-    digest = hashlib.sha256()
-    for path in (source, *parted.everything):
-        for file in sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]:
-            with open(file, "rb") as opened:
-                while piece := opened.read(1 << 20):
-                    digest.update(piece)
-    words = (verification.samples, verification.seed, verification.runtime, verification.resolver)
-    settings = (base.effort, base.min_runtime, base.correct_bias, tuple(encodings), parted.crossed)
-    digest.update(repr((__version__, words, settings)).encode())
-    return digest.hexdigest()
 
 
 def _finite(snr: float | None) -> float | None:

@@ -28,8 +28,8 @@ ENCODINGS = (
     "int8:channel:dequantize",
     "int8:channel",
     "int4:channel:dequantize",
-    "int4:block:64:dequantize",
     "int4:block:32:dequantize",
+    "int2:channel:dequantize",
     "int2:block:32:dequantize",
     "float16",
 )
