@@ -71,6 +71,8 @@ def shrink(
         ShrinkFailed: No file keeps the budget; its ``report`` has the trade-offs.
         UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.rewrite`.
     """
+    if objective not in [known.value for known in Objective]:
+        raise UsageError(f"objective {objective!r}", remedy="use file, download, ram or latency")
     wanted = tuple(encodings) if encodings is not None else encodings_for(Objective(objective))
     for text in wanted:
         Encoding.parse(text)

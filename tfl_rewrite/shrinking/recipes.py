@@ -17,6 +17,7 @@ def recipe_text(units: Sequence[Unit], choice: Choice) -> str:
     lines = [
         "# tfl-rewrite quantize-weights IN OUT --map FILE.toml "
         f"--min-elements {LEAST_ELEMENTS} applies this without a search.",
+        "# Rounding looks at --inputs, and shrink lays the file out anew (compact): bytes may differ.",
         f"version = {VERSION}",
         "",
     ]

@@ -169,7 +169,7 @@ class Search:
                 self._measured(self.choice(knapsack.solve(self.units, 1e9)))
         except TimeIsUp:
             self._note("the time limit ended the search early")
-        fitting = [item for item in self.curve if item.nbytes <= limit and not math.isinf(item.shortfall)]
+        fitting = [item for item in self.curve if item.nbytes <= limit and item.shortfall < math.inf]
         return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
 
     def trace(self, around: float | None) -> None:

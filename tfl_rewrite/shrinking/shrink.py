@@ -14,6 +14,7 @@ from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.rewriting import Report, Verification, rewrite
+from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.holdout import Split
 from tfl_rewrite.shrinking.search import snr_of
@@ -196,6 +197,7 @@ def shrink(
     with session(source, wanted, talk) as opened:
         with opened.far.judge(source, exact=False) as jury:
             settled = settle(opened.search, opened.trials, goal, jury, opened.far_figure)
+            settled = rounded_instead(source, wanted, opened, settled, jury, talk)
         made = ShrinkReport(
             goal=goal,
             source=os.fspath(source),
