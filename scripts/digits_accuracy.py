@@ -40,11 +40,18 @@ def main() -> None:
     calibration = FIXTURES / "inputs" / "digits_calib.npz"
     print(f"{'float32':18s} {model.stat().st_size:8,} bytes  accuracy {accuracy(model):.4f}")
     with tempfile.TemporaryDirectory(prefix="tfl-rewrite-digits-") as folder:
-        for scheme in ("auto", "dequantize"):
-            made = Path(folder) / f"{scheme}.tflite"
-            passes = [tfl_rewrite.quantize_weights_pass(scheme=scheme)]
-            tfl_rewrite.rewrite(model, made, passes, verification=Verification(inputs=(calibration,)))
-            print(f"{'int8, ' + scheme:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
+        verification = Verification(inputs=(calibration,))
+        for dtype, scheme in (("int8", "auto"), ("int8", "dequantize"), ("int4", "dequantize")):
+            made = Path(folder) / f"{dtype}-{scheme}.tflite"
+            passes = [tfl_rewrite.quantize_weights_pass(dtype=dtype, scheme=scheme)]
+            tfl_rewrite.rewrite(model, made, passes, verification=verification)
+            name = f"{dtype}, {scheme}"
+            print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}", flush=True)
+        made = Path(folder) / "shrunk.tflite"
+        report = tfl_rewrite.shrink(model, made, min_agreement=0.99, verification=verification)
+        print(f"{'shrink, 99 %':18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
+        for note in report.notes:
+            print(f"  {note}")
 
 
 if __name__ == "__main__":

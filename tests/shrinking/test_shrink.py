@@ -40,7 +40,7 @@ def found(
 ) -> tuple[ShrinkReport, Path]:
     folder = tmp_path_factory.mktemp("found")
     target = folder / "out.tflite"
-    report = search(digits, target, min_snr=60.0, effort="balanced", state=folder / "state.json")
+    report = search(digits, target, min_snr=80.0, effort="balanced", state=folder / "state.json")
     return report, target
 
 
@@ -49,7 +49,7 @@ def test_what_was_found_keeps_what_was_asked_for(
 ) -> None:
     report, target = found
     assert report.promised is not None and report.proven is not None and report.promised_snr is not None
-    assert report.promised_snr >= 60.0 and report.proven.sample_count == 2
+    assert report.promised_snr >= 80.0 and report.proven.sample_count == 2
     assert target.stat().st_size == report.promised.nbytes < 0.3 * report.nbytes_before
     # Mixed: some constants take less than others.
     assert len({encoding.text for encoding in report.promised.choice.values()}) > 1
@@ -85,7 +85,7 @@ def test_the_same_again_from_half_of_the_measurements(
     kept = dict(list(data["noises"].items())[: len(data["noises"]) // 2])
     (tmp_path / "state.json").write_text(json.dumps({**data, "noises": kept}))
     report = search(
-        digits, tmp_path / "out.tflite", min_snr=60.0, effort="balanced", state=tmp_path / "state.json"
+        digits, tmp_path / "out.tflite", min_snr=80.0, effort="balanced", state=tmp_path / "state.json"
     )
     assert (tmp_path / "out.tflite").read_bytes() == found[1].read_bytes()
     assert report.files == found[0].files - 2 * len(kept)
@@ -108,7 +108,7 @@ def test_the_recipe_gives_the_same_encodings(
     made = tfl_rewrite.quantize_weights_pass(map=str(tmp_path / "map.toml"), min_elements=64)
     model = tfl_rewrite.load(digits[0])
     result = made.run(model)
-    again = {change.name: change.encoding for change in result.changes if isinstance(change, WeightChange)}
+    again = {change.where: change.encoding for change in result.changes if isinstance(change, WeightChange)}
     wanted = {
         unit.name: report.promised.choice[unit.position].text
         for unit in report.units
