@@ -54,6 +54,13 @@ def main() -> None:
             tfl_rewrite.rewrite(model, made, passes, verification=settings)
             name = ", ".join(options.values())
             print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
+        made = Path(folder) / "shrunk.tflite"
+        report = tfl_rewrite.shrink(
+            model, made, min_agreement=0.99, verification=Verification(inputs=(calibration,))
+        )
+        print(f"{'shrink, 99 %':18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
+        for note in report.notes:
+            print(f"  {note}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.calls import join, shard
     from tfl_rewrite.shards.opened import ShardedModel, open_sharded
     from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
+    from tfl_rewrite.shrinking.calls import shrink
+    from tfl_rewrite.shrinking.shrink import ShrinkFailed, ShrinkReport
     from tfl_rewrite.storage import load, save
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
@@ -57,6 +59,8 @@ _HOMES = {
     "ShardFailed": "shards.outcome",
     "ShardReport": "shards.outcome",
     "ShardedModel": "shards.opened",
+    "ShrinkFailed": "shrinking.shrink",
+    "ShrinkReport": "shrinking.shrink",
     "TflRewriteError": "errors",
     "Tolerance": "verification",
     "UnsupportedError": "errors",
@@ -87,6 +91,7 @@ _HOMES = {
     "save": "storage",
     "search_rounding": "rounding_search",
     "shard": "shards.calls",
+    "shrink": "shrinking.calls",
     "verify": "verification",
 }
 
@@ -100,6 +105,8 @@ __all__ = [
     "ShardFailed",
     "ShardReport",
     "ShardedModel",
+    "ShrinkFailed",
+    "ShrinkReport",
     "TflRewriteError",
     "Tolerance",
     "UnsupportedError",
@@ -131,6 +138,7 @@ __all__ = [
     "save",
     "search_rounding",
     "shard",
+    "shrink",
     "verify",
 ]
 
