@@ -20,15 +20,22 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tfl_rewrite import load
+from tfl_rewrite import Verification, api, load
+from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.session import Wanted, session
 from tfl_rewrite.verification import Judge, Tolerance
 
 THRESHOLDS = (20.0, 30.0, 40.0)
+ABOVE = (-4.0, 0.0, 4.0, 8.0)
+"""Around each threshold, what is searched for too: inputs of the search and of the evaluation differ."""
 PEER = Path(__file__).with_name("bench_peer.py")
 
 
@@ -43,6 +50,7 @@ class Point:
             does not run.
         agreement: Lowest argmax agreement over the outputs that have one.
         error: Why there is no file, or why it does not run.
+        searched: SNR on the inputs of the search, and seconds that all of a model's files took.
     """
 
     model: str
@@ -54,6 +62,8 @@ class Point:
     median_snr: float | None = None
     agreement: float | None = None
     error: str | None = None
+    searched: float | None = None
+    seconds: float | None = None
 
 
 def is_float(path: Path) -> bool:
@@ -136,6 +146,115 @@ def peer_points(path: Path, inputs: Path, folder: Path, python: str, judge: Judg
     return points
 
 
+def our_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[Point]:
+    """Searches with the calibration inputs, and measures what was found with the others."""
+    wanted = Wanted(
+        goal=Goal(min_snr=THRESHOLDS[0]),
+        settings=api.quantize_weights_pass(effort="balanced"),
+        before=[*api.remove_dead_passes(), api.dedup_pass()],
+        after=api.compact_passes(),
+        verification=Verification(inputs=(inputs / f"{path.stem}.calib.npz",)),
+        # The whole of the other file serves for searching: what judges lies in another one.
+        holdout=(inputs / f"{path.stem}.eval.npz",),
+    )
+    points = []
+    began = time.monotonic()
+    with session(path, wanted, lambda *_: None) as opened:
+        # What search and evaluation inputs say differs: steps around each threshold.
+        targets = sorted({threshold + step for threshold in THRESHOLDS for step in ABOVE})
+        for target in targets:
+            opened.search.find(Goal(min_snr=target))
+        known = sorted(opened.search.curve, key=lambda item: item.nbytes)
+        best = -math.inf
+        for item in known:
+            snr = math.inf if item.snr is None else item.snr
+            # Neither smaller nor better than another.
+            if snr <= best:
+                continue
+            best = snr
+            opened.trials.finish(item.choice)
+            made.write_bytes(opened.trials.path.read_bytes())
+            counts = Counter(encoding.text for encoding in item.choice.values())
+            recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
+            point = judged(judge, made, Point(path.stem, "ours", recipe))
+            point.searched = snr
+            points.append(point)
+        made.unlink(missing_ok=True)
+    for point in points:
+        point.seconds = round(time.monotonic() - began, 1)
+    return points
+
+
+def table(rows: list[dict[str, object]]) -> list[str]:
+    """The result as lines: sizes over the original's at each threshold, and ours over the peer's."""
+    lines = ["| model | bytes | " + " | ".join(f"{t:g} dB: ours, peer, ratio" for t in THRESHOLDS) + " |"]
+    lines.append("|" + "---|" * (2 + len(THRESHOLDS)))
+    for row in rows:
+        cells = []
+        for entry in row["thresholds"]:  # type: ignore[attr-defined]
+            ours, theirs, ratio = entry["ours"], entry["peer"], entry["ratio"]
+            mark = " larger" if ratio is not None and ratio > 1 else ""
+            told = [f"{value:.3f}" if value is not None else "none" for value in (ours, theirs, ratio)]
+            cells.append(", ".join(told) + mark)
+        lines.append(f"| {row['model']} | {row['nbytes']:,} | " + " | ".join(cells) + " |")
+    for index, threshold in enumerate(THRESHOLDS):
+        ratios = [row["thresholds"][index]["ratio"] for row in rows]  # type: ignore[index]
+        known = [ratio for ratio in ratios if ratio is not None]
+        if known:
+            larger = sum(ratio > 1 for ratio in known)
+            lines.append(
+                f"{threshold:g} dB: geometric mean {statistics.geometric_mean(known):.3f} of the peer's"
+                f" smallest, {len(known)} models, larger on {larger}"
+            )
+    return lines
+
+
+def compared(path: Path, ours: list[Point], theirs: list[Point]) -> dict[str, object]:
+    """Our smallest file over the peer's smallest, at each threshold; the original counts as its worst."""
+    size = path.stat().st_size
+    found = []
+    for threshold in THRESHOLDS:
+        mine, other = smallest(ours, threshold), smallest(theirs, threshold)
+        least = min(other.nbytes, size) if other is not None else size
+        found.append(
+            {
+                "threshold": threshold,
+                "ours": mine.nbytes / size if mine is not None else None,
+                "peer": least / size,
+                "ratio": mine.nbytes / least if mine is not None else None,
+                "recipe": mine.recipe if mine is not None else None,
+                "peer_recipe": other.recipe if other is not None else "the original",
+            }
+        )
+    return {"model": path.stem, "nbytes": size, "thresholds": found}
+
+
+def draw(points: list[Point], sizes: dict[str, int], target: Path) -> None:
+    """Draws size against error, a field for each model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(point.model for point in points))
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3 * rows), squeeze=False)
+    for place, name in zip(axes.flat, names, strict=False):
+        for maker, sign in (("peer", "x"), ("ours", ".-")):
+            own = [p for p in points if p.model == name and p.maker == maker and p.snr is not None]
+            own = sorted((p for p in own if math.isfinite(p.snr or 0.0)), key=lambda p: p.nbytes)
+            place.plot([p.nbytes / sizes[name] for p in own], [p.snr for p in own], sign, label=maker)
+        place.set_title(name[-40:], fontsize=8)
+        place.set_xlim(0, 1.05)
+        place.set_ylim(0, 80)
+        place.legend(fontsize=6)
+    figure.supxlabel("size over the original's")
+    figure.supylabel("lowest SNR of an output, dB")
+    figure.tight_layout()
+    figure.savefig(target)
+
+
 def smallest(points: Iterable[Point], threshold: float) -> Point | None:
     """The smallest file that keeps a threshold."""
     good = [point for point in points if point.snr is not None and point.snr >= threshold]
@@ -150,13 +269,17 @@ def main() -> None:
     parser.add_argument("--inputs", type=Path, default=None, help="default: ../inputs beside MODELS")
     parser.add_argument("--only", nargs="*", default=[], help="models whose name holds one of these")
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has ai-edge-quantizer")
+    parser.add_argument("--json", type=Path, default=None, help="write the table and all points")
+    parser.add_argument("--plot", type=Path, default=None, help="draw size against error")
+    parser.add_argument("--known", action="store_true", help="only what the working folder knows already")
     parser.add_argument("--work", type=Path, default=Path("bench-quality"), help="working folder")
     arguments = parser.parse_args()
     if arguments.models is None:
         parser.error("give a folder of models, or set TFL_REWRITE_CORPUS")
     inputs = arguments.inputs or arguments.models.parent / "inputs"
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for path in sorted(arguments.models.glob("*.tflite")):
+    rows, everything, sizes = [], [], {}
+    for path in sorted(arguments.models.glob("*.tflite"), key=lambda path: path.stat().st_size):
         evaluation = inputs / f"{path.stem}.eval.npz"
         if arguments.only and not any(word in path.stem for word in arguments.only):
             continue
@@ -166,18 +289,33 @@ def main() -> None:
         except Exception as error:
             print(f"{path.stem}: {error}")
             continue
-        kept = arguments.work / f"{path.stem}.peer.json"
+        kept, own = (arguments.work / f"{path.stem}.{maker}.json" for maker in ("peer", "ours"))
+        if arguments.known and not (kept.exists() and own.exists()):
+            continue
         if not kept.exists():
             with Judge(path, inputs=[evaluation]) as judge:
                 points = peer_points(path, inputs, arguments.work / path.stem, arguments.peer_python, judge)
             kept.write_text(json.dumps([asdict(point) for point in points], indent=1))
-        points = [Point(**row) for row in json.loads(kept.read_text())]
-        size = path.stat().st_size
-        line = [f"{path.stem[-50:]:50s} {size:9,d}"]
-        for threshold in THRESHOLDS:
-            best = smallest(points, threshold)
-            line.append(f"{best.nbytes / size:6.3f} {best.recipe[:28]:28s}" if best else f"{'none':35s}")
-        print(" ".join(line), flush=True)
+        if not own.exists():
+            try:
+                with Judge(path, inputs=[evaluation]) as judge:
+                    points = our_points(path, inputs, judge, arguments.work / f"{path.stem}.tflite")
+            except TflRewriteError as error:
+                print(f"{path.stem}: {error}", flush=True)
+                points = []
+            own.write_text(json.dumps([asdict(point) for point in points], indent=1))
+        theirs, ours = ([Point(**row) for row in json.loads(file.read_text())] for file in (kept, own))
+        rows.append(compared(path, ours, theirs))
+        everything += [*theirs, *ours]
+        sizes[path.stem] = path.stat().st_size
+        print(table(rows[-1:])[2], flush=True)
+    lines = table(rows)
+    print("\n".join(lines))
+    if arguments.json is not None:
+        facts = {"models": rows, "summary": lines, "points": [asdict(point) for point in everything]}
+        arguments.json.write_text(json.dumps(facts, indent=1))
+    if arguments.plot is not None:
+        draw(everything, sizes, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ LAYERS = (
     ("calibration",),
     ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
-    ("shards", "catalog", "rounding_search"),
+    ("shards", "catalog", "rounding_search", "doctor"),
+    ("batch", "shrinking"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

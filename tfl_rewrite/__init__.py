@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         quantize_weights,
         quantize_weights_pass,
         remove_dead,
+        repair_pass,
         round_weights,
         round_weights_pass,
     )
     from tfl_rewrite.blaming import blame
     from tfl_rewrite.diffing import diff
+    from tfl_rewrite.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -42,10 +44,13 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.calls import join, shard
     from tfl_rewrite.shards.opened import ShardedModel, open_sharded
     from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
+    from tfl_rewrite.shrinking.calls import shrink
+    from tfl_rewrite.shrinking.shrink import ShrinkFailed, ShrinkReport
     from tfl_rewrite.storage import load, save
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
 _HOMES = {
+    "Diagnosis": "doctor.diagnosis",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
@@ -54,6 +59,8 @@ _HOMES = {
     "ShardFailed": "shards.outcome",
     "ShardReport": "shards.outcome",
     "ShardedModel": "shards.opened",
+    "ShrinkFailed": "shrinking.shrink",
+    "ShrinkReport": "shrinking.shrink",
     "TflRewriteError": "errors",
     "Tolerance": "verification",
     "UnsupportedError": "errors",
@@ -68,6 +75,7 @@ _HOMES = {
     "dequantize": "api",
     "dequantize_pass": "api",
     "diff": "diffing",
+    "doctor": "doctor.diagnosis",
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",
@@ -76,16 +84,19 @@ _HOMES = {
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
     "remove_dead": "api",
+    "repair_pass": "api",
     "rewrite": "rewriting",
     "round_weights": "api",
     "round_weights_pass": "api",
     "save": "storage",
     "search_rounding": "rounding_search",
     "shard": "shards.calls",
+    "shrink": "shrinking.calls",
     "verify": "verification",
 }
 
 __all__ = [
+    "Diagnosis",
     "FileAccessError",
     "FormatError",
     "InvariantError",
@@ -94,6 +105,8 @@ __all__ = [
     "ShardFailed",
     "ShardReport",
     "ShardedModel",
+    "ShrinkFailed",
+    "ShrinkReport",
     "TflRewriteError",
     "Tolerance",
     "UnsupportedError",
@@ -109,6 +122,7 @@ __all__ = [
     "dequantize",
     "dequantize_pass",
     "diff",
+    "doctor",
     "inspect",
     "join",
     "load",
@@ -117,12 +131,14 @@ __all__ = [
     "quantize_weights",
     "quantize_weights_pass",
     "remove_dead",
+    "repair_pass",
     "rewrite",
     "round_weights",
     "round_weights_pass",
     "save",
     "search_rounding",
     "shard",
+    "shrink",
     "verify",
 ]
 

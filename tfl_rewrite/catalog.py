@@ -48,6 +48,14 @@ def _switch(text: str) -> bool:
 
 CATALOG: tuple[Entry, ...] = (
     Entry(
+        "repair",
+        "puts right what keeps the file from being read right ('tfl-rewrite doctor' lists it)",
+        False,
+        "before all others: they read the model too",
+        {"only": _words},
+        lambda **options: [api.repair_pass(**options)],
+    ),
+    Entry(
         "remove-dead",
         "removes what no output needs",
         False,
@@ -122,7 +130,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     # Nothing that a program could measure changes.
     "lossless": ("remove-dead", "dedup", "compact"),
     # The smallest file that keeps every output within the tolerance.
-    "small": ("remove-dead", "dedup", "quantize-weights", "compact"),
+    # What differed as floats may be equal as int8, so equal constants are looked for again.
+    "small": ("remove-dead", "dedup", "quantize-weights", "dedup", "compact"),
 }
 
 

@@ -139,14 +139,20 @@ class ZipTail:
         data: Its bytes, shared with the map.
         directory: Position of the central directory inside ``data``.
         records: Number of its entries.
-        absolute: Whether its offsets count from the start of the file (else from its own start).
+        base: Where its offsets count from: the start of the file, as the format wants it, or its own start,
+        or     elsewhere in a file that grew after the ZIP was appended.
     """
 
     offset: int
     data: memoryview
     directory: int
     records: int
-    absolute: bool
+    base: int
+
+    @property
+    def absolute(self) -> bool:
+        """Whether its offsets count from the start of the file."""
+        return self.base == 0
 
     @property
     def nbytes(self) -> int:
@@ -157,12 +163,21 @@ class ZipTail:
         """Returns the ZIP as it must read when it starts at ``offset`` of a file.
 
         Local headers' positions in the central directory, and that of the directory itself, count from
-        the start of the file (APPNOTE.TXT 4.4.16, 4.4.24), so they move with it.
+        the start of the file (APPNOTE.TXT 4.4.16, 4.4.24), so they move with it. Those that count from the
+        ZIP's own start stay; those that count from elsewhere are set right.
+
+        Raises:
+            UnsupportedError: It would lie past what its 32-bit offsets reach.
         """
         result = bytearray(self.data)
-        if not self.absolute:
+        if self.base == self.offset:
             return bytes(result)
-        delta = offset - self.offset
+        if offset + len(result) > 0xFFFFFFFF:
+            raise UnsupportedError(
+                f"the appended ZIP would start at {offset}, past what its offsets reach",
+                remedy="remove the ZIP first; labels can stay in a file of their own",
+            )
+        delta = offset - self.offset + self.base
         position = self.directory
         for _ in range(self.records):
             name, extra, comment = struct.unpack_from("<HHH", result, position + 28)
@@ -224,7 +239,7 @@ def _zip_at(data: memoryview, start: int, end: int, records: int, size: int, off
     for local in locals_:
         if base + local + 30 > directory or bytes(data[base + local : base + local + 4]) != b"PK\x03\x04":
             raise FormatError("the appended ZIP's local header is missing", where="ZIP", offset=base + local)
-    return ZipTail(first, data[first:], directory - first, records, base == 0)
+    return ZipTail(first, data[first:], directory - first, records, base)
 
 
 def unexplained(data: memoryview, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -111,7 +111,11 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
     Raises:
         FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
     """
-    model = load(path)
+    return inspect_model(load(path), os.fspath(path), largest=largest)
+
+
+def inspect_model(model: Model, file: str, *, largest: int = 20) -> Inspection:
+    """As :func:`inspect`, for a model that was loaded from ``file``."""
     origin = origin_of(model)
     assert origin is not None
     readers = _readers(model)
@@ -123,7 +127,7 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
     zip_nbytes = origin.tail.nbytes if origin.tail else 0
     dead = sum(stop - start for start, stop in origin.dead)
     return Inspection(
-        file=os.fspath(path),
+        file=file,
         nbytes=origin.container.nbytes,
         description=model.description,
         opcode_age=_opcode_age(model),

@@ -15,7 +15,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.landing import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
+from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
 from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.quant.encoding import Effort
@@ -228,11 +228,12 @@ def rewrite(
     check_target(target, force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
-    flaws = problems(model)
     before = _nbytes(model)
     passes = [_equipped(item, settings, report_progress) for item in passes]
     with working(threads=threads, progress=progress):
         results = run_passes(model, passes)
+    # Of what is written: a pass may have put right what was wrong.
+    flaws = problems(model)
     notes: list[str] = []
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
     made = layout(model, packing=packing)
@@ -310,14 +311,17 @@ def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]
 
 @contextlib.contextmanager
 def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterator[str | os.PathLike[str]]:
-    """Gives the file whose outputs the result must have (see :class:`ChangesInterface`)."""
+    """Gives the file whose outputs the result must have (:class:`ChangesInterface`, :class:`Heals`)."""
     marked = [item for item in passes if isinstance(item, ChangesInterface)]
-    if not marked:
+    healed = [item for item in passes if isinstance(item, Heals) and item.approximate]
+    if not marked and not healed:
         yield source
         return
     from tfl_rewrite.verification.cleanup import Scratch
 
     model = load(source)
+    for item in healed:
+        item.expected(model)
     run_passes(model, marked)
     with Scratch() as scratch:
         expected = scratch.path / "expected.tflite"
@@ -342,9 +346,12 @@ def _judge(
         # Measured: the classic interpreter loads such a file and computes with zeros.
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
-    lossy = any(item.lossy for item in passes)
+    healers = [item for item in passes if isinstance(item, Heals)]
+    lossy = any(item.lossy for item in passes) or any(item.approximate for item in healers)
     with settings.panel(expected, exact=not lossy, progress=lambda what: progress(what, 0, 0)) as panel:
         verdict = panel.compare(made)
+        if healers:
+            common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
         damage = None
@@ -365,6 +372,37 @@ def _judge(
         report,
         damage.remedy() if damage is not None else None,
     )
+
+
+def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:
+    """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
+    from tfl_rewrite.verification import run_model, several
+
+    notes = []
+    plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
+    if any(item.approximate for item in healers):
+        notes.append("compared with the original with these weights as float32: its own reading is undefined")
+    elif verdict.status == "pass" and (settings.resolver or not plain):
+        return notes
+    if verdict.status == "fail":
+        return notes
+    alone = run_model(
+        made,
+        inputs=settings.inputs,
+        samples=settings.samples,
+        seed=settings.seed,
+        runtime=several(settings.runtime)[0],
+        resolver=next(iter(several(settings.resolver)), None),
+        timeout=settings.timeout,
+        memory_limit=settings.memory_limit,
+        independent=settings.independent,
+    )
+    if alone.failure is not None:
+        return [*notes, f"the repaired file does not run either: {alone.failure.message}"]
+    ran = f"the repaired file runs: {alone.judge}, {len(alone.outputs)} samples"
+    if verdict.status == "unverified":
+        return [*notes, f"{ran}; there is nothing to compare its outputs with"]
+    return [*notes, f"{ran}; the original: {verdict.judge}"]
 
 
 def _unverified(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from .cases import noise
+from .cases import Build, Weight, noise
 from .measure import Case
 from .single_op import Graph, Scales
 
@@ -177,3 +177,34 @@ def expanded_case(name: str, bits: int, *, block: int = 32) -> Case:
         return graph.pack()
 
     return Case(name, made(True), [x], made(False))
+
+
+@dataclass
+class PackedWeight(Weight):
+    """The weight of a model in the making: packed integers in place, or the equal floats.
+
+    Attributes:
+        bits: Of an integer.
+    """
+
+    bits: int = 4
+
+    def add(self, graph: Graph, values: np.ndarray) -> int:
+        """Rounds to the bits, with scales along the axis, and adds the result."""
+        high = 2 ** (self.bits - 1) - 1
+        others = tuple(axis for axis in range(values.ndim) if axis != self.axis)
+        peak = np.abs(values).max(axis=others if self.axis is not None else None)
+        scale = np.atleast_1d(np.where(peak > 0, peak / high, 1)).astype(np.float32)
+        shape = [1] * values.ndim
+        shape[self.axis or 0] = scale.size
+        rounded = np.clip(np.round(values / scale.reshape(shape)), -high, high).astype(np.int64)
+        weight = Packed(rounded, self.bits, scale, self.axis or 0)
+        return graph.const(weight.floats()) if self.form == "float" else weight.add(graph)
+
+
+def variant_case(name: str, build: Build, bits: int, axis: int | None, version: int) -> Case:
+    """Returns one of the variants of a hybrid operator with packed weights."""
+    quantized, reference = Graph(), Graph()
+    inputs = build(quantized, PackedWeight("int8", axis, bits=bits), version)
+    build(reference, PackedWeight("float", axis, bits=bits), 1)
+    return Case(name, quantized.pack(), inputs, reference.pack())

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import kernels
-from tfl_rewrite.kernels import Granularity
+from tfl_rewrite.kernels import Granularity, Need
 from tfl_rewrite.packed_kernels import PACKED, PackedForm, Shape, packed_forms
 
+from .cases import variants
 from .measure import OLD_PYTHON, Case, Outcome, measure
-from .packed_cases import conv_case, dense_case, embedding_case, expanded_case, packed
+from .packed_cases import conv_case, dense_case, embedding_case, expanded_case, packed, variant_case
 from .test_measured import (
     BUILTIN,
     EXACT_SNR,
@@ -51,6 +52,11 @@ def form_cases(operator: str, form: PackedForm) -> list[Case]:
         ):
             weight = packed(shape, bits, kind, lowest=lowest)
             made.append(embedding_case(f"{label}-{'x'.join(map(str, shape))}", weight, form.version))
+    if form.granularity is not Granularity.BLOCK:
+        axis = 0 if form.granularity is Granularity.CHANNEL else None
+        for name, build in variants(operator, asymmetric=True).items():
+            if name != "grouped" or Need.UNGROUPED not in form.needs:
+                made.append(variant_case(f"{label}-{name}", build, bits, axis, form.version))
     return made
 
 

@@ -24,7 +24,7 @@ from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.products import product_of
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import symmetric
-from tfl_rewrite.quant.calibrated import Pains
+from tfl_rewrite.quant.calibrated import Metric, Pains
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.quant.layer_rounding import Layer, Plan, round_layer
 from tfl_rewrite.quant.moments import Drift, Moments
@@ -242,10 +242,19 @@ class Calibrated:
                 self._at_once(probe, jobs, calls)
 
     def _at_once(self, probe: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
-        wanted = [Wanted(job.place, job.product) for job in jobs]
+        # The same weight in several encodings meets the same activations.
+        groups: dict[tuple[Place, int], list[_Job]] = {}
+        for job in {_key(job.work): job for job in jobs}.values():
+            groups.setdefault((job.place, job.position), []).append(job)
+        places = list(groups.values())
+        wanted = [Wanted(group[0].place, group[0].product) for group in places]
         for position, moments in collect(probe, wanted, calls):
-            self._settle(jobs[position], moments)
-            self._tick(jobs, jobs[position])
+            metrics: dict[bool, Metric] = {}
+            for job in places[position]:
+                if isinstance(moments, Moments) and job.plan.centred not in metrics:
+                    metrics[job.plan.centred] = Metric.of(moments.covariance(centred=job.plan.centred))
+                self._settle(job, moments, metrics.get(job.plan.centred))
+                self._tick(jobs, job)
 
     def _one_by_one(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
         entered = {call.subgraph for call in calls}
@@ -286,12 +295,12 @@ class Calibrated:
         values = integers.reshape(work.shape) * scale[_channel_index(work)]
         rounded.put(place, work.uses[0].position, values)
 
-    def _settle(self, job: _Job, moments: Moments | str) -> Layer | None:
+    def _settle(self, job: _Job, moments: Moments | str, metric: Metric | None = None) -> Layer | None:
         """Rounds one weight and keeps the outcome."""
         if isinstance(moments, str):
             self._reasons[_key(job.work)] = moments
             return None
-        layer = round_layer(job.weight(), job.plan, moments, self._settings.pains)
+        layer = round_layer(job.weight(), job.plan, moments, self._settings.pains, metric)
         layer = self._kept(layer)
         self._layers[_key(job.work)] = layer
         return layer

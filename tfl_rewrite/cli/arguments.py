@@ -697,7 +697,12 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (*COMMANDS, *SHARDING):
+    # Late: their rows are made of those above.
+    from tfl_rewrite.cli.batch_commands import BATCHING
+    from tfl_rewrite.cli.doctor_commands import DOCTORING
+    from tfl_rewrite.cli.shrink_commands import SHRINKING
+
+    for command in (*COMMANDS, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
         # A range may begin with a negative number, as in --input-range -1,1.
         made._negative_number_matcher = re.compile(r"^-\.?\d")

@@ -101,7 +101,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
             for entry in catalog.CATALOG
         ]
         presets = {name: list(items) for name, items in catalog.PRESETS.items()}
-        print(json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2))
+        _print([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
         return 0
     lines = []
     for entry in catalog.CATALOG:
@@ -123,7 +123,7 @@ def diff_files(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print(json.dumps(found.to_dict(), indent=2))
+        _print([json.dumps(found.to_dict(), indent=2)])
     elif not arguments.quiet:
         _print(comparison_lines(found, verbose=arguments.verbose))
     return 0
@@ -148,13 +148,18 @@ def round_weights(arguments: argparse.Namespace) -> int:
         found = search_rounding(
             arguments.source,
             made,
-            _verification(arguments),
+            verification_of(arguments),
             min_snr=arguments.min_snr,
             max_abs_error=arguments.max_abs_error,
             progress=_Counter(arguments),
         )
         made = found.settings
-    return _rewrite(arguments, [made])
+    try:
+        return _rewrite(arguments, [made])
+    except RewriteFailed as error:
+        if error.remedy is None and not searched:
+            error.remedy = f"give more than {made.steps} --steps, or --min-snr alone to search for them"
+        raise
 
 
 def verify_files(arguments: argparse.Namespace) -> int:
@@ -256,10 +261,39 @@ def join_model(arguments: argparse.Namespace) -> int:
     return shard_commands.join_model(arguments)
 
 
+def doctor_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.doctor_file(arguments)
+
+
+def repair_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite repair IN OUT``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.repair_file(arguments)
+
+
+def batch_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
+    from tfl_rewrite.cli import batch_commands
+
+    return batch_commands.batch_files(arguments)
+
+
+def shrink_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shrink IN OUT``."""
+    from tfl_rewrite.cli import shrink_commands
+
+    return shrink_commands.shrink_file(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
     "dequantize": dequantize,
     "round-weights": round_weights,
+    "shrink": shrink_file,
     "remove-dead": remove_dead,
     "dedup": dedup,
     "compact": compact,
@@ -271,6 +305,9 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": check_files,
     "shard": shard_model,
     "join": join_model,
+    "doctor": doctor_file,
+    "repair": repair_file,
+    "batch": batch_files,
 }
 
 
@@ -287,7 +324,8 @@ def _inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLik
     )
 
 
-def _verification(arguments: argparse.Namespace) -> Verification:
+def verification_of(arguments: argparse.Namespace) -> Verification:
+    """Returns how a command is to verify, from its options."""
     return Verification(
         mode=arguments.verify,
         inputs=_inputs(arguments, arguments.source),
@@ -323,7 +361,7 @@ def _talks(arguments: argparse.Namespace) -> bool:
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_reports(arguments, (arguments.source, arguments.target))
-    verification = _verification(arguments)
+    verification = verification_of(arguments)
     bar = Bar.of(arguments)
     try:
         report = rewrite(

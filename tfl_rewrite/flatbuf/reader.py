@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.errors import FormatError
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.record import NotANumber, Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema, TableSpec
 
 MAX_DEPTH = 64
@@ -187,7 +187,10 @@ class _Reader:
                 raise self.fail(f"{field.name} is misaligned", where, position)
             if field.scalar.code == "?":
                 return self.data[position] != 0
-            return _SCALAR_STRUCTS[field.scalar.code].unpack_from(self.data, position)[0]
+            value = _SCALAR_STRUCTS[field.scalar.code].unpack_from(self.data, position)[0]
+            if field.scalar.code == "f" and value != value:
+                return NotANumber(bytes(self.data[position : position + 4]))
+            return value
         place = f"{where}.{field.name}" if where != "root" else field.name
         if position % 4:
             raise self.fail("offset is misaligned", place, position)

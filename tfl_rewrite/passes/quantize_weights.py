@@ -10,7 +10,7 @@ stayed; where it is stored otherwise than asked for, a note says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -120,6 +120,35 @@ class _Home:
     scales: Buffer | None = None
 
 
+def prepare(model: Model, passes: Sequence[QuantizeWeights], rounder: Calibrating) -> None:
+    """Tells a rounder of all constants that some passes would store otherwise, each on its own.
+
+    So that what it has to know of the model is collected once for all of them. The model is not changed.
+    """
+    positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
+    works = []
+    for settings in passes:
+        plan = WeightPlan(settings, model)
+        works += _works(plan, plan.decide()[0], positions)
+    rounder.prepare(model, works)
+
+
+def _works(plan: WeightPlan, decisions: Sequence[Decision], positions: Mapping[int, int]) -> list[Work]:
+    """Returns what a rounder is told of, while the model is as it was."""
+    works: dict[tuple[object, ...], Work] = {}
+    for made in decisions:
+        buffer = made.item.stored.buffer
+        if made.dtype.is_integer and buffer.blob is not None:
+            key = (id(buffer), made.content)
+            if key in works:
+                # Read through another tensor as well: what all of them do is not one product.
+                uses = (*works[key].uses, *made.item.uses)
+                works[key] = replace(works[key], uses=uses)
+            else:
+                works[key] = plan.work(made, buffer.blob, positions[id(buffer)])
+    return list(works.values())
+
+
 class _Application:
     """Carries decisions out."""
 
@@ -170,18 +199,7 @@ class _Application:
         """Tells a rounder that looks at activations of all constants, while the model is as it was."""
         if not isinstance(self._rounder, Calibrating):
             return
-        works: dict[tuple[object, ...], Work] = {}
-        for made in decisions:
-            buffer = made.item.stored.buffer
-            if made.dtype.is_integer and buffer.blob is not None:
-                key = (id(buffer), made.content)
-                if key in works:
-                    # Read through another tensor as well: what all of them do is not one product.
-                    uses = (*works[key].uses, *made.item.uses)
-                    works[key] = replace(works[key], uses=uses)
-                else:
-                    works[key] = self._plan.work(made, buffer.blob, self._positions[id(buffer)])
-        self._rounder.prepare(self._model, list(works.values()))
+        self._rounder.prepare(self._model, _works(self._plan, decisions, self._positions))
 
     def _home(self, made: Decision, blob: Blob, buffer: Buffer, key: int) -> _Home:
         if not made.dtype.is_integer:

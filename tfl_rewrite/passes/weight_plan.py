@@ -18,7 +18,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.packed_kernels import PackedForm, Shape, packed_forms
+from tfl_rewrite.packed_kernels import BLOCKS_IN_CALLED_SUBGRAPHS, PackedForm, Shape, packed_forms
 from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.base import Skip
 from tfl_rewrite.passes.candidates import (
@@ -73,6 +73,7 @@ class WeightPlan:
         hybrid_forms: What each operator's hybrid kernel takes of an encoding, or why nothing.
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
         encodings: What each candidate is to become, by its id.
+        called: Ids of the subgraphs that operators run.
         fallbacks: Where another encoding is used than was asked for, by candidate, in words.
     """
 
@@ -86,6 +87,7 @@ class WeightPlan:
     least: tuple[int, int] = (0, 0)
     encodings: dict[int, Encoding] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
 
     def decide(self) -> tuple[list[Decision], list[Skip]]:
         """Decides for the whole model.
@@ -100,6 +102,7 @@ class WeightPlan:
         self.by_value = {id(item.value): item for item in items}
         if isinstance(self.settings.assignment, Recipe):
             self.settings.assignment.check(self.model, items)
+        self.called = {id(inner) for _, operator in self.model.operators() for inner in operator.subgraphs()}
         self.encodings = {id(item): self._encoding(item) for item in items}
         self._select(items)
         decisions = self._settle(items)
@@ -204,7 +207,9 @@ class WeightPlan:
             return self._decide_half(item, encoding)
         if encoding.block is not None:
             length = block_length(item.shape, encoding.block)
-            if length is not None:
+            old = self.settings.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
+            called = old and id(item.subgraph) in self.called
+            if length is not None and not called:
                 if length != encoding.block:
                     self.fallbacks[id(item)] = (
                         f"blocks of {length}, since {encoding.block} does not divide it"
@@ -212,9 +217,11 @@ class WeightPlan:
                 return self._decide_blocks(item, encoding, length)
             encoding = replace(encoding, granularity=kernels.Granularity.CHANNEL, block=None)
             asked = self.encodings[id(item)].block
-            self.fallbacks[id(item)] = (
-                f"one scale per channel or tensor, since no blocks of up to {asked} fit"
-            )
+            why = f"no blocks of up to {asked} fit"
+            if called:
+                old_runtime = _text(self.settings.min_runtime)
+                why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
+            self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
         return self._decide_channels(item, encoding)
 
     def _decide_half(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:

@@ -98,7 +98,9 @@ def ties_of(plan: Plan, moments: Moments) -> Ties:
     return Ties.of(moments.split(labels), digits=plan.digits)
 
 
-def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> Layer:
+def round_layer(
+    weight: Float32, plan: Plan, moments: Moments, pains: Pains, metric: Metric | None = None
+) -> Layer:
     """Rounds a weight for what it meets.
 
     Args:
@@ -106,10 +108,12 @@ def round_layer(weight: Float32, plan: Plan, moments: Moments, pains: Pains) -> 
         plan: How.
         moments: Of what it meets; a :class:`Drift` also tells what the float model meets there.
         pains: How much work it is worth.
+        metric: What follows from the moments alone, if that is known already.
     """
     ties = ties_of(plan, moments)
     own = moments.split(np.ascontiguousarray(moments.product.matrix(weight), np.float32))
-    metric = Metric.of(moments.covariance(centred=plan.centred))
+    if metric is None:
+        metric = Metric.of(moments.covariance(centred=plan.centred))
     drift = moments if isinstance(moments, Drift) else None
     target = own if drift is None else drift.target(own, metric.moments, centred=plan.centred)
     start = _clipped(target, plan, moments, metric)

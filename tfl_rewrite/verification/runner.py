@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from ..errors import UsageError
 from .child import load_array
+from .cleanup import unwritable
 from .interface import Interface, printable
 from .memory import REFUSED, MemoryWatch, amount
 from .samples import Array
@@ -190,6 +191,9 @@ class Worker:
                 execution.failure = self._died(stage)
                 self.kill()
                 break
+            if "unwritable" in message:
+                self.kill()
+                raise unwritable(str(message["unwritable"]))
             if "error" in message:
                 kind = "memory" if REFUSED.search(message["error"]) else "error"
                 execution.failure = _failure(kind, message, f"{_refused(message)}: {message['error']}")

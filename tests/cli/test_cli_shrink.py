@@ -1,0 +1,131 @@
+"""``tfl-rewrite shrink`` as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite.cli.shrink_commands import _nbytes
+from tfl_rewrite.errors import UsageError
+
+TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
+QUICK = ("--effort", "fast", "--encodings", "int8:channel:dequantize,int4:channel:dequantize")
+
+
+def run(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TOOL, "shrink", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        **more,
+    )
+
+
+@pytest.fixture
+def inputs(fixtures: Path, tmp_path: Path) -> Path:
+    with np.load(fixtures / "inputs" / "digits_calib.npz") as file:
+        np.savez(tmp_path / "some.npz", **{key: file[key][:8] for key in file.files})
+    return tmp_path / "some.npz"
+
+
+def test_all_that_it_writes(fixtures: Path, inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "out.tflite"
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def same(outputs, reference):\n"
+        "    (a,), (b,) = outputs.values(), reference.values()\n"
+        "    assert a.shape[0] in (2, 6)\n"
+        "    return float(np.mean(a.argmax(-1) == b.argmax(-1)))\n"
+    )
+    names = [tmp_path / name for name in ("recipe.toml", "curve.csv", "plot.svg", "report.json")]
+    options = [
+        word
+        for pair in zip(("--recipe-out", "--curve", "--plot", "--report"), names, strict=True)
+        for word in pair
+    ]
+    done = run(
+        fixtures / "digits_cnn.tflite",
+        target,
+        *("--min-snr", "40", "--metric", "mine:same", "--min-metric", "1", "--inputs", inputs),
+        *QUICK,
+        *options,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SNR promised: " in done.stdout and "<- this one" in done.stdout and "held out" in done.stdout
+    report = json.loads(names[3].read_text())
+    assert report["schema"] == 1 and report["promised_snr_db"] >= 40.0 and report["promised"]["metric"] == 1.0
+    assert target.stat().st_size == report["promised"]["nbytes"] == report["rewrite"]["nbytes_after"]
+    rows = list(csv.DictReader(names[1].open()))
+    assert [row["chosen"] for row in rows].count("True") <= 1 and len(rows) > 1
+    assert names[2].read_bytes().startswith(b"<?xml")
+    made = run_quantize(fixtures / "digits_cnn.tflite", tmp_path / "again.tflite", names[0], inputs)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "again.tflite").stat().st_size == pytest.approx(target.stat().st_size, rel=0.05)
+
+
+def run_quantize(source: Path, target: Path, recipe: Path, inputs: Path) -> subprocess.CompletedProcess[str]:
+    command = [TOOL, "quantize-weights", source, target, "--map", recipe, "--min-elements", "64"]
+    return subprocess.run(
+        [*map(str, command), "--inputs", str(inputs)], capture_output=True, text=True, check=False
+    )
+
+
+def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: Path, tmp_path: Path) -> None:
+    target, curve = tmp_path / "out.tflite", tmp_path / "curve.json"
+    done = run(
+        fixtures / "digits_cnn.tflite",
+        target,
+        *("--min-snr", "60", "--max-size", "12KB", "--inputs", inputs, "--curve", curve),
+        *QUICK,
+    )
+    assert done.returncode == 4 and not target.exists()
+    assert "no file was found that keeps SNR of 60 dB, at most 12,000 bytes" in done.stderr
+    assert "size against error" in done.stdout and "Traceback" not in done.stderr
+    assert len(json.loads(curve.read_text())["points"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "no budget"),
+        (("--max-size", "much"), "--max-size 'much'"),
+        (("--min-snr", "30", "--curve", "x.txt"), "--curve x.txt"),
+        (("--min-snr", "30", "--plot", "x.gif"), "--plot x.gif"),
+        (("--min-snr", "30", "--encodings", "int3"), "int3"),
+        (("--metric", "missing_module:f", "--min-metric", "1"), "missing_module"),
+    ],
+)
+def test_usage_is_two_in_one_line(
+    fixtures: Path, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    done = run(fixtures / "dense.tflite", tmp_path / "out.tflite", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert not list(tmp_path.glob("*.tflite*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("500", 500), ("5MB", 5_000_000), ("4MiB", 4 << 20), ("1.5 kb", 1500), ("2K", 2000)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert _nbytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-5MB", "5 parsecs", "1e6"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="max-size"):
+        _nbytes(text)

@@ -1,0 +1,66 @@
+"""Verdicts on parts of the samples against one on all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tfl_rewrite.shrinking.merging import merged
+from tfl_rewrite.verification import Tolerance, Verdict
+from tfl_rewrite.verification.compare import OutputTally
+from tfl_rewrite.verification.interface import TensorFacts
+
+
+def facts() -> TensorFacts:
+    return TensorFacts(name="out", tensor="out", dtype="float32", shape=(1, 5), shape_signature=(1, 5))
+
+
+def judged(pairs: list[tuple[np.ndarray, np.ndarray]], tolerance: Tolerance) -> Verdict:
+    tally = OutputTally(facts(), signature=None, position=0)
+    for before, after in pairs:
+        tally.add(before, after)
+    item = tally.comparison(tolerance)
+    return Verdict(
+        status="pass" if item.passed else "fail",
+        cause="" if item.passed else "outputs",
+        sample_count=len(pairs),
+        outputs=(item,),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_as_one_run_of_all(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    pairs = []
+    for number in range(7):
+        before = random.normal(size=(1, 5)).astype(np.float32)
+        noise = random.normal(size=(1, 5)) * 10.0 ** -(1 + number % 3)
+        pairs.append((before, (before + noise).astype(np.float32)))
+    for least in (5.0, 15.0, 60.0):
+        tolerance = Tolerance(min_snr=least)
+        whole = judged(pairs, tolerance)
+        found = merged([judged(pairs[:3], tolerance), judged(pairs[3:], tolerance)], least)
+        one, other = whole.outputs[0], found.outputs[0]
+        assert (found.status, found.cause, found.sample_count) == (whole.status, whole.cause, 7)
+        assert other.snr_db == pytest.approx(one.snr_db)
+        assert other.rmse == pytest.approx(one.rmse)
+        assert other.max_abs_error == one.max_abs_error
+        assert other.argmax_agreement == pytest.approx(one.argmax_agreement)
+        assert other.passed == one.passed and bool(other.reason) == bool(one.reason)
+
+
+def test_a_half_without_noise() -> None:
+    same = np.ones((1, 5), np.float32)
+    tolerance = Tolerance(min_snr=30.0)
+    exact = judged([(same, same)], tolerance)
+    noisy = judged([(same, same * 1.1)], tolerance)
+    found = merged([exact, noisy], 30.0).outputs[0]
+    assert found.snr_db == pytest.approx(23.01, abs=0.01) and not found.bit_exact
+    assert merged([exact, exact], 30.0).outputs[0].bit_exact
+
+
+def test_a_half_that_does_not_run_decides() -> None:
+    same = np.ones((1, 5), np.float32)
+    good = judged([(same, same)], Tolerance())
+    broken = Verdict(status="fail", cause="crash", reasons=("the rewritten file does not run",))
+    assert merged([good, broken], 30.0).cause == "crash"

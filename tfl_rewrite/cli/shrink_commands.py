@@ -1,0 +1,306 @@
+"""``shrink``: its options, what it does and how it is shown."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.cli.arguments import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
+from tfl_rewrite.errors import FileAccessError, UsageError
+
+if TYPE_CHECKING:
+    from tfl_rewrite.shrinking.shrink import ShrinkReport
+
+_ROWS = 20
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "KIB": 1024,
+    "MIB": 1024**2,
+    "GIB": 1024**3,
+}
+
+_BUDGET = (
+    Argument(
+        ("--min-snr",),
+        "least signal-to-noise ratio of every output, in dB",
+        {"type": float, "default": None, "metavar": "DB"},
+    ),
+    Argument(
+        ("--max-error",),
+        "largest error of any element of an output",
+        {"type": float, "default": None, "metavar": "X"},
+    ),
+    Argument(
+        ("--min-agreement",),
+        "least share of samples whose largest element is the same, of every output of scores, such as 0.99",
+        {"type": float, "default": None, "metavar": "SHARE"},
+    ),
+    Argument(
+        ("--metric",),
+        "your own figure: function(outputs, reference), both dicts of arrays by output name; larger is "
+        "better. Called in a process of its own",
+        {"default": None, "metavar": "MODULE:FUNCTION"},
+    ),
+    Argument(("--min-metric",), "its least value", {"type": float, "default": None, "metavar": "X"}),
+    Argument(
+        ("--max-size",),
+        "largest file, such as 5MB; with nothing else, the error is made as small as it can be",
+        {"default": None, "metavar": "SIZE"},
+    ),
+    Argument(
+        ("--objective",),
+        "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
+        "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
+        {"choices": ("file", "download", "ram", "latency"), "default": "file"},
+    ),
+)
+
+_SEARCHING = (
+    Argument(
+        ("--holdout",),
+        "inputs that only the end result is judged with; repeatable. Without it, a quarter of --inputs",
+        {"action": "append", "default": [], "metavar": "PATH"},
+    ),
+    Argument(
+        ("--effort",),
+        "as for quantize-weights (default: balanced)",
+        {"choices": ("fast", "balanced", "best"), "default": "balanced"},
+    ),
+    Argument(
+        ("--encodings",),
+        "what to try for each constant, between commas (default: all that quantize-weights knows and "
+        "--min-runtime allows)",
+        {"default": None, "metavar": "ENCODING,..."},
+    ),
+    Argument(
+        ("--include",), "as for quantize-weights", {"action": "append", "default": [], "metavar": "REGEX"}
+    ),
+    Argument(
+        ("--exclude",), "as for quantize-weights", {"action": "append", "default": [], "metavar": "REGEX"}
+    ),
+    Argument(("--min-runtime",), "as for quantize-weights", {"default": None, "metavar": "VERSION"}),
+    Argument(
+        ("--time-limit",),
+        "seconds after which the search ends with the best that it has",
+        {"type": float, "default": None, "metavar": "S"},
+    ),
+    Argument(
+        ("--state",),
+        "keep measurements in this file; a search that was stopped goes on from it",
+        {"default": None, "metavar": "FILE.json"},
+    ),
+)
+
+_SHOWING = (
+    Argument(
+        ("--recipe-out",),
+        "write the encodings as a recipe for quantize-weights --map",
+        {"default": None, "metavar": "FILE.toml"},
+    ),
+    Argument(("--curve",), "write size against error", {"default": None, "metavar": "FILE.json|FILE.csv"}),
+    Argument(
+        ("--plot",),
+        "draw size against error, and what became of each constant",
+        {"default": None, "metavar": "FILE.svg|FILE.png"},
+    ),
+)
+
+_VERIFYING = tuple(
+    row
+    for row in VERIFYING
+    if not {"--min-snr", "--max-abs-error", "--verify", "--blame-seconds"} & set(row.names)
+)
+
+SHRINKING = (
+    Command(
+        "shrink",
+        "find the smallest file within a budget (lossy)",
+        "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
+        "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
+        "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
+        (
+            ("files", IN_OUT),
+            ("the budget", _BUDGET),
+            ("the search", _SEARCHING),
+            ("what to show", _SHOWING),
+            ("verification", _VERIFYING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+)
+
+
+def shrink_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shrink IN OUT``."""
+    from tfl_rewrite.cli.commands import _check_report, _Counter, _judges, _print, _write_json
+    from tfl_rewrite.rewriting import Verification
+    from tfl_rewrite.shrinking.calls import shrink
+    from tfl_rewrite.shrinking.shrink import ShrinkFailed
+
+    for path in (arguments.report, arguments.recipe_out, arguments.curve, arguments.plot):
+        _check_report(path, (arguments.source, arguments.target))
+    _check_ending(arguments.curve, "--curve", (".json", ".csv"))
+    _check_ending(arguments.plot, "--plot", (".svg", ".png"))
+    _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
+    try:
+        report = shrink(
+            arguments.source,
+            arguments.target,
+            min_snr=arguments.min_snr,
+            max_error=arguments.max_error,
+            min_agreement=arguments.min_agreement,
+            metric=arguments.metric,
+            min_metric=arguments.min_metric,
+            max_nbytes=_nbytes(arguments.max_size),
+            objective=arguments.objective,
+            effort=arguments.effort,
+            encodings=arguments.encodings.split(",") if arguments.encodings else None,
+            include=arguments.include,
+            exclude=arguments.exclude,
+            min_runtime=arguments.min_runtime,
+            verification=Verification(
+                inputs=tuple(arguments.inputs),
+                samples=arguments.samples,
+                seed=arguments.seed,
+                **_judges(arguments),
+            ),
+            holdout=tuple(arguments.holdout),
+            time_limit=arguments.time_limit,
+            state=arguments.state,
+            force=arguments.force,
+            dry_run=arguments.dry_run,
+            threads=arguments.threads,
+            progress=_Counter(arguments),
+        )
+    except ShrinkFailed as error:
+        if not arguments.quiet:
+            _print(lines_of(error.report, verbose=arguments.verbose))
+        _show_files(arguments, error.report)
+        _write_json(arguments.report, error.report.to_dict())
+        raise
+    if not arguments.quiet:
+        _print(lines_of(report, verbose=arguments.verbose))
+    _show_files(arguments, report)
+    if arguments.recipe_out is not None:
+        _write_text(arguments.recipe_out, report.recipe())
+    _write_json(arguments.report, report.to_dict())
+    return 0
+
+
+def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
+    """Returns the report as text."""
+    from tfl_rewrite.cli.render import safe
+
+    lines = []
+    found, before = report.promised, report.nbytes_before
+    if found is not None:
+        share = found.nbytes / before if before else 1.0
+        names = f"{safe(report.source)} -> {safe(report.target)}"
+        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})")
+        if not report.units:
+            lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
+    lines.append(f"searched with {report.split.text}; {report.files} files were run")
+    if found is not None:
+        counts = Counter(
+            found.choice[unit.position].text if unit.position in found.choice else "kept as it is"
+            for unit in report.units
+        )
+        lines.append("constants: " + ", ".join(f"{count} x {name}" for name, count in counts.most_common()))
+        if verbose:
+            for unit in sorted(report.units, key=lambda unit: -unit.nbytes):
+                encoding = found.choice.get(unit.position)
+                lines.append(f"  {unit.nbytes:>12,}  {encoding or 'kept'!s:28s} {safe(unit.name, limit=80)}")
+    lines.append("size against error, on the inputs of the search:")
+    points = report.pareto()
+    shown = points if verbose or len(points) <= _ROWS else points[:_ROWS]
+    for item in shown:
+        snr = _snr(item.snr)
+        mark = "  <- this one" if found is not None and item.choice == found.choice else ""
+        size = f"{item.nbytes:>12,} bytes"
+        if item.deflated:
+            size += f" ({item.deflated:,} deflated)"
+        lines.append(f"  {size}  {snr:>9s}{mark}")
+    if report.proven is not None:
+        where = "held-out inputs" if report.split.held_out else "the inputs of the search"
+        lines.append(f"verified on {where}:")
+        lines += [f"  {line}" for line in report.proven.summary_lines()]
+    if report.promised_snr is not None:
+        lines.append(_promise(report))
+    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+    return lines
+
+
+def _promise(report: ShrinkReport) -> str:
+    assert report.promised is not None and report.proven is not None
+    found, proven = _snr(report.promised.snr), _snr(report.proven.worst_snr())
+    return f"SNR promised: {_snr(report.promised_snr)} (search {found}, held-out inputs {proven})"
+
+
+def _snr(snr: float | None) -> str:
+    return "exact" if snr is None or not math.isfinite(snr) else f"{snr:.1f} dB"
+
+
+def _show_files(arguments: argparse.Namespace, report: ShrinkReport) -> None:
+    if arguments.curve is not None:
+        rows = [
+            {
+                "nbytes": item.nbytes,
+                "deflated": item.deflated or None,
+                "snr_db": item.snr if item.snr is not None and math.isfinite(item.snr) else None,
+                "metric": item.metric,
+                "chosen": report.promised is not None and item.choice == report.promised.choice,
+            }
+            for item in report.pareto()
+        ]
+        if arguments.curve.endswith(".csv"):
+            text = io.StringIO()
+            writer = csv.DictWriter(text, ["nbytes", "deflated", "snr_db", "metric", "chosen"])
+            writer.writeheader()
+            writer.writerows(rows)
+            _write_text(arguments.curve, text.getvalue())
+        else:
+            from tfl_rewrite.cli.commands import _write_json
+
+            _write_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
+    if arguments.plot is not None:
+        from tfl_rewrite.shrinking.plot import draw
+
+        draw(report, Path(arguments.plot))
+
+
+def _write_text(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+
+
+def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> None:
+    if path is not None and not path.endswith(endings):
+        raise UsageError(f"{option} {path}", remedy=f"name a file that ends in {' or '.join(endings)}")
+
+
+def _nbytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
+    unit = found[2].upper() if found else "?"
+    if found and unit in ("K", "M", "G"):
+        unit += "B"
+    if found is None or unit not in _UNITS:
+        raise UsageError(f"--max-size {text!r}", remedy="write such as 500000, 480KB, 5MB or 4MiB")
+    return int(float(found[1]) * _UNITS[unit])
+
+
+__all__ = ["SHRINKING", "lines_of", "shrink_file"]

@@ -1,0 +1,122 @@
+"""The user's own figure of merit, computed in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.verification import RunResult, run_model, several
+from tfl_rewrite.verification.samples import Array
+
+_CHILD = """
+import importlib, json, os, sys
+import numpy as np
+
+sys.path.insert(0, os.getcwd())
+sys.dont_write_bytecode = True
+module, _, name = sys.argv[1].partition(":")
+function = getattr(importlib.import_module(module), name)
+
+def outputs(path):
+    with np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+value = float(function(outputs(sys.argv[2]), outputs(sys.argv[3])))
+print("\\n" + json.dumps({"value": value if np.isfinite(value) else None}))
+"""
+
+
+class MetricProcess:
+    """Calls ``function(outputs, reference)`` for a file.
+
+    Both arguments are dicts of arrays ``[samples, ...]`` by output name (``signature/name`` for signatures);
+    larger results are better.
+
+    Args:
+        what: ``module:function``, importable from the folder that the program is run in.
+        source: The original.
+        parts: Which inputs, and the runtime; of several parts, the samples follow each other.
+        folder: For the outputs.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+
+    def __init__(
+        self, what: str, source: str | os.PathLike[str], parts: Sequence[Verification], folder: Path
+    ) -> None:
+        module, _, name = what.partition(":")
+        if not module or not name.isidentifier():
+            raise UsageError(f"metric {what!r}", remedy="write module:function")
+        self._what = what
+        self._source = source
+        self._parts = tuple(parts)
+        self._folder = folder
+        self._reference: Path | None = None
+
+    def __call__(self, paths: Sequence[Path]) -> float:
+        """Returns the figure of a file.
+
+        Args:
+            paths: The file, or one for each part of the inputs.
+
+        Raises:
+            UsageError: The function cannot be imported, or fails.
+        """
+        if self._reference is None:
+            self._reference = self._outputs([Path(self._source)] * len(self._parts), "reference")
+        made = self._outputs(paths, "made")
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, self._what, str(made), str(self._reference)],
+            capture_output=True,
+            text=True,
+            timeout=self._parts[0].timeout,
+        )
+        lines = done.stdout.strip().splitlines()
+        if done.returncode or not lines:
+            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            raise UsageError(f"metric {self._what}: {last}", remedy="call it as function(outputs, reference)")
+        value = json.loads(lines[-1])["value"]
+        return float("nan") if value is None else float(value)
+
+    def _outputs(self, paths: Sequence[Path], name: str) -> Path:
+        results = [
+            run_model(
+                path,
+                inputs=settings.inputs,
+                samples=settings.samples,
+                seed=settings.seed,
+                runtime=several(settings.runtime)[0],
+                timeout=settings.timeout,
+            )
+            for path, settings in zip(paths, self._parts, strict=True)
+        ]
+        target = self._folder / f"{name}.npz"
+        arrays: dict[str, Any] = _by_name(results)
+        np.savez(target, **arrays)
+        return target
+
+
+def _by_name(results: Sequence[RunResult]) -> dict[str, Array]:
+    collected: dict[str, list[Array]] = {}
+    for result in results:
+        for call in result.outputs:
+            for name, value in zip(call.names, call.values, strict=True):
+                if value is not None and value.dtype != object:
+                    key = name if call.signature is None else f"{call.signature}/{name}"
+                    collected.setdefault(key, []).append(value)
+    return {
+        key: np.stack(values)
+        if len({value.shape for value in values}) == 1
+        else np.concatenate([value.reshape(-1) for value in values])
+        for key, values in collected.items()
+    }

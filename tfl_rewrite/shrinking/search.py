@@ -1,0 +1,266 @@
+"""Settles on an assignment of encodings to constants.
+
+The knapsack of :mod:`tfl_rewrite.shrinking.knapsack` gives an assignment for an allowed noise; the file is
+made and measured, and the allowed noise is moved until the bounds just hold. Last, single constants are
+stored smaller while the file still measures well. How many files are run depends on the model alone, unless
+a time limit ends it early; so the same input gives the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from tfl_rewrite.quant.encoding import Encoding
+from tfl_rewrite.shrinking import knapsack, sensitivity
+from tfl_rewrite.shrinking.goals import Goal, Objective
+from tfl_rewrite.shrinking.sensitivity import Progress
+from tfl_rewrite.shrinking.state import Clock, State, TimeIsUp
+from tfl_rewrite.shrinking.trials import QUIET, Measured, Trials
+from tfl_rewrite.shrinking.units import KEPT, Choice, Option, Unit
+
+ROUNDS = 14
+"""Files that are run to find the allowed noise, at most."""
+REFINEMENTS = 24
+_LOWEST, _HIGHEST = -40.0, 180.0
+"""Where the allowed noise stops to make a difference, in dB below the signal."""
+_CURVE_STEPS = (-15.0, -10.0, -5.0, 5.0, 10.0)
+
+
+class Search:
+    """Finds assignments; what was measured serves any number of goals.
+
+    Args:
+        trials: Makes and measures files.
+        units: What there is to choose.
+        goal: What is to be small.
+        state: Keeps measurements.
+        clock: Ends it early.
+        progress: Called with what is going on, and how many of how many steps are done.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        units: list[Unit],
+        *,
+        goal: Goal,
+        state: State,
+        clock: Clock,
+        progress: Progress,
+    ) -> None:
+        self._trials = trials
+        self.units = units
+        self._bytes = goal.objective in (Objective.FILE, Objective.DOWNLOAD)
+        self._state = state
+        self._clock = clock
+        self._progress = progress
+        self._known: dict[Hashable, Measured] = {}
+        self.curve_traced = False
+        self.notes: list[str] = []
+
+    @property
+    def curve(self) -> list[Measured]:
+        """Every whole file that was measured."""
+        return list(self._known.values())
+
+    def measure(self, nbytes: int) -> None:
+        """Measures, or estimates, the noise of every option; see :func:`sensitivity.measure`."""
+        self.notes += sensitivity.measure(
+            self.units,
+            self._trials,
+            nbytes,
+            state=self._state,
+            clock=self._clock,
+            progress=self._progress,
+        )
+
+    def find(self, goal: Goal, *, margin: float = 0.0, least: float | None = None) -> Measured | None:
+        """Returns the cheapest file that was found to keep the bounds, or None.
+
+        Args:
+            goal: The bounds.
+            margin: By how many dB they are to be kept.
+            least: An SNR in dB that is to be kept besides.
+        """
+
+        def missing_of(found: Measured) -> float:
+            own = goal.shortfall(found.verdict, found.metric) + margin
+            if least is None or found.snr is None:
+                return own
+            return max(own, least - found.snr)
+
+        aim = least if least is not None else (goal.min_snr if goal.min_snr is not None else 30.0) + margin
+        best: Measured | None = None
+        try:
+            best = self._settle(aim, missing_of)
+            if best is not None:
+                best = self._refine(best, missing_of)
+        except TimeIsUp:
+            self._note("the time limit ended the search early")
+            kept = [item for item in self.curve if missing_of(item) <= 0]
+            best = min(kept, key=_rank, default=None)
+        return best
+
+    def _settle(self, aim: float, missing_of: Callable[[Measured], float]) -> Measured | None:
+        """Moves the allowed noise until the bounds just hold: by what is missing, then by halving."""
+        best: Measured | None = None
+        low, high = _LOWEST, _HIGHEST
+        files, stride = 0, 2.0
+        while files < ROUNDS and high - low > 0.05:
+            picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+            choice = self.choice(picked)
+            new = _key(choice) not in self._known
+            self._progress("settling", files, ROUNDS)
+            found = self._measured(choice)
+            files += new
+            missing = missing_of(found)
+            if missing <= 0:
+                if best is None or _rank(found) < _rank(best):
+                    best = found
+                high = min(high, aim)
+            else:
+                low = max(low, aim)
+            cheapest = all(
+                unit.options[index].cost <= min(option.cost for option in unit.options)
+                for unit, index in zip(self.units, picked, strict=True)
+            )
+            if (missing <= 0 and cheapest) or (missing > 0 and not any(picked)):
+                break
+            guess = aim + max(-20.0, min(20.0, missing + (0.03 if missing > 0 else 0.0)))
+            if new and low < guess < high and abs(guess - aim) > 0.02:
+                aim = guess
+            elif low > _LOWEST and high < _HIGHEST:
+                aim = (low + high) / 2
+            else:
+                # The same assignment again, or no difference: stride on.
+                aim += stride if missing > 0 else -stride
+                stride *= 2
+                if not low < aim < high:
+                    aim = (low + high) / 2
+        return best
+
+    def largest_within(self, limit: int) -> Measured | None:
+        """Returns the file with the least error of at most ``limit`` bytes that was found."""
+        try:
+            low, high = _LOWEST, _HIGHEST
+            files = 0
+            while files < ROUNDS and high - low > 0.05:
+                self._progress("settling", files, ROUNDS)
+                aim = (low + high) / 2
+                picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+                choice = self.choice(picked)
+                # Sizes add up well enough to tell what is far off.
+                expected = sum(
+                    unit.options[index].nbytes for unit, index in zip(self.units, picked, strict=True)
+                )
+                if expected > limit * 1.1:
+                    high = aim
+                    continue
+                files += _key(choice) not in self._known
+                if self._measured(choice).nbytes <= limit:
+                    low = aim
+                else:
+                    high = aim
+            if not any(item.nbytes <= limit for item in self.curve):
+                # The smallest there is.
+                self._measured(self.choice(knapsack.solve(self.units, 1e9)))
+        except TimeIsUp:
+            self._note("the time limit ended the search early")
+        fitting = [item for item in self.curve if item.nbytes <= limit and item.shortfall < math.inf]
+        return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
+
+    def trace(self, around: float | None) -> None:
+        """Measures some more points of the curve of size against error."""
+        self.curve_traced = True
+        around = 35.0 if around is None or not math.isfinite(around) else around
+        for number, step in enumerate(_CURVE_STEPS):
+            self._progress("tracing the curve", number, len(_CURVE_STEPS))
+            try:
+                self._clock.check(0.9)
+                self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-(around + step) / 10.0))))
+            except TimeIsUp:
+                return
+
+    def choice(self, picked: Sequence[int]) -> dict[int, Encoding]:
+        """Returns the encodings of what is not kept as it is."""
+        return {
+            unit.position: unit.options[index].encoding
+            for unit, index in zip(self.units, picked, strict=True)
+            if unit.options[index].encoding != KEPT
+        }
+
+    def _measured(self, choice: Choice) -> Measured:
+        key = _key(choice)
+        found = self._known.get(key)
+        if found is None:
+            self._clock.check()
+            cost = None
+            if not self._bytes:
+                cost = sum(self._option(unit, choice).cost for unit in self.units)
+            found = self._known[key] = self._trials.measure(choice, cost)
+        return found
+
+    def _option(self, unit: Unit, choice: Choice) -> Option:
+        wanted = choice.get(unit.position, KEPT)
+        return next(option for option in unit.options if option.encoding == wanted)
+
+    def _refine(self, best: Measured, missing_of: Callable[[Measured], float]) -> Measured:
+        """Stores single constants smaller while the file still measures well."""
+        refused: set[tuple[int, str]] = set()
+        for tried in range(REFINEMENTS):
+            moves = [
+                move
+                for move in self._moves(best, missing_of(best))
+                if (move[1].position, move[2].encoding.text) not in refused
+            ]
+            if not moves:
+                break
+            _, unit, option = max(moves, key=lambda move: (move[0], -move[1].position))
+            self._progress("refining", tried, REFINEMENTS)
+            found = self._measured({**best.choice, unit.position: option.encoding})
+            if missing_of(found) <= 0 and _rank(found) < _rank(best):
+                best = found
+            else:
+                refused.add((unit.position, option.encoding.text))
+        return best
+
+    def _moves(self, best: Measured, missing: float) -> list[tuple[float, Unit, Option]]:
+        """Single steps to something cheaper, with what they save for the noise they add."""
+        slack = 10.0 ** (min(20.0, max(0.0, -missing)) / 10.0) - 1.0
+        now = {unit.position: self._option(unit, best.choice) for unit in self.units}
+        total = sum(
+            (option.noise for option in now.values() if option.noise is not None),
+            np.full(self.units[0].kept.noise.size, QUIET) if self.units else np.zeros(1),  # type: ignore[union-attr]
+        )
+        moves = []
+        for unit in self.units:
+            current = now[unit.position]
+            for option in unit.options:
+                saved = current.cost - option.cost
+                if saved <= 0 or option.noise is None or current.noise is None:
+                    continue
+                added = float(((option.noise - current.noise) / total).max())
+                # Sums are estimates: what is a little over may still do.
+                if added <= 1.5 * slack + 0.02:
+                    moves.append((saved / max(added, 1e-6), unit, option))
+        return moves
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def snr_of(item: Measured) -> float:
+    """Returns the lowest SNR over the outputs in dB, infinite where nothing differs."""
+    return math.inf if item.snr is None else item.snr
+
+
+def _rank(item: Measured) -> tuple[float, float]:
+    return item.cost, -snr_of(item)
+
+
+def _key(choice: Choice) -> Hashable:
+    return tuple(sorted((position, encoding.text) for position, encoding in choice.items()))

@@ -1,0 +1,164 @@
+"""Opens a search: divides the inputs, makes the rounders, measures what constants cost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tfl_rewrite import __version__
+from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.quant.encoding import Effort
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.shrinking.goals import Goal, Objective
+from tfl_rewrite.shrinking.holdout import Split, first_sizes, split
+from tfl_rewrite.shrinking.metric import MetricProcess
+from tfl_rewrite.shrinking.search import Search
+from tfl_rewrite.shrinking.sensitivity import Progress
+from tfl_rewrite.shrinking.state import Clock, State
+from tfl_rewrite.shrinking.timing import Stopwatch
+from tfl_rewrite.shrinking.trials import Fold, Trials
+from tfl_rewrite.shrinking.units import ENCODINGS, base_pass, find_units
+from tfl_rewrite.storage import load
+from tfl_rewrite.verification import several
+from tfl_rewrite.verification.cleanup import Scratch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to search for, and with what; see :func:`tfl_rewrite.shrinking.shrink.shrink`."""
+
+    goal: Goal
+    settings: QuantizeWeights
+    before: Sequence[Pass]
+    after: Sequence[Pass]
+    verification: Verification
+    holdout: Sequence[str | os.PathLike[str]] = ()
+    metric: str | None = None
+    encodings: Sequence[str] = ENCODINGS
+    time_limit: float | None = None
+    state: str | os.PathLike[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A search that has measured.
+
+    Attributes:
+        final: The weight pass whose rounder looks at all inputs of the search.
+        far: How to verify with the inputs that were held out.
+        far_figure: The user's own figure on those.
+    """
+
+    trials: Trials
+    search: Search
+    parted: Split
+    final: QuantizeWeights
+    far: Verification
+    far_figure: MetricProcess | None
+
+
+@contextlib.contextmanager
+def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) -> Iterator[Session]:
+    """Opens a search and measures what each encoding of each constant costs.
+
+    Raises:
+        UnsupportedError: The original cannot be run, so nothing can be measured.
+        UsageError: An input does not fit.
+    """
+    checked, goal, metric = wanted.verification, wanted.goal, wanted.metric
+    clock = Clock(wanted.time_limit)
+    with Scratch() as scratch:
+        parted = _split(source, checked, wanted.holdout, scratch)
+        parts = [replace(checked, inputs=part) for part in parted.folds]
+        far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
+        plain = base_pass(wanted.settings)
+        final = _equipped(plain, checked, parted.everything if parted.crossed else (), progress)
+        folds = []
+        for number, part in enumerate(parts):
+            others = parted.others(number) if parted.crossed else ()
+            folds.append(Fold(_equipped(plain, checked, others, progress), partial(part.judge, exact=False)))
+        figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
+        far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
+        with Trials(
+            source,
+            before=wanted.before,
+            folds=folds,
+            final=final,
+            after=wanted.after,
+            folder=scratch.folder(),
+            goal=goal,
+            metric=figure,
+        ) as trials:
+            units = find_units(trials.fresh, plain, wanted.encodings, goal.objective)
+            key = _key(source, parted, checked, plain, wanted.encodings)
+            state = State(Path(wanted.state) if wanted.state is not None else None, key)
+            search = Search(trials, units, goal=goal, state=state, clock=clock, progress=progress)
+            search.measure(Path(source).stat().st_size)
+            if goal.objective is Objective.LATENCY:
+                Stopwatch(trials, scratch.folder()).price(search.units, progress)
+            yield Session(trials, search, parted, final, far, far_figure)
+
+
+def _split(
+    source: str | os.PathLike[str],
+    verification: Verification,
+    holdout: Sequence[str | os.PathLike[str]],
+    scratch: Scratch,
+) -> Split:
+    if not verification.inputs:
+        judge = tuple(holdout)
+        text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
+        return Split(((),), (), judge, text, True)
+    model = load(source)
+    in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
+        code.name == "VAR_HANDLE" for code in model.operator_codes
+    )
+    folder = scratch.folder()
+    return split(verification.inputs, holdout, folder, in_order=in_order, whole=first_sizes(model))
+
+
+def _equipped(
+    base: QuantizeWeights,
+    verification: Verification,
+    inputs: Sequence[str | os.PathLike[str]],
+    progress: Progress,
+) -> QuantizeWeights:
+    """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice."""
+    from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+
+    if not inputs or base.effort is Effort.FAST:
+        return base
+    calibration = Settings(
+        inputs=tuple(inputs),
+        runtime=several(verification.runtime)[0],
+        timeout=verification.timeout,
+        pains=PAINS[base.effort],
+        correct_bias=base.correct_bias,
+    )
+    return replace(base, rounder=Calibrated(calibration, progress))
+
+
+def _key(
+    source: str | os.PathLike[str],
+    parted: Split,
+    verification: Verification,
+    base: QuantizeWeights,
+    encodings: Sequence[str],
+) -> str:
+    """Returns what measurements belong to: the file, the inputs and the settings."""
+    digest = hashlib.sha256()
+    for path in (source, *parted.everything):
+        for file in sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]:
+            with open(file, "rb") as opened:
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
+    words = (verification.samples, verification.seed, verification.runtime, verification.resolver)
+    settings = (base.effort, base.min_runtime, base.correct_bias, tuple(encodings), parted.crossed)
+    digest.update(repr((__version__, words, settings)).encode())
+    return digest.hexdigest()

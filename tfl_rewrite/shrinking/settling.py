@@ -1,0 +1,147 @@
+"""Searches until the file holds on the inputs that were held out, too."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.base import Pass, PassResult
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.search import Search, snr_of
+from tfl_rewrite.shrinking.trials import Measured, Metric, Trials
+from tfl_rewrite.shrinking.units import Choice, assigned
+from tfl_rewrite.verification import Judge, Verdict
+
+TRIES = 4
+"""How often the search is told to leave more room, or less of it, for what held-out inputs show."""
+_CLOSE = 0.7
+"""So many dB above the bound are near enough."""
+_APART = 3.0
+"""By so many dB may the figures of different samples differ before it is said."""
+_STRIDE = 3.0
+"""By how many dB to tighten where what is bounded is not counted in dB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The weight pass with an encoding for each buffer, by position."""
+
+    name: ClassVar[str] = QuantizeWeights.name
+    lossy: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
+
+    base: QuantizeWeights
+    choice: Choice
+
+    def run(self, model: Model) -> PassResult:
+        """Rewrites the model in place."""
+        return assigned(self.base, self.choice, model).run(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the search came to.
+
+    Attributes:
+        promised: On the inputs of the search; None if no file keeps the bounds.
+        proven: The file itself on held-out inputs.
+        rounding: The pass that makes the file instead of the weight pass, or None.
+    """
+
+    promised: Measured | None = None
+    proven: Verdict | None = None
+    notes: tuple[str, ...] = ()
+    rounding: Pass | None = None
+
+
+def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metric | None) -> Settled:
+    """Searches, judges what was found by held-out inputs, and moves the room that is left accordingly.
+
+    Args:
+        search: Has measured.
+        trials: Makes files.
+        goal: The bounds.
+        jury: Judges by the inputs that were held out.
+        metric: The user's figure on those.
+    """
+    best = Settled()
+    low, high = 0.0, math.inf
+    margin, limit = 0.0, goal.max_nbytes
+    notes: list[str] = []
+    for _ in range(TRIES):
+        if goal.bounds_error:
+            found = _found(search, goal, margin)
+        else:
+            assert limit is not None
+            found = search.largest_within(limit)
+        if not search.curve_traced:
+            search.trace(found.snr if found is not None else goal.min_snr)
+        if found is None:
+            break
+        found = replace(found, nbytes=trials.finish(found.choice))
+        if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
+            if goal.bounds_error:
+                notes.append(f"the smallest file found that keeps the error has {found.nbytes:,} bytes")
+                break
+            # Rounded for all inputs, constants may not be as alike as before.
+            assert limit is not None
+            limit -= found.nbytes - goal.max_nbytes
+            continue
+        verdict = jury.compare(trials.path, tolerance=goal.tolerance)
+        missing = -math.inf
+        if goal.bounds_error:
+            runs = verdict.cause in ("", "outputs")
+            missing = goal.shortfall(verdict, metric([trials.path]) if metric is not None and runs else None)
+        if missing <= 0:
+            if best.promised is None or found.cost < best.promised.cost:
+                best = Settled(found, verdict)
+            high = margin
+            if margin == 0.0 or -missing < _CLOSE or not goal.in_db or high - low < _CLOSE:
+                break
+            margin = (low + high) / 2
+            continue
+        notes = [f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"]
+        if not math.isfinite(missing):
+            break
+        low = margin
+        if math.isfinite(high):
+            margin = (low + high) / 2
+        else:
+            margin += missing + 0.1 if goal.in_db else _STRIDE
+    return replace(best, notes=tuple(notes))
+
+
+def _found(search: Search, goal: Goal, margin: float) -> Measured | None:
+    if goal.in_db or margin == 0.0:
+        return search.find(goal, margin=margin)
+    # What is bounded says too little to move by; the ratio does.
+    loosest = search.find(goal)
+    if loosest is None or not math.isfinite(snr_of(loosest)):
+        return None
+    return search.find(goal, least=snr_of(loosest) + margin)
+
+
+def doubts(goal: Goal, settled: Settled) -> list[str]:
+    """Returns what a reader should know of how sure this is."""
+    notes: list[str] = []
+    if settled.proven is None or settled.promised is None:
+        return []
+    counts = [verdict.sample_count for verdict in (settled.promised.verdict, settled.proven)]
+    first, second = settled.promised.snr, settled.proven.worst_snr()
+    if first is not None and second is not None and abs(first - second) > _APART:
+        text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
+        notes.append(f"{text} are far apart: so few samples tell little of others, give more")
+    if goal.min_agreement is None:
+        return notes
+    needed = math.ceil(1 / max(1e-9, 1 - goal.min_agreement)) if goal.min_agreement < 1 else math.inf
+    if min(counts) >= needed:
+        return notes
+    many = f"at least {needed}" if math.isfinite(needed) else "many"
+    return [
+        *notes,
+        f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
+        " search with, and as many to hold out",
+    ]

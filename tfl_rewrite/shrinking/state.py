@@ -1,0 +1,89 @@
+"""What a search measured, kept in a file so that it can go on where it was stopped; and its clock."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.errors import FileAccessError
+from tfl_rewrite.landing import write_aside
+from tfl_rewrite.shrinking.units import Float64, Option, Unit
+
+
+class TimeIsUp(Exception):
+    """The time limit was reached."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Ends a search that takes too long.
+
+    Attributes:
+        limit: Seconds, or None.
+    """
+
+    limit: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def check(self, share: float = 1.0) -> None:
+        """Raises :class:`TimeIsUp` when a share of the time is used up."""
+        if self.limit is not None and time.monotonic() - self.started > self.limit * share:
+            raise TimeIsUp
+
+
+class State:
+    """Measured noises in a file.
+
+    Args:
+        path: The file, or None to keep nothing.
+        key: What the figures belong to; others are not read.
+
+    Raises:
+        FileAccessError: The file holds something else.
+    """
+
+    def __init__(self, path: Path | None, key: str) -> None:
+        self._path = path
+        self._key = key
+        self._noises: dict[str, list[float] | None] = {}
+        if path is None or not path.exists():
+            return
+        try:
+            data = json.loads(path.read_text(encoding="ascii"))
+            known, noises = data["key"], dict(data["noises"])
+            if known == key:
+                self._noises = {
+                    str(name): None if row is None else [float(x) for x in row]
+                    for name, row in noises.items()
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise FileAccessError(
+                "holds no state of a search", file=path, remedy="name another file"
+            ) from None
+
+    def knows(self, unit: Unit, option: Option) -> bool:
+        """Whether this was measured before."""
+        return _name(unit, option) in self._noises
+
+    def get(self, unit: Unit, option: Option) -> Float64 | None:
+        """Returns a noise that was measured before; None if the file did not run."""
+        row = self._noises[_name(unit, option)]
+        return None if row is None else np.array(row)
+
+    def put(self, unit: Unit, option: Option, noise: Float64 | None) -> None:
+        """Keeps a noise."""
+        self._noises[_name(unit, option)] = None if noise is None else [float(x) for x in noise]
+        if self._path is None:
+            return
+        data = json.dumps({"key": self._key, "noises": self._noises}).encode("ascii")
+        with write_aside(self._path, force=True, nbytes=len(data)) as aside:
+            aside.sink.write_at(data, 0)
+            aside.publish()
+
+
+def _name(unit: Unit, option: Option) -> str:
+    return f"{unit.position}/{option.encoding}"

@@ -1,0 +1,289 @@
+"""Makes files with some constants stored otherwise, and measures them."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.errors import TflRewriteError, UnsupportedError
+from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.base import Pass, PassResult, run_passes
+from tfl_rewrite.passes.calibrating import Calibrating
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
+from tfl_rewrite.passes.weight_changes import WeightChange
+from tfl_rewrite.rounding_search.trial import open_outputs
+from tfl_rewrite.shrinking.goals import Goal, Objective
+from tfl_rewrite.shrinking.merging import merged
+from tfl_rewrite.shrinking.units import Choice, Float64, assigned, ratio
+from tfl_rewrite.storage import load, save
+from tfl_rewrite.verification import Judge, Tolerance, Verdict
+
+QUIET = 1e-16
+"""Noise that counts as none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A whole file that was made and run.
+
+    Attributes:
+        nbytes: Its size; ``deflated`` as a store compresses it, 0 if that was not asked for.
+        cost: What the objective counts.
+        verdict: Against the original, on the inputs of the search.
+        metric: The user's own figure, if there is one.
+        shortfall: See :meth:`Goal.shortfall`.
+    """
+
+    choice: Choice
+    nbytes: int
+    deflated: int
+    cost: float
+    verdict: Verdict
+    metric: float | None
+    shortfall: float
+
+    @property
+    def snr(self) -> float | None:
+        """Lowest SNR over the outputs, in dB."""
+        return self.verdict.worst_snr()
+
+
+Metric = Callable[[Sequence[Path]], float]
+"""The user's own figure of a file, or of one made for each part of the inputs."""
+JudgeMaker = Callable[[str | os.PathLike[str]], Judge]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A part of the inputs.
+
+    Attributes:
+        base: The weight pass, with a rounder that does not look at this part.
+        judge: Makes the judge of files rewritten from another one, on this part.
+    """
+
+    base: QuantizeWeights
+    judge: JudgeMaker
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How one constant was stored.
+
+    Attributes:
+        noise: Squared error of its values over their energy.
+        deflated: By how many bytes its integers can be compressed.
+    """
+
+    noise: float
+    deflated: int
+
+
+class Trials:
+    """Files made from one original, one at a time in the same place; a context manager.
+
+    Args:
+        source: The original.
+        before: Passes that lose nothing, run before constants are stored otherwise.
+        folds: The inputs of the search.
+        final: The weight pass whose rounder may look at all of them.
+        after: Passes that lose nothing, run last.
+        folder: For the files.
+        goal: What figures are judged by.
+        metric: The user's own figure.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        before: Sequence[Pass],
+        folds: Sequence[Fold],
+        final: QuantizeWeights,
+        after: Sequence[Pass],
+        folder: Path,
+        goal: Goal,
+        metric: Metric | None = None,
+    ) -> None:
+        self._source = source
+        self._before = before
+        self._folds = folds
+        self._final = final
+        self._after = after
+        self._goal = goal
+        self._metric = metric
+        self._paths = [folder / f"trial{number}.tflite" for number in range(len(folds))]
+        self.path = folder / "final.tflite"
+        self.files = 0
+        self._prepared = self._prepare(folder / "prepared.tflite")
+        self._opened = folder / "opened.tflite"
+        if self._prepared is None or not open_outputs(self._prepared, self._opened):
+            self._opened.unlink(missing_ok=True)
+        elif _sizes(load(self._opened)) != _sizes(load(self._prepared)):
+            self._opened.unlink()
+        self._judges: dict[tuple[int, bool], Judge] = {}
+
+    def __enter__(self) -> Trials:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for judge in self._judges.values():
+            judge.close()
+
+    def _prepare(self, path: Path) -> Path | None:
+        """Writes what the first passes make, so that they need not be run each time."""
+        model = load(self._source)
+        run_passes(model, self._before)
+        try:
+            save(model, path)
+        except TflRewriteError:
+            return None
+        # Constants are told apart by the positions of their buffers.
+        return path if _sizes(load(path)) == _sizes(model) else None
+
+    def fresh(self) -> Model:
+        """Loads the original as the first passes leave it."""
+        if self._prepared is not None:
+            return load(self._prepared)
+        model = load(self._source)
+        run_passes(model, self._before)
+        return model
+
+    def rest(self) -> None:
+        """Ends the processes that measure single constants."""
+        for (_, opened), judge in self._judges.items():
+            if opened:
+                judge.rest()
+
+    def prepare(self, choices: Sequence[Choice]) -> None:
+        """Lets the rounders look at the model once for all encodings."""
+        for fold in self._folds:
+            if isinstance(fold.base.rounder, Calibrating):
+                model = self.fresh()
+                prepare(model, [assigned(fold.base, choice, model) for choice in choices], fold.base.rounder)
+
+    def rounded(self, choice: Choice) -> dict[int, Stored]:
+        """Stores constants otherwise, without writing a file; by the positions of their buffers."""
+        model = self.fresh()
+        result = assigned(self._folds[0].base, choice, model).run(model)
+        found = {}
+        for change in result.changes:
+            if isinstance(change, WeightChange):
+                blob = model.buffers[change.buffer].blob
+                spared = 0
+                if self._goal.objective is Objective.DOWNLOAD and blob is not None:
+                    spared = blob.nbytes - len(zlib.compress(blob.view(), 6))
+                found[change.buffer] = Stored(ratio(change.snr), spared)
+        return found
+
+    def noise(self, choice: Choice) -> Float64 | None:
+        """Returns the noise over signal of each output with some constants stored otherwise.
+
+        Outputs are taken before a last SOFTMAX, LOGISTIC or TANH, which hide noise where they are sure.
+        None where such a file cannot be made or does not run.
+        """
+        opened = self._opened.exists()
+        verdicts = []
+        for number, fold in enumerate(self._folds):
+            model = load(self._opened) if opened else self.fresh()
+            try:
+                assigned(fold.base, choice, model).run(model)
+                save(model, self._paths[number], force=True)
+            except TflRewriteError:
+                return None
+            verdicts.append(self._judged(number, opened=opened))
+        verdict = merged(verdicts, self._goal.min_snr)
+        noise = noise_of(verdict)
+        return noise if verdict.cause in ("", "outputs") and np.isfinite(noise).all() else None
+
+    def write(self, choice: Choice, path: Path) -> None:
+        """Makes a file, without running it."""
+        model = self.fresh()
+        assigned(self._folds[0].base, choice, model).run(model)
+        save(model, path, force=True)
+
+    def measure(self, choice: Choice, cost: float | None = None) -> Measured:
+        """Makes the whole file, for each part of the inputs, and runs it on that part.
+
+        Args:
+            choice: How constants are stored.
+            cost: What the objective counts; None for the bytes.
+        """
+        sizes, deflated, verdicts = [], [], []
+        for number, fold in enumerate(self._folds):
+            sizes.append(self._make(fold.base, choice, self._paths[number]))
+            if self._goal.objective is Objective.DOWNLOAD:
+                deflated.append(deflated_nbytes(self._paths[number]))
+            verdicts.append(self._judged(number, opened=False))
+        verdict = merged(verdicts, self._goal.min_snr)
+        runs = verdict.cause in ("", "outputs")
+        metric = self._metric(self._paths) if self._metric is not None and runs else None
+        nbytes, packed = max(sizes), max(deflated, default=0)
+        return Measured(
+            choice=dict(choice),
+            nbytes=nbytes,
+            deflated=packed,
+            cost=float(packed or nbytes) if cost is None else cost,
+            verdict=verdict,
+            metric=metric,
+            shortfall=self._goal.shortfall(verdict, metric),
+        )
+
+    def finish(self, choice: Choice) -> int:
+        """Makes the file that is to be published, at :attr:`path`; returns its size."""
+        return self._make(self._final, choice, self.path)
+
+    def _make(self, base: QuantizeWeights, choice: Choice, path: Path) -> int:
+        model = self.fresh()
+        assigned(base, choice, model).run(model)
+        packing = _last_packing(run_passes(model, self._after))
+        return save(model, path, force=True, packing=packing)
+
+    def _judged(self, number: int, *, opened: bool) -> Verdict:
+        judge = self._judges.get((number, opened))
+        if judge is None:
+            source = self._opened if opened else self._source
+            judge = self._judges[number, opened] = self._folds[number].judge(source)
+        self.files += 1
+        # Near zero or not, what counts while measuring constants is the ratio.
+        tolerance = Tolerance(min_snr=None) if opened else self._goal.tolerance
+        verdict = judge.compare(self._paths[number], tolerance=tolerance)
+        if verdict.status == "unverified":
+            raise UnsupportedError(
+                f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
+                file=self._source,
+                remedy="use quantize-weights with --dtype or --map instead",
+            )
+        return verdict
+
+
+def noise_of(verdict: Verdict) -> Float64:
+    """Returns noise over signal of each output; outputs that are zero in the original count as quiet."""
+    found = []
+    for item in verdict.outputs:
+        if item.nonfinite_mismatches:
+            found.append(np.inf)
+        elif item.bit_exact or item.snr_db is None or not item.reference_peak:
+            found.append(0.0)
+        else:
+            found.append(ratio(item.snr_db))
+    return np.maximum(np.array(found, np.float64), QUIET)
+
+
+def deflated_nbytes(path: Path) -> int:
+    """Returns the size of a file as a store compresses it."""
+    return len(zlib.compress(path.read_bytes(), 9))
+
+
+def _sizes(model: Model) -> list[int]:
+    return [buffer.nbytes for buffer in model.buffers]
+
+
+def _last_packing(results: Sequence[PassResult]) -> Packing | None:
+    return next((result.packing for result in reversed(results) if result.packing is not None), None)
