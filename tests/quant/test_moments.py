@@ -92,6 +92,19 @@ def test_what_rested_in_few_samples_is_not_taken_for_dead() -> None:
     assert found[active == 0].max() < 0.02 * found.mean()
 
 
+def test_covariance_stays_positive_definite_where_halves_differ() -> None:
+    random = np.random.default_rng(7)
+    # Neighbours are nearly equal, powers differ from sample to sample: so it is in pictures.
+    size = np.repeat([4.0, 0.5, 1.0], 9)
+    samples = []
+    for number in range(2):
+        common = random.standard_normal((4000, 3)).repeat(9, axis=1)
+        samples.append((common + 0.05 * random.standard_normal((4000, 27))) * np.roll(size, 9 * number))
+    for centred in (True, False):
+        made = filled(samples).covariance(centred=centred)
+        assert np.linalg.eigvalsh(made[0]).min() > 0
+
+
 def test_uncentred_has_the_mean_in_it() -> None:
     random = np.random.default_rng(4)
     found = filled([random.standard_normal((500, 4)) + 3 for _ in range(4)])

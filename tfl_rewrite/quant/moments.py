@@ -151,7 +151,8 @@ class Moments:
         whole *= keep[:, None, None]
         middle = diagonal.mean(axis=1, keepdims=True)
         believed = self._diagonal_belief(halves[0], halves[1])
-        diagonal = middle + believed * (diagonal - middle)
+        # Raised only: with less on the diagonal than there is, it might not be positive definite.
+        diagonal = np.maximum(diagonal, middle + believed * (diagonal - middle))
         whole[:, index, index] = diagonal + _LEAST_DIAGONAL * np.where(middle > 0, middle, 1.0)
         if not centred:
             whole += mean[:, :, None] * mean[:, None, :]
