@@ -95,11 +95,11 @@ def test_what_rested_in_few_samples_is_not_taken_for_dead() -> None:
 def test_covariance_stays_positive_definite_where_halves_differ() -> None:
     random = np.random.default_rng(7)
     # Neighbours are nearly equal, powers differ from sample to sample: so it is in pictures.
-    size = np.repeat([4.0, 0.5, 1.0], 9)
+    sizes = np.repeat([[4.0, 1.0, 1.0], [2.0, 2.0, 2.0]], 9, axis=1)
     samples = []
     for number in range(2):
         common = random.standard_normal((4000, 3)).repeat(9, axis=1)
-        samples.append((common + 0.05 * random.standard_normal((4000, 27))) * np.roll(size, 9 * number))
+        samples.append((common + 0.05 * random.standard_normal((4000, 27))) * sizes[number])
     for centred in (True, False):
         made = filled(samples).covariance(centred=centred)
         assert np.linalg.eigvalsh(made[0]).min() > 0
