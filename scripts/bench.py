@@ -1,16 +1,19 @@
 """Times whole commands on a ResNet-50-sized float model (about 100 MB, seeded weights).
 
     python scripts/bench.py [--runs N] [--peer-python PYTHON]
+    python scripts/bench.py --sizes 1,4,8 [--folder FOLDER]
 
 Prints medians of paired runs: ``tfl-rewrite quantize-weights --verify off`` against ai-edge-quantizer's
 ``dynamic_wi8_afp32`` recipe and against ``cp``, and the start-up time of ``tfl-rewrite --version``. The peer
-is in the extra ``[bench]``; without it only the other lines are printed.
+is in the extra ``[bench]``; without it only the other lines are printed. ``--sizes`` prints what each command
+costs for models of so many GiB instead (``scripts/bench_sizes.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,13 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PEER = """
-import sys
-from ai_edge_quantizer import quantizer, recipe
-work = quantizer.Quantizer(sys.argv[1])
-work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
-work.quantize().export_model(sys.argv[2], overwrite=True)
-"""
+import bench_sizes
+from bench_sizes import PEER
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,52 @@ def median(runs: Sequence[Run], what: str) -> float:
     return statistics.median(getattr(item, what) for item in runs)
 
 
+def _sizes(text: str) -> list[float]:
+    sizes = [float(part) for part in text.split(",")]
+    if not all(0 < size <= 64 for size in sizes):
+        raise ValueError(text)
+    return sizes
+
+
+def _has_peer(python: str) -> bool:
+    probe = [python, "-c", "import ai_edge_quantizer"]
+    if shutil.which(python) is None:
+        return False
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=7, help="paired runs (default: 7)")
+    parser.add_argument("--runs", type=int, default=None, help="paired runs (default: 7, with --sizes 3)")
     parser.add_argument("--seed", type=int, default=50, help="seed of the weights")
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has ai-edge-quantizer")
+    parser.add_argument(
+        "--sizes", type=_sizes, help="GiB of generated models, such as 1,4,8", metavar="GIB,..."
+    )
+    parser.add_argument("--sparse", action="store_true", help="with --sizes: models of zeros, mostly holes")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where models and outputs go (default: the temporary folder)",
+    )
     arguments = parser.parse_args()
+    if arguments.sizes:
+        found = _has_peer(arguments.peer_python)
+        with tempfile.TemporaryDirectory(prefix="tfl-rewrite-bench-", dir=arguments.folder) as folder:
+            bench_sizes.table(
+                arguments.sizes,
+                runs=arguments.runs or 3,
+                folder=Path(folder),
+                peer_python=arguments.peer_python if found else None,
+                sparse=arguments.sparse,
+            )
+        return
+    arguments.runs = arguments.runs or 7
     tool = str(Path(sys.executable).parent / "tfl-rewrite")
-    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tfl-rewrite-bench-", dir=arguments.folder) as folder:
         model = Path(folder) / "resnet50.tflite"
         maker = Path(__file__).with_name("bench_model.py")
         subprocess.run([sys.executable, str(maker), str(model), str(arguments.seed)], check=True)
@@ -93,8 +127,7 @@ def main() -> None:
             f"model: {model.stat().st_size:,} bytes; {arguments.runs} paired runs, medians, whole processes"
         )
         compare("quantize-weights vs cp", ours, ["cp", str(model), str(peer_file)], arguments.runs, print)
-        probe = [arguments.peer_python, "-c", "import ai_edge_quantizer"]
-        if subprocess.run(probe, capture_output=True, check=False).returncode:
+        if not _has_peer(arguments.peer_python):
             print("  ai-edge-quantizer is not installed; skipped (pip install 'tfl-rewrite[bench]')")
         else:
             peer = [arguments.peer_python, "-c", PEER, str(model), str(peer_file)]

@@ -13,6 +13,13 @@ import numpy as np
 import tfl_rewrite
 from tfl_rewrite.rewriting import Verification
 
+FORMS: tuple[dict[str, str], ...] = (
+    {"dtype": "int8", "scheme": "auto"},
+    {"dtype": "int8", "scheme": "dequantize"},
+    {"dtype": "float16"},
+    {"dtype": "int4", "granularity": "channel"},
+    {"dtype": "int4", "granularity": "block:32"},
+)
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
@@ -40,15 +47,17 @@ def main() -> None:
     calibration = FIXTURES / "inputs" / "digits_calib.npz"
     print(f"{'float32':18s} {model.stat().st_size:8,} bytes  accuracy {accuracy(model):.4f}")
     with tempfile.TemporaryDirectory(prefix="tfl-rewrite-digits-") as folder:
-        verification = Verification(inputs=(calibration,))
-        for dtype, scheme in (("int8", "auto"), ("int8", "dequantize"), ("int4", "dequantize")):
-            made = Path(folder) / f"{dtype}-{scheme}.tflite"
-            passes = [tfl_rewrite.quantize_weights_pass(dtype=dtype, scheme=scheme)]
-            tfl_rewrite.rewrite(model, made, passes, verification=verification)
-            name = f"{dtype}, {scheme}"
-            print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}", flush=True)
+        for number, options in enumerate(FORMS):
+            made = Path(folder) / f"{number}.tflite"
+            passes = [tfl_rewrite.quantize_weights_pass(**options)]
+            settings = Verification(inputs=(calibration,), tolerance=tfl_rewrite.Tolerance(min_snr=0))
+            tfl_rewrite.rewrite(model, made, passes, verification=settings)
+            name = ", ".join(options.values())
+            print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         made = Path(folder) / "shrunk.tflite"
-        report = tfl_rewrite.shrink(model, made, min_agreement=0.99, verification=verification)
+        report = tfl_rewrite.shrink(
+            model, made, min_agreement=0.99, verification=Verification(inputs=(calibration,))
+        )
         print(f"{'shrink, 99 %':18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         for note in report.notes:
             print(f"  {note}")

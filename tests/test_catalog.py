@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from passes.nets import Net
 
 import tfl_rewrite
 from tfl_rewrite import catalog
@@ -19,7 +21,9 @@ OFF = Verification(mode="off")
 def test_every_preset_names_passes_in_the_order_of_the_catalogue():
     order = [entry.name for entry in catalog.CATALOG]
     for names in catalog.PRESETS.values():
-        assert list(names) == sorted(names, key=order.index)
+        # A pass may come back after one that makes new work for it.
+        first = list(dict.fromkeys(names))
+        assert first == sorted(first, key=order.index)
 
 
 def test_a_preset_without_loss_has_no_lossy_pass():
@@ -76,6 +80,20 @@ def test_presets_never_grow_a_file_and_settle_at_once(path, name, tmp_path):
     second = tfl_rewrite.rewrite(once, twice, catalog.preset(name), verification=OFF)
     assert second.outcome == "unchanged"
     assert once.read_bytes() == twice.read_bytes()
+
+
+def test_weights_that_are_equal_only_as_int8_are_stored_once_and_for_all(tmp_path):
+    net = Net()
+    values = net.random.standard_normal((64, 64)).astype(np.float32)
+    source = net.input("x", (1, 64))
+    first = net.dense(source, net.constant("first", values), "a")
+    net.output(net.dense(first, net.constant("second", values * np.float32(2)), "b"))
+    tfl_rewrite.save(net.model, tmp_path / "in.tflite")
+    once, twice = tmp_path / "once.tflite", tmp_path / "twice.tflite"
+    tfl_rewrite.rewrite(tmp_path / "in.tflite", once, catalog.preset("small"), verification=OFF)
+    assert once.stat().st_size < 2 * values.size
+    second = tfl_rewrite.rewrite(once, twice, catalog.preset("small"), verification=OFF)
+    assert second.outcome == "unchanged"
 
 
 def test_several_passes_are_reported_one_by_one_and_verified_once(tmp_path):

@@ -150,6 +150,52 @@ def test_zip_offset_wrong_points_into_the_flatbuffer() -> None:
     assert file[start + directory : start + directory + 4] == b"PK\x01\x02", "right from the ZIP's start"
 
 
+def test_zip_offsets_that_count_from_elsewhere() -> None:
+    file = malformed("zip_offsets_count_from_elsewhere")
+    (directory,) = struct.unpack_from("<I", file, file.rindex(b"PK\x05\x06") + 16)
+    assert file[directory + 16 : directory + 20] == b"PK\x01\x02"
+    assert 0 < 16 < file.index(b"PK\x03\x04"), "neither the file's start nor the ZIP's"
+
+
+def test_what_contradicts_itself_about_bytes() -> None:
+    def weights(name: str) -> schema.BufferT:
+        model = model_of(name)
+        return model.buffers[model.subgraphs[0].tensors[1].buffer]
+
+    both = weights("buffer_in_two_places")
+    assert len(both.data) == 5120 and (both.offset, both.size) == (64, 16)
+    root = root_of(malformed("constant_without_bytes"))
+    assert root.Buffers(root.Subgraphs(0).Tensors(1).Buffer())._tab.Offset(4) != 0
+    assert weights("constant_without_bytes").data is None or not len(weights("constant_without_bytes").data)
+    assert root_of(malformed("buffers_missing")).BuffersIsNone()
+    operator = model_of("large_custom_options_without_size").subgraphs[0].operators[0]
+    assert (operator.largeCustomOptionsOffset, operator.largeCustomOptionsSize) == (16, 0)
+
+
+def test_what_is_odd_and_runs() -> None:
+    shared = model_of("metadata_shares_weights")
+    assert shared.metadata[0].name == b"min_runtime_version"
+    assert shared.metadata[0].buffer == shared.subgraphs[0].tensors[1].buffer
+    foreign = model_of("options_of_another_operator")
+    assert isinstance(foreign.subgraphs[0].operators[0].builtinOptions, schema.MulOptionsT)
+    assert foreign.operatorCodes[0].builtinCode == schema.BuiltinOperator.FULLY_CONNECTED
+    main = model_of("float16_bias_shape_wrong").subgraphs[0]
+    makers = {int(item.outputs[0]): int(item.inputs[0]) for item in main.operators}
+    pairs = [(main.tensors[made], main.tensors[read]) for made, read in makers.items()]
+    halves = [
+        (list(made.shape), list(read.shape)) for made, read in pairs if read.type == schema.TensorType.FLOAT16
+    ]
+    assert sum(made != read for made, read in halves) == 1
+    for name in ("metadata_shares_weights", "options_of_another_operator", "float16_bias_shape_wrong"):
+        Interpreter(str(MALFORMED / f"{name}.tflite")).allocate_tensors()
+
+
+def test_a_signature_without_a_key_is_refused_by_the_runtime() -> None:
+    assert model_of("signature_without_key").signatureDefs[0].signatureKey is None
+    with pytest.raises((RuntimeError, ValueError), match="method name"):
+        Interpreter(str(MALFORMED / "signature_without_key.tflite"))
+
+
 def test_unknown_field_lies_beyond_the_model_s_last() -> None:
     file = malformed("unknown_field_newer_schema")
     table = root_of(file)._tab
@@ -177,6 +223,9 @@ def test_every_malformed_file_is_claimed_above() -> None:
         *("offsets_amplified", "subgraph_index_out_of_range", "buffer_smaller_than_shape"),
         *("quantized_dimension_out_of_range", "scale_zero_point_count_mismatch", "zero_subgraphs"),
         *("offset_buffer_past_end", "zip_central_directory_offset_wrong", "unknown_field_newer_schema"),
-        *("dispatch_op_custom", "custom_unknown_op"),
+        *("dispatch_op_custom", "custom_unknown_op", "zip_offsets_count_from_elsewhere"),
+        *("buffer_in_two_places", "constant_without_bytes", "buffers_missing", "signature_without_key"),
+        *("metadata_shares_weights", "options_of_another_operator", "float16_bias_shape_wrong"),
+        "large_custom_options_without_size",
     }
     assert {path.stem for path in MALFORMED.iterdir()} == claimed

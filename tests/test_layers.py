@@ -11,7 +11,7 @@ import pytest
 PACKAGE = "tfl_rewrite"
 # From the top down: a layer may import from itself and from those above.
 LAYERS = (
-    ("errors",),
+    ("errors", "work"),
     ("flatbuf",),
     ("container", "landing"),
     ("model",),
@@ -21,10 +21,11 @@ LAYERS = (
     ("verify", "verification"),
     ("storage",),
     ("calibration",),
-    ("inspection", "api", "damage", "diffing"),
+    ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
-    ("shards", "catalog", "rounding_search"),
+    ("shards", "catalog", "rounding_search", "doctor"),
     ("shrinking",),
+    ("batch",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

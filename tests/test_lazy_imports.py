@@ -44,6 +44,11 @@ def test_reading_a_model_loads_no_interpreter(fixtures: Path, call: str) -> None
     assert "tfl_rewrite" in names and not names & INTERPRETERS
 
 
+def test_media_are_decoded_by_packages_that_are_loaded_when_there_are_media() -> None:
+    names = loaded_by("import tfl_rewrite.verification.media, tfl_rewrite.media_metadata")
+    assert "numpy" in names and not names & {"PIL", "soundfile"}
+
+
 def test_saving_a_changed_model_loads_no_interpreter(fixtures: Path, tmp_path: Path) -> None:
     source, target = str(fixtures / "dense.tflite"), str(tmp_path / "out.tflite")
     code = f"import tfl_rewrite as t; m = t.load({source!r}); m.description = 'x'; t.save(m, {target!r})"

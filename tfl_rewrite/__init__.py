@@ -16,13 +16,18 @@ if TYPE_CHECKING:
         check,
         compact,
         dedup,
+        dequantize,
+        dequantize_pass,
         quantize_weights,
         quantize_weights_pass,
         remove_dead,
+        repair_pass,
         round_weights,
         round_weights_pass,
     )
+    from tfl_rewrite.blaming import blame
     from tfl_rewrite.diffing import diff
+    from tfl_rewrite.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tfl_rewrite.inspection import inspect
+    from tfl_rewrite.media_metadata import media_inputs
     from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
     from tfl_rewrite.rounding_search import search_rounding
     from tfl_rewrite.shards.calls import join, shard
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
 _HOMES = {
+    "Diagnosis": "doctor.diagnosis",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
@@ -61,17 +68,23 @@ _HOMES = {
     "Verdict": "verification",
     "Verification": "rewriting",
     "VerificationError": "errors",
+    "blame": "blaming",
     "check": "api",
     "compact": "api",
     "dedup": "api",
+    "dequantize": "api",
+    "dequantize_pass": "api",
     "diff": "diffing",
+    "doctor": "doctor.diagnosis",
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",
+    "media_inputs": "media_metadata",
     "open_sharded": "shards.opened",
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
     "remove_dead": "api",
+    "repair_pass": "api",
     "rewrite": "rewriting",
     "round_weights": "api",
     "round_weights_pass": "api",
@@ -83,6 +96,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Diagnosis",
     "FileAccessError",
     "FormatError",
     "InvariantError",
@@ -101,17 +115,23 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "blame",
     "check",
     "compact",
     "dedup",
+    "dequantize",
+    "dequantize_pass",
     "diff",
+    "doctor",
     "inspect",
     "join",
     "load",
+    "media_inputs",
     "open_sharded",
     "quantize_weights",
     "quantize_weights_pass",
     "remove_dead",
+    "repair_pass",
     "rewrite",
     "round_weights",
     "round_weights_pass",

@@ -18,9 +18,11 @@ from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
 from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import (
     LARGEST_STEPS,
     LEAST_ELEMENTS,
@@ -137,6 +139,20 @@ def quantize_weights(model: Model, **options: Any) -> PassResult:
         What became of every float constant.
     """
     return run_passes(model, [quantize_weights_pass(**options)])[0]
+
+
+def dequantize_pass() -> Dequantize:
+    """Makes the pass that turns integer and float16 weights back into float32."""
+    return Dequantize()
+
+
+def dequantize(model: Model) -> PassResult:
+    """Turns integer and float16 weights back into float32, in place. Nothing is verified here.
+
+    Args:
+        model: Changed in place.
+    """
+    return run_passes(model, [dequantize_pass()])[0]
 
 
 def round_weights_pass(
@@ -263,6 +279,18 @@ def compact(model: Model, **options: Any) -> list[PassResult]:
     return run_passes(model, compact_passes(**options))
 
 
+def repair_pass(*, only: Iterable[str] = ()) -> Repair:
+    """Makes the pass that puts right what ``doctor`` finds.
+
+    Args:
+        only: Names of findings; none for all that can be repaired and need not be asked for.
+
+    Raises:
+        UsageError: A name is none of those.
+    """
+    return Repair(only)
+
+
 def _strip_passes(words: Iterable[str]) -> list[Strip]:
     wanted = list(words)
     return [Strip(Wanted.parse(wanted))] if wanted else []
@@ -341,7 +369,11 @@ def examine(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     Returns:
         Problems and notes, one line each.
     """
-    model = load(path)
+    return examine_model(load(path))
+
+
+def examine_model(model: Model) -> tuple[list[str], list[str]]:
+    """As :func:`examine`, for a model that was loaded already."""
     origin = origin_of(model)
     notes = []
     if origin is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from tfl_rewrite import api
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.passes.equalize import Equalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,14 @@ def _switch(text: str) -> bool:
 
 CATALOG: tuple[Entry, ...] = (
     Entry(
+        "repair",
+        "puts right what keeps the file from being read right ('tfl-rewrite doctor' lists it)",
+        False,
+        "before all others: they read the model too",
+        {"only": _words},
+        lambda **options: [api.repair_pass(**options)],
+    ),
+    Entry(
         "remove-dead",
         "removes what no output needs",
         False,
@@ -63,12 +72,28 @@ CATALOG: tuple[Entry, ...] = (
         lambda **options: [api.dedup_pass(**options)],
     ),
     Entry(
+        "dequantize",
+        "turns integer and float16 weights back into float32; the file grows",
+        True,
+        "before round-weights and quantize-weights, which take float weights",
+        {},
+        lambda **options: [api.dequantize_pass(**options)],
+    ),
+    Entry(
         "round-weights",
         "rounds float weights so that the file compresses well; same size, same speed",
         True,
         "instead of quantize-weights, or for what that leaves float",
         {"steps": int, "granularity": str, "min_elements": int, "int8": _switch},
         lambda **options: [api.round_weights_pass(**options)],
+    ),
+    Entry(
+        "equalize",
+        "balances channels between operators by powers of two, so that rounding costs less",
+        False,
+        "before quantize-weights, which does it itself with effort=best",
+        {},
+        lambda **options: [Equalize(**options)],
     ),
     Entry(
         "quantize-weights",
@@ -105,7 +130,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     # Nothing that a program could measure changes.
     "lossless": ("remove-dead", "dedup", "compact"),
     # The smallest file that keeps every output within the tolerance.
-    "small": ("remove-dead", "dedup", "quantize-weights", "compact"),
+    # What differed as floats may be equal as int8, so equal constants are looked for again.
+    "small": ("remove-dead", "dedup", "quantize-weights", "dedup", "compact"),
 }
 
 

@@ -11,12 +11,16 @@ import os
 import stat
 import struct
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
 
 _PIECE = 4 << 20
+_READ = 512 << 10
+_FAULT_AROUND = 64 << 10
+"""Linux maps up to this much around a fault (``fault_around_bytes``)."""
+_ALL_AFTER = 64 << 20
 
 
 class Container:
@@ -29,7 +33,7 @@ class Container:
         data: All bytes, read-only, not copied.
     """
 
-    __slots__ = ("__weakref__", "_map", "_state", "data", "path")
+    __slots__ = ("__weakref__", "_map", "_spent", "_state", "data", "path")
 
     def __init__(
         self, path: str, data: memoryview, mapped: mmap.mmap | None, descriptor: int | None = None
@@ -37,6 +41,7 @@ class Container:
         self.path = path
         self.data = data
         self._map = mapped
+        self._spent = 0
         self._state: tuple[int, tuple[int, int]] | None = None
         if descriptor is not None:
             kept = os.dup(descriptor)
@@ -90,15 +95,34 @@ class Container:
                 remedy="run it again when nobody writes into it",
             )
 
+    def pieces(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
+        """Yields a stretch, by default all; each piece is given back when the next one is asked for."""
+        stop = self.nbytes if nbytes is None else offset + nbytes
+        for start in range(offset, stop, _READ):
+            piece = self.data[start : min(start + _READ, stop)]
+            yield piece
+            self.release(start, len(piece))
+
+    def release_all(self) -> None:
+        """Tells the system that nothing is needed in memory for now. All stays readable."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def release(self, offset: int, nbytes: int) -> None:
         """Tells the system that these bytes are not needed in memory for now. They stay readable."""
-        if self._map is None or nbytes < _PIECE or not hasattr(self._map, "madvise"):
+        if self._map is None or nbytes <= 0 or not hasattr(self._map, "madvise"):
             return
-        page = mmap.PAGESIZE
-        start = -(-offset // page) * page
-        length = (offset + nbytes) // page * page - start
-        if length > 0:
-            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+        self._spent += nbytes
+        if self._spent >= _ALL_AFTER:
+            # What others left, who look at a few bytes and do not tell.
+            self._spent = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
+            return
+        # Outward, by what one page fault may have brought in: dropped pages are read again where needed,
+        # pages left at the ends of thousands of constants add up.
+        start = max(0, offset - _FAULT_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+        stop = min(offset + nbytes + _FAULT_AROUND, len(self.data))
+        self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def _state(descriptor: int) -> tuple[int, int]:
@@ -115,14 +139,20 @@ class ZipTail:
         data: Its bytes, shared with the map.
         directory: Position of the central directory inside ``data``.
         records: Number of its entries.
-        absolute: Whether its offsets count from the start of the file (else from its own start).
+        base: Where its offsets count from: the start of the file, as the format wants it, or its own start,
+        or     elsewhere in a file that grew after the ZIP was appended.
     """
 
     offset: int
     data: memoryview
     directory: int
     records: int
-    absolute: bool
+    base: int
+
+    @property
+    def absolute(self) -> bool:
+        """Whether its offsets count from the start of the file."""
+        return self.base == 0
 
     @property
     def nbytes(self) -> int:
@@ -133,12 +163,21 @@ class ZipTail:
         """Returns the ZIP as it must read when it starts at ``offset`` of a file.
 
         Local headers' positions in the central directory, and that of the directory itself, count from
-        the start of the file (APPNOTE.TXT 4.4.16, 4.4.24), so they move with it.
+        the start of the file (APPNOTE.TXT 4.4.16, 4.4.24), so they move with it. Those that count from the
+        ZIP's own start stay; those that count from elsewhere are set right.
+
+        Raises:
+            UnsupportedError: It would lie past what its 32-bit offsets reach.
         """
         result = bytearray(self.data)
-        if not self.absolute:
+        if self.base == self.offset:
             return bytes(result)
-        delta = offset - self.offset
+        if offset + len(result) > 0xFFFFFFFF:
+            raise UnsupportedError(
+                f"the appended ZIP would start at {offset}, past what its offsets reach",
+                remedy="remove the ZIP first; labels can stay in a file of their own",
+            )
+        delta = offset - self.offset + self.base
         position = self.directory
         for _ in range(self.records):
             name, extra, comment = struct.unpack_from("<HHH", result, position + 28)
@@ -200,7 +239,7 @@ def _zip_at(data: memoryview, start: int, end: int, records: int, size: int, off
     for local in locals_:
         if base + local + 30 > directory or bytes(data[base + local : base + local + 4]) != b"PK\x03\x04":
             raise FormatError("the appended ZIP's local header is missing", where="ZIP", offset=base + local)
-    return ZipTail(first, data[first:], directory - first, records, base == 0)
+    return ZipTail(first, data[first:], directory - first, records, base)
 
 
 def unexplained(data: memoryview, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.likeness import same_bytes
 from tfl_rewrite.storage import load, origin_of
 
 
@@ -191,10 +192,7 @@ def _same_bytes(one: Tensor, two: Tensor) -> bool:
         return False
     if one.buffer.blob is None or two.buffer.blob is None:
         return True
-    same = one.buffer.blob.view() == two.buffer.blob.view()
-    one.buffer.blob.release()
-    two.buffer.blob.release()
-    return same
+    return same_bytes(one.buffer.blob, two.buffer.blob)
 
 
 def _same_quantization(one: Tensor, two: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import zipfile
@@ -12,8 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tfl_rewrite import kernels
+from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
+from tfl_rewrite.model.likeness import equal_items
 from tfl_rewrite.storage import Origin, load, origin_of
+from tfl_rewrite.work import current
 
 _DUPLICATE_NBYTES = 64
 
@@ -109,7 +111,11 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
     Raises:
         FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
     """
-    model = load(path)
+    return inspect_model(load(path), os.fspath(path), largest=largest)
+
+
+def inspect_model(model: Model, file: str, *, largest: int = 20) -> Inspection:
+    """As :func:`inspect`, for a model that was loaded from ``file``."""
     origin = origin_of(model)
     assert origin is not None
     readers = _readers(model)
@@ -121,7 +127,7 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
     zip_nbytes = origin.tail.nbytes if origin.tail else 0
     dead = sum(stop - start for start, stop in origin.dead)
     return Inspection(
-        file=os.fspath(path),
+        file=file,
         nbytes=origin.container.nbytes,
         description=model.description,
         opcode_age=_opcode_age(model),
@@ -224,21 +230,13 @@ def _opcode_age(model: Model) -> str:
 
 
 def _duplicates(model: Model) -> int:
-    by_hash: dict[tuple[int, bytes], list[Buffer]] = defaultdict(list)
-    ranges: set[object] = set()
-    total = 0
+    ranges: dict[object, Blob] = {}
     for buffer in model.buffers:
-        blob = buffer.blob
-        if blob is None or blob.nbytes < _DUPLICATE_NBYTES or blob.identity in ranges:
-            continue
-        ranges.add(blob.identity)
-        key = (blob.nbytes, hashlib.blake2b(blob.view()).digest())
-        # Hashes propose, bytes decide.
-        if any(other.blob is not None and other.blob.view() == blob.view() for other in by_hash[key]):
-            total += blob.nbytes
-        by_hash[key].append(buffer)
-        blob.release()
-    return total
+        if buffer.blob is not None and buffer.nbytes >= _DUPLICATE_NBYTES:
+            ranges.setdefault(buffer.blob.identity, buffer.blob)
+    blobs = list(ranges.values())
+    stage = current().stage("looking for duplicates", sum(blob.nbytes for blob in blobs))
+    return sum(again.nbytes for _, again in equal_items(blobs, lambda blob: blob, stage.tick))
 
 
 def _unused(model: Model, readers: dict[int, list[str]]) -> int:

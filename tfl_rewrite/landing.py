@@ -19,6 +19,7 @@ from pathlib import Path
 from tfl_rewrite.errors import FileAccessError, UsageError
 
 _PIECE = 4 << 20
+_READ = 1 << 20
 _PREFIX, _SUFFIX = ".tfl-rewrite-", ".tmp"
 
 
@@ -82,6 +83,13 @@ class Landing:
     def sink(self) -> FileSink:
         """For positioned writes."""
         return FileSink(self.descriptor)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Reads what was written, from the start."""
+        offset = 0
+        while piece := os.pread(self.descriptor, _READ, offset):
+            yield piece
+            offset += len(piece)
 
     def view(self) -> memoryview:
         """Maps what was written, read-only."""

@@ -206,6 +206,14 @@ PACKED: Mapping[str, tuple[PackedForm, ...]] = MappingProxyType(
 """Operator -> forms, best first. The conditions of the operator's row hold for them too."""
 
 
+BLOCKS_IN_CALLED_SUBGRAPHS: Runtime = (2, 20)
+"""First runtime that computes expanded blocks (DEQUANTIZE, MUL, RESHAPE) in the body of an IF or the like.
+
+Measured with if_branches: XNNPACK of 2.14 gives wrong values when a branch is run again after the other one,
+that of 1.0 fails then; right on 2.0, 2.1 and 2.3, and without XNNPACK on all; in a main subgraph on all.
+"""
+
+
 def packed_forms(
     operator: str, dtype: str, runtime: Runtime, *, by_default: bool = True
 ) -> tuple[PackedForm, ...]:

@@ -15,16 +15,18 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.landing import Aside, FileSink, check_target, write_aside
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import ChangesInterface, Edit, Pass, PassResult, run_passes
+from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
 from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
+from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.damage import Damage
     from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
+    from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
 _UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
@@ -52,6 +54,7 @@ class Verification:
         independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
             and what a model keeps in variables carries over.
         blame_seconds: How long to look for the constants that did the damage after a failure.
+        blame: Whether to run both files operator by operator as well, after the verdict.
     """
 
     mode: str = "auto"
@@ -65,6 +68,7 @@ class Verification:
     memory_limit: int | None = None
     independent: bool = False
     blame_seconds: float = 5.0
+    blame: bool = False
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
@@ -108,6 +112,23 @@ class Verification:
             "independent": self.independent,
         }
 
+    def trace(self, before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Blame | None:
+        """Runs both operator by operator, where that is asked for."""
+        if not self.blame:
+            return None
+        from tfl_rewrite.blaming import blame
+        from tfl_rewrite.verification import several
+
+        return blame(
+            before,
+            after,
+            inputs=self.inputs,
+            samples=self.samples,
+            seed=self.seed,
+            runtime=several(self.runtime)[0],
+            timeout=self.timeout,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -119,6 +140,7 @@ class Report:
             nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
     """
@@ -132,6 +154,7 @@ class Report:
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
+    blame: Blame | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     deflated: tuple[int, int] | None = None
@@ -151,6 +174,7 @@ class Report:
             "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
             "notes": list(self.notes),
@@ -204,10 +228,12 @@ def rewrite(
     check_target(target, force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
     model = load(source)
-    flaws = problems(model)
     before = _nbytes(model)
     passes = [_equipped(item, settings, report_progress) for item in passes]
-    results = run_passes(model, passes)
+    with working(threads=threads, progress=progress):
+        results = run_passes(model, passes)
+    # Of what is written: a pass may have put right what was wrong.
+    flaws = problems(model)
     notes: list[str] = []
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
     made = layout(model, packing=packing)
@@ -233,7 +259,7 @@ def rewrite(
         "dry_run": dry_run,
     }
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
-        _pour(made, aside, threads, report_progress)
+        _pour(made, aside, Work(threads, progress))
         common |= {"results": tuple(results), "notes": tuple(notes)}
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
             common["deflated"] = (_deflated(source), _deflated(aside.path))
@@ -285,14 +311,17 @@ def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]
 
 @contextlib.contextmanager
 def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterator[str | os.PathLike[str]]:
-    """Gives the file whose outputs the result must have (see :class:`ChangesInterface`)."""
+    """Gives the file whose outputs the result must have (:class:`ChangesInterface`, :class:`Heals`)."""
     marked = [item for item in passes if isinstance(item, ChangesInterface)]
-    if not marked:
+    healed = [item for item in passes if isinstance(item, Heals) and item.approximate]
+    if not marked and not healed:
         yield source
         return
     from tfl_rewrite.verification.cleanup import Scratch
 
     model = load(source)
+    for item in healed:
+        item.expected(model)
     run_passes(model, marked)
     with Scratch() as scratch:
         expected = scratch.path / "expected.tflite"
@@ -317,28 +346,63 @@ def _judge(
         # Measured: the classic interpreter loads such a file and computes with zeros.
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
-    lossy = any(item.lossy for item in passes)
+    healers = [item for item in passes if isinstance(item, Heals)]
+    lossy = any(item.lossy for item in passes) or any(item.approximate for item in healers)
     with settings.panel(expected, exact=not lossy, progress=lambda what: progress(what, 0, 0)) as panel:
         verdict = panel.compare(made)
+        if healers:
+            common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
         if verdict.status == "unverified":
             return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
-        if verdict.passed:
-            return Report(outcome="rewritten", verdict=verdict, **common)
         damage = None
-        if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+        if not verdict.passed and len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
             from tfl_rewrite.damage import measure_damage
 
             judge = panel.judge_of(verdict)
             damage = measure_damage(
                 common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
             )
-    report = Report(outcome="failed", verdict=verdict, damage=damage, **common)
+    blame = settings.trace(expected, made)
+    if verdict.passed:
+        return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
+    report = Report(outcome="failed", verdict=verdict, damage=damage, blame=blame, **common)
     reasons = "; ".join(verdict.reasons)
     raise RewriteFailed(
         f"the rewritten model differs too much, nothing was written: {reasons}",
         report,
         damage.remedy() if damage is not None else None,
     )
+
+
+def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:
+    """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
+    from tfl_rewrite.verification import run_model, several
+
+    notes = []
+    plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
+    if any(item.approximate for item in healers):
+        notes.append("compared with the original with these weights as float32: its own reading is undefined")
+    elif verdict.status == "pass" and (settings.resolver or not plain):
+        return notes
+    if verdict.status == "fail":
+        return notes
+    alone = run_model(
+        made,
+        inputs=settings.inputs,
+        samples=settings.samples,
+        seed=settings.seed,
+        runtime=several(settings.runtime)[0],
+        resolver=next(iter(several(settings.resolver)), None),
+        timeout=settings.timeout,
+        memory_limit=settings.memory_limit,
+        independent=settings.independent,
+    )
+    if alone.failure is not None:
+        return [*notes, f"the repaired file does not run either: {alone.failure.message}"]
+    ran = f"the repaired file runs: {alone.judge}, {len(alone.outputs)} samples"
+    if verdict.status == "unverified":
+        return [*notes, f"{ran}; there is nothing to compare its outputs with"]
+    return [*notes, f"{ran}; the original: {verdict.judge}"]
 
 
 def _unverified(
@@ -371,16 +435,10 @@ def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run:
         yield aside
 
 
-def _pour(made: Layout, aside: Aside, threads: int, progress: Callable[[str, int, int], None]) -> None:
-    done = 0
-
-    def tick(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress("writing", done, made.nbytes)
-
+def _pour(made: Layout, aside: Aside, work: Work) -> None:
+    stage = work.stage("writing", made.nbytes)
     try:
-        made.pour(FileSink(aside.sink.descriptor), threads=threads, tick=tick)
+        made.pour(FileSink(aside.sink.descriptor), threads=work.threads, tick=stage.tick)
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
 

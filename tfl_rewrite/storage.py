@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 def load_container(container: Container) -> Model:
     """Reads a mapped file; see :func:`load`."""
     try:
-        result = read(container.data, schema())
+        result = read(container.data, schema(), release=container.release_all)
         version = result.root.get("version")
         if version != SCHEMA_VERSION:
             raise UnsupportedError(
@@ -145,10 +145,10 @@ class Layout:
             threads: How many at once; 0 for one per processor.
             tick: Called with the bytes written, from any thread.
         """
-        if self.verbatim is not None:
-            MappedBlob(self.verbatim, 0, self.nbytes).pour(sink, 0)
-            return
         counted = _Ticking(sink, tick) if tick else sink
+        if self.verbatim is not None:
+            MappedBlob(self.verbatim, 0, self.nbytes).pour(counted, 0)
+            return
         pours: Sequence[tuple[int, Pourable]]
         if self.base is not None:
             pours = [*self._between(self.base), *self.patches]

@@ -40,8 +40,10 @@ AMPLIFICATION = 2000
 class Malformation:
     """One malformed file: its name, its kind, what is wrong, and its bytes given the fixtures folder.
 
-    `kind` is `damaged` (the bytes contradict the format or the schema), `unsupported` (well formed, of
-    another schema) or `unrunnable` (well formed, and no builtin kernel runs it).
+    `kind` is `damaged` (the bytes contradict the format or the schema), `odd` (unusual, yet runtimes take
+    it),
+    `unsupported` (well formed, of another schema) or `unrunnable` (well formed, and no builtin kernel runs
+    it).
     """
 
     name: str
@@ -118,6 +120,71 @@ def set_quantized_dimension(model: schema.ModelT) -> None:
 def drop_zero_points(model: schema.ModelT) -> None:
     """Keeps three zero points for 32 scales."""
     model.subgraphs[0].tensors[1].quantization.zeroPoint = np.zeros(3, np.int64)
+
+
+def metadata_in_weights(model: schema.ModelT) -> None:
+    """Lets a metadata entry name the buffer of the weights, which raising the version must not overwrite."""
+    entry = schema.MetadataT()
+    entry.name = "min_runtime_version"
+    entry.buffer = model.subgraphs[0].tensors[1].buffer
+    model.metadata = [entry]
+
+
+def options_of_mul(model: schema.ModelT) -> None:
+    """Gives the dense layer the options of a MUL."""
+    layer = model.subgraphs[0].operators[0]
+    layer.builtinOptionsType = schema.BuiltinOptions.MulOptions
+    layer.builtinOptions = schema.MulOptionsT()
+
+
+def bytes_in_two_places(model: schema.ModelT) -> None:
+    """Gives the weights' buffer a file offset beside its bytes."""
+    buffer = model.buffers[model.subgraphs[0].tensors[1].buffer]
+    buffer.offset, buffer.size = 64, 16
+
+
+def empty_weights(model: schema.ModelT) -> None:
+    """Leaves the weights a vector without bytes."""
+    model.buffers[model.subgraphs[0].tensors[1].buffer].data = []
+
+
+def no_buffers(model: schema.ModelT) -> None:
+    """Leaves no list of buffers, and tensors that are all computed."""
+    model.buffers = None
+    model.metadata = None
+    for item in model.subgraphs[0].tensors:
+        item.buffer = 0
+
+
+def no_signature_key(model: schema.ModelT) -> None:
+    """Takes the signature's key away."""
+    model.signatureDefs[0].signatureKey = None
+
+
+def options_outside_without_size(model: schema.ModelT) -> None:
+    """Gives the layer custom options of no bytes, somewhere in the file."""
+    model.subgraphs[0].operators[0].largeCustomOptionsOffset = 16
+
+
+def half_bias_of_another_shape(out: Path) -> bytes:
+    """Lets the output of a bias's DEQUANTIZE claim five times the elements of its input."""
+    model = read(out / "digits_cnn_float16.tflite")
+    main = model.subgraphs[0]
+    biases = {
+        int(item.inputs[2])
+        for item in main.operators
+        if model.operatorCodes[item.opcodeIndex].builtinCode == schema.BuiltinOperator.CONV_2D
+    }
+    bias = main.tensors[min(biases)]
+    bias.shape = [5 * int(bias.shape[0])]
+    return pack(model)
+
+
+def zip_offset_from_elsewhere(_: Path) -> bytes:
+    """Puts 16 bytes of padding between a model and the ZIP whose offsets were right without them."""
+    data = parent()
+    whole = stored_zip(data, {"labels.txt": labels_text()})
+    return data + bytes(16) + whole[len(data) :]
 
 
 def while_condition_out_of_range(out: Path) -> bytes:
@@ -329,14 +396,47 @@ DAMAGED = [
     ),
     ("offset_buffer_past_end", "a buffer outside the FlatBuffer ends past the file", offset_buffer_past_end),
     (
+        "buffer_in_two_places",
+        "the weights are in the buffer and at a file offset",
+        with_objects(bytes_in_two_places),
+    ),
+    ("constant_without_bytes", "the weights' vector of bytes is empty", with_objects(empty_weights)),
+    ("buffers_missing", "not even the empty buffer is there", with_objects(no_buffers)),
+    ("signature_without_key", "the signature has no key", with_objects(no_signature_key)),
+    (
+        "unexplained_trailing_bytes",
+        "64 bytes after the FlatBuffer that nothing refers to",
+        lambda _: parent() + b"\xa5" * 64,
+    ),
+]
+
+# What an editor of models may leave behind: nothing of it stops a runtime, and each tripped a rewrite once.
+ODD = [
+    (
         "zip_central_directory_offset_wrong",
         "the appended ZIP counts from its own start",
         zip_offset_wrong,
     ),
     (
-        "unexplained_trailing_bytes",
-        "64 bytes after the FlatBuffer that nothing refers to",
-        lambda _: parent() + b"\xa5" * 64,
+        "zip_offsets_count_from_elsewhere",
+        "the appended ZIP counts from 16 bytes after the start of the file",
+        zip_offset_from_elsewhere,
+    ),
+    (
+        "metadata_shares_weights",
+        "min_runtime_version is in the weights' buffer",
+        with_objects(metadata_in_weights),
+    ),
+    ("options_of_another_operator", "a FULLY_CONNECTED has MulOptions", with_objects(options_of_mul)),
+    (
+        "large_custom_options_without_size",
+        "custom options lie at offset 16 and have no bytes",
+        with_objects(options_outside_without_size),
+    ),
+    (
+        "float16_bias_shape_wrong",
+        "a bias has five times the elements it is made of",
+        half_bias_of_another_shape,
     ),
 ]
 
@@ -365,7 +465,12 @@ UNRUNNABLE = [
 
 MALFORMATIONS = [
     Malformation(name, kind, wrong, make)
-    for kind, rows in (("damaged", DAMAGED), ("unsupported", UNSUPPORTED), ("unrunnable", UNRUNNABLE))
+    for kind, rows in (
+        ("damaged", DAMAGED),
+        ("odd", ODD),
+        ("unsupported", UNSUPPORTED),
+        ("unrunnable", UNRUNNABLE),
+    )
     for name, wrong, make in rows
 ]
 

@@ -24,8 +24,8 @@ MALFORMED = """
 ## malformed
 
 Most differ from one well-formed parent in a single field. *Damaged* files contradict the format or the
-schema, *unsupported* ones belong to another schema, *unrunnable* ones are well formed but no builtin kernel
-runs them.
+schema, *odd* ones are unusual but runtimes take them, *unsupported* ones belong to another schema,
+*unrunnable* ones are well formed but no builtin kernel runs them.
 """
 
 

@@ -26,10 +26,24 @@ BEYOND_IT = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"scheme": "dequantize"}, {"granularity": "tensor"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scheme": "dequantize"},
+        {"granularity": "tensor"},
+        {"granularity": "block:32"},
+        {"dtype": "float16"},
+        {"map": "FULLY_CONNECTED=int8:block:64,.*=float16"},
+    ],
+    ids=str,
+)
 def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[str, str]) -> None:
     model = load(sound)
-    result = quantize_weights(model, min_runtime="2.14", **options)
+    try:
+        result = quantize_weights(model, min_runtime="2.14", **options)
+    except UsageError:
+        pytest.skip("a rule matches nothing")
     if not result.modified:
         pytest.skip("nothing is changed")
     target = tmp_path / "out.tflite"

@@ -21,6 +21,7 @@ from tfl_rewrite.storage import load, save
 
 
 def there_and_back(model: Path, folder: Path, **options: object) -> tfl_rewrite.ShardReport:
+    folder.mkdir(exist_ok=True)
     report = tfl_rewrite.shard(model, folder / "shards", **options)  # type: ignore[arg-type]
     tfl_rewrite.join(folder / "shards" / "manifest.json", folder / "out.tflite")
     assert (folder / "out.tflite").read_bytes() == model.read_bytes()
@@ -130,10 +131,15 @@ def test_same_input_same_bytes(fixtures: Path, tmp_path: Path) -> None:
         assert hashlib.sha256(gzip.decompress(data)).hexdigest() == row["sha256"]
 
 
-def test_what_gzip_does_not_shrink_is_stored_as_it_is() -> None:
-    noise = hashlib.shake_256(b"noise").digest(5000)
-    assert writing.gzipped([memoryview(noise)], most=len(noise)) is None
-    assert gzip.decompress(writing.gzipped([memoryview(bytes(5000))], most=5000) or b"") == bytes(5000)
+def test_what_gzip_does_not_shrink_is_stored_as_it_is(tmp_path: Path) -> None:
+    noise, zeros = hashlib.shake_256(b"noise").digest(5000), bytes(5000)
+    (tmp_path / "model").write_bytes(noise + zeros)
+    report = there_and_back(tmp_path / "model", tmp_path / "made", max_size=5000, compress="gzip")
+    stored = {item.nbytes: item.stored_nbytes for item in report.files}
+    assert len(report.files) == 2 and sum(item.stored_nbytes >= 5000 for item in report.files) == 1, stored
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "made" / "shards").glob("*.part"))
+    assert sizes[0] < 100 and sizes[1] == 5000
+    assert gzip.decompress(b"".join(writing.gzipped([noise, zeros]))) == noise + zeros
 
 
 def test_files_are_never_overwritten_unasked(fixtures: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def collect(
     for number in sorted({item.place.subgraph for item in wanted}):
         mine = [position for position, item in enumerate(wanted) if item.place.subgraph == number]
         if number not in entered:
-            yield from ((position, "no real input enters its subgraph") for position in mine)
+            yield from ((position, "no real input enters their subgraph") for position in mine)
             continue
         for group in memory_rounds([wanted[position].product for position in mine], MEMORY_NBYTES):
             yield from _collect(probe, wanted, [mine[index] for index in group], calls, seed)

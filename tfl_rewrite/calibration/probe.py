@@ -149,14 +149,29 @@ class Probe:
             for position, operator in enumerate(subgraph.operators)
             if any(tensor is output for tensor in operator.outputs for output in outputs)
         )
+        read = {id(tensor) for operator in subgraph.operators[: last + 1] for tensor in operator.inputs}
+        needed = {
+            id(tensor.buffer)
+            for other in model.subgraphs
+            for tensor in other.tensors
+            if other is not subgraph or id(tensor) in read
+        }
+        # Constants that the part does not read are not written.
+        spared = [(buffer, buffer.blob) for buffer in model.buffers if id(buffer) not in needed]
         kept = subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs
         subgraph.operators, subgraph.outputs = subgraph.operators[: last + 1], outputs
         # The part is the main subgraph, so that it can be called by position.
         model.signatures = []
         model.subgraphs = [subgraph, *(other for other in kept[3] if other is not subgraph)]
+        metadata, model.metadata = model.metadata, []
+        for buffer, _ in spared:
+            buffer.blob = None
         try:
             save(model, path, force=True)
         finally:
+            model.metadata = metadata
+            for buffer, blob in spared:
+                buffer.blob = blob
             subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs = kept
 
     def _constant(self, place: Place, position: int) -> Tensor:

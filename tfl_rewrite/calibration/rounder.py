@@ -31,6 +31,7 @@ from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.symmetric import Error, Float32
 from tfl_rewrite.storage import is_changed, origin_of, save
+from tfl_rewrite.verification.cleanup import TerminationGuard
 from tfl_rewrite.verification.runner import RuntimeChoice
 from tfl_rewrite.verification.samples import Step
 
@@ -43,6 +44,12 @@ PAINS = {
     Effort.BEST: Pains(shares=(0.85, 0.92, 1.0, 1.08, 1.15), rounds=4),
 }
 """Work that each effort is."""
+
+LARGEST_ELEMENTS = 1 << 27
+"""Of a weight that is calibrated: a few float32 copies of it are held, 512 MB each."""
+
+IN_ORDER_NBYTES = 256 << 20
+"""Of a model whose weights are rounded one after the other: a part of it is written for each."""
 
 _HALF_DIGITS = 11
 _EMITTED = 1 << 20
@@ -93,7 +100,7 @@ class Calibrated:
 
     Args:
         settings: How to calibrate.
-        progress: Called with what is going on, and how many of how many weights are done.
+        progress: Called with what is going on, and how many of how many bytes of weights are done.
     """
 
     def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -105,17 +112,21 @@ class Calibrated:
         self._active: list[Work] = []
         self._steps: list[Step] | None = None
         self._places: dict[int, Place] = {}
+        self._ordered = False
+        self._done = 0
         self._held = 0
         self._spilled: list[Any] = []
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
         """See :class:`tfl_rewrite.passes.calibrating.Calibrating`."""
         self._active = list(works)
+        self._done = 0
         jobs = self._jobs(model, [work for work in works if not self._known(work)])
         if not jobs:
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="tfl-rewrite-calibrate-") as folder:
+            # A signal to end unwinds, so that processes and files are not left behind.
+            with TerminationGuard(), tempfile.TemporaryDirectory(prefix="tfl-rewrite-calibrate-") as folder:
                 self._calibrate(_file_of(model, Path(folder)), jobs)
         except (CalibrationError, UnsupportedError) as error:
             for job in jobs:
@@ -168,7 +179,7 @@ class Calibrated:
         if layers:
             won = [layer.gains.decibels() for layer in layers]
             parts = ", ".join(f"{name} {median(each[name] for each in won):.1f}" for name in won[0])
-            how = ", each behind those before it" if self._settings.in_order else ""
+            how = ", each behind those before it" if self._ordered else ""
             lines.append(
                 f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
                 f" gain on their products in dB: {parts}; judge by inputs that were not used for it"
@@ -193,6 +204,8 @@ class Calibrated:
             product = product_of(work.uses[0].operator, work.uses[0].position) if work.uses else None
             if len(work.uses) != 1:
                 self._reasons[_key(work)] = "several operators read them"
+            elif work.channels.elements > LARGEST_ELEMENTS:
+                self._reasons[_key(work)] = f"more than {LARGEST_ELEMENTS} elements, too many to be held"
             elif product is None:
                 self._reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
             else:
@@ -215,7 +228,6 @@ class Calibrated:
         settings = self._settings
         choice = RuntimeChoice.parse(settings.runtime)
         if self._steps is None:
-            self._progress("running the original", 0, 0)
             self._steps = steps_of(path, settings.inputs, runtime=settings.runtime, timeout=settings.timeout)
         with (
             Runner(choice, timeout=settings.timeout) as first,
@@ -223,7 +235,8 @@ class Calibrated:
         ):
             probe = Probe(path, first)
             calls = probe.calls(self._steps)
-            if settings.in_order:
+            if settings.in_order and path.stat().st_size <= IN_ORDER_NBYTES:
+                self._ordered = True
                 self._one_by_one(probe, Probe(path, second), jobs, calls)
             else:
                 self._at_once(probe, jobs, calls)
@@ -235,13 +248,13 @@ class Calibrated:
             groups.setdefault((job.place, job.position), []).append(job)
         places = list(groups.values())
         wanted = [Wanted(group[0].place, group[0].product) for group in places]
-        for done, (position, moments) in enumerate(collect(probe, wanted, calls)):
-            self._progress("calibrating", done, len(places))
+        for position, moments in collect(probe, wanted, calls):
             metrics: dict[bool, Metric] = {}
             for job in places[position]:
                 if isinstance(moments, Moments) and job.plan.centred not in metrics:
                     metrics[job.plan.centred] = Metric.of(moments.covariance(centred=job.plan.centred))
                 self._settle(job, moments, metrics.get(job.plan.centred))
+                self._tick(jobs, job)
 
     def _one_by_one(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
         entered = {call.subgraph for call in calls}
@@ -249,8 +262,9 @@ class Calibrated:
         for work in self._active:
             if _key(work) not in calibrated and work.uses:
                 self._put(rounded, self._places[id(work.uses[0].operator)], work)
-        for done, job in enumerate(jobs):
-            self._progress("calibrating", done, len(jobs))
+        for number, job in enumerate(jobs):
+            if number:
+                self._tick(jobs, jobs[number - 1])
             if job.place.subgraph not in entered:
                 self._reasons[_key(job.work)] = "no real input enters their subgraph"
                 continue
@@ -263,6 +277,11 @@ class Calibrated:
             rounded.put(job.place, job.position, layer.integers * scale)
             if layer.bias is not None:
                 rounded.add(job.place, 2, layer.bias)
+
+    def _tick(self, jobs: Sequence[_Job], done: _Job) -> None:
+        self._done += done.work.channels.elements
+        total = sum(job.work.channels.elements for job in jobs)
+        self._progress("calibrating", 4 * min(self._done, total), 4 * total)
 
     def _put(self, rounded: Probe, place: Place, work: Work) -> None:
         """Makes the model under way read a weight as it was rounded by another way."""

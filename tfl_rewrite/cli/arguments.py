@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,19 +46,73 @@ WRITING = (
     _flag("--force", help="overwrite an existing OUT (IN and OUT may be the same file)"),
     _value("--report", help="write the whole report as JSON", metavar="FILE.json"),
     _value(
-        "--threads", help="threads for rounding and writing (default: one per processor)", type=int, default=0
+        "--threads",
+        help="threads for measuring, rounding and writing (default: one per processor)",
+        type=int,
+        default=0,
+    ),
+)
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    return float(low), float(high)
+
+
+_range.__name__ = "LO,HI"
+
+MEDIA = (
+    _value(
+        "--input-range",
+        help="what pixels 0 and 255 (or sound at full scale) become; default: as the metadata of the model "
+        "says, else -1,1, and raw pixels for 8-bit inputs",
+        type=_range,
+        metavar="LO,HI",
+        default=None,
+    ),
+    _value(
+        "--input-layout",
+        help="axes of an input that takes pictures or sound, such as NHWC, NCHW, HWC or NT (T: time); "
+        "default: told from the sizes",
+        type=str.upper,
+        metavar="AXES",
+        default=None,
+    ),
+    _value(
+        "--sample-rate",
+        help="resample sound to this rate in Hz; default: as the metadata of the model says, else as the "
+        "files are",
+        type=int,
+        metavar="HZ",
+        default=None,
+    ),
+)
+
+BLAMING = (
+    _flag(
+        "--blame",
+        help="after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    ),
+    _value(
+        "--blame-out",
+        help="write that as node data for Model Explorer, over the graph of the rewritten file; implies "
+        "--blame",
+        metavar="FILE.json",
+        default=None,
     ),
 )
 
 JUDGING = (
     _value(
         "--inputs",
-        help="real inputs to run with: a .npz (one array per input name, first axis = samples) or a folder "
-        "of them; repeatable. Without it, seeded samples are made",
+        help="real inputs to run with: a .npz (one array per input name, first axis = samples), a picture, a "
+        "sound file, or a folder of such; repeatable. Without it, seeded samples are made",
         metavar="PATH",
         action="append",
         default=[],
     ),
+    *MEDIA,
     _value("--samples", help="how many samples are made (default: 4)", type=int, default=4, metavar="N"),
     _value("--seed", help="seed of the made samples (default: 0)", type=int, default=0, metavar="S"),
     _value(
@@ -105,6 +160,7 @@ JUDGING = (
         default=None,
         metavar="SIZE",
     ),
+    *BLAMING,
 )
 
 VERIFYING = (
@@ -322,6 +378,20 @@ COMMANDS = (
             ("files", IN_OUT),
             ("how to round", _ROUNDING),
             ("verification", _SEARCHING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "dequantize",
+        "turn integer and float16 weights back into float32",
+        "Turns int8, uint8, int4, int2 and float16 weights into the float32 values that they stand for, for "
+        "tools and delegates that want those; the file grows. What stands behind DEQUANTIZE stays equal to "
+        "the bit; an operator that read integers itself no longer rounds its activations, so outputs change "
+        "a little. Operators that compute in integers stay.",
+        (
+            ("files", IN_OUT),
+            ("verification", VERIFYING),
             ("writing", WRITING),
             ("talk", TALKING),
         ),
@@ -556,7 +626,13 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="replace files of these names that have other content"),
-                    _value("--jobs", help="threads (default: one per processor)", type=int, default=0),
+                    _value(
+                        "--jobs",
+                        "--threads",
+                        help="threads (default: one per processor)",
+                        type=int,
+                        default=0,
+                    ),
                 ),
             ),
             ("talk", TALKING),
@@ -601,7 +677,7 @@ SHARDING = (
                 (
                     *_KEEPING,
                     _flag("--force", help="overwrite an existing OUT"),
-                    _value("--jobs", help="parts at once (default: 4)", type=int, default=4),
+                    _value("--jobs", "--threads", help="parts at once (default: 4)", type=int, default=4),
                 ),
             ),
             ("talk", TALKING),
@@ -622,10 +698,14 @@ def parser(version: str) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Late: their rows are made of those above.
+    from tfl_rewrite.cli.batch_commands import BATCHING
+    from tfl_rewrite.cli.doctor_commands import DOCTORING
     from tfl_rewrite.cli.shrink_commands import SHRINKING
 
-    for command in (*COMMANDS, *SHRINKING, *SHARDING):
+    for command in (*COMMANDS, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING):
         made = commands.add_parser(command.name, help=command.help, description=command.description)
+        # A range may begin with a negative number, as in --input-range -1,1.
+        made._negative_number_matcher = re.compile(r"^-\.?\d")
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)
     return top

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
+from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
 from tfl_rewrite.cli.streams import shown
 from tfl_rewrite.cli.waiting import Waiting
@@ -23,11 +23,11 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance
-
-_BAR_AFTER_SECONDS = 1.0
+    from tfl_rewrite.verification.blame_report import Blame
 
 
 def quantize_weights(arguments: argparse.Namespace) -> int:
@@ -46,6 +46,11 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
         bias_correction=not arguments.no_bias_correction,
     )
     return _rewrite(arguments, [made])
+
+
+def dequantize(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite dequantize IN OUT``."""
+    return _rewrite(arguments, [api.dequantize_pass()])
 
 
 def remove_dead(arguments: argparse.Namespace) -> int:
@@ -96,7 +101,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
             for entry in catalog.CATALOG
         ]
         presets = {name: list(items) for name, items in catalog.PRESETS.items()}
-        print(json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2))
+        _print([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
         return 0
     lines = []
     for entry in catalog.CATALOG:
@@ -113,11 +118,12 @@ def diff_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.render import comparison_lines
     from tfl_rewrite.diffing import diff
 
-    found = diff(arguments.before, arguments.after)
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = diff(arguments.before, arguments.after)
     if arguments.json:
         import json
 
-        print(json.dumps(found.to_dict(), indent=2))
+        _print([json.dumps(found.to_dict(), indent=2)])
     elif not arguments.quiet:
         _print(comparison_lines(found, verbose=arguments.verbose))
     return 0
@@ -134,7 +140,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
     )
     if arguments.min_snr is None:
         arguments.min_snr = 10.0
-    _check_report(arguments.report, (arguments.source, arguments.target))
+    _check_reports(arguments, (arguments.source, arguments.target))
     check_target(arguments.target, force=arguments.force)
     if searched:
         from tfl_rewrite.rounding_search import search_rounding
@@ -148,29 +154,53 @@ def round_weights(arguments: argparse.Namespace) -> int:
             progress=_Counter(arguments),
         )
         made = found.settings
-    return _rewrite(arguments, [made])
+    try:
+        return _rewrite(arguments, [made])
+    except RewriteFailed as error:
+        if error.remedy is None and not searched:
+            error.remedy = f"give more than {made.steps} --steps, or --min-snr alone to search for them"
+        raise
 
 
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.verification import verify
 
-    _check_report(arguments.report, (arguments.before, arguments.after))
+    _check_reports(arguments, (arguments.before, arguments.after))
+    inputs = _inputs(arguments, arguments.before)
+    judges = _judges(arguments)
     with Waiting(enabled=_talks(arguments)) as waiting:
         verdict = verify(
             arguments.before,
             arguments.after,
-            inputs=tuple(arguments.inputs),
+            inputs=inputs,
             samples=arguments.samples,
             seed=arguments.seed,
             tolerance=_tolerance(arguments, exact=arguments.exact),
             progress=waiting,
-            **_judges(arguments),
+            **judges,
+        )
+    found = None
+    if (arguments.blame or arguments.blame_out) and verdict.status != "unverified":
+        from tfl_rewrite.blaming import blame
+
+        found = blame(
+            arguments.before,
+            arguments.after,
+            inputs=inputs,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            runtime=judges["runtime"][0],
+            timeout=arguments.timeout,
         )
     if not arguments.quiet:
         _print(verdict.summary_lines())
+        _print(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
+        _print(_no_blame(arguments, found))
     facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
+    facts |= {"blame": found.to_dict()} if found else {}
     _write_json(arguments.report, {"schema": 1, **facts})
+    _write_node_data(arguments.blame_out, found)
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
@@ -180,7 +210,8 @@ def inspect_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite inspect MODEL``."""
     from tfl_rewrite.inspection import inspect
 
-    found = inspect(arguments.model, largest=max(0, arguments.largest))
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = inspect(arguments.model, largest=max(0, arguments.largest))
     if arguments.json:
         import json
 
@@ -237,8 +268,30 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     return shrink_commands.shrink_file(arguments)
 
 
+def doctor_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.doctor_file(arguments)
+
+
+def repair_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite repair IN OUT``."""
+    from tfl_rewrite.cli import doctor_commands
+
+    return doctor_commands.repair_file(arguments)
+
+
+def batch_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
+    from tfl_rewrite.cli import batch_commands
+
+    return batch_commands.batch_files(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize-weights": quantize_weights,
+    "dequantize": dequantize,
     "round-weights": round_weights,
     "shrink": shrink_file,
     "remove-dead": remove_dead,
@@ -252,19 +305,35 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": check_files,
     "shard": shard_model,
     "join": join_model,
+    "doctor": doctor_file,
+    "repair": repair_file,
+    "batch": batch_files,
 }
 
 
-def verification_of(arguments: argparse.Namespace) -> Verification:
-    """Returns how a command is to verify, from its options."""
+def _inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLike[str], ...]:
+    """Pictures and sound are read as the options, then the metadata of a model say."""
+    options = (arguments.input_range, arguments.input_layout, arguments.sample_rate)
+    if not arguments.inputs and options == (None, None, None):
+        return ()
+    from tfl_rewrite.media_metadata import media_inputs
+
+    value_range, layout, sample_rate = options
+    return media_inputs(
+        model, arguments.inputs, value_range=value_range, layout=layout, sample_rate=sample_rate
+    )
+
+
+def _verification(arguments: argparse.Namespace) -> Verification:
     return Verification(
         mode=arguments.verify,
-        inputs=tuple(arguments.inputs),
+        inputs=_inputs(arguments, arguments.source),
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
         **_judges(arguments),
         blame_seconds=arguments.blame_seconds,
+        blame=arguments.blame or arguments.blame_out is not None,
     )
 
 
@@ -290,9 +359,9 @@ def _talks(arguments: argparse.Namespace) -> bool:
 
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
-    _check_report(arguments.report, (arguments.source, arguments.target))
-    verification = verification_of(arguments)
-    bar = _Bar(enabled=_talks(arguments))
+    _check_reports(arguments, (arguments.source, arguments.target))
+    verification = _verification(arguments)
+    bar = Bar.of(arguments)
     try:
         report = rewrite(
             arguments.source,
@@ -317,9 +386,11 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
 def _show(arguments: argparse.Namespace, report: Report) -> None:
     if not arguments.quiet:
         _print(report_lines(report, verbose=arguments.verbose))
+        _print(_no_blame(arguments, report.blame))
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
     _write_json(arguments.report, report.to_dict())
+    _write_node_data(arguments.blame_out, report.blame)
 
 
 def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
@@ -331,8 +402,8 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 
 
 def _print(lines: list[str]) -> None:
-    if sys.stdout is None:
-        return  # The caller closed it.
+    if sys.stdout is None or not lines:
+        return  # The caller closed it, or there is nothing to say.
     text = shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
@@ -362,6 +433,16 @@ def _check_report(path: str | None, files: Sequence[str]) -> None:
         raise UsageError("is a model; the report would replace it", file=path, remedy="name another file")
 
 
+def _check_reports(arguments: argparse.Namespace, files: Sequence[str]) -> None:
+    _check_report(arguments.report, files)
+    _check_report(arguments.blame_out, files)
+    given = [os.path.realpath(path) for path in (arguments.report, arguments.blame_out) if path]
+    if len(set(given)) < len(given):
+        raise UsageError(
+            "is named by --report and --blame-out", file=arguments.report, remedy="name two files"
+        )
+
+
 def _write_json(path: str | None, data: dict[str, Any]) -> None:
     if path is None:
         return
@@ -372,6 +453,16 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
             file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
     except OSError as error:
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
+
+
+def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
+    asked = arguments.blame or arguments.blame_out is not None
+    return ["blame: not run, because nothing was compared"] if asked and found is None else []
+
+
+def _write_node_data(path: str | None, found: Blame | None) -> None:
+    if path is not None and found is not None and found.failure is None:
+        _write_json(path, found.node_data())
 
 
 class _Counter:
@@ -385,34 +476,3 @@ class _Counter:
             print(f"\r{what}: {done + 1} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
             if done + 1 == total:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-class _Bar:
-    """A progress bar on the terminal for work that takes longer than a second."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._started = time.monotonic()
-        self._bar: Any = None
-        self._waiting = Waiting(enabled=enabled)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not total:
-            self.close()
-            self._waiting(what)
-            return
-        if not self._enabled or time.monotonic() - self._started < _BAR_AFTER_SECONDS:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
-        self._bar.n = done
-        self._bar.update(0)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self._waiting.close()
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

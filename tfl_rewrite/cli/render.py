@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.diffing import Comparison
     from tfl_rewrite.inspection import Inspection, Share
 
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
 _ROWS = 20
 _DIFFERENCES = 60
 
@@ -31,7 +32,8 @@ def safe(text: str, *, limit: int = 120) -> str:
 
 
 def _escaped(char: str) -> str:
-    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+    # Spaces other than the plain one look like it, or like nothing.
+    if unicodedata.category(char) in _ESCAPED and char != " ":
         return char.encode("unicode_escape", "backslashreplace").decode("ascii")
     return char
 
@@ -79,6 +81,8 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
         lines += ["verified: " + report.verdict.summary_lines()[0], *report.verdict.summary_lines()[1:]]
         lines += _loss(report)
     lines += _damage_lines(report)
+    if report.blame is not None:
+        lines += report.blame.summary_lines(verbose=verbose > 0)
     return lines
 
 
@@ -332,7 +336,8 @@ def inspection_lines(found: Inspection) -> list[str]:
         ("operator codes", found.opcode_age),
         (
             "oldest runtime",
-            f"TensorFlow {found.min_runtime or 'unknown'} (it says {found.says_min_runtime or 'nothing'})",
+            f"TensorFlow {found.min_runtime or 'unknown'} "
+            f"(it says {safe(found.says_min_runtime or 'nothing')})",
         ),
         ("constants", f"{size(found.constants)} bytes"),
         ("tables and padding", f"{size(found.structure)} bytes"),

@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tfl_rewrite.cli.commands import _Bar, _check_report, _print, _write_json
+from tfl_rewrite.cli.commands import _check_report, _print, _write_json
+from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.cli.shard_render import shard_lines
 from tfl_rewrite.rewriting import Verification
@@ -52,7 +53,7 @@ def join_model(arguments: argparse.Namespace) -> int:
     )
 
 
-def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, _Bar], ShardReport]) -> int:
+def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar], ShardReport]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
     verification = Verification(
         mode=arguments.verify,
@@ -61,8 +62,7 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, _Ba
         seed=arguments.seed,
         timeout=arguments.timeout,
     )
-    talks = sys.stderr is not None and sys.stderr.isatty()
-    bar = _Bar(enabled=talks and not arguments.quiet)
+    bar = Bar.of(arguments)
     failure: ShardFailed | None = None
     try:
         report = call(verification, bar)

@@ -8,15 +8,18 @@ the file: distinct objects must not overlap so much that they add up to more tha
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.errors import FormatError
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.record import NotANumber, Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema, TableSpec
 
 MAX_DEPTH = 64
 MAX_TABLES = 1_000_000
+_LONG_NBYTES = 1024
+_RELEASE_AFTER = 256
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
@@ -41,13 +44,15 @@ class ReadResult:
     vtables: dict[int, tuple[int, int]]
 
 
-def read(data: memoryview, schema: Schema) -> ReadResult:
+def read(data: memoryview, schema: Schema, *, release: Callable[[], None] | None = None) -> ReadResult:
     """Reads the FlatBuffer that starts at byte 0 of ``data``.
 
     Args:
         data: The whole file; vectors of numbers in the result are views on it. Bytes after the
             FlatBuffer are not looked at.
         schema: What the tables mean.
+        release: Gives back the pages of mapped bytes; called now and then. The count before each long vector
+            brings in pages of it, which are not needed.
 
     Raises:
         FormatError: The bytes break a rule of the format; it carries the place and the offset.
@@ -58,7 +63,7 @@ def read(data: memoryview, schema: Schema) -> ReadResult:
         raise FormatError(
             f"file identifier is {bytes(data[4:8])!r}, expected {schema.identifier!r}", offset=4
         )
-    reader = _Reader(data)
+    reader = _Reader(data, release)
     root = reader.table(schema.root, reader.target(0, "root"), "root", 0)
     reader.spans.append((0, 8 if schema.identifier else 4))
     return ReadResult(root, sorted(set(reader.spans)), reader.unknown, reader.vtables)
@@ -67,8 +72,10 @@ def read(data: memoryview, schema: Schema) -> ReadResult:
 class _Reader:
     """One pass over one file. Everything reached is decoded once and shared, as it was in the file."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, release: Callable[[], None] | None) -> None:
         self.data = data
+        self._release = release
+        self._long_vectors = 0
         self.size = len(data)
         self.spans: list[tuple[int, int]] = []
         self.unknown: list[str] = []
@@ -180,7 +187,10 @@ class _Reader:
                 raise self.fail(f"{field.name} is misaligned", where, position)
             if field.scalar.code == "?":
                 return self.data[position] != 0
-            return _SCALAR_STRUCTS[field.scalar.code].unpack_from(self.data, position)[0]
+            value = _SCALAR_STRUCTS[field.scalar.code].unpack_from(self.data, position)[0]
+            if field.scalar.code == "f" and value != value:
+                return NotANumber(bytes(self.data[position : position + 4]))
+            return value
         place = f"{where}.{field.name}" if where != "root" else field.name
         if position % 4:
             raise self.fail("offset is misaligned", place, position)
@@ -241,6 +251,7 @@ class _Reader:
             count = self._count(position, width, width, where)
             end = position + 4 + count * width
             self.span(position, end, where)
+            self._longer(count * width)
             result = ScalarVector(field.scalar, self.data[position + 4 : end], position + 4)
         else:
             count = self._count(position, 4, 4, where)
@@ -256,6 +267,14 @@ class _Reader:
                     result.append(self.table(field.table, item, place, depth + 1))
         self._vectors[key] = result
         return result
+
+    def _longer(self, nbytes: int) -> None:
+        """Counts vectors that are not read with the tables around them."""
+        if self._release is None or nbytes < _LONG_NBYTES:
+            return
+        self._long_vectors += 1
+        if self._long_vectors % _RELEASE_AFTER == 0:
+            self._release()
 
 
 class _Unknown:

@@ -31,6 +31,29 @@ class Pourable(Protocol):
         """Writes exactly ``nbytes`` bytes at ``offset`` of the sink."""
 
 
+class NotANumber(float):
+    """A 32-bit NaN with the bits of the file: a signalling one would come out quiet otherwise.
+
+    Python's floats have 64 bits, and the conversion sets the quiet bit (IEEE 754, 6.2.3).
+    """
+
+    __slots__ = ("raw",)
+    raw: bytes
+
+    def __new__(cls, raw: bytes) -> NotANumber:
+        """Makes one of its four little-endian bytes."""
+        made = super().__new__(cls, "nan")
+        made.raw = raw
+        return made
+
+
+def packed(scalar: Scalar, value: Any) -> bytes:
+    """Returns the little-endian bytes of a number."""
+    if isinstance(value, NotANumber) and scalar.code == "f":
+        return value.raw
+    return struct.pack("<" + scalar.code, value)
+
+
 class ScalarVector:
     """A vector of numbers, kept as the bytes of the file so that no value changes on the way.
 
@@ -172,5 +195,7 @@ def _equal(scalar: Scalar | None, kind: Kind, one: Any, two: Any) -> bool:
         return True
     if kind is Kind.SCALAR and scalar is not None and scalar.code in "fd":
         # By bits: NaN equals itself and -0.0 is not 0.0.
+        if isinstance(one, NotANumber) and isinstance(two, NotANumber):
+            return one.raw == two.raw
         return struct.pack("<d", one) == struct.pack("<d", two)
     return bool(one == two)

@@ -20,7 +20,7 @@ from typing import Any
 from flatbuffers.builder import Builder
 
 from tfl_rewrite.errors import InvariantError, UnsupportedError
-from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
+from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink, packed
 from tfl_rewrite.flatbuf.schema import UINT8, FieldSpec, Kind, Schema
 
 MAX_NBYTES = (1 << 31) - 1
@@ -251,7 +251,7 @@ class _Planner:
                 self.outside.setdefault(key, (value.blob, max(value.align, self.align)))
                 return value, ("outside", key)
             assert field.scalar is not None
-            raw = struct.pack("<" + field.scalar.code, value)
+            raw = packed(field.scalar, value)
             return raw, raw
         if self.leaves_apart and kind is Kind.STRING:
             raw = value.encode("utf-8", "surrogateescape")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tfl_rewrite.flatbuf.record import Sink
 
-_PIECE = 4 << 20
+_PIECE = 1 << 20
 
 
 class Source(Protocol):
@@ -38,8 +38,8 @@ class Blob(Protocol):
     def pour(self, sink: Sink, offset: int) -> None:
         """Writes them at ``offset`` of the sink."""
 
-    def release(self) -> None:
-        """Gives pages back to the system; the bytes stay available."""
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
+        """Gives pages back to the system, those of a part or all; the bytes stay available."""
 
 
 class MappedBlob:
@@ -69,9 +69,9 @@ class MappedBlob:
             sink.write_at(self.source.data[begin : begin + length], offset + start)
             self.source.release(begin, length)
 
-    def release(self) -> None:
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
         """Gives the pages back."""
-        self.source.release(self.offset, self.nbytes)
+        self.source.release(self.offset + start, self.nbytes - start if nbytes is None else nbytes)
 
 
 class OwnedBlob:
@@ -100,7 +100,7 @@ class OwnedBlob:
         """Writes them."""
         sink.write_at(self.data, offset)
 
-    def release(self) -> None:
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
         """Does nothing: the bytes have no other home."""
 
 
@@ -133,7 +133,7 @@ class ComputedBlob:
         """Computes them into the sink."""
         self.compute(sink, offset)
 
-    def release(self) -> None:
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
         """Does nothing: nothing is held."""
 
 

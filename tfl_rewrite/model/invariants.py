@@ -82,15 +82,26 @@ def problems(model: Model) -> list[Problem]:
     Sources: ``InterpreterBuilder`` and ``Subgraph::SetTensorParametersReadOnly`` (``tflite/core``).
     """
     found = broken(model)
+    if not model.buffers and "buffers" not in model.rest:
+        found.append(Problem("buffers", "there are none; even a model without constants has an empty one"))
     if model.buffers and model.buffers[0].nbytes:
         found.append(Problem("buffers[0]", f"holds {model.buffers[0].nbytes} bytes; it must be empty"))
     for index, subgraph in enumerate(model.subgraphs):
         for position, tensor in enumerate(subgraph.tensors):
             where = f"subgraphs[{index}].tensors[{position}]"
             found += [Problem(where, what) for what in _tensor(tensor)]
+            if model.buffers and tensor.buffer is not model.buffers[0] and _is_empty_constant(tensor):
+                found.append(
+                    Problem(where, "has an empty vector of constant bytes, which is none and too few")
+                )
         for position, operator in enumerate(subgraph.operators):
             where = f"subgraphs[{index}].operators[{position}]"
             found += [Problem(where, what) for what in _operator(operator)]
+    found += [
+        Problem(f"signature_defs[{index}]", "has no key")
+        for index, signature in enumerate(model.signatures)
+        if signature.key is None
+    ]
     keys = [signature.key for signature in model.signatures]
     if len(set(keys)) != len(keys):
         found.append(Problem("signature_defs", "two signatures have the same key"))
@@ -113,6 +124,22 @@ def _tensor(tensor: Tensor) -> Iterator[str]:
         yield f"shape {list(tensor.shape)} has a negative dimension"
     if tensor.quantization is not None and tensor.quantization.scale:
         yield from _quantization(tensor, tensor.quantization)
+
+
+def _is_empty_constant(tensor: Tensor) -> bool:
+    """Whether the runtime takes a tensor for a constant, and misses all of its bytes.
+
+    A vector that is there but empty is not an absent one, nor are no bytes at some file offset
+    (``InterpreterBuilder::ParseTensors``).
+    """
+    buffer = tensor.buffer
+    data = buffer.rest.get("data")
+    is_empty = data is not None and not len(data) and (buffer.outside or buffer.blob is None)
+    if not is_empty and not (buffer.outside and not buffer.nbytes):
+        return False
+    row = dtypes.BY_VALUE.get(tensor.dtype)
+    needs = row is not None and row.bits > 0 and row.nbytes(tensor.elements) > 0 and not tensor.is_sparse
+    return needs or tensor.is_variable
 
 
 def _quantization(tensor: Tensor, details: Quantization) -> Iterator[str]:

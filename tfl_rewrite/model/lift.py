@@ -122,6 +122,13 @@ class _Lifter:
         offset, size = row.get("offset"), row.get("size")
         # Offsets 0 and 1 mean "not used": the runtime's own rule (``tflite/core/model_builder``).
         if offset > 1:
+            if data is not None and len(data):
+                # Runtimes read the vector; whoever meant the offset would see other weights than they do.
+                raise FormatError(
+                    f"its bytes lie in two places: {len(data)} in the buffer, {size} at file offset {offset}",
+                    where=f"buffers[{index}]",
+                    offset=row.offset,
+                )
             blob = self._outside(offset, size, f"buffers[{index}]", row)
             return Buffer(blob, True, row)
         return Buffer(_mapped(self.source, data) if data is not None and len(data) else None, False, row)

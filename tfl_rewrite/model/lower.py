@@ -161,10 +161,8 @@ class _Lowerer:
             builtin_options_2=self._options(item.options2),
         )
         if item.large_custom is not None:
-            record = record.replace(
-                large_custom_options_offset=FilePosition(item.large_custom),
-                large_custom_options_size=item.large_custom.nbytes,
-            )
+            record = record.replace(large_custom_options_offset=FilePosition(item.large_custom))
+            record = _with(record, large_custom_options_size=item.large_custom.nbytes)
         elif rest.get("large_custom_options_offset") > 1:
             record = record.replace(large_custom_options_offset=None, large_custom_options_size=None)
         return record

@@ -135,6 +135,28 @@ class ChangesInterface:
     __slots__ = ()
 
 
+class Heals:
+    """Marks a pass after which a model may run, or be read right, that did not before.
+
+    The original is no measure then where it does not run; the judge at least runs the result.
+    """
+
+    __slots__ = ()
+
+    @property
+    def approximate(self) -> bool:
+        """Whether :meth:`expected` gives the outputs to compare with, within the tolerance."""
+        return False
+
+    def expected(self, model: Model) -> bool:
+        """Turns the original into a model that computes what the result must compute.
+
+        Returns:
+            False, with the model unchanged, where the original computes that itself.
+        """
+        return False
+
+
 def run_passes(model: Model, passes: Sequence[Pass]) -> list[PassResult]:
     """Runs passes in order and checks the model after each.
 

@@ -70,7 +70,7 @@ def expand(
 ) -> None:
     """Makes the float tensor what DEQUANTIZE, MUL and RESHAPE make of integers and scales."""
     item = made.item
-    count = made.channels.channels
+    count, dimensions = made.channels.channels, item.shape
     assert made.block is not None
     form = made.forms[-1]
     half = kernels.dequantize_form("FLOAT16", None)
@@ -95,8 +95,8 @@ def expand(
     steps = beside("steps", (count, made.block), float32, none)
     factors = beside("factors", (count, 1), float32, none)
     flat = beside("blocks", (count, made.block), float32, none)
-    shape = ScalarVector.of(INT32, item.shape)
-    target = beside("shape", (len(item.shape),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
+    shape = ScalarVector.of(INT32, dimensions)
+    target = beside("shape", (len(dimensions),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
     reshape = editor.builtin("RESHAPE", 1, [flat, target], value, "ReshapeOptions", new_shape=shape)
     made_operators: list[Operator] = [
         editor.builtin("DEQUANTIZE", form.version, [integers], steps, "DequantizeOptions"),

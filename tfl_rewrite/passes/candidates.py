@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tfl_rewrite import kernels
@@ -18,6 +18,7 @@ _LEAST_ELEMENTS = 64
 UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
+_INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 
 
@@ -135,6 +136,20 @@ def find_candidates(model: Model, graph: Graph) -> tuple[list[Candidate], list[S
             else:
                 skips.append(skip(item, *reason))
     return found, skips
+
+
+def stored_already(model: Model, graph: Graph) -> Iterator[tuple[Candidate, Skip]]:
+    """Yields the constants that are integers with scales already, each with the reason why it stays."""
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors:
+            details = tensor.quantization
+            if tensor.dtype_name not in _INTEGERS or details is None or not details.is_quantized:
+                continue
+            if tensor.is_constant and id(tensor) not in graph.given:
+                item = Candidate(subgraph, tensor, tensor, None, graph.uses_of(tensor))
+                kind = tensor.dtype_name.lower()
+                reason = f"it is {kind} already; 'dequantize' would make it float32"
+                yield item, skip(item, "quantized", reason)
 
 
 def skip(item: Candidate, rule: str, reason: str) -> Skip:

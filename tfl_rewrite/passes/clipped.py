@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import clipping, symmetric
-from tfl_rewrite.quant.layer_rounding import by_channel
 from tfl_rewrite.quant.symmetric import Error, Float32
 
 _SLICE_ELEMENTS = 1 << 22
@@ -14,21 +15,30 @@ _SLICE_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """Scales that leave the least squared error (:mod:`tfl_rewrite.quant.clipping`), nearest integers."""
+    """Scales that leave the least squared error (:mod:`tfl_rewrite.quant.clipping`), nearest integers.
+
+    Of channels of many million elements every so-manieth is looked at, and the largest.
+    """
 
     def scales(self, work: Work) -> Float32:
         """Searches the scale of each channel or block."""
         result = symmetric.scales(work.largest, work.levels.high)
         values, channels = work.values(), work.channels
-        if channels.outer == 1 and channels.inner > 1:
-            step = max(1, _SLICE_ELEMENTS // channels.inner)
-            for first in range(0, channels.channels, step):
-                rows = min(step, channels.channels - first)
-                part = values[first * channels.inner : (first + rows) * channels.inner].reshape(rows, -1)
-                result[first : first + rows] = clipping.best(part, work.levels)
-        else:
-            result = clipping.best(by_channel(values, channels), work.levels)
-        del values
+        whole = values.reshape(channels.outer, channels.channels, channels.inner)
+        per_channel = max(1, channels.outer * channels.inner)
+        step = max(1, _SLICE_ELEMENTS // per_channel)
+        for first in range(0, channels.channels, step):
+            part = whole[:, first : first + step]
+            if per_channel > _SLICE_ELEMENTS:
+                # A part of so many tells as much, and takes less memory.
+                share = -(-per_channel // _SLICE_ELEMENTS)
+                part = part[::share] if channels.outer > channels.inner else part[:, :, ::share]
+            rows = part.transpose(1, 0, 2).reshape(part.shape[1], -1)
+            if rows.shape[1] < per_channel:
+                ends = work.largest[first : first + step, None].astype(rows.dtype)
+                rows = np.concatenate([rows, ends], axis=1)
+            result[first : first + step] = clipping.best(rows, work.levels)
+        del values, whole, part, rows
         work.release()
         return result
 

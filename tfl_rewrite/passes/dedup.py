@@ -10,7 +10,6 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -18,9 +17,11 @@ from typing import Any, ClassVar
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
+from tfl_rewrite.model.likeness import equal_items
 from tfl_rewrite.passes.base import Edit, PassResult
 from tfl_rewrite.passes.effects import Effect, Effects
 from tfl_rewrite.passes.metadata import positions_moved
+from tfl_rewrite.work import current
 
 
 class Dedup:
@@ -61,41 +62,14 @@ def equal_blobs(buffers: list[Buffer]) -> Iterator[tuple[Buffer, Buffer]]:
     Args:
         buffers: Those without bytes are passed over.
     """
-    sizes: dict[int, list[Buffer]] = {}
-    for buffer in buffers:
-        if buffer.blob is not None and buffer.nbytes:
-            sizes.setdefault(buffer.nbytes, []).append(buffer)
-    for group in sizes.values():
-        if len(group) < 2:
-            continue
-        identities: dict[object, Buffer] = {}
-        hashes: dict[bytes, list[Buffer]] = {}
-        for buffer in group:
-            blob = buffer.blob
-            assert blob is not None
-            known = identities.get(blob.identity)
-            if known is None:
-                known = _same_bytes(blob, hashes)
-            if known is not None:
-                yield known, buffer
-            else:
-                identities[blob.identity] = buffer
-                hashes[_digest(blob)].append(buffer)
+    held = [buffer for buffer in buffers if buffer.blob is not None and buffer.nbytes]
+    stage = current().stage("comparing", sum(buffer.nbytes for buffer in held))
+    return equal_items(held, _blob, stage.tick)
 
 
-def _digest(blob: Blob) -> bytes:
-    found = hashlib.blake2b(blob.view(), digest_size=16).digest()
-    blob.release()
-    return found
-
-
-def _same_bytes(blob: Blob, hashes: dict[bytes, list[Buffer]]) -> Buffer | None:
-    """Returns the known buffer with the same bytes: the hash proposes, the bytes decide."""
-    for other in hashes.setdefault(_digest(blob), []):
-        assert other.blob is not None
-        if other.blob.view() == blob.view():
-            return other
-    return None
+def _blob(buffer: Buffer) -> Blob:
+    assert buffer.blob is not None
+    return buffer.blob
 
 
 def constant_buffers(model: Model) -> list[Buffer]:

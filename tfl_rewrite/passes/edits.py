@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfl_rewrite import kernels
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -19,6 +20,7 @@ from tfl_rewrite.model.ir import (
     operator_number,
     schema,
 )
+from tfl_rewrite.passes.metadata import is_shared, set_content
 
 # Options table of the operators whose options we may have to make; the union member has the same name.
 _OPTIONS_TABLES = {
@@ -50,6 +52,7 @@ class Editor:
         self._added_tensors = False
         self._row_tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._asked: set[tuple[str, int]] = set()
+        self._removed = False
         self._used_codes = {id(operator.code) for _, operator in model.operators()}
 
     def add_buffer(self, data: bytes | None) -> Buffer:
@@ -235,7 +238,8 @@ class Editor:
     def store_bias_as_float32(self, subgraph: SubGraph, operator: Operator) -> None:
         """Turns a bias behind a float16 DEQUANTIZE into the float32 constant that it expands to."""
         bias = operator.inputs[2] if len(operator.inputs) > 2 else None
-        if bias is None:
+        # A constant is nobody's output; looking for its maker would take long in a model of many layers.
+        if bias is None or bias.is_constant:
             return
         maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
         if maker is None or maker.code.name != "DEQUANTIZE" or not maker.inputs:
@@ -248,10 +252,12 @@ class Editor:
         del subgraph.operators[_position(subgraph, maker)]
         if not any(item is half for other in subgraph.operators for item in other.inputs):
             subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not half]
-            self._release(half.buffer)
+            self.release(half.buffer)
         bias.buffer = self.add_buffer(values.tobytes())
+        # What DEQUANTIZE gives has the shape of what it reads, whatever the file says.
+        bias.shape, bias.signature = half.shape, None
 
-    def _release(self, buffer: Buffer) -> None:
+    def release(self, buffer: Buffer) -> None:
         """Empties a buffer that nothing refers to any more; its place in the list stays."""
         used = any(tensor.buffer is buffer for item in self.model.subgraphs for tensor in item.tensors)
         entries = [*(entry.buffer for entry in self.model.metadata), *self.model.metadata_buffers]
@@ -259,9 +265,19 @@ class Editor:
             buffer.blob = None
 
     def set_option(self, operator: Operator, field: str, value: object) -> None:
-        """Sets a field of the builtin options, which are made if there are none."""
+        """Sets a field of the builtin options, which are made if there are none.
+
+        Raises:
+            UnsupportedError: The operator has the options of another one, which runtimes do not read.
+        """
+        table = _OPTIONS_TABLES[operator.code.name]
+        if operator.options is not None and operator.options.spec.name != table:
+            raise UnsupportedError(
+                f"an operator {operator.code.name} has {operator.options.spec.name}, not {table}",
+                offset=operator.rest.offset,
+                remedy="the model is damaged; convert it again",
+            )
         if operator.options is None:
-            table = _OPTIONS_TABLES[operator.code.name]
             operator.options = new_record(table)
             number = schema().enums["BuiltinOptions"].values[table]
             operator.rest = operator.rest.replace(builtin_options_type=number)
@@ -277,12 +293,16 @@ class Editor:
 
     def finish(self) -> None:
         """Stamps operator codes, drops those that lost their last operator, and updates metadata."""
-        if not self._asked:
+        if not self._asked and not self._removed:
             return
         self._stamp_codes()
         self._drop_unused_codes()
         self._update_min_runtime()
         self._drop_stale_metadata()
+
+    def removed(self) -> None:
+        """Tells that operators and tensors were removed; :meth:`finish` drops what that made stale."""
+        self._removed = True
 
     def _stamp_codes(self) -> None:
         """Writes the versions; a code is cloned when only some of its operators need the new one."""
@@ -340,12 +360,7 @@ class Editor:
         if _parts(needed) <= _parts(said):
             return
         size = max(16, len(needed) + 1)
-        data = needed.encode("ascii").ljust(size, b"\0")
-        shared = sum(other.buffer is entry.buffer for other in self.model.metadata) > 1
-        if shared:
-            entry.buffer = self.add_buffer(data)
-        else:
-            entry.buffer.blob = OwnedBlob(data)
+        set_content(self.model, entry, needed.encode("ascii").ljust(size, b"\0"))
         self.notes.append(f"min_runtime_version raised from {said or 'nothing'} to {needed}")
 
     def _drop_stale_metadata(self) -> None:
@@ -354,12 +369,13 @@ class Editor:
         ``OfflineMemoryAllocation`` holds one arena offset per tensor (tflite-micro's
         ``memory_planner``); it is only a plan, and the interpreter makes its own without it.
         """
-        if not self._added_tensors:
+        if not self._added_tensors and not self._removed:
             return
         for entry in list(self.model.metadata):
             if entry.name == "OfflineMemoryAllocation":
+                if not is_shared(self.model, entry):
+                    entry.buffer.blob = None
                 self.model.metadata.remove(entry)
-                entry.buffer.blob = None
                 self.notes.append("metadata OfflineMemoryAllocation dropped: it lists tensors that moved")
 
 
@@ -368,4 +384,5 @@ def _position(subgraph: SubGraph, operator: Operator) -> int:
 
 
 def _parts(text: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")) if text else ()
+    # A version of more digits than that is none; and Python refuses to read very long numbers.
+    return tuple(int(part) if part.isdigit() and len(part) < 10 else 0 for part in text.split("."))

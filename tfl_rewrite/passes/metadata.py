@@ -55,13 +55,32 @@ def drop(model: Model, entry: Metadata) -> int:
     """
     model.metadata = [item for item in model.metadata if item is not entry]
     buffer = entry.buffer
-    if any(item.buffer is buffer for item in model.metadata) or buffer is model.buffers[0]:
-        return 0
-    if any(tensor.buffer is buffer for subgraph in model.subgraphs for tensor in subgraph.tensors):
+    if is_shared(model, entry):
         return 0
     model.metadata_buffers = [item for item in model.metadata_buffers if item is not buffer]
     model.buffers = [item for item in model.buffers if item is not buffer]
     return buffer.nbytes
+
+
+def is_shared(model: Model, entry: Metadata) -> bool:
+    """Whether anything but this entry refers to its buffer, such as a tensor or another entry.
+
+    The old list ``metadata_buffer`` does not count: it names no entry, and repeats what entries refer to.
+    """
+    buffer = entry.buffer
+    if any(item.buffer is buffer for item in model.metadata if item is not entry):
+        return True
+    if any(tensor.buffer is buffer for subgraph in model.subgraphs for tensor in subgraph.tensors):
+        return True
+    return buffer is model.buffers[0]
+
+
+def set_content(model: Model, entry: Metadata, data: bytes) -> None:
+    """Gives an entry other bytes; whatever else refers to its buffer keeps the old ones."""
+    if is_shared(model, entry):
+        entry.buffer = Buffer()
+        model.buffers.append(entry.buffer)
+    entry.buffer.blob = OwnedBlob(data)
 
 
 def interface_changed(
@@ -94,10 +113,7 @@ def interface_changed(
         return [f"metadata {_DESCRIPTIONS} dropped: {error or 'it cannot be read'}"]
     if data == entry.buffer.blob.view():
         return []
-    if any(tensor.buffer is entry.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors):
-        entry.buffer = Buffer()
-        model.buffers.append(entry.buffer)
-    entry.buffer.blob = OwnedBlob(bytes(data))
+    set_content(model, entry, bytes(data))
     return [f"metadata {_DESCRIPTIONS}: descriptions follow the inputs and outputs"]
 
 

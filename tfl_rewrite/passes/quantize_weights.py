@@ -25,6 +25,7 @@ from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.passes.decisions import Decision, HybridForm
 from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.rounders import Nearest, Rounder, Work
 from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
 from tfl_rewrite.passes.weight_plan import WeightPlan
@@ -81,8 +82,23 @@ class QuantizeWeights:
         """
         plan = WeightPlan(self, model)
         decisions, skips = plan.decide()
+        balanced: tuple[str, ...] = ()
+        if self.effort is Effort.BEST and any(made.dtype.is_integer for made in decisions):
+            balanced = _balance(model)
+            if balanced:
+                plan = WeightPlan(self, model)
+                decisions, skips = plan.decide()
         changes, notes = _Application(model, plan, self.rounder).apply(decisions)
-        return PassResult(self.name, tuple(changes), tuple(skips), (*plan.notes, *notes))
+        return PassResult(self.name, tuple(changes), tuple(skips), (*balanced, *plan.notes, *notes))
+
+
+def _balance(model: Model) -> tuple[str, ...]:
+    """Balances channels between operators before their weights are rounded; returns a note of it."""
+    edits = Equalize().run(model).changes
+    if not edits:
+        return ()
+    names = ", ".join(edit.where for edit in edits[:3]) + (", ..." if len(edits) > 3 else "")
+    return (f"input channels of {len(edits)} weight(s) balanced by powers of two, which is exact: {names}",)
 
 
 @dataclass(slots=True)
@@ -226,6 +242,9 @@ class _Application:
     def _stamp(self, made: Decision) -> None:
         for use, form in zip(made.item.uses, made.forms, strict=True):
             assert isinstance(form, PackedForm)
+            note = f"{use.operator.code.name} reads the blocks of its weight itself. {form.note}"
+            if not form.by_default and note not in self._editor.notes:
+                self._editor.notes.append(note)
             _fit(self._editor, made, use.operator, form)
             self._editor.stamp(use.operator, form.version)
 

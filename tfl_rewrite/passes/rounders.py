@@ -59,9 +59,9 @@ class Work:
         """Returns the flat values, float32 or float16; a view of the file, not a copy."""
         return np.frombuffer(self._blob.view(), dtypes.BY_VALUE[self._stored].numpy)
 
-    def release(self) -> None:
-        """Gives the memory of the values back; call it when done with a view."""
-        self._blob.release()
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
+        """Gives the memory of the values, or of some of their bytes, back; call it when done with a view."""
+        self._blob.release(start, nbytes)
 
 
 class Rounder(Protocol):
@@ -99,4 +99,4 @@ class Nearest:
 
     def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
         """Rounds block by block."""
-        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels)
+        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)

@@ -18,7 +18,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.packed_kernels import PackedForm, Shape, packed_forms
+from tfl_rewrite.packed_kernels import BLOCKS_IN_CALLED_SUBGRAPHS, PackedForm, Shape, packed_forms
 from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.base import Skip
 from tfl_rewrite.passes.candidates import (
@@ -28,6 +28,7 @@ from tfl_rewrite.passes.candidates import (
     first_and_last,
     scale_constants,
     skip,
+    stored_already,
     weights_of,
 )
 from tfl_rewrite.passes.decisions import (
@@ -47,6 +48,7 @@ from tfl_rewrite.passes.weight_changes import Reading
 from tfl_rewrite.quant import blocks, symmetric
 from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme, block_length
 from tfl_rewrite.quant.symmetric import Channels
+from tfl_rewrite.work import current
 
 if TYPE_CHECKING:
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -71,6 +73,7 @@ class WeightPlan:
         hybrid_forms: What each operator's hybrid kernel takes of an encoding, or why nothing.
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
         encodings: What each candidate is to become, by its id.
+        called: Ids of the subgraphs that operators run.
         fallbacks: Where another encoding is used than was asked for, by candidate, in words.
     """
 
@@ -84,6 +87,7 @@ class WeightPlan:
     least: tuple[int, int] = (0, 0)
     encodings: dict[int, Encoding] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
 
     def decide(self) -> tuple[list[Decision], list[Skip]]:
         """Decides for the whole model.
@@ -98,6 +102,7 @@ class WeightPlan:
         self.by_value = {id(item.value): item for item in items}
         if isinstance(self.settings.assignment, Recipe):
             self.settings.assignment.check(self.model, items)
+        self.called = {id(inner) for _, operator in self.model.operators() for inner in operator.subgraphs()}
         self.encodings = {id(item): self._encoding(item) for item in items}
         self._select(items)
         decisions = self._settle(items)
@@ -105,7 +110,7 @@ class WeightPlan:
             reason = self.blocked.get(id(item))
             if reason is not None:
                 skips.append(skip(item, *reason))
-        return decisions, skips
+        return decisions, [*skips, *self._already()]
 
     @property
     def notes(self) -> list[str]:
@@ -141,6 +146,17 @@ class WeightPlan:
             blob,
             made.stored_dtype,
         )
+
+    def _already(self) -> list[Skip]:
+        """Returns the constants that are integers already, but not those that were asked for."""
+        found = []
+        for item, reason in stored_already(self.model, self.graph):
+            wanted = self._encoding(item).dtype
+            large = item.elements >= self.least[1] and wanted is not Dtype.FLOAT32
+            # What is int8 is as small as the default asks for.
+            if large and wanted is not Dtype.INT8 and wanted.tensor_type != item.stored.dtype_name:
+                found.append(reason)
+        return found
 
     def _encoding(self, item: Candidate) -> Encoding:
         """Returns what a constant is to become: as it was assigned, or as all are."""
@@ -191,7 +207,9 @@ class WeightPlan:
             return self._decide_half(item, encoding)
         if encoding.block is not None:
             length = block_length(item.shape, encoding.block)
-            if length is not None:
+            old = self.settings.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
+            called = old and id(item.subgraph) in self.called
+            if length is not None and not called:
                 if length != encoding.block:
                     self.fallbacks[id(item)] = (
                         f"blocks of {length}, since {encoding.block} does not divide it"
@@ -199,9 +217,11 @@ class WeightPlan:
                 return self._decide_blocks(item, encoding, length)
             encoding = replace(encoding, granularity=kernels.Granularity.CHANNEL, block=None)
             asked = self.encodings[id(item)].block
-            self.fallbacks[id(item)] = (
-                f"one scale per channel or tensor, since no blocks of up to {asked} fit"
-            )
+            why = f"no blocks of up to {asked} fit"
+            if called:
+                old_runtime = _text(self.settings.min_runtime)
+                why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
+            self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
         return self._decide_channels(item, encoding)
 
     def _decide_half(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
@@ -445,15 +465,22 @@ class WeightPlan:
         key = (blob.identity, channels)
         known = self.largest.get(key)
         if known is None:
-            known = symmetric.absmax(_values(item, blob), channels)
+            known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
             self.largest[key] = known
-            blob.release()
         return known
 
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""
-        with ThreadPoolExecutor() as pool, np.errstate(invalid="ignore"):
-            results = pool.map(lambda made: self._absmax(made.item, made.channels), decisions)
+        work = current()
+        stage = work.stage("measuring", sum(made.item.stored.buffer.nbytes for made in decisions))
+
+        def measure(made: Decision) -> symmetric.Float32:
+            largest = self._absmax(made.item, made.channels)
+            stage.tick(made.item.stored.buffer.nbytes)
+            return largest
+
+        with ThreadPoolExecutor(work.threads) as pool, np.errstate(invalid="ignore"):
+            results = pool.map(measure, decisions)
             for made, largest in zip(decisions, results, strict=True):
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")

@@ -62,7 +62,7 @@ def direct(scale: Float32, zero: npt.NDArray[np.bool_] | None = None) -> BlockSc
         zero: Bool ``[blocks]``: which hold zeros only, so that their scale does not matter.
     """
     scale = _without(scale, zero)
-    if float(scale.min()) < _HALF_NORMAL or float(scale.max()) > np.finfo(np.float16).max:
+    if float(scale.min()) < _HALF_NORMAL or float(scale.max()) > float(np.finfo(np.float16).max):
         return None
     return _stored(scale, 1.0)
 

@@ -115,32 +115,28 @@ def round_layer(
     if metric is None:
         metric = Metric.of(moments.covariance(centred=plan.centred))
     drift = moments if isinstance(moments, Drift) else None
-    target = (
-        np.asarray(own, np.float64)
-        if drift is None
-        else drift.target(own, metric.moments, centred=plan.centred)
-    )
+    target = own if drift is None else drift.target(own, metric.moments, centred=plan.centred)
     start = _clipped(target, plan, moments, metric)
     integers, scale = np.empty(own.shape, np.int8), np.empty(ties.scale.shape)
+    groups = moments.product.groups
+    bias = np.zeros((groups, own.shape[1])) if drift is None else drift.mean_change(own)
+    gains = None
     for rows in _slices(own.shape, ties):
         part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
         first = start[ties.scale[:, rows]]
         done = quantize(target[:, rows], metric, first, plan.levels, part, pains=pains)
         integers[:, rows], scale[:, rows] = done.integers, done.scale
+        values = done.values()
+        bias[:, rows] += mean_error(own[:, rows], values, moments.mean, moments.parts)
+        if gains is None:
+            # What little the first rows tell is enough for a report.
+            labels = ties.scale[:, rows]
+            gains = _gains(own[:, rows], target[:, rows] - values, labels, start, plan, moments, metric)
+    assert gains is not None
     found = np.ones(plan.channels.channels, np.float32)
     found[ties.scale.reshape(-1)] = scale.reshape(-1)
-    values = integers * _wide(scale, own.shape[2])
-    bias = None
-    if plan.centred:
-        met = moments.mean
-        if drift is None:
-            bias = mean_error(own, values, met, moments.parts).reshape(-1)
-        else:
-            wanted = mean_error(own, np.zeros_like(values), drift.wanted_mean, moments.parts)
-            bias = (wanted + mean_error(np.zeros_like(values), values, met, moments.parts)).reshape(-1)
-    gains = _gains(own, target, values, ties, start, plan, moments, metric)
     shaped = moments.product.weight(moments.joined(integers)).reshape(plan.shape)
-    return Layer(np.ascontiguousarray(shaped), found, bias, gains)
+    return Layer(np.ascontiguousarray(shaped), found, bias.reshape(-1) if plan.centred else None, gains)
 
 
 def by_channel(values: npt.NDArray[Any], channels: Channels) -> npt.NDArray[Any]:
@@ -150,7 +146,7 @@ def by_channel(values: npt.NDArray[Any], channels: Channels) -> npt.NDArray[Any]
     return found
 
 
-def _clipped(target: Float64, plan: Plan, moments: Moments, metric: Metric) -> Float64:
+def _clipped(target: npt.NDArray[Any], plan: Plan, moments: Moments, metric: Metric) -> Float64:
     """Returns a scale for each channel: least squared error, weighted by how much each element counts."""
     product = moments.product
 
@@ -181,37 +177,47 @@ def _wide(scale: Float64, length: int) -> Float64:
 
 def _gains(
     own: Float32,
-    target: Float64,
-    values: Float64,
-    ties: Ties,
+    off: Float64,
+    labels: npt.NDArray[np.int64],
     start: Float64,
     plan: Plan,
     moments: Moments,
     metric: Metric,
 ) -> Gains:
-    """Measures the steps on at most so many rows as take little time."""
+    """Measures what each step won on some rows.
+
+    Args:
+        own: Their float weights.
+        off: How far the outcome is off.
+        labels: Numbers of their scales.
+        start: The scales of least squared error, by number.
+        plan: Of the weight.
+        moments: Of what it meets.
+        metric: Of those.
+    """
     length = own.shape[2]
-    rows = slice(0, max(1, _SLICE_ELEMENTS // max(1, own.shape[0] * length)))
-    weight = np.asarray(own[:, rows], np.float64)
+    weight = np.asarray(own, np.float64)
     mean = moments.mean
 
-    def cost(off: Float64, *, centred: bool) -> float:
-        total = float(metric.cost(off).sum())
+    def cost(error: Float64, *, centred: bool) -> float:
+        total = float(metric.cost(error).sum())
         if plan.centred and not centred:
-            total += float((np.einsum("grk,gk->gr", off, mean) ** 2).sum())
+            total += float((np.einsum("grk,gk->gr", error, mean) ** 2).sum())
         return total
 
-    whole = moments.product.weight(moments.joined(own))
-    covering = clipping.covering(by_channel(whole, plan.channels), plan.levels)
-    labels = ties.scale[:, rows]
-    step = _wide(covering[labels], length)
-    plain = weight - nearest(weight, step, plan.levels) * step
-    wide = _wide(start[labels], length)
-    clipped = weight - nearest(weight, wide, plan.levels) * wide
+    def left(scale: Float64) -> Float64:
+        step = _wide(scale[labels], length)
+        return weight - nearest(weight, step, plan.levels) * step
+
+    sizes = np.abs(weight).reshape(*labels.shape, -1).max(axis=3)
+    largest = np.zeros(len(start))
+    np.maximum.at(largest, labels.reshape(-1), sizes.reshape(-1))
+    plain = left(clipping.covering(largest[:, None], plan.levels))
+    clipped = left(start)
     return Gains(
         cost(plain, centred=False),
         cost(clipped, centred=False),
         cost(clipped, centred=True),
-        cost(target[:, rows] - values[:, rows], centred=True),
+        cost(off, centred=True),
         cost(weight, centred=False),
     )

@@ -190,9 +190,11 @@ class Drift(Moments):
     Attributes:
         cross: Sums of the outer products of the vectors met with what they lack to the float model's, ``[2,
             groups * parts, length, length]``.
+        trust: Share of what the samples ask for that is followed.
         wanted: Sums of the float model's vectors, ``[2, groups * parts, length]``.
     """
 
+    trust: float = 1.0
     cross: Float32 = field(init=False)
     wanted: Float64 = field(init=False)
 
@@ -227,6 +229,21 @@ class Drift(Moments):
         found: Float64 = self.wanted.sum(axis=0) / max(1.0, float(self.count.sum()))
         return found
 
+    def mean_change(self, weight: npt.NDArray[np.float32]) -> Float64:
+        """Returns by how much the products of the float weights come out too small, ``[groups, rows]``.
+
+        Only as much of it as both halves of the samples agree on: what is left would be noise for others.
+
+        Args:
+            weight: ``[groups * parts, rows, length]``.
+        """
+        count = np.maximum(self.count, 1.0)[:, None, None]
+        rows = np.einsum("grk,hgk->hgr", np.asarray(weight, np.float64), (self.wanted - self.total) / count)
+        whole = rows.reshape(2, -1, self.parts, weight.shape[1]).sum(axis=2)
+        share = self.count / max(1.0, float(self.count.sum()))
+        found: Float64 = _belief(whole[0], whole[1]) * np.einsum("h,hgr->gr", share, whole)
+        return found
+
     def target(self, weight: npt.NDArray[np.float32], moments: Float64, *, centred: bool) -> Float64:
         """Returns the float weights whose products come nearest to the float model's, given what is met.
 
@@ -242,17 +259,22 @@ class Drift(Moments):
         means, drifts = self.total / count, (self.wanted - self.total) / count
         about = means[:, :, :, None] * drifts[:, :, None, :] if centred else 0.0
         halves = self.cross / count[..., None] - about
-        first, second = halves[0].reshape(-1), halves[1].reshape(-1)
-        common = max(float(np.dot(first, second)), 0.0)
-        chance = max(0.5 * float(np.dot(first, first) + np.dot(second, second)) - common, 0.0)
-        belief = common / (common + 0.5 * chance) if common > 0 else 0.0
-        del halves, first, second
+        belief = self.trust * _belief(halves[0], halves[1])
+        del halves
         whole = self.cross.sum(axis=0) / max(1.0, float(self.count.sum()))
         if centred:
             whole = whole - self.mean[:, :, None] * (self.wanted_mean - self.mean)[:, None, :]
         change = np.linalg.solve(moments, whole @ np.asarray(weight, np.float64).swapaxes(1, 2))
         found: Float64 = weight + belief * change.swapaxes(1, 2)
         return found
+
+
+def _belief(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
+    """Returns the factor by which the mean of two independent estimates comes nearest to the truth."""
+    one, two = first.reshape(-1), second.reshape(-1)
+    common = max(float(np.dot(one, two)), 0.0)
+    chance = max(0.5 * float(np.dot(one, one) + np.dot(two, two)) - common, 0.0)
+    return common / (common + 0.5 * chance) if common > 0 else 0.0
 
 
 def memory_rounds(products: Sequence[Product], limit: int) -> list[list[int]]:

@@ -309,6 +309,8 @@ def round_values(
     kind: Kind,
     emit: Callable[[int, Array], None],
     zero: float = 0.0,
+    *,
+    bits: int = 24,
 ) -> Error:
     """Rounds a constant, block by block.
 
@@ -319,6 +321,7 @@ def round_values(
         kind: Of the numbers.
         emit: Called with the position of a run of elements and their new values.
         zero: What stands for zero (the zero point of integers).
+        bits: Significant bits that a value may keep, beside being on the grid of its step.
 
     Returns:
         The squared signal and error.
@@ -342,6 +345,9 @@ def round_values(
             _balance(ratio, level, rows.taps if not block.by_column else 1)
         np.clip(level, np.ceil(lowest / step), np.floor(highest / step), out=level)
         made = level * step
+        if bits < kind.bits:
+            mantissa, exponent = np.frexp(made)
+            made = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
         error.signal += float(np.vdot(part, part))
         part -= made
         error.noise += float(np.vdot(part, part))

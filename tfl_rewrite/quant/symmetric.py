@@ -100,12 +100,17 @@ def blocks(channels: Channels) -> Iterator[tuple[int, int, int, int]]:
             yield base + channel * inner, rows, channel, inner
 
 
-def absmax(values: npt.NDArray[np.generic], channels: Channels) -> Float32:
+Spent = Callable[[int, int], None]
+"""Called with the first byte and the number of bytes of a stretch of the values that is done with."""
+
+
+def absmax(values: npt.NDArray[np.generic], channels: Channels, *, spent: Spent | None = None) -> Float32:
     """Returns the largest magnitude of each channel.
 
     Args:
         values: Flat float32 or float16 constants, row-major; not copied.
         channels: How they fall into channels.
+        spent: Called after each block.
 
     Returns:
         Float32 ``[channels]``; NaN or infinite where a channel holds such a value.
@@ -119,6 +124,8 @@ def absmax(values: npt.NDArray[np.generic], channels: Channels) -> Float32:
         largest = np.maximum(block.max(axis=axis), -block.min(axis=axis))
         target = slice(None) if by_column else slice(first, first + rows)
         result[target] = np.maximum(result[target], largest)
+        if spent is not None:
+            spent(start * values.itemsize, rows * columns * values.itemsize)
     return result
 
 
@@ -155,6 +162,8 @@ def quantize(
     channels: Channels,
     emit: Callable[[int, Int8], None],
     levels: tuple[int, int] = (-LEVELS, LEVELS),
+    *,
+    spent: Spent | None = None,
 ) -> Error:
     """Rounds to int8, block by block.
 
@@ -165,6 +174,7 @@ def quantize(
         emit: Called with the position of a block's first element and its integers, in order. The array
             is reused for the next block.
         levels: The smallest and the largest integer.
+        spent: Called after each block.
 
     Returns:
         The squared signal and error.
@@ -190,6 +200,8 @@ def quantize(
         error.signal += _energy(block)
         error.noise += _energy(rounded)
         emit(start, integers[:size])
+        if spent is not None:
+            spent(start * values.itemsize, size * values.itemsize)
     return error
 
 

@@ -18,10 +18,10 @@ from tfl_rewrite.shards.outcome import ShardFile, ShardReport
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
 from tfl_rewrite.shards.sizes import parse_size
 from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
+from tfl_rewrite.work import Progress, Work
 
 FORMATS = ("parts", "external")
 DEFAULT_SIZE = "4MB"
-Progress = Callable[[str, int, int], None]
 _IDENTIFIER = b"TFL3"
 
 
@@ -93,7 +93,7 @@ def shard(
             force=force,
             jobs=jobs,
             dry_run=dry_run,
-            tick=_ticks(progress, "sharding", container.nbytes),
+            tick=_ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
         )
     files = tuple(
         ShardFile(
@@ -169,7 +169,7 @@ def join(
         force=force,
         jobs=jobs,
         dry_run=dry_run,
-        tick=_ticks(progress, "joining", manifest.nbytes),
+        tick=_ticks(progress, "joining", 2 * manifest.nbytes),
     )
     return ShardReport(
         command="join",
@@ -256,13 +256,4 @@ def _is_model(path: Path) -> bool:
 
 
 def _ticks(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def tick(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(what, done, total)
-
-    return tick
+    return None if progress is None else Work(progress=progress).stage(what, total).tick

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.model import dtypes
+from tfl_rewrite.model import dtypes, likeness
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, ExternalBuffer, ExternalGroup, Model, Tensor, new_record
@@ -59,8 +59,7 @@ class WeightFile:
         position = 0
         for offset, blob in self.slices:
             yield bytes(offset - position)
-            yield blob.view()
-            blob.release()
+            yield from likeness.pieces(blob)
             position = offset + blob.nbytes
 
 
@@ -109,8 +108,8 @@ def move_out(model: Model, *, max_nbytes: int) -> Moved:
     for buffer, tensors in chosen:
         blob = buffer.blob
         assert blob is not None
-        equal = known.setdefault((blob.nbytes, hashlib.sha256(blob.view()).digest()), [])
-        place = next((item[1:] for item in equal if item[0].view() == blob.view()), None)
+        equal = known.setdefault((blob.nbytes, likeness.digest(blob)), [])
+        place = next((item[1:] for item in equal if likeness.same_bytes(item[0], blob)), None)
         if place is None:
             if not files or not files[-1].room_for(blob, max_nbytes):
                 files.append(WeightFile())
@@ -121,7 +120,6 @@ def move_out(model: Model, *, max_nbytes: int) -> Moved:
                 )
             place = (files[-1], files[-1].add(blob))
             equal.append((blob, *place))
-        blob.release()
         places[id(buffer)] = place
     groups = {id(file): ExternalGroup(_named(file)) for file in files}
     model.external_groups = [ExternalGroup(""), *groups.values()]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.landing import FileSink, landing, write_aside
 from tfl_rewrite.model.blob import Blob, MappedBlob
+from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
 from tfl_rewrite.shards.outcome import ShardFailed, ShardFile, ShardReport
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification import Verdict
 
 MODEL_NAME = "model.tflite"
-_PIECE = 1 << 20
 
 
 def shard_external(
@@ -104,13 +105,13 @@ def join_external(
             target=os.fspath(target),
             entry=os.fspath(path),
             nbytes=made.nbytes,
-            sha256=_sha256(file.view()),
+            sha256=_sha256(file.pieces()),
             files=tuple(
                 ShardFile(
                     name=name,
                     nbytes=item.nbytes,
                     stored_nbytes=item.nbytes,
-                    sha256=_sha256(item.data),
+                    sha256=_sha256(item.pieces()),
                     status="read",
                 )
                 for name, item in sorted(weights.opened.items())
@@ -208,8 +209,8 @@ def _is_new(staged: Path, target: Path, *, force: bool) -> bool:
     if not target.exists():
         return True
     if target.stat().st_size == staged.stat().st_size:
-        ours, theirs = Container.open(staged).data, Container.open(target).data
-        if ours == theirs:
+        ours, theirs = Container.open(staged).pieces(), Container.open(target).pieces()
+        if all(itertools.starmap(equal_pieces, zip(ours, theirs, strict=True))):
             return False
     if not force:
         raise UsageError(
@@ -236,13 +237,13 @@ def _report(
 ) -> ShardReport:
     rows = []
     for name, is_new in fresh.items():
-        data = Container.open(stage / name).data
+        data = Container.open(stage / name)
         rows.append(
             ShardFile(
                 name=name,
-                nbytes=len(data),
-                stored_nbytes=len(data),
-                sha256=_sha256(data),
+                nbytes=data.nbytes,
+                stored_nbytes=data.nbytes,
+                sha256=_sha256(data.pieces()),
                 status="new" if is_new else "kept",
             )
         )
@@ -253,15 +254,15 @@ def _report(
         target=folder,
         entry=os.fspath(Path(folder) / MODEL_NAME),
         nbytes=container.nbytes,
-        sha256=_sha256(container.data),
+        sha256=_sha256(container.pieces()),
         files=tuple(rows),
         notes=(f"{moved.tensors} tensors have their bytes in weight files", *moved.notes),
         dry_run=dry_run,
     )
 
 
-def _sha256(data: memoryview) -> str:
+def _sha256(pieces: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    for start in range(0, len(data), _PIECE):
-        digest.update(data[start : start + _PIECE])
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
 from tfl_rewrite.shards.sources import Source
 
 DEFAULT_JOBS = 4
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ def join_parts(
             work = stack.enter_context(work_folder(target))
         with landing(target.parent, nbytes=manifest.nbytes) as file:
             kept = assemble(manifest, source, file.sink, jobs=jobs, work=work, tick=tick)
-            check_whole(manifest, file.view())
+            check_whole(manifest, file.pieces(), tick=tick)
             if not dry_run:
                 file.publish(target, force=force)
         if work is not None:
@@ -98,9 +97,7 @@ def assemble(
     def one(part: Part, slices: list[tuple[int, int, int]]) -> bool:
         fetched = work.take(part, source, hashing) if work is not None else True
         with (work.local if work is not None else source).open(part.name) as stream:
-            pour_part(part, slices, stream, sink, hashing)
-        if tick is not None:
-            tick(sum(nbytes for _, nbytes, _ in slices))
+            pour_part(part, slices, stream, sink, hashing, tick=tick)
         return fetched
 
     with _stopping(stop), ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, 64))) as pool:
@@ -135,16 +132,27 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
         raise
 
 
-def check_whole(manifest: Manifest, data: memoryview) -> None:
+def check_whole(
+    manifest: Manifest, pieces: Iterable[bytes | memoryview], *, tick: Callable[[int], None] | None = None
+) -> None:
     """Checks the hash of the whole.
+
+    Args:
+        manifest: Says what it must be.
+        pieces: All bytes, in order.
+        tick: Called with bytes done.
 
     Raises:
         FormatError: Every part was right, but they are not parts of this model.
     """
     digest = hashlib.sha256()
-    for start in range(0, len(data), _PIECE):
-        digest.update(data[start : start + _PIECE])
-    if len(data) != manifest.nbytes or digest.hexdigest() != manifest.sha256:
+    nbytes = 0
+    for piece in pieces:
+        digest.update(piece)
+        nbytes += len(piece)
+        if tick is not None:
+            tick(len(piece))
+    if nbytes != manifest.nbytes or digest.hexdigest() != manifest.sha256:
         raise FormatError(
             f"the parts are right, but together they have the SHA-256 {digest.hexdigest()}, "
             f"not {manifest.sha256}",

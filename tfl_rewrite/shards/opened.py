@@ -118,7 +118,7 @@ def open_sharded(
     model = ShardedModel(found)
     try:
         assemble(found, source, model, jobs=jobs)
-        check_whole(found, model.content)
+        check_whole(found, [model.content])
     except BaseException:
         model.close()
         raise

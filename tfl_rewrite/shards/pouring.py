@@ -6,11 +6,13 @@ import bisect
 import hashlib
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.shards.manifest import Part
 
 _PIECE = 1 << 20
@@ -108,7 +110,13 @@ class Hashing:
 
 
 def pour_part(
-    part: Part, slices: list[tuple[int, int, int]], stream: Stream, sink: Sink, hashing: Hashing
+    part: Part,
+    slices: list[tuple[int, int, int]],
+    stream: Stream,
+    sink: Sink,
+    hashing: Hashing,
+    *,
+    tick: Callable[[int], None] | None = None,
 ) -> None:
     """Writes a part to all its places.
 
@@ -118,6 +126,7 @@ def pour_part(
         stream: Its stored bytes.
         sink: Of the model.
         hashing: Checks.
+        tick: Called with the bytes that went to their places.
 
     Raises:
         FormatError: The part is not what the manifest says; some of it may have been written.
@@ -134,6 +143,8 @@ def pour_part(
             low, high = max(offset, position), min(offset + nbytes, end)
             if low < high:
                 sink.write_at(view[low - position : high - position], target + low - offset)
+                if tick is not None:
+                    tick(high - low)
         position = end
 
 
@@ -145,10 +156,11 @@ def wrong(part: Part, what: str) -> FormatError:
 class BytesCheck:
     """A sink that compares instead of writing."""
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
+    def __init__(self, container: Container) -> None:
+        self._container = container
         self.different = False
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Looks whether the same bytes are there."""
-        self.different |= self._data[offset : offset + len(data)] != data
+        self.different |= not equal_pieces(self._container.data[offset : offset + len(data)], data)
+        self._container.release(offset, len(data))

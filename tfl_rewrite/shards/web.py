@@ -173,10 +173,14 @@ def is_public(address: str) -> bool:
         found = inner
     elif isinstance(found, ipaddress.IPv6Address) and found in _NAT64:
         found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    elif isinstance(found, ipaddress.IPv6Address) and found not in _GLOBAL_UNICAST:
+        return False
     return found.is_global and not found.is_multicast
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All that was ever handed out (RFC 4291 2.5.4); what lies beside it is local, or embeds an IPv4 address.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 class _PublicHttp(http.client.HTTPConnection):

@@ -17,7 +17,7 @@ from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.weight_changes import WeightChange
-from tfl_rewrite.rounding_search import open_outputs
+from tfl_rewrite.rounding_search.trial import open_outputs
 from tfl_rewrite.shrinking.goals import Goal, Objective
 from tfl_rewrite.shrinking.merging import merged
 from tfl_rewrite.shrinking.units import Choice, Float64, assigned, ratio

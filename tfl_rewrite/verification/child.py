@@ -270,6 +270,10 @@ def _subgraph_of(interpreter: Any, key: str) -> int:
         return -1
 
 
+class Unwritable(Exception):
+    """Temporary files cannot be written: no fault of the model."""
+
+
 class Service:
     """Answers the requests of one parent, one model at a time."""
 
@@ -291,6 +295,9 @@ class Service:
                 self._run(interpreter, facts, request)
                 self._loaded = None
             self._emit({"done": True, "seconds": time.monotonic() - started})
+        except Unwritable as error:
+            self._loaded = None
+            self._emit({"unwritable": str(error)})
         except Exception as error:
             self._loaded = None
             text = str(error) or type(error).__name__
@@ -368,8 +375,15 @@ class Service:
             for place, result in enumerate(results):
                 errors.append(result if isinstance(result, str) else None)
                 if not isinstance(result, str):
-                    save_array(out / f"{number}.{place}", result)
+                    _keep(out / f"{number}.{place}", result)
             self._emit({"ran": number, "unreadable": errors})
+
+
+def _keep(stem: Path, array: Any) -> None:
+    try:
+        save_array(stem, array)
+    except OSError as error:
+        raise Unwritable(error.strerror or str(error)) from error
 
 
 def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any) -> list[Any]:

@@ -9,11 +9,45 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ..errors import FileAccessError
 
 PREFIX = "tfl-rewrite-"
 _LOCK = ".lock"
+
+
+def unwritable(reason: str) -> FileAccessError:
+    """An error about the folder for temporary files."""
+    if "requested and" in reason:
+        # numpy's words for a file that could not be written to its end.
+        reason = f"no space left on the device ({reason})"
+    return FileAccessError(
+        f"cannot keep temporary files: {reason}",
+        file=_place(),
+        remedy="make room there, or set TMPDIR to another folder",
+    )
+
+
+@contextlib.contextmanager
+def scratch_errors() -> Iterator[None]:
+    """Turns what the system says about temporary files into an error that tells so.
+
+    Raises:
+        FileAccessError: Instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error.strerror or str(error)) from error
+
+
+def _place() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return os.environ.get("TMPDIR", "/tmp")
 
 
 class Scratch:
@@ -25,9 +59,16 @@ class Scratch:
     Args:
         parent: Where to make it; by default where the system keeps temporary files.
         prefix: How its name begins.
+
+    Raises:
+        FileAccessError: There is no room.
     """
 
     def __init__(self, parent: Path | None = None, prefix: str = PREFIX) -> None:
+        with scratch_errors():
+            self._make(parent, prefix)
+
+    def _make(self, parent: Path | None, prefix: str) -> None:
         where = Path(tempfile.gettempdir()) if parent is None else parent
         sweep(where, prefix)
         while True:

@@ -1,4 +1,4 @@
-"""Real inputs from the user's ``.npz`` files, matched with what a model takes."""
+"""Real inputs from the user's files, matched with what a model takes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .interface import EntryPoint, Interface, TensorFacts, printable, quoted
+from .media import Media, is_media, media_files, media_steps
 from .samples import Array, Step
 
 REMEDY = (
@@ -35,25 +36,35 @@ class RealInputs:
     notes: tuple[str, ...]
 
 
-def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The ``.npz`` files of a list of files and folders, those of a folder in order of their names.
+def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path | Media]:
+    """The ``.npz`` files and the media of a list of files and folders, in order of their names.
 
     Raises:
-        UsageError: A path does not exist, or a folder holds no ``.npz`` file.
+        UsageError: A path does not exist, or a folder holds nothing of the kind, or both kinds.
     """
-    files: list[Path] = []
+    found: list[Path | Media] = []
     for given in paths:
         path = Path(given)
+        media = given if isinstance(given, Media) else Media(path)
         if path.is_dir():
             inside = sorted(child for child in path.iterdir() if child.suffix == ".npz")
-            if not inside:
-                raise UsageError("the folder holds no .npz file", file=path, remedy=REMEDY)
-            files += inside
+            others = media_files(path)
+            if inside and others:
+                raise UsageError(
+                    f"the folder holds {len(inside)} .npz and {len(others)} pictures or sound files",
+                    file=path,
+                    remedy="put them in two folders",
+                )
+            if not inside and not others:
+                raise UsageError(
+                    "the folder holds no .npz file, picture or sound file", file=path, remedy=REMEDY
+                )
+            found += inside or [media]
         elif path.is_file():
-            files.append(path)
+            found.append(media if is_media(path) else path)
         else:
             raise UsageError("no such file or folder", file=path, remedy=REMEDY)
-    return files
+    return found
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -85,6 +96,11 @@ def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -
     steps: list[Step] = []
     notes: list[str] = []
     for path in expand_paths(paths):
+        if isinstance(path, Media):
+            made, more = media_steps(interface, path)
+            steps += made
+            notes += more
+            continue
         arrays = read_npz(path)
         used: set[str] = set()
         found: list[Step] = []

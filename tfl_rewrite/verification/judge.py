@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .child import load_array
-from .cleanup import Scratch, TerminationGuard
+from .cleanup import Scratch, TerminationGuard, scratch_errors
 from .compare import Tolerance
 from .inputs import expand_paths
 from .interface import Interface, interface_differences
@@ -166,7 +166,7 @@ class Judge:
                 not exist.
         """
         path = _existing(after)
-        with TerminationGuard():
+        with TerminationGuard(), scratch_errors():
             try:
                 return self._compare(path, tolerance or self._tolerance, repeat)
             except BaseException:
@@ -185,7 +185,7 @@ class Judge:
         Raises:
             UsageError: The runtime is not installed, or an input file does not fit the model.
         """
-        with TerminationGuard():
+        with TerminationGuard(), scratch_errors():
             try:
                 reference = self._original.settle()
             except BaseException:

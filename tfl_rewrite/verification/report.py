@@ -155,7 +155,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without `verdicts`: what JSON cannot say (infinite, NaN) becomes a string as ``inf``."""
         # Not of itself: that would walk through all others as well.
-        result: dict[str, Any] = _plain(asdict(replace(self, verdicts=())))
+        result: dict[str, Any] = plain(asdict(replace(self, verdicts=())))
         del result["verdicts"]
         return result
 
@@ -205,11 +205,12 @@ def combined(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> Verdict:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON can say it: infinite and NaN as text, tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

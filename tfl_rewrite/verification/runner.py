@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from ..errors import UsageError
 from .child import load_array
+from .cleanup import unwritable
 from .interface import Interface, printable
 from .memory import REFUSED, MemoryWatch, amount
 from .samples import Array
@@ -128,6 +129,9 @@ class Worker:
         watch: Of its memory.
     """
 
+    script = Path(__file__).with_name("child.py")
+    """What is started; others speak the same protocol."""
+
     def __init__(self, runtime: RuntimeChoice, folder: Path, watch: MemoryWatch | None = None) -> None:
         self._runtime = runtime
         self._watch = watch or MemoryWatch(None)
@@ -187,6 +191,9 @@ class Worker:
                 execution.failure = self._died(stage)
                 self.kill()
                 break
+            if "unwritable" in message:
+                self.kill()
+                raise unwritable(str(message["unwritable"]))
             if "error" in message:
                 kind = "memory" if REFUSED.search(message["error"]) else "error"
                 execution.failure = _failure(kind, message, f"{_refused(message)}: {message['error']}")
@@ -226,7 +233,7 @@ class Worker:
             pass
 
     def _start(self) -> None:
-        script = str(Path(__file__).with_name("child.py"))
+        script = str(self.script)
         environment = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "-1",

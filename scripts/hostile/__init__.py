@@ -1,0 +1,1 @@
+"""Damaged and dishonest models, and what the package must do with them."""

@@ -1,0 +1,211 @@
+"""What must hold for any bytes: a model, or one of two errors; soon, and in little memory.
+
+One call of :func:`exercise` does with a file what the commands do, short of running it: read, check, inspect,
+show, rewrite by each pass, write, read back, compare.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tfl_rewrite.api import (
+    compact_passes,
+    dedup_pass,
+    dequantize_pass,
+    examine_model,
+    quantize_weights_pass,
+    remove_dead_passes,
+    repair_pass,
+    round_weights_pass,
+)
+from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_lines, safe
+from tfl_rewrite.container import Container
+from tfl_rewrite.diffing import diff
+from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.inspection import inspect_model
+from tfl_rewrite.model.blob import MemorySink
+from tfl_rewrite.passes.base import Pass, run_passes
+from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.rewriting import Report
+from tfl_rewrite.storage import layout, load_container
+
+REFUSED = (FormatError, UnsupportedError)
+SECONDS = 10.0
+"""What a file under 1 MB may take, of processor time: a machine with much to do breaks no promise."""
+_MEMORY_FACTOR = 32
+_MEMORY_BASE = 64 << 20
+_REPORTED_NBYTES = 60_000
+
+
+def allowed_memory(nbytes: int) -> int:
+    """Bytes that work on a file of ``nbytes`` may take: a small multiple, and what Python itself needs."""
+    return _MEMORY_FACTOR * nbytes + _MEMORY_BASE
+
+
+class Breach(Exception):
+    """The contract does not hold."""
+
+
+def _orders() -> list[tuple[str, Sequence[Pass]]]:
+    weights = quantize_weights_pass(min_elements=16)
+    return [
+        ("lossless", [*remove_dead_passes(), dedup_pass(), *compact_passes()]),
+        ("strip", remove_dead_passes(strip=["names", "min-max", "metadata:min_runtime_version"])),
+        ("int8", [weights]),
+        ("expanded", [quantize_weights_pass(scheme="dequantize", granularity="tensor", min_elements=1)]),
+        ("packed", [Equalize(), quantize_weights_pass(dtype="int4", granularity="block:32", min_elements=1)]),
+        ("int2", [quantize_weights_pass(dtype="int2", min_elements=1)]),
+        ("half", [quantize_weights_pass(dtype="float16", min_elements=1)]),
+        ("floats", [dequantize_pass()]),
+        ("repaired", [repair_pass()]),
+        ("rounded", [round_weights_pass(steps=16, min_elements=16)]),
+        ("all", [*remove_dead_passes(), dedup_pass(), round_weights_pass(), weights, *compact_passes()]),
+    ]
+
+
+ORDERS = _orders()
+
+
+def exercise(data: bytes, *, orders: int | None = None, folder: Path | None = None) -> str:
+    """Does everything with a file, and says how far it got.
+
+    Args:
+        data: Any bytes.
+        orders: Which orders of passes to run, as bits; all by default.
+        folder: For files; without one, what needs files is left out.
+
+    Returns:
+        ``refused: CLASS``, ``flawed`` (read, with problems), or ``sound``.
+
+    Raises:
+        Breach: What was written is not what it should be.
+        Exception: Anything but the two refusals is a breach, too.
+    """
+    try:
+        model = load_container(Container.of_bytes(data))
+    except REFUSED as error:
+        _printable(safe(str(error), limit=4000))
+        return f"refused: {type(error).__name__}"
+    problems, notes = examine_model(model)
+    _lines([safe(line) for line in [*problems, *notes]])
+    found = inspect_model(model, "<bytes>")
+    _lines(inspection_lines(found))
+    json.dumps(found.to_dict(), allow_nan=False).encode("ascii")
+    if _written(data, ()) != data:
+        raise Breach("an unchanged model is not written byte for byte")
+    for number, (name, passes) in enumerate(ORDERS):
+        if orders is None or orders >> number & 1:
+            _rewritten(data, name, passes, sound=not problems, folder=folder)
+    return "flawed" if problems else "sound"
+
+
+def _rewritten(data: bytes, name: str, passes: Sequence[Pass], *, sound: bool, folder: Path | None) -> None:
+    try:
+        made = _written(data, passes)
+    except REFUSED:
+        return
+    try:
+        again = load_container(Container.of_bytes(made))
+    except REFUSED as error:
+        raise Breach(f"what {name} wrote cannot be read: {error}") from error
+    problems, _ = examine_model(again)
+    if sound and problems:
+        raise Breach(f"{name} made a flawed model of a sound one: {problems[0]}")
+    if folder is not None:
+        one, two = folder / "before.tflite", folder / "after.tflite"
+        one.write_bytes(data)
+        two.write_bytes(made)
+        compared = diff(one, two)
+        _lines(comparison_lines(compared, verbose=1))
+        json.dumps(compared.to_dict(), allow_nan=False).encode("ascii")
+
+
+def _written(data: bytes, passes: Sequence[Pass]) -> bytes:
+    """Loads, runs passes, and returns the file that they make."""
+    model = load_container(Container.of_bytes(data))
+    results = run_passes(model, passes)
+    packing = next((item.packing for item in reversed(results) if item.packing is not None), None)
+    made = layout(model, packing=packing)
+    sink = MemorySink(made.nbytes)
+    made.pour(sink, threads=1)  # type: ignore[arg-type]
+    # The report on rounding deflates each constant, which takes long and reads nothing of the structure.
+    if results and len(data) <= _REPORTED_NBYTES:
+        report = Report(
+            source="<bytes>",
+            target="<made>",
+            outcome="rewritten",
+            nbytes_before=len(data),
+            nbytes_after=made.nbytes,
+            dry_run=False,
+            results=tuple(results),
+        )
+        _lines(report_lines(report, verbose=1))
+        json.dumps(report.to_dict(), allow_nan=False).encode("ascii")
+    return bytes(sink.data)
+
+
+def _lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        _printable(line)
+
+
+def _printable(line: str) -> None:
+    if not line.isprintable():
+        raise Breach(f"shows characters that a terminal obeys: {line!r}")
+
+
+@contextmanager
+def bounded(data: bytes, *, seconds: float = SECONDS) -> Iterator[None]:
+    """Runs the body under the limits of the contract: processor time, and peak memory where Linux tells it.
+
+    Args:
+        data: The file that the body works on.
+        seconds: For a file under 1 MB; larger ones have more in proportion.
+
+    Raises:
+        Breach: It took too much.
+    """
+    limit = seconds * max(1.0, len(data) / 1e6)
+    with _watched(limit):
+        before = _memory(reset=True)
+        yield
+        after = _memory(reset=False)
+    if before is not None and after is not None:
+        taken = after[1] - before[0]
+        if taken > allowed_memory(len(data)):
+            raise Breach(f"takes {taken} bytes of memory for a file of {len(data)} bytes")
+
+
+@contextmanager
+def _watched(limit: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "ITIMER_PROF"):
+        yield
+        return
+
+    def late(_number: int, _frame: object) -> None:
+        raise Breach(f"takes more than {limit:.0f} s of processor time")
+
+    previous: Callable[..., object] | int | None = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)  # type: ignore[arg-type]
+
+
+def _memory(*, reset: bool) -> tuple[int, int] | None:
+    """Returns what the process holds and its peak since the last reset, in bytes; None if nobody tells."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return int(rows["VmRSS"].split()[0]) << 10, int(rows["VmHWM"].split()[0]) << 10

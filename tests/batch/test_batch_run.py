@@ -1,0 +1,252 @@
+"""A batch as a user meets it: failures, resumption, interrupts, and what is left on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tfl_rewrite
+from tfl_rewrite.batch.config import plain_config
+from tfl_rewrite.batch.isolated import run_isolated
+from tfl_rewrite.batch.plan import HOME, Job, plan
+from tfl_rewrite.batch.run import run_batch
+from tfl_rewrite.batch.state import open_state
+from tfl_rewrite.batch.summary import Summary
+from tfl_rewrite.cli import main
+
+TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
+
+
+@pytest.fixture
+def models(fixtures: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(fixtures / "dense.tflite", folder / "dense.tflite")
+    shutil.copy(fixtures / "batch_matmul.tflite", folder / "deep" / "matmul.tflite")
+    shutil.copy(fixtures / "malformed" / "text.tflite", folder / "text.tflite")
+    return folder
+
+
+def call(*words: object) -> int:
+    return main(["batch", *map(str, words)])
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.tflite"))}
+
+
+def leftovers(out: Path) -> list[str]:
+    """What a batch must not leave: work in progress and marks."""
+    names = [str(path.relative_to(out)) for path in out.rglob("*")]
+    return [name for name in names if ".tmp" in name or f"{HOME}/work" in name or f"{HOME}/stop" in name]
+
+
+def test_failures_are_rows_and_the_rest_is_done(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = (models / "**/*.tflite", "--out", out, "--pass", "quantize-weights", "--samples", "1")
+    assert call(*options) == 2
+    said = capsys.readouterr().out
+    assert "dense.tflite" in said and "3 files: 1 refused, 2 rewritten" in said
+    assert "text.tflite: exit 2:" in said
+    # The same bytes as the single command makes.
+    single = tmp_path / "single.tflite"
+    quantize = ["quantize-weights", str(models / "dense.tflite"), str(single)]
+    assert main([*quantize, "-q", "--verify", "off"]) == 0
+    made = outputs(out)
+    assert sorted(made) == ["deep/matmul.tflite", "dense.tflite"]
+    assert made["dense.tflite"] == single.read_bytes()
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["schema"], summary["exit_code"]) == (1, 2)
+    rows = {row["name"]: row for row in summary["files"]}
+    assert rows["dense.tflite"]["verdict"] == "pass" and rows["dense.tflite"]["snr_db"] > 20
+    assert rows["text.tflite"]["exit_code"] == 2 and "identifier" in rows["text.tflite"]["message"]
+    with open(out / "summary.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["name"] for row in table] == ["deep/matmul.tflite", "dense.tflite", "text.tflite"]
+    report = json.loads((out / HOME / "reports" / "dense.tflite.json").read_text())
+    assert report["outcome"] == "rewritten" and report["target"] == str(out / "dense.tflite")
+    assert not leftovers(out)
+
+    # What is done is not done again; what changed is.
+    (out / "dense.tflite").write_bytes(b"touched")
+    assert call(*options) == 2
+    again = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["files"]}
+    assert again["deep/matmul.tflite"]["resumed"] is True and not again["text.tflite"]["resumed"]
+    assert again["dense.tflite"]["exit_code"] == 2  # somebody else wrote there
+    assert "exists already" in again["dense.tflite"]["message"]
+    assert call(*options, "--force", "-q") == 2
+    assert outputs(out) == made
+
+
+def test_other_settings_replace_what_a_batch_made(fixtures: Path, tmp_path: Path) -> None:
+    source, out = fixtures / "dense.tflite", tmp_path / "out"
+    assert call(source, "--out", out, "--pass", "quantize-weights", "--verify", "off", "-q") == 0
+    first = outputs(out)
+    assert call(source, "--out", out, "--preset", "lossless", "--verify", "off", "-q") == 0
+    assert outputs(out).keys() == first.keys() and outputs(out) != first
+
+
+def test_a_failed_verification_is_exit_4(fixtures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = (fixtures / "dense.tflite", fixtures / "malformed" / "text.tflite")
+    assert call(*words, "--out", out, "--pass", "quantize-weights", "--min-snr", "200", "-q") == 4
+    assert outputs(out) == {}
+    rows = json.loads((out / "summary.json").read_text())["files"]
+    assert {row["status"] for row in rows} == {"failed", "refused"}
+
+
+def test_a_job_that_dies_is_a_row(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel ends a process that takes more memory than it may."""
+    (job,) = plan(
+        plain_config([str(fixtures / "dense.tflite")], {"out": str(tmp_path), "passes": ("dedup",)}, {})
+    )
+    killer = tmp_path / "killer"
+    (killer / "tfl_rewrite").mkdir(parents=True)
+    shim = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    (killer / "sitecustomize.py").write_text(shim)
+    monkeypatch.setenv("PYTHONPATH", str(killer))
+    row = run_isolated(job.to_dict(), str(tmp_path / "stop"))
+    assert (row["status"], row["exit_code"]) == ("crashed", 2) and "SIGKILL" in row["message"]
+
+
+def test_a_job_ends_when_it_is_told_to(fixtures: Path, tmp_path: Path) -> None:
+    (job,) = plan(
+        plain_config([str(fixtures / "dense.tflite")], {"out": str(tmp_path), "passes": ("dedup",)}, {})
+    )
+    stop = tmp_path / "stop"
+    stop.touch()
+    assert run_isolated(job.to_dict(), str(stop))["exit_code"] == 130
+    assert not (tmp_path / "dense.tflite").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_whole_files_and_the_rest_can_be_done(
+    number: int, fixtures: Path, tmp_path: Path
+) -> None:
+    models, out = tmp_path / "models", tmp_path / "out"
+    models.mkdir()
+    for index in range(6):
+        shutil.copy(fixtures / "dense.tflite", models / f"{index}.tflite")
+    words = [
+        TOOL,
+        "batch",
+        f"{models}/*.tflite",
+        "--out",
+        str(out),
+        "--pass",
+        "quantize-weights",
+        "--jobs",
+        "1",
+    ]
+    words += ["--verify", "off"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (out / "0.tflite").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert b"interrupted" in said and b"Traceback" not in said
+    made = outputs(out)
+    assert 1 <= len(made) < 6 and not leftovers(out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["stopped"] and summary["exit_code"] == 130
+    for name in list(made):
+        tfl_rewrite.load(out / name)
+    for path in models.iterdir():
+        if path.name not in made and path.name != "5.tflite":
+            path.unlink()
+    assert subprocess.run([*words, "-q"], timeout=120, check=False).returncode == 0
+    rows = json.loads((out / "summary.json").read_text())["files"]
+    assert sum(bool(row["resumed"]) for row in rows) >= len(made) and len(rows) > len(made)
+
+
+def test_a_batch_that_was_killed_knows_its_own_outputs(fixtures: Path, tmp_path: Path) -> None:
+    config = plain_config(
+        [str(fixtures / "dense.tflite")],
+        {"out": str(tmp_path / "out"), "passes": ("dedup",)},
+        {"verify": "off"},
+    )
+    (job,) = plan(config)
+    # The job ends after whoever started it is gone.
+    assert run_isolated(job.to_dict(), str(tmp_path / "stop"))["exit_code"] == 0
+    work = job.work
+    work.mkdir(parents=True)
+    (work / "half.tflite").write_bytes(b"half")
+    summary = run_batch(config)
+    assert summary.exit_code == 0 and summary.rows[0]["resumed"] and not leftovers(tmp_path / "out")
+
+
+def test_a_torn_state_is_no_harm(fixtures: Path, tmp_path: Path) -> None:
+    config = plain_config(
+        [str(fixtures / "dense.tflite")],
+        {"out": str(tmp_path / "out"), "passes": ("dedup",)},
+        {"verify": "off"},
+    )
+    assert run_batch(config).exit_code == 0
+    state = tmp_path / "out" / HOME / "state.jsonl"
+    text = state.read_text()
+    state.write_text('[]\n{"key": 3}\n\n' + text + text[: len(text) // 2])
+    assert run_batch(config).rows[0]["resumed"]
+
+
+def test_one_batch_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        open_state(out),
+        pytest.raises(tfl_rewrite.UsageError, match="another batch"),
+        open_state(out),
+    ):
+        pass
+
+
+def test_an_output_folder_that_is_a_file(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("x")
+    assert call(fixtures / "dense.tflite", "--out", out, "--pass", "dedup") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_exit_codes_of_a_summary() -> None:
+    def code(*codes: int) -> int:
+        return Summary(tuple({"exit_code": item, "status": ""} for item in codes)).exit_code
+
+    assert [code(0, 0), code(0, 3), code(3, 2, 0), code(2, 4, 3, 0)] == [0, 3, 2, 4]
+
+
+def test_a_job_that_nobody_waits_for_ends(fixtures: Path, tmp_path: Path) -> None:
+    """Its standard input is closed when the process that started it is gone."""
+    config = plain_config(
+        [str(fixtures / "dense.tflite")], {"out": str(tmp_path), "preset": "small"}, {"samples": 900}
+    )
+    (job,) = plan(config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfl_rewrite.batch.job"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(job.to_dict()).encode() + b"\n")
+    process.stdin.close()
+    assert process.wait(60) == 130
+    assert process.stdout is not None and process.stdout.read() == b""
+    assert not (tmp_path / "dense.tflite").exists() and not job.work.exists()
+
+
+def test_the_output_of_a_job_is_one_line(fixtures: Path, tmp_path: Path) -> None:
+    (job,) = plan(
+        plain_config([str(fixtures / "dense.tflite")], {"out": str(tmp_path), "passes": ("dedup",)}, {})
+    )
+    assert isinstance(job, Job) and Path(job.target).is_absolute()
+    row = run_isolated(job.to_dict(), str(tmp_path / "stop"))
+    assert row["key"] == job.key and row["version"] == tfl_rewrite.__version__

@@ -1,0 +1,127 @@
+"""Activations of a part of a model are those that the model cut there gives out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite import load, save
+from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
+from tfl_rewrite.calibration.probe import Place, Probe
+from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.passes.cut import Cut
+from tfl_rewrite.passes.products import product_of
+from tfl_rewrite.quant.moments import Moments
+from tfl_rewrite.verification.judge import run_model
+from tfl_rewrite.verification.runner import RuntimeChoice
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    with Runner(RuntimeChoice.parse("litert"), timeout=60) as made:
+        yield made
+
+
+def weighted(path: Path) -> list[Wanted]:
+    return [
+        Wanted(Place(0, position), product)
+        for position, operator in enumerate(load(path).subgraphs[0].operators)
+        if (product := product_of(operator, 1)) is not None
+    ]
+
+
+def test_activations_and_moments_of_a_whole_net(fixtures: Path, tmp_path: Path, runner: Runner) -> None:
+    path, inputs = fixtures / "mtcnn_rnet.tflite", str(fixtures / "inputs" / "mtcnn_rnet.npz")
+    wanted = weighted(path)
+    assert len(wanted) == 6
+    steps = steps_of(path, [inputs], runtime="litert", timeout=60)
+    assert len(steps) == 12
+    probe = Probe(path, runner)
+    calls = probe.calls(steps)
+    seen: dict[int, list[Array]] = {}
+    for number, activations in probe.activations([item.place for item in wanted], calls):
+        assert number == len(seen.setdefault(0, []))
+        for position, activation in enumerate(activations):
+            seen.setdefault(position, []).append(activation)
+    for position, item in enumerate(wanted):
+        model = load(path)
+        tensor = model.subgraphs[0].operators[item.place.operator].inputs[0]
+        assert tensor is not None
+        if any(tensor is given for given in model.subgraphs[0].inputs):
+            expected = [step.values[0][1] for step in steps]
+        else:
+            index = next(k for k, other in enumerate(model.subgraphs[0].tensors) if other is tensor)
+            run_passes(model, [Cut(None, [f"#{index}"])])
+            part = tmp_path / f"{position}.tflite"
+            save(model, part)
+            ran = run_model(part, inputs=[inputs])
+            assert ran.failure is None
+            expected = [values for call in ran.outputs if (values := call.values[0]) is not None]
+        for ours, theirs in zip(seen[position], expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for position, found in collect(probe, wanted, calls):
+        assert isinstance(found, Moments)
+        vectors = [
+            wanted[position].product.vectors(one, 1 << 20, np.random.default_rng(0)) for one in seen[position]
+        ]
+        if all(rows.shape[1] == found.count.sum() / len(vectors) for rows in vectors):
+            wide = np.concatenate(vectors, axis=1).astype(np.float64)
+            np.testing.assert_allclose(
+                found.square.sum(axis=0), wide.swapaxes(1, 2) @ wide, rtol=1e-3, atol=1e-2
+            )
+        assert found.samples == 12
+
+
+def test_other_constants_change_what_follows_and_not_the_file(fixtures: Path, runner: Runner) -> None:
+    path, inputs = fixtures / "mtcnn_rnet.tflite", str(fixtures / "inputs" / "mtcnn_rnet.npz")
+    before = path.read_bytes()
+    first, second = [item.place for item in weighted(path)][:2]
+    probe, other = Probe(path, runner), Probe(path, runner)
+    calls = probe.calls(steps_of(path, [inputs], runtime="litert", timeout=60))[:1]
+    weight = load(path).subgraphs[0].operators[first.operator].inputs[1]
+    assert weight is not None and weight.shape is not None
+    other.put(first, 1, np.zeros(weight.shape))
+    other.add(first, 2, np.full(weight.shape[0], -1e6))
+    (_, (plain,)), (_, (changed,)) = (next(iter(p.activations([second], calls))) for p in (probe, other))
+    assert np.isfinite(changed).all() and not np.array_equal(plain, changed)
+    # Nothing but the bias is left, so all positions of a channel are alike.
+    assert (np.ptp(changed, axis=(1, 2)) == 0).all()
+    assert path.read_bytes() == before
+
+
+def test_signatures_enter_their_own_subgraphs(fixtures: Path, runner: Runner) -> None:
+    path = fixtures / "two_signatures_shared_weights.tflite"
+    inputs = str(fixtures / "inputs" / "two_signatures_shared_weights.npz")
+    model = load(path)
+    probe = Probe(path, runner)
+    calls = probe.calls(steps_of(path, [inputs], runtime="litert", timeout=60))
+    assert {call.subgraph for call in calls} == {0, 1}
+    for number, subgraph in enumerate(model.subgraphs):
+        places = [
+            Place(number, position)
+            for position, operator in enumerate(subgraph.operators)
+            if product_of(operator, 1) is not None
+        ]
+        assert places
+        rounds = list(probe.activations(places, calls))
+        assert len(rounds) == 8
+        for _, activations in rounds:
+            assert len(activations) == len(places)
+
+
+def test_a_model_that_does_not_run_is_named(fixtures: Path, runner: Runner) -> None:
+    path = fixtures / "conv_without_bias.tflite"
+    inputs = str(fixtures / "inputs" / "conv_without_bias.npz")
+    with pytest.raises(CalibrationError, match=r"runtime failed|bias"):
+        steps_of(path, [inputs], runtime="litert", timeout=60)
+    with pytest.raises(CalibrationError):
+        runner.open(path)
+    with pytest.raises(CalibrationError):
+        runner.open(fixtures / "malformed" / "text.tflite")

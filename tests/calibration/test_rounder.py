@@ -1,0 +1,149 @@
+"""The command with real inputs: what it wins, what it reports, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite import load
+from tfl_rewrite.cli import main
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.verification import Tolerance, verify
+
+
+def quantize(source: Path, out: Path, *options: str | Path) -> dict[str, Any]:
+    """Runs the command and returns its report."""
+    report = out.with_suffix(".json")
+    words = ["quantize-weights", str(source), str(out), "--force", "-q", "--report", str(report)]
+    code = main([*words, "--verify", "off", *map(str, options)])
+    assert code == 0
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return found
+
+
+def ratio(before: Path, after: Path, inputs: Path) -> float:
+    verdict = verify(before, after, inputs=[inputs], tolerance=Tolerance(min_snr=None))
+    return min(output.snr_db for output in verdict.outputs if output.snr_db is not None)
+
+
+def biases(model: Model) -> list[bytes]:
+    found = []
+    for _, operator in model.operators():
+        bias = operator.inputs[2] if operator.code.name in ("CONV_2D", "FULLY_CONNECTED") else None
+        if bias is not None and bias.buffer.blob is not None:
+            found.append(bytes(bias.buffer.blob.view()))
+    return found
+
+
+@pytest.fixture
+def few(fixtures: Path, tmp_path: Path) -> Path:
+    """Twenty-four images to calibrate on; none of them is among those that results are judged by."""
+    path = tmp_path / "few.npz"
+    with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
+        np.savez(path, **{name: held[name][:24] for name in held.files})
+    return path
+
+
+@pytest.mark.parametrize(("scheme", "best"), [("dequantize", "best"), ("auto", "balanced")])
+def test_calibrated_int4_is_better_on_inputs_that_it_never_saw(
+    fixtures: Path, tmp_path: Path, few: Path, scheme: str, best: str
+) -> None:
+    source = fixtures / "digits_cnn.tflite"
+    won, sizes = {}, {}
+    for effort in ("fast", best):
+        out = tmp_path / f"{effort}.tflite"
+        report = quantize(
+            source, out, "--dtype", "int4", "--scheme", scheme, "--effort", effort, "--inputs", few
+        )
+        won[effort], sizes[effort] = (
+            ratio(source, out, fixtures / "inputs" / "digits_eval.npz"),
+            out.stat().st_size,
+        )
+        changes = report["passes"][0]["changes"]
+        assert changes and all(("gains_db" in change) is (effort != "fast") for change in changes)
+        notes = report["passes"][0]["notes"]
+        assert any("each behind those before it" in note for note in notes) is (effort == "best")
+    assert sizes["fast"] == sizes[best]
+    assert won[best] > won["fast"] + 4
+
+
+def test_whole_command_on_a_real_net(fixtures: Path, tmp_path: Path) -> None:
+    source, inputs = fixtures / "mtcnn_rnet.tflite", fixtures / "inputs" / "mtcnn_rnet.npz"
+    base = ("--dtype", "int4", "--scheme", "dequantize", "--inputs", inputs)
+    quantize(source, tmp_path / "fast.tflite", *base, "--effort", "fast")
+    report = quantize(source, tmp_path / "one.tflite", *base)
+    quantize(source, tmp_path / "two.tflite", *base)
+    assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
+    notes = report["passes"][0]["notes"]
+    assert any("calibrated" in note and "12 real sample(s)" in note for note in notes)
+    for change in report["passes"][0]["changes"]:
+        assert set(change["gains_db"]) == {"scales", "bias", "rounding"}
+    fast, one = (ratio(source, tmp_path / f"{name}.tflite", inputs) for name in ("fast", "one"))
+    assert one > fast + 3
+
+
+def test_biases_move_unless_told_not_to(fixtures: Path, tmp_path: Path) -> None:
+    source, inputs = fixtures / "mtcnn_rnet.tflite", fixtures / "inputs" / "mtcnn_rnet.npz"
+    before = biases(load(source))
+    quantize(source, tmp_path / "a.tflite", "--inputs", inputs)
+    quantize(source, tmp_path / "b.tflite", "--inputs", inputs, "--no-bias-correction")
+    assert biases(load(tmp_path / "b.tflite")) == before
+    moved = biases(load(tmp_path / "a.tflite"))
+    assert len(moved) == len(before) and all(a != b for a, b in zip(moved, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lstm", "read by UNIDIRECTIONAL_SEQUENCE_LSTM"),
+        ("text_embedding", "read by GATHER"),
+        ("two_signatures_shared_weights", "several operators read them"),
+        ("while_loop", "no real input enters their subgraph"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_rounded_plainly_and_named(
+    fixtures: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    inputs = fixtures / "inputs" / f"{name}.npz"
+    source, out = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
+    effort = "balanced" if name == "lstm" else "best"
+    report = quantize(source, out, "--inputs", inputs, "--effort", effort, "--min-elements", "64")
+    assert any(reason in note for note in report["passes"][0]["notes"]), report["passes"][0]["notes"]
+    assert ratio(source, out, inputs) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mtcnn_rnet", ("--granularity", "block:32")),
+        ("digits_cnn_float16", ("--scheme", "hybrid")),
+        ("batch_matmul", ()),
+    ],
+)
+def test_blocks_and_weights_behind_float16(
+    fixtures: Path, tmp_path: Path, few: Path, name: str, options: tuple[str, ...]
+) -> None:
+    source = fixtures / f"{name}.tflite"
+    real = few if "digits" in name else fixtures / "inputs" / f"{name}.npz"
+    won = {}
+    for effort in ("fast", "balanced"):
+        out = tmp_path / f"{effort}.tflite"
+        report = quantize(source, out, "--dtype", "int4", "--inputs", real, "--effort", effort, *options)
+        won[effort] = ratio(source, out, real)
+    assert any("calibrated" in note for note in report["passes"][0]["notes"])
+    assert won["balanced"] > won["fast"] + 1
+
+
+def test_inputs_that_do_not_fit_are_a_usage_error(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.npz"
+    np.savez(wrong, other=np.zeros((2, 3), np.float32))
+    out = tmp_path / "out.tflite"
+    code = main(["quantize-weights", str(fixtures / "dense.tflite"), str(out), "--inputs", str(wrong), "-q"])
+    assert code == 2 and not out.exists()
+    assert "wrong.npz" in capsys.readouterr().err

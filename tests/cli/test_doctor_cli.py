@@ -1,0 +1,102 @@
+"""``doctor`` and ``repair`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tfl_rewrite import load, save
+from tfl_rewrite.cli import main
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def faulty(fixtures: Path, tmp_path: Path) -> Path:
+    """FULLY_CONNECTED with a scale per channel, stamped with a version that old runtimes take."""
+    model = load(fixtures / "already_int8.tflite")
+    model.operator_codes[0].version = 9
+    path = tmp_path / "in.tflite"
+    save(model, path)
+    return path
+
+
+def test_findings_have_place_reason_and_command(capsys: pytest.CaptureFixture[str], faulty: Path) -> None:
+    code, said, err = call(capsys, "doctor", faulty)
+    assert code == 0 and not err
+    assert "1 error, 0 warnings" in said
+    assert "subgraphs[0].operators[0] FULLY_CONNECTED: version 9" in said
+    assert "why: " in said and f"remedy: tfl-rewrite repair {faulty} OUT --only hybrid-version" in said
+
+
+def test_the_command_it_names_settles_it(
+    capsys: pytest.CaptureFixture[str], faulty: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.tflite"
+    code, said, _ = call(capsys, "repair", faulty, out, "--only", "hybrid-version")
+    assert code == 0 and "hybrid-version: version 9 -> 12" in said and "verified: PASS" in said
+    code, said, _ = call(capsys, "doctor", out, "--fail-on", "warning")
+    assert code == 0 and "0 errors, 0 warnings" in said
+
+
+def test_exit_codes_of_fail_on(capsys: pytest.CaptureFixture[str], faulty: Path, fixtures: Path) -> None:
+    assert call(capsys, "doctor", faulty, "--fail-on", "error", "-q") == (4, "", "")
+    assert call(capsys, "doctor", fixtures / "offset_buffers.tflite", "--fail-on", "error", "-q")[0] == 0
+    assert call(capsys, "doctor", fixtures / "offset_buffers.tflite", "--fail-on", "warning", "-q")[0] == 4
+
+
+def test_json(capsys: pytest.CaptureFixture[str], faulty: Path) -> None:
+    _, said, _ = call(capsys, "doctor", faulty, "--json")
+    data = json.loads(said)
+    assert data["schema"] == 1 and data["findings"][0]["id"] == "hybrid-version"
+    assert data["findings"][0]["repairable"] is True
+
+
+def test_a_runtime_can_be_asked_for(capsys: pytest.CaptureFixture[str], fixtures: Path) -> None:
+    code, said, _ = call(capsys, "doctor", fixtures / "already_int8.tflite", "--min-runtime", "2.14")
+    assert code == 0 and "[too-new]" in said
+    assert call(capsys, "doctor", fixtures / "already_int8.tflite", "--min-runtime", "soon")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["text", "truncated_middle", "empty"])
+def test_what_cannot_be_read_is_one_line(
+    capsys: pytest.CaptureFixture[str], fixtures: Path, name: str
+) -> None:
+    code, said, err = call(capsys, "doctor", fixtures / "malformed" / f"{name}.tflite")
+    assert (code, said) == (2, "") and err.count("\n") == 1
+
+
+def test_nothing_to_repair_is_a_copy(
+    capsys: pytest.CaptureFixture[str], fixtures: Path, tmp_path: Path
+) -> None:
+    source, out = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    code, said, _ = call(capsys, "repair", source, out)
+    assert code == 0 and "nothing to repair" in said and out.read_bytes() == source.read_bytes()
+
+
+def test_what_does_not_run_is_said_to_be_unverified(
+    capsys: pytest.CaptureFixture[str], fixtures: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copy(fixtures / "malformed" / "quantized_dimension_out_of_range.tflite", tmp_path))
+    out = tmp_path / "out.tflite"
+    code, said, _ = call(capsys, "repair", source, out)
+    assert code == 0 and "UNVERIFIED: the original does not run" in said
+    assert "the repaired file runs: " in said
+    out.unlink()
+    code, _, err = call(capsys, "repair", source, out, "--verify", "require")
+    assert code == 3 and not out.exists() and "could not be verified" in err
+
+
+def test_unknown_repairs_are_refused(
+    capsys: pytest.CaptureFixture[str], faulty: Path, tmp_path: Path
+) -> None:
+    code, _, err = call(capsys, "repair", faulty, tmp_path / "out.tflite", "--only", "everything")
+    assert code == 2 and "hybrid-version" in err and not (tmp_path / "out.tflite").exists()

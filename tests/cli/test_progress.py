@@ -1,0 +1,85 @@
+"""Progress bars: on a terminal, for work that takes longer than a second, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# The command, with each step of its work slowed so that it takes over a second.
+SLOWED = """
+import sys, time
+from tfl_rewrite import work
+from tfl_rewrite.cli import main
+from tfl_rewrite.cli import progress
+assert progress.AFTER_SECONDS == 1.0
+progress.AFTER_SECONDS = float(sys.argv[2])
+tick = work.Stage.tick
+def slow(stage, nbytes):
+    time.sleep(float(sys.argv[1]))
+    tick(stage, nbytes)
+work.Stage.tick = slow
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def run(*arguments: str | Path, pause: float, after: float = 1.0) -> tuple[str, str]:
+    """Runs a command with its errors on a terminal; returns its output and what was on the terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", SLOWED, str(pause), str(after), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL)
+    seen = b""
+    # Our own end of the terminal stays open meanwhile, or the last bytes may be lost with it.
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.05)[0]:
+            seen += os.read(ours, 4096)
+    os.close(theirs)
+    os.close(ours)
+    assert process.stdout is not None
+    output = process.stdout.read().decode()
+    assert process.wait(60) == 0, seen
+    return output, seen.decode()
+
+
+def writing(model: Path, folder: Path) -> list[str | Path]:
+    return ["quantize-weights", model, folder / "out.tflite", "--verify", "off", "--threads", "1"]
+
+
+def test_rewriting_shows_what_it_does(fixtures: Path, tmp_path: Path) -> None:
+    _, seen = run(*writing(fixtures / "digits_cnn.tflite", tmp_path), pause=0.1)
+    for part in ("writing:", "%|", "B/s", "<"):
+        assert part in seen, seen
+    # What is left of it on the terminal is an empty line.
+    assert seen.rsplit("\r", 2)[-2].strip() == "" and "\n" not in seen
+
+
+def test_sharding_and_joining_show_what_they_do(fixtures: Path, tmp_path: Path) -> None:
+    model, parts = fixtures / "digits_cnn.tflite", tmp_path / "parts"
+    _, seen = run("shard", model, parts, "--max-size", "8KB", "--threads", "1", pause=0.1)
+    assert "sharding:" in seen and "B/s" in seen
+    _, seen = run("join", parts / "manifest.json", tmp_path / "out.tflite", "--threads", "1", pause=0.1)
+    assert "joining:" in seen and "B/s" in seen
+    assert (tmp_path / "out.tflite").read_bytes() == model.read_bytes()
+
+
+def test_work_that_is_done_before_its_time_shows_nothing(fixtures: Path, tmp_path: Path) -> None:
+    _, seen = run(*writing(fixtures / "digits_cnn.tflite", tmp_path), pause=0.0, after=100.0)
+    assert seen == ""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_neither_pipes_nor_the_quiet_see_any_of_it(fixtures: Path, tmp_path: Path, quiet: bool) -> None:
+    arguments = writing(fixtures / "digits_cnn.tflite", tmp_path)
+    if quiet:
+        _, seen = run(*arguments, "-q", pause=0.1)
+        # Only what -q always says.
+        assert "writing" not in seen and "\r" not in seen.replace("\r\n", "")
+        return
+    command = [sys.executable, "-c", SLOWED, "0.1", "1", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60)
+    assert done.stderr == "" and "writing:" not in done.stdout and "\r" not in done.stdout

@@ -1,0 +1,79 @@
+"""Which blobs hold the same bytes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tfl_rewrite.container import Container
+from tfl_rewrite.model import likeness
+from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
+from tfl_rewrite.model.likeness import digest, equal_items, equal_pieces, same_bytes
+
+
+def of(data: bytes, folder: Path, kind: int) -> Blob:
+    if kind == 0:
+        return OwnedBlob(data)
+    if kind == 1:
+        return ComputedBlob(len(data), lambda sink, offset: sink.write_at(data, offset))
+    path = folder / f"{random.randrange(1 << 62)}"
+    path.write_bytes(b"head" + data + b"tail")
+    return MappedBlob(Container.open(path), 4, len(data))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pairs_are_those_of_a_plain_comparison(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likeness, "_PIECE", 97)
+    monkeypatch.setattr(likeness, "_TASTE", 8)
+    chance = random.Random(seed)
+    base = chance.randbytes(500)
+    contents: list[bytes] = []
+    for _ in range(30):
+        data = bytearray(base[: chance.choice((1, 23, 24, 25, 96, 97, 500))])
+        if chance.random() < 0.6:
+            # Mostly where the few bytes that are looked at first do not lie.
+            data[chance.choice((0, len(data) // 3, len(data) // 2, len(data) - 1))] ^= chance.choice((0, 1))
+        contents.append(bytes(data))
+    blobs = [of(data, tmp_path, chance.randrange(3)) for data in contents]
+    ticks: list[int] = []
+    found = {
+        again: first
+        for first, again in equal_items(list(range(30)), lambda index: blobs[index], ticks.append)
+    }
+    expected = {
+        index: contents.index(data) for index, data in enumerate(contents) if contents.index(data) < index
+    }
+    assert found == expected
+    assert sum(ticks) == sum(map(len, contents))
+
+
+def test_blobs_that_share_their_bytes_are_not_read(tmp_path: Path) -> None:
+    def never(_sink: object, _offset: int) -> None:
+        raise AssertionError("read")
+
+    blob = ComputedBlob(100, never)
+    assert same_bytes(blob, blob)
+    assert not same_bytes(blob, ComputedBlob(101, never))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 64, 1001])
+def test_each_byte_counts(size: int) -> None:
+    data = bytes(range(256)) * 4
+    assert equal_pieces(memoryview(data)[3 : 3 + size], data[3 : 3 + size])
+    for place in range(size):
+        other = bytearray(data[3 : 3 + size])
+        other[place] ^= 128
+        assert not equal_pieces(data[3 : 3 + size], bytes(other)), place
+    assert not equal_pieces(data[:size], data[: size + 1])
+
+
+def test_digest_is_of_all_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random.Random(1).randbytes(1000)
+    whole = digest(OwnedBlob(data))
+    monkeypatch.setattr(likeness, "_PIECE", 64)
+    assert {digest(of(data, tmp_path, kind)) for kind in range(3)} == {whole}
+    assert digest(OwnedBlob(data[:-1] + b"x")) != whole

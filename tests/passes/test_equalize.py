@@ -1,0 +1,118 @@
+"""Channels that somebody put out of balance are balanced again, and no output changes by a bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfl_rewrite import api, load, save
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.passes.equalize import Equalize, _pairs
+from tfl_rewrite.verification import Tolerance, verify
+
+
+def values(tensor: Tensor | None) -> np.ndarray:
+    assert tensor is not None and tensor.buffer.blob is not None
+    return np.frombuffer(tensor.buffer.blob.view(), "<f4").reshape(tensor.shape or ())
+
+
+def scale(tensor: Tensor | None, factor: np.ndarray, axis: int) -> None:
+    old = values(tensor)
+    wide = factor.reshape([-1 if other == axis else 1 for other in range(old.ndim)])
+    assert tensor is not None
+    tensor.buffer.blob = OwnedBlob((old * wide).astype("<f4").tobytes())
+
+
+def unbalanced(fixtures: Path) -> tuple[Model, int]:
+    """The digits net with RELU, and channels that are as far apart as training leaves those of such nets."""
+    model = load(fixtures / "digits_cnn.tflite")
+    for _, operator in model.operators():
+        if operator.option("fused_activation_function") == 3:
+            assert operator.options is not None
+            operator.options = operator.options.replace(fused_activation_function=1)
+    pairs = list(_pairs(model))
+    for number, (maker, reader) in enumerate(pairs):
+        weight = reader.inputs[1]
+        assert weight is not None and weight.shape is not None
+        factor = np.exp(np.random.default_rng(number).normal(0, 2, weight.shape[-1]))
+        scale(maker.inputs[1], factor, 3 if maker.code.name == "DEPTHWISE_CONV_2D" else 0)
+        scale(maker.inputs[2], factor, 0)
+        scale(weight, 1 / factor, len(weight.shape) - 1)
+    return model, len(pairs)
+
+
+@pytest.fixture
+def source(fixtures: Path, tmp_path: Path) -> Path:
+    model, count = unbalanced(fixtures)
+    assert count >= 2
+    path = tmp_path / "unbalanced.tflite"
+    save(model, path)
+    return path
+
+
+def test_outputs_stay_equal_to_the_bit_and_rounding_gains(
+    fixtures: Path, tmp_path: Path, source: Path
+) -> None:
+    inputs = fixtures / "inputs" / "digits_calib.npz"
+    model = load(source)
+    result = run_passes(model, [Equalize()])[0]
+    assert len(result.changes) >= 2 and all(change.to_dict()["gain_db"] > 3 for change in result.changes)
+    balanced = tmp_path / "balanced.tflite"
+    save(model, balanced)
+    assert verify(source, balanced, inputs=[inputs], tolerance=Tolerance(exact=True)).passed
+    ratios = []
+    for path in (source, balanced):
+        rounded = load(path)
+        api.quantize_weights(rounded, dtype="int4", scheme="dequantize", effort="fast")
+        out = tmp_path / "rounded.tflite"
+        save(rounded, out, force=True)
+        verdict = verify(source, out, inputs=[inputs], tolerance=Tolerance(min_snr=None))
+        ratios.append(verdict.outputs[0].snr_db)
+    assert ratios[1] > ratios[0] + 3
+
+
+def test_a_second_run_changes_nothing(source: Path) -> None:
+    model = load(source)
+    assert run_passes(model, [Equalize()])[0].modified
+    assert not run_passes(model, [Equalize()])[0].modified
+
+
+def test_best_effort_does_it_first(source: Path) -> None:
+    model = load(source)
+    notes = api.quantize_weights(model, dtype="int4", effort="best").notes
+    assert any("balanced" in note for note in notes)
+    assert not any("balanced" in note for note in api.quantize_weights(load(source), dtype="int4").notes)
+
+
+def test_what_another_operator_sees_stays(source: Path) -> None:
+    for change in ("exposed", "read twice", "shared", "relu6", "tiny"):
+        model = load(source)
+        maker, reader = next(iter(_pairs(model)))
+        before = values(maker.inputs[1]).copy()
+        between, weight = maker.outputs[0], reader.inputs[1]
+        assert between is not None and weight is not None
+        if change == "exposed":
+            model.subgraphs[0].outputs.append(between)
+        elif change == "read twice":
+            reader.inputs.append(between)
+        elif change == "shared":
+            model.subgraphs[0].tensors.append(Tensor("other", weight.shape, weight.dtype, weight.buffer))
+        elif change == "relu6":
+            assert maker.options is not None
+            maker.options = maker.options.replace(fused_activation_function=3)
+        else:
+            # No smaller factor fits, and none is taken that would not be exact.
+            scale(maker.inputs[1], np.full(1, 1e-37), 0)
+            scale(maker.inputs[2], np.full(1, 1e-37), 0)
+        small = values(maker.inputs[1]).copy()
+        Equalize().run(model)
+        after = values(maker.inputs[1])
+        if change == "tiny":
+            ratio = after[small != 0] / small[small != 0]
+            assert (np.exp2(np.rint(np.log2(ratio))) == ratio).all()
+        else:
+            assert (after == before).all(), change

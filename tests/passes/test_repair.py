@@ -1,0 +1,247 @@
+"""Repairs: what is put right, what stays, and that the result computes what the original means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import (
+    REPAIRABLE,
+    SOUND,
+    Fault,
+    blockwise,
+    convolution,
+    dense,
+    depthwise,
+    full_integer,
+    scaled,
+    zero_scale,
+)
+from nets import Net, codes, data_of, dequantized, named, run
+
+from tfl_rewrite import UsageError, Verification, doctor, load, rewrite, save
+from tfl_rewrite.api import repair_pass
+from tfl_rewrite.doctor.kinds import Severity
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.passes.repair import NAMES, Repair
+from tfl_rewrite.passes.repair_scales import integers, scale_values
+from tfl_rewrite.passes.weight_reads import scales_of, weight_reads, zero_points_of
+from tfl_rewrite.verification import run_model
+
+OFF = Verification(mode="off")
+
+
+def repaired(model: Model, *only: str) -> list[str]:
+    """Repairs in place; what was done, a line each."""
+    result = run_passes(model, [Repair(only)])[0]
+    return [change.to_dict()["what"] for change in result.changes]
+
+
+@pytest.mark.parametrize("fault", REPAIRABLE, ids=lambda fault: f"{fault}-{REPAIRABLE.index(fault)}")
+def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(fault.model(), source)
+    report = rewrite(source, target, [repair_pass()], verification=Verification(samples=2))
+    assert report.outcome == "rewritten"
+    left = [
+        item for item in doctor(target).findings if item.repairable and item.severity is not Severity.NOTE
+    ]
+    assert not left
+    alone = run_model(target, samples=1)
+    assert alone.failure is None and alone.judge is not None
+    assert alone.judge.resolver.startswith("default")
+    if fault.taken == "refused":
+        assert report.unverified is not None and "does not run" in report.unverified
+        assert any("the repaired file runs" in note for note in report.notes)
+    else:
+        assert report.verdict is not None and report.verdict.passed
+    if fault.taken == "plain":
+        assert any("XNNPACK" in note and "the original:" in note for note in report.notes)
+    again = rewrite(target, tmp_path / "again.tflite", [repair_pass()], verification=OFF)
+    assert again.outcome == "unchanged"
+
+
+@pytest.mark.parametrize("number", range(len(SOUND)))
+def test_sound_models_are_copied(number: int, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(SOUND[number](), source)
+    report = rewrite(source, target, [repair_pass()], verification=OFF)
+    assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
+    assert report.results[0].notes == ("nothing to repair",)
+
+
+NOT_SOUND = ("conv_without_bias", "offset_buffers")
+
+
+def test_fixtures_without_a_fault_are_copied(sound: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.tflite"
+    report = rewrite(sound, target, [repair_pass()], verification=OFF)
+    assert (report.outcome == "unchanged") is (sound.stem not in NOT_SOUND)
+    if report.outcome == "unchanged":
+        assert target.read_bytes() == sound.read_bytes()
+
+
+def test_an_axis_that_could_be_two_is_left() -> None:
+    model = dense(values=np.ones((16, 16), np.int8), axis=7)
+    result = run_passes(model, [Repair()])[0]
+    assert not result.changes and result.skips[0].rule == "unknown-axis"
+
+
+def test_zero_points_that_differ_are_left() -> None:
+    result = run_passes(dense(points=[0, 1]), [Repair()])[0]
+    assert not result.changes and result.skips[0].rule == "unknown-zero-points"
+
+
+def test_a_scale_of_zero_keeps_the_values() -> None:
+    model, before = zero_scale(), zero_scale()
+    assert repaired(model) == ["zero-scale: 1 scales 0 -> 1, their elements are 0"]
+    weight, old = named(model, "w"), named(before, "w")
+    assert scales_of(weight)[3] == 1 and not data_of(weight)[3].any() and data_of(old)[3].any()
+    assert np.array_equal(dequantized(weight), dequantized(old))
+
+
+def test_a_block_of_scale_zero_keeps_the_values() -> None:
+    model = blockwise()
+    old = integers(named(model, "w"))
+    assert old is not None and old[2, 32:].any()
+    assert repaired(model) == ["zero-scale: 1 of 16 block scales 0 -> 1, their elements are 0"]
+    new, scales = integers(named(model, "w")), scale_values(named(model, "scales"))
+    assert new is not None and scales is not None
+    assert scales[5] == 1 and not new[2, 32:].any()
+    assert np.array_equal(np.delete(new.reshape(-1, 32), 5, 0), np.delete(old.reshape(-1, 32), 5, 0))
+
+
+def test_a_scale_of_zero_in_integer_arithmetic_is_left() -> None:
+    model = full_integer(bias_scale=0.0002)
+    scaled(named(model, "w"), [0.0])
+    result = run_passes(model, [Repair()])[0]
+    assert not result.changes and result.skips[0].rule == "integer-reader"
+
+
+def test_bytes_that_another_tensor_reads_stay(tmp_path: Path) -> None:
+    model = zero_scale()
+    weight = named(model, "w")
+    net = Net()
+    net.model, net.graph = model, model.subgraphs[0]
+    other = scaled(net.tensor("other", (16, 8), np.int8, weight.buffer), [0.5])
+    before = data_of(other).copy()
+    net.output(net.add("DEQUANTIZE", [other], "floats", (16, 8), version=2))
+    repaired(model)
+    assert np.array_equal(data_of(other), before) and not data_of(weight)[3].any()
+
+
+@pytest.mark.parametrize("scales", [[0.01], np.linspace(0.01, 0.02, 6)], ids=["one", "axis 0"])
+def test_depthwise_scales_are_spread_and_right(scales: list[float], tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    model = depthwise(scales=scales, axis=0)
+    floats = data_of(named(model, "w")).astype(np.float32) * np.asarray(scales, np.float32)
+    save(model, source)
+    report = rewrite(source, target, [repair_pass()])
+    made = load(target)
+    weight = named(made, "w")
+    assert weight.quantization is not None and weight.quantization.dimension == 3
+    assert np.array_equal(dequantized(weight), floats)
+    # Six scales on an axis of length one are refused; one scale is read, and read past.
+    assert (report.unverified is not None) is (len(scales) == 6)
+    expected = depthwise(scales=scales, axis=0)
+    reference = named(expected, "w")
+    reference.dtype, reference.quantization = dtypes.FLOAT32.value, None
+    reference.buffer.blob = OwnedBlob(floats.tobytes())
+    save(expected, tmp_path / "float.tflite")
+    image = np.random.default_rng(0).standard_normal((1, 5, 5, 6)).astype(np.float32)
+    wanted = run(tmp_path / "float.tflite", {"x": image})["y"]
+    got = run(target, {"x": image})["y"]
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()) > 30
+
+
+def test_what_is_undefined_is_compared_with_floats(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(depthwise(), source)
+    report = rewrite(source, target, [repair_pass()])
+    assert any("as float32" in note for note in report.notes)
+
+
+def test_only_what_is_named_is_repaired() -> None:
+    model = dense(version=9, scales=[0, *[0.01] * 14, 0.02])
+    assert [text.split(":")[0] for text in repaired(model, "hybrid-version")] == ["hybrid-version"]
+    assert codes(model) == [("FULLY_CONNECTED", 12)] and scales_of(named(model, "w"))[0] == 0
+    with pytest.raises(UsageError, match="hybrid-version"):
+        repair_pass(only=["everything"])
+
+
+def test_versions_that_were_stamped_count_for_the_minimum_runtime() -> None:
+    model = dense(version=9)
+    net = Net()
+    net.model = model
+    net.metadata("min_runtime_version", b"2.3.0".ljust(16, b"\0"))
+    repaired(model)
+    entry = model.metadata_named("min_runtime_version")
+    assert entry is not None and entry.buffer.blob is not None
+    assert bytes(entry.buffer.blob.view()) == b"2.17.0".ljust(16, b"\0")
+
+
+def test_a_bias_of_zeros() -> None:
+    model = convolution(bias=False)
+    assert repaired(model) == ["missing-bias: a bias of 4 zeros"]
+    bias = model.subgraphs[0].operators[0].inputs[2]
+    assert bias is not None and bias.dtype == dtypes.FLOAT32.value and not data_of(bias).any()
+
+
+def test_buffers_outside_are_taken_in(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "offset_buffers.tflite", tmp_path / "out.tflite"
+    report = rewrite(source, target, [repair_pass()])
+    assert report.verdict is not None and report.verdict.passed
+    before, after = load(source), load(target)
+    assert any(buffer.outside for buffer in before.buffers)
+    assert not any(buffer.outside for buffer in after.buffers)
+    assert [bytes(b.blob.view()) if b.blob else b"" for b in before.buffers] == [
+        bytes(b.blob.view()) if b.blob else b"" for b in after.buffers
+    ]
+
+
+def test_constants_are_aligned_when_asked(tmp_path: Path) -> None:
+    path, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(dense(), path)
+    # The generated object API does not align.
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    for pad in range(4):
+        model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+        model.description = "x" * (4 * pad)
+        builder = flatbuffers.Builder(64)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        path.write_bytes(bytes(builder.Output()))
+        if "unaligned" in {item.kind for item in doctor(path).findings}:
+            break
+    else:
+        pytest.fail("all four happen to be aligned")
+    assert rewrite(path, tmp_path / "copy.tflite", [repair_pass()]).outcome == "unchanged"
+    report = rewrite(path, target, [repair_pass(only=["unaligned"])])
+    assert report.verdict is not None and report.verdict.passed
+    assert "unaligned" not in {item.kind for item in doctor(target).findings}
+
+
+def test_zero_points_are_repeated() -> None:
+    model = dense(points=[0])
+    assert repaired(model) == ["zero-points: 1 zero points -> 16"]
+    assert zero_points_of(named(model, "w")) == [0] * 16
+
+
+def test_needed_versions() -> None:
+    for model, wanted in (
+        (dense(), 12),
+        (dense(scales=[0.01]), 3),
+        (convolution(), 5),
+        (blockwise(), 12),
+        (depthwise(), 0),  # there is no such form
+    ):
+        assert [read.needed_version() for read in weight_reads(model)] == [wanted]
+
+
+def test_names_are_those_of_findings() -> None:
+    assert len(set(NAMES)) == len(NAMES)

@@ -1,0 +1,155 @@
+"""The configuration of a batch: a TOML file, or what the command line says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfl_rewrite.batch.settings import Override, Settings
+from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
+
+_BATCH = ("inputs", "out", "jobs", "executor", "passes", "preset")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """A batch, not yet looked for on disk.
+
+    Attributes:
+        patterns: Files and shell patterns (``**`` for any depth) of models; relative ones to ``base``.
+        out: The folder to write to.
+        settings: For every file, unless an override matches.
+        overrides: In order; all that match apply, one after the other.
+        jobs: How many files at once.
+        executor: ``local``, or ``dask://HOST:PORT``.
+        base: The folder that relative paths count from.
+    """
+
+    patterns: tuple[str, ...]
+    out: Path
+    settings: Settings
+    overrides: tuple[Override, ...] = ()
+    jobs: int = 0
+    executor: str = "local"
+    base: Path = Path()
+
+
+def read_config(path: Path, given: Mapping[str, Any], verification: Mapping[str, Any]) -> BatchConfig:
+    """Reads a TOML file; what the command line gives wins.
+
+    Args:
+        path: The file. Relative paths in it count from its folder.
+        given: Values for ``[batch]``.
+        verification: Values for ``[verify]``; its ``mode`` is called ``verify`` here.
+
+    Raises:
+        FileAccessError: It cannot be read.
+        FormatError: It is no TOML.
+        UsageError: A name or a value is not one of those that exist.
+    """
+    data = _toml(path)
+    base = path.absolute().parent
+    _known(data, ("batch", "verify", "file"), str(path))
+    batch = dict(_table(data, "batch", path))
+    _known(batch, _BATCH, f"{path} [batch]")
+    if isinstance(batch.get("out"), str):
+        batch["out"] = str(base / batch["out"])
+    batch |= given
+    verify = dict(_table(data, "verify", path))
+    if "mode" in verify:
+        verify["verify"] = verify.pop("mode")
+    rows = data.get("file", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError("file is not a list of tables", file=path, remedy="write [[file]]")
+    overrides = tuple(_override(row, f"{path} [[file]]") for row in rows)
+    settings = Settings().changed(verify, f"{path} [verify]").changed(verification, "the command line")
+    return _config(batch, settings, overrides, base, str(path))
+
+
+def plain_config(
+    patterns: Sequence[str], given: Mapping[str, Any], verification: Mapping[str, Any]
+) -> BatchConfig:
+    """Makes the configuration of a call without a file.
+
+    Raises:
+        UsageError: See :func:`read_config`.
+    """
+    settings = Settings().changed(verification, "the command line")
+    return _config({**given, "inputs": list(patterns)}, settings, (), Path.cwd(), "the command line")
+
+
+def _config(
+    batch: Mapping[str, Any], settings: Settings, overrides: tuple[Override, ...], base: Path, where: str
+) -> BatchConfig:
+    order = {name: batch[name] for name in ("passes", "preset") if batch.get(name)}
+    settings = settings.changed(order, where)
+    out, jobs = batch.get("out"), batch.get("jobs", 0)
+    executor, patterns = batch.get("executor", "local"), batch.get("inputs")
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(out, (str, os.PathLike)) or not os.fspath(out):
+        raise UsageError("no folder to write to", remedy="give --out DIR, or out in [batch]")
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(item, str) for item in patterns):
+        raise UsageError(f"{where}: no files", remedy="give inputs in [batch], a list of patterns")
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 0:
+        raise UsageError(f"jobs is {jobs!r}", remedy="give 1 or more, or 0 for one per processor")
+    if not isinstance(executor, str) or not (executor == "local" or executor.startswith("dask://")):
+        raise UsageError(f"executor {executor!r} is unknown", remedy="use local or dask://HOST:PORT")
+    # A wrong name shows before the first file is touched.
+    settings.checked()
+    for item in overrides:
+        settings.changed(item.values, where).checked()
+    return BatchConfig(
+        patterns=tuple(patterns),
+        out=Path(os.path.abspath(out)),  # noqa: PTH100
+        settings=settings,
+        overrides=overrides,
+        jobs=jobs,
+        executor=executor,
+        base=base,
+    )
+
+
+def _override(row: dict[str, Any], where: str) -> Override:
+    values = dict(row)
+    match, skip = values.pop("match", None), values.pop("skip", False)
+    if not isinstance(match, str) or not isinstance(skip, bool):
+        raise UsageError(f"{where}: match is missing, or skip is not true or false")
+    verify = values.pop("verify", {})
+    if not isinstance(verify, dict):
+        raise UsageError(f"{where}: verify is not a table", remedy="write verify.min_snr = 20")
+    if "mode" in verify:
+        verify = {**verify, "verify": verify["mode"]}
+        del verify["mode"]
+    return Override(match=match, skip=skip, values={**values, **verify})
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with open(path, "rb") as file:
+            found: dict[str, Any] = tomllib.load(file)
+            return found
+    except OSError as error:
+        raise FileAccessError(f"cannot read: {error.strerror or error}", file=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"is no TOML: {error}", file=path) from error
+
+
+def _table(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    found = data.get(name, {})
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} is not a table", file=path, remedy=f"write [{name}]")
+    return found
+
+
+def _known(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    for name in data:
+        if name not in names:
+            raise UsageError(f"{where}: {name!r} is unknown", remedy=f"use {', '.join(names)}")

@@ -1,0 +1,166 @@
+"""One job in a process of its own: reads a job from standard input, writes its row to standard output.
+
+The process ends itself when standard input is closed: then nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tfl_rewrite import __version__, catalog
+from tfl_rewrite.batch.plan import ROWS, Job, sha256_of
+from tfl_rewrite.errors import TflRewriteError, UsageError
+from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Rewrites one file and says how that went; only interrupts leave this function.
+
+    Returns:
+        A row of the summary.
+    """
+    started = time.monotonic()
+    report: Report | None = None
+    row: dict[str, Any] = {"name": job.name, "key": job.key, "version": __version__}
+    made = job.work / Path(job.target).name
+    try:
+        job.work.mkdir(parents=True, exist_ok=True)
+        _check_target(job)
+        report = _rewritten(job, made)
+        _write_report(job, report)
+        digest = sha256_of(made)
+        Path(job.target).parent.mkdir(parents=True, exist_ok=True)
+        _check_target(job)
+        row |= {"status": report.outcome, "exit_code": 0, "message": "", "sha256": digest}
+        # Told before it is done: who takes over from a batch that was killed must know its own output.
+        _leave_row(job, {**row, **_figures(report)})
+        made.replace(job.target)
+    except RewriteFailed as error:
+        report = error.report
+        with contextlib.suppress(OSError):
+            _write_report(job, report)
+        row |= {"status": "failed", "exit_code": error.exit_code, "message": _line(error)}
+    except TflRewriteError as error:
+        row |= {"status": "refused", "exit_code": error.exit_code or 2, "message": _line(error)}
+    except (RecursionError, MemoryError) as error:
+        row |= {"status": "refused", "exit_code": 2, "message": f"{type(error).__name__}: {job.source}"}
+    except OSError as error:
+        row |= {"status": "refused", "exit_code": 2, "message": f"{error.filename}: {error.strerror}"}
+    finally:
+        shutil.rmtree(job.work, ignore_errors=True)
+    row |= _figures(report)
+    row["seconds"] = round(time.monotonic() - started, 3)
+    return row
+
+
+def _rewritten(job: Job, made: Path) -> Report:
+    settings = job.settings
+    passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
+    from tfl_rewrite.verification import Tolerance, parse_memory
+
+    limit = settings.memory_limit
+    verification = Verification(
+        mode=settings.verify,
+        inputs=settings.inputs,
+        samples=settings.samples,
+        seed=settings.seed,
+        tolerance=Tolerance(min_snr=settings.min_snr, max_abs_error=settings.max_abs_error),
+        runtime=settings.runtime,
+        resolver=settings.resolver,
+        independent=settings.independent,
+        timeout=settings.timeout,
+        memory_limit=parse_memory(limit) if limit is not None else None,
+        blame_seconds=settings.blame_seconds,
+    )
+    # Files run beside each other: one thread for each is enough.
+    return rewrite(job.source, made, passes, verification=verification, force=True, threads=1)
+
+
+def _write_report(job: Job, report: Report) -> None:
+    place = Path(job.home) / "reports" / f"{job.name}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**report.to_dict(), "target": job.target}, indent=2, allow_nan=False)
+    place.write_text(f"{text}\n", encoding="ascii")
+
+
+def _leave_row(job: Job, row: dict[str, Any]) -> None:
+    text = json.dumps(row)
+    place = Path(job.home) / ROWS / f"{job.key}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = job.work / "row.json"
+    aside.write_text(text, encoding="ascii")
+    aside.replace(place)
+
+
+def _check_target(job: Job) -> None:
+    """Refuses to replace a file that no batch made."""
+    if job.force or not os.path.lexists(job.target):
+        return
+    if job.replace and Path(job.target).is_file() and sha256_of(job.target) == job.replace:
+        return
+    raise UsageError("exists already", file=job.target, remedy="use --force to overwrite it")
+
+
+def _figures(report: Report | None) -> dict[str, Any]:
+    if report is None:
+        return {
+            "nbytes_before": None,
+            "nbytes_after": None,
+            "verdict": None,
+            "snr_db": None,
+            "unverified": None,
+        }
+    verdict = report.verdict
+    worst = verdict.worst_snr() if verdict is not None else None
+    return {
+        "nbytes_before": report.nbytes_before,
+        "nbytes_after": report.nbytes_after if report.outcome != "failed" else None,
+        "verdict": verdict.status if verdict is not None else None,
+        "snr_db": None if worst is None else "inf" if worst == float("inf") else round(worst, 3),
+        "unverified": report.unverified,
+        "sample_source": verdict.sample_source if verdict is not None else None,
+    }
+
+
+def _line(error: TflRewriteError) -> str:
+    return " ".join(str(error).split())
+
+
+def main() -> None:
+    """Runs the job that standard input names."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    # What libraries print must not mix with the row.
+    out = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    try:
+        job = Job.from_dict(json.loads(sys.stdin.readline()))
+        threading.Thread(target=_watch, daemon=True).start()
+        row = run_job(job)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    with contextlib.suppress(BrokenPipeError):
+        out.write(json.dumps(row) + "\n")
+        out.flush()
+
+
+def _watch() -> None:
+    if not os.read(0, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

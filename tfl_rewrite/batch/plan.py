@@ -1,0 +1,192 @@
+"""Which files, to where, and what tells whether one is done already."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from tfl_rewrite import __version__
+from tfl_rewrite.batch.config import BatchConfig
+from tfl_rewrite.batch.settings import Settings
+from tfl_rewrite.errors import FileAccessError, UsageError
+
+HOME = ".tfl-rewrite-batch"
+"""Folder in the output folder: what is done, work in progress, and reports."""
+
+ROWS = "rows"
+"""Folder in :data:`HOME`: rows of jobs that have ended, until the batch has taken them down."""
+
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One file to rewrite; plain data.
+
+    Attributes:
+        name: Path below the folder of inputs, which is also the path below the output folder.
+        key: Names the work: hash of the input, the settings, the real inputs and the program's version.
+        home: Absolute path of :data:`HOME`.
+        replace: SHA-256 of an output that may be replaced: one of an earlier batch; empty for none.
+    """
+
+    name: str
+    source: str
+    target: str
+    key: str
+    home: str
+    settings: Settings
+    force: bool = False
+    replace: str = ""
+
+    @property
+    def work(self) -> Path:
+        """Where its output is made."""
+        return Path(self.home) / "work" / self.key
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        """Reads :meth:`to_dict`."""
+        values = dict(data["settings"])
+        settings = Settings().changed({k: v for k, v in values.items() if v is not None}, "job")
+        return cls(**{**data, "settings": settings})
+
+
+def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
+    """Finds the files of a batch; in order of their names.
+
+    Raises:
+        UsageError: There is none, two would become the same output, or an output would replace an input.
+        FileAccessError: A file cannot be read.
+    """
+    found = list(_find(config))
+    if not found:
+        raise UsageError(f"no file matches {', '.join(config.patterns)}", remedy="check the patterns")
+    sources = {os.path.realpath(source) for source, _ in found}
+    home, targets, jobs = config.out / HOME, dict[str, str](), []
+    for source, name in sorted(found, key=lambda item: item[1]):
+        settings = _settings(config, name)
+        if settings is None:
+            continue
+        target = config.out / name
+        real = os.path.realpath(target)
+        if real in targets:
+            raise UsageError(
+                f"two inputs would become {name}: {targets[real]} and {source}",
+                remedy="give folders whose paths differ, or write two batches",
+            )
+        if real in sources:
+            raise UsageError("is an input, and would be an output", file=source, remedy="use another --out")
+        targets[real] = str(source)
+        settings = _with_inputs(settings, config.base, source)
+        job = Job(
+            name=name,
+            source=str(source),
+            target=str(target),
+            key=_key(source, name, settings),
+            home=str(home),
+            settings=settings,
+            force=force,
+        )
+        jobs.append(job)
+    return jobs
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Returns the hash of a file.
+
+    Raises:
+        FileAccessError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise FileAccessError(f"cannot read: {error.strerror or error}", file=path) from error
+    return digest.hexdigest()
+
+
+def _find(config: BatchConfig) -> Iterator[tuple[Path, str]]:
+    """Yields each file once, with its path below the folder that its pattern starts from."""
+    plain = [config.base / text for text in config.patterns if not any(char in text for char in _MAGIC)]
+    for path in plain:
+        if not path.is_file():
+            raise UsageError("no such file", file=path, remedy="check the path")
+    roots = [_absolute(path).parent for path in plain]
+    shared = Path(os.path.commonpath(roots)) if roots else Path()
+    rows: list[tuple[Path, Path]] = [(path, shared) for path in plain]
+    for text in config.patterns:
+        if any(char in text for char in _MAGIC):
+            start = _absolute(config.base / _fixed(text))
+            matches = glob.glob(str(config.base / text), recursive=True)  # noqa: PTH207
+            rows += [(Path(match), start) for match in matches]
+    seen: set[Path] = set()
+    for path, start in rows:
+        path = _absolute(path)
+        inside = config.out == path or config.out in path.parents
+        if path in seen or not path.is_file() or inside:
+            continue
+        seen.add(path)
+        yield path, path.relative_to(start).as_posix()
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _fixed(text: str) -> Path:
+    """Returns the folder that a pattern starts from."""
+    parts: list[str] = []
+    for part in PurePath(text).parts[:-1]:
+        if any(char in part for char in _MAGIC):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def _settings(config: BatchConfig, name: str) -> Settings | None:
+    settings = config.settings
+    for item in config.overrides:
+        if fnmatch.fnmatchcase(name, item.match) or fnmatch.fnmatchcase(PurePath(name).name, item.match):
+            if item.skip:
+                return None
+            settings = settings.changed(item.values, f"settings for {item.match!r}")
+    return settings
+
+
+def _with_inputs(settings: Settings, base: Path, source: Path) -> Settings:
+    """Fills in the placeholders of real inputs; those that name no file are left out, if that is allowed."""
+    paths: Iterable[Path] = [
+        base / text.format(stem=source.stem, name=source.name, folder=source.parent)
+        for text in settings.inputs
+    ]
+    if settings.missing_inputs == "made":
+        paths = [path for path in paths if path.exists()]
+    return settings.changed({"inputs": [str(_absolute(path)) for path in paths]}, "inputs")
+
+
+def _key(source: Path, name: str, settings: Settings) -> str:
+    files = [source]
+    for text in settings.inputs:
+        path = Path(text)
+        files += sorted(path.rglob("*.npz")) if path.is_dir() else [path] if path.is_file() else []
+    facts = {
+        "version": __version__,
+        "name": name,
+        "settings": settings.to_dict(),
+        "files": [[str(path) if path != source else "", sha256_of(path)] for path in files],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

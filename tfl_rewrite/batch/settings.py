@@ -1,0 +1,142 @@
+"""What is done to one file, as plain data that can be hashed and sent to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from tfl_rewrite import catalog
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.rewriting import MODES
+
+_PLACES = ("stem", "name", "folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Passes and verification of one file; the names are those of the command line.
+
+    Attributes:
+        passes: As for ``tfl-rewrite run --pass``.
+        preset: Instead of passes.
+        inputs: Paths of real inputs. ``{stem}``, ``{name}`` and ``{folder}`` stand for those of the model.
+        missing_inputs: ``made``: where a path names no file, inputs are made. ``fail``: the file fails then.
+    """
+
+    passes: tuple[str, ...] = ()
+    preset: str | None = None
+    verify: str = "auto"
+    inputs: tuple[str, ...] = ()
+    missing_inputs: str = "made"
+    samples: int = 4
+    seed: int = 0
+    min_snr: float = 10.0
+    max_abs_error: float | None = None
+    runtime: tuple[str, ...] = ("litert",)
+    resolver: tuple[str, ...] = ()
+    independent: bool = False
+    timeout: float = 600.0
+    memory_limit: str | None = None
+    blame_seconds: float = 0.0
+
+    def checked(self) -> Settings:
+        """Returns itself.
+
+        Raises:
+            UsageError: A pass, preset or value is not one of those that exist.
+        """
+        if bool(self.passes) == (self.preset is not None):
+            raise UsageError("nothing to run, or two orders", remedy="give either passes or a preset")
+        if self.preset is not None:
+            catalog.preset(self.preset)
+        catalog.passes_of(self.passes)
+        _one_of("verify", self.verify, MODES)
+        _one_of("missing_inputs", self.missing_inputs, ("made", "fail"))
+        if not self.runtime:
+            raise UsageError("no runtime to judge with", remedy="name one, such as litert")
+        if self.memory_limit is not None:
+            from tfl_rewrite.verification import parse_memory
+
+            parse_memory(self.memory_limit)
+        if self.samples < 1:
+            raise UsageError(f"samples is {self.samples}", remedy="give 1 or more")
+        for text in self.inputs:
+            try:
+                text.format(**dict.fromkeys(_PLACES, ""))
+            except (KeyError, IndexError, ValueError, AttributeError):
+                places = ", ".join(f"{{{name}}}" for name in _PLACES)
+                raise UsageError(
+                    f"inputs {text!r} has an unknown placeholder", remedy=f"use {places}"
+                ) from None
+        return self
+
+    def changed(self, values: Mapping[str, Any], where: str) -> Settings:
+        """Returns settings with some values replaced; either of passes and preset replaces the other.
+
+        Raises:
+            UsageError: A name is unknown or a value is of the wrong type.
+        """
+        known = {item.name: item for item in fields(Settings)}
+        made: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise UsageError(f"{where}: {name!r} is unknown", remedy=f"use {', '.join(known)}")
+            made[name] = _typed(name, value, where)
+        if "passes" in made and "preset" not in made:
+            made["preset"] = None
+        if "preset" in made and "passes" not in made:
+            made["passes"] = ()
+        return replace(self, **made)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """Settings for the files that match.
+
+    Attributes:
+        match: A shell pattern for the path below the folder of inputs, or for the file's name.
+        skip: Leave these files out.
+        values: As for :meth:`Settings.changed`.
+    """
+
+    match: str
+    skip: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+_LISTS = ("passes", "inputs", "runtime", "resolver")
+_WHOLE = ("samples", "seed")
+_REAL = ("min_snr", "max_abs_error", "timeout", "blame_seconds")
+
+
+def _typed(name: str, value: Any, where: str) -> Any:
+    if name in _LISTS:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise UsageError(f"{where}: {name} is not a list of texts")
+        return tuple(items)
+    if name in _WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UsageError(f"{where}: {name} is not a whole number")
+    if name in _REAL and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+        if value is None and name == "max_abs_error":
+            return None
+        raise UsageError(f"{where}: {name} is not a number")
+    if name in _REAL:
+        return float(value)
+    if name == "independent":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: {name} is neither true nor false")
+        return value
+    if name not in _WHOLE and not isinstance(value, str):
+        raise UsageError(f"{where}: {name} is not a text")
+    return value
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {value!r} is unknown", remedy=f"use one of {', '.join(choices)}")

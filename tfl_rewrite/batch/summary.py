@@ -1,0 +1,102 @@
+"""The summary of a batch: as a table, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfl_rewrite import __version__
+from tfl_rewrite.landing import write_aside
+
+COLUMNS = (
+    "name",
+    "status",
+    "exit_code",
+    "nbytes_before",
+    "nbytes_after",
+    "verdict",
+    "sample_source",
+    "snr_db",
+    "seconds",
+    "resumed",
+    "sha256",
+    "message",
+)
+_WORST_FIRST = (4, 2, 3, 0)
+"""Outputs differ; then what could not be read or died; then what was refused as unsupported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of every file.
+
+    Attributes:
+        rows: In order of names.
+        stopped: Whether the batch was interrupted.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    stopped: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """130 if it was interrupted; 0 if every file is done; else the worst: 4, then 2, then 3."""
+        if self.stopped:
+            return 130
+        codes = {row["exit_code"] for row in self.rows}
+        return next((code for code in _WORST_FIRST if code in codes), 2)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many files are of each status."""
+        return dict(Counter(row["status"] for row in self.rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        rows = [{name: row.get(name) for name in (*COLUMNS, "unverified", "key")} for row in self.rows]
+        return {
+            "schema": 1,
+            "version": __version__,
+            "exit_code": self.exit_code,
+            "stopped": self.stopped,
+            "counts": self.counts,
+            "nbytes_before": sum(row.get("nbytes_before") or 0 for row in self.rows if _done(row)),
+            "nbytes_after": sum(row.get("nbytes_after") or 0 for row in self.rows if _done(row)),
+            "files": rows,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes ``summary.json`` and ``summary.csv``, each in one step.
+
+        Raises:
+            FileAccessError: It cannot be written.
+        """
+        _publish(folder / "summary.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({name: "" if row.get(name) is None else row[name] for name in COLUMNS})
+        _publish(folder / "summary.csv", text.getvalue())
+
+
+def _done(row: dict[str, Any]) -> bool:
+    return bool(row["exit_code"] == 0)
+
+
+def _publish(path: Path, text: str) -> None:
+    data = text.encode("utf-8", "backslashreplace")
+    with write_aside(path, force=True, nbytes=len(data)) as aside:
+        aside.sink.write_at(data, 0)
+        aside.publish()
+
+
+def sorted_rows(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Returns rows in order of names."""
+    return tuple(sorted(rows, key=lambda row: str(row["name"])))

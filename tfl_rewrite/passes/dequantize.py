@@ -1,0 +1,353 @@
+"""Turns integer and float16 weights back into float32 constants, for tools and delegates that want those.
+
+Promise: a constant behind DEQUANTIZE becomes what DEQUANTIZE makes of it, to the bit, and so do blocks (MUL
+and RESHAPE of such constants are computed too). A weight that a hybrid kernel reads becomes the floats that
+it stands for, and the operator its float kernel; that one rounds no activations, so outputs get closer to
+those of the model before it was quantized, and may differ from those of the input. Operators that compute in
+integers stay. ``quantize-weights`` with the same encodings makes the same integers again; a second run
+changes nothing. The file grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from tfl_rewrite import kernels
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.graph import Graph, Use
+from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
+from tfl_rewrite.passes import needs
+from tfl_rewrite.passes.base import Edit, PassResult, Skip
+from tfl_rewrite.passes.candidates import UNNAMED
+from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.passes.float_versions import float_version
+from tfl_rewrite.quant.floats import (
+    Floats,
+    Halves,
+    Integers,
+    Product,
+    Reshaped,
+    block_channels,
+    float_blob,
+)
+from tfl_rewrite.quant.symmetric import Channels
+
+_INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize:
+    """The pass; see the module."""
+
+    name: ClassVar[str] = "dequantize"
+    lossy: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
+
+    def run(self, model: Model) -> PassResult:
+        """Rewrites the model in place. The floats are made when the file is written."""
+        found = _Search(model)
+        found.look()
+        edits = _Expansion(model, found).apply()
+        return PassResult(self.name, tuple(edits[0]), tuple(found.skips), tuple(edits[1]))
+
+
+@dataclass(slots=True, eq=False)
+class _Weight:
+    """A constant that can become float32, with the uses that change.
+
+    Attributes:
+        expanded: DEQUANTIZE operators over it.
+        read: Uses by hybrid kernels.
+        looked_up: Lookups in it, each with the DEQUANTIZE of what it finds.
+    """
+
+    subgraph: SubGraph
+    tensor: Tensor
+    floats: Floats
+    expanded: list[Operator] = field(default_factory=list)
+    read: list[Use] = field(default_factory=list)
+    looked_up: list[tuple[Operator, Operator]] = field(default_factory=list)
+
+
+class _Search:
+    """Finds the weights, and why others stay."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph = Graph.of(model)
+        self.weights: list[_Weight] = []
+        self.skips: list[Skip] = []
+
+    def look(self) -> None:
+        """Looks through the whole model."""
+        for subgraph in self.model.subgraphs:
+            for tensor in subgraph.tensors:
+                if tensor.is_constant and tensor.dtype_name in (*_INTEGERS, "FLOAT16"):
+                    self._look_at(subgraph, tensor)
+        self._keep_together()
+
+    def _look_at(self, subgraph: SubGraph, tensor: Tensor) -> None:
+        if tensor.dtype_name != "FLOAT16" and (
+            tensor.quantization is None or not tensor.quantization.is_quantized
+        ):
+            return
+        if id(tensor) in self.graph.given and id(tensor) not in self.graph.exposed:
+            return  # The scales of another constant; they go with it.
+        reason = self._fixed(tensor)
+        floats = _floats(tensor) if reason is None else None
+        if floats is None:
+            self._skip(tensor, reason or ("form", "its quantization is of an unknown form"))
+            return
+        weight = _Weight(subgraph, tensor, floats)
+        for use in self.graph.uses_of(tensor):
+            reason = self._sort(weight, use)
+            if reason is not None:
+                self._skip(tensor, reason)
+                return
+        self.weights.append(weight)
+
+    def _fixed(self, tensor: Tensor) -> tuple[str, str] | None:
+        if tensor.external is not None:
+            return "external", "its bytes are in a file beside the model"
+        if tensor.is_sparse:
+            return "sparse", "its bytes are in a compressed sparse form"
+        need = dtypes.BY_VALUE[tensor.dtype].nbytes(tensor.elements)
+        if tensor.buffer.nbytes != need:
+            return "damaged", f"its buffer holds {tensor.buffer.nbytes} bytes, its shape takes {need}"
+        if id(tensor) in self.graph.exposed:
+            return "interface", "it is an input or output"
+        if not self.graph.uses_of(tensor):
+            return "unused", "no operator reads it"
+        return None
+
+    def _sort(self, weight: _Weight, use: Use) -> tuple[str, str] | None:
+        """Notes how a use changes, or returns why it cannot."""
+        operator, name = use.operator, use.operator.code.name
+        output = operator.outputs[0] if operator.outputs else None
+        if name == "DEQUANTIZE":
+            if output is None or output.dtype != dtypes.FLOAT32.value or id(output) in self.graph.exposed:
+                return "interface", "what DEQUANTIZE makes of it is an output"
+            weight.expanded.append(operator)
+            return None
+        row = kernels.hybrid_row(name)
+        if row is not None and use.position in row.inputs:
+            integer = _integer(operator, row)
+            if integer is not None:
+                return "integer", integer
+            weight.read.append(use)
+            return None
+        lookup = kernels.table_lookup(name)
+        if lookup is not None and lookup.input == use.position and output is not None:
+            readers = self.graph.uses_of(output)
+            makes = readers[0].operator if len(readers) == 1 else None
+            if makes is None or makes.code.name != "DEQUANTIZE" or id(output) in self.graph.exposed:
+                return "integer", f"{name} gives integers to others"
+            weight.looked_up.append((operator, makes))
+            return None
+        return "integer", f"{name} reads it as {weight.tensor.dtype_name}"
+
+    def _keep_together(self) -> None:
+        """Drops weights of operators that take all weights as integers or none, where another one stays."""
+        while True:
+            going = {id(weight.tensor) for weight in self.weights}
+            stuck = [weight for weight in self.weights if any(_mixes(use, going) for use in weight.read)]
+            if not stuck:
+                return
+            for weight in stuck:
+                self._skip(weight.tensor, ("together", "another weight of its operator stays as it is"))
+            self.weights = [weight for weight in self.weights if weight not in stuck]
+
+    def _skip(self, tensor: Tensor, reason: tuple[str, str]) -> None:
+        rule, text = reason
+        data = {"type": tensor.dtype_name, "shape": list(tensor.shape or ())}
+        self.skips.append(Skip(tensor.name or UNNAMED, text, rule, data))
+
+
+def _mixes(use: Use, going: set[int]) -> bool:
+    row = kernels.hybrid_row(use.operator.code.name)
+    if row is None or kernels.Need.ALL_OR_NOTHING not in row.needs:
+        return False
+    weights = [use.operator.inputs[at] for at in row.inputs if at < len(use.operator.inputs)]
+    return any(item is not None and item.is_constant and id(item) not in going for item in weights)
+
+
+def _integer(operator: Operator, row: kernels.HybridRow) -> str | None:
+    """Returns why an operator is no float operator, or None if it is one."""
+    need = kernels.Need.FLOAT_OUTPUT if row.activation is None else kernels.Need.FLOAT_INPUT_OUTPUT
+    unmet = needs.unmet(need, operator, row, lambda _: True)
+    return f"{operator.code.name} computes in integers" if unmet is not None else None
+
+
+def _floats(tensor: Tensor) -> Floats | None:
+    """Returns what a constant means, or None where its quantization is of another form."""
+    blob, shape = tensor.buffer.blob, tensor.shape or ()
+    assert blob is not None
+    if tensor.dtype == dtypes.FLOAT16.value:
+        return Halves(shape, blob)
+    details = tensor.quantization
+    assert details is not None
+    bits, signed = dtypes.BY_VALUE[tensor.dtype].bits, tensor.dtype_name != "UINT8"
+    if details.scales_tensor is not None:
+        table = details.scales_tensor.buffer.blob
+        record = details.rest.get("details")
+        block = record.get("block_size") if record is not None and "block_size" in record.spec.by_name else 0
+        unknown = details.zero_points_tensor is not None or details.scales_tensor.dtype_name != "FLOAT16"
+        if table is None or unknown or block < 1 or tensor.elements % block:
+            return None
+        scale = np.frombuffer(bytes(table.view()), "<f2").astype(np.float32)
+        channels = block_channels(shape, block)
+        zero = np.zeros(scale.size, np.int64)
+    else:
+        assert details.scale is not None
+        scale = np.frombuffer(bytes(details.scale.raw), "<f4")
+        zero = np.array(list(details.zero_point or [0]), np.int64)
+        zero = np.resize(zero, scale.size)
+        if not 0 <= details.dimension < max(1, len(shape)):
+            return None
+        channels = Channels.along(shape, details.dimension if scale.size > 1 else None)
+    if scale.size != channels.channels:
+        return None
+    return Integers(shape, blob, bits, signed, channels, scale, zero)
+
+
+class _Expansion:
+    """Carries it out."""
+
+    def __init__(self, model: Model, found: _Search) -> None:
+        self._model = model
+        self._found = found
+        self._editor = Editor(model)
+        self._buffers: dict[object, Buffer] = {}
+        # By the id of a tensor that is a constant now: its values.
+        self._known: dict[int, Floats] = {}
+        self._gone: set[int] = set()
+        self._loose: dict[int, Tensor] = {}
+
+    def apply(self) -> tuple[list[Edit], list[str]]:
+        """Changes the model; returns the edits and notes."""
+        edits = []
+        old = [weight.tensor.buffer for weight in self._found.weights]
+        for weight in self._found.weights:
+            before, kind = weight.tensor.buffer.nbytes, weight.tensor.dtype_name.lower()
+            after = 4 * weight.tensor.elements
+            name = weight.tensor.name or UNNAMED
+            edits.append(Edit(name, f"{kind} -> float32", before - after, {"readers": _readers(weight)}))
+            self._loosen(weight.tensor)
+            for operator in weight.expanded:
+                self._become(operator, weight.floats)
+            # Where there is the float tensor of a DEQUANTIZE, all read that: it has the weight's own name.
+            floats = weight.expanded[0].outputs[0] if weight.expanded else weight.tensor
+            assert floats is not None
+            for use in weight.read:
+                use.operator.inputs[use.position] = floats
+                self._read(use)
+            for operator, after_it in weight.looked_up:
+                operator.inputs[0] = floats
+                self._look_up(operator, after_it)
+            if floats is weight.tensor:
+                self._store(weight.tensor, weight.floats)
+        self._fold()
+        self._settle(old)
+        self._editor.finish()
+        return edits, self._editor.notes
+
+    def _become(self, operator: Operator, floats: Floats) -> None:
+        """Takes an operator away whose output is known."""
+        output = operator.outputs[0]
+        assert output is not None
+        self._known[id(output)] = floats
+        self._gone.add(id(operator))
+        self._loosen(output)
+        for tensor in operator.inputs:
+            if tensor is not None:
+                self._loosen(tensor)
+
+    def _loosen(self, tensor: Tensor) -> None:
+        self._loose[id(tensor)] = tensor
+        details = tensor.quantization
+        for item in (details.scales_tensor, details.zero_points_tensor) if details is not None else ():
+            if item is not None:
+                self._loose[id(item)] = item
+
+    def _read(self, use: Use) -> None:
+        """Makes the operator its float form."""
+        if use.operator.option("asymmetric_quantize_inputs"):
+            self._editor.set_option(use.operator, "asymmetric_quantize_inputs", False)
+        self._lower(use.operator)
+
+    def _look_up(self, operator: Operator, after_it: Operator) -> None:
+        found = operator.outputs[0]
+        assert found is not None
+        self._loosen(found)
+        operator.outputs[0] = after_it.outputs[0]
+        self._gone.add(id(after_it))
+        self._lower(operator)
+
+    def _lower(self, operator: Operator) -> None:
+        version = float_version(operator)
+        if version is not None and version < operator.code.version:
+            self._editor.stamp(operator, version, exact=True)
+
+    def _fold(self) -> None:
+        """Computes the products and the new shapes of constants that are known now."""
+        for _, operator in self._model.operators():
+            name, output = operator.code.name, operator.outputs[0] if operator.outputs else None
+            if output is None or name not in ("MUL", "RESHAPE") or id(output) in self._found.graph.exposed:
+                continue
+            known = [self._known.get(id(tensor)) for tensor in operator.inputs if tensor is not None]
+            made: Floats | None = None
+            if name == "RESHAPE" and known and known[0] is not None and not output.signature:
+                fits = output.shape is not None and output.elements == int(np.prod(known[0].shape))
+                made = Reshaped(known[0], output.shape or ()) if fits else None
+            elif name == "MUL" and len(known) == 2 and not operator.option("fused_activation_function"):
+                one, two = known
+                made = Product.of(one, two) if one is not None and two is not None else None
+                if made is not None and made.shape != output.shape:
+                    made = None
+            if made is not None:
+                self._become(operator, made)
+
+    def _store(self, tensor: Tensor, floats: Floats) -> None:
+        buffer = self._buffers.get(floats.key)
+        if buffer is None:
+            buffer = self._buffers[floats.key] = self._editor.add_buffer(None)
+            buffer.blob = float_blob(floats)
+        self._editor.store(tensor, "FLOAT32", buffer, None)
+
+    def _settle(self, old: list[Buffer]) -> None:
+        """Removes operators and tensors that are not needed, and gives the others their bytes.
+
+        Args:
+            old: Buffers that may be empty then.
+        """
+        for subgraph in self._model.subgraphs:
+            operators = [item for item in subgraph.operators if id(item) not in self._gone]
+            if len(operators) != len(subgraph.operators):
+                subgraph.operators = operators
+            used = {id(tensor) for item in operators for tensor in (*item.inputs, *item.outputs)}
+            used |= self._found.graph.exposed
+            named = [tensor.quantization for tensor in subgraph.tensors if id(tensor) in used]
+            used |= {id(item.scales_tensor) for item in named if item is not None}
+            used |= {id(item.zero_points_tensor) for item in named if item is not None}
+            for tensor in subgraph.tensors:
+                if id(tensor) in self._known and id(tensor) in used:
+                    self._store(tensor, self._known[id(tensor)])
+                elif id(tensor) in self._loose and id(tensor) not in used:
+                    old.append(tensor.buffer)
+            subgraph.tensors = [
+                tensor for tensor in subgraph.tensors if id(tensor) in used or id(tensor) not in self._loose
+            ]
+        for buffer in old:
+            self._editor.release(buffer)
+        if self._gone:
+            self._editor.removed()
+
+
+def _readers(weight: _Weight) -> list[str]:
+    names = [use.operator.code.name for use in weight.read]
+    names += [operator.code.name for operator in weight.expanded]
+    names += [operator.code.name for operator, _ in weight.looked_up]
+    return list(dict.fromkeys(names))

@@ -1,0 +1,238 @@
+"""repair: what keeps a file from being read right is put right; what it computes is not touched.
+
+One fix for each fault (:data:`FIXES`), each under the name that ``doctor`` reports it by. A fix applies only
+where every runtime that reads the file correctly computes the same before and after; where it cannot be known
+what was meant, the place is left as it is and reported. Outputs are equal to the bit, with one exception: a
+hybrid DEPTHWISE_CONV_2D whose scales the kernel reads past computes nothing that could be compared, so its
+outputs are compared with those of the same model with these weights in float32 (:meth:`Repair.expected`).
+A second run finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tfl_rewrite import kernels
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes import repair_scales
+from tfl_rewrite.passes.base import Edit, Heals, PassResult, Skip
+from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.passes.weight_reads import lacks_bias, operators_of, weight_reads
+
+Done = list[Edit | Skip]
+
+BLOB_ALIGN = 16
+"""``force_align`` of ``Buffer.data`` in the schema."""
+
+_INLINE_LIMIT = (1 << 31) - (64 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """One fix.
+
+    Attributes:
+        name: Of the finding that it puts right.
+        summary: What it does.
+        asked: Whether it is applied only when it is named.
+        apply: Applies it to a model.
+    """
+
+    name: str
+    summary: str
+    asked: bool
+    apply: Callable[[Model, Editor], Done]
+
+
+def stamp_versions(model: Model, editor: Editor) -> Done:
+    """Raises operator versions to what the weights need, so that older runtimes refuse the file."""
+    done: Done = []
+    for read in weight_reads(model):
+        needed, found = read.needed_version(), read.operator.code.version
+        if needed <= found:
+            continue
+        editor.stamp(read.operator, needed)
+        text = kernels.version_text(read.name, needed)
+        done.append(Edit(f"{read.place} {read.name}", f"version {found} -> {needed} (first in {text})"))
+    return done
+
+
+def add_biases(model: Model, editor: Editor) -> Done:
+    """Gives convolutions the bias of zeros that their kernels demand."""
+    done: Done = []
+    for subgraph, operator, place in operators_of(model):
+        if not lacks_bias(operator):
+            continue
+        output = operator.outputs[0]
+        shape = output.shape if output is not None else None
+        where = f"{place} {operator.code.name}"
+        if not shape or shape[-1] < 1 or len(operator.inputs) < 2 or operator.inputs[1] is None:
+            done.append(Skip(where, "how many channels it gives out is not recorded", "unknown-channels"))
+            continue
+        editor.ensure_bias(subgraph, operator, shape[-1])
+        editor.stamp(operator, operator.code.version)
+        done.append(Edit(where, f"a bias of {shape[-1]} zeros"))
+    return done
+
+
+def raise_min_runtime(model: Model, editor: Editor) -> Done:
+    """Makes ``min_runtime_version`` say what the operators need."""
+    entry = model.metadata_named("min_runtime_version")
+    if entry is None or entry.buffer.blob is None:
+        return []
+    pairs = {(op.code.name, op.code.version) for _, op in model.operators() if op.code.custom is None}
+    said, needed = said_runtime(model), kernels.min_runtime_text(pairs)
+    if said is None or not needed or version_key(needed) <= version_key(said):
+        return []
+    data = needed.encode("ascii").ljust(max(16, entry.buffer.nbytes, len(needed) + 1), b"\0")
+    holders = [item.buffer for item in model.metadata] + list(model.metadata_buffers)
+    holders += [tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    if sum(buffer is entry.buffer for buffer in holders) > 1:
+        entry.buffer = editor.add_buffer(data)
+    else:
+        entry.buffer.blob = OwnedBlob(data)
+    return [Edit("metadata min_runtime_version", f"{said or 'nothing'} -> {needed}")]
+
+
+def take_in_buffers(model: Model, _editor: Editor) -> Done:
+    """Finds buffers outside the FlatBuffer; laying the file out anew takes them in."""
+    outside = [buffer for buffer in model.buffers if buffer.outside and buffer.nbytes]
+    if not outside:
+        return []
+    if sum(buffer.nbytes for buffer in model.buffers) > _INLINE_LIMIT:
+        return [Skip("buffers", "the constants take over 2 GiB, which a FlatBuffer cannot hold", "too-large")]
+    nbytes = sum(buffer.nbytes for buffer in outside)
+    return [Edit("buffers", f"{len(outside)} buffers ({nbytes} bytes) taken into the FlatBuffer")]
+
+
+def align_blobs(model: Model, _editor: Editor) -> Done:
+    """Finds constants that lie askew; laying the file out anew aligns them."""
+    askew = unaligned(model)
+    return [Edit("buffers", f"{askew} constants start on a multiple of {BLOB_ALIGN} now")] if askew else []
+
+
+FIXES: tuple[Fix, ...] = (
+    Fix(
+        "quantized-dimension",
+        "points quantized_dimension at the one axis that has as many elements as there are scales",
+        False,
+        repair_scales.point_dimensions,
+    ),
+    Fix(
+        "zero-points",
+        "repeats a zero point that is the same for all channels, so that there are as many as scales",
+        False,
+        repair_scales.count_zero_points,
+    ),
+    Fix(
+        "zero-scale",
+        "gives channels and blocks of scale 0 scale 1 and zeros, which are the same values",
+        False,
+        repair_scales.replace_zero_scales,
+    ),
+    Fix(
+        "depthwise-scales",
+        "spreads the scale of a hybrid depthwise weight over its channels, on axis 3",
+        False,
+        repair_scales.spread_depthwise,
+    ),
+    Fix("missing-bias", "adds the bias of zeros that a convolution's kernel demands", False, add_biases),
+    Fix("hybrid-version", "stamps the operator version that the weights need", False, stamp_versions),
+    Fix("min-runtime", "makes min_runtime_version say what the operators need", False, raise_min_runtime),
+    Fix("offset-buffers", "takes buffers outside the FlatBuffer into it", False, take_in_buffers),
+    Fix("unaligned", "starts every constant on a multiple of 16", True, align_blobs),
+)
+"""In the order in which they are applied: versions are stamped once operators and scales are settled."""
+
+NAMES = tuple(fix.name for fix in FIXES)
+_BY_LAYOUT = ("offset-buffers", "unaligned")
+
+
+class Repair(Heals):
+    """The pass; see the module.
+
+    Args:
+        only: Names of fixes; none for all but those that must be asked for.
+
+    Raises:
+        UsageError: There is no such fix.
+    """
+
+    name: ClassVar[str] = "repair"
+    lossy: ClassVar[bool] = False
+    grows: ClassVar[bool] = True
+
+    def __init__(self, only: Iterable[str] = ()) -> None:
+        self.only = tuple(only)
+        for name in self.only:
+            if name not in NAMES:
+                raise UsageError(f"repair {name!r} is unknown", remedy=f"use {', '.join(NAMES)}")
+        self._undefined = False
+
+    @property
+    def chosen(self) -> tuple[Fix, ...]:
+        """The fixes to apply, in order."""
+        if not self.only:
+            return tuple(fix for fix in FIXES if not fix.asked)
+        return tuple(fix for fix in FIXES if fix.name in self.only)
+
+    def run(self, model: Model) -> PassResult:
+        """Puts right what can be."""
+        editor = Editor(model)
+        edits: list[Edit] = []
+        skips: list[Skip] = []
+        packing = None
+        for fix in self.chosen:
+            if fix.name == "min-runtime":
+                # What the other fixes stamped counts too.
+                editor.finish()
+            for item in fix.apply(model, editor):
+                if isinstance(item, Skip):
+                    skips.append(item)
+                    continue
+                edits.append(Edit(item.where, f"{fix.name}: {item.what}"))
+                self._undefined = self._undefined or fix.name == "depthwise-scales"
+                if fix.name in _BY_LAYOUT:
+                    packing = Packing(defaults=True)
+        editor.finish()
+        notes = tuple(editor.notes) if edits else ("nothing to repair",)
+        return PassResult(self.name, tuple(edits), tuple(skips), notes, packing)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the last run settled what the original leaves undefined."""
+        return self._undefined
+
+    def expected(self, model: Model) -> bool:
+        """Turns weights whose reading is undefined into floats; what else is wrong is put right."""
+        if not repair_scales.expand_depthwise(model):
+            return False
+        Repair(tuple(fix.name for fix in self.chosen)).run(model)
+        return True
+
+
+def unaligned(model: Model) -> int:
+    """Counts constants inside the FlatBuffer that do not start on a multiple of 16."""
+    return sum(
+        isinstance(buffer.blob, MappedBlob) and not buffer.outside and buffer.blob.offset % BLOB_ALIGN != 0
+        for buffer in model.buffers
+        if buffer.nbytes
+    )
+
+
+def said_runtime(model: Model) -> str | None:
+    """Returns what the ``min_runtime_version`` metadata says, or None where there is none."""
+    entry = model.metadata_named("min_runtime_version")
+    if entry is None or entry.buffer.blob is None:
+        return None
+    return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("ascii", "replace")
+
+
+def version_key(text: str) -> tuple[int, ...]:
+    """Returns a version for comparison; what is no number counts as 0."""
+    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")) if text else ()

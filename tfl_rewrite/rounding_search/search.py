@@ -1,0 +1,278 @@
+"""Finds the coarsest rounding that keeps the outputs at a given signal-to-noise ratio.
+
+The noise that rounding one constant puts on an output grows with the square of its step, and the noises of
+several constants add up, as long as they are small. So each constant is rounded alone once and the file is
+run: that gives what a unit of its noise costs. Then each gets the grid that minimizes deflated bytes plus a
+price times its cost (reverse water-filling, with measured sizes in place of the logarithm), and the price is
+settled by running files with everything rounded. How many files are run depends on the model alone, not on
+the clock, so the same input gives the same result.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tfl_rewrite.passes.round_weights import Rounding, RoundWeights
+from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
+from tfl_rewrite.quant import rounding
+from tfl_rewrite.quant.rounding import KINDS
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.storage import load
+from tfl_rewrite.verification import Tolerance, Verdict
+from tfl_rewrite.verification.cleanup import Scratch
+
+from .options import Group, choice_at, forms_of, grouped, options_around
+from .trial import Trial, noise_of, open_outputs, worst_ratio
+
+PROBES = 160
+"""Constants that are measured alone; the smallest of a model with more are measured together."""
+
+# Constants with so much of all elements are measured twice.
+_LARGE = 1 / 256
+_ROUNDS = 14
+_ANYTHING = Tolerance(min_snr=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        settings: The pass that was found.
+        snr: Lowest ratio over the outputs that was measured with it, in dB; None where none has one.
+        files: How many files were run.
+    """
+
+    settings: RoundWeights
+    snr: float | None
+    files: int
+
+
+def search_rounding(
+    source: str | os.PathLike[str],
+    settings: RoundWeights,
+    verification: Verification,
+    *,
+    min_snr: float,
+    max_abs_error: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Found:
+    """Searches; see the module.
+
+    Args:
+        source: The file.
+        settings: Granularity and which constants; its steps are not used.
+        verification: What to measure with; its tolerance is not used.
+        min_snr: What every output must keep, in dB.
+        max_abs_error: What no element of an output may be off by more than.
+        progress: Called with what is going on, and how many of how many runs are done.
+
+    Raises:
+        UnsupportedError: The original cannot be run, so nothing can be measured.
+    """
+    with RoundingSearch(source, settings, verification, aim=min_snr, progress=progress) as search:
+        return search.find(min_snr, max_abs_error=max_abs_error)
+
+
+class RoundingSearch:
+    """Measures a file once and finds the rounding for any number of targets.
+
+    Args:
+        source: The file.
+        settings: Granularity and which constants; its steps are not used.
+        verification: What to measure with; its tolerance is not used.
+        aim: Where about the targets are, in dB: constants are measured near it.
+        progress: Called with what is going on, and how many of how many runs are done.
+
+    Raises:
+        UnsupportedError: The original cannot be run, so nothing can be measured.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        settings: RoundWeights,
+        verification: Verification,
+        *,
+        aim: float,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._aim = min(max(aim, 0.0), 120.0)
+        self._progress = progress or (lambda _what, _done, _total: None)
+        items, _ = find_constants(load(source), int8=settings.int8, min_elements=settings.min_elements)
+        self._items = {item.position: item for item in _not_rounded(items)}
+        self._elements = sum(item.elements for item in self._items.values())
+        self._groups = grouped(list(self._items.values()), PROBES)
+        self._folder = Scratch()
+        folder = self._folder.path
+        self._trial = self._probes = Trial.of(source, "trial", folder, verification)
+        opened = folder / "opened.tflite"
+        if open_outputs(source, opened):
+            self._probes = Trial.of(opened, "probe", folder, verification)
+
+    def __enter__(self) -> RoundingSearch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._trial.close()
+        self._probes.close()
+        self._folder.close()
+
+    @property
+    def files(self) -> int:
+        """How many files were run."""
+        return self._trial.files + (self._probes.files if self._probes is not self._trial else 0)
+
+    def measure(self) -> None:
+        """Measures what the noise of each constant costs, unless that is done."""
+        for number, group in enumerate(self._groups):
+            self._progress("measuring constants", number, len(self._groups))
+            if not group.options:
+                self._probe(group)
+
+    def propose(self, aim: float) -> tuple[RoundWeights, float]:
+        """Returns the cheapest rounding that is expected to keep a ratio, without trying it.
+
+        Args:
+            aim: In dB.
+
+        Returns:
+            The pass, and about how many deflated bytes the constants would take.
+        """
+        if not self._items:
+            return replace(self._settings, choices={}), 0.0
+        self.measure()
+        choices, nbytes = self._solve(aim)
+        return replace(self._settings, choices=choices), nbytes
+
+    def find(self, min_snr: float, *, max_abs_error: float | None = None) -> Found:
+        """Returns the coarsest rounding that was found to keep every output at a ratio.
+
+        Args:
+            min_snr: In dB.
+            max_abs_error: What no element of an output may be off by more than.
+        """
+        if not self._items:
+            return Found(replace(self._settings, choices={}), None, self.files)
+        self.measure()
+        tolerance = Tolerance(min_snr=min_snr, max_abs_error=max_abs_error)
+        best: tuple[float, dict[int, Choice], float | None] | None = None
+        low, high = None, None
+        aim = min_snr
+        seen: set[tuple[tuple[int, Choice], ...]] = set()
+        for number in range(_ROUNDS):
+            self._progress("settling the steps", number, _ROUNDS)
+            choices, size = self._solve(aim)
+            key = tuple(sorted(choices.items(), key=lambda pair: pair[0]))
+            if key in seen:
+                aim -= 0.25
+                continue
+            seen.add(key)
+            verdict = self._judge(choices, tolerance, self._trial)
+            worst = worst_ratio(verdict)
+            if verdict.passed:
+                if best is None or size < best[0]:
+                    best = size, choices, verdict.worst_snr()
+                high = aim if high is None else min(high, aim)
+            else:
+                low = aim if low is None else max(low, aim)
+            if low is not None and high is not None:
+                if high - low < 0.1:
+                    # Rounding is a draw: a coarser grid may do as well by chance.
+                    low, high = low - 0.4, low
+                    aim = low
+                    continue
+                guess = aim + min_snr - worst + 0.02
+                inside = low + 0.1 * (high - low) < guess < high - 0.1 * (high - low)
+                aim = guess if inside else (low + high) / 2
+            elif low is None:
+                aim -= min(20.0, max(0.5, worst - min_snr))
+            else:
+                aim += min(20.0, max(0.5, min_snr - worst + 0.1))
+        if best is None:
+            choices = {position: Choice(self._finest(position)) for position in self._items}
+            best = 0, choices, self._judge(choices, tolerance, self._trial).worst_snr()
+        return Found(replace(self._settings, choices=best[1]), best[2], self.files)
+
+    def _judge(self, choices: Mapping[int, Choice], tolerance: Tolerance, trial: Trial) -> Verdict:
+        return trial.judge({key: (self._items[key], made) for key, made in choices.items()}, tolerance)
+
+    def _probe(self, group: Group) -> None:
+        """Measures what the noise of a group costs, near the noise that it is going to have."""
+        for form in forms_of(group, self._settings.granularity):
+            ratio = self._aim + 8.0
+            for _ in range(4):
+                choices = {item.position: choice_at(item, ratio, form) for item in group.items}
+                noise = noise_of(self._judge(choices, _ANYTHING, self._probes))
+                largest = float(noise.max(initial=0.0)) * 10.0 ** (self._aim / 10.0)
+                if largest > 1.0:
+                    ratio += min(40.0, 10.0 * math.log10(largest) + 6.0)
+                elif largest < 1e-4 and ratio > -10.0:
+                    ratio -= min(25.0, -10.0 * math.log10(max(largest, 1e-12)) - 20.0)
+                else:
+                    break
+            made = _noise_of_values(group, choices)
+            cost = noise / max(made, 1e-300)
+            center = {item.position: choices[item.position].step for item in group.items}
+            if sum(item.elements for item in group.items) >= self._elements * _LARGE:
+                # One grid may hit by chance what matters most; a second one tells.
+                choices = {
+                    key: replace(choice, step=max(choice.step / 2, self._finest(key)))
+                    for key, choice in choices.items()
+                }
+                noise = noise_of(self._judge(choices, _ANYTHING, self._probes))
+                cost = (cost + noise / max(_noise_of_values(group, choices), 1e-300)) / 2
+            group.add(options_around(group, center, form), cost)
+
+    def _finest(self, position: int) -> float:
+        item = self._items[position]
+        return rounding.finest(item.profile(), item.kind)
+
+    def _solve(self, aim: float) -> tuple[dict[int, Choice], float]:
+        """Returns the cheapest grids whose expected ratio is ``aim`` dB, and their expected size."""
+        allowed = 10.0 ** (-aim / 10.0)
+        outputs = self._groups[0].noise.shape[1]
+        weight = np.ones(outputs)
+        picked: list[int] = []
+        for _ in range(8 if outputs > 1 else 1):
+            low, high = -40.0, 100.0
+            for _ in range(30):
+                middle = (low + high) / 2
+                picked = [group.cheapest(weight * math.exp(middle)) for group in self._groups]
+                if self._expected(picked).max(initial=0.0) > allowed:
+                    low = middle
+                else:
+                    high = middle
+            picked = [group.cheapest(weight * math.exp(high)) for group in self._groups]
+            total = self._expected(picked)
+            if total.max(initial=0.0) <= 0:
+                break
+            # What the worst output suffers counts more next time.
+            weight *= np.maximum(total / total.max(), 1e-3) ** 0.5
+        chosen = [group.options[place] for group, place in zip(self._groups, picked, strict=True)]
+        choices = {key: made for option in chosen for key, made in option.choices.items()}
+        return choices, sum(option.nbytes for option in chosen)
+
+    def _expected(self, picked: Sequence[int]) -> rounding.Float64:
+        rows = [group.noise[place] for group, place in zip(self._groups, picked, strict=True)]
+        return np.asarray(np.sum(rows, axis=0))
+
+
+def _noise_of_values(group: Group, choices: Mapping[int, Choice]) -> float:
+    return sum(Rounding.of(item, choices[item.position]).error().noise for item in group.items)
+
+
+def _not_rounded(items: Sequence[Constant]) -> list[Constant]:
+    """Returns what is to be rounded: nothing, where this was done before."""
+    sound = [item for item in items if item.profile().finite]
+    floats = [item for item in sound if item.kind is not KINDS["INT8"]]
+    integers = [item for item in sound if item.kind is KINDS["INT8"]]
+    rest = [item for item in floats if not item.is_rounded]
+    done = not rest if floats else any(item.is_rounded for item in integers)
+    return [] if done else [*rest, *integers]

@@ -1,0 +1,137 @@
+"""Runs a file with some of its constants rounded, and reads the noise off the verdicts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.model.blob import MappedBlob
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Tensor
+from tfl_rewrite.passes.round_weights import Rounding
+from tfl_rewrite.passes.rounded_constants import Choice, Constant
+from tfl_rewrite.quant.rounding import Float64
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.storage import load, save
+from tfl_rewrite.verification import Judge, Tolerance, Verdict
+
+_SQUASHING = ("SOFTMAX", "LOGISTIC", "TANH")
+# What may follow one without changing its numbers.
+_RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+
+
+class Trial:
+    """A copy of a file in which constants are replaced in place, and its judge.
+
+    Args:
+        path: The copy.
+        judge: Of files rewritten from the original.
+        offsets: Where the constants lie, by position of their buffers.
+    """
+
+    def __init__(self, path: Path, judge: Judge, offsets: Mapping[int, int]) -> None:
+        self._path = path
+        self._judge = judge
+        self._offsets = offsets
+        self._dirty: dict[int, tuple[Constant, Choice]] = {}
+        self.files = 0
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str], name: str, folder: Path, verification: Verification) -> Trial:
+        """Copies a file."""
+        path = folder / f"{name}.tflite"
+        shutil.copyfile(source, path)
+        path.chmod(0o600)
+        offsets = {
+            position: buffer.blob.offset
+            for position, buffer in enumerate(load(source).buffers)
+            if isinstance(buffer.blob, MappedBlob)
+        }
+        return cls(path, verification.judge(source, exact=False), offsets)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._judge.close()
+
+    def judge(self, chosen: Mapping[int, tuple[Constant, Choice]], tolerance: Tolerance) -> Verdict:
+        """Judges the file with these constants rounded and all others as they were.
+
+        Raises:
+            UnsupportedError: Nothing can be run.
+        """
+        with open(self._path, "r+b") as file:
+            for position, (item, _) in self._dirty.items():
+                if position not in chosen:
+                    self._write(file.fileno(), item, item.blob.view())
+            for position, made in chosen.items():
+                if self._dirty.get(position) != made:
+                    self._write(file.fileno(), made[0], Rounding.of(*made).data())
+        self._dirty = dict(chosen)
+        self.files += 1
+        verdict = self._judge.compare(self._path, tolerance=tolerance)
+        if verdict.status == "unverified":
+            raise UnsupportedError(
+                f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
+                remedy="use --steps instead of --min-snr",
+            )
+        return verdict
+
+    def _write(self, descriptor: int, item: Constant, data: bytes | bytearray | memoryview) -> None:
+        os.pwrite(descriptor, data, self._offsets[item.position])
+
+
+def open_outputs(source: str | os.PathLike[str], target: Path) -> bool:
+    """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH; False if it has none.
+
+    Behind those, an output that is sure of itself hides nearly all noise, on the inputs at hand; on others
+    it would not. What a constant costs is therefore measured before them.
+    """
+    model = load(source)
+    graph = Graph.of(model)
+    swaps: dict[int, Tensor] = {}
+    for subgraph in [model.subgraphs[0], *(item.subgraph for item in model.signatures)]:
+        for tensor in subgraph.outputs:
+            maker = graph.maker_of(tensor)
+            while maker is not None and maker.code.name in _RESHAPING and maker.inputs[0] is not None:
+                maker = graph.maker_of(maker.inputs[0])
+            inside = maker.inputs[0] if maker is not None and maker.inputs else None
+            if maker is None or maker.code.name not in _SQUASHING or inside is None:
+                continue
+            if graph.maker_of(inside) is not None and id(inside) not in graph.exposed:
+                swaps[id(tensor)] = inside
+    if not swaps:
+        return False
+    for subgraph in model.subgraphs:
+        subgraph.outputs = [swaps.get(id(tensor), tensor) for tensor in subgraph.outputs]
+    for signature in model.signatures:
+        signature.outputs = [(rest, swaps.get(id(tensor), tensor)) for rest, tensor in signature.outputs]
+    save(model, target)
+    return True
+
+
+def _judged(verdict: Verdict) -> list[float | None]:
+    """Returns the ratio of each output, None where it is not what the output is judged by."""
+    return [
+        None if output.passed and output.rule == "near zero" else output.snr_db for output in verdict.outputs
+    ]
+
+
+def worst_ratio(verdict: Verdict) -> float:
+    """Returns the lowest ratio, between -100 and 200 dB."""
+    ratios = [ratio for ratio in _judged(verdict) if ratio is not None]
+    return max(-100.0, min([200.0, *ratios]))
+
+
+def noise_of(verdict: Verdict) -> Float64:
+    """Returns the noise of each output relative to its signal."""
+    return np.array(
+        [
+            0.0 if ratio is None else 10.0 ** (-max(-100.0, min(ratio, 200.0)) / 10.0)
+            for ratio in _judged(verdict)
+        ]
+    )

@@ -1,0 +1,89 @@
+"""What long work is allowed and whom it tells: a number of threads, and a hook for progress.
+
+Whoever starts the work says so once, around it; passes and layers below ask for :func:`current`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, and how many of how many bytes are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The conditions of some work.
+
+    Attributes:
+        wanted_threads: 0 for one per processor.
+        progress: None where nobody wants to know.
+    """
+
+    wanted_threads: int = 0
+    progress: Progress | None = None
+
+    @property
+    def threads(self) -> int:
+        """How many threads may run at once; at least 1."""
+        return self.wanted_threads or os.cpu_count() or 1
+
+    def stage(self, what: str, total: int) -> Stage:
+        """Begins a part of the work.
+
+        Args:
+            what: Its name, for people.
+            total: Bytes to go through.
+        """
+        return Stage(what, total, self.progress)
+
+
+class Stage:
+    """Counts the bytes of one part of the work, from any thread.
+
+    Args:
+        what: Its name, for people.
+        total: Bytes to go through.
+        progress: Called after each step, by one thread at a time.
+    """
+
+    __slots__ = ("_done", "_lock", "_progress", "total", "what")
+
+    def __init__(self, what: str, total: int, progress: Progress | None) -> None:
+        self.what = what
+        self.total = total
+        self._progress = progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def tick(self, nbytes: int) -> None:
+        """Counts bytes that are done."""
+        if self._progress is None:
+            return
+        with self._lock:
+            self._done += nbytes
+            self._progress(self.what, self._done, self.total)
+
+
+_CURRENT: ContextVar[Work] = ContextVar("work", default=Work())  # noqa: B039 - it cannot be changed
+
+
+def current() -> Work:
+    """Returns the conditions of the work that is going on; to be asked before threads are started."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def working(*, threads: int = 0, progress: Progress | None = None) -> Iterator[Work]:
+    """Sets the conditions for what is done inside of it."""
+    made = Work(threads, progress)
+    token = _CURRENT.set(made)
+    try:
+        yield made
+    finally:
+        _CURRENT.reset(token)
