@@ -148,7 +148,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
         found = search_rounding(
             arguments.source,
             made,
-            verification_of(arguments),
+            _verification(arguments),
             min_snr=arguments.min_snr,
             max_abs_error=arguments.max_abs_error,
             progress=_Counter(arguments),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.verification.inputs import expand_paths, read_npz
+from tfl_rewrite.verification.media import Media
 from tfl_rewrite.verification.samples import Array
 
 LEAST_SAMPLES = 4
@@ -74,11 +75,8 @@ def split(
         UsageError: A file cannot be read.
     """
     given = tuple(inputs)
-    if any(Path(item).is_dir() and not any(Path(item).glob("*.npz")) for item in given):
-        # Pictures or sound: whoever reads them says what is wrong with them.
-        return _undivided(given, holdout, "their files are not divided")
-    files = expand_paths(inputs)
-    parts: list[list[Path]] = [[], [], []]
+    files = [file for found in expand_paths(inputs) for file in _each(found)]
+    parts: list[list[Path | Media]] = [[], [], []]
     least = _LEAST_HALVED if holdout else LEAST_SAMPLES
     if len(files) >= least:
         for part, picked in zip(parts, _shares(len(files), in_order, bool(holdout)), strict=True):
@@ -87,6 +85,8 @@ def split(
     else:
         counts, what = [0, 0, 0], "samples"
         for number, path in enumerate(files):
+            if isinstance(path, Media):
+                return _undivided(given, holdout, f"{len(files)} files are too few to divide")
             arrays = read_npz(path)
             total = _samples(arrays, whole)
             if total < least:
@@ -102,6 +102,13 @@ def split(
     text = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other; {kept} held out"
     first, second, rest = (tuple(part) for part in parts)
     return Split((first, second), (*first, *second), tuple(holdout) or rest, text, True)
+
+
+def _each(found: Path | Media) -> list[Path | Media]:
+    """Returns the pictures or sound files of a folder; another file as it is."""
+    if not isinstance(found, Media) or not found.path.is_dir():
+        return [found]
+    return [replace(found, path=path) for path in found.files()]
 
 
 def _undivided(given: Paths, holdout: Sequence[str | os.PathLike[str]], why: str) -> Split:
