@@ -50,6 +50,13 @@ def test_several_files_with_few_samples_each(tmp_path: Path) -> None:
     assert {value >= 100 for value in rest} == {True, False}
 
 
+def test_one_part_where_nothing_is_rounded_for_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "all.npz", 8)
+    parted = split([path], [], tmp_path, in_order=False, halves=False)
+    assert not parted.crossed and parted.held_out and len(parted.folds) == 1
+    assert sorted(held(parted.folds[0]) + held(parted.judge)) == list(range(8))
+
+
 def test_many_files_are_dealt_whole(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):

@@ -61,6 +61,7 @@ def split(
     *,
     in_order: bool,
     whole: frozenset[int] = frozenset(),
+    halves: bool = True,
 ) -> Split:
     """Divides the user's inputs.
 
@@ -70,6 +71,7 @@ def split(
         folder: For the parts of files.
         in_order: Whether samples follow each other in time, and so do the parts then.
         whole: First dimensions of the model's inputs that are no count of samples.
+        halves: Whether weights are rounded for inputs; otherwise one part does to search with.
 
     Raises:
         UsageError: A file cannot be read.
@@ -101,6 +103,9 @@ def split(
     kept = "the files of --holdout" if holdout else str(counts[2])
     text = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other; {kept} held out"
     first, second, rest = (tuple(part) for part in parts)
+    if not halves:
+        text = f"{counts[0] + counts[1]} {what}; {kept} held out"
+        return Split(((*first, *second),), (*first, *second), tuple(holdout) or rest, text, True)
     return Split((first, second), (*first, *second), tuple(holdout) or rest, text, True)
 
 
