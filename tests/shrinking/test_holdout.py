@@ -50,6 +50,13 @@ def test_several_files_with_few_samples_each(tmp_path: Path) -> None:
     assert {value >= 100 for value in rest} == {True, False}
 
 
+def test_one_part_where_nothing_is_rounded_for_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "all.npz", 8)
+    parted = split([path], [], tmp_path, in_order=False, halves=False)
+    assert not parted.crossed and parted.held_out and len(parted.folds) == 1
+    assert sorted(held(parted.folds[0]) + held(parted.judge)) == list(range(8))
+
+
 def test_many_files_are_dealt_whole(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):
@@ -79,3 +86,13 @@ def test_a_batch_is_no_row_of_samples(tmp_path: Path) -> None:
     path = write(tmp_path / "all.npz", 8)
     assert not split([path], [], tmp_path, in_order=False, whole=frozenset({8})).crossed
     assert split([path], [], tmp_path, in_order=False, whole=frozenset({3})).crossed
+
+
+def test_pictures_are_dealt_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        (tmp_path / "in" / f"{number}.png").write_bytes(b"")
+    parted = split([tmp_path / "in"], [], tmp_path, in_order=False)
+    assert parted.crossed
+    names = [Path(path).name for part in (*parted.folds, parted.judge) for path in part]
+    assert sorted(names) == [f"{number}.png" for number in range(8)] and len(parted.judge) == 2

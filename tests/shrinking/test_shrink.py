@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_what_was_found_keeps_what_was_asked_for(
     report, target = found
     assert report.promised is not None and report.proven is not None and report.promised_snr is not None
     assert report.promised_snr >= 80.0 and report.proven.sample_count == 2
-    assert target.stat().st_size == report.promised.nbytes < 0.3 * report.nbytes_before
+    assert target.stat().st_size == report.promised.nbytes < 0.35 * report.nbytes_before
     # Mixed: some constants take less than others.
     assert len({encoding.text for encoding in report.promised.choice.values()}) > 1
     # Inputs that nobody had: a promise from six samples is worth some dB.
@@ -108,16 +109,18 @@ def test_the_recipe_gives_the_same_encodings(
     made = tfl_rewrite.quantize_weights_pass(map=str(tmp_path / "map.toml"), min_elements=64)
     model = tfl_rewrite.load(digits[0])
     result = made.run(model)
-    again = {change.where: change.encoding for change in result.changes if isinstance(change, WeightChange)}
-    wanted = {
-        unit.name: report.promised.choice[unit.position].text
-        for unit in report.units
-        if unit.position in report.promised.choice
+    assert report.report is not None
+    wanted = encodings_of([change for each in report.report.results for change in each.changes])
+    assert encodings_of(result.changes) == wanted and len(wanted) > 2
+    assert len(set(wanted.values())) > 1
+
+
+def encodings_of(changes: Iterable[object]) -> dict[str, tuple[object, ...]]:
+    return {
+        change.where: (change.stored, change.block, change.channels, change.readings)
+        for change in changes
+        if isinstance(change, WeightChange)
     }
-    assert again.keys() == wanted.keys() and len(wanted) > 2
-    for name, text in wanted.items():
-        assert again[name].split(":")[0] == text.split(":")[0], name
-        assert again[name].endswith("dequantize") == text.endswith("dequantize"), name
 
 
 def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:

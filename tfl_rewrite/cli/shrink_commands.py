@@ -118,7 +118,8 @@ _SHOWING = (
 _VERIFYING = tuple(
     row
     for row in VERIFYING
-    if not {"--min-snr", "--max-abs-error", "--verify", "--blame-seconds"} & set(row.names)
+    if not {"--min-snr", "--max-abs-error", "--verify"} & set(row.names)
+    and not any(name.startswith("--blame") for name in row.names)
 )
 
 SHRINKING = (
@@ -143,7 +144,7 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _check_report, _Counter, _judges, _print, _write_json
+    from tfl_rewrite.cli.commands import _check_report, _Counter, _inputs, _judges, _print, _write_json
     from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed
@@ -170,7 +171,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             exclude=arguments.exclude,
             min_runtime=arguments.min_runtime,
             verification=Verification(
-                inputs=tuple(arguments.inputs),
+                inputs=_inputs(arguments, arguments.source),
                 samples=arguments.samples,
                 seed=arguments.seed,
                 **_judges(arguments),

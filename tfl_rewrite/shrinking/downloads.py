@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tfl_rewrite import api
 from tfl_rewrite.passes.base import run_passes
-from tfl_rewrite.rounding_search import search_rounding
+from tfl_rewrite.rounding_search.search import search_rounding
 from tfl_rewrite.shrinking.goals import Objective
 from tfl_rewrite.shrinking.sensitivity import Progress
 from tfl_rewrite.shrinking.session import Session, Wanted

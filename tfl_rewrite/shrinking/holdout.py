@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.verification.inputs import expand_paths, read_npz
+from tfl_rewrite.verification.media import Media
 from tfl_rewrite.verification.samples import Array
 
 LEAST_SAMPLES = 4
@@ -60,6 +61,7 @@ def split(
     *,
     in_order: bool,
     whole: frozenset[int] = frozenset(),
+    halves: bool = True,
 ) -> Split:
     """Divides the user's inputs.
 
@@ -69,17 +71,14 @@ def split(
         folder: For the parts of files.
         in_order: Whether samples follow each other in time, and so do the parts then.
         whole: First dimensions of the model's inputs that are no count of samples.
+        halves: Whether weights are rounded for inputs; otherwise one part does to search with.
 
     Raises:
         UsageError: A file cannot be read.
     """
     given = tuple(inputs)
-    found = expand_paths(inputs)
-    files = [item for item in found if isinstance(item, Path)]
-    if len(files) < len(found):
-        # Pictures or sound: only the model tells how many of them are a sample.
-        return _undivided(given, holdout, "their files are not divided")
-    parts: list[list[Path]] = [[], [], []]
+    files = [file for found in expand_paths(inputs) for file in _each(found)]
+    parts: list[list[Path | Media]] = [[], [], []]
     least = _LEAST_HALVED if holdout else LEAST_SAMPLES
     if len(files) >= least:
         for part, picked in zip(parts, _shares(len(files), in_order, bool(holdout)), strict=True):
@@ -88,6 +87,8 @@ def split(
     else:
         counts, what = [0, 0, 0], "samples"
         for number, path in enumerate(files):
+            if isinstance(path, Media):
+                return _undivided(given, holdout, f"{len(files)} files are too few to divide")
             arrays = read_npz(path)
             total = _samples(arrays, whole)
             if total < least:
@@ -102,7 +103,17 @@ def split(
     kept = "the files of --holdout" if holdout else str(counts[2])
     text = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other; {kept} held out"
     first, second, rest = (tuple(part) for part in parts)
+    if not halves:
+        text = f"{counts[0] + counts[1]} {what}; {kept} held out"
+        return Split(((*first, *second),), (*first, *second), tuple(holdout) or rest, text, True)
     return Split((first, second), (*first, *second), tuple(holdout) or rest, text, True)
+
+
+def _each(found: Path | Media) -> list[Path | Media]:
+    """Returns the pictures or sound files of a folder; another file as it is."""
+    if not isinstance(found, Media) or not found.path.is_dir():
+        return [found]
+    return [replace(found, path=path) for path in found.files()]
 
 
 def _undivided(given: Paths, holdout: Sequence[str | os.PathLike[str]], why: str) -> Split:

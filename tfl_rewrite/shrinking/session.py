@@ -74,7 +74,8 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
     checked, goal, metric = wanted.verification, wanted.goal, wanted.metric
     clock = Clock(wanted.time_limit)
     with Scratch() as scratch:
-        parted = _split(source, checked, wanted.holdout, scratch)
+        halves = wanted.settings.effort is not Effort.FAST
+        parted = _split(source, checked, wanted.holdout, scratch, halves=halves)
         parts = [replace(checked, inputs=part) for part in parted.folds]
         far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
         plain = base_pass(wanted.settings)
@@ -110,6 +111,8 @@ def _split(
     verification: Verification,
     holdout: Sequence[str | os.PathLike[str]],
     scratch: Scratch,
+    *,
+    halves: bool,
 ) -> Split:
     if not verification.inputs:
         judge = tuple(holdout)
@@ -120,7 +123,9 @@ def _split(
         code.name == "VAR_HANDLE" for code in model.operator_codes
     )
     folder = scratch.folder()
-    return split(verification.inputs, holdout, folder, in_order=in_order, whole=first_sizes(model))
+    return split(
+        verification.inputs, holdout, folder, in_order=in_order, whole=first_sizes(model), halves=halves
+    )
 
 
 def _equipped(

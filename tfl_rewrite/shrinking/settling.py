@@ -133,7 +133,7 @@ def doubts(goal: Goal, settled: Settled) -> list[str]:
     first, second = settled.promised.snr, settled.proven.worst_snr()
     if first is not None and second is not None and abs(first - second) > _APART:
         text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
-        notes.append(f"{text} are far apart: so few samples tell little of others, give more")
+        notes.append(f"{text} are far apart: what other inputs show may differ as much")
     if goal.min_agreement is None:
         return notes
     needed = math.ceil(1 / max(1e-9, 1 - goal.min_agreement)) if goal.min_agreement < 1 else math.inf
