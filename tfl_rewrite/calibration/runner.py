@@ -168,6 +168,8 @@ class Runner:
             self._kill()
             raise CalibrationError(f"was stopped after {time.monotonic() - began:.0f} s") from None
         if message is None:
+            # Its end may be known before the system says so; it must not be asked again.
+            self._kill()
             raise CalibrationError("the interpreter process died")
         if "error" in message:
             raise CalibrationError(str(message["error"]).strip().splitlines()[0][:300])

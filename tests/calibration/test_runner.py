@@ -1,0 +1,25 @@
+"""The process that runs a model for its activations: what happens when it dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.verification.runner import RuntimeChoice
+
+
+def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runner(RuntimeChoice.parse("litert"), timeout=20) as runner:
+        runner.open(fixtures / "dense.tflite")
+        process: Any = runner._process
+        process.kill()
+        process.wait()
+        # The pipe ends before the system says that the process did.
+        monkeypatch.setattr(process, "poll", lambda: None)
+        with pytest.raises(CalibrationError, match="died"):
+            runner.open(fixtures / "dense.tflite")
+        runner.open(fixtures / "dense.tflite")
+        assert runner._process is not process
