@@ -2,7 +2,7 @@
 
     python scripts/scheme_costs.py [--runs N]
 
-Prints a table: bytes of the file, peak memory of a process that loads it and runs it, and the median processor
+Prints a table: bytes of the file, peak memory of a process that loads it and runs it, and median processor
 time of an inference (one thread, default delegates), each model in a process of its own.
 """
 

@@ -24,8 +24,7 @@ LAYERS = (
     ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search", "doctor"),
-    ("shrinking",),
-    ("batch",),
+    ("batch", "shrinking"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

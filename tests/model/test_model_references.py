@@ -394,7 +394,7 @@ def test_what_the_interpreter_refuses_is_refused_or_listed(fixtures: Path, tmp_p
     refused = 0
     for number, path in enumerate(paths):
         error = str(outputs_of(outputs, number).get("error", ""))
-        if not error or "unresolved custom op" in error:
+        if not error or "unresolved custom op" in error or "not a file in the archive" in error:
             continue
         refused += 1
         try:

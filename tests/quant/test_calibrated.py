@@ -83,6 +83,19 @@ def test_never_worse_than_nearest(seed: int, groups: int, rows: int, length: int
     assert (done.scale == done.scale.astype(np.float32)).all()
 
 
+def test_moments_that_are_no_such_are_raised() -> None:
+    random = np.random.default_rng(8)
+    weight = random.standard_normal((2, 3, 6))
+    odd = random.standard_normal((2, 6, 6))
+    metric = Metric.of(odd + odd.swapaxes(1, 2))
+    assert np.linalg.eigvalsh(metric.moments).min() > 0
+    scale = np.abs(weight).max(axis=2, keepdims=True) / 7
+    ties = Ties.of(np.arange(6).reshape(2, 3, 1).repeat(6, axis=2))
+    done = quantize(weight, metric, scale, INT4, ties)
+    assert 0 <= done.after <= done.before
+    assert np.linalg.eigvalsh(Metric.of(np.zeros((1, 4, 4))).moments).min() > 0
+
+
 def test_no_single_integer_could_be_better() -> None:
     random = np.random.default_rng(3)
     weight, moments = random.standard_normal((1, 3, 40)), moments_of(random, 1, 40)

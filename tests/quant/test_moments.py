@@ -77,6 +77,34 @@ def test_covariance_is_positive_definite(centred: bool) -> None:
     assert np.linalg.eigvalsh(made[0]).min() > 0
 
 
+def test_what_rested_in_few_samples_is_not_taken_for_dead() -> None:
+    random = np.random.default_rng(6)
+    # Each element is active in one of four samples, as the pixels of a picture are.
+    samples = [random.random((1, 60)) * (random.random((1, 60)) < 0.25) for _ in range(8)]
+    rested = ~np.concatenate(samples).any(axis=0)
+    assert rested.any()
+    made = np.einsum("gii->gi", filled(samples).covariance(centred=True))[0]
+    assert made[rested].min() > 0.2 * made.mean()
+    # Where every sample has many vectors that agree, what rests stays nearly at rest.
+    active = (np.arange(60) < 30) * 1.0
+    sure = filled([random.standard_normal((900, 60)) * active for _ in range(8)])
+    found = np.einsum("gii->gi", sure.covariance(centred=True))[0]
+    assert found[active == 0].max() < 0.02 * found.mean()
+
+
+def test_covariance_stays_positive_definite_where_halves_differ() -> None:
+    random = np.random.default_rng(7)
+    # Neighbours are nearly equal, powers differ from sample to sample: so it is in pictures.
+    sizes = np.repeat([[4.0, 1.0, 1.0], [2.0, 2.0, 2.0]], 9, axis=1)
+    samples = []
+    for number in range(2):
+        common = random.standard_normal((4000, 3)).repeat(9, axis=1)
+        samples.append((common + 0.05 * random.standard_normal((4000, 27))) * sizes[number])
+    for centred in (True, False):
+        made = filled(samples).covariance(centred=centred)
+        assert np.linalg.eigvalsh(made[0]).min() > 0
+
+
 def test_uncentred_has_the_mean_in_it() -> None:
     random = np.random.default_rng(4)
     found = filled([random.standard_normal((500, 4)) + 3 for _ in range(4)])

@@ -148,7 +148,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
         found = search_rounding(
             arguments.source,
             made,
-            _verification(arguments),
+            verification_of(arguments),
             min_snr=arguments.min_snr,
             max_abs_error=arguments.max_abs_error,
             progress=_Counter(arguments),
@@ -261,13 +261,6 @@ def join_model(arguments: argparse.Namespace) -> int:
     return shard_commands.join_model(arguments)
 
 
-def shrink_file(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli import shrink_commands
-
-    return shrink_commands.shrink_file(arguments)
-
-
 def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
     from tfl_rewrite.cli import doctor_commands
@@ -287,6 +280,13 @@ def batch_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli import batch_commands
 
     return batch_commands.batch_files(arguments)
+
+
+def shrink_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shrink IN OUT``."""
+    from tfl_rewrite.cli import shrink_commands
+
+    return shrink_commands.shrink_file(arguments)
 
 
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -324,7 +324,8 @@ def _inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLik
     )
 
 
-def _verification(arguments: argparse.Namespace) -> Verification:
+def verification_of(arguments: argparse.Namespace) -> Verification:
+    """Returns how a command is to verify, from its options."""
     return Verification(
         mode=arguments.verify,
         inputs=_inputs(arguments, arguments.source),
@@ -360,7 +361,7 @@ def _talks(arguments: argparse.Namespace) -> bool:
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     _check_reports(arguments, (arguments.source, arguments.target))
-    verification = _verification(arguments)
+    verification = verification_of(arguments)
     bar = Bar.of(arguments)
     try:
         report = rewrite(

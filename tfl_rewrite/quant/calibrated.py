@@ -25,6 +25,9 @@ from tfl_rewrite.quant.encoding import Levels
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
+_DAMPINGS = (0.0, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
+"""Of the mean diagonal, added where moments are not positive definite."""
+
 _COLUMNS = 64
 """Columns that are gone through one by one before the others hear of their errors."""
 
@@ -129,9 +132,20 @@ class Metric:
 
     @classmethod
     def of(cls, moments: Float64) -> Metric:
-        """Orders and factors them."""
+        """Orders and factors them; what is not positive definite is raised until it is."""
         order = np.argsort(-np.einsum("gii->gi", moments), axis=1, kind="stable")
-        return cls(moments, order, _factor(moments, order))
+        index = np.arange(moments.shape[1])
+        mean = np.abs(np.einsum("gii->gi", moments)).mean(axis=1, keepdims=True)
+        for damping in _DAMPINGS:
+            raised = moments if damping == 0 else moments.copy()
+            raised[:, index, index] += damping * np.where(mean > 0, mean, 1.0)
+            try:
+                return cls(raised, order, _factor(raised, order))
+            except np.linalg.LinAlgError:
+                continue
+        only = np.zeros_like(moments)
+        only[:, index, index] = np.where(mean > 0, mean, 1.0)
+        return cls(only, order, _factor(only, order))
 
     def cost(self, off: Float64) -> Float64:
         """Returns ``e H e'`` of each row of ``[groups, rows, length]``."""
@@ -224,22 +238,9 @@ def _factor(moments: Float64, order: Labels) -> Float64:
     groups = np.arange(len(order))[:, None, None]
     back = order[:, ::-1]
     turned = moments[groups, back[:, :, None], back[:, None, :]]
-    lower = _cholesky(turned)
+    lower = np.asarray(np.linalg.cholesky(turned), np.float64)
     upper = lower[:, ::-1, ::-1]
     return np.ascontiguousarray(upper / np.einsum("gii->gi", upper)[:, None, :])
-
-
-def _cholesky(matrix: Float64) -> Float64:
-    index = np.arange(matrix.shape[1])
-    mean = np.einsum("gii->g", matrix) / max(1, len(index))
-    for damping in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
-        try:
-            damped = matrix if damping == 0 else matrix.copy()
-            damped[:, index, index] += damping * mean[:, None]
-            return np.asarray(np.linalg.cholesky(damped), np.float64)
-        except np.linalg.LinAlgError:
-            continue
-    return np.array(np.broadcast_to(np.eye(len(index)), matrix.shape), np.float64)
 
 
 def _spread(scale: Float64, length: int) -> Float64:

@@ -145,16 +145,31 @@ class Moments:
         whole = (
             self.square.sum(axis=0) / max(1.0, float(self.count.sum())) - mean[:, :, None] * mean[:, None, :]
         )
-        del halves
         whole = whole.astype(np.float64)
         index = np.arange(whole.shape[1])
         diagonal = np.maximum(whole[:, index, index], 0.0)
         whole *= keep[:, None, None]
-        floor = diagonal.mean(axis=1, keepdims=True)
-        whole[:, index, index] = diagonal + _LEAST_DIAGONAL * np.where(floor > 0, floor, 1.0)
+        middle = diagonal.mean(axis=1, keepdims=True)
+        believed = self._diagonal_belief(halves[0], halves[1])
+        # Raised only: with less on the diagonal than there is, it might not be positive definite.
+        diagonal = np.maximum(diagonal, middle + believed * (diagonal - middle))
+        whole[:, index, index] = diagonal + _LEAST_DIAGONAL * np.where(middle > 0, middle, 1.0)
         if not centred:
             whole += mean[:, :, None] * mean[:, None, :]
         return np.asarray(whole, np.float64)
+
+    def _diagonal_belief(self, first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
+        """Returns how far elements are believed to differ in their powers.
+
+        An element that rested in all of a few samples may be strong in the next; it gets a share of the mean.
+        """
+        if not self.count.all():
+            return 0.5
+        index = np.arange(first.shape[1])
+        one, two = first[:, index, index], second[:, index, index]
+        middle = 0.5 * (one + two).mean(axis=1, keepdims=True)
+        middle = np.where(middle > 0, middle, 1.0)
+        return _belief(one / middle - 1.0, two / middle - 1.0)
 
     def _agreement(self, first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Float64:
         """Returns the factor for what lies off the diagonal, one for each group."""
