@@ -123,7 +123,7 @@ def _split(
         code.name == "VAR_HANDLE" for code in model.operator_codes
     )
     folder = scratch.folder()
-    entries = [model.subgraphs[0].inputs, *(signature.inputs for signature in model.signatures)]
+    entries = [len(model.subgraphs[0].inputs), *(len(signature.inputs) for signature in model.signatures)]
     return split(
         verification.inputs,
         holdout,
@@ -131,7 +131,7 @@ def _split(
         in_order=in_order,
         whole=first_sizes(model),
         halves=halves,
-        media=all(len(inputs) == 1 for inputs in entries),
+        media=set(entries) == {1},
     )
 
 
