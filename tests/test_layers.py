@@ -24,7 +24,8 @@ LAYERS = (
     ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search", "doctor"),
-    ("batch", "shrinking"),
+    ("shrinking",),
+    ("batch",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
