@@ -35,11 +35,15 @@ def cost_of(units: list[Unit], picked: tuple[int, ...] | list[int]) -> float:
 
 
 def best_cost(units: list[Unit], allowed: float) -> float:
-    return min(
-        cost_of(units, picked)
-        for picked in itertools.product(range(4), repeat=len(units))
-        if knapsack.expected(units, picked).max() <= allowed
+    every = np.array(list(itertools.product(range(4), repeat=len(units))))
+    costs = sum(
+        np.array([option.cost for option in unit.options])[every[:, i]] for i, unit in enumerate(units)
     )
+    noises = sum(
+        np.stack([option.noise for option in unit.options if option.noise is not None])[every[:, i]]
+        for i, unit in enumerate(units)
+    )
+    return float(np.min(np.asarray(costs)[np.asarray(noises).max(axis=1) <= allowed]))
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

@@ -62,6 +62,7 @@ def split(
     in_order: bool,
     whole: frozenset[int] = frozenset(),
     halves: bool = True,
+    media: bool = True,
 ) -> Split:
     """Divides the user's inputs.
 
@@ -71,6 +72,7 @@ def split(
         folder: For the parts of files.
         in_order: Whether samples follow each other in time, and so do the parts then.
         whole: First dimensions of the model's inputs that are no count of samples.
+        media: Whether a picture or a sound file is a sample: the model has one input.
         halves: Whether weights are rounded for inputs; otherwise one part does to search with.
 
     Raises:
@@ -78,6 +80,8 @@ def split(
     """
     given = tuple(inputs)
     files = [file for found in expand_paths(inputs) for file in _each(found)]
+    if not media and any(isinstance(file, Media) for file in files):
+        return _undivided(given, holdout, "several inputs, so a file is no sample")
     parts: list[list[Path | Media]] = [[], [], []]
     least = _LEAST_HALVED if holdout else LEAST_SAMPLES
     if len(files) >= least:

@@ -12,8 +12,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from tfl_rewrite.shrinking.units import Float64, Option, Unit
+from tfl_rewrite.shrinking.units import Float64, Unit
 
 _WEIGHINGS = 8
 _BISECTIONS = 40
@@ -28,13 +29,11 @@ def solve(units: Sequence[Unit], allowed: float) -> list[int]:
     """
     if not units:
         return []
-    costs = [np.array([option.cost for option in unit.options]) for unit in units]
-    noises = [np.stack([_noise(option) for option in unit.options]) for unit in units]
-    outputs = noises[0].shape[1]
-    weight = np.ones(outputs)
-    best: list[int] | None = None
+    costs, noises = _table(units)
+    weight = np.ones(noises.shape[2])
+    best: npt.NDArray[np.intp] | None = None
     best_cost = math.inf
-    for _ in range(_WEIGHINGS if outputs > 1 else 1):
+    for _ in range(_WEIGHINGS if weight.size > 1 else 1):
         low, high = -60.0, 120.0
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
@@ -47,60 +46,57 @@ def solve(units: Sequence[Unit], allowed: float) -> list[int]:
         total = _total(noises, picked)
         if total.max(initial=0.0) <= allowed:
             picked = _filled(costs, noises, picked, allowed)
-            cost = sum(float(row[index]) for row, index in zip(costs, picked, strict=True))
+            cost = float(costs[np.arange(len(costs)), picked].sum())
             if cost < best_cost:
                 best, best_cost = picked, cost
         if total.max(initial=0.0) <= 0:
             break
         # What the worst output suffers counts more next time.
         weight *= np.maximum(total / total.max(), 1e-3) ** 0.5
-    return best if best is not None else [0] * len(units)
+    return [0] * len(units) if best is None else [int(index) for index in best]
 
 
 def expected(units: Sequence[Unit], picked: Sequence[int]) -> Float64:
     """Returns the sum of noises of each output."""
-    return _total([np.stack([_noise(option) for option in unit.options]) for unit in units], picked)
+    return _total(_table(units)[1], np.array(picked, np.intp))
 
 
-def _noise(option: Option) -> Float64:
-    assert option.noise is not None
-    return option.noise
+def _table(units: Sequence[Unit]) -> tuple[Float64, Float64]:
+    """Returns costs ``[units, options]``, infinite where there is no option, and noises ``[.., outputs]``."""
+    width = max(len(unit.options) for unit in units)
+    first = units[0].options[0].noise
+    assert first is not None
+    costs, noises = np.full((len(units), width), np.inf), np.zeros((len(units), width, first.size))
+    for row, unit in enumerate(units):
+        for column, option in enumerate(unit.options):
+            assert option.noise is not None
+            costs[row, column], noises[row, column] = option.cost, option.noise
+    return costs, noises
 
 
-def _picked(costs: Sequence[Float64], noises: Sequence[Float64], price: Float64) -> list[int]:
-    return [int(np.argmin(cost + noise @ price)) for cost, noise in zip(costs, noises, strict=True)]
+def _picked(costs: Float64, noises: Float64, price: Float64) -> npt.NDArray[np.intp]:
+    found: npt.NDArray[np.intp] = np.argmin(costs + noises @ price, axis=1)
+    return found
 
 
-def _total(noises: Sequence[Float64], picked: Sequence[int]) -> Float64:
-    total = np.zeros(noises[0].shape[1])
-    for noise, index in zip(noises, picked, strict=True):
-        total += noise[index]
+def _total(noises: Float64, picked: npt.NDArray[np.intp]) -> Float64:
+    total: Float64 = noises[np.arange(len(noises)), picked].sum(axis=0)
     return total
 
 
 def _filled(
-    costs: Sequence[Float64], noises: Sequence[Float64], picked: Sequence[int], allowed: float
-) -> list[int]:
+    costs: Float64, noises: Float64, picked: npt.NDArray[np.intp], allowed: float
+) -> npt.NDArray[np.intp]:
     """Takes cheaper options while they fit, the one that saves most for the room it takes first."""
-    chosen = list(picked)
-    total = _total(noises, chosen)
+    chosen: npt.NDArray[np.intp] = picked.copy()
+    rows = np.arange(len(costs))
     while True:
-        best: tuple[float, int, int] | None = None
-        for unit, (cost, noise) in enumerate(zip(costs, noises, strict=True)):
-            now = chosen[unit]
-            for index in range(len(cost)):
-                saved = float(cost[now] - cost[index])
-                if saved <= 0:
-                    continue
-                after = total - noise[now] + noise[index]
-                if after.max(initial=0.0) > allowed:
-                    continue
-                added = max(float((noise[index] - noise[now]).max(initial=0.0)), 1e-30)
-                value = saved / added
-                if best is None or value > best[0]:
-                    best = value, unit, index
-        if best is None:
+        now = noises[rows, chosen][:, None, :]
+        saved = costs[rows, chosen][:, None] - costs
+        fits = (_total(noises, chosen) - now + noises).max(axis=2) <= allowed
+        added = np.maximum((noises - now).max(axis=2), 1e-30)
+        value = np.where(fits & (saved > 0), saved / added, -np.inf)
+        unit, index = np.unravel_index(int(np.argmax(value)), value.shape)
+        if not np.isfinite(value[unit, index]):
             return chosen
-        _, unit, index = best
-        total = total - noises[unit][chosen[unit]] + noises[unit][index]
         chosen[unit] = index

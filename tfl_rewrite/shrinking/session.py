@@ -123,8 +123,15 @@ def _split(
         code.name == "VAR_HANDLE" for code in model.operator_codes
     )
     folder = scratch.folder()
+    entries = [len(model.subgraphs[0].inputs), *(len(signature.inputs) for signature in model.signatures)]
     return split(
-        verification.inputs, holdout, folder, in_order=in_order, whole=first_sizes(model), halves=halves
+        verification.inputs,
+        holdout,
+        folder,
+        in_order=in_order,
+        whole=first_sizes(model),
+        halves=halves,
+        media=set(entries) == {1},
     )
 
 
