@@ -130,6 +130,8 @@ class _Search:
         if name == "DEQUANTIZE":
             if output is None or output.dtype != dtypes.FLOAT32.value or id(output) in self.graph.exposed:
                 return "interface", "what DEQUANTIZE makes of it is an output"
+            if output.elements != weight.tensor.elements:
+                return "damaged", f"what DEQUANTIZE makes of it is said to have {output.elements} elements"
             weight.expanded.append(operator)
             return None
         row = kernels.hybrid_row(name)
