@@ -11,12 +11,14 @@ import os
 import stat
 import struct
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
 
 _PIECE = 4 << 20
+# Gaps that are looked at before the pages around them are given back.
+_RELEASE_AFTER = 256
 _READ = 512 << 10
 _FAULT_AROUND = 64 << 10
 """Linux maps up to this much around a fault (``fault_around_bytes``)."""
@@ -242,8 +244,20 @@ def _zip_at(data: memoryview, start: int, end: int, records: int, size: int, off
     return ZipTail(first, data[first:], directory - first, records, base)
 
 
-def unexplained(data: memoryview, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns the byte ranges that lie in no span and are not zero, as ``(start, end)``."""
+def unexplained(
+    data: memoryview,
+    spans: Iterable[tuple[int, int]],
+    *,
+    release: Callable[[], None] | None = None,
+) -> list[tuple[int, int]]:
+    """Returns the byte ranges that lie in no span and are not zero, as ``(start, end)``.
+
+    Args:
+        data: The file.
+        spans: What is accounted for.
+        release: Gives back the pages of mapped bytes; a look at a gap brings in all that is around it.
+    """
+    gaps = 0
     found: list[tuple[int, int]] = []
     position = 0
     for start, end in [*sorted(spans), (len(data), len(data))]:
@@ -258,5 +272,8 @@ def unexplained(data: memoryview, spans: Iterable[tuple[int, int]]) -> list[tupl
                 else:
                     found.append((first, last))
             position = stop
+            gaps += 1
+            if release is not None and gaps % _RELEASE_AFTER == 0:
+                release()
         position = max(position, end)
     return found

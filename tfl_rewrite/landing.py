@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,21 @@ from tfl_rewrite.errors import FileAccessError, UsageError
 _PIECE = 4 << 20
 _READ = 1 << 20
 _PREFIX, _SUFFIX = ".tfl-rewrite-", ".tmp"
+
+
+published: list[Path] = []
+"""Files that got their names in this process: what a signal comes too late for."""
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets signals wait, so that what is done and what is said of it agree."""
+    held = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class FileSink:
@@ -231,7 +247,9 @@ class Aside:
             UsageError: Another process made the target meanwhile, and it may not be overwritten.
         """
         try:
-            self._landing.publish(self.target, force=self.force)
+            with _uninterrupted():
+                self._landing.publish(self.target, force=self.force)
+                published.append(self.target)
         except FileExistsError:
             raise UsageError(
                 "appeared while it was being made", file=self.target, remedy="use --force to overwrite it"

@@ -89,7 +89,7 @@ def load_container(container: Container) -> Model:
         spans = [*result.spans, *outside]
         if tail is not None:
             spans.append((tail.offset, container.nbytes))
-        dead = unexplained(container.data, spans)
+        dead = unexplained(container.data, spans, release=container.release_all)
         if dead:
             orphans = explain_orphans(container.data, dead, result.vtables)
             # All or nothing: a part that happens to look like tables explains nothing.

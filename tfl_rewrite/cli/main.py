@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from tfl_rewrite import __version__
@@ -29,28 +31,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of DESIGN's contract: 0, 2, 3, 4, 130; 1 never on purpose.
     """
-    arguments = parser(__version__).parse_args(argv)
-    # Late, so that --version and --help stay quick.
-    from tfl_rewrite.cli import bus, commands, streams
-
-    run = commands.BY_NAME[arguments.command]
     previous = _on_terminate()
     unraisable, sys.unraisablehook = sys.unraisablehook, _send_again
+    arguments = None
     try:
+        arguments = parser(__version__).parse_args(argv)
+        # Late, so that --version and --help stay quick.
+        from tfl_rewrite.cli import bus, commands, streams
+
+        run = commands.BY_NAME[arguments.command]
         with streams.standard_streams(arguments):
             bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
             return run(arguments)
     except TflRewriteError as error:
-        if arguments.verbose > 1:
+        if arguments is not None and arguments.verbose > 1:
             raise
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; nothing was written")
-        return INTERRUPTED
+        return _stopped("interrupted", arguments, INTERRUPTED)
     except _Terminated:
-        _complain("terminated; nothing was written")
-        return 128 + signal.SIGTERM
+        return _stopped("terminated", arguments, 128 + signal.SIGTERM)
     except RecursionError:
         _complain("the file nests too deep")
         return 2
@@ -61,6 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.unraisablehook = unraisable
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
+    """Says what a signal came to; one that comes after the output got its name is too late."""
+    from tfl_rewrite.landing import published
+
+    target = getattr(arguments, "target", None)
+    if target is not None and Path(os.path.realpath(target)) in published:
+        _complain(f"{how} after {target} was written")
+        return 0
+    _complain(f"{how}; nothing was written")
+    return code
 
 
 def _complain(text: str) -> None:

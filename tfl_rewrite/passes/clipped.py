@@ -10,7 +10,11 @@ from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import clipping, symmetric
 from tfl_rewrite.quant.symmetric import Error, Float32
 
-_SLICE_ELEMENTS = 1 << 22
+_SLICE_ELEMENTS = 1 << 19
+"""Looked at together."""
+
+_SAMPLED_ELEMENTS = 1 << 22
+"""Of a channel with more, a part is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +33,22 @@ class Clipped:
         step = max(1, _SLICE_ELEMENTS // per_channel)
         for first in range(0, channels.channels, step):
             part = whole[:, first : first + step]
-            if per_channel > _SLICE_ELEMENTS:
+            if per_channel > _SAMPLED_ELEMENTS:
                 # A part of so many tells as much, and takes less memory.
-                share = -(-per_channel // _SLICE_ELEMENTS)
+                share = -(-per_channel // _SAMPLED_ELEMENTS)
                 part = part[::share] if channels.outer > channels.inner else part[:, :, ::share]
             rows = part.transpose(1, 0, 2).reshape(part.shape[1], -1)
             if rows.shape[1] < per_channel:
                 ends = work.largest[first : first + step, None].astype(rows.dtype)
                 rows = np.concatenate([rows, ends], axis=1)
             result[first : first + step] = clipping.best(rows, work.levels)
+            if channels.outer == 1:
+                width = channels.inner * values.itemsize
+                work.release(first * width, min(step, channels.channels - first) * width)
         del values, whole, part, rows
         work.release()
         return result
 
     def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
         """Rounds block by block."""
-        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels)
+        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)
