@@ -69,6 +69,10 @@ class Scratch:
             self._make(parent, prefix)
 
     def _make(self, parent: Path | None, prefix: str) -> None:
+        with _undisturbed():
+            self._make_it(parent, prefix)
+
+    def _make_it(self, parent: Path | None, prefix: str) -> None:
         where = Path(tempfile.gettempdir()) if parent is None else parent
         sweep(where, prefix)
         while True:
@@ -100,10 +104,21 @@ class Scratch:
 
     def close(self) -> None:
         """Removes everything."""
-        self._folder.cleanup()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        with _undisturbed():
+            self._folder.cleanup()
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets signals wait while a folder is made or removed: half of either would be left behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sweep(parent: Path, prefix: str = PREFIX) -> list[Path]:
