@@ -81,7 +81,9 @@ class Integers:
             made: Float32 = (raw - np.int32(self.zero[0])).astype(np.float32) * self.scale[0]
             return made
         which = np.arange(start, stop) // self.channels.inner % self.channels.channels
-        made = (raw - self.zero[which].astype(np.int32)).astype(np.float32) * self.scale[which]
+        # As the kernel does it: what leaves the range becomes infinite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = (raw - self.zero[which].astype(np.int32)).astype(np.float32) * self.scale[which]
         return made
 
 
