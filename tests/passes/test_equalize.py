@@ -116,3 +116,11 @@ def test_what_another_operator_sees_stays(source: Path) -> None:
             assert (np.exp2(np.rint(np.log2(ratio))) == ratio).all()
         else:
             assert (after == before).all(), change
+
+
+def test_an_operator_without_outputs_is_left_alone(fixtures: Path) -> None:
+    """A damaged file, as fuzzing made it."""
+    model = load(fixtures / "dense.tflite")
+    for operator in model.subgraphs[0].operators:
+        operator.outputs.clear()
+    assert not Equalize().run(model).changes

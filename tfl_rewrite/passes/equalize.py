@@ -88,6 +88,7 @@ def _pairs(model: Model) -> Iterator[tuple[Operator, Operator]]:
         return (
             tensor is not None
             and tensor.is_constant
+            and tensor.elements > 0
             and tensor.dtype == dtypes.FLOAT32.value
             and not tensor.is_sparse
             and tensor.external is None
@@ -101,6 +102,7 @@ def _pairs(model: Model) -> Iterator[tuple[Operator, Operator]]:
     for _, maker in model.operators():
         if (
             maker.code.name not in _MAKERS
+            or not maker.outputs
             or (maker.option("fused_activation_function") or 0) not in _ACTIVATIONS
         ):
             continue
@@ -115,11 +117,16 @@ def _pairs(model: Model) -> Iterator[tuple[Operator, Operator]]:
 def _reader(maker: Operator, graph: Graph) -> Operator | None:
     """Returns the one weighted operator that reads what another makes, if nothing else does."""
     tensor = maker.outputs[0]
+    # Damaged models may go in circles.
+    seen: set[int] = set()
     while tensor is not None and id(tensor) not in graph.exposed and tensor.dtype == dtypes.FLOAT32.value:
         uses = graph.uses_of(tensor)
         if len(uses) != 1 or uses[0].position != 0 or uses[0].operator.code.custom is not None:
             return None
         operator = uses[0].operator
+        if id(operator) in seen:
+            return None
+        seen.add(id(operator))
         if operator.code.name in _READERS and len(operator.inputs) > 1:
             return operator
         if operator.code.name not in _THROUGH or not operator.outputs:
@@ -144,6 +151,9 @@ def _fits(maker: Operator, reader: Operator) -> bool:
     channels = first[3] if maker.code.name == "DEPTHWISE_CONV_2D" else first[0]
     output = maker.outputs[0]
     between = reader.inputs[0]
+    bias = maker.inputs[2] if len(maker.inputs) > 2 else None
+    if maker is reader or (bias is not None and bias.elements != channels):
+        return False
     # A FULLY_CONNECTED may read a picture as one row: its inputs then are not the channels.
     same = between is not None and (between.shape or (0,))[-1] == channels
     return same and second[-1] == channels and output is not None and (output.shape or (0,))[-1] == channels
