@@ -178,7 +178,9 @@ class Calibrated:
         lines = []
         if layers:
             won = [layer.gains.decibels() for layer in layers]
-            parts = ", ".join(f"{name} {median(each[name] for each in won):.1f}" for name in won[0])
+            # Adding zero makes a zero of a negative one.
+            middle = {name: round(median(each[name] for each in won), 1) + 0.0 for name in won[0]}
+            parts = ", ".join(f"{name} {gain:.1f}" for name, gain in middle.items())
             how = ", each behind those before it" if self._ordered else ""
             lines.append(
                 f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
