@@ -19,25 +19,15 @@ def test_kernel_that_reads_beyond_its_scales(tmp_path):
     broken = tiny_models.depthwise(tmp_path / "b.tflite", per_tensor=True)
     verdict = verify(sound, sound, tolerance=Tolerance(exact=True))
     assert verdict.status == "pass" and verdict.repeated == 1 and verdict.notes == ()
-    # What lies behind the scales may be the same twice, by chance: then the outputs are only wrong.
-    verdicts = _until(lambda: verify(sound, broken))
-    assert {verdict.status for verdict in verdicts} == {"fail"}
-    reason = verdicts[-1].reasons[0]
-    assert "does not repeat its own outputs" in reason and "'y'" in reason
-    # As the original, it is nothing to judge by.
-    verdict = _until(lambda: verify(broken, sound))[-1]
-    assert verdict.status == "unverified"
-    assert any("the original does not repeat its own outputs" in note for note in verdict.notes)
-
-
-def _until(judge, cause="unrepeatable", times=4):
-    """Verdicts up to the first of that cause."""
-    verdicts = []
-    while len(verdicts) < times:
-        verdicts.append(judge())
-        if verdicts[-1].cause == cause:
-            return verdicts
-    raise AssertionError([verdict.summary_lines() for verdict in verdicts])
+    # What lies behind the scales is up to chance: it may be the same twice, or so large that what varies are its last
+    # bits. Then the outputs are only wrong. That a file which varies is named so is tested below, without chance.
+    verdict = verify(sound, broken)
+    assert verdict.status == "fail"
+    if verdict.cause == "unrepeatable":
+        assert "does not repeat its own outputs" in verdict.reasons[0] and "'y'" in verdict.reasons[0]
+    # As the original, it is nothing to judge by: never a pass.
+    verdict = verify(broken, sound)
+    assert verdict.status == ("unverified" if verdict.cause in ("unrepeatable", "kernels") else "fail")
 
 
 def test_rewritten_that_drifts_fails_though_its_first_run_was_right(tmp_path, runtime):
