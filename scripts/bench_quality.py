@@ -24,18 +24,45 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tfl_rewrite import Verification, api, load
+from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.session import Wanted, session
+from tfl_rewrite.storage import save
 from tfl_rewrite.verification import Judge, Tolerance
 
 THRESHOLDS = (20.0, 30.0, 40.0)
-ABOVE = (-4.0, 0.0, 4.0, 8.0)
+ABOVE = (0.0, 4.0, -4.0, 8.0)
 """Around each threshold, what is searched for too: inputs of the search and of the evaluation differ."""
+NEAR = 2.0
+"""Files of the search within so many dB of the best of their size are evaluated too."""
+UNIFORM = tuple(
+    (effort, dtype, granularity, scheme)
+    for effort in ("fast", "balanced", "best")
+    for dtype, granularity, scheme in (
+        ("int8", "channel", "hybrid"),
+        ("int8", "channel", "dequantize"),
+        ("int4", "channel", "hybrid"),
+        ("int4", "channel", "dequantize"),
+        ("int4", "block:32", "dequantize"),
+    )
+)
+"""What ``quantize-weights`` makes without a search."""
+ALIKE = (
+    ("dynamic_wi8_afp32", "int8:channel:hybrid"),
+    ("weight_only_wi8_afp32", "int8:channel:dequantize"),
+    ("dynamic_wi4_afp32", "int4:channel:hybrid"),
+    ("weight_only_wi4_afp32", "int4:channel:dequantize"),
+)
+"""Recipes of the peer, and what stores the weights alike."""
+SAME = (0.95, 1.02)
+"""Share of the peer's size within which two files count as equally large."""
 PEER = Path(__file__).with_name("bench_peer.py")
 
 
@@ -146,13 +173,50 @@ def peer_points(path: Path, inputs: Path, folder: Path, python: str, judge: Judg
     return points
 
 
-def our_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[Point]:
+def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[Point]:
+    """Stores all constants alike, rounded for the calibration inputs unless the effort is ``fast``."""
+    points = []
+    rounders = {
+        effort: Calibrated(
+            Settings(
+                inputs=(inputs / f"{path.stem}.calib.npz",),
+                pains=PAINS[effort],
+                in_order=effort is Effort.BEST,
+            )
+        )
+        for effort in (Effort.BALANCED, Effort.BEST)
+    }
+    for effort, dtype, granularity, scheme in UNIFORM:
+        began = time.monotonic()
+        weights = api.quantize_weights_pass(
+            dtype=dtype, granularity=granularity, scheme=scheme, effort=effort
+        )
+        weights = replace(weights, rounder=rounders.get(Effort(effort), weights.rounder))
+        model = load(path)
+        point = Point(path.stem, "ours", f"{dtype}:{granularity}:{scheme} {effort}")
+        points.append(point)
+        try:
+            run_passes(model, [*api.remove_dead_passes(), api.dedup_pass(), weights])
+            # With the strings and defaults stored once, as the search stores them.
+            packing = [result.packing for result in run_passes(model, api.compact_passes())]
+            save(model, made, force=True, packing=next((item for item in packing[::-1] if item), None))
+        except TflRewriteError as error:
+            point.error = str(error)
+            continue
+        judged(judge, made, point)
+        point.seconds = round(time.monotonic() - began, 1)
+    made.unlink(missing_ok=True)
+    return points
+
+
+def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float | None) -> list[Point]:
     """Searches with the calibration inputs, and measures what was found with the others."""
     wanted = Wanted(
         goal=Goal(min_snr=THRESHOLDS[0]),
         settings=api.quantize_weights_pass(effort="balanced"),
         before=[*api.remove_dead_passes(), api.dedup_pass()],
         after=api.compact_passes(),
+        time_limit=limit,
         verification=Verification(inputs=(inputs / f"{path.stem}.calib.npz",)),
         # The whole of the other file serves for searching: what judges lies in another one.
         holdout=(inputs / f"{path.stem}.eval.npz",),
@@ -161,17 +225,16 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[Point
     began = time.monotonic()
     with session(path, wanted, lambda *_: None) as opened:
         # What search and evaluation inputs say differs: steps around each threshold.
-        targets = sorted({threshold + step for threshold in THRESHOLDS for step in ABOVE})
-        for target in targets:
+        for target in dict.fromkeys(threshold + step for step in ABOVE for threshold in THRESHOLDS):
             opened.search.find(Goal(min_snr=target))
         known = sorted(opened.search.curve, key=lambda item: item.nbytes)
         best = -math.inf
         for item in known:
             snr = math.inf if item.snr is None else item.snr
-            # Neither smaller nor better than another.
-            if snr <= best:
+            # Neither smaller nor better than another, by far.
+            if snr <= best - NEAR:
                 continue
-            best = snr
+            best = max(best, snr)
             opened.trials.finish(item.choice)
             made.write_bytes(opened.trials.path.read_bytes())
             counts = Counter(encoding.text for encoding in item.choice.values())
@@ -206,6 +269,37 @@ def table(rows: list[dict[str, object]]) -> list[str]:
                 f"{threshold:g} dB: geometric mean {statistics.geometric_mean(known):.3f} of the peer's"
                 f" smallest, {len(known)} models, larger on {larger}"
             )
+    return lines
+
+
+def alike(points: list[Point]) -> list[str]:
+    """The same encodings as lines: by how many dB our SNR is above the peer's, median and least."""
+    lines = []
+    for recipe, text in ALIKE:
+        for effort in ("balanced", "best"):
+            found, apart = {}, 0
+            for name in dict.fromkeys(point.model for point in points):
+                own = [point for point in points if point.model == name and point.snr is not None]
+                theirs = [p for p in own if p.maker == "peer" and p.recipe.split(" (")[0] == recipe]
+                ours = [p for p in own if p.maker == "ours" and p.recipe == f"{text} {effort}"]
+                # The copy with repaired codes where it makes a difference; what is exact was not quantized.
+                finite = [(p.snr, p.nbytes) for p in theirs if p.snr is not None and math.isfinite(p.snr)]
+                if not finite or not ours or not math.isfinite(ours[0].snr or 0.0):
+                    continue
+                snr, nbytes = min(finite, key=lambda item: item[1])
+                if SAME[0] <= ours[0].nbytes / nbytes <= SAME[1]:
+                    found[name] = (ours[0].snr or 0.0) - snr
+                else:
+                    # One of the two quantizes what the other does not.
+                    apart += 1
+            if found:
+                worst = min(found, key=lambda name: found[name])
+                low = sum(gain < -0.3 for gain in found.values())
+                lines.append(
+                    f"{text} {effort} against {recipe}: median {statistics.median(found.values()):+.1f} dB,"
+                    f" least {found[worst]:+.1f} dB ({worst}), below by over 0.3 dB on {low} of {len(found)};"
+                    f" {apart} more are not of the same size"
+                )
     return lines
 
 
@@ -272,6 +366,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the table and all points")
     parser.add_argument("--plot", type=Path, default=None, help="draw size against error")
     parser.add_argument("--known", action="store_true", help="only what the working folder knows already")
+    parser.add_argument("--time-limit", type=float, default=None, help="seconds for each model's search")
     parser.add_argument("--work", type=Path, default=Path("bench-quality"), help="working folder")
     arguments = parser.parse_args()
     if arguments.models is None:
@@ -299,7 +394,9 @@ def main() -> None:
         if not own.exists():
             try:
                 with Judge(path, inputs=[evaluation]) as judge:
-                    points = our_points(path, inputs, judge, arguments.work / f"{path.stem}.tflite")
+                    made = arguments.work / f"{path.stem}.tflite"
+                    points = uniform_points(path, inputs, judge, made)
+                    points += our_points(path, inputs, judge, made, arguments.time_limit)
             except TflRewriteError as error:
                 print(f"{path.stem}: {error}", flush=True)
                 points = []
@@ -309,7 +406,7 @@ def main() -> None:
         everything += [*theirs, *ours]
         sizes[path.stem] = path.stat().st_size
         print(table(rows[-1:])[2], flush=True)
-    lines = table(rows)
+    lines = [*table(rows), *alike(everything)]
     print("\n".join(lines))
     if arguments.json is not None:
         facts = {"models": rows, "summary": lines, "points": [asdict(point) for point in everything]}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.quant import clipping
-from tfl_rewrite.quant.calibrated import Metric, Pains, Ties, feedback, nearest, quantize
+from tfl_rewrite.quant.calibrated import Metric, Pains, Ties, feedback, nearest, quantize, restore
 from tfl_rewrite.quant.encoding import Levels
 
 Array = np.ndarray[Any, Any]
@@ -167,3 +167,24 @@ def test_scales_of_blocks_have_eleven_bits() -> None:
     fraction, _ = np.frexp(done.scale)
     assert (fraction * 2**11 == np.rint(fraction * 2**11)).all()
     assert done.after < done.before
+
+
+def test_restoring_gives_half_of_the_lost_strength_back():
+    rng = np.random.default_rng(5)
+    weight = rng.normal(size=(1, 6, 32))
+    vectors = rng.normal(size=(400, 32)) + 0.5
+    metric = Metric.of((vectors.T @ vectors / 400)[None])
+    ties = Ties.of(np.broadcast_to(np.arange(6)[None, :, None], weight.shape))
+    levels = Levels(-4, 3)
+    done = quantize(weight, metric, np.abs(weight).max(axis=2, keepdims=True) / 4, levels, ties)
+
+    def lacking():
+        seen = weight @ metric.moments
+        return np.log((seen * weight).sum(axis=2) / (seen * done.values()).sum(axis=2))
+
+    before, integers = lacking(), done.integers.copy()
+    assert (before > 0.005).all()
+    restore(done, weight, metric, ties)
+    np.testing.assert_allclose(lacking(), before / 2, rtol=1e-4)
+    np.testing.assert_array_equal(done.integers, integers)
+    np.testing.assert_array_equal(done.scale, done.scale.astype(np.float32))

@@ -19,8 +19,9 @@ def test_kernel_that_reads_beyond_its_scales(tmp_path):
     broken = tiny_models.depthwise(tmp_path / "b.tflite", per_tensor=True)
     verdict = verify(sound, sound, tolerance=Tolerance(exact=True))
     assert verdict.status == "pass" and verdict.repeated == 1 and verdict.notes == ()
-    # What lies behind the scales is up to chance: it may be the same twice, or so large that what varies are its last
-    # bits. Then the outputs are only wrong. That a file which varies is named so is tested below, without chance.
+    # What lies behind the scales is up to chance: it may be the same twice, or so large that what varies
+    # are its last bits. Then the outputs are only wrong. That a file which varies is named so is tested
+    # below, without chance.
     verdict = verify(sound, broken)
     assert verdict.status == "fail"
     if verdict.cause == "unrepeatable":

@@ -28,6 +28,9 @@ Labels = npt.NDArray[np.int64]
 _DAMPINGS = (0.0, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
 """Of the mean diagonal, added where moments are not positive definite."""
 
+_WEAKEST = 0.8
+"""What lacks more strength than this is not a matter of rounding."""
+
 _COLUMNS = 64
 """Columns that are gone through one by one before the others hear of their errors."""
 
@@ -191,6 +194,32 @@ def quantize(
             search.descend()
     search.settle()
     return Rounded(search.integers.astype(np.int8), search.scale, before, float(search.cost.sum()))
+
+
+def restore(done: Rounded, weight: npt.NDArray[Any], metric: Metric, ties: Ties) -> None:
+    """Gives products half of the strength back that rounding for the least error took from them.
+
+    What is nearest in the mean square is too weak: with ``t`` the target and ``v`` what it became, ``t H v'``
+    falls short of ``t H t'`` by about the squared error. Random errors cancel in the layers behind, but this
+    one has the same sign in all of them and adds up. All of it given back costs more than it wins in nets of
+    few layers, so scales grow by the square root of what is lacking.
+
+    Args:
+        done: Changed in place.
+        weight: What was rounded.
+        metric: It was rounded for.
+        ties: Of its scales; rows of a unit change alike.
+    """
+    target = np.asarray(weight, np.float64)
+    seen = target @ metric.moments
+    count = int(ties.unit.max()) + 1
+    wanted = _sum_by(np.einsum("grk,grk->gr", seen, target), ties.unit, count)
+    found = _sum_by(np.einsum("grk,grk->gr", seen, done.values()), ties.unit, count)
+    change = np.ones(count)
+    known = (wanted > 0) & (found > 0)
+    change[known] = np.sqrt(np.clip(wanted[known] / found[known], _WEAKEST, 1 / _WEAKEST))
+    done.scale = ties.stored(done.scale * change[ties.unit][:, :, None])
+    done.after = float(metric.cost(target - done.values()).sum())
 
 
 def nearest(weight: Float64, step: Float64, levels: Levels) -> Float64:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.quant import clipping
-from tfl_rewrite.quant.calibrated import Metric, Pains, Ties, mean_error, nearest, quantize
+from tfl_rewrite.quant.calibrated import Metric, Pains, Ties, mean_error, nearest, quantize, restore
 from tfl_rewrite.quant.encoding import Levels
 from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.symmetric import Channels, Float32
@@ -125,6 +125,8 @@ def round_layer(
         part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
         first = start[ties.scale[:, rows]]
         done = quantize(target[:, rows], metric, first, plan.levels, part, pains=pains)
+        if drift is not None:
+            restore(done, target[:, rows], metric, part)
         integers[:, rows], scale[:, rows] = done.integers, done.scale
         values = done.values()
         bias[:, rows] += mean_error(own[:, rows], values, moments.mean, moments.parts)
