@@ -11,16 +11,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite.batch.config import plain_config
+from tfl_rewrite.batch.config import plain_config, read_config
 from tfl_rewrite.batch.isolated import run_isolated
 from tfl_rewrite.batch.plan import HOME, Job, plan
 from tfl_rewrite.batch.run import run_batch
 from tfl_rewrite.batch.state import open_state
 from tfl_rewrite.batch.summary import Summary
 from tfl_rewrite.cli import main
+from tfl_rewrite.errors import UsageError
 
 TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
 
@@ -250,3 +252,23 @@ def test_the_output_of_a_job_is_one_line(fixtures: Path, tmp_path: Path) -> None
     assert isinstance(job, Job) and Path(job.target).is_absolute()
     row = run_isolated(job.to_dict(), str(tmp_path / "stop"))
     assert row["key"] == job.key and row["version"] == tfl_rewrite.__version__
+
+
+def test_pictures_as_inputs(fixtures: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    out = tmp_path / "out"
+    options = ["--out", out, "--pass", "quantize-weights", "--inputs", tmp_path, "-q"]
+    assert call(fixtures / "digits_cnn.tflite", *options, "--input-range=0,1", "--input-layout", "nhwc") == 0
+    report = json.loads((out / HOME / "reports" / "digits_cnn.tflite.json").read_text())
+    verdict = report["verdict"]
+    assert (verdict["sample_source"], verdict["sample_count"]) == ("real", 3)
+    assert verdict["notes"] == ["3 pictures as grey 8x8 NHWC: 0..255 mapped to 0..1"]
+    # In a file, values are checked.
+    config = tmp_path / "batch.toml"
+    for wrong in ("[0]", '["a", "b"]', "true"):
+        config.write_text(f"[batch]\ninputs = ['{fixtures}/dense.tflite']\n[verify]\ninput_range = {wrong}\n")
+        with pytest.raises(UsageError, match="input_range is not a list of two numbers"):
+            read_config(config, {}, {})

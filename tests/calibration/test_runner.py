@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.verification.memory import MemoryWatch
 from tfl_rewrite.verification.runner import RuntimeChoice
 
 
@@ -23,3 +24,9 @@ def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytes
             runner.open(fixtures / "dense.tflite")
         runner.open(fixtures / "dense.tflite")
         assert runner._process is not process
+
+
+def test_a_process_that_takes_too_much_memory_is_ended(fixtures: Path) -> None:
+    runner = Runner(RuntimeChoice.parse("litert"), timeout=20, watch=MemoryWatch(1 << 20))
+    with runner, pytest.raises(CalibrationError, match="took more memory than 1 MB"):
+        runner.open(fixtures / "dense.tflite")

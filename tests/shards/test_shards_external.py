@@ -15,7 +15,7 @@ from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.rewriting import Verification
-from tfl_rewrite.shards import external_files
+from tfl_rewrite.shards import compiled, external_files
 from tfl_rewrite.shards.external import WEIGHT_OPERATORS, move_out
 from tfl_rewrite.storage import load, save
 
@@ -289,3 +289,15 @@ def test_the_joined_file_runs_in_the_classic_interpreter(
 def test_constants_that_other_operators_read_stay(fixtures: Path) -> None:
     with pytest.raises(UnsupportedError, match="is read only as a weight"):
         move_out(load(fixtures / "shared_constant_two_ops.tflite"), max_nbytes=1 << 20)
+
+
+def test_compiled_model_may_take_no_more_memory_than_allowed(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The classic interpreter, which runs first, is let through.
+    plain = compiled.run_model
+    monkeypatch.setattr(compiled, "run_model", lambda *a, **k: plain(*a, **{**k, "memory_limit": None}))
+    whole = fixtures / "digits_cnn.tflite"
+    verdict = compiled.judge_compiled(whole, whole, whole, Verification(memory_limit=1 << 20))
+    assert verdict.status == "unverified"
+    assert "took more memory than 1 MB" in verdict.reasons[0]

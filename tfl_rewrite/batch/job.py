@@ -66,12 +66,22 @@ def run_job(job: Job) -> dict[str, Any]:
 def _rewritten(job: Job, made: Path) -> Report:
     settings = job.settings
     passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
+    from tfl_rewrite.media_metadata import media_inputs
     from tfl_rewrite.verification import Tolerance, parse_memory
 
     limit = settings.memory_limit
+    inputs: tuple[str | os.PathLike[str], ...] = settings.inputs
+    if inputs:
+        inputs = media_inputs(
+            job.source,
+            inputs,
+            value_range=settings.input_range,
+            layout=settings.input_layout,
+            sample_rate=settings.sample_rate,
+        )
     verification = Verification(
         mode=settings.verify,
-        inputs=settings.inputs,
+        inputs=inputs,
         samples=settings.samples,
         seed=settings.seed,
         tolerance=Tolerance(min_snr=settings.min_snr, max_abs_error=settings.max_abs_error),

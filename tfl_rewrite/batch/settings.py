@@ -29,6 +29,9 @@ class Settings:
     verify: str = "auto"
     inputs: tuple[str, ...] = ()
     missing_inputs: str = "made"
+    input_range: tuple[float, float] | None = None
+    input_layout: str | None = None
+    sample_rate: int | None = None
     samples: int = 4
     seed: int = 0
     min_snr: float = 10.0
@@ -110,7 +113,8 @@ class Override:
 
 
 _LISTS = ("passes", "inputs", "runtime", "resolver")
-_WHOLE = ("samples", "seed")
+_WHOLE = ("samples", "seed", "sample_rate")
+_OPTIONAL = ("input_range", "input_layout", "sample_rate", "max_abs_error")
 _REAL = ("min_snr", "max_abs_error", "timeout", "blame_seconds")
 
 
@@ -120,11 +124,16 @@ def _typed(name: str, value: Any, where: str) -> Any:
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
             raise UsageError(f"{where}: {name} is not a list of texts")
         return tuple(items)
+    if value is None and name in _OPTIONAL:
+        return None
+    if name == "input_range":
+        bounds = list(value) if isinstance(value, (list, tuple)) else []
+        if len(bounds) != 2 or not all(type(bound) in (int, float) for bound in bounds):
+            raise UsageError(f"{where}: input_range is not a list of two numbers")
+        return (float(bounds[0]), float(bounds[1]))
     if name in _WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
         raise UsageError(f"{where}: {name} is not a whole number")
     if name in _REAL and (not isinstance(value, (int, float)) or isinstance(value, bool)):
-        if value is None and name == "max_abs_error":
-            return None
         raise UsageError(f"{where}: {name} is not a number")
     if name in _REAL:
         return float(value)

@@ -31,7 +31,12 @@ class Wanted:
 
 
 def steps_of(
-    path: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]], *, runtime: str, timeout: float
+    path: str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    runtime: str,
+    timeout: float,
+    memory_limit: int | None = None,
 ) -> list[Step]:
     """Returns the calls that the user's inputs make; made samples are not among them.
 
@@ -39,7 +44,7 @@ def steps_of(
         CalibrationError: The model does not run.
         UsageError: The files do not fit the model, or the runtime is not there.
     """
-    ran = run_model(path, inputs=inputs, runtime=runtime, timeout=timeout)
+    ran = run_model(path, inputs=inputs, runtime=runtime, timeout=timeout, memory_limit=memory_limit)
     if ran.failure is not None or ran.interface is None:
         raise CalibrationError(ran.failure.message if ran.failure else "the model does not run")
     return list(real_inputs(ran.interface, inputs).steps)

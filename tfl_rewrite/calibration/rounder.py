@@ -32,6 +32,7 @@ from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.symmetric import Error, Float32
 from tfl_rewrite.storage import is_changed, origin_of, save
 from tfl_rewrite.verification.cleanup import TerminationGuard
+from tfl_rewrite.verification.memory import MemoryWatch, default_limit
 from tfl_rewrite.verification.runner import RuntimeChoice
 from tfl_rewrite.verification.samples import Step
 
@@ -63,6 +64,7 @@ class Settings:
         inputs: Files with real inputs.
         runtime: Which interpreter runs the model.
         timeout: Seconds for each request to it.
+        memory_limit: Bytes that it may take; None for what :func:`memory.default_limit` says.
         pains: How much work each weight is worth.
         in_order: Round weight after weight, each for what it meets behind those before it.
         correct_bias: Whether biases take mean errors back.
@@ -71,6 +73,7 @@ class Settings:
     inputs: tuple[str | os.PathLike[str], ...]
     runtime: str = "litert"
     timeout: float = 600.0
+    memory_limit: int | None = None
     pains: Pains = field(default_factory=Pains)
     in_order: bool = False
     correct_bias: bool = True
@@ -229,11 +232,18 @@ class Calibrated:
     def _calibrate(self, path: Path, jobs: Sequence[_Job]) -> None:
         settings = self._settings
         choice = RuntimeChoice.parse(settings.runtime)
+        watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
         if self._steps is None:
-            self._steps = steps_of(path, settings.inputs, runtime=settings.runtime, timeout=settings.timeout)
+            self._steps = steps_of(
+                path,
+                settings.inputs,
+                runtime=settings.runtime,
+                timeout=settings.timeout,
+                memory_limit=settings.memory_limit,
+            )
         with (
-            Runner(choice, timeout=settings.timeout) as first,
-            Runner(choice, timeout=settings.timeout) as second,
+            Runner(choice, timeout=settings.timeout, watch=watch) as first,
+            Runner(choice, timeout=settings.timeout, watch=watch) as second,
         ):
             probe = Probe(path, first)
             calls = probe.calls(self._steps)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.verification.child import save_array
+from tfl_rewrite.verification.memory import MemoryWatch, amount
 from tfl_rewrite.verification.runner import RuntimeChoice
 
 START_SECONDS = 180.0
@@ -34,10 +35,19 @@ class Runner:
         runtime: Which interpreter.
         timeout: Seconds for each request.
         threads: Of the interpreter.
+        watch: Of its memory.
     """
 
-    def __init__(self, runtime: RuntimeChoice, *, timeout: float = 600.0, threads: int = 1) -> None:
+    def __init__(
+        self,
+        runtime: RuntimeChoice,
+        *,
+        timeout: float = 600.0,
+        threads: int = 1,
+        watch: MemoryWatch | None = None,
+    ) -> None:
         self._runtime = runtime
+        self._watch = watch or MemoryWatch(None)
         self._timeout = timeout
         self._threads = threads
         self._folder = tempfile.TemporaryDirectory(
@@ -100,6 +110,7 @@ class Runner:
     def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self._watch.remove(process.pid)
             if process.poll() is None:
                 try:
                     os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
@@ -145,6 +156,7 @@ class Runner:
                 raise CalibrationError(
                     f"{self._runtime.python} cannot be started: {error.strerror}"
                 ) from error
+        self._watch.add(self._process.pid)
         threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
         self._answer(START_SECONDS)
 
@@ -169,7 +181,11 @@ class Runner:
             raise CalibrationError(f"was stopped after {time.monotonic() - began:.0f} s") from None
         if message is None:
             # Its end may be known before the system says so; it must not be asked again.
+            process = self._process
             self._kill()
+            limit = self._watch.limit
+            if limit is not None and process is not None and self._watch.ended(process.pid) is not None:
+                raise CalibrationError(f"took more memory than {amount(limit)}")
             raise CalibrationError("the interpreter process died")
         if "error" in message:
             raise CalibrationError(str(message["error"]).strip().splitlines()[0][:300])

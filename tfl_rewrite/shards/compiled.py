@@ -27,6 +27,7 @@ from tfl_rewrite.verification import JudgeInfo, RunResult, Tolerance, Verdict, r
 from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
 from tfl_rewrite.verification.compare import OutputTally
 from tfl_rewrite.verification.interface import Interface, printable
+from tfl_rewrite.verification.memory import MemoryWatch, amount, default_limit
 from tfl_rewrite.verification.samples import Step, write_steps
 
 _EXACT = Tolerance(exact=True)
@@ -73,6 +74,7 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
         samples=settings.samples,
         seed=settings.seed,
         timeout=settings.timeout,
+        memory_limit=settings.memory_limit,
     )
     source = "real" if settings.inputs else "made"
     if reference.failure is not None or reference.interface is None:
@@ -86,7 +88,7 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
         )
     with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
         steps = _steps(reference, reference.interface, scratch.folder())
-        first, second = _run_all([before, after], steps, scratch, settings.timeout)
+        first, second = _run_all([before, after], steps, scratch, settings)
         verdict = _verdict(reference.interface, reference, first, second)
         if whole == after and verdict.status == "fail" and second.calls < first.calls:
             # The classic interpreter ran this very file.
@@ -100,7 +102,7 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
             else:
                 verdict = replace(verdict, notes=(*verdict.notes, reason))
         elif verdict.status == "fail" and second.calls >= first.calls:
-            (again,) = _run_all([before], steps, scratch, settings.timeout)
+            (again,) = _run_all([before], steps, scratch, settings)
             if _verdict(reference.interface, reference, first, again).status != "pass":
                 reason = "the original does not repeat its own outputs in CompiledModel"
                 verdict = replace(verdict, status="unverified", reasons=(reason,))
@@ -120,22 +122,26 @@ def _steps(reference: RunResult, interface: Interface, folder: Path) -> list[dic
     return listed
 
 
-def _run_all(models: list[Path], steps: list[dict[str, Any]], scratch: Scratch, timeout: float) -> list[_Run]:
+def _run_all(
+    models: list[Path], steps: list[dict[str, Any]], scratch: Scratch, settings: Verification
+) -> list[_Run]:
     """Runs files at the same time."""
+    watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
     children = []
     try:
         for model in models:
-            children.append(_Child(model, steps, scratch.folder()))
-        deadline = time.monotonic() + timeout
-        return [child.finish(deadline, timeout) for child in children]
+            children.append(_Child(model, steps, scratch.folder(), watch))
+        deadline = time.monotonic() + settings.timeout
+        return [child.finish(deadline, settings.timeout) for child in children]
     finally:
         for child in children:
             child.kill()
 
 
 class _Child:
-    def __init__(self, model: Path, steps: list[dict[str, Any]], folder: Path) -> None:
+    def __init__(self, model: Path, steps: list[dict[str, Any]], folder: Path, watch: MemoryWatch) -> None:
         self._folder = folder
+        self._watch = watch
         request = folder / "request.json"
         content = {"model": str(model.absolute()), "steps": steps, "out": str(folder)}
         request.write_text(json.dumps(content), encoding="utf-8")
@@ -149,6 +155,7 @@ class _Child:
                 env=environment,
                 start_new_session=True,
             )
+        watch.add(self._process.pid)
 
     def finish(self, deadline: float, timeout: float) -> _Run:
         failure = None
@@ -169,9 +176,12 @@ class _Child:
                 failure = printable(message["error"])
         if failure is None and not done:
             failure = f"the process {_death(code)}"
+            if self._watch.limit is not None and self._watch.ended(self._process.pid) is not None:
+                failure = f"took more memory than {amount(self._watch.limit)}"
         return _Run(self._folder, calls, failure)
 
     def kill(self) -> None:
+        self._watch.remove(self._process.pid)
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -150,6 +150,7 @@ def _equipped(
         inputs=tuple(inputs),
         runtime=several(verification.runtime)[0],
         timeout=verification.timeout,
+        memory_limit=verification.memory_limit,
         pains=PAINS[base.effort],
         correct_bias=base.correct_bias,
     )
