@@ -5,21 +5,18 @@ Nothing is changed here; :mod:`tfl_rewrite.passes.quantize_weights` carries the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfl_rewrite import kernels
-from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.packed_kernels import BLOCKS_IN_CALLED_SUBGRAPHS, PackedForm, Shape, packed_forms
-from tfl_rewrite.passes import needs
+from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.packed_kernels import BLOCKS_IN_CALLED_SUBGRAPHS
 from tfl_rewrite.passes.base import Skip
 from tfl_rewrite.passes.candidates import (
     UNNAMED,
@@ -29,22 +26,20 @@ from tfl_rewrite.passes.candidates import (
     scale_constants,
     skip,
     stored_already,
-    weights_of,
 )
 from tfl_rewrite.passes.decisions import (
     AnyForm,
     Decision,
-    HybridForm,
     agree,
-    group_nbytes,
     scales_axis,
     settle_scales,
-    together,
-    weight_axis,
 )
+from tfl_rewrite.passes.magnitudes import Magnitudes
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.rounders import Work
+from tfl_rewrite.passes.savings import block_useless
 from tfl_rewrite.passes.weight_changes import Reading
+from tfl_rewrite.passes.weight_forms import WeightForms, runtime_text
 from tfl_rewrite.quant import blocks, symmetric
 from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme, block_length
 from tfl_rewrite.quant.symmetric import Channels
@@ -53,9 +48,6 @@ from tfl_rewrite.work import current
 if TYPE_CHECKING:
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
-# A scale per row of a table is worth its bytes from this many elements a row, if it takes away 3 dB of noise.
-_LEAST_ROW = 8
-_ROW_GAIN = 0.5
 # Names in a note.
 _NAMED = 5
 
@@ -68,9 +60,9 @@ class WeightPlan:
         settings: What the user asked for.
         model: Looked at, not changed.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
-        largest: Largest magnitudes per channel, by constant and channels.
+        magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read.
-        hybrid_forms: What each operator's hybrid kernel takes of an encoding, or why nothing.
+        forms: How operators can read them.
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
         encodings: What each candidate is to become, by its id.
         called: Ids of the subgraphs that operators run.
@@ -81,9 +73,9 @@ class WeightPlan:
     model: Model
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
-    largest: dict[tuple[object, Channels], symmetric.Float32] = field(default_factory=dict)
+    magnitudes: Magnitudes = field(default_factory=Magnitudes)
     by_value: dict[int, Candidate] = field(default_factory=dict)
-    hybrid_forms: dict[tuple[int, Encoding], Sequence[HybridForm] | str] = field(default_factory=dict)
+    forms: WeightForms = field(init=False)
     least: tuple[int, int] = (0, 0)
     encodings: dict[int, Encoding] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
@@ -142,7 +134,7 @@ class WeightPlan:
             made.levels,
             tuple(item.uses),
             tuple(reading.value for reading in made.readings),
-            self.largest[(blob.identity, made.channels)],
+            self.magnitudes.known[(blob.identity, made.channels)],
             blob,
             made.stored_dtype,
         )
@@ -183,7 +175,9 @@ class WeightPlan:
     def _settle(self, items: list[Candidate]) -> list[Decision]:
         """Decides until nothing more drops out: a constant that stays may change what its readers can do."""
         while True:
-            self.hybrid_forms.clear()
+            self.forms = WeightForms(
+                self.settings.min_runtime, self.by_value, self._can_be_int8, self.magnitudes
+            )
             decisions = {}
             before = len(self.blocked)
             for item in items:
@@ -194,7 +188,7 @@ class WeightPlan:
                     else:
                         self.blocked[id(item)] = made
             self._measure(list(decisions.values()))
-            self._check_buffers(items, decisions)
+            block_useless(self.model, list(decisions.values()), self.blocked)
             if len(self.blocked) == before:
                 return [decisions[id(item)] for item in items if id(item) in decisions]
 
@@ -219,7 +213,7 @@ class WeightPlan:
             asked = self.encodings[id(item)].block
             why = f"no blocks of up to {asked} fit"
             if called:
-                old_runtime = _text(self.settings.min_runtime)
+                old_runtime = runtime_text(self.settings.min_runtime)
                 why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
             self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
         return self._decide_channels(item, encoding)
@@ -233,12 +227,12 @@ class WeightPlan:
             return "small", f"{item.elements} elements, fewer than {self.least[0]}"
         form = kernels.dequantize_form("FLOAT16", None, self.settings.min_runtime)
         if form is None:
-            return "runtime", f"runtime {_text(self.settings.min_runtime)} has no DEQUANTIZE for float16"
+            return self.forms.no_dequantize(Dtype.FLOAT16)
         return Decision(item, [Reading.DEQUANTIZE] * len(item.uses), [form], None, Dtype.FLOAT16)
 
     def _decide_blocks(self, item: Candidate, encoding: Encoding, length: int) -> Decision | tuple[str, str]:
         """Decides for scales by block: a kernel that reads them itself, or what DEQUANTIZE and MUL make."""
-        found = [self._forms(use.operator, use.position, encoding) for use in item.uses]
+        found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
         reasons = [forms for forms in found if isinstance(forms, str)]
         channels = Channels(1, item.elements // length, length)
         if not reasons and length == encoding.block:
@@ -246,7 +240,7 @@ class WeightPlan:
             made = Decision(
                 item, [Reading.HYBRID] * len(forms), forms, None, encoding.dtype, length, native=True
             )
-            largest = self._absmax(item, channels)
+            largest = self.magnitudes.of(item, channels)
             if not np.isfinite(largest).all():
                 return "not-finite", "it holds NaN or infinite values"
             if blocks.direct(symmetric.scales(largest, made.levels.high), largest == 0) is not None:
@@ -256,10 +250,10 @@ class WeightPlan:
             return "no-hybrid-kernel", reasons[
                 0
             ] if reasons else f"its rows are not blocks of {encoding.block}"
-        form = self._dequantize_form(encoding.dtype, None)
+        form = self.forms.dequantize(encoding.dtype, None)
         half = kernels.dequantize_form("FLOAT16", None, self.settings.min_runtime)
         if form is None or half is None:
-            return self._no_dequantize(encoding.dtype)
+            return self.forms.no_dequantize(encoding.dtype)
         if item.elements < self.least[0] and not item.is_weight:
             return "small", f"{item.elements} elements, fewer than {self.least[0]}"
         readings = [Reading.DEQUANTIZE] * len(item.uses)
@@ -268,7 +262,7 @@ class WeightPlan:
     def _decide_channels(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         readings: list[Reading] = []
         forms: list[AnyForm] = []
-        found = [self._forms(use.operator, use.position, encoding) for use in item.uses]
+        found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
         reasons = [forms for forms in found if isinstance(forms, str)]
         wanted = [
             []
@@ -293,123 +287,12 @@ class WeightPlan:
             if settled is None and item.elements < self.least[0]:
                 return "small", f"{item.elements} elements, fewer than {self.least[0]}"
             if settled is None:
-                axis = self._expanded_axis(item, encoding)
-            dequantize = self._dequantize_form(encoding.dtype, axis)
+                axis = self.forms.expanded_axis(item, encoding)
+            dequantize = self.forms.dequantize(encoding.dtype, axis)
             if dequantize is None:
-                return self._no_dequantize(encoding.dtype)
+                return self.forms.no_dequantize(encoding.dtype)
             forms.append(dequantize)
         return Decision(item, readings, forms, axis, encoding.dtype)
-
-    def _no_dequantize(self, dtype: Dtype) -> tuple[str, str]:
-        old = _text(self.settings.min_runtime)
-        what = "its scales" if dtype is Dtype.INT8 else dtype.value
-        return "runtime", f"runtime {old} has no DEQUANTIZE for {what}"
-
-    def _forms(self, operator: Operator, position: int, encoding: Encoding) -> Sequence[AnyForm] | str:
-        """Returns how an operator can read integers at an input, best first, or why it cannot."""
-        name = operator.code.name
-        if encoding.scheme is Scheme.DEQUANTIZE:
-            return "asked for dequantize"
-        lookup = kernels.table_lookup(name)
-        if lookup is not None and lookup.input == position:
-            if encoding.dtype is not Dtype.INT8 or encoding.block is not None:
-                return f"{name} moves int8 with one scale a row or for all, not {encoding.text}"
-            rows = self._row_lookup(operator, position, encoding)
-            if lookup.first_runtime > self.settings.min_runtime:
-                return f"{name} of runtime {_text(self.settings.min_runtime)} takes no int8 table"
-            return [lookup] if rows is None else [rows, lookup]
-        row = kernels.hybrid_row(name)
-        if row is None or position not in row.inputs:
-            known = kernels.no_hybrid(name)
-            return known.reason if known is not None else f"{name} has no hybrid kernel for input {position}"
-        key = (id(operator), encoding)
-        found = self.hybrid_forms.get(key)
-        if found is None:
-            found = self.hybrid_forms[key] = self._hybrid_forms(operator, row, encoding)
-        return found
-
-    def _row_lookup(
-        self, operator: Operator, position: int, encoding: Encoding
-    ) -> kernels.TableLookup | None:
-        """Returns the form with one scale per row where a table gains by it, else None."""
-        table = operator.inputs[position]
-        item = self.by_value.get(id(table)) if table is not None else None
-        form = kernels.table_lookup(operator.code.name, kernels.Granularity.CHANNEL)
-        if item is None or form is None or form.first_runtime > self.settings.min_runtime:
-            return None
-        if encoding.granularity is kernels.Granularity.TENSOR or len(item.shape) < 2:
-            return None
-        if operator.option("axis") or operator.option("batch_dims"):
-            return None
-        if item.elements < _LEAST_ROW * item.shape[0] or not needs.same_rank_output(operator):
-            return None
-        gains = self._noise(item, 0) < _ROW_GAIN * self._noise(item, None)
-        return form if gains else None
-
-    def _hybrid_forms(
-        self, operator: Operator, row: kernels.HybridRow, encoding: Encoding
-    ) -> Sequence[HybridForm] | str:
-        """Returns the forms whose needs the operator meets, best first, or why there is none."""
-        runtime, granularity = self.settings.min_runtime, encoding.granularity
-        reason = f"no hybrid form of {row.operator} runs on {_text(runtime)} with the granularity asked for"
-        if encoding.dtype is not Dtype.INT8:
-            reason = f"no kernel of {row.operator} on {_text(runtime)} reads {encoding.text}"
-        for need in row.needs:
-            unmet = needs.unmet(need, operator, row, self._can_be_int8)
-            if unmet is not None:
-                return unmet
-        known: Sequence[HybridForm] = row.forms_for(runtime)
-        if encoding.dtype is not Dtype.INT8:
-            asked = encoding.scheme is Scheme.HYBRID
-            tensor_type = encoding.dtype.tensor_type
-            known = packed_forms(row.operator, tensor_type, runtime, by_default=not asked)
-        found = []
-        for form in known:
-            is_block = form.granularity is kernels.Granularity.BLOCK
-            if is_block != (granularity is kernels.Granularity.BLOCK):
-                continue
-            if form.granularity is not granularity and granularity is kernels.Granularity.TENSOR:
-                continue
-            missing = self._form_unmet(form, operator, row, encoding)
-            if missing is None:
-                found.append(form)
-            else:
-                reason = missing
-        return found or reason
-
-    def _form_unmet(
-        self, form: HybridForm, operator: Operator, row: kernels.HybridRow, encoding: Encoding
-    ) -> str | None:
-        weights = weights_of(operator, row)
-        if form.granularity is kernels.Granularity.CHANNEL:
-            for tensor in weights:
-                axis = weight_axis(row, operator, len(tensor.shape or ()))
-                if axis is None or not 0 <= axis < len(tensor.shape or ()):
-                    return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
-        if isinstance(form, PackedForm):
-            for tensor in weights:
-                unfit = _unfit(form, tensor.shape or (), encoding)
-                if unfit is not None:
-                    return f"{row.operator}: {unfit}"
-        for need in form.needs:
-            if need is kernels.Need.SCALES_DIFFER:
-                if not needs.grouped(operator) and any(self._equal_scales(item, row) for item in weights):
-                    return "all of its scales are equal"
-                continue
-            unmet = needs.unmet(need, operator, row, self._can_be_int8)
-            if unmet is not None:
-                return unmet
-        return None
-
-    def _equal_scales(self, tensor: Tensor, row: kernels.HybridRow) -> bool:
-        item = self.by_value.get(id(tensor))
-        if item is None:
-            return False
-        channels = Channels.along(item.shape, row.axis())
-        if channels.channels <= 1:
-            return False
-        scale = symmetric.scales(self._absmax(item, channels))
-        return bool((scale == scale[0]).all())
 
     def _can_be_int8(self, tensor: Tensor) -> bool:
         item = self.by_value.get(id(tensor))
@@ -422,60 +305,13 @@ class WeightPlan:
             and encoding.scheme is not Scheme.DEQUANTIZE
         )
 
-    def _expanded_axis(self, item: Candidate, encoding: Encoding) -> int | None:
-        """Chooses the scales of a constant that only DEQUANTIZE reads: where rounding loses least."""
-        if encoding.granularity is kernels.Granularity.TENSOR:
-            return None
-        if self._dequantize_form(encoding.dtype, 0) is None:
-            return None
-        rank = len(item.shape)
-        for use in item.uses:
-            row = kernels.hybrid_row(use.operator.code.name)
-            axis = (
-                weight_axis(row, use.operator, rank)
-                if row is not None and use.position in row.inputs
-                else None
-            )
-            if axis is not None and 0 <= axis < rank and self._worth(item, axis):
-                return axis
-        best, least = None, self._noise(item, None)
-        for axis in dict.fromkeys((0, rank - 1)):
-            if 0 <= axis < rank and self._worth(item, axis):
-                noise = self._noise(item, axis)
-                # 0.5 dB pays for the scales.
-                if noise < 0.89 * least:
-                    best, least = axis, noise
-        return best
-
-    def _worth(self, item: Candidate, axis: int) -> bool:
-        """Whether scales along an axis take less than a tenth of what int8 saves."""
-        return item.shape[axis] > 1 and 12 * item.shape[axis] * 10 < item.elements * 3
-
-    def _noise(self, item: Candidate, axis: int | None) -> float:
-        channels = Channels.along(item.shape, axis)
-        return symmetric.expected_noise(symmetric.scales(self._absmax(item, channels)), channels)
-
-    def _dequantize_form(self, dtype: Dtype, axis: int | None) -> kernels.DequantizeForm | None:
-        granularity = kernels.Granularity.TENSOR if axis is None else kernels.Granularity.CHANNEL
-        return kernels.dequantize_form(dtype.tensor_type, granularity, self.settings.min_runtime)
-
-    def _absmax(self, item: Candidate, channels: Channels) -> symmetric.Float32:
-        blob = item.stored.buffer.blob
-        assert blob is not None
-        key = (blob.identity, channels)
-        known = self.largest.get(key)
-        if known is None:
-            known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
-            self.largest[key] = known
-        return known
-
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""
         work = current()
         stage = work.stage("measuring", sum(made.item.stored.buffer.nbytes for made in decisions))
 
         def measure(made: Decision) -> symmetric.Float32:
-            largest = self._absmax(made.item, made.channels)
+            largest = self.magnitudes.of(made.item, made.channels)
             stage.tick(made.item.stored.buffer.nbytes)
             return largest
 
@@ -485,75 +321,7 @@ class WeightPlan:
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")
 
-    def _check_buffers(self, items: list[Candidate], decisions: dict[int, Decision]) -> None:
-        """Drops constants whose bytes would have to stay, or whose new form is not smaller."""
-        sharing: dict[int, list[Tensor]] = {}
-        for subgraph in self.model.subgraphs:
-            for tensor in subgraph.tensors:
-                sharing.setdefault(id(tensor.buffer), []).append(tensor)
-        kept = {id(entry.buffer) for entry in self.model.metadata} | set(map(id, self.model.metadata_buffers))
-        groups: dict[int, list[Decision]] = {}
-        for made in decisions.values():
-            groups.setdefault(id(made.item.stored.buffer), []).append(made)
-        for key, group in groups.items():
-            changing = {id(made.item.stored) for made in group if id(made.item) not in self.blocked}
-            other = next((item for item in sharing[key] if id(item) not in changing), None)
-            reason: tuple[str, str] | None = None
-            if other is not None:
-                reason = ("shared", f"shares its bytes with {other.name!r}, which stays {other.dtype_name}")
-            elif key in kept:
-                reason = ("shared", "metadata refers to its bytes")
-            elif not any(map(together, group)):
-                saved = group[0].item.stored.buffer.nbytes - group_nbytes(group)
-                if saved <= 0:
-                    kind = group[0].dtype.value
-                    reason = (
-                        "not-smaller",
-                        f"{kind} with its scales and operators takes {-saved} bytes more",
-                    )
-            if reason is not None:
-                for made in group:
-                    self.blocked.setdefault(id(made.item), reason)
-        self._check_together(groups)
-
-    def _check_together(self, groups: dict[int, list[Decision]]) -> None:
-        """Drops the weights of operators that take all or none, where all of them are not smaller."""
-        operators: dict[int, dict[int, list[Decision]]] = {}
-        for key, group in groups.items():
-            for made in group:
-                if together(made) and id(made.item) not in self.blocked:
-                    for use in made.item.uses:
-                        operators.setdefault(id(use.operator), {})[key] = group
-        for buffers in operators.values():
-            saved = sum(
-                group[0].item.stored.buffer.nbytes - group_nbytes(group) for group in buffers.values()
-            )
-            if saved <= 0:
-                reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
-                for made in (made for group in buffers.values() for made in group):
-                    self.blocked.setdefault(id(made.item), reason)
-
-
-def _unfit(form: PackedForm, shape: Sequence[int], encoding: Encoding) -> str | None:
-    """Returns why a weight's shape does not suit a form, or None."""
-    row = math.prod(shape[1:])
-    if form.shape is Shape.WHOLE_BYTES and row * encoding.dtype.bits % 8:
-        return f"rows of {row} elements do not fill whole bytes"
-    if form.shape is Shape.WHOLE_BLOCKS:
-        block = encoding.block or 1
-        if len(shape) != 2 or row % block:
-            return f"the shape {list(shape)} is no matrix of whole blocks of {block}"
-    return None
-
-
-def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
-    return np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)
-
 
 def _list(names: Sequence[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + rest
-
-
-def _text(runtime: kernels.Runtime) -> str:
-    return f"{runtime[0]}.{runtime[1]}"

@@ -1,0 +1,45 @@
+"""The largest magnitudes of constants, each read once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.passes.candidates import Candidate
+from tfl_rewrite.quant import symmetric
+from tfl_rewrite.quant.symmetric import Channels, Float32
+
+
+@dataclass(slots=True)
+class Magnitudes:
+    """What was read of the constants of one model; several threads may ask at a time.
+
+    Attributes:
+        known: Float32 ``[channels]``: the largest magnitude of each, by constant and channels.
+    """
+
+    known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
+
+    def of(self, item: Candidate, channels: Channels) -> Float32:
+        """Returns the largest magnitude of each channel, float32 ``[channels]``."""
+        blob = item.stored.buffer.blob
+        assert blob is not None
+        key = (blob.identity, channels)
+        known = self.known.get(key)
+        if known is None:
+            known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
+            self.known[key] = known
+        return known
+
+    def noise(self, item: Candidate, axis: int | None) -> float:
+        """Returns the noise to expect of int8 with scales along an axis, or with one scale for None."""
+        channels = Channels.along(item.shape, axis)
+        return symmetric.expected_noise(symmetric.scales(self.of(item, channels)), channels)
+
+
+def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
+    return np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)

@@ -1,0 +1,211 @@
+"""How operators can read a weight that is stored smaller, and with which scales.
+
+Nothing is chosen for good here; :mod:`tfl_rewrite.passes.weight_plan` weighs what is found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tfl_rewrite import kernels
+from tfl_rewrite.model.ir import Operator, Tensor
+from tfl_rewrite.packed_kernels import PackedForm, Shape, packed_forms
+from tfl_rewrite.passes import needs
+from tfl_rewrite.passes.candidates import Candidate, weights_of
+from tfl_rewrite.passes.decisions import AnyForm, HybridForm, weight_axis
+from tfl_rewrite.passes.magnitudes import Magnitudes
+from tfl_rewrite.quant import symmetric
+from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme
+from tfl_rewrite.quant.symmetric import Channels
+
+# A scale per row of a table is worth its bytes from this many elements a row, if it takes away 3 dB of noise.
+_LEAST_ROW = 8
+_ROW_GAIN = 0.5
+
+
+@dataclass(slots=True)
+class WeightForms:
+    """The forms in which the operators of one model can read its constants.
+
+    What was found of an operator is kept: make another one when other constants stay as they are.
+
+    Attributes:
+        min_runtime: The oldest runtime that must read them.
+        candidates: The constants, by the id of the tensor that operators read.
+        can_be_int8: Whether a weight is going to be int8, as far as is known.
+        magnitudes: The largest magnitudes of the constants.
+    """
+
+    min_runtime: kernels.Runtime
+    candidates: Mapping[int, Candidate]
+    can_be_int8: Callable[[Tensor], bool]
+    magnitudes: Magnitudes
+    # What each operator's hybrid kernel takes of an encoding, or why nothing.
+    _hybrid: dict[tuple[int, Encoding], Sequence[HybridForm] | str] = field(default_factory=dict)
+
+    def of(self, operator: Operator, position: int, encoding: Encoding) -> Sequence[AnyForm] | str:
+        """Returns how an operator can read integers at an input, best first, or why it cannot."""
+        name = operator.code.name
+        if encoding.scheme is Scheme.DEQUANTIZE:
+            return "asked for dequantize"
+        lookup = kernels.table_lookup(name)
+        if lookup is not None and lookup.input == position:
+            if encoding.dtype is not Dtype.INT8 or encoding.block is not None:
+                return f"{name} moves int8 with one scale a row or for all, not {encoding.text}"
+            rows = self._row_lookup(operator, position, encoding)
+            if lookup.first_runtime > self.min_runtime:
+                return f"{name} of runtime {runtime_text(self.min_runtime)} takes no int8 table"
+            return [lookup] if rows is None else [rows, lookup]
+        row = kernels.hybrid_row(name)
+        if row is None or position not in row.inputs:
+            known = kernels.no_hybrid(name)
+            return known.reason if known is not None else f"{name} has no hybrid kernel for input {position}"
+        key = (id(operator), encoding)
+        found = self._hybrid.get(key)
+        if found is None:
+            found = self._hybrid[key] = self._hybrid_forms(operator, row, encoding)
+        return found
+
+    def dequantize(self, dtype: Dtype, axis: int | None) -> kernels.DequantizeForm | None:
+        """Returns the DEQUANTIZE that expands integers with scales along an axis (None: one scale)."""
+        granularity = kernels.Granularity.TENSOR if axis is None else kernels.Granularity.CHANNEL
+        return kernels.dequantize_form(dtype.tensor_type, granularity, self.min_runtime)
+
+    def no_dequantize(self, dtype: Dtype) -> tuple[str, str]:
+        """Returns ``(rule, reason)`` for a constant that stays for want of it."""
+        old = runtime_text(self.min_runtime)
+        what = "its scales" if dtype is Dtype.INT8 else dtype.value
+        return "runtime", f"runtime {old} has no DEQUANTIZE for {what}"
+
+    def expanded_axis(self, item: Candidate, encoding: Encoding) -> int | None:
+        """Chooses the scales of a constant that only DEQUANTIZE reads: where rounding loses least."""
+        if encoding.granularity is kernels.Granularity.TENSOR:
+            return None
+        if self.dequantize(encoding.dtype, 0) is None:
+            return None
+        rank = len(item.shape)
+        for use in item.uses:
+            row = kernels.hybrid_row(use.operator.code.name)
+            axis = (
+                weight_axis(row, use.operator, rank)
+                if row is not None and use.position in row.inputs
+                else None
+            )
+            if axis is not None and 0 <= axis < rank and _worth(item, axis):
+                return axis
+        best, least = None, self.magnitudes.noise(item, None)
+        for axis in dict.fromkeys((0, rank - 1)):
+            if 0 <= axis < rank and _worth(item, axis):
+                noise = self.magnitudes.noise(item, axis)
+                # 0.5 dB pays for the scales.
+                if noise < 0.89 * least:
+                    best, least = axis, noise
+        return best
+
+    def _row_lookup(
+        self, operator: Operator, position: int, encoding: Encoding
+    ) -> kernels.TableLookup | None:
+        """Returns the form with one scale per row where a table gains by it, else None."""
+        table = operator.inputs[position]
+        item = self.candidates.get(id(table)) if table is not None else None
+        form = kernels.table_lookup(operator.code.name, kernels.Granularity.CHANNEL)
+        if item is None or form is None or form.first_runtime > self.min_runtime:
+            return None
+        if encoding.granularity is kernels.Granularity.TENSOR or len(item.shape) < 2:
+            return None
+        if operator.option("axis") or operator.option("batch_dims"):
+            return None
+        if item.elements < _LEAST_ROW * item.shape[0] or not needs.same_rank_output(operator):
+            return None
+        gains = self.magnitudes.noise(item, 0) < _ROW_GAIN * self.magnitudes.noise(item, None)
+        return form if gains else None
+
+    def _hybrid_forms(
+        self, operator: Operator, row: kernels.HybridRow, encoding: Encoding
+    ) -> Sequence[HybridForm] | str:
+        """Returns the forms whose needs the operator meets, best first, or why there is none."""
+        runtime, granularity = self.min_runtime, encoding.granularity
+        old = runtime_text(runtime)
+        reason = f"no hybrid form of {row.operator} runs on {old} with the granularity asked for"
+        if encoding.dtype is not Dtype.INT8:
+            reason = f"no kernel of {row.operator} on {old} reads {encoding.text}"
+        for need in row.needs:
+            unmet = needs.unmet(need, operator, row, self.can_be_int8)
+            if unmet is not None:
+                return unmet
+        known: Sequence[HybridForm] = row.forms_for(runtime)
+        if encoding.dtype is not Dtype.INT8:
+            asked = encoding.scheme is Scheme.HYBRID
+            tensor_type = encoding.dtype.tensor_type
+            known = packed_forms(row.operator, tensor_type, runtime, by_default=not asked)
+        found = []
+        for form in known:
+            is_block = form.granularity is kernels.Granularity.BLOCK
+            if is_block != (granularity is kernels.Granularity.BLOCK):
+                continue
+            if form.granularity is not granularity and granularity is kernels.Granularity.TENSOR:
+                continue
+            missing = self._form_unmet(form, operator, row, encoding)
+            if missing is None:
+                found.append(form)
+            else:
+                reason = missing
+        return found or reason
+
+    def _form_unmet(
+        self, form: HybridForm, operator: Operator, row: kernels.HybridRow, encoding: Encoding
+    ) -> str | None:
+        weights = weights_of(operator, row)
+        if form.granularity is kernels.Granularity.CHANNEL:
+            for tensor in weights:
+                axis = weight_axis(row, operator, len(tensor.shape or ()))
+                if axis is None or not 0 <= axis < len(tensor.shape or ()):
+                    return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
+        if isinstance(form, PackedForm):
+            for tensor in weights:
+                unfit = _unfit(form, tensor.shape or (), encoding)
+                if unfit is not None:
+                    return f"{row.operator}: {unfit}"
+        for need in form.needs:
+            if need is kernels.Need.SCALES_DIFFER:
+                if not needs.grouped(operator) and any(self._equal_scales(item, row) for item in weights):
+                    return "all of its scales are equal"
+                continue
+            unmet = needs.unmet(need, operator, row, self.can_be_int8)
+            if unmet is not None:
+                return unmet
+        return None
+
+    def _equal_scales(self, tensor: Tensor, row: kernels.HybridRow) -> bool:
+        item = self.candidates.get(id(tensor))
+        if item is None:
+            return False
+        channels = Channels.along(item.shape, row.axis())
+        if channels.channels <= 1:
+            return False
+        scale = symmetric.scales(self.magnitudes.of(item, channels))
+        return bool((scale == scale[0]).all())
+
+
+def _worth(item: Candidate, axis: int) -> bool:
+    """Whether scales along an axis take less than a tenth of what int8 saves."""
+    return item.shape[axis] > 1 and 12 * item.shape[axis] * 10 < item.elements * 3
+
+
+def _unfit(form: PackedForm, shape: Sequence[int], encoding: Encoding) -> str | None:
+    """Returns why a weight's shape does not suit a form, or None."""
+    row = math.prod(shape[1:])
+    if form.shape is Shape.WHOLE_BYTES and row * encoding.dtype.bits % 8:
+        return f"rows of {row} elements do not fill whole bytes"
+    if form.shape is Shape.WHOLE_BLOCKS:
+        block = encoding.block or 1
+        if len(shape) != 2 or row % block:
+            return f"the shape {list(shape)} is no matrix of whole blocks of {block}"
+    return None
+
+
+def runtime_text(runtime: kernels.Runtime) -> str:
+    """Returns a runtime as users write it, such as ``2.14``."""
+    return f"{runtime[0]}.{runtime[1]}"
