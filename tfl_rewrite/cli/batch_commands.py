@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.cli.arguments import TALKING, VERIFYING, Argument, Command
+from tfl_rewrite.cli.options import TALKING, VERIFYING, Argument, Command
 
 if TYPE_CHECKING:
     from tfl_rewrite.batch.config import BatchConfig

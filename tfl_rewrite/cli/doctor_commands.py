@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.arguments import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
+from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
 
 if TYPE_CHECKING:
     from tfl_rewrite.doctor.diagnosis import Diagnosis

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.arguments import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
+from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
 from tfl_rewrite.errors import FileAccessError, UsageError
 
 if TYPE_CHECKING:

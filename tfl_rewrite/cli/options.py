@@ -1,0 +1,186 @@
+"""What the tables of commands are made of: rows of arguments, and the groups that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument: its names and what argparse is to know of it."""
+
+    names: tuple[str, ...]
+    help: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand: its arguments, in groups."""
+
+    name: str
+    help: str
+    description: str
+    groups: tuple[tuple[str, tuple[Argument, ...]], ...]
+
+
+def flag(*names: str, help: str) -> Argument:
+    """Returns the row of an option that is given or not."""
+    return Argument(names, help, {"action": "store_true"})
+
+
+def value(*names: str, help: str, **extra: Any) -> Argument:
+    """Returns the row of an argument with a value; ``extra`` is what argparse is to know of it."""
+    return Argument(names, help, extra)
+
+
+IN_OUT = (
+    value("source", help="the .tflite file to read; it is not changed", metavar="IN"),
+    value("target", help="the .tflite file to write", metavar="OUT"),
+)
+
+WRITING = (
+    flag("--dry-run", help="do everything but the write"),
+    flag("--force", help="overwrite an existing OUT (IN and OUT may be the same file)"),
+    value("--report", help="write the whole report as JSON", metavar="FILE.json"),
+    value(
+        "--threads",
+        help="threads for measuring, rounding and writing (default: one per processor)",
+        type=int,
+        default=0,
+    ),
+)
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    return float(low), float(high)
+
+
+_range.__name__ = "LO,HI"
+
+MEDIA = (
+    value(
+        "--input-range",
+        help="what pixels 0 and 255 (or sound at full scale) become; default: as the metadata of the model "
+        "says, else -1,1, and raw pixels for 8-bit inputs",
+        type=_range,
+        metavar="LO,HI",
+        default=None,
+    ),
+    value(
+        "--input-layout",
+        help="axes of an input that takes pictures or sound, such as NHWC, NCHW, HWC or NT (T: time); "
+        "default: told from the sizes",
+        type=str.upper,
+        metavar="AXES",
+        default=None,
+    ),
+    value(
+        "--sample-rate",
+        help="resample sound to this rate in Hz; default: as the metadata of the model says, else as the "
+        "files are",
+        type=int,
+        metavar="HZ",
+        default=None,
+    ),
+)
+
+BLAMING = (
+    flag(
+        "--blame",
+        help="after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    ),
+    value(
+        "--blame-out",
+        help="write that as node data for Model Explorer, over the graph of the rewritten file; implies "
+        "--blame",
+        metavar="FILE.json",
+        default=None,
+    ),
+)
+
+JUDGING = (
+    value(
+        "--inputs",
+        help="real inputs to run with: a .npz (one array per input name, first axis = samples), a picture, a "
+        "sound file, or a folder of such; repeatable. Without it, seeded samples are made",
+        metavar="PATH",
+        action="append",
+        default=[],
+    ),
+    *MEDIA,
+    value("--samples", help="how many samples are made (default: 4)", type=int, default=4, metavar="N"),
+    value("--seed", help="seed of the made samples (default: 0)", type=int, default=0, metavar="S"),
+    value(
+        "--min-snr",
+        help="least signal-to-noise ratio of every output, in dB (default: 10)",
+        type=float,
+        default=10.0,
+        metavar="DB",
+    ),
+    value(
+        "--max-abs-error",
+        help="largest error of any element of an output",
+        type=float,
+        metavar="X",
+        default=None,
+    ),
+    value(
+        "--runtime",
+        help="which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
+        "another Python installation has (tflite-runtime, a vendor's build); repeatable: each one judges, "
+        "and the worst verdict counts",
+        action="append",
+        default=[],
+        metavar="NAME",
+    ),
+    value(
+        "--resolver",
+        help="which of its kernels run both files: default (XNNPACK), builtin (optimized, no delegate) or "
+        "reference (slow); repeatable: each runtime judges with each. Without it: default, or builtin if the "
+        "original runs with nothing else",
+        action="append",
+        choices=("default", "builtin", "reference"),
+        default=[],
+    ),
+    flag(
+        "--independent",
+        help="run each sample in a new interpreter. Otherwise all samples are one sequence, in order: what a "
+        "model keeps in variables carries over",
+    ),
+    value("--timeout", help="seconds for each run of a file (default: 600)", type=float, default=600.0),
+    value(
+        "--memory-limit",
+        help="memory that the interpreters of both files may take together, such as 4GB; one that takes more "
+        "is ended (default: 80 % of the machine's)",
+        default=None,
+        metavar="SIZE",
+    ),
+    *BLAMING,
+)
+
+VERIFYING = (
+    value(
+        "--verify",
+        help="auto (default): run both files; if IN itself cannot run, say UNVERIFIED and still write a file "
+        "that was checked structurally. require: refuse then. off: run nothing",
+        choices=("auto", "require", "off"),
+        default="auto",
+    ),
+    *JUDGING,
+    value(
+        "--blame-seconds",
+        help="after a failure, how long to look for the constants that did it (default: 5)",
+        type=float,
+        default=5.0,
+        metavar="S",
+    ),
+)
+
+TALKING = (
+    flag("-q", "--quiet", help="print errors only"),
+    Argument(("-v", "--verbose"), "print more; twice: tracebacks too", {"action": "count", "default": 0}),
+)
