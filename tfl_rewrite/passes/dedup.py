@@ -11,7 +11,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
@@ -24,10 +24,11 @@ from tfl_rewrite.passes.metadata import positions_moved
 from tfl_rewrite.work import current
 
 
+@dataclass(frozen=True, slots=True)
 class Dedup:
     """The pass; see the module.
 
-    Args:
+    Attributes:
         pure_custom: Names of custom operators that only compute.
     """
 
@@ -35,8 +36,7 @@ class Dedup:
     lossy: ClassVar[bool] = False
     grows: ClassVar[bool] = False
 
-    def __init__(self, pure_custom: Collection[str] = ()) -> None:
-        self.pure_custom = frozenset(pure_custom)
+    pure_custom: Collection[str] = ()
 
     def run(self, model: Model) -> PassResult:
         """Merges what is equal.

@@ -23,10 +23,11 @@ VALIDATION = "VALIDATION:"
 (``kValidationSubgraphNamePrefix`` of ``interpreter_builder.cc``)."""
 
 
+@dataclass(frozen=True, slots=True)
 class RemoveDead:
     """The pass; see the module.
 
-    Args:
+    Attributes:
         pure_custom: Names of custom operators that only compute.
     """
 
@@ -34,8 +35,7 @@ class RemoveDead:
     lossy: ClassVar[bool] = False
     grows: ClassVar[bool] = False
 
-    def __init__(self, pure_custom: Collection[str] = ()) -> None:
-        self.pure_custom = frozenset(pure_custom)
+    pure_custom: Collection[str] = ()
 
     def run(self, model: Model) -> PassResult:
         """Removes what is dead.
