@@ -235,7 +235,7 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
             if snr <= best - NEAR:
                 continue
             best = max(best, snr)
-            opened.trials.finish(item.choice)
+            opened.trials.finish(item)
             made.write_bytes(opened.trials.path.read_bytes())
             counts = Counter(encoding.text for encoding in item.choice.values())
             recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
