@@ -310,6 +310,8 @@ class WeightPlan:
         name = operator.code.name
         if encoding.scheme is Scheme.DEQUANTIZE:
             return "asked for dequantize"
+        if len(encoding.dtype.parts) > 1:
+            return f"no kernel reads {encoding.dtype.value} itself"
         lookup = kernels.table_lookup(name)
         if lookup is not None and lookup.input == position:
             if encoding.dtype is not Dtype.INT8 or encoding.block is not None:
@@ -457,7 +459,9 @@ class WeightPlan:
 
     def _dequantize_form(self, dtype: Dtype, axis: int | None) -> kernels.DequantizeForm | None:
         granularity = kernels.Granularity.TENSOR if axis is None else kernels.Granularity.CHANNEL
-        return kernels.dequantize_form(dtype.tensor_type, granularity, self.settings.min_runtime)
+        runtime = self.settings.min_runtime
+        forms = [kernels.dequantize_form(part.tensor_type, granularity, runtime) for part in dtype.parts]
+        return None if None in forms else forms[0]
 
     def _absmax(self, item: Candidate, channels: Channels) -> symmetric.Float32:
         blob = item.stored.buffer.blob
