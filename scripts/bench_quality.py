@@ -38,10 +38,12 @@ from tfl_rewrite.storage import save
 from tfl_rewrite.verification import Judge, Tolerance
 
 THRESHOLDS = (20.0, 30.0, 40.0)
-ABOVE = (0.0, 4.0, -4.0, 8.0)
+ABOVE = (0.0, 4.0, -4.0)
 """Around each threshold, what is searched for too: inputs of the search and of the evaluation differ."""
 NEAR = 2.0
 """Files of the search within so many dB of the best of their size are evaluated too."""
+ORDERED = 5.0
+"""What rounding weight by weight may win, in dB."""
 UNIFORM = tuple(
     (effort, dtype, granularity, scheme)
     for effort in ("fast", "balanced", "best")
@@ -234,14 +236,19 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
             # Neither smaller nor better than another, by far.
             if snr <= best - NEAR:
                 continue
+            # Rounded weight by weight, too, where it is near a threshold.
+            ahead = snr > best and any(-ORDERED <= snr - threshold <= 2.0 for threshold in THRESHOLDS)
             best = max(best, snr)
-            opened.trials.finish(item.choice)
-            made.write_bytes(opened.trials.path.read_bytes())
-            counts = Counter(encoding.text for encoding in item.choice.values())
-            recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
-            point = judged(judge, made, Point(path.stem, "ours", recipe))
-            point.searched = snr
-            points.append(point)
+            for ordered in (False, True) if ahead else (False,):
+                opened.trials.finish(replace(item, ordered=ordered))
+                made.write_bytes(opened.trials.path.read_bytes())
+                counts = Counter(encoding.text for encoding in item.choice.values())
+                recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
+                point = judged(judge, made, Point(path.stem, "ours", recipe + " in order" * ordered))
+                point.searched = snr
+                points.append(point)
+                if time.monotonic() - began > (limit or math.inf) * 1.5:
+                    break
         made.unlink(missing_ok=True)
     for point in points:
         point.seconds = round(time.monotonic() - began, 1)

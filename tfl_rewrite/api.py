@@ -53,7 +53,8 @@ def quantize_weights_pass(
     """Makes the weight pass from plain values.
 
     Args:
-        dtype: ``int8``, ``int4``, ``int2``, ``float16``, or ``float32`` to keep what ``map`` names not.
+        dtype: ``int8``, ``int6`` (stored as an int4 and an int2 that add up), ``int4``, ``int2``,
+            ``float16``, or ``float32`` to keep what ``map`` names not.
         scheme: ``auto``, ``hybrid`` or ``dequantize``.
         granularity: ``channel``, ``tensor``, or ``block:32``, ``block:64``, ``block:128``.
         map: Rules ``REGEX=ENCODING,...``, or a path ``*.toml``; the first that matches a constant decides

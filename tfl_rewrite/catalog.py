@@ -97,7 +97,7 @@ CATALOG: tuple[Entry, ...] = (
     ),
     Entry(
         "quantize-weights",
-        "stores float weights as int8, int4, int2 or float16",
+        "stores float weights as int8, int6, int4, int2 or float16",
         True,
         "after the graph is clean, before it is packed",
         {

@@ -7,9 +7,9 @@ from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argumen
 _SELECTING = (
     value(
         "--dtype",
-        help="what weights become: int8 (default), int4, int2, float16, or float32 to keep all but what "
-        "--map names",
-        choices=("int8", "int4", "int2", "float16", "float32"),
+        help="what weights become: int8 (default), int6 (an int4 and an int2 that add up), int4, int2, "
+        "float16, or float32 to keep all but what --map names",
+        choices=("int8", "int6", "int4", "int2", "float16", "float32"),
         default="int8",
     ),
     value(
@@ -174,7 +174,7 @@ _SEARCHING = tuple(
 REWRITING = (
     Command(
         "quantize-weights",
-        "store float weights as int8, int4, int2 or float16 (lossy)",
+        "store float weights as int8, int6, int4, int2 or float16 (lossy)",
         "Stores float weights smaller, with float activations: as int8 (default), or as --dtype and --map "
         "say. Runs the model before and after, and writes OUT only if every output keeps --min-snr. LOSSY: "
         "outputs change a little. Biases, small constants and what is quantized already stay as they are.",

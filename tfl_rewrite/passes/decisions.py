@@ -70,6 +70,8 @@ class Decision:
     def levels(self) -> Levels:
         """The integers that all of its readers read right."""
         bits = self.dtype.bits
+        if len(self.dtype.parts) > 1:
+            return Levels.of(self.dtype)
         forms = [form for form in self.forms if isinstance(form, HybridForm)]
         full = all(isinstance(form, PackedForm) and form.full_range for form in forms)
         return Levels.full(bits) if self.dtype is not Dtype.INT8 and full else Levels.narrow(bits)
@@ -89,7 +91,7 @@ class Decision:
     @property
     def data_nbytes(self) -> int:
         """Bytes of the new elements."""
-        return packed_nbytes(self.item.elements, self.dtype.bits)
+        return sum(packed_nbytes(self.item.elements, part.bits) for part in self.dtype.parts)
 
     @property
     def content_nbytes(self) -> int:
@@ -97,7 +99,8 @@ class Decision:
         if not self.dtype.is_integer:
             return self.data_nbytes
         count = self.channels.channels
-        return self.data_nbytes + (block_scales_nbytes(count) if self.block else SCALE_NBYTES * count)
+        scales = SCALE_NBYTES * count * len(self.dtype.parts)
+        return self.data_nbytes + (block_scales_nbytes(count) if self.block else scales)
 
     @property
     def overhead(self) -> int:
@@ -115,6 +118,9 @@ class Decision:
                 + _BLOCK_TENSORS * (_TENSOR_NBYTES + name)
                 + 2 * _BUFFER_NBYTES
             )
+        # DEQUANTIZE and ADD of another part, and what they give; the constant itself, and its buffer.
+        more = 2 * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name) + _TENSOR_NBYTES + name + _BUFFER_NBYTES
+        total += (len(self.dtype.parts) - 1) * (more + _QUANTIZATION_NBYTES)
         if Reading.DEQUANTIZE in self.kinds and self.item.expand is None:
             total += _OPERATOR_NBYTES + _TENSOR_NBYTES + name
         # A lookup by rows takes three operators with an output each, and the tensor of scales.

@@ -1,4 +1,4 @@
-"""Stores large float constants smaller: as int8, int4, int2 or float16.
+"""Stores large float constants smaller: as int8, int6, int4, int2 or float16.
 
 Promise: float weights become symmetric integers (zero point 0) with a scale for the tensor, a channel or a
 block, or float16; they are read by a kernel that takes them so, or expanded by a DEQUANTIZE operator.
@@ -18,7 +18,7 @@ from tfl_rewrite import kernels
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization
 from tfl_rewrite.packed_kernels import PackedForm
-from tfl_rewrite.passes import block_form
+from tfl_rewrite.passes import block_form, split_form
 from tfl_rewrite.passes.base import PassResult
 from tfl_rewrite.passes.biases import correct
 from tfl_rewrite.passes.calibrating import Calibrating
@@ -111,6 +111,7 @@ class _Home:
         quantization: Of the tensor; None for float16, and for blocks that a kernel reads.
         blocks: The scales of blocks, or None.
         scales: The buffer of those.
+        rest: The buffer of the second part, where there is one.
     """
 
     buffer: Buffer
@@ -118,6 +119,7 @@ class _Home:
     quantization: Quantization | None = None
     blocks: BlockScales | None = None
     scales: Buffer | None = None
+    rest: Buffer | None = None
 
 
 def prepare(model: Model, passes: Sequence[QuantizeWeights], rounder: Calibrating) -> None:
@@ -211,13 +213,17 @@ class _Application:
         stored = block_form.stored_scales(made, scale, work.largest == 0) if made.block else None
         rounding = Rounding(work, self._rounder, stored.effective if stored is not None else scale)
         buffer.blob = rounding.blob()
+        if len(made.dtype.parts) > 1:
+            rest = self._editor.add_buffer(None)
+            rest.blob = rounding.blobs()[1]
+            return _Home(buffer, rounding, rest=rest)
         if stored is None:
             return _Home(buffer, rounding)
         return _Home(buffer, rounding, None, stored, self._editor.add_buffer(stored.quotients.tobytes()))
 
     def _quantization(self, made: Decision, home: _Home, blob: Blob) -> Quantization | None:
         """Returns the scales of a tensor; equal ones are one object, so that they are written once."""
-        if not isinstance(home.making, Rounding) or made.native:
+        if not isinstance(home.making, Rounding) or made.native or home.rest is not None:
             return None
         key = (blob.identity, made.content, made.axis)
         if home.blocks is not None:
@@ -236,6 +242,11 @@ class _Application:
             else:
                 assert quantization is not None
                 block_form.expand(self._editor, made, home.buffer, home.scales, quantization)
+            return
+        if home.rest is not None:
+            assert isinstance(home.making, Rounding)
+            quantized = split_form.quantizations(made, home.making.scale)
+            split_form.expand(self._editor, made, (home.buffer, home.rest), quantized)
             return
         _rewire(self._editor, made, home.buffer, quantization)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.rounders import Rounder, Work
-from tfl_rewrite.quant import half, symmetric
+from tfl_rewrite.quant import half, split, symmetric
 from tfl_rewrite.quant.encoding import packed_nbytes
 from tfl_rewrite.quant.packing import Packer
 from tfl_rewrite.quant.symmetric import Error
@@ -54,10 +55,8 @@ class Rounding:
         self._error: Error | None = None
 
     def pour(self, sink: Sink, offset: int) -> None:
-        """Writes the integers, block by block; needs no memory but a few blocks."""
-        packer = Packer(self.work.dtype.bits, lambda start, data: sink.write_at(data, offset + start))
-        self._run(packer)
-        packer.finish()
+        """Writes the integers (their first part), block by block; needs no memory but a few blocks."""
+        self._pour(0, sink, offset)
 
     def error(self) -> Error:
         """Returns the squared signal and error; rounds now if nothing was written yet."""
@@ -67,8 +66,25 @@ class Rounding:
         return self._error
 
     def blob(self) -> ComputedBlob:
-        """Returns the integers as bytes that are made while they are written."""
-        return ComputedBlob(packed_nbytes(self.work.channels.elements, self.work.dtype.bits), self.pour)
+        """Returns the integers (their first part) as bytes that are made while they are written."""
+        return self.blobs()[0]
+
+    def blobs(self) -> list[ComputedBlob]:
+        """Returns the parts of the integers; one for most types."""
+        elements = self.work.channels.elements
+        return [
+            ComputedBlob(packed_nbytes(elements, part.bits), functools.partial(self._pour, number))
+            for number, part in enumerate(self.work.dtype.parts)
+        ]
+
+    def _pour(self, number: int, sink: Sink, offset: int) -> None:
+        parts = self.work.dtype.parts
+        packer = Packer(parts[number].bits, lambda start, data: sink.write_at(data, offset + start))
+        if len(parts) == 1:
+            self._run(packer)
+        else:
+            self._run(lambda start, block: packer(start, split.parts(block)[number]))
+        packer.finish()
 
     def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
         self._error = self.rounder.round(self.work, self.scale, emit)
@@ -123,7 +139,7 @@ class WeightChange:
         rounding: How far the new values are off; shared by tensors that share the bytes.
         shared: Whether its bytes are those of an earlier tensor.
         block: Elements that share a scale, where scales are by block; may be shorter than what was asked for.
-        stored: Type of the elements: ``int8``, ``int4``, ``int2``, ``float16``.
+        stored: Type of the elements: ``int8``, ``int6``, ``int4``, ``int2``, ``float16``.
     """
 
     where: str

@@ -50,6 +50,8 @@ class WeightForms:
         name = operator.code.name
         if encoding.scheme is Scheme.DEQUANTIZE:
             return "asked for dequantize"
+        if len(encoding.dtype.parts) > 1:
+            return f"no kernel reads {encoding.dtype.value} itself"
         lookup = kernels.table_lookup(name)
         if lookup is not None and lookup.input == position:
             if encoding.dtype is not Dtype.INT8 or encoding.block is not None:
@@ -71,7 +73,10 @@ class WeightForms:
     def dequantize(self, dtype: Dtype, axis: int | None) -> kernels.DequantizeForm | None:
         """Returns the DEQUANTIZE that expands integers with scales along an axis (None: one scale)."""
         granularity = kernels.Granularity.TENSOR if axis is None else kernels.Granularity.CHANNEL
-        return kernels.dequantize_form(dtype.tensor_type, granularity, self.min_runtime)
+        forms = [
+            kernels.dequantize_form(part.tensor_type, granularity, self.min_runtime) for part in dtype.parts
+        ]
+        return None if None in forms else forms[0]
 
     def no_dequantize(self, dtype: Dtype) -> tuple[str, str]:
         """Returns ``(rule, reason)`` for a constant that stays for want of it."""

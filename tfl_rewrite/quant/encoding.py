@@ -35,6 +35,7 @@ class Dtype(str, enum.Enum):
     """What the elements of a constant become."""
 
     INT8 = "int8"
+    INT6 = "int6"
     INT4 = "int4"
     INT2 = "int2"
     FLOAT16 = "float16"
@@ -46,9 +47,14 @@ class Dtype(str, enum.Enum):
         return _BITS[self]
 
     @property
+    def parts(self) -> tuple[Dtype, ...]:
+        """The types that it is stored as: itself, or for ``int6`` an int4 and an int2 that add up."""
+        return (Dtype.INT4, Dtype.INT2) if self is Dtype.INT6 else (self,)
+
+    @property
     def tensor_type(self) -> str:
-        """Its name in ``TensorType``."""
-        return self.value.upper()
+        """Its name in ``TensorType``; of the first part."""
+        return self.parts[0].value.upper()
 
     @property
     def is_integer(self) -> bool:
@@ -56,7 +62,14 @@ class Dtype(str, enum.Enum):
         return self.value.startswith("int")
 
 
-_BITS = {Dtype.INT8: 8, Dtype.INT4: 4, Dtype.INT2: 2, Dtype.FLOAT16: 16, Dtype.FLOAT32: 32}
+_BITS = {
+    Dtype.INT8: 8,
+    Dtype.INT6: 6,
+    Dtype.INT4: 4,
+    Dtype.INT2: 2,
+    Dtype.FLOAT16: 16,
+    Dtype.FLOAT32: 32,
+}
 
 
 class Levels(NamedTuple):
@@ -75,6 +88,17 @@ class Levels(NamedTuple):
     def full(cls, bits: int) -> Levels:
         """All that the bits can hold: what DEQUANTIZE and lookups read."""
         return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+    @classmethod
+    def of(cls, dtype: Dtype) -> Levels:
+        """All that a type can hold, or the sum of its parts."""
+        low, high = 0, 0
+        for part in dtype.parts:
+            bits = part.bits
+            own = cls.full(bits)
+            # Each part counts in steps that the next one divides.
+            low, high = low * 2**bits + own.low, high * 2**bits + own.high
+        return cls(low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +127,11 @@ class Encoding:
             raise UsageError(
                 f"block {self.block}", remedy=f"use one of {', '.join(f'block:{n}' for n in BLOCKS)}"
             )
-        if self.scheme is Scheme.HYBRID and not self.dtype.is_integer:
+        if self.block is not None and len(self.dtype.parts) > 1:
+            raise UsageError(
+                f"{self.dtype.value} in blocks", remedy=f"give {self.dtype.value}:channel, or int4:block:32"
+            )
+        if self.scheme is Scheme.HYBRID and (not self.dtype.is_integer or len(self.dtype.parts) > 1):
             raise UsageError(f"no kernel reads {self.dtype.value} weights itself", remedy="leave out hybrid")
 
     @classmethod
@@ -177,7 +205,7 @@ class Encoding:
         channels = 1
         if self.granularity is not Granularity.TENSOR and axis is not None and shape:
             channels = shape[axis]
-        return data + SCALE_NBYTES * channels
+        return data + SCALE_NBYTES * channels * len(self.dtype.parts)
 
 
 SCALE_NBYTES = 12

@@ -56,7 +56,7 @@ def rounded_instead(
     if goal.shortfall(proven) > 0 or (goal.max_nbytes is not None and nbytes > goal.max_nbytes):
         return settled
     if settled.promised is not None:
-        opened.trials.finish(settled.promised.choice)
+        opened.trials.finish(settled.promised)
         other = deflated_nbytes(opened.trials.path)
         text = f"{deflated:,} bytes deflated with float weights of few values, {other:,} with others stored"
         settled = replace(settled, notes=(*settled.notes, text))

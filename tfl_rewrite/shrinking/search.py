@@ -184,6 +184,19 @@ class Search:
             except TimeIsUp:
                 return
 
+    def in_order(self, found: Measured) -> Measured:
+        """Returns what becomes of a file whose weights are rounded one after the other.
+
+        Raises:
+            TimeIsUp: There is no time for it.
+        """
+        self._clock.check()
+        self._progress("rounding weight by weight", 0, 1)
+        cost = None if self._bytes else found.cost
+        made = self._trials.measure(found.choice, cost, ordered=True)
+        self._known[("in order", _key(found.choice))] = made
+        return made
+
     def choice(self, picked: Sequence[int]) -> dict[int, Encoding]:
         """Returns the encodings of what is not kept as it is."""
         return {

@@ -22,7 +22,7 @@ from tfl_rewrite.shrinking.search import Search
 from tfl_rewrite.shrinking.sensitivity import Progress
 from tfl_rewrite.shrinking.state import Clock, State
 from tfl_rewrite.shrinking.timing import Stopwatch
-from tfl_rewrite.shrinking.trials import Fold, Trials
+from tfl_rewrite.shrinking.trials import Fold, PassMaker, Trials
 from tfl_rewrite.shrinking.units import ENCODINGS, base_pass, find_units
 from tfl_rewrite.storage import load
 from tfl_rewrite.verification import several
@@ -50,7 +50,6 @@ class Session:
     """A search that has measured.
 
     Attributes:
-        final: The weight pass whose rounder looks at all inputs of the search.
         far: How to verify with the inputs that were held out.
         far_figure: The user's own figure on those.
     """
@@ -58,7 +57,6 @@ class Session:
     trials: Trials
     search: Search
     parted: Split
-    final: QuantizeWeights
     far: Verification
     far_figure: MetricProcess | None
 
@@ -79,11 +77,13 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
         parts = [replace(checked, inputs=part) for part in parted.folds]
         far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
         plain = base_pass(wanted.settings)
-        final = _equipped(plain, checked, parted.everything if parted.crossed else (), progress)
+        everything = parted.everything if parted.crossed else ()
+        final, ordered = _equipped(plain, checked, everything, progress)
         folds = []
         for number, part in enumerate(parts):
             others = parted.others(number) if parted.crossed else ()
-            folds.append(Fold(_equipped(plain, checked, others, progress), partial(part.judge, exact=False)))
+            base, behind = _equipped(plain, checked, others, progress)
+            folds.append(Fold(base, partial(part.judge, exact=False), behind))
         figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
         far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
         with Trials(
@@ -95,6 +95,7 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
             folder=scratch.folder(),
             goal=goal,
             metric=figure,
+            ordered=ordered,
         ) as trials:
             units = find_units(trials.fresh, plain, wanted.encodings, goal.objective)
             key = _key(source, parted, checked, plain, wanted.encodings)
@@ -103,7 +104,7 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
             search.measure(Path(source).stat().st_size)
             if goal.objective is Objective.LATENCY:
                 Stopwatch(trials, scratch.folder()).price(search.units, progress)
-            yield Session(trials, search, parted, final, far, far_figure)
+            yield Session(trials, search, parted, far, far_figure)
 
 
 def _split(
@@ -140,12 +141,16 @@ def _equipped(
     verification: Verification,
     inputs: Sequence[str | os.PathLike[str]],
     progress: Progress,
-) -> QuantizeWeights:
-    """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice."""
+) -> tuple[QuantizeWeights, PassMaker | None]:
+    """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice.
+
+    Returns:
+        The pass, and what makes it with a rounder that goes weight by weight.
+    """
     from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
 
     if not inputs or base.effort is Effort.FAST:
-        return base
+        return base, None
     calibration = Settings(
         inputs=tuple(inputs),
         runtime=several(verification.runtime)[0],
@@ -154,7 +159,11 @@ def _equipped(
         pains=PAINS[base.effort],
         correct_bias=base.correct_bias,
     )
-    return replace(base, rounder=Calibrated(calibration, progress))
+
+    def ordered() -> QuantizeWeights:
+        return replace(base, rounder=Calibrated(replace(calibration, in_order=True), progress))
+
+    return replace(base, rounder=Calibrated(calibration, progress)), ordered
 
 
 def _key(

@@ -49,12 +49,14 @@ class Settled:
         promised: On the inputs of the search; None if no file keeps the bounds.
         proven: The file itself on held-out inputs.
         rounding: The pass that makes the file instead of the weight pass, or None.
+        margin: By how many dB the search was told to keep the bounds.
     """
 
     promised: Measured | None = None
     proven: Verdict | None = None
     notes: tuple[str, ...] = ()
     rounding: Pass | None = None
+    margin: float = 0.0
 
 
 def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metric | None) -> Settled:
@@ -81,7 +83,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
             search.trace(found.snr if found is not None else goal.min_snr)
         if found is None:
             break
-        found = replace(found, nbytes=trials.finish(found.choice))
+        found = replace(found, nbytes=trials.finish(found))
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
             if goal.bounds_error:
                 notes.append(f"the smallest file found that keeps the error has {found.nbytes:,} bytes")
@@ -97,7 +99,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
             missing = goal.shortfall(verdict, metric([trials.path]) if metric is not None and runs else None)
         if missing <= 0:
             if best.promised is None or found.cost < best.promised.cost:
-                best = Settled(found, verdict)
+                best = Settled(found, verdict, margin=margin)
             high = margin
             if margin == 0.0 or -missing < _CLOSE or not goal.in_db or high - low < _CLOSE:
                 break

@@ -17,6 +17,7 @@ from tfl_rewrite.rewriting import Report, Verification, rewrite
 from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.holdout import Split
+from tfl_rewrite.shrinking.ordering import TRIES, in_order
 from tfl_rewrite.shrinking.search import snr_of
 from tfl_rewrite.shrinking.sensitivity import Progress
 from tfl_rewrite.shrinking.session import Wanted, session
@@ -197,6 +198,7 @@ def shrink(
     with session(source, wanted, talk) as opened:
         with opened.far.judge(source, exact=False) as jury:
             settled = settle(opened.search, opened.trials, goal, jury, opened.far_figure)
+            settled = in_order(opened.search, opened.trials, goal, jury, settled, TRIES[settings.effort])
             settled = rounded_instead(source, wanted, opened, settled, jury, talk)
         made = ShrinkReport(
             goal=goal,
@@ -218,7 +220,8 @@ def shrink(
                 made,
                 "choose a point of the table, or another budget",
             )
-        lossy = settled.rounding or Chosen(opened.final, settled.promised.choice)
+        weights = opened.trials.final(ordered=settled.promised.ordered)
+        lossy = settled.rounding or Chosen(weights, settled.promised.choice)
         last = replace(opened.far, tolerance=goal.tolerance)
         report = rewrite(
             source,

@@ -38,6 +38,7 @@ class Measured:
         verdict: Against the original, on the inputs of the search.
         metric: The user's own figure, if there is one.
         shortfall: See :meth:`Goal.shortfall`.
+        ordered: Whether weights were rounded one after the other, each behind those before it.
     """
 
     choice: Choice
@@ -47,6 +48,7 @@ class Measured:
     verdict: Verdict
     metric: float | None
     shortfall: float
+    ordered: bool = False
 
     @property
     def snr(self) -> float | None:
@@ -57,6 +59,7 @@ class Measured:
 Metric = Callable[[Sequence[Path]], float]
 """The user's own figure of a file, or of one made for each part of the inputs."""
 JudgeMaker = Callable[[str | os.PathLike[str]], Judge]
+PassMaker = Callable[[], QuantizeWeights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,14 @@ class Fold:
     Attributes:
         base: The weight pass, with a rounder that does not look at this part.
         judge: Makes the judge of files rewritten from another one, on this part.
+        ordered: Makes the weight pass with a rounder that goes weight by weight, each for what it meets
+            behind those before it. What it decides on one weight depends on all others, so each file
+            takes a new one. None where nothing is rounded for inputs.
     """
 
     base: QuantizeWeights
     judge: JudgeMaker
+    ordered: PassMaker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ class Trials:
         before: Passes that lose nothing, run before constants are stored otherwise.
         folds: The inputs of the search.
         final: The weight pass whose rounder may look at all of them.
+        ordered: The same with a rounder that goes weight by weight; see :class:`Fold`.
         after: Passes that lose nothing, run last.
         folder: For the files.
         goal: What figures are judged by.
@@ -110,8 +118,10 @@ class Trials:
         folder: Path,
         goal: Goal,
         metric: Metric | None = None,
+        ordered: PassMaker | None = None,
     ) -> None:
         self._source = source
+        self._ordered = ordered
         self._before = before
         self._folds = folds
         self._final = final
@@ -208,16 +218,23 @@ class Trials:
         assigned(self._folds[0].base, choice, model).run(model)
         save(model, path, force=True)
 
-    def measure(self, choice: Choice, cost: float | None = None) -> Measured:
+    @property
+    def can_order(self) -> bool:
+        """Whether weights can be rounded one after the other."""
+        return self._ordered is not None and all(fold.ordered is not None for fold in self._folds)
+
+    def measure(self, choice: Choice, cost: float | None = None, *, ordered: bool = False) -> Measured:
         """Makes the whole file, for each part of the inputs, and runs it on that part.
 
         Args:
             choice: How constants are stored.
             cost: What the objective counts; None for the bytes.
+            ordered: Whether weights are rounded one after the other.
         """
         sizes, deflated, verdicts = [], [], []
         for number, fold in enumerate(self._folds):
-            sizes.append(self._make(fold.base, choice, self._paths[number]))
+            base = fold.ordered() if ordered and fold.ordered is not None else fold.base
+            sizes.append(self._make(base, choice, self._paths[number]))
             if self._goal.objective is Objective.DOWNLOAD:
                 deflated.append(deflated_nbytes(self._paths[number]))
             verdicts.append(self._judged(number, opened=False))
@@ -233,11 +250,16 @@ class Trials:
             verdict=verdict,
             metric=metric,
             shortfall=self._goal.shortfall(verdict, metric),
+            ordered=ordered,
         )
 
-    def finish(self, choice: Choice) -> int:
+    def final(self, *, ordered: bool = False) -> QuantizeWeights:
+        """Returns the weight pass that makes what is to be published."""
+        return self._ordered() if ordered and self._ordered is not None else self._final
+
+    def finish(self, found: Measured) -> int:
         """Makes the file that is to be published, at :attr:`path`; returns its size."""
-        return self._make(self._final, choice, self.path)
+        return self._make(self.final(ordered=found.ordered), found.choice, self.path)
 
     def _make(self, base: QuantizeWeights, choice: Choice, path: Path) -> int:
         model = self.fresh()

@@ -27,6 +27,7 @@ LEAST_ELEMENTS = 64
 ENCODINGS = (
     "int8:channel:dequantize",
     "int8:channel",
+    "int6:channel:dequantize",
     "int4:channel:dequantize",
     "int4:block:32:dequantize",
     "int2:channel:dequantize",
@@ -168,7 +169,7 @@ def _nbytes(group: Sequence[Decision]) -> float:
     distinct = {made.content: made.content_nbytes for made in group}
     # Zero points, 8 bytes a channel, are the same for all and stored once by compact.
     spared = sum(
-        8 * made.channels.channels
+        8 * made.channels.channels * len(made.dtype.parts)
         for made in {made.content: made for made in group}.values()
         if made.dtype.is_integer and made.block is None
     )

@@ -1,0 +1,115 @@
+"""Runs ``shrink`` on a folder of float models as whole processes: time, size, and whether promises hold.
+
+    python scripts/bench_shrink.py [MODELS] [--inputs FOLDER] [--only WORD ...] [--min-snr DB] [--json FILE]
+
+MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite``; the folder of inputs
+(``../inputs`` beside it) holds ``NAME.calib.npz``, which the search divides and holds a part of out, and
+``NAME.eval.npz``, which it never sees and which judges the file in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_quality import is_float
+
+from tfl_rewrite import verify
+from tfl_rewrite.verification import Tolerance
+
+
+def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict[str, Any]:
+    """Shrinks one model; returns what was promised, what was kept, and how long it took."""
+    row: dict[str, Any] = {"model": path.stem, "nbytes": path.stat().st_size}
+    with tempfile.TemporaryDirectory() as folder:
+        made, told = Path(folder) / "made.tflite", Path(folder) / "report.json"
+        command = [sys.executable, "-m", "tfl_rewrite", "shrink", str(path), str(made), "--report", str(told)]
+        command += ["-q"]
+        command += ["--min-snr", str(min_snr), "--inputs", str(inputs / f"{path.stem}.calib.npz"), *options]
+        began = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        row |= {"seconds": round(time.monotonic() - began, 1), "exit_code": done.returncode}
+        if done.returncode:
+            row["error"] = (done.stderr.strip().splitlines() or [""])[-1]
+            return row
+        report = json.loads(told.read_text(encoding="utf-8"))
+        row |= {"made": made.stat().st_size, "promised": report["promised_snr_db"], "files": report["files"]}
+        row["held_out"] = lowest(report["proven"]["outputs"])
+        verdict = verify(
+            path, made, inputs=[inputs / f"{path.stem}.eval.npz"], tolerance=Tolerance(min_snr=None)
+        )
+        row["evaluated"] = lowest(verdict.to_dict()["outputs"])
+    return row
+
+
+def lowest(outputs: list[dict[str, Any]]) -> float | None:
+    """Returns the lowest SNR over the outputs that have one; infinite where nothing differs."""
+    found = [
+        math.inf if item["bit_exact"] else float(item["snr_db"])
+        for item in outputs
+        if item["bit_exact"] or (item["snr_db"] is not None and item["reference_peak"])
+    ]
+    return min(found, default=None)
+
+
+def line(row: dict[str, Any]) -> str:
+    """Shows a row of the table."""
+    if row["exit_code"]:
+        return f"| {row['model']} | {row['seconds']:.0f} | exit {row['exit_code']}: {row['error']} | | | | |"
+
+    def told(value: float | None) -> str:
+        return "exact" if value is None or math.isinf(value) else f"{value:.1f}"
+
+    kept = " | ".join(told(row[key]) for key in ("promised", "held_out", "evaluated"))
+    size = row["made"] / row["nbytes"]
+    return f"| {row['model']} | {row['seconds']:.0f} | {row['files']} | {size:.3f} | {kept} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="?", default=os.environ.get("TFL_REWRITE_CORPUS"), type=Path)
+    parser.add_argument("--inputs", type=Path, default=None, help="default: ../inputs beside MODELS")
+    parser.add_argument("--only", nargs="*", default=[], help="models whose name holds one of these")
+    parser.add_argument("--min-snr", type=float, default=30.0)
+    parser.add_argument("--json", type=Path, default=None, help="add rows to this file, a line each")
+    arguments, options = parser.parse_known_args()
+    if arguments.models is None:
+        parser.error("give a folder of models, or set TFL_REWRITE_CORPUS")
+    inputs = arguments.inputs or arguments.models.parent / "inputs"
+    print("| model | seconds | files run | size | promised dB | held out dB | other inputs dB |")
+    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    rows = []
+    for path in sorted(arguments.models.glob("*.tflite"), key=lambda path: path.stat().st_size):
+        if arguments.only and not any(word in path.stem for word in arguments.only):
+            continue
+        try:
+            if not (inputs / f"{path.stem}.eval.npz").exists() or not is_float(path):
+                continue
+        except Exception as error:
+            print(f"{path.stem}: {error}")
+            continue
+        rows.append(shrunk(path, inputs, arguments.min_snr, options))
+        print(line(rows[-1]), flush=True)
+        if arguments.json is not None:
+            with open(arguments.json, "a", encoding="ascii") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    good = [row for row in rows if not row["exit_code"]]
+    if good:
+        longest = max(row["seconds"] for row in rows)
+        sizes = statistics.geometric_mean(row["made"] / row["nbytes"] for row in good)
+        print(f"{len(good)} of {len(rows)} within {longest:.0f} s; size {sizes:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How integers of six bits are stored and read: an int4 and an int2 constant, DEQUANTIZE of both, and ADD.
+
+Any operator reads the sum, as it reads what blocks expand to (:mod:`tfl_rewrite.passes.block_form`). The sum
+is formed at each call.
+"""
+
+from __future__ import annotations
+
+from tfl_rewrite import kernels
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
+from tfl_rewrite.passes.decisions import Decision
+from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.quant import split
+from tfl_rewrite.quant.symmetric import Float32
+
+
+def quantizations(made: Decision, scale: Float32) -> tuple[Quantization, Quantization]:
+    """Returns the scales of both parts."""
+    first, second = (Quantization.symmetric(each.tobytes(), made.axis or 0) for each in split.scales(scale))
+    return first, second
+
+
+def expand(
+    editor: Editor,
+    made: Decision,
+    buffers: tuple[Buffer, Buffer],
+    quantized: tuple[Quantization, Quantization],
+) -> None:
+    """Makes the float tensor the sum of what DEQUANTIZE makes of both parts."""
+    item = made.item
+    subgraph, value = item.subgraph, item.value
+    granularity = kernels.Granularity.TENSOR if made.axis is None else kernels.Granularity.CHANNEL
+    kinds = [part.tensor_type for part in made.dtype.parts]
+    if item.expand is None:
+        first = editor.add_beside(subgraph, value, kinds[0], buffers[0], quantized[0])
+        place = editor.first_reader(subgraph, value)
+        value.buffer = editor.sentinel()
+    else:
+        first = item.stored
+        editor.store(first, kinds[0], buffers[0], quantized[0])
+        place = editor.drop_operator(subgraph, item.expand)
+    second = editor.add_beside(subgraph, value, kinds[1], buffers[1], quantized[1])
+    operators, terms = [], []
+    for tensor, kind, suffix in zip((first, second), kinds, ("coarse", "fine"), strict=True):
+        form = kernels.dequantize_form(kind, granularity)
+        assert form is not None
+        term = Tensor(f"{value.name}_{suffix}", value.shape, dtypes.FLOAT32.value, editor.sentinel())
+        terms.append(editor.add_tensor(subgraph, term))
+        operators.append(editor.builtin("DEQUANTIZE", form.version, [tensor], terms[-1], "DequantizeOptions"))
+    operators.append(editor.builtin("ADD", 1, [*terms], value, "AddOptions"))
+    subgraph.operators[place:place] = operators
