@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,32 @@ from tfl_rewrite.verification.runner import RuntimeChoice
 def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner(RuntimeChoice.parse("litert"), timeout=20) as runner:
         runner.open(fixtures / "dense.tflite")
-        process: Any = runner._process
-        process.kill()
-        process.wait()
+        child: Any = runner._child
+        child._process.kill()
+        child._process.wait()
         # The pipe ends before the system says that the process did.
-        monkeypatch.setattr(process, "poll", lambda: None)
+        monkeypatch.setattr(child._process, "poll", lambda: None)
         with pytest.raises(CalibrationError, match="died"):
             runner.open(fixtures / "dense.tflite")
         runner.open(fixtures / "dense.tflite")
-        assert runner._process is not process
+        assert runner._child is not child
 
 
 def test_a_process_that_takes_too_much_memory_is_ended(fixtures: Path) -> None:
     runner = Runner(RuntimeChoice.parse("litert"), timeout=20, watch=MemoryWatch(1 << 20))
     with runner, pytest.raises(CalibrationError, match="took more memory than 1 MB"):
         runner.open(fixtures / "dense.tflite")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_a_process_that_died_between_two_requests_is_watched_no_more(fixtures: Path) -> None:
+    watch = MemoryWatch(1 << 40)
+    with Runner(RuntimeChoice.parse("litert"), timeout=20, watch=watch) as runner:
+        runner.open(fixtures / "dense.tflite")
+        old: Any = runner._child
+        old._process.kill()
+        old._process.wait()
+        runner.open(fixtures / "dense.tflite")
+        # Its number may be somebody else's by now.
+        new: Any = runner._child
+        assert watch._watched == {new.pid} != {old.pid}

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
-import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.verification.child import save_array
 from tfl_rewrite.verification.memory import MemoryWatch, amount
+from tfl_rewrite.verification.process import START_SECONDS, Child
 from tfl_rewrite.verification.runner import RuntimeChoice
-
-START_SECONDS = 180.0
 
 
 class CalibrationError(Exception):
@@ -54,8 +47,7 @@ class Runner:
             prefix="tfl-rewrite-calibrate-", ignore_cleanup_errors=True
         )
         self._path = Path(self._folder.name)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._child: Child | None = None
         self._stored: dict[int, tuple[object, str]] = {}
 
     def __enter__(self) -> Runner:
@@ -108,20 +100,9 @@ class Runner:
         self._folder.cleanup()
 
     def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            self._watch.remove(process.pid)
-            if process.poll() is None:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-                except (ProcessLookupError, PermissionError):
-                    pass
-            process.wait()
-            if process.stdin is not None:
-                try:
-                    process.stdin.close()
-                except OSError:
-                    pass
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
 
     def _store(self, value: npt.NDArray[Any]) -> str:
         known = self._stored.get(id(value))
@@ -132,73 +113,38 @@ class Runner:
             known = self._stored[id(value)] = (value, stem)
         return known[1]
 
-    def _start(self) -> None:
-        self._messages = queue.SimpleQueue()
+    def _start(self) -> Child:
         script = str(Path(__file__).with_name("child.py"))
-        environment = {
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        with open(self._path / "stderr", "ab") as stderr:
-            try:
-                self._process = subprocess.Popen(
-                    [self._runtime.python, script, self._runtime.wanted],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    env=environment,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise CalibrationError(
-                    f"{self._runtime.python} cannot be started: {error.strerror}"
-                ) from error
-        self._watch.add(self._process.pid)
-        threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
-        self._answer(START_SECONDS)
+        command = [self._runtime.python, script, self._runtime.wanted]
+        try:
+            child = self._child = Child(command, self._path / "stderr", self._watch)
+        except OSError as error:
+            raise CalibrationError(f"{self._runtime.python} cannot be started: {error.strerror}") from error
+        child.watch_memory()
+        self._answer(child, START_SECONDS)
+        return child
 
     def _ask(self, request: dict[str, Any]) -> None:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            # The process died meanwhile: the end of its messages says so.
-            pass
-        self._answer(self._timeout)
+        child = self._child
+        if child is None or child.has_ended:
+            self._kill()
+            child = self._start()
+        child.ask(request)
+        self._answer(child, self._timeout)
 
-    def _answer(self, timeout: float) -> None:
+    def _answer(self, child: Child, timeout: float) -> None:
         began = time.monotonic()
         try:
-            message = self._messages.get(timeout=min(timeout, threading.TIMEOUT_MAX))
-        except queue.Empty:
+            message = child.message(timeout)
+        except TimeoutError:
             self._kill()
             raise CalibrationError(f"was stopped after {time.monotonic() - began:.0f} s") from None
         if message is None:
             # Its end may be known before the system says so; it must not be asked again.
-            process = self._process
             self._kill()
             limit = self._watch.limit
-            if limit is not None and process is not None and self._watch.ended(process.pid) is not None:
+            if limit is not None and self._watch.ended(child.pid) is not None:
                 raise CalibrationError(f"took more memory than {amount(limit)}")
             raise CalibrationError("the interpreter process died")
         if "error" in message:
             raise CalibrationError(str(message["error"]).strip().splitlines()[0][:300])
-
-
-def _read(stream: IO[bytes] | None, messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    assert stream is not None
-    with stream:
-        for line in stream:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(message, dict):
-                messages.put(message)
-    messages.put(None)

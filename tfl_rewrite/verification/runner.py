@@ -6,29 +6,23 @@ with a sentence; none is an exception here.
 
 from __future__ import annotations
 
-import json
-import os
-import queue
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import UsageError
 from .child import load_array
 from .cleanup import unwritable
 from .interface import Interface, printable
 from .memory import REFUSED, MemoryWatch, amount
+from .process import START_SECONDS, Child
 from .samples import Array
 
-# Importing the runtime; TensorFlow on a busy machine takes half a minute.
-START_SECONDS = 180.0
 RESOLVERS = {
     "default": "default delegates (XNNPACK)",
     "builtin": "built-in kernels without default delegates",
@@ -136,8 +130,7 @@ class Worker:
         self._runtime = runtime
         self._watch = watch or MemoryWatch(None)
         self._stderr_path = folder / "stderr"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._child: Child | None = None
         self._stderr_start = 0
         self._began = 0.0
         self._execution: Execution | None = None
@@ -159,36 +152,36 @@ class Worker:
         Raises:
             UsageError: The runtime cannot be started.
         """
-        if self._process is None or self._process.poll() is not None:
+        if self._child is None or self._child.has_ended:
             self.kill()
             self._start()
+        assert self._child is not None
         self._stderr_start = self._stderr_path.stat().st_size
         self._began = time.monotonic()
         self._execution = Execution(folder=folder)
-        self._send({**request, "out": str(folder)})
+        self._child.ask({**request, "out": str(folder)})
 
     def finish(self, timeout: float) -> Execution:
         """Waits for the answer to what was begun, at most ``timeout`` seconds from then on.
 
         A process that crashed or did not answer in time is gone afterwards.
         """
-        execution = self._execution
-        if execution is None:
+        execution, child = self._execution, self._child
+        if execution is None or child is None:
             raise RuntimeError("nothing was begun")
         self._execution = None
         stage: dict[str, Any] = {"stage": "opening"}
         deadline = self._began + timeout
         while True:
             try:
-                left = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-                message = self._messages.get(timeout=max(0.0, left))
-            except queue.Empty:
+                message = child.message(deadline - time.monotonic())
+            except TimeoutError:
                 self.kill()
                 text = f"was stopped after {timeout:g} s, {_doing(stage)}"
                 execution.failure = _failure("timeout", stage, text)
                 break
             if message is None:
-                execution.failure = self._died(stage)
+                execution.failure = self._died(child, stage)
                 self.kill()
                 break
             if "unwritable" in message:
@@ -214,107 +207,52 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process and whatever it started."""
-        process, self._process = self._process, None
+        child, self._child = self._child, None
         self._execution = None
-        if process is None:
-            return
-        self._watch.remove(process.pid)
-        # It leads a group of its own. Once it has been waited for, its number may be somebody else's.
-        if process.returncode is None:
-            try:
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-            except (ProcessLookupError, PermissionError):
-                pass
-        process.wait()
-        try:
-            if process.stdin is not None:
-                process.stdin.close()
-        except OSError:
-            pass
+        if child is not None:
+            child.kill()
 
     def _start(self) -> None:
-        script = str(self.script)
-        environment = {
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
         try:
-            with open(self._stderr_path, "ab") as stderr:
-                self._process = subprocess.Popen(
-                    [self._runtime.python, script, self._runtime.wanted],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    env=environment,
-                    start_new_session=True,
-                )
+            child = self._child = Child(
+                [self._runtime.python, str(self.script), self._runtime.wanted], self._stderr_path, self._watch
+            )
         except OSError as error:
             raise UsageError(
                 f"cannot be started: {error.strerror}", file=self._runtime.python, remedy=self._runtime.remedy
             ) from error
-        # A new queue for each process: what a killed one still had to say must not pass for an answer.
-        self._messages = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
-        self._greet()
+        self._greet(child)
         # Not before: what loads a runtime is no model.
-        self._watch.add(self._process.pid)
+        child.watch_memory()
 
-    def _greet(self) -> None:
+    def _greet(self, child: Child) -> None:
         try:
-            hello = self._messages.get(timeout=START_SECONDS)
-        except queue.Empty:
+            hello = child.message(START_SECONDS)
+        except TimeoutError:
             hello = {"missing": f"no answer within {START_SECONDS:g} s"}
         if hello is not None and "hello" in hello:
             self.hello = hello
             return
         self._stderr_start = 0
-        why = (hello or {}).get("missing") or f"{self._death()}{self._last_words()}"
+        why = (hello or {}).get("missing") or f"{_death(child)}{self._last_words()}"
         self.kill()
         raise UsageError(
             f"runtime {printable(self._runtime.given)} cannot be used: {printable(why)}",
             remedy=self._runtime.remedy,
         )
 
-    def _send(self, request: dict[str, Any]) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            # The process died meanwhile: the end of its messages says so to `finish`.
-            pass
-
-    def _died(self, stage: dict[str, Any]) -> Failure:
+    def _died(self, child: Child, stage: dict[str, Any]) -> Failure:
         """What the end of the process means."""
-        assert self._process is not None
         limit = self._watch.limit
-        own = self._watch.ended(self._process.pid)
+        own = self._watch.ended(child.pid)
         if own is not None and limit is not None:
             text = f"took more memory than {amount(limit)} {_doing(stage)}"
             return _failure("memory", stage, text, crowded=not own)
-        text = f"{self._death()} {_doing(stage)}{self._last_words()}"
+        text = f"{_death(child)} {_doing(stage)}{self._last_words()}"
         if REFUSED.search(text):
             bound = "" if limit is None else f" (limit: {amount(limit)})"
             return _failure("memory", stage, f"got no more memory{bound}: {text}")
         return _failure("crash", stage, text)
-
-    def _death(self) -> str:
-        assert self._process is not None
-        self._watch.remove(self._process.pid)
-        try:
-            code = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            return "the interpreter process closed its channel"
-        if code >= 0:
-            return f"the interpreter process ended with exit code {code}"
-        hint = " (out of memory, perhaps)" if code == -9 else ""
-        try:
-            return f"the interpreter process died of {signal.Signals(-code).name}{hint}"
-        except ValueError:
-            return f"the interpreter process died of signal {-code}"
 
     def _last_words(self) -> str:
         """The last line of standard error since the request that means something, after a colon."""
@@ -325,16 +263,17 @@ class Worker:
         return f": {printable(telling[-1])}" if telling else ""
 
 
-def _read(stream: IO[bytes], messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    with stream:
-        for line in stream:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(message, dict):
-                messages.put(message)
-    messages.put(None)
+def _death(child: Child) -> str:
+    code = child.wait(10)
+    if code is None:
+        return "the interpreter process closed its channel"
+    if code >= 0:
+        return f"the interpreter process ended with exit code {code}"
+    hint = " (out of memory, perhaps)" if code == -9 else ""
+    try:
+        return f"the interpreter process died of {signal.Signals(-code).name}{hint}"
+    except ValueError:
+        return f"the interpreter process died of signal {-code}"
 
 
 def _doing(stage: dict[str, Any]) -> str:
