@@ -50,6 +50,7 @@ UNIFORM = tuple(
     for dtype, granularity, scheme in (
         ("int8", "channel", "hybrid"),
         ("int8", "channel", "dequantize"),
+        ("int6", "channel", "dequantize"),
         ("int4", "channel", "hybrid"),
         ("int4", "channel", "dequantize"),
         ("int4", "block:32", "dequantize"),
