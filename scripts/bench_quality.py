@@ -42,7 +42,7 @@ ABOVE = (0.0, 4.0, -4.0)
 """Around each threshold, what is searched for too: inputs of the search and of the evaluation differ."""
 NEAR = 2.0
 """Files of the search within so many dB of the best of their size are evaluated too."""
-ORDERED = 5.0
+ORDERED = 3.0
 """What rounding weight by weight may win, in dB."""
 UNIFORM = tuple(
     (effort, dtype, granularity, scheme)
@@ -50,6 +50,7 @@ UNIFORM = tuple(
     for dtype, granularity, scheme in (
         ("int8", "channel", "hybrid"),
         ("int8", "channel", "dequantize"),
+        ("int6", "channel", "dequantize"),
         ("int4", "channel", "hybrid"),
         ("int4", "channel", "dequantize"),
         ("int4", "block:32", "dequantize"),
@@ -237,7 +238,7 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
             if snr <= best - NEAR:
                 continue
             # Rounded weight by weight, too, where it is near a threshold.
-            ahead = snr > best and any(-ORDERED <= snr - threshold <= 2.0 for threshold in THRESHOLDS)
+            ahead = snr > best and any(-ORDERED <= snr - threshold <= 1.0 for threshold in THRESHOLDS)
             best = max(best, snr)
             for ordered in (False, True) if ahead else (False,):
                 opened.trials.finish(replace(item, ordered=ordered))

@@ -17,6 +17,7 @@ FORMS: tuple[dict[str, str], ...] = (
     {"dtype": "int8", "scheme": "auto"},
     {"dtype": "int8", "scheme": "dequantize"},
     {"dtype": "float16"},
+    {"dtype": "int6", "granularity": "channel"},
     {"dtype": "int4", "granularity": "channel"},
     {"dtype": "int4", "granularity": "block:32"},
 )

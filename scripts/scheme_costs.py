@@ -19,6 +19,7 @@ FORMS = {
     "hybrid": ["--scheme", "hybrid"],
     "dequantize": ["--scheme", "dequantize"],
     "int8 block:32": ["--granularity", "block:32"],
+    "int6": ["--dtype", "int6"],
     "int4": ["--dtype", "int4"],
     "int4 dequantize": ["--dtype", "int4", "--scheme", "dequantize"],
     "int4 block:32": ["--dtype", "int4", "--granularity", "block:32"],

@@ -118,7 +118,10 @@ def check_encoding(encoding: Encoding, runtime: kernels.Runtime) -> None:
     dtype = encoding.dtype
     if dtype in (Dtype.INT8, Dtype.FLOAT32):
         return
-    first = min(form.first_runtime for form in kernels.DEQUANTIZE if form.dtype == dtype.tensor_type)
+    first = max(
+        min(form.first_runtime for form in kernels.DEQUANTIZE if form.dtype == part.tensor_type)
+        for part in dtype.parts
+    )
     if runtime < first:
         raise UsageError(
             f"{encoding.text} needs runtime {first[0]}.{first[1]} or newer, and {runtime[0]}.{runtime[1]} "

@@ -118,6 +118,10 @@ EXPECTED = {
         "odd": "int2:channel dequantize",
         "rows": "int2:channel hybrid",
     },
+    ("int6", "channel"): dict.fromkeys(
+        ("kernel", "dense", "table", "odd", "rows"), "int6:channel dequantize"
+    ),
+    ("int6", "tensor"): dict.fromkeys(("kernel", "dense", "table", "odd", "rows"), "int6:tensor dequantize"),
     ("int4", "block:32"): {
         "kernel": "int4:block:24 dequantize",
         "dense": "int4:block:32 dequantize",
@@ -318,7 +322,9 @@ def test_weights_that_go_together_are_all_int8_or_none(tmp_path: Path) -> None:
     [
         ({"dtype": "int4", "min_runtime": "2.14"}, "needs runtime 2.18"),
         ({"map": "a=int8,b=int2", "min_runtime": "2.20"}, "needs runtime 2.21"),
-        ({"dtype": "int3"}, "int8, int4, int2"),
+        ({"map": "a=int8,b=int6", "min_runtime": "2.20"}, "needs runtime 2.21"),
+        ({"dtype": "int3"}, "int8, int6, int4, int2"),
+        ({"dtype": "int6", "granularity": "block:32"}, "int6 in blocks"),
         ({"granularity": "block:7"}, "block:32"),
         ({"granularity": "blocks"}, "block:32"),
     ],
@@ -416,3 +422,41 @@ def test_a_rounder_plugs_in(mixed: Path, tmp_path: Path, encoding: str) -> None:
     stored = integers(named(after, f"dense{suffix}"))
     # Twice too large a scale leaves half of the levels.
     assert abs(int(np.abs(stored).max()) - work.levels.high / 2) <= 1
+
+
+def test_six_bits_are_an_int4_and_an_int2(mixed: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.tflite"
+    after, result = quantized(mixed, target, dtype="int6")
+    coarse, fine = named(after, "dense_int4"), named(after, "dense_int2")
+    change = next(change for change in result.changes if change.where == "dense")
+    assert coarse.buffer.nbytes + fine.buffer.nbytes == change.nbytes_after == 48 * 64 * 6 // 8
+    assert coarse.quantization is not None and fine.quantization is not None
+    scale = [np.frombuffer(bytes(part.quantization.scale.raw), "<f4") for part in (coarse, fine)]
+    assert scale[0].size == 48
+    np.testing.assert_array_equal(scale[0], 4 * scale[1])
+    whole = 4 * integers(coarse).astype(int) + integers(fine)
+    assert whole.min() >= -34 and whole.max() <= 29 and np.abs(whole).max() > 20
+    # They stand for the weights, to half a step where nothing is clipped.
+    blob = named(load(mixed), "dense").buffer.blob
+    assert blob is not None
+    weights = np.frombuffer(blob.view(), "<f4").reshape(48, 64)
+    off = np.abs(whole.reshape(48, 64) * scale[1][:, None] - weights)
+    inside = np.abs(weights) < 29 * scale[1][:, None]
+    assert (off[inside] <= 0.5001 * np.broadcast_to(scale[1][:, None], off.shape)[inside]).all()
+    # dequantize adds them up, and leaves no ADD behind.
+    model = load(target)
+    dequantize(model)
+    adds = [[name for name, _ in codes(each)].count("ADD") for each in (model, load(mixed), after)]
+    assert adds == [1, 1, 6]
+    assert not any(tensor.dtype_name in ("INT4", "INT2") for tensor in model.subgraphs[0].tensors)
+    found = np.frombuffer(bytes(bytes_of(model, "dense")), "<f4").reshape(48, 64)
+    coarse_floats = integers(coarse).reshape(48, 64).astype(np.float32) * scale[0][:, None]
+    fine_floats = integers(fine).reshape(48, 64).astype(np.float32) * scale[1][:, None]
+    np.testing.assert_array_equal(found, coarse_floats + fine_floats)
+
+
+def bytes_of(model: Model, name: str) -> bytes:
+    folder = model.subgraphs[0]
+    blob = next(tensor for tensor in folder.tensors if tensor.name == name).buffer.blob
+    assert blob is not None
+    return bytes(blob.view())

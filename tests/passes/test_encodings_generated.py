@@ -29,6 +29,8 @@ TEXTS = [
     "int8:tensor",
     "int8:dequantize",
     "int8:block:32",
+    "int6",
+    "int6:tensor",
     "int4",
     "int4:tensor",
     "int4:dequantize",

@@ -19,6 +19,8 @@ TEXTS = [
     "int4:block:32",
     "int4:block:128:hybrid",
     "int2:tensor",
+    "int6:channel",
+    "int6:tensor:dequantize",
     "float16",
     "float16:dequantize",
     "float32",
@@ -43,7 +45,9 @@ def test_what_is_left_out_comes_from_the_default() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("int5", "int8, int4"),
+        ("int5", "int8, int6, int4"),
+        ("int6:block:32", "int6 in blocks"),
+        ("int6:channel:hybrid", "no kernel reads int6"),
         ("", "int8"),
         ("int4:block", "block:32"),
         ("int4:block:33", "block:32, block:64, block:128"),
@@ -116,3 +120,11 @@ def test_blocks_are_whole_and_worth_it(shape: list[int], block: int) -> None:
 
 def test_levels() -> None:
     assert Levels.narrow(8) == (-127, 127) and Levels.full(4) == (-8, 7) and Levels.narrow(2) == (-1, 1)
+
+
+def test_levels_of_a_sum() -> None:
+    assert Levels.of(Dtype.INT6) == (-34, 29)
+    assert Levels.of(Dtype.INT4) == Levels.full(4) == (-8, 7)
+    assert Dtype.INT6.bits == sum(part.bits for part in Dtype.INT6.parts)
+    # Both parts have scales and zero points.
+    assert Encoding.parse("int6:channel").nbytes((16, 32)) == 16 * 32 * 6 // 8 + 2 * 12 * 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,23 @@ def test_it_runs_with_other_kernels_too(
         tolerance=tfl_rewrite.Tolerance(min_snr=50.0),
     )
     assert verdict.passed, verdict.summary_lines()
+
+
+def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+    every = ("int8:channel:dequantize", "int6:channel:dequantize", "int4:channel:dequantize", "float16")
+    target = tmp_path / "out.tflite"
+    report = search(digits, target, min_snr=60.0, encodings=every, min_runtime="2.14")
+    tried = {option.encoding.text for unit in report.units for option in unit.options[1:]}
+    assert tried == {"int8:channel:dequantize", "float16"}
+    stamped = tfl_rewrite.inspect(target).to_dict()["min_runtime"]
+    assert tuple(int(part) for part in stamped.split(".")[:2]) <= (2, 14)
+    old = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
+    if old:
+        bound = tfl_rewrite.Tolerance(min_snr=40.0)
+        verdict = tfl_rewrite.verify(
+            digits[0], target, inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound
+        )
+        assert verdict.passed, verdict.summary_lines()
 
 
 def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport, Path]) -> None:

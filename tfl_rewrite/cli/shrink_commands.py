@@ -91,8 +91,9 @@ _SEARCHING = (
     Argument(("--min-runtime",), "as for quantize-weights", {"default": None, "metavar": "VERSION"}),
     Argument(
         ("--time-limit",),
-        "seconds after which the search ends with the best that it has",
-        {"type": float, "default": None, "metavar": "S"},
+        "seconds after which the search ends with the best that it has (default: 480; 0: none). A search "
+        "that is not ended by it gives the same file each time",
+        {"type": float, "default": 480.0, "metavar": "S"},
     ),
     Argument(
         ("--state",),
@@ -177,7 +178,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
                 **_judges(arguments),
             ),
             holdout=tuple(arguments.holdout),
-            time_limit=arguments.time_limit,
+            time_limit=arguments.time_limit if arguments.time_limit != 0 else None,
             state=arguments.state,
             force=arguments.force,
             dry_run=arguments.dry_run,

@@ -1,11 +1,11 @@
 """Turns integer and float16 weights back into float32 constants, for tools and delegates that want those.
 
-Promise: a constant behind DEQUANTIZE becomes what DEQUANTIZE makes of it, to the bit, and so do blocks (MUL
-and RESHAPE of such constants are computed too). A weight that a hybrid kernel reads becomes the floats that
-it stands for, and the operator its float kernel; that one rounds no activations, so outputs get closer to
-those of the model before it was quantized, and may differ from those of the input. Operators that compute in
-integers stay. ``quantize-weights`` with the same encodings makes the same integers again; a second run
-changes nothing. The file grows.
+Promise: a constant behind DEQUANTIZE becomes what DEQUANTIZE makes of it, to the bit, and so do blocks and
+int6 (MUL, ADD and RESHAPE of such constants are computed too). A weight that a hybrid kernel reads becomes
+the floats that it stands for, and the operator its float kernel; that one rounds no activations, so outputs
+get closer to those of the model before it was quantized, and may differ from those of the input. Operators
+that compute in integers stay. ``quantize-weights`` with the same encodings makes the same integers again; a
+second run changes nothing. The file grows.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from tfl_rewrite.quant.floats import (
     Integers,
     Product,
     Reshaped,
+    Sum,
     block_channels,
     float_blob,
 )
 from tfl_rewrite.quant.symmetric import Channels
 
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
+_FOLDED = ("MUL", "ADD", "RESHAPE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,19 +296,21 @@ class _Expansion:
             self._editor.stamp(operator, version, exact=True)
 
     def _fold(self) -> None:
-        """Computes the products and the new shapes of constants that are known now."""
+        """Computes the products, the sums and the new shapes of constants that are known now."""
         for _, operator in self._model.operators():
             name, output = operator.code.name, operator.outputs[0] if operator.outputs else None
-            if output is None or name not in ("MUL", "RESHAPE") or id(output) in self._found.graph.exposed:
+            if output is None or name not in _FOLDED or id(output) in self._found.graph.exposed:
                 continue
             known = [self._known.get(id(tensor)) for tensor in operator.inputs if tensor is not None]
             made: Floats | None = None
             if name == "RESHAPE" and known and known[0] is not None and not output.signature:
                 fits = output.shape is not None and output.elements == int(np.prod(known[0].shape))
                 made = Reshaped(known[0], output.shape or ()) if fits else None
-            elif name == "MUL" and len(known) == 2 and not operator.option("fused_activation_function"):
+            elif len(known) == 2 and not operator.option("fused_activation_function"):
                 one, two = known
-                made = Product.of(one, two) if one is not None and two is not None else None
+                if one is not None and two is not None:
+                    same = name == "ADD" and one.shape == two.shape
+                    made = Product.of(one, two) if name == "MUL" else Sum(one, two) if same else None
                 if made is not None and made.shape != output.shape:
                     made = None
             if made is not None:

@@ -142,6 +142,30 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sum:
+    """The sum of two constants of the same shape."""
+
+    left: Floats
+    right: Floats
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of both."""
+        return self.left.shape
+
+    @property
+    def key(self) -> Hashable:
+        """Those of both."""
+        return ("sum", self.left.key, self.right.key)
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Adds."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            made: Float32 = self.left.read(start, stop) + self.right.read(start, stop)
+        return made
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Reshaped:
     """The same values in another shape."""
 
