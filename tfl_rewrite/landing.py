@@ -11,13 +11,13 @@ import contextlib
 import fcntl
 import mmap
 import os
-import signal
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.signals import held_back
 
 _PIECE = 4 << 20
 _READ = 1 << 20
@@ -26,17 +26,6 @@ _PREFIX, _SUFFIX = ".tfl-rewrite-", ".tmp"
 
 published: list[Path] = []
 """Files that got their names in this process: what a signal comes too late for."""
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Lets signals wait, so that what is done and what is said of it agree."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class FileSink:
@@ -247,7 +236,8 @@ class Aside:
             UsageError: Another process made the target meanwhile, and it may not be overwritten.
         """
         try:
-            with _uninterrupted():
+            # What is done and what is said of it must agree.
+            with held_back():
                 self._landing.publish(self.target, force=self.force)
                 published.append(self.target)
         except FileExistsError:

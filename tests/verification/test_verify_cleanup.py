@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import tiny_models
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.verification import Judge, verify
+from tfl_rewrite.verification.cleanup import PREFIX, Scratch, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,3 +119,51 @@ def test_signal_handler_is_put_back(tmp_path):
     with Judge(good) as judge:
         judge.compare(good)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_folders_that_a_kill_left_half_made_or_half_removed(temporary):
+    begun = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary))
+    named = temporary / f"{PREFIX}results"
+    named.mkdir()
+    filled = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary))
+    (filled / "mine").write_text("kept: nobody knows whose it is")
+    with Scratch() as scratch:
+        # Its own lock goes last, so that what is left of it is found.
+        (scratch.path / "part").mkdir()
+        (scratch.path / "file").write_text("x")
+        assert not begun.exists() and named.exists() and filled.exists()
+    assert sorted(temporary.iterdir()) == sorted([named, filled])
+
+
+def test_the_lock_of_a_folder_goes_last(temporary, monkeypatch):
+    scratch = Scratch()
+    (scratch.path / "file").write_text("x")
+    seen = []
+
+    def stopped(path, *_, **__):
+        seen.append(sorted(entry.name for entry in Path(path).iterdir()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scratch._folder, "cleanup", lambda: stopped(scratch.path))
+    with pytest.raises(KeyboardInterrupt):
+        scratch.close()
+    assert seen == [[".lock"]]
+    # As after a kill: nobody holds the lock any more.
+    os.close(scratch._lock)
+    scratch._lock = -1
+    assert sweep(temporary) == [scratch.path] and not scratch.path.exists()
+
+
+def test_somebody_takes_the_folder_away_while_it_is_made(temporary, monkeypatch):
+    plain, taken = os.open, []
+
+    def late(path, *rest, **more):
+        if not taken and str(path).endswith(".lock") and rest[0] & os.O_CREAT:
+            taken.append(Path(path).parent)
+            taken[0].rmdir()
+        return plain(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", late)
+    with Scratch() as scratch:
+        assert taken and scratch.path.exists() and scratch.path != taken[0]
+    assert list(temporary.iterdir()) == []

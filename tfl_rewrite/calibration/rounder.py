@@ -31,7 +31,7 @@ from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.symmetric import Error, Float32
 from tfl_rewrite.storage import is_changed, origin_of, save
-from tfl_rewrite.verification.cleanup import TerminationGuard
+from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
 from tfl_rewrite.verification.memory import MemoryWatch, default_limit
 from tfl_rewrite.verification.runner import RuntimeChoice
 from tfl_rewrite.verification.samples import Step
@@ -129,8 +129,8 @@ class Calibrated:
             return
         try:
             # A signal to end unwinds, so that processes and files are not left behind.
-            with TerminationGuard(), tempfile.TemporaryDirectory(prefix="tfl-rewrite-calibrate-") as folder:
-                self._calibrate(_file_of(model, Path(folder)), jobs)
+            with TerminationGuard(), Scratch() as scratch:
+                self._calibrate(_file_of(model, scratch.folder()), jobs)
         except (CalibrationError, UnsupportedError) as error:
             for job in jobs:
                 if _key(job.work) not in self._layers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.verification.child import save_array
+from tfl_rewrite.verification.cleanup import Scratch
 from tfl_rewrite.verification.memory import MemoryWatch, amount
 from tfl_rewrite.verification.process import START_SECONDS, Child
 from tfl_rewrite.verification.runner import RuntimeChoice
@@ -43,10 +43,8 @@ class Runner:
         self._watch = watch or MemoryWatch(None)
         self._timeout = timeout
         self._threads = threads
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="tfl-rewrite-calibrate-", ignore_cleanup_errors=True
-        )
-        self._path = Path(self._folder.name)
+        self._scratch = Scratch()
+        self._path = self._scratch.path
         self._child: Child | None = None
         self._stored: dict[int, tuple[object, str]] = {}
 
@@ -97,7 +95,7 @@ class Runner:
     def close(self) -> None:
         """Ends the process and removes the folder."""
         self._kill()
-        self._folder.cleanup()
+        self._scratch.close()
 
     def _kill(self) -> None:
         child, self._child = self._child, None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import FileAccessError
+from ..signals import held_back
 
 PREFIX = "tfl-rewrite-"
 _LOCK = ".lock"
@@ -69,7 +72,8 @@ class Scratch:
             self._make(parent, prefix)
 
     def _make(self, parent: Path | None, prefix: str) -> None:
-        with _undisturbed():
+        # Half a folder made or removed would be left behind.
+        with held_back():
             self._make_it(parent, prefix)
 
     def _make_it(self, parent: Path | None, prefix: str) -> None:
@@ -78,11 +82,13 @@ class Scratch:
         while True:
             self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True)
             self.path = Path(self._folder.name)
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if _locked(self._lock):
+            self._lock = -1
+            with contextlib.suppress(FileNotFoundError):
+                self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if self._lock >= 0 and _locked(self._lock):
                 break
             # Somebody who sweeps was faster.
-            self.close()
+            self._remove()
         self._count = 0
 
     def __enter__(self) -> Scratch:
@@ -104,21 +110,26 @@ class Scratch:
 
     def close(self) -> None:
         """Removes everything."""
-        with _undisturbed():
-            self._folder.cleanup()
-            if self._lock >= 0:
-                os.close(self._lock)
-                self._lock = -1
+        with held_back():
+            self._remove()
+
+    def _remove(self) -> None:
+        _empty(self.path)
+        self._folder.cleanup()
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Lets signals wait while a folder is made or removed: half of either would be left behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _empty(folder: Path) -> None:
+    """Removes all but the lock, which goes last: a folder with a lock is found by the next one who sweeps."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != _LOCK:
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()
 
 
 def sweep(parent: Path, prefix: str = PREFIX) -> list[Path]:
@@ -132,15 +143,29 @@ def sweep(parent: Path, prefix: str = PREFIX) -> list[Path]:
         marked = [entry.path for entry in entries if entry.name.startswith(prefix)]
         for name in marked:
             with contextlib.suppress(OSError):
-                # Without O_CREAT: a folder that has no lock yet is being made at this moment.
-                descriptor = os.open(Path(name) / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    descriptor = os.open(Path(name) / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                except FileNotFoundError:
+                    # Begun, or all but gone, when its process was killed. One who is making it makes another.
+                    if _is_ours(Path(name), prefix):
+                        Path(name).rmdir()
+                        removed.append(Path(name))
+                    continue
                 try:
                     if os.fstat(descriptor).st_uid == os.getuid() and _locked(descriptor):
+                        _empty(Path(name))
                         shutil.rmtree(name, ignore_errors=True)
                         removed.append(Path(name))
                 finally:
                     os.close(descriptor)
     return removed
+
+
+def _is_ours(folder: Path, prefix: str) -> bool:
+    """Whether a folder is named and protected as those of :mod:`tempfile` are, and belongs to us."""
+    facts = folder.lstat()
+    named = re.fullmatch(r"[a-z0-9_]{8}", folder.name.removeprefix(prefix)) is not None
+    return named and stat.S_IMODE(facts.st_mode) == 0o700 and facts.st_uid == os.getuid()
 
 
 def _locked(descriptor: int) -> bool:

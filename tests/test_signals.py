@@ -1,0 +1,91 @@
+"""Signals that have to wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from tfl_rewrite.signals import held_back
+
+
+class Ended(BaseException):
+    pass
+
+
+@pytest.fixture
+def ending():
+    """SIGTERM unwinds, as in the program."""
+
+    def end(_number, _frame):
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield end
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Ended)])
+def test_they_come_afterwards(ending, number, error):
+    before = signal.getsignal(number)
+    done = []
+    # Another thread, so that the system has somebody to give the signal to.
+    idle = threading.Event()
+    thread = threading.Thread(target=idle.wait)
+    thread.start()
+    try:
+        with pytest.raises(error), held_back():
+            os.kill(os.getpid(), number)
+            for _ in range(20):
+                time.sleep(0.005)
+            done.append("all of it")
+    finally:
+        idle.set()
+        thread.join()
+    assert done == ["all of it"] and signal.getsignal(number) is before
+
+
+def test_none_came(ending):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with held_back():
+        pass
+    with pytest.raises(ValueError, match="own"), held_back():
+        raise ValueError("own")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_one_inside_another(ending):
+    done = []
+    with pytest.raises(Ended), held_back():
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.02)
+        done.append("outer")
+    assert done == ["outer"]
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.02)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_another_thread_is_left_alone():
+    found = []
+
+    def inside():
+        with held_back():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGINT)]
