@@ -147,7 +147,7 @@ def test_the_lock_of_a_folder_goes_last(temporary, monkeypatch):
     monkeypatch.setattr(scratch._folder, "cleanup", lambda: stopped(scratch.path))
     with pytest.raises(KeyboardInterrupt):
         scratch.close()
-    assert seen == [[".lock"]]
+    assert seen[0] == [".lock"]
     # As after a kill: nobody holds the lock any more.
     os.close(scratch._lock)
     scratch._lock = -1

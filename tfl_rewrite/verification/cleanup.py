@@ -73,8 +73,14 @@ class Scratch:
 
     def _make(self, parent: Path | None, prefix: str) -> None:
         # Half a folder made or removed would be left behind.
-        with held_back():
-            self._make_it(parent, prefix)
+        try:
+            with held_back():
+                self._make_it(parent, prefix)
+        except BaseException:
+            # A signal that waited: nobody is going to have this object, to close it.
+            if hasattr(self, "_folder"):
+                self.close()
+            raise
 
     def _make_it(self, parent: Path | None, prefix: str) -> None:
         where = Path(tempfile.gettempdir()) if parent is None else parent
@@ -110,8 +116,14 @@ class Scratch:
 
     def close(self) -> None:
         """Removes everything."""
-        with held_back():
-            self._remove()
+        try:
+            with held_back():
+                self._remove()
+        except BaseException:
+            # A signal came before it could be held back.
+            with held_back():
+                self._remove()
+            raise
 
     def _remove(self) -> None:
         _empty(self.path)
