@@ -60,6 +60,7 @@ def _orders() -> list[tuple[str, Sequence[Pass]]]:
         ("expanded", [quantize_weights_pass(scheme="dequantize", granularity="tensor", min_elements=1)]),
         ("packed", [Equalize(), quantize_weights_pass(dtype="int4", granularity="block:32", min_elements=1)]),
         ("int2", [quantize_weights_pass(dtype="int2", min_elements=1)]),
+        ("int6", [quantize_weights_pass(dtype="int6", min_elements=1)]),
         ("half", [quantize_weights_pass(dtype="float16", min_elements=1)]),
         ("floats", [dequantize_pass()]),
         ("repaired", [repair_pass()]),

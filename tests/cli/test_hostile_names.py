@@ -112,6 +112,12 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
     "run": [["MODEL", "OUT", "-v", "--verify", "off", "--preset", "small", "--report", "REPORT"]],
     "passes": [[]],
     "shard": [["MODEL", "FOLDER", "-v", "--max-size", "4000", "--report", "REPORT"]],
+    "shrink": [
+        "MODEL OUT -v --max-size 1MB --samples 1 --effort fast --report REPORT --recipe-out RECIPE".split(),
+    ],
+    "doctor": [["MODEL", "-v"], ["MODEL", "--json"]],
+    "repair": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
+    "batch": [["MODEL", "--out", "FOLDER", "--pass", "dedup", "--verify", "off", "--jobs", "1", "-v"]],
     "join": [["MANIFEST", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
 }
 
@@ -143,6 +149,7 @@ def test_command_shows_names_escaped(
     for number, row in enumerate(COMMANDS_HERE[command]):
         report = tmp_path / f"{number}.json"
         places |= {"OUT": tmp_path / f"\x1b[31mout{number}\u202e.tflite", "REPORT": report}
+        places |= {"RECIPE": tmp_path / "recipe.toml"}
         code, text = call(capsys, command, *[places.get(word, word) for word in row])
         assert code in (0, 2, 3, 4)
         if "--json" in row:

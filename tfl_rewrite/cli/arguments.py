@@ -14,7 +14,7 @@ from tfl_rewrite.cli.rewriting_table import REWRITING
 from tfl_rewrite.cli.sharding_table import SHARDING
 from tfl_rewrite.cli.shrink_commands import SHRINKING
 
-COMMANDS = (*REWRITING, *READING)
+COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING)
 
 
 def parser(version: str) -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (*COMMANDS, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING):
+    for command in COMMANDS:
         made = commands.add_parser(command.name, help=command.help, description=command.description)
         # A range may begin with a negative number, as in --input-range -1,1.
         made._negative_number_matcher = re.compile(r"^-\.?\d")
