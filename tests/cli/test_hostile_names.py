@@ -113,7 +113,8 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
     "passes": [[]],
     "shard": [["MODEL", "FOLDER", "-v", "--max-size", "4000", "--report", "REPORT"]],
     "shrink": [
-        "MODEL OUT -v --max-size 1MB --samples 1 --effort fast --report REPORT --recipe-out RECIPE".split(),
+        ["MODEL", "OUT", "-v", "--max-size", "1MB", "--effort", "fast", "--report", "REPORT"],
+        ["MODEL", "OUT", "-v", "--max-size", "1MB", "--effort", "fast", "--recipe-out", "RECIPE"],
     ],
     "doctor": [["MODEL", "-v"], ["MODEL", "--json"]],
     "repair": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
