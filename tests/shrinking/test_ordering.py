@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tfl_rewrite.quant.encoding import Encoding
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.ordering import in_order
 from tfl_rewrite.shrinking.settling import Settled
-from tfl_rewrite.shrinking.state import TimeIsUp
+from tfl_rewrite.shrinking.state import Clock, TimeIsUp
 from tfl_rewrite.shrinking.trials import Measured
 
 TEXTS = ["int8", "int6", "int4", "int2"]
@@ -156,3 +157,14 @@ def test_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(world, "in_order", late)
     assert run(world, start) is start
+
+
+def test_the_clock_keeps_time_for_what_comes_after() -> None:
+    half = Clock(limit=1000.0, started=time.monotonic() - 500.0)
+    half.check()
+    half.check(0.6, spare=400.0)
+    with pytest.raises(TimeIsUp):
+        half.check(0.4)
+    with pytest.raises(TimeIsUp):
+        half.check(spare=600.0)
+    Clock(started=0.0).check(0.0, spare=1e9)

@@ -29,9 +29,12 @@ class Clock:
     limit: float | None = None
     started: float = field(default_factory=time.monotonic)
 
-    def check(self, share: float = 1.0) -> None:
-        """Raises :class:`TimeIsUp` when a share of the time is used up."""
-        if self.limit is not None and time.monotonic() - self.started > self.limit * share:
+    def check(self, share: float = 1.0, *, spare: float = 0.0) -> None:
+        """Raises :class:`TimeIsUp` when a share of the time is used up, or fewer than ``spare`` seconds left."""
+        if self.limit is None:
+            return
+        spent = time.monotonic() - self.started
+        if spent > self.limit * share or spent + spare > self.limit:
             raise TimeIsUp
 
 
