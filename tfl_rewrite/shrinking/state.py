@@ -30,7 +30,7 @@ class Clock:
     started: float = field(default_factory=time.monotonic)
 
     def check(self, share: float = 1.0, *, spare: float = 0.0) -> None:
-        """Raises :class:`TimeIsUp` when a share of the time is used up, or fewer than ``spare`` seconds left."""
+        """Raises :class:`TimeIsUp` when a share of the time, or all but ``spare`` seconds, is used up."""
         if self.limit is None:
             return
         spent = time.monotonic() - self.started
