@@ -12,11 +12,9 @@ What is in the working folder already is not made again.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import Verification, api, load
 from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
@@ -94,19 +94,6 @@ class Point:
     error: str | None = None
     searched: float | None = None
     seconds: float | None = None
-
-
-def is_float(path: Path) -> bool:
-    """Whether most constant bytes of a model are floats."""
-    model = load(path)
-    sizes = {True: 0, False: 0}
-    seen = set()
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            if tensor.is_constant and id(tensor.buffer) not in seen:
-                seen.add(id(tensor.buffer))
-                sizes[tensor.dtype_name in ("FLOAT32", "FLOAT16")] += tensor.buffer.nbytes
-    return sizes[True] > sizes[False]
 
 
 def has_old_codes(path: Path) -> bool:
@@ -364,12 +351,7 @@ def smallest(points: Iterable[Point], threshold: float) -> Point | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="?", default=os.environ.get("TFL_REWRITE_CORPUS"), type=Path)
-    parser.add_argument("--inputs", type=Path, default=None, help="default: ../inputs beside MODELS")
-    parser.add_argument("--only", nargs="*", default=[], help="models whose name holds one of these")
+    parser = bench_parser(__doc__)
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has ai-edge-quantizer")
     parser.add_argument("--json", type=Path, default=None, help="write the table and all points")
     parser.add_argument("--plot", type=Path, default=None, help="draw size against error")
@@ -377,21 +359,11 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=None, help="seconds for each model's search")
     parser.add_argument("--work", type=Path, default=Path("bench-quality"), help="working folder")
     arguments = parser.parse_args()
-    if arguments.models is None:
-        parser.error("give a folder of models, or set TFL_REWRITE_CORPUS")
-    inputs = arguments.inputs or arguments.models.parent / "inputs"
+    inputs = inputs_of(parser, arguments)
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows, everything, sizes = [], [], {}
-    for path in sorted(arguments.models.glob("*.tflite"), key=lambda path: path.stat().st_size):
+    for path in float_models(arguments, inputs):
         evaluation = inputs / f"{path.stem}.eval.npz"
-        if arguments.only and not any(word in path.stem for word in arguments.only):
-            continue
-        try:
-            if not evaluation.exists() or not is_float(path):
-                continue
-        except Exception as error:
-            print(f"{path.stem}: {error}")
-            continue
         kept, own = (arguments.work / f"{path.stem}.{maker}.json" for maker in ("peer", "ours"))
         if arguments.known and not (kept.exists() and own.exists()):
             continue

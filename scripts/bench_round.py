@@ -18,10 +18,8 @@ a little under that aim are tried as well, the smallest first, and the smallest 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import tempfile
 import time
 import zlib
@@ -30,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from bench_models import bench_parser, inputs_of
 
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import TflRewriteError
@@ -258,17 +257,10 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="?", default=os.environ.get("TFL_REWRITE_CORPUS"), type=Path)
-    parser.add_argument("--inputs", type=Path, default=None, help="default: ../inputs beside MODELS")
-    parser.add_argument("--only", nargs="*", default=[], help="models whose name holds one of these")
+    parser = bench_parser(__doc__)
     parser.add_argument("--json", type=Path, default=None, help="write the rows")
     arguments = parser.parse_args()
-    if arguments.models is None:
-        parser.error("give a folder of models, or set TFL_REWRITE_CORPUS")
-    inputs = arguments.inputs or arguments.models.parent / "inputs"
+    inputs = inputs_of(parser, arguments)
     print(
         f"{'model':52s} {'bytes':>9s} {'deflated':>9s} {'ref':>9s} {'SNR':>6s} {'cos':>5s} {'ours':>9s} "
         f"{'SNR':>6s} {'how':>11s} {'ratio':>6s} {'files':>5s} {'tries':>5s} {'s':>6s}",

@@ -9,10 +9,8 @@ MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite`
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_quality import is_float
+from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import verify
 from tfl_rewrite.verification import Tolerance
@@ -75,30 +73,15 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="?", default=os.environ.get("TFL_REWRITE_CORPUS"), type=Path)
-    parser.add_argument("--inputs", type=Path, default=None, help="default: ../inputs beside MODELS")
-    parser.add_argument("--only", nargs="*", default=[], help="models whose name holds one of these")
+    parser = bench_parser(__doc__)
     parser.add_argument("--min-snr", type=float, default=30.0)
     parser.add_argument("--json", type=Path, default=None, help="add rows to this file, a line each")
     arguments, options = parser.parse_known_args()
-    if arguments.models is None:
-        parser.error("give a folder of models, or set TFL_REWRITE_CORPUS")
-    inputs = arguments.inputs or arguments.models.parent / "inputs"
+    inputs = inputs_of(parser, arguments)
     print("| model | seconds | files run | size | promised dB | held out dB | other inputs dB |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     rows = []
-    for path in sorted(arguments.models.glob("*.tflite"), key=lambda path: path.stat().st_size):
-        if arguments.only and not any(word in path.stem for word in arguments.only):
-            continue
-        try:
-            if not (inputs / f"{path.stem}.eval.npz").exists() or not is_float(path):
-                continue
-        except Exception as error:
-            print(f"{path.stem}: {error}")
-            continue
+    for path in float_models(arguments, inputs):
         rows.append(shrunk(path, inputs, arguments.min_snr, options))
         print(line(rows[-1]), flush=True)
         if arguments.json is not None:
