@@ -23,6 +23,8 @@ _APART = 3.0
 """By so many dB may the figures of different samples differ before it is said."""
 _STRIDE = 3.0
 """By how many dB to tighten where what is bounded is not counted in dB."""
+_SURE = 3
+"""Samples that agree of which one may differ: with fewer than so many times as many it may be chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
     """
     best = Settled()
     low, high = 0.0, math.inf
-    margin, limit = 0.0, goal.max_nbytes
+    margin, limit = _room(search, goal), goal.max_nbytes
     notes: list[str] = []
     for _ in range(TRIES):
         if goal.bounds_error:
@@ -116,6 +118,21 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
     return replace(best, notes=tuple(notes))
 
 
+def _room(search: Search, goal: Goal) -> float:
+    """Returns by how many dB to tighten from the start: where few samples cannot tell a share."""
+    if goal.min_agreement is None or goal.max_nbytes is not None:
+        return 0.0
+    loosest = search.find(goal)
+    if loosest is None:
+        return 0.0
+    return _STRIDE if loosest.verdict.sample_count < _SURE * _needed(goal.min_agreement) else 0.0
+
+
+def _needed(agreement: float) -> float:
+    """Returns of how many samples one may differ."""
+    return math.ceil(1 / max(1e-9, 1 - agreement)) if agreement < 1 else math.inf
+
+
 def _found(search: Search, goal: Goal, margin: float) -> Measured | None:
     if goal.in_db or margin == 0.0:
         return search.find(goal, margin=margin)
@@ -138,7 +155,7 @@ def doubts(goal: Goal, settled: Settled) -> list[str]:
         notes.append(f"{text} are far apart: what other inputs show may differ as much")
     if goal.min_agreement is None:
         return notes
-    needed = math.ceil(1 / max(1e-9, 1 - goal.min_agreement)) if goal.min_agreement < 1 else math.inf
+    needed = _needed(goal.min_agreement)
     if min(counts) >= needed:
         return notes
     many = f"at least {needed}" if math.isfinite(needed) else "many"
