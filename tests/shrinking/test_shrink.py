@@ -42,7 +42,7 @@ def found(
 ) -> tuple[ShrinkReport, Path]:
     folder = tmp_path_factory.mktemp("found")
     target = folder / "out.tflite"
-    report = search(digits, target, min_snr=80.0, effort="balanced", state=folder / "state.json")
+    report = search(digits, target, min_snr=32.0, effort="balanced", state=folder / "state.json")
     return report, target
 
 
@@ -51,13 +51,13 @@ def test_what_was_found_keeps_what_was_asked_for(
 ) -> None:
     report, target = found
     assert report.promised is not None and report.proven is not None and report.promised_snr is not None
-    assert report.promised_snr >= 80.0 and report.proven.sample_count == 2
+    assert report.promised_snr >= 32.0 and report.proven.sample_count == 2
     assert target.stat().st_size == report.promised.nbytes < 0.35 * report.nbytes_before
     # Mixed: some constants take less than others.
     assert len({encoding.text for encoding in report.promised.choice.values()}) > 1
     # Inputs that nobody had: a promise from six samples is worth some dB.
     other = tfl_rewrite.verify(digits[0], target, inputs=[digits[2]])
-    assert (other.worst_snr() or 0.0) > 50.0
+    assert (other.worst_snr() or 0.0) > 30.0
 
 
 def test_it_runs_with_other_kernels_too(
@@ -68,7 +68,7 @@ def test_it_runs_with_other_kernels_too(
         found[1],
         inputs=[digits[2]],
         resolver=["default", "reference"],
-        tolerance=tfl_rewrite.Tolerance(min_snr=50.0),
+        tolerance=tfl_rewrite.Tolerance(min_snr=30.0),
     )
     assert verdict.passed, verdict.summary_lines()
 
@@ -76,18 +76,28 @@ def test_it_runs_with_other_kernels_too(
 def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
     every = ("int8:channel:dequantize", "int6:channel:dequantize", "int4:channel:dequantize", "float16")
     target = tmp_path / "out.tflite"
-    report = search(digits, target, min_snr=60.0, encodings=every, min_runtime="2.14")
+    report = search(digits, target, min_snr=40.0, encodings=every, min_runtime="2.14")
     tried = {option.encoding.text for unit in report.units for option in unit.options[1:]}
     assert tried == {"int8:channel:dequantize", "float16"}
     stamped = tfl_rewrite.inspect(target).to_dict()["min_runtime"]
     assert tuple(int(part) for part in stamped.split(".")[:2]) <= (2, 14)
     old = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
     if old:
-        bound = tfl_rewrite.Tolerance(min_snr=40.0)
+        bound = tfl_rewrite.Tolerance(min_snr=30.0)
         verdict = tfl_rewrite.verify(
             digits[0], target, inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound
         )
         assert verdict.passed, verdict.summary_lines()
+
+
+def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
+    report = found[0]
+    assert report.promised is not None and report.promised.hidden is not None
+    # The outputs alone look far better than they are.
+    visible = report.promised.verdict.worst_snr()
+    assert visible is not None and visible > report.promised.hidden + 3.0
+    assert report.promised.snr == report.promised.hidden >= 32.0
+    assert any("before the last SOFTMAX" in note for note in report.notes)
 
 
 def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport, Path]) -> None:
@@ -104,7 +114,7 @@ def test_the_same_again_from_half_of_the_measurements(
     kept = dict(list(data["noises"].items())[: len(data["noises"]) // 2])
     (tmp_path / "state.json").write_text(json.dumps({**data, "noises": kept}))
     report = search(
-        digits, tmp_path / "out.tflite", min_snr=80.0, effort="balanced", state=tmp_path / "state.json"
+        digits, tmp_path / "out.tflite", min_snr=32.0, effort="balanced", state=tmp_path / "state.json"
     )
     assert (tmp_path / "out.tflite").read_bytes() == found[1].read_bytes()
     assert report.files == found[0].files - 2 * len(kept)

@@ -66,13 +66,13 @@ def _smaller(
         tried.add(key)
         tries -= 1
         made = search.in_order(found)
-        missing = goal.shortfall(made.verdict, made.metric) + settled.margin
+        missing = made.missing(goal) + settled.margin
         if missing <= 0:
             other, missing = _proven(trials, goal, jury, best, made)
             if other is not best:
                 best = other
                 # What is left may do for a still smaller one.
-                room += max(0.0, min(-missing, -goal.shortfall(made.verdict, made.metric) - settled.margin))
+                room += max(0.0, min(-missing, -made.missing(goal) - settled.margin))
                 continue
         room -= max(missing, _WORTH)
     return best

@@ -89,7 +89,7 @@ class Search:
         """
 
         def missing_of(found: Measured) -> float:
-            own = goal.shortfall(found.verdict, found.metric) + margin
+            own = found.missing(goal) + margin
             if least is None or found.snr is None:
                 return own
             return max(own, least - found.snr)

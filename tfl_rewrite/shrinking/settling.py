@@ -149,7 +149,14 @@ def doubts(goal: Goal, settled: Settled) -> list[str]:
     if settled.proven is None or settled.promised is None:
         return []
     counts = [verdict.sample_count for verdict in (settled.promised.verdict, settled.proven)]
-    first, second = settled.promised.snr, settled.proven.worst_snr()
+    first, second = settled.promised.verdict.worst_snr(), settled.proven.worst_snr()
+    hidden = settled.promised.hidden
+    if hidden is not None and (first is None or hidden < first - _APART):
+        shown = "more" if first is None else f"{first:.1f} dB"
+        notes.append(
+            f"{hidden:.1f} dB before the last SOFTMAX, LOGISTIC or TANH, {shown} behind it: the lower one"
+            " counts, since outputs that are sure of themselves hide noise"
+        )
     if first is not None and second is not None and abs(first - second) > _APART:
         text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
         notes.append(f"{text} are far apart: what other inputs show may differ as much")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ class Measured:
         metric: The user's own figure, if there is one.
         shortfall: See :meth:`Goal.shortfall`.
         ordered: Whether weights were rounded one after the other, each behind those before it.
+        hidden: Lowest SNR over what goes into a last SOFTMAX, LOGISTIC or TANH, in dB; None where there is
+            none. Behind those an output that is sure of itself hides noise, but not on other inputs.
     """
 
     choice: Choice
@@ -49,11 +52,20 @@ class Measured:
     metric: float | None
     shortfall: float
     ordered: bool = False
+    hidden: float | None = None
 
     @property
     def snr(self) -> float | None:
-        """Lowest SNR over the outputs, in dB."""
-        return self.verdict.worst_snr()
+        """Lowest SNR over the outputs, and over what goes into a last SOFTMAX and the like, in dB."""
+        found = [snr for snr in (self.verdict.worst_snr(), self.hidden) if snr is not None]
+        return min(found, default=None)
+
+    def missing(self, goal: Goal) -> float:
+        """Returns by how much it misses the bounds of a goal; see :meth:`Goal.shortfall`."""
+        own = goal.shortfall(self.verdict, self.metric)
+        if goal.min_snr is None or self.hidden is None:
+            return own
+        return max(own, goal.min_snr - self.hidden)
 
 
 Metric = Callable[[Sequence[Path]], float]
@@ -231,17 +243,24 @@ class Trials:
             cost: What the objective counts; None for the bytes.
             ordered: Whether weights are rounded one after the other.
         """
-        sizes, deflated, verdicts = [], [], []
+        sizes, deflated, verdicts, inside = [], [], [], []
         for number, fold in enumerate(self._folds):
             base = fold.ordered() if ordered and fold.ordered is not None else fold.base
             sizes.append(self._make(base, choice, self._paths[number]))
             if self._goal.objective is Objective.DOWNLOAD:
                 deflated.append(deflated_nbytes(self._paths[number]))
             verdicts.append(self._judged(number, opened=False))
+            counts = self._goal.min_snr is not None or not self._goal.bounds_error
+            if counts and verdicts[-1].cause in ("", "outputs"):
+                inside += self._inside(number)
         verdict = merged(verdicts, self._goal.min_snr)
         runs = verdict.cause in ("", "outputs")
         metric = self._metric(self._paths) if self._metric is not None and runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
+        hidden = None
+        if inside and len(inside) == len(verdicts):
+            noise = float(noise_of(merged(inside, self._goal.min_snr)).max(initial=0.0))
+            hidden = -10.0 * math.log10(noise) if noise > QUIET else math.inf
         return Measured(
             choice=dict(choice),
             nbytes=nbytes,
@@ -251,7 +270,17 @@ class Trials:
             metric=metric,
             shortfall=self._goal.shortfall(verdict, metric),
             ordered=ordered,
+            hidden=hidden,
         )
+
+    def _inside(self, number: int) -> list[Verdict]:
+        """Judges what goes into a last SOFTMAX and the like in the file at hand, where there is one."""
+        path = self._paths[number].with_suffix(".inside")
+        path.unlink(missing_ok=True)
+        if not self._opened.exists() or not open_outputs(self._paths[number], path):
+            return []
+        verdict = self._judged(number, opened=True, path=path)
+        return [verdict] if verdict.cause in ("", "outputs") else []
 
     def final(self, *, ordered: bool = False) -> QuantizeWeights:
         """Returns the weight pass that makes what is to be published."""
@@ -267,7 +296,7 @@ class Trials:
         packing = _last_packing(run_passes(model, self._after))
         return save(model, path, force=True, packing=packing)
 
-    def _judged(self, number: int, *, opened: bool) -> Verdict:
+    def _judged(self, number: int, *, opened: bool, path: Path | None = None) -> Verdict:
         judge = self._judges.get((number, opened))
         if judge is None:
             source = self._opened if opened else self._source
@@ -275,7 +304,7 @@ class Trials:
         self.files += 1
         # Near zero or not, what counts while measuring constants is the ratio.
         tolerance = Tolerance(min_snr=None) if opened else self._goal.tolerance
-        verdict = judge.compare(self._paths[number], tolerance=tolerance)
+        verdict = judge.compare(path or self._paths[number], tolerance=tolerance)
         if verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
