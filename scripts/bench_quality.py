@@ -357,6 +357,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None, help="draw size against error")
     parser.add_argument("--known", action="store_true", help="only what the working folder knows already")
     parser.add_argument("--time-limit", type=float, default=None, help="seconds for each model's search")
+    parser.add_argument("--no-search", action="store_true", help="only one encoding for all constants")
     parser.add_argument("--work", type=Path, default=Path("bench-quality"), help="working folder")
     arguments = parser.parse_args()
     inputs = inputs_of(parser, arguments)
@@ -376,7 +377,8 @@ def main() -> None:
                 with Judge(path, inputs=[evaluation]) as judge:
                     made = arguments.work / f"{path.stem}.tflite"
                     points = uniform_points(path, inputs, judge, made)
-                    points += our_points(path, inputs, judge, made, arguments.time_limit)
+                    if not arguments.no_search:
+                        points += our_points(path, inputs, judge, made, arguments.time_limit)
             except TflRewriteError as error:
                 print(f"{path.stem}: {error}", flush=True)
                 points = []
