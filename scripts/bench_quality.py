@@ -44,17 +44,17 @@ NEAR = 2.0
 """Files of the search within so many dB of the best of their size are evaluated too."""
 ORDERED = 3.0
 """What rounding weight by weight may win, in dB."""
-UNIFORM = tuple(
-    (effort, dtype, granularity, scheme)
-    for effort in ("fast", "balanced", "best")
-    for dtype, granularity, scheme in (
-        ("int8", "channel", "hybrid"),
-        ("int8", "channel", "dequantize"),
-        ("int6", "channel", "dequantize"),
-        ("int4", "channel", "hybrid"),
-        ("int4", "channel", "dequantize"),
-        ("int4", "block:32", "dequantize"),
-    )
+FORMS = (
+    ("int8", "channel", "hybrid"),
+    ("int8", "channel", "dequantize"),
+    ("int6", "channel", "dequantize"),
+    ("int4", "channel", "hybrid"),
+    ("int4", "channel", "dequantize"),
+    ("int4", "block:32", "dequantize"),
+)
+UNIFORM = (
+    ("fast", "float16", "channel", "dequantize"),
+    *((effort, *form) for effort in ("fast", "balanced", "best") for form in FORMS),
 )
 """What ``quantize-weights`` makes without a search."""
 ALIKE = (
@@ -304,13 +304,13 @@ def compared(path: Path, ours: list[Point], theirs: list[Point]) -> dict[str, ob
     found = []
     for threshold in THRESHOLDS:
         mine, other = smallest(ours, threshold), smallest(theirs, threshold)
-        least = min(other.nbytes, size) if other is not None else size
+        least, own = (min(item.nbytes, size) if item is not None else size for item in (other, mine))
         found.append(
             {
                 "threshold": threshold,
-                "ours": mine.nbytes / size if mine is not None else None,
+                "ours": own / size,
                 "peer": least / size,
-                "ratio": mine.nbytes / least if mine is not None else None,
+                "ratio": own / least,
                 "recipe": mine.recipe if mine is not None else None,
                 "peer_recipe": other.recipe if other is not None else "the original",
             }
