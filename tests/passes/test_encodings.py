@@ -12,6 +12,7 @@ from nets import Array, Net, codes, decibels, named, run
 
 from tfl_rewrite import UsageError, dequantize, kernels, load, quantize_weights, save
 from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.base import PassResult, run_passes
 from tfl_rewrite.passes.candidates import Candidate
@@ -453,6 +454,22 @@ def test_six_bits_are_an_int4_and_an_int2(mixed: Path, tmp_path: Path) -> None:
     coarse_floats = integers(coarse).reshape(48, 64).astype(np.float32) * scale[0][:, None]
     fine_floats = integers(fine).reshape(48, 64).astype(np.float32) * scale[1][:, None]
     np.testing.assert_array_equal(found, coarse_floats + fine_floats)
+
+
+def test_six_bits_where_a_dequantize_claims_another_shape(fixtures: Path, tmp_path: Path) -> None:
+    model = load(fixtures / "digits_cnn_float16.tflite")
+    made = next(
+        operator.outputs[0]
+        for _, operator in model.operators()
+        if operator.code.name == "DEQUANTIZE" and (operator.outputs[0].elements or 0) > 5000  # type: ignore[union-attr]
+    )
+    assert made is not None
+    made.shape = (2, 3)
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(model, source, force=True)
+    _, result = quantized(source, target, dtype="int6", min_elements=1)
+    assert any("int6" in change.encoding for change in result.changes)
+    assert not [problem for problem in problems(load(target)) if "takes" in problem.what]
 
 
 def bytes_of(model: Model, name: str) -> bytes:

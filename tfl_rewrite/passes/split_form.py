@@ -41,11 +41,13 @@ def expand(
         editor.store(first, kinds[0], buffers[0], quantized[0])
         place = editor.drop_operator(subgraph, item.expand)
     second = editor.add_beside(subgraph, value, kinds[1], buffers[1], quantized[1])
+    # What an existing DEQUANTIZE is said to give may have another shape than what it reads.
+    first.shape = second.shape = item.shape
     operators, terms = [], []
     for tensor, kind, suffix in zip((first, second), kinds, ("coarse", "fine"), strict=True):
         form = kernels.dequantize_form(kind, granularity)
         assert form is not None
-        term = Tensor(f"{value.name}_{suffix}", value.shape, dtypes.FLOAT32.value, editor.sentinel())
+        term = Tensor(f"{value.name}_{suffix}", item.shape, dtypes.FLOAT32.value, editor.sentinel())
         terms.append(editor.add_tensor(subgraph, term))
         operators.append(editor.builtin("DEQUANTIZE", form.version, [tensor], terms[-1], "DequantizeOptions"))
     operators.append(editor.builtin("ADD", 1, [*terms], value, "AddOptions"))
