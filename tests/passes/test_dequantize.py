@@ -10,6 +10,7 @@ import pytest
 from nets import Array, Net, codes, data_of, decibels, dequantized, named, run
 
 from tfl_rewrite import dequantize, load, quantize_weights, save
+from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import PassResult
@@ -174,3 +175,16 @@ def test_integer_operators_stay(fixtures: Path, tmp_path: Path) -> None:
 
 def test_every_fixture(sound: Path, tmp_path: Path) -> None:
     floats(sound, tmp_path / "out.tflite")
+
+
+def test_scales_of_half_a_number(fixtures: Path) -> None:
+    model = load(fixtures / "blockwise_int4.tflite")
+    tables = [
+        tensor.quantization.scales_tensor
+        for tensor in model.subgraphs[0].tensors
+        if tensor.quantization is not None and tensor.quantization.scales_tensor is not None
+    ]
+    assert tables and tables[0] is not None and tables[0].buffer.blob is not None
+    tables[0].buffer.blob = OwnedBlob(bytes(tables[0].buffer.blob.view())[:-1])
+    result = dequantize(model)
+    assert [item.rule for item in result.skips] == ["form"] and not result.modified

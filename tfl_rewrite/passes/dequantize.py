@@ -199,7 +199,7 @@ def _floats(tensor: Tensor) -> Floats | None:
         record = details.rest.get("details")
         block = record.get("block_size") if record is not None and "block_size" in record.spec.by_name else 0
         unknown = details.zero_points_tensor is not None or details.scales_tensor.dtype_name != "FLOAT16"
-        if table is None or unknown or block < 1 or tensor.elements % block:
+        if table is None or table.nbytes % 2 or unknown or block < 1 or tensor.elements % block:
             return None
         scale = np.frombuffer(bytes(table.view()), "<f2").astype(np.float32)
         channels = block_channels(shape, block)
