@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,25 @@ def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path
             digits[0], target, inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound
         )
         assert verdict.passed, verdict.summary_lines()
+
+
+def test_what_was_rounded_in_order_is_what_is_published(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken whether it wins anything or not: what is published is made anew, and must be the same bytes."""
+    made: list[bytes] = []
+
+    def taken(search: Any, trials: Any, goal: Any, jury: Any, settled: Any, _tries: int) -> Any:
+        for found in (settled.promised, search.in_order(settled.promised)):
+            trials.finish(found)
+            made.append(trials.path.read_bytes())
+        assert found.ordered
+        return replace(settled, promised=found, proven=jury.compare(trials.path, tolerance=goal.tolerance))
+
+    monkeypatch.setattr("tfl_rewrite.shrinking.shrink.in_order", taken)
+    target = tmp_path / "out.tflite"
+    search(digits, target, min_snr=15.0, effort="balanced", encodings=FEW[2:])
+    assert made[0] != made[1] == target.read_bytes()
 
 
 def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:

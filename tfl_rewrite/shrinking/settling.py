@@ -130,7 +130,8 @@ def _room(search: Search, goal: Goal) -> float:
 
 def _needed(agreement: float) -> float:
     """Returns of how many samples one may differ."""
-    return math.ceil(1 / max(1e-9, 1 - agreement)) if agreement < 1 else math.inf
+    # 1 - 0.9 is a little less than a tenth.
+    return math.ceil(1 / max(1e-9, 1 - agreement) - 1e-6) if agreement < 1 else math.inf
 
 
 def _found(search: Search, goal: Goal, margin: float) -> Measured | None:

@@ -245,6 +245,8 @@ def _row(item: Measured) -> dict[str, Any]:
         "deflated": item.deflated or None,
         "cost": item.cost,
         "snr_db": _finite(item.snr),
+        "hidden_snr_db": _finite(item.hidden),
+        "in_order": item.ordered,
         "metric": item.metric,
         "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},
     }
