@@ -251,6 +251,11 @@ BEYOND_OLD = {
     "terryky+tflite_gles_app__hair_segmentation": "MaxPoolingWithArgmax2D",
 }
 
+# What the old runtime computes from memory that is not the model's: any outcome is right, a crash included.
+UNDEFINED_ON_OLD = {
+    "derived+ai-edge-quantizer__ff__dynamic_wi4b32_afp32": "2.14 knows no blockwise scales and reads others",
+}
+
 
 @pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
 @every_file
@@ -258,6 +263,8 @@ def test_old_runtime(path: Path, tmp_path: Path) -> None:
     """Made for 2.14, computed by 2.14, compared with what 2.14 makes of the original."""
     if _row(path).outcome == "copy" or _row(path).inspect:
         pytest.skip("nothing is changed")
+    if path.stem in UNDEFINED_ON_OLD:
+        pytest.skip(UNDEFINED_ON_OLD[path.stem])
     target = tmp_path / "out.tflite"
     model = tfl_rewrite.load(path)
     tfl_rewrite.quantize_weights(model, min_runtime="2.14")
