@@ -41,7 +41,7 @@ def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict
             return row
         report = json.loads(told.read_text(encoding="utf-8"))
         row |= {"made": made.stat().st_size, "promised": report["promised_snr_db"], "files": report["files"]}
-        row["held_out"] = lowest(report["proven"]["outputs"])
+        row["held_out"] = report["proven_snr_db"]
         verdict = verify(
             path, made, inputs=[inputs / f"{path.stem}.eval.npz"], tolerance=Tolerance(min_snr=None)
         )

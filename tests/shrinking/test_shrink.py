@@ -102,7 +102,7 @@ def test_what_was_rounded_in_order_is_what_is_published(
             trials.finish(found)
             made.append(trials.path.read_bytes())
         assert found.ordered
-        return replace(settled, promised=found, proven=jury.compare(trials.path, tolerance=goal.tolerance))
+        return replace(settled, promised=found, proven=jury.hear(trials.path))
 
     monkeypatch.setattr("tfl_rewrite.shrinking.shrink.in_order", taken)
     target = tmp_path / "out.tflite"
@@ -250,11 +250,19 @@ def test_what_cannot_be_run_cannot_be_searched(fixtures: Path, tmp_path: Path) -
     assert not (tmp_path / "out.tflite").exists()
 
 
-def test_no_time_is_no_file(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+def test_no_time_for_more_than_the_least_noise_is_no_file(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
     with pytest.raises(ShrinkFailed) as failure:
-        search(digits, tmp_path / "out.tflite", min_snr=30.0, time_limit=1e-6)
+        search(digits, tmp_path / "out.tflite", min_snr=140.0, time_limit=1e-6)
     assert any("time limit" in note for note in failure.value.report.notes)
     assert not (tmp_path / "out.tflite").exists()
+
+
+def test_no_time_is_what_has_the_least_noise(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+    report = search(digits, tmp_path / "out.tflite", min_snr=30.0, time_limit=1e-6)
+    assert report.promised is not None and (report.promised_snr or 0.0) >= 30.0
+    assert set(report.promised.choice) == {unit.position for unit in report.units}
 
 
 def test_little_time_is_a_file_all_the_same(

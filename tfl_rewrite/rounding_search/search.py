@@ -26,8 +26,9 @@ from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Tolerance, Verdict
 from tfl_rewrite.verification.cleanup import Scratch
 
+from .opening import open_outputs
 from .options import Group, choice_at, forms_of, grouped, options_around
-from .trial import Trial, noise_of, open_outputs, worst_ratio
+from .trial import Trial, noise_of, worst_ratio
 
 PROBES = 160
 """Constants that are measured alone; the smallest of a model with more are measured together."""

@@ -11,18 +11,12 @@ import numpy as np
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.model.blob import MappedBlob
-from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.passes.round_weights import Rounding
 from tfl_rewrite.passes.rounded_constants import Choice, Constant
 from tfl_rewrite.quant.rounding import Float64
 from tfl_rewrite.rewriting import Verification
-from tfl_rewrite.storage import load, save
+from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Judge, Tolerance, Verdict
-
-_SQUASHING = ("SOFTMAX", "LOGISTIC", "TANH")
-# What may follow one without changing its numbers.
-_RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
 class Trial:
@@ -83,35 +77,6 @@ class Trial:
 
     def _write(self, descriptor: int, item: Constant, data: bytes | bytearray | memoryview) -> None:
         os.pwrite(descriptor, data, self._offsets[item.position])
-
-
-def open_outputs(source: str | os.PathLike[str], target: Path) -> bool:
-    """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH; False if it has none.
-
-    Behind those, an output that is sure of itself hides nearly all noise, on the inputs at hand; on others
-    it would not. What a constant costs is therefore measured before them.
-    """
-    model = load(source)
-    graph = Graph.of(model)
-    swaps: dict[int, Tensor] = {}
-    for subgraph in [model.subgraphs[0], *(item.subgraph for item in model.signatures)]:
-        for tensor in subgraph.outputs:
-            maker = graph.maker_of(tensor)
-            while maker is not None and maker.code.name in _RESHAPING and maker.inputs[0] is not None:
-                maker = graph.maker_of(maker.inputs[0])
-            inside = maker.inputs[0] if maker is not None and maker.inputs else None
-            if maker is None or maker.code.name not in _SQUASHING or inside is None:
-                continue
-            if graph.maker_of(inside) is not None and id(inside) not in graph.exposed:
-                swaps[id(tensor)] = inside
-    if not swaps:
-        return False
-    for subgraph in model.subgraphs:
-        subgraph.outputs = [swaps.get(id(tensor), tensor) for tensor in subgraph.outputs]
-    for signature in model.signatures:
-        signature.outputs = [(rest, swaps.get(id(tensor), tensor)) for rest, tensor in signature.outputs]
-    save(model, target)
-    return True
 
 
 def _judged(verdict: Verdict) -> list[float | None]:

@@ -78,10 +78,16 @@ class Goal:
         """What the judge measures with; nothing it could refuse for."""
         return Tolerance(min_snr=self.min_snr, max_abs_error=self.max_error)
 
-    def shortfall(self, verdict: Verdict, metric: float | None = None) -> float:
+    def shortfall(self, verdict: Verdict, metric: float | None = None, *, sure: bool = False) -> float:
         """Returns by how much a file misses the bounds on the error; at most 0 if it keeps them.
 
         In dB where dB are what is bounded; any positive number elsewhere.
+
+        Args:
+            verdict: On some samples.
+            metric: The user's own figure on those.
+            sure: Whether as many other samples are likely to keep the ratio as well; see
+                :attr:`OutputComparison.doubt_db`.
         """
         if verdict.cause not in ("", "outputs"):
             return math.inf
@@ -94,7 +100,11 @@ class Goal:
             # What passes by another rule (near zero, exact) is no worse than it may be.
             if refused:
                 missing.append(self.min_snr - min(ratios, default=-math.inf))
-            kept = [item.snr_db for item in verdict.outputs if item.snr_db is not None and item.rule == "snr"]
+            kept = [
+                item.snr_db - (item.doubt_db if sure else 0.0)
+                for item in verdict.outputs
+                if item.snr_db is not None and item.rule == "snr"
+            ]
             missing.append(self.min_snr - min(kept, default=math.inf))
         if self.max_error is not None:
             largest = max((item.max_abs_error or 0.0 for item in verdict.outputs), default=0.0)

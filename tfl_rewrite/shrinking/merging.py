@@ -47,7 +47,7 @@ def _together(items: list[OutputComparison], min_snr: float | None) -> OutputCom
     first = items[0]
     elements = sum(item.elements for item in items)
     noise = sum((item.rmse or 0.0) ** 2 * item.elements for item in items)
-    snr = _ratio(items, noise)
+    snr = _ratio(items)
     agreed = [(item.argmax_agreement, item.samples) for item in items if item.argmax_agreement is not None]
     samples = sum(count for _, count in agreed)
     failed = [item for item in items if not item.passed]
@@ -78,25 +78,19 @@ def _together(items: list[OutputComparison], min_snr: float | None) -> OutputCom
         nonfinite_mismatches=sum(item.nonfinite_mismatches for item in items),
         reference_peak=_over(max, [item.reference_peak for item in items]),
         notes=tuple(dict.fromkeys(note for item in items for note in item.notes)),
+        energies=tuple(pair for item in items for pair in item.energies),
     )
 
 
-def _ratio(items: list[OutputComparison], noise: float) -> float | None:
-    """Returns the ratio over all parts in dB; the signal of a part without any noise is as the others'."""
-    known = [item for item in items if item.snr_db is not None]
-    if not known:
+def _ratio(items: list[OutputComparison]) -> float | None:
+    """Returns the ratio over all parts, in dB."""
+    if not any(item.snr_db is not None for item in items):
         return None
+    signal = math.fsum(power for item in items for power, _ in item.energies)
+    noise = math.fsum(off for item in items for _, off in item.energies)
     if noise == 0:
         return math.inf
-    power = elements = 0.0
-    for item in known:
-        assert item.snr_db is not None
-        if math.isfinite(item.snr_db):
-            power += (item.rmse or 0.0) ** 2 * item.elements * 10.0 ** (item.snr_db / 10.0)
-            elements += item.elements
-    if not elements or not power:
-        return -math.inf
-    return 10.0 * math.log10(power * sum(item.elements for item in known) / elements / noise)
+    return 10.0 * math.log10(signal / noise) if 0 < signal / noise < math.inf else -math.inf
 
 
 def _over(pick: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:

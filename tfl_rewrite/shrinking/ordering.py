@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.jury import Jury
 from tfl_rewrite.shrinking.search import Search, snr_of
 from tfl_rewrite.shrinking.settling import Settled
 from tfl_rewrite.shrinking.state import TimeIsUp
 from tfl_rewrite.shrinking.trials import Measured, Trials
-from tfl_rewrite.verification import Judge, Verdict
 
 TRIES = {Effort.FAST: 0, Effort.BALANCED: 2, Effort.BEST: 5}
 """How many smaller files are tried."""
@@ -26,16 +26,14 @@ _SPARE = 0.2
 """So many dB are left to chance."""
 
 
-def in_order(
-    search: Search, trials: Trials, goal: Goal, jury: Judge, settled: Settled, tries: int
-) -> Settled:
+def in_order(search: Search, trials: Trials, goal: Goal, jury: Jury, settled: Settled, tries: int) -> Settled:
     """Returns a smaller file, or with only a bound on the size a better one, if rounding in order gives it.
 
     Args:
         search: Has found something.
         trials: Makes files.
         goal: The bounds; nothing is done where one of them cannot be told in dB.
-        jury: Judges by the inputs that were held out.
+        jury: Jurys by the inputs that were held out.
         settled: What was found.
         tries: How many files to try, at most.
     """
@@ -53,7 +51,7 @@ def in_order(
 
 
 def _smaller(
-    search: Search, trials: Trials, goal: Goal, jury: Judge, settled: Settled, won: float, tries: int
+    search: Search, trials: Trials, goal: Goal, jury: Jury, settled: Settled, won: float, tries: int
 ) -> Settled:
     """Searches with less room by what was won, and by less again where that was too much."""
     best, room, tried = settled, won - _SPARE, set()
@@ -79,24 +77,19 @@ def _smaller(
 
 
 def _proven(
-    trials: Trials, goal: Goal, jury: Judge, settled: Settled, made: Measured
+    trials: Trials, goal: Goal, jury: Jury, settled: Settled, made: Measured
 ) -> tuple[Settled, float]:
     """Returns what was made if it keeps the bounds on held-out inputs, and by how much it misses them."""
     made = replace(made, nbytes=trials.finish(made))
     if goal.max_nbytes is not None and made.nbytes > goal.max_nbytes:
         return settled, math.inf
-    verdict = jury.compare(trials.path, tolerance=goal.tolerance)
-    missing = goal.shortfall(verdict) if goal.bounds_error else -math.inf
+    heard = jury.hear(trials.path)
+    missing = heard.missing(goal, sure=False) if goal.bounds_error else -math.inf
     better = True
     if not goal.bounds_error and settled.proven is not None:
-        better = verdict.cause in ("", "outputs") and _snr(verdict) >= _snr(settled.proven)
+        better = heard.runs and snr_of(heard) >= snr_of(settled.proven)
     if missing > 0 or not better:
         return settled, missing
     note = "weights rounded one after the other, each behind those before it"
     notes = (*(text for text in settled.notes if text != note), note)
-    return replace(settled, promised=made, proven=verdict, notes=notes), missing
-
-
-def _snr(verdict: Verdict) -> float:
-    found = verdict.worst_snr()
-    return math.inf if found is None else found
+    return replace(settled, promised=made, proven=heard, notes=notes), missing

@@ -16,10 +16,11 @@ import numpy as np
 
 from tfl_rewrite.quant.encoding import Encoding
 from tfl_rewrite.shrinking import knapsack, sensitivity
+from tfl_rewrite.shrinking.figures import QUIET, Figures
 from tfl_rewrite.shrinking.goals import Goal, Objective
 from tfl_rewrite.shrinking.sensitivity import Progress
 from tfl_rewrite.shrinking.state import Clock, State, TimeIsUp
-from tfl_rewrite.shrinking.trials import QUIET, Measured, Trials
+from tfl_rewrite.shrinking.trials import Measured, Trials
 from tfl_rewrite.shrinking.units import KEPT, Choice, Option, Unit
 
 ROUNDS = 14
@@ -61,6 +62,7 @@ class Search:
         self._known: dict[Hashable, Measured] = {}
         self._ordering = 0.0
         self.curve_traced = False
+        self.timed_out = False
         self.notes: list[str] = []
 
     @property
@@ -102,6 +104,7 @@ class Search:
                 best = self._refine(best, missing_of)
         except TimeIsUp:
             self._note("the time limit ended the search early")
+            self.timed_out = True
             kept = [item for item in self.curve if missing_of(item) <= 0]
             best = min(kept, key=_rank, default=None)
         return best
@@ -171,8 +174,21 @@ class Search:
                 self._measured(self.choice(knapsack.solve(self.units, 1e9)))
         except TimeIsUp:
             self._note("the time limit ended the search early")
-        fitting = [item for item in self.curve if item.nbytes <= limit and item.shortfall < math.inf]
+        fitting = [item for item in self.curve if item.nbytes <= limit and item.runs]
         return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
+
+    def last_resort(self) -> Measured:
+        """Measures, whatever the time, what has the least noise of all that is smaller."""
+        finest = {}
+        for unit in self.units:
+            noises = [
+                (float(option.noise.max(initial=0.0)), index)
+                for index, option in enumerate(unit.options)
+                if option.noise is not None and option is not unit.kept
+            ]
+            if noises:
+                finest[unit.position] = unit.options[min(noises)[1]].encoding
+        return self._measured(finest, timed=False)
 
     def trace(self, around: float | None) -> None:
         """Measures some more points of the curve of size against error."""
@@ -210,11 +226,12 @@ class Search:
             if unit.options[index].encoding != KEPT
         }
 
-    def _measured(self, choice: Choice) -> Measured:
+    def _measured(self, choice: Choice, *, timed: bool = True) -> Measured:
         key = _key(choice)
         found = self._known.get(key)
         if found is None:
-            self._clock.check()
+            if timed:
+                self._clock.check()
             cost = None
             if not self._bytes:
                 cost = sum(self._option(unit, choice).cost for unit in self.units)
@@ -271,7 +288,7 @@ class Search:
             self.notes.append(text)
 
 
-def snr_of(item: Measured) -> float:
+def snr_of(item: Figures) -> float:
     """Returns the lowest SNR over the outputs in dB, infinite where nothing differs."""
     return math.inf if item.snr is None else item.snr
 

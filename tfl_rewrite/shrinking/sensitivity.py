@@ -8,8 +8,9 @@ from statistics import median
 
 import numpy as np
 
+from tfl_rewrite.shrinking.figures import QUIET
 from tfl_rewrite.shrinking.state import Clock, State, TimeIsUp
-from tfl_rewrite.shrinking.trials import QUIET, Trials
+from tfl_rewrite.shrinking.trials import Trials
 from tfl_rewrite.shrinking.units import Float64, Option, Unit
 
 Progress = Callable[[str, int, int], None]

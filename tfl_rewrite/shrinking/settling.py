@@ -9,11 +9,12 @@ from typing import ClassVar
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.shrinking.figures import Figures
 from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.jury import Jury
 from tfl_rewrite.shrinking.search import Search, snr_of
-from tfl_rewrite.shrinking.trials import Measured, Metric, Trials
+from tfl_rewrite.shrinking.trials import Measured, Trials
 from tfl_rewrite.shrinking.units import Choice, assigned
-from tfl_rewrite.verification import Judge, Verdict
 
 TRIES = 4
 """How often the search is told to leave more room, or less of it, for what held-out inputs show."""
@@ -55,13 +56,13 @@ class Settled:
     """
 
     promised: Measured | None = None
-    proven: Verdict | None = None
+    proven: Figures | None = None
     notes: tuple[str, ...] = ()
     rounding: Pass | None = None
     margin: float = 0.0
 
 
-def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metric | None) -> Settled:
+def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
     """Searches, judges what was found by held-out inputs, and moves the room that is left accordingly.
 
     Args:
@@ -69,7 +70,6 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
         trials: Makes files.
         goal: The bounds.
         jury: Judges by the inputs that were held out.
-        metric: The user's figure on those.
     """
     best = Settled()
     low, high = 0.0, math.inf
@@ -94,14 +94,11 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
             assert limit is not None
             limit -= found.nbytes - goal.max_nbytes
             continue
-        verdict = jury.compare(trials.path, tolerance=goal.tolerance)
-        missing = -math.inf
-        if goal.bounds_error:
-            runs = verdict.cause in ("", "outputs")
-            missing = goal.shortfall(verdict, metric([trials.path]) if metric is not None and runs else None)
+        heard = jury.hear(trials.path)
+        missing = heard.missing(goal, sure=False) if goal.bounds_error else -math.inf
         if missing <= 0:
             if best.promised is None or found.cost < best.promised.cost:
-                best = Settled(found, verdict, margin=margin)
+                best = Settled(found, heard, margin=margin)
             high = margin
             if margin == 0.0 or -missing < _CLOSE or not goal.in_db or high - low < _CLOSE:
                 break
@@ -115,7 +112,20 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Judge, metric: Metr
             margin = (low + high) / 2
         else:
             margin += missing + 0.1 if goal.in_db else _STRIDE
+    if best.promised is None and search.timed_out:
+        best = _rescued(search, trials, goal, jury)
     return replace(best, notes=tuple(notes))
+
+
+def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
+    """Returns what is most likely to keep the bounds where time is up."""
+    found = search.last_resort()
+    if found.missing(goal) > 0:
+        return Settled()
+    found = replace(found, nbytes=trials.finish(found))
+    heard = jury.hear(trials.path)
+    fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
+    return Settled(found, heard) if fits and heard.missing(goal, sure=False) <= 0 else Settled()
 
 
 def _room(search: Search, goal: Goal) -> float:
@@ -149,15 +159,16 @@ def doubts(goal: Goal, settled: Settled) -> list[str]:
     notes: list[str] = []
     if settled.proven is None or settled.promised is None:
         return []
-    counts = [verdict.sample_count for verdict in (settled.promised.verdict, settled.proven)]
-    first, second = settled.promised.verdict.worst_snr(), settled.proven.worst_snr()
+    counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
+    shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden
-    if hidden is not None and (first is None or hidden < first - _APART):
-        shown = "more" if first is None else f"{first:.1f} dB"
+    if hidden is not None and (shown is None or hidden < shown - _APART):
+        behind = "more" if shown is None else f"{shown:.1f} dB"
         notes.append(
-            f"{hidden:.1f} dB before the last SOFTMAX, LOGISTIC or TANH, {shown} behind it: the lower one"
+            f"{hidden:.1f} dB before the last SOFTMAX, LOGISTIC or TANH, {behind} behind it: the lower one"
             " counts, since outputs that are sure of themselves hide noise"
         )
+    first, second = settled.promised.snr, settled.proven.snr
     if first is not None and second is not None and abs(first - second) > _APART:
         text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
         notes.append(f"{text} are far apart: what other inputs show may differ as much")

@@ -17,6 +17,7 @@ from tfl_rewrite.rewriting import Report, Verification, rewrite
 from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.holdout import Split
+from tfl_rewrite.shrinking.jury import Jury
 from tfl_rewrite.shrinking.ordering import TRIES, in_order
 from tfl_rewrite.shrinking.search import snr_of
 from tfl_rewrite.shrinking.sensitivity import Progress
@@ -37,6 +38,7 @@ class ShrinkReport:
         promised: The file on the inputs of the search, each half measured with weights rounded for the
             other; None if no file keeps the bounds.
         proven: The published file on inputs that were held out.
+        proven_snr: Lowest SNR of it there in dB, before a last SOFTMAX and the like as well.
         curve: Every whole file that was measured; see :meth:`pareto`.
         units: The constants and their options.
         split: Which inputs were used for what.
@@ -50,6 +52,7 @@ class ShrinkReport:
     report: Report | None
     promised: Measured | None
     proven: Verdict | None
+    proven_snr: float | None
     curve: tuple[Measured, ...]
     units: tuple[Unit, ...]
     split: Split
@@ -58,10 +61,14 @@ class ShrinkReport:
 
     @property
     def promised_snr(self) -> float | None:
-        """What may be expected of other inputs, in dB: the lower of both figures."""
+        """What may be expected of other inputs, in dB.
+
+        The lower of what the search measured, less what chance among so few samples may have added, and of
+        what held-out inputs showed; before a last SOFTMAX and the like as well.
+        """
         if self.promised is None or self.proven is None:
             return None
-        found = [item for item in (self.promised.snr, self.proven.worst_snr()) if item is not None]
+        found = [item for item in (self.promised.sure, self.proven_snr) if item is not None]
         return min(found, default=None)
 
     def pareto(self) -> list[Measured]:
@@ -90,6 +97,7 @@ class ShrinkReport:
             "promised_snr_db": _finite(self.promised_snr),
             "promised": _row(self.promised) if self.promised is not None else None,
             "proven": self.proven.to_dict() if self.proven is not None else None,
+            "proven_snr_db": _finite(self.proven_snr),
             "held_out": self.split.held_out,
             "inputs": self.split.text,
             "files": self.files,
@@ -196,8 +204,8 @@ def shrink(
         state=state,
     )
     with session(source, wanted, talk) as opened:
-        with opened.far.judge(source, exact=False) as jury:
-            settled = settle(opened.search, opened.trials, goal, jury, opened.far_figure)
+        with Jury(source, opened.trials, opened.far, goal, opened.far_figure) as jury:
+            settled = settle(opened.search, opened.trials, goal, jury)
             settled = in_order(opened.search, opened.trials, goal, jury, settled, TRIES[settings.effort])
             settled = rounded_instead(source, wanted, opened, settled, jury, talk)
         made = ShrinkReport(
@@ -207,7 +215,8 @@ def shrink(
             nbytes_before=Path(source).stat().st_size,
             report=None,
             promised=settled.promised,
-            proven=settled.proven,
+            proven=settled.proven.verdict if settled.proven is not None else None,
+            proven_snr=settled.proven.snr if settled.proven is not None else None,
             curve=tuple(opened.search.curve),
             units=tuple(opened.search.units),
             split=opened.parted,
@@ -246,6 +255,7 @@ def _row(item: Measured) -> dict[str, Any]:
         "cost": item.cost,
         "snr_db": _finite(item.snr),
         "hidden_snr_db": _finite(item.hidden),
+        "sure_snr_db": _finite(item.sure),
         "in_order": item.ordered,
         "metric": item.metric,
         "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,54 +17,30 @@ from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.weight_changes import WeightChange
-from tfl_rewrite.rounding_search.trial import open_outputs
+from tfl_rewrite.rounding_search.opening import open_outputs
+from tfl_rewrite.shrinking.figures import Figures, counts_hidden, figures_of, judged_inside, noise_of
 from tfl_rewrite.shrinking.goals import Goal, Objective
 from tfl_rewrite.shrinking.merging import merged
 from tfl_rewrite.shrinking.units import Choice, Float64, assigned, ratio
 from tfl_rewrite.storage import load, save
 from tfl_rewrite.verification import Judge, Tolerance, Verdict
 
-QUIET = 1e-16
-"""Noise that counts as none."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """A whole file that was made and run.
+class Measured(Figures):
+    """A whole file that was made and run, on the inputs of the search.
 
     Attributes:
         nbytes: Its size; ``deflated`` as a store compresses it, 0 if that was not asked for.
         cost: What the objective counts.
-        verdict: Against the original, on the inputs of the search.
-        metric: The user's own figure, if there is one.
-        shortfall: See :meth:`Goal.shortfall`.
         ordered: Whether weights were rounded one after the other, each behind those before it.
-        hidden: Lowest SNR over what goes into a last SOFTMAX, LOGISTIC or TANH, in dB; None where there is
-            none. Behind those an output that is sure of itself hides noise, but not on other inputs.
     """
 
     choice: Choice
     nbytes: int
     deflated: int
     cost: float
-    verdict: Verdict
-    metric: float | None
-    shortfall: float
     ordered: bool = False
-    hidden: float | None = None
-
-    @property
-    def snr(self) -> float | None:
-        """Lowest SNR over the outputs, and over what goes into a last SOFTMAX and the like, in dB."""
-        found = [snr for snr in (self.verdict.worst_snr(), self.hidden) if snr is not None]
-        return min(found, default=None)
-
-    def missing(self, goal: Goal) -> float:
-        """Returns by how much it misses the bounds of a goal; see :meth:`Goal.shortfall`."""
-        own = goal.shortfall(self.verdict, self.metric)
-        if goal.min_snr is None or self.hidden is None:
-            return own
-        return max(own, goal.min_snr - self.hidden)
 
 
 Metric = Callable[[Sequence[Path]], float]
@@ -117,6 +92,11 @@ class Trials:
         folder: For the files.
         goal: What figures are judged by.
         metric: The user's own figure.
+
+    Attributes:
+        path: Where :meth:`finish` puts its file.
+        files: How many files were run.
+        opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
     """
 
     def __init__(
@@ -144,11 +124,7 @@ class Trials:
         self.path = folder / "final.tflite"
         self.files = 0
         self._prepared = self._prepare(folder / "prepared.tflite")
-        self._opened = folder / "opened.tflite"
-        if self._prepared is None or not open_outputs(self._prepared, self._opened):
-            self._opened.unlink(missing_ok=True)
-        elif _sizes(load(self._opened)) != _sizes(load(self._prepared)):
-            self._opened.unlink()
+        self.opened = self._open(folder / "opened.tflite")
         self._judges: dict[tuple[int, bool], Judge] = {}
 
     def __enter__(self) -> Trials:
@@ -168,6 +144,14 @@ class Trials:
             return None
         # Constants are told apart by the positions of their buffers.
         return path if _sizes(load(path)) == _sizes(model) else None
+
+    def _open(self, path: Path) -> Path | None:
+        """Writes a copy that is open before a last SOFTMAX and the like; None where there is none."""
+        if self._prepared is None or not open_outputs(self._prepared, path, centred=True):
+            return None
+        # Constants may have been added, but none moved.
+        sizes = _sizes(load(self._prepared))
+        return path if _sizes(load(path))[: len(sizes)] == sizes else None
 
     def fresh(self) -> Model:
         """Loads the original as the first passes leave it."""
@@ -210,16 +194,15 @@ class Trials:
         Outputs are taken before a last SOFTMAX, LOGISTIC or TANH, which hide noise where they are sure.
         None where such a file cannot be made or does not run.
         """
-        opened = self._opened.exists()
         verdicts = []
         for number, fold in enumerate(self._folds):
-            model = load(self._opened) if opened else self.fresh()
+            model = load(self.opened) if self.opened is not None else self.fresh()
             try:
                 assigned(fold.base, choice, model).run(model)
                 save(model, self._paths[number], force=True)
             except TflRewriteError:
                 return None
-            verdicts.append(self._judged(number, opened=opened))
+            verdicts.append(self._judged(number, opened=self.opened is not None))
         verdict = merged(verdicts, self._goal.min_snr)
         noise = noise_of(verdict)
         return noise if verdict.cause in ("", "outputs") and np.isfinite(noise).all() else None
@@ -243,44 +226,37 @@ class Trials:
             cost: What the objective counts; None for the bytes.
             ordered: Whether weights are rounded one after the other.
         """
-        sizes, deflated, verdicts, inside = [], [], [], []
+        sizes, deflated = [], []
+        verdicts: list[Verdict] = []
+        inside: list[Verdict | None] = []
         for number, fold in enumerate(self._folds):
             base = fold.ordered() if ordered and fold.ordered is not None else fold.base
             sizes.append(self._make(base, choice, self._paths[number]))
             if self._goal.objective is Objective.DOWNLOAD:
                 deflated.append(deflated_nbytes(self._paths[number]))
-            verdicts.append(self._judged(number, opened=False))
-            counts = self._goal.min_snr is not None or not self._goal.bounds_error
-            if counts and verdicts[-1].cause in ("", "outputs"):
-                inside += self._inside(number)
-        verdict = merged(verdicts, self._goal.min_snr)
-        runs = verdict.cause in ("", "outputs")
-        metric = self._metric(self._paths) if self._metric is not None and runs else None
+            verdicts.append(self._judged(number))
+            inside.append(self._inside(number) if verdicts[-1].cause in ("", "outputs") else None)
+        found = figures_of(verdicts, inside, self._goal)
+        metric = self._metric(self._paths) if self._metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
-        hidden = None
-        if inside and len(inside) == len(verdicts):
-            noise = float(noise_of(merged(inside, self._goal.min_snr)).max(initial=0.0))
-            hidden = -10.0 * math.log10(noise) if noise > QUIET else math.inf
         return Measured(
+            verdict=found.verdict,
+            metric=metric,
+            hidden=found.hidden,
+            hidden_sure=found.hidden_sure,
             choice=dict(choice),
             nbytes=nbytes,
             deflated=packed,
             cost=float(packed or nbytes) if cost is None else cost,
-            verdict=verdict,
-            metric=metric,
-            shortfall=self._goal.shortfall(verdict, metric),
             ordered=ordered,
-            hidden=hidden,
         )
 
-    def _inside(self, number: int) -> list[Verdict]:
-        """Judges what goes into a last SOFTMAX and the like in the file at hand, where there is one."""
-        path = self._paths[number].with_suffix(".inside")
-        path.unlink(missing_ok=True)
-        if not self._opened.exists() or not open_outputs(self._paths[number], path):
-            return []
-        verdict = self._judged(number, opened=True, path=path)
-        return [verdict] if verdict.cause in ("", "outputs") else []
+    def _inside(self, number: int) -> Verdict | None:
+        """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
+        if self.opened is None or not counts_hidden(self._goal):
+            return None
+        self.files += 1
+        return judged_inside(self._judge(number, opened=True), self._paths[number])
 
     def final(self, *, ordered: bool = False) -> QuantizeWeights:
         """Returns the weight pass that makes what is to be published."""
@@ -296,15 +272,18 @@ class Trials:
         packing = _last_packing(run_passes(model, self._after))
         return save(model, path, force=True, packing=packing)
 
-    def _judged(self, number: int, *, opened: bool, path: Path | None = None) -> Verdict:
+    def _judge(self, number: int, *, opened: bool) -> Judge:
         judge = self._judges.get((number, opened))
         if judge is None:
-            source = self._opened if opened else self._source
+            source = self.opened if opened and self.opened is not None else self._source
             judge = self._judges[number, opened] = self._folds[number].judge(source)
+        return judge
+
+    def _judged(self, number: int, *, opened: bool = False) -> Verdict:
         self.files += 1
         # Near zero or not, what counts while measuring constants is the ratio.
         tolerance = Tolerance(min_snr=None) if opened else self._goal.tolerance
-        verdict = judge.compare(path or self._paths[number], tolerance=tolerance)
+        verdict = self._judge(number, opened=opened).compare(self._paths[number], tolerance=tolerance)
         if verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
@@ -312,19 +291,6 @@ class Trials:
                 remedy="use quantize-weights with --dtype or --map instead",
             )
         return verdict
-
-
-def noise_of(verdict: Verdict) -> Float64:
-    """Returns noise over signal of each output; outputs that are zero in the original count as quiet."""
-    found = []
-    for item in verdict.outputs:
-        if item.nonfinite_mismatches:
-            found.append(np.inf)
-        elif item.bit_exact or item.snr_db is None or not item.reference_peak:
-            found.append(0.0)
-        else:
-            found.append(ratio(item.snr_db))
-    return np.maximum(np.array(found, np.float64), QUIET)
 
 
 def deflated_nbytes(path: Path) -> int:

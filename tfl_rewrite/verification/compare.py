@@ -75,6 +75,7 @@ class OutputTally:
         self._bit_exact = True
         self._finite = 0
         self._power = self._noise = self._dot = self._power_after = self._sum = 0.0
+        self._energies: list[tuple[float, float]] = []
         self._peak = self._max_error = 0.0
         self._max_integer_error = 0
 
@@ -152,10 +153,12 @@ class OutputTally:
         self._finite += flat.size
         # float64 overflows past 1e154 squared; the ratio is then taken of infinities and judged as unequal.
         with np.errstate(over="ignore", invalid="ignore"):
-            self._power += float(np.dot(flat, flat))
+            power, noise = float(np.dot(flat, flat)), float(np.dot(error, error))
+            self._power += power
             self._power_after += float(np.dot(other, other))
             self._dot += float(np.dot(flat, other))
-            self._noise += float(np.dot(error, error))
+            self._noise += noise
+            self._energies.append((power, noise))
             self._sum += float(flat.sum())
         self._peak = max(self._peak, float(np.abs(flat).max()))
         self._max_error = max(self._max_error, float(np.abs(error).max()))
@@ -200,6 +203,7 @@ class OutputTally:
             nonfinite_mismatches=self._nonfinite,
             reference_peak=self._peak if self._finite else None,
             notes=tuple(notes),
+            energies=tuple(self._energies),
         )
 
     def _judge(self, tolerance: Tolerance) -> tuple[str, bool, str | None, list[str]]:

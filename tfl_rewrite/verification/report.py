@@ -49,6 +49,7 @@ class OutputComparison:
         argmax_agreement: Share of rows with the same largest element, for outputs that look like scores.
         nonfinite_mismatches: Elements that are NaN or infinite on one side only.
         reference_peak: Largest absolute value of the original.
+        energies: Sums of squares of the original and of the error, for each sample; not part of the JSON.
     """
 
     signature: str | None
@@ -71,6 +72,26 @@ class OutputComparison:
     nonfinite_mismatches: int
     reference_peak: float | None
     notes: tuple[str, ...] = ()
+    energies: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def doubt_db(self) -> float:
+        """By how many dB the ratio of as many other samples may well be lower: one standard error.
+
+        Of the ratio of two sums over samples (Cochran, Sampling Techniques, 1977, section 6.4), here noise
+        over signal. At most about 3 dB for many samples; that also is what one sample alone leaves open.
+        """
+        signals = [signal for signal, _ in self.energies]
+        noises = [noise for _, noise in self.energies]
+        total, count = math.fsum(signals), len(self.energies)
+        if not math.fsum(noises) or not 0 < total < math.inf:
+            return 0.0
+        ratio = math.fsum(noises) / total
+        if count < 2:
+            return 10 * math.log10(2)
+        off = math.fsum((noise - ratio * signal) ** 2 for signal, noise in self.energies)
+        error = math.sqrt(count / (count - 1) * off) / total
+        return 10 * math.log10(1 + error / ratio) if math.isfinite(error) else math.inf
 
     @property
     def label(self) -> str:
@@ -157,6 +178,8 @@ class Verdict:
         # Not of itself: that would walk through all others as well.
         result: dict[str, Any] = plain(asdict(replace(self, verdicts=())))
         del result["verdicts"]
+        for output in result["outputs"]:
+            del output["energies"]
         return result
 
     def summary_lines(self) -> list[str]:

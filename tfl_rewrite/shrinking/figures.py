@@ -1,0 +1,125 @@
+"""What running a file showed, beside the outputs also what goes into a last SOFTMAX and the like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.rounding_search.opening import open_outputs
+from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.merging import merged
+from tfl_rewrite.shrinking.units import Float64, ratio
+from tfl_rewrite.verification import Judge, Tolerance, Verdict
+
+QUIET = 1e-16
+"""Noise that counts as none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """A file that was run.
+
+    Attributes:
+        verdict: Against the original.
+        metric: The user's own figure, if there is one.
+        hidden: Lowest SNR over what goes into a last SOFTMAX, LOGISTIC or TANH, in dB; None where there is
+            none. Behind those an output that is sure of itself hides noise, but not on other inputs.
+        hidden_sure: The same, of which as many other samples are not likely to show less.
+    """
+
+    verdict: Verdict
+    metric: float | None = None
+    hidden: float | None = None
+    hidden_sure: float | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there are outputs to speak of."""
+        return self.verdict.cause in ("", "outputs")
+
+    @property
+    def snr(self) -> float | None:
+        """Lowest SNR over the outputs, and over what goes into a last SOFTMAX and the like, in dB."""
+        found = [snr for snr in (self.verdict.worst_snr(), self.hidden) if snr is not None]
+        return min(found, default=None)
+
+    @property
+    def sure(self) -> float | None:
+        """The same less what chance among so few samples may have added."""
+        found = [item.snr_db - item.doubt_db for item in self.verdict.outputs if item.snr_db is not None]
+        if self.hidden_sure is not None:
+            found.append(self.hidden_sure)
+        return min(found, default=None)
+
+    def missing(self, goal: Goal, *, sure: bool = True) -> float:
+        """Returns by how much it misses the bounds of a goal; see :meth:`Goal.shortfall`.
+
+        Args:
+            goal: The bounds.
+            sure: Whether as many other samples are likely to keep them as well.
+        """
+        own = goal.shortfall(self.verdict, self.metric, sure=sure)
+        hidden = self.hidden_sure if sure else self.hidden
+        if goal.min_snr is None or hidden is None:
+            return own
+        return max(own, goal.min_snr - hidden)
+
+
+def counts_hidden(goal: Goal) -> bool:
+    """Whether what goes into a last SOFTMAX and the like is asked for: a ratio is, or nothing else is."""
+    return goal.min_snr is not None or not goal.bounds_error
+
+
+def judged_inside(judge: Judge, path: Path) -> Verdict | None:
+    """Judges what goes into a last SOFTMAX and the like of a file; None where it does not come to that.
+
+    Args:
+        judge: Of files rewritten from the opened original.
+        path: The file.
+    """
+    inside = path.with_suffix(".inside")
+    inside.unlink(missing_ok=True)
+    if not open_outputs(path, inside, centred=True):
+        return None
+    verdict = judge.compare(inside, tolerance=Tolerance(min_snr=None))
+    return verdict if verdict.cause in ("", "outputs") and verdict.status != "unverified" else None
+
+
+def figures_of(
+    verdicts: Sequence[Verdict], inside: Sequence[Verdict | None], goal: Goal, metric: float | None = None
+) -> Figures:
+    """Returns what the verdicts on parts of the samples say together.
+
+    Args:
+        verdicts: On the outputs.
+        inside: On what goes into a last SOFTMAX and the like; it counts if it is there for all parts.
+        goal: What outputs were judged by.
+        metric: The user's own figure.
+    """
+    hidden = hidden_sure = None
+    found = [verdict for verdict in inside if verdict is not None]
+    if found and len(found) == len(verdicts):
+        together = merged(found, goal.min_snr)
+        hidden = hidden_sure = math.inf
+        for item, noise in zip(together.outputs, noise_of(together), strict=True):
+            snr = -10.0 * math.log10(float(noise)) if noise > QUIET else math.inf
+            hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - item.doubt_db)
+    whole = merged(verdicts, goal.min_snr)
+    return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure)
+
+
+def noise_of(verdict: Verdict) -> Float64:
+    """Returns noise over signal of each output; outputs that are zero in the original count as quiet."""
+    found = []
+    for item in verdict.outputs:
+        if item.nonfinite_mismatches:
+            found.append(np.inf)
+        elif item.bit_exact or item.snr_db is None or not item.reference_peak:
+            found.append(0.0)
+        else:
+            found.append(ratio(item.snr_db))
+    return np.maximum(np.array(found, np.float64), QUIET)

@@ -1,0 +1,55 @@
+"""Judges what a search found by inputs that it never saw."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.shrinking.figures import Figures, counts_hidden, figures_of, judged_inside
+from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.trials import Metric, Trials
+
+
+class Jury:
+    """Judges by inputs that were held out; a context manager.
+
+    Args:
+        source: The original.
+        trials: Knows the original as it is opened before a last SOFTMAX and the like.
+        verification: What to judge with.
+        goal: What is judged by.
+        metric: The user's own figure on those inputs.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        trials: Trials,
+        verification: Verification,
+        goal: Goal,
+        metric: Metric | None = None,
+    ) -> None:
+        self._goal = goal
+        self._metric = metric
+        self._stack = contextlib.ExitStack()
+        self._judge = self._stack.enter_context(verification.judge(source, exact=False))
+        self._inside = None
+        if trials.opened is not None and counts_hidden(goal):
+            self._inside = self._stack.enter_context(verification.judge(trials.opened, exact=False))
+
+    def __enter__(self) -> Jury:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def hear(self, path: Path) -> Figures:
+        """Runs a file."""
+        verdict = self._judge.compare(path, tolerance=self._goal.tolerance)
+        inside = metric = None
+        if verdict.cause in ("", "outputs"):
+            metric = self._metric([path]) if self._metric is not None else None
+            inside = judged_inside(self._inside, path) if self._inside is not None else None
+        return figures_of([verdict], [inside], self._goal, metric)
