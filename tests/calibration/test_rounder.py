@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load
+from tfl_rewrite.calibration.rounder import Calibrated, Settings
 from tfl_rewrite.cli import main
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.weight_changes import WeightChange
+from tfl_rewrite.quant.encoding import Encoding
 from tfl_rewrite.verification import Tolerance, verify
 
 
@@ -147,3 +151,23 @@ def test_inputs_that_do_not_fit_are_a_usage_error(
     code = main(["quantize-weights", str(fixtures / "dense.tflite"), str(out), "--inputs", str(wrong), "-q"])
     assert code == 2 and not out.exists()
     assert "wrong.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path, in_order: bool) -> None:
+    """Time is up after two weights: those are calibrated, and stay so when asked again."""
+    asked = 0
+
+    def time_is_up() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    rounder = Calibrated(Settings(inputs=(few,), in_order=in_order), time_is_up=time_is_up)
+    settings = QuantizeWeights(encoding=Encoding.parse("int4:channel:dequantize"), rounder=rounder)
+    for _ in range(2):
+        model = load(fixtures / "digits_cnn.tflite")
+        changes = [change for change in settings.run(model).changes if isinstance(change, WeightChange)]
+        calibrated = [change for change in changes if change.gains is not None]
+        assert len(changes) > 3 and len(calibrated) == (3 if in_order else 2)
+        assert any("there was no time left" in note for note in rounder.notes())

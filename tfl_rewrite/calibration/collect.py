@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from tfl_rewrite.quant.symmetric import Float32
 from tfl_rewrite.verification.inputs import real_inputs
 from tfl_rewrite.verification.judge import run_model
 from tfl_rewrite.verification.samples import Step
+
+OUT_OF_TIME = "there was no time left"
 
 MEMORY_NBYTES = 512 << 20
 """Of moments at a time; the model is run again for those that do not fit."""
@@ -51,7 +53,12 @@ def steps_of(
 
 
 def collect(
-    probe: Probe, wanted: Sequence[Wanted], calls: Sequence[Call], *, seed: int = 0
+    probe: Probe,
+    wanted: Sequence[Wanted],
+    calls: Sequence[Call],
+    *,
+    seed: int = 0,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Moments | str]]:
     """Runs a model and yields, for each wanted operator, its moments or why there are none.
 
@@ -62,6 +69,7 @@ def collect(
         wanted: Operators.
         calls: What to run.
         seed: Of the drawing from large activations.
+        enough: Called before each run of the model; once it says so, there is none any more.
 
     Yields:
         Positions in ``wanted`` with what was found.
@@ -73,6 +81,9 @@ def collect(
             yield from ((position, "no real input enters their subgraph") for position in mine)
             continue
         for group in memory_rounds([wanted[position].product for position in mine], MEMORY_NBYTES):
+            if enough():
+                yield from ((mine[index], OUT_OF_TIME) for index in group)
+                continue
             yield from _collect(probe, wanted, [mine[index] for index in group], calls, seed)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.collect import Wanted, as_floats, collect, steps_of
+from tfl_rewrite.calibration.collect import OUT_OF_TIME, Wanted, as_floats, collect, steps_of
 from tfl_rewrite.calibration.probe import Call, Place, Probe
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.errors import UnsupportedError
@@ -104,11 +104,18 @@ class Calibrated:
     Args:
         settings: How to calibrate.
         progress: Called with what is going on, and how many of how many bytes of weights are done.
+        time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
     """
 
-    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Callable[[str, int, int], None] | None = None,
+        time_is_up: Callable[[], bool] | None = None,
+    ) -> None:
         self._settings = settings
         self._progress = progress or (lambda _what, _done, _total: None)
+        self._time_is_up = time_is_up or (lambda: False)
         self._plain = Clipped()
         self._layers: dict[Hashable, Layer] = {}
         self._reasons: dict[Hashable, str] = {}
@@ -260,9 +267,11 @@ class Calibrated:
             groups.setdefault((job.place, job.position), []).append(job)
         places = list(groups.values())
         wanted = [Wanted(group[0].place, group[0].product) for group in places]
-        for position, moments in collect(probe, wanted, calls):
+        for position, moments in collect(probe, wanted, calls, enough=self._time_is_up):
             metrics: dict[bool, Metric] = {}
             for job in places[position]:
+                if self._time_is_up():
+                    moments = OUT_OF_TIME
                 if isinstance(moments, Moments) and job.plan.centred not in metrics:
                     metrics[job.plan.centred] = Metric.of(moments.covariance(centred=job.plan.centred))
                 self._settle(job, moments, metrics.get(job.plan.centred))
@@ -280,7 +289,7 @@ class Calibrated:
             if job.place.subgraph not in entered:
                 self._reasons[_key(job.work)] = "no real input enters their subgraph"
                 continue
-            moments = _drift(probe, rounded, job, calls)
+            moments = OUT_OF_TIME if self._time_is_up() else _drift(probe, rounded, job, calls)
             layer = self._settle(job, moments)
             if layer is None:
                 self._put(rounded, job.place, job.work)

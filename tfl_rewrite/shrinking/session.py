@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,9 @@ from tfl_rewrite.shrinking.units import ENCODINGS, base_pass, find_units
 from tfl_rewrite.storage import load
 from tfl_rewrite.verification import several
 from tfl_rewrite.verification.cleanup import Scratch
+
+_ROUNDING = 0.4
+"""Of the time limit: what is not rounded for its activations by then is rounded without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +81,12 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
         far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
         plain = base_pass(wanted.settings)
         everything = parted.everything if parted.crossed else ()
-        final, ordered = _equipped(plain, checked, everything, progress)
+        final, ordered = _equipped(plain, checked, everything, progress, partial(clock.is_past, 1.0))
         folds = []
         for number, part in enumerate(parts):
             others = parted.others(number) if parted.crossed else ()
-            base, behind = _equipped(plain, checked, others, progress)
+            until = _ROUNDING * (number + 1) / len(parts)
+            base, behind = _equipped(plain, checked, others, progress, partial(clock.is_past, until))
             folds.append(Fold(base, partial(part.judge, exact=False), behind))
         figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
         far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
@@ -141,6 +145,7 @@ def _equipped(
     verification: Verification,
     inputs: Sequence[str | os.PathLike[str]],
     progress: Progress,
+    time_is_up: Callable[[], bool],
 ) -> tuple[QuantizeWeights, PassMaker | None]:
     """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice.
 
@@ -163,7 +168,7 @@ def _equipped(
     def ordered() -> QuantizeWeights:
         return replace(base, rounder=Calibrated(replace(calibration, in_order=True), progress))
 
-    return replace(base, rounder=Calibrated(calibration, progress)), ordered
+    return replace(base, rounder=Calibrated(calibration, progress, time_is_up)), ordered
 
 
 def _key(

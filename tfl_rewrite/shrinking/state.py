@@ -31,11 +31,15 @@ class Clock:
 
     def check(self, share: float = 1.0, *, spare: float = 0.0) -> None:
         """Raises :class:`TimeIsUp` when a share of the time, or all but ``spare`` seconds, is used up."""
-        if self.limit is None:
-            return
-        spent = time.monotonic() - self.started
-        if spent > self.limit * share or spent + spare > self.limit:
+        if self.is_past(share, spare=spare):
             raise TimeIsUp
+
+    def is_past(self, share: float, *, spare: float = 0.0) -> bool:
+        """Whether a share of the time, or all but ``spare`` seconds, is used up."""
+        if self.limit is None:
+            return False
+        spent = time.monotonic() - self.started
+        return spent > self.limit * share or spent + spare > self.limit
 
 
 class State:
