@@ -22,7 +22,8 @@ def test_outputs_are_opened_before_what_squashes_them(last: str, after: list[str
         given = net.add(kind, [given], f"after{number}", (1, 8))
     net.output(given)
     save(net.model, tmp_path / "closed.tflite")
-    assert open_outputs(tmp_path / "closed.tflite", tmp_path / "open.tflite")
+    decisions = open_outputs(tmp_path / "closed.tflite", tmp_path / "open.tflite")
+    assert decisions == (1 if last == "SOFTMAX" else 8)
     assert [tensor.name for tensor in load(tmp_path / "open.tflite").subgraphs[0].outputs] == ["inside"]
     assert open_outputs(tmp_path / "closed.tflite", tmp_path / "centred.tflite", centred=True)
     name = "inside_centred" if last == "SOFTMAX" else "inside"

@@ -245,11 +245,14 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
 
 def _promise(report: ShrinkReport) -> str:
     assert report.promised is not None
-    found, proven = report.promised.snr, _snr(report.proven_snr)
-    measured, sure = _snr(found), report.promised.sure
-    if found is not None and sure is not None and 0.05 < found - sure < math.inf:
-        measured += f" less {found - sure:.1f} dB that may be chance"
-    return f"SNR promised: {_snr(report.promised_snr)} (search {measured}, held-out inputs {proven})"
+    found = _less_chance(report.promised.snr, report.promised.sure)
+    proven = _less_chance(report.proven_snr, report.proven_sure)
+    return f"SNR promised: {_snr(report.promised_snr)} (search {found}, held-out inputs {proven})"
+
+
+def _less_chance(snr: float | None, sure: float | None) -> str:
+    chance = 0.0 if snr is None or sure is None or not math.isfinite(snr) else snr - sure
+    return _snr(snr) + (f" less {chance:.1f} dB that may be chance" if chance >= 0.05 else "")
 
 
 def _snr(snr: float | None) -> str:

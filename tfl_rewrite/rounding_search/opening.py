@@ -6,6 +6,7 @@ would not. So what a constant costs is measured before them.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -22,19 +23,24 @@ _SQUASHING = ("SOFTMAX", "LOGISTIC", "TANH")
 _RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
-def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool = False) -> bool:
-    """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH; False if it has none.
+def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool = False) -> int:
+    """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH.
 
     Args:
         source: The model.
         target: Where the copy goes.
         centred: Whether it gives out, of what goes into a SOFTMAX, the differences from the mean: what all
             have in common makes no difference behind it, and as a large signal would hide noise.
+
+    Returns:
+        How many things each call decides in such an output, at least: rows of a SOFTMAX, elements of the
+        others. 0 if there is none, and nothing is written.
     """
     model = load(source)
     graph = Graph.of(model)
     editor = Editor(model)
     swaps: dict[int, Tensor] = {}
+    decisions = []
     for subgraph in [model.subgraphs[0], *(item.subgraph for item in model.signatures)]:
         for tensor in subgraph.outputs:
             maker = graph.maker_of(tensor)
@@ -46,15 +52,18 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
             if graph.maker_of(inside) is not None and id(inside) not in graph.exposed:
                 known = _centred(editor, subgraph, maker, inside) if centred else inside
                 swaps[id(tensor)] = known
+                shape = inside.shape or ()
+                shape = shape[:-1] if maker.code.name == "SOFTMAX" else shape
+                decisions.append(max(1, math.prod(shape)))
     if not swaps:
-        return False
+        return 0
     for subgraph in model.subgraphs:
         subgraph.outputs = [swaps.get(id(tensor), tensor) for tensor in subgraph.outputs]
     for signature in model.signatures:
         signature.outputs = [(rest, swaps.get(id(tensor), tensor)) for rest, tensor in signature.outputs]
     editor.finish()
     save(model, target)
-    return True
+    return min(decisions)
 
 
 def _centred(editor: Editor, subgraph: SubGraph, maker: Operator, inside: Tensor) -> Tensor:

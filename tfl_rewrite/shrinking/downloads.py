@@ -54,7 +54,7 @@ def rounded_instead(
             run_passes(model, [*wanted.before, found.settings, *wanted.after])
             nbytes = save(model, path, force=True)
             proven = jury.hear(path)
-            missing = proven.missing(goal, sure=False)
+            missing = proven.missing(goal)
             if missing <= 0 or not math.isfinite(missing):
                 break
             wished += missing + _SPARE

@@ -17,6 +17,8 @@ from tfl_rewrite.verification import Judge, Tolerance, Verdict
 
 QUIET = 1e-16
 """Noise that counts as none."""
+MANY_DECISIONS = 100
+"""Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +57,25 @@ class Figures:
             found.append(self.hidden_sure)
         return min(found, default=None)
 
-    def missing(self, goal: Goal, *, sure: bool = True) -> float:
-        """Returns by how much it misses the bounds of a goal; see :meth:`Goal.shortfall`.
-
-        Args:
-            goal: The bounds.
-            sure: Whether as many other samples are likely to keep them as well.
-        """
-        own = goal.shortfall(self.verdict, self.metric, sure=sure)
-        hidden = self.hidden_sure if sure else self.hidden
-        if goal.min_snr is None or hidden is None:
+    def missing(self, goal: Goal) -> float:
+        """Returns by how much as many other samples may miss the bounds; see :meth:`Goal.shortfall`."""
+        own = goal.shortfall(self.verdict, self.metric)
+        if goal.min_snr is None or self.hidden_sure is None:
             return own
-        return max(own, goal.min_snr - hidden)
+        return max(own, goal.min_snr - self.hidden_sure)
 
 
-def counts_hidden(goal: Goal) -> bool:
-    """Whether what goes into a last SOFTMAX and the like is asked for: a ratio is, or nothing else is."""
-    return goal.min_snr is not None or not goal.bounds_error
+def counts_hidden(goal: Goal, decisions: int) -> bool:
+    """Whether what goes into a last SOFTMAX and the like is to be judged.
+
+    Where a ratio is asked for, or nothing else is; and where each call decides few things: among many some
+    are not sure, and the outputs tell.
+
+    Args:
+        goal: The bounds.
+        decisions: See :func:`open_outputs`.
+    """
+    return 0 < decisions < MANY_DECISIONS and (goal.min_snr is not None or not goal.bounds_error)
 
 
 def judged_inside(judge: Judge, path: Path) -> Verdict | None:

@@ -36,7 +36,7 @@ class Jury:
         self._stack = contextlib.ExitStack()
         self._judge = self._stack.enter_context(verification.judge(source, exact=False))
         self._inside = None
-        if trials.opened is not None and counts_hidden(goal):
+        if trials.opened is not None and counts_hidden(goal, trials.decisions):
             self._inside = self._stack.enter_context(verification.judge(trials.opened, exact=False))
 
     def __enter__(self) -> Jury:

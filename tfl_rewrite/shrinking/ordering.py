@@ -13,7 +13,7 @@ from dataclasses import replace
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.jury import Jury
-from tfl_rewrite.shrinking.search import Search, snr_of
+from tfl_rewrite.shrinking.search import Search, key_of, snr_of
 from tfl_rewrite.shrinking.settling import Settled
 from tfl_rewrite.shrinking.state import TimeIsUp
 from tfl_rewrite.shrinking.trials import Measured, Trials
@@ -58,7 +58,7 @@ def _smaller(
     while tries and room >= _WORTH and math.isfinite(room):
         assert best.promised is not None
         found = search.find(goal, margin=settled.margin - room)
-        key = None if found is None else tuple(sorted((k, v.text) for k, v in found.choice.items()))
+        key = None if found is None else key_of(found.choice)
         if found is None or found.cost >= best.promised.cost or key in tried:
             break
         tried.add(key)
@@ -84,7 +84,7 @@ def _proven(
     if goal.max_nbytes is not None and made.nbytes > goal.max_nbytes:
         return settled, math.inf
     heard = jury.hear(trials.path)
-    missing = heard.missing(goal, sure=False) if goal.bounds_error else -math.inf
+    missing = heard.missing(goal) if goal.bounds_error else -math.inf
     better = True
     if not goal.bounds_error and settled.proven is not None:
         better = heard.runs and snr_of(heard) >= snr_of(settled.proven)

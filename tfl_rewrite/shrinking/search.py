@@ -117,7 +117,7 @@ class Search:
         while files < ROUNDS and high - low > 0.05:
             picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
             choice = self.choice(picked)
-            new = _key(choice) not in self._known
+            new = key_of(choice) not in self._known
             self._progress("settling", files, ROUNDS)
             found = self._measured(choice)
             files += new
@@ -164,7 +164,7 @@ class Search:
                 if expected > limit * 1.1:
                     high = aim
                     continue
-                files += _key(choice) not in self._known
+                files += key_of(choice) not in self._known
                 if self._measured(choice).nbytes <= limit:
                     low = aim
                 else:
@@ -215,7 +215,7 @@ class Search:
         began = time.monotonic()
         made = self._trials.measure(found.choice, cost, ordered=True)
         self._ordering = time.monotonic() - began
-        self._known[("in order", _key(found.choice))] = made
+        self._known[("in order", key_of(found.choice))] = made
         return made
 
     def choice(self, picked: Sequence[int]) -> dict[int, Encoding]:
@@ -227,7 +227,7 @@ class Search:
         }
 
     def _measured(self, choice: Choice, *, timed: bool = True) -> Measured:
-        key = _key(choice)
+        key = key_of(choice)
         found = self._known.get(key)
         if found is None:
             if timed:
@@ -297,5 +297,6 @@ def _rank(item: Measured) -> tuple[float, float]:
     return item.cost, -snr_of(item)
 
 
-def _key(choice: Choice) -> Hashable:
+def key_of(choice: Choice) -> Hashable:
+    """Returns what tells an assignment from others."""
     return tuple(sorted((position, encoding.text) for position, encoding in choice.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,12 +13,14 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.shrinking.figures import Figures
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.jury import Jury
-from tfl_rewrite.shrinking.search import Search, snr_of
+from tfl_rewrite.shrinking.search import Search, key_of, snr_of
 from tfl_rewrite.shrinking.trials import Measured, Trials
 from tfl_rewrite.shrinking.units import Choice, assigned
 
 TRIES = 4
 """How often the search is told to leave more room, or less of it, for what held-out inputs show."""
+MOST_TRIES = 8
+"""The same while held-out inputs refuse all that was found."""
 _CLOSE = 0.7
 """So many dB above the bound are near enough."""
 _APART = 3.0
@@ -71,13 +74,12 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
         goal: The bounds.
         jury: Judges by the inputs that were held out.
     """
-    best = Settled()
-    low, high = 0.0, math.inf
-    margin, limit = _room(search, goal), goal.max_nbytes
-    notes: list[str] = []
-    for _ in range(TRIES):
+    best, notes = Settled(), list[str]()
+    room, limit = _Room(_room(search, goal), goal.in_db), goal.max_nbytes
+    known: dict[Hashable, tuple[Measured, Figures]] = {}
+    while not room.settled:
         if goal.bounds_error:
-            found = _found(search, goal, margin)
+            found = _found(search, goal, room.margin)
         else:
             assert limit is not None
             found = search.largest_within(limit)
@@ -85,7 +87,11 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
             search.trace(found.snr if found is not None else goal.min_snr)
         if found is None:
             break
-        found = replace(found, nbytes=trials.finish(found))
+        key = key_of(found.choice)
+        if key not in known:
+            found = replace(found, nbytes=trials.finish(found))
+            known[key] = found, jury.hear(trials.path)
+        found, heard = known[key]
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
             if goal.bounds_error:
                 notes.append(f"the smallest file found that keeps the error has {found.nbytes:,} bytes")
@@ -93,28 +99,58 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
             # Rounded for all inputs, constants may not be as alike as before.
             assert limit is not None
             limit -= found.nbytes - goal.max_nbytes
+            room.tries += 1
             continue
-        heard = jury.hear(trials.path)
-        missing = heard.missing(goal, sure=False) if goal.bounds_error else -math.inf
+        missing = heard.missing(goal) if goal.bounds_error else -math.inf
         if missing <= 0:
             if best.promised is None or found.cost < best.promised.cost:
-                best = Settled(found, heard, margin=margin)
-            high = margin
-            if margin == 0.0 or -missing < _CLOSE or not goal.in_db or high - low < _CLOSE:
-                break
-            margin = (low + high) / 2
-            continue
-        notes = [f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"]
-        if not math.isfinite(missing):
-            break
-        low = margin
-        if math.isfinite(high):
-            margin = (low + high) / 2
+                best = Settled(found, heard, margin=room.margin)
         else:
-            margin += missing + 0.1 if goal.in_db else _STRIDE
+            notes = [
+                f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"
+            ]
+        room.move(missing)
     if best.promised is None and search.timed_out:
         best = _rescued(search, trials, goal, jury)
     return replace(best, notes=tuple(notes))
+
+
+@dataclass(slots=True)
+class _Room:
+    """By how many dB the search is to keep the bounds: just enough for held-out inputs.
+
+    Attributes:
+        margin: To try next.
+        in_db: Whether what is missing tells by how much to move on.
+        settled: Whether there is nothing more to try.
+    """
+
+    margin: float
+    in_db: bool
+    settled: bool = False
+    tries: int = 0
+    low: float = 0.0
+    high: float = math.inf
+    stride: float = 0.25
+
+    def move(self, missing: float) -> None:
+        """Takes in by how much held-out inputs missed the bounds with the margin at hand."""
+        self.tries += 1
+        if missing <= 0:
+            near = self.margin == 0.0 or -missing < _CLOSE or not self.in_db
+            self.high = self.margin
+            self.settled = near or self.high - self.low < _CLOSE or self.tries >= TRIES
+            self.margin = (self.low + self.high) / 2
+            return
+        self.low = self.margin
+        if math.isfinite(self.high):
+            self.settled = self.tries >= TRIES
+            self.margin = (self.low + self.high) / 2
+            return
+        # Nothing was found yet: the same file may come again, or one that is no better, so stride on.
+        self.settled = not math.isfinite(missing) or self.tries >= MOST_TRIES
+        self.margin += max(missing + 0.1, self.stride) if self.in_db else _STRIDE
+        self.stride *= 2
 
 
 def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
@@ -125,7 +161,7 @@ def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
     found = replace(found, nbytes=trials.finish(found))
     heard = jury.hear(trials.path)
     fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
-    return Settled(found, heard) if fits and heard.missing(goal, sure=False) <= 0 else Settled()
+    return Settled(found, heard) if fits and heard.missing(goal) <= 0 else Settled()
 
 
 def _room(search: Search, goal: Goal) -> float:

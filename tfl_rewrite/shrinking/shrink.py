@@ -39,6 +39,7 @@ class ShrinkReport:
             other; None if no file keeps the bounds.
         proven: The published file on inputs that were held out.
         proven_snr: Lowest SNR of it there in dB, before a last SOFTMAX and the like as well.
+        proven_sure: The same less what may be chance.
         curve: Every whole file that was measured; see :meth:`pareto`.
         units: The constants and their options.
         split: Which inputs were used for what.
@@ -53,6 +54,7 @@ class ShrinkReport:
     promised: Measured | None
     proven: Verdict | None
     proven_snr: float | None
+    proven_sure: float | None
     curve: tuple[Measured, ...]
     units: tuple[Unit, ...]
     split: Split
@@ -63,12 +65,12 @@ class ShrinkReport:
     def promised_snr(self) -> float | None:
         """What may be expected of other inputs, in dB.
 
-        The lower of what the search measured, less what chance among so few samples may have added, and of
-        what held-out inputs showed; before a last SOFTMAX and the like as well.
+        The lower of what the search measured and of what held-out inputs showed, each less what chance among
+        so few samples may have added; before a last SOFTMAX and the like as well.
         """
         if self.promised is None or self.proven is None:
             return None
-        found = [item for item in (self.promised.sure, self.proven_snr) if item is not None]
+        found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
         return min(found, default=None)
 
     def pareto(self) -> list[Measured]:
@@ -98,6 +100,7 @@ class ShrinkReport:
             "promised": _row(self.promised) if self.promised is not None else None,
             "proven": self.proven.to_dict() if self.proven is not None else None,
             "proven_snr_db": _finite(self.proven_snr),
+            "proven_sure_snr_db": _finite(self.proven_sure),
             "held_out": self.split.held_out,
             "inputs": self.split.text,
             "files": self.files,
@@ -217,6 +220,7 @@ def shrink(
             promised=settled.promised,
             proven=settled.proven.verdict if settled.proven is not None else None,
             proven_snr=settled.proven.snr if settled.proven is not None else None,
+            proven_sure=settled.proven.sure if settled.proven is not None else None,
             curve=tuple(opened.search.curve),
             units=tuple(opened.search.units),
             split=opened.parted,

@@ -97,6 +97,7 @@ class Trials:
         path: Where :meth:`finish` puts its file.
         files: How many files were run.
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
+        decisions: How many things each call decides there, at least.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Trials:
         self.path = folder / "final.tflite"
         self.files = 0
         self._prepared = self._prepare(folder / "prepared.tflite")
+        self.decisions = 0
         self.opened = self._open(folder / "opened.tflite")
         self._judges: dict[tuple[int, bool], Judge] = {}
 
@@ -147,7 +149,10 @@ class Trials:
 
     def _open(self, path: Path) -> Path | None:
         """Writes a copy that is open before a last SOFTMAX and the like; None where there is none."""
-        if self._prepared is None or not open_outputs(self._prepared, path, centred=True):
+        if self._prepared is None:
+            return None
+        self.decisions = open_outputs(self._prepared, path, centred=True)
+        if not self.decisions:
             return None
         # Constants may have been added, but none moved.
         sizes = _sizes(load(self._prepared))
@@ -253,7 +258,7 @@ class Trials:
 
     def _inside(self, number: int) -> Verdict | None:
         """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
-        if self.opened is None or not counts_hidden(self._goal):
+        if self.opened is None or not counts_hidden(self._goal, self.decisions):
             return None
         self.files += 1
         return judged_inside(self._judge(number, opened=True), self._paths[number])
