@@ -33,7 +33,7 @@ def in_order(search: Search, trials: Trials, goal: Goal, jury: Jury, settled: Se
         search: Has found something.
         trials: Makes files.
         goal: The bounds; nothing is done where one of them cannot be told in dB.
-        jury: Jurys by the inputs that were held out.
+        jury: Judges by the inputs that were held out.
         settled: What was found.
         tries: How many files to try, at most.
     """

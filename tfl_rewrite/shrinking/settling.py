@@ -75,7 +75,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
         jury: Judges by the inputs that were held out.
     """
     best, notes = Settled(), list[str]()
-    room, limit = _Room(_room(search, goal), goal.in_db), goal.max_nbytes
+    room, limit = Room(_room(search, goal), goal.in_db), goal.max_nbytes
     known: dict[Hashable, tuple[Measured, Figures]] = {}
     while not room.settled:
         if goal.bounds_error:
@@ -116,7 +116,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
 
 
 @dataclass(slots=True)
-class _Room:
+class Room:
     """By how many dB the search is to keep the bounds: just enough for held-out inputs.
 
     Attributes:
