@@ -31,7 +31,7 @@ def runner() -> Iterator[Runner]:
 
 def weighted(path: Path) -> list[Wanted]:
     return [
-        Wanted(Place(0, position), product)
+        Wanted(Place(0, position), 1, product)
         for position, operator in enumerate(load(path).subgraphs[0].operators)
         if (product := product_of(operator, 1)) is not None
     ]
@@ -46,7 +46,7 @@ def test_activations_and_moments_of_a_whole_net(fixtures: Path, tmp_path: Path, 
     probe = Probe(path, runner)
     calls = probe.calls(steps)
     seen: dict[int, list[Array]] = {}
-    for number, activations in probe.activations([item.place for item in wanted], calls):
+    for number, activations in probe.activations([(item.place, item.position) for item in wanted], calls):
         assert number == len(seen.setdefault(0, []))
         for position, activation in enumerate(activations):
             seen.setdefault(position, []).append(activation)
@@ -89,7 +89,7 @@ def test_other_constants_change_what_follows_and_not_the_file(fixtures: Path, ru
     assert weight is not None and weight.shape is not None
     other.put(first, 1, np.zeros(weight.shape))
     other.add(first, 2, np.full(weight.shape[0], -1e6))
-    (_, (plain,)), (_, (changed,)) = (next(iter(p.activations([second], calls))) for p in (probe, other))
+    (_, (plain,)), (_, (changed,)) = (next(iter(p.activations([(second, 1)], calls))) for p in (probe, other))
     assert np.isfinite(changed).all() and not np.array_equal(plain, changed)
     # Nothing but the bias is left, so all positions of a channel are alike.
     assert (np.ptp(changed, axis=(1, 2)) == 0).all()
@@ -110,7 +110,7 @@ def test_signatures_enter_their_own_subgraphs(fixtures: Path, runner: Runner) ->
             if product_of(operator, 1) is not None
         ]
         assert places
-        rounds = list(probe.activations(places, calls))
+        rounds = list(probe.activations([(place, 1) for place in places], calls))
         assert len(rounds) == 8
         for _, activations in rounds:
             assert len(activations) == len(places)

@@ -103,7 +103,7 @@ def test_biases_move_unless_told_not_to(fixtures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("lstm", "read by UNIDIRECTIONAL_SEQUENCE_LSTM"),
+        ("bidirectional_lstm", "read by BIDIRECTIONAL_SEQUENCE_LSTM"),
         ("text_embedding", "read by GATHER"),
         ("two_signatures_shared_weights", "several operators read them"),
         ("while_loop", "no real input enters their subgraph"),
@@ -114,7 +114,7 @@ def test_what_cannot_be_calibrated_is_rounded_plainly_and_named(
 ) -> None:
     inputs = fixtures / "inputs" / f"{name}.npz"
     source, out = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
-    effort = "balanced" if name == "lstm" else "best"
+    effort = "balanced" if name == "bidirectional_lstm" else "best"
     report = quantize(source, out, "--inputs", inputs, "--effort", effort, "--min-elements", "64")
     assert any(reason in note for note in report["passes"][0]["notes"]), report["passes"][0]["notes"]
     assert ratio(source, out, inputs) > 20
@@ -171,3 +171,26 @@ def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path,
         calibrated = [change for change in changes if change.gains is not None]
         assert len(changes) > 3 and len(calibrated) == (3 if in_order else 2)
         assert any("there was no time left" in note for note in rounder.notes())
+
+
+@pytest.mark.parametrize(("name", "weights"), [("lstm", 8), ("rnn", 4)])
+def test_weights_of_recurrent_operators_meet_the_input_and_the_output(
+    fixtures: Path, tmp_path: Path, name: str, weights: int
+) -> None:
+    """Calibrated on one half of the samples and better on the other."""
+    source = fixtures / f"{name}.tflite"
+    halves = []
+    with np.load(fixtures / "inputs" / f"{name}.npz") as held:
+        for number in range(2):
+            halves.append(tmp_path / f"{number}.npz")
+            np.savez(halves[-1], **{key: held[key][number::2] for key in held.files})
+    won = {}
+    for effort in ("fast", "balanced"):
+        out = tmp_path / f"{effort}.tflite"
+        report = quantize(source, out, "--inputs", halves[0], "--effort", effort, "--min-elements", "64")
+        won[effort] = ratio(source, out, halves[1])
+    changes = report["passes"][0]["changes"]
+    calibrated = [change for change in changes if "gains_db" in change]
+    recurrent = [item for item in calibrated if any(name.upper() in kind for kind in item["readers"])]
+    assert len(recurrent) == weights
+    assert won["balanced"] > won["fast"] + 0.5, won

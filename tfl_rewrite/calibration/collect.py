@@ -26,9 +26,10 @@ MEMORY_NBYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One weighted operator whose moments are asked for."""
+    """One weight whose moments are asked for: of the operator at a place, at one of its inputs."""
 
     place: Place
+    position: int
     product: Product
 
 
@@ -92,8 +93,8 @@ def _collect(
 ) -> Iterator[tuple[int, Moments | str]]:
     found: dict[int, Moments | str] = {position: Moments(wanted[position].product) for position in group}
     try:
-        places = [wanted[position].place for position in group]
-        for number, activations in probe.activations(places, calls):
+        weights = [(wanted[position].place, wanted[position].position) for position in group]
+        for number, activations in probe.activations(weights, calls):
             for position, activation in zip(group, activations, strict=True):
                 held = found[position]
                 if isinstance(held, Moments):

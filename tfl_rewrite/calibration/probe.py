@@ -14,6 +14,7 @@ from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
+from tfl_rewrite.passes.products import activation_of
 from tfl_rewrite.storage import load, save
 from tfl_rewrite.verification.samples import Step
 
@@ -90,23 +91,23 @@ class Probe:
         self.put(place, position, old.astype(np.float64) + change)
 
     def activations(
-        self, places: Sequence[Place], calls: Sequence[Call]
+        self, weights: Sequence[tuple[Place, int]], calls: Sequence[Call]
     ) -> Iterator[tuple[int, list[Array]]]:
-        """Runs the calls that enter the subgraph of some operators and yields each one's inputs 0.
+        """Runs the calls that enter the subgraph of some operators and yields what their weights meet.
 
         Args:
-            places: Operators of one subgraph.
+            weights: Operators of one subgraph, and at which input of each the weight is.
             calls: Those that enter other subgraphs are passed over.
 
         Yields:
-            The number of the call and the activations, one for each operator.
+            The number of the call and the activations, one for each weight.
 
         Raises:
             CalibrationError: The part does not run.
         """
-        entered = places[0].subgraph
+        entered = weights[0][0].subgraph
         subgraph = self.model.subgraphs[entered]
-        tensors = [subgraph.operators[place.operator].inputs[0] for place in places]
+        tensors = [activation_of(subgraph.operators[place.operator], at) for place, at in weights]
         given = {id(tensor): position for position, tensor in enumerate(subgraph.inputs)}
         outputs: list[Tensor] = []
         for tensor in tensors:

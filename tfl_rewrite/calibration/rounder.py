@@ -266,7 +266,7 @@ class Calibrated:
         for job in {_key(job.work): job for job in jobs}.values():
             groups.setdefault((job.place, job.position), []).append(job)
         places = list(groups.values())
-        wanted = [Wanted(group[0].place, group[0].product) for group in places]
+        wanted = [Wanted(group[0].place, group[0].position, group[0].product) for group in places]
         for position, moments in collect(probe, wanted, calls, enough=self._time_is_up):
             metrics: dict[bool, Metric] = {}
             for job in places[position]:
@@ -344,7 +344,8 @@ class Calibrated:
 def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Moments | str:
     """Returns what a weight meets in the model rounded so far, and what it would meet in the float model."""
     moments = Drift(job.product)
-    pairs = zip(rounded.activations([job.place], calls), probe.activations([job.place], calls), strict=True)
+    weight = [(job.place, job.position)]
+    pairs = zip(rounded.activations(weight, calls), probe.activations(weight, calls), strict=True)
     try:
         for (number, (met,)), (_, (wanted,)) in pairs:
             key = (0, job.place.subgraph, job.place.operator, number)

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from tfl_rewrite.model.ir import Operator
+from tfl_rewrite.model.ir import Operator, Tensor
 from tfl_rewrite.quant.patches import BatchMatmul, Convolution, Dense, Depthwise, Product, Window
 
 _SAME = 0
 
+# Weights of the input, and of what the operator gave out a step before (unidirectional_sequence_lstm.cc,
+# lstm.cc, unidirectional_sequence_rnn.cc, basic_rnn.cc).
+_RECURRENT = {
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": ((1, 2, 3, 4), (5, 6, 7, 8)),
+    "LSTM": ((1, 2, 3, 4), (5, 6, 7, 8)),
+    "UNIDIRECTIONAL_SEQUENCE_RNN": ((1,), (2,)),
+    "RNN": ((1,), (2,)),
+}
+
+
+def activation_of(operator: Operator, position: int) -> Tensor | None:
+    """Returns what the weight at an input is multiplied with.
+
+    For weights of the step before that is what the operator gives out: all steps of it, of which one is met
+    no more.
+    """
+    if position in _RECURRENT.get(operator.code.name, ((), ()))[1]:
+        return operator.outputs[0] if operator.outputs else None
+    return operator.inputs[0] if operator.inputs else None
+
 
 def product_of(operator: Operator, position: int) -> Product | None:
-    """Returns the product of an operator with the weight at an input, or None where it is no such product.
-
-    The activation is input 0.
-    """
+    """Returns the product of an operator with the weight at an input, or None where it is no such product."""
     name = operator.code.name
-    if position != 1 or len(operator.inputs) < 2 or operator.code.custom is not None:
+    if not 0 < position < len(operator.inputs) or operator.code.custom is not None:
         return None
-    activation, weight = operator.inputs[0], operator.inputs[1]
+    activation, weight = activation_of(operator, position), operator.inputs[position]
     if activation is None or weight is None or not weight.elements:
         return None
     shape = weight.shape or ()
     rank = len(shape)
+    if name in _RECURRENT:
+        known = position in (*_RECURRENT[name][0], *_RECURRENT[name][1])
+        return Dense(shape) if known and rank == 2 else None
+    if position != 1:
+        return None
     if name == "FULLY_CONNECTED" and rank == 2 and not operator.option("weights_format"):
         return Dense(shape)
     if name == "BATCH_MATMUL" and rank >= 2:
