@@ -31,8 +31,10 @@ _DAMPINGS = (0.0, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
 _WEAKEST = 0.8
 """What lacks more strength than this is not a matter of rounding."""
 
-_COLUMNS = 64
+_COLUMNS = 32
 """Columns that are gone through one by one before the others hear of their errors."""
+_PIECE = 256
+"""Columns that are improved before those of the rest of the row hear of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,25 +240,32 @@ def feedback(weight: Float64, step: Float64, metric: Metric, levels: Levels) -> 
     """
     order, factor = metric.order, metric.factor
     groups, rows, length = weight.shape
-    index = order[:, None, :]
-    ordered = np.take_along_axis(weight, index, axis=2)
-    steps = np.take_along_axis(np.broadcast_to(step, weight.shape), index, axis=2)
-    errors = np.zeros((groups, rows, length))
-    integers = np.empty((groups, rows, length))
+    # Columns in one piece each: [groups, length, rows].
+    ordered = _columns(np.take_along_axis(weight, order[:, None, :], axis=2))
+    spread = np.broadcast_to(step, (groups, rows, step.shape[2]))
+    if step.shape[2] > 1:
+        spread = np.take_along_axis(np.broadcast_to(step, weight.shape), order[:, None, :], axis=2)
+    steps = np.broadcast_to(_columns(spread), ordered.shape)
+    errors, integers = np.empty_like(ordered), np.empty_like(ordered)
     for begin in range(0, length, _COLUMNS):
         end = min(length, begin + _COLUMNS)
-        pull = errors[:, :, :begin] @ factor[:, :begin, begin:end]
+        pull = factor[:, :begin, begin:end].transpose(0, 2, 1) @ errors[:, :begin]
         for column in range(begin, end):
-            wanted = ordered[:, :, column] + pull[:, :, column - begin]
-            found = np.clip(np.rint(wanted / steps[:, :, column]), levels.low, levels.high)
-            off = ordered[:, :, column] - found * steps[:, :, column]
-            integers[:, :, column] = found
-            errors[:, :, column] = off
-            rest = factor[:, None, column, column + 1 : end]
-            pull[:, :, column + 1 - begin :] += off[:, :, None] * rest
+            at = column - begin
+            found = np.rint((ordered[:, column] + pull[:, at]) / steps[:, column])
+            np.minimum(np.maximum(found, levels.low, out=found), levels.high, out=found)
+            off = ordered[:, column] - found * steps[:, column]
+            integers[:, column] = found
+            errors[:, column] = off
+            pull[:, at + 1 :] += factor[:, column, column + 1 : end, None] * off[:, None, :]
     result = np.empty_like(integers)
-    np.put_along_axis(result, np.broadcast_to(index, integers.shape), integers, axis=2)
-    return result
+    np.put_along_axis(result, np.broadcast_to(order[:, :, None], integers.shape), integers, axis=1)
+    return _columns(result)
+
+
+def _columns(values: Float64) -> Float64:
+    """Returns ``[groups, rows, length]`` as ``[groups, length, rows]`` in one piece, or the reverse."""
+    return np.ascontiguousarray(values.transpose(0, 2, 1))
 
 
 def _factor(moments: Float64, order: Labels) -> Float64:
@@ -334,24 +343,40 @@ class _Search:
         """Sets each integer, column by column, to the best one given all others."""
         length = self.weight.shape[2]
         pull = self._pulled()
-        step = np.broadcast_to(_spread(self.scale, length), self.weight.shape)
-        diagonal = np.einsum("gii->gi", self.metric.moments)
-        for begin in range(0, length, _COLUMNS):
-            end = min(length, begin + _COLUMNS)
-            change = np.zeros((*self.weight.shape[:2], end - begin))
-            for column in range(begin, end):
-                own = diagonal[:, None, column]
-                steps = step[:, :, column]
-                now = self.integers[:, :, column]
-                best = np.clip(np.rint(now + pull[:, :, column] / (own * steps)), *_ends(self.levels))
-                moved = (now - best) * steps
-                self.integers[:, :, column] = best
-                change[:, :, column - begin] = moved
-                pull[:, :, begin:end] += moved[:, :, None] * self.metric.moments[:, None, column, begin:end]
+        wide = _spread(self.scale, length)
+        for begin in range(0, length, _PIECE):
+            part = slice(begin, min(length, begin + _PIECE))
+            # Columns in one piece each: [groups, columns, rows].
+            own, integers = _columns(pull[:, :, part]), _columns(self.integers[:, :, part])
+            steps = np.broadcast_to(_columns(wide[:, :, part if wide.shape[2] > 1 else slice(1)]), own.shape)
+            change = self._improve(own, integers, steps, self.metric.moments[:, part, part])
             if change.any():
-                spread = change @ self.metric.moments[:, begin:end, :]
-                spread[:, :, begin:end] = 0.0
-                pull += spread
+                self.integers[:, :, part] = integers.transpose(0, 2, 1)
+                pull += change.transpose(0, 2, 1) @ self.metric.moments[:, part, :]
+
+    def _improve(self, own: Float64, integers: Float64, steps: Float64, moments: Float64) -> Float64:
+        """Sets integers of some columns to the best ones, each given all others; returns by how much.
+
+        Args:
+            own: What pulls at them, ``[groups, columns, rows]``; used up.
+            integers: Changed in place.
+            steps: Their scales.
+            moments: Of these columns.
+        """
+        change = np.empty_like(own)
+        columns = own.shape[1]
+        for first in range(0, columns, _COLUMNS):
+            last = min(columns, first + _COLUMNS)
+            for column in range(first, last):
+                now, size = integers[:, column], steps[:, column]
+                best = np.rint(now + own[:, column] / (moments[:, column, column, None] * size))
+                np.minimum(np.maximum(best, self.levels.low, out=best), self.levels.high, out=best)
+                moved = change[:, column] = (now - best) * size
+                integers[:, column] = best
+                own[:, column + 1 : last] += moments[:, column, column + 1 : last, None] * moved[:, None, :]
+            if last < columns:
+                own[:, last:] += moments[:, first:last, last:].transpose(0, 2, 1) @ change[:, first:last]
+        return change
 
     def settle(self) -> None:
         """Makes the scales float32 numbers and sums the cost up anew."""
@@ -367,10 +392,6 @@ class _Search:
     def _cost(self, integers: Float64, scale: Float64) -> Float64:
         off = self.weight - integers * _spread(scale, self.weight.shape[2])
         return _sum_by(self.metric.cost(off), self.ties.unit, int(self.ties.unit.max()) + 1)
-
-
-def _ends(levels: Levels) -> tuple[int, int]:
-    return levels.low, levels.high
 
 
 def _sum_by(values: Float64, labels: Labels, count: int) -> Float64:
