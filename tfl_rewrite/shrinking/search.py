@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from statistics import median
 
 import numpy as np
 
@@ -26,6 +27,10 @@ from tfl_rewrite.shrinking.units import KEPT, Choice, Option, Unit
 ROUNDS = 14
 """Files that are run to find the allowed noise, at most."""
 REFINEMENTS = 24
+FIRST_SHARE = 0.7
+"""Of the time limit: the first file is to be found by then, so that there is time to correct it."""
+_RESORTS = (3.0, 8.0)
+"""So many dB more are tried once time is up."""
 _LOWEST, _HIGHEST = -40.0, 180.0
 """Where the allowed noise stops to make a difference, in dB below the signal."""
 _CURVE_STEPS = (-15.0, -10.0, -5.0, 5.0, 10.0)
@@ -63,6 +68,7 @@ class Search:
         self._ordering = 0.0
         self.curve_traced = False
         self.timed_out = False
+        self.until = FIRST_SHARE
         self.notes: list[str] = []
 
     @property
@@ -177,8 +183,15 @@ class Search:
         fitting = [item for item in self.curve if item.nbytes <= limit and item.runs]
         return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
 
-    def last_resort(self) -> Measured:
-        """Measures, whatever the time, what has the least noise of all that is smaller."""
+    def last_resorts(self, wanted: float) -> Iterator[Measured]:
+        """Measures, whatever the time, what is likely to do: more and more room, then the least noise.
+
+        Args:
+            wanted: SNR in dB that is just not enough, going by what was measured so far.
+        """
+        for room in _RESORTS:
+            aim = wanted + room + self._optimism()
+            yield self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-aim / 10.0))), timed=False)
         finest = {}
         for unit in self.units:
             noises = [
@@ -188,7 +201,19 @@ class Search:
             ]
             if noises:
                 finest[unit.position] = unit.options[min(noises)[1]].encoding
-        return self._measured(finest, timed=False)
+        yield self._measured(finest, timed=False)
+
+    def _optimism(self) -> float:
+        """By how many dB files come out worse than the sum over their constants says; the median."""
+        found = []
+        for item in self.curve:
+            noises = [self._option(unit, item.choice).noise for unit in self.units]
+            total = float(
+                np.max(sum((noise for noise in noises if noise is not None), np.zeros(1)), initial=0.0)
+            )
+            if total > 0 and math.isfinite(snr_of(item)):
+                found.append(-10.0 * math.log10(total) - snr_of(item))
+        return median(found) if found else 0.0
 
     def trace(self, around: float | None) -> None:
         """Measures some more points of the curve of size against error."""
@@ -197,7 +222,7 @@ class Search:
         for number, step in enumerate(_CURVE_STEPS):
             self._progress("tracing the curve", number, len(_CURVE_STEPS))
             try:
-                self._clock.check(0.9)
+                self._clock.check(self.until)
                 self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-(around + step) / 10.0))))
             except TimeIsUp:
                 return
@@ -231,7 +256,7 @@ class Search:
         found = self._known.get(key)
         if found is None:
             if timed:
-                self._clock.check()
+                self._clock.check(self.until)
             cost = None
             if not self._bytes:
                 cost = sum(self._option(unit, choice).cost for unit in self.units)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,6 +25,9 @@ _CLOSE = 0.7
 """So many dB above the bound are near enough."""
 _APART = 3.0
 """By so many dB may the figures of different samples differ before it is said."""
+_JUMP = 20.0
+"""So many dB above the bound are no accident."""
+_EXACT = 200.0
 _STRIDE = 3.0
 """By how many dB to tighten where what is bounded is not counted in dB."""
 _SURE = 3
@@ -91,6 +94,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
         if key not in known:
             found = replace(found, nbytes=trials.finish(found))
             known[key] = found, jury.hear(trials.path)
+            search.until = 1.0
         found, heard = known[key]
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
             if goal.bounds_error:
@@ -111,7 +115,9 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
             ]
         room.move(missing)
     if best.promised is None and search.timed_out:
-        best = _rescued(search, trials, goal, jury)
+        refused = [snr_of(made) for made, _ in known.values() if math.isfinite(snr_of(made))]
+        asked = goal.min_snr + room.margin if goal.min_snr is not None else max(refused, default=30.0)
+        best = _rescued(search, trials, goal, jury, asked)
     return replace(best, notes=tuple(notes))
 
 
@@ -153,15 +159,17 @@ class Room:
         self.stride *= 2
 
 
-def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
-    """Returns what is most likely to keep the bounds where time is up."""
-    found = search.last_resort()
-    if found.missing(goal) > 0:
-        return Settled()
-    found = replace(found, nbytes=trials.finish(found))
-    heard = jury.hear(trials.path)
-    fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
-    return Settled(found, heard) if fits and heard.missing(goal) <= 0 else Settled()
+def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury, wanted: float) -> Settled:
+    """Returns what is likely to keep the bounds where time is up."""
+    for found in search.last_resorts(wanted):
+        if found.missing(goal) > 0:
+            continue
+        found = replace(found, nbytes=trials.finish(found))
+        heard = jury.hear(trials.path)
+        fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
+        if fits and heard.missing(goal) <= 0:
+            return Settled(found, heard)
+    return Settled()
 
 
 def _room(search: Search, goal: Goal) -> float:
@@ -190,11 +198,30 @@ def _found(search: Search, goal: Goal, margin: float) -> Measured | None:
     return search.find(goal, least=snr_of(loosest) + margin)
 
 
-def doubts(goal: Goal, settled: Settled) -> list[str]:
-    """Returns what a reader should know of how sure this is."""
-    notes: list[str] = []
+def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[str]:
+    """Says so where files either keep nearly all or lose the bound by far."""
+    if goal.min_snr is None or snr_of(promised) < goal.min_snr + _JUMP:
+        return []
+    lost = [snr_of(item) for item in curve if item.cost < promised.cost and snr_of(item) < goal.min_snr]
+    if not lost:
+        return []
+    return [
+        f"nothing lies between {max(lost):.1f} and {min(snr_of(promised), _EXACT):.1f} dB: outputs that jump"
+        " (trees, masks, choices) are kept or lost as a whole, on other inputs too"
+    ]
+
+
+def doubts(goal: Goal, settled: Settled, curve: Sequence[Measured] = ()) -> list[str]:
+    """Returns what a reader should know of how sure this is.
+
+    Args:
+        goal: The bounds.
+        settled: What the search came to.
+        curve: All files that were measured.
+    """
     if settled.proven is None or settled.promised is None:
         return []
+    notes = _jumps(goal, settled.promised, curve)
     counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
     shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden

@@ -225,7 +225,7 @@ def shrink(
             units=tuple(opened.search.units),
             split=opened.parted,
             files=opened.trials.files,
-            notes=(*opened.search.notes, *settled.notes, *doubts(goal, settled)),
+            notes=(*opened.search.notes, *settled.notes, *doubts(goal, settled, opened.search.curve)),
         )
         if settled.promised is None or settled.proven is None:
             raise ShrinkFailed(
