@@ -117,6 +117,11 @@ def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
     visible = report.promised.verdict.worst_snr()
     assert visible is not None and visible > report.promised.hidden + 3.0
     assert report.promised.snr == report.promised.hidden >= 32.0
+    # Held-out inputs are judged there, too, and what may be chance is taken off.
+    assert report.proven is not None and report.proven_snr is not None and report.proven_sure is not None
+    behind = report.proven.worst_snr()
+    assert behind is not None and behind > report.proven_snr > report.proven_sure >= 32.0
+    assert report.promised_snr == min(report.promised.sure or 0.0, report.proven_sure)
     assert any("before the last SOFTMAX" in note for note in report.notes)
 
 
