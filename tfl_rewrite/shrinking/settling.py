@@ -103,7 +103,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
             # Rounded for all inputs, constants may not be as alike as before.
             assert limit is not None
             limit -= found.nbytes - goal.max_nbytes
-            room.tries += 1
+            room.spend()
             continue
         missing = heard.missing(goal) if goal.bounds_error else -math.inf
         if missing <= 0:
@@ -138,6 +138,11 @@ class Room:
     low: float = 0.0
     high: float = math.inf
     stride: float = 0.25
+
+    def spend(self) -> None:
+        """Counts a try that says nothing of the margin."""
+        self.tries += 1
+        self.settled = self.tries >= MOST_TRIES
 
     def move(self, missing: float) -> None:
         """Takes in by how much held-out inputs missed the bounds with the margin at hand."""
