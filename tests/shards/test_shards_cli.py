@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.shards import external_files, parts
@@ -99,3 +101,20 @@ def test_interrupted_and_different(
         patch.setattr(external_files, "_write", broken)
         assert run("shard", model, tmp_path / "s", "--format", "external", "--samples", 1) == 4
     assert "FAIL" not in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_pictures_judge_what_is_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    words = ("--inputs", folder, "--input-range", "0,1", "--verify", "require")
+    assert run("shard", model, tmp_path / "e", "--format", "external", *words) == 0
+    assert "on 2 real samples" in capsys.readouterr().out
+    assert run("join", tmp_path / "e" / "model.tflite", tmp_path / "one", *words) == 0
+    assert "on 2 real samples" in capsys.readouterr().out
+    # Parts are compared byte by byte: nothing is run, so no picture is read.
+    assert run("shard", model, tmp_path / "p", *words) == 0
+    assert run("join", tmp_path / "p" / "manifest.json", tmp_path / "two", *words) == 0
+    assert (tmp_path / "two").read_bytes() == model.read_bytes()

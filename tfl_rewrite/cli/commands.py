@@ -167,7 +167,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.verification import verify
 
     _check_reports(arguments, (arguments.before, arguments.after))
-    inputs = _inputs(arguments, arguments.before)
+    inputs = real_inputs(arguments, arguments.before)
     judges = _judges(arguments)
     with Waiting(enabled=_talks(arguments)) as waiting:
         verdict = verify(
@@ -311,8 +311,8 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLike[str], ...]:
-    """Pictures and sound are read as the options, then the metadata of a model say."""
+def real_inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLike[str], ...]:
+    """Returns what --inputs names; pictures and sound are read as the options, then metadata say."""
     options = (arguments.input_range, arguments.input_layout, arguments.sample_rate)
     if not arguments.inputs and options == (None, None, None):
         return ()
@@ -328,7 +328,7 @@ def verification_of(arguments: argparse.Namespace) -> Verification:
     """Returns how a command is to verify, from its options."""
     return Verification(
         mode=arguments.verify,
-        inputs=_inputs(arguments, arguments.source),
+        inputs=real_inputs(arguments, arguments.source),
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,

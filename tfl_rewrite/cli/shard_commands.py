@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tfl_rewrite.cli.commands import _check_report, _print, _write_json
+from tfl_rewrite.cli.commands import _check_report, _print, _write_json, real_inputs
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.cli.shard_render import shard_lines
@@ -55,9 +55,12 @@ def join_model(arguments: argparse.Namespace) -> int:
 
 def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar], ShardReport]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
+    # Parts are compared byte by byte; only a model is run.
+    runs = arguments.inputs and not arguments.source.endswith(".json") and "://" not in arguments.source
+    inputs = real_inputs(arguments, arguments.source) if runs else ()
     verification = Verification(
         mode=arguments.verify,
-        inputs=tuple(arguments.inputs),
+        inputs=inputs,
         samples=arguments.samples,
         seed=arguments.seed,
         timeout=arguments.timeout,

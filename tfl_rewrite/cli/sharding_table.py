@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfl_rewrite.cli.options import IN_OUT, JUDGING, TALKING, Command, flag, value
+from tfl_rewrite.cli.options import IN_OUT, JUDGING, MEDIA, TALKING, Command, flag, value
 
 _RUNNING = (
     value(
@@ -13,7 +13,11 @@ _RUNNING = (
         choices=("auto", "require", "off"),
         default="auto",
     ),
-    *(row for row in JUDGING if row.names[0] in ("--inputs", "--samples", "--seed", "--timeout")),
+    *(
+        row
+        for row in JUDGING
+        if row in MEDIA or row.names[0] in ("--inputs", "--samples", "--seed", "--timeout")
+    ),
 )
 
 _KEEPING = (

@@ -145,7 +145,7 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _check_report, _Counter, _inputs, _judges, _print, _write_json
+    from tfl_rewrite.cli.commands import _check_report, _Counter, _judges, _print, _write_json, real_inputs
     from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed
@@ -172,7 +172,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             exclude=arguments.exclude,
             min_runtime=arguments.min_runtime,
             verification=Verification(
-                inputs=_inputs(arguments, arguments.source),
+                inputs=real_inputs(arguments, arguments.source),
                 samples=arguments.samples,
                 seed=arguments.seed,
                 **_judges(arguments),
