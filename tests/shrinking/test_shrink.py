@@ -15,6 +15,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError, Verification
+from tfl_rewrite.model.ir import OperatorCode, operator_number
 from tfl_rewrite.passes.weight_changes import WeightChange
 from tfl_rewrite.shrinking.state import Clock, TimeIsUp
 
@@ -123,6 +124,23 @@ def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
     assert behind is not None and behind > report.proven_snr > report.proven_sure >= 32.0
     assert report.promised_snr == min(report.promised.sure or 0.0, report.proven_sure)
     assert any("before the last SOFTMAX" in note for note in report.notes)
+
+
+def test_an_opened_original_that_does_not_run_is_left_closed(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(source: Path, target: Path, *, centred: bool) -> int:
+        model = tfl_rewrite.load(source)
+        code = OperatorCode(operator_number("CUSTOM"), "Unknown", 1)
+        model.operator_codes.append(code)
+        model.subgraphs[0].operators[-1].code = code
+        tfl_rewrite.save(model, target)
+        return 1
+
+    monkeypatch.setattr("tfl_rewrite.shrinking.trials.open_outputs", opened)
+    report = search(digits, tmp_path / "out.tflite", min_snr=25.0)
+    assert report.promised is not None and report.promised.hidden is None
+    assert (report.promised_snr or 0.0) >= 25.0
 
 
 def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport, Path]) -> None:

@@ -207,7 +207,14 @@ class Trials:
                 save(model, self._paths[number], force=True)
             except TflRewriteError:
                 return None
-            verdicts.append(self._judged(number, opened=self.opened is not None))
+            try:
+                verdicts.append(self._judged(number, opened=self.opened is not None))
+            except UnsupportedError:
+                if self.opened is None:
+                    raise
+                # Opened, even the original does not run; closed, it may.
+                self.opened = None
+                return self.noise(choice)
         verdict = merged(verdicts, self._goal.min_snr)
         noise = noise_of(verdict)
         return noise if verdict.cause in ("", "outputs") and np.isfinite(noise).all() else None
