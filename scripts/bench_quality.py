@@ -215,28 +215,32 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     began = time.monotonic()
     with session(path, wanted, lambda *_: None) as opened:
         # What search and evaluation inputs say differs: steps around each threshold.
+        opened.search.until = 1.0
         for target in dict.fromkeys(threshold + step for step in ABOVE for threshold in THRESHOLDS):
             opened.search.find(Goal(min_snr=target))
         known = sorted(opened.search.curve, key=lambda item: item.nbytes)
         best = -math.inf
+        plain, ordered = [], []
         for item in known:
             snr = math.inf if item.snr is None else item.snr
             # Neither smaller nor better than another, by far.
             if snr <= best - NEAR:
                 continue
+            plain.append(item)
             # Rounded weight by weight, too, where it is near a threshold.
-            ahead = snr > best and any(-ORDERED <= snr - threshold <= 1.0 for threshold in THRESHOLDS)
+            if snr > best and any(-ORDERED <= snr - threshold <= 1.0 for threshold in THRESHOLDS):
+                ordered.append(replace(item, ordered=True))
             best = max(best, snr)
-            for ordered in (False, True) if ahead else (False,):
-                opened.trials.finish(replace(item, ordered=ordered))
-                made.write_bytes(opened.trials.path.read_bytes())
-                counts = Counter(encoding.text for encoding in item.choice.values())
-                recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
-                point = judged(judge, made, Point(path.stem, "ours", recipe + " in order" * ordered))
-                point.searched = snr
-                points.append(point)
-                if time.monotonic() - began > (limit or math.inf) * 1.5:
-                    break
+        for item in [*plain, *ordered]:
+            if time.monotonic() - began > (limit or math.inf) * 1.5:
+                break
+            opened.trials.finish(item)
+            made.write_bytes(opened.trials.path.read_bytes())
+            counts = Counter(encoding.text for encoding in item.choice.values())
+            recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
+            point = judged(judge, made, Point(path.stem, "ours", recipe + " in order" * item.ordered))
+            point.searched = item.snr if item.snr is not None else math.inf
+            points.append(point)
         made.unlink(missing_ok=True)
     for point in points:
         point.seconds = round(time.monotonic() - began, 1)
