@@ -40,7 +40,8 @@ def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict
             row["error"] = (done.stderr.strip().splitlines() or [""])[-1]
             return row
         report = json.loads(told.read_text(encoding="utf-8"))
-        row |= {"made": made.stat().st_size, "promised": report["promised_snr_db"], "files": report["files"]}
+        row |= {"made": made.stat().st_size, "files": report["files"]}
+        row |= {"promised": report["promised_snr_db"], "likely": report["expected_snr_db"]}
         row["held_out"] = report["proven_snr_db"]
         verdict = verify(
             path, made, inputs=[inputs / f"{path.stem}.eval.npz"], tolerance=Tolerance(min_snr=None)
@@ -62,12 +63,14 @@ def lowest(outputs: list[dict[str, Any]]) -> float | None:
 def line(row: dict[str, Any]) -> str:
     """Shows a row of the table."""
     if row["exit_code"]:
-        return f"| {row['model']} | {row['seconds']:.0f} | exit {row['exit_code']}: {row['error']} | | | | |"
+        return (
+            f"| {row['model']} | {row['seconds']:.0f} | exit {row['exit_code']}: {row['error']} | | | | | |"
+        )
 
     def told(value: float | None) -> str:
         return "exact" if value is None or math.isinf(value) else f"{value:.1f}"
 
-    kept = " | ".join(told(row[key]) for key in ("promised", "held_out", "evaluated"))
+    kept = " | ".join(told(row[key]) for key in ("promised", "likely", "held_out", "evaluated"))
     size = row["made"] / row["nbytes"]
     return f"| {row['model']} | {row['seconds']:.0f} | {row['files']} | {size:.3f} | {kept} |"
 
@@ -78,8 +81,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="add rows to this file, a line each")
     arguments, options = parser.parse_known_args()
     inputs = inputs_of(parser, arguments)
-    print("| model | seconds | files run | size | promised dB | held out dB | other inputs dB |")
-    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    print("| model | seconds | files run | size | promised dB | likely dB | held out dB | other inputs dB |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     rows = []
     for path in float_models(arguments, inputs):
         rows.append(shrunk(path, inputs, arguments.min_snr, options))

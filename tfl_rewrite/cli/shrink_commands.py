@@ -247,7 +247,8 @@ def _promise(report: ShrinkReport) -> str:
     assert report.promised is not None
     found = _less_chance(report.promised.snr, report.promised.sure)
     proven = _less_chance(report.proven_snr, report.proven_sure)
-    return f"SNR promised: {_snr(report.promised_snr)} (search {found}, held-out inputs {proven})"
+    likely = f"likely {_snr(report.expected_snr)}: " if report.goal.min_snr is not None else ""
+    return f"SNR promised: {_snr(report.promised_snr)} ({likely}search {found}, held-out inputs {proven})"
 
 
 def _less_chance(snr: float | None, sure: float | None) -> str:

@@ -62,8 +62,8 @@ class ShrinkReport:
     notes: tuple[str, ...] = ()
 
     @property
-    def promised_snr(self) -> float | None:
-        """What may be expected of other inputs, in dB.
+    def expected_snr(self) -> float | None:
+        """What other inputs of the kind are likely to show, in dB.
 
         The lower of what the search measured and of what held-out inputs showed, each less what chance among
         so few samples may have added; before a last SOFTMAX and the like as well.
@@ -72,6 +72,13 @@ class ShrinkReport:
             return None
         found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
         return min(found, default=None)
+
+    @property
+    def promised_snr(self) -> float | None:
+        """What other inputs of the kind are to keep, in dB: what was asked for, if that is less."""
+        if self.expected_snr is None or self.goal.min_snr is None:
+            return self.expected_snr
+        return min(self.expected_snr, self.goal.min_snr)
 
     def pareto(self) -> list[Measured]:
         """Returns the files than which none is both smaller and better, smallest first."""
@@ -97,6 +104,7 @@ class ShrinkReport:
                 "objective": self.goal.objective.value,
             },
             "promised_snr_db": _finite(self.promised_snr),
+            "expected_snr_db": _finite(self.expected_snr),
             "promised": _row(self.promised) if self.promised is not None else None,
             "proven": self.proven.to_dict() if self.proven is not None else None,
             "proven_snr_db": _finite(self.proven_snr),
