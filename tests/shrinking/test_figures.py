@@ -83,3 +83,10 @@ def test_what_is_hidden_counts_over_all_parts() -> None:
 )
 def test_where_what_is_hidden_counts(goal: Goal, decisions: int, counts: bool) -> None:
     assert counts_hidden(goal, decisions) is counts
+
+
+def test_chance_is_taken_off_what_is_hidden_where_that_counts() -> None:
+    few = verdict({"snr_db": 27.0, "energies": PAIRS})
+    found = Figures(verdict=few, hidden=40.0, hidden_sure=39.0)
+    assert found.sure == 27.0 and found.missing(Goal(min_snr=26.0)) == -1.0
+    assert Figures(verdict=few).missing(Goal(min_snr=26.0)) > -1.0

@@ -51,15 +51,21 @@ class Figures:
 
     @property
     def sure(self) -> float | None:
-        """The same less what chance among so few samples may have added."""
-        found = [item.snr_db - item.doubt_db for item in self.verdict.outputs if item.snr_db is not None]
+        """The same less what chance among so few samples may have added.
+
+        Where few things are decided, what outputs show of a few samples is chance for the most part, and what
+        goes into the SOFTMAX tells: chance is taken off that alone.
+        """
+        chance = self.hidden_sure is None
+        outputs = [item for item in self.verdict.outputs if item.snr_db is not None]
+        found = [(item.snr_db or 0.0) - (item.doubt_db if chance else 0.0) for item in outputs]
         if self.hidden_sure is not None:
             found.append(self.hidden_sure)
         return min(found, default=None)
 
     def missing(self, goal: Goal) -> float:
         """Returns by how much as many other samples may miss the bounds; see :meth:`Goal.shortfall`."""
-        own = goal.shortfall(self.verdict, self.metric)
+        own = goal.shortfall(self.verdict, self.metric, chance=self.hidden_sure is None)
         if goal.min_snr is None or self.hidden_sure is None:
             return own
         return max(own, goal.min_snr - self.hidden_sure)

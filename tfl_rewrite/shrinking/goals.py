@@ -78,15 +78,15 @@ class Goal:
         """What the judge measures with; nothing it could refuse for."""
         return Tolerance(min_snr=self.min_snr, max_abs_error=self.max_error)
 
-    def shortfall(self, verdict: Verdict, metric: float | None = None) -> float:
+    def shortfall(self, verdict: Verdict, metric: float | None = None, *, chance: bool = True) -> float:
         """Returns by how much as many other samples may miss the bounds on the error; at most 0 if not.
 
         In dB where dB are what is bounded; any positive number elsewhere.
 
         Args:
-            verdict: On some samples; what may be chance in it is taken off a ratio, see
-                :attr:`OutputComparison.doubt_db`.
+            verdict: On some samples.
             metric: The user's own figure on those.
+            chance: Whether what may be chance is taken off a ratio, see :attr:`OutputComparison.doubt_db`.
         """
         if verdict.cause not in ("", "outputs"):
             return math.inf
@@ -100,7 +100,7 @@ class Goal:
             if refused:
                 missing.append(self.min_snr - min(ratios, default=-math.inf))
             kept = [
-                item.snr_db - item.doubt_db
+                item.snr_db - (item.doubt_db if chance else 0.0)
                 for item in verdict.outputs
                 if item.snr_db is not None and item.rule == "snr"
             ]
