@@ -49,7 +49,7 @@ def test_outputs_that_jump_are_named(kept: float, others: list[float], said: boo
     found = measured(kept, 2000, goal)
     settled = Settled(found, heard(kept))
     curve = [found, *(measured(snr, 1000, goal) for snr in others)]
-    notes = [note for note in doubts(goal, settled, curve) if "nothing lies between" in note]
+    notes = [note for note in doubts(goal, settled, curve) if "nothing was found between" in note]
     assert bool(notes) is said
     if said:
         assert "between 12.0 and 93.0 dB" in notes[0]

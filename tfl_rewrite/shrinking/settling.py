@@ -25,7 +25,7 @@ _CLOSE = 0.7
 """So many dB above the bound are near enough."""
 _APART = 3.0
 """By so many dB may the figures of different samples differ before it is said."""
-_JUMP = 20.0
+_JUMP = 10.0
 """So many dB above the bound are no accident."""
 _EXACT = 200.0
 _STRIDE = 3.0
@@ -211,8 +211,8 @@ def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[st
     if not lost:
         return []
     return [
-        f"nothing lies between {max(lost):.1f} and {min(snr_of(promised), _EXACT):.1f} dB: outputs that jump"
-        " (trees, masks, choices) are kept or lost as a whole, on other inputs too"
+        f"nothing was found between {max(lost):.1f} and {min(snr_of(promised), _EXACT):.1f} dB: where outputs"
+        " jump (trees, masks, choices) they are kept or lost as a whole, on other inputs too"
     ]
 
 
