@@ -129,3 +129,13 @@ def test_sizes(text: str, expected: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="max-size"):
         _nbytes(text)
+
+
+def test_nothing_to_choose_is_said_plainly(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = fixtures / "already_int8.tflite"
+    assert main(["shrink", str(source), str(tmp_path / "out.tflite"), "--min-snr", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert "no constant can be stored otherwise" in shown and "constants:" not in shown
+    assert "SNR promised: exact (search exact, held-out inputs exact)" in shown

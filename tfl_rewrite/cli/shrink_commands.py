@@ -213,7 +213,7 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         if not report.units:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
-    if found is not None:
+    if found is not None and report.units:
         counts = Counter(
             found.choice[unit.position].text if unit.position in found.choice else "kept as it is"
             for unit in report.units
@@ -247,7 +247,9 @@ def _promise(report: ShrinkReport) -> str:
     assert report.promised is not None
     found = _less_chance(report.promised.snr, report.promised.sure)
     proven = _less_chance(report.proven_snr, report.proven_sure)
-    likely = f"likely {_snr(report.expected_snr)}: " if report.goal.min_snr is not None else ""
+    likely = ""
+    if report.expected_snr != report.promised_snr:
+        likely = f"likely {_snr(report.expected_snr)}: "
     return f"SNR promised: {_snr(report.promised_snr)} ({likely}search {found}, held-out inputs {proven})"
 
 

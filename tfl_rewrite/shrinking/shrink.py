@@ -75,8 +75,11 @@ class ShrinkReport:
 
     @property
     def promised_snr(self) -> float | None:
-        """What other inputs of the kind are to keep, in dB: what was asked for, if that is less."""
-        if self.expected_snr is None or self.goal.min_snr is None:
+        """What other inputs of the kind are to keep, in dB: what was asked for, if that is less.
+
+        Infinite where nothing differs.
+        """
+        if self.expected_snr is None or self.expected_snr == math.inf or self.goal.min_snr is None:
             return self.expected_snr
         return min(self.expected_snr, self.goal.min_snr)
 
