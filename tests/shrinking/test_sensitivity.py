@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.quant.encoding import Encoding
-from tfl_rewrite.shrinking.sensitivity import complete
+from tfl_rewrite.shrinking.sensitivity import LEAST_GAIN, complete
 from tfl_rewrite.shrinking.units import KEPT, Option, Unit
 
 
@@ -48,3 +48,13 @@ def test_what_did_not_run_is_left_out() -> None:
     made = unit(option("int4:channel:dequantize", 1e-2, ran=False), option("float16", 1e-8, 1e-7))
     complete([made])
     assert [item.encoding.text for item in made.options[1:]] == ["float16"]
+
+
+def test_what_the_inputs_do_not_use_counts_a_little() -> None:
+    """A branch that is not taken shows no noise at all; on other inputs it may be taken."""
+    others = [unit(option("int4:channel:dequantize", 1e-2, 1e-2)) for _ in range(3)]
+    idle = unit(option("int2:channel:dequantize", 0.3, 1e-16), option("int8:channel:dequantize", 1e-5))
+    complete([*others, idle])
+    assert idle.options[1].noise == pytest.approx(np.array([0.3 * LEAST_GAIN]))
+    assert idle.options[2].noise == pytest.approx(np.array([1e-5 * LEAST_GAIN]))
+    assert others[0].options[1].noise == pytest.approx(np.array([1e-2]))

@@ -20,6 +20,9 @@ _LEAST_PROBES = 60
 _PROBED_NBYTES = 400_000_000
 """So many bytes of files are run to measure constants; what is left then is told from what was measured."""
 
+LEAST_GAIN = 0.01
+"""Of the median over all constants: no rounding counts for less, however little the inputs show of it."""
+
 _FIRST = ("int4:channel:dequantize", "int4:block:32:dequantize", "int8:channel:dequantize")
 
 
@@ -103,6 +106,7 @@ def complete(units: Sequence[Unit]) -> None:
 
     The noise that a weight's rounding puts on an output grows with the noise of its values; how fast differs
     from unit to unit, so other encodings of the unit say most, and the median over all units says the rest.
+    None counts for less than a hundredth of that: a branch that the inputs at hand do not take shows nothing.
     """
     measured = [
         (option.noise / max(option.wnoise, 1e-30))
@@ -133,6 +137,10 @@ def complete(units: Sequence[Unit]) -> None:
             else:
                 told = usual * option.wnoise
             option.noise = np.maximum(told, QUIET)
+        for option in unit.options[1:]:
+            if measured and option.noise is not None and option.only_weights:
+                # What the inputs at hand hardly use, others may.
+                option.noise = np.maximum(option.noise, LEAST_GAIN * usual * option.wnoise)
         unit.kept.noise = np.zeros(outputs)
         unit.options = [option for option in unit.options if option.noise is not None]
 
