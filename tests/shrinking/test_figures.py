@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from test_goals import OUTPUT, verdict
 
 from tfl_rewrite.shrinking.figures import Figures, counts_hidden, figures_of
 from tfl_rewrite.shrinking.goals import Goal
+from tfl_rewrite.shrinking.search import Search
+from tfl_rewrite.shrinking.state import Clock
+from tfl_rewrite.shrinking.trials import Measured
 
 PAIRS = ((1.0, 0.001), (2.0, 0.004), (1.0, 0.001), (4.0, 0.002))
 
@@ -59,6 +63,28 @@ def test_what_may_be_chance_is_missing() -> None:
     assert (hidden.snr, hidden.sure) == (24.0, 22.5)
     assert hidden.missing(goal) == 3.5
     assert hidden.missing(Goal(max_error=1.0)) <= 0
+
+
+def test_large_numbers_do_not_overflow() -> None:
+    plain = replace(OUTPUT, energies=PAIRS).doubt_db
+    large = tuple((signal * 1e250, noise * 1e250) for signal, noise in PAIRS)
+    assert replace(OUTPUT, energies=large).doubt_db == pytest.approx(plain)
+
+
+def test_what_is_not_finite_is_not_taken_for_its_size() -> None:
+    fine, broken = verdict({"snr_db": 20.0}), verdict({"snr_db": 60.0, "nonfinite_mismatches": 1})
+    assert Figures(verdict=fine).sound and not Figures(verdict=broken).sound
+    goal = Goal(max_nbytes=1000)
+    assert Figures(verdict=broken).missing(goal) == math.inf and Figures(verdict=fine).missing(goal) < 0
+    search: Any = Search.__new__(Search)
+    search._known = {
+        number: Measured(choice={}, nbytes=900, deflated=0, cost=900.0, verdict=item)
+        for number, item in enumerate((fine, broken))
+    }
+    search._bytes, search.units, search.until, search.notes = True, [], 1.0, []
+    search._progress, search._clock = lambda *_: None, Clock(0.0, started=0.0)
+    found = search.largest_within(1000)
+    assert found is not None and found.verdict is fine
 
 
 def test_what_is_hidden_counts_over_all_parts() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tfl_rewrite.cli.commands import _check_report, _print, _write_json, real_inputs
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.cli.shard_render import shard_lines
 from tfl_rewrite.rewriting import Verification
-from tfl_rewrite.shards.calls import join, shard
+from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
 
 
@@ -55,9 +56,8 @@ def join_model(arguments: argparse.Namespace) -> int:
 
 def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar], ShardReport]) -> int:
     _check_report(arguments.report, (arguments.source, arguments.target))
-    # Parts are compared byte by byte; only a model is run.
-    runs = arguments.inputs and not arguments.source.endswith(".json") and "://" not in arguments.source
-    inputs = real_inputs(arguments, arguments.source) if runs else ()
+    # Of a manifest nothing is run: parts are compared byte by byte.
+    inputs = real_inputs(arguments, arguments.source) if is_model(Path(arguments.source)) else ()
     verification = Verification(
         mode=arguments.verify,
         inputs=inputs,

@@ -154,7 +154,7 @@ def join(
     path = check_target(target, force=force)
     where = os.fspath(source)
     origin, name = find_source(where, allow_private=allow_private)
-    if isinstance(origin, FolderSource) and _is_model(origin.folder / name):
+    if isinstance(origin, FolderSource) and is_model(origin.folder / name):
         from tfl_rewrite.shards.external_files import join_external
 
         if sha256 is not None:
@@ -246,7 +246,8 @@ def _same_model_or_refuse(place: Path, manifest: str, container: Container) -> N
         )
 
 
-def _is_model(path: Path) -> bool:
+def is_model(path: Path) -> bool:
+    """Whether a file is a model, going by its identifier; a manifest of parts is not."""
     try:
         with open(path, "rb") as file:
             return file.read(8)[4:] == _IDENTIFIER

@@ -44,6 +44,12 @@ class Figures:
         return self.verdict.cause in ("", "outputs")
 
     @property
+    def sound(self) -> bool:
+        """Whether every output has the shape of the original's and is finite where that is."""
+        broken = any(item.nonfinite_mismatches or item.rule == "interface" for item in self.verdict.outputs)
+        return self.runs and not broken
+
+    @property
     def snr(self) -> float | None:
         """Lowest SNR over the outputs, and over what goes into a last SOFTMAX and the like, in dB."""
         found = [snr for snr in (self.verdict.worst_snr(), self.hidden) if snr is not None]

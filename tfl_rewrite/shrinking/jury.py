@@ -31,15 +31,21 @@ class Jury:
         goal: Goal,
         metric: Metric | None = None,
     ) -> None:
+        self._source = source
+        self._trials = trials
+        self._verification = verification
         self._goal = goal
         self._metric = metric
-        self._stack = contextlib.ExitStack()
-        self._judge = self._stack.enter_context(verification.judge(source, exact=False))
-        self._inside = None
-        if trials.opened is not None and counts_hidden(goal, trials.decisions):
-            self._inside = self._stack.enter_context(verification.judge(trials.opened, exact=False))
 
     def __enter__(self) -> Jury:
+        trials, judge = self._trials, self._verification.judge
+        with contextlib.ExitStack() as stack:
+            self._judge = stack.enter_context(judge(self._source, exact=False))
+            self._inside = None
+            if trials.opened is not None and counts_hidden(self._goal, trials.decisions):
+                self._inside = stack.enter_context(judge(trials.opened, exact=False))
+            # Both are there: from now on they end together.
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

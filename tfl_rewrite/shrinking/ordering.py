@@ -84,7 +84,7 @@ def _proven(
     if goal.max_nbytes is not None and made.nbytes > goal.max_nbytes:
         return settled, math.inf
     heard = jury.hear(trials.path)
-    missing = heard.missing(goal) if goal.bounds_error else -math.inf
+    missing = heard.missing(goal)
     better = True
     if not goal.bounds_error and settled.proven is not None:
         better = heard.runs and snr_of(heard) >= snr_of(settled.proven)

@@ -180,7 +180,7 @@ class Search:
                 self._measured(self.choice(knapsack.solve(self.units, 1e9)))
         except TimeIsUp:
             self._note("the time limit ended the search early")
-        fitting = [item for item in self.curve if item.nbytes <= limit and item.runs]
+        fitting = [item for item in self.curve if item.nbytes <= limit and item.sound]
         return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
 
     def last_resorts(self, wanted: float) -> Iterator[Measured]:

@@ -105,7 +105,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
             limit -= found.nbytes - goal.max_nbytes
             room.spend()
             continue
-        missing = heard.missing(goal) if goal.bounds_error else -math.inf
+        missing = heard.missing(goal)
         if missing <= 0:
             if best.promised is None or found.cost < best.promised.cost:
                 best = Settled(found, heard, margin=room.margin)

@@ -86,17 +86,17 @@ class OutputComparison:
         as Student's distribution has in five of six cases). At most 3 dB for many samples and 4.5 dB for two.
         One alone says nothing of others: 3 dB.
         """
-        signals = [signal for signal, _ in self.energies]
-        noises = [noise for _, noise in self.energies]
-        total, count = math.fsum(signals), len(self.energies)
-        if not math.fsum(noises) or not 0 < total < math.inf:
+        count = len(self.energies)
+        signal = math.fsum(each for each, _ in self.energies)
+        noise = math.fsum(each for _, each in self.energies)
+        if not noise or not 0 < signal < math.inf:
             return 0.0
-        ratio = math.fsum(noises) / total
         if count < 2:
             return 10 * math.log10(2)
-        off = math.fsum((noise - ratio * signal) ** 2 for signal, noise in self.energies)
-        error = math.sqrt(count / (count - 1) * off) / total * _STUDENT[min(count, len(_STUDENT)) - 1]
-        return 10 * math.log10(1 + error / ratio) if math.isfinite(error) else math.inf
+        # Shares, so that squares of large numbers do not overflow.
+        off = math.fsum((mine / noise - whole / signal) ** 2 for whole, mine in self.energies)
+        error = math.sqrt(count / (count - 1) * off) * _STUDENT[min(count, len(_STUDENT)) - 1]
+        return 10 * math.log10(1 + error) if math.isfinite(error) else math.inf
 
     @property
     def label(self) -> str:
