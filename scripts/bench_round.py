@@ -24,13 +24,14 @@ import tempfile
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from bench_models import bench_parser, inputs_of
 
-from tfl_rewrite import load, save
+from tfl_rewrite import load, round_weights_pass, save
+from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.passes.round_weights import RoundWeights
@@ -154,15 +155,15 @@ class Contest:
         if (holds, -size if holds else snr) > (row.held, -row.ours if row.held else row.ours_snr):
             row.ours, row.ours_snr, row.how = size, snr, how
 
-    def by_steps(self) -> None:
+    def by_steps(self, verification: Verification) -> None:
         """Tries plain numbers of steps, finest first."""
-        tried = []
+        tried, plain = [], replace(round_weights_pass(), fitting=Fitter(verification.calibration()))
         for steps in (512, 256, 128, 64, 32):
-            tried.append((steps, self.snr_of(RoundWeights(steps=steps))))
+            tried.append((steps, self.snr_of(replace(plain, steps=steps))))
             if tried[-1][1] < self.wanted:
                 break
         steps, snr = max((item for item in tried if item[1] >= self.wanted), default=tried[0], key=_coarsest)
-        self.snr_of(RoundWeights(steps=steps))
+        self.snr_of(replace(plain, steps=steps))
         self.enter(snr, f"--steps {steps}")
 
     def by_search(self, search: RoundingSearch) -> None:
@@ -238,9 +239,9 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
             cosine=min((item.cosine for item in verdict.outputs if item.cosine is not None), default=1.0),
         )
         contest = Contest(path, ours, judge, row)
-        contest.by_steps()
         settings = Verification(inputs=(calib,))
-        with RoundingSearch(path, RoundWeights(), settings, aim=contest.wanted) as search:
+        contest.by_steps(settings)
+        with RoundingSearch(path, round_weights_pass(), settings, aim=contest.wanted) as search:
             contest.by_search(search)
             row.files = search.files
     row.seconds = time.monotonic() - started

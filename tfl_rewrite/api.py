@@ -165,6 +165,7 @@ def round_weights_pass(
     granularity: str = "auto",
     int8: bool = False,
     min_elements: int = LEAST_ELEMENTS,
+    effort: str = "balanced",
 ) -> RoundWeights:
     """Makes the rounding pass from plain values.
 
@@ -174,16 +175,21 @@ def round_weights_pass(
         granularity: ``auto``, ``channel`` or ``tensor``.
         int8: Round int8 constants too.
         min_elements: Smaller constants stay.
+        effort: ``balanced``: where :func:`tfl_rewrite.rewrite` is given real inputs, levels are chosen for
+            what the weights are multiplied with. ``fast``: they never are.
 
     Raises:
         UsageError: A value is not one of those.
     """
+    diligence = _member(Effort, effort, "effort")
+    if diligence is Effort.BEST:
+        raise UsageError("effort best is for quantize-weights", remedy="use balanced or fast")
     if steps is not None and not 1 <= steps <= LARGEST_STEPS:
         raise UsageError(f"steps is {steps}", remedy=f"give 1 to {LARGEST_STEPS}")
     if min_elements < 1:
         raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
     kind = _member(Granularity, granularity, "granularity")
-    return RoundWeights(STEPS if steps is None else steps, kind, int8, min_elements)
+    return RoundWeights(STEPS if steps is None else steps, kind, int8, min_elements, effort=diligence)
 
 
 def round_weights(model: Model, **options: Any) -> PassResult:

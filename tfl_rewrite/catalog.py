@@ -84,7 +84,7 @@ CATALOG: tuple[Entry, ...] = (
         "rounds float weights so that the file compresses well; same size, same speed",
         True,
         "instead of quantize-weights, or for what that leaves float",
-        {"steps": int, "granularity": str, "min_elements": int, "int8": _switch},
+        {"steps": int, "granularity": str, "min_elements": int, "int8": _switch, "effort": str},
         lambda **options: [api.round_weights_pass(**options)],
     ),
     Entry(

@@ -18,12 +18,14 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
 from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
+    from tfl_rewrite.calibration.rounder import Settings
     from tfl_rewrite.damage import Damage
     from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
     from tfl_rewrite.verification.blame_report import Blame
@@ -97,6 +99,18 @@ class Verification:
             resolvers=several(self.resolver),
             progress=progress,
             **self._options(exact),
+        )
+
+    def calibration(self) -> Settings:
+        """Returns how to look at what weights meet: with the same inputs, in the first of the runtimes."""
+        from tfl_rewrite.calibration.rounder import Settings
+        from tfl_rewrite.verification import several
+
+        return Settings(
+            inputs=self.inputs,
+            runtime=several(self.runtime)[0],
+            timeout=self.timeout,
+            memory_limit=self.memory_limit,
         )
 
     def _options(self, exact: bool) -> dict[str, Any]:
@@ -281,18 +295,21 @@ def rewrite(
 
 def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, int], None]) -> Pass:
     """Lets a weight pass look at the user's inputs, where there are some and its effort allows."""
-    if not isinstance(item, QuantizeWeights) or not settings.inputs or item.effort is Effort.FAST:
+    if not isinstance(item, (QuantizeWeights, RoundWeights)) or not settings.inputs:
         return item
+    if item.effort is Effort.FAST:
+        return item
+    from tfl_rewrite.calibration.rounder import PAINS, Calibrated
+
+    calibration = settings.calibration()
+    if isinstance(item, RoundWeights):
+        from tfl_rewrite.calibration.fitter import Fitter
+
+        return item if item.fitting is not None else replace(item, fitting=Fitter(calibration, progress))
     if not isinstance(item.rounder, Clipped):
         return item
-    from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
-    from tfl_rewrite.verification import several
-
-    calibration = Settings(
-        inputs=settings.inputs,
-        runtime=several(settings.runtime)[0],
-        timeout=settings.timeout,
-        memory_limit=settings.memory_limit,
+    calibration = replace(
+        calibration,
         pains=PAINS[item.effort],
         in_order=item.effort is Effort.BEST,
         correct_bias=item.correct_bias,

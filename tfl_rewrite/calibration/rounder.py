@@ -137,7 +137,7 @@ class Calibrated:
         try:
             # A signal to end unwinds, so that processes and files are not left behind.
             with TerminationGuard(), Scratch() as scratch:
-                self._calibrate(_file_of(model, scratch.folder()), jobs)
+                self._calibrate(file_of(model, scratch.folder()), jobs)
         except (CalibrationError, UnsupportedError) as error:
             for job in jobs:
                 if _key(job.work) not in self._layers:
@@ -366,7 +366,7 @@ def _key(work: Work) -> Hashable:
     return (work.position, work.channels, work.dtype, work.levels)
 
 
-def _file_of(model: Model, folder: Path) -> Path:
+def file_of(model: Model, folder: Path) -> Path:
     """Returns a file that holds the model as it is: its own where nothing was changed yet."""
     origin = origin_of(model)
     if origin is not None and not is_changed(model):

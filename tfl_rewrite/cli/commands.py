@@ -137,6 +137,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
         granularity=arguments.granularity,
         int8=arguments.int8,
         min_elements=arguments.min_elements,
+        effort=arguments.effort,
     )
     if arguments.min_snr is None:
         arguments.min_snr = 10.0

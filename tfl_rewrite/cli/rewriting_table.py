@@ -148,6 +148,13 @@ _ROUNDING = (
         choices=("auto", "channel", "tensor"),
         default="auto",
     ),
+    value(
+        "--effort",
+        help="balanced (default): with --inputs, levels are chosen for what the weights are multiplied with. "
+        "fast: by the weights alone",
+        choices=("fast", "balanced"),
+        default="balanced",
+    ),
     flag("--int8", help="round int8 constants too: fewer different values, same type"),
     value(
         "--min-elements",

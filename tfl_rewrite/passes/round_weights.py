@@ -2,16 +2,17 @@
 
 Promise: types, shapes, operators and the size of the file stay; float32 and float16 constants (and int8 ones,
 when asked) take values of coarser grids, so that the file becomes smaller when a store or a server deflates
-it. Zeros stay zeros. Outputs may differ within the tolerance of verification. Variables, inputs, outputs,
-constants that hold NaN or infinities, and what lies in other files are left alone. A constant that is on its
-grid already is not changed, so a second run changes nothing.
+it. Zeros stay zeros, unless levels are chosen for real inputs: then each weight takes the level that is best
+for what it is multiplied with. Outputs may differ within the tolerance of verification. Variables, inputs,
+outputs, constants that hold NaN or infinities, and what lies in other files are left alone. A constant that
+is on its grid already is not changed, so a second run changes nothing.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -21,8 +22,10 @@ from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.blob import ComputedBlob, MemorySink
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import PassResult
+from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants, skip
 from tfl_rewrite.quant import rounding
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.quant.rounding import KINDS, Rows
 from tfl_rewrite.quant.symmetric import Error
 
@@ -47,9 +50,18 @@ class Granularity(str, enum.Enum):
 
 
 class Rounding:
-    """Makes the new values of one constant, and remembers how far they are off."""
+    """Makes the new values of one constant, and remembers how far they are off.
 
-    def __init__(self, item: Constant, steps: rounding.Float64, *, bits: int = 24) -> None:
+    Args:
+        item: The constant.
+        steps: Of each channel, or one.
+        bits: Significant bits that a value may keep.
+        fitting: Chooses the levels, where it knows what the constant meets.
+    """
+
+    def __init__(
+        self, item: Constant, steps: rounding.Float64, *, bits: int = 24, fitting: Fitting | None = None
+    ) -> None:
         self._source = item.blob
         self._item = item
         self._bits = bits
@@ -58,11 +70,12 @@ class Rounding:
             self._rows = Rows(1, item.table, item.elements // item.table)
         self.steps = steps
         self._error: Error | None = None
+        self._fitting = fitting
 
     @classmethod
-    def of(cls, item: Constant, choice: Choice) -> Rounding:
+    def of(cls, item: Constant, choice: Choice, fitting: Fitting | None = None) -> Rounding:
         """Takes the grid that was chosen."""
-        return cls(item, item.steps(choice), bits=choice.bits)
+        return cls(item, item.steps(choice), bits=choice.bits, fitting=fitting)
 
     def pour(self, sink: Sink, offset: int) -> None:
         """Writes the values, block by block; needs no memory but a few blocks."""
@@ -100,9 +113,18 @@ class Rounding:
     def _run(self, emit: Callable[[int, np.ndarray[Any, Any]], None]) -> None:
         item = self._item
         values = np.frombuffer(self._source.view(), item.kind.numpy)
-        self._error = rounding.round_values(
-            values, self.steps, self._rows, item.kind, emit, item.zero, bits=self._bits
-        )
+        fitted = self._fitting.fit(item, values, self.steps) if self._fitting is not None else None
+        if fitted is not None:
+            # Adding zero turns the negative zeros, which are other bytes, into positive ones.
+            made = (rounding.shortened(fitted, self._bits) + 0.0).astype(item.kind.numpy)
+            emit(0, made)
+            off = values.astype(np.float64) - made
+            signal = float(np.square(values.astype(np.float64)).sum())
+            self._error = Error(signal, float(np.square(off).sum()))
+        else:
+            self._error = rounding.round_values(
+                values, self.steps, self._rows, item.kind, emit, item.zero, bits=self._bits
+            )
         del values
         self._source.release()
 
@@ -173,6 +195,9 @@ class RoundWeights:
         min_elements: Smaller constants stay.
         choices: If given, the grids by position of the buffer; what is not in it stays. ``steps`` is not
             used then.
+        effort: ``FAST``: whoever runs the pass gives it no ``fitting``.
+        fitting: Chooses levels for what weights meet; see :class:`Fitting`.
+        notes: Further lines for the report.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -186,18 +211,30 @@ class RoundWeights:
     int8: bool = False
     min_elements: int = LEAST_ELEMENTS
     choices: Mapping[int, Choice] | None = None
+    effort: Effort = Effort.FAST
+    fitting: Fitting | None = field(default=None, compare=False, repr=False)
+    notes: tuple[str, ...] = ()
 
     def run(self, model: Model) -> PassResult:
         """Rewrites the model in place; the new values are made when the file is written."""
         items, skips = find_constants(model, int8=self.int8, min_elements=self.min_elements)
-        changes = []
+        rounded: list[tuple[Constant, rounding.Float64]] = []
         for item in items:
             reason, steps = self._steps(item)
             if steps is None:
                 skips.append(skip(item.tensors[0], item.readers, *reason))
-                continue
+            else:
+                rounded.append((item, steps))
+        fitting = self.fitting
+        if fitting is not None:
+            fitting.prepare(model, [item for item, _ in rounded])
+        changes = []
+        for item, steps in rounded:
             choice = None if self.choices is None else self.choices.get(item.position)
-            made = Rounding(item, steps) if choice is None else Rounding.of(item, choice)
+            if choice is None:
+                made = Rounding(item, steps, fitting=fitting)
+            else:
+                made = Rounding.of(item, choice, fitting)
             first = item.tensors[0]
             changes.append(
                 RoundedChange(
@@ -212,7 +249,8 @@ class RoundWeights:
                 )
             )
             item.buffer.blob = made.blob()
-        return PassResult(self.name, tuple(changes), tuple(skips))
+        told = tuple(fitting.notes()) if fitting is not None and changes else ()
+        return PassResult(self.name, tuple(changes), tuple(skips), (*told, *self.notes))
 
     def _steps(self, item: Constant) -> tuple[tuple[str, str], rounding.Float64 | None]:
         """Returns the step of each channel, or why it stays."""

@@ -66,6 +66,7 @@ class Constant:
         zero: Zero point of integers.
         readers: Types of the operators that read it.
         table: Number of rows if it is a table in which rows are looked up, else 0.
+        uses: Where they read it, or what DEQUANTIZE expands it to.
     """
 
     position: int
@@ -76,6 +77,7 @@ class Constant:
     zero: float
     readers: tuple[str, ...]
     table: int = 0
+    uses: tuple[Use, ...] = ()
     _profile: Profile | None = None
 
     @property
@@ -164,7 +166,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
         height = table[0] if table is not None and len(table) == 2 and table[0] > _LEAST_HEAD else 0
         if tensors[0].is_sparse or rows.channels > 1:
             height = 0
-        found.append(Constant(position, buffer, tensors, kind, rows, zero, readers, height))
+        found.append(Constant(position, buffer, tensors, kind, rows, zero, readers, height, tuple(uses)))
     return found, skips
 
 

@@ -14,7 +14,7 @@ blocks]`` with ``blocks`` equal blocks along a row. All are float64 while being 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +119,18 @@ class Rounded:
     def values(self) -> Float64:
         """Returns what the integers stand for."""
         return self.integers * _spread(self.scale, self.integers.shape[2])
+
+
+class Factored(Protocol):
+    """What error feedback needs of moments; see :class:`Metric`."""
+
+    @property
+    def order(self) -> Labels:
+        """``[groups, length]``: the columns in the order in which they are rounded."""
+
+    @property
+    def factor(self) -> npt.NDArray[np.floating]:
+        """``[groups, length, length]``, upper triangular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +241,7 @@ def nearest(weight: Float64, step: Float64, levels: Levels) -> Float64:
     return np.clip(np.rint(weight / step), levels.low, levels.high)
 
 
-def feedback(weight: Float64, step: Float64, metric: Metric, levels: Levels) -> Float64:
+def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -> Float64:
     """Rounds column by column, each making up for the errors of those before it.
 
     Args:

@@ -32,6 +32,24 @@ def parts_of(inner: int, largest: int = LARGEST_BLOCK) -> int:
     return next(count for count in range(max(1, -(-inner // largest)), inner + 1) if inner % count == 0)
 
 
+def split(array: npt.NDArray[Any], parts: int) -> npt.NDArray[Any]:
+    """Cuts ``[groups, rows, inner]`` into ``[groups * parts, rows, inner / parts]``."""
+    if parts == 1:
+        return array
+    groups, rows, inner = array.shape
+    cut = array.reshape(groups, rows, parts, inner // parts).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(cut).reshape(groups * parts, rows, -1)
+
+
+def joined(array: npt.NDArray[Any], parts: int) -> npt.NDArray[Any]:
+    """Undoes :func:`split`."""
+    if parts == 1:
+        return array
+    _, rows, length = array.shape
+    whole = array.reshape(-1, parts, rows, length).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(whole).reshape(-1, rows, parts * length)
+
+
 @dataclass(slots=True)
 class Moments:
     """Sums over the vectors that one weight meets.
@@ -103,19 +121,11 @@ class Moments:
 
     def split(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts ``[groups, rows, inner]`` into ``[groups * parts, rows, length]``."""
-        if self.parts == 1:
-            return array
-        groups, rows, inner = array.shape
-        cut = array.reshape(groups, rows, self.parts, inner // self.parts).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(cut).reshape(groups * self.parts, rows, -1)
+        return split(array, self.parts)
 
     def joined(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Undoes :meth:`split`."""
-        if self.parts == 1:
-            return array
-        _, rows, length = array.shape
-        whole = array.reshape(-1, self.parts, rows, length).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(whole).reshape(-1, rows, self.parts * length)
+        return joined(array, self.parts)
 
     @property
     def mean(self) -> Float64:

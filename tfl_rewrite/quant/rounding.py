@@ -346,8 +346,7 @@ def round_values(
         np.clip(level, np.ceil(lowest / step), np.floor(highest / step), out=level)
         made = level * step
         if bits < kind.bits:
-            mantissa, exponent = np.frexp(made)
-            made = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+            made = shortened(made, bits)
         error.signal += float(np.vdot(part, part))
         part -= made
         error.noise += float(np.vdot(part, part))
@@ -363,6 +362,12 @@ def round_values(
             for row in range(block.rows):
                 emit(block.start + row * block.stride, result[row])
     return error
+
+
+def shortened(values: Float64, bits: int) -> Float64:
+    """Rounds values to so many significant bits."""
+    mantissa, exponent = np.frexp(values)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits), np.float64)
 
 
 def _balance(ratio: Float64, level: Float64, taps: int) -> None:

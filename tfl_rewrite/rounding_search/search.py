@@ -4,7 +4,9 @@ The noise that rounding one constant puts on an output grows with the square of 
 several constants add up, as long as they are small. So each constant is rounded alone once and the file is
 run: that gives what a unit of its noise costs. Then each gets the grid that minimizes deflated bytes plus a
 price times its cost (reverse water-filling, with measured sizes in place of the logarithm), and the price is
-settled by running files with everything rounded. How many files are run depends on the model alone, not on
+settled by running files with everything rounded. With real inputs levels are chosen for what weights meet,
+which fits the samples at hand: they come in two halves, and each half measures weights that were rounded for
+the other. How many files are run depends on the model alone, not on
 the clock, so the same input gives the same result.
 """
 
@@ -17,9 +19,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tfl_rewrite.calibration.fitter import Fitter
+from tfl_rewrite.calibration.holdout import divide
+from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.round_weights import Rounding, RoundWeights
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
 from tfl_rewrite.quant import rounding
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.quant.rounding import KINDS
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.storage import load
@@ -28,7 +34,7 @@ from tfl_rewrite.verification.cleanup import Scratch
 
 from .opening import open_outputs
 from .options import Group, choice_at, forms_of, grouped, options_around
-from .trial import Trial, noise_of, worst_ratio
+from .trial import Trial, Trials, noise_of, worst_ratio
 
 PROBES = 160
 """Constants that are measured alone; the smallest of a model with more are measured together."""
@@ -45,7 +51,8 @@ class Found:
 
     Attributes:
         settings: The pass that was found.
-        snr: Lowest ratio over the outputs that was measured with it, in dB; None where none has one.
+        snr: Lowest ratio over the outputs that was measured with it, in dB; None where none has one. Levels
+            that are chosen for inputs were chosen for other ones than those measured with.
         files: How many files were run.
     """
 
@@ -106,16 +113,22 @@ class RoundingSearch:
         self._settings = settings
         self._aim = min(max(aim, 0.0), 120.0)
         self._progress = progress or (lambda _what, _done, _total: None)
-        items, _ = find_constants(load(source), int8=settings.int8, min_elements=settings.min_elements)
+        self._model = load(source)
+        items, _ = find_constants(self._model, int8=settings.int8, min_elements=settings.min_elements)
         self._items = {item.position: item for item in _not_rounded(items)}
         self._elements = sum(item.elements for item in self._items.values())
         self._groups = grouped(list(self._items.values()), PROBES)
+        self._source = source
         self._folder = Scratch()
+        self._fitting: Fitter | None = None
+        self._text = ""
         folder = self._folder.path
-        self._trial = self._probes = Trial.of(source, "trial", folder, verification)
+        parts = self._parts(verification)
+        self._fitters = [fitter for _, fitter in parts if fitter is not None]
+        self._trial = self._probes = self._trials(source, "trial", parts)
         opened = folder / "opened.tflite"
         if open_outputs(source, opened):
-            self._probes = Trial.of(opened, "probe", folder, verification)
+            self._probes = self._trials(opened, "probe", parts)
 
     def __enter__(self) -> RoundingSearch:
         return self
@@ -130,8 +143,43 @@ class RoundingSearch:
         """How many files were run."""
         return self._trial.files + (self._probes.files if self._probes is not self._trial else 0)
 
+    def _parts(self, verification: Verification) -> list[tuple[Verification, Fitting | None]]:
+        """Returns how to measure on each part of the inputs, and what chooses levels by the others."""
+        if not verification.inputs or self._settings.effort is Effort.FAST or not self._items:
+            return [(verification, None)]
+        inputs = verification.inputs
+        # Nothing is held out: the inputs judge as well.
+        parted = divide(self._source, inputs, inputs, self._folder.folder(), halves=True)
+        if not parted.crossed:
+            return [(verification, None)]
+        self._text = parted.dealt
+        self._fitting = Fitter(verification.calibration(), self._progress)
+        return [
+            (
+                replace(verification, inputs=part),
+                Fitter(replace(verification, inputs=parted.others(number)).calibration(), self._progress),
+            )
+            for number, part in enumerate(parted.folds)
+        ]
+
+    def _trials(
+        self,
+        source: str | os.PathLike[str],
+        name: str,
+        parts: Sequence[tuple[Verification, Fitting | None]],
+    ) -> Trials:
+        return Trials(
+            [
+                Trial.of(source, f"{name}-{number}", self._folder.path, part, fitting)
+                for number, (part, fitting) in enumerate(parts)
+            ]
+        )
+
     def measure(self) -> None:
         """Measures what the noise of each constant costs, unless that is done."""
+        if self._fitters and not self._groups[0].options:
+            for fitter in self._fitters:
+                fitter.prepare(self._model, list(self._items.values()))
         for number, group in enumerate(self._groups):
             self._progress("measuring constants", number, len(self._groups))
             if not group.options:
@@ -150,7 +198,7 @@ class RoundingSearch:
             return replace(self._settings, choices={}), 0.0
         self.measure()
         choices, nbytes = self._solve(aim)
-        return replace(self._settings, choices=choices), nbytes
+        return replace(self._settings, choices=choices, fitting=self._fitting), nbytes
 
     def find(self, min_snr: float, *, max_abs_error: float | None = None) -> Found:
         """Returns the coarsest rounding that was found to keep every output at a ratio.
@@ -199,9 +247,12 @@ class RoundingSearch:
         if best is None:
             choices = {position: Choice(self._finest(position)) for position in self._items}
             best = 0, choices, self._judge(choices, tolerance, self._trial).worst_snr()
-        return Found(replace(self._settings, choices=best[1]), best[2], self.files)
+        made = replace(self._settings, choices=best[1], fitting=self._fitting)
+        if self._fitting is not None and best[2] is not None:
+            made = replace(made, notes=(f"the search measured {best[2]:.1f} dB on {self._text}",))
+        return Found(made, best[2], self.files)
 
-    def _judge(self, choices: Mapping[int, Choice], tolerance: Tolerance, trial: Trial) -> Verdict:
+    def _judge(self, choices: Mapping[int, Choice], tolerance: Tolerance, trial: Trials) -> Verdict:
         return trial.judge({key: (self._items[key], made) for key, made in choices.items()}, tolerance)
 
     def _probe(self, group: Group) -> None:

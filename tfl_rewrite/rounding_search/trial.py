@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tfl_rewrite.calibration.merging import merged
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.model.blob import MappedBlob
+from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.round_weights import Rounding
 from tfl_rewrite.passes.rounded_constants import Choice, Constant
 from tfl_rewrite.quant.rounding import Float64
@@ -26,17 +28,28 @@ class Trial:
         path: The copy.
         judge: Of files rewritten from the original.
         offsets: Where the constants lie, by position of their buffers.
+        fitting: Chooses levels by other inputs than those that the judge has.
     """
 
-    def __init__(self, path: Path, judge: Judge, offsets: Mapping[int, int]) -> None:
+    def __init__(
+        self, path: Path, judge: Judge, offsets: Mapping[int, int], fitting: Fitting | None = None
+    ) -> None:
         self._path = path
+        self._fitting = fitting
         self._judge = judge
         self._offsets = offsets
         self._dirty: dict[int, tuple[Constant, Choice]] = {}
         self.files = 0
 
     @classmethod
-    def of(cls, source: str | os.PathLike[str], name: str, folder: Path, verification: Verification) -> Trial:
+    def of(
+        cls,
+        source: str | os.PathLike[str],
+        name: str,
+        folder: Path,
+        verification: Verification,
+        fitting: Fitting | None = None,
+    ) -> Trial:
         """Copies a file."""
         path = folder / f"{name}.tflite"
         shutil.copyfile(source, path)
@@ -46,7 +59,7 @@ class Trial:
             for position, buffer in enumerate(load(source).buffers)
             if isinstance(buffer.blob, MappedBlob)
         }
-        return cls(path, verification.judge(source, exact=False), offsets)
+        return cls(path, verification.judge(source, exact=False), offsets, fitting)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -64,7 +77,7 @@ class Trial:
                     self._write(file.fileno(), item, item.blob.view())
             for position, made in chosen.items():
                 if self._dirty.get(position) != made:
-                    self._write(file.fileno(), made[0], Rounding.of(*made).data())
+                    self._write(file.fileno(), made[0], Rounding.of(*made, self._fitting).data())
         self._dirty = dict(chosen)
         self.files += 1
         verdict = self._judge.compare(self._path, tolerance=tolerance)
@@ -77,6 +90,35 @@ class Trial:
 
     def _write(self, descriptor: int, item: Constant, data: bytes | bytearray | memoryview) -> None:
         os.pwrite(descriptor, data, self._offsets[item.position])
+
+
+class Trials:
+    """Several trials of one file, each on a part of the inputs, judged as one.
+
+    Args:
+        each: The trials.
+    """
+
+    def __init__(self, each: Sequence[Trial]) -> None:
+        self._each = each
+
+    @property
+    def files(self) -> int:
+        """How many files were run."""
+        return sum(trial.files for trial in self._each)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for trial in self._each:
+            trial.close()
+
+    def judge(self, chosen: Mapping[int, tuple[Constant, Choice]], tolerance: Tolerance) -> Verdict:
+        """Judges the file with these constants rounded; see :meth:`Trial.judge`.
+
+        Raises:
+            UnsupportedError: Nothing can be run.
+        """
+        return merged([trial.judge(chosen, tolerance) for trial in self._each], tolerance.min_snr)
 
 
 def _judged(verdict: Verdict) -> list[float | None]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tfl_rewrite.calibration.merging import merged
 from tfl_rewrite.rounding_search.opening import open_outputs
 from tfl_rewrite.shrinking.goals import Goal
-from tfl_rewrite.shrinking.merging import merged
 from tfl_rewrite.shrinking.units import Float64, ratio
 from tfl_rewrite.verification import Judge, Tolerance, Verdict
 

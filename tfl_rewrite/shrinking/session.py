@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from tfl_rewrite import __version__
+from tfl_rewrite.calibration.holdout import Split, divide
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shrinking.goals import Goal, Objective
-from tfl_rewrite.shrinking.holdout import Split, first_sizes, split
 from tfl_rewrite.shrinking.metric import MetricProcess
 from tfl_rewrite.shrinking.search import Search
 from tfl_rewrite.shrinking.sensitivity import Progress
@@ -24,8 +24,6 @@ from tfl_rewrite.shrinking.state import Clock, State
 from tfl_rewrite.shrinking.timing import Stopwatch
 from tfl_rewrite.shrinking.trials import Fold, PassMaker, Trials
 from tfl_rewrite.shrinking.units import ENCODINGS, base_pass, find_units
-from tfl_rewrite.storage import load
-from tfl_rewrite.verification import several
 from tfl_rewrite.verification.cleanup import Scratch
 
 _ROUNDING = 0.4
@@ -123,21 +121,7 @@ def _split(
         judge = tuple(holdout)
         text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
         return Split(((),), (), judge, text, True)
-    model = load(source)
-    in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
-        code.name == "VAR_HANDLE" for code in model.operator_codes
-    )
-    folder = scratch.folder()
-    entries = [len(model.subgraphs[0].inputs), *(len(signature.inputs) for signature in model.signatures)]
-    return split(
-        verification.inputs,
-        holdout,
-        folder,
-        in_order=in_order,
-        whole=first_sizes(model),
-        halves=halves,
-        media=set(entries) == {1},
-    )
+    return divide(source, verification.inputs, holdout, scratch.folder(), halves=halves)
 
 
 def _equipped(
@@ -152,15 +136,12 @@ def _equipped(
     Returns:
         The pass, and what makes it with a rounder that goes weight by weight.
     """
-    from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+    from tfl_rewrite.calibration.rounder import PAINS, Calibrated
 
     if not inputs or base.effort is Effort.FAST:
         return base, None
-    calibration = Settings(
-        inputs=tuple(inputs),
-        runtime=several(verification.runtime)[0],
-        timeout=verification.timeout,
-        memory_limit=verification.memory_limit,
+    calibration = replace(
+        replace(verification, inputs=tuple(inputs)).calibration(),
         pains=PAINS[base.effort],
         correct_bias=base.correct_bias,
     )

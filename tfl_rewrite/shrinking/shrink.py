@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
@@ -16,7 +17,6 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.rewriting import Report, Verification, rewrite
 from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
-from tfl_rewrite.shrinking.holdout import Split
 from tfl_rewrite.shrinking.jury import Jury
 from tfl_rewrite.shrinking.ordering import TRIES, in_order
 from tfl_rewrite.shrinking.search import snr_of

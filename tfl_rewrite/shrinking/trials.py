@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfl_rewrite.calibration.merging import merged
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model
@@ -20,7 +21,6 @@ from tfl_rewrite.passes.weight_changes import WeightChange
 from tfl_rewrite.rounding_search.opening import open_outputs
 from tfl_rewrite.shrinking.figures import Figures, counts_hidden, figures_of, judged_inside, noise_of
 from tfl_rewrite.shrinking.goals import Goal, Objective
-from tfl_rewrite.shrinking.merging import merged
 from tfl_rewrite.shrinking.units import Choice, Float64, assigned, ratio
 from tfl_rewrite.storage import load, save
 from tfl_rewrite.verification import Judge, Tolerance, Verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite.shrinking.holdout import Split, split
+from tfl_rewrite.calibration.holdout import Split, split
 
 
 def write(path: Path, count: int, start: int = 0) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.storage import load
 from tfl_rewrite.verification.inputs import expand_paths, read_npz
 from tfl_rewrite.verification.media import Media
 from tfl_rewrite.verification.samples import Array
@@ -35,6 +36,7 @@ class Split:
         everything: The inputs of all folds.
         judge: The rest.
         text: What was done, for the report.
+        dealt: The part of it that is about the folds.
         held_out: Whether the search never sees those that judge.
     """
 
@@ -43,6 +45,7 @@ class Split:
     judge: Paths
     text: str
     held_out: bool
+    dealt: str = ""
 
     @property
     def crossed(self) -> bool:
@@ -52,6 +55,39 @@ class Split:
     def others(self, fold: int) -> Paths:
         """Returns the inputs that are not of a fold."""
         return tuple(path for index, part in enumerate(self.folds) if index != fold for path in part)
+
+
+def divide(
+    source: str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
+    holdout: Sequence[str | os.PathLike[str]],
+    folder: Path,
+    *,
+    halves: bool,
+) -> Split:
+    """Divides the user's inputs of a model; in order where it keeps something from call to call.
+
+    Args:
+        source: The model.
+        inputs: See :func:`split`, as for the others.
+
+    Raises:
+        UsageError: A file cannot be read.
+    """
+    model = load(source)
+    in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
+        code.name == "VAR_HANDLE" for code in model.operator_codes
+    )
+    entries = [len(model.subgraphs[0].inputs), *(len(signature.inputs) for signature in model.signatures)]
+    return split(
+        inputs,
+        holdout,
+        folder,
+        in_order=in_order,
+        whole=first_sizes(model),
+        halves=halves,
+        media=set(entries) == {1},
+    )
 
 
 def split(
@@ -105,12 +141,13 @@ def split(
                     parts[index].append(target)
                 counts[index] += len(rows)
     kept = "the files of --holdout" if holdout else str(counts[2])
-    text = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other; {kept} held out"
+    dealt = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other"
     first, second, rest = (tuple(part) for part in parts)
     if not halves:
         text = f"{counts[0] + counts[1]} {what}; {kept} held out"
         return Split(((*first, *second),), (*first, *second), tuple(holdout) or rest, text, True)
-    return Split((first, second), (*first, *second), tuple(holdout) or rest, text, True)
+    text = f"{dealt}; {kept} held out"
+    return Split((first, second), (*first, *second), tuple(holdout) or rest, text, True, dealt)
 
 
 def _each(found: Path | Media) -> list[Path | Media]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfl_rewrite.shrinking.merging import merged
+from tfl_rewrite.calibration.merging import merged
 from tfl_rewrite.verification import Tolerance, Verdict
 from tfl_rewrite.verification.compare import OutputTally
 from tfl_rewrite.verification.interface import TensorFacts

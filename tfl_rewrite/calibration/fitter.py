@@ -1,0 +1,231 @@
+"""Values on given grids, chosen for the real activations that they meet.
+
+The grids are decided elsewhere; here each column of a weight makes up for the errors of those before it
+(:func:`tfl_rewrite.quant.calibrated.feedback`), so that the products are off by less at the same grid. Biases
+are left alone: what their correction won on inputs at hand was as often lost on others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
+from tfl_rewrite.calibration.probe import Place, Probe
+from tfl_rewrite.calibration.rounder import Settings, file_of
+from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.products import product_of
+from tfl_rewrite.passes.rounded_constants import Constant
+from tfl_rewrite.quant.calibrated import Metric, feedback
+from tfl_rewrite.quant.encoding import Levels
+from tfl_rewrite.quant.moments import Moments, joined, parts_of, split
+from tfl_rewrite.quant.patches import Product
+from tfl_rewrite.quant.rounding import Array, Float64
+from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
+from tfl_rewrite.verification.memory import MemoryWatch, default_limit
+from tfl_rewrite.verification.runner import RuntimeChoice
+
+LARGEST_FACTOR_NBYTES = 256 << 20
+"""Of what is kept of the activations of one weight; one that would take more is rounded without them."""
+
+TOTAL_FACTOR_NBYTES = 4 << 30
+"""Of all of them, in a temporary file but for :data:`HELD_NBYTES`."""
+
+HELD_NBYTES = 256 << 20
+
+REMEMBERED_NBYTES = 128 << 20
+"""Of the values that were asked for last: they are asked for again, to be written and to be told of."""
+
+_SLICE_ELEMENTS = 1 << 22
+"""Rounded at a time: 32 MB an array of float64, of which about six are held."""
+
+_ANY = Levels(-(1 << 40), 1 << 40)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is kept of the activations that one weight meets.
+
+    Attributes:
+        order, factor: See :class:`tfl_rewrite.quant.calibrated.Factored`; float32.
+    """
+
+    product: Product
+    order: npt.NDArray[np.int64]
+    factor: npt.NDArray[np.float32]
+
+
+class Fitter:
+    """Looks at activations; see :class:`tfl_rewrite.passes.fitting.Fitting`.
+
+    Args:
+        settings: The inputs, and what runs the model.
+        progress: Called with what is going on, and how many of how many weights are done.
+    """
+
+    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+        self._settings = settings
+        self._progress = progress or (lambda _what, _done, _total: None)
+        self._known: dict[Hashable, _Known] = {}
+        self._reasons: dict[Hashable, str] = {}
+        self._active: list[Hashable] = []
+        self._samples = 0
+        self._nbytes = 0
+        self._files: list[Any] = []
+        self._remembered: OrderedDict[Hashable, npt.NDArray[np.float32]] = OrderedDict()
+
+    def prepare(self, model: Model, items: Sequence[Constant]) -> None:
+        """Runs the model for what it is not known yet."""
+        self._active = [_key(item) for item in items]
+        jobs = self._jobs(model, [item for item in items if not self._seen(_key(item))])
+        if not jobs:
+            return
+        try:
+            # A signal to end unwinds, so that processes and files are not left behind.
+            with TerminationGuard(), Scratch() as scratch:
+                self._collect(file_of(model, scratch.folder()), jobs)
+        except (CalibrationError, UnsupportedError) as error:
+            for key, _ in jobs:
+                if key not in self._known:
+                    self._reasons[key] = f"the model could not be run for its activations: {error}"
+
+    def fit(self, item: Constant, values: Array, steps: Float64) -> Float64 | None:
+        """Rounds one weight, columns that meet most first."""
+        known = self._known.get(_key(item))
+        if known is None:
+            return None
+        asked = _key(item), steps.tobytes()
+        made = self._remembered.pop(asked, None)
+        if made is None:
+            made = self._fit(item, values, steps, known).astype(np.float32)
+        self._remembered[asked] = made
+        while sum(held.nbytes for held in self._remembered.values()) > REMEMBERED_NBYTES:
+            self._remembered.popitem(last=False)
+        return made.astype(np.float64)
+
+    def _fit(self, item: Constant, values: Array, steps: Float64, known: _Known) -> Float64:
+        rows, shape = item.rows, item.tensors[0].shape or ()
+        cut = (rows.outer, rows.channels, rows.inner)
+        found = item.profile()
+        if steps.size == 1:
+            found = found.merged()
+
+        def matrix(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            whole = known.product.matrix(np.broadcast_to(values, cut).reshape(shape))
+            return split(whole, known.product.inner // known.order.shape[1])
+
+        step = steps[None, :, None]
+        limit = np.floor(item.kind.largest / step)
+        lowest = np.maximum(np.rint(found.low[None, :, None] / step) - 1, -limit)
+        highest = np.minimum(np.rint(found.high[None, :, None] / step) + 1, limit)
+        weight = matrix(values.astype(np.float64).reshape(cut))
+        wide, low, high = (matrix(values) for values in (step, lowest, highest))
+        narrow = bool((wide == wide[:, :, :1]).all())
+        made = np.empty(weight.shape)
+        for part in _slices(weight.shape):
+            of_part = np.ascontiguousarray(wide[:, part, :1] if narrow else wide[:, part])
+            level = feedback(weight[:, part], of_part, known, _ANY)
+            np.clip(level, low[:, part], high[:, part], out=level)
+            made[:, part] = level * of_part
+        whole = joined(made, known.product.inner // known.order.shape[1])
+        return np.ascontiguousarray(known.product.weight(whole), np.float64).reshape(-1)
+
+    def notes(self) -> list[str]:
+        """Returns how many weights were looked at, and why others were not."""
+        count = sum(key in self._known for key in self._active)
+        lines = []
+        if count:
+            lines.append(
+                f"{count} weight(s) rounded for what they meet in {self._samples} real sample(s); judge by"
+                " inputs that were not used for it"
+            )
+        why = Counter(self._reasons[key] for key in self._active if self._reasons.get(key))
+        lines += [f"{number} weight(s) rounded without activations: {text}" for text, number in why.items()]
+        return lines
+
+    def _seen(self, key: Hashable) -> bool:
+        return key in self._known or key in self._reasons
+
+    def _jobs(self, model: Model, items: Sequence[Constant]) -> list[tuple[Hashable, Wanted]]:
+        """Returns which weights to look at; notes of the others why not (nothing, where none does)."""
+        places = {
+            id(operator): Place(number, position)
+            for number, subgraph in enumerate(model.subgraphs)
+            for position, operator in enumerate(subgraph.operators)
+        }
+        jobs = []
+        for item in items:
+            use = item.uses[0] if item.uses else None
+            product = product_of(use.operator, use.position) if use is not None else None
+            if use is None or product is None or item.kind.numpy == "|i1":
+                self._reasons[_key(item)] = ""
+            elif len(item.uses) != 1 or len(item.tensors) != 1:
+                self._reasons[_key(item)] = "several operators read them"
+            elif item.tensors[0].is_sparse:
+                self._reasons[_key(item)] = "sparse"
+            elif _nbytes_of(product) > LARGEST_FACTOR_NBYTES:
+                self._reasons[_key(item)] = "they meet vectors too long to be looked at"
+            elif self._nbytes + _nbytes_of(product) > TOTAL_FACTOR_NBYTES:
+                self._reasons[_key(item)] = "the model has too many weights to look at all"
+            else:
+                self._nbytes += _nbytes_of(product)
+                jobs.append((_key(item), Wanted(places[id(use.operator)], use.position, product)))
+        return jobs
+
+    def _collect(self, path: Any, jobs: Sequence[tuple[Hashable, Wanted]]) -> None:
+        settings = self._settings
+        watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
+        steps = steps_of(
+            path,
+            settings.inputs,
+            runtime=settings.runtime,
+            timeout=settings.timeout,
+            memory_limit=settings.memory_limit,
+        )
+        self._samples = len(steps)
+        choice = RuntimeChoice.parse(settings.runtime)
+        with Runner(choice, timeout=settings.timeout, watch=watch) as runner:
+            probe = Probe(path, runner)
+            wanted = [item for _, item in jobs]
+            for done, (position, moments) in enumerate(collect(probe, wanted, probe.calls(steps))):
+                self._progress("looking at activations", done, len(jobs))
+                key = jobs[position][0]
+                if isinstance(moments, Moments):
+                    self._known[key] = self._kept(wanted[position].product, moments)
+                else:
+                    self._reasons[key] = moments
+
+    def _kept(self, product: Product, moments: Moments) -> _Known:
+        metric = Metric.of(moments.covariance(centred=False))
+        factor = metric.factor.astype(np.float32)
+        if sum(item.factor.nbytes for item in self._known.values()) + factor.nbytes <= HELD_NBYTES:
+            return _Known(product, metric.order, factor)
+        # The map lives as long as this object, and the nameless file as long as the map.
+        file = tempfile.TemporaryFile(prefix="tfl-rewrite-")  # noqa: SIM115
+        file.write(factor.data)
+        file.flush()
+        mapped: npt.NDArray[np.float32] = np.memmap(file, np.float32, "r", shape=factor.shape)
+        self._files.append(file)
+        return _Known(product, metric.order, mapped)
+
+
+def _key(item: Constant) -> Hashable:
+    return item.position, item.rows, item.kind.numpy
+
+
+def _nbytes_of(product: Product) -> int:
+    return 4 * product.groups * product.inner * (product.inner // parts_of(product.inner))
+
+
+def _slices(shape: tuple[int, ...]) -> list[slice]:
+    groups, rows, length = shape
+    step = max(1, _SLICE_ELEMENTS // max(1, groups * length))
+    return [slice(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
