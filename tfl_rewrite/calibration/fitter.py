@@ -8,6 +8,7 @@ are left alone: what their correction won on inputs at hand was as often lost on
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Fitter:
         self._nbytes = 0
         self._files: list[Any] = []
         self._remembered: OrderedDict[Hashable, npt.NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def prepare(self, model: Model, items: Sequence[Constant]) -> None:
         """Runs the model for what it is not known yet."""
@@ -103,12 +105,14 @@ class Fitter:
         if known is None:
             return None
         asked = _key(item), steps.tobytes()
-        made = self._remembered.pop(asked, None)
+        made = self._remembered.get(asked)
         if made is None:
             made = self._fit(item, values, steps, known).astype(np.float32)
-        self._remembered[asked] = made
-        while sum(held.nbytes for held in self._remembered.values()) > REMEMBERED_NBYTES:
-            self._remembered.popitem(last=False)
+            # Constants are written by several threads.
+            with self._lock:
+                self._remembered[asked] = made
+                while sum(held.nbytes for held in self._remembered.values()) > REMEMBERED_NBYTES:
+                    self._remembered.popitem(last=False)
         return made.astype(np.float64)
 
     def _fit(self, item: Constant, values: Array, steps: Float64, known: _Known) -> Float64:

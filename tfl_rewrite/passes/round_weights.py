@@ -37,6 +37,9 @@ LARGEST_STEPS = 1 << 14
 
 LEAST_ELEMENTS = 16
 
+# What is on some grid already is deflated both ways to see whether another one is worth it, up to this size.
+_WEIGHED_NBYTES = 64 << 20
+
 # A step of its own is worth having for a channel of so many elements.
 _LEAST_CHANNEL = 4
 
@@ -269,7 +272,13 @@ class RoundWeights:
             found = found.merged()
         if rounding.has_steps(found, self.steps):
             return ("on-grid", f"it is already on a grid of {self.steps} steps or fewer"), None
-        return ("", ""), rounding.steps_of_range(found, self.steps, item.kind)
+        steps = rounding.steps_of_range(found, self.steps, item.kind)
+        if item.is_rounded and item.blob.nbytes <= _WEIGHED_NBYTES:
+            # Of a few finer levels, these might be the worse ones.
+            made = Rounding(item, steps)
+            if rounding.deflated(made.data()) >= made.original():
+                return ("on-grid", "it is on a grid already and would deflate to no less on this one"), None
+        return ("", ""), steps
 
     def _by_channel(self, item: Constant) -> bool:
         return (
