@@ -45,6 +45,9 @@ HELD_NBYTES = 256 << 20
 REMEMBERED_NBYTES = 128 << 20
 """Of the values that were asked for last: they are asked for again, to be written and to be told of."""
 
+_PENDING = 256 << 20
+"""Of sums over what weights of several operators meet."""
+
 _SLICE_ELEMENTS = 1 << 22
 """Rounded at a time: 32 MB an array of float64, of which about six are held."""
 
@@ -167,21 +170,21 @@ class Fitter:
         }
         jobs = []
         for item in items:
-            use = item.uses[0] if item.uses else None
-            product = product_of(use.operator, use.position) if use is not None else None
-            if use is None or product is None or item.kind.numpy == "|i1":
-                self._reasons[_key(item)] = ""
-            elif len(item.uses) != 1 or len(item.tensors) != 1:
-                self._reasons[_key(item)] = "several operators read them"
-            elif item.tensors[0].is_sparse:
-                self._reasons[_key(item)] = "sparse"
+            key, products = _key(item), [product_of(use.operator, use.position) for use in item.uses]
+            product = products[0] if products else None
+            if product is None or item.kind.numpy == "|i1":
+                self._reasons[key] = ""
+            elif any(other != product for other in products):
+                self._reasons[key] = "operators multiply them in different ways"
+            elif any(tensor.is_sparse or tensor.shape != item.tensors[0].shape for tensor in item.tensors):
+                self._reasons[key] = "they are sparse, or are read in several shapes"
             elif _nbytes_of(product) > LARGEST_FACTOR_NBYTES:
-                self._reasons[_key(item)] = "they meet vectors too long to be looked at"
+                self._reasons[key] = "they meet vectors too long to be looked at"
             elif self._nbytes + _nbytes_of(product) > TOTAL_FACTOR_NBYTES:
-                self._reasons[_key(item)] = "the model has too many weights to look at all"
+                self._reasons[key] = "the model has too many weights to look at all"
             else:
                 self._nbytes += _nbytes_of(product)
-                jobs.append((_key(item), Wanted(places[id(use.operator)], use.position, product)))
+                jobs += [(key, Wanted(places[id(use.operator)], use.position, product)) for use in item.uses]
         return jobs
 
     def _collect(self, path: Any, jobs: Sequence[tuple[Hashable, Wanted]]) -> None:
@@ -199,13 +202,24 @@ class Fitter:
         with Runner(choice, timeout=settings.timeout, watch=watch) as runner:
             probe = Probe(path, runner)
             wanted = [item for _, item in jobs]
+            pending = Counter(key for key, _ in jobs)
+            sums: dict[Hashable, Moments] = {}
             for done, (position, moments) in enumerate(collect(probe, wanted, probe.calls(steps))):
                 self._progress("looking at activations", done, len(jobs))
                 key = jobs[position][0]
-                if isinstance(moments, Moments):
-                    self._known[key] = self._kept(wanted[position].product, moments)
-                else:
-                    self._reasons[key] = moments
+                pending[key] -= 1
+                if isinstance(moments, str):
+                    self._reasons.setdefault(key, moments)
+                elif key in sums:
+                    sums[key].take(moments)
+                elif key not in self._known:
+                    sums[key] = moments
+                # Where too much would be held, one of the operators that read a weight speaks for all.
+                if key in sums and (
+                    not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING
+                ):
+                    self._known[key] = self._kept(wanted[position].product, sums.pop(key))
+                    self._reasons.pop(key, None)
 
     def _kept(self, product: Product, moments: Moments) -> _Known:
         metric = Metric.of(moments.covariance(centred=False))

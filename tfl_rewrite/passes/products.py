@@ -25,6 +25,9 @@ def activation_of(operator: Operator, position: int) -> Tensor | None:
     """
     if position in _RECURRENT.get(operator.code.name, ((), ()))[1]:
         return operator.outputs[0] if operator.outputs else None
+    if operator.code.name == "TRANSPOSE_CONV":
+        # Its first input is the shape of the output (transpose_conv.cc).
+        return operator.inputs[2] if len(operator.inputs) > 2 else None
     return operator.inputs[0] if operator.inputs else None
 
 
@@ -44,6 +47,9 @@ def product_of(operator: Operator, position: int) -> Product | None:
     if position != 1:
         return None
     if name == "FULLY_CONNECTED" and rank == 2 and not operator.option("weights_format"):
+        return Dense(shape)
+    if name == "TRANSPOSE_CONV" and rank == 4:
+        # Every tap of every output meets each pixel; which taps of others it is added to is not looked at.
         return Dense(shape)
     if name == "BATCH_MATMUL" and rank >= 2:
         return BatchMatmul(shape, bool(operator.option("adj_x")), bool(operator.option("adj_y")))

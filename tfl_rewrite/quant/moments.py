@@ -119,6 +119,13 @@ class Moments:
         self.count[half] += cut.shape[1]
         self.samples += 1
 
+    def take(self, other: Moments) -> None:
+        """Takes in what the same weight meets elsewhere."""
+        self.square += other.square
+        self.total += other.total
+        self.count += other.count
+        self.samples += other.samples
+
     def split(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cuts ``[groups, rows, inner]`` into ``[groups * parts, rows, length]``."""
         return split(array, self.parts)

@@ -18,6 +18,9 @@ from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.storage import load, save
 
+MANY_DECISIONS = 100
+"""Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
+
 _SQUASHING = ("SOFTMAX", "LOGISTIC", "TANH")
 # What may follow one without changing its numbers.
 _RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")

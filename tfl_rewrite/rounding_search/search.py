@@ -6,7 +6,8 @@ run: that gives what a unit of its noise costs. Then each gets the grid that min
 price times its cost (reverse water-filling, with measured sizes in place of the logarithm), and the price is
 settled by running files with everything rounded. With real inputs levels are chosen for what weights meet,
 which fits the samples at hand: they come in two halves, and each half measures weights that were rounded for
-the other. How many files are run depends on the model alone, not on
+the other. What goes into a last SOFTMAX that decides few things has to keep the ratio as well: outputs that
+are sure of themselves hide noise that others show. How many files are run depends on the model alone, not on
 the clock, so the same input gives the same result.
 """
 
@@ -32,7 +33,7 @@ from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Tolerance, Verdict
 from tfl_rewrite.verification.cleanup import Scratch
 
-from .opening import open_outputs
+from .opening import MANY_DECISIONS, open_outputs
 from .options import Group, choice_at, forms_of, grouped, options_around
 from .trial import Trial, Trials, noise_of, worst_ratio
 
@@ -127,7 +128,9 @@ class RoundingSearch:
         self._fitters = [fitter for _, fitter in parts if fitter is not None]
         self._trial = self._probes = self._trials(source, "trial", parts)
         opened = folder / "opened.tflite"
-        if open_outputs(source, opened):
+        decisions = open_outputs(source, opened, centred=True)
+        self._hides = 0 < decisions < MANY_DECISIONS
+        if decisions:
             self._probes = self._trials(opened, "probe", parts)
 
     def __enter__(self) -> RoundingSearch:
@@ -214,18 +217,24 @@ class RoundingSearch:
         best: tuple[float, dict[int, Choice], float | None] | None = None
         low, high = None, None
         aim = min_snr
-        seen: set[tuple[tuple[int, Choice], ...]] = set()
+        seen: dict[tuple[tuple[int, Choice], ...], bool] = {}
+        stride = 0.25
         for number in range(_ROUNDS):
             self._progress("settling the steps", number, _ROUNDS)
             choices, size = self._solve(aim)
             key = tuple(sorted(choices.items(), key=lambda pair: pair[0]))
             if key in seen:
-                aim -= 0.25
+                # Coarser grids where those held, finer ones where not.
+                aim += -stride if seen[key] else stride
+                stride *= 1.5
                 continue
-            seen.add(key)
+            stride = 0.25
             verdict = self._judge(choices, tolerance, self._trial)
             worst = worst_ratio(verdict)
-            if verdict.passed:
+            if self._hides and worst >= min_snr:
+                worst = min(worst, worst_ratio(self._judge(choices, _ANYTHING, self._probes)))
+            seen[key] = verdict.passed and worst >= min_snr
+            if seen[key]:
                 if best is None or size < best[0]:
                     best = size, choices, verdict.worst_snr()
                 high = aim if high is None else min(high, aim)
@@ -247,10 +256,19 @@ class RoundingSearch:
         if best is None:
             choices = {position: Choice(self._finest(position)) for position in self._items}
             best = 0, choices, self._judge(choices, tolerance, self._trial).worst_snr()
-        made = replace(self._settings, choices=best[1], fitting=self._fitting)
-        if self._fitting is not None and best[2] is not None:
-            made = replace(made, notes=(f"the search measured {best[2]:.1f} dB on {self._text}",))
+        notes = self._notes(best[1], best[2])
+        made = replace(self._settings, choices=best[1], fitting=self._fitting, notes=notes)
         return Found(made, best[2], self.files)
+
+    def _notes(self, choices: Mapping[int, Choice], snr: float | None) -> tuple[str, ...]:
+        """Returns what was measured, where the verdict on the file does not show it."""
+        notes = []
+        if self._fitting is not None and snr is not None:
+            notes.append(f"the search measured {snr:.1f} dB on {self._text}")
+        if self._hides:
+            hidden = worst_ratio(self._judge(choices, _ANYTHING, self._probes))
+            notes.append(f"what goes into the last SOFTMAX, LOGISTIC or TANH keeps {hidden:.1f} dB")
+        return tuple(notes)
 
     def _judge(self, choices: Mapping[int, Choice], tolerance: Tolerance, trial: Trials) -> Verdict:
         return trial.judge({key: (self._items[key], made) for key, made in choices.items()}, tolerance)

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from tfl_rewrite.calibration.merging import merged
-from tfl_rewrite.rounding_search.opening import open_outputs
+from tfl_rewrite.rounding_search.opening import MANY_DECISIONS, open_outputs
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.units import Float64, ratio
 from tfl_rewrite.verification import Judge, Tolerance, Verdict
 
 QUIET = 1e-16
 """Noise that counts as none."""
-MANY_DECISIONS = 100
-"""Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
