@@ -16,7 +16,7 @@ from nets import Array, Net, named, run
 from tfl_rewrite import UnsupportedError, UsageError, load, remove_dead, save
 from tfl_rewrite.api import remove_dead_passes
 from tfl_rewrite.cli import main
-from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import (
@@ -351,6 +351,55 @@ def test_an_argument_of_the_signature_keeps_its_name() -> None:
 def test_a_cut_that_makes_no_sense_says_what_would(options: dict[str, list[str]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         remove_dead(chain().model, **options)
+
+
+def test_what_no_operator_makes_cannot_become_an_output() -> None:
+    net = chain()
+    net.tensor("never made", (1, 4))
+    with pytest.raises(UsageError, match="'never made' is made by no operator"):
+        remove_dead(net.model, outputs=["never made"])
+
+
+def remembers(read_name: str = "state") -> Net:
+    """k is |x + what was there before|; y is k and what is there now."""
+    net = Net()
+    x = net.input("x", (1, 4))
+    handles = []
+    for name in ("state", read_name):
+        handles.append(net.add("VAR_HANDLE", [], f"handle of {name}", (), dtype=np.int32))
+        handles[-1].dtype = 13
+        net.graph.operators[-1].options = Record(
+            schema().tables["VarHandleOptions"], {"container": "c", "shared_name": name}
+        )
+    k = net.add("ABS", [net.add("ADD", [x, x], "sum", (1, 4))], "k", (1, 4))
+    net.add("ASSIGN_VARIABLE", [handles[0], named(net.model, "sum")], "no result", (1, 4))
+    net.graph.operators[-1].outputs = []
+    read = net.add("READ_VARIABLE", [handles[1]], "read", (1, 4))
+    net.output(net.add("ADD", [k, read], "y", (1, 4)))
+    return net
+
+
+def test_a_cut_that_parts_who_writes_a_variable_from_who_reads_it_is_refused() -> None:
+    with pytest.raises(UsageError, match="READ_VARIABLE -> read reads what ASSIGN_VARIABLE -> nothing"):
+        remove_dead(remembers().model, inputs=["k"])
+    # Nothing is lost where another variable is read, where the read value is given, or is not needed.
+    remove_dead(remembers("another").model, inputs=["k"])
+    remove_dead(remembers().model, inputs=["k", "read"])
+    net = remembers()
+    net.output(net.add("NEG", [named(net.model, "k")], "z", (1, 4)))
+    remove_dead(net.model, inputs=["k"], outputs=["z"])
+    remove_dead(remembers().model, outputs=["read"])
+
+
+def test_a_cut_between_two_users_of_a_variable_tensor_is_refused() -> None:
+    net = Net()
+    x, state = net.input("x", (1, 4)), net.tensor("state", (1, 4), buffer=Buffer())
+    state.is_variable = True
+    net.model.buffers.append(state.buffer)
+    a = net.add("SVDF", [x, state], "a", (1, 4))
+    net.output(net.add("SVDF", [a, state], "y", (1, 4)))
+    with pytest.raises(UsageError, match="SVDF -> y reads what SVDF -> a changes"):
+        remove_dead(net.model, inputs=["a"])
 
 
 def test_a_name_that_stands_for_several_tensors_must_be_said_by_index() -> None:

@@ -60,8 +60,8 @@ class Buffer:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether it is as good as the sentinel: a vector of bytes that is there but empty is another thing."""
-        # What a pass has emptied still has its bytes in the record that it was read as; it is written without.
+        """Whether it says as little as the sentinel; a vector of bytes that is there but empty says more."""
+        # What a pass has emptied still has its bytes in the record it was read as; it is written without.
         data = self.rest.get("data")
         return self.blob is None and (data is None or len(data) > 0)
 
