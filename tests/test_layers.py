@@ -21,7 +21,7 @@ LAYERS = (
     ("verify", "verification"),
     ("storage",),
     ("calibration",),
-    ("inspection", "api", "blaming", "damage", "diffing", "media_metadata"),
+    ("inspection", "api", "blaming", "byte_accounts", "damage", "diffing", "media_metadata", "model_pairs"),
     ("rewriting",),
     ("shards", "catalog", "rounding_search", "doctor"),
     ("shrinking",),

@@ -312,7 +312,9 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
     )
     if not found.differences:
         return [*lines, "the same content, stored differently"]
-    shown = found.differences if verbose else found.differences[:_DIFFERENCES]
+    kinds = list(dict.fromkeys(row.kind for row in found.differences))
+    rows = sorted(found.differences, key=lambda row: kinds.index(row.kind))
+    shown = rows if verbose else rows[:_DIFFERENCES]
     kind = ""
     for row in shown:
         if row.kind != kind:
@@ -322,8 +324,8 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
         moved = row.nbytes_before != row.nbytes_after
         tail = f" ({size(row.nbytes_before)} -> {size(row.nbytes_after)} bytes)" if moved else ""
         lines.append(f"  {safe(row.where, limit=100)}: {safe(row.what, limit=300)}{tail}")
-    if len(shown) < len(found.differences):
-        lines.append(f"... and {len(found.differences) - len(shown)} more (-v shows all)")
+    if len(shown) < len(rows):
+        lines.append(f"... and {len(rows) - len(shown)} more (-v shows all)")
     return lines
 
 
