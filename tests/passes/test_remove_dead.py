@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nets import Array, Net, named, run
 
-from tfl_rewrite import UnsupportedError, UsageError, load, remove_dead, save
+from tfl_rewrite import UnsupportedError, UsageError, dedup, load, remove_dead, save
 from tfl_rewrite.api import remove_dead_passes
 from tfl_rewrite.cli import main
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
@@ -353,6 +353,24 @@ def test_a_cut_that_makes_no_sense_says_what_would(options: dict[str, list[str]]
         remove_dead(chain().model, **options)
 
 
+def test_a_name_alone_is_one_name_and_not_its_letters() -> None:
+    net = chain()
+    remove_dead(net.model, outputs="b", inputs="a", strip="names", pure_custom="Halver")
+    assert [tensor.name for tensor in net.graph.outputs] == ["b"]
+    assert names(net.model) == ["a", "b"]
+
+
+def test_a_custom_operator_that_is_not_there_is_named_with_those_that_are() -> None:
+    net = chain()
+    net.model.operator_codes.append(OperatorCode(32, "Halver"))
+    for results in (
+        remove_dead(net.model, pure_custom=["Havler"]),
+        [dedup(net.model, pure_custom=["Havler"])],
+    ):
+        (note,) = results[-1].notes
+        assert "'Havler'" in note and ("it has Halver" in note or "it has none" in note)
+
+
 def test_what_no_operator_makes_cannot_become_an_output() -> None:
     net = chain()
     net.tensor("never made", (1, 4))
@@ -537,7 +555,7 @@ def test_metadata_goes_by_name_and_is_not_missed() -> None:
     assert [entry.name for entry in net.model.metadata] == ["three"]
     assert shared in net.model.buffers
     assert [change.to_dict()["saved"] for change in result.changes] == [0, 16]
-    assert result.notes == ("there is no metadata four",)
+    assert result.notes == ("there is no metadata four: the model has one, two, three",)
 
 
 @pytest.mark.parametrize("word", ["name", "", "metadata:", "metadata:COMPRESSION_METADATA"])

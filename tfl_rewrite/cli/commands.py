@@ -96,6 +96,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
                 "name": entry.name,
                 "summary": entry.summary,
                 "lossy": entry.lossy,
+                "place": entry.place,
                 "options": list(entry.options),
             }
             for entry in catalog.CATALOG
@@ -106,7 +107,8 @@ def list_passes(arguments: argparse.Namespace) -> int:
     lines = []
     for entry in catalog.CATALOG:
         lines.append(f"{entry.name}{' (lossy)' if entry.lossy else ''}: {entry.summary}")
-        lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
+        if entry.options:
+            lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
         lines.append(f"  place: {entry.place}")
     lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
     _print(lines)

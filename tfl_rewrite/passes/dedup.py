@@ -19,7 +19,7 @@ from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.likeness import equal_items
 from tfl_rewrite.passes.base import Edit, PassResult
-from tfl_rewrite.passes.effects import Effect, Effects
+from tfl_rewrite.passes.effects import Effect, Effects, not_there
 from tfl_rewrite.passes.metadata import positions_moved
 from tfl_rewrite.work import current
 
@@ -44,6 +44,7 @@ class Dedup:
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
+        notes = not_there(model, self.pure_custom)
         changes = _merge_buffers(model)
         effects = Effects(self.pure_custom)
         for subgraph in model.subgraphs:
@@ -52,7 +53,7 @@ class Dedup:
             while merger.merge_constants() + merger.merge_operators():
                 pass
             changes += merger.changes
-        notes = positions_moved(model) if changes else []
+        notes += positions_moved(model) if changes else []
         return PassResult(self.name, tuple(changes), (), tuple(notes))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfl_rewrite.container import Container
-from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
+from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.rewriting import MODES, Verification
 from tfl_rewrite.shards.join import DEFAULT_JOBS, join_parts
@@ -154,6 +154,8 @@ def join(
     path = check_target(target, force=force)
     where = os.fspath(source)
     origin, name = find_source(where, allow_private=allow_private)
+    if isinstance(origin, FolderSource) and (origin.folder / name).is_dir():
+        raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
     if isinstance(origin, FolderSource) and is_model(origin.folder / name):
         from tfl_rewrite.shards.external_files import join_external
 
@@ -162,15 +164,23 @@ def join(
         return join_external(origin.folder / name, path, settings=settings, force=force, dry_run=dry_run)
     manifest = parse(read_manifest_text(origin, name), where)
     expect(manifest, sha256, where)
-    done = join_parts(
-        manifest,
-        origin,
-        path,
-        force=force,
-        jobs=jobs,
-        dry_run=dry_run,
-        tick=_ticks(progress, "joining", 2 * manifest.nbytes),
-    )
+    if isinstance(origin, FolderSource):
+        own = [origin.folder / item for item in (name, *(part.name for part in manifest.parts))]
+        if os.path.realpath(path) in map(os.path.realpath, own):
+            raise UsageError("is what the model is made of", file=target, remedy="name another OUT")
+    try:
+        done = join_parts(
+            manifest,
+            origin,
+            path,
+            force=force,
+            jobs=jobs,
+            dry_run=dry_run,
+            tick=_ticks(progress, "joining", 2 * manifest.nbytes),
+        )
+    except FormatError as error:
+        error.file = error.file or where
+        raise
     return ShardReport(
         command="join",
         format="parts",
@@ -254,6 +264,12 @@ def is_model(path: Path) -> bool:
     except OSError:
         # Whatever it is, it will be named when it is opened as a manifest.
         return False
+
+
+def _in(folder: str) -> str:
+    """Returns what is there to name, as a half sentence."""
+    found = [path for name in (MANIFEST_NAME, "model.tflite") if (path := Path(folder) / name).is_file()]
+    return f", such as {found[0]}" if found else ""
 
 
 def _ticks(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

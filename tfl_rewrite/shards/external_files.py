@@ -256,7 +256,7 @@ def _report(
         nbytes=container.nbytes,
         sha256=_sha256(container.pieces()),
         files=tuple(rows),
-        notes=(f"{moved.tensors} tensors have their bytes in weight files", *moved.notes),
+        notes=(_moved_note(moved.tensors), *moved.notes),
         dry_run=dry_run,
     )
 
@@ -266,3 +266,7 @@ def _sha256(pieces: Iterable[bytes | memoryview]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _moved_note(count: int) -> str:
+    return f"{count} tensor{' has its' if count == 1 else 's have their'} bytes in weight files"

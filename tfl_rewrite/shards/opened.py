@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import FormatError, UsageError
 from tfl_rewrite.landing import FileSink
 from tfl_rewrite.shards.join import DEFAULT_JOBS, assemble, check_whole
 from tfl_rewrite.shards.manifest import Manifest, parse
@@ -119,8 +119,10 @@ def open_sharded(
     try:
         assemble(found, source, model, jobs=jobs)
         check_whole(found, [model.content])
-    except BaseException:
+    except BaseException as error:
         model.close()
+        if isinstance(error, FormatError):
+            error.file = error.file or where
         raise
     return model
 
