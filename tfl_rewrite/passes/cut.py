@@ -138,8 +138,11 @@ def _near(main: SubGraph, arguments: Iterable[tuple[str, Tensor]], name: str) ->
     names = [item for item in known if item]
     near = [item for item in names if name.lower() in item.lower()][:5]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, names, n=5, cutoff=0.4)]))[:5]
+    if not near and names:
+        made = [item.name for operator in main.operators for item in operator.outputs if item and item.name]
+        return f"names are such as {', '.join(map(repr, list(dict.fromkeys([*made, *names]))[:5]))}"
     if not near:
-        return "'tfl-rewrite inspect' lists names" if names else "its tensors have no names; say #INDEX"
+        return "its tensors have no names; say #INDEX"
     return f"did you mean {', '.join(map(repr, near))}?"
 
 
