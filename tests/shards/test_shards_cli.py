@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfl_rewrite import FormatError, open_sharded
+from tfl_rewrite import FormatError, UsageError, open_sharded
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.shards import external_files, parts
 
@@ -77,6 +77,13 @@ def test_a_folder_is_told_what_to_name(
     assert run("shard", model, tmp_path / "s", "--format", format, "--verify", "off", "-q") == 0
     assert run("join", tmp_path / "s", tmp_path / "out") == 2
     assert f"such as {tmp_path / 's' / entry}" in capsys.readouterr().err
+
+
+def test_opening_takes_as_many_jobs_as_joining(model: Path, tmp_path: Path) -> None:
+    assert run("shard", model, tmp_path / "s", "-q") == 0
+    for jobs in (-1, 65):
+        with pytest.raises(UsageError, match=f"jobs is {jobs}"):
+            open_sharded(tmp_path / "s" / "manifest.json", jobs=jobs)
 
 
 def test_an_error_of_a_part_names_the_manifest(

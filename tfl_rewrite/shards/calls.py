@@ -11,7 +11,7 @@ from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.rewriting import MODES, Verification
-from tfl_rewrite.shards.join import DEFAULT_JOBS, join_parts
+from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.opened import expect
 from tfl_rewrite.shards.outcome import ShardFile, ShardReport
@@ -206,8 +206,8 @@ def join(
 def _checked(verification: Verification | None, jobs: int) -> Verification:
     settings = verification or Verification()
     _choice(settings.mode, MODES, "verification mode")
-    if not 0 <= jobs <= 64:
-        raise UsageError(f"jobs is {jobs}", remedy="give 1 to 64, or 0 for one per processor")
+    if not 0 <= jobs <= MOST_JOBS:
+        raise UsageError(f"jobs is {jobs}", remedy=f"give 1 to {MOST_JOBS}, or 0 for one per processor")
     return settings
 
 
