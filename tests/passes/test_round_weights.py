@@ -95,6 +95,14 @@ def test_int8_is_rounded_only_when_asked() -> None:
     assert np.abs(made.astype(int) - values).max() <= 16
 
 
+def test_a_model_of_int8_constants_is_told_how_they_are_rounded(fixtures: Path) -> None:
+    full, float_only = fixtures / "digits_cnn_full_int8.tflite", fixtures / "digits_cnn.tflite"
+    (note,) = round_weights(load(full)).notes
+    assert "--int8" in note
+    assert not round_weights(load(full), int8=True).notes
+    assert not round_weights(load(float_only)).notes
+
+
 def test_buffers_shared_by_tensors_are_rounded_once() -> None:
     values = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
     net = Net()

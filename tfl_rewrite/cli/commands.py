@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
@@ -451,10 +452,13 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
         return
     import json
 
+    fresh = not os.path.lexists(path)
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
     except OSError as error:
+        if fresh:
+            Path(path).unlink(missing_ok=True)  # Half a report is none.
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
 
 
