@@ -70,6 +70,24 @@ def test_join_never_replaces_what_it_reads(model: Path, tmp_path: Path, what: st
         assert own.read_bytes() == before
 
 
+def test_the_model_is_not_replaced_by_its_shards(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "model.tflite"
+    own.write_bytes(model.read_bytes())
+    assert run("shard", own, tmp_path, "--format", "external", "--force", "-q") == 2
+    assert run("shard", own, tmp_path, "--manifest", "model.tflite", "--force", "-q") == 2
+    assert own.read_bytes() == model.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_weights_beside_a_model_are_not_replaced_by_it(model: Path, tmp_path: Path) -> None:
+    arguments = ("--format", "external", "--verify", "off", "-q")
+    assert run("shard", model, tmp_path / "s", *arguments) == 0
+    (weights,) = (tmp_path / "s").glob("*.bin")
+    before = weights.read_bytes()
+    assert run("join", tmp_path / "s" / "model.tflite", weights, "--force", "--verify", "off") == 2
+    assert weights.read_bytes() == before
+
+
 @pytest.mark.parametrize(("format", "entry"), [("parts", "manifest.json"), ("external", "model.tflite")])
 def test_a_folder_is_told_what_to_name(
     model: Path, tmp_path: Path, format: str, entry: str, capsys: pytest.CaptureFixture[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tfl_rewrite.container import Container
@@ -14,7 +14,7 @@ from tfl_rewrite.rewriting import MODES, Verification
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.opened import expect
-from tfl_rewrite.shards.outcome import ShardFile, ShardReport
+from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFile, ShardReport
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
 from tfl_rewrite.shards.sizes import parse_size
 from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
@@ -70,6 +70,8 @@ def shard(
         raise UsageError(f"{manifest!r} is not a plain file name", remedy="such as manifest-v2.json")
     container = Container.open(source)
     with _folder(folder, dry_run=dry_run) as place:
+        # Whatever --force allows, the model stays as it is.
+        _not_its_own(place / (MODEL_NAME if format == "external" else manifest), [Path(source)])
         if format == "external":
             from tfl_rewrite.shards.external_files import shard_external
 
@@ -166,8 +168,7 @@ def join(
     expect(manifest, sha256, where)
     if isinstance(origin, FolderSource):
         own = [origin.folder / item for item in (name, *(part.name for part in manifest.parts))]
-        if os.path.realpath(path) in map(os.path.realpath, own):
-            raise UsageError("is what the model is made of", file=target, remedy="name another OUT")
+        _not_its_own(path, own)
     try:
         done = join_parts(
             manifest,
@@ -266,9 +267,14 @@ def is_model(path: Path) -> bool:
         return False
 
 
+def _not_its_own(target: Path, sources: Iterable[Path]) -> None:
+    if os.path.realpath(target) in map(os.path.realpath, sources):
+        raise UsageError("is what the result is made of", file=target, remedy="name another place")
+
+
 def _in(folder: str) -> str:
     """Returns what is there to name, as a half sentence."""
-    found = [path for name in (MANIFEST_NAME, "model.tflite") if (path := Path(folder) / name).is_file()]
+    found = [path for name in (MANIFEST_NAME, MODEL_NAME) if (path := Path(folder) / name).is_file()]
     return f", such as {found[0]}" if found else ""
 
 
