@@ -8,12 +8,14 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tfl_rewrite
 from tfl_rewrite.diffing import diff
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, UINT8
+from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Metadata, Quantization, SubGraph, new_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,8 +65,35 @@ def test_one_changed_value_is_seen(tmp_path):
     other.write_bytes(data)
     found = diff(RNET, other)
     assert [(row.kind, row.where, row.what) for row in found.differences] == [
-        ("tensor", tensor.name, "other values")
+        ("tensor", tensor.name, f"1 of {tensor.elements:,} values differ, by up to {_step(tensor):.4g}")
     ]
+
+
+def _step(tensor):
+    value = np.frombuffer(tensor.buffer.blob.view()[:4], "<f4")
+    other = np.frombuffer(bytes([tensor.buffer.blob.view()[0] ^ 1, *tensor.buffer.blob.view()[1:4]]), "<f4")
+    return abs(float(value[0]) - float(other[0]))
+
+
+def test_values_that_are_not_finite_differ_by_their_bits(tmp_path):
+    def change(model):
+        tensor = next(t for t in model.subgraphs[0].tensors if t.is_constant)
+        values = np.frombuffer(tensor.buffer.blob.view(), "<f4").copy()
+        values[0], values[1], values[2] = np.nan, np.inf, values[2] + 1
+        tensor.buffer.blob = OwnedBlob(values.tobytes())
+
+    (found,) = _changed(tmp_path, ROOT / "fixtures" / "dense.tflite", change)
+    assert found[2].startswith("3 of ") and found[2].endswith("by up to 1")
+
+
+def test_arguments_of_signatures_are_compared(tmp_path):
+    def change(model):
+        row, tensor = model.signatures[0].outputs[0]
+        model.signatures[0].outputs[0] = (row.replace(name="renamed"), tensor)
+
+    (found,) = _changed(tmp_path, ROOT / "fixtures" / "dense.tflite", change)
+    assert found[:2] == ("signature", "serving_default")
+    assert found[2].startswith("outputs (y = ") and "became (renamed = " in found[2]
 
 
 def test_a_removed_and_an_added_tensor_are_seen(tmp_path):

@@ -13,9 +13,9 @@ from typing import Any
 from tfl_rewrite.byte_accounts import byte_accounts
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.model.likeness import same_bytes
 from tfl_rewrite.model_pairs import subgraph_pairs, tensor_labels
 from tfl_rewrite.storage import load, origin_of
+from tfl_rewrite.value_changes import other_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,7 @@ def _model_differences(one: Model, two: Model) -> Iterable[Difference]:
             yield Difference("subgraph", where, "added", 0, _constant_nbytes(right))
         else:
             yield from _subgraph(left, right, f"{where}/" if several else "")
-    yield from _named(
-        "signature",
-        [(item.key or "", _signature(item)) for item in one.signatures],
-        [(item.key or "", _signature(item)) for item in two.signatures],
-    )
+    yield from _signatures(one, two)
     yield from _metadata(one, two)
 
 
@@ -192,8 +188,8 @@ def _tensor_changes(one: Tensor, two: Tensor, labels: Sequence[Mapping[int, str]
         changes.append("is a variable now" if two.is_variable else "is no variable now")
     if one.is_constant != two.is_constant:
         changes.append("is a constant now" if two.is_constant else "is computed now")
-    elif one.dtype == two.dtype and not _same_bytes(one, two):
-        changes.append("other values")
+    elif one.dtype == two.dtype and (said := other_values(one, two)):
+        changes.append(said)
     if _slice(one) != _slice(two):
         changes.append("another slice of a weight file")
     details = [_quantization(item, table) for item, table in zip((one, two), labels, strict=True)]
@@ -218,14 +214,6 @@ def _said(record: Record, name: str) -> Any:
     """Returns a field, None where it is as good as absent."""
     value = record.get(name)
     return None if isinstance(value, (ScalarVector, list)) and not len(value) else value
-
-
-def _same_bytes(one: Tensor, two: Tensor) -> bool:
-    if one.buffer.nbytes != two.buffer.nbytes:
-        return False
-    if one.buffer.blob is None or two.buffer.blob is None:
-        return True
-    return same_bytes(one.buffer.blob, two.buffer.blob)
 
 
 def _slice(tensor: Tensor) -> object:
@@ -334,11 +322,35 @@ def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _signature(item: Any) -> tuple[Any, ...]:
-    return (
-        tuple((row.get("name"), tensor.name) for row, tensor in item.inputs),
-        tuple((row.get("name"), tensor.name) for row, tensor in item.outputs),
-    )
+def _signatures(one: Model, two: Model) -> Iterable[Difference]:
+    sides = [
+        _numbered(
+            [
+                (
+                    item.key or "",
+                    [
+                        [(row.get("name"), tensor.name) for row, tensor in rows]
+                        for rows in (item.inputs, item.outputs)
+                    ],
+                )
+                for item in model.signatures
+            ]
+        )
+        for model in (one, two)
+    ]
+    for name in sides[0]:
+        if name not in sides[1]:
+            yield Difference("signature", name, "removed")
+            continue
+        for what, left, right in zip(("inputs", "outputs"), sides[0][name], sides[1][name], strict=True):
+            if left != right:
+                said = [
+                    ", ".join(f"{known} = {tensor!r}" for known, tensor in side) for side in (left, right)
+                ]
+                yield Difference("signature", name, f"{what} ({said[0]}) became ({said[1]})")
+    for name in sides[1]:
+        if name not in sides[0]:
+            yield Difference("signature", name, "added")
 
 
 def _metadata(one: Model, two: Model) -> Iterable[Difference]:
@@ -352,16 +364,18 @@ def _metadata(one: Model, two: Model) -> Iterable[Difference]:
     yield from _named("metadata", *sides)
 
 
-def _named(kind: str, one: Sequence[tuple[str, Any]], two: Sequence[tuple[str, Any]]) -> Iterable[Difference]:
+def _named(
+    kind: str, one: Sequence[tuple[str, bytes]], two: Sequence[tuple[str, bytes]]
+) -> Iterable[Difference]:
     left, right = _numbered(one), _numbered(two)
     for name, content in left.items():
         if name not in right:
-            yield Difference(kind, name, "removed", _length(content), 0)
+            yield Difference(kind, name, "removed", len(content), 0)
         elif right[name] != content:
-            yield Difference(kind, name, "changed", _length(content), _length(right[name]))
+            yield Difference(kind, name, "changed", len(content), len(right[name]))
     for name, content in right.items():
         if name not in left:
-            yield Difference(kind, name, "added", 0, _length(content))
+            yield Difference(kind, name, "added", 0, len(content))
 
 
 def _numbered(rows: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -372,10 +386,6 @@ def _numbered(rows: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         found[f"{name}[{count[name]}]" if count[name] else name] = content
         count[name] += 1
     return found
-
-
-def _length(content: Any) -> int:
-    return len(content) if isinstance(content, bytes) else 0
 
 
 def _zip_difference(one: memoryview, two: memoryview) -> Iterable[Difference]:
