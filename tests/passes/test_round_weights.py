@@ -137,13 +137,17 @@ def test_the_command_prints_and_reports_deflated_sizes(
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_the_command_searches_for_a_ratio(fixtures: Path, tmp_path: Path) -> None:
+def test_the_command_searches_for_a_ratio(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, target, facts = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", tmp_path / "report.json"
     command = ["round-weights", str(source), str(target), "--min-snr", "25", "--report", str(facts)]
     assert main(command) == 0
     outputs = json.loads(facts.read_text())["verdict"]["outputs"]
     assert min(output["snr_db"] for output in outputs) >= 25
     assert deflated(target) < 0.35 * source.stat().st_size
+    # Who chose the steps has seen these inputs.
+    assert "judge by others" in capsys.readouterr().out
 
 
 def test_steps_below_the_ratio_are_refused(

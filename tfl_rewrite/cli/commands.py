@@ -158,7 +158,14 @@ def round_weights(arguments: argparse.Namespace) -> int:
         )
         made = found.settings
     try:
-        return _rewrite(arguments, [made])
+        code = _rewrite(arguments, [made])
+        if searched and not arguments.quiet:
+            _print(
+                [
+                    "note: the steps were searched with the inputs that judge them; judge by others too, with verify"
+                ]
+            )
+        return code
     except RewriteFailed as error:
         if error.remedy is None and not searched:
             error.remedy = f"give more than {made.steps} --steps, or --min-snr alone to search for them"
