@@ -160,11 +160,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
     try:
         code = _rewrite(arguments, [made])
         if searched and not arguments.quiet:
-            _print(
-                [
-                    "note: the steps were searched with the inputs that judge them; judge by others too, with verify"
-                ]
-            )
+            _print(["note: the steps were searched with the inputs that judge them; judge by others too"])
         return code
     except RewriteFailed as error:
         if error.remedy is None and not searched:
