@@ -66,6 +66,31 @@ def test_what_does_not_fit_is_a_usage_error(text):
         catalog.passes_of([text])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("quantise-weights", "did you mean 'quantize-weights'"),
+        ("Dedup", "did you mean 'dedup'"),
+        ("remove_dead", "did you mean 'remove-dead'"),
+        ("compact:alin=16", "did you mean 'align'"),
+        ("dequantize:foo=1", "it has none"),
+        ("compact:align", "write align=VALUE"),
+        ("compact:align=wide", "'wide' is no whole number"),
+    ],
+)
+def test_what_is_near_is_named(text, said):
+    with pytest.raises(tfl_rewrite.UsageError, match=re.escape(said)):
+        catalog.passes_of([text])
+
+
+def test_signs_between_items_may_stand_in_values_when_written_twice():
+    (made,) = catalog.passes_of(["quantize-weights:exclude=a++b{1,,2}+c,map=^a/=int4,,DENSE=int8,"])
+    assert made.selection.exclude == (re.compile("a+b{1,2}"), re.compile("c"))
+    assert [rule.match.pattern for rule in made.assignment.rules] == ["^a/", "DENSE"]
+    cut = catalog.passes_of(["remove-dead:outputs=a,,b"])[0]
+    assert cut.outputs == ["a,b"]
+
+
 def test_a_preset_that_does_not_exist_is_a_usage_error():
     with pytest.raises(tfl_rewrite.UsageError, match="lossless"):
         catalog.preset("best")

@@ -15,18 +15,22 @@ if TYPE_CHECKING:
     from tfl_rewrite.api import (
         check,
         compact,
+        compact_passes,
         dedup,
+        dedup_pass,
         dequantize,
         dequantize_pass,
         quantize_weights,
         quantize_weights_pass,
         remove_dead,
+        remove_dead_passes,
         repair_pass,
         round_weights,
         round_weights_pass,
     )
     from tfl_rewrite.blaming import blame
-    from tfl_rewrite.diffing import diff
+    from tfl_rewrite.catalog import passes_of, preset
+    from tfl_rewrite.diffing import Comparison, diff
     from tfl_rewrite.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.errors import (
         FileAccessError,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification import Tolerance, Verdict, verify
 
 _HOMES = {
+    "Comparison": "diffing",
     "Diagnosis": "doctor.diagnosis",
     "FileAccessError": "errors",
     "FormatError": "errors",
@@ -71,7 +76,9 @@ _HOMES = {
     "blame": "blaming",
     "check": "api",
     "compact": "api",
+    "compact_passes": "api",
     "dedup": "api",
+    "dedup_pass": "api",
     "dequantize": "api",
     "dequantize_pass": "api",
     "diff": "diffing",
@@ -81,9 +88,12 @@ _HOMES = {
     "load": "storage",
     "media_inputs": "media_metadata",
     "open_sharded": "shards.opened",
+    "passes_of": "catalog",
+    "preset": "catalog",
     "quantize_weights": "api",
     "quantize_weights_pass": "api",
     "remove_dead": "api",
+    "remove_dead_passes": "api",
     "repair_pass": "api",
     "rewrite": "rewriting",
     "round_weights": "api",
@@ -96,6 +106,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "Diagnosis",
     "FileAccessError",
     "FormatError",
@@ -118,7 +129,9 @@ __all__ = [
     "blame",
     "check",
     "compact",
+    "compact_passes",
     "dedup",
+    "dedup_pass",
     "dequantize",
     "dequantize_pass",
     "diff",
@@ -128,9 +141,12 @@ __all__ = [
     "load",
     "media_inputs",
     "open_sharded",
+    "passes_of",
+    "preset",
     "quantize_weights",
     "quantize_weights_pass",
     "remove_dead",
+    "remove_dead_passes",
     "repair_pass",
     "rewrite",
     "round_weights",

@@ -200,6 +200,12 @@ def round_weights(model: Model, **options: Any) -> PassResult:
     Args:
         model: Changed in place.
         **options: As for :func:`round_weights_pass`.
+
+    Returns:
+        What became of every constant, with its deflated bytes before and after.
+
+    Raises:
+        UsageError: A value is not one that :func:`round_weights_pass` takes.
     """
     return run_passes(model, [round_weights_pass(**options)])[0]
 
@@ -214,8 +220,9 @@ def remove_dead_passes(
     """Makes the passes of ``remove-dead`` from plain values.
 
     Args:
-        inputs: Tensors of the main subgraph that become its inputs; None to keep them.
-        outputs: Tensors of the main subgraph that become its outputs; None to keep them.
+        inputs: Tensors of the main subgraph that become its inputs, in this order: names of tensors, or of
+            arguments of a signature, or ``#N`` for the tensor of that index; None to keep them.
+        outputs: The same, for the outputs.
         strip: What else to drop: ``names``, ``min-max``, ``metadata:NAME``.
         pure_custom: Names of custom operators that only compute.
 
@@ -224,8 +231,10 @@ def remove_dead_passes(
     """
     made: list[Pass] = []
     if inputs is not None or outputs is not None:
-        made.append(Cut(inputs, outputs))
-    return [*made, *_strip_passes(strip), RemoveDead(frozenset(pure_custom))]
+        made.append(
+            Cut(None if inputs is None else _texts(inputs), None if outputs is None else _texts(outputs))
+        )
+    return [*made, *_strip_passes(strip), RemoveDead(frozenset(_texts(pure_custom)))]
 
 
 def remove_dead(model: Model, **options: Any) -> list[PassResult]:
@@ -237,6 +246,10 @@ def remove_dead(model: Model, **options: Any) -> list[PassResult]:
 
     Returns:
         One result for each pass: ``cut`` and ``strip`` where asked for, and ``remove-dead``.
+
+    Raises:
+        UsageError: A name is unknown or ambiguous, or the outputs do not follow from the inputs.
+        UnsupportedError: Metadata refers to what would move; the model is changed in part then.
     """
     return run_passes(model, remove_dead_passes(**options))
 
@@ -247,7 +260,7 @@ def dedup_pass(*, pure_custom: Iterable[str] = ()) -> Dedup:
     Args:
         pure_custom: Names of custom operators that only compute.
     """
-    return Dedup(frozenset(pure_custom))
+    return Dedup(frozenset(_texts(pure_custom)))
 
 
 def dedup(model: Model, **options: Any) -> PassResult:
@@ -256,6 +269,12 @@ def dedup(model: Model, **options: Any) -> PassResult:
     Args:
         model: Changed in place.
         **options: As for :func:`dedup_pass`.
+
+    Returns:
+        What was merged.
+
+    Raises:
+        UnsupportedError: Metadata refers to what would move.
     """
     return run_passes(model, [dedup_pass(**options)])[0]
 
@@ -265,7 +284,8 @@ def compact_passes(*, strip: Iterable[str] = (), align: int = 16) -> list[Pass]:
 
     Args:
         strip: What else to drop: ``names``, ``min-max``, ``metadata:NAME``.
-        align: Constants of at least this many bytes start on a multiple of it in the file.
+        align: Constants of at least this many bytes start on a multiple of it in the file: a power of two
+            from 16 to 65,536.
 
     Raises:
         UsageError: A value is not one of those.
@@ -285,6 +305,9 @@ def compact(model: Model, **options: Any) -> list[PassResult]:
 
     Returns:
         One result for each pass: ``strip`` where asked for, and ``compact``.
+
+    Raises:
+        UsageError: A value is not one that :func:`compact_passes` takes.
     """
     return run_passes(model, compact_passes(**options))
 
@@ -298,11 +321,16 @@ def repair_pass(*, only: Iterable[str] = ()) -> Repair:
     Raises:
         UsageError: A name is none of those.
     """
-    return Repair(only)
+    return Repair(_texts(only))
+
+
+def _texts(texts: Iterable[str]) -> list[str]:
+    """Returns them as a list; a text alone is one of them, not its letters."""
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _strip_passes(words: Iterable[str]) -> list[Strip]:
-    wanted = list(words)
+    wanted = _texts(words)
     return [Strip(Wanted.parse(wanted))] if wanted else []
 
 
@@ -350,7 +378,7 @@ def _member(kind: Any, value: str, what: str) -> Any:
 
 def _patterns(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
     made = []
-    for text in texts:
+    for text in _texts(texts):
         try:
             made.append(re.compile(text))
         except re.error as error:

@@ -5,7 +5,9 @@ Nothing registers itself: what is not in this list does not exist on the command
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +38,21 @@ class Entry:
     make: Callable[..., Sequence[Pass]]
 
 
+def _parts(text: str, sign: str) -> list[str]:
+    """Splits at a sign; the sign twice is the sign itself."""
+    parts = re.split(f"(?<!{re.escape(sign)}){re.escape(sign)}(?!{re.escape(sign)})", text)
+    return [part.replace(2 * sign, sign) for part in parts]
+
+
 def _words(text: str) -> list[str]:
-    return text.split("+")
+    return _parts(text, "+")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("is no whole number") from None
 
 
 def _switch(text: str) -> bool:
@@ -84,7 +99,7 @@ CATALOG: tuple[Entry, ...] = (
         "rounds float weights so that the file compresses well; same size, same speed",
         True,
         "instead of quantize-weights, or for what that leaves float",
-        {"steps": int, "granularity": str, "min_elements": int, "int8": _switch, "effort": str},
+        {"steps": _whole, "granularity": str, "min_elements": _whole, "int8": _switch, "effort": str},
         lambda **options: [api.round_weights_pass(**options)],
     ),
     Entry(
@@ -105,7 +120,7 @@ CATALOG: tuple[Entry, ...] = (
             "scheme": str,
             "granularity": str,
             "map": str,
-            "min_elements": int,
+            "min_elements": _whole,
             "include": _words,
             "exclude": _words,
             "keep_first_last": _switch,
@@ -120,7 +135,7 @@ CATALOG: tuple[Entry, ...] = (
         "stores the same content in fewer bytes",
         False,
         "last: it lays out what the others left",
-        {"strip": _words, "align": int},
+        {"strip": _words, "align": _whole},
         api.compact_passes,
     ),
 )
@@ -140,7 +155,8 @@ def passes_of(texts: Sequence[str]) -> list[Pass]:
 
     Args:
         texts: In order. Options stand after a colon, between commas, as ``name=value``; dashes in names may
-            be underscores. Items of a list stand between plus signs.
+            be underscores. Items of a list stand between plus signs. A comma or a plus sign in a value is
+            written twice.
 
     Raises:
         UsageError: A pass or option is unknown, or a value does not fit.
@@ -150,7 +166,7 @@ def passes_of(texts: Sequence[str]) -> list[Pass]:
         name, _, rest = text.partition(":")
         entry = BY_NAME.get(name)
         if entry is None:
-            raise UsageError(f"pass {name!r} is unknown", remedy=f"use one of {', '.join(BY_NAME)}")
+            raise UsageError(f"pass {name!r} is unknown", remedy=_near(name, BY_NAME))
         made += entry.make(**_options(entry, rest))
     return made
 
@@ -162,23 +178,31 @@ def preset(name: str) -> list[Pass]:
         UsageError: There is no such preset.
     """
     if name not in PRESETS:
-        raise UsageError(f"preset {name!r} is unknown", remedy=f"use one of {', '.join(PRESETS)}")
+        raise UsageError(f"preset {name!r} is unknown", remedy=_near(name, PRESETS))
     return passes_of(PRESETS[name])
 
 
 def _options(entry: Entry, text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, _parts(text, ",")):
         name, sign, value = part.partition("=")
         key = name.strip().replace("-", "_")
         convert = entry.options.get(key)
-        if convert is None or not sign:
-            known = ", ".join(option.replace("_", "-") for option in entry.options)
-            raise UsageError(
-                f"{part!r} is no option of {entry.name}", remedy=f"write NAME=VALUE; it has {known}"
-            )
+        if convert is None:
+            known = [option.replace("_", "-") for option in entry.options]
+            remedy = _near(name.strip(), known) if known else "it has none"
+            raise UsageError(f"{part!r} is no option of {entry.name}", remedy=remedy)
+        if not sign:
+            raise UsageError(f"{part!r} of {entry.name} has no value", remedy=f"write {name.strip()}=VALUE")
         try:
             found[key] = convert(value)
         except ValueError as error:
-            raise UsageError(f"{entry.name}: {name} = {value!r}: {error}") from None
+            raise UsageError(f"{entry.name}: {name} = {value!r} {error}") from None
     return found
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.6)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"{meant}use one of {', '.join(names)}"

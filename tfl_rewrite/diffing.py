@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.byte_accounts import byte_accounts
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.model.likeness import same_bytes
+from tfl_rewrite.model_pairs import subgraph_pairs, tensor_labels
 from tfl_rewrite.storage import load, origin_of
+from tfl_rewrite.value_changes import other_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Difference:
             or ``model``.
         where: Its name, with its subgraph where there are several.
         what: ``added``, ``removed``, or what changed.
-        nbytes_before: Constant bytes that it had.
+        nbytes_before: Constant bytes that it had. Those that several tensors share count for each; the
+            balance counts them once.
         nbytes_after: Constant bytes that it has.
     """
 
@@ -49,7 +54,7 @@ class Comparison:
 
     Attributes:
         identical: Whether the files are equal byte for byte.
-        balance: Constants by type, tables and padding, ZIP; sums to the sizes of the files.
+        balance: Bytes by what they are (:mod:`tfl_rewrite.byte_accounts`); sums to the sizes of the files.
     """
 
     before: str
@@ -68,8 +73,9 @@ class Comparison:
 def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Comparison:
     """Compares the contents of two files; nothing is run.
 
-    Tensors are matched by name within their subgraph, those without a name of their own by position;
-    operators by their type and the names of what they make.
+    Subgraphs are matched by name, else by position; tensors by name within their subgraph, and where a side
+    has no name of its own by their order, types and shapes; operators by their type and what they make.
+    What the runtime reads alike (absent and empty, equal constants stored once or twice) is no difference.
 
     Args:
         before: The first file.
@@ -94,7 +100,7 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Compa
         len(data[0]),
         len(data[1]),
         len(data[0]) == len(data[1]) and data[0] == data[1],
-        _balance(models, (len(data[0]), len(data[1])), origins),
+        _balance(models),
         tuple(found),
     )
 
@@ -103,20 +109,18 @@ def _model_differences(one: Model, two: Model) -> Iterable[Difference]:
     if one.description != two.description:
         yield Difference("model", "description", f"{one.description!r} became {two.description!r}")
     yield from _codes(one, two)
-    for index in range(max(len(one.subgraphs), len(two.subgraphs))):
-        where = f"subgraphs[{index}]"
-        if index >= len(two.subgraphs):
-            yield Difference("subgraph", where, "removed", _constant_nbytes(one.subgraphs[index]), 0)
-        elif index >= len(one.subgraphs):
-            yield Difference("subgraph", where, "added", 0, _constant_nbytes(two.subgraphs[index]))
+    several = max(len(one.subgraphs), len(two.subgraphs)) > 1
+    for left, right in subgraph_pairs(one, two):
+        side, model = (left, one) if left is not None else (right, two)
+        where = f"subgraphs[{next(i for i, item in enumerate(model.subgraphs) if item is side)}]"
+        if right is None:
+            assert left is not None
+            yield Difference("subgraph", where, "removed", _constant_nbytes(left), 0)
+        elif left is None:
+            yield Difference("subgraph", where, "added", 0, _constant_nbytes(right))
         else:
-            prefix = f"{where}/" if max(len(one.subgraphs), len(two.subgraphs)) > 1 else ""
-            yield from _subgraph(one.subgraphs[index], two.subgraphs[index], prefix)
-    yield from _named(
-        "signature",
-        [(item.key or "", _signature(item)) for item in one.signatures],
-        [(item.key or "", _signature(item)) for item in two.signatures],
-    )
+            yield from _subgraph(left, right, f"{where}/" if several else "")
+    yield from _signatures(one, two)
     yield from _metadata(one, two)
 
 
@@ -133,17 +137,22 @@ def _codes(one: Model, two: Model) -> Iterable[Difference]:
 
 
 def _subgraph(one: SubGraph, two: SubGraph, prefix: str) -> Iterable[Difference]:
-    names = [_tensor_names(one), _tensor_names(two)]
+    names = tensor_labels(one, two)
     tensors = [
-        {name: tensor for tensor, name in zip(graph.tensors, labels.values(), strict=True)}
+        {labels[id(tensor)]: tensor for tensor in graph.tensors}
         for graph, labels in zip((one, two), names, strict=True)
     ]
+    nameless = 0
     for name, tensor in tensors[0].items():
         other = tensors[1].get(name)
         if other is None:
             yield Difference("tensor", prefix + name, "removed", tensor.buffer.nbytes, 0)
             continue
-        changes = _tensor_changes(tensor, other)
+        changes = _tensor_changes(tensor, other, names)
+        if tensor.name and not other.name:
+            nameless += 1
+        elif tensor.name != other.name:
+            changes.append(f"name {tensor.name!r} became {other.name!r}")
         if changes:
             yield Difference(
                 "tensor", prefix + name, "; ".join(changes), tensor.buffer.nbytes, other.buffer.nbytes
@@ -153,6 +162,11 @@ def _subgraph(one: SubGraph, two: SubGraph, prefix: str) -> Iterable[Difference]
             yield Difference(
                 "tensor", prefix + name, f"added as {tensor.dtype_name}", 0, tensor.buffer.nbytes
             )
+    if nameless:
+        what = f"{nameless} lost {'its name' if nameless == 1 else 'their names'}"
+        yield Difference("subgraph", f"{prefix}tensors", what)
+    if (one.name or "") != (two.name or ""):
+        yield Difference("subgraph", f"{prefix}name", f"{one.name!r} became {two.name!r}")
     for what, sides in (("inputs", (one.inputs, two.inputs)), ("outputs", (one.outputs, two.outputs))):
         labels = [[table[id(item)] for item in items] for items, table in zip(sides, names, strict=True)]
         if labels[0] != labels[1]:
@@ -160,60 +174,74 @@ def _subgraph(one: SubGraph, two: SubGraph, prefix: str) -> Iterable[Difference]
     yield from _operators(one, two, names, prefix)
 
 
-def _tensor_names(graph: SubGraph) -> dict[int, str]:
-    """Returns a name for each tensor, by id: its own where it is the only one of that name."""
-    count = Counter(tensor.name for tensor in graph.tensors)
-    return {
-        id(tensor): tensor.name if tensor.name and count[tensor.name] == 1 else f"{tensor.name}[{position}]"
-        for position, tensor in enumerate(graph.tensors)
-    }
-
-
-def _tensor_changes(one: Tensor, two: Tensor) -> list[str]:
+def _tensor_changes(one: Tensor, two: Tensor, labels: Sequence[Mapping[int, str]]) -> list[str]:
     changes = []
     if one.dtype != two.dtype:
         changes.append(f"{one.dtype_name} became {two.dtype_name}")
-    for what in ("shape", "signature"):
-        if getattr(one, what) != getattr(two, what):
-            changes.append(f"{what} {getattr(one, what)} became {getattr(two, what)}")
+    if (one.shape or ()) != (two.shape or ()):
+        changes.append(f"shape {one.shape} became {two.shape}")
+    # An absent one stands for the shape.
+    signs = [item.shape or () if item.signature is None else item.signature for item in (one, two)]
+    if signs[0] != signs[1] and (one.signature, two.signature) != (None, None):
+        changes.append(f"signature {signs[0]} became {signs[1]}")
     if one.is_variable != two.is_variable:
         changes.append("is a variable now" if two.is_variable else "is no variable now")
     if one.is_constant != two.is_constant:
         changes.append("is a constant now" if two.is_constant else "is computed now")
-    elif one.dtype == two.dtype and not _same_bytes(one, two):
-        changes.append("other values")
-    if not _same_quantization(one, two):
+    elif one.dtype == two.dtype and (said := other_values(one, two)):
+        changes.append(said)
+    if _slice(one) != _slice(two):
+        changes.append("another slice of a weight file")
+    details = [_quantization(item, table) for item, table in zip((one, two), labels, strict=True)]
+    if details[0] != details[1]:
         changes.append("other quantization")
+    ranges = [
+        [
+            _said(item.quantization.rest, name) if item.quantization is not None else None
+            for item in (one, two)
+        ]
+        for name in ("min", "max")
+    ]
+    if any(left != right for left, right in ranges):
+        changes.append("other min and max")
+    for name in ("sparsity", "has_rank", "variant_tensors"):
+        if _said(one.rest, name) != _said(two.rest, name):
+            changes.append(f"other {name}")
     return changes
 
 
-def _same_bytes(one: Tensor, two: Tensor) -> bool:
-    if one.buffer.nbytes != two.buffer.nbytes:
-        return False
-    if one.buffer.blob is None or two.buffer.blob is None:
-        return True
-    return same_bytes(one.buffer.blob, two.buffer.blob)
+def _said(record: Record, name: str) -> Any:
+    """Returns a field, None where it is as good as absent."""
+    value = record.get(name)
+    return None if isinstance(value, (ScalarVector, list)) and not len(value) else value
 
 
-def _same_quantization(one: Tensor, two: Tensor) -> bool:
-    sides = [
-        None
-        if item.quantization is None
-        else (
-            bytes(item.quantization.scale.raw) if item.quantization.scale else b"",
-            bytes(item.quantization.zero_point.raw) if item.quantization.zero_point else b"",
-            item.quantization.dimension if item.quantization.scale else 0,
-        )
-        for item in (one, two)
-    ]
-    empty = (b"", b"", 0)
-    return (sides[0] or empty) == (sides[1] or empty)
+def _slice(tensor: Tensor) -> object:
+    row = tensor.external
+    return None if row is None else (row.group.name, row.offset, row.nbytes)
+
+
+def _quantization(tensor: Tensor, labels: Mapping[int, str]) -> object:
+    details = tensor.quantization
+    if details is None or not (details.is_quantized or details.zero_point):
+        return None
+    kind = details.rest.get("details")
+    return (
+        bytes(details.scale.raw) if details.scale else b"",
+        bytes(details.zero_point.raw) if details.zero_point else b"",
+        details.dimension,
+        None if kind is None else {**kind.values, "scales": None, "zero_points": None},
+        *(
+            None if item is None else labels[id(item)]
+            for item in (details.scales_tensor, details.zero_points_tensor)
+        ),
+    )
 
 
 def _operators(
-    one: SubGraph, two: SubGraph, names: Sequence[dict[int, str]], prefix: str
+    one: SubGraph, two: SubGraph, names: Sequence[Mapping[int, str]], prefix: str
 ) -> Iterable[Difference]:
-    def label(operator: Operator, table: dict[int, str]) -> str:
+    def label(operator: Operator, table: Mapping[int, str]) -> str:
         made = ", ".join(table[id(item)] for item in operator.outputs if item is not None)
         return f"{operator.code.name} -> {made or '(nothing)'}"
 
@@ -232,9 +260,15 @@ def _operators(
     for name, items in sides[1].items():
         for _ in items[len(sides[0].get(name, [])) :]:
             yield Difference("operator", prefix + name, "added")
+    orders = [
+        [name for operator in graph.operators if (name := label(operator, table)) in others]
+        for graph, table, others in zip((one, two), names, sides[::-1], strict=True)
+    ]
+    if orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]):
+        yield Difference("subgraph", f"{prefix}operators", "run in another order")
 
 
-def _operator_changes(one: Operator, two: Operator, names: Sequence[dict[int, str]]) -> list[str]:
+def _operator_changes(one: Operator, two: Operator, names: Sequence[Mapping[int, str]]) -> list[str]:
     changes = []
     if one.code.version != two.code.version:
         changes.append(f"version {one.code.version} became {two.code.version}")
@@ -246,9 +280,26 @@ def _operator_changes(one: Operator, two: Operator, names: Sequence[dict[int, st
         left, right = (side[position] if position < len(side) else None for side in inputs)
         if left != right:
             changes.append(f"input {position} {left or '(absent)'} became {right or '(absent)'}")
+    between = [
+        [None if item is None else table[id(item)] for item in operator.intermediates]
+        for operator, table in zip((one, two), names, strict=True)
+    ]
+    if between[0] != between[1]:
+        changes.append(f"intermediates {between[0]} became {between[1]}")
     for what in ("options", "options2"):
         changes += _option_changes(getattr(one, what), getattr(two, what))
+    if _custom_options(one) != _custom_options(two):
+        changes.append("other custom options")
+    if _said(one.rest, "mutating_variable_inputs") != _said(two.rest, "mutating_variable_inputs"):
+        changes.append("other mutating_variable_inputs")
     return changes
+
+
+def _custom_options(operator: Operator) -> bytes:
+    if operator.large_custom is not None:
+        return bytes(operator.large_custom.view())
+    value = operator.rest.get("custom_options")
+    return bytes(value.raw) if value is not None else b""
 
 
 def _option_changes(one: Record | None, two: Record | None) -> list[str]:
@@ -259,7 +310,7 @@ def _option_changes(one: Record | None, two: Record | None) -> list[str]:
     changes = []
     for name in one.spec.by_name:
         left, right = one.get(name), two.get(name)
-        if isinstance(left, (SubGraph, list)) or isinstance(right, (SubGraph, list)):
+        if any(isinstance(item, SubGraph) for side in (left, right) for item in _items(side)):
             # Subgraphs are compared by themselves.
             continue
         if left != right:
@@ -267,11 +318,39 @@ def _option_changes(one: Record | None, two: Record | None) -> list[str]:
     return changes
 
 
-def _signature(item: Any) -> tuple[Any, ...]:
-    return (
-        tuple((row.get("name"), tensor.name) for row, tensor in item.inputs),
-        tuple((row.get("name"), tensor.name) for row, tensor in item.outputs),
-    )
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _signatures(one: Model, two: Model) -> Iterable[Difference]:
+    sides = [
+        _numbered(
+            [
+                (
+                    item.key or "",
+                    [
+                        [(row.get("name"), tensor.name) for row, tensor in rows]
+                        for rows in (item.inputs, item.outputs)
+                    ],
+                )
+                for item in model.signatures
+            ]
+        )
+        for model in (one, two)
+    ]
+    for name in sides[0]:
+        if name not in sides[1]:
+            yield Difference("signature", name, "removed")
+            continue
+        for what, left, right in zip(("inputs", "outputs"), sides[0][name], sides[1][name], strict=True):
+            if left != right:
+                said = [
+                    ", ".join(f"{known} = {tensor!r}" for known, tensor in side) for side in (left, right)
+                ]
+                yield Difference("signature", name, f"{what} ({said[0]}) became ({said[1]})")
+    for name in sides[1]:
+        if name not in sides[0]:
+            yield Difference("signature", name, "added")
 
 
 def _metadata(one: Model, two: Model) -> Iterable[Difference]:
@@ -285,51 +364,53 @@ def _metadata(one: Model, two: Model) -> Iterable[Difference]:
     yield from _named("metadata", *sides)
 
 
-def _named(kind: str, one: Sequence[tuple[str, Any]], two: Sequence[tuple[str, Any]]) -> Iterable[Difference]:
-    left, right = dict(one), dict(two)
+def _named(
+    kind: str, one: Sequence[tuple[str, bytes]], two: Sequence[tuple[str, bytes]]
+) -> Iterable[Difference]:
+    left, right = _numbered(one), _numbered(two)
     for name, content in left.items():
         if name not in right:
-            yield Difference(kind, name, "removed", _length(content), 0)
+            yield Difference(kind, name, "removed", len(content), 0)
         elif right[name] != content:
-            yield Difference(kind, name, "changed", _length(content), _length(right[name]))
+            yield Difference(kind, name, "changed", len(content), len(right[name]))
     for name, content in right.items():
         if name not in left:
-            yield Difference(kind, name, "added", 0, _length(content))
+            yield Difference(kind, name, "added", 0, len(content))
 
 
-def _length(content: Any) -> int:
-    return len(content) if isinstance(content, bytes) else 0
+def _numbered(rows: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns them by name, the second of a name as ``name[1]``."""
+    found: dict[str, Any] = {}
+    count: Counter[str] = Counter()
+    for name, content in rows:
+        found[f"{name}[{count[name]}]" if count[name] else name] = content
+        count[name] += 1
+    return found
 
 
 def _zip_difference(one: memoryview, two: memoryview) -> Iterable[Difference]:
     if bool(one) != bool(two):
         yield Difference("zip", "appended ZIP", "added" if two else "removed", len(one), len(two))
-    elif len(one) != len(two):
+    elif _members(one) != _members(two):
         yield Difference("zip", "appended ZIP", "changed", len(one), len(two))
+
+
+def _members(data: memoryview) -> object:
+    """Returns what is in a ZIP. Its bytes are no measure: offsets in it count from the start of the file."""
+    if not data:
+        return ()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as opened:
+            return [(item.filename, item.file_size, item.CRC) for item in opened.infolist()]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return bytes(data)
 
 
 def _constant_nbytes(graph: SubGraph) -> int:
     return sum({id(tensor.buffer): tensor.buffer.nbytes for tensor in graph.tensors}.values())
 
 
-def _balance(models: Sequence[Model], sizes: Sequence[int], origins: Sequence[Any]) -> tuple[Balance, ...]:
-    columns = []
-    for model, size, origin in zip(models, sizes, origins, strict=True):
-        column: Counter[str] = Counter()
-        seen: set[int] = set()
-        for graph in model.subgraphs:
-            for tensor in graph.tensors:
-                if id(tensor.buffer) not in seen and tensor.buffer.nbytes:
-                    seen.add(id(tensor.buffer))
-                    column[f"{tensor.dtype_name} constants"] += tensor.buffer.nbytes
-        other = sum(buffer.nbytes for buffer in model.buffers if id(buffer) not in seen)
-        column["metadata and unused buffers"] = other
-        column["ZIP"] = origin.tail.nbytes if origin.tail else 0
-        column["tables and padding"] = size - sum(column.values())
-        columns.append(column)
-    names = sorted(columns[0].keys() | columns[1].keys(), key=lambda name: -columns[0][name])
-    return tuple(
-        Balance(name, columns[0][name], columns[1][name])
-        for name in names
-        if columns[0][name] or columns[1][name]
-    )
+def _balance(models: Sequence[Model]) -> tuple[Balance, ...]:
+    columns = [byte_accounts(model) for model in models]
+    names = sorted(columns[0].keys() | columns[1].keys(), key=lambda name: (-columns[0].get(name, 0), name))
+    return tuple(Balance(name, columns[0].get(name, 0), columns[1].get(name, 0)) for name in names)

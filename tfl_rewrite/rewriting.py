@@ -321,7 +321,8 @@ def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]
     """Adds what the new layout did to the result of the pass that asked for it."""
     known = sum(getattr(change, "saved", 0) for result in results for change in result.changes)
     index = max(index for index, result in enumerate(results) if result.packing is not None)
-    edit = Edit("the file", "laid out anew: what is equal is stored once", saved - known)
+    what = "what is equal is stored once" if saved >= known else "constants start where --align says"
+    edit = Edit("the file", f"laid out anew: {what}", saved - known)
     changed = list(results)
     changed[index] = replace(results[index], changes=(*results[index].changes, edit))
     return changed

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nets import Net, named, run, stored_apart
 
-from tfl_rewrite import UnsupportedError, dedup, load, save
+from tfl_rewrite import UnsupportedError, dedup, load, remove_dead, save
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
 from tfl_rewrite.model import likeness
@@ -235,6 +235,66 @@ def test_a_tensor_that_two_operators_write_is_no_single_value() -> None:
     before = list(net.graph.operators)
     dedup(net.model)
     assert net.graph.operators == before
+
+
+def test_a_tensor_that_a_caller_and_an_operator_write_is_no_single_value() -> None:
+    net = Net()
+    x = net.input("x", (1, 4))
+    first = net.add("ABS", [x], "before", (1, 4))
+    net.add("NEG", [first], "spare", (1, 4))
+    net.graph.operators[-1].outputs = [x]
+    net.output(net.add("SUB", [first, net.add("ABS", [x], "after", (1, 4))], "y", (1, 4)))
+    assert not dedup(net.model).modified
+
+
+@pytest.mark.parametrize("known_by", ["subgraph", "signature"])
+def test_an_input_with_bytes_is_no_constant_because_callers_may_overwrite_it(known_by: str) -> None:
+    net = twice()
+    net.sign("serve")
+    given = named(net.model, "c")
+    if known_by == "subgraph":
+        net.graph.inputs.append(given)
+    row = new_record("TensorMap").replace(name="c")
+    net.model.signatures[0].inputs.append((row, given))
+    dedup(net.model)
+    assert {"c", "d", "p", "q"} <= set(names(net.model))
+
+
+def test_results_in_empty_buffers_of_their_own_are_alike() -> None:
+    net = twice()
+    for name in ("p", "q"):
+        named(net.model, name).buffer = Buffer()
+        net.model.buffers.append(named(net.model, name).buffer)
+    dedup(net.model)
+    assert kinds(net.model) == ["MUL", "ADD", "SUB"]
+
+
+def test_a_buffer_with_a_vector_of_no_bytes_is_not_like_none() -> None:
+    net = twice()
+    buffer = Buffer(rest=new_record("Buffer").replace(data=ScalarVector(FLOAT32, b"")))
+    net.model.buffers.append(buffer)
+    named(net.model, "q").buffer = buffer
+    dedup(net.model)
+    assert kinds(net.model).count("MUL") == 2
+
+
+def test_reads_of_a_variable_around_a_write_stay_two_and_in_order(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", (1, 4))
+    handle = net.add("VAR_HANDLE", [], "handle", (), dtype=np.int32)
+    handle.dtype = 13
+    net.add("ASSIGN_VARIABLE", [handle, x], "no result", (1, 4))
+    net.graph.operators[-1].outputs = []
+    first = net.add("READ_VARIABLE", [handle], "first", (1, 4))
+    twofold = net.add("ADD", [first, first], "twofold", (1, 4))
+    net.add("ASSIGN_VARIABLE", [handle, twofold], "no result either", (1, 4))
+    net.graph.operators[-1].outputs = []
+    second = net.add("READ_VARIABLE", [handle], "second", (1, 4))
+    net.output(net.add("SUB", [second, first], "y", (1, 4)))
+    before = kinds(net.model)
+    remove_dead(net.model)
+    dedup(net.model)
+    assert kinds(net.model) == before
 
 
 def test_compressed_constants_are_refused() -> None:

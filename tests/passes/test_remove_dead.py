@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from nets import Array, Net, named, run
 
-from tfl_rewrite import UnsupportedError, UsageError, load, remove_dead, save
+from tfl_rewrite import UnsupportedError, UsageError, dedup, load, remove_dead, save
 from tfl_rewrite.api import remove_dead_passes
 from tfl_rewrite.cli import main
-from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import (
@@ -338,7 +338,7 @@ def test_an_argument_of_the_signature_keeps_its_name() -> None:
     ("options", "message"),
     [
         ({"outputs": ["deaf"]}, "no tensor is named 'deaf'.*did you mean 'dead'"),
-        ({"outputs": ["zzzzzzzz"]}, "no tensor is named.*inspect"),
+        ({"outputs": ["zzzzzzzz"]}, "no tensor is named.*such as 'a', 'b', 'dead', 'deader', 'y'"),
         ({"outputs": ["#99"]}, "there is no tensor #99"),
         ({"outputs": ["a", "a"]}, "named twice"),
         ({"outputs": ["a,,b"]}, "empty name"),
@@ -351,6 +351,73 @@ def test_an_argument_of_the_signature_keeps_its_name() -> None:
 def test_a_cut_that_makes_no_sense_says_what_would(options: dict[str, list[str]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         remove_dead(chain().model, **options)
+
+
+def test_a_name_alone_is_one_name_and_not_its_letters() -> None:
+    net = chain()
+    remove_dead(net.model, outputs="b", inputs="a", strip="names", pure_custom="Halver")
+    assert [tensor.name for tensor in net.graph.outputs] == ["b"]
+    assert names(net.model) == ["a", "b"]
+
+
+def test_a_custom_operator_that_is_not_there_is_named_with_those_that_are() -> None:
+    net = chain()
+    net.model.operator_codes.append(OperatorCode(32, "Halver"))
+    for results in (
+        remove_dead(net.model, pure_custom=["Havler"]),
+        [dedup(net.model, pure_custom=["Havler"])],
+    ):
+        (note,) = results[-1].notes
+        assert "'Havler'" in note and ("it has Halver" in note or "it has none" in note)
+
+
+def test_what_no_operator_makes_cannot_become_an_output() -> None:
+    net = chain()
+    net.tensor("never made", (1, 4))
+    with pytest.raises(UsageError, match="'never made' is made by no operator"):
+        remove_dead(net.model, outputs=["never made"])
+
+
+def remembers(read_name: str = "state") -> Net:
+    """k is |x + what was there before|; y is k and what is there now."""
+    net = Net()
+    x = net.input("x", (1, 4))
+    handles = []
+    for name in ("state", read_name):
+        handles.append(net.add("VAR_HANDLE", [], f"handle of {name}", (), dtype=np.int32))
+        handles[-1].dtype = 13
+        net.graph.operators[-1].options = Record(
+            schema().tables["VarHandleOptions"], {"container": "c", "shared_name": name}
+        )
+    k = net.add("ABS", [net.add("ADD", [x, x], "sum", (1, 4))], "k", (1, 4))
+    net.add("ASSIGN_VARIABLE", [handles[0], named(net.model, "sum")], "no result", (1, 4))
+    net.graph.operators[-1].outputs = []
+    read = net.add("READ_VARIABLE", [handles[1]], "read", (1, 4))
+    net.output(net.add("ADD", [k, read], "y", (1, 4)))
+    return net
+
+
+def test_a_cut_that_parts_who_writes_a_variable_from_who_reads_it_is_refused() -> None:
+    with pytest.raises(UsageError, match="READ_VARIABLE -> read reads what ASSIGN_VARIABLE -> nothing"):
+        remove_dead(remembers().model, inputs=["k"])
+    # Nothing is lost where another variable is read, where the read value is given, or is not needed.
+    remove_dead(remembers("another").model, inputs=["k"])
+    remove_dead(remembers().model, inputs=["k", "read"])
+    net = remembers()
+    net.output(net.add("NEG", [named(net.model, "k")], "z", (1, 4)))
+    remove_dead(net.model, inputs=["k"], outputs=["z"])
+    remove_dead(remembers().model, outputs=["read"])
+
+
+def test_a_cut_between_two_users_of_a_variable_tensor_is_refused() -> None:
+    net = Net()
+    x, state = net.input("x", (1, 4)), net.tensor("state", (1, 4), buffer=Buffer())
+    state.is_variable = True
+    net.model.buffers.append(state.buffer)
+    a = net.add("SVDF", [x, state], "a", (1, 4))
+    net.output(net.add("SVDF", [a, state], "y", (1, 4)))
+    with pytest.raises(UsageError, match="SVDF -> y reads what SVDF -> a changes"):
+        remove_dead(net.model, inputs=["a"])
 
 
 def test_a_name_that_stands_for_several_tensors_must_be_said_by_index() -> None:
@@ -488,7 +555,7 @@ def test_metadata_goes_by_name_and_is_not_missed() -> None:
     assert [entry.name for entry in net.model.metadata] == ["three"]
     assert shared in net.model.buffers
     assert [change.to_dict()["saved"] for change in result.changes] == [0, 16]
-    assert result.notes == ("there is no metadata four",)
+    assert result.notes == ("there is no metadata four: the model has one, two, three",)
 
 
 @pytest.mark.parametrize("word", ["name", "", "metadata:", "metadata:COMPRESSION_METADATA"])

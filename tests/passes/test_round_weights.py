@@ -95,6 +95,14 @@ def test_int8_is_rounded_only_when_asked() -> None:
     assert np.abs(made.astype(int) - values).max() <= 16
 
 
+def test_a_model_of_int8_constants_is_told_how_they_are_rounded(fixtures: Path) -> None:
+    full, float_only = fixtures / "digits_cnn_full_int8.tflite", fixtures / "digits_cnn.tflite"
+    (note,) = round_weights(load(full)).notes
+    assert "--int8" in note
+    assert not round_weights(load(full), int8=True).notes
+    assert not round_weights(load(float_only)).notes
+
+
 def test_buffers_shared_by_tensors_are_rounded_once() -> None:
     values = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
     net = Net()
@@ -129,13 +137,17 @@ def test_the_command_prints_and_reports_deflated_sizes(
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_the_command_searches_for_a_ratio(fixtures: Path, tmp_path: Path) -> None:
+def test_the_command_searches_for_a_ratio(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, target, facts = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", tmp_path / "report.json"
     command = ["round-weights", str(source), str(target), "--min-snr", "25", "--report", str(facts)]
     assert main(command) == 0
     outputs = json.loads(facts.read_text())["verdict"]["outputs"]
     assert min(output["snr_db"] for output in outputs) >= 25
     assert deflated(target) < 0.35 * source.stat().st_size
+    # Who chose the steps has seen these inputs.
+    assert "judge by others" in capsys.readouterr().out
 
 
 def test_steps_below_the_ratio_are_refused(

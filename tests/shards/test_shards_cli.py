@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfl_rewrite import FormatError, UsageError, open_sharded
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.shards import external_files, parts
 
@@ -39,6 +41,81 @@ def test_there_and_back(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("shard", model, tmp_path / "d", "--dry-run") == 0
     assert run("join", tmp_path / "s" / "manifest.json", tmp_path / "d", "--dry-run") == 0
     assert capsys.readouterr().out.count("dry run, not written") == 2 and not (tmp_path / "d").exists()
+
+
+def test_a_dry_run_says_what_it_would_do(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shard", model, tmp_path / "s", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "would be written" in said and "files written" not in said
+
+
+def test_the_model_of_shard_is_the_one_that_an_app_is_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shard", model, tmp_path / "s") == 0
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert f"SHA-256 of the model: {sha256}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "part"])
+def test_join_never_replaces_what_it_reads(model: Path, tmp_path: Path, what: str) -> None:
+    assert run("shard", model, tmp_path / "s", "-q") == 0
+    own = next((tmp_path / "s").glob("*.part")) if what == "part" else tmp_path / "s" / what
+    before = own.read_bytes()
+    (tmp_path / "link").symlink_to(own)
+    for target in (own, tmp_path / "link"):
+        assert run("join", tmp_path / "s" / "manifest.json", target, "--force", "-q") == 2
+        assert own.read_bytes() == before
+
+
+def test_the_model_is_not_replaced_by_its_shards(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "model.tflite"
+    own.write_bytes(model.read_bytes())
+    assert run("shard", own, tmp_path, "--format", "external", "--force", "-q") == 2
+    assert run("shard", own, tmp_path, "--manifest", "model.tflite", "--force", "-q") == 2
+    assert own.read_bytes() == model.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_weights_beside_a_model_are_not_replaced_by_it(model: Path, tmp_path: Path) -> None:
+    arguments = ("--format", "external", "--verify", "off", "-q")
+    assert run("shard", model, tmp_path / "s", *arguments) == 0
+    (weights,) = (tmp_path / "s").glob("*.bin")
+    before = weights.read_bytes()
+    assert run("join", tmp_path / "s" / "model.tflite", weights, "--force", "--verify", "off") == 2
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize(("format", "entry"), [("parts", "manifest.json"), ("external", "model.tflite")])
+def test_a_folder_is_told_what_to_name(
+    model: Path, tmp_path: Path, format: str, entry: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shard", model, tmp_path / "s", "--format", format, "--verify", "off", "-q") == 0
+    assert run("join", tmp_path / "s", tmp_path / "out") == 2
+    assert f"such as {tmp_path / 's' / entry}" in capsys.readouterr().err
+
+
+def test_opening_takes_as_many_jobs_as_joining(model: Path, tmp_path: Path) -> None:
+    assert run("shard", model, tmp_path / "s", "-q") == 0
+    for jobs in (-1, 65):
+        with pytest.raises(UsageError, match=f"jobs is {jobs}"):
+            open_sharded(tmp_path / "s" / "manifest.json", jobs=jobs)
+
+
+def test_an_error_of_a_part_names_the_manifest(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shard", model, tmp_path / "s", "-q") == 0
+    manifest = tmp_path / "s" / "manifest.json"
+    part = next((tmp_path / "s").glob("*.part"))
+    part.write_bytes(b"damaged!" + part.read_bytes()[8:])
+    with pytest.raises(FormatError, match=f"{manifest}.*{part.name}"):
+        open_sharded(manifest)
+    assert run("join", manifest, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert str(manifest) in said and part.name in said
 
 
 def test_external(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

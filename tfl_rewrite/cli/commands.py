@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
@@ -96,6 +97,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
                 "name": entry.name,
                 "summary": entry.summary,
                 "lossy": entry.lossy,
+                "place": entry.place,
                 "options": list(entry.options),
             }
             for entry in catalog.CATALOG
@@ -106,7 +108,8 @@ def list_passes(arguments: argparse.Namespace) -> int:
     lines = []
     for entry in catalog.CATALOG:
         lines.append(f"{entry.name}{' (lossy)' if entry.lossy else ''}: {entry.summary}")
-        lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
+        if entry.options:
+            lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
         lines.append(f"  place: {entry.place}")
     lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
     _print(lines)
@@ -450,10 +453,13 @@ def _write_json(path: str | None, data: dict[str, Any]) -> None:
         return
     import json
 
+    fresh = not os.path.lexists(path)
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
     except OSError as error:
+        if fresh:
+            Path(path).unlink(missing_ok=True)  # Half a report is none.
         raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
 
 

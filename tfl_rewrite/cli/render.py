@@ -162,7 +162,8 @@ def _edit_lines(result: PassResult, verbose: int) -> list[str]:
         return []
     count = sum(edit.data.get("count", 1) for edit in edits)
     saved = sum(edit.saved for edit in edits)
-    lines = [f"{result.name}: {count} change(s), {size(saved)} bytes saved"]
+    won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes more"
+    lines = [f"{result.name}: {count} change{'' if count == 1 else 's'}, {won}"]
     shown = edits if verbose else edits[:_ROWS]
     lines += table(
         ("where", "what", "saved"),
@@ -312,7 +313,9 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
     )
     if not found.differences:
         return [*lines, "the same content, stored differently"]
-    shown = found.differences if verbose else found.differences[:_DIFFERENCES]
+    kinds = list(dict.fromkeys(row.kind for row in found.differences))
+    rows = sorted(found.differences, key=lambda row: kinds.index(row.kind))
+    shown = rows if verbose else rows[:_DIFFERENCES]
     kind = ""
     for row in shown:
         if row.kind != kind:
@@ -322,8 +325,8 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
         moved = row.nbytes_before != row.nbytes_after
         tail = f" ({size(row.nbytes_before)} -> {size(row.nbytes_after)} bytes)" if moved else ""
         lines.append(f"  {safe(row.where, limit=100)}: {safe(row.what, limit=300)}{tail}")
-    if len(shown) < len(found.differences):
-        lines.append(f"... and {len(found.differences) - len(shown)} more (-v shows all)")
+    if len(shown) < len(rows):
+        lines.append(f"... and {len(rows) - len(shown)} more (-v shows all)")
     return lines
 
 

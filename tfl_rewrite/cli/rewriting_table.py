@@ -289,7 +289,8 @@ REWRITING = (
                     value(
                         "--pass",
                         help="a pass, with options after a colon: "
-                        "quantize-weights:scheme=dequantize,exclude=^a+^b; repeatable, in order",
+                        "quantize-weights:scheme=dequantize,exclude=^a+^b; repeatable, in order. A comma or "
+                        "a plus sign in a value is written twice",
                         action="append",
                         default=[],
                         dest="passes",

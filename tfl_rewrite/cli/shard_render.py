@@ -17,13 +17,11 @@ _WORDS = {
 def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
     """Says what ``shard`` or ``join`` did."""
     lines = [_headline(report)]
-    counts = {
-        word: [item for item in report.files if item.status == status] for status, word in _WORDS.items()
-    }
+    counts = {status: [item for item in report.files if item.status == status] for status in _WORDS}
     lines += [
-        f"  {len(items)} file{'' if len(items) == 1 else 's'} {word}, "
+        f"  {len(items)} file{'' if len(items) == 1 else 's'} {_word(status, report)}, "
         f"{size(sum(item.stored_nbytes for item in items))} bytes"
-        for word, items in counts.items()
+        for status, items in counts.items()
         if items
     ]
     if verbose:
@@ -31,7 +29,7 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         lines += table(
             ("file", "bytes", "stored", ""),
             [
-                (safe(item.name), size(item.nbytes), size(item.stored_nbytes), _WORDS[item.status])
+                (safe(item.name), size(item.nbytes), size(item.stored_nbytes), _word(item.status, report))
                 for item in shown
             ],
             right=(1, 2),
@@ -49,9 +47,14 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         lines.append(
             "verified: would be read back and compared" if report.dry_run else "verified: read back, equal"
         )
+        lines.append(f"SHA-256 of the model: {report.sha256}")
     else:
         lines.append(f"verified: SHA-256 {report.sha256}")
     return lines
+
+
+def _word(status: str, report: ShardReport) -> str:
+    return "would be written" if report.dry_run and status == "new" else _WORDS[status]
 
 
 def _headline(report: ShardReport) -> str:

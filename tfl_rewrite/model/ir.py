@@ -58,6 +58,13 @@ class Buffer:
         """Size in bytes, 0 where there are none."""
         return self.blob.nbytes if self.blob is not None else 0
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it says as little as the sentinel; a vector of bytes that is there but empty says more."""
+        # What a pass has emptied still has its bytes in the record it was read as; it is written without.
+        data = self.rest.get("data")
+        return self.blob is None and (data is None or len(data) > 0)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantization:

@@ -18,7 +18,7 @@ from typing import ClassVar
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.model.ir import Buffer, Model, Quantization
+from tfl_rewrite.model.ir import Model, Quantization
 from tfl_rewrite.passes.base import Edit, PassResult
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
 from tfl_rewrite.passes.metadata import COMPRESSION
@@ -198,24 +198,18 @@ def _empty_buffers(model: Model) -> list[Edit]:
     A buffer whose vector of bytes is present but empty is another thing: runtimes take its tensor for a
     constant (``InterpreterBuilder::ParseTensors``). So are buffers of variables, which stay.
     """
-    if not model.buffers or not _is_nothing(model.buffers[0]):
+    if not model.buffers or not model.buffers[0].is_nothing:
         return []
     tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
     kept = {id(tensor.buffer) for tensor in tensors if tensor.is_variable or tensor.external is not None}
     kept |= {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
-    gone = {id(item) for item in model.buffers[1:] if _is_nothing(item) and id(item) not in kept}
+    gone = {id(item) for item in model.buffers[1:] if item.is_nothing and id(item) not in kept}
     for tensor in tensors:
         if id(tensor.buffer) in gone:
             tensor.buffer = model.buffers[0]
     model.buffers = [buffer for buffer in model.buffers if id(buffer) not in gone]
     what = f"{len(gone)} empty ones left out"
     return [Edit("Model.buffers", what, 0, {"count": len(gone)})] if gone else []
-
-
-def _is_nothing(buffer: Buffer) -> bool:
-    # What a pass has emptied still has its bytes in the record that it was read as; it is written without.
-    data = buffer.rest.get("data")
-    return buffer.blob is None and (data is None or len(data) > 0)
 
 
 __all__ = ["ABSENT_ALIKE", "Compact"]

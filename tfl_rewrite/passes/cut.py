@@ -3,7 +3,8 @@
 The named tensors become its inputs and outputs, in the order given, and signatures of the main subgraph are
 rebuilt: an argument that stays keeps its name, a new one gets the name of its tensor. Operators that make a
 new input, or that need an input which is gone, are removed; if an output needs what they make, the cut is
-refused and the error says what is missing. Descriptions in metadata follow
+refused and the error says what is missing; so it is if they read a variable that only a removed operator
+changes. Descriptions in metadata follow
 (:mod:`tfl_rewrite.passes.metadata`). What is dead then is left to ``remove-dead``. What the outputs give is
 equal to the bit to what the tensors held in the original. A second run finds nothing.
 """
@@ -19,6 +20,7 @@ from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
 from tfl_rewrite.passes.base import ChangesInterface, Edit, PassResult
 from tfl_rewrite.passes.metadata import interface_changed, positions_moved
+from tfl_rewrite.passes.state import lost_change
 
 
 class Cut(ChangesInterface):
@@ -46,7 +48,7 @@ class Cut(ChangesInterface):
 
         Raises:
             UsageError: A name is unknown or stands for several tensors, a constant or variable is to be an
-                input, or an output needs what is not computed any more.
+                input, an output is made by nothing, or needs what is not computed any more.
             UnsupportedError: Metadata refers to what would move.
         """
         main = model.subgraphs[0]
@@ -61,6 +63,7 @@ class Cut(ChangesInterface):
         if all(_ids(old) == _ids(new) for old, new in zip(before, after, strict=True)):
             return PassResult(self.name)
         removed = _cut_off(main, inputs, outputs)
+        _refuse_lost_state(main, removed, outputs)
         changes = [
             Edit(f"{what} {tensor.name or '(unnamed)'}", verb)
             for what, old, new in zip(("input", "output"), before, after, strict=True)
@@ -135,8 +138,11 @@ def _near(main: SubGraph, arguments: Iterable[tuple[str, Tensor]], name: str) ->
     names = [item for item in known if item]
     near = [item for item in names if name.lower() in item.lower()][:5]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, names, n=5, cutoff=0.4)]))[:5]
+    if not near and names:
+        made = [item.name for operator in main.operators for item in operator.outputs if item and item.name]
+        return f"names are such as {', '.join(map(repr, list(dict.fromkeys([*made, *names]))[:5]))}"
     if not near:
-        return "'tfl-rewrite inspect' lists names" if names else "its tensors have no names; say #INDEX"
+        return "its tensors have no names; say #INDEX"
     return f"did you mean {', '.join(map(repr, near))}?"
 
 
@@ -148,6 +154,13 @@ def _cut_off(main: SubGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     """
     given = set(map(id, inputs))
     made = {id(tensor) for item in main.operators for tensor in item.outputs if tensor is not None}
+    known = made | given | set(map(id, [*main.inputs, *main.outputs]))
+    for output in outputs:
+        if id(output) not in known and not (output.is_constant or output.is_variable):
+            raise UsageError(
+                f"output {output.name or f'#{_place(main, output)}'!r} is made by no operator",
+                remedy="name a tensor that one makes",
+            )
     lost = (set(map(id, main.inputs)) | made) - given
     removed = []
     for operator in main.operators:
@@ -167,6 +180,16 @@ def _cut_off(main: SubGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
                 remedy="name every tensor that it needs as input",
             )
     return removed
+
+
+def _refuse_lost_state(main: SubGraph, removed: Sequence[Operator], outputs: Sequence[Tensor]) -> None:
+    found = lost_change(main, removed, outputs)
+    if found is not None:
+        changes, reads = (f"{item.code.name} -> {_names(item) or 'nothing'}" for item in found)
+        raise UsageError(
+            f"{reads} reads what {changes} changes, which the cut removes",
+            remedy="cut where both stay or both go, or name the tensor that is read as input too",
+        )
 
 
 def _missing(

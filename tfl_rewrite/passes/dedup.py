@@ -19,7 +19,7 @@ from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.likeness import equal_items
 from tfl_rewrite.passes.base import Edit, PassResult
-from tfl_rewrite.passes.effects import Effect, Effects
+from tfl_rewrite.passes.effects import Effect, Effects, not_there
 from tfl_rewrite.passes.metadata import positions_moved
 from tfl_rewrite.work import current
 
@@ -44,6 +44,7 @@ class Dedup:
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
+        notes = not_there(model, self.pure_custom)
         changes = _merge_buffers(model)
         effects = Effects(self.pure_custom)
         for subgraph in model.subgraphs:
@@ -52,7 +53,7 @@ class Dedup:
             while merger.merge_constants() + merger.merge_operators():
                 pass
             changes += merger.changes
-        notes = positions_moved(model) if changes else []
+        notes += positions_moved(model) if changes else []
         return PassResult(self.name, tuple(changes), (), tuple(notes))
 
 
@@ -106,9 +107,11 @@ class _Merger:
         self.subgraph = subgraph
         self.effects = effects
         self.changes: list[Edit] = []
+        self.given = set(map(id, subgraph.inputs))
         self.exposed = set(map(id, [*subgraph.inputs, *subgraph.outputs]))
         for signature in model.signatures:
             if signature.subgraph is subgraph:
+                self.given |= {id(tensor) for _, tensor in signature.inputs}
                 self.exposed |= {id(tensor) for _, tensor in [*signature.inputs, *signature.outputs]}
 
     def merge_constants(self) -> int:
@@ -116,6 +119,8 @@ class _Merger:
         known: dict[object, Tensor] = {}
         merged: dict[int, Tensor] = {}
         made = {id(item) for operator in self.subgraph.operators for item in operator.outputs}
+        # What a caller may overwrite is no constant, though the file has bytes for it.
+        made |= self.given
         for tensor in self.subgraph.tensors:
             if not tensor.is_constant or id(tensor) in made:
                 continue
@@ -143,8 +148,8 @@ class _Merger:
         known: dict[object, Operator] = {}
         gone: set[int] = set()
         merged: dict[int, Tensor] = {}
-        # Tensors that two operators write are no single value.
-        writers: dict[int, int] = {}
+        # Tensors that two operators write, or a caller and an operator, are no single value.
+        writers = dict.fromkeys(self.given, 1)
         for operator in self.subgraph.operators:
             for tensor in operator.outputs:
                 writers[id(tensor)] = writers.get(id(tensor), 0) + 1
@@ -270,11 +275,19 @@ def _operator_key(operator: Operator) -> object:
     return (
         (code.builtin, code.custom, code.version),
         tuple(id(tensor) if tensor is not None else None for tensor in operator.inputs),
-        tuple((id(item.buffer), _described(item)) if item is not None else None for item in operator.outputs),
+        tuple((_storage(item), _described(item)) if item is not None else None for item in operator.outputs),
         _frozen(operator.options),
         _frozen(operator.options2),
         _frozen(rest),
     )
+
+
+def _storage(tensor: Tensor) -> object:
+    """Returns a key of where a computed tensor keeps its bytes: buffers without any are alike.
+
+    Old converters give each tensor an empty buffer of its own.
+    """
+    return None if tensor.buffer.is_nothing else id(tensor.buffer)
 
 
 def _frozen(value: Any) -> object:

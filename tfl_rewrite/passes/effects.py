@@ -7,10 +7,10 @@ Sources: the kernels (``tflite/kernels/*.cc``) and the effects that the converte
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from tfl_rewrite.model.ir import Operator, schema
+from tfl_rewrite.model.ir import Model, Operator, schema
 
 
 class Effect(enum.Enum):
@@ -127,3 +127,10 @@ class Effects:
         finally:
             self._open.discard(id(operator))
         return found
+
+
+def not_there(model: Model, pure_custom: Iterable[str]) -> list[str]:
+    """Returns a note for each name that no custom operator of the model has."""
+    known = sorted({code.custom for code in model.operator_codes if code.custom is not None})
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    return [f"no custom operator is named {name!r}: {has}" for name in sorted(set(pure_custom) - set(known))]

@@ -110,7 +110,10 @@ def interface_changed(
                 _reorder(data, slot, groups, old, new)
     except (struct.error, ValueError, IndexError) as error:
         drop(model, entry)
-        return [f"metadata {_DESCRIPTIONS} dropped: {error or 'it cannot be read'}"]
+        return [
+            f"metadata {_DESCRIPTIONS} dropped: {error or 'it cannot be read'}; label files that are "
+            "appended to the model stay"
+        ]
     if data == entry.buffer.blob.view():
         return []
     set_content(model, entry, bytes(data))

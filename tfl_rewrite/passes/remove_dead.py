@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 from tfl_rewrite.passes.base import Edit, PassResult, Skip
-from tfl_rewrite.passes.effects import Effect, Effects
+from tfl_rewrite.passes.effects import Effect, Effects, not_there
 from tfl_rewrite.passes.metadata import positions_moved
 
 VALIDATION = "VALIDATION:"
@@ -43,9 +43,10 @@ class RemoveDead:
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
+        notes = not_there(model, self.pure_custom)
         live = _Live.of(model, Effects(self.pure_custom))
         changes = [*_remove_operators(model, live), *_remove_unreferenced(model, live)]
-        notes = positions_moved(model) if changes else []
+        notes += positions_moved(model) if changes else []
         return PassResult(self.name, tuple(changes), tuple(live.skips), tuple(notes))
 
 

@@ -253,7 +253,19 @@ class RoundWeights:
             )
             item.buffer.blob = made.blob()
         told = tuple(fitting.notes()) if fitting is not None and changes else ()
-        return PassResult(self.name, tuple(changes), tuple(skips), (*told, *self.notes))
+        return PassResult(
+            self.name, tuple(changes), tuple(skips), (*told, *self.notes, *self._left_out(model))
+        )
+
+    def _left_out(self, model: Model) -> tuple[str, ...]:
+        """Says that int8 constants could be rounded too, where those are most of what there is."""
+        if self.int8 or self.choices is not None:
+            return ()
+        found = find_constants(model, int8=True, min_elements=self.min_elements)[0]
+        nbytes = sum(item.blob.nbytes for item in found if item.kind is KINDS["INT8"])
+        if 2 * nbytes <= sum(item.blob.nbytes for item in found):
+            return ()
+        return (f"{nbytes:,} bytes of int8 constants stay: --int8 rounds them too",)
 
     def _steps(self, item: Constant) -> tuple[tuple[str, str], rounding.Float64 | None]:
         """Returns the step of each channel, or why it stays."""

@@ -73,7 +73,8 @@ class Strip:
         for name in sorted(self.wanted.metadata):
             entries = [entry for entry in model.metadata if entry.name == name]
             if not entries:
-                notes.append(f"there is no metadata {name}")
+                known = ", ".join(entry.name or "(unnamed)" for entry in model.metadata) or "none"
+                notes.append(f"there is no metadata {name}: the model has {known}")
             changes += [Edit(f"metadata {name}", "dropped", drop(model, entry)) for entry in entries]
         return PassResult(self.name, tuple(changes), (), tuple(notes))
 

@@ -265,6 +265,8 @@ class RoundingSearch:
         notes = []
         if self._fitting is not None and snr is not None:
             notes.append(f"the search measured {snr:.1f} dB on {self._text}")
+        elif snr is not None:
+            notes.append("the steps were searched with the samples that judge them: judge by others too")
         if self._hides:
             hidden = worst_ratio(self._judge(choices, _ANYTHING, self._probes))
             notes.append(f"what goes into the last SOFTMAX, LOGISTIC or TANH keeps {hidden:.1f} dB")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tfl_rewrite.container import Container
-from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
+from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.rewriting import MODES, Verification
-from tfl_rewrite.shards.join import DEFAULT_JOBS, join_parts
+from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.opened import expect
-from tfl_rewrite.shards.outcome import ShardFile, ShardReport
+from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFile, ShardReport
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
 from tfl_rewrite.shards.sizes import parse_size
 from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
@@ -70,6 +70,8 @@ def shard(
         raise UsageError(f"{manifest!r} is not a plain file name", remedy="such as manifest-v2.json")
     container = Container.open(source)
     with _folder(folder, dry_run=dry_run) as place:
+        # Whatever --force allows, the model stays as it is.
+        _not_its_own(place / (MODEL_NAME if format == "external" else manifest), [Path(source)])
         if format == "external":
             from tfl_rewrite.shards.external_files import shard_external
 
@@ -154,6 +156,8 @@ def join(
     path = check_target(target, force=force)
     where = os.fspath(source)
     origin, name = find_source(where, allow_private=allow_private)
+    if isinstance(origin, FolderSource) and (origin.folder / name).is_dir():
+        raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
     if isinstance(origin, FolderSource) and is_model(origin.folder / name):
         from tfl_rewrite.shards.external_files import join_external
 
@@ -162,15 +166,22 @@ def join(
         return join_external(origin.folder / name, path, settings=settings, force=force, dry_run=dry_run)
     manifest = parse(read_manifest_text(origin, name), where)
     expect(manifest, sha256, where)
-    done = join_parts(
-        manifest,
-        origin,
-        path,
-        force=force,
-        jobs=jobs,
-        dry_run=dry_run,
-        tick=_ticks(progress, "joining", 2 * manifest.nbytes),
-    )
+    if isinstance(origin, FolderSource):
+        own = [origin.folder / item for item in (name, *(part.name for part in manifest.parts))]
+        _not_its_own(path, own)
+    try:
+        done = join_parts(
+            manifest,
+            origin,
+            path,
+            force=force,
+            jobs=jobs,
+            dry_run=dry_run,
+            tick=_ticks(progress, "joining", 2 * manifest.nbytes),
+        )
+    except FormatError as error:
+        error.file = error.file or where
+        raise
     return ShardReport(
         command="join",
         format="parts",
@@ -196,8 +207,8 @@ def join(
 def _checked(verification: Verification | None, jobs: int) -> Verification:
     settings = verification or Verification()
     _choice(settings.mode, MODES, "verification mode")
-    if not 0 <= jobs <= 64:
-        raise UsageError(f"jobs is {jobs}", remedy="give 1 to 64, or 0 for one per processor")
+    if not 0 <= jobs <= MOST_JOBS:
+        raise UsageError(f"jobs is {jobs}", remedy=f"give 1 to {MOST_JOBS}, or 0 for one per processor")
     return settings
 
 
@@ -254,6 +265,17 @@ def is_model(path: Path) -> bool:
     except OSError:
         # Whatever it is, it will be named when it is opened as a manifest.
         return False
+
+
+def _not_its_own(target: Path, sources: Iterable[Path]) -> None:
+    if os.path.realpath(target) in map(os.path.realpath, sources):
+        raise UsageError("is what the result is made of", file=target, remedy="name another place")
+
+
+def _in(folder: str) -> str:
+    """Returns what is there to name, as a half sentence."""
+    found = [path for name in (MANIFEST_NAME, MODEL_NAME) if (path := Path(folder) / name).is_file()]
+    return f", such as {found[0]}" if found else ""
 
 
 def _ticks(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

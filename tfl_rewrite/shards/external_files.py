@@ -19,15 +19,13 @@ from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
-from tfl_rewrite.shards.outcome import ShardFailed, ShardFile, ShardReport
+from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFailed, ShardFile, ShardReport
 from tfl_rewrite.shards.sources import open_plain
 from tfl_rewrite.storage import layout, load, load_container
 from tfl_rewrite.verification.cleanup import Scratch
 
 if TYPE_CHECKING:
     from tfl_rewrite.verification import Verdict
-
-MODEL_NAME = "model.tflite"
 
 
 def shard_external(
@@ -95,6 +93,8 @@ def join_external(
     except TflRewriteError as error:
         error.file = error.file or os.fspath(path)
         raise
+    if any(os.path.realpath(target) == os.path.realpath(item.path) for item in weights.opened.values()):
+        raise UsageError("is what the result is made of", file=target, remedy="name another place")
     with landing(target.parent, nbytes=made.nbytes) as file:
         made.pour(FileSink(file.descriptor))
         load(file.path)
@@ -256,7 +256,7 @@ def _report(
         nbytes=container.nbytes,
         sha256=_sha256(container.pieces()),
         files=tuple(rows),
-        notes=(f"{moved.tensors} tensors have their bytes in weight files", *moved.notes),
+        notes=(_moved_note(moved.tensors), *moved.notes),
         dry_run=dry_run,
     )
 
@@ -266,3 +266,7 @@ def _sha256(pieces: Iterable[bytes | memoryview]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _moved_note(count: int) -> str:
+    return f"{count} tensor{' has its' if count == 1 else 's have their'} bytes in weight files"

@@ -20,6 +20,7 @@ from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
 from tfl_rewrite.shards.sources import Source
 
 DEFAULT_JOBS = 4
+MOST_JOBS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ def assemble(
             pour_part(part, slices, stream, sink, hashing, tick=tick)
         return fetched
 
-    with _stopping(stop), ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, 64))) as pool:
+    with _stopping(stop), ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, MOST_JOBS))) as pool:
         try:
             futures = [
                 pool.submit(one, part, slices)

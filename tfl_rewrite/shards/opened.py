@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import FormatError, UsageError
 from tfl_rewrite.landing import FileSink
-from tfl_rewrite.shards.join import DEFAULT_JOBS, assemble, check_whole
+from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole
 from tfl_rewrite.shards.manifest import Manifest, parse
 from tfl_rewrite.shards.sources import find_source, read_manifest_text
 
@@ -110,6 +110,8 @@ def open_sharded(
         UsageError: The URL makes no sense, or the model is larger than ``max_nbytes``.
     """
     where = os.fspath(manifest)
+    if not 0 <= jobs <= MOST_JOBS:
+        raise UsageError(f"jobs is {jobs}", remedy=f"give 1 to {MOST_JOBS}, or 0 for one per processor")
     source, name = find_source(where, allow_private=allow_private)
     found = parse(read_manifest_text(source, name), where)
     expect(found, sha256, where)
@@ -119,8 +121,10 @@ def open_sharded(
     try:
         assemble(found, source, model, jobs=jobs)
         check_whole(found, [model.content])
-    except BaseException:
+    except BaseException as error:
         model.close()
+        if isinstance(error, FormatError):
+            error.file = error.file or where
         raise
     return model
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification import Verdict
 
 
+MODEL_NAME = "model.tflite"
+"""What the model of a folder with external buffers is called."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
     """One file of a folder of shards.
