@@ -6,8 +6,9 @@ MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite`
 (``../inputs`` beside it) holds ``NAME.calib.npz``, which the search measures with, and ``NAME.eval.npz``,
 which alone counts below. The reference is ``round_weights(num_steps=256)``: per tensor, linear buckets from
 the smallest to the largest value, the value becomes the centre of its bucket, tensors of fewer than 16
-elements stay. Ours must have the lowest SNR over the outputs that the reference has, and 30 dB where the
-reference breaks the model (cosine under 0.9).
+elements stay. Ours must have the lowest SNR over the outputs that the reference has. Where the reference breaks
+the model (cosine under 0.9) ours must have 30 dB in the table, and a line below says what it takes at the
+SNR of the reference.
 
 Ours is the smaller file of ``--steps N`` and of what a search proposes. Both files are compared at the same
 SNR on ``eval``, so what the search aims at is moved until its proposal just holds there. From one proposal
@@ -68,6 +69,8 @@ class Row:
     seconds: float = 0.0
     files: int = 0
     tries: int = 0
+    loose: int = 0
+    """Ours at the SNR of a reference that breaks the model; 0 elsewhere."""
 
     @property
     def ratio(self) -> float:
@@ -243,6 +246,11 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
         contest.by_steps(settings)
         with RoundingSearch(path, round_weights_pass(), settings, aim=contest.wanted) as search:
             contest.by_search(search)
+            if row.broken:
+                # Not broken by its own measure: what is wanted is no more than the reference has.
+                loose = replace(row, cosine=1.0, ours=1 << 62, ours_snr=-math.inf)
+                Contest(path, ours, judge, loose).by_search(search)
+                row.loose = loose.ours
             row.files = search.files
     row.seconds = time.monotonic() - started
     return row
@@ -298,6 +306,9 @@ def main() -> None:
             f"of these, {len(broken)} that the reference breaks: {mean(broken):.3f}, and ours has at least "
             f"{lowest_of_ours:.1f} dB there"
         )
+        for row in broken:
+            share = f"{row.loose:,} bytes, {row.loose / row.reference:.3f}"
+            print(f"{row.name[-52:]}: at the {row.reference_snr:.1f} dB of the reference {share}")
 
 
 def mean(rows: Sequence[Row]) -> float:
