@@ -344,11 +344,12 @@ def test_unknown_operator(dense: Path, folder: Path) -> None:
 
 
 def test_damage_that_only_the_runtime_minds(dense: Path, folder: Path) -> None:
-    """The original does not run, and `check` says why: that is no foreign kernel."""
+    """The original does not run, and we can say why: that is no foreign kernel."""
     source = broken(dense, dense.parent / "broken.tflite")
     with pytest.raises(FormatError, match="buffer holds 124 bytes") as caught:
         rewrite(source, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
-    assert caught.value.exit_code == 2 and "tfl-rewrite check" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "tfl-rewrite doctor" in str(caught.value) and "tfl-rewrite repair" in str(caught.value)
     assert names(folder) == []
 
 

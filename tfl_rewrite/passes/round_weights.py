@@ -211,7 +211,7 @@ class RoundWeights:
                     made,
                 )
             )
-            item.buffer.blob = made.blob()
+            item.hold(made.blob())
         return PassResult(self.name, tuple(changes), tuple(skips))
 
     def _steps(self, item: Constant) -> tuple[tuple[str, str], rounding.Float64 | None]:
