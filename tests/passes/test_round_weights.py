@@ -98,6 +98,24 @@ def test_bytes_stored_once_are_rounded_once(tmp_path: Path, second: str) -> None
     assert not (data_of(named(made, "w")) == data_of(named(load(source), "w"))).all()
 
 
+def test_biases_take_finer_steps_than_weights() -> None:
+    """Their errors do not average out; the vector of weights of a single output is no bias."""
+    net = Net()
+    x = net.input("x", (1, 40))
+    bias = net.constant("bias", np.linspace(-1, 1, 32, dtype=np.float32) / 3)
+    net.output(
+        net.dense(net.dense(x, net.weights("w", (32, 40)), "h", bias), net.weights("last", (1, 32)), "y")
+    )
+    scale = net.constant("scale", np.linspace(1, 2, 40, dtype=np.float32).reshape(1, 40) / 3)
+    net.output(net.add("MUL", [x, scale], "scaled", (1, 40)))
+    result = round_weights(net.model, steps=64)
+    found = {change.where: change.steps[1] for change in result.changes}  # type: ignore[union-attr]
+    # The least power of two that is a 64th, or a 1024th, of the range.
+    assert (found["bias"], found["scale"]) == (2.0**-10, 2.0**-11)
+    assert min(found["w"], found["last"]) > 2.0**-6
+    assert not round_weights(net.model, steps=64).modified
+
+
 @pytest.mark.parametrize("steps", [16, 256, 1000])
 @pytest.mark.parametrize("granularity", ["auto", "channel", "tensor"])
 def test_a_second_run_changes_nothing(sound: Path, granularity: str, steps: int, tmp_path: Path) -> None:

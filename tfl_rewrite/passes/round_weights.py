@@ -32,6 +32,12 @@ STEPS = 256
 LARGEST_STEPS = 1 << 14
 """Finer grids save next to nothing."""
 
+FINER = 16
+"""How many times as many steps a vector gets that nothing sums over. The errors of weights average out in
+sums; that of a bias does not, and one large channel would make the steps of all others coarse. Of MobileNet
+v1 0.25 (256 steps, real pictures) this takes the outputs from 9 to 17 dB and the deflated file from 35.8 to
+36.0 % of the original's."""
+
 LEAST_ELEMENTS = 16
 
 # A step of its own is worth having for a channel of so many elements.
@@ -166,7 +172,8 @@ class RoundWeights:
     """The pass; see the module.
 
     Attributes:
-        steps: How many steps the range of a channel or tensor has at most.
+        steps: How many steps the range of a channel or tensor has at most; that of a vector that nothing
+            sums over, such as a bias, :data:`FINER` times as many.
         granularity: ``auto``: a step per channel for weights that a kernel sums over, if a channel has
             elements enough; one per tensor elsewhere.
         int8: Whether int8 constants are rounded too.
@@ -229,9 +236,10 @@ class RoundWeights:
             return ("", ""), steps
         if not self._by_channel(item):
             found = found.merged()
-        if rounding.has_steps(found, self.steps):
-            return ("on-grid", f"it is already on a grid of {self.steps} steps or fewer"), None
-        return ("", ""), rounding.steps_of_range(found, self.steps, item.kind)
+        most = max(self.steps, min(self.steps * FINER, LARGEST_STEPS)) if item.is_vector else self.steps
+        if rounding.has_steps(found, most):
+            return ("on-grid", f"it is already on a grid of {most} steps or fewer"), None
+        return ("", ""), rounding.steps_of_range(found, most, item.kind)
 
     def _by_channel(self, item: Constant) -> bool:
         return (

@@ -94,6 +94,13 @@ class Constant:
         assert self.buffer.blob is not None
         return self.buffer.blob
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a vector that nothing sums over, such as a bias: few bytes, each added as it is."""
+        shape = self.tensors[0].shape or ()
+        summed = len(shape) > 1 and any(reader in _SUMS for reader in self.readers)
+        return sum(size > 1 for size in shape) < 2 and not summed
+
     def hold(self, blob: Blob) -> None:
         """Gives all that hold it other bytes."""
         for tensor in self.tensors:
