@@ -256,7 +256,7 @@ def _report(
         nbytes=container.nbytes,
         sha256=_sha256(container.pieces()),
         files=tuple(rows),
-        notes=(f"{moved.tensors} tensors have their bytes in weight files", *moved.notes),
+        notes=(f"weight files hold the bytes of {moved.tensors} tensor(s)", *moved.notes),
         dry_run=dry_run,
     )
 
