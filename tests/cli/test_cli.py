@@ -185,6 +185,10 @@ def test_refusal(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> 
     assert code == 4 and "-X->" in text and "FAIL" in text and "nothing was written" in error
     assert left(out) == ["report.json"]
     assert json.loads(report.read_text())["outcome"] == "failed"
+    arguments += ["--max-abs-error", "0.5"]
+    code, _, error = call(capsys, "run", dense, out, "--preset", "small", *arguments)
+    assert code == 4 and "'tfl-rewrite shrink --min-snr 200 --max-error 0.5' looks for" in error
+    assert left(out) == ["report.json"]
 
 
 def test_unsupported(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:
