@@ -108,11 +108,13 @@ def test_biases_take_finer_steps_than_weights() -> None:
     )
     scale = net.constant("scale", np.linspace(1, 2, 40, dtype=np.float32).reshape(1, 40) / 3)
     net.output(net.add("MUL", [x, scale], "scaled", (1, 40)))
+    slope = net.constant("slope", np.linspace(-1, 0, 40, dtype=np.float32) / 3)
+    net.output(net.add("PRELU", [x, slope], "bent", (1, 40)))
     result = round_weights(net.model, steps=64)
     found = {change.where: change.steps[1] for change in result.changes}  # type: ignore[union-attr]
     # The least power of two that is a 64th, or a 1024th, of the range.
     assert (found["bias"], found["scale"]) == (2.0**-10, 2.0**-11)
-    assert min(found["w"], found["last"]) > 2.0**-6
+    assert min(found["w"], found["last"]) > 2.0**-6 and found["slope"] == 2.0**-7
     assert not round_weights(net.model, steps=64).modified
 
 

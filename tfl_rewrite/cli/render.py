@@ -162,7 +162,9 @@ def _edit_lines(result: PassResult, verbose: int) -> list[str]:
         return []
     count = sum(edit.data.get("count", 1) for edit in edits)
     saved = sum(edit.saved for edit in edits)
-    lines = [f"{result.name}: {count} change(s), {size(saved)} bytes saved"]
+    # What the passes before counted as saved may be less once the file is laid out.
+    gain = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
+    lines = [f"{result.name}: {count} change(s), {gain}"]
     shown = edits if verbose else edits[:_ROWS]
     lines += table(
         ("where", "what", "saved"),

@@ -96,9 +96,12 @@ class Constant:
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is a vector that nothing sums over, such as a bias: few bytes, each added as it is."""
+        """Whether it is a vector that nothing sums over, such as a bias: few bytes, each added as it is.
+
+        Slopes are none: their errors are in proportion to what they scale.
+        """
         shape = self.tensors[0].shape or ()
-        summed = len(shape) > 1 and any(reader in _SUMS for reader in self.readers)
+        summed = "PRELU" in self.readers or (len(shape) > 1 and any(item in _SUMS for item in self.readers))
         return sum(size > 1 for size in shape) < 2 and not summed
 
     def hold(self, blob: Blob) -> None:
