@@ -6,9 +6,9 @@ MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite`
 (``../inputs`` beside it) holds ``NAME.calib.npz``, which the search measures with, and ``NAME.eval.npz``,
 which alone counts below. The reference is ``round_weights(num_steps=256)``: per tensor, linear buckets from
 the smallest to the largest value, the value becomes the centre of its bucket, tensors of fewer than 16
-elements stay. Ours must have the lowest SNR over the outputs that the reference has. Where the reference breaks
-the model (cosine under 0.9) ours must have 30 dB in the table, and a line below says what it takes at the
-SNR of the reference.
+elements stay. Ours must have the lowest SNR over the outputs that the reference has. Where the reference
+breaks the model (cosine under 0.9) ours must have 30 dB in the table, and a line below says what it takes at
+the SNR of the reference.
 
 Ours is the smaller file of ``--steps N`` and of what a search proposes. Both files are compared at the same
 SNR on ``eval``, so what the search aims at is moved until its proposal just holds there. From one proposal

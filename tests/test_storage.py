@@ -19,7 +19,7 @@ from tfl_rewrite import load, save, storage
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
 from tfl_rewrite.landing import Aside, write_aside
 from tfl_rewrite.model.blob import ComputedBlob, OwnedBlob
-from tfl_rewrite.model.ir import Model
+from tfl_rewrite.model.ir import Buffer, Model
 from tfl_rewrite.storage import is_changed, layout, origin_of
 
 RUNNER = Path(__file__).parent / "model" / "run_models.py"
@@ -34,6 +34,40 @@ def changed(path: Path) -> Model:
 @pytest.fixture
 def dense(fixtures: Path) -> Path:
     return fixtures / "dense.tflite"
+
+
+# -- What is patched in place --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_bytes_stored_once_are_patched_for_all_or_not_at_all(
+    dense: Path, tmp_path: Path, outside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if outside:
+        monkeypatch.setattr(storage, "_INLINE_LIMIT", 0)
+        monkeypatch.setattr(storage, "_OUTSIDE_FROM", 16)
+    model = load(dense)
+    weights = next(buffer for buffer in model.buffers if buffer.nbytes == 5120)
+    model.buffers.append(Buffer(weights.blob))
+    source, target = tmp_path / "source.tflite", tmp_path / "target.tflite"
+    save(model, source)
+    once = load(source)
+    one, other = (buffer for buffer in once.buffers if buffer.nbytes == 5120)
+    assert one.blob is not None and other.blob is not None and one.blob.identity == other.blob.identity
+    assert one.outside == outside
+    zeros = OwnedBlob(bytes(5120))
+    for buffer in (one, other):
+        kept = bytes(buffer.blob.view())  # type: ignore[union-attr]
+        buffer.blob = zeros
+        made = layout(once)
+        save(once, target, force=True)
+        contents = [
+            bytes(item.blob.view()) for item in load(target).buffers if item.blob and item.nbytes == 5120
+        ]
+        if buffer is one:
+            assert made.base is None and contents == [zeros.data, kept]
+        else:
+            assert made.base is not None and contents == [zeros.data] * 2
 
 
 # -- Where it is written -------------------------------------------------------------------------------------

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
-_UNSOUND = "the runtime refuses such a file; 'tfl-rewrite check' lists all that is wrong with it"
+_UNSOUND = (
+    "the runtime refuses such a file; 'tfl-rewrite doctor' lists all that is wrong with it, and "
+    "'tfl-rewrite repair' puts right what it can"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,9 +277,17 @@ def rewrite(
     }
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
         _pour(made, aside, Work(threads, progress))
-        common |= {"results": tuple(results), "notes": tuple(notes)}
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
-            common["deflated"] = (_deflated(source), _deflated(aside.path))
+            deflated = (_deflated(source), _deflated(aside.path))
+            common["deflated"] = deflated
+            if made.nbytes == before and deflated[1] >= deflated[0]:
+                # Such as where a constant was equal to one that stays: it is not any more.
+                notes.append(f"deflated it would take {deflated[1]} bytes, not fewer; nothing was changed")
+                results = [replace(result, changes=()) for result in results]
+                del common["deflated"]
+                unchanged = True
+                _pour(layout(load(source)), aside, Work(threads, progress))
+        common |= {"results": tuple(results), "notes": tuple(notes)}
         if unchanged:
             report = Report(outcome="unchanged", **common)
         else:

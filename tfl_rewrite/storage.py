@@ -7,9 +7,11 @@ file holds something that cannot be carried over.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
@@ -29,6 +31,12 @@ SCHEMA_VERSION = 3
 _OUTSIDE_FROM = 1024
 _INLINE_LIMIT = (1 << 31) - (64 << 20)
 _TAIL_ALIGN = 16
+
+# Tables, and their fields, that refer to bytes after the FlatBuffer.
+_OUTSIDE = (
+    ("Buffer", "offset", "size"),
+    ("Operator", "large_custom_options_offset", "large_custom_options_size"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,26 +313,64 @@ def _absolute_operators(model: Model) -> list[UnsupportedError]:
     ]
 
 
+@dataclass(slots=True)
+class _Patches:
+    """Other bytes in place of constants, by where those lie, and how many buffers lie there."""
+
+    blobs: dict[int, Blob] = field(default_factory=dict)
+    uses: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def take(self, offset: int, blob: Blob) -> bool:
+        """Notes what a buffer holds now; False where another one is to hold other bytes at that place."""
+        if blob.nbytes:
+            self.uses[offset, blob.nbytes] += 1
+        return offset >= 0 and self.blobs.setdefault(offset, blob) is blob
+
+
 def _patches(new: Record, old: Record) -> tuple[tuple[int, Blob], ...] | None:
-    """Returns the constants that differ, by offset, or None if anything else does or their ranges overlap."""
-    found: dict[int, Blob] = {}
+    """Returns the constants that differ, by offset, or None if anything else does or would by patching.
+
+    What is stored once may be meant by several: a patch is for all of them or not possible.
+    """
+    found = _Patches()
     if not _same(new, old, found):
         return None
-    ordered = sorted(found.items())
+    ordered = sorted(found.blobs.items())
     ends = [0, *(offset + blob.nbytes for offset, blob in ordered)]
     if any(end > offset for end, (offset, _) in zip(ends, ordered, strict=False)):
         return None
-    return tuple(ordered)
+    starts = [offset for offset, _ in ordered]
+    uses: Counter[tuple[int, int]] = Counter()
+    for offset, nbytes in _runs(old):
+        index = bisect_left(starts, offset + nbytes)
+        if index and nbytes and ends[index] > offset:
+            uses[offset, nbytes] += 1
+    return tuple(ordered) if uses == found.uses else None
 
 
-def _same(new: object, old: object, patches: dict[int, Blob] | None = None) -> bool:
+def _runs(item: object) -> Iterator[tuple[int, int]]:
+    """Yields offset and size of all bytes that fields below a record as read refer to, once per field."""
+    if isinstance(item, ScalarVector):
+        yield item.offset, item.nbytes
+    elif isinstance(item, list):
+        for part in item:
+            yield from _runs(part)
+    elif isinstance(item, Record):
+        for table, position, size in _OUTSIDE:
+            if item.spec.name == table and item.get(position) > 1:
+                yield item.get(position), item.get(size)
+        for value in item.values.values():
+            yield from _runs(value)
+
+
+def _same(new: object, old: object, patches: _Patches | None = None) -> bool:
     """Compares lowered records with those read; blobs that still lie in the file by their range.
 
     Args:
         new: As lowered.
         old: As read.
         patches: If given, other bytes of the same number in place of a constant's are no difference; they
-            are put here by their offset.
+            are put here.
     """
     from tfl_rewrite.flatbuf.writer import FilePosition
 
@@ -352,11 +398,10 @@ def _same(new: object, old: object, patches: dict[int, Blob] | None = None) -> b
     return bool(new == old)
 
 
-def _same_bytes(new: object, offset: int, nbytes: int, patches: dict[int, Blob] | None) -> bool:
+def _same_bytes(new: object, offset: int, nbytes: int, patches: _Patches | None) -> bool:
     """Whether a blob is the range of the input that it was; see :func:`_same`."""
     if isinstance(new, MappedBlob):
         return (new.offset, new.nbytes) == (offset, nbytes)
     if patches is None or not isinstance(new, (OwnedBlob, ComputedBlob)) or new.nbytes != nbytes:
         return False
-    # Buffers that shared a range must share what it holds now.
-    return offset >= 0 and patches.setdefault(offset, new) is new
+    return patches.take(offset, new)

@@ -19,7 +19,7 @@ import pytest
 from tfl_rewrite import __version__, load, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.arguments import COMMANDS, parser
-from tfl_rewrite.cli.render import decibels, safe, size, table
+from tfl_rewrite.cli.render import decibels, report_lines, safe, size, table
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -32,6 +32,8 @@ from tfl_rewrite.model.ir import (
     operator_number,
 )
 from tfl_rewrite.model.ir import schema as tflite
+from tfl_rewrite.passes.base import Edit, PassResult
+from tfl_rewrite.rewriting import Report
 
 TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
 ESCAPES = "\x1b[2J\x1b]0;owned\x07 ü \u202e \udc80 名"
@@ -185,6 +187,18 @@ def test_refusal(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> 
     assert code == 4 and "-X->" in text and "FAIL" in text and "nothing was written" in error
     assert left(out) == ["report.json"]
     assert json.loads(report.read_text())["outcome"] == "failed"
+    arguments += ["--max-abs-error", "0.5"]
+    code, _, error = call(capsys, "run", dense, out, "--preset", "small", *arguments)
+    assert code == 4 and "'tfl-rewrite shrink --min-snr 200 --max-error 0.5' looks for" in error
+    assert left(out) == ["report.json"]
+
+
+def test_bytes_that_a_layout_adds_are_not_called_saved() -> None:
+    result = PassResult("compact", (Edit("the file", "laid out anew", -12),))
+    report = Report(
+        source="a", target="b", outcome="rewritten", nbytes_before=100, nbytes_after=90, results=(result,)
+    )
+    assert "compact: 1 change(s), 12 bytes added" in report_lines(report, verbose=0)
 
 
 def test_unsupported(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:

@@ -155,6 +155,18 @@ def test_two_outputs_stay_two(tmp_path: Path) -> None:
     assert set(run(path, {"x": ONES})) == {"y", "c", "d", "p", "q"}
 
 
+def test_an_input_with_a_default_is_no_constant() -> None:
+    net = Net()
+    given = net.constant("given", ONES)
+    net.graph.inputs.append(given)
+    x = net.input("x", (1, 4))
+    first = net.add("ADD", [x, given], "p", (1, 4))
+    net.output(net.add("MUL", [first, net.constant("c", ONES.copy())], "y", (1, 4)))
+    result = dedup(net.model)
+    assert not result.modified
+    assert len({id(tensor.buffer) for tensor in net.graph.tensors if tensor.is_constant}) == 2
+
+
 def test_arguments_of_signatures_are_names_that_others_know() -> None:
     net = twice()
     net.sign("serve")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import Net, data_of, named
+from nets import Net, data_of, named, stored_apart
 
 from tfl_rewrite import Verification, load, rewrite, round_weights, round_weights_pass, save
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.model.ir import Metadata
 from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.storage import is_changed
 
@@ -41,6 +42,80 @@ def test_a_fixture_keeps_its_size_and_deflates_better(name: str, fixtures: Path,
         assert blob is not None
         inside[blob.offset : blob.offset + blob.nbytes] = True  # type: ignore[attr-defined]
     assert not (before != after)[~inside].any()
+
+
+def twins(tmp_path: Path, second: str, *, apart: bool = False) -> Path:
+    """Two equal constants in two buffers, stored once or twice; one is the weight of a dense layer."""
+    net = Net()
+    x = net.input("x", (1, 40))
+    weight = net.weights("w", (32, 40))
+    net.output(net.dense(x, weight, "y"))
+    twin = net.constant("twin", data_of(weight))
+    if apart:
+        stored_apart(twin)
+    if second == "output":
+        net.output(twin)
+    elif second == "metadata":
+        net.model.metadata.append(Metadata("weights", twin.buffer))
+        net.graph.tensors.remove(twin)
+    elif second == "dense":
+        net.output(net.dense(x, twin, "z"))
+    elif second == "summand":
+        net.output(net.add("MUL", [x, twin], "z", (32, 40)))
+    path = tmp_path / "in.tflite"
+    save(net.model, path)
+    buffers = [item for item in load(path).buffers if item.blob is not None]
+    assert len(buffers) == 2
+    assert (buffers[0].blob.identity == buffers[1].blob.identity) != apart  # type: ignore[union-attr]
+    return path
+
+
+def test_what_would_not_deflate_better_is_copied(tmp_path: Path) -> None:
+    """One of two equal constants is an output and stays: apart, they deflate to more than together."""
+    source, target = twins(tmp_path, "output", apart=True), tmp_path / "out.tflite"
+    assert round_weights(load(source)).modified
+    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    assert report.outcome == "unchanged" and report.verdict is None and report.deflated is None
+    assert not report.results[0].changes and "nothing was changed" in report.notes[0]
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("second", ["output", "metadata"])
+def test_bytes_stored_once_stay_for_all_where_one_has_to(tmp_path: Path, second: str) -> None:
+    source, target = twins(tmp_path, second), tmp_path / "out.tflite"
+    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("second", ["dense", "summand"])
+def test_bytes_stored_once_are_rounded_once(tmp_path: Path, second: str) -> None:
+    source, target = twins(tmp_path, second), tmp_path / "out.tflite"
+    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    assert report.outcome == "rewritten" and len(report.results[0].changes) == 1
+    assert target.stat().st_size == source.stat().st_size
+    made = load(target)
+    assert (data_of(named(made, "w")) == data_of(named(made, "twin"))).all()
+    assert not (data_of(named(made, "w")) == data_of(named(load(source), "w"))).all()
+
+
+def test_biases_take_finer_steps_than_weights() -> None:
+    """Their errors do not average out; the vector of weights of a single output is no bias."""
+    net = Net()
+    x = net.input("x", (1, 40))
+    bias = net.constant("bias", np.linspace(-1, 1, 32, dtype=np.float32) / 3)
+    net.output(
+        net.dense(net.dense(x, net.weights("w", (32, 40)), "h", bias), net.weights("last", (1, 32)), "y")
+    )
+    scale = net.constant("scale", np.linspace(1, 2, 40, dtype=np.float32).reshape(1, 40) / 3)
+    net.output(net.add("MUL", [x, scale], "scaled", (1, 40)))
+    slope = net.constant("slope", np.linspace(-1, 0, 40, dtype=np.float32) / 3)
+    net.output(net.add("PRELU", [x, slope], "bent", (1, 40)))
+    result = round_weights(net.model, steps=64)
+    found = {change.where: change.steps[1] for change in result.changes}  # type: ignore[union-attr]
+    # The least power of two that is a 64th, or a 1024th, of the range.
+    assert (found["bias"], found["scale"]) == (2.0**-10, 2.0**-11)
+    assert min(found["w"], found["last"]) > 2.0**-6 and found["slope"] == 2.0**-7
+    assert not round_weights(net.model, steps=64).modified
 
 
 @pytest.mark.parametrize("steps", [16, 256, 1000])

@@ -23,6 +23,7 @@ from tfl_rewrite.errors import (
 )
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 from tfl_rewrite.work import working
 
@@ -381,6 +382,11 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     except RewriteFailed as error:
         bar.close()
         _show(arguments, error.report)
+        if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
+            budget = f"--min-snr {arguments.min_snr:g}"
+            if arguments.max_abs_error is not None:
+                budget += f" --max-error {arguments.max_abs_error:g}"
+            error.remedy = f"'tfl-rewrite shrink {budget}' looks for the smallest file that keeps it"
         raise
     finally:
         bar.close()

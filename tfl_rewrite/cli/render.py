@@ -162,7 +162,8 @@ def _edit_lines(result: PassResult, verbose: int) -> list[str]:
         return []
     count = sum(edit.data.get("count", 1) for edit in edits)
     saved = sum(edit.saved for edit in edits)
-    won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes more"
+    # What the passes before counted as saved may be less once the file is laid out.
+    won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
     lines = [f"{result.name}: {count} change{'' if count == 1 else 's'}, {won}"]
     shown = edits if verbose else edits[:_ROWS]
     lines += table(

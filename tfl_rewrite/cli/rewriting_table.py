@@ -135,8 +135,8 @@ _EXACT_OF_A_PART = tuple(
 _ROUNDING = (
     value(
         "--steps",
-        help="at most N steps between the smallest and the largest value of a channel or tensor (default: "
-        "256, unless --min-snr is given)",
+        help="at most N steps between the smallest and the largest value of a channel or tensor, 16 N for "
+        "vectors such as biases (default: 256, unless --min-snr is given)",
         type=int,
         default=None,
         metavar="N",

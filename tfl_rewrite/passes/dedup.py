@@ -74,10 +74,11 @@ def _blob(buffer: Buffer) -> Blob:
 
 
 def constant_buffers(model: Model) -> list[Buffer]:
-    """Returns the buffers, in order, that only constant tensors refer to."""
+    """Returns the buffers, in order, that only constant tensors refer to; what callers may set is none."""
     tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
     used = {id(tensor.buffer) for tensor in tensors}
     fixed = {id(tensor.buffer) for tensor in tensors if tensor.is_variable}
+    fixed |= {id(tensor.buffer) for subgraph in model.subgraphs for tensor in subgraph.inputs}
     fixed |= {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
     return [item for item in model.buffers[1:] if id(item) in used and id(item) not in fixed]
 

@@ -35,6 +35,12 @@ STEPS = 256
 LARGEST_STEPS = 1 << 14
 """Finer grids save next to nothing."""
 
+FINER = 16
+"""How many times as many steps a vector gets that nothing sums over. The errors of weights average out in
+sums; that of a bias does not, and one large channel would make the steps of all others coarse. Of MobileNet
+v1 0.25 (256 steps, real pictures) this takes the outputs from 9 to 17 dB and the deflated file from 35.8 to
+36.0 % of the original's."""
+
 LEAST_ELEMENTS = 16
 
 # What is on some grid already is deflated both ways to see whether another one is worth it, up to this size.
@@ -191,7 +197,8 @@ class RoundWeights:
     """The pass; see the module.
 
     Attributes:
-        steps: How many steps the range of a channel or tensor has at most.
+        steps: How many steps the range of a channel or tensor has at most; that of a vector that nothing
+            sums over, such as a bias, :data:`FINER` times as many.
         granularity: ``auto``: a step per channel for weights that a kernel sums over, if a channel has
             elements enough; one per tensor elsewhere.
         int8: Whether int8 constants are rounded too.
@@ -251,11 +258,10 @@ class RoundWeights:
                     made,
                 )
             )
-            item.buffer.blob = made.blob()
+            item.hold(made.blob())
         told = tuple(fitting.notes()) if fitting is not None and changes else ()
-        return PassResult(
-            self.name, tuple(changes), tuple(skips), (*told, *self.notes, *self._left_out(model))
-        )
+        notes = (*told, *self.notes, *self._left_out(model))
+        return PassResult(self.name, tuple(changes), tuple(skips), notes)
 
     def _left_out(self, model: Model) -> tuple[str, ...]:
         """Says that int8 constants could be rounded too, where those are most of what there is."""
@@ -282,9 +288,10 @@ class RoundWeights:
             return ("", ""), steps
         if not self._by_channel(item):
             found = found.merged()
-        if rounding.has_steps(found, self.steps):
-            return ("on-grid", f"it is already on a grid of {self.steps} steps or fewer"), None
-        steps = rounding.steps_of_range(found, self.steps, item.kind)
+        most = max(self.steps, min(self.steps * FINER, LARGEST_STEPS)) if item.is_vector else self.steps
+        if rounding.has_steps(found, most):
+            return ("on-grid", f"it is already on a grid of {most} steps or fewer"), None
+        steps = rounding.steps_of_range(found, most, item.kind)
         if item.is_rounded and item.blob.nbytes <= _WEIGHED_NBYTES:
             # Of a few finer levels, these might be the worse ones.
             made = Rounding(item, steps)

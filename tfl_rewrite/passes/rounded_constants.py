@@ -56,11 +56,11 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Constant:
-    """A buffer that can be rounded.
+    """Bytes that can be rounded: a buffer, or several that are stored once.
 
     Attributes:
-        position: Of its buffer in the model.
-        tensors: Those that hold it.
+        position: Of its first buffer in the model.
+        tensors: Those that hold it, in whatever buffer.
         kind: Of its numbers.
         rows: How it falls into channels; one channel where nothing sums over it.
         zero: Zero point of integers.
@@ -95,6 +95,21 @@ class Constant:
         """The bytes."""
         assert self.buffer.blob is not None
         return self.buffer.blob
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a vector that nothing sums over, such as a bias: few bytes, each added as it is.
+
+        Slopes are none: their errors are in proportion to what they scale.
+        """
+        shape = self.tensors[0].shape or ()
+        summed = "PRELU" in self.readers or (len(shape) > 1 and any(item in _SUMS for item in self.readers))
+        return sum(size > 1 for size in shape) < 2 and not summed
+
+    def hold(self, blob: Blob) -> None:
+        """Gives all that hold it other bytes."""
+        for tensor in self.tensors:
+            tensor.buffer.blob = blob
 
     def values(self) -> np.ndarray[Any, Any]:
         """Returns the numbers, flat; not copied."""
@@ -136,10 +151,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
     """
     graph = Graph.of(model)
     kept = {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
-    holders: dict[int, list[Tensor]] = {}
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            holders.setdefault(id(tensor.buffer), []).append(tensor)
+    holders = _holders(model)
     found: list[Constant] = []
     skips: list[Skip] = []
     external = [item for graph_ in model.subgraphs for item in graph_.tensors if item.external is not None]
@@ -155,7 +167,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
         uses = [use for tensor in tensors for use in _uses(tensor, graph)]
         readers = tuple(dict.fromkeys(use.operator.code.name for use in uses))
         reason = _fixed(tensors, graph, min_elements)
-        if reason is None and id(buffer) in kept:
+        if reason is None and not kept.isdisjoint({id(buffer), *(id(tensor.buffer) for tensor in tensors)}):
             reason = "metadata", "metadata refers to its bytes"
         if reason is not None:
             skips.append(skip(tensors[0], readers, *reason))
@@ -168,6 +180,21 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
             height = 0
         found.append(Constant(position, buffer, tensors, kind, rows, zero, readers, height, tuple(uses)))
     return found, skips
+
+
+def _holders(model: Model) -> dict[int, list[Tensor]]:
+    """Returns the tensors of each buffer; of buffers that are stored once, all by the first of them."""
+    named: dict[int, list[Tensor]] = {}
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors:
+            named.setdefault(id(tensor.buffer), []).append(tensor)
+    first: dict[object, int] = {}
+    holders: dict[int, list[Tensor]] = {}
+    for buffer in model.buffers:
+        if buffer.blob is not None and id(buffer) in named:
+            place = first.setdefault(buffer.blob.identity, id(buffer))
+            holders.setdefault(place, []).extend(named[id(buffer)])
+    return holders
 
 
 def _uses(tensor: Tensor, graph: Graph) -> list[Use]:

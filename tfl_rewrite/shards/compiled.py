@@ -173,7 +173,7 @@ class _Child:
             calls += "ran" in message
             done |= "done" in message
             if "error" in message:
-                failure = printable(message["error"])
+                failure = printable(" ".join(message["error"].split()))
         if failure is None and not done:
             failure = f"the process {_death(code)}"
             if self._watch.limit is not None and self._watch.ended(self._process.pid) is not None:

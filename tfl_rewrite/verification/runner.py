@@ -287,6 +287,6 @@ def _refused(stage: dict[str, Any]) -> str:
 
 
 def _failure(kind: str, stage: dict[str, Any], message: str, *, crowded: bool = False) -> Failure:
-    return Failure(
-        kind=kind, stage=stage["stage"], step=stage.get("step"), message=printable(message), crowded=crowded
-    )
+    # Runtimes break their messages into lines.
+    text = printable(" ".join(message.split()))
+    return Failure(kind=kind, stage=stage["stage"], step=stage.get("step"), message=text, crowded=crowded)
