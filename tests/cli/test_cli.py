@@ -679,6 +679,7 @@ OWN_SENSE = {
     ("round-weights", "--granularity"),
     ("round-weights", "--min-elements"),
     ("round-weights", "--min-snr"),
+    ("round-weights", "--effort"),
     ("remove-dead", "--inputs"),
     ("shrink", "--min-snr"),
     *(("shrink", option) for option in ("--effort", "--include", "--exclude", "--min-runtime")),
