@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError, Verification
-from tfl_rewrite.model.ir import OperatorCode, operator_number
+from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError, Verification, load, save
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.weight_changes import WeightChange
 from tfl_rewrite.shrinking.state import Clock, TimeIsUp
 
@@ -251,6 +253,25 @@ def test_downloads_take_what_deflates_to_less(
     floats, others = (int(word.replace(",", "")) for word in note.split() if word[0].isdigit())
     assert report.promised.deflated == pytest.approx(min(floats, others), rel=0.02)
     assert report.promised.deflated < report.promised.nbytes
+
+
+def test_downloads_are_found_where_the_first_passes_move_constants(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    """Grids belong to positions of buffers, and a dead one in front of all others moves those."""
+    source, *rest = digits
+    model = load(source)
+    model.buffers.insert(1, Buffer(OwnedBlob(np.arange(4096, dtype="<f4").tobytes())))
+    dead = Tensor("dead", (4096,), dtypes.FLOAT32.value, model.buffers[1])
+    model.subgraphs[0].tensors.append(dead)
+    save(model, tmp_path / "moved.tflite")
+    found = {}
+    for name, path in (("plain", source), ("moved", tmp_path / "moved.tflite")):
+        report = search((path, *rest), tmp_path / f"{name}-out.tflite", min_snr=60.0, objective="download")
+        assert report.promised is not None
+        assert any("float weights stay" in note for note in report.notes)
+        found[name] = report.promised.deflated
+    assert found["moved"] == pytest.approx(found["plain"], rel=0.01)
 
 
 def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tfl_rewrite import api
 from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.rounding_search.search import RoundingSearch
 from tfl_rewrite.shrinking.goals import Objective
 from tfl_rewrite.shrinking.jury import Jury
@@ -62,15 +63,19 @@ def _rounded(
     near = replace(wanted.verification, inputs=opened.parted.everything)
     path = opened.trials.path.with_name("rounded.tflite")
     room, best = Room(0.0, in_db=True), None
-    settings = api.round_weights_pass()
+    effort = "fast" if wanted.settings.effort is Effort.FAST else "balanced"
+    settings, prepared = api.round_weights_pass(effort=effort), opened.trials.prepared
+    if prepared is None:
+        return None
     with (
-        RoundingSearch(source, settings, near, aim=goal.min_snr, progress=progress) as search,
+        # Grids belong to positions of buffers, as the first passes leave them.
+        RoundingSearch(prepared, settings, near, aim=goal.min_snr, progress=progress) as search,
         near.judge(source, exact=False) as judge,
     ):
         while not room.settled:
             found = search.find(goal.min_snr + room.margin, max_abs_error=goal.max_error)
-            model = load(source)
-            run_passes(model, [*wanted.before, found.settings, *wanted.after])
+            model = load(prepared)
+            run_passes(model, [found.settings, *wanted.after])
             nbytes = save(model, path, force=True)
             heard, deflated = jury.hear(path), deflated_nbytes(path)
             missing = heard.missing(goal)

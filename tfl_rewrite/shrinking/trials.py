@@ -96,6 +96,7 @@ class Trials:
     Attributes:
         path: Where :meth:`finish` puts its file.
         files: How many files were run.
+        prepared: The original as the first passes leave it; None where constants lie otherwise in a file.
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
         decisions: How many things each call decides there, at least.
     """
@@ -124,7 +125,7 @@ class Trials:
         self._paths = [folder / f"trial{number}.tflite" for number in range(len(folds))]
         self.path = folder / "final.tflite"
         self.files = 0
-        self._prepared = self._prepare(folder / "prepared.tflite")
+        self.prepared = self._prepare(folder / "prepared.tflite")
         self.decisions = 0
         self.opened = self._open(folder / "opened.tflite")
         self._judges: dict[tuple[int, bool], Judge] = {}
@@ -149,19 +150,19 @@ class Trials:
 
     def _open(self, path: Path) -> Path | None:
         """Writes a copy that is open before a last SOFTMAX and the like; None where there is none."""
-        if self._prepared is None:
+        if self.prepared is None:
             return None
-        self.decisions = open_outputs(self._prepared, path, centred=True)
+        self.decisions = open_outputs(self.prepared, path, centred=True)
         if not self.decisions:
             return None
         # Constants may have been added, but none moved.
-        sizes = _sizes(load(self._prepared))
+        sizes = _sizes(load(self.prepared))
         return path if _sizes(load(path))[: len(sizes)] == sizes else None
 
     def fresh(self) -> Model:
         """Loads the original as the first passes leave it."""
-        if self._prepared is not None:
-            return load(self._prepared)
+        if self.prepared is not None:
+            return load(self.prepared)
         model = load(self._source)
         run_passes(model, self._before)
         return model
