@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassRes
 from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
+from tfl_rewrite.quant.deflating import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.storage import Layout, layout, load, origin_of, save
 from tfl_rewrite.work import Work, working
@@ -160,6 +162,7 @@ class Report:
         blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
+        estimated: Whether those are estimated from pieces of the file.
     """
 
     source: str
@@ -175,6 +178,7 @@ class Report:
     notes: tuple[str, ...] = ()
     dry_run: bool = False
     deflated: tuple[int, int] | None = None
+    estimated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data; ``schema`` counts changes of its form."""
@@ -194,6 +198,7 @@ class Report:
             "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
+            "deflated_is_estimated": self.estimated,
             "notes": list(self.notes),
         }
 
@@ -278,8 +283,8 @@ def rewrite(
     with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
         _pour(made, aside, Work(threads, progress))
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
-            deflated = (_deflated(source), _deflated(aside.path))
-            common["deflated"] = deflated
+            deflated = _deflated(source, aside.path, results, threads)
+            common |= {"deflated": deflated, "estimated": max(before, made.nbytes) > EXACT_NBYTES}
             if made.nbytes == before and deflated[1] >= deflated[0]:
                 # Such as where a constant was equal to one that stays: it is not any more.
                 notes.append(f"deflated it would take {deflated[1]} bytes, not fewer; nothing was changed")
@@ -473,13 +478,28 @@ def _pour(made: Layout, aside: Aside, work: Work) -> None:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
 
 
-def _deflated(path: str | os.PathLike[str]) -> int:
-    packer = zlib.compressobj(9)
-    total = 0
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            total += len(packer.compress(piece))
-    return total + len(packer.flush())
+def _deflated(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
+    results: Sequence[PassResult],
+    threads: int | None,
+) -> tuple[int, int]:
+    """Returns deflated sizes of both files, and lets changes find out theirs: all at once, for it is slow."""
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        sizes = [pool.submit(_deflated_file, path) for path in (after, before)]
+        for result in results:
+            pool.map(lambda change: getattr(change, "deflated", None), result.changes)
+        made, old = (size.result() for size in sizes)
+    return old, made
+
+
+def _deflated_file(path: str | os.PathLike[str]) -> int:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = memoryview(mapped)
+        try:
+            return deflated(view) if len(view) <= EXACT_NBYTES else estimated(view)
+        finally:
+            view.release()
 
 
 def _nbytes(model: Model) -> int:

@@ -69,7 +69,8 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     if report.deflated is not None:
         before, after = report.deflated
         share = 100 * after / max(1, before)
-        lines.append(f"deflated (zlib, level 9): {size(before)} -> {size(after)} bytes ({share:.1f} %)")
+        how = ", estimated" if report.estimated else ""
+        lines.append(f"deflated (zlib, level 9{how}): {size(before)} -> {size(after)} bytes ({share:.1f} %)")
     for result in report.results:
         lines += _pass_lines(result, verbose)
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]

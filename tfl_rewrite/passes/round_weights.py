@@ -25,6 +25,7 @@ from tfl_rewrite.passes.base import PassResult
 from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants, skip
 from tfl_rewrite.quant import rounding
+from tfl_rewrite.quant.deflating import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.quant.rounding import KINDS, Rows
 from tfl_rewrite.quant.symmetric import Error
@@ -44,7 +45,10 @@ v1 0.25 (256 steps, real pictures) this takes the outputs from 9 to 17 dB and th
 LEAST_ELEMENTS = 16
 
 # What is on some grid already is deflated both ways to see whether another one is worth it, up to this size.
-_WEIGHED_NBYTES = 64 << 20
+_WEIGHED_NBYTES = 8 << 20
+
+# Of each constant, where deflated sizes are estimated.
+_SAMPLED_NBYTES = 1 << 17
 
 # A step of its own is worth having for a channel of so many elements.
 _LEAST_CHANNEL = 4
@@ -112,10 +116,10 @@ class Rounding:
         """Returns the values as bytes that are made while they are written."""
         return ComputedBlob(self._source.nbytes, self.pour)
 
-    def original(self) -> int:
+    def original(self, measure: Callable[[memoryview], int] = deflated) -> int:
         """Returns the deflated size of the original."""
         try:
-            return rounding.deflated(self._source.view())
+            return measure(self._source.view())
         finally:
             self._source.release()
 
@@ -138,6 +142,10 @@ class Rounding:
         self._source.release()
 
 
+def _about(data: memoryview) -> int:
+    return estimated(data, _SAMPLED_NBYTES)
+
+
 @dataclass(eq=False)
 class RoundedChange:
     """A constant whose values lie on a grid now.
@@ -146,6 +154,7 @@ class RoundedChange:
         where: Name of the tensor.
         buffer: Position in the model of its buffer.
         granularity: ``tensor`` or ``channel``.
+        sampled: Whether deflated sizes are estimated, since there is much to deflate.
     """
 
     where: str
@@ -156,11 +165,13 @@ class RoundedChange:
     granularity: str
     nbytes: int
     rounding: Rounding
+    sampled: bool = False
 
     @cached_property
     def deflated(self) -> tuple[int, int]:
         """Deflated size before and after, of this constant alone; computed when asked for."""
-        return self.rounding.original(), rounding.deflated(self.rounding.data())
+        measure = _about if self.sampled else deflated
+        return self.rounding.original(measure), measure(memoryview(self.rounding.data()))
 
     @property
     def snr(self) -> float:
@@ -239,6 +250,7 @@ class RoundWeights:
         if fitting is not None:
             fitting.prepare(model, [item for item, _ in rounded])
         changes = []
+        sampled = sum(item.blob.nbytes for item, _ in rounded) > EXACT_NBYTES
         for item, steps in rounded:
             choice = None if self.choices is None else self.choices.get(item.position)
             if choice is None:
@@ -256,6 +268,7 @@ class RoundWeights:
                     "tensor" if steps.size == 1 else "channel",
                     item.blob.nbytes,
                     made,
+                    sampled,
                 )
             )
             item.hold(made.blob())
@@ -295,7 +308,7 @@ class RoundWeights:
         if item.is_rounded and item.blob.nbytes <= _WEIGHED_NBYTES:
             # Of a few finer levels, these might be the worse ones.
             made = Rounding(item, steps)
-            if rounding.deflated(made.data()) >= made.original():
+            if deflated(made.data()) >= made.original():
                 return ("on-grid", "it is on a grid already and would deflate to no less on this one"), None
         return ("", ""), steps
 

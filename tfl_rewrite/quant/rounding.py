@@ -14,7 +14,6 @@ A constant of any size is gone through in blocks, so memory stays flat.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -414,13 +413,3 @@ def _move(error: Float64, level: Float64) -> None:
     change = np.empty_like(part)
     np.put_along_axis(change, order, move, axis=1)
     level[busy] += change
-
-
-def deflated(data: bytes | bytearray | memoryview, *, level: int = 9) -> int:
-    """Returns how many bytes zlib makes of some."""
-    packer = zlib.compressobj(level)
-    total = 0
-    view = memoryview(data).cast("B")
-    for start in range(0, len(view), 1 << 20):
-        total += len(packer.compress(view[start : start + (1 << 20)]))
-    return total + len(packer.flush())

@@ -17,6 +17,7 @@ import numpy as np
 from tfl_rewrite.passes.round_weights import Granularity
 from tfl_rewrite.passes.rounded_constants import Choice, Constant
 from tfl_rewrite.quant import rounding
+from tfl_rewrite.quant.deflating import deflated
 from tfl_rewrite.quant.rounding import KINDS, Float64, Rows
 
 # Of each constant, what its sizes are estimated from: as far as deflate looks back.
@@ -213,5 +214,5 @@ def _estimate(
 
     error = rounding.round_values(values, steps, rows, item.kind, emit, item.zero, bits=choice.bits)
     scale = item.elements / max(1, values.size)
-    size = rounding.deflated(made.data, level=_ESTIMATE_LEVEL) if sized else 0
+    size = deflated(made.data, level=_ESTIMATE_LEVEL) if sized else 0
     return size * scale, error.noise * scale
