@@ -198,7 +198,7 @@ def test_bytes_that_a_layout_adds_are_not_called_saved() -> None:
     report = Report(
         source="a", target="b", outcome="rewritten", nbytes_before=100, nbytes_after=90, results=(result,)
     )
-    assert "compact: 1 change(s), 12 bytes added" in report_lines(report, verbose=0)
+    assert "compact: 1 change, 12 bytes added" in report_lines(report, verbose=0)
 
 
 def test_unsupported(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:

@@ -16,7 +16,7 @@ def deflated(path: Path) -> int:
 
 
 def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_path: Path) -> None:
-    source = fixtures / "digits_cnn.tflite"
+    source = fixtures / "lstm.tflite"
     settings = Verification()
     plain = rewrite(source, tmp_path / "plain.tflite", [round_weights_pass(steps=256)])
     assert plain.verdict is not None
