@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tfl_rewrite import Verification, load, rewrite, round_weights_pass, search_rounding
 from tfl_rewrite.rounding_search import RoundingSearch
+from tfl_rewrite.rounding_search import search as module
 
 
 def deflated(path: Path) -> int:
@@ -83,3 +85,19 @@ def test_a_model_without_constants_has_nothing_to_propose(fixtures: Path, tmp_pa
     assert settings.choices == {} and expected == 0
     model = load(tmp_path / "done.tflite")
     assert settings.run(model).changes == ()
+
+
+def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
+    fixtures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def foreign(_source: object, target: Path, *, centred: bool) -> int:
+        assert centred
+        shutil.copyfile(fixtures / "malformed" / "custom_unknown_op.tflite", target)
+        return 1
+
+    monkeypatch.setattr(module, "open_outputs", foreign)
+    source = fixtures / "digits_cnn.tflite"
+    with RoundingSearch(source, round_weights_pass(), Verification(), aim=25) as search:
+        found = search.find(25)
+    assert found.snr is not None and found.snr >= 25
+    assert not any("last SOFTMAX" in note for note in found.settings.notes)

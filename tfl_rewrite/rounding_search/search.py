@@ -22,6 +22,7 @@ import numpy as np
 
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.holdout import divide
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.round_weights import Rounding, RoundWeights
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
@@ -183,10 +184,20 @@ class RoundingSearch:
         if self._fitters and not self._groups[0].options:
             for fitter in self._fitters:
                 fitter.prepare(self._model, list(self._items.values()))
+        if self._probes is not self._trial and not self._probes.files:
+            self._check_opened()
         for number, group in enumerate(self._groups):
             self._progress("measuring constants", number, len(self._groups))
             if not group.options:
                 self._probe(group)
+
+    def _check_opened(self) -> None:
+        """Goes on with the file as it is where its opened copy does not run."""
+        try:
+            self._judge({}, _ANYTHING, self._probes)
+        except UnsupportedError:
+            self._probes.close()
+            self._probes, self._hides = self._trial, False
 
     def propose(self, aim: float) -> tuple[RoundWeights, float]:
         """Returns the cheapest rounding that is expected to keep a ratio, without trying it.
