@@ -128,6 +128,10 @@ class RoundingSearch:
         parts = self._parts(verification)
         self._fitters = [fitter for _, fitter in parts if fitter is not None]
         self._trial = self._probes = self._trials(source, "trial", parts)
+        self._whole: Trials | None = None
+        if self._fitting is not None:
+            self._fitters.append(self._fitting)
+            self._whole = self._trials(source, "whole", [(verification, self._fitting)])
         opened = folder / "opened.tflite"
         decisions = open_outputs(source, opened, centred=True)
         self._hides = 0 < decisions < MANY_DECISIONS
@@ -138,14 +142,16 @@ class RoundingSearch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._trial.close()
-        self._probes.close()
+        for trials in (self._trial, self._probes, self._whole):
+            if trials is not None:
+                trials.close()
         self._folder.close()
 
     @property
     def files(self) -> int:
         """How many files were run."""
-        return self._trial.files + (self._probes.files if self._probes is not self._trial else 0)
+        each = {id(trials): trials for trials in (self._trial, self._probes, self._whole) if trials}
+        return sum(trials.files for trials in each.values())
 
     def _parts(self, verification: Verification) -> list[tuple[Verification, Fitting | None]]:
         """Returns how to measure on each part of the inputs, and what chooses levels by the others."""
@@ -244,7 +250,12 @@ class RoundingSearch:
             worst = worst_ratio(verdict)
             if self._hides and worst >= min_snr:
                 worst = min(worst, worst_ratio(self._judge(choices, _ANYTHING, self._probes)))
-            seen[key] = verdict.passed and worst >= min_snr
+            passed = verdict.passed and worst >= min_snr
+            if passed and self._whole is not None:
+                # The file itself is rounded for all samples, which is another draw.
+                whole = self._judge(choices, tolerance, self._whole)
+                worst, passed = min(worst, worst_ratio(whole)), whole.passed
+            seen[key] = passed
             if seen[key]:
                 if best is None or size < best[0]:
                     best = size, choices, verdict.worst_snr()
