@@ -20,15 +20,6 @@ from tfl_rewrite.rounding_search.opening import open_outputs
 from tfl_rewrite.verification import Tolerance, verify
 
 
-@pytest.fixture
-def few(fixtures: Path, tmp_path: Path) -> Path:
-    """Twenty-four images to calibrate on; none of them is among those that results are judged by."""
-    path = tmp_path / "few.npz"
-    with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
-        np.savez(path, **{name: held[name][:24] for name in held.files})
-    return path
-
-
 def logits_ratio(before: Path, after: Path, inputs: Path) -> float:
     """Compares what goes into the last SOFTMAX: behind it, outputs that are sure of themselves hide noise."""
     opened = [after.with_name(f"{name}-opened.tflite") for name in ("before", "after")]

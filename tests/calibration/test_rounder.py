@@ -43,15 +43,6 @@ def biases(model: Model) -> list[bytes]:
     return found
 
 
-@pytest.fixture
-def few(fixtures: Path, tmp_path: Path) -> Path:
-    """Twenty-four images to calibrate on; none of them is among those that results are judged by."""
-    path = tmp_path / "few.npz"
-    with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
-        np.savez(path, **{name: held[name][:24] for name in held.files})
-    return path
-
-
 @pytest.mark.parametrize(("scheme", "best"), [("dequantize", "best"), ("auto", "balanced")])
 def test_calibrated_int4_is_better_on_inputs_that_it_never_saw(
     fixtures: Path, tmp_path: Path, few: Path, scheme: str, best: str
