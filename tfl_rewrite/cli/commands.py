@@ -24,6 +24,7 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 from tfl_rewrite.work import working
 
@@ -163,7 +164,9 @@ def round_weights(arguments: argparse.Namespace) -> int:
         return _rewrite(arguments, [made])
     except RewriteFailed as error:
         if error.remedy is None and not searched:
-            error.remedy = f"give more than {made.steps} --steps, or --min-snr alone to search for them"
+            other = "--effort fast, " if arguments.inputs and made.effort is not Effort.FAST else ""
+            more = f"give more than {made.steps} --steps, {other}"
+            error.remedy = f"{more}or --min-snr alone to search for them"
         raise
 
 
