@@ -9,6 +9,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -66,4 +67,13 @@ def malformed(request: pytest.FixtureRequest) -> Path:
 def public(request: pytest.FixtureRequest) -> Path:
     """Each model of the larger collection."""
     path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def few(fixtures: Path, tmp_path: Path) -> Path:
+    """Twenty-four images to calibrate on; none of them is among those that results are judged by."""
+    path = tmp_path / "few.npz"
+    with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
+        np.savez(path, **{name: held[name][:24] for name in held.files})
     return path
