@@ -264,7 +264,7 @@ def rewrite(
     # What is patched in place keeps its size; its gain shows when the file is compressed.
     if made.verbatim is None and made.base is None and made.nbytes >= before and not grows:
         if any(result.modified for result in results) or made.nbytes > before:
-            notes.append(f"the result would take {made.nbytes} bytes, not fewer; nothing was changed")
+            notes.append(f"the result would take {made.nbytes:,} bytes, not fewer; nothing was changed")
         results = [replace(result, changes=()) for result in results]
         model, packing = load(source), None
         made = layout(model)
@@ -287,7 +287,7 @@ def rewrite(
             common |= {"deflated": deflated, "estimated": max(before, made.nbytes) > EXACT_NBYTES}
             if made.nbytes == before and deflated[1] >= deflated[0]:
                 # Such as where a constant was equal to one that stays: it is not any more.
-                notes.append(f"deflated it would take {deflated[1]} bytes, not fewer; nothing was changed")
+                notes.append(f"deflated it would take {deflated[1]:,} bytes, not fewer; nothing was changed")
                 results = [replace(result, changes=()) for result in results]
                 del common["deflated"]
                 unchanged = True

@@ -15,6 +15,8 @@ from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.cli import main
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
 from tfl_rewrite.quant import rounding
+from tfl_rewrite.quant.moments import Moments
+from tfl_rewrite.quant.patches import Dense
 from tfl_rewrite.rewriting import Report
 from tfl_rewrite.rounding_search.opening import open_outputs
 from tfl_rewrite.verification import Tolerance, verify
@@ -138,16 +140,40 @@ def test_products_are_off_by_less_than_with_the_nearest_levels(fixtures: Path, f
     assert cost(made) < 0.6 * cost(nearest)
 
 
-@pytest.mark.parametrize("name", ["shared_constant_two_ops", "two_signatures_shared_weights"])
-def test_a_weight_of_several_operators_is_rounded_for_what_it_meets_in_all(
-    fixtures: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    ("name", "fitted", "told"),
+    [
+        ("two_signatures_shared_weights", True, "rounded for what they meet"),
+        # FULLY_CONNECTED reads it, and MUL.
+        ("shared_constant_two_ops", False, "operators multiply them in different ways"),
+    ],
+)
+def test_a_weight_of_several_operators_is_fitted_where_they_multiply_it_alike(
+    fixtures: Path, tmp_path: Path, name: str, fitted: bool, told: str
 ) -> None:
     source, inputs = fixtures / f"{name}.tflite", fixtures / "inputs" / f"{name}.npz"
-    _, items = fitter_of(source, inputs)
-    assert any(len(item.uses) > 1 for item in items.values())
+    fitter, items = fitter_of(source, inputs)
+    (shared,) = [item for item in items.values() if len(item.uses) > 1]
+    assert (fitter.fit(shared, shared.values(), np.array([2.0**-6])) is not None) is fitted
     report = rounded(source, tmp_path / "out.tflite", inputs)
     assert report.outcome == "rewritten" and report.verdict is not None
-    print(report.results[0].notes)
+    assert any(told in note for note in report.results[0].notes)
+
+
+def test_what_a_weight_meets_elsewhere_counts_as_much() -> None:
+    stream = np.random.default_rng(0)
+    first, second = stream.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    whole, one, two = (Moments(Dense((6, 4))) for _ in range(3))
+    for each, activations in ((one, first), (two, second)):
+        for activation in activations:
+            each.add(activation, np.random.default_rng(1))
+    for pair in ((first[0], first[1]), (first[2], second[0]), (second[1], second[2])):
+        for activation in pair:
+            whole.add(activation, np.random.default_rng(1))
+    one.take(two)
+    assert one.samples == 6 and one.count.sum() == whole.count.sum() == 30
+    assert np.allclose(one.square.sum(axis=0), whole.square.sum(axis=0), rtol=1e-5)
+    assert np.allclose(one.total.sum(axis=0), whole.total.sum(axis=0))
 
 
 def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
