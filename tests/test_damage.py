@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tfl_rewrite import RewriteFailed, Tolerance, Verification, load, rewrite, save
-from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.api import quantize_weights_pass, remove_dead_passes, round_weights_pass
 from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.damage import rescue
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
 
@@ -75,8 +79,9 @@ def loud(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def judging(seconds: float) -> Verification:
-    return Verification(samples=2, tolerance=Tolerance(min_snr=15), blame_seconds=seconds)
+def judging(seconds: float, *, rescue: bool = False) -> Verification:
+    tolerance = Tolerance(min_snr=15)
+    return Verification(samples=2, tolerance=tolerance, blame_seconds=seconds, rescue=rescue)
 
 
 def refused(source: Path, target: Path, seconds: float = 60, **options: Any) -> RewriteFailed:
@@ -177,11 +182,72 @@ def test_names_in_proposals_are_safe_and_still_match(outlier: Path, tmp_path: Pa
     assert len(report.results[0].changes) >= 5
 
 
-def test_other_passes_are_not_blamed(outlier: Path, tmp_path: Path) -> None:
+def test_constants_of_all_passes_are_looked_at(outlier: Path, tmp_path: Path) -> None:
     passes = [quantize_weights_pass(exclude=["CONV"]), quantize_weights_pass()]
     with pytest.raises(RewriteFailed) as caught:
-        rewrite(outlier, tmp_path / "out.tflite", passes, verification=judging(5))
-    assert caught.value.report.damage is None
+        rewrite(outlier, tmp_path / "out.tflite", passes, verification=judging(60))
+    damage = caught.value.report.damage
+    assert damage is not None and damage.culprits[0].tensor == DENSE
+    assert {item.place[0] for item in damage.culprits} == {0, 1}
+
+
+def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.tflite"
+    checked = judging(60, rescue=True)
+    report = rewrite(outlier, target, [quantize_weights_pass()], verification=checked)
+    assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
+    assert report.refused is not None and report.refused.status == "fail"
+    assert [item.tensor for item in report.finer] == [DENSE] and report.finer[0].added > 0
+    assert report.finer[0].snr is not None and report.finer[0].snr < 15
+    others = [change for change in report.results[0].changes if change.where != DENSE]
+    assert len(others) >= 5
+    text = "\n".join(report_lines(report, verbose=0))
+    assert "1 constant had to be stored finer than asked for" in text and report.finer[0].form in text
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert data["finer"][0]["tensor"] == DENSE and data["refused"]["status"] == "fail"
+    # The same in a longer chain of passes, and without time to look for the culprit.
+    chain = [*remove_dead_passes(), quantize_weights_pass()]
+    other = rewrite(
+        outlier, tmp_path / "chain.tflite", chain, verification=judging(0, rescue=True), force=True
+    )
+    assert other.outcome == "rewritten" and DENSE in {item.tensor for item in other.finer}
+
+
+def test_where_nothing_passes_the_file_stays_as_it_was(outlier: Path, tmp_path: Path) -> None:
+    checked = Verification(samples=1, tolerance=Tolerance(min_snr=300), blame_seconds=0)
+    report = rewrite(outlier, tmp_path / "out.tflite", [quantize_weights_pass()], verification=checked)
+    assert report.outcome == "unchanged" and report.refused is not None
+    assert (tmp_path / "out.tflite").read_bytes() == outlier.read_bytes()
+    assert "as asked for" in "\n".join(report_lines(report, verbose=0)) or report.finer
+
+
+def test_rounding_is_rescued_too(outlier: Path, tmp_path: Path) -> None:
+    checked = Verification(samples=2, tolerance=Tolerance(min_snr=60), blame_seconds=20)
+    target = tmp_path / "out.tflite"
+    report = rewrite(outlier, target, [round_weights_pass(steps=64)], verification=checked)
+    assert report.outcome == "rewritten" and report.refused is not None
+    assert {item.form for item in report.finer} <= {"16 times as many steps", "as it is"} and report.finer
+
+
+@given(
+    costs=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    top=st.integers(1, 4),
+)
+def test_no_more_is_stored_finer_than_a_monotone_judge_asks_for(costs: list[int], top: int) -> None:
+    """Each constant needs a level of its own; sorted as they are, the worst first."""
+    needs = sorted((min(cost, top) for cost in costs), reverse=True)
+    order = list(range(len(needs)))
+    tried = 0
+
+    def passes(levels: Mapping[int, int]) -> bool:
+        nonlocal tried
+        tried += 1
+        return all(levels.get(place, 0) >= need for place, need in enumerate(needs))
+
+    found = rescue(order, top, passes)
+    assert passes(found) or needs[0] == 0
+    assert len(found) <= max(1, sum(need > 0 for need in needs))
+    assert tried <= top + 2 * math.ceil(math.log2(len(order) + 1)) + 2
 
 
 def test_nothing_is_left_behind(outlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

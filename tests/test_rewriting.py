@@ -33,7 +33,7 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.base import Pass, PassResult, Skip
 
-IMPOSSIBLE = Verification(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0)
+IMPOSSIBLE = Verification(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
 QUICK = Verification(samples=1)
 OFF = Verification(mode="off")
 

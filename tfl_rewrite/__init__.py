@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tfl_rewrite.inspection import inspect
+    from tfl_rewrite.judging import verify
     from tfl_rewrite.media_metadata import media_inputs
     from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
     from tfl_rewrite.rounding_search import search_rounding
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed, ShrinkReport
     from tfl_rewrite.storage import load, save
-    from tfl_rewrite.verification import Tolerance, Verdict, verify
+    from tfl_rewrite.verification import Tolerance, Verdict
 
 _HOMES = {
     "Comparison": "diffing",
@@ -102,7 +103,7 @@ _HOMES = {
     "search_rounding": "rounding_search",
     "shard": "shards.calls",
     "shrink": "shrinking.calls",
-    "verify": "verification",
+    "verify": "judging",
 }
 
 __all__ = [

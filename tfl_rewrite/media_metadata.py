@@ -37,7 +37,8 @@ def media_inputs(
 
     Args:
         model: The file whose metadata is asked how its inputs are made.
-        paths: Files and folders; ``.npz`` files and folders of them are handed on as they are.
+        paths: Files and folders; ``.npz`` files, folders of them, and what was prepared before are handed on
+            as they are.
         value_range: What pixels 0 and 255, or samples of -1 and 1, become.
         layout: The axes of the input by letter, such as ``NCHW``, or ``NT`` for sound.
         sample_rate: What sound is resampled to, in Hz.
@@ -64,7 +65,7 @@ def media_inputs(
 
 
 def _is_media(path: str | os.PathLike[str]) -> bool:
-    return any(isinstance(found, Media) for found in expand_paths([path]))
+    return not isinstance(path, Media) and any(isinstance(found, Media) for found in expand_paths([path]))
 
 
 def _check(value_range: tuple[float, float] | None, layout: str | None, sample_rate: int | None) -> None:

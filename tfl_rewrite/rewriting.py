@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +28,9 @@ from tfl_rewrite.work import Work, working
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.calibration.rounder import Settings
-    from tfl_rewrite.damage import Damage
-    from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict
+    from tfl_rewrite.damage import Damage, Finer, Place
+    from tfl_rewrite.judging import FullPanel
+    from tfl_rewrite.verification import Judge, Tolerance, Verdict
     from tfl_rewrite.verification.blame_report import Blame
 
 MODES = ("auto", "require", "off")
@@ -61,6 +62,7 @@ class Verification:
         independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
             and what a model keeps in variables carries over.
         blame_seconds: How long to look for the constants that did the damage after a failure.
+        rescue: Whether those are then stored finer, so that the file passes; otherwise it is refused.
         blame: Whether to run both files operator by operator as well, after the verdict.
     """
 
@@ -75,6 +77,7 @@ class Verification:
     memory_limit: int | None = None
     independent: bool = False
     blame_seconds: float = 5.0
+    rescue: bool = True
     blame: bool = False
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
@@ -94,17 +97,21 @@ class Verification:
         *,
         exact: bool,
         progress: Callable[[str], None] | None = None,
-    ) -> Panel:
+    ) -> FullPanel:
         """Makes all judges of files rewritten from ``before``."""
+        from tfl_rewrite.judging import FullPanel
         from tfl_rewrite.verification import Panel, several
 
-        return Panel(
-            before,
-            runtimes=several(self.runtime),
-            resolvers=several(self.resolver),
-            progress=progress,
-            **self._options(exact),
-        )
+        def make(original: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]) -> Panel:
+            return Panel(
+                original,
+                runtimes=several(self.runtime),
+                resolvers=several(self.resolver),
+                progress=progress,
+                **{**self._options(exact), "inputs": inputs},
+            )
+
+        return FullPanel(before, self.inputs, make)
 
     def calibration(self) -> Settings:
         """Returns how to look at what weights meet: with the same inputs, in the first of the runtimes."""
@@ -159,6 +166,8 @@ class Report:
             nothing was run.
         unverified: Why nothing could be run, or None.
         damage: After a failure, which constants did it.
+        finer: Constants that are stored finer than was asked for, so that the outputs pass.
+        refused: What was said of the file without that.
         blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
@@ -174,6 +183,8 @@ class Report:
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
+    finer: tuple[Finer, ...] = ()
+    refused: Verdict | None = None
     blame: Blame | None = None
     notes: tuple[str, ...] = ()
     dry_run: bool = False
@@ -195,6 +206,8 @@ class Report:
             "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
             "unverified": self.unverified,
             "damage": self.damage.to_dict() if self.damage else None,
+            "finer": [item.to_dict() for item in self.finer],
+            "refused": self.refused.to_dict() if self.refused else None,
             "blame": self.blame.to_dict() if self.blame else None,
             "deflated_before": self.deflated[0] if self.deflated else None,
             "deflated_after": self.deflated[1] if self.deflated else None,
@@ -249,11 +262,79 @@ def rewrite(
         raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
     check_target(target, force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
+    job = _Job(source, target, settings, force, dry_run, threads, report_progress)
+    with working(threads=threads, progress=progress), contextlib.ExitStack() as stack:
+        equipped = [_equipped(item, settings, report_progress) for item in passes]
+        bench = _Bench(job, equipped, stack)
+        try:
+            return _attempt(job, equipped, bench)
+        except RewriteFailed as error:
+            failed = error
+        return _rescued(job, equipped, bench, failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What was asked for, beside the passes; see :func:`rewrite`."""
+
+    source: str | os.PathLike[str]
+    target: str | os.PathLike[str]
+    settings: Verification
+    force: bool
+    dry_run: bool
+    threads: int
+    progress: Callable[[str, int, int], None]
+
+
+class _Bench:
+    """The judges of what is made, which are kept from one attempt to the next.
+
+    Args:
+        stack: Closes them.
+    """
+
+    def __init__(self, job: _Job, passes: Sequence[Pass], stack: contextlib.ExitStack) -> None:
+        self._job = job
+        self._passes = passes
+        self._stack = stack
+        self._panel: FullPanel | None = None
+        self._expected: str | os.PathLike[str] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether outputs must be equal to the bit."""
+        healers = [item for item in self._passes if isinstance(item, Heals)]
+        return not any(item.lossy for item in self._passes) and not any(item.approximate for item in healers)
+
+    @property
+    def expected(self) -> str | os.PathLike[str]:
+        """The file whose outputs the result must have."""
+        if self._expected is None:
+            self._expected = self._stack.enter_context(_expected(self._job.source, self._passes))
+        return self._expected
+
+    @property
+    def panel(self) -> FullPanel:
+        """The judges."""
+        if self._panel is None:
+            progress = self._job.progress
+            made = self._job.settings.panel(
+                self.expected, exact=self.exact, progress=lambda what: progress(what, 0, 0)
+            )
+            self._panel = self._stack.enter_context(made)
+        return self._panel
+
+
+def _attempt(job: _Job, passes: Sequence[Pass], bench: _Bench) -> Report:
+    """Does all of it once.
+
+    Raises:
+        RewriteFailed: See :func:`rewrite`.
+    """
+    source, target, progress = job.source, job.target, job.progress
     model = load(source)
     before = _nbytes(model)
-    passes = [_equipped(item, settings, report_progress) for item in passes]
-    with working(threads=threads, progress=progress):
-        results = run_passes(model, passes)
+    results = run_passes(model, passes)
     # Of what is written: a pass may have put right what was wrong.
     flaws = problems(model)
     notes: list[str] = []
@@ -278,12 +359,12 @@ def rewrite(
         "target": os.fspath(target),
         "nbytes_before": before,
         "nbytes_after": made.nbytes,
-        "dry_run": dry_run,
+        "dry_run": job.dry_run,
     }
-    with _place(target, force=force, nbytes=made.nbytes, dry_run=dry_run) as aside:
-        _pour(made, aside, Work(threads, progress))
+    with _place(target, force=job.force, nbytes=made.nbytes, dry_run=job.dry_run) as aside:
+        _pour(made, aside, Work(job.threads, progress))
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
-            deflated = _deflated(source, aside.path, results, threads)
+            deflated = _deflated(source, aside.path, results, job.threads)
             common |= {"deflated": deflated, "estimated": max(before, made.nbytes) > EXACT_NBYTES}
             if made.nbytes == before and deflated[1] >= deflated[0]:
                 # Such as where a constant was equal to one that stays: it is not any more.
@@ -291,22 +372,81 @@ def rewrite(
                 results = [replace(result, changes=()) for result in results]
                 del common["deflated"]
                 unchanged = True
-                _pour(layout(load(source)), aside, Work(threads, progress))
+                _pour(layout(load(source)), aside, Work(job.threads, progress))
         common |= {"results": tuple(results), "notes": tuple(notes)}
         if unchanged:
             report = Report(outcome="unchanged", **common)
         else:
-            with _expected(source, passes) as expected:
-                report = _judge(passes, aside.path, settings, common, expected, report_progress)
-            if report.unverified is not None and flaws and settings.mode != "off":
+            report = _judge(passes, aside.path, job.settings, common, bench)
+            if report.unverified is not None and flaws and job.settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
         origin = origin_of(model)
         assert origin is not None
         origin.container.ensure_unchanged()
-        if not dry_run:
+        if not job.dry_run:
             aside.publish()
     return report
+
+
+def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFailed) -> Report:
+    """Stores the constants that did the damage finer, until the outputs pass.
+
+    Raises:
+        RewriteFailed: That is not possible, or not wanted.
+    """
+    verdict, report = failed.report.verdict, failed.report
+    if verdict is None or verdict.status != "fail" or not verdict.measured:
+        raise failed
+    from tfl_rewrite.damage import Finer, Trials, find_rescue, measure_damage, refined
+    from tfl_rewrite.verification.cleanup import Scratch
+
+    with Scratch() as scratch:
+        judge = bench.panel.judge_of(verdict)
+        trials = Trials(job.source, passes, report.results, judge, scratch.path / "trial.tflite")
+        if not trials.names:
+            raise failed
+        job.progress("looking for the constants that lose most", 0, 0)
+        damage = measure_damage(trials, seconds=job.settings.blame_seconds)
+        if not job.settings.rescue:
+            failed.report = replace(report, damage=damage)
+            failed.remedy = damage.remedy()
+            raise failed
+        job.progress("storing constants finer until the outputs pass", 0, 0)
+        levels = find_rescue(trials, damage)
+    while True:
+        try:
+            made = _attempt(job, refined(passes, levels), bench)
+            break
+        except RewriteFailed:
+            # The search saw one judge only, and each file once.
+            if all(levels.get(place, 0) >= trials.top(place) for place in trials.names):
+                raise
+            levels = {place: min(levels.get(place, 0) + 1, trials.top(place)) for place in trials.names}
+    costs = {item.place: item.snr for item in damage.culprits}
+    stored = [_nbytes_stored(item.results, trials.names) for item in (report, made)]
+    finer = tuple(
+        Finer(
+            trials.names[place],
+            trials.form(place, level),
+            stored[1].get(place, 0) - stored[0].get(place, 0),
+            costs.get(place),
+        )
+        for place, level in levels.items()
+        if level
+    )
+    return replace(made, finer=finer, refused=verdict)
+
+
+def _nbytes_stored(results: Sequence[PassResult], places: Iterable[Place]) -> dict[Place, int]:
+    """Returns how many bytes constants saved less."""
+    found = dict.fromkeys(places, 0)
+    for number, result in enumerate(results):
+        for change in result.changes:
+            place = number, getattr(change, "buffer", -1)
+            if place in found:
+                found[place] -= getattr(change, "saved", 0)
+    return found
 
 
 def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, int], None]) -> Pass:
@@ -365,12 +505,7 @@ def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterato
 
 
 def _judge(
-    passes: Sequence[Pass],
-    made: Path,
-    settings: Verification,
-    common: dict[str, Any],
-    expected: str | os.PathLike[str],
-    progress: Callable[[str, int, int], None],
+    passes: Sequence[Pass], made: Path, settings: Verification, common: dict[str, Any], bench: _Bench
 ) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
     written = load(made)
@@ -382,31 +517,27 @@ def _judge(
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
     healers = [item for item in passes if isinstance(item, Heals)]
-    lossy = any(item.lossy for item in passes) or any(item.approximate for item in healers)
-    with settings.panel(expected, exact=not lossy, progress=lambda what: progress(what, 0, 0)) as panel:
-        verdict = panel.compare(made)
-        if healers:
-            common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
-        if verdict.status == "unverified":
-            return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
-        damage = None
-        if not verdict.passed and len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
-            from tfl_rewrite.damage import measure_damage
+    verdict = bench.panel.compare(made)
+    if healers:
+        common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
+    if verdict.status == "unverified":
+        return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
+    from tfl_rewrite.judging import guessed
 
-            judge = panel.judge_of(verdict)
-            damage = measure_damage(
-                common["source"], passes[0], common["results"][0], judge, seconds=settings.blame_seconds
-            )
-    blame = settings.trace(expected, made)
+    if verdict.passed and settings.mode == "require" and (guesses := guessed(verdict)):
+        return _unverified(done, common, f"{guesses}; say it with --input-range", settings, verdict)
+    if not verdict.passed and settings.rescue and any(hasattr(item, "refined") for item in passes):
+        # Whoever called may store single constants finer; what is blamed is what comes of that.
+        report = Report(outcome="failed", verdict=verdict, **common)
+        raise RewriteFailed(_differs(verdict), report)
+    blame = settings.trace(bench.expected, made)
     if verdict.passed:
         return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
-    report = Report(outcome="failed", verdict=verdict, damage=damage, blame=blame, **common)
-    reasons = "; ".join(verdict.reasons)
-    raise RewriteFailed(
-        f"the rewritten model differs too much, nothing was written: {reasons}",
-        report,
-        damage.remedy() if damage is not None else None,
-    )
+    raise RewriteFailed(_differs(verdict), Report(outcome="failed", verdict=verdict, blame=blame, **common))
+
+
+def _differs(verdict: Verdict) -> str:
+    return f"the rewritten model differs too much, nothing was written: {'; '.join(verdict.reasons)}"
 
 
 def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:

@@ -13,13 +13,14 @@ import pytest
 from tfl_rewrite import Verification, load, rewrite, round_weights_pass, search_rounding
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.cli import main
+from tfl_rewrite.judging import verify
+from tfl_rewrite.opening import open_outputs
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
 from tfl_rewrite.quant import rounding
 from tfl_rewrite.quant.moments import Moments
 from tfl_rewrite.quant.patches import Dense
 from tfl_rewrite.rewriting import Report
-from tfl_rewrite.rounding_search.opening import open_outputs
-from tfl_rewrite.verification import Tolerance, verify
+from tfl_rewrite.verification import Tolerance
 
 
 def logits_ratio(before: Path, after: Path, inputs: Path) -> float:

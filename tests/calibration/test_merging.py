@@ -7,8 +7,9 @@ import pytest
 
 from tfl_rewrite.calibration.merging import merged
 from tfl_rewrite.verification import Tolerance, Verdict
-from tfl_rewrite.verification.compare import OutputTally
+from tfl_rewrite.verification.compare import compared
 from tfl_rewrite.verification.interface import TensorFacts
+from tfl_rewrite.verification.tally import OutputTally
 
 
 def facts() -> TensorFacts:
@@ -19,7 +20,7 @@ def judged(pairs: list[tuple[np.ndarray, np.ndarray]], tolerance: Tolerance) -> 
     tally = OutputTally(facts(), signature=None, position=0)
     for before, after in pairs:
         tally.add(before, after)
-    item = tally.comparison(tolerance)
+    item = compared(tally, tolerance)
     return Verdict(
         status="pass" if item.passed else "fail",
         cause="" if item.passed else "outputs",
@@ -39,7 +40,7 @@ def test_the_same_as_one_run_of_all(seed: int) -> None:
     for least in (5.0, 15.0, 60.0):
         tolerance = Tolerance(min_snr=least)
         whole = judged(pairs, tolerance)
-        found = merged([judged(pairs[:3], tolerance), judged(pairs[3:], tolerance)], least)
+        found = merged([judged(pairs[:3], tolerance), judged(pairs[3:], tolerance)], tolerance)
         one, other = whole.outputs[0], found.outputs[0]
         assert (found.status, found.cause, found.sample_count) == (whole.status, whole.cause, 7)
         assert other.snr_db == pytest.approx(one.snr_db)
@@ -54,13 +55,13 @@ def test_a_half_without_noise() -> None:
     tolerance = Tolerance(min_snr=30.0)
     exact = judged([(same, same)], tolerance)
     noisy = judged([(same, same * 1.1)], tolerance)
-    found = merged([exact, noisy], 30.0).outputs[0]
+    found = merged([exact, noisy], tolerance).outputs[0]
     assert found.snr_db == pytest.approx(23.01, abs=0.01) and not found.bit_exact
-    assert merged([exact, exact], 30.0).outputs[0].bit_exact
+    assert merged([exact, exact], tolerance).outputs[0].bit_exact
 
 
 def test_a_half_that_does_not_run_decides() -> None:
     same = np.ones((1, 5), np.float32)
     good = judged([(same, same)], Tolerance())
     broken = Verdict(status="fail", cause="crash", reasons=("the rewritten file does not run",))
-    assert merged([good, broken], 30.0).cause == "crash"
+    assert merged([good, broken], Tolerance()).cause == "crash"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import api, load, save
+from tfl_rewrite.judging import verify
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.base import run_passes
 from tfl_rewrite.passes.equalize import Equalize, _pairs
-from tfl_rewrite.verification import Tolerance, verify
+from tfl_rewrite.verification import Tolerance
 
 
 def values(tensor: Tensor | None) -> np.ndarray:

@@ -63,11 +63,10 @@ def test_the_worst_output_counts() -> None:
     assert goal.shortfall(verdict({"snr_db": 33.0}, {"snr_db": 41.0})) == pytest.approx(-3.0)
 
 
-def test_an_output_without_signal_that_passes_is_no_shortfall() -> None:
-    quiet = {"rule": "near zero", "snr_db": 2.0, "passed": True}
-    assert Goal(min_snr=30.0).shortfall(verdict(quiet, {"snr_db": 35.0})) == pytest.approx(-5.0)
-    noisy = {"rule": "near zero", "snr_db": 2.0, "passed": False}
-    assert Goal(min_snr=30.0).shortfall(verdict(noisy)) == pytest.approx(28.0)
+def test_another_rule_that_is_broken_is_a_shortfall() -> None:
+    channel = {"rule": "channel", "snr_db": 45.0, "passed": False, "short_db": 7.0}
+    assert Goal(min_snr=30.0).shortfall(verdict(channel, {"snr_db": 35.0})) == pytest.approx(7.0)
+    assert Goal(max_error=1.0).shortfall(verdict(channel)) == pytest.approx(7.0)
 
 
 def test_largest_error_in_db() -> None:

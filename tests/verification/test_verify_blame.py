@@ -14,8 +14,8 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.judging import verify
 from tfl_rewrite.verification import blame as blame_module
-from tfl_rewrite.verification import verify
 from tfl_rewrite.verification.blame import blame
 from tfl_rewrite.verification.blame_report import EQUAL_DB, Layer
 from tfl_rewrite.verification.interface import EntryPoint, TensorFacts

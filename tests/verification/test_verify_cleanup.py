@@ -15,7 +15,8 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verification import Judge, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import Judge
 from tfl_rewrite.verification.cleanup import PREFIX, Scratch, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def test_after_every_kind_of_end(tmp_path, temporary):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run(tmp_path, temporary, number):
     hanging = tiny_models.hanging(tmp_path / "hang.tflite")
-    code = "import sys; from tfl_rewrite.verification import verify; verify(sys.argv[1], sys.argv[1])"
+    code = "import sys; from tfl_rewrite.judging import verify; verify(sys.argv[1], sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", code, str(hanging)], cwd=ROOT, stderr=subprocess.PIPE)
     try:
         # The program itself, and one child for each side.
@@ -89,7 +90,7 @@ def test_interrupted_run(tmp_path, temporary, number):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_children_end_when_the_parent_is_killed(tmp_path, temporary):
     hanging = tiny_models.hanging(tmp_path / "hang.tflite")
-    code = "import sys; from tfl_rewrite.verification import verify; verify(sys.argv[1], sys.argv[1])"
+    code = "import sys; from tfl_rewrite.judging import verify; verify(sys.argv[1], sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", code, str(hanging)], cwd=ROOT)
     try:
         wait_until(lambda: len(children_in(temporary)) == 3)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.verification import Judge, Tolerance, run_model, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import Judge, Tolerance, run_model
 
 CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
 pytestmark = pytest.mark.skipif(not CORPUS, reason="TFL_REWRITE_CORPUS does not name a folder of models")

@@ -9,7 +9,8 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verification import run_model, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import run_model
 from tfl_rewrite.verification.inputs import split_samples
 from tfl_rewrite.verification.interface import TensorFacts
 

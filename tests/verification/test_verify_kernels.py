@@ -6,7 +6,8 @@ import fake_runtime
 import pytest
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verification import Judge, Tolerance, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import Judge, Tolerance
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_worst_of_several_judges(tmp_path, runtime):
     judge = f"{verdict.judge.runtime} {verdict.judge.version}"
     assert verdict.reasons[0].startswith(f"{judge}, reference kernels: y: SNR")
     lines = verdict.summary_lines()
-    assert lines[0] == "FAIL: the worst of 3 judges (1 fail, 2 pass)"
+    assert lines[0] == "FAIL (made samples): the worst of 3 judges (1 fail, 2 pass)"
     assert sum(f"judged by {judge}" in line for line in lines) == 3
     # One that cannot judge is worse than a pass, and better than a failure.
     dies = [{"resolver": "reference", "signal": 11}]

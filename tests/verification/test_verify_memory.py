@@ -9,7 +9,8 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verification import parse_memory, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import parse_memory
 from tfl_rewrite.verification.memory import MemoryWatch, amount, default_limit
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")

@@ -11,7 +11,8 @@ import pytest
 import tiny_models
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.verification import Tolerance, run_model, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import Tolerance, run_model
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_nan_and_zero_outputs(tmp_path):
     assert verify(files["nan"], files["nan"]).status == "pass"
     assert verify(files["nan"], files["finite"]).status == "fail"
     verdict = verify(files["zero"], files["tiny"])
-    assert verdict.status == "pass" and verdict.outputs[1].rule == "near zero"
+    assert verdict.status == "fail" and verdict.outputs[1].rule == "snr"
     assert verify(files["zero"], files["finite"]).status == "fail"
 
 

@@ -13,8 +13,9 @@ import tiny_models
 from PIL import Image
 
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.judging import verify
 from tfl_rewrite.verification import media as media_module
-from tfl_rewrite.verification import run_model, verify
+from tfl_rewrite.verification import run_model
 from tfl_rewrite.verification.interface import TensorFacts
 from tfl_rewrite.verification.media import Declared, Media, to_input
 from tfl_rewrite.verification.pictures import Pictures, layout_of, read_picture

@@ -6,7 +6,8 @@ import fake_runtime
 import pytest
 import tiny_models
 
-from tfl_rewrite.verification import Judge, Tolerance, verify
+from tfl_rewrite.judging import verify
+from tfl_rewrite.verification import Judge, Tolerance
 
 
 @pytest.fixture

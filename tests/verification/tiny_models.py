@@ -98,6 +98,12 @@ class Graph:
             "FULLY_CONNECTED": "FullyConnected",
             "SVDF": "SVDF",
             "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
+            "SUM": "Reducer",
+            "GREATER": "Greater",
+            "LOG": None,
+            "MINIMUM": "MaximumMinimum",
+            "IF": "If",
+            "SOFTMAX": "Softmax",
         }.get(name)
         if kind is not None:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, f"{kind}Options")

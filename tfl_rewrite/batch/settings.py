@@ -34,7 +34,7 @@ class Settings:
     sample_rate: int | None = None
     samples: int = 4
     seed: int = 0
-    min_snr: float = 10.0
+    min_snr: float = 20.0
     max_abs_error: float | None = None
     runtime: tuple[str, ...] = ("litert",)
     resolver: tuple[str, ...] = ()

@@ -145,7 +145,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
         effort=arguments.effort,
     )
     if arguments.min_snr is None:
-        arguments.min_snr = 10.0
+        arguments.min_snr = Tolerance().min_snr
     _check_reports(arguments, (arguments.source, arguments.target))
     check_target(arguments.target, force=arguments.force)
     if searched:
@@ -172,7 +172,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
 
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
-    from tfl_rewrite.verification import verify
+    from tfl_rewrite.judging import verify
 
     _check_reports(arguments, (arguments.before, arguments.after))
     inputs = real_inputs(arguments, arguments.before)
@@ -342,6 +342,7 @@ def verification_of(arguments: argparse.Namespace) -> Verification:
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
         **_judges(arguments),
         blame_seconds=arguments.blame_seconds,
+        rescue=not arguments.no_rescue,
         blame=arguments.blame or arguments.blame_out is not None,
     )
 
@@ -412,7 +413,12 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
 
     if "min_snr" not in arguments:
         return Tolerance(exact=True)
-    return Tolerance(exact=exact, min_snr=arguments.min_snr, max_abs_error=arguments.max_abs_error)
+    return Tolerance(
+        exact=exact,
+        min_snr=arguments.min_snr,
+        max_abs_error=arguments.max_abs_error,
+        min_agreement=arguments.min_agreement,
+    )
 
 
 def _print(lines: list[str]) -> None:

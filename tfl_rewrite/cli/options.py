@@ -116,10 +116,18 @@ JUDGING = (
     value("--seed", help="seed of the made samples (default: 0)", type=int, default=0, metavar="S"),
     value(
         "--min-snr",
-        help="least signal-to-noise ratio of every output, in dB (default: 10)",
+        help="least signal-to-noise ratio of every output, in dB (default: 20)",
         type=float,
-        default=10.0,
+        default=20.0,
         metavar="DB",
+    ),
+    value(
+        "--min-agreement",
+        help="least share of samples (in a segmentation, of positions) whose largest score stays the "
+        "largest, where an output may be scores over classes; of fewer than 10 one may differ (default: 0.9)",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
     ),
     value(
         "--max-abs-error",
@@ -171,6 +179,11 @@ VERIFYING = (
         default="auto",
     ),
     *JUDGING,
+    flag(
+        "--no-rescue",
+        help="refuse a result that fails. Without this, the constants that did the damage are stored finer "
+        "(int8 behind DEQUANTIZE, then float16, then as they were) until the outputs pass",
+    ),
     value(
         "--blame-seconds",
         help="after a failure, how long to look for the constants that did it (default: 5)",

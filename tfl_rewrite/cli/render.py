@@ -74,13 +74,13 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     for result in report.results:
         lines += _pass_lines(result, verbose)
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
-    if report.unverified is not None and report.outcome != "failed":
-        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-        if report.verdict is not None and len(report.verdict.each) > 1:
-            lines += report.verdict.summary_lines()
-    elif report.verdict is not None:
-        lines += ["verified: " + report.verdict.summary_lines()[0], *report.verdict.summary_lines()[1:]]
+    if report.verdict is not None:
+        first, *rest = report.verdict.summary_lines()
+        lines += [first if report.verdict.status == "unverified" else f"verified: {first}", *rest]
         lines += _loss(report)
+    elif report.unverified is not None and report.outcome != "failed":
+        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+    lines += _finer_lines(report, verbose)
     lines += _damage_lines(report)
     if report.blame is not None:
         lines += report.blame.summary_lines(verbose=verbose > 0)
@@ -260,6 +260,39 @@ def _loss(report: Report) -> list[str]:
     if verdict is None or not verdict.passed or worst is None or worst >= 20:
         return []
     return [f"the loss is noticeable: {worst:.1f} dB at the lowest; judge it on your own data (--inputs)"]
+
+
+def _finer_lines(report: Report, verbose: int) -> list[str]:
+    """Names the constants that are stored finer than was asked for, and why."""
+    if report.refused is None:
+        return []
+    why = safe("; ".join(report.refused.reasons), limit=300)
+    if not report.finer:
+        return [f"as asked for, it failed: {why}"]
+    count = len(report.finer)
+    plural = "" if count == 1 else "s"
+    lines = [
+        f"{count} constant{plural} had to be stored finer than asked for (--no-rescue refuses instead);"
+        f" without that it failed: {why}"
+    ]
+    rows = sorted(report.finer, key=lambda item: -item.added)
+    shown = rows if verbose else rows[:_ROWS]
+    lines += table(
+        ("tensor", "stored as", "bytes more", "dB as asked, alone"),
+        [
+            (
+                safe(item.tensor, limit=60),
+                item.form,
+                f"{item.added:+,}",
+                "" if item.snr is None else decibels(item.snr),
+            )
+            for item in shown
+        ],
+        right=(2, 3),
+    )
+    return lines + (
+        [f"  ... and {len(rows) - len(shown)} more (-v lists them)"] if len(shown) < len(rows) else []
+    )
 
 
 def _damage_lines(report: Report) -> list[str]:

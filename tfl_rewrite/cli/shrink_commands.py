@@ -119,7 +119,7 @@ _SHOWING = (
 _VERIFYING = tuple(
     row
     for row in VERIFYING
-    if not {"--min-snr", "--max-abs-error", "--verify"} & set(row.names)
+    if not {"--min-snr", "--min-agreement", "--max-abs-error", "--verify", "--no-rescue"} & set(row.names)
     and not any(name.startswith("--blame") for name in row.names)
 )
 

@@ -6,7 +6,7 @@ nor silence. After every pass the invariants of the model are checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -123,6 +123,25 @@ class Pass(Protocol):
 
     def run(self, model: Model) -> PassResult:
         """Rewrites the model and says what it did."""
+
+
+class Refines(Protocol):
+    """A pass that can store single constants finer, where the outputs lose too much by what was asked for.
+
+    Attributes:
+        finer: What each level stands for, from the next finer form (level 1) to the constant as it was.
+    """
+
+    @property
+    def finer(self) -> tuple[str, ...]:
+        """See above; at least one."""
+
+    def refined(self, levels: Mapping[int, int]) -> Pass:
+        """Returns the pass with some constants at another level; never coarser than what was asked for.
+
+        Args:
+            levels: By position of the buffer in the model that the pass gets; 0 is what was asked for.
+        """
 
 
 class ChangesInterface:

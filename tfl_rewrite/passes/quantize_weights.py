@@ -32,6 +32,9 @@ from tfl_rewrite.passes.weight_plan import WeightPlan
 from tfl_rewrite.quant.blocks import BlockScales
 from tfl_rewrite.quant.encoding import Effort, Encoding, Scheme
 
+FINER = ("int8:channel:dequantize", "float16", "float32")
+"""What a constant is stored as where the outputs lose too much by what was asked for, one after the other."""
+
 Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
 """Which constant is stored how; None, or a name that is not there, leaves it to the default."""
 
@@ -47,12 +50,12 @@ class QuantizeWeights:
             encoding where that is not given.
         selection: Which constants.
         min_runtime: The oldest runtime that must compute the file correctly, as ``(major, minor)``.
-        only: If given, only constants whose stored tensor passes; for measuring one at a time.
         encoding: How constants are stored that ``assignment`` says nothing about; None for int8.
         assignment: How each constant is stored, by a call or by the name of the tensor.
         rounder: Makes scales and integers from values.
         effort: How much work rounding is worth, where whoever runs the pass may choose the rounder.
         correct_bias: Whether biases may take back mean errors; likewise.
+        levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -63,12 +66,29 @@ class QuantizeWeights:
     granularity: kernels.Granularity = kernels.Granularity.CHANNEL
     selection: Selection = field(default_factory=Selection)
     min_runtime: kernels.Runtime = kernels.NEWEST_RUNTIME
-    only: Callable[[Candidate], bool] | None = None
     encoding: Encoding | None = None
     assignment: Assignment | None = None
     rounder: Rounder = field(default_factory=Nearest)
     effort: Effort = Effort.FAST
     correct_bias: bool = True
+    levels: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def finer(self) -> tuple[str, ...]:
+        """The forms that a constant takes where the outputs lose too much, one after the other."""
+        # Who asked for hybrid kernels alone wants no DEQUANTIZE.
+        return FINER[-1:] if self.scheme is Scheme.HYBRID else FINER
+
+    def refined(self, levels: Mapping[int, int]) -> QuantizeWeights:
+        """Returns the pass with some constants stored finer, at these levels of :attr:`finer`."""
+        return replace(self, levels=dict(levels))
+
+    def finer_encoding(self, position: int, wanted: Encoding) -> Encoding:
+        """Returns how the constant of a buffer is stored, where ``wanted`` was asked for."""
+        level = self.levels.get(position, 0)
+        forms = [Encoding.parse(text) for text in self.finer[:level]]
+        # Never coarser: what was asked for may be finer than the first forms are.
+        return next((form for form in reversed(forms) if form.dtype.bits >= wanted.dtype.bits), wanted)
 
     @property
     def default(self) -> Encoding:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -219,6 +219,7 @@ class RoundWeights:
         effort: ``FAST``: whoever runs the pass gives it no ``fitting``.
         fitting: Chooses levels for what weights meet; see :class:`Fitting`.
         notes: Further lines for the report.
+        levels: Constants that are rounded less, by position of the buffer; see :meth:`refined`.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -235,6 +236,17 @@ class RoundWeights:
     effort: Effort = Effort.FAST
     fitting: Fitting | None = field(default=None, compare=False, repr=False)
     notes: tuple[str, ...] = ()
+    levels: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def finer(self) -> tuple[str, ...]:
+        """What becomes of a constant where the outputs lose too much, one after the other."""
+        more = () if self.choices is not None else (f"{FINER} times as many steps",)
+        return (*more, "as it is")
+
+    def refined(self, levels: Mapping[int, int]) -> RoundWeights:
+        """Returns the pass with some constants rounded less, at these levels of :attr:`finer`."""
+        return replace(self, levels=dict(levels))
 
     def run(self, model: Model) -> PassResult:
         """Rewrites the model in place; the new values are made when the file is written."""
@@ -291,6 +303,9 @@ class RoundWeights:
         found = item.profile()
         if not found.finite:
             return ("not-finite", "it holds NaN or infinite values"), None
+        level = self.levels.get(item.position, 0)
+        if level >= len(self.finer):
+            return ("needed", "the outputs lose too much without it as it is"), None
         if self.choices is not None:
             choice = self.choices.get(item.position)
             if choice is None:
@@ -301,7 +316,8 @@ class RoundWeights:
             return ("", ""), steps
         if not self._by_channel(item):
             found = found.merged()
-        most = max(self.steps, min(self.steps * FINER, LARGEST_STEPS)) if item.is_vector else self.steps
+        asked = max(self.steps, min(self.steps * FINER**level, LARGEST_STEPS))
+        most = max(asked, min(asked * FINER, LARGEST_STEPS)) if item.is_vector else asked
         if rounding.has_steps(found, most):
             return ("on-grid", f"it is already on a grid of {most} steps or fewer"), None
         steps = rounding.steps_of_range(found, most, item.kind)

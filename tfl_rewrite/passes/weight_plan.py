@@ -66,6 +66,7 @@ class WeightPlan:
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
         encodings: What each candidate is to become, by its id.
         called: Ids of the subgraphs that operators run.
+        positions: Of buffers in the model, by id.
         fallbacks: Where another encoding is used than was asked for, by candidate, in words.
     """
 
@@ -80,6 +81,7 @@ class WeightPlan:
     encodings: dict[int, Encoding] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
+    positions: dict[int, int] = field(default_factory=dict)
 
     def decide(self) -> tuple[list[Decision], list[Skip]]:
         """Decides for the whole model.
@@ -90,6 +92,7 @@ class WeightPlan:
             What is to become of the constants that change, and why each other one stays.
         """
         self.graph = Graph.of(self.model)
+        self.positions = {id(buffer): index for index, buffer in enumerate(self.model.buffers)}
         items, skips = find_candidates(self.model, self.graph)
         self.by_value = {id(item.value): item for item in items}
         if isinstance(self.settings.assignment, Recipe):
@@ -159,7 +162,8 @@ class WeightPlan:
         elif settings.assignment is not None:
             found = settings.assignment(item)
         found = found or settings.default
-        return replace(found, scheme=settings.scheme) if found.scheme is Scheme.AUTO else found
+        found = replace(found, scheme=settings.scheme) if found.scheme is Scheme.AUTO else found
+        return settings.finer_encoding(self.positions[id(item.stored.buffer)], found)
 
     def _select(self, items: list[Candidate]) -> None:
         selection = self.settings.selection
@@ -167,8 +171,6 @@ class WeightPlan:
         ends = first_and_last(items, least) if selection.keep_first_last else set()
         for item in items:
             reason = selection.refuses(item, least, ends)
-            if reason is None and self.settings.only is not None and not self.settings.only(item):
-                reason = ("not-included", "not chosen")
             if reason is not None:
                 self.blocked[id(item)] = reason
 
@@ -196,6 +198,8 @@ class WeightPlan:
         """Returns the decision for one constant, or ``(rule, reason)`` why it stays."""
         encoding = self.encodings[id(item)]
         if encoding.dtype is Dtype.FLOAT32:
+            if self.settings.levels.get(self.positions[id(item.stored.buffer)]):
+                return "needed", "the outputs lose too much without it as it is"
             return "float32", "asked for float32"
         if encoding.dtype is Dtype.FLOAT16:
             return self._decide_half(item, encoding)

@@ -23,6 +23,7 @@ import numpy as np
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.holdout import divide
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.opening import MANY_DECISIONS, open_outputs
 from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.round_weights import Rounding, RoundWeights
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
@@ -34,7 +35,6 @@ from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Tolerance, Verdict
 from tfl_rewrite.verification.cleanup import Scratch
 
-from .opening import MANY_DECISIONS, open_outputs
 from .options import Group, choice_at, forms_of, grouped, options_around
 from .trial import Trial, Trials, noise_of, worst_ratio
 

@@ -81,7 +81,7 @@ class Trial:
         self._dirty = dict(chosen)
         self.files += 1
         verdict = self._judge.compare(self._path, tolerance=tolerance)
-        if verdict.status == "unverified":
+        if not verdict.measured and verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
                 remedy="use --steps instead of --min-snr",
@@ -118,14 +118,12 @@ class Trials:
         Raises:
             UnsupportedError: Nothing can be run.
         """
-        return merged([trial.judge(chosen, tolerance) for trial in self._each], tolerance.min_snr)
+        return merged([trial.judge(chosen, tolerance) for trial in self._each], tolerance)
 
 
 def _judged(verdict: Verdict) -> list[float | None]:
-    """Returns the ratio of each output, None where it is not what the output is judged by."""
-    return [
-        None if output.passed and output.rule == "near zero" else output.snr_db for output in verdict.outputs
-    ]
+    """Returns the ratio of each output, None where it has none."""
+    return [output.snr_db for output in verdict.outputs]
 
 
 def worst_ratio(verdict: Verdict) -> float:

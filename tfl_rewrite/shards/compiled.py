@@ -25,10 +25,11 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.verification import JudgeInfo, RunResult, Tolerance, Verdict, run_model
 from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
-from tfl_rewrite.verification.compare import OutputTally
+from tfl_rewrite.verification.compare import compared
 from tfl_rewrite.verification.interface import Interface, printable
 from tfl_rewrite.verification.memory import MemoryWatch, amount, default_limit
 from tfl_rewrite.verification.samples import Step, write_steps
+from tfl_rewrite.verification.tally import OutputTally
 
 _EXACT = Tolerance(exact=True)
 _SCRIPT = Path(__file__).with_name("compiled_child.py")
@@ -217,7 +218,7 @@ def _verdict(interface: Interface, reference: RunResult, before: _Run, after: _R
                 tally.unreadable(None, "was not given")
             else:
                 tally.add(ours, theirs)
-    outputs = [tally.comparison(_EXACT) for tally in tallies.values()]
+    outputs = [compared(tally, _EXACT) for tally in tallies.values()]
     reasons = [f"{output.label}: {output.reason}" for output in outputs if not output.passed]
     if after.calls < before.calls:
         reasons.insert(0, f"the result does not run: {after.failure}")
@@ -247,7 +248,7 @@ def _computes(reference: RunResult, interface: Interface, run: _Run) -> bool:
                 continue
             tally = OutputTally(facts, signature=outputs.signature, position=position)
             tally.add(expected, given)
-            if not tally.comparison(Tolerance()).passed:
+            if not compared(tally, Tolerance()).passed:
                 return False
     return True
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from tfl_rewrite.calibration.merging import merged
-from tfl_rewrite.rounding_search.opening import MANY_DECISIONS, open_outputs
+from tfl_rewrite.opening import MANY_DECISIONS, open_outputs
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.units import Float64, ratio
 from tfl_rewrite.verification import Judge, Tolerance, Verdict
 
+INSIDE = Tolerance(min_snr=None, min_agreement=0.0)
+"""Before a last SOFTMAX and the like only the noise counts."""
 QUIET = 1e-16
 """Noise that counts as none."""
 
@@ -39,7 +41,7 @@ class Figures:
     @property
     def runs(self) -> bool:
         """Whether there are outputs to speak of."""
-        return self.verdict.cause in ("", "outputs")
+        return self.verdict.measured
 
     @property
     def sound(self) -> bool:
@@ -99,8 +101,8 @@ def judged_inside(judge: Judge, path: Path) -> Verdict | None:
     inside.unlink(missing_ok=True)
     if not open_outputs(path, inside, centred=True):
         return None
-    verdict = judge.compare(inside, tolerance=Tolerance(min_snr=None))
-    return verdict if verdict.cause in ("", "outputs") and verdict.status != "unverified" else None
+    verdict = judge.compare(inside, tolerance=INSIDE)
+    return verdict if verdict.measured else None
 
 
 def figures_of(
@@ -117,12 +119,12 @@ def figures_of(
     hidden = hidden_sure = None
     found = [verdict for verdict in inside if verdict is not None]
     if found and len(found) == len(verdicts):
-        together = merged(found, goal.min_snr)
+        together = merged(found, INSIDE)
         hidden = hidden_sure = math.inf
         for item, noise in zip(together.outputs, noise_of(together), strict=True):
             snr = -10.0 * math.log10(float(noise)) if noise > QUIET else math.inf
             hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - item.doubt_db)
-    whole = merged(verdicts, goal.min_snr)
+    whole = merged(verdicts, goal.tolerance)
     return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure)
 
 

@@ -75,8 +75,12 @@ class Goal:
 
     @property
     def tolerance(self) -> Tolerance:
-        """What the judge measures with; nothing it could refuse for."""
-        return Tolerance(min_snr=self.min_snr, max_abs_error=self.max_error)
+        """What the judge measures with.
+
+        Without a ratio the user's own figure counts, or nothing does but the size: classes are not judged.
+        """
+        share = Tolerance().min_agreement if self.min_snr is not None else 0.0
+        return Tolerance(min_snr=self.min_snr, max_abs_error=self.max_error, min_agreement=share)
 
     def shortfall(self, verdict: Verdict, metric: float | None = None, *, chance: bool = True) -> float:
         """Returns by how much as many other samples may miss the bounds on the error; at most 0 if not.
@@ -88,17 +92,13 @@ class Goal:
             metric: The user's own figure on those.
             chance: Whether what may be chance is taken off a ratio, see :attr:`OutputComparison.doubt_db`.
         """
-        if verdict.cause not in ("", "outputs"):
+        if not verdict.measured:
             return math.inf
         if any(item.nonfinite_mismatches or item.rule == "interface" for item in verdict.outputs):
             return math.inf
-        missing = [-math.inf]
+        missing = [-math.inf, *(item.short_db for item in verdict.outputs if not item.passed)]
         if self.min_snr is not None:
-            refused = [item for item in verdict.outputs if not item.passed]
-            ratios = [item.snr_db for item in refused if item.snr_db is not None]
-            # What passes by another rule (near zero, exact) is no worse than it may be.
-            if refused:
-                missing.append(self.min_snr - min(ratios, default=-math.inf))
+            # What is judged by another rule is no worse than it may be.
             kept = [
                 item.snr_db - (item.doubt_db if chance else 0.0)
                 for item in verdict.outputs

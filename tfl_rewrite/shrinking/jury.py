@@ -55,7 +55,7 @@ class Jury:
         """Runs a file."""
         verdict = self._judge.compare(path, tolerance=self._goal.tolerance)
         inside = metric = None
-        if verdict.cause in ("", "outputs"):
+        if verdict.measured:
             metric = self._metric([path]) if self._metric is not None else None
             inside = judged_inside(self._inside, path) if self._inside is not None else None
         return figures_of([verdict], [inside], self._goal, metric)

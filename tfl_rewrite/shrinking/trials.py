@@ -14,12 +14,12 @@ from tfl_rewrite.calibration.merging import merged
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.opening import open_outputs
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.calibrating import Calibrating
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.weight_changes import WeightChange
-from tfl_rewrite.rounding_search.opening import open_outputs
-from tfl_rewrite.shrinking.figures import Figures, counts_hidden, figures_of, judged_inside, noise_of
+from tfl_rewrite.shrinking.figures import INSIDE, Figures, counts_hidden, figures_of, judged_inside, noise_of
 from tfl_rewrite.shrinking.goals import Goal, Objective
 from tfl_rewrite.shrinking.units import Choice, Float64, assigned, ratio
 from tfl_rewrite.storage import load, save
@@ -216,9 +216,9 @@ class Trials:
                 # Opened, even the original does not run; closed, it may.
                 self.opened = None
                 return self.noise(choice)
-        verdict = merged(verdicts, self._goal.min_snr)
+        verdict = merged(verdicts, self._tolerance(opened=self.opened is not None))
         noise = noise_of(verdict)
-        return noise if verdict.cause in ("", "outputs") and np.isfinite(noise).all() else None
+        return noise if verdict.measured and np.isfinite(noise).all() else None
 
     def write(self, choice: Choice, path: Path) -> None:
         """Makes a file, without running it."""
@@ -248,7 +248,7 @@ class Trials:
             if self._goal.objective is Objective.DOWNLOAD:
                 deflated.append(deflated_nbytes(self._paths[number]))
             verdicts.append(self._judged(number))
-            inside.append(self._inside(number) if verdicts[-1].cause in ("", "outputs") else None)
+            inside.append(self._inside(number) if verdicts[-1].measured else None)
         found = figures_of(verdicts, inside, self._goal)
         metric = self._metric(self._paths) if self._metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
@@ -292,12 +292,15 @@ class Trials:
             judge = self._judges[number, opened] = self._folds[number].judge(source)
         return judge
 
+    def _tolerance(self, *, opened: bool) -> Tolerance:
+        """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
+        return INSIDE if opened else self._goal.tolerance
+
     def _judged(self, number: int, *, opened: bool = False) -> Verdict:
         self.files += 1
-        # Near zero or not, what counts while measuring constants is the ratio.
-        tolerance = Tolerance(min_snr=None) if opened else self._goal.tolerance
+        tolerance = self._tolerance(opened=opened)
         verdict = self._judge(number, opened=opened).compare(self._paths[number], tolerance=tolerance)
-        if verdict.status == "unverified":
+        if not verdict.measured and verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
                 file=self._source,

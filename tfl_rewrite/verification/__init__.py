@@ -8,9 +8,10 @@ from __future__ import annotations
 from .compare import Tolerance
 from .judge import CallOutputs, Judge, RunResult, run_model
 from .memory import parse_memory
-from .panel import Panel, several, verify
-from .report import JudgeInfo, OutputComparison, Verdict
+from .panel import Panel, several
+from .report import JudgeInfo, OutputComparison
 from .runner import Failure
+from .verdict import Verdict
 
 __all__ = [
     "CallOutputs",
@@ -25,5 +26,4 @@ __all__ = [
     "parse_memory",
     "run_model",
     "several",
-    "verify",
 ]

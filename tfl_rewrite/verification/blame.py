@@ -27,7 +27,7 @@ from .matching import Match, match_outputs
 from .media import to_input
 from .report import JudgeInfo
 from .runner import RESOLVERS, RuntimeChoice
-from .samples import RECIPES, Array, Step, made_steps, recipes_for, write_steps
+from .samples import VARIED, Array, Step, gentler_recipes, made_steps, write_steps
 from .tensor_tally import TensorTally, is_real, real_pieces
 from .tracing import Trace, TraceFailed, Tracer
 
@@ -147,12 +147,12 @@ class _Blaming:
         Raises:
             ValueError: No values can be made for an input.
         """
-        recipes = RECIPES[:1] if steps else recipes_for(first.interface)
         # The same samples as a verdict takes for that signature.
         entry = next(
             (entry for entry in first.interface.signatures if entry.key in first.primary_keys),
             first.interface.primary,
         )
+        recipes = (VARIED,) if steps else (VARIED, *gentler_recipes(entry))
         self.whose = "the original: "
         for recipe in recipes:
             made = steps or made_steps(entry, count=samples, seed=seed, recipe=recipe)
@@ -167,7 +167,7 @@ class _Blaming:
                     raise
                 first = self._before.open()
                 continue
-            if recipe is not RECIPES[0]:
+            if recipe is not VARIED:
                 notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
             return first, made, calls, sizes
         raise AssertionError("there is a recipe")

@@ -135,8 +135,13 @@ def find_runtime(wanted: str) -> Runtime:
     raise ImportError("; ".join(reasons))
 
 
-def tensor_facts(detail: Any, name: str, bounds: dict[int, int]) -> dict[str, Any]:
-    """One input or output as data: name, dtype, declared shape, quantization, bound of its values."""
+def tensor_facts(
+    detail: Any, name: str, bounds: dict[int, int], read: frozenset[int] = frozenset()
+) -> dict[str, Any]:
+    """One input or output as data: name, dtype, declared shape, quantization, bound of its values.
+
+    An output is consumed if it is among the tensors that operators read.
+    """
     dtype = np.dtype(detail["dtype"])
     shape = [int(size) for size in detail["shape"]]
     quantization = detail.get("quantization_parameters", {})
@@ -152,6 +157,7 @@ def tensor_facts(detail: Any, name: str, bounds: dict[int, int]) -> dict[str, An
         "zero_points": [int(zero) for zero in quantization.get("zero_points", ())],
         "quantized_dimension": int(quantization.get("quantized_dimension", 0)),
         "below": bounds.get(index),
+        "consumed": index in read,
     }
 
 
@@ -233,17 +239,20 @@ def describe(interpreter: Any) -> dict[str, Any]:
         bounds = index_bounds(interpreter, nodes)
     except Exception:
         bounds = {}
+    read = frozenset(tensor for _, given, _ in nodes for tensor in given)
     inputs = [tensor_facts(detail, detail["name"], bounds) for detail in interpreter.get_input_details()]
-    outputs = [tensor_facts(detail, detail["name"], {}) for detail in interpreter.get_output_details()]
+    outputs = [tensor_facts(detail, detail["name"], {}, read) for detail in interpreter.get_output_details()]
     signatures = []
     by_name = {facts["tensor"]: facts["below"] for facts in inputs}
     for key in interpreter.get_signature_list():
         runner = interpreter.get_signature_runner(key)
-        own = bounds if _subgraph_of(interpreter, key) == 0 else {}
+        subgraph = _subgraph_of(interpreter, key)
+        own, reads = (bounds, read) if subgraph == 0 else ({}, frozenset())
         entries = {
             "key": key,
+            "subgraph": subgraph,
             "inputs": [tensor_facts(d, name, own) for name, d in runner.get_input_details().items()],
-            "outputs": [tensor_facts(d, name, {}) for name, d in runner.get_output_details().items()],
+            "outputs": [tensor_facts(d, name, {}, reads) for name, d in runner.get_output_details().items()],
         }
         signatures.append(entries)
         by_name.update({f["name"]: f["below"] for f in entries["inputs"] if f["below"]})
@@ -252,10 +261,11 @@ def describe(interpreter: Any) -> dict[str, Any]:
         for facts in entry["inputs"]:
             facts["below"] = facts["below"] or by_name.get(facts["name"])
     names = [name for name, _, _ in nodes]
-    primary = all(_subgraph_of(interpreter, entry["key"]) == 0 for entry in signatures)
+    primary = all(entry["subgraph"] == 0 for entry in signatures)
     # A custom operator, whose name is its author's, may keep anything.
     innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
     return {
+        "subgraph": 0,
         "inputs": inputs,
         "outputs": outputs,
         "signatures": signatures,

@@ -29,11 +29,13 @@ class RealInputs:
         steps: The calls, for the entry points that the files cover.
         covered: Keys of those entry points.
         notes: What was left aside.
+        assumed: What was assumed of the model, as in `media.PLAUSIBLE`.
     """
 
     steps: tuple[Step, ...]
     covered: frozenset[str | None]
     notes: tuple[str, ...]
+    assumed: tuple[str, ...] = ()
 
 
 def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path | Media]:
@@ -95,11 +97,13 @@ def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -
     """
     steps: list[Step] = []
     notes: list[str] = []
+    assumed: list[str] = []
     for path in expand_paths(paths):
         if isinstance(path, Media):
-            made, more = media_steps(interface, path)
+            made, more, guesses = media_steps(interface, path)
             steps += made
             notes += more
+            assumed += guesses
             continue
         arrays = read_npz(path)
         used: set[str] = set()
@@ -129,13 +133,15 @@ def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -
     # Entry point by entry point, because variables carry over from one call to the next.
     order = [entry.key for entry in interface.entry_points]
     steps.sort(key=lambda step: order.index(step.signature))
-    return RealInputs(steps=tuple(steps), covered=covered, notes=tuple(notes))
+    return RealInputs(
+        steps=tuple(steps), covered=covered, notes=tuple(notes), assumed=tuple(dict.fromkeys(assumed))
+    )
 
 
 def _match(arrays: dict[str, Array], entry: EntryPoint, position: int) -> str | None:
     """Name of the array for an input: the most specific name first, its position (``arr_0``) last."""
     facts = entry.inputs[position]
-    names = [facts.name, facts.tensor, f"arr_{position}"]
+    names = [facts.name, facts.tensor, *facts.aliases, f"arr_{position}"]
     if entry.key is not None:
         names = [f"{entry.key}/{facts.name}", f"{entry.key}:{facts.name}", *names]
     return next((name for name in names if name and name in arrays), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -30,6 +30,9 @@ class TensorFacts:
         shape: As declared; ``shape_signature`` has -1 where the size is free.
         scales: Empty when not quantized; one value, or one for each slice of ``quantized_dimension``.
         below: Its values end as indices of a table of this size.
+        index: Number of the tensor in its subgraph.
+        consumed: Of an output: operators of the model read it as well.
+        aliases: Of an input of the primary subgraph: how signatures name the same tensor.
     """
 
     name: str
@@ -41,6 +44,9 @@ class TensorFacts:
     zero_points: tuple[int, ...] = ()
     quantized_dimension: int = 0
     below: int | None = None
+    index: int = -1
+    consumed: bool = False
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> TensorFacts:
@@ -55,6 +61,8 @@ class TensorFacts:
             zero_points=tuple(facts["zero_points"]),
             quantized_dimension=facts["quantized_dimension"],
             below=facts["below"],
+            index=facts["index"],
+            consumed=facts["consumed"],
         )
 
     @property
@@ -70,16 +78,32 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryPoint:
-    """One way to call a model: a signature, or the primary subgraph when ``key`` is None."""
+    """One way to call a model: a signature, or the primary subgraph when ``key`` is None.
+
+    Attributes:
+        subgraph: Which subgraph it runs; -1 where the runtime does not tell.
+        among: There are signatures as well.
+    """
 
     key: str | None
     inputs: tuple[TensorFacts, ...]
     outputs: tuple[TensorFacts, ...]
+    subgraph: int = 0
+    among: bool = False
 
     @property
     def label(self) -> str:
         """As a report names it."""
-        return "the model" if self.key is None else f"signature {quoted(self.key)}"
+        if self.key is not None:
+            return f"signature {quoted(self.key)}"
+        return "the primary subgraph" if self.among else "the model"
+
+    def runs_all_of(self, primary: EntryPoint) -> bool:
+        """Whether it is the primary subgraph with all of its outputs, called by another name."""
+        if self.subgraph > 0:
+            return False
+        given, wanted = ({(item.index, item.tensor) for item in each.outputs} for each in (self, primary))
+        return wanted <= given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +121,29 @@ class Interface:
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Interface:
         """From a message of the child process."""
+        signatures = tuple(_entry_point(entry["key"], entry) for entry in facts["signatures"])
+        primary = _entry_point(None, facts)
+        names: dict[tuple[int, str], list[str]] = {}
+        for item in (item for entry in signatures if entry.subgraph <= 0 for item in entry.inputs):
+            names.setdefault((item.index, item.tensor), []).append(item.name)
+        inputs = tuple(
+            replace(item, aliases=tuple(names.get((item.index, item.tensor), ()))) for item in primary.inputs
+        )
         return cls(
-            primary=_entry_point(None, facts),
-            signatures=tuple(_entry_point(entry["key"], entry) for entry in facts["signatures"]),
+            primary=replace(primary, inputs=inputs, among=bool(signatures)),
+            signatures=signatures,
             keeps_state=facts["keeps_state"],
         )
 
     @property
     def entry_points(self) -> tuple[EntryPoint, ...]:
-        """What is run: every signature, or the primary subgraph when there is none."""
-        return self.signatures or (self.primary,)
+        """What is run: every signature, and the primary subgraph unless a signature runs all of it.
+
+        ``Interpreter.invoke`` runs the primary subgraph, whatever signatures a file has.
+        """
+        if any(entry.runs_all_of(self.primary) for entry in self.signatures):
+            return self.signatures
+        return (*self.signatures, self.primary)
 
     def find(self, key: str | None) -> EntryPoint | None:
         """The entry point of that key."""
@@ -118,6 +155,7 @@ def _entry_point(key: str | None, facts: dict[str, Any]) -> EntryPoint:
         key=key,
         inputs=tuple(TensorFacts.from_dict(item) for item in facts["inputs"]),
         outputs=tuple(TensorFacts.from_dict(item) for item in facts["outputs"]),
+        subgraph=facts["subgraph"],
     )
 
 

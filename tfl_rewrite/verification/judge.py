@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..errors import UsageError
 from .child import load_array
 from .cleanup import Scratch, TerminationGuard, scratch_errors
-from .compare import Tolerance
+from .compare import Tolerance, compared
 from .inputs import expand_paths
-from .interface import Interface, interface_differences
+from .interface import EntryPoint, Interface, interface_differences
 from .kernels import KernelNoise
 from .memory import MemoryWatch, default_limit, parse_memory
 from .reference import Options, Original, PathLike, Reference
 from .repeats import Repeats
-from .report import JudgeInfo, Verdict
+from .report import JudgeInfo, OutputComparison
 from .runner import Execution, Failure, RuntimeChoice, Worker
 from .samples import Array
 from .tallies import differing, tally_runs
+from .verdict import EntryVerdict, Key, Verdict, entry_verdict, weighed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,12 @@ class Judge:
             worker.kill()
 
     def compare(
-        self, after: PathLike, *, tolerance: Tolerance | None = None, repeat: bool = False
+        self,
+        after: PathLike,
+        *,
+        tolerance: Tolerance | None = None,
+        repeat: bool = False,
+        timeout: float | None = None,
     ) -> Verdict:
         """Judges one rewritten file.
 
@@ -160,6 +167,7 @@ class Judge:
             repeat: Run both files again, to see that they repeat their outputs, and, if outputs differ too
                 much, the original with other kernels. For a verdict that somebody relies on; a search
                 among many files does without.
+            timeout: Seconds for the run of the rewritten file, instead of the judge's own.
 
         Raises:
             UsageError: The runtime is not installed, an input file does not fit the model, or ``after`` does
@@ -168,7 +176,7 @@ class Judge:
         path = _existing(after)
         with TerminationGuard(), scratch_errors():
             try:
-                return self._compare(path, tolerance or self._tolerance, repeat)
+                return self._compare(path, tolerance or self._tolerance, repeat, timeout)
             except BaseException:
                 # Nobody is going to wait for what they are doing now.
                 self.rest()
@@ -216,8 +224,9 @@ class Judge:
             seconds=execution.seconds,
         )
 
-    def _compare(self, after: Path, tolerance: Tolerance, repeat: bool) -> Verdict:
+    def _compare(self, after: Path, tolerance: Tolerance, repeat: bool, timeout: float | None) -> Verdict:
         started = time.monotonic()
+        limit = self._options.timeout if timeout is None else timeout
 
         def begin(resolver: str, steps: Path) -> None:
             request = self._options.request("run", after, resolver, steps)
@@ -235,18 +244,23 @@ class Judge:
             )
         if not self._rewritten.busy:
             begin(reference.resolver, reference.steps)
-        execution = self._rewritten.finish(self._options.timeout)
+        execution = self._rewritten.finish(limit)
         if execution.failure is not None and execution.failure.crowded:
             self.rest()
             begin(reference.resolver, reference.steps)
-            execution = self._rewritten.finish(self._options.timeout)
+            execution = self._rewritten.finish(limit)
         verdict = self._judged(reference, execution, tolerance)
         if repeat:
             verdict = self._repeated(reference, execution, after, verdict)
         if verdict.cause == "outputs":
             verdict = self._excused(reference, verdict, tolerance, repeat)
         self._scratch.discard(execution.folder)
-        return replace(verdict, notes=(*reference.notes, *verdict.notes), seconds=time.monotonic() - started)
+        return replace(
+            verdict,
+            assumed=_assumed(reference) if verdict.sample_count else (),
+            notes=(*reference.notes, *verdict.notes),
+            seconds=time.monotonic() - started,
+        )
 
     def _judged(self, reference: Reference, execution: Execution, tolerance: Tolerance) -> Verdict:
         """What the first run of both says."""
@@ -268,28 +282,30 @@ class Judge:
             )
             cause = cause or "error"
         tallies, unread = tally_runs(reference, execution)
-        outputs = tuple(tally.comparison(tolerance) for tally in tallies.values())
-        differences = [f"{output.label}: {output.reason}" for output in outputs if not output.passed]
-        reasons += differences
-        cause = cause or ("outputs" if differences else "")
-        status = "fail" if reasons else "pass"
-        if not reasons and not outputs:
-            status, cause = "unverified", "nothing"
-            reasons = ["the model has no outputs to compare; both files run"]
+        outputs = tuple(
+            compared(tally, tolerance, partial(self._noise.of, reference, key))
+            for key, tally in tallies.items()
+        )
+        entries = tuple(_of_entry(reference, entry, outputs) for entry in reference.interface.entry_points)
+        status, why, differences = weighed(entries)
+        if reasons:
+            status = "fail"
+            differences = differences if why == "outputs" else ()
         return Verdict(
             status=status,
-            reasons=tuple(reasons),
-            cause=cause,
+            reasons=(*reasons, *differences),
+            cause=cause or why,
             judge=reference.judge,
             sample_source=reference.source,
             sample_count=min(len(execution.ran), expected),
             outputs=outputs,
+            entries=entries,
             notes=(*notes, *unread),
         )
 
     def _repeated(self, reference: Reference, execution: Execution, after: Path, verdict: Verdict) -> Verdict:
         """Adds what running both files again shows."""
-        if verdict.cause not in ("", "outputs") or execution.failure is not None:
+        if verdict.cause not in ("", "outputs", "nothing") or execution.failure is not None:
             return verdict
         found = self._repeats.check(reference, execution, after)
         verdict = replace(verdict, repeated=found.calls, notes=(*verdict.notes, *found.notes))
@@ -305,22 +321,62 @@ class Judge:
         if isinstance(again, Failure):
             text = f"the original does not run a second time: {again.message}; {differences}"
             return replace(verdict, status="unverified", cause=again.kind, reasons=(text,))
-        unstable = failed & differing(again, tolerance)
-        if unstable == failed:
-            text = f"the original does not repeat its own outputs from one run to the next: {differences}"
-            return replace(verdict, status="unverified", cause="unrepeatable", reasons=(text,))
-        if unstable:
-            note = f"{len(unstable)} of the outputs differ between two runs of the original itself"
-            verdict = replace(verdict, notes=(*verdict.notes, note))
-        if tolerance.exact or not repeat:
-            # The same kernels computed both files: what must be equal to the bit can be.
-            return verdict
-        excused, notes = self._noise.excuse(reference, verdict.outputs, tolerance)
-        verdict = replace(verdict, notes=(*verdict.notes, *notes))
-        if not excused:
-            return verdict
-        text = f"the original differs from itself as much when other kernels compute it: {differences}"
-        return replace(verdict, status="unverified", cause="kernels", reasons=(text,))
+        excuses = dict.fromkeys(failed & differing(again, tolerance), _UNREPEATABLE)
+        notes: list[str] = []
+        # The same kernels computed both files: what must be equal to the bit can be.
+        for output in verdict.outputs if repeat and not tolerance.exact else ():
+            key = output.signature, output.position
+            if output.passed or key in excuses:
+                continue
+            excused, said = self._noise.excuse(reference, output, tolerance)
+            notes += [] if said is None else [said]
+            if excused:
+                excuses[key] = _KERNELS
+        found = reference.interface.entry_points
+        entries = tuple(_of_entry(reference, entry, verdict.outputs, excuses) for entry in found)
+        status, cause, reasons = weighed(entries)
+        return replace(
+            verdict,
+            status=status,
+            cause=cause,
+            reasons=reasons,
+            entries=entries,
+            notes=(*verdict.notes, *notes),
+        )
+
+
+def _assumed(reference: Reference) -> tuple[str, ...]:
+    if reference.source == "real":
+        return reference.assumed
+    made = "made samples" if reference.source == "made" else "made samples in part"
+    return (made, *reference.assumed)
+
+
+_UNREPEATABLE = "unrepeatable", "the original does not repeat its own outputs from one run to the next"
+_KERNELS = "kernels", "the original differs from itself as much when other kernels compute it"
+
+
+def _of_entry(
+    reference: Reference,
+    entry: EntryPoint,
+    outputs: Sequence[OutputComparison],
+    excuses: Mapping[Key, tuple[str, str]] | None = None,
+) -> EntryVerdict:
+    """What is said of one entry point.
+
+    Args:
+        outputs: Of all entry points.
+        excuses: Outputs whose differences prove nothing, with the cause and what to say.
+    """
+    failure = reference.failed.get(entry.key)
+    if failure is not None:
+        what = "the original" if entry.key is None else f"{entry.label} of the original"
+        said = (f"{what} does not run: {failure.message}",)
+        return EntryVerdict(
+            signature=entry.key, label=entry.label, status="unverified", reasons=said, cause=failure.kind
+        )
+    own = [output for output in outputs if output.signature == entry.key]
+    return entry_verdict(entry.key, entry.label, own, excuses)
 
 
 def _existing(path: PathLike) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,13 @@ SOUNDS = frozenset([".wav", ".flac", ".ogg"])
 NPZ_REMEDY = "give a .npz with an array for each input"
 INSTALL = "install it with: pip install 'tfl-rewrite[media]'"
 _IN_MEMORY_NBYTES = 64 << 20
+
+PIXEL_RANGE, SOUND_LEVEL = "pixel range assumed", "sound level assumed"
+PLAUSIBLE: Mapping[str, tuple[tuple[float, float], ...]] = {
+    PIXEL_RANGE: ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)),
+    SOUND_LEVEL: ((-1.0, 1.0), (-32768.0, 32768.0)),
+}
+"""What pixels 0 and 255, or full scale, may mean to a model that does not say; the first is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +60,12 @@ class Media:
     Attributes:
         path: The file or folder.
         value_range: What pixels 0 and 255, or samples of -1 and 1, become. None: as the model's metadata
-            says, else -1 and 1; 8-bit inputs take the pixels as they are.
+            says, else ``assume``; 8-bit inputs take the pixels as they are.
         layout: The axes of the input by letter: ``N`` batch, ``H``, ``W``, ``C`` channels, ``T`` time.
             None: told from the sizes.
         sample_rate: What sound is resampled to, in Hz. None: as the model's metadata says, else as it is.
         declared: By name of the input's tensor.
+        assume: What is taken where neither the user nor the model says a range; see `PLAUSIBLE`.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class Media:
     layout: str | None = None
     sample_rate: int | None = None
     declared: Mapping[str, Declared] = field(default_factory=dict)
+    assume: tuple[float, float] = (-1.0, 1.0)
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -84,11 +93,27 @@ def media_files(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if is_media(child) and child.is_file())
 
 
-def media_steps(interface: Interface, media: Media) -> tuple[list[Step], list[str]]:
+def with_ranges(
+    inputs: Sequence[str | os.PathLike[str]], assumed: Sequence[str]
+) -> list[tuple[str | os.PathLike[str], ...]]:
+    """The same inputs with each other range that is plausible where one was assumed.
+
+    Args:
+        inputs: Files and folders; the media among them as `Media`.
+        assumed: What was assumed, as in `PLAUSIBLE`.
+    """
+    others = dict.fromkeys(bounds for what in assumed for bounds in PLAUSIBLE.get(what, ())[1:])
+    return [
+        tuple(replace(path, assume=bounds) if isinstance(path, Media) else path for path in inputs)
+        for bounds in others
+    ]
+
+
+def media_steps(interface: Interface, media: Media) -> tuple[list[Step], list[str], list[str]]:
     """One call for each file (or batch of files) of every entry point that takes such a thing.
 
     Returns:
-        The calls, and notes on what was assumed.
+        The calls, notes on how they were made, and what was assumed, as in `PLAUSIBLE`.
 
     Raises:
         UsageError: No entry point has exactly one input that fits, a file cannot be read, or what reads
@@ -108,20 +133,22 @@ def media_steps(interface: Interface, media: Media) -> tuple[list[Step], list[st
     (decoder if pictures else sound).check_installed()
     steps: list[Step] = []
     notes: list[str] = []
+    assumed: list[str] = []
     refused: list[UsageError] = []
     reader = decoder.Pictures if pictures else sound.Sounds
     for entry in interface.entry_points:
         try:
-            own, note = _entry_steps(entry, media, files, reader)
+            own, note, guess = _entry_steps(entry, media, files, reader)
         except _DoesNotFit as reason:
             refused.append(reason)
             continue
         steps += own
         notes += [] if note in notes else [note]
+        assumed += [] if guess is None or guess in assumed else [guess]
     if not steps:
         reasons = "; ".join(dict.fromkeys(reason.what for reason in refused))
         raise UsageError(reasons, file=media.path, remedy=refused[0].remedy)
-    return steps, notes
+    return steps, notes, assumed
 
 
 class _DoesNotFit(UsageError):
@@ -130,7 +157,7 @@ class _DoesNotFit(UsageError):
 
 def _entry_steps(
     entry: EntryPoint, media: Media, files: Sequence[Path], opened: Callable[..., Pictures | Sounds]
-) -> tuple[list[Step], str]:
+) -> tuple[list[Step], str, str | None]:
     if len(entry.inputs) != 1:
         listed = ", ".join(f"{quoted(facts.name)} {facts.declared}" for facts in entry.inputs)
         raise _DoesNotFit(
@@ -155,7 +182,7 @@ def _entry_steps(
     steps = [
         Step(signature=entry.key, values=((facts.name, value),), real=True, shapes=None) for value in values
     ]
-    return steps, reader.note(len(files))
+    return steps, reader.note(len(files)), reader.assumed
 
 
 def _block(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

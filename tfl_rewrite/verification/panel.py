@@ -10,7 +10,7 @@ from .compare import Tolerance
 from .judge import Judge
 from .kernels import differences
 from .reference import PathLike
-from .report import Verdict, combined
+from .verdict import Verdict, combined
 
 
 class Panel:
@@ -111,50 +111,6 @@ class Panel:
         settled = [judge.settled for _, judge in self._judges]
         known = [reference for reference in settled if reference is not None]
         return [note for other in known[1:] for note in differences(known[0], other, tolerance)]
-
-
-def verify(
-    before: PathLike,
-    after: PathLike,
-    *,
-    inputs: Sequence[PathLike] = (),
-    samples: int = 4,
-    seed: int = 0,
-    tolerance: Tolerance | None = None,
-    runtime: str | Sequence[str] = "litert",
-    resolver: str | Sequence[str] | None = None,
-    timeout: float = 600.0,
-    memory_limit: int | None = None,
-    threads: int = 1,
-    independent: bool = False,
-    repeat: bool = True,
-    progress: Callable[[str], None] | None = None,
-) -> Verdict:
-    """Runs both files in processes of their own on the same inputs and compares every output.
-
-    All calls of a file are made in one interpreter, in the order of the samples, entry point by entry point:
-    what a model keeps in variables carries over, unless ``independent``. For the arguments see `Judge`
-    and `Panel`: with several runtimes or resolvers, each runtime judges with each resolver, and the result
-    is the worst verdict, whose ``verdicts`` are those of all.
-
-    Raises:
-        UsageError: See `Judge` and `Judge.compare`. That a file does not run is a verdict, not an error.
-    """
-    with Panel(
-        before,
-        runtimes=several(runtime),
-        resolvers=several(resolver),
-        tolerance=tolerance,
-        progress=progress,
-        inputs=inputs,
-        samples=samples,
-        seed=seed,
-        timeout=timeout,
-        memory_limit=memory_limit,
-        threads=threads,
-        independent=independent,
-    ) as panel:
-        return panel.compare(after, repeat=repeat)
 
 
 def several(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .interface import TensorFacts, printable, quoted
-from .media import INSTALL, NPZ_REMEDY, Media, check_numeric, to_input
+from .media import INSTALL, NPZ_REMEDY, PIXEL_RANGE, Media, check_numeric, to_input
 from .samples import Array
 
 # What is decoded, by content: a file may not choose another decoder by its content than these.
@@ -63,6 +63,9 @@ class Pictures:
         media: How to read them.
         first: The first of them: its size serves where the model takes any.
 
+    Attributes:
+        assumed: What was assumed of the model, as in `PLAUSIBLE`; None where the user or the model said it.
+
     Raises:
         UsageError: The input takes no pictures, Pillow is missing, or ``first`` cannot be read.
     """
@@ -70,6 +73,7 @@ class Pictures:
     def __init__(self, facts: TensorFacts, media: Media, first: Path) -> None:
         check_numeric(facts, "pictures")
         self._facts = facts
+        self.assumed: str | None = None
         self._layout = layout_of(facts, media.layout)
         sizes = dict(zip(self._layout, facts.shape_signature, strict=True))
         if "T" in sizes:
@@ -104,9 +108,10 @@ class Pictures:
                 return 1.0 / std, -mean / std, told
         if media.value_range is None and not dtype.startswith("float") and not self._facts.is_quantized:
             return None, none, "raw pixels"
-        low, high = media.value_range or (-1.0, 1.0)
+        low, high = media.value_range or media.assume
         told = f"0..255 mapped to {low:g}..{high:g}"
         if media.value_range is None:
+            self.assumed = PIXEL_RANGE
             told += " (assumed; --input-range LO,HI changes that)"
         return np.array([(high - low) / 255.0]), np.array([low]), told
 

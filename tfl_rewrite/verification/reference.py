@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UsageError
@@ -14,7 +14,18 @@ from .inputs import RealInputs, real_inputs
 from .interface import EntryPoint, Interface, printable
 from .report import JudgeInfo
 from .runner import RESOLVERS, Execution, Failure, Worker
-from .samples import RECIPES, Recipe, Step, larger_step, made_steps, recipes_for, write_steps
+from .samples import (
+    LOUDER,
+    VARIED,
+    Recipe,
+    Step,
+    gentler_recipes,
+    larger_step,
+    louder_recipes,
+    made_steps,
+    write_steps,
+)
+from .tally import Movement
 
 PathLike = str | os.PathLike[str]
 
@@ -81,6 +92,8 @@ class Reference:
 
     Attributes:
         calls: All that were asked for; the last, optional ones may not have been run.
+        failed: Entry points that do not run; there are no calls of them.
+        assumed: What was assumed of the model's inputs, as in `media.PLAUSIBLE`.
         steps: The list of calls for the child process, beside the arrays of inputs.
     """
 
@@ -91,6 +104,8 @@ class Reference:
     resolver: str
     judge: JudgeInfo
     notes: tuple[str, ...]
+    failed: Mapping[str | None, Failure] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -170,35 +185,56 @@ class Original:
         if isinstance(interface, Failure):
             return interface
         real = real_inputs(interface, self._options.inputs) if self._options.inputs else None
-        covered = real is not None and len(real.covered) == len(interface.entry_points)
-        first: Failure | None = None
-        for recipe in RECIPES[:1] if covered else recipes_for(interface):
+        made = [entry for entry in interface.entry_points if real is None or entry.key not in real.covered]
+        # What is left to try for each entry point that samples are made for, the next one first.
+        gentler = {entry.key: [VARIED, *gentler_recipes(entry)] for entry in made}
+        louder = {entry.key: list(louder_recipes(entry)) for entry in made}
+        first: dict[str | None, Failure] = {}
+        failed: dict[str | None, Failure] = {}
+        while True:
+            chosen = {key: recipes[0] for key, recipes in gentler.items()}
             try:
-                steps, notes = self._steps(interface, real, recipe)
+                steps, notes = self._steps(interface, real, chosen, failed)
             except ValueError as error:
                 return Failure(kind="error", stage="running", step=None, message=str(error))
+            if not steps:
+                return next(iter(failed.values()))
             listed = write_steps(steps, self._scratch.folder())
             execution = self._run(steps, resolver, listed, beside, abandon)
             failure = execution.failure
             if failure is None:
                 assert self.judge is not None
-                return Reference(
+                reference = Reference(
                     execution=execution,
                     interface=interface,
                     calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
                     steps=listed,
                     resolver=resolver,
                     judge=self.judge,
-                    notes=(*notes, *self._notes(execution, steps, recipe, resolver)),
+                    notes=(*notes, *self._notes(interface, execution, steps, chosen, resolver)),
+                    failed=failed,
+                    assumed=() if real is None else real.assumed,
                 )
+                quiet = [key for key in _silent(reference) if louder.get(key)]
+                if not quiet or self._out_of_patience():
+                    return reference
+                for key in quiet:
+                    gentler[key] = [louder[key].pop(0)]
+                if abandon is not None:
+                    abandon()
+                continue
             if abandon is not None:
                 abandon()
             self._blame_inputs(failure, steps)
-            first = first or failure
-            if failure.stage != "running" or failure.kind == "timeout" or self._out_of_patience():
-                break
-        assert first is not None
-        return first
+            if failure.stage != "running" or failure.step is None:
+                return failure
+            key = steps[failure.step].signature
+            first.setdefault(key, failure)
+            if len(gentler.get(key, ())) > 1 and failure.kind != "timeout" and not self._out_of_patience():
+                gentler[key].pop(0)
+            else:
+                # The others may run without it.
+                failed[key] = first[key]
 
     def _out_of_patience(self) -> bool:
         """Whether failing took so long that other ways to run the model are not worth their time."""
@@ -224,29 +260,34 @@ class Original:
         return described.interface
 
     def _steps(
-        self, interface: Interface, real: RealInputs | None, recipe: Recipe
+        self,
+        interface: Interface,
+        real: RealInputs | None,
+        recipes: Mapping[str | None, Recipe],
+        failed: Mapping[str | None, Failure],
     ) -> tuple[list[Step], list[str]]:
-        """All calls, the optional ones last, and notes on them.
+        """All calls but those of entry points that failed, the optional ones last, and notes on them.
 
         Raises:
             ValueError: No values can be made for an input.
         """
-        steps = [] if real is None else list(real.steps)
+        entries = [entry for entry in interface.entry_points if entry.key not in failed]
+        steps = [] if real is None else [step for step in real.steps if step.signature not in failed]
         notes = [] if real is None else list(real.notes)
         seed, count = self._options.seed, self._options.samples
-        for entry in interface.entry_points:
+        for entry in entries:
             if real is not None and entry.key in real.covered:
                 continue
             if real is not None:
                 notes.append(f"{entry.label} is not covered by the input files: made samples")
-            steps += made_steps(entry, count=count, seed=seed, recipe=recipe)
+            steps += made_steps(entry, count=count, seed=seed, recipe=recipes[entry.key])
         notes += [
             f"samples of {entry.label} have other sizes than declared: {texts[0]}"
-            for entry in interface.entry_points
+            for entry in entries
             if (texts := [s.shapes for s in steps if s.signature == entry.key and s.real and s.shapes])
         ]
         if real is None:
-            extra = [larger_step(entry, seed=seed) for entry in interface.entry_points]
+            extra = [larger_step(entry, seed=seed) for entry in entries]
             steps += [step for step in extra if step is not None]
         return steps, notes
 
@@ -290,15 +331,42 @@ class Original:
                 remedy="give samples of the declared sizes",
             )
 
-    def _notes(self, execution: Execution, steps: list[Step], recipe: Recipe, resolver: str) -> list[str]:
+    def _notes(
+        self,
+        interface: Interface,
+        execution: Execution,
+        steps: list[Step],
+        recipes: Mapping[str | None, Recipe],
+        resolver: str,
+    ) -> list[str]:
         notes = []
         if resolver != (self._options.resolver or UNASKED[0]):
             notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
-        if recipe is not RECIPES[0]:
-            notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
+        for key, recipe in recipes.items():
+            if recipe is VARIED or all(step.signature != key for step in steps):
+                continue
+            entry = interface.find(key)
+            assert entry is not None
+            why = "gives always the same on" if recipe in LOUDER else "fails on"
+            notes.append(f"{entry.label} {why} varied made samples; used instead: {recipe.name}")
         for number, step in enumerate(steps):
             if step.optional:
                 ran = number < len(execution.ran)
                 what = "judged as well" if ran else "refused by the original, not judged"
                 notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
         return notes
+
+
+def _silent(reference: Reference) -> list[str | None]:
+    """Entry points with made samples, all of whose outputs are the same for all samples."""
+    moved: dict[str | None, list[Movement]] = {}
+    for number, ran in enumerate(reference.execution.ran):
+        call = reference.calls[number]
+        entry = reference.entry(call)
+        if call.real or call.optional or not entry.inputs:
+            continue
+        found = moved.setdefault(call.signature, [Movement() for _ in ran])
+        for position, unreadable in enumerate(ran):
+            if unreadable is None:
+                found[position].add(reference.execution.output(number, position))
+    return [key for key, found in moved.items() if found and not any(one.span for one in found)]

@@ -7,20 +7,22 @@ looks different there is run again as a whole, in a new process, before anything
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from .cleanup import Scratch
-from .compare import Tolerance
 from .interface import quoted
 from .reference import Options, Reference
 from .runner import Execution, Failure, Worker
-from .tallies import Key, Tallies, differing, tally_calls, tally_runs
+from .tallies import Tallies, differing, tally_calls, tally_runs
+from .tally import OutputTally
+from .verdict import Key
 
 POISON = 0xA5
 """Memory comes out of malloc with its complement in every byte, and goes back with it: a kernel that reads
 beyond a tensor, or before it wrote, computes something else than in fresh pages, which hold zeros."""
-LAST_BITS = Tolerance(min_snr=60.0, near_zero_abs=1e-9, min_agreement=1.0)
+LAST_BITS_DB = 60.0
 """Sums in another order, as by the alignment of a buffer, are 120 dB apart in float32; garbage is not."""
 
 
@@ -135,8 +137,8 @@ class Repeats:
         if not blamed or isinstance(again, Failure):
             return None, [f"nor does the rewritten file repeat its outputs: {_names(reference, changed)}"]
         names = _names(reference, blamed)
-        if blamed & differing(tallies, LAST_BITS):
-            worst = min(tallies[key].comparison(LAST_BITS).snr_db or 0.0 for key in blamed)
+        worst = min(_likeness(tallies[key]) for key in blamed)
+        if worst < LAST_BITS_DB:
             return (
                 f"the rewritten file does not repeat its own outputs from one run to the next: {names}"
                 f" ({worst:.1f} dB), while the original does",
@@ -155,6 +157,11 @@ class Repeats:
         worker = self._workers[0]
         worker.begin(self._request(reference, path, None), self._scratch.folder())
         return worker.finish(self._options.timeout)
+
+
+def _likeness(tally: OutputTally) -> float:
+    """In dB; no more than the last bits where that is infinite, none where it is no matter of degree."""
+    return tally.snr_db if tally.has_distance and not tally.problems and not tally.nonfinite else -math.inf
 
 
 def _first_calls(reference: Reference, execution: Execution) -> list[int]:

@@ -1,13 +1,15 @@
-"""The verdict as data, as JSON and as lines of text."""
+"""What is said of one output: as data, as JSON and as a line of text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from .interface import printable
+
+if TYPE_CHECKING:
+    from .tally import OutputTally
 
 _STUDENT = (math.nan, 1.84, 1.32, 1.20, 1.14, 1.11, 1.09, 1.08, 1.07, 1.06, 1.05, 1.05, 1.04, 1.0)
 """84.13 % quantiles of Student's distribution for so many samples, less one."""
@@ -39,20 +41,46 @@ class JudgeInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelComparison:
+    """The channel of an output that keeps least of its variation: the mean over samples and positions is off.
+
+    Attributes:
+        axis: The axis of the output that counts the channels.
+        number: Of the channel, from 0.
+        snr_db: Variation of the original over that of the error.
+        dead: The rewritten file's channel does not vary any more.
+        reason: Why it is refused, or None.
+        short_db: By how much it misses the tolerance.
+    """
+
+    axis: int
+    number: int
+    snr_db: float
+    dead: bool = False
+    reason: str | None = None
+    short_db: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputComparison:
     """One output of one entry point over all samples.
 
     Attributes:
         signature: Key of its signature; None for the primary subgraph.
         unit: ``steps`` of the quantization or ``values``: what errors are counted in.
-        rule: Which rule decided: ``exact``, ``snr``, ``near zero``, ``equal share``, ``finite``, ``empty``,
-            ``interface`` or ``none``.
+        rule: What it is judged by, or the first rule that it breaks: ``exact``, ``snr``, ``equal share``,
+            ``largest error``, ``classes``, ``channel``, ``finite``, ``empty``, ``interface`` or ``none``.
         snr_db: Infinite without any error; None where nothing finite was compared.
         equal_share: Share of equal elements of what is not judged by distance.
-        argmax_agreement: Share of rows with the same largest element, for outputs that look like scores.
+        argmax_agreement: Share of rows of the last axis with the same largest element.
+        channel: The one that keeps least of its variation; None where none counts.
+        silence: Why the output says nothing about the rewrite (NaN, constant, saturated ...); None where it
+            does.
+        short_db: By how much it misses the tolerance, in dB; 0 where it passes.
         nonfinite_mismatches: Elements that are NaN or infinite on one side only.
         reference_peak: Largest absolute value of the original.
         energies: Sums of squares of the original and of the error, for each sample; not part of the JSON.
+        tally: All sums; not part of the JSON.
     """
 
     signature: str | None
@@ -74,8 +102,20 @@ class OutputComparison:
     argmax_agreement: float | None
     nonfinite_mismatches: int
     reference_peak: float | None
+    channel: ChannelComparison | None = None
+    silence: str | None = None
+    short_db: float = 0.0
     notes: tuple[str, ...] = ()
     energies: tuple[tuple[float, float], ...] = ()
+    tally: OutputTally | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the sums."""
+        channel = None if self.channel is None else asdict(self.channel)
+        left_out = ("energies", "tally")
+        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+        result: dict[str, Any] = plain({**found, "channel": channel})
+        return result
 
     @property
     def doubt_db(self) -> float:
@@ -119,118 +159,14 @@ class OutputComparison:
                 parts.append(f"{self.equal_share:.2%} equal")
             if self.argmax_agreement is not None:
                 parts.append(f"argmax {self.argmax_agreement:.1%}")
+            if self.channel is not None:
+                parts.append(f"lowest channel {self.channel.number}: {self.channel.snr_db:.1f} dB")
         text = f"{self.label}: {', '.join(parts) or 'not comparable'}"
-        if self.reason:
-            text += f"; FAILED: {self.reason}"
+        if not self.passed:
+            text += "; FAILED"
+        if self.silence:
+            text += f"; says nothing: {self.silence}"
         return text + "".join(f"; {note}" for note in self.notes)
-
-
-# The worst first: one judge that saw a failure is enough, and one that could not judge is no pass.
-STATUSES = ("fail", "unverified", "pass")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What running both files showed.
-
-    Attributes:
-        status: ``pass``, ``fail``, or ``unverified`` when the original itself cannot be run or compared.
-        reasons: Why it is not a pass; empty otherwise.
-        cause: The kind of the first reason, or empty. Of the original (``unverified``) or of the rewritten
-            file (``fail``): ``error`` (the runtime refused it), ``crash``, ``timeout``, ``memory``, or
-            ``unrepeatable`` outputs. ``interface``, ``outputs``: they differ. ``kernels``: the original
-            differs as much from itself between kernels. ``nothing``: there is no output to compare.
-        judge: The interpreter; None when none came to run.
-        sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
-        sample_count: Calls that were compared, over all entry points.
-        outputs: In order of entry points and outputs.
-        notes: What a reader should know besides.
-        repeated: How many calls both files were asked a second time, in another process, for the same
-            outputs; 0 where that was not asked for, or not possible.
-        verdicts: Of several judges, all of them in their order; this one is then the worst of them. Empty
-            for one judge.
-    """
-
-    status: str
-    reasons: tuple[str, ...] = ()
-    judge: JudgeInfo | None = None
-    sample_source: str = "made"
-    sample_count: int = 0
-    outputs: tuple[OutputComparison, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    seconds: float = 0.0
-    cause: str = ""
-    repeated: int = 0
-    verdicts: tuple[Verdict, ...] = ()
-
-    @property
-    def each(self) -> tuple[Verdict, ...]:
-        """The verdicts of all judges: one or more."""
-        return self.verdicts or (self,)
-
-    @property
-    def passed(self) -> bool:
-        """Whether both ran and every output is within the tolerance."""
-        return self.status == "pass"
-
-    def worst_snr(self) -> float | None:
-        """Least SNR over the outputs that have one, in dB."""
-        ratios = [output.snr_db for output in self.outputs if output.snr_db is not None]
-        return min(ratios, default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without `verdicts`: what JSON cannot say (infinite, NaN) becomes a string as ``inf``."""
-        # Not of itself: that would walk through all others as well.
-        result: dict[str, Any] = plain(asdict(replace(self, verdicts=())))
-        del result["verdicts"]
-        for output in result["outputs"]:
-            del output["energies"]
-        return result
-
-    def summary_lines(self) -> list[str]:
-        """For people: the status, the outputs, the notes; with several judges, those of each."""
-        if len(self.verdicts) < 2:
-            return self._own_lines()
-        counts = [(status, sum(one.status == status for one in self.verdicts)) for status in STATUSES]
-        told = ", ".join(f"{count} {status}" for status, count in counts if count)
-        lines = [f"{self.status.upper()}: the worst of {len(self.verdicts)} judges ({told})"]
-        for verdict in self.verdicts:
-            lines += [f"  {line}" for line in verdict._own_lines()]
-        shown = {note for verdict in self.verdicts for note in verdict.notes}
-        return lines + [f"  note: {note}" for note in self.notes if note not in shown]
-
-    def _own_lines(self) -> list[str]:
-        head = f"{self.status.upper()}"
-        if self.reasons:
-            head += f": {'; '.join(self.reasons)}"
-        lines = [head]
-        if self.judge is not None:
-            plural = "" if self.sample_count == 1 else "s"
-            lines.append(
-                f"  judged by {self.judge} on {self.sample_count} {self.sample_source} sample{plural}"
-                f" in {self.seconds:.1f} s"
-            )
-        lines += [f"  {output.summary()}" for output in self.outputs]
-        lines += [f"  note: {note}" for note in self.notes]
-        return lines
-
-
-def combined(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> Verdict:
-    """The worst of several verdicts, with all of them in it; the only one as it is.
-
-    ``fail`` is worse than ``unverified``, which is worse than ``pass``; among equals the first counts.
-    """
-    worst = min(verdicts, key=lambda verdict: STATUSES.index(verdict.status))
-    if len(verdicts) == 1:
-        return replace(worst, notes=(*worst.notes, *notes))
-    who = f"{worst.judge.runtime} {worst.judge.version}, {worst.judge.resolver}: " if worst.judge else ""
-    return replace(
-        worst,
-        reasons=tuple(f"{who}{reason}" for reason in worst.reasons),
-        notes=(*worst.notes, *notes),
-        seconds=sum(verdict.seconds for verdict in verdicts),
-        verdicts=tuple(verdicts),
-    )
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .child import save_array
-from .interface import EntryPoint, Interface, TensorFacts
+from .interface import EntryPoint, TensorFacts
 
 Array = npt.NDArray[Any]
 
@@ -49,41 +49,46 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How inputs are made; the first is used unless the original fails on it.
+    """How inputs are made; the first is used unless the original fails on it, or gives always the same.
 
     Attributes:
         name: As a note tells it, when it is not the first.
         integer: Value of all integers of 32 bits and more; None makes different ones.
         smallest: Free sizes are 1 instead of the declared default.
+        scale: Real numbers are multiplied with it.
     """
 
     name: str
     integer: int | None = None
     smallest: bool = False
+    scale: float = 1.0
 
 
-RECIPES = (
-    Recipe(name="varied values"),
+VARIED = Recipe(name="varied values")
+GENTLER = (
     Recipe(name="all integer inputs 1", integer=1),
     Recipe(name="all integer inputs 0", integer=0),
     Recipe(name=f"all integer inputs {COMMON_SAMPLE_RATE}", integer=COMMON_SAMPLE_RATE),
     Recipe(name="all integer inputs 1, free sizes 1", integer=1, smallest=True),
 )
+"""Tried one after the other where the original fails."""
+LOUDER = (Recipe(name="values up to 255", scale=255.0),)
+"""Tried one after the other where the outputs are the same for all samples."""
 
 
-def recipes_for(interface: Interface) -> tuple[Recipe, ...]:
-    """Those recipes that make a difference for this model."""
-    inputs = [facts for entry in interface.entry_points for facts in entry.inputs]
-    wide = any(facts.dtype in ("int32", "int64", "uint32", "uint64") for facts in inputs)
-    free = any(-1 in facts.shape_signature for facts in inputs)
-    return tuple(
-        recipe
-        for recipe in RECIPES
-        if (recipe.integer is None or wide or recipe.smallest) and (free or not recipe.smallest)
-    )
+def gentler_recipes(entry: EntryPoint) -> tuple[Recipe, ...]:
+    """Those of `GENTLER` that make a difference for this entry point."""
+    wide = any(facts.dtype in ("int32", "int64", "uint32", "uint64") for facts in entry.inputs)
+    free = any(-1 in facts.shape_signature for facts in entry.inputs)
+    return tuple(recipe for recipe in GENTLER if (wide or recipe.smallest) and (free or not recipe.smallest))
 
 
-def made_steps(entry: EntryPoint, *, count: int, seed: int, recipe: Recipe = RECIPES[0]) -> list[Step]:
+def louder_recipes(entry: EntryPoint) -> tuple[Recipe, ...]:
+    """Those of `LOUDER` that make a difference for this entry point."""
+    return LOUDER if any(facts.dtype.startswith("float") for facts in entry.inputs) else ()
+
+
+def made_steps(entry: EntryPoint, *, count: int, seed: int, recipe: Recipe = VARIED) -> list[Step]:
     """``count`` samples for one entry point at its default shapes; one for a model without inputs."""
     return [
         Step(signature=entry.key, values=_made_values(entry, number, seed=seed, recipe=recipe))
@@ -95,7 +100,7 @@ def larger_step(entry: EntryPoint, *, seed: int) -> Step | None:
     """One optional sample with every free size larger than declared, or None when no size is free."""
     if all(-1 not in facts.shape_signature for facts in entry.inputs):
         return None
-    values = _made_values(entry, 0, seed=seed, recipe=RECIPES[0], larger=True)
+    values = _made_values(entry, 0, seed=seed, recipe=VARIED, larger=True)
     return Step(
         signature=entry.key,
         values=values,
@@ -113,7 +118,7 @@ def _made_values(
         key = zlib.crc32((entry.key or "").encode("utf-8", "surrogatepass"))
         stream = np.random.default_rng([seed, key, position, number])
         shape = _shape(facts, larger=larger, smallest=recipe.smallest)
-        values.append((facts.name, made_array(facts, shape, number, stream, integer=recipe.integer)))
+        values.append((facts.name, made_array(facts, shape, number, stream, recipe=recipe)))
     return tuple(values)
 
 
@@ -137,7 +142,7 @@ def made_array(
     number: int,
     stream: np.random.Generator,
     *,
-    integer: int | None,
+    recipe: Recipe = VARIED,
 ) -> Array:
     """One input of sample ``number``.
 
@@ -156,13 +161,14 @@ def made_array(
     if dtype.kind == "b":
         return np.asarray(stream.random(shape) < (0.5, 0.1, 0.9)[number % 3])
     if dtype.kind in "iu":
-        return _made_integers(facts, dtype, shape, number, stream, integer=integer)
-    if facts.below is not None and integer is None:
+        return _made_integers(facts, dtype, shape, number, stream, integer=recipe.integer)
+    if facts.below is not None and recipe.integer is None:
         return np.asarray(stream.integers(0, facts.below, shape)).astype(dtype)
     if dtype.kind == "c":
         return np.asarray(stream.standard_normal(shape) + 1j * stream.standard_normal(shape)).astype(dtype)
     if dtype.kind == "f":
-        return _made_reals(shape, number, stream).astype(dtype)
+        with np.errstate(over="ignore"):
+            return (_made_reals(shape, number, stream) * recipe.scale).astype(dtype)
     raise ValueError(f"no values can be made for dtype {facts.dtype}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .interface import TensorFacts, printable, quoted
-from .media import INSTALL, NPZ_REMEDY, Media, check_numeric, to_input
+from .media import INSTALL, NPZ_REMEDY, SOUND_LEVEL, Media, check_numeric, to_input
 from .samples import Array
 
 # Where a model takes any length: more than this is cut.
@@ -56,6 +56,9 @@ class Sounds:
         media: How to read them.
         first: The first of them: its length serves where the model takes any.
 
+    Attributes:
+        assumed: What was assumed of the model, as in `PLAUSIBLE`; None where the user or the type says it.
+
     Raises:
         UsageError: The input takes no sound, soundfile is missing, or ``first`` cannot be read.
     """
@@ -74,6 +77,9 @@ class Sounds:
         self._rate = media.sample_rate or said
         self._rate_from_model = media.sample_rate is None and said is not None
         self._range = media.value_range
+        real = np.dtype(facts.dtype).kind == "f"
+        self._assume = media.assume if real else (-1.0, 1.0)
+        self.assumed = SOUND_LEVEL if real and media.value_range is None else None
         self.batch = max(1, sizes.get("N", 1))
         self._free = sizes["T"] == -1
         self._length = _free_length(first, self._rate) if self._free else sizes["T"]
@@ -108,7 +114,7 @@ class Sounds:
             # Samples as 16-bit files hold them, also in wider integers.
             full = float(min(np.iinfo(dtype).max, 32767) + 1)
             return -full, full
-        return -1.0, 1.0
+        return self._assume
 
     def note(self, count: int) -> str:
         """What was done to the sound."""

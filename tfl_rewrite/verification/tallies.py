@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .compare import OutputTally, Tolerance
+from .compare import Tolerance, compared
 from .interface import quoted
 from .reference import Reference
 from .runner import Execution
+from .tally import OutputTally
+from .verdict import Key
 
-Key = tuple[str | None, int]
-"""Signature (None for the primary subgraph) and position of an output."""
 Tallies = dict[Key, OutputTally]
 
 EXACT = Tolerance(exact=True)
@@ -39,7 +39,8 @@ def tally_calls(
         if number >= len(ours.ran) or place >= len(theirs.ran):
             continue
         call, before, after = reference.calls[number], ours.ran[number], theirs.ran[place]
-        for position, facts in enumerate(reference.entry(call).outputs):
+        entry = reference.entry(call)
+        for position, facts in enumerate(entry.outputs):
             if position >= len(before) or position >= len(after):
                 continue
             key = (call.signature, position)
@@ -49,7 +50,9 @@ def tally_calls(
                 notes += [] if note in notes else [note]
                 continue
             if key not in tallies:
-                tallies[key] = OutputTally(facts, signature=call.signature, position=position)
+                tallies[key] = OutputTally(
+                    facts, signature=call.signature, position=position, fixed=not entry.inputs
+                )
             if first is not None or second is not None:
                 tallies[key].unreadable(first, second)
             else:
@@ -59,4 +62,4 @@ def tally_calls(
 
 def differing(tallies: Mapping[Key, OutputTally], tolerance: Tolerance = EXACT) -> set[Key]:
     """The outputs that are not equal enough; without a tolerance, not equal to the bit."""
-    return {key for key, tally in tallies.items() if not tally.comparison(tolerance).passed}
+    return {key for key, tally in tallies.items() if not compared(tally, tolerance).passed}

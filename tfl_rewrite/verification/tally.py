@@ -1,0 +1,498 @@
+"""Sums over the samples of one output, before and after: what every rule of `compare` looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .interface import TensorFacts
+from .samples import Array
+
+Float64 = npt.NDArray[np.float64]
+
+MOST_CLASSES = 100_000
+"""A longer last axis is no choice among classes."""
+
+
+@dataclass(slots=True)
+class ChannelSums:
+    """Sums over samples and positions for each channel of one axis.
+
+    Values are counted from a pivot, so that a large common offset does not eat the digits of what varies.
+
+    Attributes:
+        axis: The axis of the output that counts the channels.
+        pivot: Mean of the first sample; ``[channels]``, as all that follow.
+        count: Values a channel.
+        powers: Sums of the first to fourth power of the original's values.
+        after: Sum, and sum of squares, of the rewritten file's values.
+        error: Sum, and sum of squares, of the differences.
+    """
+
+    axis: int
+    pivot: Float64
+    count: int = 0
+    powers: list[Float64] = field(default_factory=list)
+    after: list[Float64] = field(default_factory=list)
+    error: list[Float64] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, axis: int, before: Array) -> ChannelSums:
+        """Empty sums, with the pivot from a sample."""
+        rows = _rows(before, axis)
+        zero = np.zeros(rows.shape[1])
+        return cls(axis, rows.mean(axis=0), 0, [zero] * 4, [zero] * 2, [zero] * 2)
+
+    def add(self, before: Float64, after: Float64) -> None:
+        """Takes in one sample."""
+        first, second = _rows(before, self.axis), _rows(after, self.axis)
+        error = second - first
+        first = first - self.pivot
+        second = second - self.pivot
+        square = first * first
+        self.count += len(first)
+        sums = [first.sum(axis=0), square.sum(axis=0), _dots(first, square), _dots(square, square)]
+        self.powers = [old + new for old, new in zip(self.powers, sums, strict=True)]
+        self.after = [self.after[0] + second.sum(axis=0), self.after[1] + _dots(second, second)]
+        self.error = [self.error[0] + error.sum(axis=0), self.error[1] + _dots(error, error)]
+
+    def joined(self, other: ChannelSums) -> ChannelSums | None:
+        """The sums over the samples of both; None where the channels are others."""
+        if self.axis != other.axis or self.pivot.shape != other.pivot.shape:
+            return None
+        moved = other._from(self.pivot)
+        return ChannelSums(
+            self.axis,
+            self.pivot,
+            self.count + other.count,
+            [one + two for one, two in zip(self.powers, moved.powers, strict=True)],
+            [one + two for one, two in zip(self.after, moved.after, strict=True)],
+            [one + two for one, two in zip(self.error, moved.error, strict=True)],
+        )
+
+    def _from(self, pivot: Float64) -> ChannelSums:
+        """The same sums counted from another pivot (binomial theorem)."""
+        by, count = self.pivot - pivot, self.count
+        one, two, three, four = self.powers
+        powers = [
+            one + count * by,
+            two + 2 * by * one + count * by**2,
+            three + 3 * by * two + 3 * by**2 * one + count * by**3,
+            four + 4 * by * three + 6 * by**2 * two + 4 * by**3 * one + count * by**4,
+        ]
+        after = [self.after[0] + count * by, self.after[1] + 2 * by * self.after[0] + count * by**2]
+        return ChannelSums(self.axis, pivot, count, powers, after, self.error)
+
+    @property
+    def signal(self) -> Float64:
+        """Variation of the original: sum of squares about the mean over samples and positions."""
+        return self._about_mean(self.powers[0], self.powers[1])
+
+    @property
+    def signal_after(self) -> Float64:
+        """Variation of the rewritten file."""
+        return self._about_mean(*self.after)
+
+    @property
+    def noise(self) -> Float64:
+        """Variation of the differences."""
+        return self._about_mean(*self.error)
+
+    def _about_mean(self, total: Float64, squares: Float64) -> Float64:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.maximum(squares - total**2 / max(self.count, 1), 0.0)
+
+    @property
+    def spread(self) -> Float64:
+        """How many values share in the variation of the original: 1 where a single one makes it.
+
+        The participation ratio, (sum of squares)^2 over the sum of fourth powers about the mean.
+        """
+        count = max(self.count, 1)
+        mean = self.powers[0] / count
+        one, two, three, four = self.powers
+        fourth = four - 4 * mean * three + 6 * mean**2 * two - 4 * mean**3 * one + count * mean**4
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = self.signal**2 / fourth
+        return np.where(np.isfinite(ratio), ratio, 0.0)
+
+
+def _rows(values: Array, axis: int) -> Float64:
+    """``[positions, channels]``."""
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+
+
+def _dots(one: Float64, other: Float64) -> Float64:
+    return np.asarray(np.einsum("ij,ij->j", one, other))
+
+
+class RowSums:
+    """Which element of each row of the last axis is the largest, before and after.
+
+    Attributes:
+        classes: How many elements a row has.
+        rows: How many rows were compared.
+        agreeing: Rows in which all that is largest after was among the largest before. A tie that the
+            original did not have is no agreement.
+        margins: For each other row, by how much less than its largest the original gives what is largest
+            after (of several, the one that it gives least).
+        spread: Sum of squares of the original about the mean of each row; ``values`` of them.
+        are_shares: All rows of the original are probabilities: none below 0, and they sum up to 1.
+
+    Args:
+        unit: What values are counted in.
+    """
+
+    def __init__(self, unit: float = 1.0) -> None:
+        self.unit = unit
+        self.are_shares = True
+        self.rows = self.agreeing = self.values = self.classes = 0
+        self.spread = 0.0
+        self.margins: list[Float64] = []
+
+    def add(self, before: Float64, after: Float64) -> None:
+        """Takes in ``[rows, classes]``."""
+        finite = np.isfinite(before).all(axis=-1) & np.isfinite(after).all(axis=-1)
+        if not finite.all():
+            before, after = before[finite], after[finite]
+        if not before.size:
+            return
+        chosen = after == after.max(axis=-1, keepdims=True)
+        margin = before.max(axis=-1) - np.where(chosen, before, np.inf).min(axis=-1)
+        off = before - before.mean(axis=-1, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = np.abs(before.sum(axis=-1) * self.unit - 1.0)
+        self.are_shares = self.are_shares and bool(before.min() >= 0 and apart.max() < _SUM_SLACK)
+        self.classes = before.shape[-1]
+        self.rows += len(margin)
+        self.agreeing += int(np.count_nonzero(margin == 0))
+        self.margins.append(margin[margin > 0])
+        with np.errstate(over="ignore"):
+            self.spread += float(np.einsum("ij,ij->", off, off))
+        self.values += before.size
+
+    def joined(self, other: RowSums) -> RowSums:
+        """The sums over the samples of both."""
+        both = RowSums(self.unit)
+        both.are_shares = self.are_shares and other.are_shares
+        for name in ("rows", "agreeing", "values", "spread"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        both.classes = max(self.classes, other.classes)
+        both.margins = self.margins + other.margins
+        return both
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of rows that agree; None without rows."""
+        return self.agreeing / self.rows if self.rows else None
+
+    def flips(self, near: float) -> int:
+        """Rows that disagree by more than ``near``, in the unit of the values."""
+        return sum(int(np.count_nonzero(margin > near)) for margin in self.margins)
+
+
+_SUM_SLACK = 0.02
+"""Of 1: what rounding to 8 bits may make of the sum of a row of probabilities."""
+
+
+class Movement:
+    """Whether an output of the original is the same for all samples.
+
+    Attributes:
+        samples: How many there were.
+        span: Largest distance of any value from that of the first sample; infinite where the shapes differ.
+        inner: Largest distance between two values of one sample.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.span = self.inner = 0.0
+        self._shape: tuple[int, ...] = ()
+        self._first: Array | None = None
+
+    def add(self, values: Array) -> None:
+        """Takes in one sample."""
+        self.samples += 1
+        # Of large outputs some values, evenly spread, tell enough.
+        kept = values.reshape(-1)[:: max(1, values.size // _MOST_KEPT)]
+        if self._first is None:
+            self._first, self._shape = np.array(kept), values.shape
+        elif values.shape != self._shape:
+            self.span = math.inf
+        else:
+            self.span = max(self.span, _distance(self._first, kept))
+        if kept.size and kept.dtype.kind in "biufc":
+            lowest = np.full(kept.shape, kept[np.isfinite(kept)].min()) if np.isfinite(kept).any() else kept
+            self.inner = max(self.inner, _distance(lowest, kept))
+
+    def joined(self, other: Movement) -> Movement:
+        """What the samples of both show."""
+        both = Movement()
+        both._first, both._shape = self._first, self._shape
+        both.samples = self.samples + other.samples
+        both.span, both.inner = max(self.span, other.span), max(self.inner, other.inner)
+        if self._first is not None and other._first is not None:
+            apart = math.inf if self._shape != other._shape else _distance(self._first, other._first)
+            both.span = max(both.span, apart)
+        return both
+
+
+_MOST_KEPT = 1 << 20
+
+
+def _distance(one: Array, other: Array) -> float:
+    """Largest absolute difference; infinite where that is not a number and the values are not equal."""
+    if one.dtype.kind not in "biufc":
+        return 0.0 if np.array_equal(one, other) else math.inf
+    if one.size == 0:
+        return 0.0
+    wide = np.complex128 if one.dtype.kind == "c" else np.float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(one.astype(wide) - other.astype(wide))
+    unlike = ~np.isfinite(apart)
+    if unlike.any():
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        if not same[unlike].all():
+            return math.inf
+        apart = apart[~unlike]
+    return float(apart.max()) if apart.size else 0.0
+
+
+class OutputTally:
+    """Sums over the samples of one output.
+
+    Floats are compared in float64, integers as integers (a difference of 1 at 2**53 is a difference),
+    quantized outputs as integers less their zero point, strings by equality.
+
+    Args:
+        facts: The output.
+        signature: Key of its signature; None for the primary subgraph.
+        position: Of the output in its entry point.
+        fixed: The entry point has no inputs, so that its outputs cannot differ from sample to sample.
+    """
+
+    def __init__(
+        self, facts: TensorFacts, *, signature: str | None, position: int, fixed: bool = False
+    ) -> None:
+        self.facts, self.signature, self.position, self.fixed = facts, signature, position, fixed
+        self.problems: list[str] = []
+        self.samples = self.elements = self.equal = self.nonfinite = self.all_nan = 0
+        self.finite = self.max_integer_error = 0
+        self.same_bytes = True
+        self.power = self.noise = self.dot = self.power_after = self.total = 0.0
+        self.energies: list[tuple[float, float]] = []
+        self.peak = self.max_error = 0.0
+        self.movement = Movement()
+        self.rows = RowSums(max(facts.scales) if facts.is_quantized else 1.0)
+        self.channels: dict[int, ChannelSums | None] = {}
+
+    def joined(self, other: OutputTally) -> OutputTally:
+        """The sums over the samples of both."""
+        both = OutputTally(
+            self.facts, signature=self.signature, position=self.position, fixed=self.fixed and other.fixed
+        )
+        both.problems = list(dict.fromkeys([*self.problems, *other.problems]))
+        for name in (
+            *("samples", "elements", "equal", "nonfinite", "all_nan", "finite"),
+            *("power", "noise", "dot", "power_after", "total"),
+        ):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        for name in ("max_integer_error", "peak", "max_error"):
+            setattr(both, name, max(getattr(self, name), getattr(other, name)))
+        both.same_bytes = self.same_bytes and other.same_bytes
+        both.energies = self.energies + other.energies
+        both.movement = self.movement.joined(other.movement)
+        both.rows = self.rows.joined(other.rows)
+        for axis in self.channels.keys() & other.channels.keys():
+            one, two = self.channels[axis], other.channels[axis]
+            both.channels[axis] = None if one is None or two is None else one.joined(two)
+        return both
+
+    @property
+    def bit_exact(self) -> bool:
+        """Whether all bytes of all samples are equal."""
+        return self.same_bytes and not self.problems
+
+    @property
+    def has_distance(self) -> bool:
+        """Whether errors are counted as distances between real numbers."""
+        return self.facts.is_quantized or not self.is_countable
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether elements are things to be counted: class numbers, flags, strings."""
+        named = self.facts.dtype in ("bool", "string") or self.facts.dtype.startswith(("int", "uint"))
+        return named and not self.facts.is_quantized
+
+    def add(self, before: Array, after: Array) -> None:
+        """Takes in one sample."""
+        self.samples += 1
+        if before.shape != after.shape or before.dtype != after.dtype:
+            self.same_bytes = False
+            self._problem(
+                f"is {after.dtype.name}{list(after.shape)} instead of {before.dtype.name}{list(before.shape)}"
+            )
+            return
+        self.elements += before.size
+        self.movement.add(before)
+        if before.dtype.kind == "O":
+            self._count_equal(before == after)
+        elif before.dtype.kind in "biu":
+            self._add_integers(before, after)
+        elif before.dtype.kind in "fc":
+            self._add_floats(before, after)
+        else:
+            same = before.tobytes() == after.tobytes()
+            self._count_equal(np.full(before.shape, same))
+
+    def unreadable(self, before: str | None, after: str | None) -> None:
+        """Takes in a sample whose output could not be read on one side; both sides need not be told."""
+        self.same_bytes = False
+        if before is None:
+            self._problem(f"cannot be read after the rewrite: {after}")
+        else:
+            self._problem(f"can be read only after the rewrite; before: {before}")
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+    def _count_equal(self, equal: Array) -> None:
+        count = int(np.count_nonzero(equal))
+        self.equal += count
+        self.same_bytes &= count == equal.size
+
+    def _add_integers(self, before: Array, after: Array) -> None:
+        self._count_equal(before == after)
+        if before.size == 0 or before.dtype.kind == "b":
+            return
+        high, low = np.maximum(before, after), np.minimum(before, after)
+        # Unsigned subtraction wraps to the true distance, which the signed type may not hold.
+        distance = high.astype(np.uint64) - low.astype(np.uint64)
+        self.max_integer_error = max(self.max_integer_error, int(distance.max()))
+        if self.facts.is_quantized:
+            zero = _zero_points(self.facts, before.ndim)
+            self._add_values(before.astype(np.float64) - zero, after.astype(np.float64) - zero)
+
+    def _add_floats(self, before: Array, after: Array) -> None:
+        before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
+        if before.dtype.kind == "c":
+            part = np.dtype(f"f{before.dtype.itemsize // 2}")
+            before, after = before.reshape(-1).view(part), after.reshape(-1).view(part)
+        if before.tobytes() != after.tobytes():
+            self.same_bytes = False
+        if before.size and np.isnan(before).all():
+            self.all_nan += 1
+        real = self.facts.dtype.startswith(("float", "bfloat"))
+        if real and np.isfinite(before).all() and np.isfinite(after).all():
+            self._add_values(before.astype(np.float64), after.astype(np.float64))
+            return
+        finite = np.isfinite(before) & np.isfinite(after)
+        same = (np.isnan(before) & np.isnan(after)) | (np.isinf(before) & (before == after))
+        self.nonfinite += int(np.count_nonzero(~finite & ~same))
+        self._add_sums(before[finite].astype(np.float64), after[finite].astype(np.float64))
+        if real:
+            self._add_rows(before.astype(np.float64), after.astype(np.float64))
+
+    def _add_values(self, before: Float64, after: Float64) -> None:
+        self._add_sums(before.reshape(-1), after.reshape(-1))
+        self._add_rows(before, after)
+        if before.size:
+            self._add_channels(before, after)
+
+    def _add_sums(self, before: Float64, after: Float64) -> None:
+        if before.size == 0:
+            return
+        error = before - after
+        self.finite += before.size
+        # float64 overflows past 1e154 squared; the ratio is then taken of infinities and judged as unequal.
+        with np.errstate(over="ignore", invalid="ignore"):
+            power, noise = float(np.dot(before, before)), float(np.dot(error, error))
+            self.power += power
+            self.power_after += float(np.dot(after, after))
+            self.dot += float(np.dot(before, after))
+            self.noise += noise
+            self.energies.append((power, noise))
+            self.total += float(before.sum())
+        self.peak = max(self.peak, float(np.abs(before).max()))
+        self.max_error = max(self.max_error, float(np.abs(error).max()))
+
+    def _add_rows(self, before: Float64, after: Float64) -> None:
+        classes = before.shape[-1] if before.ndim else 0
+        if before.size and 2 <= classes <= MOST_CLASSES and not self.facts.consumed:
+            self.rows.add(before.reshape(-1, classes), after.reshape(-1, classes))
+
+    def _add_channels(self, before: Float64, after: Float64) -> None:
+        for axis in channel_axes(before.shape):
+            sums = self.channels.setdefault(axis, ChannelSums.of(axis, before))
+            if sums is None or sums.pivot.size != before.shape[axis]:
+                # Another number of channels from sample to sample: no channel means the same in all of them.
+                self.channels[axis] = None
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums.add(before, after)
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio over all samples; infinite without noise."""
+        if self.noise == 0:
+            return math.inf
+        if self.power == 0:
+            return -math.inf
+        ratio = self.power / self.noise
+        return 10 * math.log10(ratio) if 0 < ratio < math.inf else (math.nan if ratio else -math.inf)
+
+    @property
+    def cosine(self) -> float | None:
+        """Between all values before and after."""
+        norms = math.sqrt(self.power) * math.sqrt(self.power_after)
+        return self.dot / norms if 0 < norms < math.inf else None
+
+    @property
+    def silence(self) -> str | None:
+        """Why the output says nothing about a rewrite; None where it does."""
+        if not self.elements:
+            return None if self.problems else "it has no elements"
+        if self.all_nan == self.samples and not self.nonfinite:
+            return "all its values are NaN"
+        if self.fixed:
+            return None
+        moved, alone = self.movement, self.movement.samples == 1
+        # What one sample holds tells at least whether it is more than a constant.
+        span = moved.inner if alone else moved.span
+        if span == 0:
+            return "one sample shows one value only" if alone else "it is the same for all samples"
+        if self.has_distance and not self.facts.is_quantized and span <= FLOAT32_TELLS * self.peak:
+            return "it is saturated: it moves by less than float32 can tell"
+        return None
+
+
+FLOAT32_TELLS = 8 * 2.0**-23
+"""Of the largest value of an output: what is less is the rounding of a few operations in float32."""
+
+
+def channel_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Which axes of an output count channels: the last, and axis 1 where all behind it are longer (NCHW)."""
+    axes = [len(shape) - 1] if shape else []
+    if len(shape) >= 3 and 2 <= shape[1] < min(shape[2:]):
+        axes.append(1)
+    return tuple(axes)
+
+
+def joined(tallies: Sequence[OutputTally]) -> OutputTally:
+    """The sums over the samples of all, which are of the same output."""
+    whole = tallies[0]
+    for tally in tallies[1:]:
+        whole = whole.joined(tally)
+    return whole
+
+
+def _zero_points(facts: TensorFacts, rank: int) -> Array:
+    zeros = np.array(facts.zero_points or (0,), dtype=np.float64)
+    if zeros.size == 1 or rank == 0:
+        return zeros[:1].reshape(())
+    return zeros.reshape([-1 if axis == facts.quantized_dimension else 1 for axis in range(rank)])
