@@ -410,7 +410,8 @@ def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFa
         damage = measure_damage(trials, seconds=job.settings.blame_seconds)
         if not job.settings.rescue:
             failed.report = replace(report, damage=damage)
-            failed.remedy = damage.remedy()
+            if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
+                failed.remedy = damage.remedy()
             raise failed
         job.progress("storing constants finer until the outputs pass", 0, 0)
         levels = find_rescue(trials, damage)

@@ -101,7 +101,9 @@ def test_other_settings_replace_what_a_batch_made(fixtures: Path, tmp_path: Path
 def test_a_failed_verification_is_exit_4(fixtures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = (fixtures / "dense.tflite", fixtures / "malformed" / "text.tflite")
-    assert call(*words, "--out", out, "--pass", "quantize-weights", "--min-snr", "200", "-q") == 4
+    assert (
+        call(*words, "--out", out, "--pass", "quantize-weights", "--min-snr", "200", "--no-rescue", "-q") == 4
+    )
     assert outputs(out) == {}
     rows = json.loads((out / "summary.json").read_text())["files"]
     assert {row["status"] for row in rows} == {"failed", "refused"}

@@ -181,7 +181,7 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> 
 
 
 def test_refusal(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> None:
-    arguments = ["--min-snr", "200", "--samples", "1", "--blame-seconds", "0"]
+    arguments = ["--min-snr", "200", "--samples", "1", "--blame-seconds", "0", "--no-rescue"]
     report = out.parent / "report.json"
     code, text, error = call(capsys, "quantize-weights", dense, out, *arguments, "--report", report)
     assert code == 4 and "-X->" in text and "FAIL" in text and "nothing was written" in error
@@ -247,7 +247,9 @@ def test_bad_places(capsys: pytest.CaptureFixture[str], dense: Path, out: Path, 
 
 def test_quiet(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> None:
     assert call(capsys, "quantize-weights", dense, out, "-q", "--samples", "1") == (0, "", "")
-    code, text, error = call(capsys, "quantize-weights", dense, out, "-q", "--force", "--min-snr", "200")
+    code, text, error = call(
+        capsys, "quantize-weights", dense, out, "-q", "--force", "--min-snr", "200", "--no-rescue"
+    )
     assert code == 4 and text == "" and error.startswith("tfl-rewrite: error: ")
     assert call(capsys, "check", dense, "-q") == (0, "", "")
     assert call(capsys, "verify", dense, dense, "-q", "--samples", "1") == (0, "", "")
@@ -518,7 +520,7 @@ def test_safe() -> None:
         (["check", "BAD"], 2),
         (["check", "BAD", "--json"], 2),
         (["quantize-weights", "IN", "OUT", "--verify", "off", "--report", "REPORT"], 0),
-        (["quantize-weights", "IN", "OUT", "--samples", "1", "--min-snr", "200", "--report", "REPORT"], 4),
+        (["quantize-weights", "IN", "OUT", "--min-snr", "200", "--no-rescue", "--report", "REPORT"], 4),
         (["verify", "IN", "IN", "--samples", "1"], 0),
     ],
 )
@@ -682,6 +684,7 @@ OWN_SENSE = {
     ("round-weights", "--effort"),
     ("remove-dead", "--inputs"),
     ("shrink", "--min-snr"),
+    ("shrink", "--min-agreement"),
     *(("shrink", option) for option in ("--effort", "--include", "--exclude", "--min-runtime")),
     *(("shard", option) for option in ("--max-size", "--verify", "--force", "--threads")),
     *(("join", option) for option in ("--verify", "--force", "--threads")),

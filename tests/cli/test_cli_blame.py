@@ -58,7 +58,17 @@ def test_a_writing_command_blames_after_its_verdict(capsys, digits, photos, tmp_
 
 def test_a_refused_rewrite_is_blamed_too(capsys, digits, tmp_path):
     out, nodes = tmp_path / "out.tflite", tmp_path / "n.json"
-    arguments = ("--min-snr", "200", "--samples", "1", "--blame-seconds", "0", "--blame-out", nodes)
+    arguments = (
+        "--min-snr",
+        "200",
+        "--samples",
+        "1",
+        "--blame-seconds",
+        "0",
+        "--no-rescue",
+        "--blame-out",
+        nodes,
+    )
     code, said, _ = call(capsys, "quantize-weights", digits, out, *arguments)
     assert code == 4 and not out.exists()
     assert "blame: 7 operator outputs" in said and nodes.exists()

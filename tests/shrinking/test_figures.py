@@ -15,6 +15,10 @@ from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.search import Search
 from tfl_rewrite.shrinking.state import Clock
 from tfl_rewrite.shrinking.trials import Measured
+from tfl_rewrite.verification import Tolerance, Verdict
+from tfl_rewrite.verification.compare import compared
+from tfl_rewrite.verification.interface import TensorFacts
+from tfl_rewrite.verification.tally import OutputTally
 
 PAIRS = ((1.0, 0.001), (2.0, 0.004), (1.0, 0.001), (4.0, 0.002))
 
@@ -87,10 +91,18 @@ def test_what_is_not_finite_is_not_taken_for_its_size() -> None:
     assert found is not None and found.verdict is fine
 
 
+def told(snr: float) -> Verdict:
+    """One sample whose output is off by so much."""
+    facts = TensorFacts(name="y", tensor="y", dtype="float64", shape=(1,), shape_signature=(1,))
+    tally = OutputTally(facts, signature=None, position=0)
+    tally.add(np.ones(1), np.ones(1) + 10 ** (-snr / 20))
+    return Verdict(status="pass", outputs=(compared(tally, Tolerance(min_snr=26.0)),))
+
+
 def test_what_is_hidden_counts_over_all_parts() -> None:
     goal = Goal(min_snr=26.0)
-    parts = [verdict({"snr_db": 40.0, "energies": ((1.0, 1e-4),)})] * 2
-    inside = [verdict({"snr_db": snr, "energies": ((1.0, 10 ** (-snr / 10)),)}) for snr in (20.0, 30.0)]
+    parts = [told(40.0)] * 2
+    inside = [told(snr) for snr in (20.0, 30.0)]
     found = figures_of(parts, inside, goal)
     assert found.hidden == pytest.approx(22.6, abs=0.01)
     assert found.hidden_sure is not None and found.hidden_sure < found.hidden - 2

@@ -84,12 +84,17 @@ def _rewritten(job: Job, made: Path) -> Report:
         inputs=inputs,
         samples=settings.samples,
         seed=settings.seed,
-        tolerance=Tolerance(min_snr=settings.min_snr, max_abs_error=settings.max_abs_error),
+        tolerance=Tolerance(
+            min_snr=settings.min_snr,
+            max_abs_error=settings.max_abs_error,
+            min_agreement=settings.min_agreement,
+        ),
         runtime=settings.runtime,
         resolver=settings.resolver,
         independent=settings.independent,
         timeout=settings.timeout,
         memory_limit=parse_memory(limit) if limit is not None else None,
+        rescue=not settings.no_rescue,
         blame_seconds=settings.blame_seconds,
     )
     # Files run beside each other: one thread for each is enough.

@@ -35,12 +35,14 @@ class Settings:
     samples: int = 4
     seed: int = 0
     min_snr: float = 20.0
+    min_agreement: float = 0.9
     max_abs_error: float | None = None
     runtime: tuple[str, ...] = ("litert",)
     resolver: tuple[str, ...] = ()
     independent: bool = False
     timeout: float = 600.0
     memory_limit: str | None = None
+    no_rescue: bool = False
     blame_seconds: float = 0.0
 
     def checked(self) -> Settings:
@@ -113,9 +115,10 @@ class Override:
 
 
 _LISTS = ("passes", "inputs", "runtime", "resolver")
+_FLAGS = ("independent", "no_rescue")
 _WHOLE = ("samples", "seed", "sample_rate")
 _OPTIONAL = ("input_range", "input_layout", "sample_rate", "max_abs_error")
-_REAL = ("min_snr", "max_abs_error", "timeout", "blame_seconds")
+_REAL = ("min_snr", "min_agreement", "max_abs_error", "timeout", "blame_seconds")
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
@@ -137,7 +140,7 @@ def _typed(name: str, value: Any, where: str) -> Any:
         raise UsageError(f"{where}: {name} is not a number")
     if name in _REAL:
         return float(value)
-    if name == "independent":
+    if name in _FLAGS:
         if not isinstance(value, bool):
             raise UsageError(f"{where}: {name} is neither true nor false")
         return value

@@ -26,12 +26,14 @@ _JUDGED = (
     "samples",
     "seed",
     "min_snr",
+    "min_agreement",
     "max_abs_error",
     "runtime",
     "resolver",
     "independent",
     "timeout",
     "memory_limit",
+    "no_rescue",
     "blame_seconds",
 )
 

@@ -145,7 +145,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
         effort=arguments.effort,
     )
     if arguments.min_snr is None:
-        arguments.min_snr = Tolerance().min_snr
+        arguments.min_snr = 20.0
     _check_reports(arguments, (arguments.source, arguments.target))
     check_target(arguments.target, force=arguments.force)
     if searched:
