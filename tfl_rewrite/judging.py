@@ -13,16 +13,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tfl_rewrite.bodies import Body, changed_bodies, cut_out, poisoned
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.media_metadata import media_inputs
-from tfl_rewrite.opening import open_outputs
-from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Judge, Panel, Tolerance, Verdict, several
 from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
 from tfl_rewrite.verification.media import PLAUSIBLE, with_ranges
 from tfl_rewrite.verification.verdict import EntryVerdict, combined, entry_verdict, weighed
+
+# What looks into files is loaded where that is needed: most verdicts do without.
+if TYPE_CHECKING:
+    from tfl_rewrite.bodies import Body
 
 PathLike = str | os.PathLike[str]
 PanelMaker = Callable[[PathLike, Sequence[PathLike]], Panel]
@@ -43,7 +44,7 @@ class FullPanel:
 
     def __init__(self, before: PathLike, inputs: Sequence[PathLike], make: PanelMaker) -> None:
         self._before = before
-        self._inputs = media_inputs(before, inputs)
+        self._inputs = self._read_as_declared(inputs)
         self._make = make
         self._guard = TerminationGuard()
         self._stack = contextlib.ExitStack()
@@ -76,6 +77,13 @@ class FullPanel:
     def judge_of(self, verdict: Verdict) -> Judge:
         """The judge of the worst verdict that `compare` returned."""
         return self._panel("", self._before, self._inputs).judge_of(verdict)
+
+    def _read_as_declared(self, inputs: Sequence[PathLike]) -> tuple[PathLike, ...]:
+        if not inputs:
+            return ()
+        from tfl_rewrite.media_metadata import media_inputs
+
+        return media_inputs(self._before, inputs)
 
     def _panel(self, key: str, before: PathLike, inputs: Sequence[PathLike]) -> Panel:
         if key not in self._panels:
@@ -129,6 +137,12 @@ class FullPanel:
 
     def _with_bodies(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges by themselves the bodies that changed and that no sample entered."""
+        settled = self.judge_of(verdict).settled
+        if settled is not None and settled.interface.all_are_called:
+            return verdict
+        from tfl_rewrite.bodies import changed_bodies
+        from tfl_rewrite.storage import load
+
         try:
             bodies = changed_bodies(load(self._before), load(after))
         except TflRewriteError:
@@ -143,6 +157,8 @@ class FullPanel:
 
     def _is_reached(self, body: Body, verdict: Verdict) -> bool:
         """Whether anything that was compared depends on the constants that changed in a body."""
+        from tfl_rewrite.bodies import poisoned
+
         path = self._path("poisoned")
         try:
             if not poisoned(self._before, body, path):
@@ -155,6 +171,8 @@ class FullPanel:
 
     def _by_itself(self, after: PathLike, body: Body) -> EntryVerdict:
         """Judges a body as a model of its own, on made samples."""
+        from tfl_rewrite.bodies import cut_out
+
         paths = self._path(f"body-{body.before}"), self._path("body-after")
         try:
             cut_out(self._before, body.before, paths[0])
@@ -184,6 +202,8 @@ class FullPanel:
         return self._scratch.path / f"{name}.tflite"
 
     def _open(self, path: PathLike, target: Path) -> bool:
+        from tfl_rewrite.opening import open_outputs
+
         try:
             return open_outputs(path, target, centred=True) > 0
         except TflRewriteError:

@@ -264,7 +264,12 @@ def describe(interpreter: Any) -> dict[str, Any]:
     primary = all(entry["subgraph"] == 0 for entry in signatures)
     # A custom operator, whose name is its author's, may keep anything.
     innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
+    try:
+        subgraphs = int(interpreter._interpreter.NumSubgraphs())
+    except Exception:
+        subgraphs = -1
     return {
+        "subgraphs": subgraphs,
         "subgraph": 0,
         "inputs": inputs,
         "outputs": outputs,

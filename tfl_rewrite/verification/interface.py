@@ -112,11 +112,13 @@ class Interface:
 
     Attributes:
         keeps_state: It may keep something from one call to the next; False where that can be ruled out.
+        subgraphs: How many there are; -1 where the runtime does not tell.
     """
 
     primary: EntryPoint
     signatures: tuple[EntryPoint, ...]
     keeps_state: bool = True
+    subgraphs: int = -1
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Interface:
@@ -133,7 +135,13 @@ class Interface:
             primary=replace(primary, inputs=inputs, among=bool(signatures)),
             signatures=signatures,
             keeps_state=facts["keeps_state"],
+            subgraphs=facts["subgraphs"],
         )
+
+    @property
+    def all_are_called(self) -> bool:
+        """Whether each subgraph is the primary one or that of a signature: no operator runs another."""
+        return self.subgraphs == len({0, *(entry.subgraph for entry in self.signatures)} - {-1})
 
     @property
     def entry_points(self) -> tuple[EntryPoint, ...]:
