@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,9 @@ from .samples import Array
 Float64 = npt.NDArray[np.float64]
 
 MOST_CLASSES = 100_000
-"""A longer last axis is no choice among classes."""
+"""A longer last axis is no choice among classes, nor are there so many channels."""
+PIECE = 1 << 20
+"""Elements that are looked at at a time, in float64: an output may be larger than what memory should hold."""
 
 
 @dataclass(slots=True)
@@ -26,7 +30,7 @@ class ChannelSums:
 
     Attributes:
         axis: The axis of the output that counts the channels.
-        pivot: Mean of the first sample; ``[channels]``, as all that follow.
+        pivot: Mean of the first piece of a sample; ``[channels]``, as all that follow.
         count: Values a channel.
         powers: Sums of the first to fourth power of the original's values.
         after: Sum, and sum of squares, of the rewritten file's values.
@@ -41,15 +45,13 @@ class ChannelSums:
     error: list[Float64] = field(default_factory=list)
 
     @classmethod
-    def of(cls, axis: int, before: Array) -> ChannelSums:
-        """Empty sums, with the pivot from a sample."""
-        rows = _rows(before, axis)
+    def of(cls, axis: int, rows: Float64) -> ChannelSums:
+        """Empty sums, with the pivot from ``[positions, channels]``."""
         zero = np.zeros(rows.shape[1])
         return cls(axis, rows.mean(axis=0), 0, [zero] * 4, [zero] * 2, [zero] * 2)
 
-    def add(self, before: Float64, after: Float64) -> None:
-        """Takes in one sample."""
-        first, second = _rows(before, self.axis), _rows(after, self.axis)
+    def add(self, first: Float64, second: Float64) -> None:
+        """Takes in ``[positions, channels]`` of both."""
         error = second - first
         first = first - self.pivot
         second = second - self.pivot
@@ -119,11 +121,6 @@ class ChannelSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = self.signal**2 / fourth
         return np.where(np.isfinite(ratio), ratio, 0.0)
-
-
-def _rows(values: Array, axis: int) -> Float64:
-    """``[positions, channels]``."""
-    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
 def _dots(one: Float64, other: Float64) -> Float64:
@@ -218,9 +215,10 @@ class Movement:
         """Takes in one sample."""
         self.samples += 1
         # Of large outputs some values, evenly spread, tell enough.
-        kept = values.reshape(-1)[:: max(1, values.size // _MOST_KEPT)]
+        kept = np.array(values.reshape(-1)[:: max(1, values.size // _MOST_KEPT)])
+        _forget(values)
         if self._first is None:
-            self._first, self._shape = np.array(kept), values.shape
+            self._first, self._shape = kept, values.shape
         elif values.shape != self._shape:
             self.span = math.inf
         else:
@@ -285,6 +283,7 @@ class OutputTally:
         self.same_bytes = True
         self.power = self.noise = self.dot = self.power_after = self.total = 0.0
         self.energies: list[tuple[float, float]] = []
+        self._summed = False
         self.peak = self.max_error = 0.0
         self.movement = Movement()
         self.rows = RowSums(max(facts.scales) if facts.is_quantized else 1.0)
@@ -367,44 +366,65 @@ class OutputTally:
         self.same_bytes &= count == equal.size
 
     def _add_integers(self, before: Array, after: Array) -> None:
-        self._count_equal(before == after)
-        if before.size == 0 or before.dtype.kind == "b":
+        for one, two in _pieces(before, after):
+            self._count_equal(one == two)
+            if one.size and one.dtype.kind != "b":
+                high, low = np.maximum(one, two), np.minimum(one, two)
+                # Unsigned subtraction wraps to the true distance, which the signed type may not hold.
+                distance = high.astype(np.uint64) - low.astype(np.uint64)
+                self.max_integer_error = max(self.max_integer_error, int(distance.max()))
+        if not self.facts.is_quantized or before.dtype.kind == "b" or not before.size:
             return
-        high, low = np.maximum(before, after), np.minimum(before, after)
-        # Unsigned subtraction wraps to the true distance, which the signed type may not hold.
-        distance = high.astype(np.uint64) - low.astype(np.uint64)
-        self.max_integer_error = max(self.max_integer_error, int(distance.max()))
-        if self.facts.is_quantized:
+        if len(self.facts.zero_points) > 1:
             zero = _zero_points(self.facts, before.ndim)
             self._add_values(before.astype(np.float64) - zero, after.astype(np.float64) - zero)
+        else:
+            self._add_values(before, after, float(sum(self.facts.zero_points)))
 
     def _add_floats(self, before: Array, after: Array) -> None:
         before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
         if before.dtype.kind == "c":
             part = np.dtype(f"f{before.dtype.itemsize // 2}")
             before, after = before.reshape(-1).view(part), after.reshape(-1).view(part)
-        if before.tobytes() != after.tobytes():
-            self.same_bytes = False
-        if before.size and np.isnan(before).all():
-            self.all_nan += 1
+        all_finite, all_nan = True, before.size > 0
+        for one, two in _pieces(before, after):
+            if one.tobytes() != two.tobytes():
+                self.same_bytes = False
+            all_nan = all_nan and bool(np.isnan(one).all())
+            all_finite = all_finite and bool(np.isfinite(one).all() and np.isfinite(two).all())
+        self.all_nan += all_nan
         real = self.facts.dtype.startswith(("float", "bfloat"))
-        if real and np.isfinite(before).all() and np.isfinite(after).all():
-            self._add_values(before.astype(np.float64), after.astype(np.float64))
+        if real and all_finite:
+            self._add_values(before, after)
             return
-        finite = np.isfinite(before) & np.isfinite(after)
-        same = (np.isnan(before) & np.isnan(after)) | (np.isinf(before) & (before == after))
-        self.nonfinite += int(np.count_nonzero(~finite & ~same))
-        self._add_sums(before[finite].astype(np.float64), after[finite].astype(np.float64))
-        if real:
-            self._add_rows(before.astype(np.float64), after.astype(np.float64))
+        energy = [0.0, 0.0]
+        for one, two in _pieces(before, after):
+            finite = np.isfinite(one) & np.isfinite(two)
+            same = (np.isnan(one) & np.isnan(two)) | (np.isinf(one) & (one == two))
+            self.nonfinite += int(np.count_nonzero(~finite & ~same))
+            self._add_sums(one[finite].astype(np.float64), two[finite].astype(np.float64), energy)
+            if real:
+                self._add_rows(one.astype(np.float64), two.astype(np.float64), before.shape)
+        self._end_sample(energy)
 
-    def _add_values(self, before: Float64, after: Float64) -> None:
-        self._add_sums(before.reshape(-1), after.reshape(-1))
-        self._add_rows(before, after)
-        if before.size:
-            self._add_channels(before, after)
+    def _add_values(self, before: Array, after: Array, zero: float = 0.0) -> None:
+        """Takes in one sample, all of it finite, whose values count from ``zero``."""
+        energy = [0.0, 0.0]
+        axes = channel_axes(before.shape)
+        for one, two in _pieces(before, after):
+            first, second = one.astype(np.float64) - zero, two.astype(np.float64) - zero
+            self._add_sums(first.reshape(-1), second.reshape(-1), energy)
+            self._add_rows(first, second, before.shape)
+            if before.ndim - 1 in axes and one.size:
+                self._add_channels(before.ndim - 1, first, second)
+        for axis in axes:
+            if axis == before.ndim - 1:
+                continue
+            for one, two in _channel_pieces(before, after, axis):
+                self._add_channels(axis, one.astype(np.float64) - zero, two.astype(np.float64) - zero)
+        self._end_sample(energy)
 
-    def _add_sums(self, before: Float64, after: Float64) -> None:
+    def _add_sums(self, before: Float64, after: Float64, energy: list[float]) -> None:
         if before.size == 0:
             return
         error = before - after
@@ -416,25 +436,33 @@ class OutputTally:
             self.power_after += float(np.dot(after, after))
             self.dot += float(np.dot(before, after))
             self.noise += noise
-            self.energies.append((power, noise))
+            energy[0] += power
+            energy[1] += noise
             self.total += float(before.sum())
         self.peak = max(self.peak, float(np.abs(before).max()))
         self.max_error = max(self.max_error, float(np.abs(error).max()))
+        self._summed = True
 
-    def _add_rows(self, before: Float64, after: Float64) -> None:
-        classes = before.shape[-1] if before.ndim else 0
+    def _end_sample(self, energy: list[float]) -> None:
+        if self._summed:
+            self.energies.append((energy[0], energy[1]))
+        self._summed = False
+
+    def _add_rows(self, before: Float64, after: Float64, shape: Sequence[int]) -> None:
+        classes = shape[-1] if shape else 0
         if before.size and 2 <= classes <= MOST_CLASSES and not self.facts.consumed:
             self.rows.add(before.reshape(-1, classes), after.reshape(-1, classes))
 
-    def _add_channels(self, before: Float64, after: Float64) -> None:
-        for axis in channel_axes(before.shape):
-            sums = self.channels.setdefault(axis, ChannelSums.of(axis, before))
-            if sums is None or sums.pivot.size != before.shape[axis]:
-                # Another number of channels from sample to sample: no channel means the same in all of them.
-                self.channels[axis] = None
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                sums.add(before, after)
+    def _add_channels(self, axis: int, before: Float64, after: Float64) -> None:
+        sums = self.channels.get(axis)
+        if axis not in self.channels:
+            sums = self.channels[axis] = ChannelSums.of(axis, before)
+        if sums is None or sums.pivot.size != before.shape[-1]:
+            # Another number of channels from sample to sample: no channel means the same in all of them.
+            self.channels[axis] = None
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums.add(before, after)
 
     @property
     def snr_db(self) -> float:
@@ -480,7 +508,51 @@ def channel_axes(shape: Sequence[int]) -> tuple[int, ...]:
     axes = [len(shape) - 1] if shape else []
     if len(shape) >= 3 and 2 <= shape[1] < min(shape[2:]):
         axes.append(1)
-    return tuple(axes)
+    return tuple(axis for axis in axes if shape[axis] <= MOST_CLASSES)
+
+
+def _pieces(before: Array, after: Array) -> Iterator[tuple[Array, Array]]:
+    """Both as ``[rows, last axis]``, so many rows at a time; of rows that are longer than that, parts."""
+    last = before.shape[-1] if before.ndim else 1
+    if before.size <= PIECE:
+        rows = before.size // last if last else 0
+        yield before.reshape(rows, last), after.reshape(rows, last)
+        return
+    whole = last <= max(PIECE, MOST_CLASSES)
+    if whole:
+        one, two, step = before.reshape(-1, last), after.reshape(-1, last), max(1, PIECE // last)
+    else:
+        one, two, step = before.reshape(1, -1), after.reshape(1, -1), PIECE
+    yield from _forgetting(one, two, step, 0 if whole else 1, before, after)
+
+
+def _channel_pieces(before: Array, after: Array, axis: int) -> Iterator[tuple[Array, Array]]:
+    """Both as ``[positions, channels]`` of an axis, so many positions at a time."""
+    channels = before.shape[axis]
+    outer = math.prod(before.shape[:axis])
+    ones, twos = before.reshape(outer, channels, -1), after.reshape(outer, channels, -1)
+    for one, two in zip(ones, twos, strict=True):
+        for first, second in _forgetting(one, two, max(1, PIECE // channels), 1, before, after):
+            yield first.T, second.T
+
+
+def _forgetting(
+    one: Array, two: Array, step: int, axis: int, *mapped: Array
+) -> Iterator[tuple[Array, Array]]:
+    """Slices of both along an axis; what has been read of mapped files counts as memory no longer."""
+    for start in range(0, one.shape[axis], step):
+        where = (slice(None),) * axis + (slice(start, start + step),)
+        yield one[where], two[where]
+        for values in mapped:
+            _forget(values)
+
+
+def _forget(values: Array) -> None:
+    held: Any = values
+    while held is not None and not isinstance(held, mmap.mmap):
+        held = getattr(held, "base", None)
+    if held is not None:
+        held.madvise(mmap.MADV_DONTNEED)
 
 
 def joined(tallies: Sequence[OutputTally]) -> OutputTally:
