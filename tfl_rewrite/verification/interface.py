@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+STRING_NBYTES = 64
+
 
 def printable(text: str, *, limit: int = 300) -> str:
     """Text from a file or a runtime, on one line: control characters escaped, cut at ``limit`` characters."""
@@ -69,6 +73,14 @@ class TensorFacts:
     def declared(self) -> str:
         """Dtype and shape with -1 for a free size, such as ``float32[-1, 10]``."""
         return f"{self.dtype}{list(self.shape_signature)}"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in memory; of a short string what Python takes, 8 of an unknown type."""
+        try:
+            return STRING_NBYTES if self.dtype == "string" else np.dtype(self.dtype).itemsize
+        except TypeError:
+            return 8
 
     @property
     def is_quantized(self) -> bool:

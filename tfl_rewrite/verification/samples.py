@@ -7,6 +7,7 @@ the rewritten model or its runtime can change what it is asked.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from .child import save_array
 from .interface import EntryPoint, TensorFacts
+from .memory import amount
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +27,12 @@ Array = npt.NDArray[Any]
 SMALL_INTEGERS_BELOW = 10
 # Of the stages of making inputs gentler, this one serves models that take a sample rate.
 COMMON_SAMPLE_RATE = 16000
+MADE_NBYTES = 64 << 20
+"""Made inputs of one entry point, all samples together: of larger ones there are fewer, but one at least."""
+SAMPLE_NBYTES = 128 << 20
+"""A single sample that is larger is not made: a few bytes of a model can declare any size."""
+MADE_AT_ONCE = 1 << 22
+"""Elements that are drawn; larger inputs repeat them. Drawing takes five times the memory of float32."""
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "naïve", "x", "", "The quick brown fox", "42")
 
 
@@ -89,16 +97,38 @@ def louder_recipes(entry: EntryPoint) -> tuple[Recipe, ...]:
 
 
 def made_steps(entry: EntryPoint, *, count: int, seed: int, recipe: Recipe = VARIED) -> list[Step]:
-    """``count`` samples for one entry point at its default shapes; one for a model without inputs."""
+    """Samples for one entry point at its default shapes.
+
+    Args:
+        entry: The entry point.
+        count: How many; fewer where they would be larger than `MADE_NBYTES`, one for a model without inputs.
+        seed: Of what is drawn.
+        recipe: How values are made.
+
+    Raises:
+        ValueError: No values can be made for the dtype of an input, or a single sample would be larger than
+            `SAMPLE_NBYTES`.
+    """
+    nbytes = _sample_nbytes(entry, larger=False, smallest=recipe.smallest)
+    if nbytes > SAMPLE_NBYTES:
+        raise ValueError(
+            f"the inputs of {entry.label} take {amount(nbytes)}, more than are made ({amount(SAMPLE_NBYTES)})"
+        )
+    count = max(1, min(count, MADE_NBYTES // max(1, nbytes))) if entry.inputs else 1
     return [
         Step(signature=entry.key, values=_made_values(entry, number, seed=seed, recipe=recipe))
-        for number in range(count if entry.inputs else 1)
+        for number in range(count)
     ]
 
 
 def larger_step(entry: EntryPoint, *, seed: int) -> Step | None:
-    """One optional sample with every free size larger than declared, or None when no size is free."""
+    """One optional sample with every free size larger than declared.
+
+    None when no size is free, or when it would be larger than `MADE_NBYTES`.
+    """
     if all(-1 not in facts.shape_signature for facts in entry.inputs):
+        return None
+    if _sample_nbytes(entry, larger=True, smallest=False) > MADE_NBYTES:
         return None
     values = _made_values(entry, 0, seed=seed, recipe=VARIED, larger=True)
     return Step(
@@ -120,6 +150,12 @@ def _made_values(
         shape = _shape(facts, larger=larger, smallest=recipe.smallest)
         values.append((facts.name, made_array(facts, shape, number, stream, recipe=recipe)))
     return tuple(values)
+
+
+def _sample_nbytes(entry: EntryPoint, *, larger: bool, smallest: bool) -> int:
+    return sum(
+        facts.itemsize * math.prod(_shape(facts, larger=larger, smallest=smallest)) for facts in entry.inputs
+    )
 
 
 def _shape(facts: TensorFacts, *, larger: bool, smallest: bool) -> tuple[int, ...]:
@@ -153,6 +189,9 @@ def made_array(
     Raises:
         ValueError: No values can be made for this dtype.
     """
+    if math.prod(shape) > MADE_AT_ONCE:
+        drawn = made_array(facts, (MADE_AT_ONCE,), number, stream, recipe=recipe)
+        return np.asarray(np.resize(drawn, shape))
     if facts.dtype == "string":
         words = np.empty(shape, dtype=object)
         words.reshape(-1)[:] = [WORDS[pick].encode() for pick in stream.integers(0, len(WORDS), words.size)]
