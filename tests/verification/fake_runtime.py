@@ -29,10 +29,10 @@ class Interpreter:
         self.shapes = [list(item["shape"]) for item in self.model["inputs"]]
         self.values = [None] * len(self.shapes)
         self.calls = self.variable = 0
-        # One byte for each interpreter of this file so far, in whatever process.
-        with open(model_path + ".builds", "ab") as log:
-            log.write(b"1")
-        self.builds = os.path.getsize(model_path + ".builds")
+        # In how many processes of this judge the file has been opened, this one among them: the original
+        # comes first in the first one, a rewritten file in the second one.
+        process, home = int(os.environ["FAKE_PROCESS"]), self.model.get("home", 2)
+        self.builds = 1 if process == home else max(process, 2)
         self.misbehave("opening")
 
     def misbehave(self, stage):
@@ -123,7 +123,11 @@ def install(folder: Path) -> str:
     (package / "__init__.py").write_text("__version__ = 'fake'\n")
     (package / "interpreter.py").write_text(INTERPRETER)
     program = folder / "python"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    # It is outside of the sandbox that the next one is shut into, and may count.
+    program.write_text(
+        '#!/bin/sh\nstarts="$TMPDIR/../../starts"\necho >> "$starts"\nFAKE_PROCESS=$(wc -l < "$starts")\n'
+        f'FAKE_PROCESS=$FAKE_PROCESS PYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n'
+    )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return f"python:{program}"
 

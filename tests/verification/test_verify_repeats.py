@@ -59,11 +59,12 @@ def test_last_bits_are_a_note(tmp_path, runtime):
 
 
 def test_original_that_drifts_is_told_and_not_held_against_the_rewritten(tmp_path, runtime):
-    before = fake_runtime.model(tmp_path / "a", drift=1.0)
+    before = fake_runtime.model(tmp_path / "a", drift=1.0, home=1)
     verdict = verify(before, fake_runtime.model(tmp_path / "b"), runtime=runtime)
     assert verdict.status == "pass"
     assert any("the original does not repeat its own outputs" in note for note in verdict.notes)
-    verdict = verify(fake_runtime.model(tmp_path / "c", drift=1.0), _drifting(tmp_path), runtime=runtime)
+    before = fake_runtime.model(tmp_path / "c", drift=1.0, home=1)
+    verdict = verify(before, _drifting(tmp_path), runtime=runtime)
     assert verdict.status == "pass"
     assert any("nor does the rewritten file" in note for note in verdict.notes)
 
@@ -86,11 +87,11 @@ def test_second_run_that_ends_early(tmp_path, runtime, deed, text):
 
 def test_original_whose_second_run_ends_early(tmp_path, runtime):
     running = [{"from_build": 2, "signal": 6}]
-    before = fake_runtime.model(tmp_path / "a", running=running)
+    before = fake_runtime.model(tmp_path / "a", running=running, home=1)
     verdict = verify(before, fake_runtime.model(tmp_path / "b"), runtime=runtime)
     assert verdict.status == "pass"
     assert any("the original does not run a second time" in note for note in verdict.notes)
-    before = fake_runtime.model(tmp_path / "c", running=running)
+    before = fake_runtime.model(tmp_path / "c", running=running, home=1)
     verdict = verify(before, fake_runtime.model(tmp_path / "d", factor=-1.0), runtime=runtime)
     assert verdict.status == "unverified" and verdict.cause == "crash"
 

@@ -339,3 +339,18 @@ def lookup(path: Path, *, rows: int = 3, op: str = "GATHER", through: str | None
     graph.op(op, [table, ids] if op == "GATHER" else [ids, table], [y])
     graph.outputs = [y]
     return model.write(path)
+
+
+def bomb(path: Path, *, times: int, declared: int | None = None) -> Path:
+    """A small file whose output is its input of 256 bytes, so many times over.
+
+    The file may declare another size: what the kernel makes of it is what counts.
+    """
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input("x", "float32", [1, 64])
+    multiples = graph.tensor("m", "int32", [2], data=[times, 1])
+    y = graph.tensor("y", "float32", [times if declared is None else declared, 64])
+    graph.op("TILE", [x, multiples], [y])
+    graph.outputs = [y]
+    return model.write(path)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.verification.child import save_array
-from tfl_rewrite.verification.cleanup import Scratch
+from tfl_rewrite.verification.child import load_array, save_array
+from tfl_rewrite.verification.cleanup import Scratch, unwritable
+from tfl_rewrite.verification.interface import printable
 from tfl_rewrite.verification.memory import MemoryWatch, amount
-from tfl_rewrite.verification.process import START_SECONDS, Child
+from tfl_rewrite.verification.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds
 from tfl_rewrite.verification.runner import RuntimeChoice
 
 
@@ -46,6 +47,7 @@ class Runner:
         self._scratch = Scratch()
         self._path = self._scratch.path
         self._child: Child | None = None
+        self._models: list[Path] = []
         self._stored: dict[int, tuple[object, str]] = {}
 
     def __enter__(self) -> Runner:
@@ -69,6 +71,10 @@ class Runner:
         Raises:
             CalibrationError: The runtime refuses it.
         """
+        if self._path not in model.parents and model not in self._models:
+            # The process was started without: it may read what it was told to and no more.
+            self._models.append(model)
+            self._kill()
         resolver = "default" if delegates else "plain"
         self._ask({"do": "open", "model": str(model), "threads": self._threads, "resolver": resolver})
 
@@ -86,10 +92,10 @@ class Runner:
         Raises:
             CalibrationError: It cannot be read.
         """
-        path = self._path / "output.npy"
-        self._ask({"do": "get", "output": position, "to": str(path)})
-        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-        path.unlink()
+        folder = self._scratch.folder()
+        self._ask({"do": "get", "output": position}, folder)
+        array: npt.NDArray[Any] = np.array(load_array(folder / "output"))
+        self._scratch.discard(folder)
         return array
 
     def close(self) -> None:
@@ -112,22 +118,28 @@ class Runner:
         return known[1]
 
     def _start(self) -> Child:
-        script = str(Path(__file__).with_name("child.py"))
-        command = [self._runtime.python, script, self._runtime.wanted]
+        script = Path(__file__).with_name("child.py")
+        # Parts and inputs are made while it runs.
+        walls = Walls(
+            scratch=self._scratch.folder(),
+            readable=(self._path, *self._models),
+            cpu_seconds=CPU_REQUESTS * cpu_seconds(self._timeout),
+        )
+        command = walls.command(self._runtime.python, script, self._runtime.wanted)
         try:
-            child = self._child = Child(command, self._path / "stderr", self._watch)
+            child = self._child = Child(command, self._path / "stderr", self._watch, scratch=walls.scratch)
         except OSError as error:
             raise CalibrationError(f"{self._runtime.python} cannot be started: {error.strerror}") from error
         child.watch_memory()
         self._answer(child, START_SECONDS)
         return child
 
-    def _ask(self, request: dict[str, Any]) -> None:
+    def _ask(self, request: dict[str, Any], folder: Path | None = None) -> None:
         child = self._child
         if child is None or child.has_ended:
             self._kill()
             child = self._start()
-        child.ask(request)
+        child.ask(request, folder)
         self._answer(child, self._timeout)
 
     def _answer(self, child: Child, timeout: float) -> None:
@@ -144,5 +156,11 @@ class Runner:
             if limit is not None and self._watch.ended(child.pid) is not None:
                 raise CalibrationError(f"took more memory than {amount(limit)}")
             raise CalibrationError("the interpreter process died")
+        if "unwritable" in message:
+            self._kill()
+            raise unwritable(message["unwritable"])
+        if "broken" in message:
+            self._kill()
+            raise CalibrationError(f"the interpreter process sent {printable(message['broken'])}")
         if "error" in message:
-            raise CalibrationError(str(message["error"]).strip().splitlines()[0][:300])
+            raise CalibrationError(printable(str(message["error"]).strip().partition("\n")[0]))

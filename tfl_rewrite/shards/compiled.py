@@ -9,43 +9,50 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.storage import load
 from tfl_rewrite.verification import JudgeInfo, RunResult, Tolerance, Verdict, run_model
 from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
 from tfl_rewrite.verification.compare import compared
-from tfl_rewrite.verification.interface import Interface, printable
-from tfl_rewrite.verification.memory import MemoryWatch, amount, default_limit
+from tfl_rewrite.verification.interface import Interface
+from tfl_rewrite.verification.memory import MemoryWatch, default_limit
+from tfl_rewrite.verification.reference import SINGLE_NBYTES
+from tfl_rewrite.verification.runner import Execution, RuntimeChoice, Worker
 from tfl_rewrite.verification.samples import Step, write_steps
 from tfl_rewrite.verification.tally import OutputTally
 
 _EXACT = Tolerance(exact=True)
-_SCRIPT = Path(__file__).with_name("compiled_child.py")
+
+
+class _CompiledWorker(Worker):
+    script = Path(__file__).with_name("compiled_child.py")
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What one file gave: how many calls ended, where their outputs are, and why no more did."""
+    """What one file gave: how many calls ended, and why no more did."""
 
-    folder: Path
-    calls: int
-    failure: str | None
+    execution: Execution
+    sandbox: tuple[str, ...]
+
+    @property
+    def calls(self) -> int:
+        return len(self.execution.ran)
+
+    @property
+    def failure(self) -> str | None:
+        return None if self.execution.failure is None else self.execution.failure.message
 
     def output(self, call: int, position: int) -> Any:
-        path = self.folder / f"{call}.{position}.npy"
-        return np.load(path, allow_pickle=False) if path.exists() else None
+        there = position < len(self.execution.ran[call])
+        return self.execution.output(call, position) if there else None
 
 
 def judge_compiled(before: Path, after: Path, whole: Path, settings: Verification) -> Verdict:
@@ -88,8 +95,9 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
             seconds=time.monotonic() - started,
         )
     with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
-        steps = _steps(reference, reference.interface, scratch.folder())
-        first, second = _run_all([before, after], steps, scratch, settings)
+        given = scratch.folder()
+        steps = _steps(reference, reference.interface, given)
+        first, second = _run_all([before, after], steps, given, scratch, settings)
         verdict = _verdict(reference.interface, reference, first, second)
         if whole == after and verdict.status == "fail" and second.calls < first.calls:
             # The classic interpreter ran this very file.
@@ -103,7 +111,7 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
             else:
                 verdict = replace(verdict, notes=(*verdict.notes, reason))
         elif verdict.status == "fail" and second.calls >= first.calls:
-            (again,) = _run_all([before], steps, scratch, settings)
+            (again,) = _run_all([before], steps, given, scratch, settings)
             if _verdict(reference.interface, reference, first, again).status != "pass":
                 reason = "the original does not repeat its own outputs in CompiledModel"
                 verdict = replace(verdict, status="unverified", reasons=(reason,))
@@ -124,72 +132,33 @@ def _steps(reference: RunResult, interface: Interface, folder: Path) -> list[dic
 
 
 def _run_all(
-    models: list[Path], steps: list[dict[str, Any]], scratch: Scratch, settings: Verification
+    models: list[Path], steps: list[dict[str, Any]], given: Path, scratch: Scratch, settings: Verification
 ) -> list[_Run]:
-    """Runs files at the same time."""
-    watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
-    children = []
+    """Runs files at the same time, on inputs that lie in the folder ``given``."""
+    limit = default_limit() if settings.memory_limit is None else settings.memory_limit
+    watch = MemoryWatch(limit)
+    choice = RuntimeChoice.parse("litert")
+    workers = []
     try:
         for model in models:
-            children.append(_Child(model, steps, scratch.folder(), watch))
-        deadline = time.monotonic() + settings.timeout
-        return [child.finish(deadline, settings.timeout) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-
-
-class _Child:
-    def __init__(self, model: Path, steps: list[dict[str, Any]], folder: Path, watch: MemoryWatch) -> None:
-        self._folder = folder
-        self._watch = watch
-        request = folder / "request.json"
-        content = {"model": str(model.absolute()), "steps": steps, "out": str(folder)}
-        request.write_text(json.dumps(content), encoding="utf-8")
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        with open(folder / "stderr", "wb") as stderr, open(folder / "stdout", "wb") as stdout:
-            self._process = subprocess.Popen(
-                [sys.executable, str(_SCRIPT), str(request)],
-                stdin=subprocess.PIPE,
-                stdout=stdout,
-                stderr=stderr,
-                env=environment,
-                start_new_session=True,
+            readable = [given, *_weights(model)]
+            worker = _CompiledWorker(
+                choice, scratch.folder(), watch, timeout=settings.timeout, readable=readable
             )
-        watch.add(self._process.pid)
+            workers.append(worker)
+            request = {"do": "run", "model": str(model.absolute()), "steps": steps}
+            worker.begin(request, scratch.folder(), keeps=SINGLE_NBYTES, keeps_all=True)
+        return [_Run(worker.finish(settings.timeout), worker.walls) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
 
-    def finish(self, deadline: float, timeout: float) -> _Run:
-        failure = None
-        try:
-            code = self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code, failure = 0, f"was stopped after {timeout:g} s"
-        calls, done = 0, False
-        for line in (self._folder / "stdout").read_text("utf-8", "replace").splitlines():
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue
-            calls += "ran" in message
-            done |= "done" in message
-            if "error" in message:
-                failure = printable(" ".join(message["error"].split()))
-        if failure is None and not done:
-            failure = f"the process {_death(code)}"
-            if self._watch.limit is not None and self._watch.ended(self._process.pid) is not None:
-                failure = f"took more memory than {amount(self._watch.limit)}"
-        return _Run(self._folder, calls, failure)
 
-    def kill(self) -> None:
-        self._watch.remove(self._process.pid)
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+def _weights(model: Path) -> list[Path]:
+    """The weight files beside a model."""
+    names = {group.name for group in load(model).external_groups if group.name}
+    # A name that leads elsewhere was refused when the model was opened.
+    return [model.absolute().parent / name for name in sorted(names) if Path(name).name == name]
 
 
 def _verdict(interface: Interface, reference: RunResult, before: _Run, after: _Run) -> Verdict:
@@ -198,6 +167,7 @@ def _verdict(interface: Interface, reference: RunResult, before: _Run, after: _R
         version=metadata.version("ai-edge-litert"),
         resolver="CPU",
         threads=1,
+        sandbox=before.sandbox,
     )
     if not before.calls:
         reason = f"the original does not run in CompiledModel: {before.failure or 'it has no calls'}"
@@ -251,12 +221,3 @@ def _computes(reference: RunResult, interface: Interface, run: _Run) -> bool:
             if not compared(tally, Tolerance()).passed:
                 return False
     return True
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"died of {signal.Signals(-code).name}"
-    except ValueError:
-        return f"died of signal {-code}"

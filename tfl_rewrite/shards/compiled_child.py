@@ -1,20 +1,12 @@
 """The process that runs a model in LiteRT's CompiledModel, the only runtime that reads external buffers.
 
-This file is a script: it imports nothing of its package, because a model may crash the process. Arguments: a
-file with the request, as JSON. Outputs go to ``.npy`` files, one JSON line a call to standard output.
+This file is a script, started by ``verification/sandbox.py``. It imports nothing of its package but the
+neighbouring script of verification, whose protocol it speaks, and that by path.
 """
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    # The folder of this script would otherwise come first, and its neighbours shadow foreign modules.
-    del sys.path[0]
-
-import json
-import os
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +20,15 @@ def as_known(array: Any) -> Any:
     return np.ascontiguousarray(array).reshape(-1).view(np.int8)
 
 
-def run_step(model: Any, step: dict[str, Any], stem: str) -> list[list[int]]:
-    """Runs one call; returns the shapes of the outputs, which it wrote to ``stem.N.npy``."""
+def run_step(files: Any, model: Any, step: dict[str, Any]) -> list[Any]:
+    """Runs one call; returns the outputs."""
     key = step["signature"]
     if key is None:
         # A model without signatures has one that the runtime made.
         key = model.get_signature_by_index(0)["key"]
     names = model.get_signature_list()[key]
     details = model.get_input_tensor_details(key)
-    given = [(name, np.load(f"{path}.npy", allow_pickle=False)) for name, path in step["inputs"]]
+    given = [(name, files.load_array(Path(stem))) for name, stem in step["inputs"]]
     if len(given) != len(names["inputs"]):
         raise ValueError(f"the model has {len(names['inputs'])} inputs, the samples {len(given)}")
     if {name for name, _ in given} != set(names["inputs"]):
@@ -53,54 +45,55 @@ def run_step(model: Any, step: dict[str, Any], stem: str) -> list[list[int]]:
         wanted = names["outputs"]
     outputs = {name: model.create_output_buffer_by_name(key, name) for name in wanted}
     model.run_by_name(key, inputs, outputs)
-    shapes = []
-    for position, name in enumerate(wanted):
+    results = []
+    for name in wanted:
         facts = outputs[name].get_tensor_details()
         shape = [int(size) for size in facts["shape"]]
         dtype = np.dtype(str(facts["dtype"]))
         known = as_known(np.empty(shape, dtype))
-        array = outputs[name].read(known.size, known.dtype).view(dtype)
-        np.save(f"{stem}.{position}.npy", array.reshape(shape), allow_pickle=False)
-        shapes.append(shape)
-    return shapes
+        results.append(outputs[name].read(known.size, known.dtype).view(dtype).reshape(shape))
+    return results
 
 
-def main(path: str) -> None:
-    """Carries out one request."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        import resource
+class Service:
+    """Answers the requests of one parent: one model each.
 
-        # A model that aborts its process is a normal finding: no core files of it.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, ValueError):
-        pass
+    Args:
+        files: The script of verification.
+        channel: To the parent.
+    """
 
-    def emit(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
-
-    def watch() -> None:
-        sys.stdin.read()
-        os._exit(0)
-
-    # Standard input closes when the parent is gone, however it went.
-    threading.Thread(target=watch, daemon=True).start()
-    request = json.loads(Path(path).read_text(encoding="utf-8"))
-    try:
+    def __init__(self, files: Any, channel: Any) -> None:
         from ai_edge_litert.compiled_model import CompiledModel
 
-        model = CompiledModel.from_file(request["model"])
-        for number, step in enumerate(request["steps"]):
-            emit({"ran": run_step(model, step, f"{request['out']}/{number}")})
-        emit({"done": True})
-    except Exception as error:
-        emit({"error": f"{type(error).__name__}: {error}"})
-    # The runtime's own clean-up has been seen to crash after all was said.
-    channel.close()
-    os._exit(0)
+        self._open = CompiledModel.from_file
+        self._files = files
+        self._send = channel.send
+        # The runtime's own clean-up has been seen to crash after all was said.
+        self._held: list[Any] = []
+
+    def answer(self, request: dict[str, Any]) -> None:
+        """Carries out one request; its last message has either ``done`` or ``error``."""
+        started = time.monotonic()
+        where: dict[str, Any] = {"stage": "opening"}
+        try:
+            self._send(where)
+            model = self._open(request["model"])
+            self._held.append(model)
+            for number, step in enumerate(request["steps"]):
+                where = {"stage": "running", "step": number}
+                self._send(where)
+                results = run_step(self._files, model, step)
+                arrays = [
+                    self._files.packed(f"{number}.{place}", result) for place, result in enumerate(results)
+                ]
+                self._send({"ran": number, "unreadable": [None] * len(arrays)}, arrays)
+            self._send({"done": True, "seconds": time.monotonic() - started})
+        except Exception as error:
+            self._send({**where, "error": f"{type(error).__name__}: {error}"})
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def main(sandbox: Any, wanted: str) -> None:
+    """Answers the requests of one parent; see ``child.py``."""
+    files = sandbox.script("verification/child.py")
+    files.main(sandbox, wanted, lambda _, channel: Service(files, channel))

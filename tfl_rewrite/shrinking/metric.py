@@ -1,4 +1,8 @@
-"""The user's own figure of merit, computed in a process of its own."""
+"""The user's own figure of merit, computed in a process of its own.
+
+That process is not shut into the sandbox that models are run in: what it runs is the user's program, which
+may need whatever the user has, and what it gets are numbers, read without pickle, not a model.
+"""
 
 from __future__ import annotations
 

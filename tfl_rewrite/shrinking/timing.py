@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.shrinking.sensitivity import Progress
 from tfl_rewrite.shrinking.trials import Trials
 from tfl_rewrite.shrinking.units import Unit
+from tfl_rewrite.verification.cleanup import Scratch
+from tfl_rewrite.verification.memory import MemoryWatch, default_limit
+from tfl_rewrite.verification.runner import RuntimeChoice, Worker
 
-_CHILD = """
-import json, sys, time
-import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+_TIMEOUT = 600.0
 
-models = sys.argv[1:]
-runs = []
-for path in models:
-    work = Interpreter(path, num_threads=1)
-    work.allocate_tensors()
-    random = np.random.default_rng(0)
-    for detail in work.get_input_details():
-        if np.issubdtype(detail["dtype"], np.floating):
-            work.set_tensor(detail["index"], random.random(detail["shape"]).astype(detail["dtype"]))
-    work.invoke()
-    runs.append((work, []))
-# In turn, so that whatever else goes on meets all of them.
-ends = time.perf_counter() + 0.15 * len(models)
-while time.perf_counter() < ends or len(runs[0][1]) < 5:
-    for work, times in runs:
-        started = time.perf_counter()
-        work.invoke()
-        times.append(time.perf_counter() - started)
-print("\\n" + json.dumps([sorted(times)[len(times) // 4] for _, times in runs]))
-"""
+
+class _TimingWorker(Worker):
+    script = Path(__file__).with_name("timing_child.py")
 
 
 class Stopwatch:
@@ -78,11 +57,17 @@ class Stopwatch:
         Raises:
             UnsupportedError: One of them does not run.
         """
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, *map(str, paths)], capture_output=True, text=True, timeout=600
-        )
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            last = (done.stderr.strip().splitlines() or ["it died"])[-1]
-            raise UnsupportedError(f"cannot be timed: {last}", remedy="use another --objective")
-        return [float(value) for value in np.array(json.loads(lines[-1]))]
+        with contextlib.closing(Scratch()) as scratch:
+            watch = MemoryWatch(default_limit())
+            worker = _TimingWorker(RuntimeChoice.parse("litert"), scratch.folder(), watch, timeout=_TIMEOUT)
+            try:
+                worker.admit(*paths)
+                worker.begin({"do": "time", "models": [str(path) for path in paths]}, scratch.folder())
+                done = worker.finish(_TIMEOUT)
+            finally:
+                worker.kill()
+        if done.failure is not None:
+            raise UnsupportedError(
+                f"cannot be timed: {done.failure.message}", remedy="use another --objective"
+            )
+        return [float(item) for item in done.answer["seconds"]]

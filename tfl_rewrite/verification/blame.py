@@ -77,12 +77,15 @@ def blame(
             raise UsageError("no such file", file=path, remedy="check the path")
     choice = RuntimeChoice.parse(runtime)
     with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
+        inputs_folder = scratch.folder()
         tracers = [
-            Tracer(Path(path).absolute(), choice, scratch, timeout=timeout, threads=threads)
+            Tracer(
+                Path(path).absolute(), choice, scratch, inputs=inputs_folder, timeout=timeout, threads=threads
+            )
             for path in (before, after)
         ]
         try:
-            work = _Blaming(tracers[0], tracers[1], scratch, threads)
+            work = _Blaming(tracers[0], tracers[1], scratch, inputs_folder, threads)
             try:
                 found = work.run(tuple(inputs), samples, seed)
             except TraceFailed as failed:
@@ -96,10 +99,11 @@ def blame(
 class _Blaming:
     """One run of `blame`."""
 
-    def __init__(self, before: Tracer, after: Tracer, scratch: Scratch, threads: int) -> None:
+    def __init__(self, before: Tracer, after: Tracer, scratch: Scratch, inputs: Path, threads: int) -> None:
         self._before = before
         self._after = after
         self._scratch = scratch
+        self._inputs = inputs
         self._threads = threads
         self.judge: JudgeInfo | None = None
         self.whose = "the original: "
@@ -114,6 +118,7 @@ class _Blaming:
             resolver=RESOLVERS["builtin"],
             threads=self._threads,
             python=hello["python"],
+            sandbox=self._before.walls,
         )
         self.whose = "the rewritten file: "
         second = self._after.open()
@@ -126,7 +131,7 @@ class _Blaming:
         except ValueError as error:
             return Blame(judge=self.judge, failure=str(error))
         matches = match_outputs(first, second)
-        calls_after = _for_rewritten(first, second, made, calls, self._scratch)
+        calls_after = _for_rewritten(first, second, made, calls, self._scratch.folder(self._inputs))
         tallies = self._measure(first, second, matches, list(zip(calls, calls_after, strict=True)), sizes)
         layers = layers_of(first, second, matches, tallies)
         return Blame(
@@ -156,7 +161,7 @@ class _Blaming:
         self.whose = "the original: "
         for recipe in recipes:
             made = steps or made_steps(entry, count=samples, seed=seed, recipe=recipe)
-            listed = write_steps(made, self._scratch.folder())
+            listed = write_steps(made, self._scratch.folder(self._inputs))
             calls = json.loads(listed.read_text(encoding="utf-8"))
             try:
                 self._before.begin(0, calls[0])
@@ -216,7 +221,7 @@ class _Blaming:
 
 
 def _for_rewritten(
-    first: Trace, second: Trace, steps: Sequence[Step], calls: list[Call], scratch: Scratch
+    first: Trace, second: Trace, steps: Sequence[Step], calls: list[Call], folder: Path
 ) -> list[Call]:
     """The same samples in the types of the rewritten model's inputs, where those are quantized otherwise."""
     ours, theirs = first.interface.primary.inputs, second.interface.primary.inputs
@@ -238,7 +243,7 @@ def _for_rewritten(
             for one, other in zip(ours, theirs, strict=True)
         ]
         converted.append(Step(signature=None, values=tuple(values)))
-    listed = write_steps(converted, scratch.folder())
+    listed = write_steps(converted, folder)
     found: list[Call] = json.loads(listed.read_text(encoding="utf-8"))
     return found
 

@@ -127,9 +127,10 @@ class Blame:
             return [f"blame: not possible: {self.failure}"]
         plural = "" if self.sample_count == 1 else "s"
         count = len(self.layers)
+        who = "" if self.judge is None else f" by {self.judge}, {self.judge.enclosure},"
         lines = [
             f"blame: {count} operator output{'' if count == 1 else 's'} compared on {self.sample_count} "
-            f"{self.sample_source} sample{plural} by {self.judge}, all tensors kept, in {self.seconds:.1f} s"
+            f"{self.sample_source} sample{plural}{who} all tensors kept, in {self.seconds:.1f} s"
         ]
         lines += self._table(verbose)
         if self.inserted:

@@ -1,20 +1,15 @@
 """The process that loads a model into an interpreter and runs it: requests in, arrays out.
 
-This file is a script. It is started by path with whatever Python holds the interpreter that should judge,
-so it imports nothing of its package and keeps to what Python 3.9 and numpy 1.x offer. It speaks JSON lines:
-requests on standard input, messages on what was standard output when it started. From then on everything
-that the runtime prints, wherever to, ends on standard error, which the parent keeps in a file.
+This file is a script. It is started by ``sandbox.py`` with whatever Python holds the interpreter that should
+judge, so it imports nothing of its package and keeps to what Python 3.9 and numpy 1.x offer. It speaks JSON
+lines: requests on standard input, messages on what was standard output when it started. From then on
+everything that the runtime prints, wherever to, ends on standard error, which the parent keeps in a file.
 
-Arrays travel as ``.npy`` files, strings as their bytes beside an array of their lengths: never pickled.
+Inputs are ``.npy`` files, strings their bytes beside an array of their lengths: never pickled. Outputs follow
+the message that announces them, as plain bytes; no file is written.
 """
 
 from __future__ import annotations
-
-import sys
-
-if __name__ == "__main__":
-    # The folder of this script would otherwise come first, and its neighbours shadow foreign modules.
-    del sys.path[0]
 
 import ctypes
 import importlib
@@ -23,9 +18,10 @@ import os
 import platform
 import queue
 import re
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,20 +55,26 @@ M_PERTURB = -6
 SLACK_NBYTES = 1 << 30
 
 
+def _as_bytes(strings: Any) -> tuple[Any, bytes]:
+    """The lengths of an array of strings, and all of them one after the other."""
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in strings.reshape(-1).tolist()]
+    lengths = np.array([len(item) for item in items], dtype=np.int64).reshape(strings.shape)
+    return lengths, b"".join(items)
+
+
 def save_array(stem: Path, array: Any) -> None:
     """Writes one array under ``stem``; arrays of strings as bytes and lengths."""
     array = np.asarray(array)
     if array.dtype.kind not in "OSU":
         np.save(f"{stem}.npy", array, allow_pickle=False)
         return
-    items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.reshape(-1).tolist()]
-    lengths = np.array([len(item) for item in items], dtype=np.int64).reshape(array.shape)
-    Path(f"{stem}.bytes").write_bytes(b"".join(items))
+    lengths, blob = _as_bytes(array)
+    Path(f"{stem}.bytes").write_bytes(blob)
     np.save(f"{stem}.lengths.npy", lengths, allow_pickle=False)
 
 
 def load_array(stem: Path) -> Any:
-    """Reads what `save_array` wrote: large arrays mapped read-only, strings as an object array of bytes."""
+    """Reads what `save_array` wrote, or the parent received: large arrays mapped, strings as bytes."""
     plain = Path(f"{stem}.npy")
     if plain.exists():
         mapped = plain.stat().st_size >= MMAP_FROM_NBYTES
@@ -85,6 +87,47 @@ def load_array(stem: Path) -> Any:
         strings[position] = blob[offset : offset + length]
         offset += length
     return strings.reshape(lengths.shape)
+
+
+Packed = tuple[dict[str, Any], list[Any]]
+"""What is said about an array that is sent, and its bytes."""
+
+
+def packed(name: str, value: Any) -> Packed:
+    """Makes an array ready to be sent, strings as lengths and bytes.
+
+    Args:
+        name: By which the parent stores it: ``output``, or numbers such as ``3`` and ``0.1``.
+        value: Anything that numpy makes an array of.
+
+    Raises:
+        TypeError, ValueError: It has no such value.
+    """
+    array = np.asarray(value)
+    facts: dict[str, Any] = {"name": name, "shape": list(array.shape)}
+    if array.dtype.kind in "OSU":
+        lengths, blob = _as_bytes(array)
+        return {**facts, "dtype": "string", "nbytes": len(blob)}, [lengths.tobytes(), blob]
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return {**facts, "dtype": np.lib.format.dtype_to_descr(array.dtype)}, [flat.view(np.uint8).data]
+
+
+class Channel:
+    """What was standard output when the process started; from now on, prints end on standard error."""
+
+    def __init__(self) -> None:
+        self._stream = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+
+    def send(self, message: dict[str, Any], arrays: Iterable[Packed] = ()) -> None:
+        """Sends a message and the arrays behind it."""
+        packed = list(arrays)
+        line = {**message, "arrays": [facts for facts, _ in packed]} if packed else message
+        self._stream.write(json.dumps(line).encode() + b"\n")
+        for _, blobs in packed:
+            for blob in blobs:
+                self._stream.write(blob)
+        self._stream.flush()
 
 
 class Runtime:
@@ -285,16 +328,12 @@ def _subgraph_of(interpreter: Any, key: str) -> int:
         return -1
 
 
-class Unwritable(Exception):
-    """Temporary files cannot be written: no fault of the model."""
-
-
 class Service:
     """Answers the requests of one parent, one model at a time."""
 
-    def __init__(self, runtime: Runtime, emit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, runtime: Runtime, channel: Channel) -> None:
         self._runtime = runtime
-        self._emit = emit
+        self._emit = channel.send
         self._loaded: tuple[Any, Any, Any] | None = None
         self._poisoned = 0
 
@@ -310,9 +349,6 @@ class Service:
                 self._run(interpreter, facts, request)
                 self._loaded = None
             self._emit({"done": True, "seconds": time.monotonic() - started})
-        except Unwritable as error:
-            self._loaded = None
-            self._emit({"unwritable": str(error)})
         except Exception as error:
             self._loaded = None
             text = str(error) or type(error).__name__
@@ -368,7 +404,6 @@ class Service:
 
     def _run(self, interpreter: Any, facts: dict[str, Any], request: dict[str, Any]) -> None:
         steps = json.loads(Path(request["steps"]).read_text(encoding="utf-8"))
-        out = Path(request["out"])
         for number, position in enumerate(request.get("only") or range(len(steps))):
             step = steps[position]
             self._enter("running", step=number)
@@ -386,19 +421,13 @@ class Service:
                     raise
                 self._emit({"dropped": number, "reason": str(error) or type(error).__name__})
                 break
-            errors: list[str | None] = []
-            for place, result in enumerate(results):
-                errors.append(result if isinstance(result, str) else None)
-                if not isinstance(result, str):
-                    _keep(out / f"{number}.{place}", result)
-            self._emit({"ran": number, "unreadable": errors})
-
-
-def _keep(stem: Path, array: Any) -> None:
-    try:
-        save_array(stem, array)
-    except OSError as error:
-        raise Unwritable(error.strerror or str(error)) from error
+            errors = [result if isinstance(result, str) else None for result in results]
+            arrays = [
+                packed(f"{number}.{place}", result)
+                for place, result in enumerate(results)
+                if not isinstance(result, str)
+            ]
+            self._emit({"ran": number, "unreadable": errors}, arrays)
 
 
 def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any) -> list[Any]:
@@ -440,16 +469,6 @@ def _run_signature(interpreter: Any, facts: dict[str, Any], key: str, values: An
     return [np.asarray(result[item["name"]]) for item in entry["outputs"]]
 
 
-def _limit_damage() -> None:
-    # A model that aborts its process is a normal finding: no core files of it.
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, ValueError):
-        pass
-
-
 def _bound_memory(nbytes: int | None) -> None:
     """Lets allocations fail beyond a limit; the parent, which sees what is really used, is stricter."""
     try:
@@ -478,33 +497,31 @@ def _requests(lines: Any) -> Any:
         yield pending.get()
 
 
-def main(wanted: str) -> None:
-    """Says hello with the runtime's name, then answers requests until standard input closes."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    _limit_damage()
+def main(sandbox: Any, wanted: str, service: Any = Service) -> None:
+    """Says hello with the runtime's name, then answers requests until standard input closes.
 
-    def emit(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
-
+    Args:
+        sandbox: What this process is shut into; see ``sandbox.py``.
+        wanted: Which runtime; see `find_runtime`.
+        service: What answers, made with the runtime and the channel.
+    """
+    channel = Channel()
     try:
         runtime = find_runtime(wanted)
     except ImportError as error:
-        emit({"missing": str(error)})
+        channel.send({"missing": str(error)})
         return
-    emit(
+    answers = service(runtime, channel)
+    # Now all is imported.
+    sandbox.seal()
+    channel.send(
         {
             "hello": runtime.distribution,
             "version": runtime.version,
             "python": platform.python_version(),
             "numpy": np.__version__,
+            "sandbox": sandbox.walls,
         }
     )
-    service = Service(runtime, emit)
     for request in _requests(sys.stdin):
-        service.answer(request)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        answers.answer(request)

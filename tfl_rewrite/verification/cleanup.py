@@ -11,6 +11,7 @@ import signal
 import stat
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def _place() -> str:
         return tempfile.gettempdir()
     except OSError:
         return os.environ.get("TMPDIR", "/tmp")
+
+
+_live: weakref.WeakSet[Scratch] = weakref.WeakSet()
+
+
+def is_scratch(folder: Path) -> bool:
+    """Whether a folder is a temporary one of this process, or lies in one: files in it are ours alone."""
+    return any(scratch.path in (folder, *folder.parents) for scratch in list(_live))
 
 
 class Scratch:
@@ -96,6 +105,7 @@ class Scratch:
             # Somebody who sweeps was faster.
             self._remove()
         self._count = 0
+        _live.add(self)
 
     def __enter__(self) -> Scratch:
         return self
@@ -103,10 +113,10 @@ class Scratch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def folder(self) -> Path:
-        """A new empty folder."""
+    def folder(self, within: Path | None = None) -> Path:
+        """A new empty folder, directly or in one of them."""
         self._count += 1
-        path = self.path / str(self._count)
+        path = (within or self.path) / str(self._count)
         path.mkdir()
         return path
 
@@ -126,6 +136,7 @@ class Scratch:
             raise
 
     def _remove(self) -> None:
+        _live.discard(self)
         _empty(self.path)
         self._folder.cleanup()
         lock, self._lock = self._lock, -1

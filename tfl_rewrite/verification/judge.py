@@ -20,9 +20,9 @@ from .memory import MemoryWatch, default_limit, parse_memory
 from .reference import Options, Original, PathLike, Reference
 from .repeats import Repeats
 from .report import JudgeInfo, OutputComparison
-from .runner import Execution, Failure, RuntimeChoice, Worker
+from .runner import Execution, Failure, OnRan, RuntimeChoice, Worker
 from .samples import Array
-from .tallies import differing, tally_runs
+from .tallies import Tallying, differing
 from .verdict import EntryVerdict, Key, Verdict, entry_verdict, weighed
 
 
@@ -120,10 +120,13 @@ class Judge:
         self._guard = TerminationGuard()
         self._scratch = Scratch()
         watch = MemoryWatch(limit)
-        folders = self._scratch.folder(), self._scratch.folder()
-        self._workers = Worker(choice, folders[0], watch), Worker(choice, folders[1], watch)
+        given = self._scratch.folder()
+        self._workers = (
+            Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
+            Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
+        )
         self._rewritten = self._workers[1]
-        self._original = Original(self._before, self._options, self._workers[0], self._scratch)
+        self._original = Original(self._before, self._options, self._workers[0], self._scratch, given)
         self._repeats = Repeats(self._before, self._options, self._workers, self._scratch)
         self._noise = KernelNoise(self._before, self._options, self._workers[0], self._scratch, kernels)
 
@@ -228,9 +231,21 @@ class Judge:
         started = time.monotonic()
         limit = self._options.timeout if timeout is None else timeout
 
-        def begin(resolver: str, steps: Path) -> None:
-            request = self._options.request("run", after, resolver, steps)
-            self._rewritten.begin(request, self._scratch.folder())
+        for worker in self._workers:
+            # Each of them runs both, one time or another.
+            worker.admit(self._before, after)
+        tallying: Tallying
+        outputs: Path | None = None
+
+        def begin(reference: Reference) -> OnRan:
+            nonlocal tallying, outputs
+            if outputs is not None:
+                self._scratch.discard(outputs)
+            tallying, outputs = Tallying(reference), self._scratch.folder()
+            request = self._options.request("run", after, reference.resolver, reference.steps)
+            self._rewritten.begin(request, outputs, on_ran=tallying.take)
+            # Call by call beside the original, of which that many outputs are kept by then.
+            return lambda _, step: self._rewritten.advance(step)
 
         reference = self._original.settle(beside=begin, abandon=self._rewritten.kill)
         if isinstance(reference, Failure):
@@ -243,13 +258,13 @@ class Judge:
                 seconds=time.monotonic() - started,
             )
         if not self._rewritten.busy:
-            begin(reference.resolver, reference.steps)
+            begin(reference)
         execution = self._rewritten.finish(limit)
         if execution.failure is not None and execution.failure.crowded:
             self.rest()
-            begin(reference.resolver, reference.steps)
+            begin(reference)
             execution = self._rewritten.finish(limit)
-        verdict = self._judged(reference, execution, tolerance)
+        verdict = self._judged(reference, execution, tallying, tolerance)
         if repeat:
             verdict = self._repeated(reference, execution, after, verdict)
         if verdict.cause == "outputs":
@@ -258,11 +273,14 @@ class Judge:
         return replace(
             verdict,
             assumed=_assumed(reference) if verdict.sample_count else (),
+            unseen=(*reference.unseen, *verdict.unseen),
             notes=(*reference.notes, *verdict.notes),
             seconds=time.monotonic() - started,
         )
 
-    def _judged(self, reference: Reference, execution: Execution, tolerance: Tolerance) -> Verdict:
+    def _judged(
+        self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
+    ) -> Verdict:
         """What the first run of both says."""
         reasons: list[str] = []
         notes: list[str] = []
@@ -281,7 +299,7 @@ class Judge:
                 f"the rewritten file refuses larger sizes that the original takes: {execution.dropped[1]}"
             )
             cause = cause or "error"
-        tallies, unread = tally_runs(reference, execution)
+        tallies, unread = tallying.tallies, tallying.notes
         outputs = tuple(
             compared(tally, tolerance, partial(self._noise.of, reference, key))
             for key, tally in tallies.items()

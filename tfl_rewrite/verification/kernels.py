@@ -15,7 +15,7 @@ from .compare import NOTICEABLE_DB, Tolerance, compared
 from .reference import Options, Reference
 from .report import OutputComparison
 from .runner import RESOLVERS, Worker
-from .tallies import Tallies, tally_runs
+from .tallies import Tallies, Tallying, tally_runs
 from .tally import OutputTally
 from .verdict import Key
 
@@ -75,9 +75,10 @@ class KernelNoise:
                 if resolver == reference.resolver:
                     continue
                 request = self._options.request("run", self._path, resolver, reference.steps)
-                self._worker.begin(request, self._scratch.folder())
+                tallying = Tallying(reference)
+                self._worker.begin(request, self._scratch.folder(), on_ran=tallying.take, keeps=0)
                 execution = self._worker.finish(self._options.timeout)
-                self._measured[resolver] = tally_runs(reference, execution)[0]
+                self._measured[resolver] = tallying.tallies
                 self._scratch.discard(execution.folder)
         return self._measured
 

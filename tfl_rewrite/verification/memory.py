@@ -1,4 +1,4 @@
-"""How much memory the child processes may take together, and who is ended when it is more."""
+"""How much memory and scratch space the child processes may take, and who is ended when it is more."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ LOOK_SECONDS = 0.02
 """Writing to new pages goes at a few GB/s: a child is some 100 MB over the limit when that is seen."""
 LEAST_NBYTES = 64 << 20
 """Python, numpy and an interpreter without any model take nearly that."""
+SCRATCH_NBYTES = 256 << 20
+"""Of one child's own folder. Runtimes need none; those who write temporary files write small ones."""
+SCRATCH_FILES = 1000
+LOOKS_A_FOLDER = 5
+"""Folders and files in memory are looked at every so many times."""
 # What is printed where an allocation was refused, by the C++ library, Python and the runtimes.
 REFUSED = re.compile(
     r"bad_alloc|MemoryError|[Oo]ut of memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory"
@@ -72,27 +77,33 @@ def amount(nbytes: int) -> str:
 class MemoryWatch:
     """Looks at the memory of some processes while they run and ends the largest when it is too much.
 
-    Counted is what a process alone holds (anonymous memory), not the mapped model. Where the system does
-    not tell, nothing is watched; the limit that each child sets for itself remains.
+    Counted is what a process alone holds (anonymous memory, shared or not, and files in memory), not the
+    mapped model. Where the system does not tell, nothing is watched; the limit that each child sets for
+    itself remains. A process whose own folder grows too large is ended as well.
 
     Args:
-        limit: Bytes of all of them together; None to watch nothing.
+        limit: Bytes of all of them together; None to watch folders only.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._lock = threading.Lock()
         self._watched: set[int] = set()
+        self._folders: dict[int, Path] = {}
         self._ended: dict[int, bool] = {}
+        self._overflowed: set[int] = set()
         self._running = False
 
-    def add(self, pid: int) -> None:
-        """Begins to watch a process; it must lead a group of its own."""
-        if self.limit is None or _held(pid) is None:
+    def add(self, pid: int, scratch: Path | None = None) -> None:
+        """Begins to watch a process, which must lead a group of its own, and its folder."""
+        if (self.limit is None and scratch is None) or _held(pid) is None:
             return
         with self._lock:
             self._watched.add(pid)
+            if scratch is not None:
+                self._folders[pid] = scratch
             self._ended.pop(pid, None)
+            self._overflowed.discard(pid)
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._look, daemon=True).start()
@@ -101,35 +112,88 @@ class MemoryWatch:
         """Forgets a process; must come before it is waited for, since its number is free then."""
         with self._lock:
             self._watched.discard(pid)
+            self._folders.pop(pid, None)
 
     def ended(self, pid: int) -> bool | None:
         """Whether a process was ended for its memory alone (True), or with what others took (False)."""
         return self._ended.get(pid)
 
+    def overflowed(self, pid: int) -> bool:
+        """Whether a process was ended for what it wrote to its folder."""
+        return pid in self._overflowed
+
     def _look(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
+        in_memory: dict[int, int] = {}
+        looks = 0
         while True:
             with self._lock:
                 if not self._watched:
                     self._running = False
                     return
-                held = {pid: page * (_held(pid) or 0) for pid in self._watched}
-                assert self.limit is not None
-                if sum(held.values()) > self.limit:
+                if looks % LOOKS_A_FOLDER == 0:
+                    in_memory = {pid: _files_in_memory(pid) for pid in self._watched}
+                    for pid in [pid for pid, folder in self._folders.items() if _is_full(folder)]:
+                        self._overflowed.add(pid)
+                        self._end(pid)
+                looks += 1
+                held = {}
+                for pid in self._watched:
+                    alone, shared = _held(pid) or (0, 0)
+                    # Of files in memory, what is mapped is among what is shared.
+                    held[pid] = alone + max(shared, in_memory.get(pid, 0))
+                if self.limit is not None and sum(held.values()) > self.limit:
                     largest = max(held, key=lambda pid: held[pid])
                     self._ended[largest] = held[largest] > self.limit
-                    self._watched.discard(largest)
-                    try:
-                        os.killpg(largest, signal.SIGKILL)
-                    except (ProcessLookupError, PermissionError):
-                        pass
+                    self._end(largest)
             time.sleep(LOOK_SECONDS)
 
+    def _end(self, pid: int) -> None:
+        self._watched.discard(pid)
+        self._folders.pop(pid, None)
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
 
-def _held(pid: int) -> int | None:
-    """Pages of anonymous memory of a process; None where the system does not tell."""
+
+_ALONE, _SHARED = b"RssAnon:", b"RssShmem:"
+
+
+def _held(pid: int) -> tuple[int, int] | None:
+    """Bytes of anonymous and of shared memory of a process; None where the system does not tell."""
     try:
-        fields = Path(f"/proc/{pid}/statm").read_bytes().split()
-        return int(fields[1]) - int(fields[2])
-    except (OSError, ValueError, IndexError):
+        fields = dict(
+            line.split()[:2]
+            for line in Path(f"/proc/{pid}/status").read_bytes().splitlines()
+            if line.startswith((_ALONE, _SHARED))
+        )
+        return 1024 * int(fields[_ALONE]), 1024 * int(fields[_SHARED])
+    except (OSError, ValueError, KeyError):
         return None
+
+
+def _files_in_memory(pid: int) -> int:
+    """Bytes of the files without a name that a process has open: no memory of its own, says the system."""
+    nbytes = 0
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                if str(Path(entry.path).readlink()).startswith("/memfd:"):
+                    nbytes += entry.stat().st_blocks * 512
+    except OSError:
+        pass
+    return nbytes
+
+
+def _is_full(folder: Path) -> bool:
+    nbytes = count = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                count += 1
+                nbytes += entry.stat(follow_symlinks=False).st_blocks * 512
+                if nbytes > SCRATCH_NBYTES or count > SCRATCH_FILES:
+                    return True
+    except OSError:
+        pass
+    return False

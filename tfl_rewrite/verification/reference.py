@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import UsageError
 from .cleanup import Scratch
 from .inputs import RealInputs, real_inputs
 from .interface import EntryPoint, Interface, printable
+from .memory import amount
 from .report import JudgeInfo
-from .runner import RESOLVERS, Execution, Failure, Worker
+from .runner import RESOLVERS, Execution, Failure, OnRan, Worker
 from .samples import (
     LOUDER,
     VARIED,
@@ -31,6 +33,11 @@ PathLike = str | os.PathLike[str]
 
 UNASKED = ("default", "builtin")
 """The resolvers that are tried where none was asked for."""
+KEPT_NBYTES = 256 << 20
+"""Outputs of the original that stay on disk, since every rewritten file is compared with them. Where they are
+more, fewer samples are judged."""
+SINGLE_NBYTES = 512 << 20
+"""Instead, where it comes to a single sample of each entry point."""
 PATIENCE_SECONDS = 5.0
 """How long an original may fail before no gentler inputs and no other resolver are tried."""
 
@@ -113,6 +120,18 @@ class Reference:
         kinds = {call.real for call in self.calls[: len(self.execution.ran)]}
         return "mixed" if len(kinds) == 2 else ("real" if True in kinds else "made")
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """What was not run although it was asked for, as a phrase."""
+        left_out = self.execution.left_out
+        if not left_out:
+            return ()
+        asked = left_out + sum(not call.optional for call in self.calls)
+        each = amount(max(self.execution.nbytes))
+        return (
+            f"{left_out} of {asked} samples (outputs take {each} each, and {amount(KEPT_NBYTES)} are kept)",
+        )
+
     def entry(self, call: Call) -> EntryPoint:
         """The entry point of a call."""
         found = self.interface.find(call.signature)
@@ -120,19 +139,30 @@ class Reference:
         return found
 
 
+Beside = Callable[[Reference], OnRan]
+"""Begins another run on the calls of a run of the original that has just begun; what it returns is called
+whenever one of those has ended."""
+
+
 class Original:
     """Finds out how the original can be run, once.
 
     Unless a resolver was asked for, the default one comes first, because users run it; the one without
     delegates only where nothing else works. Made inputs that the model fails on are made gentler before it
-    counts as unrunnable.
+    counts as unrunnable. Of outputs that are too large to be kept, fewer samples are run.
+
+    Args:
+        path: The original.
+        given: The folder that inputs are written to, which the process of the worker may read.
     """
 
-    def __init__(self, path: Path, options: Options, worker: Worker, scratch: Scratch) -> None:
+    def __init__(self, path: Path, options: Options, worker: Worker, scratch: Scratch, given: Path) -> None:
         self._path = path
         self._options = options
         self._worker = worker
         self._scratch = scratch
+        self._given = given
+        self._outputs = given / "none yet"
         self._settled: Reference | Failure | None = None
         self._began = 0.0
         self.judge: JudgeInfo | None = None
@@ -145,13 +175,13 @@ class Original:
     def settle(
         self,
         *,
-        beside: Callable[[str, Path], None] | None = None,
+        beside: Beside | None = None,
         abandon: Callable[[], None] | None = None,
     ) -> Reference | Failure:
         """The run that all comparisons use, or why there is none.
 
         Args:
-            beside: Called with the resolver and the list of calls when a run begins, to begin another.
+            beside: Called when a run begins, to begin another.
             abandon: Called when that run of the original failed.
 
         Raises:
@@ -168,7 +198,7 @@ class Original:
                 self._settled = result
                 return result
             failures.append((result, self.judge))
-            if result.kind == "timeout" or self._out_of_patience():
+            if result.kind in ("timeout", "disk") or self._out_of_patience():
                 break
         # The default resolver's reason is the one that the user meets elsewhere.
         failure, self.judge = failures[0]
@@ -178,7 +208,7 @@ class Original:
     def _try_resolver(
         self,
         resolver: str,
-        beside: Callable[[str, Path], None] | None,
+        beside: Beside | None,
         abandon: Callable[[], None] | None,
     ) -> Reference | Failure:
         interface = self._describe(resolver)
@@ -199,8 +229,7 @@ class Original:
                 return Failure(kind="error", stage="running", step=None, message=str(error))
             if not steps:
                 return next(iter(failed.values()))
-            listed = write_steps(steps, self._scratch.folder())
-            execution = self._run(steps, resolver, listed, beside, abandon)
+            listed, execution = self._run(steps, interface, resolver, beside, abandon)
             failure = execution.failure
             if failure is None:
                 assert self.judge is not None
@@ -230,7 +259,8 @@ class Original:
                 return failure
             key = steps[failure.step].signature
             first.setdefault(key, failure)
-            if len(gentler.get(key, ())) > 1 and failure.kind != "timeout" and not self._out_of_patience():
+            hopeless = failure.kind in ("timeout", "disk") or self._out_of_patience()
+            if len(gentler.get(key, ())) > 1 and not hopeless:
                 gentler[key].pop(0)
             else:
                 # The others may run without it.
@@ -252,11 +282,14 @@ class Original:
             python=hello["python"],
             kernels=resolver,
             asked=self._worker.given,
+            sandbox=self._worker.walls,
         )
         described = self._worker.finish(self._options.timeout)
         if described.failure is not None:
             return described.failure
-        assert described.interface is not None
+        if described.interface is None:
+            text = "the interpreter process does not describe the model"
+            return Failure(kind="crash", stage="opening", step=None, message=text)
         return described.interface
 
     def _steps(
@@ -280,7 +313,10 @@ class Original:
                 continue
             if real is not None:
                 notes.append(f"{entry.label} is not covered by the input files: made samples")
-            steps += made_steps(entry, count=count, seed=seed, recipe=recipes[entry.key])
+            made = made_steps(entry, count=count, seed=seed, recipe=recipes[entry.key])
+            if entry.inputs and len(made) < count:
+                notes.append(f"the inputs of {entry.label} are large: {len(made)} samples instead of {count}")
+            steps += made
         notes += [
             f"samples of {entry.label} have other sizes than declared: {texts[0]}"
             for entry in entries
@@ -294,23 +330,83 @@ class Original:
     def _run(
         self,
         steps: list[Step],
+        interface: Interface,
+        resolver: str,
+        beside: Beside | None,
+        abandon: Callable[[], None] | None,
+    ) -> tuple[Path, Execution]:
+        """Runs all calls, or of each entry point the first few whose outputs can be kept.
+
+        Returns:
+            The list of calls for the child process, and the run. What was not run is taken out of ``steps``.
+        """
+        asked = sum(not step.optional for step in steps)
+        most = _affordable(interface, steps, [])
+        while True:
+            steps[:] = _first_samples(steps, most)
+            for path in self._given.iterdir():
+                # Of inputs that the model did not take, or that were too many.
+                path.unlink()
+            listed = write_steps(steps, self._given)
+            keeps = SINGLE_NBYTES if most == 1 else KEPT_NBYTES
+            execution = self._run_all(steps, interface, resolver, listed, keeps, beside, abandon)
+            execution.left_out = asked - sum(not step.optional for step in steps)
+            failure = execution.failure
+            if failure is None or failure.kind != "disk" or failure.stage != "running" or most == 1:
+                return listed, execution
+            if abandon is not None:
+                abandon()
+            most = min(most - 1, _affordable(interface, steps, execution.nbytes))
+
+    def _run_all(
+        self,
+        steps: list[Step],
+        interface: Interface,
         resolver: str,
         listed: Path,
-        beside: Callable[[str, Path], None] | None,
+        keeps: int,
+        beside: Beside | None,
         abandon: Callable[[], None] | None,
     ) -> Execution:
         request = self._options.request("run", self._path, resolver, listed)
-        self._worker.begin(request, self._scratch.folder())
+        advance: OnRan | None = None
+
+        def on_ran(execution: Execution, step: int) -> None:
+            if advance is not None:
+                advance(execution, step)
+
+        def begin() -> Execution:
+            # What an earlier try gave is not compared with.
+            self._scratch.discard(self._outputs)
+            folder = self._outputs = self._scratch.folder()
+            return self._worker.begin(request, folder, on_ran=on_ran, keeps=keeps, keeps_all=True)
+
+        begun = begin()
         if beside is not None:
-            beside(resolver, listed)
+            assert self.judge is not None
+            advance = beside(
+                Reference(
+                    execution=begun,
+                    interface=interface,
+                    calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
+                    steps=listed,
+                    resolver=resolver,
+                    judge=self.judge,
+                    notes=(),
+                )
+            )
         execution = self._worker.finish(self._options.timeout)
         failure = execution.failure
         if failure is not None and failure.crowded and abandon is not None:
             # Both files at once are too much: one after the other, then.
             abandon()
-            self._worker.begin(request, self._scratch.folder())
+            advance = None
+            begin()
             execution = self._worker.finish(self._options.timeout)
             failure = execution.failure
+        if failure is not None and failure.step is not None and failure.step >= len(steps):
+            # Told by a process that is not itself any more.
+            failure = execution.failure = replace(failure, step=None)
         if failure is not None and failure.step is not None and steps[failure.step].optional:
             # It took the whole process with it, but what was asked for is there.
             execution.dropped = (failure.step, failure.message)
@@ -370,3 +466,30 @@ def _silent(reference: Reference) -> list[str | None]:
             if unreadable is None:
                 found[position].add(reference.execution.output(number, position))
     return [key for key, found in moved.items() if found and not any(one.span for one in found)]
+
+
+def _first_samples(steps: Sequence[Step], most: int) -> list[Step]:
+    """Of each entry point the first samples; the optional ones are no samples that were asked for."""
+    chosen = []
+    seen: dict[str | None, int] = {}
+    for step in steps:
+        seen[step.signature] = seen.get(step.signature, 0) + (not step.optional)
+        if step.optional or seen[step.signature] <= most:
+            chosen.append(step)
+    return chosen
+
+
+def _affordable(interface: Interface, steps: Sequence[Step], measured: Sequence[int]) -> int:
+    """How many samples of each entry point give outputs that can be kept.
+
+    Args:
+        steps: All calls.
+        measured: Bytes that the first of them gave; what was not run gives what its outputs declare.
+    """
+    each = {
+        entry.key: sum(facts.itemsize * math.prod(facts.shape) for facts in entry.outputs)
+        for entry in interface.entry_points
+    }
+    for step, nbytes in zip(steps, measured, strict=False):
+        each[step.signature] = max(each.get(step.signature, 0), nbytes)
+    return max(1, min(len(steps), KEPT_NBYTES // max(1, sum(each.values()))))

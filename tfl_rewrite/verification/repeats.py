@@ -14,8 +14,8 @@ from pathlib import Path
 from .cleanup import Scratch
 from .interface import quoted
 from .reference import Options, Reference
-from .runner import Execution, Failure, Worker
-from .tallies import Tallies, differing, tally_calls, tally_runs
+from .runner import Execution, Failure, OnRan, Worker
+from .tallies import Tallies, Tallying, differing
 from .tally import OutputTally
 from .verdict import Key
 
@@ -40,6 +40,22 @@ class Repeated:
     notes: tuple[str, ...] = ()
 
 
+class _Probing:
+    """The original asked for some calls again, each so many times, and what that showed."""
+
+    def __init__(self, reference: Reference, calls: list[int], times: int) -> None:
+        self.asked = [call for call in calls for _ in range(times)]
+        ends = len(self.asked)
+        first = range(0, ends, times)
+        second = range(1, ends, times) if times == 2 else range(0)
+        self.first = Tallying(reference, pairs={place: self.asked[place] for place in first})
+        self.second = Tallying(reference, pairs={place: self.asked[place] for place in second})
+
+    def take(self, rerun: Execution, place: int) -> None:
+        for tallying in (self.first, self.second):
+            tallying.take(rerun, place)
+
+
 class Repeats:
     """Runs files again, and remembers what that showed of the original.
 
@@ -62,40 +78,48 @@ class Repeats:
     def original_again(self, reference: Reference) -> Tallies | Failure:
         """The original against itself, all calls, in a new process; run once."""
         if self._again is None:
-            again = self._anew(reference, self._path)
-            self._again = again.failure or tally_runs(reference, again)[0]
+            tallying = Tallying(reference)
+            again = self._anew(reference, self._path, tallying.take)
+            self._again = again.failure or tallying.tallies
             self._scratch.discard(again.folder)
         return self._again
 
     def check(self, reference: Reference, execution: Execution, after: Path) -> Repeated:
         """Runs both files again; ``execution`` is the first run of the rewritten file, which ended."""
         calls = _first_calls(reference, execution)
+        notes = tuple(_too_large(reference, execution))
         if not calls:
-            return Repeated()
+            return Repeated(notes=notes)
         first, second = self._workers
-        first.begin(self._request(reference, after, calls), self._scratch.folder())
+        ours = Tallying(reference, execution, dict(enumerate(calls)))
+        self._begin(first, reference, after, calls, ours.take)
+        probing = None
         if not self._probed:
             # Twice, one after the other: what differs then is carried over from call to call.
             times = 2 if reference.interface.keeps_state and not self._options.independent else 1
-            asked = [call for call in calls for _ in range(times)]
-            second.begin(self._request(reference, self._path, asked), self._scratch.folder())
+            probing = _Probing(reference, calls, times)
+            self._begin(second, reference, self._path, probing.asked, probing.take)
         rerun = first.finish(self._options.timeout)
-        if not self._probed:
-            self._probed = True
-            self._notes = self._judge_original(reference, calls, times, second.finish(self._options.timeout))
-        reason, notes = self._judge_rewritten(reference, execution, calls, rerun, after)
         self._scratch.discard(rerun.folder)
-        return Repeated(calls=len(calls), reason=reason, notes=(*self._notes, *notes))
+        if probing is not None:
+            self._probed = True
+            self._notes = self._judge_original(reference, probing, second.finish(self._options.timeout))
+        reason: str | None = None
+        found: list[str] = []
+        if rerun.failure is not None or differing(ours.tallies):
+            reason, found = self._judge_rewritten(reference, execution, after)
+        return Repeated(calls=len(calls), reason=reason, notes=(*self._notes, *notes, *found))
 
-    def _judge_original(
-        self, reference: Reference, calls: list[int], times: int, rerun: Execution
-    ) -> tuple[str, ...]:
-        pairs = [(call, times * place) for place, call in enumerate(calls)]
-        changed = rerun.failure is not None or differing(
-            tally_calls(reference, reference.execution, rerun, pairs)[0]
-        )
+    def _begin(
+        self, worker: Worker, reference: Reference, path: Path, calls: list[int], on_ran: OnRan
+    ) -> None:
+        request = self._request(reference, path, calls)
+        worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
+
+    def _judge_original(self, reference: Reference, probing: _Probing, rerun: Execution) -> tuple[str, ...]:
+        self._scratch.discard(rerun.folder)
         notes: list[str] = []
-        if changed:
+        if rerun.failure is not None or differing(probing.first.tallies):
             again = self.original_again(reference)
             if isinstance(again, Failure):
                 notes.append(f"the original does not run a second time: {again.message}")
@@ -104,30 +128,22 @@ class Repeats:
                     "the original does not repeat its own outputs from one run to the next: "
                     + _names(reference, unstable)
                 )
-        elif times == 2:
-            notes += self._carried(reference, calls, rerun)
-        self._scratch.discard(rerun.folder)
+        elif differing(probing.second.tallies):
+            # The same call gives something else the second time.
+            ran = len(reference.execution.ran)
+            notes.append(f"state carries over from call to call: the {ran} calls were run as one sequence")
         return tuple(notes)
 
-    def _carried(self, reference: Reference, calls: list[int], rerun: Execution) -> list[str]:
-        """Says it when the same call gives something else the second time."""
-        pairs = [(call, 2 * place + 1) for place, call in enumerate(calls)]
-        if not differing(tally_calls(reference, reference.execution, rerun, pairs)[0]):
-            return []
-        ran = len(reference.execution.ran)
-        return [f"state carries over from call to call: the {ran} calls were run as one sequence"]
-
     def _judge_rewritten(
-        self, reference: Reference, execution: Execution, calls: list[int], rerun: Execution, after: Path
+        self, reference: Reference, execution: Execution, after: Path
     ) -> tuple[str | None, list[str]]:
-        pairs = [(call, place) for place, call in enumerate(calls)]
-        if rerun.failure is None and not differing(tally_calls(reference, execution, rerun, pairs)[0]):
-            return None, []
-        full = self._anew(reference, after)
+        """Runs the whole rewritten file again, since a part of it was not the same."""
+        tallying = Tallying(reference, execution)
+        full = self._anew(reference, after, tallying.take)
+        self._scratch.discard(full.folder)
         if full.failure is not None and len(full.ran) < len(execution.ran):
             return f"the rewritten file does not run a second time: {full.failure.message}", []
-        everything = [(call, call) for call in range(len(execution.ran))]
-        tallies, _ = tally_calls(reference, execution, full, everything)
+        tallies = tallying.tallies
         changed = differing(tallies)
         if not changed:
             # State that an earlier call left explains it.
@@ -150,12 +166,13 @@ class Repeats:
         request = self._options.request("run", path, reference.resolver, reference.steps)
         return {**request, "poison": POISON} if only is None else {**request, "poison": POISON, "only": only}
 
-    def _anew(self, reference: Reference, path: Path) -> Execution:
+    def _anew(self, reference: Reference, path: Path, on_ran: OnRan) -> Execution:
         """Runs all calls in a process that has done nothing else, with no other beside it."""
         for worker in self._workers:
             worker.kill()
         worker = self._workers[0]
-        worker.begin(self._request(reference, path, None), self._scratch.folder())
+        request = self._request(reference, path, None)
+        worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
         return worker.finish(self._options.timeout)
 
 
@@ -165,12 +182,25 @@ def _likeness(tally: OutputTally) -> float:
 
 
 def _first_calls(reference: Reference, execution: Execution) -> list[int]:
-    """The first call of each entry point that both files carried out."""
+    """The first call of each entry point that both files carried out and whose outputs are still there."""
     found: dict[str | None, int] = {}
-    for number in range(min(len(execution.ran), len(reference.execution.ran))):
+    for number in sorted(execution.kept & reference.execution.kept):
         if not reference.calls[number].optional:
             found.setdefault(reference.calls[number].signature, number)
     return list(found.values())
+
+
+def _too_large(reference: Reference, execution: Execution) -> list[str]:
+    """Says which entry points are not asked again, because nothing that they gave was kept."""
+    calls = range(min(len(execution.ran), len(reference.execution.ran)))
+    keys = {reference.calls[number].signature for number in calls}
+    kept = {reference.calls[number].signature for number in calls if number in execution.kept}
+    entries = [reference.interface.find(key) for key in sorted(keys - kept, key=lambda key: key or "")]
+    return [
+        f"the outputs of {entry.label} are too large to be kept: it was not asked for them a second time"
+        for entry in entries
+        if entry is not None
+    ]
 
 
 def _names(reference: Reference, keys: set[Key]) -> str:

@@ -25,6 +25,8 @@ class JudgeInfo:
         python: Version of the Python that holds it.
         kernels: The resolver as an option names it: ``default``, ``builtin`` or ``reference``.
         asked: The runtime as it was asked for, such as ``python:/opt/vendor/bin/python``.
+        sandbox: What kept the process from the rest of the machine: ``landlock``, ``seccomp``, ``no network``
+            (or ``no TCP``), as far as the kernel offers it; limits are always there.
     """
 
     runtime: str
@@ -34,10 +36,16 @@ class JudgeInfo:
     python: str = ""
     kernels: str = "default"
     asked: str = ""
+    sandbox: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plural = "" if self.threads == 1 else "s"
         return f"{self.runtime} {self.version}, {self.resolver}, {self.threads} thread{plural}"
+
+    @property
+    def enclosure(self) -> str:
+        """In what it ran."""
+        return f"in a sandbox ({', '.join(self.sandbox)})" if self.sandbox else "without a sandbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

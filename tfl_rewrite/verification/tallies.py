@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from .compare import Tolerance, compared
 from .interface import quoted
@@ -16,30 +16,39 @@ Tallies = dict[Key, OutputTally]
 EXACT = Tolerance(exact=True)
 
 
-def tally_runs(reference: Reference, execution: Execution) -> tuple[Tallies, list[str]]:
-    """Sums up what both sides ran, output by output; the notes tell which could be read on neither side."""
-    return tally_calls(
-        reference, reference.execution, execution, [(call, call) for call in range(len(execution.ran))]
-    )
-
-
-def tally_calls(
-    reference: Reference, ours: Execution, theirs: Execution, pairs: Sequence[tuple[int, int]]
-) -> tuple[Tallies, list[str]]:
-    """Sums up some calls of two runs.
+class Tallying:
+    """Sums up some calls of two runs, output by output, while the second one goes on.
 
     Args:
         reference: Tells which call is which.
-        ours: A run of all calls; ``theirs`` may have run some of them in another order.
-        pairs: The number of each call, and which one it was in ``theirs``. What did not end is left out.
+        ours: A run of all calls; by default that of the reference.
+        pairs: For each call of ``theirs`` the number of that call in ``ours``; by default the same number.
+
+    Attributes:
+        tallies: The sums, by output.
+        notes: Which outputs could be read on neither side.
     """
-    tallies: Tallies = {}
-    notes: list[str] = []
-    for number, place in pairs:
-        if number >= len(ours.ran) or place >= len(theirs.ran):
-            continue
-        call, before, after = reference.calls[number], ours.ran[number], theirs.ran[place]
-        entry = reference.entry(call)
+
+    def __init__(
+        self, reference: Reference, ours: Execution | None = None, pairs: Mapping[int, int] | None = None
+    ) -> None:
+        self._reference = reference
+        self._ours = reference.execution if ours is None else ours
+        self._pairs = pairs
+        self.tallies: Tallies = {}
+        self.notes: list[str] = []
+
+    def take(self, theirs: Execution, place: int) -> None:
+        """Takes in a call of the second run while its outputs are there.
+
+        What did not end in both runs, or whose outputs were not kept of the first one, is left out.
+        """
+        ours = self._ours
+        number = place if self._pairs is None else self._pairs.get(place, -1)
+        if number not in ours.kept:
+            return
+        call, before, after = self._reference.calls[number], ours.ran[number], theirs.ran[place]
+        entry = self._reference.entry(call)
         for position, facts in enumerate(entry.outputs):
             if position >= len(before) or position >= len(after):
                 continue
@@ -47,17 +56,24 @@ def tally_calls(
             first, second = before[position], after[position]
             if first is not None and second is not None:
                 note = f"output {position} ({quoted(facts.name)}) cannot be read from either file: {first}"
-                notes += [] if note in notes else [note]
+                self.notes += [] if note in self.notes else [note]
                 continue
-            if key not in tallies:
-                tallies[key] = OutputTally(
+            if key not in self.tallies:
+                self.tallies[key] = OutputTally(
                     facts, signature=call.signature, position=position, fixed=not entry.inputs
                 )
             if first is not None or second is not None:
-                tallies[key].unreadable(first, second)
+                self.tallies[key].unreadable(first, second)
             else:
-                tallies[key].add(ours.output(number, position), theirs.output(place, position))
-    return tallies, notes
+                self.tallies[key].add(ours.output(number, position), theirs.output(place, position))
+
+
+def tally_runs(reference: Reference, execution: Execution) -> tuple[Tallies, list[str]]:
+    """Sums up two runs that ended, output by output, as far as outputs were kept."""
+    tallying = Tallying(reference)
+    for call in sorted(execution.kept):
+        tallying.take(execution, call)
+    return tallying.tallies, tallying.notes
 
 
 def differing(tallies: Mapping[Key, OutputTally], tolerance: Tolerance = EXACT) -> set[Key]:

@@ -8,43 +8,32 @@ stays open from one request to the next, so that tensors can be fetched in batch
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    # The folder of this script would otherwise come first, and its neighbours shadow foreign modules.
-    del sys.path[0]
-
-import importlib.util
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-
-def _sibling(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-child = _sibling("child")
+Answer = tuple[dict[str, Any], list[Any]]
+"""What is told of a request that was carried out, and arrays that were made ready to be sent."""
 
 
 class TraceService:
     """Answers the requests of one parent about one model.
 
-    ``open`` describes the model, its operators and their tensors; ``invoke`` runs one sample; ``read`` writes
-    the values of some tensors to files. What is more than a sentence goes into ``answer.json`` in the
-    folder of the request.
+    ``open`` describes the model, its operators and their tensors; ``invoke`` runs one sample; ``read`` sends
+    the values of some tensors.
+
+    Args:
+        files: The script of verification.
+        runtime: The interpreter's.
+        channel: To the parent.
     """
 
-    def __init__(self, runtime: Any, emit: Any) -> None:
+    def __init__(self, files: Any, runtime: Any, channel: Any) -> None:
+        self._files = files
         self._runtime = runtime
-        self._emit = emit
+        self._emit = channel.send
         self._interpreter: Any = None
         self._facts: dict[str, Any] = {}
         self._nodes: list[tuple[str, list[int], list[int]]] = []
@@ -56,9 +45,8 @@ class TraceService:
         self._where = {"stage": "opening"}
         actions = {"open": self._open, "invoke": self._invoke, "read": self._read}
         try:
-            answer = actions[request["do"]](request)
-            Path(request["out"], "answer.json").write_text(json.dumps(answer), encoding="utf-8")
-            self._emit({"done": True, "notes": [], "seconds": time.monotonic() - started})
+            answer, arrays = actions[request["do"]](request)
+            self._emit({"done": True, "answer": answer, "seconds": time.monotonic() - started}, arrays)
         except Exception as error:
             self._emit({**self._where, "error": str(error) or type(error).__name__})
 
@@ -66,7 +54,7 @@ class TraceService:
         self._where = {"stage": stage, **where}
         self._emit(self._where)
 
-    def _open(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _open(self, request: dict[str, Any]) -> Answer:
         self._enter("opening")
         interpreter = self._runtime.interpreter(
             model_path=request["model"],
@@ -74,19 +62,19 @@ class TraceService:
             experimental_op_resolver_type=self._runtime.resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             experimental_preserve_all_tensors=True,
         )
-        self._facts = child.describe(interpreter)
+        self._facts = self._files.describe(interpreter)
         self._emit({"facts": self._facts})
-        self._nodes = child._nodes(interpreter)
+        self._nodes = self._files._nodes(interpreter)
         self._enter("allocating")
         interpreter.allocate_tensors()
         self._interpreter = interpreter
         used = {tensor for _, inputs, outputs in self._nodes for tensor in (*inputs, *outputs)}
         tensors = {
-            int(detail["index"]): child.tensor_facts(detail, detail["name"], {})
+            int(detail["index"]): self._files.tensor_facts(detail, detail["name"], {})
             for detail in interpreter.get_tensor_details()
             if int(detail["index"]) in used
         }
-        return {
+        answer = {
             "nodes": self._nodes,
             "tensors": tensors,
             "inputs": [facts["index"] for facts in self._facts["inputs"]],
@@ -96,16 +84,17 @@ class TraceService:
                 entry["key"] for entry in self._facts["signatures"] if self._is_primary(entry, interpreter)
             ],
         }
+        return answer, []
 
     def _is_primary(self, entry: dict[str, Any], interpreter: Any) -> bool:
         """Whether a signature calls the primary subgraph; the oldest runtimes tell only by its tensors."""
-        number = child._subgraph_of(interpreter, entry["key"])
+        number = self._files._subgraph_of(interpreter, entry["key"])
         if number >= 0:
             return bool(number == 0)
         own = {(facts["index"], facts["tensor"]) for facts in self._facts["inputs"]}
         return bool({(facts["index"], facts["tensor"]) for facts in entry["inputs"]} == own)
 
-    def _invoke(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _invoke(self, request: dict[str, Any]) -> Answer:
         self._enter("running", step=request["step"])
         interpreter = self._interpreter
         targets = self._facts["inputs"]
@@ -113,7 +102,7 @@ class TraceService:
             entries = {entry["key"]: entry["inputs"] for entry in self._facts["signatures"]}
             if request["signature"] in entries:
                 targets = entries[request["signature"]]
-        values = [(name, child.load_array(Path(stem))) for name, stem in request["inputs"]]
+        values = [(name, self._files.load_array(Path(stem))) for name, stem in request["inputs"]]
         if len(values) != len(targets):
             raise ValueError(f"the model has {len(targets)} inputs, the samples {len(values)}")
         given = dict(values)
@@ -142,21 +131,18 @@ class TraceService:
             if index in produced:
                 elements = int(np.prod([int(size) for size in detail["shape"]], dtype=np.int64))
                 sizes[index] = elements * max(1, dtype.itemsize)
-        return {"sizes": sizes}
+        return {"sizes": sizes}, []
 
-    def _read(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, request: dict[str, Any]) -> Answer:
         self._enter("running", step=request["step"])
-        unreadable = {}
+        unreadable, arrays = {}, []
         for index in request["tensors"]:
             try:
-                value = np.asarray(self._interpreter.get_tensor(index))
                 # A resource has no value, and comes as an object that is none.
-                child.save_array(Path(request["out"]) / str(index), value)
-            except OSError:
-                raise
+                arrays.append(self._files.packed(str(index), self._interpreter.get_tensor(index)))
             except Exception as error:
                 unreadable[index] = str(error) or type(error).__name__
-        return {"unreadable": unreadable}
+        return {"unreadable": unreadable}, arrays
 
 
 def _subgraph_count(interpreter: Any) -> int | None:
@@ -166,6 +152,7 @@ def _subgraph_count(interpreter: Any) -> int | None:
         return None
 
 
-if __name__ == "__main__":
-    child.Service = TraceService
-    child.main(sys.argv[1])
+def main(sandbox: Any, wanted: str) -> None:
+    """Answers the requests of one parent; see ``child.py``."""
+    files = sandbox.script("verification/child.py")
+    files.main(sandbox, wanted, lambda runtime, channel: TraceService(files, runtime, channel))

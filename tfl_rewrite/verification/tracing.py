@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,24 +70,44 @@ class _TraceWorker(Worker):
 class Tracer:
     """A child process that holds one model open.
 
+    Args:
+        path: The model.
+        choice: What to start.
+        scratch: For what comes back.
+        inputs: The folder that arrays of calls are below.
+        timeout: Seconds for each request.
+        threads: Of the interpreter.
+
     Raises:
         UsageError: From every method: the runtime cannot be started.
         TraceFailed: From every method: the model does not run.
     """
 
     def __init__(
-        self, path: Path, choice: RuntimeChoice, scratch: Scratch, *, timeout: float, threads: int
+        self,
+        path: Path,
+        choice: RuntimeChoice,
+        scratch: Scratch,
+        *,
+        inputs: Path,
+        timeout: float,
+        threads: int,
     ) -> None:
         self._path = path
         self._scratch = scratch
         self._timeout = timeout
         self._threads = threads
-        self._worker = _TraceWorker(choice, scratch.folder())
+        self._worker = _TraceWorker(choice, scratch.folder(), timeout=timeout, readable=[path, inputs])
 
     @property
     def hello(self) -> dict[str, Any]:
         """Which runtime it is: ``hello`` its name, ``version``, ``python``."""
         return self._worker.hello
+
+    @property
+    def walls(self) -> tuple[str, ...]:
+        """What of the sandbox is in force."""
+        return self._worker.walls
 
     def open(self) -> Trace:
         """Loads the model, again if it was loaded before."""
@@ -97,21 +117,9 @@ class Tracer:
         execution = self._worker.finish(self._timeout)
         if execution.failure is not None:
             raise TraceFailed(execution.failure)
-        assert execution.interface is not None
-        answer = _answer(folder)
         self._scratch.discard(folder)
-        return Trace(
-            interface=execution.interface,
-            nodes=tuple(
-                Node(index=index, operator=operator, inputs=tuple(inputs), outputs=tuple(outputs))
-                for index, (operator, inputs, outputs) in enumerate(answer["nodes"])
-            ),
-            tensors={int(key): TensorFacts.from_dict(facts) for key, facts in answer["tensors"].items()},
-            inputs=tuple(answer["inputs"]),
-            outputs=tuple(answer["outputs"]),
-            subgraphs=answer["subgraphs"],
-            primary_keys=frozenset(answer["primary"]),
-        )
+        with _understood():
+            return _trace(execution.interface, execution.answer)
 
     def begin(self, step: int, call: dict[str, Any]) -> None:
         """Starts to run one sample; `finish` must follow.
@@ -128,9 +136,9 @@ class Tracer:
         execution = self._worker.finish(self._timeout)
         if execution.failure is not None:
             raise TraceFailed(execution.failure)
-        sizes = {int(key): int(nbytes) for key, nbytes in _answer(execution.folder)["sizes"].items()}
         self._scratch.discard(execution.folder)
-        return sizes
+        with _understood():
+            return {int(key): int(nbytes) for key, nbytes in execution.answer["sizes"].items()}
 
     def read(self, step: int, tensors: Sequence[int]) -> Reading:
         """Fetches some tensors of the sample that was run last."""
@@ -140,7 +148,11 @@ class Tracer:
         if execution.failure is not None:
             self._scratch.discard(folder)
             raise TraceFailed(execution.failure)
-        unreadable = {int(key): printable(why) for key, why in _answer(folder)["unreadable"].items()}
+        with _understood():
+            unreadable = {int(key): printable(why) for key, why in execution.answer["unreadable"].items()}
+        for tensor in tensors:
+            if not list(folder.glob(f"{tensor}.*")):
+                unreadable.setdefault(tensor, "it was not sent")
         return Reading(folder=folder, unreadable=unreadable, scratch=self._scratch)
 
     def close(self) -> None:
@@ -168,6 +180,32 @@ class Reading:
         return found
 
 
-def _answer(folder: Path) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
-    return answer
+def _trace(interface: Interface | None, answer: dict[str, Any]) -> Trace:
+    if interface is None:
+        raise ValueError("no interface")
+    return Trace(
+        interface=interface,
+        nodes=tuple(
+            Node(index=index, operator=operator, inputs=tuple(inputs), outputs=tuple(outputs))
+            for index, (operator, inputs, outputs) in enumerate(answer["nodes"])
+        ),
+        tensors={int(key): TensorFacts.from_dict(facts) for key, facts in answer["tensors"].items()},
+        inputs=tuple(answer["inputs"]),
+        outputs=tuple(answer["outputs"]),
+        subgraphs=answer["subgraphs"],
+        primary_keys=frozenset(answer["primary"]),
+    )
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """The protocol is ours: a process that does not keep to it is not itself any more.
+
+    Raises:
+        TraceFailed: Instead of what an answer of another form raises.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        text = f"the interpreter process sent what is no answer: {printable(str(error))}"
+        raise TraceFailed(Failure(kind="crash", stage="running", step=None, message=text)) from error

@@ -44,10 +44,11 @@ class Verdict:
             several entry points the worst counts.
         reasons: Why it is not a pass; empty otherwise.
         cause: The kind of the first reason, or empty. Of the original (``unverified``) or of the rewritten
-            file (``fail``): ``error`` (the runtime refused it), ``crash``, ``timeout``, ``memory``, or
-            ``unrepeatable`` outputs. ``interface``, ``outputs``: they differ. ``kernels``: the original
-            differs as much from itself between kernels. ``nothing``: there is no output that says anything.
-            ``unreached``: constants that changed were not read on any sample.
+            file (``fail``): ``error`` (the runtime refused it), ``crash``, ``timeout``, ``memory``, ``disk``
+            (outputs or temporary files took too much of it), or ``unrepeatable`` outputs. ``interface``,
+            ``outputs``: they differ. ``kernels``: the original differs as much from itself between kernels.
+            ``nothing``: there is no output that says anything. ``unreached``: constants that changed were
+            not read on any sample.
         judge: The interpreter; None when none came to run.
         sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
         sample_count: Calls that were compared, over all entry points.
@@ -162,8 +163,8 @@ class Verdict:
         if self.judge is not None:
             plural = "" if self.sample_count == 1 else "s"
             lines.append(
-                f"  judged by {self.judge} on {self.sample_count} {self.sample_source} sample{plural}"
-                f" in {self.seconds:.1f} s"
+                f"  judged by {self.judge}, {self.judge.enclosure}, on {self.sample_count}"
+                f" {self.sample_source} sample{plural} in {self.seconds:.1f} s"
             )
         lines += [f"  {output.summary()}" for output in self.outputs]
         lines.append(f"  not judged: {'; '.join(self.not_judged) or 'nothing'}")
