@@ -15,14 +15,17 @@ from .tally import ChannelSums, OutputTally
 CHANNEL_SLACK_DB = 15.0
 """By how much less than a whole output one channel of it may keep.
 
-Channels are weaker and stronger, and few samples tell little of one: of 40 real models in four encodings,
+Channels are weaker and stronger, and few samples tell little of one: of 27 real models in up to four encodings,
 judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than 20 dB; one that
 drowned beside stronger channels keeps 0 dB or less.
 """
 REPEATED_DB = 10.0
 """By how much better than the tolerance other kernels must repeat the original's channel for it to count."""
-SHARED_BY = 2.0
-"""Of a channel's values, so many at least must share in its variation (`ChannelSums.spread`)."""
+SHARED_BY = 2.05
+"""Of a channel's values, so many at least must share in its variation (`ChannelSums.spread`) for its ratio to
+count. Two or three values about their mean always make exactly 2, whatever they are."""
+DEAD_BY = 1.99
+"""The same for a channel that does not vary any more: that shows in two values."""
 LEAST_SHARE = 0.005
 """By how much a probability must vary to count: behind a SOFTMAX, what all classes but a few get is next to
 nothing, and depends on the few."""
@@ -251,11 +254,13 @@ def _worst_of_axis(
         ratio = np.where(noise > 0, 10 * np.log10(signal / noise), np.inf)
         kept = 10 * np.log10(sums.signal_after / signal)
     ratio = np.where(np.isfinite(signal) & np.isfinite(noise), ratio, -np.inf)
-    counts = (signal > 0) & (sums.spread >= SHARED_BY)
+    spread = sums.spread
+    counts = (signal > 0) & (spread >= DEAD_BY)
     if tally.rows.rows and tally.rows.are_shares:
         counts &= tally.rows.unit * np.sqrt(signal / sums.count) >= LEAST_SHARE
     least = tolerance.min_channel_snr
     dead = counts & (kept < DEAD_DB) if least is not None else np.zeros_like(counts)
+    counts &= dead | (spread >= SHARED_BY)
     bad = dead if least is None else dead | (counts & ~(ratio >= least))
     if bad.any() and kernels is not None:
         # Only now: running the original in other kernels costs as much as the verdict.
