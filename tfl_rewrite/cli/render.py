@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from tfl_rewrite.cli import streams
 from tfl_rewrite.passes.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.quantize_weights import WeightChange
 from tfl_rewrite.passes.round_weights import RoundedChange
@@ -24,7 +25,8 @@ _DIFFERENCES = 60
 
 def safe(text: str, *, limit: int = 120) -> str:
     """Escapes control characters, terminal escapes, bidirectional marks and broken bytes; cuts the middle."""
-    shown = "".join(_escaped(char) for char in text)
+    # A stream by its own name, before the path of its copy is cut.
+    shown = "".join(_escaped(char) for char in streams.shown(text))
     if len(shown) > limit:
         head = (limit - 3) // 2
         shown = f"{shown[:head]}...{shown[len(shown) - (limit - 3 - head) :]}"

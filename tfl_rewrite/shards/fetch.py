@@ -5,27 +5,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.landing import landing
+from tfl_rewrite.locks import leads_to, lock, opened_folder
 from tfl_rewrite.shards.manifest import Part
 from tfl_rewrite.shards.pouring import Hashing
 from tfl_rewrite.shards.sources import FolderSource, Source
 
-_LOCK = ".lock"
+_MARKER = ".tfl-rewrite-join"
 _ATTEMPTS = 2
 
 
 class WorkFolder:
-    """Parts that were fetched and found right, beside the file that is made of them."""
+    """Parts that were fetched and found right, beside the file that is made of them.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Its path.
+        opened: A descriptor of it.
+    """
+
+    def __init__(self, folder: Path, opened: int) -> None:
         self.folder = folder
         self.local = FolderSource(folder)
+        self._opened = opened
 
     def take(self, part: Part, source: Source, hashing: Hashing) -> bool:
         """Makes sure that a part is here and right; returns whether it had to be fetched.
@@ -36,17 +42,17 @@ class WorkFolder:
         """
         if self._is_right(part, hashing):
             return False
-        path = self.folder / part.name
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part.name, dir_fd=self._opened)
         for attempt in range(_ATTEMPTS):
             try:
-                with landing(self.folder, nbytes=part.stored_nbytes) as file:
+                with landing(self.folder, nbytes=part.stored_nbytes, opened=self._opened) as file:
                     position = 0
                     with source.open(part.name) as stream:
                         for piece in hashing.stored(part, stream):
                             file.sink.write_at(piece, position)
                             position += len(piece)
-                    file.publish(path, force=True)
+                    file.publish(self.folder / part.name, force=True)
                 return True
             except (FormatError, FileAccessError):
                 # A connection that breaks looks like a part that is too short.
@@ -55,9 +61,8 @@ class WorkFolder:
         raise AssertionError("unreachable")
 
     def _is_right(self, part: Part, hashing: Hashing) -> bool:
-        path = self.folder / part.name
         try:
-            status = path.lstat()
+            status = os.stat(part.name, dir_fd=self._opened, follow_symlinks=False)
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(status.st_mode) or status.st_size != part.stored_nbytes:
@@ -71,55 +76,77 @@ class WorkFolder:
             return False
         return True
 
-    def remove(self) -> None:
-        """Removes the folder with all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, names: Iterator[str]) -> None:
+        """Removes parts, and the folder unless something else is in it.
+
+        Args:
+            names: The parts that are no longer needed. Parts of another version of the model go too.
+        """
+        with os.scandir(self._opened) as entries:
+            others = [entry.name for entry in entries if entry.name.endswith(".part")]
+        for name in {*names, *others}:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._opened)
 
 
 @contextlib.contextmanager
 def work_folder(target: Path) -> Iterator[WorkFolder]:
     """Opens the working folder of a file to be made, new or left by a join that was stopped.
 
-    It stays unless it is removed or nothing was fetched: what is in it is what a next run need not fetch.
+    It stays while there are parts in it: what is there a next run need not fetch. Only a folder that a join
+    made is used: one that was empty, or has our marker in it.
 
     Raises:
         UsageError: Another process works in it, or something else has its name.
         FileAccessError: It cannot be made.
     """
-    folder = target.with_name(f"{target.name}.parts")
+    path = target.with_name(f"{target.name}.parts")
+    folder, marker = _marked(path)
     try:
-        folder.mkdir(exist_ok=True)
-        if folder.is_symlink():
-            raise FileExistsError
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    except FileExistsError:
-        raise UsageError("is in the way", file=folder, remedy="remove it, or name another OUT") from None
-    except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror}", file=folder) from error
-    try:
-        if not _locked(lock):
-            raise UsageError("another join works in it", file=folder, remedy="wait for it to end")
-        for stale in folder.glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+        for stale in _stale(folder):
+            with contextlib.suppress(OSError):
+                os.unlink(stale, dir_fd=folder)
         try:
-            yield WorkFolder(folder)
+            yield WorkFolder(path, folder)
         finally:
             # Without parts there is nothing to resume.
             with contextlib.suppress(OSError):
-                if {path.name for path in folder.iterdir()} <= {_LOCK}:
-                    shutil.rmtree(folder, ignore_errors=True)
+                if os.listdir(folder) == [_MARKER]:  # noqa: PTH208
+                    os.unlink(_MARKER, dir_fd=folder)
+                    path.rmdir()
     finally:
-        os.close(lock)
+        os.close(marker)
+        os.close(folder)
 
 
-def _locked(descriptor: int) -> bool:
+def _marked(path: Path) -> tuple[int, int]:
+    """Makes the folder if it is missing, and locks the marker in it; returns descriptors of both."""
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        # The system lets go of it when the process ends, however it ends.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        while True:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(0o700)
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+                folder = opened_folder(path)
+                stack.callback(os.close, folder)
+                held = os.listdir(folder)  # noqa: PTH208
+                if held and _MARKER not in held:
+                    raise NotADirectoryError
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                marker = os.open(_MARKER, flags, 0o600, dir_fd=folder)
+                stack.callback(os.close, marker)
+                if not lock(marker, without=True):
+                    raise UsageError("another join works in it", file=path, remedy="wait for it to end")
+                if leads_to(_MARKER, marker, folder=folder) and leads_to(path, folder):
+                    stack.pop_all()
+                    return folder, marker
+            # A join that ended a moment ago took it away.
+    except NotADirectoryError:
+        raise UsageError("is in the way", file=path, remedy="remove it, or name another OUT") from None
+    except OSError as error:
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+
+
+def _stale(folder: int) -> list[str]:
+    """Names of half-made files that older joins left."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.name.startswith(".") and entry.name.endswith(".tmp")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.landing import landing
+from tfl_rewrite.landing import PLAIN, landing
 from tfl_rewrite.shards.fetch import WorkFolder, work_folder
 from tfl_rewrite.shards.manifest import Manifest, Part
 from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
@@ -43,6 +43,7 @@ def join_parts(
     *,
     force: bool = False,
     jobs: int = DEFAULT_JOBS,
+    access: int = PLAIN,
     dry_run: bool = False,
     tick: Callable[[int], None] | None = None,
 ) -> Joined:
@@ -56,6 +57,7 @@ def join_parts(
         target: The file to make; see :func:`tfl_rewrite.landing.check_target`.
         force: Whether it may exist.
         jobs: Parts at once.
+        access: Who may read the file, as for :func:`tfl_rewrite.landing.landing`.
         dry_run: Fetch and check everything, but keep nothing.
         tick: Called with bytes done, from any thread.
 
@@ -68,13 +70,13 @@ def join_parts(
         work: WorkFolder | None = None
         if source.remote and not dry_run:
             work = stack.enter_context(work_folder(target))
-        with landing(target.parent, nbytes=manifest.nbytes) as file:
+        with landing(target.parent, nbytes=manifest.nbytes, access=access) as file:
             kept = assemble(manifest, source, file.sink, jobs=jobs, work=work, tick=tick)
             check_whole(manifest, file.pieces(), tick=tick)
             if not dry_run:
                 file.publish(target, force=force)
         if work is not None:
-            work.remove()
+            work.remove(part.name for part in manifest.parts)
     return Joined(manifest=manifest, kept=kept)
 
 
