@@ -171,6 +171,18 @@ def passes_of(texts: Sequence[str]) -> list[Pass]:
     return made
 
 
+def files_of(text: str) -> list[str]:
+    """Returns the files that the options of a pass, as for :func:`passes_of`, name.
+
+    Raises:
+        UsageError: See :func:`passes_of`.
+    """
+    name, _, rest = text.partition(":")
+    entry = BY_NAME.get(name)
+    rules = _options(entry, rest).get("map") if entry is not None else None
+    return [rules] if rules is not None and rules.endswith(".toml") else []
+
+
 def preset(name: str) -> list[Pass]:
     """Makes the passes of a preset with their defaults.
 

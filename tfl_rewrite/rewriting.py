@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfl_rewrite.claims import INPUT, OUTPUT, Claim, check_claims
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.landing import Aside, FileSink, check_target, write_aside
+from tfl_rewrite.landing import Aside, FileSink, access_of, write_aside
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
@@ -234,6 +235,7 @@ def rewrite(
     dry_run: bool = False,
     threads: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    ready: Callable[[Report], None] | None = None,
 ) -> Report:
     """Rewrites a file by some passes, proves the result, and gives it its name.
 
@@ -247,6 +249,8 @@ def rewrite(
         threads: For rounding and writing; 0 for one per processor.
         progress: Called with what is going on, and how many of how many bytes are done; 0 of 0 for what is
             not counted in bytes.
+        ready: Called with the report just before the file gets its name; what it raises keeps that from
+            happening.
 
     Raises:
         RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
@@ -258,11 +262,9 @@ def rewrite(
         raise UsageError(f"verification mode {settings.mode!r}", remedy=f"use one of {', '.join(MODES)}")
     if threads < 0:
         raise UsageError(f"threads is {threads}", remedy="give 1 or more, or 0 for one per processor")
-    if str(source) == str(target) and not force:
-        raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
-    check_target(target, force=force)
+    check_claims(claims_of(source, settings), [Claim(OUTPUT, os.fspath(target))], force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
-    job = _Job(source, target, settings, force, dry_run, threads, report_progress)
+    job = _Job(source, target, settings, force, dry_run, threads, report_progress, ready)
     with working(threads=threads, progress=progress), contextlib.ExitStack() as stack:
         equipped = [_equipped(item, settings, report_progress) for item in passes]
         bench = _Bench(job, equipped, stack)
@@ -284,6 +286,7 @@ class _Job:
     dry_run: bool
     threads: int
     progress: Callable[[str, int, int], None]
+    ready: Callable[[Report], None] | None
 
 
 class _Bench:
@@ -325,8 +328,16 @@ class _Bench:
         return self._panel
 
 
-def _attempt(job: _Job, passes: Sequence[Pass], bench: _Bench) -> Report:
+def _attempt(
+    job: _Job,
+    passes: Sequence[Pass],
+    bench: _Bench,
+    complete: Callable[[Report], Report] = lambda report: report,
+) -> Report:
     """Does all of it once.
+
+    Args:
+        complete: Adds to the report, before anything is published, what else is known.
 
     Raises:
         RewriteFailed: See :func:`rewrite`.
@@ -361,7 +372,8 @@ def _attempt(job: _Job, passes: Sequence[Pass], bench: _Bench) -> Report:
         "nbytes_after": made.nbytes,
         "dry_run": job.dry_run,
     }
-    with _place(target, force=job.force, nbytes=made.nbytes, dry_run=job.dry_run) as aside:
+    place = _place(target, force=job.force, nbytes=made.nbytes, dry_run=job.dry_run, access=access_of(source))
+    with place as aside:
         _pour(made, aside, Work(job.threads, progress))
         if not unchanged and any(getattr(item, "for_download", False) for item in passes):
             deflated = _deflated(source, aside.path, results, job.threads)
@@ -384,9 +396,18 @@ def _attempt(job: _Job, passes: Sequence[Pass], bench: _Bench) -> Report:
         origin = origin_of(model)
         assert origin is not None
         origin.container.ensure_unchanged()
+        report = complete(report)
+        if job.ready is not None:
+            job.ready(report)
         if not job.dry_run:
             aside.publish()
     return report
+
+
+def claims_of(source: str | os.PathLike[str], verification: Verification) -> list[Claim]:
+    """Returns what a rewrite reads: the model, and what it is verified with."""
+    reads = [Claim(INPUT, os.fspath(source))]
+    return reads + [Claim("inputs", os.fspath(path)) for path in verification.inputs]
 
 
 def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFailed) -> Report:
@@ -415,28 +436,30 @@ def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFa
             raise failed
         job.progress("storing constants finer until the outputs pass", 0, 0)
         levels = find_rescue(trials, damage)
+    costs = {item.place: item.snr for item in damage.culprits}
+
+    def complete(made: Report) -> Report:
+        stored = [_nbytes_stored(item.results, trials.names) for item in (report, made)]
+        finer = tuple(
+            Finer(
+                trials.names[place],
+                trials.form(place, level),
+                stored[1].get(place, 0) - stored[0].get(place, 0),
+                costs.get(place),
+            )
+            for place, level in levels.items()
+            if level
+        )
+        return replace(made, finer=finer, refused=verdict)
+
     while True:
         try:
-            made = _attempt(job, refined(passes, levels), bench)
-            break
+            return _attempt(job, refined(passes, levels), bench, complete)
         except RewriteFailed:
             # The search saw one judge only, and each file once.
             if all(levels.get(place, 0) >= trials.top(place) for place in trials.names):
                 raise
             levels = {place: min(levels.get(place, 0) + 1, trials.top(place)) for place in trials.names}
-    costs = {item.place: item.snr for item in damage.culprits}
-    stored = [_nbytes_stored(item.results, trials.names) for item in (report, made)]
-    finer = tuple(
-        Finer(
-            trials.names[place],
-            trials.form(place, level),
-            stored[1].get(place, 0) - stored[0].get(place, 0),
-            costs.get(place),
-        )
-        for place, level in levels.items()
-        if level
-    )
-    return replace(made, finer=finer, refused=verdict)
 
 
 def _nbytes_stored(results: Sequence[PassResult], places: Iterable[Place]) -> dict[Place, int]:
@@ -587,10 +610,12 @@ def _unverified(
 
 
 @contextlib.contextmanager
-def _place(target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run: bool) -> Iterator[Aside]:
+def _place(
+    target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run: bool, access: int
+) -> Iterator[Aside]:
     """Opens the file to write to: beside the target, or, for a dry run, in a temporary folder."""
     if not dry_run:
-        with write_aside(target, force=force, nbytes=nbytes) as aside:
+        with write_aside(target, force=force, nbytes=nbytes, access=access) as aside:
             yield aside
         return
     from tfl_rewrite.verification.cleanup import Scratch

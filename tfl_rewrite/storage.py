@@ -19,7 +19,7 @@ from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
 from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
-from tfl_rewrite.landing import FileSink, write_aside
+from tfl_rewrite.landing import PLAIN, FileSink, access_of, write_aside
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
@@ -237,7 +237,8 @@ def save(
     Args:
         model: An unchanged model is written byte for byte as it was loaded.
         target: The file to make.
-        force: Whether it may exist; it may be the file that the model was loaded from.
+        force: Whether it may exist; it may be the file that the model was loaded from. Who may read it is as
+            for that file.
         packing: As for :func:`layout`; the ``packing`` of a pass's result.
 
     Returns:
@@ -249,9 +250,10 @@ def save(
         FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
     """
     made = layout(model, packing=packing)
-    with write_aside(target, force=force, nbytes=made.nbytes) as aside:
+    origin = origin_of(model)
+    access = PLAIN if origin is None else access_of(origin.container.path)
+    with write_aside(target, force=force, nbytes=made.nbytes, access=access) as aside:
         made.pour(aside.sink)
-        origin = origin_of(model)
         if origin is not None:
             origin.container.ensure_unchanged()
         aside.publish()

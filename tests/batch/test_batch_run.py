@@ -204,6 +204,92 @@ def test_a_torn_state_is_no_harm(fixtures: Path, tmp_path: Path) -> None:
     assert run_batch(config).rows[0]["resumed"]
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["deep", "deep/er", HOME, f"{HOME}/rows", f"{HOME}/reports", f"{HOME}/work", f"{HOME}/state.jsonl"],
+)
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_nothing_is_written_through_links_below_the_output_folder(
+    place: str, force: tuple[str, ...], fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, out, elsewhere = tmp_path / "models", tmp_path / "out", tmp_path / "elsewhere"
+    (models / "deep" / "er").mkdir(parents=True)
+    shutil.copy(fixtures / "dense.tflite", models / "deep" / "er" / "dense.tflite")
+    (out / place).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "mine.json").write_text("{}")
+    if place.endswith("jsonl"):
+        (elsewhere / "mine.json").unlink()
+        (elsewhere / "state").write_text("mine")
+        (out / place).symlink_to(elsewhere / "state")
+    else:
+        (out / place).symlink_to(elsewhere)
+    before = {path: path.read_bytes() for path in elsewhere.iterdir()}
+    code = call(f"{models}/**/*.tflite", "--out", out, "--pass", "dedup", "--verify", "off", *force)
+    said = capsys.readouterr()
+    assert code == 2 and "is a link" in said.out + said.err
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*")} == before
+    assert "Traceback" not in said.err
+
+
+def test_an_output_that_is_a_link_is_not_followed(fixtures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (out / "dense.tflite").symlink_to(tmp_path / "mine")
+    words = (fixtures / "dense.tflite", "--out", out, "--pass", "dedup", "--verify", "off", "-q")
+    assert call(*words) == 2
+    assert call(*words, "--force") == 0 and not (out / "dense.tflite").is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_the_output_folder_itself_may_be_a_link(fixtures: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    words = (fixtures / "dense.tflite", "--out", tmp_path / "out", "--pass", "dedup", "--verify", "off", "-q")
+    assert call(*words) == 0 and (tmp_path / "real" / "dense.tflite").exists()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "summary.csv"])
+def test_a_summary_that_no_batch_wrote_stays(
+    name: str, fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    words = (fixtures / "dense.tflite", "--out", out, "--pass", "dedup", "--verify", "off", "-q")
+    assert call(*words) == 2 and "no batch" not in capsys.readouterr().out
+    assert (out / name).read_text() == "mine" and not (out / "dense.tflite").exists()
+    assert call(*words, "--force") == 0 and (out / name).read_text() != "mine"
+    # Its own it replaces unasked, until somebody else writes there.
+    assert call(*words) == 0
+    (out / name).write_text("mine")
+    assert call(*words) == 2 and "is not as a batch wrote it" in capsys.readouterr().err
+
+
+def test_no_output_is_another_name_of_an_input(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hard links to a model, to real inputs and to the configuration."""
+    models, out = tmp_path / "models", tmp_path / "out"
+    models.mkdir()
+    (out / HOME).mkdir(parents=True)
+    shutil.copy(fixtures / "dense.tflite", models / "dense.tflite")
+    shutil.copy(fixtures / "inputs" / "dense.npz", tmp_path / "dense.npz")
+    config = tmp_path / "batch.toml"
+    text = '[batch]\ninputs = ["models/*.tflite"]\nout = "out"\npasses = ["dedup"]\n'
+    config.write_text(f'{text}[verify]\ninputs = ["dense.npz"]\nsamples = 1\n')
+    for read in (models / "dense.tflite", tmp_path / "dense.npz", config):
+        for name in ("dense.tflite", "summary.csv", f"{HOME}/state.jsonl"):
+            (out / name).hardlink_to(read)
+            before = read.read_bytes()
+            assert call(config, "--force") == 2
+            assert "is another name of" in capsys.readouterr().err
+            assert read.read_bytes() == before and (out / name).samefile(read)
+            (out / name).unlink()
+    assert call(config, "-q") == 0
+
+
 def test_one_batch_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (

@@ -352,7 +352,7 @@ def test_verify(capsys: pytest.CaptureFixture[str], fixtures: Path, dense: Path,
     code, text, _ = call(capsys, "verify", dense, near, "--samples", "1", "--exact")
     assert code == 4 and text.startswith("FAIL")
     assert call(capsys, "verify", dense, dense, "--samples", "1", "--exact")[0] == 0
-    code, text, _ = call(capsys, "verify", dense, far, "--samples", "1", "--report", report)
+    code, text, _ = call(capsys, "verify", dense, far, "--samples", "1", "--report", report, "--force")
     assert code == 4 and json.loads(report.read_text())["schema"] == 1
     assert call(capsys, "verify", dense, far, "--samples", "1", "--min-snr", "-30")[0] == 0
     assert call(capsys, "verify", dense, near, "--samples", "1", "--max-abs-error", "1e-9")[0] == 4
@@ -691,6 +691,7 @@ OWN_SENSE = {
     ("doctor", "--min-runtime"),
     ("batch", "--pass"),
     ("batch", "--force"),
+    ("verify", "--force"),
 }
 
 

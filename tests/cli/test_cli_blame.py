@@ -92,10 +92,10 @@ def test_nothing_compared_nothing_to_blame(capsys, digits, tmp_path):
 
 def test_reports_may_not_replace_a_model_or_each_other(capsys, digits, tmp_path):
     code, _, said = call(capsys, "verify", digits, digits, "--blame-out", digits)
-    assert code == 2 and "is a model" in said
+    assert code == 2 and "is read as BEFORE, and --blame-out would replace it" in said
     same = tmp_path / "r.json"
     code, _, said = call(capsys, "verify", digits, digits, "--blame-out", same, "--report", same)
-    assert code == 2 and "named by --report and --blame-out" in said and not same.exists()
+    assert code == 2 and "--blame-out and --report are the same file" in said and not same.exists()
 
 
 def test_a_damaged_picture_is_one_line(capsys, digits, photos, tmp_path):

@@ -39,6 +39,7 @@ def test_rewrite_is_judged_by_all(tmp_path, capsys):
     assert len(json.loads(report.read_text())["verdicts"]) == 1
     # One of them refuses: nothing is written.
     target.unlink()
+    report.unlink()
     both = ["--resolver", "builtin", "--resolver", "default"]
     assert main([*command, *both, "--min-snr", "90", "--no-rescue"]) == 4
     assert not target.exists()

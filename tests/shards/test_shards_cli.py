@@ -32,6 +32,7 @@ def test_there_and_back(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     data = json.loads(report.read_text())
     assert (data["schema"], data["command"], data["format"]) == (1, "shard", "parts")
     assert {item["status"] for item in data["files"]} == {"new"}
+    report.unlink()
     assert run("join", tmp_path / "s" / "manifest.json", tmp_path / "out", "--report", report) == 0
     assert (tmp_path / "out").read_bytes() == model.read_bytes()
     assert data["sha256"] == json.loads(report.read_text())["sha256"]

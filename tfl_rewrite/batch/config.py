@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class BatchConfig:
         jobs: How many files at once.
         executor: ``local``, or ``dask://HOST:PORT``.
         base: The folder that relative paths count from.
+        file: Where it was read from, if from a file.
     """
 
     patterns: tuple[str, ...]
@@ -36,6 +37,7 @@ class BatchConfig:
     jobs: int = 0
     executor: str = "local"
     base: Path = Path()
+    file: Path | None = None
 
 
 def read_config(path: Path, given: Mapping[str, Any], verification: Mapping[str, Any]) -> BatchConfig:
@@ -67,7 +69,7 @@ def read_config(path: Path, given: Mapping[str, Any], verification: Mapping[str,
         raise UsageError("file is not a list of tables", file=path, remedy="write [[file]]")
     overrides = tuple(_override(row, f"{path} [[file]]") for row in rows)
     settings = Settings().changed(verify, f"{path} [verify]").changed(verification, "the command line")
-    return _config(batch, settings, overrides, base, str(path))
+    return replace(_config(batch, settings, overrides, base, str(path)), file=path)
 
 
 def plain_config(

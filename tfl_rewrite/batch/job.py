@@ -10,16 +10,19 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
 from tfl_rewrite import __version__, catalog
+from tfl_rewrite.batch.places import folder_below, write_below
 from tfl_rewrite.batch.plan import ROWS, Job, sha256_of
 from tfl_rewrite.errors import TflRewriteError, UsageError
+from tfl_rewrite.landing import PLAIN, access_of
 from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
 
 
@@ -32,19 +35,23 @@ def run_job(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     report: Report | None = None
     row: dict[str, Any] = {"name": job.name, "key": job.key, "version": __version__}
-    made = job.work / Path(job.target).name
+    out, target = Path(job.home).parent, Path(job.target)
+    made = job.work / target.name
     try:
-        job.work.mkdir(parents=True, exist_ok=True)
-        _check_target(job)
-        report = _rewritten(job, made)
-        _write_report(job, report)
-        digest = sha256_of(made)
-        Path(job.target).parent.mkdir(parents=True, exist_ok=True)
-        _check_target(job)
-        row |= {"status": report.outcome, "exit_code": 0, "message": "", "sha256": digest}
-        # Told before it is done: who takes over from a batch that was killed must know its own output.
-        _leave_row(job, {**row, **_figures(report)})
-        made.replace(job.target)
+        out.mkdir(parents=True, exist_ok=True)
+        with (
+            folder_below(out, job.work.relative_to(out)) as work,
+            folder_below(out, target.parent.relative_to(out)) as place,
+        ):
+            _check_target(job, place)
+            report = _rewritten(job, made)
+            _write_report(job, report)
+            digest = sha256_of(made)
+            _check_target(job, place)
+            row |= {"status": report.outcome, "exit_code": 0, "message": "", "sha256": digest}
+            # Told before it is done: who takes over from a batch that was killed must know its own output.
+            _leave_row(job, {**row, **_figures(report)})
+            os.replace(made.name, target.name, src_dir_fd=work, dst_dir_fd=place)
     except RewriteFailed as error:
         report = error.report
         with contextlib.suppress(OSError):
@@ -102,26 +109,32 @@ def _rewritten(job: Job, made: Path) -> Report:
 
 
 def _write_report(job: Job, report: Report) -> None:
-    place = Path(job.home) / "reports" / f"{job.name}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
+    home = Path(job.home)
     text = json.dumps({**report.to_dict(), "target": job.target}, indent=2, allow_nan=False)
-    place.write_text(f"{text}\n", encoding="ascii")
+    place = PurePath(home.name, "reports", f"{job.name}.json")
+    write_below(home.parent, place, f"{text}\n".encode("ascii"), access=access_of(job.source) & PLAIN)
 
 
 def _leave_row(job: Job, row: dict[str, Any]) -> None:
-    text = json.dumps(row)
-    place = Path(job.home) / ROWS / f"{job.key}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = job.work / "row.json"
-    aside.write_text(text, encoding="ascii")
-    aside.replace(place)
+    home = Path(job.home)
+    place = PurePath(home.name, ROWS, f"{job.key}.json")
+    write_below(home.parent, place, json.dumps(row).encode("ascii"))
 
 
-def _check_target(job: Job) -> None:
-    """Refuses to replace a file that no batch made."""
-    if job.force or not os.path.lexists(job.target):
+def _check_target(job: Job, place: int) -> None:
+    """Refuses to replace a file that no batch made.
+
+    Args:
+        job: Whose target it is.
+        place: Descriptor of the folder of the target.
+    """
+    try:
+        mode = os.stat(Path(job.target).name, dir_fd=place, follow_symlinks=False).st_mode
+    except FileNotFoundError:
         return
-    if job.replace and Path(job.target).is_file() and sha256_of(job.target) == job.replace:
+    if stat.S_ISDIR(mode):
+        raise UsageError("is a directory", file=job.target, remedy="remove it, or use another --out")
+    if job.force or (job.replace and stat.S_ISREG(mode) and sha256_of(job.target) == job.replace):
         return
     raise UsageError("exists already", file=job.target, remedy="use --force to overwrite it")
 

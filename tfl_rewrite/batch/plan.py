@@ -15,13 +15,19 @@ from typing import Any
 from tfl_rewrite import __version__
 from tfl_rewrite.batch.config import BatchConfig
 from tfl_rewrite.batch.settings import Settings
+from tfl_rewrite.claims import Claim, check_shared
 from tfl_rewrite.errors import FileAccessError, UsageError
 
 HOME = ".tfl-rewrite-batch"
 """Folder in the output folder: what is done, work in progress, and reports."""
 
+STATE = "state.jsonl"
+"""File in :data:`HOME`: rows of files that are done."""
+
 ROWS = "rows"
 """Folder in :data:`HOME`: rows of jobs that have ended, until the batch has taken them down."""
+
+SUMMARIES = ("summary.json", "summary.csv")
 
 _MAGIC = "*?["
 
@@ -75,6 +81,9 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
         raise UsageError(f"no file matches {', '.join(config.patterns)}", remedy="check the patterns")
     sources = {os.path.realpath(source) for source, _ in found}
     home, targets, jobs = config.out / HOME, dict[str, str](), []
+    reads = [Claim("the configuration", os.fspath(config.file))] if config.file is not None else []
+    writes = [Claim("the state of the batch", os.fspath(home / STATE))]
+    writes += [Claim("the summary", os.fspath(config.out / name)) for name in SUMMARIES]
     for source, name in sorted(found, key=lambda item: item[1]):
         settings = _settings(config, name)
         if settings is None:
@@ -90,6 +99,9 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
             raise UsageError("is an input, and would be an output", file=source, remedy="use another --out")
         targets[real] = str(source)
         settings = _with_inputs(settings, config.base, source)
+        reads += [Claim("a model", os.fspath(source))]
+        reads += [Claim("inputs", text) for text in settings.inputs]
+        writes.append(Claim("an output", os.fspath(target)))
         job = Job(
             name=name,
             source=str(source),
@@ -100,6 +112,7 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
             force=force,
         )
         jobs.append(job)
+    check_shared(reads, writes, force=force)
     return jobs
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Any
 
 from tfl_rewrite.batch.config import BatchConfig
 from tfl_rewrite.batch.local import run_local
-from tfl_rewrite.batch.plan import Job, plan, sha256_of
+from tfl_rewrite.batch.places import write_below
+from tfl_rewrite.batch.plan import SUMMARIES, Job, plan, sha256_of
 from tfl_rewrite.batch.state import State, open_state
 from tfl_rewrite.batch.summary import Summary, sorted_rows
-from tfl_rewrite.errors import FileAccessError
+from tfl_rewrite.errors import FileAccessError, UsageError
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -39,6 +42,7 @@ def run_batch(config: BatchConfig, *, force: bool = False, progress: Progress | 
     """
     jobs = plan(config, force=force)
     with open_state(config.out) as state:
+        _check_summaries(config.out, state, force=force)
         rows, waiting = _resumed(jobs, state)
         stop = state.home / f"stop-{os.getpid()}-{os.urandom(4).hex()}"
         say = progress or (lambda _done, _total, _row: None)
@@ -52,12 +56,12 @@ def run_batch(config: BatchConfig, *, force: bool = False, progress: Progress | 
                     state.add(row)
                     say(len(rows), len(jobs), row)
         except BaseException:
-            _finish(config.out, rows, stopped=True)
+            _finish(config.out, state, rows, stopped=True)
             raise
         finally:
             stop.unlink(missing_ok=True)
             shutil.rmtree(state.home / "work", ignore_errors=True)
-        return _finish(config.out, rows, stopped=False)
+        return _finish(config.out, state, rows, stopped=False)
 
 
 def _run(config: BatchConfig, jobs: list[Job], stop: Path) -> Generator[dict[str, Any], None, None]:
@@ -68,9 +72,30 @@ def _run(config: BatchConfig, jobs: list[Job], stop: Path) -> Generator[dict[str
     return run_cluster(jobs, address=config.executor, stop=stop)
 
 
-def _finish(out: Path, rows: list[dict[str, Any]], *, stopped: bool) -> Summary:
+def _check_summaries(out: Path, state: State, *, force: bool) -> None:
+    """Refuses to replace a summary that no batch wrote."""
+    for path in [out / name for name in SUMMARIES]:
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(mode):
+            raise UsageError("is a directory", file=path, remedy="remove it, or use another --out")
+        if not force and not (stat.S_ISREG(mode) and state.summarizes(sha256_of(path))):
+            raise UsageError(
+                "exists already, and is not as a batch wrote it",
+                file=path,
+                remedy="use --force to overwrite it, or another --out",
+            )
+
+
+def _finish(out: Path, state: State, rows: list[dict[str, Any]], *, stopped: bool) -> Summary:
     summary = Summary(sorted_rows(rows), stopped)
-    summary.write(out)
+    contents = summary.contents()
+    for data in contents.values():
+        state.add_summary(hashlib.sha256(data).hexdigest())
+    for name, data in contents.items():
+        write_below(out, name, data)
     return summary
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
-from tfl_rewrite.batch.plan import HOME, ROWS
+from tfl_rewrite.batch.places import folder_below
+from tfl_rewrite.batch.plan import HOME, ROWS, STATE
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.locks import leads_to, lock
 
 DONE = ("rewritten", "unchanged")
 
@@ -29,6 +31,7 @@ class State:
         self._file = file
         self._by_key: dict[str, dict[str, Any]] = {}
         self._by_name: dict[str, dict[str, Any]] = {}
+        self._summaries: set[str] = set()
 
     def done(self, key: str) -> dict[str, Any] | None:
         """Returns the row of a job that ended well, or None."""
@@ -40,13 +43,35 @@ class State:
 
     def add(self, row: dict[str, Any]) -> None:
         """Keeps a row; it is on disk when this returns."""
+        self._keep(row)
+        self._forget(f"{row['key']}.json")
+
+    def summarizes(self, sha256: str) -> bool:
+        """Whether a batch wrote a summary with that hash here."""
+        return sha256 in self._summaries
+
+    def add_summary(self, sha256: str) -> None:
+        """Keeps the hash of a summary, before it is written: who takes over must know it."""
+        if sha256 not in self._summaries:
+            self._keep({"summary": sha256})
+
+    def _keep(self, row: dict[str, Any]) -> None:
         self._note(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        (self.home / ROWS / f"{row['key']}.json").unlink(missing_ok=True)
+
+    def _forget(self, name: str) -> None:
+        """Removes a row that a job left."""
+        with (
+            contextlib.suppress(FileNotFoundError),
+            folder_below(self.home.parent, PurePath(self.home.name, ROWS)) as rows,
+        ):
+            os.unlink(name, dir_fd=rows)
 
     def _note(self, row: dict[str, Any]) -> None:
+        if "summary" in row:
+            self._summaries.add(str(row["summary"]))
         if row.get("status") in DONE and row.get("sha256"):
             self._by_key[str(row["key"])] = row
             self._by_name[str(row["name"])] = row
@@ -56,14 +81,15 @@ class State:
         self._file.seek(0)
         text = self._file.read()
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self._note(json.loads(line))
         if text and not text.endswith("\n"):
             self._file.write("\n")
         # Of jobs that ended after the batch that started them was killed.
         for place in sorted((self.home / ROWS).glob("*.json")):
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                self.add(json.loads(place.read_text(encoding="utf-8", errors="replace")))
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                self._keep(json.loads(place.read_text(encoding="utf-8", errors="replace")))
+                self._forget(place.name)
 
 
 @contextlib.contextmanager
@@ -76,16 +102,12 @@ def open_state(out: Path) -> Iterator[State]:
     """
     home = out / HOME
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with open(home / "state.jsonl", "a+", encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    "another batch is writing there", file=out, remedy="wait, or use another --out"
-                ) from None
+        out.mkdir(parents=True, exist_ok=True)
+        with _locked(out) as file:
             # What a killed run left behind.
             shutil.rmtree(home / "work", ignore_errors=True)
+            with folder_below(out, PurePath(HOME, ROWS)):
+                pass  # It is a folder.
             for old in home.glob("stop-*"):
                 old.unlink(missing_ok=True)
             state = State(home, file)
@@ -95,3 +117,33 @@ def open_state(out: Path) -> Iterator[State]:
         raise UsageError("is not a folder", file=out, remedy="use another --out") from error
     except OSError as error:
         raise FileAccessError(f"cannot write: {error.strerror or error}", file=out) from error
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[IO[str]]:
+    """Opens the file of the state, and nobody else does until it is closed.
+
+    Raises:
+        UsageError: Somebody has, or it is a link.
+        OSError: It cannot be opened.
+    """
+    while True:
+        with folder_below(out, HOME) as home:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                descriptor = os.open(STATE, flags, 0o666, dir_fd=home)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                raise UsageError(
+                    "is a link", file=out / HOME / STATE, remedy="remove it, or use another --out"
+                ) from None
+            with open(descriptor, "a+", encoding="utf-8", errors="replace") as file:
+                if not lock(descriptor, without=True):
+                    raise UsageError(
+                        "another batch is writing there", file=out, remedy="wait, or use another --out"
+                    )
+                if leads_to(STATE, descriptor, folder=home):
+                    yield file
+                    return
+            # Somebody removed it meanwhile.

@@ -8,11 +8,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tfl_rewrite import __version__
-from tfl_rewrite.landing import write_aside
+from tfl_rewrite.batch.plan import SUMMARIES
 
 COLUMNS = (
     "name",
@@ -71,30 +70,22 @@ class Summary:
             "files": rows,
         }
 
-    def write(self, folder: Path) -> None:
-        """Writes ``summary.json`` and ``summary.csv``, each in one step.
-
-        Raises:
-            FileAccessError: It cannot be written.
-        """
-        _publish(folder / "summary.json", json.dumps(self.to_dict(), indent=2) + "\n")
+    def contents(self) -> dict[str, bytes]:
+        """Returns what ``summary.json`` and ``summary.csv`` are to hold."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
             writer.writerow({name: "" if row.get(name) is None else row[name] for name in COLUMNS})
-        _publish(folder / "summary.csv", text.getvalue())
+        texts = (json.dumps(self.to_dict(), indent=2) + "\n", text.getvalue())
+        return {
+            name: text.encode("utf-8", "backslashreplace")
+            for name, text in zip(SUMMARIES, texts, strict=True)
+        }
 
 
 def _done(row: dict[str, Any]) -> bool:
     return bool(row["exit_code"] == 0)
-
-
-def _publish(path: Path, text: str) -> None:
-    data = text.encode("utf-8", "backslashreplace")
-    with write_aside(path, force=True, nbytes=len(data)) as aside:
-        aside.sink.write_at(data, 0)
-        aside.publish()
 
 
 def sorted_rows(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

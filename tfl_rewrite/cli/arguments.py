@@ -15,6 +15,7 @@ from tfl_rewrite.cli.sharding_table import SHARDING
 from tfl_rewrite.cli.shrink_commands import SHRINKING
 
 COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING)
+BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def parser(version: str) -> argparse.ArgumentParser:

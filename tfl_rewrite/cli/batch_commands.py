@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ _JUDGED = (
 
 # What is not given is left to the file, so nothing has a default here.
 _VERIFYING = tuple(
-    Argument(row.names, row.help, {**row.extra, "default": None})
+    replace(row, extra={**row.extra, "default": None})
     for row in VERIFYING
     if row.names[-1].removeprefix("--").replace("-", "_") in _JUDGED
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
+from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
 from tfl_rewrite.cli.streams import shown
@@ -21,7 +21,6 @@ from tfl_rewrite.errors import (
     UsageError,
     VerificationError,
 )
-from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.quant.encoding import Effort
@@ -146,8 +145,6 @@ def round_weights(arguments: argparse.Namespace) -> int:
     )
     if arguments.min_snr is None:
         arguments.min_snr = 20.0
-    _check_reports(arguments, (arguments.source, arguments.target))
-    check_target(arguments.target, force=arguments.force)
     if searched:
         from tfl_rewrite.rounding_search import search_rounding
 
@@ -174,7 +171,6 @@ def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.judging import verify
 
-    _check_reports(arguments, (arguments.before, arguments.after))
     inputs = real_inputs(arguments, arguments.before)
     judges = _judges(arguments)
     with Waiting(enabled=_talks(arguments)) as waiting:
@@ -201,14 +197,16 @@ def verify_files(arguments: argparse.Namespace) -> int:
             runtime=judges["runtime"][0],
             timeout=arguments.timeout,
         )
+    facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
+    facts |= {"blame": found.to_dict()} if found else {}
+    with SideFiles(arguments) as side:
+        side.add_json(arguments.report, {"schema": 1, **facts})
+        _add_node_data(side, arguments.blame_out, found)
+        side.publish()
     if not arguments.quiet:
         _print(verdict.summary_lines())
         _print(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
         _print(_no_blame(arguments, found))
-    facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
-    facts |= {"blame": found.to_dict()} if found else {}
-    _write_json(arguments.report, {"schema": 1, **facts})
-    _write_node_data(arguments.blame_out, found)
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
@@ -369,9 +367,9 @@ def _talks(arguments: argparse.Namespace) -> bool:
 
 
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
-    _check_reports(arguments, (arguments.source, arguments.target))
     verification = verification_of(arguments)
     bar = Bar.of(arguments)
+    side = SideFiles(arguments)
     try:
         report = rewrite(
             arguments.source,
@@ -382,9 +380,13 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
             dry_run=arguments.dry_run,
             threads=arguments.threads,
             progress=bar,
+            ready=lambda report: _add_reports(side, arguments, report),
         )
+        side.publish()
     except RewriteFailed as error:
         bar.close()
+        _add_reports(side, arguments, error.report)
+        side.publish()
         _show(arguments, error.report)
         if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
             budget = f"--min-snr {arguments.min_snr:g}"
@@ -394,6 +396,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         raise
     finally:
         bar.close()
+        side.close()
     _show(arguments, report)
     return 0
 
@@ -404,8 +407,11 @@ def _show(arguments: argparse.Namespace, report: Report) -> None:
         _print(_no_blame(arguments, report.blame))
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
-    _write_json(arguments.report, report.to_dict())
-    _write_node_data(arguments.blame_out, report.blame)
+
+
+def _add_reports(side: SideFiles, arguments: argparse.Namespace, report: Report) -> None:
+    side.add_json(arguments.report, report.to_dict())
+    _add_node_data(side, arguments.blame_out, report.blame)
 
 
 def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Tolerance:
@@ -440,52 +446,14 @@ def _print(lines: list[str]) -> None:
             ) from error
 
 
-def _check_report(path: str | None, files: Sequence[str]) -> None:
-    """Refuses a place for the report before anything is done.
-
-    Raises:
-        UsageError: It is a directory, its folder is missing, or it is one of the models.
-    """
-    if path is None:
-        return
-    check_target(path, force=True)
-    if any(os.path.realpath(path) == os.path.realpath(file) for file in files):
-        raise UsageError("is a model; the report would replace it", file=path, remedy="name another file")
-
-
-def _check_reports(arguments: argparse.Namespace, files: Sequence[str]) -> None:
-    _check_report(arguments.report, files)
-    _check_report(arguments.blame_out, files)
-    given = [os.path.realpath(path) for path in (arguments.report, arguments.blame_out) if path]
-    if len(set(given)) < len(given):
-        raise UsageError(
-            "is named by --report and --blame-out", file=arguments.report, remedy="name two files"
-        )
-
-
-def _write_json(path: str | None, data: dict[str, Any]) -> None:
-    if path is None:
-        return
-    import json
-
-    fresh = not os.path.lexists(path)
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(shown(json.dumps(data, indent=2, allow_nan=False)) + "\n")
-    except OSError as error:
-        if fresh:
-            Path(path).unlink(missing_ok=True)  # Half a report is none.
-        raise FileAccessError(f"cannot write the report: {error.strerror or error}", file=path) from error
-
-
 def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
     asked = arguments.blame or arguments.blame_out is not None
     return ["blame: not run, because nothing was compared"] if asked and found is None else []
 
 
-def _write_node_data(path: str | None, found: Blame | None) -> None:
+def _add_node_data(side: SideFiles, path: str | None, found: Blame | None) -> None:
     if path is not None and found is not None and found.failure is None:
-        _write_json(path, found.node_data())
+        side.add_json(path, found.node_data())
 
 
 class _Counter:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
+from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
 
 if TYPE_CHECKING:
     from tfl_rewrite.doctor.diagnosis import Diagnosis
@@ -25,7 +25,7 @@ DOCTORING = (
         "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 0 whatever "
         "is found, unless --fail-on; 2: the file cannot be read.",
         (
-            ("file", (Argument(("model",), "the .tflite file", {"metavar": "MODEL"}),)),
+            ("file", (Argument(("model",), "the .tflite file", {"metavar": "MODEL"}, Role.READ),)),
             (
                 "what to look for",
                 (

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from tfl_rewrite import __version__
-from tfl_rewrite.cli.arguments import parser
+from tfl_rewrite.cli.arguments import BY_NAME, parser
 from tfl_rewrite.errors import TflRewriteError
 
 INTERRUPTED = 130
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser(__version__).parse_args(argv)
         # Late, so that --version and --help stay quick.
-        from tfl_rewrite.cli import bus, commands, streams
+        from tfl_rewrite.cli import bus, commands, files, streams
 
         run = commands.BY_NAME[arguments.command]
         with streams.standard_streams(arguments):
+            files.check(BY_NAME[arguments.command], arguments)
             bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
             return run(arguments)
     except TflRewriteError as error:
@@ -78,10 +79,9 @@ def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
 
 def _complain(text: str) -> None:
     from tfl_rewrite.cli.render import safe
-    from tfl_rewrite.cli.streams import shown
 
     if sys.stderr is not None:
-        print(f"tfl-rewrite: error: {safe(shown(text), limit=4000)}", file=sys.stderr)
+        print(f"tfl-rewrite: error: {safe(text, limit=4000)}", file=sys.stderr)
 
 
 def _send_again(lost: sys.UnraisableHookArgs) -> None:

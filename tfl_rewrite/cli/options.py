@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
+
+
+class Role(Enum):
+    """What a command does with the files that an argument names; :mod:`tfl_rewrite.cli.files` checks it."""
+
+    READ = "reads them, or those of the folder"
+    READ_MAP = "reads it, if it is a TOML file"
+    READ_PASSES = "reads those that options of passes name"
+    READ_RUNTIME = "starts it, if it is a path"
+    WRITE = "writes it"
+    OUT = "writes it, maybe in place of IN"
+    KEEP = "reads it and writes it, if it is of its own making"
+    FOLDER = "writes into it"
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument: its names and what argparse is to know of it."""
+    """One argument: its names, what argparse is to know of it, and what becomes of a file that it names."""
 
     names: tuple[str, ...]
     help: str
     extra: dict[str, Any] = field(default_factory=dict)
+    role: Role | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +45,22 @@ def flag(*names: str, help: str) -> Argument:
     return Argument(names, help, {"action": "store_true"})
 
 
-def value(*names: str, help: str, **extra: Any) -> Argument:
+def value(*names: str, help: str, role: Role | None = None, **extra: Any) -> Argument:
     """Returns the row of an argument with a value; ``extra`` is what argparse is to know of it."""
-    return Argument(names, help, extra)
+    return Argument(names, help, extra, role)
 
 
 IN_OUT = (
-    value("source", help="the .tflite file to read; it is not changed", metavar="IN"),
-    value("target", help="the .tflite file to write", metavar="OUT"),
+    value("source", help="the .tflite file to read; it is not changed", metavar="IN", role=Role.READ),
+    value("target", help="the .tflite file to write", metavar="OUT", role=Role.OUT),
 )
+
+REPORT = value("--report", help="write the whole report as JSON", metavar="FILE.json", role=Role.WRITE)
 
 WRITING = (
     flag("--dry-run", help="do everything but the write"),
-    flag("--force", help="overwrite an existing OUT (IN and OUT may be the same file)"),
-    value("--report", help="write the whole report as JSON", metavar="FILE.json"),
+    flag("--force", help="overwrite files that exist, whichever it writes (OUT may be IN then)"),
+    REPORT,
     value(
         "--threads",
         help="threads for measuring, rounding and writing (default: one per processor)",
@@ -99,6 +116,7 @@ BLAMING = (
         "--blame",
         metavar="FILE.json",
         default=None,
+        role=Role.WRITE,
     ),
 )
 
@@ -110,6 +128,7 @@ JUDGING = (
         metavar="PATH",
         action="append",
         default=[],
+        role=Role.READ,
     ),
     *MEDIA,
     value("--samples", help="how many samples are made (default: 4)", type=int, default=4, metavar="N"),
@@ -144,6 +163,7 @@ JUDGING = (
         action="append",
         default=[],
         metavar="NAME",
+        role=Role.READ_RUNTIME,
     ),
     value(
         "--resolver",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tfl_rewrite.cli.options import JUDGING, TALKING, Command, flag, value
+from dataclasses import replace
+
+from tfl_rewrite.cli.options import JUDGING, REPORT, TALKING, Command, Role, flag, value
 
 READING = (
     Command(
@@ -20,8 +22,8 @@ READING = (
             (
                 "files",
                 (
-                    value("before", help="the first file", metavar="BEFORE"),
-                    value("after", help="the second file", metavar="AFTER"),
+                    value("before", help="the first file", metavar="BEFORE", role=Role.READ),
+                    value("after", help="the second file", metavar="AFTER", role=Role.READ),
                 ),
             ),
             ("output", (flag("--json", help="print JSON"),)),
@@ -38,8 +40,8 @@ READING = (
             (
                 "files",
                 (
-                    value("before", help="the original", metavar="BEFORE"),
-                    value("after", help="the rewritten file", metavar="AFTER"),
+                    value("before", help="the original", metavar="BEFORE", role=Role.READ),
+                    value("after", help="the rewritten file", metavar="AFTER", role=Role.READ),
                 ),
             ),
             (
@@ -48,7 +50,8 @@ READING = (
                     *JUDGING,
                     flag("--exact", help="outputs must be equal to the bit"),
                     flag("--require", help="exit 3 when UNVERIFIED"),
-                    value("--report", help="write the verdict as JSON", metavar="FILE.json"),
+                    replace(REPORT, help="write the verdict as JSON"),
+                    flag("--force", help="overwrite files that exist, such as an older report"),
                 ),
             ),
             ("talk", TALKING),
@@ -60,7 +63,7 @@ READING = (
         "Shows operators, constants by operator and type, the largest tensors, duplicates, dead bytes, "
         "metadata, the appended ZIP, signatures and the oldest runtime that knows the file's operators.",
         (
-            ("file", (value("model", help="the .tflite file", metavar="MODEL"),)),
+            ("file", (value("model", help="the .tflite file", metavar="MODEL", role=Role.READ),)),
             (
                 "output",
                 (
@@ -77,7 +80,7 @@ READING = (
         "Checks every offset, every index, and buffer sizes against shapes. Nothing is run. Exit 0: all "
         "sound; 2: at least one is not, with the place of the fault.",
         (
-            ("files", (value("models", help=".tflite files", metavar="MODEL", nargs="+"),)),
+            ("files", (value("models", help=".tflite files", metavar="MODEL", nargs="+", role=Role.READ),)),
             ("output", (flag("--json", help="print JSON"),)),
             ("talk", TALKING),
         ),

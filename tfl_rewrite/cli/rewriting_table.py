@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, flag, value
+from dataclasses import replace
+
+from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Command, Role, flag, value
 
 _SELECTING = (
     value(
@@ -19,6 +21,7 @@ _SELECTING = (
         "the rest",
         default=None,
         metavar="REGEX=ENCODING,...|FILE.toml",
+        role=Role.READ_MAP,
     ),
     value(
         "--scheme",
@@ -126,7 +129,7 @@ _EXACT = tuple(row for row in VERIFYING if not {"--min-snr", "--max-abs-error"} 
 
 # There, --inputs names tensors.
 _EXACT_OF_A_PART = tuple(
-    Argument(("--verify-inputs",), row.help, {**row.extra, "dest": "inputs"})
+    replace(row, names=("--verify-inputs",), extra={**row.extra, "dest": "inputs"})
     if "--inputs" in row.names
     else row
     for row in _EXACT
@@ -167,11 +170,11 @@ _ROUNDING = (
 
 # There, the ratio that the outputs must keep is what the steps are searched for.
 _SEARCHING = tuple(
-    Argument(
-        row.names,
-        "without --steps: search the coarsest rounding that keeps every output at this ratio or more, in dB; "
-        "the file is run some hundred times. With --steps: refuse the result below it (default: 10)",
-        {**row.extra, "default": None},
+    replace(
+        row,
+        help="without --steps: search the coarsest rounding that keeps every output at this ratio or more, "
+        "in dB; the file is run some hundred times. With --steps: refuse the result below it (default: 10)",
+        extra={**row.extra, "default": None},
     )
     if "--min-snr" in row.names
     else row
@@ -295,6 +298,7 @@ REWRITING = (
                         default=[],
                         dest="passes",
                         metavar="NAME[:OPTION=VALUE,...]",
+                        role=Role.READ_PASSES,
                     ),
                     value("--preset", help="lossless or small", metavar="NAME", default=None),
                 ),

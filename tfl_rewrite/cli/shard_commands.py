@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tfl_rewrite.cli.commands import _check_report, _print, _write_json, real_inputs
+from tfl_rewrite.cli.commands import _print, real_inputs
+from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.cli.shard_render import shard_lines
@@ -55,7 +56,6 @@ def join_model(arguments: argparse.Namespace) -> int:
 
 
 def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar], ShardReport]) -> int:
-    _check_report(arguments.report, (arguments.source, arguments.target))
     # Of a manifest nothing is run: parts are compared byte by byte.
     inputs = real_inputs(arguments, arguments.source) if is_model(Path(arguments.source)) else ()
     verification = Verification(
@@ -73,11 +73,13 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar
         failure, report = error, error.report
     finally:
         bar.close()
+    with SideFiles(arguments) as side:
+        side.add_json(arguments.report, report.to_dict())
+        side.publish()
     if not arguments.quiet:
         _print(shard_lines(report, verbose=arguments.verbose))
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
-    _write_json(arguments.report, report.to_dict())
     if failure is not None:
         raise failure
     return 0

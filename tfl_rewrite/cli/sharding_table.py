@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tfl_rewrite.cli.options import IN_OUT, JUDGING, MEDIA, TALKING, Command, flag, value
+from dataclasses import replace
+
+from tfl_rewrite.cli.options import IN_OUT, JUDGING, MEDIA, REPORT, TALKING, Command, Role, flag, value
 
 _RUNNING = (
     value(
@@ -22,7 +24,7 @@ _RUNNING = (
 
 _KEEPING = (
     flag("--dry-run", help="do everything but the write"),
-    value("--report", help="write the whole report as JSON", metavar="FILE.json"),
+    REPORT,
 )
 
 SHARDING = (
@@ -38,7 +40,12 @@ SHARDING = (
                 "files",
                 (
                     IN_OUT[0],
-                    value("target", help="the folder to write to; made if missing", metavar="OUTDIR"),
+                    value(
+                        "target",
+                        help="the folder to write to; made if missing",
+                        metavar="OUTDIR",
+                        role=Role.FOLDER,
+                    ),
                 ),
             ),
             (
@@ -76,7 +83,7 @@ SHARDING = (
                 "writing",
                 (
                     *_KEEPING,
-                    flag("--force", help="replace files of these names that have other content"),
+                    flag("--force", help="replace files that exist with other content, and an older report"),
                     value(
                         "--jobs",
                         "--threads",
@@ -103,8 +110,9 @@ SHARDING = (
                         "source",
                         help="path or URL of a manifest, or a model whose weights lie beside it",
                         metavar="MANIFEST|URL|MODEL",
+                        role=Role.READ,
                     ),
-                    IN_OUT[1],
+                    replace(IN_OUT[1], role=Role.WRITE),
                 ),
             ),
             (
@@ -127,7 +135,7 @@ SHARDING = (
                 "writing",
                 (
                     *_KEEPING,
-                    flag("--force", help="overwrite an existing OUT"),
+                    flag("--force", help="overwrite an existing OUT or report"),
                     value("--jobs", "--threads", help="parts at once (default: 4)", type=int, default=4),
                 ),
             ),

@@ -11,10 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command
-from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+from tfl_rewrite.errors import UsageError
 
 if TYPE_CHECKING:
+    from tfl_rewrite.cli.files import SideFiles
     from tfl_rewrite.shrinking.shrink import ShrinkReport
 
 _ROWS = 20
@@ -70,6 +71,7 @@ _SEARCHING = (
         ("--holdout",),
         "inputs that only the end result is judged with; repeatable. Without it, a quarter of --inputs",
         {"action": "append", "default": [], "metavar": "PATH"},
+        Role.READ,
     ),
     Argument(
         ("--effort",),
@@ -97,8 +99,10 @@ _SEARCHING = (
     ),
     Argument(
         ("--state",),
-        "keep measurements in this file; a search that was stopped goes on from it",
+        "keep measurements in this file; a search that was stopped goes on from it. It is read and written; "
+        "one of another search, or of other inputs, is replaced with --force only",
         {"default": None, "metavar": "FILE.json"},
+        Role.KEEP,
     ),
 )
 
@@ -107,12 +111,19 @@ _SHOWING = (
         ("--recipe-out",),
         "write the encodings as a recipe for quantize-weights --map",
         {"default": None, "metavar": "FILE.toml"},
+        Role.WRITE,
     ),
-    Argument(("--curve",), "write size against error", {"default": None, "metavar": "FILE.json|FILE.csv"}),
+    Argument(
+        ("--curve",),
+        "write size against error",
+        {"default": None, "metavar": "FILE.json|FILE.csv"},
+        Role.WRITE,
+    ),
     Argument(
         ("--plot",),
         "draw size against error, and what became of each constant",
         {"default": None, "metavar": "FILE.svg|FILE.png"},
+        Role.WRITE,
     ),
 )
 
@@ -145,16 +156,20 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _check_report, _Counter, _judges, _print, _write_json, real_inputs
+    from tfl_rewrite.cli.commands import _Counter, _judges, _print, real_inputs
+    from tfl_rewrite.cli.files import SideFiles
     from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed
 
-    for path in (arguments.report, arguments.recipe_out, arguments.curve, arguments.plot):
-        _check_report(path, (arguments.source, arguments.target))
     _check_ending(arguments.curve, "--curve", (".json", ".csv"))
     _check_ending(arguments.plot, "--plot", (".svg", ".png"))
     _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
+    if arguments.plot is not None:
+        from tfl_rewrite.shrinking.plot import check_installed
+
+        check_installed()
+    side = SideFiles(arguments)
     try:
         report = shrink(
             arguments.source,
@@ -184,19 +199,19 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             dry_run=arguments.dry_run,
             threads=arguments.threads,
             progress=_Counter(arguments),
+            ready=lambda report: _add_files(side, arguments, report),
         )
+        side.publish()
     except ShrinkFailed as error:
+        _add_files(side, arguments, error.report)
+        side.publish()
         if not arguments.quiet:
             _print(lines_of(error.report, verbose=arguments.verbose))
-        _show_files(arguments, error.report)
-        _write_json(arguments.report, error.report.to_dict())
         raise
+    finally:
+        side.close()
     if not arguments.quiet:
         _print(lines_of(report, verbose=arguments.verbose))
-    _show_files(arguments, report)
-    if arguments.recipe_out is not None:
-        _write_text(arguments.recipe_out, report.recipe())
-    _write_json(arguments.report, report.to_dict())
     return 0
 
 
@@ -262,7 +277,10 @@ def _snr(snr: float | None) -> str:
     return "exact" if snr is None or not math.isfinite(snr) else f"{snr:.1f} dB"
 
 
-def _show_files(arguments: argparse.Namespace, report: ShrinkReport) -> None:
+def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkReport) -> None:
+    side.add_json(arguments.report, report.to_dict())
+    if arguments.recipe_out is not None and report.report is not None:
+        side.add(arguments.recipe_out, report.recipe().encode("utf-8"))
     if arguments.curve is not None:
         rows = [
             {
@@ -279,22 +297,13 @@ def _show_files(arguments: argparse.Namespace, report: ShrinkReport) -> None:
             writer = csv.DictWriter(text, ["nbytes", "deflated", "snr_db", "metric", "chosen"])
             writer.writeheader()
             writer.writerows(rows)
-            _write_text(arguments.curve, text.getvalue())
+            side.add(arguments.curve, text.getvalue().encode("ascii"))
         else:
-            from tfl_rewrite.cli.commands import _write_json
-
-            _write_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
+            side.add_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
     if arguments.plot is not None:
         from tfl_rewrite.shrinking.plot import draw
 
-        draw(report, Path(arguments.plot))
-
-
-def _write_text(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+        side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
 
 
 def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> None:

@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from tfl_rewrite.claims import OUTPUT, Claim, check_claims, is_same
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.landing import check_target
-from tfl_rewrite.rewriting import MODES, Verification
+from tfl_rewrite.landing import PLAIN, access_of
+from tfl_rewrite.rewriting import MODES, Verification, claims_of
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.opened import expect
@@ -70,8 +71,11 @@ def shard(
         raise UsageError(f"{manifest!r} is not a plain file name", remedy="such as manifest-v2.json")
     container = Container.open(source)
     with _folder(folder, dry_run=dry_run) as place:
-        # Whatever --force allows, the model stays as it is.
-        _not_its_own(place / (MODEL_NAME if format == "external" else manifest), [Path(source)])
+        # Whatever --force allows, what is read stays as it is.
+        entry = os.fspath(place / (MODEL_NAME if format == "external" else manifest))
+        _not_its_own(Path(entry), [Path(source)])
+        if place.is_dir():
+            check_claims(claims_of(source, settings), [Claim("OUTDIR", entry, mine=True)], force=force)
         if format == "external":
             from tfl_rewrite.shards.external_files import shard_external
 
@@ -153,9 +157,13 @@ def join(
         UsageError, FileAccessError, UnsupportedError: As for :func:`shard`.
     """
     settings = _checked(verification, jobs)
-    path = check_target(target, force=force)
     where = os.fspath(source)
     origin, name = find_source(where, allow_private=allow_private)
+    if isinstance(origin, FolderSource):
+        _not_its_own(Path(target), [origin.folder / name])
+    reads = claims_of(where, settings) if isinstance(origin, FolderSource) else []
+    check_claims(reads, [Claim(OUTPUT, os.fspath(target))], force=force)
+    path = Path(os.path.realpath(target))
     if isinstance(origin, FolderSource) and (origin.folder / name).is_dir():
         raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
     if isinstance(origin, FolderSource) and is_model(origin.folder / name):
@@ -175,6 +183,7 @@ def join(
             origin,
             path,
             force=force,
+            access=access_of(origin.folder / name) if isinstance(origin, FolderSource) else PLAIN,
             jobs=jobs,
             dry_run=dry_run,
             tick=_ticks(progress, "joining", 2 * manifest.nbytes),
@@ -268,7 +277,7 @@ def is_model(path: Path) -> bool:
 
 
 def _not_its_own(target: Path, sources: Iterable[Path]) -> None:
-    if os.path.realpath(target) in map(os.path.realpath, sources):
+    if any(is_same(target, source) for source in sources):
         raise UsageError("is what the result is made of", file=target, remedy="name another place")
 
 

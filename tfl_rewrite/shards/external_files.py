@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfl_rewrite.claims import is_same
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.landing import FileSink, landing, write_aside
+from tfl_rewrite.landing import PLAIN, FileSink, access_of, landing, write_aside
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.rewriting import Verification
@@ -54,7 +55,8 @@ def shard_external(
         raise
     with _staging(None if dry_run else place) as stage:
         staged = stage / MODEL_NAME
-        with write_aside(staged, force=False, nbytes=made.nbytes) as aside:
+        access = access_of(container.path) & PLAIN
+        with write_aside(staged, force=False, nbytes=made.nbytes, access=access) as aside:
             made.pour(aside.sink)
             aside.publish()
         for file in moved.files:
@@ -93,9 +95,9 @@ def join_external(
     except TflRewriteError as error:
         error.file = error.file or os.fspath(path)
         raise
-    if any(os.path.realpath(target) == os.path.realpath(item.path) for item in weights.opened.values()):
+    if any(is_same(target, item.path) for item in weights.opened.values()):
         raise UsageError("is what the result is made of", file=target, remedy="name another place")
-    with landing(target.parent, nbytes=made.nbytes) as file:
+    with landing(target.parent, nbytes=made.nbytes, access=access_of(path)) as file:
         made.pour(FileSink(file.descriptor))
         load(file.path)
         report = ShardReport(
@@ -196,7 +198,8 @@ def _staging(place: Path | None) -> Iterator[Path]:
 
 
 def _write(file: WeightFile, path: Path) -> None:
-    with write_aside(path, force=False, nbytes=file.nbytes) as aside:
+    access = access_of(path.with_name(MODEL_NAME))
+    with write_aside(path, force=False, nbytes=file.nbytes, access=access) as aside:
         for offset, blob in file.slices:
             blob.pour(aside.sink, offset)
         aside.publish()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
-from tfl_rewrite.landing import Landing, landing
+from tfl_rewrite.landing import PLAIN, Landing, access_of, landing
 from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.shards.cutting import Cut, cut
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse
@@ -88,7 +88,7 @@ def write_parts(
             if not dry_run:
                 _check(parse(text, manifest_name), folder, container, pool, tick)
                 container.ensure_unchanged()
-                publish_bytes(folder / manifest_name, text, force=force)
+                publish_bytes(folder / manifest_name, text, force=force, access=writer.access)
     except BaseException:
         # Parts without a manifest are of use to nobody.
         for name in writer.created:
@@ -97,25 +97,25 @@ def write_parts(
     return Parted(manifest=manifest, reused=tuple(sorted(writer.reused)), notes=tuple(notes))
 
 
-def publish_bytes(target: Path, data: bytes, *, force: bool) -> bool:
+def publish_bytes(target: Path, data: bytes, *, force: bool, access: int = PLAIN) -> bool:
     """Writes a file that appears at once and complete; returns whether it was missing or different.
 
     Raises:
         UsageError: It exists with other content, and ``force`` is off.
         FileAccessError: It cannot be written, or what has its name is not a plain file.
     """
-    return _publish(target, len(data), lambda: iter([data]), force=force)
+    return _publish(target, len(data), lambda: iter([data]), force=force, access=access)
 
 
 Pieces = Callable[[], Iterator[bytes | memoryview]]
 """Gives the bytes of a file from the start, each time that it is called."""
 
 
-def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool) -> bool:
+def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: int) -> bool:
     """As :func:`publish_bytes`, for bytes that come in pieces."""
     if _present(target, nbytes, pieces):
         return False
-    with landing(target.parent, nbytes=nbytes) as file:
+    with landing(target.parent, nbytes=nbytes, access=access) as file:
         offset = 0
         for piece in pieces():
             file.sink.write_at(piece, offset)
@@ -180,6 +180,8 @@ class _Writer:
         self.force = force
         self.dry_run = dry_run
         self.tick = tick
+        # Who may not read the model may not read it in parts either.
+        self.access = access_of(container.path) & PLAIN
         self.reused: set[str] = set()
         self.created: set[str] = set()
         self.made: set[str] = set()
@@ -209,7 +211,7 @@ class _Writer:
                 if self.dry_run:
                     fresh = not _present(target, item.nbytes, pieces)
                 else:
-                    fresh = _publish(target, item.nbytes, pieces, force=self.force)
+                    fresh = _publish(target, item.nbytes, pieces, force=self.force, access=self.access)
                 self._note(part, there=there, fresh=fresh)
         self.tick(item.nbytes)
         return part
@@ -219,8 +221,8 @@ class _Writer:
         digest = hashlib.sha256()
         nbytes = 0
         # What is only tried has no file in a folder that is not there.
-        place = landing(Path(tempfile.gettempdir()) if self.dry_run else self.folder)
-        with place as file:
+        place = Path(tempfile.gettempdir()) if self.dry_run else self.folder
+        with landing(place, access=self.access) as file:
             for packed in gzipped(pieces()):
                 if nbytes + len(packed) >= item.nbytes:
                     return None

@@ -39,6 +39,7 @@ def shrink(
     dry_run: bool = False,
     threads: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    ready: Callable[[ShrinkReport], None] | None = None,
 ) -> ShrinkReport:
     """Writes the smallest file that keeps a budget.
 
@@ -61,11 +62,15 @@ def shrink(
         verification: What to measure with; its tolerance is not used.
         holdout: Inputs that only the end result is judged with; without any, a quarter of the others.
         time_limit: Seconds after which the search ends with the best that it has.
-        state: A file that measurements are kept in, so that a search can be continued.
-        force: Whether the target may exist.
+        state: A file that measurements are kept in, so that a search can be continued. It is read and
+            written.
+        force: Whether the target may exist, and ``state`` hold the measurements of another search, which it
+            loses then.
         dry_run: Do everything but the publishing.
         threads: For rounding and writing; 0 for one per processor.
         progress: Called with what is going on, and how many of how many steps are done.
+        ready: Called with the report just before the file gets its name; what it raises keeps that from
+            happening.
 
     Raises:
         ShrinkFailed: No file keeps the budget; its ``report`` has the trade-offs.
@@ -105,4 +110,5 @@ def shrink(
         dry_run=dry_run,
         threads=threads,
         progress=progress,
+        ready=ready,
     )

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
-from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.shrinking.shrink import ShrinkReport
 
 _LARGEST = 40
 """Constants with a bar of their own."""
 
 
-def draw(report: ShrinkReport, target: Path) -> None:
-    """Writes the picture as SVG or PNG, by the ending of the file.
+def check_installed() -> None:
+    """Raises a UsageError where the library that draws is missing."""
+    _matplotlib()
+
+
+def draw(report: ShrinkReport, kind: str) -> bytes:
+    """Draws the picture.
+
+    Args:
+        report: Of the search.
+        kind: ``svg`` or ``png``.
+
+    Returns:
+        The file's content.
 
     Raises:
         UsageError: The library that draws is not installed.
-        FileAccessError: The file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError(
-            "a picture needs matplotlib", remedy="install it: pip install 'tfl-rewrite[plot]'"
-        ) from None
+    matplotlib = _matplotlib()
     matplotlib.use("Agg")
     # The same picture for the same figures.
     matplotlib.rcParams["svg.hashsalt"] = "tfl-rewrite"
@@ -47,13 +52,19 @@ def draw(report: ShrinkReport, target: Path) -> None:
     _bars(report, units, below)
     figure.tight_layout()
     data = io.BytesIO()
-    kind = target.suffix[1:]
     figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
     pyplot.close(figure)
+    return data.getvalue()
+
+
+def _matplotlib() -> Any:
     try:
-        target.write_bytes(data.getvalue())
-    except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=target) from error
+        import matplotlib
+    except ImportError:
+        raise UsageError(
+            "a picture needs matplotlib", remedy="install it: pip install 'tfl-rewrite[plot]'"
+        ) from None
+    return matplotlib
 
 
 def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tfl_rewrite import __version__
 from tfl_rewrite.calibration.holdout import Split, divide
+from tfl_rewrite.landing import PLAIN, access_of
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.quant.encoding import Effort
@@ -44,6 +45,7 @@ class Wanted:
     encodings: Sequence[str] = ENCODINGS
     time_limit: float | None = None
     state: str | os.PathLike[str] | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,12 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
         ) as trials:
             units = find_units(trials.fresh, plain, wanted.encodings, goal.objective)
             key = _key(source, parted, checked, plain, wanted.encodings)
-            state = State(Path(wanted.state) if wanted.state is not None else None, key)
+            state = State(
+                Path(wanted.state) if wanted.state is not None else None,
+                key,
+                force=wanted.force,
+                access=access_of(source) & PLAIN,
+            )
             search = Search(trials, units, goal=goal, state=state, clock=clock, progress=progress)
             search.measure(Path(source).stat().st_size)
             if goal.objective is Objective.LATENCY:

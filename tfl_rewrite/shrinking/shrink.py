@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.calibration.holdout import Split
+from tfl_rewrite.claims import OUTPUT, Claim, check_claims
 from tfl_rewrite.errors import UsageError, VerificationError
-from tfl_rewrite.landing import check_target
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.rewriting import Report, Verification, rewrite
+from tfl_rewrite.rewriting import Report, Verification, claims_of, rewrite
 from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.jury import Jury
@@ -170,6 +170,7 @@ def shrink(
     dry_run: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
+    ready: Callable[[ShrinkReport], None] | None = None,
 ) -> ShrinkReport:
     """Finds the smallest file that keeps a budget, and publishes it; see :func:`tfl_rewrite.shrink`.
 
@@ -185,23 +186,28 @@ def shrink(
         metric: ``module:function`` for ``goal.min_metric``.
         encodings: What is tried for each constant.
         time_limit: Seconds after which the search ends with the best that it has.
-        state: A file that measurements are kept in, so that a search can be continued.
-        force: Whether the target may exist.
+        state: A file that measurements are kept in, so that a search can be continued. It is read and
+            written.
+        force: Whether the target may exist, and ``state`` hold the measurements of another search.
         dry_run: Do everything but the publishing.
         threads: For rounding and writing.
         progress: Called with what is going on, and how many of how many steps are done.
+        ready: Called with the report just before the file gets its name; what it raises keeps that from
+            happening.
 
     Raises:
         ShrinkFailed: No file keeps the bounds.
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: The target cannot be written, or an input does not fit.
     """
-    check_target(target, force=force)
-    if str(source) == str(target) and not force:
-        raise UsageError("is both input and output", file=source, remedy="use --force to replace it")
+    checked = verification or Verification()
+    reads = [*claims_of(source, checked), *(Claim("holdout", os.fspath(path)) for path in holdout)]
+    writes = [Claim(OUTPUT, os.fspath(target))]
+    if state is not None:
+        writes.append(Claim("state", os.fspath(state), mine=True))
+    check_claims(reads, writes, force=force)
     if (goal.min_metric is None) != (metric is None):
         raise UsageError("a metric and its bound go together", remedy="give both --metric and --min-metric")
-    checked = verification or Verification()
     if checked.mode == "off":
         raise UsageError("a search has to run the files", remedy="leave out --verify off")
     talk = progress or (lambda _what, _done, _total: None)
@@ -216,6 +222,7 @@ def shrink(
         encodings=encodings,
         time_limit=time_limit,
         state=state,
+        force=force,
     )
     with session(source, wanted, talk) as opened:
         with Jury(source, opened.trials, opened.far, goal, opened.far_figure) as jury:
@@ -255,6 +262,7 @@ def shrink(
             force=force,
             dry_run=dry_run,
             threads=threads,
+            ready=None if ready is None else lambda report: ready(replace(made, report=report)),
         )
     return replace(made, report=report)
 

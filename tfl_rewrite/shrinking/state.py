@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfl_rewrite.errors import FileAccessError
-from tfl_rewrite.landing import write_aside
+from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.landing import PLAIN, write_whole
 from tfl_rewrite.shrinking.units import Float64, Option, Unit
 
 
@@ -43,34 +43,44 @@ class Clock:
 
 
 class State:
-    """Measured noises in a file.
+    """Measured noises in a file, which is read and written.
 
     Args:
         path: The file, or None to keep nothing.
-        key: What the figures belong to; others are not read.
+        key: What the figures belong to.
+        force: Whether figures that belong to something else may be replaced.
+        access: Who may read the file, as for :func:`tfl_rewrite.landing.write_aside`.
 
     Raises:
-        FileAccessError: The file holds something else.
+        FileAccessError: The file holds something else than the state of a search.
+        UsageError: It holds that of another search, and ``force`` is off.
     """
 
-    def __init__(self, path: Path | None, key: str) -> None:
+    def __init__(self, path: Path | None, key: str, *, force: bool = False, access: int = PLAIN) -> None:
         self._path = path
         self._key = key
+        self._access = access
         self._noises: dict[str, list[float] | None] = {}
         if path is None or not path.exists():
             return
         try:
             data = json.loads(path.read_text(encoding="ascii"))
             known, noises = data["key"], dict(data["noises"])
-            if known == key:
-                self._noises = {
-                    str(name): None if row is None else [float(x) for x in row]
-                    for name, row in noises.items()
-                }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = {
+                str(name): None if row is None else [float(x) for x in row] for name, row in noises.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise FileAccessError(
                 "holds no state of a search", file=path, remedy="name another file"
             ) from None
+        if known == key:
+            self._noises = found
+        elif not force:
+            raise UsageError(
+                "holds what was measured for another model, other inputs or settings, or by another version",
+                file=path,
+                remedy="name another file, or use --force to replace it",
+            )
 
     def knows(self, unit: Unit, option: Option) -> bool:
         """Whether this was measured before."""
@@ -87,9 +97,7 @@ class State:
         if self._path is None:
             return
         data = json.dumps({"key": self._key, "noises": self._noises}).encode("ascii")
-        with write_aside(self._path, force=True, nbytes=len(data)) as aside:
-            aside.sink.write_at(data, 0)
-            aside.publish()
+        write_whole(self._path, data, force=True, access=self._access)
 
 
 def _name(unit: Unit, option: Option) -> str:

@@ -1,0 +1,154 @@
+"""The files that a command's arguments name: checked before it begins, and reports that are written aside."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tfl_rewrite.claims import INPUT, OUTPUT, Claim, check_claims
+from tfl_rewrite.cli.options import Argument, Command, Role
+from tfl_rewrite.cli.streams import STREAM, paths, shown
+from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.landing import PLAIN, Aside, access_of, write_aside
+
+# What is written beside the manifest, or model.tflite, of a folder: named by its content.
+_OF_A_FOLDER = (".part", ".bin")
+
+
+def check(command: Command, arguments: argparse.Namespace) -> None:
+    """Checks all files that a command reads and writes.
+
+    Raises:
+        UsageError, FileAccessError: See :func:`tfl_rewrite.claims.check_claims`.
+    """
+    reads: list[Claim] = []
+    writes: list[Claim] = []
+    rows = [row for _, group in command.groups for row in group if row.role is not None]
+    for row in rows:
+        what = _what(row)
+        for path in paths(arguments, _destination(row)):
+            if row.role in (Role.WRITE, Role.OUT, Role.KEEP):
+                if path == STREAM:
+                    raise UsageError(
+                        f"{what} is not for standard output", remedy="name a file, such as ./- for that name"
+                    )
+                writes.append(Claim(what, path, mine=row.role is Role.KEEP))
+            elif row.role is Role.FOLDER:
+                writes += _of_a_folder(what, path, arguments)
+            else:
+                reads += [Claim(what, name) for name in _read(row.role, path)]
+    check_claims(reads, writes, force=getattr(arguments, "force", False))
+    folders = [row.names[0] for row in rows if row.role is Role.FOLDER]
+    for folder in [path for name in folders for path in paths(arguments, name)]:
+        for claim in writes:
+            inside = Path(os.path.realpath(claim.path)).parent == Path(os.path.realpath(folder))
+            if inside and claim.path.endswith(_OF_A_FOLDER):
+                raise UsageError(
+                    f"{claim.what} has a name that files of {folder} have",
+                    file=claim.path,
+                    remedy="name another file",
+                )
+
+
+def _what(row: Argument) -> str:
+    name = row.names[0]
+    if name.startswith("-"):
+        return name
+    names = {"source": INPUT} if row.role is Role.FOLDER else {"source": INPUT, "target": OUTPUT}
+    return names.get(name, str(row.extra["metavar"]))
+
+
+def _destination(row: Argument) -> str:
+    return str(row.extra.get("dest") or row.names[0].lstrip("-").replace("-", "_"))
+
+
+def _of_a_folder(what: str, path: str, arguments: argparse.Namespace) -> Iterator[Claim]:
+    """The file by which a folder of shards is opened; its writer looks whether it has the same content."""
+    from tfl_rewrite.shards.outcome import MODEL_NAME
+
+    if Path(path).is_dir():
+        name = MODEL_NAME if arguments.format == "external" else arguments.manifest
+        yield Claim(what, os.fspath(Path(path) / name), mine=True)
+
+
+def _read(role: Role | None, path: str) -> list[str]:
+    if role is Role.READ_MAP:
+        return [path] if path.endswith(".toml") else []
+    if role is Role.READ_PASSES:
+        from tfl_rewrite import catalog
+
+        return catalog.files_of(path)
+    if role is Role.READ_RUNTIME:
+        return path.split(":")[1:2]
+    return [path]
+
+
+class SideFiles:
+    """Reports, recipes and the like of one command: whole before anything gets its name, named after OUT.
+
+    Args:
+        arguments: Of the command.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        origin = getattr(arguments, "source", None) or getattr(arguments, "before", None)
+        self._access = access_of(origin) & PLAIN if origin is not None else PLAIN
+        self._force = bool(getattr(arguments, "force", False))
+        self._stack = contextlib.ExitStack()
+        self._written: list[Aside] = []
+
+    def __enter__(self) -> SideFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes what got no name."""
+        self._stack.close()
+
+    def add(self, path: str | None, data: bytes) -> None:
+        """Writes a file without giving it its name; nothing, if no path is given.
+
+        Raises:
+            UsageError: It exists, and may not be overwritten.
+            FileAccessError: It cannot be written, or the disk is full.
+        """
+        if path is None:
+            return
+        writing = write_aside(path, force=self._force, nbytes=len(data), access=self._access)
+        aside = self._stack.enter_context(writing)
+        try:
+            aside.sink.write_at(data, 0)
+        except OSError as error:
+            raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+        self._written.append(aside)
+
+    def add_json(self, path: str | None, data: dict[str, Any]) -> None:
+        """Writes data as JSON; see :meth:`add`."""
+        if path is not None:
+            self.add(path, f"{shown(json.dumps(data, indent=2, allow_nan=False))}\n".encode("ascii"))
+
+    def publish(self) -> None:
+        """Gives all of them their names.
+
+        Raises:
+            UsageError: Something has such a name by now.
+            FileAccessError: The system refuses.
+        """
+        for aside in self._written:
+            try:
+                aside.publish()
+            except OSError as error:
+                raise FileAccessError(
+                    f"cannot write: {error.strerror or error}", file=aside.target
+                ) from error
+        self._written.clear()
