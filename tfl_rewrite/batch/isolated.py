@@ -18,6 +18,7 @@ STOPPED = 130
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 _TAIL = 600
+_SCRIPT = Path(__file__).with_name("job.py")
 
 
 def run_isolated(data: dict[str, Any], stop: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def run_isolated(data: dict[str, Any], stop: str) -> dict[str, Any]:
     if Path(stop).exists():
         return _row(job, "stopped", STOPPED, "stopped before it began")
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfl_rewrite.batch.job"],
+        [sys.executable, str(_SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,9 +1,29 @@
 """One job in a process of its own: reads a job from standard input, writes its row to standard output.
 
-The process ends itself when standard input is closed: then nobody waits for it any more.
+The process ends itself when standard input is closed: then nobody waits for it any more. This file is started
+by path, so that nothing is imported from the current folder.
 """
 
 from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    if not getattr(sys.flags, "safe_path", False):
+        # The folder of this script, or the current one, would otherwise come first.
+        del sys.path[0]
+    if "tfl_rewrite" not in sys.modules:
+        # This very package, wherever it lies; but not what lies beside it.
+        import importlib.util
+        from pathlib import Path
+
+        _home = Path(__file__).parents[1]
+        _spec = importlib.util.spec_from_file_location(
+            "tfl_rewrite", _home / "__init__.py", submodule_search_locations=[str(_home)]
+        )
+        assert _spec is not None and _spec.loader is not None
+        sys.modules["tfl_rewrite"] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules["tfl_rewrite"])
 
 import contextlib
 import json
@@ -11,7 +31,6 @@ import os
 import shutil
 import signal
 import stat
-import sys
 import threading
 import time
 from pathlib import Path, PurePath

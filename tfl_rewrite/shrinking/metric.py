@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,22 +20,7 @@ from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.verification import RunResult, run_model, several
 from tfl_rewrite.verification.samples import Array
 
-_CHILD = """
-import importlib, json, os, sys
-import numpy as np
-
-sys.path.insert(0, os.getcwd())
-sys.dont_write_bytecode = True
-module, _, name = sys.argv[1].partition(":")
-function = getattr(importlib.import_module(module), name)
-
-def outputs(path):
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
-
-value = float(function(outputs(sys.argv[2]), outputs(sys.argv[3])))
-print("\\n" + json.dumps({"value": value if np.isfinite(value) else None}))
-"""
+_SCRIPT = Path(__file__).with_name("metric_child.py")
 
 
 class MetricProcess:
@@ -79,17 +63,25 @@ class MetricProcess:
         if self._reference is None:
             self._reference = self._outputs([Path(self._source)] * len(self._parts), "reference")
         made = self._outputs(paths, "made")
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, self._what, str(made), str(self._reference)],
-            capture_output=True,
-            text=True,
-            timeout=self._parts[0].timeout,
-        )
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
+        seconds = self._parts[0].timeout
+        try:
+            done = subprocess.run(
+                [sys.executable, str(_SCRIPT), self._what, str(made), str(self._reference)],
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            raise UsageError(
+                f"metric {self._what}: was stopped after {seconds:g} s", remedy="give more with --timeout"
+            ) from None
+        try:
+            value = json.loads(done.stdout.strip().splitlines()[-1])["value"]
+        except (IndexError, ValueError, KeyError, TypeError):
             last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-            raise UsageError(f"metric {self._what}: {last}", remedy="call it as function(outputs, reference)")
-        value = json.loads(lines[-1])["value"]
+            raise UsageError(
+                f"metric {self._what}: {last}", remedy="call it as function(outputs, reference)"
+            ) from None
         return float("nan") if value is None else float(value)
 
     def _outputs(self, paths: Sequence[Path], name: str) -> Path:
@@ -105,8 +97,10 @@ class MetricProcess:
             for path, settings in zip(paths, self._parts, strict=True)
         ]
         target = self._folder / f"{name}.npz"
-        arrays: dict[str, Any] = _by_name(results)
-        np.savez(target, **arrays)
+        arrays = _by_name(results)
+        # By number: a name comes from the model, and may be none that a file of arrays can hold.
+        np.savez(target, *arrays.values())
+        Path(f"{target}.json").write_text(json.dumps(list(arrays)), encoding="utf-8")
         return target
 
 
