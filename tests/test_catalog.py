@@ -11,6 +11,7 @@ from passes.nets import Net
 
 import tfl_rewrite
 from tfl_rewrite import catalog
+from tfl_rewrite.patterns import Pattern
 from tfl_rewrite.rewriting import Verification
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def test_options_reach_the_pass():
         ]
     )
     assert made.scheme.value == "dequantize"
-    assert made.selection.exclude == (re.compile("^a/"), re.compile("^b"))
+    assert made.selection.exclude == (Pattern.compile("^a/"), Pattern.compile("^b"))
     assert made.selection.min_elements == 7
     assert made.selection.keep_first_last is True
     assert made.min_runtime == (2, 14)
@@ -85,7 +86,7 @@ def test_what_is_near_is_named(text, said):
 
 def test_signs_between_items_may_stand_in_values_when_written_twice():
     (made,) = catalog.passes_of(["quantize-weights:exclude=a++b{1,,2}+c,map=^a/=int4,,DENSE=int8,"])
-    assert made.selection.exclude == (re.compile("a+b{1,2}"), re.compile("c"))
+    assert made.selection.exclude == (Pattern.compile("a+b{1,2}"), Pattern.compile("c"))
     assert [rule.match.pattern for rule in made.assignment.rules] == ["^a/", "DENSE"]
     cut = catalog.passes_of(["remove-dead:outputs=a,,b"])[0]
     assert cut.outputs == ["a,b"]

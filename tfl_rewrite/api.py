@@ -10,6 +10,7 @@ from typing import Any
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.limits import check_number, number_text, whole_number
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
@@ -32,6 +33,7 @@ from tfl_rewrite.passes.round_weights import (
 )
 from tfl_rewrite.passes.rounders import Nearest
 from tfl_rewrite.passes.strip import Strip, Wanted
+from tfl_rewrite.patterns import Pattern, compile_all
 from tfl_rewrite.quant.encoding import Dtype, Effort, Encoding
 from tfl_rewrite.storage import load, origin_of
 
@@ -73,8 +75,8 @@ def quantize_weights_pass(
     Raises:
         UsageError: A value is not one of those.
     """
-    if min_elements is not None and min_elements < 1:
-        raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
+    if min_elements is not None:
+        check_number("min_elements", min_elements)
     runtime = parse_runtime(min_runtime)
     diligence = _member(Effort, effort, "effort")
     encoding = _encoding(dtype, granularity)
@@ -84,7 +86,7 @@ def quantize_weights_pass(
     return QuantizeWeights(
         scheme=_member(Scheme, scheme, "scheme"),
         granularity=encoding.granularity,
-        selection=Selection(min_elements, _patterns(include), _patterns(exclude), keep_first_last),
+        selection=Selection(min_elements, *_selecting(include, exclude), keep_first_last),
         min_runtime=runtime,
         encoding=encoding,
         assignment=recipe,
@@ -94,13 +96,22 @@ def quantize_weights_pass(
     )
 
 
+def _selecting(
+    include: Iterable[str], exclude: Iterable[str]
+) -> tuple[tuple[Pattern, ...], tuple[Pattern, ...]]:
+    """Compiles what is to be changed, and what is to stay."""
+    wanted = _texts(include)
+    made = compile_all([*wanted, *_texts(exclude)])
+    return made[: len(wanted)], made[len(wanted) :]
+
+
 def _encoding(dtype: str, granularity: str) -> Encoding:
     kind = _member(Dtype, dtype, "dtype")
     if not kind.is_integer:
         return Encoding(kind)
     words = granularity.split(":")
-    if words[0] == "block" and len(words) == 2 and words[1].isdigit():
-        return Encoding(kind, kernels.Granularity.BLOCK, int(words[1]))
+    if words[0] == "block" and len(words) == 2 and (size := whole_number(words[1])) is not None:
+        return Encoding(kind, kernels.Granularity.BLOCK, size)
     if granularity not in ("channel", "tensor"):
         raise UsageError(
             f"granularity {granularity!r} is unknown",
@@ -185,9 +196,8 @@ def round_weights_pass(
     if diligence is Effort.BEST:
         raise UsageError("effort best is for quantize-weights", remedy="use balanced or fast")
     if steps is not None and not 1 <= steps <= LARGEST_STEPS:
-        raise UsageError(f"steps is {steps}", remedy=f"give 1 to {LARGEST_STEPS}")
-    if min_elements < 1:
-        raise UsageError(f"min_elements is {min_elements}", remedy="give 1 or more")
+        raise UsageError(f"steps is {number_text(steps)}", remedy=f"give 1 to {LARGEST_STEPS}")
+    check_number("min_elements", min_elements)
     kind = _member(Granularity, granularity, "granularity")
     return RoundWeights(STEPS if steps is None else steps, kind, int8, min_elements, effort=diligence)
 
@@ -344,7 +354,7 @@ def parse_runtime(text: str | None) -> kernels.Runtime:
         return kernels.NEWEST_RUNTIME
     if text.startswith("litert-"):
         return _litert(text)
-    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)?", text)
+    match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})(\.[0-9]{1,4})?", text)
     if match is None:
         raise UsageError(
             f"min runtime {text!r} is not a version",
@@ -355,7 +365,7 @@ def parse_runtime(text: str | None) -> kernels.Runtime:
 
 def _litert(text: str) -> kernels.Runtime:
     """Returns the place of a LiteRT release in TensorFlow's count: that of the newest listed one up to it."""
-    match = re.fullmatch(r"litert-(\d+)\.(\d+)(?:\.(\d+))?", text)
+    match = re.fullmatch(r"litert-([0-9]{1,4})\.([0-9]{1,4})(?:\.([0-9]{1,4}))?", text)
     wanted = tuple(int(part or 999) for part in match.groups()) if match else (0, 0, 0)
     listed = [
         runtime
@@ -374,18 +384,6 @@ def _member(kind: Any, value: str, what: str) -> Any:
     except ValueError:
         choices = ", ".join(item.value for item in kind)
         raise UsageError(f"{what} {value!r} is unknown", remedy=f"use one of {choices}") from None
-
-
-def _patterns(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
-    made = []
-    for text in _texts(texts):
-        try:
-            made.append(re.compile(text))
-        except re.error as error:
-            raise UsageError(
-                f"{text!r} is not a regular expression: {error}", remedy="escape special characters with \\"
-            ) from None
-    return tuple(made)
 
 
 def check(path: str | os.PathLike[str]) -> list[str]:

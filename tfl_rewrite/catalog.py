@@ -5,7 +5,6 @@ Nothing registers itself: what is not in this list does not exist on the command
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from tfl_rewrite import api
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.limits import near_names
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.equalize import Equalize
 
@@ -215,6 +215,6 @@ def _options(entry: Entry, text: str) -> dict[str, Any]:
 
 def _near(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.6)
+    near = near_names(name.lower().replace("_", "-"), names, count=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
     return f"{meant}use one of {', '.join(names)}"

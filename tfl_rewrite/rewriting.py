@@ -15,6 +15,7 @@ from tfl_rewrite.claims import INPUT, OUTPUT, Claim, check_claims
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.landing import Aside, FileSink, access_of, write_aside
+from tfl_rewrite.limits import check_number
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
@@ -260,8 +261,8 @@ def rewrite(
     settings = verification or Verification()
     if settings.mode not in MODES:
         raise UsageError(f"verification mode {settings.mode!r}", remedy=f"use one of {', '.join(MODES)}")
-    if threads < 0:
-        raise UsageError(f"threads is {threads}", remedy="give 1 or more, or 0 for one per processor")
+    check_number("threads", threads)
+    check_number("blame_seconds", settings.blame_seconds)
     check_claims(claims_of(source, settings), [Claim(OUTPUT, os.fspath(target))], force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
     job = _Job(source, target, settings, force, dry_run, threads, report_progress, ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tfl_rewrite import FileAccessError, FormatError, UsageError
 from tfl_rewrite.batch.config import BatchConfig, plain_config, read_config
 from tfl_rewrite.batch.plan import Job, plan
 from tfl_rewrite.batch.settings import Settings
+from tfl_rewrite.cli import main
 
 GIVEN = {"out": "out", "passes": ("dedup",)}
 
@@ -163,11 +165,83 @@ BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
         (BATCH + 'preset = "small"\n[[file]]\nskip = true', "match is missing"),
         (BATCH + 'preset = "small"\n[[file]]\nmatch = "*"\npreset = "best"', "best"),
         (BATCH + 'preset = "small"\n[file]\nmatch = "*"', "list of tables"),
+        # A configuration may come from anywhere: it starts no program.
+        (BATCH + 'preset = "small"\n[verify]\nruntime = "python:/any/program"', "starts no programs"),
+        (BATCH + 'preset = "small"\n[verify]\nruntime = ["litert", "python:x"]', "on the command line"),
+        (
+            BATCH + 'preset = "small"\n[[file]]\nmatch = "*"\nverify.runtime = ["python:x"]',
+            "starts no programs",
+        ),
+        (
+            BATCH + 'preset = "small"\n[[file]]\nmatch = "none"\nruntime = "python:x"',
+            "starts no programs",
+        ),
+        (BATCH + 'preset = "small"\nexecutor = "dask://127.0.0.1:8786"', "give --executor"),
+        # Nor does a number of any length do more than make a line.
+        (BATCH + 'preset = "small"\njobs = ' + "9" * 5000, "more than 64 bits"),
+        (BATCH + 'preset = "small"\njobs = -' + "9" * 400, "more than 64 bits"),
+        (BATCH + 'preset = "small"\njobs = 0x' + "f" * 5000, "more than 64 bits"),
+        (BATCH + 'preset = "small"\njobs = 99999', "jobs is 99999; give 0 or more, 1,024 at most"),
+        (BATCH + 'preset = "small"\n[verify]\nsamples = 1000000000', "10,000 at most"),
+        (BATCH + 'preset = "small"\n[verify]\nsamples = [[' + "9" * 30 + "]]", "more than 64 bits"),
+        (BATCH + 'preset = "small"\n[verify]\nseed = -1', "seed is -1"),
+        (BATCH + 'preset = "small"\n[verify]\nmin_snr = nan', "min_snr is nan"),
+        (BATCH + 'preset = "small"\n[verify]\ntimeout = inf', "timeout is inf"),
+        (BATCH + 'preset = "small"\n[verify]\ntimeout = 1e300', "timeout is 1e[+]300"),
+        (BATCH + 'preset = "small"\n[verify]\nmemory_limit = "' + "9" * 5000 + 'GB"', "no amount|is not an"),
+        (BATCH + 'passes = ["quantize-weights:min-runtime=' + "9" * 5000 + '.1"]', "is not a version"),
+        (BATCH + 'passes = ["quantize-weights:granularity=block:' + "9" * 5000 + '"]', "granularity"),
+        (BATCH + 'passes = ["quantize-weights:granularity=block:²"]', "granularity"),
+        (BATCH + 'passes = ["quantize-weights:map=a=int4:block:' + "9" * 5000 + '"]', "how large a block"),
+        (BATCH + 'passes = ["quantize-weights:min-elements=' + "9" * 4000 + '"]', "more than 20 digits"),
+        (BATCH + 'passes = ["round-weights:steps=' + "9" * 4000 + '"]', "more than 20 digits"),
+        (BATCH + 'passes = ["compact:align=' + "9" * 4000 + '"]', "align"),
+        (BATCH + 'preset = "small"\njobs = ' + "[" * 100_000, "nests too deep"),
+        (BATCH + "a." * 100_000 + "b = 1", "more than 200 parts"),
+        # Three words are replaced, and nothing is made of what stands beside them.
+        (BATCH + 'preset = "small"\n[verify]\ninputs = ["{stem:>3000000000}"]', "placeholder"),
+        (BATCH + 'preset = "small"\n[verify]\ninputs = ["{stem.__class__}"]', "placeholder"),
+        (BATCH + 'preset = "small"\n[verify]\ninputs = ["{stem!r}"]', "placeholder"),
+        (BATCH + 'preset = "small"\n[verify]\ninputs = ["{}"]', "placeholder"),
+        (BATCH + 'preset = "small"\n[verify]\ninputs = ["{0}"]', "placeholder"),
     ],
 )
-def test_what_does_not_fit_says_so(tree: Path, text: str, says: str) -> None:
+def test_what_does_not_fit_says_so(
+    tree: Path, text: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises((UsageError, FormatError), match=says):
         configured(tree, text)
+    assert main(["batch", str(tree / "batch.toml")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 5000
+
+
+def test_placeholders_are_replaced_once(tree: Path) -> None:
+    """Braces in names are no placeholders."""
+    (tree / "a" / "{folder}.tflite").write_bytes((tree / "a" / "one.tflite").read_bytes())
+    (tree / "a" / "{{stem}.npz").mkdir()
+    text = BATCH + 'preset = "small"\n[verify]\nmissing_inputs = "fail"\n'
+    config = configured(tree, text + 'inputs = ["{folder}/{stem}{.npz", "{stem}}-{name}"]')
+    (job,) = [job for job in plan(config) if "{" in job.name]
+    folder = tree / "a"
+    assert job.settings.inputs == (
+        f"{folder}/{{folder}}{{.npz",
+        f"{tree}/{{folder}}}}-{{folder}}.tflite",
+    )
+
+
+def test_any_depth_is_looked_for_once(tree: Path) -> None:
+    pattern = str(tree / "/".join(["**"] * 40) / "a" / "**" / "*.tflite")
+    config = plain_config([pattern], {"out": "o", "preset": "small"}, {})
+    started = time.process_time()
+    assert sorted(Path(job.source).stem for job in plan(config)) == ["one", "two"]
+    assert time.process_time() - started < 5
+
+
+def test_a_runtime_of_the_command_line_is_taken(tree: Path) -> None:
+    (tree / "batch.toml").write_text(BATCH + 'preset = "small"\n[verify]\nruntime = "litert"\n')
+    config = read_config(tree / "batch.toml", {}, {"runtime": ["python:/usr/bin/python3"]})
+    assert config.settings.runtime == ("python:/usr/bin/python3",)
 
 
 def test_a_file_that_is_not_there(tree: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nets import Net
 
-from tfl_rewrite import FileAccessError, UsageError, load, quantize_weights, save
+from tfl_rewrite import FileAccessError, FormatError, UsageError, load, quantize_weights, save
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.quant.encoding import Encoding
 
@@ -91,13 +91,15 @@ def test_toml_says_the_same(tmp_path: Path) -> None:
         ("version = 1\n[[rule]]\nmatch = 'a'", "not of the form"),
         ("version = 1\n[[rule]]\nmatch = 'a'\nencoding = 8", "not of the form"),
         ("version = 1\n[[rule]]\nmatch = '('\nencoding = 'int8'", "regular expression"),
-        ("version = ", "not TOML"),
+        ("version = ", "no TOML"),
+        ("version = " + "9" * 5000, "more than 64 bits"),
+        ("version = 0x" + "f" * 5000, "more than 64 bits"),
     ],
 )
 def test_toml_that_is_none(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(content)
-    with pytest.raises(UsageError, match=re.escape(words)):
+    with pytest.raises((UsageError, FormatError), match=re.escape(words)):
         Recipe.parse(str(path))
 
 
@@ -105,7 +107,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileAccessError, match="cannot read"):
         Recipe.parse(str(tmp_path / "missing.toml"))
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="UTF-8"):
+    with pytest.raises(FormatError, match="UTF-8"):
         Recipe.parse(str(tmp_path / "bytes.toml"))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.batch.settings import Override, Settings
-from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.limits import check_number
+from tfl_rewrite.toml_files import read_toml
 
 _BATCH = ("inputs", "out", "jobs", "executor", "passes", "preset")
 
@@ -51,23 +52,32 @@ def read_config(path: Path, given: Mapping[str, Any], verification: Mapping[str,
     Raises:
         FileAccessError: It cannot be read.
         FormatError: It is no TOML.
-        UsageError: A name or a value is not one of those that exist.
+        UsageError: A name or a value is not one of those that exist, or would start a program.
     """
-    data = _toml(path)
+    data = read_toml(path)
     base = path.absolute().parent
     _known(data, ("batch", "verify", "file"), str(path))
     batch = dict(_table(data, "batch", path))
     _known(batch, _BATCH, f"{path} [batch]")
     if isinstance(batch.get("out"), str):
         batch["out"] = str(base / batch["out"])
+    if batch.get("executor", "local") != "local":
+        raise UsageError(
+            "a configuration sends work nowhere: executor is for the command line",
+            file=path,
+            remedy="give --executor dask://HOST:PORT there",
+        )
     batch |= given
     verify = dict(_table(data, "verify", path))
+    _starts_nothing(verify, path)
     if "mode" in verify:
         verify["verify"] = verify.pop("mode")
     rows = data.get("file", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError("file is not a list of tables", file=path, remedy="write [[file]]")
     overrides = tuple(_override(row, f"{path} [[file]]") for row in rows)
+    for item in overrides:
+        _starts_nothing(item.values, path)
     settings = Settings().changed(verify, f"{path} [verify]").changed(verification, "the command line")
     return replace(_config(batch, settings, overrides, base, str(path)), file=path)
 
@@ -96,8 +106,9 @@ def _config(
         raise UsageError("no folder to write to", remedy="give --out DIR, or out in [batch]")
     if not isinstance(patterns, list) or not patterns or not all(isinstance(item, str) for item in patterns):
         raise UsageError(f"{where}: no files", remedy="give inputs in [batch], a list of patterns")
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 0:
+    if not isinstance(jobs, int) or isinstance(jobs, bool):
         raise UsageError(f"jobs is {jobs!r}", remedy="give 1 or more, or 0 for one per processor")
+    check_number("jobs", jobs)
     if not isinstance(executor, str) or not (executor == "local" or executor.startswith("dask://")):
         raise UsageError(f"executor {executor!r} is unknown", remedy="use local or dask://HOST:PORT")
     # A wrong name shows before the first file is touched.
@@ -115,6 +126,22 @@ def _config(
     )
 
 
+def _starts_nothing(values: Mapping[str, Any], path: Path) -> None:
+    """Refuses a runtime of somebody else's choice: a configuration may come from anywhere.
+
+    Raises:
+        UsageError: One is not among those that this Python has.
+    """
+    given = values.get("runtime", ())
+    for runtime in [given] if isinstance(given, str) else given if isinstance(given, list) else ():
+        if runtime not in ("litert", "tensorflow"):
+            raise UsageError(
+                f"a configuration starts no programs: runtime {runtime!r}",
+                file=path,
+                remedy="give it on the command line, with --runtime",
+            )
+
+
 def _override(row: dict[str, Any], where: str) -> Override:
     values = dict(row)
     match, skip = values.pop("match", None), values.pop("skip", False)
@@ -127,21 +154,6 @@ def _override(row: dict[str, Any], where: str) -> Override:
         verify = {**verify, "verify": verify["mode"]}
         del verify["mode"]
     return Override(match=match, skip=skip, values={**values, **verify})
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        with open(path, "rb") as file:
-            found: dict[str, Any] = tomllib.load(file)
-            return found
-    except OSError as error:
-        raise FileAccessError(f"cannot read: {error.strerror or error}", file=path) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"is no TOML: {error}", file=path) from error
 
 
 def _table(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:

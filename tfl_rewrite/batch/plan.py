@@ -144,7 +144,7 @@ def _find(config: BatchConfig) -> Iterator[tuple[Path, str]]:
     for text in config.patterns:
         if any(char in text for char in _MAGIC):
             start = _absolute(config.base / _fixed(text))
-            matches = glob.glob(str(config.base / text), recursive=True)  # noqa: PTH207
+            matches = glob.glob(str(config.base / _plain(text)), recursive=True)  # noqa: PTH207
             rows += [(Path(match), start) for match in matches]
     seen: set[Path] = set()
     for path, start in rows:
@@ -154,6 +154,15 @@ def _find(config: BatchConfig) -> Iterator[tuple[Path, str]]:
             continue
         seen.add(path)
         yield path, path.relative_to(start).as_posix()
+
+
+def _plain(text: str) -> PurePath:
+    """Returns a pattern that says "any depth" once where it says so several times in a row."""
+    parts: list[str] = []
+    for part in PurePath(text).parts:
+        if part != "**" or parts[-1:] != ["**"]:
+            parts.append(part)
+    return PurePath(*parts)
 
 
 def _absolute(path: Path) -> Path:
@@ -182,10 +191,7 @@ def _settings(config: BatchConfig, name: str) -> Settings | None:
 
 def _with_inputs(settings: Settings, base: Path, source: Path) -> Settings:
     """Fills in the placeholders of real inputs; those that name no file are left out, if that is allowed."""
-    paths: Iterable[Path] = [
-        base / text.format(stem=source.stem, name=source.name, folder=source.parent)
-        for text in settings.inputs
-    ]
+    paths: Iterable[Path] = [base / text for text in settings.inputs_of(source)]
     if settings.missing_inputs == "made":
         paths = [path for path in paths if path.exists()]
     return settings.changed({"inputs": [str(_absolute(path)) for path in paths]}, "inputs")

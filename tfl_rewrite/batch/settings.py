@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from tfl_rewrite import catalog
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.limits import check_number
 from tfl_rewrite.rewriting import MODES
 
 _PLACES = ("stem", "name", "folder")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_BOUNDED = ("samples", "seed", "min_snr", "max_abs_error", "timeout", "blame_seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +69,21 @@ class Settings:
             from tfl_rewrite.verification import parse_memory
 
             parse_memory(self.memory_limit)
-        if self.samples < 1:
-            raise UsageError(f"samples is {self.samples}", remedy="give 1 or more")
+        for name in _BOUNDED:
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
         for text in self.inputs:
-            try:
-                text.format(**dict.fromkeys(_PLACES, ""))
-            except (KeyError, IndexError, ValueError, AttributeError):
+            if any(found[1] not in _PLACES for found in _BRACES.finditer(text)):
                 places = ", ".join(f"{{{name}}}" for name in _PLACES)
-                raise UsageError(
-                    f"inputs {text!r} has an unknown placeholder", remedy=f"use {places}"
-                ) from None
+                raise UsageError(f"inputs {text[:80]!r} has an unknown placeholder", remedy=f"use {places}")
         return self
+
+    def inputs_of(self, source: Path) -> tuple[str, ...]:
+        """Returns the paths of real inputs for a model, its names in place of the placeholders."""
+        names = {"stem": source.stem, "name": source.name, "folder": str(source.parent)}
+        # Nothing but these three words, in one go: a name may hold braces too.
+        return tuple(_BRACES.sub(lambda found: names.get(found[1], found[0]), text) for text in self.inputs)
 
     def changed(self, values: Mapping[str, Any], where: str) -> Settings:
         """Returns settings with some values replaced; either of passes and preset replaces the other.

@@ -327,11 +327,11 @@ def _damage_lines(report: Report) -> list[str]:
 
 def _quoted(name: str) -> str:
     """Returns a pattern for the shell that matches just this name; what terminals must not see, escaped."""
-    import re
     import shlex
 
-    shown = "".join(re.escape(char) if _escaped(char) == char else _escaped(char) for char in name)
-    return shlex.quote(f"^{shown}$")
+    from tfl_rewrite.patterns import exact
+
+    return shlex.quote("".join(map(_escaped, exact(name))))
 
 
 def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:

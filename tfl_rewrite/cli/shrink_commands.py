@@ -314,12 +314,12 @@ def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> No
 def _nbytes(text: str | None) -> int | None:
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
     unit = found[2].upper() if found else "?"
     if found and unit in ("K", "M", "G"):
         unit += "B"
     if found is None or unit not in _UNITS:
-        raise UsageError(f"--max-size {text!r}", remedy="write such as 500000, 480KB, 5MB or 4MiB")
+        raise UsageError(f"--max-size {text[:40]!r}", remedy="write such as 500000, 480KB, 5MB or 4MiB")
     return int(float(found[1]) * _UNITS[unit])
 
 

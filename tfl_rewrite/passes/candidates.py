@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.passes.base import Skip
+from tfl_rewrite.patterns import Pattern
 
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
 _CONVERTER_ELEMENTS = 1024
@@ -78,8 +78,8 @@ class Selection:
     """
 
     min_elements: int | None = None
-    include: tuple[re.Pattern[str], ...] = ()
-    exclude: tuple[re.Pattern[str], ...] = ()
+    include: tuple[Pattern, ...] = ()
+    exclude: tuple[Pattern, ...] = ()
     keep_first_last: bool = False
 
     def least(self, model: Model, scales: Collection[int] = ()) -> tuple[int, int]:

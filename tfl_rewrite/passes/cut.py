@@ -11,12 +11,12 @@ equal to the bit to what the tensors held in the original. A second run finds no
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.limits import near_names, whole_number
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
 from tfl_rewrite.passes.base import ChangesInterface, Edit, PassResult
 from tfl_rewrite.passes.metadata import interface_changed, positions_moved
@@ -105,10 +105,11 @@ def _resolve(model: Model, names: Sequence[str], what: str) -> list[Tensor]:
 
 def _named(model: Model, name: str, what: str) -> Tensor:
     main = model.subgraphs[0]
-    if name.startswith("#") and name[1:].isdigit():
-        if int(name[1:]) >= len(main.tensors):
+    index = whole_number(name[1:]) if name.startswith("#") else None
+    if index is not None:
+        if index >= len(main.tensors):
             raise UsageError(f"there is no tensor {name}", remedy=f"the last is #{len(main.tensors) - 1}")
-        return main.tensors[int(name[1:])]
+        return main.tensors[index]
     found = [tensor for tensor in main.tensors if tensor.name == name]
     arguments = [
         (row.get("name") or "", tensor)
@@ -137,7 +138,7 @@ def _near(main: SubGraph, arguments: Iterable[tuple[str, Tensor]], name: str) ->
     known = dict.fromkeys([*(tensor.name for tensor in main.tensors), *(known for known, _ in arguments)])
     names = [item for item in known if item]
     near = [item for item in names if name.lower() in item.lower()][:5]
-    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, names, n=5, cutoff=0.4)]))[:5]
+    near = list(dict.fromkeys([*near, *near_names(name, names, cutoff=0.4)]))[:5]
     if not near and names:
         made = [item.name for operator in main.operators for item in operator.outputs if item and item.name]
         return f"names are such as {', '.join(map(repr, list(dict.fromkeys([*made, *names]))[:5]))}"

@@ -6,6 +6,7 @@ import numpy as np
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.limits import whole_number
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -384,5 +385,4 @@ def _position(subgraph: SubGraph, operator: Operator) -> int:
 
 
 def _parts(text: str) -> tuple[int, ...]:
-    # A version of more digits than that is none; and Python refuses to read very long numbers.
-    return tuple(int(part) if part.isdigit() and len(part) < 10 else 0 for part in text.split("."))
+    return tuple(whole_number(part) or 0 for part in text.split("."))

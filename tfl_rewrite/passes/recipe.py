@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.limits import near_names
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.candidates import Candidate
+from tfl_rewrite.patterns import Budget, Pattern
 from tfl_rewrite.quant.encoding import Dtype, Encoding
+from tfl_rewrite.toml_files import read_toml
 
 VERSION = 1
 """Of the TOML form."""
@@ -29,23 +29,23 @@ _NEAR = 5
 class Rule:
     """Constants whose name, or the type of an operator that reads them, matches are stored so."""
 
-    match: re.Pattern[str]
+    match: Pattern
     encoding: Encoding
 
     @classmethod
-    def of(cls, match: str, encoding: str, default: Encoding) -> Rule:
+    def of(cls, match: str, encoding: str, default: Encoding, budget: Budget | None = None) -> Rule:
         """Makes a rule from text.
+
+        Args:
+            match: The expression.
+            encoding: As text.
+            default: Gives the granularity and scheme where the encoding names none.
+            budget: Of all rules together.
 
         Raises:
             UsageError: The expression or the encoding is not one.
         """
-        try:
-            pattern = re.compile(match)
-        except re.error as error:
-            raise UsageError(
-                f"{match!r} is not a regular expression: {error}", remedy="escape special characters with \\"
-            ) from None
-        return cls(pattern, Encoding.parse(encoding, default=default))
+        return cls(Pattern.compile(match, budget), Encoding.parse(encoding, default=default))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ class Recipe:
 
         Raises:
             UsageError: The text, an expression or an encoding is not of the form.
-            FileAccessError: The file cannot be read.
+            FileAccessError, FormatError: The file cannot be read, or is no TOML.
         """
         if text.endswith(".toml"):
             return cls.load(text, default=default)
-        rules, position = [], 0
+        rules, position, budget = [], 0, Budget()
         text = text.strip()
         while position < len(text):
             found = _RULE.match(text, position)
@@ -81,7 +81,7 @@ class Recipe:
                     f"rule {text[position:]!r} is not REGEX=ENCODING",
                     remedy="write such as 'conv.*=int4:block:32,logits=float32'",
                 )
-            rules.append(Rule.of(found["match"], found["encoding"], default or Encoding()))
+            rules.append(Rule.of(found["match"], found["encoding"], default or Encoding(), budget))
             position = found.end()
         return cls(_some(rules, "the map"))
 
@@ -92,14 +92,9 @@ class Recipe:
         Raises:
             UsageError: The file is not of this form.
             FileAccessError: It cannot be read.
+            FormatError: It is no TOML.
         """
-        try:
-            data = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise FileAccessError(f"cannot read: {error.strerror or error}", file=str(path)) from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"is not UTF-8 text: {error.reason}", file=str(path)) from error
-        content = _toml(data, str(path))
+        content = read_toml(path)
         if content.get("version") != VERSION:
             raise UsageError(
                 f"says version {content.get('version')!r}",
@@ -113,7 +108,8 @@ class Recipe:
         rows = content.get("rule", [])
         if not isinstance(rows, list) or not all(_is_rule(row) for row in rows):
             raise UsageError("a rule is not of the form", file=str(path), remedy=_TOML_FORM)
-        rules = [Rule.of(row["match"], row["encoding"], base) for row in rows]
+        budget = Budget()
+        rules = [Rule.of(row["match"], row["encoding"], base, budget) for row in rows]
         return cls(_some(rules, str(path)))
 
     def __call__(self, item: Candidate) -> Encoding | None:
@@ -155,23 +151,6 @@ def _is_rule(row: Any) -> bool:
     )
 
 
-def _toml(text: str, path: str) -> dict[str, Any]:
-    for module in ("tomllib", "tomli"):
-        # The first is part of Python from 3.11 on.
-        try:
-            reader = importlib.import_module(module)
-        except ImportError:
-            continue
-        try:
-            content: dict[str, Any] = reader.loads(text)
-        except ValueError as error:
-            raise UsageError(f"is not TOML: {error}", file=path, remedy=_TOML_FORM) from None
-        return content
-    raise UsageError(
-        "reading TOML needs Python 3.11, or the package tomli", file=path, remedy="give the rules as text"
-    )
-
-
 def _some(rules: list[Rule], where: str) -> tuple[Rule, ...]:
     if not rules:
         raise UsageError(f"{where} holds no rule", remedy="write such as 'conv.*=int4:block:32'")
@@ -188,7 +167,7 @@ def _matches(rule: Rule, words: Iterable[str]) -> bool:
 
 def _near(pattern: str, known: Sequence[str]) -> str:
     plain = re.sub(r"[\\^$*+?{}()|\[\]]|\.\*", "", pattern)
-    near = difflib.get_close_matches(plain, known, n=_NEAR, cutoff=0.4)
+    near = near_names(plain, known, cutoff=0.4)
     if not near:
         near = [word for word in known if plain and plain.lower() in word.lower()][:_NEAR] or list(
             known[:_NEAR]

@@ -17,6 +17,7 @@ from typing import ClassVar
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.limits import whole_number
 from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes import repair_scales
@@ -235,4 +236,4 @@ def said_runtime(model: Model) -> str | None:
 
 def version_key(text: str) -> tuple[int, ...]:
     """Returns a version for comparison; what is no number counts as 0."""
-    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")) if text else ()
+    return tuple(whole_number(part) or 0 for part in text.split(".")) if text else ()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.kernels import Granularity
+from tfl_rewrite.limits import whole_number
 
 BLOCKS = (32, 64, 128)
 """Elements of a block that may be asked for; XNNPACK's own kernel wants a multiple of 32."""
@@ -157,9 +158,10 @@ class Encoding:
         granularity, block, scheme = base.granularity, base.block, base.scheme
         rest = words[1:]
         if rest and rest[0] == Granularity.BLOCK.value and dtype.is_integer:
-            if len(rest) < 2 or not rest[1].isdigit():
+            block = whole_number(rest[1]) if len(rest) > 1 else None
+            if block is None:
                 raise UsageError(f"encoding {text!r}: how large a block", remedy="write block:32")
-            granularity, block, rest = Granularity.BLOCK, int(rest[1]), rest[2:]
+            granularity, rest = Granularity.BLOCK, rest[2:]
         elif rest and rest[0] in ("channel", "tensor") and dtype.is_integer:
             granularity, block, rest = Granularity(rest[0]), None, rest[1:]
         if rest and rest[0] in [item.value for item in Scheme]:

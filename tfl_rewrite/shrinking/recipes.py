@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from tfl_rewrite.passes.recipe import VERSION
+from tfl_rewrite.patterns import MOST_CHARACTERS, exact
 from tfl_rewrite.shrinking.units import LEAST_ELEMENTS, Choice, Unit
 
 
@@ -25,18 +25,25 @@ def recipe_text(units: Sequence[Unit], choice: Choice) -> str:
         encoding = choice.get(unit.position)
         if encoding is None:
             continue
-        if not unit.name or counts[unit.name] > 1:
-            lines.append(f"# left out, for its name is not its own: {json.dumps(unit.name)} as {encoding}")
+        if not unit.name or counts[unit.name] > 1 or not _is_text(unit.name):
+            named = json.dumps(unit.name[:200])
+            lines.append(f"# left out, for a rule cannot say its name: {named} as {encoding}")
             continue
         lines += [
             "[[rule]]",
             f"# {', '.join(unit.readers)}: {unit.nbytes:,} bytes",
-            f"match = {_quoted('^' + re.escape(unit.name) + '$')}",
+            f"match = {_quoted(exact(unit.name))}",
             f'encoding = "{encoding}"',
             "",
         ]
     lines += ["[[rule]]", 'match = ""', 'encoding = "float32"', ""]
     return "\n".join(lines)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can stand in a file of text, and in a pattern."""
+    broken = any(0xD800 <= ord(char) <= 0xDFFF for char in name)
+    return not broken and len(exact(name)) <= MOST_CHARACTERS
 
 
 def _quoted(text: str) -> str:

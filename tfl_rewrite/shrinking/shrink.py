@@ -12,6 +12,7 @@ from typing import Any
 from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.claims import OUTPUT, Claim, check_claims
 from tfl_rewrite.errors import UsageError, VerificationError
+from tfl_rewrite.limits import check_number
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.rewriting import Report, Verification, claims_of, rewrite
@@ -201,6 +202,8 @@ def shrink(
         UsageError: The target cannot be written, or an input does not fit.
     """
     checked = verification or Verification()
+    if time_limit is not None:
+        check_number("time_limit", time_limit)
     reads = [*claims_of(source, checked), *(Claim("holdout", os.fspath(path)) for path in holdout)]
     writes = [Claim(OUTPUT, os.fspath(target))]
     if state is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import UsageError
+from ..limits import check_number
 from .cleanup import Scratch
 from .inputs import RealInputs, real_inputs
 from .interface import EntryPoint, Interface, printable
@@ -59,13 +60,12 @@ class Options:
         """Refuses numbers that cannot be run with.
 
         Raises:
-            UsageError: A count or time is not positive, the seed is negative, or the resolver unknown.
+            UsageError: A number is out of its bounds, or the resolver unknown.
         """
-        for name in ("samples", "threads", "timeout"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", remedy="give a number above zero")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}", remedy="give zero or a positive number")
+        for name in ("samples", "seed", "threads", "timeout"):
+            check_number(name, getattr(self, name))
+        if self.threads == 0:
+            raise UsageError("threads is 0", remedy="give a number above zero")
         if self.resolver is not None and self.resolver not in RESOLVERS:
             raise UsageError(
                 f"unknown resolver {printable(self.resolver)!r}", remedy=f"use {', '.join(RESOLVERS)}"
