@@ -39,7 +39,9 @@ def check_number(name: str, value: float) -> None:
     least, most = BOUNDS[name]
     # Also what is no number: it is neither above nor below.
     if not least <= value <= most:
-        raise UsageError(f"{name} is {number_text(value)}", remedy=f"give {least:,} or more, {most:,} at most")
+        raise UsageError(
+            f"{name} is {number_text(value)}", remedy=f"give {least:,} or more, {most:,} at most"
+        )
 
 
 def near_names(name: str, known: Iterable[str], *, count: int = 5, cutoff: float = 0.6) -> list[str]:

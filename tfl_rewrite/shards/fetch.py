@@ -13,6 +13,7 @@ from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.landing import landing
 from tfl_rewrite.locks import leads_to, lock, opened_folder
 from tfl_rewrite.shards.manifest import Part
+from tfl_rewrite.shards.pace import TooSlow
 from tfl_rewrite.shards.pouring import Hashing
 from tfl_rewrite.shards.sources import FolderSource, Source
 
@@ -54,9 +55,9 @@ class WorkFolder:
                             position += len(piece)
                     file.publish(self.folder / part.name, force=True)
                 return True
-            except (FormatError, FileAccessError):
+            except (FormatError, FileAccessError) as error:
                 # A connection that breaks looks like a part that is too short.
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or isinstance(error, TooSlow):
                     raise
         raise AssertionError("unreachable")
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES
+from tfl_rewrite.shards.pace import Pace, Request, TooSlow
 from tfl_rewrite.shards.pouring import Stream
 
 
@@ -78,7 +79,7 @@ def open_plain(path: Path) -> Iterator[int]:
 
 
 class FsspecSource:
-    """A folder of any file system that fsspec knows."""
+    """A folder of a file system that fsspec knows."""
 
     remote = True
 
@@ -86,58 +87,130 @@ class FsspecSource:
         self._system = system
         self._folder = folder
         self._label = label
+        self._pace = Pace()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Any:
         """Opens a file for reading from the start to the end."""
         label = f"{self._label}/{name}"
+        watched = self._pace.begin()
         try:
-            stream = self._system.open(f"{self._folder}/{name}", "rb")
-        except Exception as error:
-            # Each file system raises exceptions of its own.
-            missing = isinstance(error, FileNotFoundError)
-            what = "is missing" if missing else f"cannot read: {type(error).__name__}: {error}"
-            raise FileAccessError(what, file=label) from error
-        with stream:
-            yield _Reading(stream, label)
+            try:
+                stream = self._system.open(f"{self._folder}/{name}" if self._folder else name, "rb")
+            except Exception as error:
+                # Each file system raises exceptions of its own.
+                missing = isinstance(error, (FileNotFoundError, KeyError))
+                what = "is missing" if missing else f"cannot read: {type(error).__name__}: {error}"
+                raise FileAccessError(what, file=label) from error
+            watched.answered()
+            with stream:
+                yield _Reading(stream, label, self._pace, watched)
+        finally:
+            self._pace.finish(watched)
 
 
 class _Reading:
     """Turns what goes wrong while reading into an error with the file's name."""
 
-    def __init__(self, stream: Any, label: str) -> None:
+    def __init__(
+        self, stream: Any, label: str, pace: Pace | None = None, watched: Request | None = None
+    ) -> None:
         self._stream = stream
         self._label = label
+        self._pace = pace
+        self._watched = watched
 
     def read(self, size: int, /) -> bytes:
         try:
-            return bytes(self._stream.read(size))
+            with self._pace.waiting() if self._pace is not None else contextlib.nullcontext():
+                data = bytes(self._stream.read(size))
         except Exception as error:
             raise FileAccessError(f"cannot read: {error}", file=self._label) from error
+        if self._pace is not None:
+            self._pace.arrived(len(data))
+        if self._watched is not None and self._watched.reason is not None:
+            raise TooSlow(self._watched.reason, file=self._label)
+        return data
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(::|://)")
+_WEB = ("http", "https")
+_LOCAL = ("file", "local")
+_CACHES = ("simplecache", "filecache", "blockcache", "cached")
+"""What fsspec puts before an address to keep a copy; parts are kept anyway, so it is left out."""
+_ARCHIVES = ("zip", "tar")
+_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
+"""What fsspec reads from where the user's own settings say, and no address does."""
 
 
 def find_source(where: str, *, allow_private: bool = False) -> tuple[Source, str]:
     """Returns the folder of a manifest and the manifest's name in it.
 
     Args:
-        where: A path, an http, https or file URL, or a URL of another kind for fsspec.
+        where: A path; an http, https or file URL; a URL of a store (``s3``, ``gs``, ``az``, ``abfs``, ``hf``)
+            for fsspec; ``zip://NAME::`` or ``tar://NAME::`` before a path or a URL of a store. What fsspec
+            keeps copies with (``simplecache::``) may stand before any of them.
         allow_private: Whether http may connect to private and loopback addresses.
 
     Raises:
-        UsageError: The URL makes no sense, or fsspec or what it needs is not installed.
+        UsageError: The URL makes no sense or is of another kind, or fsspec or what it needs is not installed.
     """
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(::|://)", where)
+    archives, base = _chain(where)
+    match = _SCHEME.match(base)
+    scheme = match[1].lower() if match is not None else "file"
+    if archives:
+        if scheme in _WEB:
+            raise UsageError(
+                "is in an archive on a web server",
+                file=where,
+                remedy="fetch the archive, and name it by its path",
+            )
+        return _fsspec(where, "::".join([*archives, base]))
     if match is None:
-        path = Path(where)
+        path = Path(base)
         return FolderSource(path.parent), path.name
-    scheme = match[1].lower()
-    if scheme == "file" and match[2] == "://":
-        return _file_url(where)
-    if scheme in ("http", "https") and match[2] == "://":
+    if scheme in _LOCAL:
+        return _file_url(base)
+    if scheme in _WEB:
         from tfl_rewrite.shards.web import WebSource
 
-        return WebSource.at(where, allow_private=allow_private)
-    return _fsspec(where)
+        return WebSource.at(base, allow_private=allow_private)
+    return _fsspec(where, base)
+
+
+def _chain(where: str) -> tuple[list[str], str]:
+    """Takes an address apart, every link of which is looked at.
+
+    Returns:
+        The archives, outermost last, and where they lie.
+
+    Raises:
+        UsageError: A link is of another kind than those that are known.
+    """
+    archives: list[str] = []
+    rest = where
+    while (match := _SCHEME.match(rest)) is not None:
+        scheme, after = match[1].lower(), rest[match.end() :]
+        if match[2] == "::" and scheme in _CACHES:
+            rest = after
+        elif match[2] == "://" and scheme in _ARCHIVES and "::" in after:
+            member, _, rest = after.partition("::")
+            archives.append(f"{scheme}://{member}")
+        elif match[2] == "://" and scheme in (*_WEB, *_LOCAL, *_STORES):
+            # On the web it is part of the path, or of an address. Elsewhere fsspec would see another link.
+            if "::" in after and scheme not in _WEB:
+                raise UsageError(f"{scheme}:// is not the last link of a chain", file=where)
+            return archives, rest if scheme in _WEB else f"{scheme}://{after}"
+        else:
+            known = ", ".join((*_WEB, *_LOCAL, *_STORES))
+            raise UsageError(
+                f"{scheme}{match[2]} is not read from",
+                file=where,
+                remedy=f"give a path, or a URL of one of {known}, or zip://NAME:: or tar://NAME:: before it",
+            )
+    if archives and "::" in rest:
+        raise UsageError("is a path that fsspec takes for a chain", file=rest, remedy="rename it")
+    return archives, rest
 
 
 def read_manifest_text(source: Source, name: str) -> bytes:
@@ -164,7 +237,8 @@ def _file_url(where: str) -> tuple[Source, str]:
     return FolderSource(path.parent), path.name
 
 
-def _fsspec(where: str) -> tuple[Source, str]:
+def _fsspec(where: str, url: str) -> tuple[Source, str]:
+    """Opens what was looked at with fsspec."""
     try:
         core = importlib.import_module("fsspec.core")
     except ImportError:
@@ -172,8 +246,10 @@ def _fsspec(where: str) -> tuple[Source, str]:
             "needs fsspec", file=where, remedy="install it with: pip install 'tfl-rewrite[remote]'"
         ) from None
     try:
-        system, path = core.url_to_fs(where)
+        system, path = core.url_to_fs(url)
     except Exception as error:
         raise UsageError(f"fsspec cannot open it: {error}", file=where) from error
     folder, _, name = str(path).rpartition("/")
-    return FsspecSource(system, folder, where.rpartition("/")[0]), name
+    # Parts of an archive are named beside it.
+    label = url.partition("::")[2] if "::" in url else where.rpartition("/")[0]
+    return FsspecSource(system, folder, label), name

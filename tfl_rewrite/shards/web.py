@@ -2,11 +2,13 @@
 
 Who writes a manifest does not choose where this program connects to: a server may redirect to http and
 https only, never down from https, and to no private address, checked on the very address of the connection.
+Nor how long it is kept waiting (:mod:`tfl_rewrite.shards.pace`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import ipaddress
 import socket
@@ -14,11 +16,15 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextvars import ContextVar
 from typing import Any
 
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.shards.pace import Pace, Request, TooSlow
 
 TIMEOUT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+_MOST_ADDRESSES = 8
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 0.5
 _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -33,6 +39,7 @@ class WebSource:
         self._parts = parts
         self._folder = folder
         self._opener = _opener(allow_private)
+        self._pace = Pace()
 
     @classmethod
     def at(cls, url: str, *, allow_private: bool) -> tuple[WebSource, str]:
@@ -70,8 +77,7 @@ class WebSource:
             last = attempt == _ATTEMPTS - 1
             try:
                 request = urllib.request.Request(url, headers=headers)
-                response = self._opener.open(request, timeout=TIMEOUT_SECONDS)
-                return _Response(response, label)
+                return self._answer(request, label)
             except urllib.error.HTTPError as error:
                 error.close()
                 if error.code in (404, 410):
@@ -82,6 +88,8 @@ class WebSource:
                     ) from None
             except Refused as error:
                 raise FileAccessError(str(error), file=label, remedy=error.remedy) from None
+            except TooSlow:
+                raise
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
                 if isinstance(reason, Refused):
@@ -90,6 +98,25 @@ class WebSource:
                     raise FileAccessError(f"cannot be fetched: {reason}", file=label) from error
             time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("unreachable")
+
+    def _answer(self, request: urllib.request.Request, label: str) -> _Response:
+        watched = self._pace.begin()
+        token = _WATCHED.set(watched)
+        try:
+            response = self._opener.open(request, timeout=TIMEOUT_SECONDS)
+            watched.answered()
+            return _Response(response, label, self._pace, watched)
+        except BaseException as error:
+            self._pace.finish(watched)
+            if watched.reason is not None:
+                raise TooSlow(f"the server {watched.reason}", file=label) from error
+            raise
+        finally:
+            _WATCHED.reset(token)
+
+
+_WATCHED: ContextVar[Request | None] = ContextVar("_WATCHED", default=None)
+"""The request for which this thread connects."""
 
 
 class Refused(OSError):
@@ -101,9 +128,12 @@ class Refused(OSError):
 
 
 class _Response:
-    def __init__(self, response: Any, label: str) -> None:
+    def __init__(self, response: Any, label: str, pace: Pace, watched: Request) -> None:
         self._response = response
         self._label = label
+        self._pace = pace
+        self._watched = watched
+        self._left: int | None = response.length
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("", "identity"):
             response.close()
@@ -114,12 +144,29 @@ class _Response:
 
     def __exit__(self, *_: object) -> None:
         self._response.close()
+        self._pace.finish(self._watched)
 
     def read(self, size: int, /) -> bytes:
+        """Returns what has arrived, at most ``size`` bytes; none at the end."""
+        size = size if self._left is None else min(size, self._left)
+        if not size:
+            return b""
         try:
-            return bytes(self._response.read(size))
+            with self._pace.waiting():
+                data = bytes(self._response.read1(size))
         except (OSError, http.client.HTTPException) as error:
-            raise FileAccessError(f"the connection broke: {error}", file=self._label) from error
+            raise self._broken(str(error)) from error
+        if not data and (self._left or self._watched.reason):
+            raise self._broken(f"{self._left} bytes are missing")
+        self._pace.arrived(len(data))
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+    def _broken(self, why: str) -> FileAccessError:
+        if self._watched.reason is not None:
+            return TooSlow(f"the server {self._watched.reason}", file=self._label)
+        return FileAccessError(f"the connection broke: {why}", file=self._label)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -136,8 +183,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _public_connection(address: tuple[str, int], timeout: Any = None, source_address: Any = None) -> Any:
-    """As ``socket.create_connection``, to public addresses only.
+def _connect(
+    address: tuple[str, int], timeout: Any = None, source_address: Any = None, *, anywhere: bool
+) -> Any:
+    """As ``socket.create_connection``, to public addresses only unless it may go anywhere.
 
     Every address of the host is looked at, and the connection is made to one that was: a name that resolves
     to another address the second time gains nothing.
@@ -145,16 +194,22 @@ def _public_connection(address: tuple[str, int], timeout: Any = None, source_add
     host, port = address
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for row in found:
-        if not is_public(str(row[4][0])):
+        if not anywhere and not is_public(str(row[4][0])):
             raise Refused(
                 f"{host} is at the private address {row[4][0]}", "use --allow-private if that is meant"
             )
     failure: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, target in found:
+    watched = _WATCHED.get()
+    for family, kind, protocol, _, target in found[:_MOST_ADDRESSES]:
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(TIMEOUT_SECONDS if timeout is None else timeout)
+            if watched is not None and watched.reason is not None:
+                raise OSError(watched.reason)
+            connection.settimeout(CONNECT_SECONDS)
             connection.connect(target)
+            connection.settimeout(TIMEOUT_SECONDS if timeout is None else timeout)
+            if watched is not None:
+                watched.watch(connection)
             return connection
         except OSError as error:
             connection.close()
@@ -183,28 +238,37 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
-class _PublicHttp(http.client.HTTPConnection):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        # Where http.client keeps what connects its socket, since Python 3.4.
-        self._create_connection = _public_connection
+def _plain_connection(*arguments: Any, anywhere: bool, **options: Any) -> http.client.HTTPConnection:
+    made = http.client.HTTPConnection(*arguments, **options)
+    # Where http.client keeps what connects its socket, since Python 3.4.
+    made._create_connection = functools.partial(_connect, anywhere=anywhere)  # type: ignore[attr-defined]
+    return made
 
 
-class _PublicHttps(http.client.HTTPSConnection):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._create_connection = _public_connection
+def _secure_connection(*arguments: Any, anywhere: bool, **options: Any) -> http.client.HTTPConnection:
+    made = http.client.HTTPSConnection(*arguments, **options)
+    made._create_connection = functools.partial(_connect, anywhere=anywhere)  # type: ignore[attr-defined]
+    return made
 
 
 class _HttpHandler(urllib.request.HTTPHandler):
+    def __init__(self, allow_private: bool) -> None:
+        super().__init__()
+        self._allow_private = allow_private
+
     def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(http.client.HTTPConnection if _proxied(req) else _PublicHttp, req)
+        anywhere = self._allow_private or _proxied(req)
+        return self.do_open(functools.partial(_plain_connection, anywhere=anywhere), req)
 
 
 class _HttpsHandler(urllib.request.HTTPSHandler):
+    def __init__(self, allow_private: bool) -> None:
+        super().__init__()
+        self._allow_private = allow_private
+
     def https_open(self, req: urllib.request.Request) -> Any:
-        kind = http.client.HTTPSConnection if _proxied(req) else _PublicHttps
-        return self.do_open(kind, req)
+        anywhere = self._allow_private or _proxied(req)
+        return self.do_open(functools.partial(_secure_connection, anywhere=anywhere), req)
 
 
 def _proxied(request: urllib.request.Request) -> bool:
@@ -233,11 +297,9 @@ def _opener(allow_private: bool) -> urllib.request.OpenerDirector:
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
+        _HttpHandler(allow_private),
+        _HttpsHandler(allow_private),
     ]
-    if allow_private:
-        handlers += [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
-    else:
-        handlers += [_HttpHandler(), _HttpsHandler()]
     for handler in handlers:
         opener.add_handler(handler)
     return opener
