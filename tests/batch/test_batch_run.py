@@ -290,6 +290,49 @@ def test_no_output_is_another_name_of_an_input(
     assert call(config, "-q") == 0
 
 
+HOSTILE = (
+    *('=HYPERLINK("http://x")', "+1+1", "-1+1", "@SUM(A1)", "\t=1+1", "\r=1+1", " =1+1", "＝1+1"),
+    "a\x1b]0;x\x07",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_in_a_summary_is_a_formula_or_moves_a_terminal(text: str) -> None:
+    row = {"name": text, "status": "refused", "exit_code": 2, "message": text, "snr_db": -3.5, "seconds": 0.1}
+    data = Summary((row,)).contents()["summary.csv"].decode()
+    assert "\x1b" not in data and "\t" not in data and "\r" not in data and data.count("\n") == 2
+    (read,) = csv.DictReader(data.splitlines())
+    assert read["name"] == read["message"] and read["name"].lstrip(" ")[:1] not in "=+-@＝"
+    # Numbers stay numbers, texts stand between quotes: a semicolon or a comma in one begins no other cell.
+    assert (read["snr_db"], read["exit_code"]) == ("-3.5", "2") and ",-3.5," in data
+    assert f'"{read["name"]}"'.replace('"', "") in data.replace('"', "")
+
+
+def test_semicolons_begin_no_other_cell() -> None:
+    row = {"name": "a;=1+1", "status": "refused", "exit_code": 2, "message": 'b";=1+1'}
+    data = Summary((row,)).contents()["summary.csv"].decode()
+    assert '"a;=1+1"' in data and '"b"";=1+1"' in data
+
+
+def test_names_of_files_and_tensors_in_a_summary(fixtures: Path, tmp_path: Path) -> None:
+    model = tfl_rewrite.load(fixtures / "dense.tflite")
+    for tensor in model.subgraphs[0].tensors:
+        tensor.rest = tensor.rest.replace(name=f'=HYPERLINK("x")\x1b[31m{tensor.name}')
+    (tmp_path / "in").mkdir()
+    for name in ("=1+1.tflite", "@x.tflite", "a\x1b[31m.tflite"):
+        tfl_rewrite.save(model, tmp_path / "in" / name)
+    # The rule matches nothing, so the message names what there is.
+    rule = "quantize-weights:map=HYPERLINKS=int8"
+    assert call(tmp_path / "in" / "*.tflite", "--out", tmp_path / "out", "--pass", rule, "-q") == 2
+    data = (tmp_path / "out" / "summary.csv").read_bytes()
+    assert b"\x1b" not in data and b"HYPERLINK" in data
+    rows = list(csv.DictReader(data.decode().splitlines()))
+    assert sorted(row["name"] for row in rows) == ["'=1+1.tflite", "'@x.tflite", "a\\x1b[31m.tflite"]
+    # As data they are what they are.
+    names = {row["name"] for row in json.loads((tmp_path / "out" / "summary.json").read_text())["files"]}
+    assert names == {"=1+1.tflite", "@x.tflite", "a\x1b[31m.tflite"}
+
+
 def test_one_batch_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (

@@ -27,6 +27,8 @@ COLUMNS = (
     "sha256",
     "message",
 )
+_FORMULAS = tuple("=+-@＝＋－＠")
+"""What a formula begins with; also in full width, as some editions of spreadsheets take it."""
 _WORST_FIRST = (4, 2, 3, 0)
 """Outputs differ; then what could not be read or died; then what was refused as unsupported."""
 
@@ -73,10 +75,11 @@ class Summary:
     def contents(self) -> dict[str, bytes]:
         """Returns what ``summary.json`` and ``summary.csv`` are to hold."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
+        # All texts between quotes: some programs take a semicolon for the end of a cell.
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(COLUMNS)
         for row in self.rows:
-            writer.writerow({name: "" if row.get(name) is None else row[name] for name in COLUMNS})
+            writer.writerow([_cell(row.get(name)) for name in COLUMNS])
         texts = (json.dumps(self.to_dict(), indent=2) + "\n", text.getvalue())
         return {
             name: text.encode("utf-8", "backslashreplace")
@@ -86,6 +89,23 @@ class Summary:
 
 def _done(row: dict[str, Any]) -> bool:
     return bool(row["exit_code"] == 0)
+
+
+def _cell(value: object) -> object:
+    """Returns what stands in a cell: nothing that a spreadsheet would compute, or a terminal would obey.
+
+    Names come from files, and messages hold names. What begins like a formula gets an apostrophe before it
+    (OWASP, CSV Injection), which spreadsheets do not show; control characters are escaped.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in value
+    )
+    return f"'{text}" if text.lstrip(" '\"")[:1] in _FORMULAS else text
 
 
 def sorted_rows(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

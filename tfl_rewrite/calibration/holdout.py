@@ -11,14 +11,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.storage import load
-from tfl_rewrite.verification.inputs import expand_paths, read_npz
+from tfl_rewrite.verification.inputs import MOST_SAMPLES, expand_paths
 from tfl_rewrite.verification.media import Media
+from tfl_rewrite.verification.npz import read_npz, write_npz
 from tfl_rewrite.verification.samples import Array
 
 LEAST_SAMPLES = 4
@@ -136,8 +134,7 @@ def split(
             for index, rows in enumerate(_shares(total, in_order, bool(holdout))):
                 if rows:
                     target = folder / f"{index}-{number}-{path.name}"
-                    cut: dict[str, Any] = {key: array[rows] for key, array in arrays.items()}
-                    np.savez(target, **cut)
+                    write_npz(target, {key: array[rows] for key, array in arrays.items()})
                     parts[index].append(target)
                 counts[index] += len(rows)
     kept = "the files of --holdout" if holdout else str(counts[2])
@@ -169,7 +166,7 @@ def _samples(arrays: Mapping[str, Array], whole: frozenset[int]) -> int:
     """Returns how many samples the arrays of a file hold, or 0 if that is not plain."""
     found = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     total = found.pop() if len(found) == 1 else 0
-    return 0 if total in whole else total
+    return 0 if total in whole or total > MOST_SAMPLES else total
 
 
 def _shares(total: int, in_order: bool, judged: bool) -> list[list[int]]:

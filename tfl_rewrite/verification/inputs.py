@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UsageError
-from .interface import EntryPoint, Interface, TensorFacts, printable, quoted
+from .interface import EntryPoint, Interface, TensorFacts, quoted
 from .media import Media, is_media, media_files, media_steps
+from .npz import REMEDY, read_npz
 from .samples import Array, Step
 
-REMEDY = (
-    "give a .npz with one array per input, named as the tensor, as the input of the signature, or as"
-    " 'signature/input'; its first axis counts the samples"
-)
+MOST_SAMPLES = 100_000
+"""Of one array: each is a call, and a file of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +65,6 @@ def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path | Media]:
         else:
             raise UsageError("no such file or folder", file=path, remedy=REMEDY)
     return found
-
-
-def read_npz(path: Path) -> dict[str, Array]:
-    """All arrays of one file. Pickled objects are never loaded.
-
-    Raises:
-        UsageError: The file is not a readable ``.npz``, or holds Python objects.
-    """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise UsageError("this is one array, not an .npz with named arrays", file=path, remedy=REMEDY)
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
-        why = printable(str(error)) or type(error).__name__
-        raise UsageError(f"cannot be read as an .npz: {why}", file=path, remedy=REMEDY) from error
 
 
 def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -> RealInputs:
@@ -198,12 +179,19 @@ def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> li
             file=path,
             remedy=f"convert it with .astype({facts.dtype!r}) or reshape it: axis 0 counts the samples",
         )
+    several = array.ndim == rank + 1 or (rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1))
+    if several and array.shape[0] > MOST_SAMPLES:
+        raise UsageError(
+            f"array {quoted(name)} holds {array.shape[0]:,} samples, more than {MOST_SAMPLES:,}",
+            file=path,
+            remedy="give fewer",
+        )
     if array.ndim == rank + 1:
         return list(_rows(array))
     fits = all(
         declared in (-1, size) for size, declared in zip(array.shape, facts.shape_signature, strict=True)
     )
-    if rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1):
+    if several:
         return [row[np.newaxis] for row in _rows(array)]
     if fits:
         return [array]
