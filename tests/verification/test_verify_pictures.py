@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +284,40 @@ def test_values_beyond_a_type_stop_at_its_ends(dtype):
     limits = np.iinfo(dtype)
     ends = to_input(np.array([-1e30, 1e30]), facts(2, dtype=dtype))
     assert ends[0] == limits.min and limits.max - int(ends[1]) <= limits.max // 2**52
+
+
+def huge(path: Path, width: int, height: int) -> Path:
+    """A PNG of a few kilobytes whose header promises many pixels; all of them are there, and black."""
+    rows = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    data = b"".join(rows.compress(row) for _ in range(height)) + rows.flush()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", head), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize("limit", [None, 10**12])
+def test_the_limit_holds_whatever_pillow_was_told(monkeypatch, tmp_path, limit):
+    """Another part of the program may have taken it away."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    path = huge(tmp_path / "a.png", 12_000, 8_000)
+    assert path.stat().st_size < 20_000
+    loaded = []
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: loaded.append(1))
+    with pytest.raises(UsageError, match="has more than 89 million pixels; shrink"):
+        read_picture(path, 3, (8, 8))
+    assert not loaded
+
+
+def test_inputs_that_are_larger_than_any_picture(gradient):
+    with pytest.raises(UsageError, match="values a sample, more than"):
+        Pictures(facts(1, 100_000, 100_000, 3), Media(gradient), gradient)
+    with pytest.raises(UsageError, match="values a sample, more than"):
+        Pictures(facts(1 << 30, 8, 8, 3), Media(gradient), gradient)

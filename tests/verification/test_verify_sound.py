@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,66 @@ def test_a_folder_of_sound_is_run(tmp_path):
     result = run_model(model, inputs=[folder])
     assert [float(call[0][0, 0]) for call in result.inputs] == pytest.approx([0.0, 0.5], abs=1e-3)
     assert result.notes[0].startswith("2 sound files, one channel, 4 values at 8000 Hz as the files are")
+
+
+def peak_of(code: str, *arguments: object) -> tuple[str, int]:
+    """Runs code in a process of its own; returns what it printed, and its peak memory in kilobytes."""
+    # Not ru_maxrss, which begins with that of the process that started this one.
+    peak = "open('/proc/self/status').read().split('VmHWM:')[1].split()[0]"
+    text = f"{code}\nprint({peak})\n"
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    *said, number = done.stdout.splitlines()
+    return "\n".join(said), int(number)
+
+
+_READ = """
+import sys
+from pathlib import Path
+from tfl_rewrite.verification.sound import read_sound
+from tfl_rewrite.errors import UsageError
+try:
+    wave, rate = read_sound(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) or None)
+    print(wave.size, rate, float(abs(wave).max()))
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_silence_in_many_channels_is_read_block_by_block(tmp_path):
+    """Half a million frames of 128 channels are half a gigabyte at once."""
+    path = tmp_path / "wide.wav"
+    with soundfile.SoundFile(path, "w", 8000, 128, subtype="PCM_U8") as file:
+        for _ in range(16):
+            file.write(np.full((32768, 128), 0.5))
+    said, peak = peak_of(_READ, path, 1 << 19, 0)
+    assert said == f"{1 << 19} 8000 0.5" and peak < 250_000
+
+
+def test_a_file_that_says_it_is_longer(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.full(1000, 0.25), 8000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    # STREAMINFO: the last 36 bits before the checksum count the samples.
+    at = 8 + 13
+    data[at] |= 0x0F
+    data[at + 1 : at + 5] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.flac").write_bytes(data)
+    assert soundfile.info(tmp_path / "a.flac").frames == (1 << 36) - 1
+    said, peak = peak_of(_READ, tmp_path / "a.flac", 1 << 20, 0)
+    # The library does not find its end, or it is as long as it is.
+    assert "cannot be read as sound" in said or said == f"{1 << 20} 8000 0.25"
+    assert peak < 250_000
+
+
+def test_lengths_and_rates_that_no_network_takes(tmp_path, ramp):
+    with pytest.raises(UsageError, match="values a sample, more than"):
+        Sounds(facts(1, 1 << 31), Media(ramp), ramp)
+    with pytest.raises(UsageError, match="values a sample, more than"):
+        Sounds(facts(1 << 20, 1 << 20), Media(ramp, layout="NT"), ramp)
+    with pytest.raises(UsageError, match="values a sample, more than"):
+        Sounds(facts(1, 1 << 31), Media(ramp), ramp)
+    soundfile.write(tmp_path / "fast.wav", np.zeros(100), 768000)
+    with pytest.raises(UsageError, match="takes too long; give another --sample-rate"):
+        read_sound(tmp_path / "fast.wav", 1 << 24, 1000)
+    with pytest.raises(UsageError, match="takes too long"):
+        read_sound(tmp_path / "fast.wav", 1 << 20, 1000 + 1)

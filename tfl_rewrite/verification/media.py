@@ -7,6 +7,7 @@ looks into models through the runtime only.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,9 @@ PICTURES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"])
 SOUNDS = frozenset([".wav", ".flac", ".ogg"])
 NPZ_REMEDY = "give a .npz with an array for each input"
 INSTALL = "install it with: pip install 'tfl-rewrite[media]'"
+MOST_VALUES = 1 << 26
+"""Of a sample, or of the sound that it is made of: eight bytes each while it is made."""
+MOST_FILES = 100_000
 _IN_MEMORY_NBYTES = 64 << 20
 
 PIXEL_RANGE, SOUND_LEVEL = "pixel range assumed", "sound level assumed"
@@ -120,6 +124,10 @@ def media_steps(interface: Interface, media: Media) -> tuple[list[Step], list[st
             such files is not installed.
     """
     files = media.files()
+    if len(files) > MOST_FILES:
+        raise UsageError(
+            f"holds {len(files):,} files, more than {MOST_FILES:,}", file=media.path, remedy="give fewer"
+        )
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
     if pictures and len(pictures) < len(files):
         raise UsageError(
@@ -220,6 +228,21 @@ def to_input(values: Array, facts: TensorFacts) -> Array:
     highest = float(limits.max)
     highest = highest if int(highest) <= limits.max else float(np.nextafter(highest, 0.0))
     return np.clip(np.rint(values.astype(np.float64)), float(limits.min), highest).astype(dtype)
+
+
+def check_size(facts: TensorFacts, shape: Sequence[int]) -> None:
+    """Refuses inputs that are larger than any picture or sound that a network takes: sizes come from files.
+
+    Raises:
+        UsageError: It is one.
+    """
+    values = math.prod(shape)
+    if values > MOST_VALUES:
+        raise UsageError(
+            f"input {quoted(facts.name)} takes {facts.declared}: {values:,} values a sample, more than "
+            f"{MOST_VALUES:,}",
+            remedy=NPZ_REMEDY,
+        )
 
 
 def check_numeric(facts: TensorFacts, kind: str) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 
 from ..errors import UsageError
 from .interface import TensorFacts, printable, quoted
-from .media import INSTALL, NPZ_REMEDY, PIXEL_RANGE, Media, check_numeric, to_input
+from .media import INSTALL, NPZ_REMEDY, PIXEL_RANGE, Media, check_numeric, check_size, to_input
 from .samples import Array
 
 # What is decoded, by content: a file may not choose another decoder by its content than these.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+MOST_PIXELS = (1 << 30) // 4 // 3
+"""Of a picture; Pillow's own limit, a quarter of a gigabyte of RGB."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _WORDS = {1: "grey", 3: "RGB", 4: "RGBA"}
 # Where a model takes any height and width: networks with skip connections want multiples of a power of two.
@@ -91,6 +93,7 @@ class Pictures:
         self._width = width if sizes["W"] == -1 else sizes["W"]
         whole = {"N": self.batch, "H": self._height, "W": self._width, "C": self._channels}
         self.shape = tuple(whole[letter] for letter in self._layout)
+        check_size(facts, self.shape)
         self._scale, self._offset, self._told = self._mapping(media)
 
     def _mapping(self, media: Media) -> tuple[Array | None, Array, str]:
@@ -166,7 +169,7 @@ def read_picture(path: Path, channels: int, size: tuple[int, int] | None) -> Arr
             image = _open(path)
             if image.mode.startswith("I"):
                 # 16 bits a pixel, which conversion would clip to white.
-                high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+                high = (np.asarray(image) >> 8).clip(0, 255)
                 image = module.fromarray(high.astype(np.uint8))
             image = image.convert(_MODES[channels])
             if size is not None and image.size != (size[1], size[0]):
@@ -188,6 +191,9 @@ def _open(path: Path) -> Any:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", module.DecompressionBombWarning)
             with module.open(path, formats=_FORMATS) as image:
+                # Before a pixel is decoded, and whatever limit Pillow was told.
+                if image.width * image.height > MOST_PIXELS:
+                    raise module.DecompressionBombError
                 image.load()
                 return ImageOps.exif_transpose(image)
     except Exception as error:
@@ -197,7 +203,7 @@ def _open(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> UsageError:
     if type(error).__name__.startswith("DecompressionBomb"):
-        limit = f"{(_image().MAX_IMAGE_PIXELS or 0) / 1e6:.0f}"
+        limit = f"{MOST_PIXELS / 1e6:.0f}"
         return UsageError(f"has more than {limit} million pixels", file=path, remedy="shrink the picture")
     if type(error).__name__ == "UnidentifiedImageError":
         why = f"its content is none of {', '.join(_FORMATS)}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .interface import TensorFacts, printable, quoted
-from .media import INSTALL, NPZ_REMEDY, SOUND_LEVEL, Media, check_numeric, to_input
+from .media import INSTALL, MOST_VALUES, NPZ_REMEDY, SOUND_LEVEL, Media, check_numeric, check_size, to_input
 from .samples import Array
 
 # Where a model takes any length: more than this is cut.
@@ -20,6 +20,8 @@ _RATES = (1000, 768000)
 # Resampling: zero crossings on each side and shape of the window; 80 dB below the signal outside the band.
 _CROSSINGS, _BETA = 16, 8.0
 _CELLS = 1 << 20
+_MOST_CELLS = 1 << 32
+"""A minute or so; ten seconds at 48 kHz take a five-hundredth of it."""
 _LAYOUT_REMEDY = "name its axes with --input-layout, such as NT (T is time)"
 
 
@@ -84,6 +86,7 @@ class Sounds:
         self._free = sizes["T"] == -1
         self._length = _free_length(first, self._rate) if self._free else sizes["T"]
         self.shape = tuple({"N": self.batch, "T": self._length}.get(letter, 1) for letter in layout)
+        check_size(facts, self.shape)
         self._batch_axis = layout.find("N")
         self._rates: set[int] = set()
         if np.dtype(facts.dtype).kind == "u" and not facts.is_quantized and media.value_range is None:
@@ -153,14 +156,46 @@ def read_sound(path: Path, length: int, rate: int | None) -> tuple[Array, int]:
     target = rate or own
     # Some more than the length needs, because resampling looks to both sides.
     frames = math.ceil(length * own / target) + 2 * _CROSSINGS * math.ceil(max(1.0, own / target))
-    try:
-        data, _ = _soundfile().read(str(path), frames=frames, dtype="float64", always_2d=True)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    if not np.isfinite(data).all():
-        raise UsageError("holds values that are NaN or infinite", file=path, remedy="remove it")
-    wave = resample(data.mean(axis=1), own, target)[:length]
+    if frames > MOST_VALUES or _cells(frames, own, target) > _MOST_CELLS:
+        raise UsageError(
+            f"{length:,} values at {target} Hz would be made of {frames:,} at {own} Hz, which takes too long",
+            file=path,
+            remedy="give another --sample-rate, or files of that rate",
+        )
+    wave = resample(_mean(path, frames), own, target)[:length]
     return np.pad(wave, (0, length - wave.size)), own
+
+
+def _mean(path: Path, frames: int) -> Array:
+    """The mean of the channels, block by block: a small file may hold much silence, in a thousand channels.
+
+    Raises:
+        UsageError: The file is damaged, or holds what is no number.
+    """
+    blocks: list[Array] = []
+    _, most, channels = _info(path)
+    rows, done = max(1, _CELLS // channels), 0
+    while (wanted := min(frames, most) - done) > 0:
+        asked = min(wanted, rows)
+        try:
+            block, _ = _soundfile().read(str(path), frames=asked, start=done, dtype="float64", always_2d=True)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        blocks.append(block.mean(axis=1))
+        done += asked
+        if len(block) < asked:
+            break  # It holds less than it says.
+    wave = np.concatenate(blocks) if blocks else np.zeros(0)
+    if not np.isfinite(wave).all():
+        raise UsageError("holds values that are NaN or infinite", file=path, remedy="remove it")
+    return wave
+
+
+def _cells(frames: int, rate: int, target: int) -> int:
+    """How many products it takes to resample so many frames; none where the rate stays."""
+    if rate == target:
+        return 0
+    return math.ceil(frames * target / rate) * 2 * math.ceil(_CROSSINGS / min(1.0, target / rate))
 
 
 def resample(wave: Array, rate: int, target: int) -> Array:
@@ -186,8 +221,8 @@ def resample(wave: Array, rate: int, target: int) -> Array:
     return result
 
 
-def _info(path: Path) -> tuple[int, int]:
-    """Rate and number of frames of a file."""
+def _info(path: Path) -> tuple[int, int, int]:
+    """Rate, number of frames and number of channels of a file, as it says."""
     try:
         info = _soundfile().info(str(path))
     except UsageError:
@@ -197,11 +232,11 @@ def _info(path: Path) -> tuple[int, int]:
     rate, frames = int(info.samplerate), int(info.frames)
     if not _RATES[0] <= rate <= _RATES[1]:
         raise UsageError(f"says that its sample rate is {rate} Hz", file=path, remedy="remove it")
-    return rate, frames
+    return rate, frames, max(1, int(info.channels))
 
 
 def _free_length(first: Path, rate: int | None) -> int:
-    own, frames = _info(first)
+    own, frames, _ = _info(first)
     target = rate or own
     return max(1, min(math.ceil(frames * target / own), int(_LONGEST_SECONDS * target)))
 
