@@ -99,9 +99,9 @@ SHARDING = (
     Command(
         "join",
         "make one file of a model in several",
-        "Makes OUT of a manifest of parts (a path, an http or https URL, or any URL that fsspec reads), with "
-        "every hash checked; a join that was stopped goes on where it was. Or of a model with external "
-        "buffers, whose weights come back into one file.",
+        "Makes OUT of a manifest of parts (a path, an http or https URL, or a URL of a store that fsspec "
+        "reads), with every hash checked; a join that was stopped goes on where it was. Or of a model with "
+        "external buffers, whose weights come back into one file.",
         (
             (
                 "files",
