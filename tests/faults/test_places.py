@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from place import PROGRAM, QUICK, Place
+from place import JUDGED, PROGRAM, QUICK, Place
 
 import tfl_rewrite
 
@@ -74,7 +74,7 @@ def test_no_room_for_the_output(place: Place, good: bytes, kilobytes: int, force
 @pytest.mark.parametrize("kilobytes", [4, 16, 64, 256, 1024])
 def test_no_room_for_temporary_files(place: Place, good: bytes, kilobytes: int) -> None:
     with mounted(place.scratch, f"size={kilobytes}k"):
-        done = place.run("quantize-weights", place.source, place.target, "--samples", "2")
+        done = place.run(*JUDGED, place.source, place.target, "--samples", "2")
         # Either all goes well in so little room, or it is an error that says so.
         words = "" if done.returncode == 0 else "temporary files" if b"temporary" in done.stderr else "fit"
         place.check(done, (0, 2), words, whole=good)
@@ -132,7 +132,7 @@ def test_a_missing_folder(place: Place) -> None:
 def test_a_folder_that_goes_away(place: Place) -> None:
     other = place.root / "other"
     other.mkdir()
-    with place.start("quantize-weights", place.source, other / "made.tflite") as process:
+    with place.start(*JUDGED, place.source, other / "made.tflite") as process:
         wait_for_children(process, place)
         other.rmdir()
         stdout, stderr = process.communicate(timeout=60)
@@ -143,7 +143,7 @@ def test_a_folder_that_goes_away(place: Place) -> None:
 def test_no_folder_for_temporary_files(place: Place, good: bytes) -> None:
     """Python looks for another one; where there is none, it is an error of one line."""
     place.scratch.rmdir()
-    done = place.run("quantize-weights", place.source, place.target, "--samples", "2")
+    done = place.run(*JUDGED, place.source, place.target, "--samples", "2")
     place.scratch.mkdir()
     place.check(done, (0, 2), whole=good)
 
@@ -254,7 +254,7 @@ def wait_for_children(process: subprocess.Popen[bytes], place: Place) -> None:
 @pytest.mark.parametrize("how", ["truncate", "empty", "write"])
 @pytest.mark.parametrize("verify", ["off", "auto"])
 def test_the_input_changes_while_it_is_mapped(place: Place, good: bytes, how: str, verify: str) -> None:
-    with place.start("quantize-weights", "--verify", verify, place.source, place.target) as process:
+    with place.start(*JUDGED, "--verify", verify, place.source, place.target) as process:
         wait_for_map(process, place.source)
         if how == "write":
             with open(place.source, "r+b") as file:
