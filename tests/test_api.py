@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as introspection
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,17 +35,85 @@ def test_public_names() -> None:
     assert Path(tfl_rewrite.__file__).with_name("py.typed").exists()
 
 
-def test_functions_stay_functions_when_their_packages_are_loaded() -> None:
+# Each name in a process of its own: a child of one that has not imported the package yet.
+ORDERS = """
+import importlib, os, pkgutil, sys, types
+
+# Heavy and not ours: loaded once, for all children.
+import numpy, flatbuffers
+
+names = sys.argv[1:]
+assert "tfl_rewrite" not in sys.modules
+
+
+def everything(package):
+    for found in pkgutil.walk_packages(package.__path__, "tfl_rewrite."):
+        # Scripts of other processes run when they are imported.
+        if not found.name.endswith(("child", "__main__")):
+            importlib.import_module(found.name)
+
+
+def right(package, name, first):
+    value = getattr(package, name)
+    if isinstance(value, types.ModuleType) or (first is not None and value is not first):
+        raise SystemExit(f"{name} is {value!r}")
+    return value
+
+
+def first_of_all(name):
+    scope = {}
+    exec(f"from tfl_rewrite import {name} as value", scope)
+    package = sys.modules["tfl_rewrite"]
+    for other in names:
+        right(package, other, None)
+    right(package, name, scope["value"])
+
+
+def last_of_all(name):
+    package = sys.modules["tfl_rewrite"]
+    for other in names:
+        if other != name:
+            right(package, other, None)
+    value = right(package, name, None)
+    scope = {}
+    exec("from tfl_rewrite import *", scope)
+    assert all(scope[other] is getattr(package, other) for other in names)
+    assert scope[name] is value
+
+
+for order in (first_of_all, last_of_all):
+    if order is last_of_all:
+        # Once, for all children: no name has been asked for yet.
+        import tfl_rewrite
+
+        everything(tfl_rewrite)
+    for name in names:
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                order(name)
+                code = 0
+            except SystemExit as stop:
+                print(order.__name__, stop, flush=True)
+            finally:
+                os._exit(code)
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit(f"{name}, {order.__name__}")
+print(len(names), "names")
+"""
+
+
+def test_each_public_name_is_right_whether_it_is_asked_for_first_or_last() -> None:
     """A subpackage that is imported becomes an attribute of its package; no public name may be hidden so."""
-    script = (
-        "import tfl_rewrite, pkgutil, importlib\n"
-        "for found in pkgutil.walk_packages(tfl_rewrite.__path__, 'tfl_rewrite.'):\n"
-        "    if not found.name.endswith(('child', '__main__')): importlib.import_module(found.name)\n"
-        "names = ['check', 'inspect', 'load', 'quantize_weights', 'rewrite', 'save', 'verify']\n"
-        "print(all(callable(getattr(tfl_rewrite, name)) for name in names))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
+    names = tfl_rewrite.__all__
+    done = subprocess.run([sys.executable, "-c", ORDERS, *names], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{len(names)} names\n"), done.stdout + done.stderr
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    modules = {found.name for found in pkgutil.iter_modules(tfl_rewrite.__path__)}
+    assert not modules & set(tfl_rewrite.__all__)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ LAYERS = (
         "value_changes",
     ),
     ("rewriting",),
-    ("shards", "catalog", "rounding_search", "doctor"),
+    ("shards", "catalog", "rounding_search", "diagnosis"),
     ("shrinking",),
     ("batch",),
     ("cli",),

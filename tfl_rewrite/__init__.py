@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     )
     from tfl_rewrite.blaming import blame
     from tfl_rewrite.catalog import passes_of, preset
+    from tfl_rewrite.diagnosis.doctor import Diagnosis, doctor
     from tfl_rewrite.diffing import Comparison, diff
-    from tfl_rewrite.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Comparison": "diffing",
-    "Diagnosis": "doctor.diagnosis",
+    "Diagnosis": "diagnosis.doctor",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
@@ -83,7 +83,7 @@ _HOMES = {
     "dequantize": "api",
     "dequantize_pass": "api",
     "diff": "diffing",
-    "doctor": "doctor.diagnosis",
+    "doctor": "diagnosis.doctor",
     "inspect": "inspection",
     "join": "shards.calls",
     "load": "storage",

@@ -22,7 +22,7 @@ from nets import Net, codes, data_of, dequantized, named, run
 
 from tfl_rewrite import UsageError, Verification, doctor, load, rewrite, save
 from tfl_rewrite.api import repair_pass
-from tfl_rewrite.doctor.kinds import Severity
+from tfl_rewrite.diagnosis.kinds import Severity
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model

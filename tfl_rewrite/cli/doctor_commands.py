@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
 
 if TYPE_CHECKING:
-    from tfl_rewrite.doctor.diagnosis import Diagnosis
-    from tfl_rewrite.doctor.kinds import Finding
+    from tfl_rewrite.diagnosis.doctor import Diagnosis
+    from tfl_rewrite.diagnosis.kinds import Finding
 
 FOUND = 4
 """Exit code of ``--fail-on``: what was asked to hold does not."""
@@ -76,8 +76,8 @@ DOCTORING = (
 def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
     from tfl_rewrite.cli.commands import _print
-    from tfl_rewrite.doctor.diagnosis import doctor
-    from tfl_rewrite.doctor.kinds import Severity
+    from tfl_rewrite.diagnosis.doctor import doctor
+    from tfl_rewrite.diagnosis.kinds import Severity
 
     found = doctor(arguments.model, min_runtime=arguments.min_runtime)
     if arguments.json:
@@ -103,7 +103,7 @@ def repair_file(arguments: argparse.Namespace) -> int:
 def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     """Shows findings, those of a kind together."""
     from tfl_rewrite.cli.render import safe, size
-    from tfl_rewrite.doctor.kinds import Severity
+    from tfl_rewrite.diagnosis.kinds import Severity
 
     counts = [(found.count(severity), severity.value) for severity in Severity]
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)

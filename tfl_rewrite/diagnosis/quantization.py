@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tfl_rewrite import kernels
-from tfl_rewrite.doctor.kinds import Finding
+from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.passes.repair_scales import (

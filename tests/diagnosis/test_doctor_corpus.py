@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tfl_rewrite import FormatError, UnsupportedError, Verification, doctor, rewrite
 from tfl_rewrite.api import repair_pass
-from tfl_rewrite.doctor.kinds import Severity
+from tfl_rewrite.diagnosis.kinds import Severity
 
 OFF = Verification(mode="off")
 

@@ -12,8 +12,8 @@ import pytest
 from faults import FAULTS, SOUND, Fault, dense
 
 from tfl_rewrite import FormatError, UsageError, doctor, load, quantize_weights, save
-from tfl_rewrite.doctor.associated import associated_files
-from tfl_rewrite.doctor.kinds import BY_NAME, KINDS, REPAIRABLE, Severity
+from tfl_rewrite.diagnosis.associated import associated_files
+from tfl_rewrite.diagnosis.kinds import BY_NAME, KINDS, REPAIRABLE, Severity
 from tfl_rewrite.verification import run_model
 
 

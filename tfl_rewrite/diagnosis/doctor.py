@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite import api
-from tfl_rewrite.doctor import operators, placement, quantization, values, versions
-from tfl_rewrite.doctor.kinds import KINDS, Finding, Severity
+from tfl_rewrite.diagnosis import operators, placement, quantization, values, versions
+from tfl_rewrite.diagnosis.kinds import KINDS, Finding, Severity
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.storage import load, origin_of
@@ -24,7 +24,7 @@ class Diagnosis:
     """What is wrong with one file.
 
     Attributes:
-        findings: Worst first, then in the order of :data:`tfl_rewrite.doctor.kinds.KINDS`.
+        findings: Worst first, then in the order of :data:`tfl_rewrite.diagnosis.kinds.KINDS`.
     """
 
     file: str

@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfl_rewrite.doctor.associated import associated_files
-from tfl_rewrite.doctor.kinds import Finding
+from tfl_rewrite.diagnosis.associated import associated_files
+from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, run_passes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tfl_rewrite import kernels
-from tfl_rewrite.doctor.kinds import Finding
+from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.kernels import Need
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.passes.candidates import weights_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tfl_rewrite import kernels
-from tfl_rewrite.doctor.kinds import Finding
+from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.kernels import Runtime
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.repair import said_runtime, version_key

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfl_rewrite.doctor.kinds import Finding
+from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.repair_scales import tensors_of
