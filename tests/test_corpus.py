@@ -83,7 +83,7 @@ TABLE = {
     "google-ai-edge+LiteRT__call_once_mul": copy(_TINY),
     "google-ai-edge+LiteRT__dynamic_string_custom_ops": copy(_TINY),
     "google-ai-edge+LiteRT__ff": smaller("dense layers and a table", 0.26),
-    "google-ai-edge+LiteRT__invalid_model": Row("file identifier is", "a text file", 2, 2, 2),
+    "google-ai-edge+LiteRT__invalid_model": Row("25 bytes of text", "a text file", 2, 2, 2),
     "google-ai-edge+LiteRT__multi_signature_model": copy(_TINY),
     "google-ai-edge+LiteRT__multi_subgraphs_while": copy(_TINY),
     "google-ai-edge+LiteRT__odml_sdpa_composite_mqa": smaller(
@@ -93,7 +93,7 @@ TABLE = {
     "google-ai-edge+LiteRT__simple_group_norm_op": copy(_TINY),
     "google-ai-edge+LiteRT__simple_model_npu_google_tensor_precompiled": copy("compiled code; nothing to do"),
     "google-ai-edge+LiteRT__static_w8_a16_quantized_q_einsum": copy(_FULL),
-    "google-ai-edge+LiteRT__test_model_broken": Row("file identifier is", "damaged", 2, 2, 2),
+    "google-ai-edge+LiteRT__test_model_broken": Row("without an identifier", "damaged", 2, 2, 2),
     "google-ai-edge+LiteRT__torchaudio_conformer": smaller(
         "float weights inside and outside of attention; biases are added", 0.365
     ),

@@ -13,7 +13,7 @@ PACKAGE = "tfl_rewrite"
 LAYERS = (
     ("errors", "limits", "locks", "patterns", "signals", "toml_files", "work"),
     ("flatbuf",),
-    ("claims", "container", "landing"),
+    ("claims", "foreign", "container", "landing"),
     ("model",),
     ("kernels", "packed_kernels"),
     ("quant",),
@@ -98,7 +98,7 @@ def test_judge_is_there_to_be_tested() -> None:
     assert any(layer_of(module) in JUDGE for module in MODULES)
 
 
-@pytest.mark.parametrize("layer", ["errors", "flatbuf", "container", "storage", "model"])
+@pytest.mark.parametrize("layer", ["errors", "flatbuf", "foreign", "container", "storage", "model"])
 def test_lower_half_needs_no_numbers_and_no_interpreter(layer: str) -> None:
     for module in MODULES:
         if layer_of(module) != layer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shlex
 import stat
 import struct
 import weakref
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
+from tfl_rewrite.foreign import recognize_folder
 
 _PIECE = 4 << 20
 # Gaps that are looked at before the pages around them are given back.
@@ -23,6 +25,7 @@ _READ = 512 << 10
 _FAULT_AROUND = 64 << 10
 """Linux maps up to this much around a fault (``fault_around_bytes``)."""
 _ALL_AFTER = 64 << 20
+_EMPTY, _AGAIN = "the file is empty", "fetch it again; the download may not have begun"
 
 
 class Container:
@@ -62,11 +65,15 @@ class Container:
         try:
             # Before it is opened: opening a pipe waits for somebody to write into it.
             mode = os.stat(name).st_mode  # noqa: PTH116
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode):
+                found = recognize_folder(name)
+                remedy = found.remedy.replace("FILE", shlex.quote(name))
+                raise FileAccessError(f"is {found.what}", file=name, remedy=remedy)
+            if not stat.S_ISREG(mode):
                 raise FileAccessError("is not a regular file", file=name)
             with open(name, "rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
-                    raise FormatError("the file is empty", file=name)
+                    raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 return cls(name, memoryview(mapped), mapped, file.fileno())
         except OSError as error:
@@ -76,7 +83,7 @@ class Container:
     def of_bytes(cls, data: bytes, name: str = "<bytes>") -> Container:
         """Wraps bytes that are in memory already."""
         if not data:
-            raise FormatError("the file is empty", file=name)
+            raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
         return cls(name, memoryview(data), None)
 
     @property

@@ -7,6 +7,7 @@ file holds something that cannot be carried over.
 from __future__ import annotations
 
 import os
+import shlex
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
 from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
+from tfl_rewrite.foreign import recognize
 from tfl_rewrite.landing import PLAIN, FileSink, access_of, write_aside
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
@@ -73,8 +75,23 @@ def load(path: str | os.PathLike[str]) -> Model:
     return load_container(Container.open(path))
 
 
+def ensure_model(container: Container) -> None:
+    """Checks that a file has the identifier of a model.
+
+    Raises:
+        FormatError: It is something else; the error says what, and what to do.
+    """
+    identifier = schema().identifier or b""
+    if bytes(container.data[4:8]) == identifier:
+        return
+    found = recognize(container.data, container.path, identifier)
+    remedy = found.remedy.replace("FILE", shlex.quote(container.path))
+    raise FormatError(f"is {found.what}", file=container.path, offset=found.offset, remedy=remedy)
+
+
 def load_container(container: Container) -> Model:
     """Reads a mapped file; see :func:`load`."""
+    ensure_model(container)
     try:
         result = read(container.data, schema(), release=container.release_all)
         version = result.root.get("version")

@@ -30,7 +30,7 @@ REFUSED = (FormatError, UnsupportedError)
 # What load() says, and where.
 NOT_READ = {
     "empty": "empty",
-    "text": "identifier",
+    "text": "bytes of text",
     "truncated_header": "too few",
     "truncated_middle": "leads out of the file",
     "wrong_identifier": "TFL9",

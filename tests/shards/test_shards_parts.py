@@ -40,8 +40,8 @@ def test_every_fixture_comes_back(sound: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_files_come_back_too(malformed: Path, tmp_path: Path) -> None:
-    if not malformed.stat().st_size:
-        with pytest.raises(FormatError, match="the file is empty"):
+    if malformed.read_bytes()[4:8] != b"TFL3":
+        with pytest.raises(FormatError, match=r"the file is empty|is 6 bytes long|of text|identifier"):
             tfl_rewrite.shard(malformed, tmp_path / "shards")
         assert not list(tmp_path.iterdir())
         return
@@ -51,6 +51,8 @@ def test_damaged_files_come_back_too(malformed: Path, tmp_path: Path) -> None:
 def test_every_public_model_comes_back(public: Path, tmp_path: Path) -> None:
     # The slowest thing here is gzip, and small files show as much of it.
     how = "gzip" if public.stat().st_size < 1 << 20 else "none"
+    if public.read_bytes()[4:8] != b"TFL3":
+        pytest.skip("no model, whatever its name says")
     report = there_and_back(public, tmp_path, max_size="256KiB", compress=how)
     assert max(item.stored_nbytes for item in report.files) <= 256 << 10
     with tfl_rewrite.open_sharded(tmp_path / "shards" / "manifest.json") as model:
@@ -133,7 +135,7 @@ def test_same_input_same_bytes(fixtures: Path, tmp_path: Path) -> None:
 
 def test_what_gzip_does_not_shrink_is_stored_as_it_is(tmp_path: Path) -> None:
     noise, zeros = hashlib.shake_256(b"noise").digest(5000), bytes(5000)
-    (tmp_path / "model").write_bytes(noise + zeros)
+    (tmp_path / "model").write_bytes(b"\x10\0\0\0TFL3" + noise[8:] + zeros)
     report = there_and_back(tmp_path / "model", tmp_path / "made", max_size=5000, compress="gzip")
     stored = {item.nbytes: item.stored_nbytes for item in report.files}
     assert len(report.files) == 2 and sum(item.stored_nbytes >= 5000 for item in report.files) == 1, stored

@@ -169,8 +169,12 @@ def round_weights(arguments: argparse.Namespace) -> int:
 
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
+    from tfl_rewrite.container import Container
     from tfl_rewrite.judging import verify
+    from tfl_rewrite.storage import ensure_model
 
+    for path in (arguments.before, arguments.after):
+        ensure_model(Container.open(path))
     inputs = real_inputs(arguments, arguments.before)
     judges = _judges(arguments)
     with Waiting(enabled=_talks(arguments)) as waiting:

@@ -20,6 +20,7 @@ MAX_DEPTH = 64
 MAX_TABLES = 1_000_000
 _LONG_NBYTES = 1024
 _RELEASE_AFTER = 256
+_CUT_SHORT = "the file may be cut short, such as by a download that did not end: fetch it again"
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
@@ -87,8 +88,8 @@ class _Reader:
         self._strings: dict[int, str] = {}
         self._layouts: dict[tuple[int, str], tuple[int, list[tuple[FieldSpec, int]], tuple[int, ...]]] = {}
 
-    def fail(self, what: str, where: str, offset: int) -> FormatError:
-        return FormatError(what, where=where, offset=offset)
+    def fail(self, what: str, where: str, offset: int, remedy: str | None = None) -> FormatError:
+        return FormatError(what, where=where, offset=offset, remedy=remedy)
 
     def span(self, start: int, end: int, where: str) -> None:
         self.consumed += end - start
@@ -100,11 +101,13 @@ class _Reader:
     def target(self, position: int, where: str) -> int:
         """Follows the unsigned offset stored at ``position``."""
         if position + 4 > self.size:
-            raise self.fail(f"offset lies past the end of the file ({self.size} bytes)", where, position)
+            what = f"offset lies past the end of the file ({self.size} bytes)"
+            raise self.fail(what, where, position, _CUT_SHORT)
         distance = _U32.unpack_from(self.data, position)[0]
         result: int = position + distance
         if distance == 0 or distance > 0x7FFFFFFF or result + 4 > self.size:
-            raise self.fail(f"offset {distance} leads out of the file ({self.size} bytes)", where, position)
+            what = f"offset {distance} leads out of the file ({self.size} bytes)"
+            raise self.fail(what, where, position, _CUT_SHORT if distance else None)
         return result
 
     def table(self, spec: TableSpec, position: int, where: str, depth: int) -> Record:
@@ -122,7 +125,8 @@ class _Reader:
         vtable = position - _I32.unpack_from(self.data, position)[0]
         nbytes, fields, unknown_slots = self._layout(spec, vtable, where)
         if position + nbytes > self.size:
-            raise self.fail(f"table of {nbytes} bytes is cut off by the end of the file", where, position)
+            what = f"table of {nbytes} bytes is cut off by the end of the file"
+            raise self.fail(what, where, position, _CUT_SHORT)
         self.span(position, position + nbytes, where)
         values: dict[str, Any] = {}
         for field, relative in fields:
@@ -220,6 +224,7 @@ class _Reader:
                 f"vector of {count} elements of {width} bytes does not fit in the file ({self.size} bytes)",
                 where,
                 position,
+                _CUT_SHORT,
             )
         if count and (position + 4) % align:
             raise self.fail(f"vector elements are not aligned to {align} bytes", where, position)

@@ -11,6 +11,7 @@ from tfl_rewrite.claims import OUTPUT, Claim, check_claims, is_same
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.landing import PLAIN, access_of
+from tfl_rewrite.model.ir import schema
 from tfl_rewrite.rewriting import MODES, Verification, claims_of
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse
@@ -19,11 +20,11 @@ from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFile, ShardReport
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
 from tfl_rewrite.shards.sizes import parse_size
 from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
+from tfl_rewrite.storage import ensure_model
 from tfl_rewrite.work import Progress, Work
 
 FORMATS = ("parts", "external")
 DEFAULT_SIZE = "4MB"
-_IDENTIFIER = b"TFL3"
 
 
 def shard(
@@ -70,6 +71,7 @@ def shard(
     if Path(manifest).name != manifest or not manifest.isprintable() or manifest[:1] in (".", ""):
         raise UsageError(f"{manifest!r} is not a plain file name", remedy="such as manifest-v2.json")
     container = Container.open(source)
+    ensure_model(container)
     with _folder(folder, dry_run=dry_run) as place:
         # Whatever --force allows, what is read stays as it is.
         entry = os.fspath(place / (MODEL_NAME if format == "external" else manifest))
@@ -270,7 +272,7 @@ def is_model(path: Path) -> bool:
     """Whether a file is a model, going by its identifier; a manifest of parts is not."""
     try:
         with open(path, "rb") as file:
-            return file.read(8)[4:] == _IDENTIFIER
+            return file.read(8)[4:] == schema().identifier
     except OSError:
         # Whatever it is, it will be named when it is opened as a manifest.
         return False
