@@ -14,8 +14,11 @@ from tfl_rewrite import load, save
 from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
+from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.schema import UINT8
 from tfl_rewrite.landing import check_target
-from tfl_rewrite.model.blob import MemorySink
+from tfl_rewrite.model.blob import MemorySink, OwnedBlob
+from tfl_rewrite.model.ir import Buffer, Metadata
 from tfl_rewrite.storage import is_changed, layout, load_container, origin_of
 
 MEMBERS = {"labels.txt": b"cat\ndog\n", "ü/vocab.txt": bytes(range(256)), "empty": b""}
@@ -127,11 +130,14 @@ def test_zeros_after_the_model_are_padding(dense: bytes, padding: int) -> None:
     assert origin is not None and origin.dead == () and origin.refusals == ()
 
 
-def test_one_byte_after_the_model_is_refused_when_changed(dense: bytes) -> None:
-    with pytest.raises(
-        UnsupportedError, match=f"reaches 1 bytes between {len(dense) + 4} and {len(dense) + 5}"
-    ):
-        changed(dense + b"\0\0\0\0\1")
+def test_one_byte_after_the_model_goes_when_it_is_changed(dense: bytes) -> None:
+    model = load_container(Container.of_bytes(dense + b"\0\0\0\0\1"))
+    origin = origin_of(model)
+    assert origin is not None and origin.dead == ((len(dense) + 4, len(dense) + 5),) and not origin.refusals
+    assert layout(model).notes == ()  # A verbatim copy keeps it.
+    model.description = "changed"
+    (note,) = layout(model).notes
+    assert f"1 byte between {len(dense) + 4} and {len(dense) + 5} left out" in note
 
 
 def orphan(vtable: bytes = struct.pack("<HHHH", 8, 12, 8, 4)) -> bytes:
@@ -165,7 +171,7 @@ def test_what_only_begins_like_an_unused_table_explains_nothing(dense: bytes, ex
     aligned = dense + bytes(-len(dense) % 4)
     data = aligned + extra
     origin = origin_of(load_container(Container.of_bytes(data)))
-    assert origin is not None and origin.refusals
+    assert origin is not None
     spans = [(0, len(aligned))]
     assert list(origin.dead) == unexplained(memoryview(data), spans)
 
@@ -255,9 +261,9 @@ def test_padding_between_model_and_zip_is_no_reason_to_refuse(dense: bytes) -> N
     assert contents(changed(zipped(dense + bytes(50)))) == MEMBERS
 
 
-def test_bytes_between_model_and_zip_are(dense: bytes) -> None:
-    with pytest.raises(UnsupportedError, match="no offset of the model reaches 4 bytes"):
-        changed(zipped(dense + b"code"))
+def test_bytes_between_model_and_zip_go(dense: bytes) -> None:
+    made = changed(zipped(dense + b"code"))
+    assert contents(made) == MEMBERS and b"code" not in made
 
 
 def spoiled(dense: bytes, where: int, value: bytes) -> bytes:
@@ -321,3 +327,75 @@ def test_a_pipe_is_not_replaced(tmp_path):
     with pytest.raises(UsageError, match="pipe"):
         check_target(pipe, force=True)
     assert pipe.is_fifo()
+
+
+# -- Who may address what nothing reaches --------------------------------------------------------------------
+
+
+def with_custom(fixtures: Path, name: str, options: bytes, extra: bytes, *, metadata: str = "") -> bytes:
+    """A model with a custom operator, and bytes behind it; AT in the options is where those lie."""
+    path = fixtures / "malformed" / "custom_unknown_op.tflite"
+
+    def made(at: int) -> bytes:
+        model = load(path)
+        code = next(code for code in model.operator_codes if code.custom is not None)
+        code.custom = name
+        operator = next(operator for _, operator in model.operators() if operator.code is code)
+        numbers = options.replace(b"AT4", struct.pack("<I", at + 1)).replace(
+            b"AT2", struct.pack("<H", at & 0xFFFF)
+        )
+        raw = numbers.replace(b"ATD", str(at).encode())
+        if metadata:
+            model.buffers.append(Buffer(OwnedBlob(raw)))
+            model.metadata.append(Metadata(metadata, model.buffers[-1]))
+        else:
+            operator.rest = operator.rest.replace(custom_options=ScalarVector(UINT8, raw))
+        sink = MemorySink(layout(model).nbytes)
+        layout(model).pour(sink)  # type: ignore[arg-type]
+        return bytes(sink.data)
+
+    size = len(made(0x7FFFFFF0)) if b"ATD" not in options else len(made(1000))
+    data = made(size)
+    assert len(data) == size
+    return data + extra
+
+
+CODE = b"\xa5" * 40
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "extra", "why"),
+    [
+        ("vendor-op", b"\1\2AT4\3", CODE, "holds the number"),
+        ("vendor-op", b"AT2", CODE, "holds the number"),
+        ("vendor-op", b"offset=ATD;", CODE, "holds the number"),
+        ("vendor-op", b"name=conv;kernel=3", CODE, ""),
+        ("vendor-op", b"", CODE, ""),
+        ("TFLite_Detection_PostProcess", b"AT4", CODE, ""),
+        ("FlexAddV2", b"AT4", CODE, ""),
+        ("DISPATCH_OP", b"\1\2\3", CODE, "DISPATCH_OP may address them"),
+        ("vendor-op", b"", b"PK\3\4" + CODE, "a ZIP archive"),
+        ("vendor-op", b"", CODE + b"\x18\0\0\0TFL3", "another model"),
+    ],
+)
+def test_what_may_be_addressed_by_position_is_not_left_out(
+    fixtures: Path, name: str, options: bytes, extra: bytes, why: str
+) -> None:
+    model = load_container(Container.of_bytes(with_custom(fixtures, name, options, extra)))
+    origin = origin_of(model)
+    assert origin is not None and origin.dead
+    model.description = "changed"
+    if why:
+        with pytest.raises(UnsupportedError, match=why) as caught:
+            layout(model)
+        assert caught.value.offset == origin.dead[0][0] and caught.value.remedy
+    else:
+        assert "left out" in layout(model).notes[0]
+
+
+@pytest.mark.parametrize(("name", "refused"), [("vendor_code", True), ("TFLITE_METADATA", False)])
+def test_metadata_of_unknown_meaning_may_address_bytes(fixtures: Path, name: str, refused: bool) -> None:
+    data = with_custom(fixtures, "vendor-op", b"AT4", CODE, metadata=name)
+    origin = origin_of(load_container(Container.of_bytes(data)))
+    assert origin is not None and origin.dead
+    assert [refusal.where for refusal in origin.refusals] == ([f"metadata {name}"] if refused else [])

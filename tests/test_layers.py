@@ -19,6 +19,7 @@ LAYERS = (
     ("quant",),
     ("passes",),
     ("verify", "verification"),
+    ("positions",),
     ("storage",),
     ("calibration",),
     (

@@ -10,6 +10,7 @@ from typing import Any
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.limits import check_number, number_text, whole_number
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
@@ -416,4 +417,10 @@ def examine_model(model: Model) -> tuple[list[str], list[str]]:
         for refusal in origin.refusals:
             refusal.file = None
             notes.append(f"a rewrite would be refused: {refusal}")
+        askew = misaligned(origin.root)
+        if askew:
+            notes.append(
+                f"{askew[0][0]}, offset {askew[0][1]}: 8-byte numbers that 8 does not align"
+                f"{f', one of {len(askew)} such vectors' if len(askew) > 1 else ''}; any rewrite aligns them"
+            )
     return [str(problem) for problem in problems(model)], notes

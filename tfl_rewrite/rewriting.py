@@ -362,6 +362,7 @@ def _attempt(
         model, packing = load(source), None
         made = layout(model)
     unchanged = made.verbatim is not None
+    notes += made.notes
     if any(isinstance(item, ChangesInterface) for item in passes) and not unchanged:
         notes.append("outputs are compared with those of the original cut to the same inputs and outputs")
     if not unchanged and packing is not None:

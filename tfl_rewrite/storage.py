@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from tfl_rewrite import kernels
 from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
@@ -26,6 +27,7 @@ from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
 from tfl_rewrite.model.lower import lower
+from tfl_rewrite.positions import who_needs
 
 SCHEMA_VERSION = 3
 """The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
@@ -49,7 +51,7 @@ class Origin:
         root: The records as read.
         tail: The ZIP after the model, if any.
         refusals: Why a changed model must not be saved; empty for nearly all files.
-        dead: Byte ranges that nothing explains.
+        dead: Byte ranges that nothing explains; a rewrite leaves them out, unless a refusal says why not.
     """
 
     container: Container
@@ -120,7 +122,7 @@ def load_container(container: Container) -> Model:
             # All or nothing: a part that happens to look like tables explains nothing.
             dead = dead if unexplained(container.data, [*spans, *orphans]) else []
         if dead:
-            refusals.append(_dead(dead, container.nbytes))
+            refusals += _dead(model, container, dead)
         refusals += _absolute_operators(model)
     except TflRewriteError as error:
         error.file = error.file or container.path
@@ -152,6 +154,7 @@ class Layout:
     Attributes:
         verbatim: The input, where nothing changed.
         base: The input, where only the ``patches`` differ: pairs of an offset and what lies there now.
+        notes: What of the input is not in it.
     """
 
     plan: Plan | None
@@ -161,6 +164,7 @@ class Layout:
     nbytes: int
     base: Container | None = None
     patches: tuple[tuple[int, Blob], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def pour(self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None) -> None:
         """Writes the file, several blobs at a time.
@@ -236,10 +240,18 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
     tail = origin.tail if origin is not None else None
     if origin is not None and packing is not None and _lies_so(made, tail, origin.container):
         return Layout(None, origin.container, None, 0, origin.container.nbytes)
+    notes = _left_out(origin)
     if tail is None:
-        return Layout(made, None, None, 0, made.nbytes)
+        return Layout(made, None, None, 0, made.nbytes, notes=notes)
     offset = -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
-    return Layout(made, None, tail, offset, offset + tail.nbytes)
+    return Layout(made, None, tail, offset, offset + tail.nbytes, notes=notes)
+
+
+def _left_out(origin: Origin | None) -> tuple[str, ...]:
+    if origin is None or not origin.dead:
+        return ()
+    why = "no offset of the model reaches them, and nothing addresses them"
+    return (f"{_dead_text(origin.dead)} left out: {why}",)
 
 
 def save(
@@ -306,17 +318,22 @@ def _newer(item: str) -> UnsupportedError:
     )
 
 
-def _dead(ranges: list[tuple[int, int]], total: int) -> UnsupportedError:
-    start, stop = ranges[0][0], ranges[-1][1]
-    count = sum(last - first for first, last in ranges)
-    remedy = "something may address them by their position, which a rewrite would break"
-    if stop == total:
-        remedy += f"; if they are not needed, keep only the first {start} bytes of the file"
-    return UnsupportedError(
-        f"no offset of the model reaches {count} bytes between {start} and {stop}, and they are not zero",
-        offset=start,
-        remedy=remedy,
-    )
+def _dead(model: Model, container: Container, ranges: list[tuple[int, int]]) -> list[UnsupportedError]:
+    """Returns why bytes that no offset reaches cannot be left out; nothing where they can."""
+    needed = who_needs(model, container, ranges)
+    if needed is None:
+        return []
+    where, reason = needed
+    remedy = "rewrite the file that it was made from, before they were added"
+    if ranges[-1][1] == container.nbytes:
+        remedy = f"if they are not needed, keep only the first {ranges[0][0]} bytes of the file"
+    what = f"no offset of the model reaches {_dead_text(ranges)}, and they are not zero: {reason}"
+    return [UnsupportedError(what, where=where, offset=ranges[0][0], remedy=remedy)]
+
+
+def _dead_text(ranges: Sequence[tuple[int, int]]) -> str:
+    count = sum(stop - start for start, stop in ranges)
+    return f"{count:,} byte{'' if count == 1 else 's'} between {ranges[0][0]} and {ranges[-1][1]}"
 
 
 def _absolute_operators(model: Model) -> list[UnsupportedError]:
@@ -328,7 +345,7 @@ def _absolute_operators(model: Model) -> list[UnsupportedError]:
             remedy="rewrite the model before it is compiled for the accelerator",
         )
         for index, code in enumerate(model.operator_codes)
-        if code.custom == "DISPATCH_OP" and any(operator.code is code for _, operator in model.operators())
+        if code.custom == kernels.DISPATCH and any(operator.code is code for _, operator in model.operators())
     ]
 
 

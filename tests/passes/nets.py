@@ -219,3 +219,35 @@ def decibels(before: Array, after: Array) -> float:
     signal = float(np.square(before.astype(np.float64)).sum())
     noise = float(np.square(before.astype(np.float64) - after).sum())
     return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
+
+
+def misaligned(data: bytes) -> bytes:
+    """The same model with every vector of 8-byte numbers at an offset that 8 does not divide."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as generated
+
+    class Builder(flatbuffers.Builder):
+        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
+            if elemSize != 8 or not numElems:
+                made: int = super().StartVector(elemSize, numElems, alignment)
+                return made
+            # The whole is padded to a multiple of 8, so this one is off by half of it.
+            self.Prep(8, 0)
+            self.Prep(1, 8 * numElems + 16)
+            self.Pad(4)
+            self.assertNotNested()
+            self.nested = True
+            self.vectorNumElems = numElems
+            return int(self.Offset())
+
+        def PrependInt64(self, x: int) -> None:
+            if not self.nested or self.current_vtable is not None:
+                super().PrependInt64(x)
+                return
+            self.head -= 8
+            self.Bytes[self.head : self.head + 8] = x.to_bytes(8, "little", signed=True)
+
+    model = generated.ModelT.InitFromPackedBuf(data, 0)
+    builder = Builder(64)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

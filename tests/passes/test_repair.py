@@ -18,14 +18,17 @@ from faults import (
     scaled,
     zero_scale,
 )
-from nets import Net, codes, data_of, dequantized, named, run
+from nets import Net, codes, data_of, dequantized, misaligned, named, run
 
 from tfl_rewrite import UsageError, Verification, doctor, load, rewrite, save
-from tfl_rewrite.api import repair_pass
+from tfl_rewrite.api import examine, repair_pass
 from tfl_rewrite.diagnosis.kinds import Severity
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.record import misaligned as askew
+from tfl_rewrite.flatbuf.schema import INT64
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Model
+from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.passes.base import run_passes
 from tfl_rewrite.passes.repair import NAMES, Repair
 from tfl_rewrite.passes.repair_scales import integers, scale_values
@@ -224,6 +227,47 @@ def test_constants_are_aligned_when_asked(tmp_path: Path) -> None:
     report = rewrite(path, target, [repair_pass(only=["unaligned"])])
     assert report.verdict is not None and report.verdict.passed
     assert "unaligned" not in {item.kind for item in doctor(target).findings}
+
+
+@pytest.mark.parametrize("name", ["digits_cnn_full_int8", "already_int8", "digits_cnn_dynamic_range"])
+def test_vectors_of_8_byte_numbers_are_aligned(fixtures: Path, tmp_path: Path, name: str) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    source.write_bytes(misaligned((fixtures / f"{name}.tflite").read_bytes()))
+    (place, offset), *_ = askew(load(source).rest)
+    assert offset % 8 == 4
+    problems, notes = examine(source)
+    assert not problems and any(place in note and f"offset {offset}" in note for note in notes)
+    found = {item.kind: item for item in doctor(source).findings}
+    assert found["misaligned"].repairable and found["misaligned"].where == place
+    report = rewrite(source, target, [repair_pass()])
+    assert report.verdict is not None and report.verdict.passed
+    assert not askew(load(target).rest) and "misaligned" not in {
+        item.kind for item in doctor(target).findings
+    }
+    assert (
+        rewrite(target, tmp_path / "again.tflite", [repair_pass()], verification=OFF).outcome == "unchanged"
+    )
+
+
+def test_any_rewrite_aligns_vectors_and_a_copy_leaves_them(fixtures: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    source.write_bytes(misaligned((fixtures / "digits_cnn_full_int8.tflite").read_bytes()))
+    model = load(source)
+    save(model, target)
+    assert target.read_bytes() == source.read_bytes()
+    model.description = "changed"
+    save(model, target, force=True)
+    assert not askew(load(target).rest)
+
+
+def test_vectors_in_options_count_too() -> None:
+    vector = ScalarVector(INT64, bytes(16), 12)
+    inner = Record(schema().tables["StablehloGatherOptions"], {"slice_sizes": vector})
+    operator = Record(schema().tables["Operator"], {"builtin_options_2": inner})
+    root = Record(schema().tables["SubGraph"], {"operators": [operator, operator]})
+    assert askew(root) == [("operators[0].builtin_options_2.slice_sizes", 12)] or askew(root) == [
+        ("operators[1].builtin_options_2.slice_sizes", 12)
+    ]
 
 
 def test_zero_points_are_repeated() -> None:

@@ -34,16 +34,6 @@ _FLOAT_READERS = (
     "TRANSPOSE_CONV",
     *_ELEMENTWISE,
 )
-BUILT_IN_CUSTOM = (
-    "NumericVerify",
-    "Mfcc",
-    "AudioSpectrogram",
-    "TFLite_Detection_PostProcess",
-    "aeq.hadamard_rotation",
-)
-"""Custom operators that the runtime registers itself (``tflite/core/kernels/register.cc``)."""
-DELEGATE_CUSTOM = ("Convolution2DTransposeBias", "MaxPoolingWithArgmax2D", "MaxUnpooling2D")
-"""Custom operators that only XNNPACK takes (``xnnpack_delegate.cc``)."""
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -113,9 +103,9 @@ def _weight(read: WeightRead, where: str) -> Iterator[Finding]:
 
 def _custom(operator: Operator, where: str) -> Iterator[Finding]:
     name = operator.code.custom
-    if name is None or name in BUILT_IN_CUSTOM:
+    if name is None or name in kernels.BUILT_IN_CUSTOM:
         return
-    if name in DELEGATE_CUSTOM:
+    if name in kernels.DELEGATE_CUSTOM:
         yield Finding("delegate-operator", where, "custom operator")
     elif name.startswith("Flex"):
         yield Finding("custom-operator", where, "a TensorFlow operator: needs the select-ops (Flex) library")

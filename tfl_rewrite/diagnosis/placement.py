@@ -11,6 +11,7 @@ from pathlib import Path
 from tfl_rewrite.diagnosis.associated import associated_files
 from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, run_passes
 from tfl_rewrite.passes.dedup import Dedup
@@ -29,13 +30,21 @@ def check(model: Model) -> Iterator[Finding]:
         yield Finding("offset-buffers", "buffers", detail, repairable=True)
     yield from _external(model, Path(origin.container.path))
     yield from _zip(model, origin)
+    vectors = misaligned(origin.root)
+    if vectors:
+        place, offset = vectors[0]
+        more = f", and {len(vectors) - 1} more" if len(vectors) > 1 else ""
+        yield Finding("misaligned", place, f"at offset {offset}{more}", repairable=not origin.refusals)
     askew = unaligned(model)
     if askew:
         yield Finding("unaligned", "buffers", f"{askew} constants", repairable=not origin.refusals)
     if origin.dead:
         count = sum(stop - start for start, stop in origin.dead)
         where = f"bytes {origin.dead[0][0]} to {origin.dead[-1][1]}"
-        yield Finding("dead-bytes", where, f"{count} bytes", saves=count)
+        advice = (
+            "cut them off if nothing needs them; tfl-rewrite refuses to move them" if origin.refusals else ""
+        )
+        yield Finding("dead-bytes", where, f"{count} bytes", saves=count, advice=advice)
     for refusal in origin.refusals:
         yield Finding("fixed-in-place", refusal.where or "the file", refusal.what)
     if not origin.refusals:

@@ -190,6 +190,36 @@ class Record:
         return f"Record({self.spec.name}, {self.values})"
 
 
+def misaligned(root: Record) -> list[tuple[str, int]]:
+    """Finds vectors of numbers that do not start at a multiple of the size of a number, as the format asks.
+
+    Args:
+        root: As read from a file.
+
+    Returns:
+        The place in the words of the schema and the offset in the file, each vector once.
+    """
+    found: dict[int, str] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, ScalarVector):
+            if len(value) and value.offset > 0 and value.offset % value.scalar.nbytes:
+                found.setdefault(value.offset, place)
+        elif isinstance(value, Record | list) and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, Record):
+                waiting += [
+                    (f"{place}.{name}".lstrip("."), item)
+                    for name, item in value.values.items()
+                    if isinstance(item, Record | list | ScalarVector)
+                ]
+            elif value and isinstance(value[0], Record):
+                waiting += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    return sorted(((place, offset) for offset, place in found.items()), key=lambda item: item[1])
+
+
 def _equal(scalar: Scalar | None, kind: Kind, one: Any, two: Any) -> bool:
     if one is two:
         return True

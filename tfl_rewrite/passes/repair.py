@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.limits import whole_number
 from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
@@ -117,6 +118,13 @@ def align_blobs(model: Model, _editor: Editor) -> Done:
     return [Edit("buffers", f"{askew} constants start on a multiple of {BLOB_ALIGN} now")] if askew else []
 
 
+def align_vectors(model: Model, _editor: Editor) -> Done:
+    """Finds vectors of 8-byte numbers that lie askew; laying the file out anew aligns them."""
+    askew = misaligned(model.rest)
+    what = "vector starts" if len(askew) == 1 else "vectors start"
+    return [Edit("the file", f"{len(askew)} {what} on a multiple of 8 now")] if askew else []
+
+
 FIXES: tuple[Fix, ...] = (
     Fix(
         "quantized-dimension",
@@ -146,12 +154,13 @@ FIXES: tuple[Fix, ...] = (
     Fix("hybrid-version", "stamps the operator version that the weights need", False, stamp_versions),
     Fix("min-runtime", "makes min_runtime_version say what the operators need", False, raise_min_runtime),
     Fix("offset-buffers", "takes buffers outside the FlatBuffer into it", False, take_in_buffers),
+    Fix("misaligned", "starts vectors of 8-byte numbers on a multiple of 8", False, align_vectors),
     Fix("unaligned", "starts every constant on a multiple of 16", True, align_blobs),
 )
 """In the order in which they are applied: versions are stamped once operators and scales are settled."""
 
 NAMES = tuple(fix.name for fix in FIXES)
-_BY_LAYOUT = ("offset-buffers", "unaligned")
+_BY_LAYOUT = ("offset-buffers", "misaligned", "unaligned")
 
 
 class Repair(Heals):
