@@ -15,7 +15,7 @@ LAYERS = (
     ("flatbuf",),
     ("claims", "foreign", "container", "landing"),
     ("model",),
-    ("kernels", "packed_kernels"),
+    ("kernels", "operator_facts", "packed_kernels"),
     ("quant",),
     ("passes",),
     ("verify", "verification"),

@@ -859,6 +859,12 @@ def _parts(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
+def runtime_of(text: str) -> Runtime:
+    """Returns major and minor number of a version as :func:`version_text` gives it."""
+    major, minor, *_ = _parts(text)
+    return major, minor
+
+
 def min_runtime_text(pairs: Iterable[tuple[str, int]]) -> str:
     """Returns what the ``min_runtime_version`` metadata of a file must say: three numbers with dots.
 

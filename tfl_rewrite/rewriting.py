@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
 from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.repair import undefined_reads
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.quant.deflating import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.quant.encoding import Effort
@@ -308,7 +310,7 @@ class _Bench:
     def exact(self) -> bool:
         """Whether outputs must be equal to the bit."""
         healers = [item for item in self._passes if isinstance(item, Heals)]
-        return not any(item.lossy for item in self._passes) and not any(item.approximate for item in healers)
+        return not any(item.lossy for item in self._passes) and not any(item.undefined for item in healers)
 
     @property
     def expected(self) -> str | os.PathLike[str]:
@@ -353,6 +355,7 @@ def _attempt(
     packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
     made = layout(model, packing=packing)
     grows = any(item.grows or isinstance(item, ChangesInterface) for item in passes)
+    grows = grows or any(result.grows for result in results)
     grows = grows or (packing is not None and packing.page > Packing().page)
     # What is patched in place keeps its size; its gain shows when the file is compressed.
     if made.verbatim is None and made.base is None and made.nbytes >= before and not grows:
@@ -514,7 +517,7 @@ def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]
 def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterator[str | os.PathLike[str]]:
     """Gives the file whose outputs the result must have (:class:`ChangesInterface`, :class:`Heals`)."""
     marked = [item for item in passes if isinstance(item, ChangesInterface)]
-    healed = [item for item in passes if isinstance(item, Heals) and item.approximate]
+    healed = [item for item in passes if isinstance(item, Heals) and item.undefined]
     if not marked and not healed:
         yield source
         return
@@ -542,6 +545,7 @@ def _judge(
         # Measured: the classic interpreter loads such a file and computes with zeros.
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
+    _refuse_undefined(written, common["source"])
     healers = [item for item in passes if isinstance(item, Heals)]
     verdict = bench.panel.compare(made)
     if healers:
@@ -566,14 +570,33 @@ def _differs(verdict: Verdict) -> str:
     return f"the rewritten model differs too much, nothing was written: {'; '.join(verdict.reasons)}"
 
 
+def _refuse_undefined(written: Model, source: str) -> None:
+    """Refuses to judge what is computed from bytes that no one meant.
+
+    Raises:
+        UnsupportedError: Kernels read past what the file gives them.
+    """
+    if not undefined_reads(written):
+        return
+    # In the words of the input, whose tensors and operators may have had other places.
+    where, why = (undefined_reads(load(source)) or undefined_reads(written))[0]
+    raise UnsupportedError(
+        f"{why}; what the model computes depends on how its file is laid out, so no rewrite can be judged",
+        file=source,
+        where=where,
+        remedy=f"repair it first: tfl-rewrite repair {shlex.quote(source)} OUT",
+    )
+
+
 def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:
     """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
     from tfl_rewrite.verification import run_model, several
 
     notes = []
     plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
-    if any(item.approximate for item in healers):
-        notes.append("compared with the original with these weights as float32: its own reading is undefined")
+    readings = [item.undefined for item in healers if item.undefined]
+    if readings:
+        notes.append(f"compared with the original {' and '.join(readings)}: its own reading is undefined")
     elif verdict.status == "pass" and (settings.resolver or not plain):
         return notes
     if verdict.status == "fail":

@@ -9,7 +9,7 @@ import numpy as np
 from nets import Array, Net, stored_apart
 
 from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
+from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, INT64
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, Quantization, Tensor, new_record, operator_number
@@ -222,6 +222,86 @@ def full_integer(*, bias_scale: float) -> Model:
     return net.model
 
 
+def full_integer_zero(*, channels: bool, bias_scale: float, shared: bool = False) -> Model:
+    """An int8 FULLY_CONNECTED, or two that share it, with a bias of zeros."""
+    net = Net(16)
+    source = scaled(net.input("x", (2, 8), np.int8), [0.02])
+    bias = scaled(net.constant("b", np.zeros(16, np.int32)), [bias_scale])
+    for name, scale in (("y", 0.01), ("z", 0.03))[: 2 if shared else 1]:
+        weight = net.constant(f"w{name}", ints(net, (16, 8)))
+        scaled(weight, np.linspace(scale, 2 * scale, 16) if channels else [scale])
+        out = net.add("FULLY_CONNECTED", [source, weight, bias], name, (2, 16), dtype=np.int8, version=4)
+        net.output(scaled(out, [0.05]))
+    return net.model
+
+
+SIXTEEN = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 7, "TRANSPOSE_CONV": 3}
+"""Versions with int16 activations."""
+
+
+def sixteen(kind: str, *, bias: str = "int32", told: str | None = None, computed: bool = False) -> Model:
+    """int16 activations and int8 weights of four channels, with a bias whose type the option may tell."""
+    net = Net(17)
+    shapes = {
+        "FULLY_CONNECTED": ((2, 8), (4, 8), (2, 4)),
+        "DEPTHWISE_CONV_2D": ((1, 5, 5, 4), (1, 3, 3, 4), None),
+    }
+    given, held, out = shapes.get(kind, ((1, 5, 5, 3), (4, 3, 3, 3), None))
+    out = out or (1, 5, 5, 4)
+    source = scaled(net.input("x", given, np.int16), [0.001])
+    scales = np.linspace(0.01, 0.02, 4)
+    weight = scaled(net.constant("w", ints(net, held)), scales, axis=3 if kind == "DEPTHWISE_CONV_2D" else 0)
+    held_bias = net.constant("b", np.array([1000, -2000, 3000, 70000], bias))
+    if computed:
+        held_bias = net.add("ABS", [held_bias], "b_abs", (4,), dtype=np.dtype(bias).type, version=5)
+    scaled(held_bias, 0.001 * scales)
+    options: dict[str, object] = {} if kind == "FULLY_CONNECTED" else {"stride_w": 1, "stride_h": 1}
+    if kind == "DEPTHWISE_CONV_2D":
+        options["depth_multiplier"] = 1
+    if told is not None:
+        options["quantized_bias_type"] = dtypes.BY_NAME[told.upper()].value
+    inputs = [source, weight, held_bias]
+    if kind == "TRANSPOSE_CONV":
+        inputs = [net.constant("shape", np.array(out, np.int32)), weight, source, held_bias]
+    made = net.add(kind, inputs, "y", out, dtype=np.int16, version=SIXTEEN[kind], **options)
+    net.output(scaled(made, [0.0005]))
+    return net.model
+
+
+def reshaped(
+    *, shape: Sequence[int] | None = (4, 4), vector: Array | None = None, static: bool = True
+) -> Model:
+    """A RESHAPE of 16 elements that an option or a second input tells the shape, or nobody."""
+    net = Net(18)
+    source = net.input("x", (2, 8))
+    inputs = [source, *([net.constant("shape", vector)] if vector is not None else [])]
+    options: dict[str, object] = {}
+    if shape is not None:
+        options["new_shape"] = ScalarVector.of(INT32, shape)
+    out = net.add("RESHAPE", inputs, "y", (4, 4), **options)
+    if not static:
+        source.signature, out.signature = (-1, 8), (-1, -1)
+    net.output(out)
+    return net.model
+
+
+def too_high(*versions: int) -> Model:
+    """ADD operators, each of some version."""
+    net = Net(19)
+    made = net.input("x", (2, 8))
+    for number, version in enumerate(versions):
+        made = net.add("ADD", [made, made], f"y{number}", (2, 8), version=version)
+    net.output(made)
+    return net.model
+
+
+def one_operand() -> Model:
+    net = Net(20)
+    source = net.input("x", (2, 8))
+    net.output(net.add("ADD", [source], "y", (2, 8)))
+    return net.model
+
+
 def unranked() -> Model:
     model = dense()
     model.subgraphs[0].tensors[0].shape = ()
@@ -281,6 +361,19 @@ REPAIRABLE = (
     Fault("hybrid-version", lambda: dense(version=9), "runs"),
     Fault("hybrid-version", lambda: blockwise(zero=False, version=6), "runs"),
     Fault("min-runtime", said, "runs"),
+    Fault("int16-bias", lambda: sixteen("CONV_2D"), "runs"),
+    Fault("int16-bias", lambda: sixteen("TRANSPOSE_CONV"), "runs"),
+    Fault("int16-bias", lambda: sixteen("FULLY_CONNECTED"), "runs"),
+    Fault("int16-bias", lambda: sixteen("DEPTHWISE_CONV_2D"), "refused"),
+    Fault("int16-bias", lambda: sixteen("CONV_2D", told="int64"), "refused"),
+    Fault("int16-bias", lambda: sixteen("CONV_2D", bias="int64", told="int32"), "refused"),
+    Fault("int16-bias", lambda: sixteen("CONV_2D", computed=True), "runs"),
+    Fault("bias-scale", lambda: full_integer_zero(channels=False, bias_scale=0.01), "runs"),
+    Fault("zero-bias-scale", lambda: full_integer_zero(channels=True, bias_scale=0.01), "runs"),
+    Fault("zero-bias-scale", lambda: full_integer_zero(channels=True, bias_scale=1e-5, shared=True), "runs"),
+    Fault("operands", lambda: reshaped(shape=None), "refused"),
+    Fault("operator-version", lambda: too_high(99, 99), "refused"),
+    Fault("version-high", lambda: too_high(5), "runs"),
 )
 FAULTS = (
     *REPAIRABLE,
@@ -296,7 +389,12 @@ FAULTS = (
     Fault("mixed-types", lambda: elementwise("MUL", np.ones((2, 8), np.int32)), "refused"),
     Fault("float16-read", half_weight, "refused"),
     Fault("resize-scales", resize, "plain"),
-    Fault("operator-version", lambda: dense(version=99), "refused"),
+    Fault("operator-version", lambda: blockwise(zero=False, version=99), "refused"),
+    Fault("operands", one_operand, "refused"),
+    Fault("operands", lambda: reshaped(shape=None, static=False), "refused"),
+    # XNNPACK takes it, the kernels do not.
+    Fault("operands", lambda: reshaped(shape=None, vector=np.array([[4, 4]], np.int32)), "runs"),
+    Fault("operands", lambda: reshaped(shape=None, vector=np.array([4, 4], np.int64)), "refused"),
     Fault("custom-operator", lambda: custom("Nobody"), "refused"),
     Fault("custom-operator", lambda: custom("FlexNobody"), "refused"),
     Fault("nan", lambda: constant_of(np.array([[1, np.nan]], np.float32)), "runs"),
@@ -315,4 +413,11 @@ SOUND = (
     lambda: resize(equal=True),
     lambda: full_integer(bias_scale=0.0002),
     lambda: custom("TFLite_Detection_PostProcess"),
+    lambda: sixteen("CONV_2D", bias="int64"),
+    lambda: sixteen("CONV_2D", told="int32"),
+    lambda: sixteen("DEPTHWISE_CONV_2D", bias="int64"),
+    lambda: full_integer_zero(channels=False, bias_scale=0.0002),
+    reshaped,
+    lambda: reshaped(shape=None, vector=np.array([4, 4], np.int32)),
+    lambda: too_high(1, 1),
 )

@@ -127,6 +127,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ends": {"keep_first_last": True},
 }
 every_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
+# Weights in a form that 2.14 does not know are stored anew for it, at whatever size (test_renewal).
+RENEWED = {"already_int8", "blockwise_int4", "digits_cnn_dynamic_range"}
+
+
+def skip_renewed(name: str, options: dict[str, Any]) -> None:
+    if name in RENEWED and "min_runtime" in options:
+        pytest.skip("its weights are stored anew")
 
 
 def quantized(path: Path, **options: Any) -> tuple[Model, PassResult]:
@@ -150,6 +157,7 @@ def test_outcome(sound: Path) -> None:
 
 @every_setting
 def test_every_float_constant_is_reported_once(sound: Path, options: dict[str, Any]) -> None:
+    skip_renewed(sound.stem, options)
     floats = [
         tensor
         for subgraph in load(sound).subgraphs
@@ -163,6 +171,7 @@ def test_every_float_constant_is_reported_once(sound: Path, options: dict[str, A
 @every_setting
 def test_sizes(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
     """What is changed is smaller, buffer by buffer, and so is the file; what is not changed costs nothing."""
+    skip_renewed(sound.stem, options)
     model, result = quantized(sound, **options)
     assert result.modified == is_changed(model)
     saved: Counter[int] = Counter()
@@ -223,6 +232,7 @@ def _expected_integers(values: Array, axis: int | None) -> tuple[Array, Array]:
 @every_setting
 def test_integers_in_the_file(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
     """The int8 tensors of the written file hold what rounding to the nearest gives, with zero points 0."""
+    skip_renewed(sound.stem, options)
     before = load(sound)
     model, result = quantized(sound, **options)
     save(model, tmp_path / "out.tflite")
@@ -313,6 +323,7 @@ def _rows(model: Model, root: Record, field: str) -> dict[int, tuple[Any, Record
 @every_setting
 def test_nothing_else_changes(sound: Path, options: dict[str, Any]) -> None:
     """Field by field, records that belong to nothing rewritten are those of the input."""
+    skip_renewed(sound.stem, options)
     model = load(sound)
     old = lower(model)
     tensors, operators = _rows(model, old, "tensors"), _rows(model, old, "operators")
@@ -396,6 +407,7 @@ def _is_same(one: object, two: object) -> bool:
 )
 @every_setting
 def test_quantized_already(fixtures: Path, tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    skip_renewed(name, options)
     model, result = quantized(fixtures / f"{name}.tflite", **{"min_elements": 1024, **options})
     assert not result.modified
     save(model, tmp_path / "out.tflite")

@@ -26,6 +26,10 @@ BEYOND_IT = {
 }
 
 
+# Models that it loads and computes wrong; tests/passes/test_renewal.py compares with newer runtimes.
+MISREAD = {"already_int8": "FULLY_CONNECTED with scales per channel, stamped too low"}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -56,5 +60,7 @@ def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[
         verdict = verify(sound, target, samples=2, runtime=f"python:{OLD}")
     if sound.stem in BEYOND_IT:
         assert verdict.status == "unverified"
+    elif sound.stem in MISREAD:
+        assert not verdict.passed
     else:
         assert verdict.passed, verdict.reasons

@@ -50,8 +50,9 @@ DOCTORING = (
         "repair",
         "put right what keeps a file from being read right",
         "Puts right what 'tfl-rewrite doctor' finds, where every runtime that reads the file correctly "
-        "computes the same before and after. Outputs stay equal to the bit; where the original does not run, "
-        "the repaired file is run by itself and the report says so. A file with nothing to repair is copied.",
+        "computes the same before and after. Outputs stay equal to the bit, or within --min-snr where "
+        "kernels read past what the original gives them; where it does not run, the repaired file is run by "
+        "itself and the report says so. A file with nothing to repair is copied.",
         (
             ("files", IN_OUT),
             (
@@ -60,7 +61,7 @@ DOCTORING = (
                     Argument(
                         ("--only",),
                         "repair only these findings; repeatable or between commas. Without it: all that can "
-                        "be repaired, but for notes",
+                        "be repaired, but for 'unaligned'",
                         {"metavar": "ID,...", "action": "append", "default": []},
                     ),
                 ),
@@ -103,7 +104,7 @@ def repair_file(arguments: argparse.Namespace) -> int:
 def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     """Shows findings, those of a kind together."""
     from tfl_rewrite.cli.render import safe, size
-    from tfl_rewrite.diagnosis.kinds import Severity
+    from tfl_rewrite.diagnosis.kinds import UNASKED, Severity
 
     counts = [(found.count(severity), severity.value) for severity in Severity]
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
@@ -113,7 +114,7 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
         groups.setdefault(finding.kind, []).append(finding)
     for name, findings in groups.items():
         lines += _group_lines(name, findings, verbose, found.file)
-    fixed = [name for name in found.repairable if groups[name][0].severity is not Severity.NOTE]
+    fixed = [name for name in found.repairable if name in UNASKED]
     if fixed:
         lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")
     return lines

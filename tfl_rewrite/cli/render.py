@@ -111,7 +111,8 @@ def _pass_lines(result: PassResult, verbose: int) -> list[str]:
         saved = sum(change.saved for change in weights)
         kinds = sorted({change.stored for change in weights})
         now = " or ".join(kinds)
-        lines.append(f"{len(weights)} of {total} float constants are {now} now; {size(saved)} bytes saved")
+        won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
+        lines.append(f"{len(weights)} of {total} float constants are {now} now; {won}")
         lines += _lost_lines(weights)
         blocks = any(change.block for change in weights)
         ordered = sorted(weights, key=lambda change: -change.saved)

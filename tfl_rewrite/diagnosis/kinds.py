@@ -147,6 +147,22 @@ KINDS: tuple[Kind, ...] = (
         "tflite/kernels/kernel_util.cc, GetQuantizedConvolutionMultipler; measured on 2.14 and 2.3",
         "quantize the model again; which of both was meant cannot be told",
     ),
+    Kind(
+        "zero-bias-scale",
+        Severity.NOTE,
+        "the scale of a bias of zeros is not that of its input times that of its weight",
+        "zeros are zeros in any scale; a tool that checks the scales complains",
+        "tflite/kernels/kernel_util.cc, GetQuantizedConvolutionMultipler",
+    ),
+    Kind(
+        "int16-bias",
+        Severity.ERROR,
+        "the bias beside int16 activations is not of the type that the kernel reads",
+        "LiteRT reads an int32 bias as int64, past its end: wrong outputs that depend on the layout of the "
+        "file; DEPTHWISE_CONV_2D refuses it; TensorFlow Lite 2.14 goes by the type",
+        "tflite/kernels/conv.cc, fully_connected.cc, transpose_conv.cc; measured on 2.14 and 2.3",
+        _CONVERT,
+    ),
     # Integer weights beside float activations.
     Kind(
         "hybrid-version",
@@ -162,7 +178,7 @@ KINDS: tuple[Kind, ...] = (
         "no operator version tells the form of these weights",
         "an older runtime loads the file and goes wrong: zeros without a word, or a refusal in Prepare",
         "measured on 2.14 and 2.3",
-        "quantize the float model with --granularity tensor or --scheme dequantize",
+        "tfl-rewrite quantize-weights IN OUT --min-runtime VERSION, of the oldest runtime that is to run it",
     ),
     Kind(
         "depthwise-scales",
@@ -178,7 +194,7 @@ KINDS: tuple[Kind, ...] = (
         "all per-channel scales of a convolution weight are equal",
         "2.14 takes its per-tensor path, reads scale 0 and returns zeros",
         "tflite/kernels/conv.cc; measured on 2.14 and 2.3",
-        "quantize the float model again with one scale for this weight",
+        "tfl-rewrite quantize-weights IN OUT --min-runtime 2.14",
     ),
     Kind(
         "hybrid-zero-point",
@@ -245,6 +261,14 @@ KINDS: tuple[Kind, ...] = (
         "convert again with a bias",
     ),
     Kind(
+        "operands",
+        Severity.ERROR,
+        "an operator has not the operands that its kernel needs",
+        "the kernel refuses the file in Prepare, or takes the process down",
+        "Prepare of tflite/kernels of the operator",
+        _CONVERT,
+    ),
+    Kind(
         "resize-scales",
         Severity.WARNING,
         "a RESIZE_BILINEAR has other quantization parameters at its output than at its input",
@@ -269,12 +293,19 @@ KINDS: tuple[Kind, ...] = (
         "use a newer runtime",
     ),
     Kind(
+        "version-high",
+        Severity.WARNING,
+        "an operator is of a higher version than anything that it uses needs",
+        "runtimes that have all that it uses refuse the file",
+        "tflite/converter/tools/versioning/op_version.cc",
+    ),
+    Kind(
         "too-new",
         Severity.ERROR,
         "an operator, or the form of its weights, is newer than --min-runtime",
         "that runtime refuses the file or misreads it",
         "tflite/converter/tools/versioning/runtime_version.cc; measured on 2.14 and 2.3",
-        "convert or quantize for that runtime (quantize-weights --min-runtime)",
+        "use a newer runtime",
     ),
     Kind(
         "custom-operator",
@@ -433,3 +464,5 @@ KINDS: tuple[Kind, ...] = (
 )
 BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in KINDS})
 REPAIRABLE = frozenset(fix.name for fix in FIXES)
+UNASKED = frozenset(fix.name for fix in FIXES if not fix.asked)
+"""What ``repair`` settles without being told to by name."""

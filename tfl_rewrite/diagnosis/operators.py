@@ -9,6 +9,7 @@ from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.kernels import Need
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.passes.candidates import weights_of
+from tfl_rewrite.passes.operands import lacks_shape, recorded_shape, wrong_operands
 from tfl_rewrite.passes.repair_scales import undefined_depthwise
 from tfl_rewrite.passes.weight_reads import (
     INTEGER_WEIGHTS,
@@ -54,6 +55,7 @@ def check(model: Model) -> Iterator[Finding]:
         where = f"{place} {operator.code.name}"
         yield from _custom(operator, where)
         if operator.code.custom is None:
+            yield from _counts(operator, where)
             yield from _types(operator, where)
             yield from _shapes(operator, where)
 
@@ -63,29 +65,24 @@ def _axis(read: WeightRead) -> int:
     return details.dimension if details is not None else 0
 
 
-def _form(read: WeightRead) -> str:
-    kind = "blockwise" if read.blockwise else f"per-{read.granularity.value}"
-    return f"{kind} {read.weight.dtype_name.lower()} weight"
-
-
 def _version(read: WeightRead, where: str) -> Iterator[Finding]:
     needed, found = read.needed_version(), read.operator.code.version
     if needed > found:
         text = kernels.version_text(read.name, needed)
-        detail = f"version {found}; a {_form(read)} needs version {needed}, first in {text}"
+        detail = f"version {found}; a {read.form} needs version {needed}, first in {text}"
         yield Finding("hybrid-version", where, detail, repairable=True)
         return
     forms = [form for form in read.row.forms if form.granularity is read.granularity]
     if forms and not read.blockwise and not any(form.version_tells for form in forms):
         first = ".".join(map(str, forms[0].first_runtime))
-        yield Finding("hybrid-untold", where, f"{_form(read)}: right from {first} on. {forms[0].note}")
+        yield Finding("hybrid-untold", where, f"{read.form}: right from {first} on. {forms[0].note}")
 
 
 def _weight(read: WeightRead, where: str) -> Iterator[Finding]:
     if scales_equal(read):
         yield Finding("equal-scales", where, f"{len(read.scales)} scales of {read.scales[0]:g}")
     if (read.name, read.weight.dtype_name) in NO_PACKED_HYBRID:
-        yield Finding("hybrid-unsupported", where, f"its kernel takes no {_form(read)} beside floats")
+        yield Finding("hybrid-unsupported", where, f"its kernel takes no {read.form} beside floats")
     points = zero_points_of(read.weight)
     if read.weight.dtype_name == "INT8" and any(points):
         yield Finding("hybrid-zero-point", where, f"zero points up to {max(points, key=abs)}")
@@ -111,6 +108,17 @@ def _custom(operator: Operator, where: str) -> Iterator[Finding]:
         yield Finding("custom-operator", where, "a TensorFlow operator: needs the select-ops (Flex) library")
     else:
         yield Finding("custom-operator", where, "custom operator")
+
+
+def _counts(operator: Operator, where: str) -> Iterator[Finding]:
+    wrong = wrong_operands(operator)
+    if wrong is not None:
+        yield Finding("operands", where, wrong)
+    elif lacks_shape(operator):
+        known = recorded_shape(operator.outputs[0] if operator.outputs else None)
+        yield Finding(
+            "operands", where, "neither input 1 nor new_shape gives a shape", repairable=bool(known)
+        )
 
 
 def _types(operator: Operator, where: str) -> Iterator[Finding]:

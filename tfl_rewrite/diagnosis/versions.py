@@ -8,8 +8,9 @@ from tfl_rewrite import kernels
 from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.kernels import Runtime
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.operator_versions import too_high
+from tfl_rewrite.passes.renewal import LateForm, late_forms
 from tfl_rewrite.passes.repair import said_runtime, version_key
-from tfl_rewrite.passes.weight_reads import weight_reads
 
 
 def check(model: Model, wanted: Runtime | None) -> Iterator[Finding]:
@@ -25,24 +26,68 @@ def check(model: Model, wanted: Runtime | None) -> Iterator[Finding]:
             key = (operator.code.name, operator.code.version)
             pairs[key] = pairs.get(key, 0) + 1
     yield from _said(model, list(pairs))
-    for (name, version), count in pairs.items():
-        newest = kernels.max_version(name, kernels.NEWEST_RUNTIME)
-        if newest and version > newest:
-            detail = f"{count} x version {version}; the newest that is known is {newest}"
-            yield Finding("operator-version", f"operator {name}", detail)
+    high = _high(model)
+    for pair, count in pairs.items():
+        yield from _version(pair, count, high.get(pair))
+    if wanted is not None:
+        late = list(late_forms(model, wanted))
+        for pair, count in pairs.items():
+            yield from _too_new(pair, count, wanted, high.get(pair), late)
+        for item in late:
+            detail = f"{item.form}: right from {_shown(item.first)} on; asked for {_shown(wanted)}"
+            yield Finding("too-new", f"{item.place} {item.operator}", detail, advice=_requantize(wanted))
+
+
+def _high(model: Model) -> dict[tuple[str, int], int]:
+    """Returns what operator versions that are too high could be, where that is so of all that have them."""
+    found: dict[tuple[str, int], int] = {}
+    codes: dict[tuple[str, int], int] = {}
+    for item in too_high(model):
+        pair = (item.code.name, item.code.version)
+        found[pair] = max(found.get(pair, 1), item.needed)
+        codes[pair] = codes.get(pair, 0) + 1
+    used = {id(operator.code): operator.code for _, operator in model.operators()}
+    for code in used.values():
+        pair = (code.name, code.version)
+        codes[pair] = codes.get(pair, 0) - 1
+    return {pair: needed for pair, needed in found.items() if codes[pair] == 0}
+
+
+def _version(pair: tuple[str, int], count: int, needed: int | None) -> Iterator[Finding]:
+    name, version = pair
+    newest = kernels.max_version(name, kernels.NEWEST_RUNTIME)
+    uses = ""
+    if needed is not None:
+        uses = f"; what they use needs {needed}, first in {kernels.version_text(name, needed)}"
+    if newest and version > newest:
+        detail = f"{count} x version {version}; the newest that is known is {newest}{uses}"
+        yield Finding("operator-version", f"operator {name}", detail, repairable=needed is not None)
+    elif needed is not None:
         text = kernels.version_text(name, version)
-        if wanted is not None and text is not None and version_key(text)[:2] > wanted:
-            detail = f"{count} x version {version}, first in {text}; asked for {_shown(wanted)}"
-            yield Finding("too-new", f"operator {name}", detail)
-    if wanted is None:
+        detail = f"{count} x version {version}, first in {text}{uses}"
+        yield Finding("version-high", f"operator {name}", detail, repairable=True)
+
+
+def _too_new(
+    pair: tuple[str, int], count: int, wanted: Runtime, needed: int | None, late: list[LateForm]
+) -> Iterator[Finding]:
+    name, version = pair
+    text = kernels.version_text(name, version)
+    if text is None or kernels.runtime_of(text) <= wanted:
         return
-    for read in weight_reads(model):
-        forms = [form for form in read.row.forms if form.granularity is read.granularity]
-        first = min((form.first_runtime for form in forms), default=(0, 0))
-        if first > wanted and not read.blockwise:
-            detail = f"per-{read.granularity.value} {read.weight.dtype_name.lower()} weight: right from "
-            detail += f"{_shown(first)} on; asked for {_shown(wanted)}"
-            yield Finding("too-new", f"{read.place} {read.name}", detail)
+    first = _shown(kernels.runtime_of(text))
+    advice = f"use a runtime of {first} or newer: no older form of it is known"
+    lower = kernels.version_text(name, needed) if needed is not None else None
+    if lower is not None and kernels.runtime_of(lower) <= wanted:
+        advice = "tfl-rewrite repair IN OUT --only version-high"
+    elif any(item.operator == name for item in late):
+        advice = _requantize(wanted)
+    detail = f"{count} x version {version}, first in {text}; asked for {_shown(wanted)}"
+    yield Finding("too-new", f"operator {name}", detail, advice=advice)
+
+
+def _requantize(wanted: Runtime) -> str:
+    return f"tfl-rewrite quantize-weights IN OUT --min-runtime {_shown(wanted)}"
 
 
 def _said(model: Model, pairs: list[tuple[str, int]]) -> Iterator[Finding]:

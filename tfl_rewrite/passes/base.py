@@ -85,6 +85,7 @@ class PassResult:
         skips: What it left alone, and why.
         notes: Further lines for the user.
         packing: How the file is to be laid out, where that is what the pass is about.
+        grows: Whether what it did is worth a larger file.
     """
 
     name: str
@@ -92,6 +93,7 @@ class PassResult:
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
     packing: Packing | None = None
+    grows: bool = False
 
     @property
     def modified(self) -> bool:
@@ -163,9 +165,12 @@ class Heals:
     __slots__ = ()
 
     @property
-    def approximate(self) -> bool:
-        """Whether :meth:`expected` gives the outputs to compare with, within the tolerance."""
-        return False
+    def undefined(self) -> str:
+        """How :meth:`expected` reads the original, where its own reading is undefined; else empty.
+
+        Outputs are compared within the tolerance then: another kernel computes them.
+        """
+        return ""
 
     def expected(self, model: Model) -> bool:
         """Turns the original into a model that computes what the result must compute.

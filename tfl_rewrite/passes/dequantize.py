@@ -10,6 +10,7 @@ second run changes nothing. The file grows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.candidates import UNNAMED
 from tfl_rewrite.passes.edits import Editor
-from tfl_rewrite.passes.float_versions import float_version
+from tfl_rewrite.passes.operator_versions import needed_version
 from tfl_rewrite.quant.floats import (
     Floats,
     Halves,
@@ -42,15 +43,21 @@ _FOLDED = ("MUL", "ADD", "RESHAPE")
 
 @dataclass(frozen=True, slots=True)
 class Dequantize:
-    """The pass; see the module."""
+    """The pass; see the module.
+
+    Attributes:
+        only: If given, only constants that pass.
+    """
 
     name: ClassVar[str] = "dequantize"
     lossy: ClassVar[bool] = True
     grows: ClassVar[bool] = True
 
+    only: Callable[[Tensor], bool] | None = None
+
     def run(self, model: Model) -> PassResult:
         """Rewrites the model in place. The floats are made when the file is written."""
-        found = _Search(model)
+        found = _Search(model, self.only)
         found.look()
         edits = _Expansion(model, found).apply()
         return PassResult(self.name, tuple(edits[0]), tuple(found.skips), tuple(edits[1]))
@@ -77,8 +84,9 @@ class _Weight:
 class _Search:
     """Finds the weights, and why others stay."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, only: Callable[[Tensor], bool] | None) -> None:
         self.model = model
+        self.only = only
         self.graph = Graph.of(model)
         self.weights: list[_Weight] = []
         self.skips: list[Skip] = []
@@ -87,7 +95,8 @@ class _Search:
         """Looks through the whole model."""
         for subgraph in self.model.subgraphs:
             for tensor in subgraph.tensors:
-                if tensor.is_constant and tensor.dtype_name in (*_INTEGERS, "FLOAT16"):
+                wanted = self.only is None or self.only(tensor)
+                if wanted and tensor.is_constant and tensor.dtype_name in (*_INTEGERS, "FLOAT16"):
                     self._look_at(subgraph, tensor)
         self._keep_together()
 
@@ -229,6 +238,7 @@ class _Expansion:
         self._known: dict[int, Floats] = {}
         self._gone: set[int] = set()
         self._loose: dict[int, Tensor] = {}
+        self._float: list[Operator] = []
 
     def apply(self) -> tuple[list[Edit], list[str]]:
         """Changes the model; returns the edits and notes."""
@@ -255,6 +265,10 @@ class _Expansion:
                 self._store(weight.tensor, weight.floats)
         self._fold()
         self._settle(old)
+        for operator in self._float:
+            version = needed_version(operator)
+            if version is not None and version < operator.code.version:
+                self._editor.stamp(operator, version, exact=True)
         self._editor.finish()
         return edits, self._editor.notes
 
@@ -280,7 +294,7 @@ class _Expansion:
         """Makes the operator its float form."""
         if use.operator.option("asymmetric_quantize_inputs"):
             self._editor.set_option(use.operator, "asymmetric_quantize_inputs", False)
-        self._lower(use.operator)
+        self._float.append(use.operator)
 
     def _look_up(self, operator: Operator, after_it: Operator) -> None:
         found = operator.outputs[0]
@@ -288,12 +302,7 @@ class _Expansion:
         self._loosen(found)
         operator.outputs[0] = after_it.outputs[0]
         self._gone.add(id(after_it))
-        self._lower(operator)
-
-    def _lower(self, operator: Operator) -> None:
-        version = float_version(operator)
-        if version is not None and version < operator.code.version:
-            self._editor.stamp(operator, version, exact=True)
+        self._float.append(operator)
 
     def _fold(self) -> None:
         """Computes the products, the sums and the new shapes of constants that are known now."""

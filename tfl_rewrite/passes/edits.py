@@ -25,6 +25,9 @@ from tfl_rewrite.passes.metadata import is_shared, set_content
 
 # Options table of the operators whose options we may have to make; the union member has the same name.
 _OPTIONS_TABLES = {
+    "CONV_2D": "Conv2DOptions",
+    "TRANSPOSE_CONV": "TransposeConvOptions",
+    "RESHAPE": "ReshapeOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "BATCH_MATMUL": "BatchMatMulOptions",
     "SVDF": "SVDFOptions",

@@ -3,9 +3,10 @@
 Promise: float weights become symmetric integers (zero point 0) with a scale for the tensor, a channel or a
 block, or float16; they are read by a kernel that takes them so, or expanded by a DEQUANTIZE operator.
 Activations, biases, small constants, the interface, and everything that is quantized already stay as they
-are. Outputs may differ within the tolerance of verification. No constant is changed whose new form is not
-smaller; a second run changes nothing. Every float constant is reported, with what became of it or why it
-stayed; where it is stored otherwise than asked for, a note says so.
+are, but for weights in a form that the oldest runtime does not know: they are stored anew in one that it does
+(:mod:`tfl_rewrite.passes.renewal`). Outputs may differ within the tolerance of verification. No constant is
+changed whose new form is not smaller; a second run changes nothing. Every float constant is reported, with
+what became of it or why it stayed; where it is stored otherwise than asked for, a note says so.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from tfl_rewrite import kernels
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.model.blob import Blob
-from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.packed_kernels import PackedForm
 from tfl_rewrite.passes import block_form, split_form
 from tfl_rewrite.passes.base import PassResult
@@ -26,6 +29,7 @@ from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.passes.decisions import Decision, HybridForm
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.renewal import lower_for, renew, still_late
 from tfl_rewrite.passes.rounders import Nearest, Rounder, Work
 from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
 from tfl_rewrite.passes.weight_plan import WeightPlan
@@ -100,6 +104,7 @@ class QuantizeWeights:
 
         Constants are read for their scales now; the integers are made when the file is written.
         """
+        renewed, said = renew(model, self.min_runtime, self._may_renew)
         plan = WeightPlan(self, model)
         decisions, skips = plan.decide()
         balanced: tuple[str, ...] = ()
@@ -109,7 +114,43 @@ class QuantizeWeights:
                 plan = WeightPlan(self, model)
                 decisions, skips = plan.decide()
         changes, notes = _Application(model, plan, self.rounder).apply(decisions)
-        return PassResult(self.name, tuple(changes), tuple(skips), (*balanced, *plan.notes, *notes))
+        if self.min_runtime < kernels.NEWEST_RUNTIME:
+            notes += self._settle(model)
+        for index, change in enumerate(changes):
+            if change.where in renewed:
+                taken = renewed[change.where]
+                saved = change.saved + taken - change.nbytes_before
+                changes[index] = replace(change, nbytes_before=taken, saved=saved)
+        told = (*said, *balanced, *plan.notes, *notes)
+        return PassResult(self.name, tuple(changes), tuple(skips), told, grows=bool(renewed))
+
+    def _may_renew(self, tensor: Tensor, graph: Graph) -> bool:
+        """Whether a weight may be stored in another form: not where the user wants it to stay."""
+        item = Candidate(graph.uses_of(tensor)[0].subgraph, tensor, tensor, None, graph.uses_of(tensor))
+        kept = self.selection.refuses(item, (0, 0), set())
+        return kept is None and (self.only is None or self.only(item))
+
+    def _settle(self, model: Model) -> list[str]:
+        """Lowers versions that alone keep the oldest runtime away, and says what it does not run anyway.
+
+        Raises:
+            UnsupportedError: It would load the file and misread a weight.
+        """
+        text, notes = ".".join(map(str, self.min_runtime)), []
+        for name, old, needed in lower_for(model, self.min_runtime):
+            notes.append(f"{name}: version {old} lowered to {needed}, which is all that is used")
+        weights, missing = still_late(model, self.min_runtime)
+        if weights:
+            item = weights[0]
+            first = max(weight.first for weight in weights)
+            raise UnsupportedError(
+                f"runtime {text} misreads a {item.form} of {item.operator}, which cannot be stored otherwise",
+                where=f"{item.place} {item.tensor.name}".rstrip(),
+                remedy=f"use --min-runtime {first[0]}.{first[1]}, or quantize the float model for {text}",
+            )
+        if missing:
+            notes.append(f"runtime {text} refuses the file all the same: {'; '.join(missing)}")
+        return notes
 
 
 def _balance(model: Model) -> tuple[str, ...]:

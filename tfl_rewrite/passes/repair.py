@@ -2,28 +2,33 @@
 
 One fix for each fault (:data:`FIXES`), each under the name that ``doctor`` reports it by. A fix applies only
 where every runtime that reads the file correctly computes the same before and after; where it cannot be known
-what was meant, the place is left as it is and reported. Outputs are equal to the bit, with one exception: a
-hybrid DEPTHWISE_CONV_2D whose scales the kernel reads past computes nothing that could be compared, so its
-outputs are compared with those of the same model with these weights in float32 (:meth:`Repair.expected`).
-A second run finds nothing.
+what was meant, the place is left as it is and reported. Outputs are equal to the bit. What kernels read past
+computes nothing that could be compared, so the original is read in another way then, and outputs are equal
+within the tolerance (:meth:`Repair.expected`): the weights of a hybrid DEPTHWISE_CONV_2D whose scales are too
+few as float32, a bias beside int16 activations with the option that tells its type. A second run finds
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.flatbuf.record import misaligned
+from tfl_rewrite.flatbuf.record import ScalarVector, misaligned
+from tfl_rewrite.flatbuf.schema import INT32
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.limits import whole_number
 from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes import repair_scales
+from tfl_rewrite.passes import repair_biases, repair_scales
 from tfl_rewrite.passes.base import Edit, Heals, PassResult, Skip
 from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.passes.operands import lacks_shape, recorded_shape
+from tfl_rewrite.passes.operator_versions import too_high
 from tfl_rewrite.passes.weight_reads import lacks_bias, operators_of, weight_reads
 
 Done = list[Edit | Skip]
@@ -79,6 +84,44 @@ def add_biases(model: Model, editor: Editor) -> Done:
         editor.ensure_bias(subgraph, operator, shape[-1])
         editor.stamp(operator, operator.code.version)
         done.append(Edit(where, f"a bias of {shape[-1]} zeros"))
+    return done
+
+
+def lower_versions(model: Model, editor: Editor, *, known: bool) -> Done:
+    """Lowers operator versions to what the features in use need, so that older runtimes take the file.
+
+    Args:
+        model: Changed in place.
+        editor: Of the model.
+        known: Those that a runtime has, or those that none has.
+    """
+    done: Done = []
+    for found in too_high(model):
+        old, name = found.code.version, found.code.name
+        if (kernels.version_text(name, old) is not None) is not known:
+            continue
+        for operator in found.operators:
+            editor.stamp(operator, found.needed, exact=True)
+        what = f"version {old} -> {found.needed} (first in {kernels.version_text(name, found.needed)})"
+        count = f"{len(found.operators)} x " if len(found.operators) > 1 else f"{found.places[0]} "
+        done.append(Edit(f"{count}{name}", what))
+    return done
+
+
+def tell_shapes(model: Model, editor: Editor) -> Done:
+    """Tells a RESHAPE the shape that the file records for its output."""
+    done: Done = []
+    for _, operator, place in operators_of(model):
+        if not lacks_shape(operator):
+            continue
+        where = f"{place} {operator.code.name}"
+        shape = recorded_shape(operator.outputs[0] if operator.outputs else None)
+        if shape is None or not shape:
+            done.append(Skip(where, "the shape of its output is not recorded", "unknown-shape"))
+            continue
+        editor.set_option(operator, "new_shape", ScalarVector.of(INT32, shape))
+        editor.stamp(operator, operator.code.version)
+        done.append(Edit(where, f"new_shape {list(shape)}, as recorded for its output"))
     return done
 
 
@@ -151,6 +194,37 @@ FIXES: tuple[Fix, ...] = (
         repair_scales.spread_depthwise,
     ),
     Fix("missing-bias", "adds the bias of zeros that a convolution's kernel demands", False, add_biases),
+    Fix(
+        "int16-bias",
+        "stores an int32 bias beside int16 activations as int64, or tells the kernel its type",
+        False,
+        repair_biases.widen_biases,
+    ),
+    Fix(
+        "bias-scale",
+        "gives a bias of zeros the scale of its input times that of its weight, where kernels refuse it",
+        False,
+        partial(repair_biases.scale_zero_biases, refused=True),
+    ),
+    Fix(
+        "zero-bias-scale",
+        "gives a bias of zeros the scale of its input times that of its weight",
+        False,
+        partial(repair_biases.scale_zero_biases, refused=False),
+    ),
+    Fix("operands", "tells a RESHAPE the shape that is recorded for its output", False, tell_shapes),
+    Fix(
+        "operator-version",
+        "lowers versions that no runtime has to what the operators use",
+        False,
+        partial(lower_versions, known=False),
+    ),
+    Fix(
+        "version-high",
+        "lowers operator versions to what the operators use",
+        False,
+        partial(lower_versions, known=True),
+    ),
     Fix("hybrid-version", "stamps the operator version that the weights need", False, stamp_versions),
     Fix("min-runtime", "makes min_runtime_version say what the operators need", False, raise_min_runtime),
     Fix("offset-buffers", "takes buffers outside the FlatBuffer into it", False, take_in_buffers),
@@ -160,6 +234,11 @@ FIXES: tuple[Fix, ...] = (
 """In the order in which they are applied: versions are stamped once operators and scales are settled."""
 
 NAMES = tuple(fix.name for fix in FIXES)
+_UNDEFINED = {
+    "depthwise-scales": "with these weights as float32",
+    "int16-bias": "with its kernels told the type of these biases (quantized_bias_type)",
+}
+"""Fixes of what the original leaves undefined, and how it is read to compare with."""
 _BY_LAYOUT = ("offset-buffers", "misaligned", "unaligned")
 
 
@@ -182,7 +261,7 @@ class Repair(Heals):
         for name in self.only:
             if name not in NAMES:
                 raise UsageError(f"repair {name!r} is unknown", remedy=f"use {', '.join(NAMES)}")
-        self._undefined = False
+        self._undefined: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> tuple[Fix, ...]:
@@ -197,6 +276,7 @@ class Repair(Heals):
         edits: list[Edit] = []
         skips: list[Skip] = []
         packing = None
+        undefined: dict[str, None] = {}
         for fix in self.chosen:
             if fix.name == "min-runtime":
                 # What the other fixes stamped counts too.
@@ -206,24 +286,47 @@ class Repair(Heals):
                     skips.append(item)
                     continue
                 edits.append(Edit(item.where, f"{fix.name}: {item.what}"))
-                self._undefined = self._undefined or fix.name == "depthwise-scales"
+                if fix.name in _UNDEFINED:
+                    undefined[fix.name] = None
                 if fix.name in _BY_LAYOUT:
                     packing = Packing(defaults=True)
+        self._undefined = tuple(undefined)
         editor.finish()
         notes = tuple(editor.notes) if edits else ("nothing to repair",)
         return PassResult(self.name, tuple(edits), tuple(skips), notes, packing)
 
     @property
-    def approximate(self) -> bool:
-        """Whether the last run settled what the original leaves undefined."""
-        return self._undefined
+    def undefined(self) -> str:
+        """How the original is read to compare with, where the last run settled what it leaves undefined."""
+        return " and ".join(_UNDEFINED[name] for name in self._undefined)
 
     def expected(self, model: Model) -> bool:
-        """Turns weights whose reading is undefined into floats; what else is wrong is put right."""
+        """Gives what kernels read past its meaning in another way than this pass does."""
+        told = repair_biases.tell_types(model)
         if not repair_scales.expand_depthwise(model):
-            return False
+            return told
+        # What else is wrong keeps it from being run.
         Repair(tuple(fix.name for fix in self.chosen)).run(model)
         return True
+
+
+def undefined_reads(model: Model) -> list[tuple[str, str]]:
+    """Returns where kernels read past what the file gives them, each place with the reason.
+
+    What such a model computes depends on what lies behind in the file, so no rewrite can be compared with it.
+    """
+    found = [
+        (f"{read.place} {read.operator.code.name}", read.reading.value)
+        for read in repair_biases.wrong_types(model)
+        if read.reading is repair_biases.Reading.PAST_ITS_END
+    ]
+    return found + [
+        (
+            f"{read.place} {read.name}",
+            "its weight has no scale for each channel, and the kernel reads past them",
+        )
+        for read in repair_scales.undefined_depthwise(model)
+    ]
 
 
 def unaligned(model: Model) -> int:

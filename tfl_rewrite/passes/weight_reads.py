@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tfl_rewrite import kernels
-from tfl_rewrite.kernels import Granularity, HybridRow, Need
+from tfl_rewrite.kernels import Granularity, HybridRow, Need, Runtime
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.packed_kernels import PACKED
+
+EQUAL_SCALES_FROM: Runtime = (2, 15)
+"""Runtimes before it may read per-channel scales that are all equal as 0: 2.14 does
+(:attr:`Need.SCALES_DIFFER`, measured), 2.3 does not; none between was measured."""
 
 INTEGER_WEIGHTS = ("INT8", "UINT8", "INT4", "INT2")
 """Types that a hybrid kernel may meet as a weight."""
@@ -77,6 +82,15 @@ class WeightRead:
         """One scale, or one for each channel."""
         return Granularity.CHANNEL if len(self.scales) > 1 else Granularity.TENSOR
 
+    @property
+    def four_bit_kernel(self) -> bool:
+        """Whether it is a matrix that FULLY_CONNECTED has read right since it knows int4."""
+        shape = self.weight.shape or ()
+        if (self.name, self.weight.dtype_name) != ("FULLY_CONNECTED", "INT4") or self.blockwise:
+            return False
+        large = len(shape) == 2 and shape[0] >= _PACKED_ROWS and shape[1] >= _PACKED_COLUMNS
+        return large and shape[1] % 2 == 0
+
     def needed_version(self) -> int:
         """Returns the least operator version that keeps runtimes away which would misread the weight.
 
@@ -85,10 +99,7 @@ class WeightRead:
         packed = _PACKED_VERSION.get((self.name, self.weight.dtype_name), 0)
         if self.blockwise:
             return BLOCKWISE_VERSION if self.name == "FULLY_CONNECTED" else 0
-        shape = self.weight.shape or (0, 0)
-        large = len(shape) == 2 and shape[0] >= _PACKED_ROWS and shape[1] >= _PACKED_COLUMNS
-        large = large and shape[1] % 2 == 0
-        if (self.name, self.weight.dtype_name) == ("FULLY_CONNECTED", "INT4") and large:
+        if self.four_bit_kernel:
             return packed
         if self.weight.dtype_name == "UINT8":
             # From before int8: its kernels had versions of their own.
@@ -96,6 +107,31 @@ class WeightRead:
         # Whether inputs are rounded asymmetrically changes the version too, but nothing is misread for it.
         forms = [form for form in self.row.forms if form.granularity is self.granularity]
         return max(packed, min((form.version for form in forms), default=0))
+
+    @property
+    def form(self) -> str:
+        """The form of the weight in words."""
+        kind = "blockwise" if self.blockwise else f"per-{self.granularity.value}"
+        return f"{kind} {self.weight.dtype_name.lower()} weight"
+
+    def first_runtime(self) -> Runtime:
+        """Returns the first runtime whose kernel computes this form right; ``(0, 0)`` if unknown."""
+        if self.weight.dtype_name == "UINT8":
+            return (0, 0)
+        if self.weight.dtype_name == "INT8" and not self.blockwise:
+            forms = [form for form in self.row.forms if form.granularity is self.granularity]
+            first = min((form.first_runtime for form in forms), default=(0, 0))
+            return max(first, EQUAL_SCALES_FROM) if scales_equal(self) else first
+        if self.four_bit_kernel:
+            text = kernels.version_text(self.name, self.needed_version())
+            return kernels.runtime_of(text) if text is not None else (0, 0)
+        granularity = Granularity.BLOCK if self.blockwise else self.granularity
+        packed = [
+            form
+            for form in PACKED.get(self.name, ())
+            if (form.dtype, form.granularity) == (self.weight.dtype_name, granularity)
+        ]
+        return min((form.first_runtime for form in packed), default=(0, 0))
 
 
 def is_blockwise(tensor: Tensor) -> bool:
