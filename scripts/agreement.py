@@ -29,7 +29,7 @@ from typing import Any
 
 import fuzz
 
-from tfl_rewrite.api import examine_model
+from tfl_rewrite.checking import examine_model
 from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.storage import load_container

@@ -29,6 +29,7 @@ LAYERS = (
         "blaming",
         "bodies",
         "byte_accounts",
+        "checking",
         "damage",
         "diffing",
         "media_metadata",

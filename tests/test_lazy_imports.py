@@ -44,6 +44,12 @@ def test_reading_a_model_loads_no_interpreter(fixtures: Path, call: str) -> None
     assert "tfl_rewrite" in names and not names & INTERPRETERS
 
 
+@pytest.mark.parametrize("call", ["tfl_rewrite.check({0!r})", "tfl_rewrite.cli.main(['check', {0!r}])"])
+def test_checking_a_model_loads_nothing_that_computes_or_writes(fixtures: Path, call: str) -> None:
+    names = loaded_by(f"import tfl_rewrite.cli; {call.format(str(fixtures / 'digits_cnn.tflite'))}")
+    assert "tfl_rewrite" in names and not names & {"numpy", "flatbuffers", "tqdm", *INTERPRETERS}
+
+
 def test_media_are_decoded_by_packages_that_are_loaded_when_there_are_media() -> None:
     names = loaded_by("import tfl_rewrite.verification.media, tfl_rewrite.media_metadata")
     assert "numpy" in names and not names & {"PIL", "soundfile"}

@@ -13,7 +13,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tfl_rewrite.api import (
-        check,
         compact,
         compact_passes,
         dedup,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     )
     from tfl_rewrite.blaming import blame
     from tfl_rewrite.catalog import passes_of, preset
+    from tfl_rewrite.checking import check
     from tfl_rewrite.diagnosis.doctor import Diagnosis, doctor
     from tfl_rewrite.diffing import Comparison, diff
     from tfl_rewrite.errors import (
@@ -75,7 +75,7 @@ _HOMES = {
     "Verification": "rewriting",
     "VerificationError": "errors",
     "blame": "blaming",
-    "check": "api",
+    "check": "checking",
     "compact": "api",
     "compact_passes": "api",
     "dedup": "api",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,9 +9,7 @@ from typing import Any
 
 from tfl_rewrite import kernels
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.limits import check_number, number_text, whole_number
-from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import Pass, PassResult, run_passes
 from tfl_rewrite.passes.candidates import Selection
@@ -36,7 +33,6 @@ from tfl_rewrite.passes.rounders import Nearest
 from tfl_rewrite.passes.strip import Strip, Wanted
 from tfl_rewrite.patterns import Pattern, compile_all
 from tfl_rewrite.quant.encoding import Dtype, Effort, Encoding
-from tfl_rewrite.storage import load, origin_of
 
 
 def quantize_weights_pass(
@@ -385,42 +381,3 @@ def _member(kind: Any, value: str, what: str) -> Any:
     except ValueError:
         choices = ", ".join(item.value for item in kind)
         raise UsageError(f"{what} {value!r} is unknown", remedy=f"use one of {choices}") from None
-
-
-def check(path: str | os.PathLike[str]) -> list[str]:
-    """Checks a file: every offset and index, buffer sizes against shapes, order of execution.
-
-    Returns:
-        What the runtime would refuse, one line each; empty for a sound file.
-
-    Raises:
-        FormatError: The file is damaged so far that it cannot be read.
-        FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
-    """
-    return examine(path)[0]
-
-
-def examine(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """As :func:`check`, with what is no fault but would keep the file from being rewritten.
-
-    Returns:
-        Problems and notes, one line each.
-    """
-    return examine_model(load(path))
-
-
-def examine_model(model: Model) -> tuple[list[str], list[str]]:
-    """As :func:`examine`, for a model that was loaded already."""
-    origin = origin_of(model)
-    notes = []
-    if origin is not None:
-        for refusal in origin.refusals:
-            refusal.file = None
-            notes.append(f"a rewrite would be refused: {refusal}")
-        askew = misaligned(origin.root)
-        if askew:
-            notes.append(
-                f"{askew[0][0]}, offset {askew[0][1]}: 8-byte numbers that 8 does not align"
-                f"{f', one of {len(askew)} such vectors' if len(askew) > 1 else ''}; any rewrite aligns them"
-            )
-    return [str(problem) for problem in problems(model)], notes

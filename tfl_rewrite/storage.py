@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tfl_rewrite import kernels
 from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
@@ -20,14 +21,16 @@ from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
-from tfl_rewrite.flatbuf.writer import Packing, Plan, plan
 from tfl_rewrite.foreign import recognize
 from tfl_rewrite.landing import PLAIN, FileSink, access_of, write_aside
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
-from tfl_rewrite.model.lower import lower
 from tfl_rewrite.positions import who_needs
+
+# The writer is loaded when something is written: it takes longer to import than a small file to read.
+if TYPE_CHECKING:
+    from tfl_rewrite.flatbuf.writer import Packing, Plan
 
 SCHEMA_VERSION = 3
 """The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
@@ -133,6 +136,19 @@ def load_container(container: Container) -> Model:
     return model
 
 
+def lift_again(model: Model) -> Model:
+    """Builds another model of the file that one was loaded from, as it is there; nothing is parsed again.
+
+    Args:
+        model: As :func:`load` gave it; what was changed in it since does not count.
+    """
+    origin = origin_of(model)
+    assert origin is not None
+    made = lift(origin.root, origin.container)
+    made.origin = origin
+    return made
+
+
 def origin_of(model: Model) -> Origin | None:
     """Returns what a model was loaded from, or None for one made in memory."""
     return model.origin if isinstance(model.origin, Origin) else None
@@ -143,6 +159,8 @@ def is_changed(model: Model) -> bool:
 
     Bytes that still lie in the input are not compared: a buffer either is the same range or is new.
     """
+    from tfl_rewrite.model.lower import lower
+
     origin = origin_of(model)
     return origin is None or not _same(lower(model), origin.root)
 
@@ -223,6 +241,9 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
         UnsupportedError: The model was changed, or is to be packed, and its file holds something that cannot
             be carried over.
     """
+    from tfl_rewrite.flatbuf.writer import plan
+    from tfl_rewrite.model.lower import lower
+
     origin = origin_of(model)
     if origin is not None and packing is None and not is_changed(model):
         return Layout(None, origin.container, None, 0, origin.container.nbytes)

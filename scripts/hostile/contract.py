@@ -17,12 +17,12 @@ from tfl_rewrite.api import (
     compact_passes,
     dedup_pass,
     dequantize_pass,
-    examine_model,
     quantize_weights_pass,
     remove_dead_passes,
     repair_pass,
     round_weights_pass,
 )
+from tfl_rewrite.checking import examine_model
 from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_lines, safe
 from tfl_rewrite.container import Container
 from tfl_rewrite.diffing import diff

@@ -71,7 +71,7 @@ def test_failures_are_rows_and_the_rest_is_done(
     assert (summary["schema"], summary["exit_code"]) == (1, 2)
     rows = {row["name"]: row for row in summary["files"]}
     assert rows["dense.tflite"]["verdict"] == "pass" and rows["dense.tflite"]["snr_db"] > 20
-    assert rows["text.tflite"]["exit_code"] == 2 and "identifier" in rows["text.tflite"]["message"]
+    assert rows["text.tflite"]["exit_code"] == 2 and "bytes of text" in rows["text.tflite"]["message"]
     with open(out / "summary.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["name"] for row in table] == ["deep/matmul.tflite", "dense.tflite", "text.tflite"]

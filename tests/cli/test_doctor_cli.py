@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tfl_rewrite import load, save
+from tfl_rewrite import load, save, storage
 from tfl_rewrite.cli import main
+from tfl_rewrite.flatbuf.reader import read
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -100,3 +102,23 @@ def test_unknown_repairs_are_refused(
 ) -> None:
     code, _, err = call(capsys, "repair", faulty, tmp_path / "out.tflite", "--only", "everything")
     assert code == 2 and "hybrid-version" in err and not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "doctor", "inspect"])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_a_file_is_parsed_once(
+    capsys: pytest.CaptureFixture[str],
+    fixtures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: list[str],
+) -> None:
+    parsed = []
+
+    def counted(*arguments: Any, **words: Any) -> Any:
+        parsed.append(arguments)
+        return read(*arguments, **words)
+
+    monkeypatch.setattr(storage, "read", counted)
+    assert call(capsys, command, fixtures / "mtcnn_rnet.tflite", *options)[0] == 0
+    assert len(parsed) == 1

@@ -14,7 +14,7 @@ FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 PROGRAM = [sys.executable, "-m", "tfl_rewrite"]
 # Without running anything where the fault lies before or after that: the matrix has many cells.
 QUICK = ("quantize-weights", "--scheme", "dequantize", "--verify", "off")
-# With a verdict, which the model passes in this scheme: nothing is stored finer, so that the file is the same.
+# With a verdict, which the model passes in this scheme: nothing is stored finer, the file is the same.
 JUDGED = ("quantize-weights", "--scheme", "dequantize")
 
 

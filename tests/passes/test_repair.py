@@ -26,7 +26,8 @@ from faults import (
 from nets import Net, codes, data_of, dequantized, misaligned, named, run, stored_apart
 
 from tfl_rewrite import UnsupportedError, UsageError, Verification, doctor, load, passes_of, rewrite, save
-from tfl_rewrite.api import examine, repair_pass
+from tfl_rewrite.api import repair_pass
+from tfl_rewrite.checking import examine
 from tfl_rewrite.diagnosis.kinds import UNASKED
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.record import misaligned as askew

@@ -121,8 +121,8 @@ BATCHING = (
 def batch_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
     from tfl_rewrite.batch.run import run_batch
-    from tfl_rewrite.cli.commands import _print
     from tfl_rewrite.cli.main import INTERRUPTED, _Terminated
+    from tfl_rewrite.cli.text import print_lines
 
     config = _config(arguments)
     progress = _Progress(arguments)
@@ -138,9 +138,9 @@ def batch_files(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        _print([json.dumps(summary.to_dict(), indent=2)])
+        print_lines([json.dumps(summary.to_dict(), indent=2)])
     elif not arguments.quiet:
-        _print(summary_lines(summary, config.out, verbose=arguments.verbose))
+        print_lines(summary_lines(summary, config.out, verbose=arguments.verbose))
     return summary.exit_code
 
 

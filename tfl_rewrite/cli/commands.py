@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tfl_rewrite import api
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import inspection_lines, report_lines, safe
-from tfl_rewrite.cli.streams import shown
+from tfl_rewrite.cli.render import report_lines, safe
+from tfl_rewrite.cli.text import print_lines
 from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.errors import (
-    FileAccessError,
-    TflRewriteError,
     UnsupportedError,
     UsageError,
     VerificationError,
@@ -104,7 +102,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
             for entry in catalog.CATALOG
         ]
         presets = {name: list(items) for name, items in catalog.PRESETS.items()}
-        _print([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
+        print_lines([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
         return 0
     lines = []
     for entry in catalog.CATALOG:
@@ -113,7 +111,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
             lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
         lines.append(f"  place: {entry.place}")
     lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
-    _print(lines)
+    print_lines(lines)
     return 0
 
 
@@ -127,9 +125,9 @@ def diff_files(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        _print([json.dumps(found.to_dict(), indent=2)])
+        print_lines([json.dumps(found.to_dict(), indent=2)])
     elif not arguments.quiet:
-        _print(comparison_lines(found, verbose=arguments.verbose))
+        print_lines(comparison_lines(found, verbose=arguments.verbose))
     return 0
 
 
@@ -208,53 +206,12 @@ def verify_files(arguments: argparse.Namespace) -> int:
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
     if not arguments.quiet:
-        _print(verdict.summary_lines())
-        _print(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
-        _print(_no_blame(arguments, found))
+        print_lines(verdict.summary_lines())
+        print_lines(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
+        print_lines(_no_blame(arguments, found))
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
-
-
-def inspect_file(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite inspect MODEL``."""
-    from tfl_rewrite.inspection import inspect
-
-    with Bar.of(arguments) as bar, working(progress=bar):
-        found = inspect(arguments.model, largest=max(0, arguments.largest))
-    if arguments.json:
-        import json
-
-        _print([json.dumps(found.to_dict(), indent=2)])
-    else:
-        _print(inspection_lines(found))
-    return 0
-
-
-def check_files(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite check MODEL...``."""
-    rows: list[dict[str, Any]] = []
-    for path in arguments.models:
-        notes: list[str] = []
-        try:
-            problems, notes = api.examine(path)
-        except TflRewriteError as error:
-            error.file = None
-            problems = [str(error)]
-        rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
-        if not arguments.json and not (arguments.quiet and not problems):
-            lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
-            first = problems if arguments.verbose else problems[:10]
-            lines += [f"  {safe(problem, limit=400)}" for problem in first]
-            if len(first) < len(problems):
-                lines.append(f"  ... and {len(problems) - len(first)} more (-v shows all)")
-            lines += [f"  note: {safe(note, limit=400)}" for note in notes]
-            _print(lines)
-    if arguments.json:
-        import json
-
-        _print([json.dumps({"schema": 1, "files": rows}, indent=2)])
-    return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
 
 
 def shard_model(arguments: argparse.Namespace) -> int:
@@ -269,13 +226,6 @@ def join_model(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli import shard_commands
 
     return shard_commands.join_model(arguments)
-
-
-def doctor_file(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite doctor MODEL``."""
-    from tfl_rewrite.cli import doctor_commands
-
-    return doctor_commands.doctor_file(arguments)
 
 
 def repair_file(arguments: argparse.Namespace) -> int:
@@ -311,11 +261,8 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "passes": list_passes,
     "diff": diff_files,
     "verify": verify_files,
-    "inspect": inspect_file,
-    "check": check_files,
     "shard": shard_model,
     "join": join_model,
-    "doctor": doctor_file,
     "repair": repair_file,
     "batch": batch_files,
 }
@@ -407,8 +354,8 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
 
 def _show(arguments: argparse.Namespace, report: Report) -> None:
     if not arguments.quiet:
-        _print(report_lines(report, verbose=arguments.verbose))
-        _print(_no_blame(arguments, report.blame))
+        print_lines(report_lines(report, verbose=arguments.verbose))
+        print_lines(_no_blame(arguments, report.blame))
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
 
@@ -431,23 +378,6 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
     )
 
 
-def _print(lines: list[str]) -> None:
-    if sys.stdout is None or not lines:
-        return  # The caller closed it, or there is nothing to say.
-    text = shown("\n".join(lines) + "\n")
-    # A terminal of another encoding shows what it can.
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except OSError as error:
-        # Nothing more can be said there; without this, Python tries again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # A reader that went away changes neither the work nor its exit code.
-        if not isinstance(error, BrokenPipeError):
-            raise FileAccessError(
-                f"cannot write: {error.strerror or error}", file="standard output"
-            ) from error
 
 
 def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:

@@ -76,7 +76,7 @@ DOCTORING = (
 
 def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
-    from tfl_rewrite.cli.commands import _print
+    from tfl_rewrite.cli.text import print_lines
     from tfl_rewrite.diagnosis.doctor import doctor
     from tfl_rewrite.diagnosis.kinds import Severity
 
@@ -84,9 +84,9 @@ def doctor_file(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        _print([json.dumps(found.to_dict(), indent=2)])
+        print_lines([json.dumps(found.to_dict(), indent=2)])
     elif not arguments.quiet:
-        _print(diagnosis_lines(found, verbose=arguments.verbose))
+        print_lines(diagnosis_lines(found, verbose=arguments.verbose))
     if arguments.fail_on is not None and found.reaches(Severity(arguments.fail_on)):
         return FOUND
     return 0
@@ -103,7 +103,7 @@ def repair_file(arguments: argparse.Namespace) -> int:
 
 def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     """Shows findings, those of a kind together."""
-    from tfl_rewrite.cli.render import safe, size
+    from tfl_rewrite.cli.text import safe, size
     from tfl_rewrite.diagnosis.kinds import UNASKED, Severity
 
     counts = [(found.count(severity), severity.value) for severity in Severity]
@@ -121,7 +121,7 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
 
 
 def _group_lines(name: str, findings: Sequence[Finding], verbose: int, file: str) -> list[str]:
-    from tfl_rewrite.cli.render import safe
+    from tfl_rewrite.cli.text import safe
 
     row = findings[0].row
     count = f" ({len(findings)} places)" if len(findings) > 1 else ""
@@ -141,6 +141,6 @@ def _group_lines(name: str, findings: Sequence[Finding], verbose: int, file: str
 def _quoted(path: str) -> str:
     import shlex
 
-    from tfl_rewrite.cli.render import safe
+    from tfl_rewrite.cli.text import safe
 
     return shlex.quote(safe(path))

@@ -37,9 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser(__version__).parse_args(argv)
         # Late, so that --version and --help stay quick.
-        from tfl_rewrite.cli import bus, commands, files, streams
+        from tfl_rewrite.cli import bus, files, reading_commands, streams
 
-        run = commands.BY_NAME[arguments.command]
+        run = reading_commands.BY_NAME.get(arguments.command)
+        if run is None:
+            # What rewrites files takes longer to import than a small one to check.
+            from tfl_rewrite.cli import commands
+
+            run = commands.BY_NAME[arguments.command]
         with streams.standard_streams(arguments):
             files.check(BY_NAME[arguments.command], arguments)
             bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
@@ -78,7 +83,7 @@ def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
 
 
 def _complain(text: str) -> None:
-    from tfl_rewrite.cli.render import safe
+    from tfl_rewrite.cli.text import safe
 
     if sys.stderr is not None:
         print(f"tfl-rewrite: error: {safe(text, limit=4000)}", file=sys.stderr)

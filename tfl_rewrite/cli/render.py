@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli import streams
+from tfl_rewrite.cli.text import decibels as decibels
+from tfl_rewrite.cli.text import escaped
+from tfl_rewrite.cli.text import safe as safe
+from tfl_rewrite.cli.text import size as size
+from tfl_rewrite.cli.text import table as table
 from tfl_rewrite.passes.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.quantize_weights import WeightChange
 from tfl_rewrite.passes.round_weights import RoundedChange
@@ -18,51 +20,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.diffing import Comparison
     from tfl_rewrite.inspection import Inspection, Share
 
-_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
 _ROWS = 20
 _DIFFERENCES = 60
-
-
-def safe(text: str, *, limit: int = 120) -> str:
-    """Escapes control characters, terminal escapes, bidirectional marks and broken bytes; cuts the middle."""
-    # A stream by its own name, before the path of its copy is cut.
-    shown = "".join(_escaped(char) for char in streams.shown(text))
-    if len(shown) > limit:
-        head = (limit - 3) // 2
-        shown = f"{shown[:head]}...{shown[len(shown) - (limit - 3 - head) :]}"
-    return shown
-
-
-def _escaped(char: str) -> str:
-    # Spaces other than the plain one look like it, or like nothing.
-    if unicodedata.category(char) in _ESCAPED and char != " ":
-        return char.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return char
-
-
-def size(nbytes: int) -> str:
-    """Formats bytes with thousands separators."""
-    return f"{nbytes:,}"
-
-
-def decibels(value: float) -> str:
-    """Formats an SNR."""
-    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "-inf"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
-    """Lays out a table with two spaces between columns; ``right`` are the columns that align right."""
-    all_rows = [list(head), *[list(row) for row in rows]]
-    widths = [max(len(row[column]) for row in all_rows) for column in range(len(head))]
-    aligned = set(right)
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if column in aligned else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in all_rows
-    ]
 
 
 def report_lines(report: Report, *, verbose: int) -> list[str]:
@@ -332,7 +291,7 @@ def _quoted(name: str) -> str:
 
     from tfl_rewrite.patterns import exact
 
-    return shlex.quote("".join(map(_escaped, exact(name))))
+    return shlex.quote("".join(map(escaped, exact(name))))
 
 
 def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:

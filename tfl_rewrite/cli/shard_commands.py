@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tfl_rewrite.cli.commands import _print, real_inputs
+from tfl_rewrite.cli.commands import real_inputs
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.cli.shard_render import shard_lines
+from tfl_rewrite.cli.text import print_lines
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
@@ -77,7 +78,7 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar
         side.add_json(arguments.report, report.to_dict())
         side.publish()
     if not arguments.quiet:
-        _print(shard_lines(report, verbose=arguments.verbose))
+        print_lines(shard_lines(report, verbose=arguments.verbose))
     elif report.unverified is not None:
         print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
     if failure is not None:

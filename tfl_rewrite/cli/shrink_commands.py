@@ -156,8 +156,9 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _Counter, _judges, _print, real_inputs
+    from tfl_rewrite.cli.commands import _Counter, _judges, real_inputs
     from tfl_rewrite.cli.files import SideFiles
+    from tfl_rewrite.cli.text import print_lines
     from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed
@@ -206,12 +207,12 @@ def shrink_file(arguments: argparse.Namespace) -> int:
         _add_files(side, arguments, error.report)
         side.publish()
         if not arguments.quiet:
-            _print(lines_of(error.report, verbose=arguments.verbose))
+            print_lines(lines_of(error.report, verbose=arguments.verbose))
         raise
     finally:
         side.close()
     if not arguments.quiet:
-        _print(lines_of(report, verbose=arguments.verbose))
+        print_lines(lines_of(report, verbose=arguments.verbose))
     return 0
 
 

@@ -78,10 +78,10 @@ def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> D
         *operators.check(model),
         *versions.check(model, wanted),
         *values.check(model),
-        *placement.check(model),
     ]
     for problem in problems(model):
         if not any(words in problem.what for words in _SAID_BETTER):
             found.append(Finding("structure", problem.where, problem.what))
+    found += placement.check(model)
     found.sort(key=lambda finding: (finding.severity.rank, _ORDER[finding.kind]))
     return Diagnosis(os.fspath(path), origin.container.nbytes, tuple(found))

@@ -13,15 +13,18 @@ from tfl_rewrite.diagnosis.kinds import Finding
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import Pass, run_passes
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import unaligned
-from tfl_rewrite.storage import Origin, load_container, origin_of
+from tfl_rewrite.storage import Origin, lift_again, origin_of
 
 
 def check(model: Model) -> Iterator[Finding]:
-    """Yields what is wrong with the file as a container, and what could be smaller."""
+    """Yields what is wrong with the file as a container, and what could be smaller.
+
+    Args:
+        model: Changed by the last of the checks: nothing else may look at it afterwards.
+    """
     origin = origin_of(model)
     assert origin is not None
     outside = [buffer for buffer in model.buffers if buffer.outside and buffer.nbytes]
@@ -48,7 +51,7 @@ def check(model: Model) -> Iterator[Finding]:
     for refusal in origin.refusals:
         yield Finding("fixed-in-place", refusal.where or "the file", refusal.what)
     if not origin.refusals:
-        yield from _waste(origin)
+        yield from _waste(model)
 
 
 def _external(model: Model, path: Path) -> Iterator[Finding]:
@@ -107,13 +110,12 @@ def _zip(model: Model, origin: Origin) -> Iterator[Finding]:
             yield Finding("zip-member", "metadata TFLITE_METADATA", detail)
 
 
-def _waste(origin: Origin) -> Iterator[Finding]:
-    """Asks the passes themselves what they would take out."""
-    passes: tuple[tuple[str, Pass], ...] = (("dead-content", RemoveDead()), ("duplicates", Dedup()))
-    for kind, item in passes:
-        copy = load_container(origin.container)
+def _waste(model: Model) -> Iterator[Finding]:
+    """Asks the passes themselves what they would take out; the model is spent then."""
+    copy = lift_again(model)
+    for kind, item, own in (("duplicates", Dedup(), copy), ("dead-content", RemoveDead(), model)):
         try:
-            result = run_passes(copy, [item])[0]
+            result = item.run(own)
         except TflRewriteError:
             continue
         saved = sum(getattr(change, "saved", 0) for change in result.changes)

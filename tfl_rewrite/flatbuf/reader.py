@@ -30,6 +30,24 @@ _I32 = struct.Struct("<i")
 _SCALAR_STRUCTS = {code: struct.Struct("<" + code) for code in "?bBhHiIqQfd"}
 
 
+Place = str | tuple["Place", str | int]
+"""A path inside the file: the root, or a place with the name of a field or an index.
+
+It is made text only when asked for, since that takes longer than reading.
+"""
+
+_ROOT = "root"
+
+
+def _said(place: Place) -> str:
+    """Returns a place in the words of the schema."""
+    steps: list[str] = []
+    while isinstance(place, tuple):
+        place, step = place
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+    return "".join(reversed(steps)).removeprefix(".") or place
+
+
 @dataclass(frozen=True, slots=True)
 class ReadResult:
     """A read file.
@@ -67,9 +85,28 @@ def read(data: memoryview, schema: Schema, *, release: Callable[[], None] | None
             f"file identifier is {bytes(data[4:8])!r}, expected {schema.identifier!r}", offset=4
         )
     reader = _Reader(data, release)
-    root = reader.table(schema.root, reader.target(0, "root"), "root", 0)
+    root = reader.table(schema.root, reader.target(0, _ROOT), _ROOT, 0)
     reader.spans.append((0, 8 if schema.identifier else 4))
     return ReadResult(root, sorted(set(reader.spans)), reader.unknown, reader.vtables)
+
+
+_Field = tuple[str, int, Callable[[memoryview, int], tuple[Any, ...]] | None, int, FieldSpec]
+"""Name, position in the table, how a number is read (None for what is no number), width, and the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a vtable says of its tables.
+
+    Attributes:
+        nbytes: Size of a table.
+        fields: Those that are present.
+        unknown: Slots that the schema does not have.
+    """
+
+    nbytes: int
+    fields: list[_Field]
+    unknown: tuple[str, ...]
 
 
 class _Reader:
@@ -88,19 +125,19 @@ class _Reader:
         self._records: dict[tuple[int, str], Record] = {}
         self._vectors: dict[tuple[int, str], Any] = {}
         self._strings: dict[int, str] = {}
-        self._layouts: dict[tuple[int, str], tuple[int, list[tuple[FieldSpec, int]], tuple[int, ...]]] = {}
+        self._layouts: dict[tuple[int, str], _Layout] = {}
 
-    def fail(self, what: str, where: str, offset: int, remedy: str | None = None) -> FormatError:
-        return FormatError(what, where=where, offset=offset, remedy=remedy)
+    def fail(self, what: str, where: Place, offset: int, remedy: str | None = None) -> FormatError:
+        return FormatError(what, where=_said(where), offset=offset, remedy=remedy)
 
-    def span(self, start: int, end: int, where: str) -> None:
+    def span(self, start: int, end: int, where: Place) -> None:
         self.consumed += end - start
         # Sharing is decoded once, so only overlapping distinct objects can pass the size of the file.
         if self.consumed > 2 * self.size + 4096:
             raise self.fail("objects overlap: together they are larger than the file", where, start)
         self.spans.append((start, end))
 
-    def target(self, position: int, where: str) -> int:
+    def target(self, position: int, where: Place) -> int:
         """Follows the unsigned offset stored at ``position``."""
         if position + 4 > self.size:
             what = f"offset lies past the end of the file ({self.size} bytes)"
@@ -112,7 +149,7 @@ class _Reader:
             raise self.fail(what, where, position, _CUT_SHORT if distance else None)
         return result
 
-    def table(self, spec: TableSpec, position: int, where: str, depth: int) -> Record:
+    def table(self, spec: TableSpec, position: int, where: Place, depth: int) -> Record:
         key = (position, spec.name)
         known = self._records.get(key)
         if known is not None:
@@ -125,32 +162,38 @@ class _Reader:
         if position % 4 or position + 4 > self.size:
             raise self.fail("table is misaligned or past the end of the file", where, position)
         vtable = position - _I32.unpack_from(self.data, position)[0]
-        nbytes, fields, unknown_slots = self._layout(spec, vtable, where)
+        layout = self._layouts.get((vtable, spec.name)) or self._layout(spec, vtable, where)
+        nbytes = layout.nbytes
         if position + nbytes > self.size:
             what = f"table of {nbytes} bytes is cut off by the end of the file"
             raise self.fail(what, where, position, _CUT_SHORT)
         self.span(position, position + nbytes, where)
         values: dict[str, Any] = {}
-        for field, relative in fields:
+        unknown = layout.unknown
+        for name, relative, unpack, width, field in layout.fields:
             # Offsets in the layout are bounded by the table, checked once per vtable.
-            values[field.name] = self._value(field, position + relative, values, where, depth)
-        unknown = tuple(f"slot {slot} of {spec.name}" for slot in unknown_slots)
-        unknown += tuple(name for name, value in values.items() if value is _UNKNOWN)
+            at = position + relative
+            if unpack is None:
+                value = self._value(field, at, values, where, depth)
+                if value is _UNKNOWN:
+                    unknown += (name,)
+                else:
+                    values[name] = value
+                continue
+            if at % width:
+                raise self.fail(f"{name} is misaligned", where, at)
+            value = unpack(self.data, at)[0]
+            if value != value and width == 4:
+                value = NotANumber(bytes(self.data[at : at + 4]))
+            values[name] = value
         if unknown:
-            values = {name: value for name, value in values.items() if value is not _UNKNOWN}
-            self.unknown.extend(f"{where}: {item}" for item in unknown)
+            self.unknown.extend(f"{_said(where)}: {item}" for item in unknown)
         record = Record(spec, values, unknown=unknown, offset=position)
         self._records[key] = record
         return record
 
-    def _layout(
-        self, spec: TableSpec, vtable: int, where: str
-    ) -> tuple[int, list[tuple[FieldSpec, int]], tuple[int, ...]]:
-        """Checks a vtable once; returns the table's size, its present fields and its unknown slots."""
-        key = (vtable, spec.name)
-        known = self._layouts.get(key)
-        if known is not None:
-            return known
+    def _layout(self, spec: TableSpec, vtable: int, where: Place) -> _Layout:
+        """Checks a vtable, once for each type of table that has it."""
         if vtable < 0 or vtable % 2 or vtable + 4 > self.size:
             raise self.fail("vtable is misaligned or outside of the file", where, vtable)
         length = _U16.unpack_from(self.data, vtable)[0]
@@ -160,13 +203,13 @@ class _Reader:
         if nbytes < 4:
             raise self.fail(f"vtable gives its table {nbytes} bytes", where, vtable)
         entries = struct.unpack_from(f"<{length // 2 - 2}H", self.data, vtable + 4)
-        fields: list[tuple[FieldSpec, int]] = []
-        unknown: list[int] = []
+        fields: list[_Field] = []
+        unknown: list[str] = []
         for slot, relative in enumerate(entries):
             if not relative:
                 continue
             if slot >= len(spec.fields):
-                unknown.append(slot)
+                unknown.append(f"slot {slot} of {spec.name}")
                 continue
             field = spec.fields[slot]
             width = field.scalar.nbytes if field.kind is Kind.SCALAR and field.scalar else 4
@@ -176,28 +219,20 @@ class _Reader:
                     where,
                     vtable,
                 )
-            fields.append((field, relative))
+            unpack = None
+            if field.kind is Kind.SCALAR and field.scalar:
+                unpack = _SCALAR_STRUCTS[field.scalar.code].unpack_from
+            fields.append((field.name, relative, unpack, width, field))
         self.span(vtable, vtable + length, where)
         self.vtables[vtable] = (length, nbytes)
-        result = (nbytes, fields, tuple(unknown))
-        self._layouts[key] = result
+        result = self._layouts[vtable, spec.name] = _Layout(nbytes, fields, tuple(unknown))
         return result
 
     def _value(
-        self, field: FieldSpec, position: int, siblings: dict[str, Any], where: str, depth: int
+        self, field: FieldSpec, position: int, siblings: dict[str, Any], where: Place, depth: int
     ) -> Any:
         kind = field.kind
-        if kind is Kind.SCALAR:
-            assert field.scalar is not None
-            if position % field.scalar.nbytes:
-                raise self.fail(f"{field.name} is misaligned", where, position)
-            if field.scalar.code == "?":
-                return self.data[position] != 0
-            value = _SCALAR_STRUCTS[field.scalar.code].unpack_from(self.data, position)[0]
-            if field.scalar.code == "f" and value != value:
-                return NotANumber(bytes(self.data[position : position + 4]))
-            return value
-        place = f"{where}.{field.name}" if where != "root" else field.name
+        place: Place = (where, field.name)
         if position % 4:
             raise self.fail("offset is misaligned", place, position)
         target = self.target(position, place)
@@ -217,7 +252,7 @@ class _Reader:
             return self.table(member, target, place, depth + 1)
         return self._vector(field, target, place, depth)
 
-    def _count(self, position: int, width: int, where: str) -> int:
+    def _count(self, position: int, width: int, where: Place) -> int:
         if position % 4:
             raise self.fail("vector is misaligned", where, position)
         count: int = _U32.unpack_from(self.data, position)[0]
@@ -230,7 +265,7 @@ class _Reader:
             )
         return count
 
-    def _string(self, position: int, where: str) -> str:
+    def _string(self, position: int, where: Place) -> str:
         known = self._strings.get(position)
         if known is not None:
             return known
@@ -243,7 +278,7 @@ class _Reader:
         self._strings[position] = text
         return text
 
-    def _vector(self, field: FieldSpec, position: int, where: str, depth: int) -> Any:
+    def _vector(self, field: FieldSpec, position: int, where: Place, depth: int) -> Any:
         target = field.table.name if field.table else field.scalar.code if field.scalar else "string"
         key = (position, target)
         known = self._vectors.get(key)
@@ -263,7 +298,7 @@ class _Reader:
             self.span(position, position + 4 + 4 * count, where)
             result = []
             for index in range(count):
-                place = f"{where}[{index}]"
+                place: Place = (where, index)
                 item = self.target(position + 4 + 4 * index, place)
                 if field.kind is Kind.STRINGS:
                     result.append(self._string(item, place))

@@ -61,8 +61,8 @@ def too_high(model: Model) -> Iterator[TooHigh]:
         groups.setdefault(id(operator.code), []).append((operator, place))
     for group in groups.values():
         code = group[0][0].code
-        each = [needed_version(operator) for operator, _ in group]
-        if code.version <= 1 or None in each:
+        each = [needed_version(operator) for operator, _ in group] if code.version > 1 else [None]
+        if None in each:
             continue
         known = [weights.get(id(operator), 1) for operator, _ in group]
         needed = max(*(item for item in each if item is not None), *known)

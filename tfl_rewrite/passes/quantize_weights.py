@@ -127,8 +127,7 @@ class QuantizeWeights:
     def _may_renew(self, tensor: Tensor, graph: Graph) -> bool:
         """Whether a weight may be stored in another form: not where the user wants it to stay."""
         item = Candidate(graph.uses_of(tensor)[0].subgraph, tensor, tensor, None, graph.uses_of(tensor))
-        kept = self.selection.refuses(item, (0, 0), set())
-        return kept is None and (self.only is None or self.only(item))
+        return self.selection.refuses(item, (0, 0), set()) is None
 
     def _settle(self, model: Model) -> list[str]:
         """Lowers versions that alone keep the oldest runtime away, and says what it does not run anyway.

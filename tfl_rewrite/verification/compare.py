@@ -16,8 +16,8 @@ CHANNEL_SLACK_DB = 15.0
 """By how much less than a whole output one channel of it may keep.
 
 Channels are weaker and stronger, and few samples tell little of one: of 27 real models in up to four
-encodings, judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than 20 dB; one that
-drowned beside stronger channels keeps 0 dB or less.
+encodings, judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than
+20 dB; one that drowned beside stronger channels keeps 0 dB or less.
 """
 REPEATED_DB = 10.0
 """By how much better than the tolerance other kernels must repeat the original's channel for it to count."""
