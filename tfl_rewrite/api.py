@@ -221,15 +221,17 @@ def remove_dead_passes(
     *,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
+    signature: str | None = None,
     strip: Iterable[str] = (),
     pure_custom: Iterable[str] = (),
 ) -> list[Pass]:
     """Makes the passes of ``remove-dead`` from plain values.
 
     Args:
-        inputs: Tensors of the main subgraph that become its inputs, in this order: names of tensors, or of
-            arguments of a signature, or ``#N`` for the tensor of that index; None to keep them.
+        inputs: Tensors of a subgraph that become its inputs, in this order: names of tensors, or of arguments
+            of a signature, or ``#N`` for the tensor of that index; None to keep them.
         outputs: The same, for the outputs.
+        signature: Key of a signature whose subgraph is cut; None for the one that has the names.
         strip: What else to drop: ``names``, ``min-max``, ``metadata:NAME``.
         pure_custom: Names of custom operators that only compute.
 
@@ -239,8 +241,14 @@ def remove_dead_passes(
     made: list[Pass] = []
     if inputs is not None or outputs is not None:
         made.append(
-            Cut(None if inputs is None else _texts(inputs), None if outputs is None else _texts(outputs))
+            Cut(
+                None if inputs is None else _texts(inputs),
+                None if outputs is None else _texts(outputs),
+                signature,
+            )
         )
+    elif signature is not None:
+        raise UsageError("a signature says where to cut", remedy="name inputs or outputs too")
     return [*made, *_strip_passes(strip), RemoveDead(frozenset(_texts(pure_custom)))]
 
 

@@ -75,7 +75,7 @@ CATALOG: tuple[Entry, ...] = (
         "removes what no output needs",
         False,
         "first: what is gone needs no work",
-        {"strip": _words, "inputs": _words, "outputs": _words, "pure_custom": _words},
+        {"strip": _words, "inputs": _words, "outputs": _words, "signature": str, "pure_custom": _words},
         api.remove_dead_passes,
     ),
     Entry(

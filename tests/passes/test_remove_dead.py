@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -632,3 +633,122 @@ def test_integer_vectors_of_options_are_followed() -> None:
     net.output(y)
     remove_dead(net.model)
     assert [graph.name for graph in net.model.subgraphs] == ["main", "one", "two"]
+
+
+# -- Cuts in other subgraphs ---------------------------------------------------------------------------------
+
+
+def codec() -> Net:
+    """Two entry points: x -> a -> y, and p -> q -> r -> s with a second output; some names are in both."""
+    net = Net()
+    x = net.input("x", (1, 4))
+    a = net.add("ADD", [x, net.constant("one", ONES)], "a", (1, 4))
+    net.output(net.add("MUL", [a, a], "y", (1, 4)))
+    net.sign("decode")
+    net.next_subgraph("other")
+    p = net.input("p", (1, 4))
+    q = net.add("ADD", [p, net.constant("two", 2 * ONES)], "q", (1, 4))
+    r = net.add("MUL", [q, q], "r", (1, 4))
+    net.output(net.add("SUB", [r, net.constant("a", 3 * ONES)], "s", (1, 4)))
+    net.sign("encode")
+    net.model.signatures[1].inputs[0][0].values["name"] = "frame"
+    return net
+
+
+@pytest.mark.parametrize("options", [{"outputs": ["q"]}, {"outputs": ["q"], "signature": "encode"}], ids=str)
+def test_the_subgraph_that_has_the_names_is_cut(options: dict[str, Any], tmp_path: Path) -> None:
+    model = codec().model
+    cut, dead = remove_dead(model, **options)
+    assert [change.where for change in cut.changes] == ["encode: output s", "encode: output q"]
+    assert {change.where for change in dead.changes} >= {"MUL -> r", "SUB -> s"}
+    other = model.signatures[1]
+    assert [(row.get("name"), tensor.name) for row, tensor in other.inputs] == [("frame", "p")]
+    assert [(row.get("name"), tensor.name) for row, tensor in other.outputs] == [("q", "q")]
+    save(model, tmp_path / "cut.tflite")
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    assert np.array_equal(run(tmp_path / "cut.tflite", {"frame": x}, signature="encode")["q"], x + 2)
+    assert np.array_equal(run(tmp_path / "cut.tflite", {"x": x}, signature="decode")["y"], (x + 1) ** 2)
+
+
+def test_inputs_of_another_subgraph(tmp_path: Path) -> None:
+    model = codec().model
+    remove_dead(model, inputs=["r"])
+    assert [tensor.name for tensor in model.subgraphs[1].inputs] == ["r"]
+    assert [tensor.name for tensor in model.subgraphs[0].inputs] == ["x"]
+    save(model, tmp_path / "cut.tflite")
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    assert np.array_equal(run(tmp_path / "cut.tflite", {"r": x}, signature="encode")["s"], x - 3)
+
+
+def test_a_name_of_two_subgraphs_is_that_of_the_main_one_unless_said() -> None:
+    model = codec().model
+    remove_dead(model, outputs=["a"])
+    assert [tensor.name for tensor in model.subgraphs[0].outputs] == ["a"]
+    model = codec().model
+    remove_dead(model, outputs=["a"], signature="encode")
+    assert [tensor.name for tensor in model.subgraphs[1].outputs] == ["a"]
+    assert [tensor.name for tensor in model.subgraphs[0].outputs] == ["y"]
+
+
+def test_a_second_cut_of_another_subgraph_finds_nothing() -> None:
+    model = codec().model
+    remove_dead(model, outputs=["q"], signature="encode")
+    assert not any(result.modified for result in remove_dead(model, outputs=["q"], signature="encode"))
+
+
+def test_arguments_and_indices_name_tensors_of_the_signature() -> None:
+    model = codec().model
+    remove_dead(model, inputs=["frame"], outputs=["#2"], signature="encode")
+    assert [tensor.name for tensor in model.subgraphs[1].outputs] == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outputs": ["q"], "signature": "encod"}, "no signature 'encod'; did you mean 'encode'"),
+        ({"outputs": ["q"], "signature": "decode"}, r"'q' is a tensor of subgraphs\[1\].*--signature encode"),
+        ({"outputs": ["q"], "inputs": ["x"]}, r"'q' is a tensor of subgraphs\[1\], not of subgraphs\[0\]"),
+        ({"outputs": ["q", "nowhere"]}, "no tensor is named 'nowhere'"),
+        ({"inputs": ["q"], "outputs": ["p"]}, "is made by no operator|also needs"),
+        ({"signature": "encode"}, "name inputs or outputs too"),
+    ],
+    ids=str,
+)
+def test_cuts_of_another_subgraph_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        remove_dead(codec().model, **options)
+
+
+def test_names_of_two_other_subgraphs_must_be_told_apart() -> None:
+    net = codec()
+    net.next_subgraph("third")
+    net.output(net.add("ADD", [net.input("p", (1, 4)), net.constant("four", ONES)], "q", (1, 4)))
+    net.sign("third")
+    with pytest.raises(UsageError, match="--signature encode or third"):
+        remove_dead(net.model, inputs=["q"])
+    with pytest.raises(UsageError, match="--signature encode or third"):
+        remove_dead(net.model, outputs=["q"], inputs=["p"])
+
+
+def test_a_subgraph_that_an_operator_runs_is_not_cut(fixtures: Path) -> None:
+    model = load(fixtures / "while_loop.tflite")
+    body = next(operator for _, operator in model.operators() if operator.code.name == "WHILE")
+    inner = list(body.subgraphs())[1]
+    name = next(t.name for o in inner.operators for t in o.outputs if t and t.name and t not in inner.outputs)
+    with pytest.raises(UsageError, match="WHILE runs this subgraph"):
+        remove_dead(model, outputs=[name])
+
+
+def test_a_cut_of_a_signature_is_verified(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "two_signatures_shared_weights.tflite", tmp_path / "out.tflite"
+    model = load(source)
+    signature = model.signatures[1]
+    first = next(t.name for o in signature.subgraph.operators for t in o.outputs if t is not None)
+    assert signature.key is not None and signature.subgraph is not model.subgraphs[0]
+    code = main(["remove-dead", str(source), str(target), "--signature", signature.key, "--outputs", first])
+    assert code == 0
+    made = load(target)
+    assert [[tensor.name for _, tensor in item.outputs] for item in made.signatures][1] == [first]
+    assert [tensor.name for _, tensor in made.signatures[0].outputs] == [
+        tensor.name for _, tensor in model.signatures[0].outputs
+    ]

@@ -58,6 +58,7 @@ def remove_dead(arguments: argparse.Namespace) -> int:
     made = api.remove_dead_passes(
         inputs=arguments.cut_inputs,
         outputs=arguments.cut_outputs,
+        signature=arguments.signature,
         strip=arguments.strip,
         pure_custom=arguments.pure_custom,
     )

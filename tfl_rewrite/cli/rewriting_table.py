@@ -102,6 +102,13 @@ _CUTTING = (
         metavar="NAME,...",
         dest="cut_inputs",
     ),
+    value(
+        "--signature",
+        help="cut the subgraph of this signature (default: the main subgraph, or the only one that has "
+        "all of the names)",
+        default=None,
+        metavar="KEY",
+    ),
 )
 
 _STRIPPING = (
@@ -228,8 +235,8 @@ REWRITING = (
         "remove-dead",
         "remove what no output needs, or cut the model down to a part",
         "Removes operators that reach no output and have no effect of their own, and tensors, buffers, "
-        "operator codes and subgraphs that nothing refers to. With --outputs or --inputs, the main subgraph "
-        "is cut first to the part between them. Outputs stay equal to the bit.",
+        "operator codes and subgraphs that nothing refers to. With --outputs or --inputs, a subgraph is "
+        "cut first to the part between them. Outputs stay equal to the bit.",
         (
             ("files", IN_OUT),
             ("what to keep", (*_CUTTING, *_STRIPPING, *_PURE_CUSTOM)),

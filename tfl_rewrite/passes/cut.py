@@ -1,17 +1,18 @@
-"""cut: the part of the main subgraph between given tensors.
+"""cut: the part of a subgraph between given tensors.
 
-The named tensors become its inputs and outputs, in the order given, and signatures of the main subgraph are
-rebuilt: an argument that stays keeps its name, a new one gets the name of its tensor. Operators that make a
-new input, or that need an input which is gone, are removed; if an output needs what they make, the cut is
-refused and the error says what is missing; so it is if they read a variable that only a removed operator
-changes. Descriptions in metadata follow
+The named tensors become its inputs and outputs, in the order given, and signatures of the subgraph are
+rebuilt: an argument that stays keeps its name, a new one gets the name of its tensor. It is the subgraph of
+the signature that is named; without one the main subgraph, or the only one that has all of the names.
+Operators that make a new input, or that need an input which is gone, are removed; if an output needs what
+they make, the cut is refused and the error says what is missing; so it is if they read a variable that only
+a removed operator changes, and for a subgraph that an operator runs. Descriptions in metadata follow
 (:mod:`tfl_rewrite.passes.metadata`). What is dead then is left to ``remove-dead``. What the outputs give is
 equal to the bit to what the tensors held in the original. A second run finds nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from tfl_rewrite.errors import UsageError
@@ -30,31 +31,42 @@ class Cut(ChangesInterface):
         inputs: Names of tensors, or of arguments of a signature, or ``#N`` for the tensor of that index,
             several at once between commas; None to keep the inputs.
         outputs: The same; None to keep the outputs.
+        signature: The key of a signature whose subgraph is cut; None for the one that has the names.
     """
 
     name: ClassVar[str] = "cut"
     lossy: ClassVar[bool] = False
     grows: ClassVar[bool] = False
 
-    def __init__(self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+        signature: str | None = None,
+    ) -> None:
         for what, names in (("inputs", inputs), ("outputs", outputs)):
             if names is not None and not names:
                 raise UsageError(f"there are no {what}", remedy="give names of tensors")
+        if inputs is None and outputs is None:
+            raise UsageError("there is nothing to cut to", remedy="name inputs or outputs")
         self.inputs = inputs
         self.outputs = outputs
+        self.signature = signature
 
     def run(self, model: Model) -> PassResult:
-        """Cuts the main subgraph.
+        """Cuts the subgraph.
 
         Raises:
             UsageError: A name is unknown or stands for several tensors, a constant or variable is to be an
-                input, an output is made by nothing, or needs what is not computed any more.
+                input, an output is made by nothing, or needs what is not computed any more; or an operator
+                runs the subgraph.
             UnsupportedError: Metadata refers to what would move.
         """
-        main = model.subgraphs[0]
+        part = _Part(model, self._subgraph(model))
+        main = part.subgraph
         before = (list(main.inputs), list(main.outputs))
-        inputs = before[0] if self.inputs is None else _resolve(model, self.inputs, "input")
-        outputs = before[1] if self.outputs is None else _resolve(model, self.outputs, "output")
+        inputs = before[0] if self.inputs is None else part.resolve(self.inputs, "input")
+        outputs = before[1] if self.outputs is None else part.resolve(self.outputs, "output")
         for tensor in inputs:
             if tensor.is_constant or tensor.is_variable:
                 kind = "variable" if tensor.is_variable else "constant"
@@ -62,14 +74,15 @@ class Cut(ChangesInterface):
         after = (inputs, outputs)
         if all(_ids(old) == _ids(new) for old, new in zip(before, after, strict=True)):
             return PassResult(self.name)
+        _refuse_called(model, main)
         removed = _cut_off(main, inputs, outputs)
         _refuse_lost_state(main, removed, outputs)
         changes = [
-            Edit(f"{what} {tensor.name or '(unnamed)'}", verb)
+            Edit(f"{part.label}{what} {tensor.name or '(unnamed)'}", verb)
             for what, old, new in zip(("input", "output"), before, after, strict=True)
             for verb, tensors in (("dropped", _less(old, new)), ("added", _less(new, old)))
             for tensor in tensors
-        ] or [Edit("inputs and outputs", "reordered")]
+        ] or [Edit(f"{part.label}inputs and outputs", "reordered")]
         changes += [
             Edit(f"{item.code.name} -> {_names(item)}", "operator removed: the cut passes below it")
             for item in removed
@@ -83,68 +96,148 @@ class Cut(ChangesInterface):
                     signature.inputs = _arguments(signature.inputs, inputs, "input")
                 if _ids(before[1]) != _ids(outputs):
                     signature.outputs = _arguments(signature.outputs, outputs, "output")
-        notes = [*positions_moved(model), *interface_changed(model, before, after)]
+        position = next(index for index, item in enumerate(model.subgraphs) if item is main)
+        notes = [*positions_moved(model), *interface_changed(model, before, after, position)]
         notes += _unneeded(main)
         return PassResult(self.name, tuple(changes), (), tuple(notes))
 
-
-def _resolve(model: Model, names: Sequence[str], what: str) -> list[Tensor]:
-    main = model.subgraphs[0]
-    parts: list[str] = []
-    for name in names:
-        # A name may have commas itself.
-        whole = any(tensor.name == name for tensor in main.tensors)
-        parts += [name] if whole else name.split(",")
-    if "" in parts:
-        raise UsageError(f"an empty name among the {what}s", remedy="unnamed tensors are called #INDEX")
-    found = [_named(model, name, what) for name in parts]
-    if len(set(map(id, found))) != len(found):
-        raise UsageError(f"a tensor is named twice among the {what}s", remedy="name each once")
-    return found
-
-
-def _named(model: Model, name: str, what: str) -> Tensor:
-    main = model.subgraphs[0]
-    index = whole_number(name[1:]) if name.startswith("#") else None
-    if index is not None:
-        if index >= len(main.tensors):
-            raise UsageError(f"there is no tensor {name}", remedy=f"the last is #{len(main.tensors) - 1}")
-        return main.tensors[index]
-    found = [tensor for tensor in main.tensors if tensor.name == name]
-    arguments = [
-        (row.get("name") or "", tensor)
-        for signature in model.signatures
-        if signature.subgraph is main
-        for row, tensor in [*signature.inputs, *signature.outputs]
-    ]
-    if not found:
-        found = list({id(tensor): tensor for known, tensor in arguments if known == name}.values())
-    if len(found) == 1:
-        return found[0]
-    if found:
-        places = [f"#{index}" for index, item in enumerate(main.tensors) if any(item is t for t in found)]
-        raise UsageError(
-            f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
-        )
-    for index, subgraph in enumerate(model.subgraphs[1:], 1):
-        if any(tensor.name == name for tensor in subgraph.tensors):
+    def _subgraph(self, model: Model) -> SubGraph:
+        """Returns the subgraph to cut."""
+        if self.signature is not None:
+            found = [item.subgraph for item in model.signatures if item.key == self.signature]
+            if found:
+                return found[0]
+            keys = [item.key for item in model.signatures if item.key]
+            near = near_names(self.signature, keys, count=1, cutoff=0.5)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            has = f"it has {', '.join(map(repr, keys[:20]))}" if keys else "it has none"
+            raise UsageError(f"the model has no signature {self.signature!r}", remedy=f"{meant}{has}")
+        names = [*(self.inputs or ()), *(self.outputs or ())]
+        counts = [_Part(model, item).count(names) for item in model.subgraphs]
+        # What is wrong with a name is said of the subgraph that has the others.
+        able = [item for item, count in zip(model.subgraphs, counts, strict=True) if count == max(counts)]
+        if able[0] is model.subgraphs[0]:
+            return able[0]
+        if len(able) > 1:
+            entries = [item for item in model.signatures if any(item.subgraph is other for other in able)]
             raise UsageError(
-                f"{name!r} is a tensor of subgraphs[{index}]", remedy="only the main subgraph can be cut"
+                f"{len(able)} subgraphs have tensors named {', '.join(map(repr, names))}",
+                remedy=f"say which: --signature {' or '.join(item.key or '' for item in entries)}",
             )
-    raise UsageError(f"no tensor is named {name!r} for an {what}", remedy=_near(main, arguments, name))
+        return able[0]
 
 
-def _near(main: SubGraph, arguments: Iterable[tuple[str, Tensor]], name: str) -> str:
-    known = dict.fromkeys([*(tensor.name for tensor in main.tensors), *(known for known, _ in arguments)])
-    names = [item for item in known if item]
-    near = [item for item in names if name.lower() in item.lower()][:5]
-    near = list(dict.fromkeys([*near, *near_names(name, names, cutoff=0.4)]))[:5]
-    if not near and names:
-        made = [item.name for operator in main.operators for item in operator.outputs if item and item.name]
-        return f"names are such as {', '.join(map(repr, list(dict.fromkeys([*made, *names]))[:5]))}"
-    if not near:
-        return "its tensors have no names; say #INDEX"
-    return f"did you mean {', '.join(map(repr, near))}?"
+class _Part:
+    """One subgraph and the names of its tensors."""
+
+    def __init__(self, model: Model, subgraph: SubGraph) -> None:
+        self.model = model
+        self.subgraph = subgraph
+        self.arguments = [
+            (row.get("name") or "", tensor)
+            for signature in model.signatures
+            if signature.subgraph is subgraph
+            for row, tensor in [*signature.inputs, *signature.outputs]
+        ]
+
+    @property
+    def label(self) -> str:
+        """What stands before a name in the report: nothing for the main subgraph."""
+        if self.subgraph is self.model.subgraphs[0]:
+            return ""
+        keys = [item.key for item in self.model.signatures if item.subgraph is self.subgraph]
+        return f"{(keys[0] if keys else None) or self.subgraph.name or 'subgraph'}: "
+
+    def split(self, names: Sequence[str]) -> list[str]:
+        """Parts names at commas, unless a tensor is named so."""
+        parts: list[str] = []
+        for name in names:
+            whole = any(tensor.name == name for tensor in self.subgraph.tensors)
+            parts += [name] if whole else name.split(",")
+        return parts
+
+    def count(self, names: Sequence[str]) -> int:
+        """Returns how many of the names are those of tensors or arguments of it."""
+        known = {tensor.name for tensor in self.subgraph.tensors} | {name for name, _ in self.arguments}
+        count = len(self.subgraph.tensors)
+        return sum(
+            name in known or ((index := _index(name)) is not None and index < count)
+            for name in self.split(names)
+        )
+
+    def resolve(self, names: Sequence[str], what: str) -> list[Tensor]:
+        """Returns the tensors of names."""
+        parts = self.split(names)
+        if "" in parts:
+            raise UsageError(f"an empty name among the {what}s", remedy="unnamed tensors are called #INDEX")
+        found = [self._named(name, what) for name in parts]
+        if len(set(map(id, found))) != len(found):
+            raise UsageError(f"a tensor is named twice among the {what}s", remedy="name each once")
+        return found
+
+    def _named(self, name: str, what: str) -> Tensor:
+        tensors = self.subgraph.tensors
+        index = _index(name)
+        if index is not None:
+            if index >= len(tensors):
+                raise UsageError(f"there is no tensor {name}", remedy=f"the last is #{len(tensors) - 1}")
+            return tensors[index]
+        found = [tensor for tensor in tensors if tensor.name == name]
+        if not found:
+            found = list({id(tensor): tensor for known, tensor in self.arguments if known == name}.values())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            places = [f"#{index}" for index, item in enumerate(tensors) if any(item is t for t in found)]
+            raise UsageError(
+                f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
+            )
+        for index, other in enumerate(self.model.subgraphs):
+            if other is not self.subgraph and any(tensor.name == name for tensor in other.tensors):
+                keys = [item.key for item in self.model.signatures if item.subgraph is other and item.key]
+                remedy = f"cut one subgraph at a time{f': --signature {keys[0]}' if keys else ''}"
+                own = next(
+                    number for number, item in enumerate(self.model.subgraphs) if item is self.subgraph
+                )
+                raise UsageError(
+                    f"{name!r} is a tensor of subgraphs[{index}], not of subgraphs[{own}]", remedy=remedy
+                )
+        raise UsageError(f"no tensor is named {name!r} for an {what}", remedy=self._near(name))
+
+    def _near(self, name: str) -> str:
+        tensors = [tensor.name for tensor in self.subgraph.tensors]
+        known = dict.fromkeys([*tensors, *(known for known, _ in self.arguments)])
+        names = [item for item in known if item]
+        near = [item for item in names if name.lower() in item.lower()][:5]
+        near = list(dict.fromkeys([*near, *near_names(name, names, cutoff=0.4)]))[:5]
+        if not near and names:
+            operators = self.subgraph.operators
+            made = [item.name for operator in operators for item in operator.outputs if item and item.name]
+            return f"names are such as {', '.join(map(repr, list(dict.fromkeys([*made, *names]))[:5]))}"
+        if not near:
+            return "its tensors have no names; say #INDEX"
+        return f"did you mean {', '.join(map(repr, near))}?"
+
+
+def _index(name: str) -> int | None:
+    """Returns the number of ``#NUMBER``."""
+    return whole_number(name[1:]) if name.startswith("#") else None
+
+
+def _refuse_called(model: Model, subgraph: SubGraph) -> None:
+    """Refuses to change what a subgraph takes and gives where an operator counts on it.
+
+    Raises:
+        UsageError: It names the operator.
+    """
+    for index, caller in enumerate(model.subgraphs):
+        for position, operator in enumerate(caller.operators):
+            if any(item is subgraph for item in operator.subgraphs()):
+                raise UsageError(
+                    f"subgraphs[{index}].operators[{position}] {operator.code.name} runs this subgraph with "
+                    "its inputs and outputs as they are",
+                    remedy="cut around the operator instead",
+                )
 
 
 def _cut_off(main: SubGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Operator]:

@@ -87,13 +87,15 @@ def interface_changed(
     model: Model,
     before: tuple[Sequence[Tensor], Sequence[Tensor]],
     after: tuple[Sequence[Tensor], Sequence[Tensor]],
+    position: int = 0,
 ) -> list[str]:
-    """Reorders the descriptions of the main subgraph's inputs and outputs.
+    """Reorders the descriptions of a subgraph's inputs and outputs.
 
     Args:
         model: Its metadata is changed.
         before: Inputs and outputs as described.
         after: Inputs and outputs as they are now.
+        position: Of the subgraph; descriptions are usually of the main one only.
 
     Returns:
         What was done, a line each.
@@ -107,7 +109,7 @@ def interface_changed(
             (_INPUT_TENSORS, _OUTPUT_TENSORS), (_INPUT_GROUPS, _OUTPUT_GROUPS), before, after, strict=True
         ):
             if list(map(id, old)) != list(map(id, new)):
-                _reorder(data, slot, groups, old, new)
+                _reorder(data, (position, slot, groups), old, new)
     except (struct.error, ValueError, IndexError) as error:
         drop(model, entry)
         return [
@@ -121,16 +123,24 @@ def interface_changed(
 
 
 def _reorder(
-    data: bytearray, slot: int, groups: int, before: Sequence[Tensor], after: Sequence[Tensor]
+    data: bytearray, place: tuple[int, int, int], before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> None:
-    """Points the vector of descriptions at those of ``after``; there is room, since none is new."""
+    """Points the vector of descriptions at those of ``after``; there is room, since none is new.
+
+    Args:
+        data: The metadata.
+        place: Position of the subgraph, slot of the vector in its description, and that of groups of them.
+        before: As described.
+        after: As they are now.
+    """
+    subgraph, slot, groups = place
+    described = _follow(data, _field(data, _u32(data, 0), _SUBGRAPH_METADATA))
+    if described is None or _u32(data, described) <= subgraph:
+        return
     places = {id(tensor): index for index, tensor in enumerate(before)}
     if any(id(tensor) not in places for tensor in after) or len(after) > len(before):
         raise ValueError("it describes inputs and outputs, and there are new ones")
-    described = _follow(data, _field(data, _u32(data, 0), _SUBGRAPH_METADATA))
-    if described is None or _u32(data, described) < 1:
-        return
-    table = _follow(data, described + 4)
+    table = _follow(data, described + 4 + 4 * subgraph)
     if table is None:
         return
     if _field(data, table, groups):
