@@ -56,7 +56,7 @@ class Verification:
         seed: Of the made ones.
         tolerance: What a lossy pass may change; None for the defaults of ``Tolerance``. Passes that promise
             equal numbers are judged bit by bit.
-        runtime: ``litert``, ``tensorflow`` or ``python:PATH``; or several of them.
+        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``; or several of them.
         resolver: ``default``, ``builtin`` or ``reference`` kernels; or several. Each runtime judges with
             each; the worst verdict counts. None for the default ones, or the built-in ones if the original
             runs with no others.

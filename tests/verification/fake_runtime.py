@@ -39,6 +39,8 @@ class Interpreter:
         for deed in self.model.get(stage, []):
             if deed.get("resolver", "any") not in ("any", self.kernels):
                 continue
+            if deed.get("package", __name__.split(".")[0]) != __name__.split(".")[0]:
+                continue
             if not deed.get("from_build", 0) <= self.builds <= deed.get("only_build", 99):
                 continue
             if "from_call" in deed and self.calls < deed["from_call"]:
@@ -116,12 +118,13 @@ class Interpreter:
 """
 
 
-def install(folder: Path) -> str:
-    """Puts the stand-in into ``folder``; returns the runtime to name."""
-    package = folder / "ai_edge_litert"
-    package.mkdir()
-    (package / "__init__.py").write_text("__version__ = 'fake'\n")
-    (package / "interpreter.py").write_text(INTERPRETER)
+def install(folder: Path, *packages: str) -> str:
+    """Puts the stand-in into ``folder`` under some names; returns the runtime to name."""
+    for name in packages or ("ai_edge_litert",):
+        package = folder / name
+        package.mkdir()
+        (package / "__init__.py").write_text("__version__ = 'fake'\n")
+        (package / "interpreter.py").write_text(INTERPRETER)
     program = folder / "python"
     # It is outside of the sandbox that the next one is shut into, and may count.
     program.write_text(

@@ -234,3 +234,82 @@ def test_old_runtime(tmp_path):
     assert verify(unknown, unknown, runtime=runtime).status == "unverified"
     looping = tiny_models.crashing(tmp_path / "d.tflite")
     assert "SIGSEGV" in verify(looping, looping, runtime=runtime).reasons[0]
+
+
+# -- Several runtimes of one Python --------------------------------------------------------------------------
+
+BOTH = ("ai_edge_litert", "tflite_runtime")
+
+
+def lacking(stage="allocating", package="ai_edge_litert", **deed):
+    return {stage: [{"package": package, **(deed or {"error": "Select TensorFlow op(s) not supported"})}]}
+
+
+@pytest.mark.parametrize("stage", ["opening", "allocating"])
+@pytest.mark.parametrize("deed", [{}, {"signal": int(signal.SIGABRT)}], ids=["refused", "died"])
+def test_the_next_runtime_judges_what_the_first_cannot_run(tmp_path, stage, deed):
+    runtime = fake_runtime.install(tmp_path, *BOTH)
+    before = fake_runtime.model(tmp_path / "a", **lacking(stage, **deed))
+    same, other = fake_runtime.model(tmp_path / "b"), fake_runtime.model(tmp_path / "c", factor=2.0)
+    for after, status in ((before, "pass"), (same, "pass"), (other, "fail")):
+        verdict = verify(before, after, runtime=runtime, tolerance=Tolerance(exact=True))
+        assert verdict.status == status
+        assert verdict.judge.runtime == "tflite-runtime" and verdict.judge.asked == runtime
+        notes = [note for note in verdict.notes if "does not run the original" in note]
+        assert len(notes) == 1 and notes[0].startswith("ai-edge-litert")
+
+
+def test_a_rewritten_file_that_needs_the_next_runtime_fails(tmp_path):
+    runtime = fake_runtime.install(tmp_path, *BOTH)
+    before, after = fake_runtime.model(tmp_path / "a"), fake_runtime.model(tmp_path / "b", **lacking())
+    verdict = verify(before, after, runtime=runtime)
+    assert verdict.status == "fail" and verdict.judge.runtime == "ai-edge-litert"
+    # And one that runs in the first only, where the original needs the second.
+    verdict = verify(
+        after, fake_runtime.model(tmp_path / "c", **lacking(package="tflite_runtime")), runtime=runtime
+    )
+    assert verdict.status == "fail" and verdict.judge.runtime == "tflite-runtime"
+
+
+def test_no_runtime_runs_the_original(tmp_path):
+    runtime = fake_runtime.install(tmp_path, *BOTH)
+    deeds = [
+        {"package": "ai_edge_litert", "error": "first"},
+        {"package": "tflite_runtime", "error": "second"},
+    ]
+    file = fake_runtime.model(tmp_path / "a", allocating=deeds)
+    verdict = verify(file, file, runtime=runtime)
+    assert verdict.status == "unverified" and "first" in verdict.reasons[0]
+    assert verdict.judge.runtime == "ai-edge-litert"
+
+
+@pytest.mark.parametrize("name", ["tflite_runtime", "tflite-runtime"])
+def test_a_runtime_of_a_python_is_named(tmp_path, name):
+    runtime = fake_runtime.install(tmp_path, *BOTH)
+    file = fake_runtime.model(tmp_path / "a")
+    verdict = verify(file, file, runtime=f"{runtime}:{name}")
+    assert verdict.status == "pass" and verdict.judge.runtime == "tflite-runtime"
+    only = fake_runtime.model(tmp_path / "b", **lacking(package="tflite_runtime"))
+    assert verify(only, only, runtime=f"{runtime}:{name}").status == "unverified"
+    with pytest.raises(UsageError, match="cannot be used: tensorflow"):
+        verify(file, file, runtime=f"{runtime}:tensorflow")
+
+
+def test_paths_with_colons_and_wrong_names(tmp_path):
+    program = Path(fake_runtime.install(tmp_path, *BOTH).removeprefix("python:"))
+    (tmp_path / "b:litert").mkdir()
+    runtime = f"python:{program.rename(tmp_path / 'b:litert' / 'python')}"
+    file = fake_runtime.model(tmp_path / "a")
+    assert verify(file, file, runtime=runtime).status == "pass"
+    assert verify(file, file, runtime=f"{runtime}:litert").judge.runtime == "ai-edge-litert"
+    with pytest.raises(UsageError, match=r"unknown runtime 'onnx'.*litert, tflite_runtime, tensorflow"):
+        verify(file, file, runtime=f"{runtime}:onnx")
+    with pytest.raises(UsageError, match="not an executable file"):
+        verify(file, file, runtime=f"python:{tmp_path}/nothing:litert")
+
+
+def test_running_is_no_reason_to_fall_back(tmp_path):
+    runtime = fake_runtime.install(tmp_path, *BOTH)
+    file = fake_runtime.model(tmp_path / "a", **lacking("running"))
+    verdict = verify(file, file, runtime=runtime)
+    assert verdict.status == "unverified" and verdict.judge.runtime == "ai-edge-litert"

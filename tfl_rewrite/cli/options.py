@@ -158,8 +158,9 @@ JUDGING = (
     value(
         "--runtime",
         help="which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
-        "another Python installation has (tflite-runtime, a vendor's build); repeatable: each one judges, "
-        "and the worst verdict counts",
+        "another Python installation has (tflite-runtime, a vendor's build): the first that runs the "
+        "original, or the one named by python:PATH:litert, :tflite_runtime or :tensorflow; repeatable: each "
+        "one judges, and the worst verdict counts",
         action="append",
         default=[],
         metavar="NAME",

@@ -63,7 +63,7 @@ def blame(
         inputs: ``.npz`` files, media, or folders of them; without any, samples are made.
         samples: How many are run: of real ones as many, spread evenly.
         seed: Of the made samples.
-        runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
+        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
         timeout: Seconds for each sample and each opening of a file.
         threads: Of each interpreter.
 

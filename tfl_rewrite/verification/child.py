@@ -163,13 +163,13 @@ def _version(distribution: str, module: Any) -> str:
 
 
 def find_runtime(wanted: str) -> Runtime:
-    """The named runtime, or with ``any`` the first that this Python can import.
+    """The first of the named runtimes, between commas, that this Python can import.
 
     Raises:
         ImportError: With the reason of each that could not be imported.
     """
     reasons = []
-    for kind in RUNTIMES if wanted == "any" else (wanted,):
+    for kind in wanted.split(","):
         try:
             return Runtime(kind)
         except Exception as error:

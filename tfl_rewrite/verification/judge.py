@@ -70,7 +70,7 @@ class Judge:
         samples: How many are made for each entry point.
         seed: Of the made samples.
         tolerance: Default of `compare`.
-        runtime: ``litert``, ``tensorflow`` or ``python:PATH``.
+        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
         timeout: Seconds for each run of a file: opening, allocating and all samples.
         threads: Of each interpreter.
         resolver: ``default`` (XNNPACK), ``builtin`` or ``reference``: the kernels that run both files. None

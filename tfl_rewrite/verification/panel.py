@@ -20,7 +20,8 @@ class Panel:
 
     Args:
         before: The original.
-        runtimes: ``litert``, ``tensorflow`` or ``python:PATH``; what is named twice judges once.
+        runtimes: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``; what is named
+            twice judges once.
         resolvers: ``default``, ``builtin`` or ``reference``; without any, see `Judge`.
         tolerance: Default of `compare`.
         progress: Called with what is being done.

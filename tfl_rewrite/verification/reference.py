@@ -189,20 +189,36 @@ class Original:
         """
         if self._settled is not None:
             return self._settled
+        result = self._try_runtime(beside, abandon)
+        first, judge = result, self.judge
+        # The next runtime of that Python may have operators that this one lacks, such as TensorFlow's (Flex).
+        while isinstance(result, Failure) and _lacks_something(result) and self._worker.fall_back():
+            result = self._try_runtime(beside, abandon)
+        if isinstance(first, Failure) and isinstance(result, Reference):
+            assert judge is not None
+            lacking = f"{judge.runtime} {judge.version} does not run the original ({first.message})"
+            note = f"{lacking}: judged by the next runtime of that Python"
+            result = replace(result, notes=(note, *result.notes))
+        elif isinstance(first, Failure):
+            # What the first of them says is what the user meets elsewhere.
+            result, self.judge = first, judge
+        self._settled = result
+        return result
+
+    def _try_runtime(self, beside: Beside | None, abandon: Callable[[], None] | None) -> Reference | Failure:
+        """The run with the first resolver that takes it, in the runtime that the worker has."""
         failures: list[tuple[Failure, JudgeInfo | None]] = []
         self._began = time.monotonic()
         asked = self._options.resolver
         for resolver in UNASKED if asked is None else (asked,):
             result = self._try_resolver(resolver, beside, abandon)
             if isinstance(result, Reference):
-                self._settled = result
                 return result
             failures.append((result, self.judge))
             if result.kind in ("timeout", "disk") or self._out_of_patience():
                 break
         # The default resolver's reason is the one that the user meets elsewhere.
         failure, self.judge = failures[0]
-        self._settled = failure
         return failure
 
     def _try_resolver(
@@ -451,6 +467,11 @@ class Original:
                 what = "judged as well" if ran else "refused by the original, not judged"
                 notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
         return notes
+
+
+def _lacks_something(failure: Failure) -> bool:
+    """Whether a runtime did not get as far as running the model, for a reason of its own."""
+    return failure.kind in ("error", "crash") and failure.stage in ("opening", "allocating")
 
 
 def _silent(reference: Reference) -> list[str | None]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .child import load_array
+from .child import RUNTIMES, load_array
 from .cleanup import is_scratch, unwritable
 from .interface import Interface, printable
 from .memory import REFUSED, SCRATCH_NBYTES, MemoryWatch, amount
@@ -38,9 +38,23 @@ MOST_CALLS = 1 << 18
 NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|computation_placer|register)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_NAMES = {
+    name: kind
+    for kind, (package, module) in RUNTIMES.items()
+    for name in (kind, package, module.split(".")[0])
+}
+"""What a runtime may be called, and its kind."""
+
+
+@dataclass(slots=True, kw_only=True)
 class RuntimeChoice:
-    """Which interpreter judges: the Python to start, and what to import there."""
+    """Which interpreter judges: the Python to start, and what to import there.
+
+    Those who share one fall back to the next runtime together (`fall_back`).
+
+    Attributes:
+        wanted: Kinds of runtimes between commas; the first that can be imported judges.
+    """
 
     python: str
     wanted: str
@@ -48,7 +62,7 @@ class RuntimeChoice:
 
     @classmethod
     def parse(cls, runtime: str) -> RuntimeChoice:
-        """From ``litert``, ``tensorflow`` or ``python:PATH``.
+        """From ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
 
         Raises:
             UsageError: Another word, or PATH is not an executable file.
@@ -62,20 +76,40 @@ class RuntimeChoice:
         kind, _, path = runtime.partition(":")
         if kind != "python" or not path:
             raise UsageError(
-                f"unknown runtime {printable(runtime)!r}", remedy="use litert, tensorflow or python:PATH"
+                f"unknown runtime {printable(runtime)!r}",
+                remedy="use litert, tensorflow, python:PATH or python:PATH:RUNTIME",
             )
+        wanted = ",".join(RUNTIMES)
         found = shutil.which(Path(path).expanduser())
+        if found is None and ":" in path:
+            path, _, name = path.rpartition(":")
+            found = shutil.which(Path(path).expanduser())
+            if found is not None and name not in _NAMES:
+                raise UsageError(
+                    f"unknown runtime {printable(name)!r} of {printable(path)}",
+                    remedy=f"use one of {', '.join(RUNTIMES)}, or leave it away for the first that it has",
+                )
+            wanted = _NAMES.get(name, wanted)
         if found is None:
             raise UsageError("not an executable file", file=path, remedy="name a Python with an interpreter")
-        return cls(python=found, wanted="any", given=runtime)
+        return cls(python=found, wanted=wanted, given=runtime)
 
     @property
     def remedy(self) -> str:
         """What to do when nothing can be imported."""
-        if self.wanted == "any":
-            return f"install ai-edge-litert (or tflite-runtime, or tensorflow) for {self.python}"
-        package = "ai-edge-litert" if self.wanted == "litert" else "tensorflow"
-        return f"install it with: pip install {package}"
+        packages = [RUNTIMES[kind][0] for kind in self.wanted.split(",")]
+        if self.given in RUNTIMES:
+            return f"install it with: pip install {packages[0]}"
+        others = f" (or {', or '.join(packages[1:])})" if packages[1:] else ""
+        return f"install {packages[0]}{others} for {self.python}"
+
+    def drop(self, package: str) -> bool:
+        """Goes on to the runtimes after one; returns False, and stays, where there is none."""
+        kinds = self.wanted.split(",")
+        left = kinds[kinds.index(_NAMES[package]) + 1 :] if _NAMES.get(package) in kinds else []
+        if left:
+            self.wanted = ",".join(left)
+        return bool(left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +226,7 @@ class Worker:
         self._keeps_all = False
         self._stage: dict[str, Any] = {}
         self._ended = False
+        self._started = ""
         self.hello: dict[str, Any] = {}
 
     @property
@@ -243,7 +278,8 @@ class Worker:
         model = Path(request["model"]) if "model" in request else None
         if model is not None:
             self.admit(model)
-        if self._child is None or self._child.has_ended or self._is_spent(self._child):
+        child, other = self._child, self._started != self._runtime.wanted
+        if child is None or child.has_ended or other or self._is_spent(child):
             self.kill()
             self._start()
         assert self._child is not None
@@ -285,6 +321,22 @@ class Worker:
         self._execution = self._on_ran = None
         execution.seconds = time.monotonic() - self._began
         return execution
+
+    def fall_back(self) -> bool:
+        """Goes on with the next runtime that the Python has; False, with all as it was, where there is none.
+
+        Whoever shares the `RuntimeChoice` goes along when it next begins something.
+        """
+        before = self._runtime.wanted
+        if not self._runtime.drop(str(self.hello.get("hello"))):
+            return False
+        self.kill()
+        try:
+            self._start()
+        except UsageError:
+            self._runtime.wanted = before
+            return False
+        return True
 
     def kill(self) -> None:
         """Ends the process and whatever it started, and forgets what was begun."""
@@ -384,6 +436,7 @@ class Worker:
         return path if descriptor is None else Path(f"/proc/self/fd/{descriptor}")
 
     def _start(self) -> None:
+        self._started = self._runtime.wanted
         # Another one each time: what an older process left there is none of its business.
         self._starts += 1
         scratch = self._folder / f"scratch{self._starts}"
