@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
         lines.append(f"deflated (zlib, level 9{how}): {size(before)} -> {size(after)} bytes ({share:.1f} %)")
     for result in report.results:
         lines += _pass_lines(result, verbose)
+        if report.outcome == "unchanged" and result.idle:
+            lines.append(f"{result.name}: {safe(_named(result.idle, report), limit=1000)}")
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
     if report.verdict is not None:
         first, *rest = report.verdict.summary_lines()
@@ -46,6 +49,11 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     if report.blame is not None:
         lines += report.blame.summary_lines(verbose=verbose > 0)
     return lines
+
+
+def _named(advice: str, report: Report) -> str:
+    """Puts the file's name into the commands that a pass recommends."""
+    return advice.replace(" IN OUT", f" {shlex.quote(report.source)} OUT")
 
 
 def _headline(report: Report) -> str:

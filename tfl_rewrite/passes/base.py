@@ -86,6 +86,7 @@ class PassResult:
         notes: Further lines for the user.
         packing: How the file is to be laid out, where that is what the pass is about.
         grows: Whether what it did is worth a larger file.
+        idle: Where it changed nothing: why, and what does something instead.
     """
 
     name: str
@@ -94,6 +95,7 @@ class PassResult:
     notes: tuple[str, ...] = ()
     packing: Packing | None = None
     grows: bool = False
+    idle: str = ""
 
     @property
     def modified(self) -> bool:
@@ -107,6 +109,7 @@ class PassResult:
             "changes": [change.to_dict() for change in self.changes],
             "skips": [skip.to_dict() for skip in self.skips],
             "notes": list(self.notes),
+            "idle": self.idle,
         }
 
 

@@ -73,7 +73,7 @@ class Cut(ChangesInterface):
                 raise UsageError(f"{tensor.name!r} is a {kind} and cannot become an input")
         after = (inputs, outputs)
         if all(_ids(old) == _ids(new) for old, new in zip(before, after, strict=True)):
-            return PassResult(self.name)
+            return PassResult(self.name, idle="it has these inputs and outputs already")
         _refuse_called(model, main)
         removed = _cut_off(main, inputs, outputs)
         _refuse_lost_state(main, removed, outputs)

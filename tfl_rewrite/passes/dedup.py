@@ -54,7 +54,8 @@ class Dedup:
                 pass
             changes += merger.changes
         notes += positions_moved(model) if changes else []
-        return PassResult(self.name, tuple(changes), (), tuple(notes))
+        idle = "" if changes else "no constant and no operator is there twice"
+        return PassResult(self.name, tuple(changes), (), tuple(notes), idle=idle)
 
 
 def equal_blobs(buffers: list[Buffer]) -> Iterator[tuple[Buffer, Buffer]]:

@@ -25,6 +25,7 @@ from tfl_rewrite.passes.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.candidates import UNNAMED
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.passes.operator_versions import needed_version
+from tfl_rewrite.passes.weight_state import nothing_to_expand
 from tfl_rewrite.quant.floats import (
     Floats,
     Halves,
@@ -60,7 +61,8 @@ class Dequantize:
         found = _Search(model, self.only)
         found.look()
         edits = _Expansion(model, found).apply()
-        return PassResult(self.name, tuple(edits[0]), tuple(found.skips), tuple(edits[1]))
+        idle = "" if edits[0] else nothing_to_expand(model)
+        return PassResult(self.name, tuple(edits[0]), tuple(found.skips), tuple(edits[1]), idle=idle)
 
 
 @dataclass(slots=True, eq=False)

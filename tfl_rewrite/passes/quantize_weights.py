@@ -33,6 +33,7 @@ from tfl_rewrite.passes.renewal import lower_for, renew, still_late
 from tfl_rewrite.passes.rounders import Nearest, Rounder, Work
 from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
 from tfl_rewrite.passes.weight_plan import WeightPlan
+from tfl_rewrite.passes.weight_state import nothing_to_quantize
 from tfl_rewrite.quant.blocks import BlockScales
 from tfl_rewrite.quant.encoding import Effort, Encoding, Scheme
 
@@ -122,7 +123,8 @@ class QuantizeWeights:
                 saved = change.saved + taken - change.nbytes_before
                 changes[index] = replace(change, nbytes_before=taken, saved=saved)
         told = (*said, *balanced, *plan.notes, *notes)
-        return PassResult(self.name, tuple(changes), tuple(skips), told, grows=bool(renewed))
+        idle = "" if changes else nothing_to_quantize(model)
+        return PassResult(self.name, tuple(changes), tuple(skips), told, grows=bool(renewed), idle=idle)
 
     def _may_renew(self, tensor: Tensor, graph: Graph) -> bool:
         """Whether a weight may be stored in another form: not where the user wants it to stay."""

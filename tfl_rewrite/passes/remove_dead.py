@@ -47,7 +47,8 @@ class RemoveDead:
         live = _Live.of(model, Effects(self.pure_custom))
         changes = [*_remove_operators(model, live), *_remove_unreferenced(model, live)]
         notes += positions_moved(model) if changes else []
-        return PassResult(self.name, tuple(changes), tuple(live.skips), tuple(notes))
+        idle = "" if changes else "all that is in it is needed; --outputs cuts it to a part"
+        return PassResult(self.name, tuple(changes), tuple(live.skips), tuple(notes), idle=idle)
 
 
 @dataclass(slots=True)

@@ -292,8 +292,8 @@ class Repair(Heals):
                     packing = Packing(defaults=True)
         self._undefined = tuple(undefined)
         editor.finish()
-        notes = tuple(editor.notes) if edits else ("nothing to repair",)
-        return PassResult(self.name, tuple(edits), tuple(skips), notes, packing)
+        idle = "" if edits else "nothing to repair; 'tfl-rewrite doctor' says what else is worth knowing"
+        return PassResult(self.name, tuple(edits), tuple(skips), tuple(editor.notes), packing, idle=idle)
 
     @property
     def undefined(self) -> str:

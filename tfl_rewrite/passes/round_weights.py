@@ -24,6 +24,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.base import PassResult
 from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants, skip
+from tfl_rewrite.passes.weight_state import nothing_to_round
 from tfl_rewrite.quant import rounding
 from tfl_rewrite.quant.deflating import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.quant.encoding import Effort
@@ -286,7 +287,8 @@ class RoundWeights:
             item.hold(made.blob())
         told = tuple(fitting.notes()) if fitting is not None and changes else ()
         notes = (*told, *self.notes, *self._left_out(model))
-        return PassResult(self.name, tuple(changes), tuple(skips), notes)
+        idle = "" if changes else nothing_to_round(model, integers=self.int8)
+        return PassResult(self.name, tuple(changes), tuple(skips), notes, idle=idle)
 
     def _left_out(self, model: Model) -> tuple[str, ...]:
         """Says that int8 constants could be rounded too, where those are most of what there is."""
@@ -296,7 +298,7 @@ class RoundWeights:
         nbytes = sum(item.blob.nbytes for item in found if item.kind is KINDS["INT8"])
         if 2 * nbytes <= sum(item.blob.nbytes for item in found):
             return ()
-        return (f"{nbytes:,} bytes of int8 constants stay: --int8 rounds them too",)
+        return (f"{nbytes:,} bytes of int8 constants stay: --int8 --steps 64 rounds them too",)
 
     def _steps(self, item: Constant) -> tuple[tuple[str, str], rounding.Float64 | None]:
         """Returns the step of each channel, or why it stays."""
