@@ -71,7 +71,7 @@ def _opaque(model: Model) -> Iterator[tuple[str, str, memoryview]]:
     seen: set[int] = set()
     for index, subgraph in enumerate(model.subgraphs):
         for position, operator in enumerate(subgraph.operators):
-            place = f"subgraphs[{index}].operators[{position}]"
+            place = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
             name = operator.code.custom
             if name is None or name in kernels.KNOWN_CUSTOM or name.startswith("Flex"):
                 continue

@@ -348,12 +348,13 @@ def _attempt(
     source, target, progress = job.source, job.target, job.progress
     model = load(source)
     before = _nbytes(model)
-    results = run_passes(model, passes)
-    # Of what is written: a pass may have put right what was wrong.
-    flaws = problems(model)
     notes: list[str] = []
-    packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
-    made = layout(model, packing=packing)
+    with model.remembering():
+        results = run_passes(model, passes)
+        # Of what is written: a pass may have put right what was wrong.
+        flaws = problems(model)
+        packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
+        made = layout(model, packing=packing)
     grows = any(item.grows or isinstance(item, ChangesInterface) for item in passes)
     grows = grows or any(result.grows for result in results)
     grows = grows or (packing is not None and packing.page > Packing().page)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import UsageError, load, quantize_weights, save, verify
+from tfl_rewrite.cli import main
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
@@ -64,3 +65,13 @@ def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[
         assert not verdict.passed
     else:
         assert verdict.passed, verdict.reasons
+
+
+def test_a_file_that_is_too_new_for_the_judge_names_the_option(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize-weights", str(fixtures / "dense.tflite"), str(tmp_path / "out.tflite")]
+    words += ["--min-elements", "1", "--runtime", f"python:{OLD}"]
+    assert main(words) == 4
+    assert capsys.readouterr().err.endswith("; --min-runtime 2.14 chooses forms that this runtime knows\n")
+    assert main([*words, "--min-runtime", "2.14"]) == 0

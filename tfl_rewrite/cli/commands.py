@@ -340,6 +340,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         _add_reports(side, arguments, error.report)
         side.publish()
         _show(arguments, error.report)
+        error.remedy = error.remedy or _for_older(arguments, error)
         if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
             budget = f"--min-snr {arguments.min_snr:g}"
             if arguments.max_abs_error is not None:
@@ -351,6 +352,21 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         side.close()
     _show(arguments, report)
     return 0
+
+
+def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | None:
+    """Says how to write a file for the runtime that judged, where it knows no such operators."""
+    judge = error.report.verdict.judge if error.report.verdict is not None else None
+    asked = getattr(arguments, "min_runtime", "")
+    if judge is None or asked is not None or "Didn't find op for builtin opcode" not in str(error):
+        return None
+    version = ".".join(judge.version.split(".")[:2])
+    known = f"{'litert-' if judge.runtime == 'ai-edge-litert' else ''}{version}"
+    try:
+        api.parse_runtime(known)
+    except UsageError:
+        return None
+    return f"--min-runtime {known} chooses forms that this runtime knows"
 
 
 def _show(arguments: argparse.Namespace, report: Report) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ _shown: dict[str, str] = {}
 def shown(text: str) -> str:
     """Returns a message with the streams under their names."""
     for path, name in _shown.items():
+        # In a command that is recommended, it is what the command takes.
+        text = re.sub(rf"(?<=tfl-rewrite )([\w-]+ ){re.escape(path)}", rf"\1{STREAM}", text)
         text = text.replace(path, name)
     return text
 

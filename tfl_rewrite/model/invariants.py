@@ -31,7 +31,7 @@ def broken(model: Model) -> list[Problem]:
     subgraphs = {id(item) for item in model.subgraphs}
     found = []
     for index, subgraph in enumerate(model.subgraphs):
-        where = f"subgraphs[{index}]"
+        where = model.place_of(subgraph, f"subgraphs[{index}]")
         tensors = {id(item) for item in subgraph.tensors}
         if len(tensors) != len(subgraph.tensors):
             found.append(Problem(where, "a tensor is listed twice"))
@@ -42,7 +42,8 @@ def broken(model: Model) -> list[Problem]:
             if model.buffers and id(tensor.buffer) not in buffers:
                 found.append(Problem(where, f"the buffer of {tensor.name!r} is not part of the model"))
         for position, operator in enumerate(subgraph.operators):
-            place = f"{where}.operators[{position}] {operator.code.name}"
+            place = model.place_of(operator, f"{where}.operators[{position}]")
+            place = f"{place} {operator.code.name}"
             if id(operator.code) not in codes:
                 found.append(Problem(place, "its operator code is not part of the model"))
             for item in [*operator.inputs, *operator.outputs, *operator.intermediates]:
@@ -88,14 +89,14 @@ def problems(model: Model) -> list[Problem]:
         found.append(Problem("buffers[0]", f"holds {model.buffers[0].nbytes} bytes; it must be empty"))
     for index, subgraph in enumerate(model.subgraphs):
         for position, tensor in enumerate(subgraph.tensors):
-            where = f"subgraphs[{index}].tensors[{position}]"
+            where = model.place_of(tensor, f"subgraphs[{index}].tensors[{position}]")
             found += [Problem(where, what) for what in _tensor(tensor)]
             if model.buffers and tensor.buffer is not model.buffers[0] and _is_empty_constant(tensor):
                 found.append(
                     Problem(where, "has an empty vector of constant bytes, which is none and too few")
                 )
         for position, operator in enumerate(subgraph.operators):
-            where = f"subgraphs[{index}].operators[{position}]"
+            where = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
             found += [Problem(where, what) for what in _operator(operator)]
     found += [
         Problem(f"signature_defs[{index}]", "has no key")

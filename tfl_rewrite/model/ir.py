@@ -7,6 +7,7 @@ every other field, and tells which fields were present, so that what nobody touc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -269,6 +270,39 @@ class Model:
     rest: Record = field(default_factory=lambda: new_record("Model"))
     origin: object = None
     """The file that it was loaded from; only :mod:`tfl_rewrite.rewriting` looks at it."""
+    places: dict[int, tuple[object, str]] | None = None
+    """Where things were before the first of some passes, by identity."""
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Has `place_of` name things by where they are now, whatever passes do."""
+        if self.places is not None:
+            yield
+            return
+        self.places = {}
+        for index, buffer in enumerate(self.buffers):
+            self.places[id(buffer)] = (buffer, f"buffers[{index}]")
+        for index, subgraph in enumerate(self.subgraphs):
+            where = f"subgraphs[{index}]"
+            self.places[id(subgraph)] = (subgraph, where)
+            for position, tensor in enumerate(subgraph.tensors):
+                self.places[id(tensor)] = (tensor, f"{where}.tensors[{position}]")
+            for position, operator in enumerate(subgraph.operators):
+                self.places[id(operator)] = (operator, f"{where}.operators[{position}]")
+        try:
+            yield
+        finally:
+            self.places = None
+
+    def place_of(self, item: object, now: str) -> str:
+        """Returns the place of a subgraph, a tensor, an operator or a buffer in the file that was read.
+
+        Args:
+            item: What to look for.
+            now: Its place as the model is, for what a pass has made.
+        """
+        known, where = (self.places or {}).get(id(item), (None, now))
+        return where if known is item else now
 
     def operators(self) -> Iterator[tuple[SubGraph, Operator]]:
         """Yields every operator with its subgraph."""

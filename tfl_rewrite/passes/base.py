@@ -194,13 +194,14 @@ def run_passes(model: Model, passes: Sequence[Pass]) -> list[PassResult]:
     Raises:
         InvariantError: A pass broke a rule that held before it; names the pass and those before it.
     """
-    results = []
     known = len(broken(model))
-    for index, item in enumerate(passes):
-        results.append(item.run(model))
-        found = broken(model)
-        if len(found) > known:
-            before = ", ".join(other.name for other in passes[:index]) or "none"
-            raise InvariantError(f"pass {item.name} (after: {before}) broke the model: {found[-1]}")
-        known = len(found)
+    results = []
+    with model.remembering():
+        for index, item in enumerate(passes):
+            results.append(item.run(model))
+            found = broken(model)
+            if len(found) > known:
+                before = ", ".join(other.name for other in passes[:index]) or "none"
+                raise InvariantError(f"pass {item.name} (after: {before}) broke the model: {found[-1]}")
+            known = len(found)
     return results

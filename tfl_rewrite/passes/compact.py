@@ -20,7 +20,7 @@ from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model, Quantization
 from tfl_rewrite.passes.base import Edit, PassResult
-from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
+from tfl_rewrite.passes.dedup import buffer_places, constant_buffers, equal_blobs
 from tfl_rewrite.passes.metadata import COMPRESSION
 
 LEAST_ALIGN = 16
@@ -182,14 +182,14 @@ def _static_signatures(model: Model) -> list[Edit]:
 
 def _share_constants(model: Model) -> list[Edit]:
     """Makes equal constants one run of bytes; each buffer keeps its place in the list."""
-    places = {id(buffer): index for index, buffer in enumerate(model.buffers)}
+    places = buffer_places(model)
     changes = []
     for kept, buffer in equal_blobs(constant_buffers(model)):
         assert kept.blob is not None and buffer.blob is not None
         if kept.blob.identity != buffer.blob.identity:
             buffer.blob = kept.blob
-            what = f"stored once with the equal buffers[{places[id(kept)]}]"
-            changes.append(Edit(f"buffers[{places[id(buffer)]}]", what, buffer.nbytes))
+            what = f"stored once with the equal {places[id(kept)]}"
+            changes.append(Edit(places[id(buffer)], what, buffer.nbytes))
     return changes
 
 

@@ -159,11 +159,20 @@ class _Part:
     def count(self, names: Sequence[str]) -> int:
         """Returns how many of the names are those of tensors or arguments of it."""
         known = {tensor.name for tensor in self.subgraph.tensors} | {name for name, _ in self.arguments}
-        count = len(self.subgraph.tensors)
-        return sum(
-            name in known or ((index := _index(name)) is not None and index < count)
-            for name in self.split(names)
-        )
+        numbers = self._numbers()
+        return sum(name in known or _index(name) in numbers for name in self.split(names))
+
+    def _numbers(self) -> dict[int, Tensor]:
+        """Returns its tensors by their positions in the file that was read."""
+        tensors = self.subgraph.tensors
+        if self.model.places is None:
+            return dict(enumerate(tensors))
+        places = [self.model.place_of(tensor, "") for tensor in tensors]
+        return {
+            int(place.rpartition("[")[2][:-1]): tensor
+            for place, tensor in zip(places, tensors, strict=True)
+            if place
+        }
 
     def resolve(self, names: Sequence[str], what: str) -> list[Tensor]:
         """Returns the tensors of names."""
@@ -177,18 +186,21 @@ class _Part:
 
     def _named(self, name: str, what: str) -> Tensor:
         tensors = self.subgraph.tensors
+        numbers = self._numbers()
         index = _index(name)
         if index is not None:
-            if index >= len(tensors):
-                raise UsageError(f"there is no tensor {name}", remedy=f"the last is #{len(tensors) - 1}")
-            return tensors[index]
+            if index not in numbers:
+                raise UsageError(
+                    f"there is no tensor {name}", remedy=f"the last is #{max(numbers, default=0)}"
+                )
+            return numbers[index]
         found = [tensor for tensor in tensors if tensor.name == name]
         if not found:
             found = list({id(tensor): tensor for known, tensor in self.arguments if known == name}.values())
         if len(found) == 1:
             return found[0]
         if found:
-            places = [f"#{index}" for index, item in enumerate(tensors) if any(item is t for t in found)]
+            places = [f"#{index}" for index, item in numbers.items() if any(item is t for t in found)]
             raise UsageError(
                 f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
             )
@@ -233,9 +245,10 @@ def _refuse_called(model: Model, subgraph: SubGraph) -> None:
     for index, caller in enumerate(model.subgraphs):
         for position, operator in enumerate(caller.operators):
             if any(item is subgraph for item in operator.subgraphs()):
+                place = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
+                name = f"{place} {operator.code.name}"
                 raise UsageError(
-                    f"subgraphs[{index}].operators[{position}] {operator.code.name} runs this subgraph with "
-                    "its inputs and outputs as they are",
+                    f"{name} runs this subgraph with its inputs and outputs as they are",
                     remedy="cut around the operator instead",
                 )
 

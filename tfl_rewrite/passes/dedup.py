@@ -84,16 +84,22 @@ def constant_buffers(model: Model) -> list[Buffer]:
     return [item for item in model.buffers[1:] if id(item) in used and id(item) not in fixed]
 
 
+def buffer_places(model: Model) -> dict[int, str]:
+    """Returns the place of each buffer in the file that was read, by identity."""
+    return {
+        id(buffer): model.place_of(buffer, f"buffers[{index}]") for index, buffer in enumerate(model.buffers)
+    }
+
+
 def _merge_buffers(model: Model) -> list[Edit]:
-    places = {id(buffer): index for index, buffer in enumerate(model.buffers)}
+    places = buffer_places(model)
     merged: dict[int, Buffer] = {}
     changes = []
     for kept, buffer in equal_blobs(constant_buffers(model)):
         merged[id(buffer)] = kept
         assert kept.blob is not None and buffer.blob is not None
         saved = 0 if kept.blob.identity == buffer.blob.identity else buffer.nbytes
-        where = f"buffers[{places[id(buffer)]}]"
-        changes.append(Edit(where, f"merged with the equal buffers[{places[id(kept)]}]", saved))
+        changes.append(Edit(places[id(buffer)], f"merged with the equal {places[id(kept)]}", saved))
     if merged:
         for subgraph in model.subgraphs:
             for tensor in subgraph.tensors:

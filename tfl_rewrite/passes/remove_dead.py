@@ -140,7 +140,8 @@ def _remove_unreferenced(model: Model, live: _Live) -> list[Edit]:
     changes = []
     for index, subgraph in enumerate(model.subgraphs):
         if id(subgraph) not in live.subgraphs:
-            where = f"subgraphs[{index}] {subgraph.name or ''}".rstrip()
+            where = model.place_of(subgraph, f"subgraphs[{index}]")
+            where = f"{where} {subgraph.name or ''}".rstrip()
             changes.append(Edit(where, "subgraph removed: nothing runs it"))
     model.subgraphs = [item for item in model.subgraphs if id(item) in live.subgraphs]
     for subgraph in model.subgraphs:
@@ -175,7 +176,8 @@ def _remove_buffers(model: Model) -> list[Edit]:
         if buffer.blob is not None and buffer.blob.identity not in stored:
             stored.add(buffer.blob.identity)
             saved = buffer.nbytes
-        changes.append(Edit(f"buffers[{index}]", "buffer removed: nothing refers to it", saved))
+        where = model.place_of(buffer, f"buffers[{index}]")
+        changes.append(Edit(where, "buffer removed: nothing refers to it", saved))
     model.buffers = kept
     slices = {id(tensor.external) for tensor in tensors if tensor.external is not None}
     for row in model.external_buffers:

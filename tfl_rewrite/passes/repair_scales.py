@@ -263,7 +263,7 @@ def _replace_bytes(tensor: Tensor, editor: Editor, data: bytes) -> None:
 def tensors_of(model: Model) -> list[tuple[str, Tensor]]:
     """Returns every tensor with its place."""
     return [
-        (f"subgraphs[{index}].tensors[{position}]", tensor)
+        (model.place_of(tensor, f"subgraphs[{index}].tensors[{position}]"), tensor)
         for index, subgraph in enumerate(model.subgraphs)
         for position, tensor in enumerate(subgraph.tensors)
     ]

@@ -161,10 +161,11 @@ def zero_points_of(tensor: Tensor) -> list[int]:
 
 
 def operators_of(model: Model) -> Iterator[tuple[SubGraph, Operator, str]]:
-    """Yields every operator with its subgraph and its place."""
+    """Yields every operator with its subgraph and its place in the file that was read."""
     for index, subgraph in enumerate(model.subgraphs):
         for position, operator in enumerate(subgraph.operators):
-            yield subgraph, operator, f"subgraphs[{index}].operators[{position}]"
+            place = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
+            yield subgraph, operator, place
 
 
 def input_of(operator: Operator, position: int | None) -> Tensor | None:
