@@ -83,7 +83,7 @@ TABLE = {
     "google-ai-edge+LiteRT__call_once_mul": copy(_TINY),
     "google-ai-edge+LiteRT__dynamic_string_custom_ops": copy(_TINY),
     "google-ai-edge+LiteRT__ff": smaller("dense layers and a table", 0.26),
-    "google-ai-edge+LiteRT__invalid_model": Row("25 bytes of text", "a text file", 2, 2, 2),
+    "google-ai-edge+LiteRT__invalid_model": Row("is 25 bytes of text", "a text file", 2, 2, 2),
     "google-ai-edge+LiteRT__multi_signature_model": copy(_TINY),
     "google-ai-edge+LiteRT__multi_subgraphs_while": copy(_TINY),
     "google-ai-edge+LiteRT__odml_sdpa_composite_mqa": smaller(
