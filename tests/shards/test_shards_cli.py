@@ -137,7 +137,11 @@ def test_external(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("shard", "{fixtures}/dense.tflite", "{tmp}/no/s"), 2, "its folder does not exist"),
         (("shard", "{fixtures}/dense.tflite", "{fixtures}/dense.tflite"), 2, "is not a folder"),
         (("shard", "{fixtures}/svdf.tflite", "{tmp}/s", "--format", "external"), 3, "--format parts"),
-        (("shard", "{fixtures}/malformed/text.tflite", "{tmp}/s", "--format", "external"), 2, "identifier"),
+        (
+            ("shard", "{fixtures}/malformed/text.tflite", "{tmp}/s", "--format", "external"),
+            2,
+            "bytes of text",
+        ),
         (("join", "{fixtures}/README.md", "{tmp}/o"), 2, "not a manifest"),
         (("join", "{tmp}/none.json", "{tmp}/o"), 2, "is missing"),
         (("join", "http://127.0.0.1:9/m.json", "{tmp}/o"), 2, "--allow-private"),
