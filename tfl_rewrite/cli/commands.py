@@ -395,8 +395,6 @@ def _tolerance(arguments: argparse.Namespace, *, exact: bool = False) -> Toleran
     )
 
 
-
-
 def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
     asked = arguments.blame or arguments.blame_out is not None
     return ["blame: not run, because nothing was compared"] if asked and found is None else []
