@@ -61,7 +61,7 @@ def test_mistakes(tmp_path, capsys, options, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_waiting_is_told_on_a_terminal_only(tmp_path):
+def test_waiting_counts_on_a_terminal_and_is_silent_if_not_wanted(tmp_path):
     pty = pytest.importorskip("pty")
     code = (
         "import time; from tfl_rewrite.cli.waiting import Waiting\n"

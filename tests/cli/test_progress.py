@@ -72,14 +72,26 @@ def test_work_that_is_done_before_its_time_shows_nothing(fixtures: Path, tmp_pat
     assert seen == ""
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_neither_pipes_nor_the_quiet_see_any_of_it(fixtures: Path, tmp_path: Path, quiet: bool) -> None:
+def test_the_quiet_see_none_of_it(fixtures: Path, tmp_path: Path) -> None:
+    _, seen = run(*writing(fixtures / "digits_cnn.tflite", tmp_path), "-q", pause=0.1)
+    # Only what -q always says.
+    assert "writing" not in seen and "\r" not in seen.replace("\r\n", "")
+
+
+@pytest.mark.parametrize("pause", ["0.1", "0"])
+def test_a_log_gets_one_line_for_each_part_that_takes_long(
+    fixtures: Path, tmp_path: Path, pause: str
+) -> None:
     arguments = writing(fixtures / "digits_cnn.tflite", tmp_path)
-    if quiet:
-        _, seen = run(*arguments, "-q", pause=0.1)
-        # Only what -q always says.
-        assert "writing" not in seen and "\r" not in seen.replace("\r\n", "")
-        return
-    command = [sys.executable, "-c", SLOWED, "0.1", "1", *map(str, arguments)]
+    command = [sys.executable, "-c", SLOWED, pause, "1", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60)
-    assert done.stderr == "" and "writing:" not in done.stdout and "\r" not in done.stdout
+    assert "writing" not in done.stdout and "\r" not in done.stdout + done.stderr
+    assert done.stderr.count("tfl-rewrite: writing ...\n") == (pause != "0"), done.stderr
+
+
+def test_runs_of_a_search_are_counted_on_a_terminal(fixtures: Path, tmp_path: Path) -> None:
+    model = fixtures / "digits_cnn.tflite"
+    arguments = ["shrink", model, tmp_path / "out.tflite", "--min-snr", "30", "--samples", "4"]
+    _, seen = run(*arguments, pause=0.0, after=0.0)
+    assert "measuring encodings:" in seen and "run/s" in seen, seen
+    assert seen.rsplit("\r", 2)[-2].strip() == ""

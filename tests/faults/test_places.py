@@ -388,7 +388,7 @@ def on_terminal(place: Place, *arguments: str, columns: int = 40) -> tuple[int, 
 @pytest.mark.parametrize("columns", [0, 1, 40, 200])
 def test_a_narrow_terminal(place: Place, good: bytes, columns: int) -> None:
     code, said = on_terminal(
-        place, "quantize-weights", str(place.source), str(place.target), "--samples", "1", columns=columns
+        place, *JUDGED, str(place.source), str(place.target), "--samples", "1", columns=columns
     )
     assert code == 0 and b"Traceback" not in said and b"PASS" in said
     place.check(None, 0, whole=good)

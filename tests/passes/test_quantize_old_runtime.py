@@ -12,6 +12,7 @@ import pytest
 
 from tfl_rewrite import UsageError, load, quantize_weights, save, verify
 from tfl_rewrite.cli import main
+from tfl_rewrite.verification import Tolerance
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
@@ -55,10 +56,14 @@ def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[
     save(model, target)
     real = fixtures / "inputs" / f"{sound.stem}.npz"
     inputs = (real,) if real.is_file() else ()
+    # Whether it computes what was meant; two samples tell little of how exactly.
+    tolerance = Tolerance(min_snr=10.0)
     try:
-        verdict = verify(sound, target, inputs=inputs, samples=2, runtime=f"python:{OLD}")
+        verdict = verify(
+            sound, target, inputs=inputs, samples=2, runtime=f"python:{OLD}", tolerance=tolerance
+        )
     except UsageError:
-        verdict = verify(sound, target, samples=2, runtime=f"python:{OLD}")
+        verdict = verify(sound, target, samples=2, runtime=f"python:{OLD}", tolerance=tolerance)
     if sound.stem in BEYOND_IT:
         assert verdict.status == "unverified"
     elif sound.stem in MISREAD:

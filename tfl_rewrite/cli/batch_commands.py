@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli.options import TALKING, VERIFYING, Argument, Command
+from tfl_rewrite.cli.progress import AFTER_SECONDS
 
 if TYPE_CHECKING:
     from tfl_rewrite.batch.config import BatchConfig
@@ -203,19 +205,27 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+_LOG_EVERY_SECONDS = 10.0
+
+
 class _Progress:
-    """Counts files; on a terminal it shows how far it is."""
+    """Counts files; on a terminal it shows how far it is, in a log it says so now and then."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._shown = sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
+        self._wanted = sys.stderr is not None and not arguments.quiet
+        self._shown = self._wanted and sys.stderr.isatty()
+        self._next = time.monotonic() + AFTER_SECONDS
         self.done = self.total = self._failed = 0
 
     def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
         self.done, self.total = done, total
         self._failed += row["exit_code"] != 0
+        text = f"{done} of {total} files{f', {self._failed} failed' if self._failed else ''}"
         if self._shown:
-            failed = f", {self._failed} failed" if self._failed else ""
-            print(f"\r{done} of {total} files{failed}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif self._wanted and time.monotonic() >= self._next:
+            print(f"tfl-rewrite: {text}", file=sys.stderr, flush=True)
+            self._next = time.monotonic() + _LOG_EVERY_SECONDS
 
     def close(self) -> None:
         """Clears the line."""

@@ -147,14 +147,15 @@ def round_weights(arguments: argparse.Namespace) -> int:
     if searched:
         from tfl_rewrite.rounding_search import search_rounding
 
-        found = search_rounding(
-            arguments.source,
-            made,
-            verification_of(arguments),
-            min_snr=arguments.min_snr,
-            max_abs_error=arguments.max_abs_error,
-            progress=_Counter(arguments),
-        )
+        with Bar.of(arguments, unit="run") as bar:
+            found = search_rounding(
+                arguments.source,
+                made,
+                verification_of(arguments),
+                min_snr=arguments.min_snr,
+                max_abs_error=arguments.max_abs_error,
+                progress=bar,
+            )
         made = found.settings
     try:
         return _rewrite(arguments, [made])
@@ -176,7 +177,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
         ensure_model(Container.open(path))
     inputs = real_inputs(arguments, arguments.before)
     judges = _judges(arguments)
-    with Waiting(enabled=_talks(arguments)) as waiting:
+    with Waiting(enabled=not arguments.quiet) as waiting:
         verdict = verify(
             arguments.before,
             arguments.after,
@@ -313,11 +314,6 @@ def _judges(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _talks(arguments: argparse.Namespace) -> bool:
-    """Whether somebody at a terminal wants to see what is going on."""
-    return sys.stderr is not None and sys.stderr.isatty() and not arguments.quiet
-
-
 def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     verification = verification_of(arguments)
     bar = Bar.of(arguments)
@@ -403,16 +399,3 @@ def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
 def _add_node_data(side: SideFiles, path: str | None, found: Blame | None) -> None:
     if path is not None and found is not None and found.failure is None:
         side.add_json(path, found.node_data())
-
-
-class _Counter:
-    """Says on the terminal how many runs of a search are done."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._enabled = _talks(arguments)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._enabled:
-            print(f"\r{what}: {done + 1} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
-            if done + 1 == total:
-                print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -19,14 +19,18 @@ _EVERY_SECONDS = 0.1
 class Bar:
     """One bar after the other, each with its rate and the time left.
 
-    Nothing is printed within the first second, to anything but a terminal, or if not wanted.
+    Nothing is printed within the first second, or if not wanted. What is no terminal gets one line for each
+    part of the work that takes over a second.
 
     Args:
         wanted: Whether the user wants any talk.
+        unit: What is counted: bytes, unless it is the name of something else.
     """
 
-    def __init__(self, *, wanted: bool = True) -> None:
-        self._enabled = wanted and sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self, *, wanted: bool = True, unit: str = "B") -> None:
+        self._enabled = wanted and sys.stderr is not None
+        self._terminal = self._enabled and sys.stderr.isatty()
+        self._unit = unit
         self._started = time.monotonic()
         self._shown = 0.0
         self._bar: Any = None
@@ -35,24 +39,28 @@ class Bar:
         self._waiting = Waiting(enabled=self._enabled)
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Bar:
+    def of(cls, arguments: argparse.Namespace, *, unit: str = "B") -> Bar:
         """Returns the one that the options ask for."""
-        return cls(wanted=not getattr(arguments, "quiet", False))
+        return cls(wanted=not getattr(arguments, "quiet", False), unit=unit)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Shows how far some work is; from any thread.
 
         Args:
             what: The part of the work; another one begins another bar.
-            done: Bytes that are done.
+            done: Bytes, or what else is counted, that are done.
             total: Of so many; 0 for work whose end nobody knows, which gets a line that counts seconds.
         """
         if not self._enabled:
+            return
+        if not self._terminal:
+            self._waiting(what)
             return
         if not total:
             self.close()
             self._waiting(what)
             return
+        self._waiting.close()
         now = time.monotonic()
         if now - self._started < AFTER_SECONDS:
             return
@@ -70,8 +78,8 @@ class Bar:
                     total=total,
                     initial=min(done, total),
                     desc=what,
-                    unit="B",
-                    unit_scale=True,
+                    unit=self._unit,
+                    unit_scale=self._unit == "B" or total > 9999,
                     leave=False,
                     mininterval=0,
                     **_size(),

@@ -156,8 +156,9 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _Counter, _judges, real_inputs
+    from tfl_rewrite.cli.commands import _judges, real_inputs
     from tfl_rewrite.cli.files import SideFiles
+    from tfl_rewrite.cli.progress import Bar
     from tfl_rewrite.cli.text import print_lines
     from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
@@ -171,6 +172,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
         check_installed()
     side = SideFiles(arguments)
+    bar = Bar.of(arguments, unit="run")
     try:
         report = shrink(
             arguments.source,
@@ -199,17 +201,19 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             dry_run=arguments.dry_run,
             threads=arguments.threads,
-            progress=_Counter(arguments),
+            progress=bar,
             ready=lambda report: _add_files(side, arguments, report),
         )
         side.publish()
     except ShrinkFailed as error:
+        bar.close()
         _add_files(side, arguments, error.report)
         side.publish()
         if not arguments.quiet:
             print_lines(lines_of(error.report, verbose=arguments.verbose))
         raise
     finally:
+        bar.close()
         side.close()
     if not arguments.quiet:
         print_lines(lines_of(report, verbose=arguments.verbose))
