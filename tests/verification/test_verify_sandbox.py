@@ -23,7 +23,7 @@ import pytest
 import tiny_models
 
 from tfl_rewrite import UsageError, verify
-from tfl_rewrite.verification import RunResult, run_model
+from tfl_rewrite.verification import Judge, RunResult, run_model
 from tfl_rewrite.verification import sandbox as sandbox_module
 from tfl_rewrite.verification.process import INHERITED, Walls, environment
 
@@ -436,6 +436,18 @@ def test_a_model_that_another_program_can_read_only_through_the_parent(tmp_path)
         path = f"/proc/{os.getpid()}/fd/{opened.fileno()}"
         file.unlink()
         assert verify(path, path).status == "pass"
+
+
+def test_files_without_a_name_one_after_the_other(tmp_path):
+    """As candidates of a search: each is closed when the next one comes."""
+    file = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
+    with Judge(file, samples=2) as judge, open(file, "rb") as opened:
+        for number in (200, 201, 202):
+            os.dup2(opened.fileno(), number)
+            try:
+                assert judge.compare(Path(f"/proc/{os.getpid()}/fd/{number}")).status == "pass"
+            finally:
+                os.close(number)
 
 
 # -- The filter, instruction by instruction ------------------------------------------------------------------

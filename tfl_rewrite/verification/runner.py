@@ -441,6 +441,12 @@ class Worker:
         self._starts += 1
         scratch = self._folder / f"scratch{self._starts}"
         scratch.mkdir(mode=0o700)
+        # A file without a name is gone once it is closed, and its number may be that of another one now.
+        self._admitted = {
+            place: identity
+            for place, identity in self._admitted.items()
+            if not _is_unnamed(place) or _identity(place) == identity
+        }
         self._unnamed = {
             place: os.open(place, os.O_RDONLY | os.O_CLOEXEC)
             for place in self._admitted
