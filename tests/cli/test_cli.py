@@ -303,14 +303,15 @@ def test_an_unwritable_report_stops_before_the_work(
 
 
 @pytest.mark.parametrize(
-    "options", [["--scheme", "dequantize"], ["--scheme", "hybrid", "--granularity", "tensor"]]
+    ("options", "scales"),
+    [(["--scheme", "dequantize"], "32"), (["--scheme", "hybrid", "--granularity", "tensor"], "1")],
 )
 def test_options_arrive(
-    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, options: list[str]
+    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, options: list[str], scales: str
 ) -> None:
     _, text, _ = call(capsys, "quantize-weights", dense, out, "--verify", "off", *options)
     row = next(line.split() for line in text.splitlines() if line.split()[:1] == ["dense/weights"])
-    assert row[2] == options[1] and row[3] == "1"
+    assert row[2] == options[1] and row[3] == scales
 
 
 def test_all_options_of_selection_arrive(

@@ -191,14 +191,6 @@ def test_ratios() -> None:
     assert Error(100.0, 1.0).snr == 20.0
 
 
-def test_expected_noise_is_what_rounding_leaves() -> None:
-    values = np.random.default_rng(3).uniform(-1, 1, (8, 5000)).astype(np.float32)
-    channels = Channels.along(values.shape, 0)
-    scale = symmetric.scales(symmetric.absmax(values.reshape(-1), channels))
-    _, _, error = rounded(values, 0)
-    assert error.noise == pytest.approx(symmetric.expected_noise(scale, channels), rel=0.05)
-
-
 @given(hnp.array_shapes(min_dims=1, max_dims=5, max_side=5), st.data())
 @settings(deadline=None)
 def test_along_an_axis(shape: tuple[int, ...], data: st.DataObject) -> None:

@@ -11,11 +11,12 @@ from tfl_rewrite.packed_kernels import PackedForm
 from tfl_rewrite.passes.candidates import Candidate
 from tfl_rewrite.passes.weight_changes import Reading
 from tfl_rewrite.quant.encoding import (
-    SCALE_NBYTES,
     Dtype,
     Levels,
     block_scales_nbytes,
     packed_nbytes,
+    scales_nbytes,
+    zero_points_nbytes,
 )
 from tfl_rewrite.quant.symmetric import Channels
 
@@ -27,6 +28,7 @@ _OPERATOR_NBYTES = 56
 _BLOCK_OPERATORS = 4
 _BLOCK_TENSORS = 6
 _BUFFER_NBYTES = 32
+_ROW_SCALE_NBYTES = 4
 
 HybridForm = kernels.Form | PackedForm
 AnyForm = HybridForm | kernels.TableLookup | kernels.DequantizeForm
@@ -44,6 +46,7 @@ class Decision:
         dtype: What the elements become.
         block: Elements of a block; None where scales are not by block.
         native: Whether a kernel reads the blocks itself.
+        sharing: How many constants are likely to have as many scales, and so the same zero points.
     """
 
     item: Candidate
@@ -53,6 +56,7 @@ class Decision:
     dtype: Dtype = Dtype.INT8
     block: int | None = None
     native: bool = False
+    sharing: int = 1
     stored_dtype: int = field(init=False)
     """Number of the type that the constant has in the input; rewiring changes the tensor's."""
 
@@ -99,8 +103,21 @@ class Decision:
         if not self.dtype.is_integer:
             return self.data_nbytes
         count = self.channels.channels
-        scales = SCALE_NBYTES * count * len(self.dtype.parts)
-        return self.data_nbytes + (block_scales_nbytes(count) if self.block else scales)
+        if self.block is not None:
+            return self.data_nbytes + block_scales_nbytes(count)
+        scales = scales_nbytes(count, len(self.dtype.parts)) + self.zero_points_nbytes
+        if self.rows:
+            # They lie in a constant that is looked up too; who else reads the integers has them beside those.
+            scales = _ROW_SCALE_NBYTES * count + (scales if self.zero_points_nbytes else 0)
+        return self.data_nbytes + scales
+
+    @property
+    def zero_points_nbytes(self) -> int:
+        """Bytes of zero points, as far as it does not share them with other constants."""
+        only_rows = self.rows and self.kinds == (Reading.LOOKUP,)
+        if not self.dtype.is_integer or self.block is not None or only_rows:
+            return 0
+        return zero_points_nbytes(self.channels.channels, self.sharing)
 
     @property
     def overhead(self) -> int:
@@ -121,8 +138,9 @@ class Decision:
         # DEQUANTIZE and ADD of another part, and what they give; the constant itself, and its buffer.
         more = 2 * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name) + _TENSOR_NBYTES + name + _BUFFER_NBYTES
         total += (len(self.dtype.parts) - 1) * (more + _QUANTIZATION_NBYTES)
-        if Reading.DEQUANTIZE in self.kinds and self.item.expand is None:
-            total += _OPERATOR_NBYTES + _TENSOR_NBYTES + name
+        if Reading.DEQUANTIZE in self.kinds:
+            # An operator more; where there is one for float16 already, one of another version.
+            total += _OPERATOR_NBYTES + (_TENSOR_NBYTES + name if self.item.expand is None else 0)
         # A lookup by rows takes three operators with an output each, and the tensor of scales.
         each = 4 if self.rows else 1
         total += self.readings.count(Reading.LOOKUP) * each * (_OPERATOR_NBYTES + _TENSOR_NBYTES + name)

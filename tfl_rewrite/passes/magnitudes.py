@@ -23,6 +23,7 @@ class Magnitudes:
     """
 
     known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
+    _finer: dict[object, Float32] = field(default_factory=dict)
 
     def of(self, item: Candidate, channels: Channels) -> Float32:
         """Returns the largest magnitude of each channel, float32 ``[channels]``."""
@@ -31,14 +32,13 @@ class Magnitudes:
         key = (blob.identity, channels)
         known = self.known.get(key)
         if known is None:
-            known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
-            self.known[key] = known
+            finer = self._finer.get(blob.identity) if channels.channels == 1 else None
+            if finer is not None:
+                known = finer.max(keepdims=True)
+            else:
+                known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
+            self.known[key] = self._finer[blob.identity] = known
         return known
-
-    def noise(self, item: Candidate, axis: int | None) -> float:
-        """Returns the noise to expect of int8 with scales along an axis, or with one scale for None."""
-        channels = Channels.along(item.shape, axis)
-        return symmetric.expected_noise(symmetric.scales(self.of(item, channels)), channels)
 
 
 def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:

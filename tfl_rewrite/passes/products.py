@@ -7,6 +7,21 @@ from tfl_rewrite.quant.patches import BatchMatmul, Convolution, Dense, Depthwise
 
 _SAME = 0
 
+# Operators that sum products over all of a weight's axes but one: input positions, and that axis.
+_SUMS: dict[str, tuple[tuple[int, ...], int]] = {
+    "CONV_2D": ((1,), 0),
+    "DEPTHWISE_CONV_2D": ((1,), 3),
+    "TRANSPOSE_CONV": ((1,), 0),
+    "CONV_3D": ((1,), 4),
+    "FULLY_CONNECTED": ((1,), 0),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": (tuple(range(1, 9)), 0),
+    "LSTM": (tuple(range(1, 9)), 0),
+    "UNIDIRECTIONAL_SEQUENCE_RNN": ((1, 2), 0),
+    "RNN": ((1, 2), 0),
+    "BIDIRECTIONAL_SEQUENCE_LSTM": ((*range(1, 9), *range(18, 26)), 0),
+    "SVDF": ((1, 2), 0),
+}
+
 # Weights of the input, and of what the operator gave out a step before (unidirectional_sequence_lstm.cc,
 # lstm.cc, unidirectional_sequence_rnn.cc, basic_rnn.cc).
 _RECURRENT = {
@@ -15,6 +30,25 @@ _RECURRENT = {
     "UNIDIRECTIONAL_SEQUENCE_RNN": ((1,), (2,)),
     "RNN": ((1,), (2,)),
 }
+
+
+def output_axis(operator: str, position: int, rank: int) -> int | None:
+    """Returns the axis of a weight over which its operator does not sum; None where it is no such weight.
+
+    Args:
+        operator: Its name.
+        position: Of the input that the weight is.
+        rank: Of the weight.
+    """
+    row = _SUMS.get(operator)
+    if row is None or position not in row[0] or not row[1] < rank or rank < 2:
+        return None
+    return row[1]
+
+
+def sums(operator: str) -> bool:
+    """Whether an operator sums products of a weight."""
+    return operator in _SUMS
 
 
 def activation_of(operator: Operator, position: int) -> Tensor | None:

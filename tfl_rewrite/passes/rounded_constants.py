@@ -11,23 +11,10 @@ from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.base import Skip
+from tfl_rewrite.passes.products import output_axis, sums
 from tfl_rewrite.quant import rounding
 from tfl_rewrite.quant.rounding import KINDS, Kind, Profile, Rows
 
-# Operators that sum products over all of a weight's axes but one: input positions, and that axis.
-_SUMS: dict[str, tuple[tuple[int, ...], int]] = {
-    "CONV_2D": ((1,), 0),
-    "DEPTHWISE_CONV_2D": ((1,), 3),
-    "TRANSPOSE_CONV": ((1,), 0),
-    "CONV_3D": ((1,), 4),
-    "FULLY_CONNECTED": ((1,), 0),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": (tuple(range(1, 9)), 0),
-    "LSTM": (tuple(range(1, 9)), 0),
-    "UNIDIRECTIONAL_SEQUENCE_RNN": ((1, 2), 0),
-    "RNN": ((1, 2), 0),
-    "BIDIRECTIONAL_SEQUENCE_LSTM": ((*range(1, 9), *range(18, 26)), 0),
-    "SVDF": ((1, 2), 0),
-}
 _WINDOWED = ("CONV_2D", "TRANSPOSE_CONV")
 
 
@@ -103,7 +90,7 @@ class Constant:
         Slopes are none: their errors are in proportion to what they scale.
         """
         shape = self.tensors[0].shape or ()
-        summed = "PRELU" in self.readers or (len(shape) > 1 and any(item in _SUMS for item in self.readers))
+        summed = "PRELU" in self.readers or (len(shape) > 1 and any(map(sums, self.readers)))
         return sum(size > 1 for size in shape) < 2 and not summed
 
     def hold(self, blob: Blob) -> None:
@@ -242,19 +229,12 @@ def _rows(tensor: Tensor, uses: list[Use]) -> Rows:
     flat = Rows.flat(elements)
     if tensor.is_sparse:
         return flat
-    found = {_sum_axis(use, len(shape)) for use in uses}
+    found = {output_axis(use.operator.code.name, use.position, len(shape)) for use in uses}
     axis = found.pop() if len(found) == 1 else None
     if axis is None:
         return flat
     windowed = len(shape) == 4 and all(use.operator.code.name in _WINDOWED for use in uses)
     return Rows.along(shape, axis, taps=shape[1] * shape[2] if windowed else 1, balanced=True)
-
-
-def _sum_axis(use: Use, rank: int) -> int | None:
-    row = _SUMS.get(use.operator.code.name)
-    if row is None or use.position not in row[0] or not row[1] < rank or rank < 2:
-        return None
-    return row[1]
 
 
 def _zero(tensor: Tensor) -> float:

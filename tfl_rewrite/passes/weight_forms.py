@@ -16,13 +16,10 @@ from tfl_rewrite.passes import needs
 from tfl_rewrite.passes.candidates import Candidate, weights_of
 from tfl_rewrite.passes.decisions import AnyForm, HybridForm, weight_axis
 from tfl_rewrite.passes.magnitudes import Magnitudes
+from tfl_rewrite.passes.scale_axes import ScaleAxes
 from tfl_rewrite.quant import symmetric
-from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme
+from tfl_rewrite.quant.encoding import Dtype, Encoding, Scheme, scales_nbytes
 from tfl_rewrite.quant.symmetric import Channels
-
-# A scale per row of a table is worth its bytes from this many elements a row, if it takes away 3 dB of noise.
-_LEAST_ROW = 8
-_ROW_GAIN = 0.5
 
 
 @dataclass(slots=True)
@@ -36,12 +33,14 @@ class WeightForms:
         candidates: The constants, by the id of the tensor that operators read.
         can_be_int8: Whether a weight is going to be int8, as far as is known.
         magnitudes: The largest magnitudes of the constants.
+        axes: Chooses scales where readers leave that open.
     """
 
     min_runtime: kernels.Runtime
     candidates: Mapping[int, Candidate]
     can_be_int8: Callable[[Tensor], bool]
     magnitudes: Magnitudes
+    axes: ScaleAxes
     # What each operator's hybrid kernel takes of an encoding, or why nothing.
     _hybrid: dict[tuple[int, Encoding], Sequence[HybridForm] | str] = field(default_factory=dict)
 
@@ -84,30 +83,14 @@ class WeightForms:
         what = "its scales" if dtype is Dtype.INT8 else dtype.value
         return "runtime", f"runtime {old} has no DEQUANTIZE for {what}"
 
-    def expanded_axis(self, item: Candidate, encoding: Encoding) -> int | None:
-        """Chooses the scales of a constant that only DEQUANTIZE reads: where rounding loses least."""
-        if encoding.granularity is kernels.Granularity.TENSOR:
-            return None
-        if self.dequantize(encoding.dtype, 0) is None:
-            return None
-        rank = len(item.shape)
-        for use in item.uses:
-            row = kernels.hybrid_row(use.operator.code.name)
-            axis = (
-                weight_axis(row, use.operator, rank)
-                if row is not None and use.position in row.inputs
-                else None
-            )
-            if axis is not None and 0 <= axis < rank and _worth(item, axis):
-                return axis
-        best, least = None, self.magnitudes.noise(item, None)
-        for axis in dict.fromkeys((0, rank - 1)):
-            if 0 <= axis < rank and _worth(item, axis):
-                noise = self.magnitudes.noise(item, axis)
-                # 0.5 dB pays for the scales.
-                if noise < 0.89 * least:
-                    best, least = axis, noise
-        return best
+    def expanded_axes(self, item: Candidate, encoding: Encoding) -> list[int | None]:
+        """Returns the axes along which the scales of a constant that only DEQUANTIZE reads may lie.
+
+        None, for one scale, is always among them.
+        """
+        if encoding.granularity is kernels.Granularity.TENSOR or self.dequantize(encoding.dtype, 0) is None:
+            return [None]
+        return [None, *self.axes.axes(item)]
 
     def _row_lookup(
         self, operator: Operator, position: int, encoding: Encoding
@@ -122,10 +105,11 @@ class WeightForms:
             return None
         if operator.option("axis") or operator.option("batch_dims"):
             return None
-        if item.elements < _LEAST_ROW * item.shape[0] or not needs.same_rank_output(operator):
+        if not needs.same_rank_output(operator):
             return None
-        gains = self.magnitudes.noise(item, 0) < _ROW_GAIN * self.magnitudes.noise(item, None)
-        return form if gains else None
+        one, rows = (Channels.along(item.shape, axis) for axis in (None, 0))
+        options = {one: scales_nbytes(1), rows: scales_nbytes(rows.channels)}
+        return form if self.axes.best(item, encoding.dtype, options) == rows else None
 
     def _hybrid_forms(
         self, operator: Operator, row: kernels.HybridRow, encoding: Encoding
@@ -192,11 +176,6 @@ class WeightForms:
             return False
         scale = symmetric.scales(self.magnitudes.of(item, channels))
         return bool((scale == scale[0]).all())
-
-
-def _worth(item: Candidate, axis: int) -> bool:
-    """Whether scales along an axis take less than a tenth of what int8 saves."""
-    return item.shape[axis] > 1 and 12 * item.shape[axis] * 10 < item.elements * 3
 
 
 def _unfit(form: PackedForm, shape: Sequence[int], encoding: Encoding) -> str | None:

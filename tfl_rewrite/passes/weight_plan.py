@@ -5,6 +5,7 @@ Nothing is changed here; :mod:`tfl_rewrite.passes.quantize_weights` carries the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from tfl_rewrite.passes.magnitudes import Magnitudes
 from tfl_rewrite.passes.recipe import Recipe
 from tfl_rewrite.passes.rounders import Work
 from tfl_rewrite.passes.savings import block_useless
+from tfl_rewrite.passes.scale_axes import ScaleAxes
 from tfl_rewrite.passes.weight_changes import Reading
 from tfl_rewrite.passes.weight_forms import WeightForms, runtime_text
 from tfl_rewrite.quant import blocks, symmetric
@@ -63,6 +65,8 @@ class WeightPlan:
         magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read.
         forms: How operators can read them.
+        axes: Chooses their scales where that leaves it open.
+        sharers: How many candidates hold the same bytes, by the id of the buffer.
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
         encodings: What each candidate is to become, by its id.
         called: Ids of the subgraphs that operators run.
@@ -77,6 +81,8 @@ class WeightPlan:
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
     by_value: dict[int, Candidate] = field(default_factory=dict)
     forms: WeightForms = field(init=False)
+    axes: ScaleAxes = field(init=False)
+    sharers: Counter[int] = field(default_factory=Counter)
     least: tuple[int, int] = (0, 0)
     encodings: dict[int, Encoding] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
@@ -95,6 +101,7 @@ class WeightPlan:
         self.positions = {id(buffer): index for index, buffer in enumerate(self.model.buffers)}
         items, skips = find_candidates(self.model, self.graph)
         self.by_value = {id(item.value): item for item in items}
+        self.sharers = Counter(id(item.stored.buffer) for item in items)
         if isinstance(self.settings.assignment, Recipe):
             self.settings.assignment.check(self.model, items)
         self.called = {id(inner) for _, operator in self.model.operators() for inner in operator.subgraphs()}
@@ -176,9 +183,10 @@ class WeightPlan:
 
     def _settle(self, items: list[Candidate]) -> list[Decision]:
         """Decides until nothing more drops out: a constant that stays may change what its readers can do."""
+        self.axes = ScaleAxes(self.by_value, self.magnitudes)
         while True:
             self.forms = WeightForms(
-                self.settings.min_runtime, self.by_value, self._can_be_int8, self.magnitudes
+                self.settings.min_runtime, self.by_value, self._can_be_int8, self.magnitudes, self.axes
             )
             decisions = {}
             before = len(self.blocked)
@@ -190,6 +198,10 @@ class WeightPlan:
                     else:
                         self.blocked[id(item)] = made
             self._measure(list(decisions.values()))
+            for each in decisions.values():
+                # A hybrid kernel errs more, for it rounds activations too: what it saves has to be plain.
+                if Reading.HYBRID not in each.readings:
+                    each.sharing = self.axes.shared(each.item, each.channels.channels)
             block_useless(self.model, list(decisions.values()), self.blocked)
             if len(self.blocked) == before:
                 return [decisions[id(item)] for item in items if id(item) in decisions]
@@ -212,7 +224,10 @@ class WeightPlan:
                     self.fallbacks[id(item)] = (
                         f"blocks of {length}, since {encoding.block} does not divide it"
                     )
-                return self._decide_blocks(item, encoding, length)
+                made = self._decide_blocks(item, encoding, length)
+                if not isinstance(made, Decision) or made.native:
+                    return made
+                return self._rather_channels(made, encoding)
             encoding = replace(encoding, granularity=kernels.Granularity.CHANNEL, block=None)
             asked = self.encodings[id(item)].block
             why = f"no blocks of up to {asked} fit"
@@ -263,6 +278,24 @@ class WeightPlan:
         readings = [Reading.DEQUANTIZE] * len(item.uses)
         return Decision(item, readings, [form], None, encoding.dtype, length)
 
+    def _rather_channels(self, made: Decision, encoding: Encoding) -> Decision:
+        """Returns the decision for blocks, or one for channels where those err less for their bytes.
+
+        A block of a depthwise filter holds a weight of each of many channels, and takes four operators.
+        """
+        item = made.item
+        other = self._decide_channels(
+            item, replace(encoding, granularity=kernels.Granularity.CHANNEL, block=None)
+        )
+        if not isinstance(other, Decision) or other.axis is None:
+            return made
+        options = {each.channels: self._nbytes_of(each) for each in (made, other)}
+        smaller = {key: nbytes for key, nbytes in options.items() if nbytes < item.stored.buffer.nbytes}
+        if self.axes.best(item, encoding.dtype, smaller or options) == made.channels:
+            return made
+        self.fallbacks[id(item)] = "one scale per channel, which err less for their bytes than blocks"
+        return other
+
     def _decide_channels(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         readings: list[Reading] = []
         forms: list[AnyForm] = []
@@ -291,12 +324,36 @@ class WeightPlan:
             if settled is None and item.elements < self.least[0]:
                 return "small", f"{item.elements} elements, fewer than {self.least[0]}"
             if settled is None:
-                axis = self.forms.expanded_axis(item, encoding)
+                return self._decide_expanded(item, encoding)
             dequantize = self.forms.dequantize(encoding.dtype, axis)
             if dequantize is None:
                 return self.forms.no_dequantize(encoding.dtype)
             forms.append(dequantize)
         return Decision(item, readings, forms, axis, encoding.dtype)
+
+    def _decide_expanded(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+        """Decides for a constant that only DEQUANTIZE reads, so that its scales may lie along any axis."""
+        readings = [Reading.DEQUANTIZE] * len(item.uses)
+        made: dict[Channels, Decision] = {}
+        for axis in self.forms.expanded_axes(item, encoding):
+            form = self.forms.dequantize(encoding.dtype, axis)
+            if form is None:
+                return self.forms.no_dequantize(encoding.dtype)
+            each = Decision(item, readings, [form], axis, encoding.dtype)
+            each.sharing = self.axes.shared(item, each.channels.channels)
+            made[each.channels] = each
+        options = {channels: self._nbytes_of(each) for channels, each in made.items()}
+        stored = item.stored.buffer.nbytes
+        # More scales than that, and nothing would be saved.
+        smaller = {channels: nbytes for channels, nbytes in options.items() if nbytes < stored}
+        return made[self.axes.best(item, encoding.dtype, smaller or options)]
+
+    def _nbytes_of(self, made: Decision) -> int:
+        """Returns what a constant takes then, with all others that hold the same bytes.
+
+        They take them as they become, with operators and tensors of their own.
+        """
+        return made.content_nbytes + self.sharers[id(made.item.stored.buffer)] * made.overhead
 
     def _can_be_int8(self, tensor: Tensor) -> bool:
         item = self.by_value.get(id(tensor))

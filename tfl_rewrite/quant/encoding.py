@@ -214,6 +214,26 @@ SCALE_NBYTES = 12
 """A float32 scale and an int64 zero point; the runtime refuses fewer zero points than scales."""
 
 
+def scales_nbytes(count: int, parts: int = 1) -> int:
+    """Returns the bytes of the scales of one tensor, without their zero points.
+
+    Args:
+        count: How many scales.
+        parts: How many integer tensors carry them.
+    """
+    return 4 * count * parts
+
+
+def zero_points_nbytes(count: int, sharing: int = 1) -> int:
+    """Returns the bytes of one tensor's zero points: all are 0, and the file holds equal vectors once.
+
+    Args:
+        count: How many scales.
+        sharing: Among how many constants with as many scales they are divided.
+    """
+    return -(-8 * count // max(1, sharing))
+
+
 def packed_nbytes(elements: int, bits: int) -> int:
     """Returns the bytes of densely packed elements."""
     return (elements * bits + 7) // 8

@@ -150,12 +150,6 @@ def _largest_scale(high: int) -> np.float32:
     return most
 
 
-def expected_noise(scale: Float32, channels: Channels) -> float:
-    """Returns the squared error that rounding is expected to leave: ``scale^2 / 12`` per element."""
-    per_channel = channels.elements / max(1, channels.channels)
-    return float(np.square(scale.astype(np.float64)).sum() * per_channel / 12.0)
-
-
 def quantize(
     values: npt.NDArray[np.generic],
     scale: Float32,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.kernels import Granularity
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.candidates import Candidate
 from tfl_rewrite.passes.decisions import Decision
@@ -21,11 +22,15 @@ from tfl_rewrite.shrinking.goals import Objective
 Float64 = npt.NDArray[np.float64]
 
 KEPT = Encoding.parse("float32")
+_LEAST_SPARED = 0.05
+"""Of a constant with a scale for each channel, what one scale must spare to be worth measuring."""
+
 LEAST_ELEMENTS = 64
 """Smaller constants stay: a DEQUANTIZE of their own would cost more than they."""
 
 ENCODINGS = (
     "int8:channel:dequantize",
+    "int8:tensor:dequantize",
     "int8:channel",
     "int6:channel:dequantize",
     "int4:channel:dequantize",
@@ -151,9 +156,23 @@ def find_units(
                 unit.options.append(Option(KEPT, nbytes, _kept_cost(unit, objective)))
                 units[position] = unit
             taken = _nbytes(group)
-            if taken < unit.nbytes:
+            if taken < unit.nbytes and not _as_good_as_known(unit, wanted, taken):
                 unit.options.append(Option(wanted, taken, _cost(group, taken, objective)))
     return [units[position] for position in sorted(units) if len(units[position].options) > 1]
+
+
+def _as_good_as_known(unit: Unit, wanted: Encoding, nbytes: float) -> bool:
+    """Whether one scale spares next to nothing beside what was found for a scale per channel."""
+    if wanted.granularity is not Granularity.TENSOR:
+        return False
+    others = [
+        option.nbytes
+        for option in unit.options
+        if option.encoding.dtype is wanted.dtype
+        and option.encoding.scheme is wanted.scheme
+        and option.encoding.granularity is Granularity.CHANNEL
+    ]
+    return bool(others) and nbytes > (1 - _LEAST_SPARED) * min(others)
 
 
 def _is(made: Decision, wanted: Encoding) -> bool:
@@ -166,14 +185,11 @@ def _is(made: Decision, wanted: Encoding) -> bool:
 
 
 def _nbytes(group: Sequence[Decision]) -> float:
-    distinct = {made.content: made.content_nbytes for made in group}
-    # Zero points, 8 bytes a channel, are the same for all and stored once by compact.
-    spared = sum(
-        8 * made.channels.channels * len(made.dtype.parts)
-        for made in {made.content: made for made in group}.values()
-        if made.dtype.is_integer and made.block is None
+    distinct = {made.content: made for made in group}.values()
+    # Zero points are the same for all constants with as many scales, and nearly all have such others.
+    return sum(made.content_nbytes - made.zero_points_nbytes for made in distinct) + sum(
+        made.overhead for made in group
     )
-    return sum(distinct.values()) - spared + sum(made.overhead for made in group)
 
 
 def _kept_cost(unit: Unit, objective: Objective) -> float:
