@@ -51,7 +51,9 @@ class Verification:
     Attributes:
         mode: ``auto``: run both files; if the original itself cannot run, say so and publish a file that was
             checked structurally. ``require``: refuse then. ``off``: do not run anything.
-        inputs: ``.npz`` files or folders of them with real inputs; without any, inputs are made.
+        inputs: Real inputs: ``.npz`` files, pictures, sound, or folders of them; without any, they are made.
+            Where a pass is fitted to them, a quarter of the samples is held out, two at least, and judges.
+        holdout: Real inputs that nothing is fitted to; where there are some, they alone judge.
         samples: How many are made.
         seed: Of the made ones.
         tolerance: What a lossy pass may change; None for the defaults of ``Tolerance``. Passes that promise
@@ -72,6 +74,7 @@ class Verification:
 
     mode: str = "auto"
     inputs: tuple[str | os.PathLike[str], ...] = ()
+    holdout: tuple[str | os.PathLike[str], ...] = ()
     samples: int = 4
     seed: int = 0
     tolerance: Tolerance | None = None
@@ -83,6 +86,11 @@ class Verification:
     blame_seconds: float = 5.0
     rescue: bool = True
     blame: bool = False
+
+    @property
+    def judging_inputs(self) -> tuple[str | os.PathLike[str], ...]:
+        """The real inputs that files are judged with."""
+        return self.holdout or self.inputs
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
@@ -115,10 +123,10 @@ class Verification:
                 **{**self._options(exact), "inputs": inputs},
             )
 
-        return FullPanel(before, self.inputs, make)
+        return FullPanel(before, self.judging_inputs, make)
 
     def calibration(self) -> Settings:
-        """Returns how to look at what weights meet: with the same inputs, in the first of the runtimes."""
+        """Returns how to look at what weights meet: with the inputs, in the first of the runtimes."""
         from tfl_rewrite.calibration.rounder import Settings
         from tfl_rewrite.verification import several
 
@@ -133,7 +141,7 @@ class Verification:
         from tfl_rewrite.verification import Tolerance
 
         return {
-            "inputs": self.inputs,
+            "inputs": self.judging_inputs,
             "samples": self.samples,
             "seed": self.seed,
             "tolerance": Tolerance(exact=True) if exact else self.tolerance,
@@ -152,7 +160,7 @@ class Verification:
         return blame(
             before,
             after,
-            inputs=self.inputs,
+            inputs=self.judging_inputs,
             samples=self.samples,
             seed=self.seed,
             runtime=several(self.runtime)[0],
@@ -267,8 +275,9 @@ def rewrite(
     check_number("blame_seconds", settings.blame_seconds)
     check_claims(claims_of(source, settings), [Claim(OUTPUT, os.fspath(target))], force=force)
     report_progress = progress or (lambda _what, _done, _total: None)
-    job = _Job(source, target, settings, force, dry_run, threads, report_progress, ready)
     with working(threads=threads, progress=progress), contextlib.ExitStack() as stack:
+        settings, dealt = _divided(source, passes, settings, stack)
+        job = _Job(source, target, settings, force, dry_run, threads, report_progress, ready, dealt)
         equipped = [_equipped(item, settings, report_progress) for item in passes]
         bench = _Bench(job, equipped, stack)
         try:
@@ -290,6 +299,20 @@ class _Job:
     threads: int
     progress: Callable[[str, int, int], None]
     ready: Callable[[Report], None] | None
+    dealt: _Dealt
+
+
+@dataclass(frozen=True, slots=True)
+class _Dealt:
+    """What was done with the user's inputs.
+
+    Attributes:
+        unfitted: Whether passes might have been fitted to the samples that judge, and were not.
+        notes: For the report.
+    """
+
+    unfitted: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class _Bench:
@@ -348,7 +371,7 @@ def _attempt(
     source, target, progress = job.source, job.target, job.progress
     model = load(source)
     before = _nbytes(model)
-    notes: list[str] = []
+    notes = list(job.dealt.notes)
     with model.remembering():
         results = run_passes(model, passes)
         # Of what is written: a pass may have put right what was wrong.
@@ -395,7 +418,7 @@ def _attempt(
         if unchanged:
             report = Report(outcome="unchanged", **common)
         else:
-            report = _judge(passes, aside.path, job.settings, common, bench)
+            report = _judge(passes, aside.path, job, common, bench)
             if report.unverified is not None and flaws and job.settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
@@ -413,7 +436,8 @@ def _attempt(
 def claims_of(source: str | os.PathLike[str], verification: Verification) -> list[Claim]:
     """Returns what a rewrite reads: the model, and what it is verified with."""
     reads = [Claim(INPUT, os.fspath(source))]
-    return reads + [Claim("inputs", os.fspath(path)) for path in verification.inputs]
+    reads += [Claim("inputs", os.fspath(path)) for path in verification.inputs]
+    return reads + [Claim("holdout", os.fspath(path)) for path in verification.holdout]
 
 
 def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFailed) -> Report:
@@ -479,6 +503,44 @@ def _nbytes_stored(results: Sequence[PassResult], places: Iterable[Place]) -> di
     return found
 
 
+def _divided(
+    source: str | os.PathLike[str],
+    passes: Sequence[Pass],
+    settings: Verification,
+    stack: contextlib.ExitStack,
+) -> tuple[Verification, _Dealt]:
+    """Sets samples aside that judge, where a pass is fitted to the user's inputs.
+
+    Returns:
+        How to verify, with what may be fitted to as its inputs; and what was done.
+    """
+    if not settings.inputs or not any(map(_is_fitted, passes)):
+        return settings, _Dealt()
+    from tfl_rewrite.calibration.holdout import divide
+    from tfl_rewrite.media_metadata import media_inputs
+    from tfl_rewrite.verification.cleanup import Scratch
+
+    model = load(source)
+    run_passes(model, [item for item in passes if isinstance(item, ChangesInterface)])
+    inputs = media_inputs(source, settings.inputs)
+    parted = divide(model, inputs, settings.holdout, stack.enter_context(Scratch()).path)
+    if parted.crossed:
+        return replace(settings, inputs=parted.everything, holdout=parted.judge), _Dealt(unfitted=True)
+    note = f"weights are rounded without looking at inputs: {parted.reason}"
+    return replace(settings, inputs=(), holdout=parted.judge), _Dealt(notes=(note,))
+
+
+def _is_fitted(item: Pass) -> bool:
+    """Whether a pass is going to be fitted to the user's inputs, or a search has done that."""
+    if isinstance(item, RoundWeights):
+        return item.choices is not None or (item.effort is not Effort.FAST and item.fitting is None)
+    return (
+        isinstance(item, QuantizeWeights)
+        and item.effort is not Effort.FAST
+        and isinstance(item.rounder, Clipped)
+    )
+
+
 def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, int], None]) -> Pass:
     """Lets a weight pass look at the user's inputs, where there are some and its effort allows."""
     if not isinstance(item, (QuantizeWeights, RoundWeights)) or not settings.inputs:
@@ -534,10 +596,9 @@ def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterato
         yield expected
 
 
-def _judge(
-    passes: Sequence[Pass], made: Path, settings: Verification, common: dict[str, Any], bench: _Bench
-) -> Report:
+def _judge(passes: Sequence[Pass], made: Path, job: _Job, common: dict[str, Any], bench: _Bench) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
+    settings = job.settings
     written = load(made)
     done = Report(outcome="rewritten", **common)
     if settings.mode == "off":
@@ -549,6 +610,8 @@ def _judge(
     _refuse_undefined(written, common["source"])
     healers = [item for item in passes if isinstance(item, Heals)]
     verdict = bench.panel.compare(made)
+    if job.dealt.unfitted:
+        verdict = verdict.of_unfitted()
     if healers:
         common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
     if verdict.status == "unverified":
@@ -604,7 +667,7 @@ def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdic
         return notes
     alone = run_model(
         made,
-        inputs=settings.inputs,
+        inputs=settings.judging_inputs,
         samples=settings.samples,
         seed=settings.seed,
         runtime=several(settings.runtime)[0],

@@ -125,3 +125,58 @@ def test_a_model_that_does_not_run_is_named(fixtures: Path, runner: Runner) -> N
         runner.open(path)
     with pytest.raises(CalibrationError):
         runner.open(fixtures / "malformed" / "text.tflite")
+
+
+def test_a_part_that_does_not_run_is_run_with_all_that_follows(
+    fixtures: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where XNNPACK crashes: nothing in the part reads what an operator gives out besides."""
+    path, inputs = fixtures / "mtcnn_rnet.tflite", str(fixtures / "inputs" / "mtcnn_rnet.npz")
+    item = weighted(path)[1]
+    steps = steps_of(path, [inputs], runtime="litert", timeout=60)[:2]
+    expected = [
+        found
+        for _, (found,) in Probe(path, runner).activations(
+            [(item.place, 1)], Probe(path, runner).calls(steps)
+        )
+    ]
+    tried: list[tuple[int, int, bool]] = []
+    real = Runner.open
+
+    def opened(self: Runner, model: Path, *, delegates: bool = True) -> None:
+        part = load(model)
+        tried.append((len(part.subgraphs[0].operators), len(part.subgraphs[0].outputs), delegates))
+        if len(tried) < 3:
+            raise CalibrationError("the interpreter process died")
+        real(self, model, delegates=delegates)
+
+    monkeypatch.setattr(Runner, "open", opened)
+    probe = Probe(path, runner)
+    found = [each for _, (each,) in probe.activations([(item.place, 1)], probe.calls(steps))]
+    graph = load(path).subgraphs[0]
+    assert [each[2] for each in tried] == [True, False, True]
+    assert tried[0][0] == tried[1][0] < len(graph.operators) == tried[2][0]
+    assert tried[2][1] == 1 + len(graph.outputs)
+    assert all(np.array_equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+def test_halves_of_the_calls(fixtures: Path, runner: Runner) -> None:
+    path, inputs = fixtures / "mtcnn_rnet.tflite", str(fixtures / "inputs" / "mtcnn_rnet.npz")
+    steps = steps_of(path, [inputs], runtime="litert", timeout=60)
+    for count, expected in ((12, [0] * 6 + [1] * 6), (3, [0, 0, 1]), (1, [0])):
+        assert [call.half for call in Probe(path, runner).calls(steps[:count])] == expected
+
+
+def test_a_file_need_not_say_the_shapes_of_activations(fixtures: Path) -> None:
+    """Behind custom operators it often does not: how a weight is multiplied follows from itself."""
+    for name in ("digits_cnn", "mtcnn_rnet"):
+        told, silent = (load(fixtures / f"{name}.tflite") for _ in range(2))
+        for graph in silent.subgraphs:
+            for tensor in graph.tensors:
+                if not tensor.is_constant:
+                    tensor.shape = None
+        products = [
+            [product_of(operator, 1) for _, operator in model.operators() if len(operator.inputs) > 1]
+            for model in (told, silent)
+        ]
+        assert products[0] == products[1] and sum(item is not None for item in products[0]) > 4

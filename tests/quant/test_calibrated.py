@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.quant import clipping
@@ -66,6 +66,8 @@ def test_feedback_is_that_of_the_paper() -> None:
     st.integers(1, 20),
     st.sampled_from([Levels(-2, 1), Levels(-8, 7), Levels(-127, 127)]),
 )
+# One row in each group, as in depthwise filters.
+@example(3, 3, 1, 5, Levels(-127, 127))
 @settings(max_examples=40, deadline=None)
 def test_never_worse_than_nearest(seed: int, groups: int, rows: int, length: int, levels: Levels) -> None:
     random = np.random.default_rng(seed)

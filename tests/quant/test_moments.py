@@ -30,7 +30,7 @@ def test_sums_are_those_of_numpy() -> None:
         np.testing.assert_allclose(found.square[half, 0], rows.T @ rows, rtol=1e-4)
         np.testing.assert_allclose(found.total[half, 0], rows.sum(axis=0), rtol=1e-5)
     assert found.count.tolist() == [27, 18]
-    np.testing.assert_allclose(found.mean[0], np.concatenate(samples).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.mean()[0], np.concatenate(samples).mean(axis=0), rtol=1e-5)
 
 
 def test_long_vectors_are_cut_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_uncentred_has_the_mean_in_it() -> None:
     random = np.random.default_rng(4)
     found = filled([random.standard_normal((500, 4)) + 3 for _ in range(4)])
     apart = found.covariance(centred=False) - found.covariance(centred=True)
-    np.testing.assert_allclose(apart[0], np.outer(found.mean[0], found.mean[0]), rtol=1e-6)
+    np.testing.assert_allclose(apart[0], np.outer(found.mean()[0], found.mean()[0]), rtol=1e-6)
 
 
 def test_infinite_activations_are_refused() -> None:

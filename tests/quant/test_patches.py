@@ -124,3 +124,11 @@ def test_no_more_vectors_than_asked_for() -> None:
     assert vectors.shape == (1, 100, 2)
     rows = {tuple(row) for row in activation.reshape(-1, 2)}
     assert {tuple(row) for row in vectors[0]} <= rows
+
+
+def test_an_activation_of_other_channels_is_refused() -> None:
+    window = Window((1, 1), (1, 1), (1, 1), True)
+    activation = np.zeros((1, 3, 3, 6), np.float32)
+    for product in (Convolution((4, 1, 1, 5), 1, window), Depthwise((1, 1, 1, 8), 2, window)):
+        with pytest.raises(ValueError, match="its activation has 6 channels"):
+            product.vectors(activation, 100, np.random.default_rng(0))

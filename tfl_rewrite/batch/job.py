@@ -96,18 +96,22 @@ def _rewritten(job: Job, made: Path) -> Report:
     from tfl_rewrite.verification import Tolerance, parse_memory
 
     limit = settings.memory_limit
-    inputs: tuple[str | os.PathLike[str], ...] = settings.inputs
-    if inputs:
-        inputs = media_inputs(
+
+    def read(paths: tuple[str, ...]) -> tuple[str | os.PathLike[str], ...]:
+        if not paths:
+            return ()
+        return media_inputs(
             job.source,
-            inputs,
+            paths,
             value_range=settings.input_range,
             layout=settings.input_layout,
             sample_rate=settings.sample_rate,
         )
+
     verification = Verification(
         mode=settings.verify,
-        inputs=inputs,
+        inputs=read(settings.inputs),
+        holdout=read(settings.holdout),
         samples=settings.samples,
         seed=settings.seed,
         tolerance=Tolerance(

@@ -101,6 +101,7 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
         settings = _with_inputs(settings, config.base, source)
         reads += [Claim("a model", os.fspath(source))]
         reads += [Claim("inputs", text) for text in settings.inputs]
+        reads += [Claim("holdout", text) for text in settings.holdout]
         writes.append(Claim("an output", os.fspath(target)))
         job = Job(
             name=name,
@@ -191,15 +192,18 @@ def _settings(config: BatchConfig, name: str) -> Settings | None:
 
 def _with_inputs(settings: Settings, base: Path, source: Path) -> Settings:
     """Fills in the placeholders of real inputs; those that name no file are left out, if that is allowed."""
-    paths: Iterable[Path] = [base / text for text in settings.inputs_of(source)]
-    if settings.missing_inputs == "made":
-        paths = [path for path in paths if path.exists()]
-    return settings.changed({"inputs": [str(_absolute(path)) for path in paths]}, "inputs")
+    filled = {}
+    for name in ("inputs", "holdout"):
+        paths: Iterable[Path] = [base / text for text in settings.paths_of(name, source)]
+        if settings.missing_inputs == "made":
+            paths = [path for path in paths if path.exists()]
+        filled[name] = [str(_absolute(path)) for path in paths]
+    return settings.changed(filled, "inputs")
 
 
 def _key(source: Path, name: str, settings: Settings) -> str:
     files = [source]
-    for text in settings.inputs:
+    for text in (*settings.inputs, *settings.holdout):
         path = Path(text)
         files += sorted(path.rglob("*.npz")) if path.is_dir() else [path] if path.is_file() else []
     facts = {

@@ -26,6 +26,7 @@ class Settings:
         passes: As for ``tfl-rewrite run --pass``.
         preset: Instead of passes.
         inputs: Paths of real inputs. ``{stem}``, ``{name}`` and ``{folder}`` stand for those of the model.
+        holdout: Likewise, of those that nothing is fitted to and that alone judge.
         missing_inputs: ``made``: where a path names no file, inputs are made. ``fail``: the file fails then.
     """
 
@@ -33,6 +34,7 @@ class Settings:
     preset: str | None = None
     verify: str = "auto"
     inputs: tuple[str, ...] = ()
+    holdout: tuple[str, ...] = ()
     missing_inputs: str = "made"
     input_range: tuple[float, float] | None = None
     input_layout: str | None = None
@@ -73,17 +75,20 @@ class Settings:
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value)
-        for text in self.inputs:
+        for what, text in [("inputs", text) for text in self.inputs] + [
+            ("holdout", text) for text in self.holdout
+        ]:
             if any(found[1] not in _PLACES for found in _BRACES.finditer(text)):
                 places = ", ".join(f"{{{name}}}" for name in _PLACES)
-                raise UsageError(f"inputs {text[:80]!r} has an unknown placeholder", remedy=f"use {places}")
+                raise UsageError(f"{what} {text[:80]!r} has an unknown placeholder", remedy=f"use {places}")
         return self
 
-    def inputs_of(self, source: Path) -> tuple[str, ...]:
-        """Returns the paths of real inputs for a model, its names in place of the placeholders."""
+    def paths_of(self, name: str, source: Path) -> tuple[str, ...]:
+        """Returns ``inputs`` or ``holdout`` for a model, its names in place of the placeholders."""
+        texts: tuple[str, ...] = getattr(self, name)
         names = {"stem": source.stem, "name": source.name, "folder": str(source.parent)}
         # Nothing but these three words, in one go: a name may hold braces too.
-        return tuple(_BRACES.sub(lambda found: names.get(found[1], found[0]), text) for text in self.inputs)
+        return tuple(_BRACES.sub(lambda found: names.get(found[1], found[0]), text) for text in texts)
 
     def changed(self, values: Mapping[str, Any], where: str) -> Settings:
         """Returns settings with some values replaced; either of passes and preset replaces the other.
@@ -123,7 +128,7 @@ class Override:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-_LISTS = ("passes", "inputs", "runtime", "resolver")
+_LISTS = ("passes", "inputs", "holdout", "runtime", "resolver")
 _FLAGS = ("independent", "no_rescue")
 _WHOLE = ("samples", "seed", "sample_rate")
 _OPTIONAL = ("input_range", "input_layout", "sample_rate", "max_abs_error")

@@ -19,6 +19,7 @@ from tfl_rewrite.verification.judge import run_model
 from tfl_rewrite.verification.samples import Step
 
 OUT_OF_TIME = "there was no time left"
+NOT_ENTERED = "no sample to fit to enters their subgraph"
 
 MEMORY_NBYTES = 512 << 20
 """Of moments at a time; the model is run again for those that do not fit."""
@@ -79,7 +80,7 @@ def collect(
     for number in sorted({item.place.subgraph for item in wanted}):
         mine = [position for position, item in enumerate(wanted) if item.place.subgraph == number]
         if number not in entered:
-            yield from ((position, "no real input enters their subgraph") for position in mine)
+            yield from ((position, NOT_ENTERED) for position in mine)
             continue
         for group in memory_rounds([wanted[position].product for position in mine], MEMORY_NBYTES):
             if enough():
@@ -95,11 +96,13 @@ def _collect(
     try:
         weights = [(wanted[position].place, wanted[position].position) for position in group]
         for number, activations in probe.activations(weights, calls):
+            half = calls[number].half
             for position, activation in zip(group, activations, strict=True):
                 held = found[position]
                 if isinstance(held, Moments):
                     try:
-                        held.add(as_floats(activation), stream_of(seed, wanted[position].place, number))
+                        stream = stream_of(seed, wanted[position].place, number)
+                        held.add(as_floats(activation), stream, half)
                     except ValueError as error:
                         found[position] = str(error)
     except CalibrationError as error:

@@ -1,26 +1,36 @@
-"""Sets samples aside that a search never sees, and deals the others out so that none measures its own fit.
+"""Divides real inputs: some to fit to, in two halves, and some that nothing is fitted to, which judge.
 
-Rounding that looks at activations fits the samples that it sees: measured on those, four samples promised 10
-dB more than others kept. So the samples of a search come in two halves, and each half measures weights that
-were rounded for the other (cross-fitting). The file itself is rounded for both, so it is at least as good.
+Whatever looks at activations fits the samples that it sees: measured on those, four samples promised 10 dB
+more than others kept, and an audio classifier that had lost 18 dB passed. So a quarter of the samples is held
+out, two at least, and judges the file. The others come in two halves, and what was fitted to one half is
+measured on the other: by a search, whole files; by a rounder, the products of each weight. The file itself is
+fitted to both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tfl_rewrite.model.ir import Model
-from tfl_rewrite.storage import load
-from tfl_rewrite.verification.inputs import MOST_SAMPLES, expand_paths
-from tfl_rewrite.verification.media import Media
+import numpy as np
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.verification.inputs import expand_paths, real_inputs, sample_counts
+from tfl_rewrite.verification.interface import EntryPoint, Interface, TensorFacts
+from tfl_rewrite.verification.media import Media, media_steps
 from tfl_rewrite.verification.npz import read_npz, write_npz
 from tfl_rewrite.verification.samples import Array
 
-LEAST_SAMPLES = 4
-_LEAST_HALVED = 2
+LEAST_FITTED = 2
+"""One for each half."""
+
+LEAST_HELD_OUT = 2
+
+LEAST_SAMPLES = LEAST_FITTED + LEAST_HELD_OUT
 
 Paths = tuple[str | os.PathLike[str], ...]
 
@@ -30,24 +40,29 @@ class Split:
     """What inputs serve for.
 
     Attributes:
-        folds: Inputs to search with: the two halves, or one part that nothing is rounded for.
-        everything: The inputs of all folds.
+        folds: Inputs to search with: the two halves, or one part that nothing is fitted to.
         judge: The rest.
         text: What was done, for the report.
-        dealt: The part of it that is about the folds.
-        held_out: Whether the search never sees those that judge.
+        held_out: Whether a search never sees those that judge.
+        dealt: The part of ``text`` that is about the folds.
+        reason: Why they were not divided; empty if they were.
     """
 
     folds: tuple[Paths, ...]
-    everything: Paths
     judge: Paths
     text: str
     held_out: bool
     dealt: str = ""
+    reason: str = ""
+
+    @property
+    def everything(self) -> Paths:
+        """The inputs of all folds."""
+        return tuple(path for fold in self.folds for path in fold)
 
     @property
     def crossed(self) -> bool:
-        """Whether weights can be rounded for one half and measured on the other."""
+        """Whether weights can be fitted to one half and measured on the other."""
         return len(self.folds) > 1
 
     def others(self, fold: int) -> Paths:
@@ -56,36 +71,26 @@ class Split:
 
 
 def divide(
-    source: str | os.PathLike[str],
+    model: Model,
     inputs: Sequence[str | os.PathLike[str]],
     holdout: Sequence[str | os.PathLike[str]],
     folder: Path,
     *,
-    halves: bool,
+    halves: bool = True,
 ) -> Split:
     """Divides the user's inputs of a model; in order where it keeps something from call to call.
 
     Args:
-        source: The model.
+        model: That they are for.
         inputs: See :func:`split`, as for the others.
 
     Raises:
-        UsageError: A file cannot be read.
+        UsageError: A file cannot be read, or does not fit the model.
     """
-    model = load(source)
     in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
         code.name == "VAR_HANDLE" for code in model.operator_codes
     )
-    entries = [len(model.subgraphs[0].inputs), *(len(signature.inputs) for signature in model.signatures)]
-    return split(
-        inputs,
-        holdout,
-        folder,
-        in_order=in_order,
-        whole=first_sizes(model),
-        halves=halves,
-        media=set(entries) == {1},
-    )
+    return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
 
 
 def split(
@@ -93,58 +98,120 @@ def split(
     holdout: Sequence[str | os.PathLike[str]],
     folder: Path,
     *,
+    interface: Interface,
     in_order: bool,
-    whole: frozenset[int] = frozenset(),
     halves: bool = True,
-    media: bool = True,
 ) -> Split:
     """Divides the user's inputs.
 
+    Four files or more are dealt whole; the samples of fewer are dealt by entry point. An entry point with too
+    few samples is judged with all of them.
+
     Args:
-        inputs: ``.npz`` files or folders of them.
+        inputs: ``.npz`` files, pictures, sound, or folders of them.
         holdout: The same, if the user set samples aside; they alone judge then.
         folder: For the parts of files.
-        in_order: Whether samples follow each other in time, and so do the parts then.
-        whole: First dimensions of the model's inputs that are no count of samples.
-        media: Whether a picture or a sound file is a sample: the model has one input.
-        halves: Whether weights are rounded for inputs; otherwise one part does to search with.
+        interface: What the model takes.
+        in_order: Whether samples follow each other in time, and so do the parts then: no sequence is torn.
+        halves: Whether something is fitted to inputs; otherwise one part does to search with.
 
     Raises:
-        UsageError: A file cannot be read.
+        UsageError: A file cannot be read, or does not fit.
     """
     given = tuple(inputs)
     files = [file for found in expand_paths(inputs) for file in _each(found)]
-    if not media and any(isinstance(file, Media) for file in files):
-        return _undivided(given, holdout, "several inputs, so a file is no sample")
+    single = {len(entry.inputs) for entry in interface.entry_points} == {1}
+    if not single and any(isinstance(file, Media) for file in files):
+        return _undivided(
+            given, holdout, "the model takes several inputs, so a picture or sound is no sample"
+        )
+    guess = _guess(files, interface)
+    if guess:
+        return _undivided(given, holdout, f"{guess} (say it with --input-range)")
     parts: list[list[Path | Media]] = [[], [], []]
-    least = _LEAST_HALVED if holdout else LEAST_SAMPLES
+    least = LEAST_FITTED if holdout else LEAST_SAMPLES
     if len(files) >= least:
         for part, picked in zip(parts, _shares(len(files), in_order, bool(holdout)), strict=True):
             part += [files[index] for index in picked]
         counts, what = [len(part) for part in parts], "files"
     else:
-        counts, what = [0, 0, 0], "samples"
+        counts, what, seen = [0, 0, 0], "samples", 0
         for number, path in enumerate(files):
             if isinstance(path, Media):
-                return _undivided(given, holdout, f"{len(files)} files are too few to divide")
-            arrays = read_npz(path)
-            total = _samples(arrays, whole)
-            if total < least:
-                return _undivided(given, holdout, f"{path.name} holds too few samples to divide")
-            for index, rows in enumerate(_shares(total, in_order, bool(holdout))):
-                if rows:
-                    target = folder / f"{index}-{number}-{path.name}"
-                    write_npz(target, {key: array[rows] for key, array in arrays.items()})
-                    parts[index].append(target)
-                counts[index] += len(rows)
+                seen += 1
+                parts[2] += [] if holdout else [path]
+                continue
+            found, total = _cut(path, interface, number, folder, in_order, bool(holdout))
+            seen += total
+            for part, count, made in zip(parts, range(3), found, strict=True):
+                counts[count] += made[1]
+                part += [made[0]] if made[0] is not None else []
+        if not parts[0]:
+            text = "1 sample is" if seen == 1 else f"{seen} samples are"
+            return _undivided(given, holdout, f"{text} too few: give {least} or more")
     kept = "the files of --holdout" if holdout else str(counts[2])
-    dealt = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other"
     first, second, rest = (tuple(part) for part in parts)
+    judge = tuple(holdout) or rest
     if not halves:
         text = f"{counts[0] + counts[1]} {what}; {kept} held out"
-        return Split(((*first, *second),), (*first, *second), tuple(holdout) or rest, text, True)
-    text = f"{dealt}; {kept} held out"
-    return Split((first, second), (*first, *second), tuple(holdout) or rest, text, True, dealt)
+        return Split(((*first, *second),), judge, text, True)
+    dealt = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other"
+    return Split((first, second), judge, f"{dealt}; {kept} held out", True, dealt)
+
+
+def _guess(files: Sequence[Path | Media], interface: Interface) -> str:
+    """Returns what would be assumed of pictures and sound: what is fitted to a guess may fit nothing else."""
+    for media in (file for file in files if isinstance(file, Media) and file.value_range is None):
+        try:
+            assumed = media_steps(interface, media)[2]
+        except UsageError:
+            # Whoever runs the model says what does not fit.
+            continue
+        if assumed:
+            return assumed[0]
+    return ""
+
+
+_Part = tuple[Path | None, int]
+
+
+def _cut(
+    path: Path, interface: Interface, number: int, folder: Path, in_order: bool, judged: bool
+) -> tuple[list[_Part], int]:
+    """Cuts an ``.npz``.
+
+    Returns:
+        Three files with the number of samples in each, None where there would be none; and how many samples
+        there are in all.
+
+    Raises:
+        UsageError: It does not fit.
+    """
+    real_inputs(interface, [path])  # So that what does not fit is said before anything is done.
+    arrays = read_npz(path)
+    counts = sample_counts(interface, path, arrays)
+    least = LEAST_FITTED if judged else LEAST_SAMPLES
+    shares = {total: _shares(total, in_order, judged) for total in counts.values() if total >= least}
+    made: list[_Part] = []
+    for index in range(3):
+        held: dict[str, Array] = {}
+        for name, array in arrays.items():
+            total = counts.get(name)
+            if total is None:
+                # Given once for all samples, or no input.
+                held[name] = array
+            elif total in shares:
+                held[name] = array[shares[total][index]]
+            elif index == 2:
+                held[name] = array
+        taken = [name for name in held if name in counts and len(held[name])]
+        if not taken:
+            made.append((None, 0))
+            continue
+        target = folder / f"{index}-{number}-{path.name}"
+        write_npz(target, {name: held[name] for name in held if name not in counts or name in taken})
+        made.append((target, max(len(held[name]) for name in taken)))
+    return made, max(counts.values(), default=0)
 
 
 def _each(found: Path | Media) -> list[Path | Media]:
@@ -159,30 +226,53 @@ def _undivided(given: Paths, holdout: Sequence[str | os.PathLike[str]], why: str
     text = f"the inputs, not rounding for them: {why}"
     if not holdout:
         text += "; none are held out (give --holdout)"
-    return Split((given,), given, tuple(holdout) or given, text, bool(holdout))
-
-
-def _samples(arrays: Mapping[str, Array], whole: frozenset[int]) -> int:
-    """Returns how many samples the arrays of a file hold, or 0 if that is not plain."""
-    found = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
-    total = found.pop() if len(found) == 1 else 0
-    return 0 if total in whole or total > MOST_SAMPLES else total
+    return Split((given,), tuple(holdout) or given, text, bool(holdout), reason=why)
 
 
 def _shares(total: int, in_order: bool, judged: bool) -> list[list[int]]:
     """Returns which samples serve for what; none are held out if the user did that."""
     order = list(range(total))
+    aside = 0 if judged else max(LEAST_HELD_OUT, total // 4)
     if in_order:
-        rest = total if judged else total - max(1, total // 4)
+        rest = total - aside
         half = (rest + 1) // 2
         return [order[:half], order[half:rest], order[rest:]]
     # Neighbours are often alike: deal them out like cards.
-    held = [] if judged else order[3::4]
+    held = [(number + 1) * total // aside - 1 for number in range(aside)]
     rows = [index for index in order if index not in held]
     return [rows[0::2], rows[1::2], held]
 
 
-def first_sizes(model: Model) -> frozenset[int]:
-    """Returns the first dimensions of a model's inputs but 1: an array of that length may be one sample."""
-    shapes = [tensor.shape for graph in model.subgraphs for tensor in graph.inputs]
-    return frozenset(shape[0] for shape in shapes if shape and shape[0] > 1)
+def interface_of(model: Model) -> Interface:
+    """Returns what a model takes, as a runtime would tell it; what it gives out is left away."""
+    signatures = tuple(
+        EntryPoint(
+            key=signature.key,
+            # By name, as the runtime's runner of a signature has them.
+            inputs=tuple(
+                sorted(
+                    (_facts(tensor, record.get("name") or "") for record, tensor in signature.inputs),
+                    key=lambda facts: facts.name,
+                )
+            ),
+            outputs=(),
+            subgraph=model.subgraphs.index(signature.subgraph),
+        )
+        for signature in model.signatures
+    )
+    graph = model.subgraphs[0] if model.subgraphs else None
+    main = tuple(_facts(tensor, tensor.name) for tensor in graph.inputs) if graph is not None else ()
+    return Interface(primary=EntryPoint(key=None, inputs=main, outputs=()), signatures=signatures)
+
+
+def _facts(tensor: Tensor, name: str) -> TensorFacts:
+    row = dtypes.BY_VALUE.get(tensor.dtype)
+    shape = tensor.shape or ()
+    known = row is not None and bool(row.numpy)
+    return TensorFacts(
+        name=name,
+        tensor=tensor.name,
+        dtype=np.dtype(row.numpy).name if known and row is not None else "string",
+        shape=shape,
+        shape_signature=tensor.signature or shape,
+    )

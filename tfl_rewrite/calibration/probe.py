@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: the subgraph that it enters and its inputs in that subgraph's order."""
+    """One call.
+
+    Attributes:
+        subgraph: That it enters.
+        values: Its inputs, in the order of the subgraph's.
+        half: Of the samples, that it belongs to: what is fitted to one half is measured on the other.
+    """
 
     subgraph: int
     values: tuple[Array, ...]
+    half: int = 0
 
 
 class Probe:
@@ -54,10 +62,20 @@ class Probe:
     def calls(self, steps: Sequence[Step]) -> list[Call]:
         """Returns the calls of some steps, in the order of the subgraphs' inputs.
 
+        The first half of the calls of a subgraph is one half of the samples, the rest the other: samples that
+        follow each other in time are alike.
+
         Raises:
             CalibrationError: A step does not give every input of its subgraph.
         """
-        return [self._call(step) for step in steps]
+        calls = [self._call(step) for step in steps]
+        totals = Counter(call.subgraph for call in calls)
+        numbers: Counter[int] = Counter()
+        for position, call in enumerate(calls):
+            numbers[call.subgraph] += 1
+            if 2 * numbers[call.subgraph] > totals[call.subgraph] + 1:
+                calls[position] = replace(call, half=1)
+        return calls
 
     def put(self, place: Place, position: int, values: npt.NDArray[np.floating]) -> None:
         """Replaces a constant input of an operator: itself, or what its DEQUANTIZE expands.
@@ -128,27 +146,34 @@ class Probe:
             yield number, found
 
     def _open(self, subgraph: SubGraph, outputs: list[Tensor], call: Call) -> None:
-        """Opens the part that ends in some tensors; without delegates where they do not take it."""
+        """Opens the part that ends in some tensors.
+
+        Without delegates where they do not take it, and with all that follows where the part alone does not
+        run: XNNPACK crashes where nothing reads what a MaxPoolingWithArgmax2D gives out.
+        """
         self._number += 1
         path = self._runner.folder / f"part{self._number}.tflite"
-        self._save(path, subgraph, outputs)
         try:
-            try:
-                self._runner.open(path)
-                self._runner.run(call.values)
-            except CalibrationError:
-                self._runner.open(path, delegates=False)
-                self._runner.run(call.values)
+            for last_try, (whole, delegates) in enumerate(((False, True), (False, False), (True, True)), -2):
+                if delegates:
+                    self._save(path, subgraph, outputs, whole=whole)
+                try:
+                    self._runner.open(path, delegates=delegates)
+                    self._runner.run(call.values)
+                    return
+                except CalibrationError:
+                    if not last_try:
+                        raise
         finally:
             # An open interpreter keeps what it has mapped.
             path.unlink(missing_ok=True)
 
-    def _save(self, path: Path, subgraph: SubGraph, outputs: list[Tensor]) -> None:
+    def _save(self, path: Path, subgraph: SubGraph, outputs: list[Tensor], *, whole: bool) -> None:
         model = self.model
         last = max(
             position
             for position, operator in enumerate(subgraph.operators)
-            if any(tensor is output for tensor in operator.outputs for output in outputs)
+            if whole or any(tensor is output for tensor in operator.outputs for output in outputs)
         )
         read = {id(tensor) for operator in subgraph.operators[: last + 1] for tensor in operator.inputs}
         needed = {
@@ -160,7 +185,8 @@ class Probe:
         # Constants that the part does not read are not written.
         spared = [(buffer, buffer.blob) for buffer in model.buffers if id(buffer) not in needed]
         kept = subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs
-        subgraph.operators, subgraph.outputs = subgraph.operators[: last + 1], outputs
+        rest = [tensor for tensor in subgraph.outputs if whole and all(tensor is not own for own in outputs)]
+        subgraph.operators, subgraph.outputs = subgraph.operators[: last + 1], [*outputs, *rest]
         # The part is the main subgraph, so that it can be called by position.
         model.signatures = []
         model.subgraphs = [subgraph, *(other for other in kept[3] if other is not subgraph)]

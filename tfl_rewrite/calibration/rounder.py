@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,19 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.collect import OUT_OF_TIME, Wanted, as_floats, collect, steps_of
+from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Wanted, as_floats, collect, steps_of
 from tfl_rewrite.calibration.probe import Call, Place, Probe
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.biases import Correction, takes_bias
+from tfl_rewrite.passes.biases import Correction, before_steep, takes_bias
 from tfl_rewrite.passes.clipped import Clipped
 from tfl_rewrite.passes.products import product_of
 from tfl_rewrite.passes.rounders import Emit, Work
 from tfl_rewrite.quant import symmetric
-from tfl_rewrite.quant.calibrated import Metric, Pains
+from tfl_rewrite.quant.calibrated import Pains
 from tfl_rewrite.quant.encoding import Effort
-from tfl_rewrite.quant.layer_rounding import Layer, Plan, round_layer
+from tfl_rewrite.quant.layer_rounding import Fit, Layer, LayerRounding, Metrics, Plan, Run, Trial
 from tfl_rewrite.quant.moments import Drift, Moments
 from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.symmetric import Error, Float32
@@ -35,6 +36,7 @@ from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
 from tfl_rewrite.verification.memory import MemoryWatch, default_limit
 from tfl_rewrite.verification.runner import RuntimeChoice
 from tfl_rewrite.verification.samples import Step
+from tfl_rewrite.work import current, one_blas_thread
 
 HELD_NBYTES = 256 << 20
 """Of integers in memory; more go to a temporary file."""
@@ -51,6 +53,11 @@ LARGEST_ELEMENTS = 1 << 27
 
 IN_ORDER_NBYTES = 256 << 20
 """Of a model whose weights are rounded one after the other: a part of it is written for each."""
+
+AT_ONCE_NBYTES = 1 << 30
+"""Of weights that are rounded at a time, with all that belongs to them; one that takes more is alone."""
+
+ONE_SAMPLE = "a single sample meets them, so that nothing could judge what was fitted to it"
 
 _HALF_DIGITS = 11
 _EMITTED = 1 << 20
@@ -96,8 +103,14 @@ class _Job:
         return values
 
 
+_Outcome = tuple[_Job, Trial | str, Layer | None]
+"""What became of a weight: what was tried, or why nothing; and its integers, unless they are the nearest."""
+
+
 class Calibrated:
     """Rounds weights for the real activations that they meet, others as :class:`Clipped` does.
+
+    So does it with those that fitting did not make better on samples that were not fitted to.
 
     What was decided on a constant is kept, so that preparing it again costs nothing.
 
@@ -118,6 +131,7 @@ class Calibrated:
         self._time_is_up = time_is_up or (lambda: False)
         self._plain = Clipped()
         self._layers: dict[Hashable, Layer] = {}
+        self._trials: dict[Hashable, Trial] = {}
         self._reasons: dict[Hashable, str] = {}
         self._active: list[Work] = []
         self._steps: list[Step] | None = None
@@ -136,11 +150,11 @@ class Calibrated:
             return
         try:
             # A signal to end unwinds, so that processes and files are not left behind.
-            with TerminationGuard(), Scratch() as scratch:
+            with TerminationGuard(), Scratch() as scratch, one_blas_thread():
                 self._calibrate(file_of(model, scratch.folder()), jobs)
         except (CalibrationError, UnsupportedError) as error:
             for job in jobs:
-                if _key(job.work) not in self._layers:
+                if _key(job.work) not in self._trials:
                     self._reasons[_key(job.work)] = f"the model could not be run for its activations: {error}"
 
     def scales(self, work: Work) -> Float32:
@@ -178,23 +192,25 @@ class Calibrated:
         return found
 
     def gains(self, work: Work) -> dict[str, float] | None:
-        """Returns what each step won on the calibration inputs, in dB; None for a weight not calibrated."""
-        layer = self._layers.get(_key(work))
-        return None if layer is None else layer.gains.decibels()
+        """Returns what each way won, in dB on samples not fitted to; None for a weight not calibrated."""
+        trial = self._trials.get(_key(work))
+        return None if trial is None else trial.decibels()
 
     def notes(self) -> list[str]:
         """Returns how many weights were calibrated, what that won, and why others were not."""
-        layers = [layer for work in self._active if (layer := self._layers.get(_key(work))) is not None]
+        trials = [trial for work in self._active if (trial := self._trials.get(_key(work))) is not None]
         lines = []
-        if layers:
-            won = [layer.gains.decibels() for layer in layers]
+        if trials:
+            found = Counter(trial.best for trial in trials)
+            told = {Fit.ROUNDING: "rounded", Fit.BIAS: "rounded with the bias", Fit.NEAREST: "to the nearest"}
+            parts = ", ".join(f"{found[fit]} {text}" for fit, text in told.items() if found[fit])
             # Adding zero makes a zero of a negative one.
-            middle = {name: round(median(each[name] for each in won), 1) + 0.0 for name in won[0]}
-            parts = ", ".join(f"{name} {gain:.1f}" for name, gain in middle.items())
+            won = round(median(max(0.0, *trial.decibels().values()) for trial in trials), 1) + 0.0
             how = ", each behind those before it" if self._ordered else ""
             lines.append(
-                f"calibrated {len(layers)} weight(s) on {len(self._steps or ())} real sample(s){how}; median"
-                f" gain on their products in dB: {parts}; judge by inputs that were not used for it"
+                f"calibrated {len(trials)} weight(s) on {len(self._steps or ())} sample(s){how}: {parts},"
+                " whichever errs least on the half of the samples that it was not fitted to; median gain"
+                f" there {won:.1f} dB"
             )
         counts = Counter(
             reason for work in self._active if (reason := self._reasons.get(_key(work))) is not None
@@ -203,7 +219,7 @@ class Calibrated:
         return lines
 
     def _known(self, work: Work) -> bool:
-        return _key(work) in self._layers or _key(work) in self._reasons
+        return _key(work) in self._trials or _key(work) in self._reasons
 
     def _jobs(self, model: Model, works: Sequence[Work]) -> list[_Job]:
         places = self._places = {
@@ -212,6 +228,7 @@ class Calibrated:
             for position, operator in enumerate(subgraph.operators)
         }
         jobs = []
+        steep = before_steep(model) if self._settings.correct_bias else set()
         for work in works:
             product = product_of(work.uses[0].operator, work.uses[0].position) if work.uses else None
             if len(work.uses) != 1:
@@ -222,19 +239,10 @@ class Calibrated:
                 self._reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
             else:
                 use = work.uses[0]
-                jobs.append(_Job(work, places[id(use.operator)], use.position, product, self._plan(work)))
+                may = self._settings.correct_bias and id(use.operator) not in steep
+                plan = _plan(work, may_correct=may)
+                jobs.append(_Job(work, places[id(use.operator)], use.position, product, plan))
         return sorted(jobs, key=lambda job: (job.place.subgraph, job.place.operator))
-
-    def _plan(self, work: Work) -> Plan:
-        use = work.uses[0]
-        name, shape = use.operator.code.name, work.shape
-        outputs = shape[3] if name == "DEPTHWISE_CONV_2D" else shape[0]
-        nbytes = work.channels.elements * work.dtype.bits // 8
-        centred = self._settings.correct_bias and takes_bias(
-            use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs
-        )
-        digits = _HALF_DIGITS if work.block is not None else 24
-        return Plan(shape, work.channels, work.levels, centred, digits)
 
     def _calibrate(self, path: Path, jobs: Sequence[_Job]) -> None:
         settings = self._settings
@@ -267,17 +275,47 @@ class Calibrated:
             groups.setdefault((job.place, job.position), []).append(job)
         places = list(groups.values())
         wanted = [Wanted(group[0].place, group[0].position, group[0].product) for group in places]
-        for position, moments in collect(probe, wanted, calls, enough=self._time_is_up):
-            metrics: dict[bool, Metric] = {}
-            for job in places[position]:
-                if self._time_is_up():
-                    moments = OUT_OF_TIME
-                if isinstance(moments, Moments) and job.plan.centred not in metrics:
-                    metrics[job.plan.centred] = Metric.of(moments.covariance(centred=job.plan.centred))
-                self._settle(job, moments, metrics.get(job.plan.centred))
-                self._tick(jobs, job)
+        threads = current().threads
+        waiting: deque[tuple[Future[list[_Outcome]], int]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for position, moments in collect(probe, wanted, calls, enough=self._time_is_up):
+                    group = places[position]
+                    nbytes = _nbytes_of(group)
+                    # In the order of the layers, whichever is done first.
+                    while waiting and (
+                        len(waiting) > threads or nbytes + sum(each for _, each in waiting) > AT_ONCE_NBYTES
+                    ):
+                        self._keep(waiting.popleft()[0].result(), jobs)
+                    waiting.append((pool.submit(self._rounded, group, moments), nbytes))
+                while waiting:
+                    self._keep(waiting.popleft()[0].result(), jobs)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _rounded(self, group: Sequence[_Job], moments: Moments | str) -> list[_Outcome]:
+        """Rounds one weight in all of its encodings; several weights at a time, each in a thread."""
+        metrics = Metrics(moments, keep=len(group) > 1) if isinstance(moments, Moments) else None
+        found = []
+        for job in group:
+            if self._time_is_up():
+                moments = OUT_OF_TIME
+            found.append(self._outcome(job, moments, metrics))
+        return found
+
+    def _keep(self, outcomes: Sequence[_Outcome], jobs: Sequence[_Job]) -> None:
+        for job, found, layer in outcomes:
+            self._take(job, found, layer)
+            self._tick(jobs, job)
 
     def _one_by_one(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
+        with ThreadPoolExecutor(current().threads) as pool:
+            self._in_turn(probe, rounded, jobs, calls, pool.map)
+
+    def _in_turn(
+        self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call], run: Run
+    ) -> None:
         entered = {call.subgraph for call in calls}
         calibrated = {_key(job.work) for job in jobs}
         for work in self._active:
@@ -287,10 +325,10 @@ class Calibrated:
             if number:
                 self._tick(jobs, jobs[number - 1])
             if job.place.subgraph not in entered:
-                self._reasons[_key(job.work)] = "no real input enters their subgraph"
+                self._reasons[_key(job.work)] = NOT_ENTERED
                 continue
             moments = OUT_OF_TIME if self._time_is_up() else _drift(probe, rounded, job, calls)
-            layer = self._settle(job, moments)
+            layer = self._take(*self._outcome(job, moments, run=run))
             if layer is None:
                 self._put(rounded, job.place, job.work)
                 continue
@@ -316,14 +354,29 @@ class Calibrated:
         values = integers.reshape(work.shape) * scale[_channel_index(work)]
         rounded.put(place, work.uses[0].position, values)
 
-    def _settle(self, job: _Job, moments: Moments | str, metric: Metric | None = None) -> Layer | None:
-        """Rounds one weight and keeps the outcome."""
+    def _outcome(
+        self, job: _Job, moments: Moments | str, metrics: Metrics | None = None, run: Run = map
+    ) -> _Outcome:
+        """Rounds one weight in the way that errs least on samples that it was not fitted to."""
+        if isinstance(moments, Moments) and not moments.halved:
+            moments = ONE_SAMPLE
         if isinstance(moments, str):
-            self._reasons[_key(job.work)] = moments
+            return job, moments, None
+        rounding = LayerRounding(job.weight(), job.plan, moments, self._settings.pains, metrics)
+        trial = rounding.tried(self._plain.scales(job.work), run)
+        if trial.best is Fit.NEAREST:
+            return job, trial, None
+        return job, trial, rounding.layer(bias=trial.best is Fit.BIAS)
+
+    def _take(self, job: _Job, found: Trial | str, layer: Layer | None) -> Layer | None:
+        """Keeps an outcome."""
+        key = _key(job.work)
+        if isinstance(found, str):
+            self._reasons[key] = found
             return None
-        layer = round_layer(job.weight(), job.plan, moments, self._settings.pains, metric)
-        layer = self._kept(layer)
-        self._layers[_key(job.work)] = layer
+        self._trials[key] = found
+        if layer is not None:
+            layer = self._layers[key] = self._kept(layer)
         return layer
 
     def _kept(self, layer: Layer) -> Layer:
@@ -338,7 +391,7 @@ class Calibrated:
         file.flush()
         mapped: npt.NDArray[np.int8] = np.memmap(file, np.int8, "r", shape=layer.integers.shape)
         self._spilled.append(file)
-        return Layer(mapped, layer.scale, layer.bias, layer.gains)
+        return Layer(mapped, layer.scale, layer.bias)
 
 
 def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Moments | str:
@@ -349,10 +402,26 @@ def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Mo
     try:
         for (number, (met,)), (_, (wanted,)) in pairs:
             key = (0, job.place.subgraph, job.place.operator, number)
-            moments.add_pair(as_floats(met), as_floats(wanted), key)
+            moments.add_pair(as_floats(met), as_floats(wanted), key, calls[number].half)
     except (ValueError, CalibrationError) as error:
         return str(error)
     return moments
+
+
+def _plan(work: Work, *, may_correct: bool) -> Plan:
+    use = work.uses[0]
+    name, shape = use.operator.code.name, work.shape
+    outputs = shape[3] if name == "DEPTHWISE_CONV_2D" else shape[0]
+    nbytes = work.channels.elements * work.dtype.bits // 8
+    centred = may_correct and takes_bias(use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs)
+    digits = _HALF_DIGITS if work.block is not None else 24
+    return Plan(shape, work.channels, work.levels, centred, digits)
+
+
+def _nbytes_of(group: Sequence[_Job]) -> int:
+    """Returns about how much memory rounding a weight takes."""
+    product, elements = group[0].product, group[0].work.channels.elements
+    return 6 * Moments.nbytes_of(product) + 80 * min(elements, 1 << 22) + 8 * elements
 
 
 def _channel_index(work: Work) -> npt.NDArray[np.int64]:

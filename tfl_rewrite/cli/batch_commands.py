@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.cli.options import TALKING, VERIFYING, Argument, Command
+from tfl_rewrite.cli.options import HOLDOUT, TALKING, VERIFYING, Argument, Command
 from tfl_rewrite.cli.progress import AFTER_SECONDS
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _GIVEN = ("out", "passes", "preset", "jobs", "executor")
 _JUDGED = (
     "verify",
     "inputs",
+    "holdout",
     "missing_inputs",
     "input_range",
     "input_layout",
@@ -43,7 +44,7 @@ _JUDGED = (
 # What is not given is left to the file, so nothing has a default here.
 _VERIFYING = tuple(
     replace(row, extra={**row.extra, "default": None})
-    for row in VERIFYING
+    for row in (*HOLDOUT, *VERIFYING)
     if row.names[-1].removeprefix("--").replace("-", "_") in _JUDGED
 )
 
@@ -90,8 +91,8 @@ BATCHING = (
                     *_VERIFYING,
                     Argument(
                         ("--missing-inputs",),
-                        "where a path of --inputs (which may hold {stem}, {name} or {folder}) names no file: "
-                        "made (default): make inputs. fail: the file fails",
+                        "where a path of --inputs or --holdout (which may hold {stem}, {name} or {folder}) "
+                        "names no file: made (default): make inputs. fail: the file fails",
                         {"choices": ("made", "fail"), "default": None},
                     ),
                 ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite import api
@@ -275,11 +275,30 @@ def real_inputs(arguments: argparse.Namespace, model: str) -> tuple[str | os.Pat
     options = (arguments.input_range, arguments.input_layout, arguments.sample_rate)
     if not arguments.inputs and options == (None, None, None):
         return ()
+    return _read_as_said(arguments, model, arguments.inputs)
+
+
+def held_out(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLike[str], ...]:
+    """Returns what --holdout names, read likewise."""
+    from tfl_rewrite.verification.inputs import expand_paths
+    from tfl_rewrite.verification.media import Media
+
+    if any(isinstance(found, Media) for found in expand_paths(arguments.holdout)):
+        return _read_as_said(arguments, model, arguments.holdout)
+    return tuple(arguments.holdout)
+
+
+def _read_as_said(
+    arguments: argparse.Namespace, model: str, paths: Sequence[str]
+) -> tuple[str | os.PathLike[str], ...]:
     from tfl_rewrite.media_metadata import media_inputs
 
-    value_range, layout, sample_rate = options
     return media_inputs(
-        model, arguments.inputs, value_range=value_range, layout=layout, sample_rate=sample_rate
+        model,
+        paths,
+        value_range=arguments.input_range,
+        layout=arguments.input_layout,
+        sample_rate=arguments.sample_rate,
     )
 
 
@@ -288,6 +307,7 @@ def verification_of(arguments: argparse.Namespace) -> Verification:
     return Verification(
         mode=arguments.verify,
         inputs=real_inputs(arguments, arguments.source),
+        holdout=held_out(arguments, arguments.source) if "holdout" in arguments else (),
         samples=arguments.samples,
         seed=arguments.seed,
         tolerance=_tolerance(arguments) if arguments.verify != "off" else None,

@@ -14,6 +14,7 @@ from types import FrameType
 from tfl_rewrite import __version__
 from tfl_rewrite.cli.arguments import BY_NAME, parser
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.work import blas_environment
 
 INTERRUPTED = 130
 
@@ -31,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of DESIGN's contract: 0, 2, 3, 4, 130; 1 never on purpose.
     """
+    with blas_environment():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     previous = _on_terminate()
     unraisable, sys.unraisablehook = sys.unraisablehook, _send_again
     arguments = None

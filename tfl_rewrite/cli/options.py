@@ -214,6 +214,18 @@ VERIFYING = (
     ),
 )
 
+HOLDOUT = (
+    value(
+        "--holdout",
+        help="real inputs that nothing is fitted to and that alone judge OUT; repeatable. Without it: a "
+        "quarter of the samples of --inputs, two at least, where something is fitted to them, else all",
+        metavar="PATH",
+        action="append",
+        default=[],
+        role=Role.READ,
+    ),
+)
+
 TALKING = (
     flag("-q", "--quiet", help="print errors only"),
     Argument(("-v", "--verbose"), "print more; twice: tracebacks too", {"action": "count", "default": 0}),

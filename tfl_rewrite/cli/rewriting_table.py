@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Command, Role, flag, value
+from tfl_rewrite.cli.options import (
+    HOLDOUT,
+    IN_OUT,
+    TALKING,
+    VERIFYING,
+    WRITING,
+    Command,
+    Role,
+    flag,
+    value,
+)
 
 _SELECTING = (
     value(
@@ -185,7 +195,7 @@ _SEARCHING = tuple(
     )
     if "--min-snr" in row.names
     else row
-    for row in VERIFYING
+    for row in (*HOLDOUT, *VERIFYING)
 )
 
 REWRITING = (
@@ -198,7 +208,7 @@ REWRITING = (
         (
             ("files", IN_OUT),
             ("what to rewrite", _SELECTING),
-            ("verification", VERIFYING),
+            ("verification", (*HOLDOUT, *VERIFYING)),
             ("writing", WRITING),
             ("talk", TALKING),
         ),
@@ -310,7 +320,7 @@ REWRITING = (
                     value("--preset", help="lossless or small", metavar="NAME", default=None),
                 ),
             ),
-            ("verification", VERIFYING),
+            ("verification", (*HOLDOUT, *VERIFYING)),
             ("writing", WRITING),
             ("talk", TALKING),
         ),

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+from tfl_rewrite.cli.options import HOLDOUT, IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
 from tfl_rewrite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,12 +67,7 @@ _BUDGET = (
 )
 
 _SEARCHING = (
-    Argument(
-        ("--holdout",),
-        "inputs that only the end result is judged with; repeatable. Without it, a quarter of --inputs",
-        {"action": "append", "default": [], "metavar": "PATH"},
-        Role.READ,
-    ),
+    *HOLDOUT,
     Argument(
         ("--effort",),
         "as for quantize-weights (default: balanced)",
@@ -156,7 +151,7 @@ SHRINKING = (
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.commands import _judges, real_inputs
+    from tfl_rewrite.cli.commands import _judges, held_out, real_inputs
     from tfl_rewrite.cli.files import SideFiles
     from tfl_rewrite.cli.progress import Bar
     from tfl_rewrite.cli.text import print_lines
@@ -195,7 +190,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 **_judges(arguments),
             ),
-            holdout=tuple(arguments.holdout),
+            holdout=held_out(arguments, arguments.source),
             time_limit=arguments.time_limit if arguments.time_limit != 0 else None,
             state=arguments.state,
             force=arguments.force,

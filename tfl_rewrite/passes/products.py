@@ -88,17 +88,25 @@ def product_of(operator: Operator, position: int) -> Product | None:
     if name == "BATCH_MATMUL" and rank >= 2:
         return BatchMatmul(shape, bool(operator.option("adj_x")), bool(operator.option("adj_y")))
     if name == "CONV_2D" and rank == 4:
-        channels = (activation.shape or (0,))[-1]
+        channels = _channels(activation, shape[3])
         if channels < 1 or channels % shape[3]:
             return None
         groups = channels // shape[3]
         return Convolution(shape, groups, _window(operator, shape)) if shape[0] % groups == 0 else None
     if name == "DEPTHWISE_CONV_2D" and rank == 4 and shape[0] == 1:
-        channels = (activation.shape or (0,))[-1]
+        channels = _channels(activation, shape[3] // max(1, operator.option("depth_multiplier") or 1))
         if channels < 1 or shape[3] % channels:
             return None
         return Depthwise(shape, shape[3] // channels, _window(operator, shape))
     return None
+
+
+def _channels(activation: Tensor, usual: int) -> int:
+    """Returns how many channels an activation has; ``usual`` where the file does not say its shape.
+
+    Behind a custom operator it often does not. Should it have others, its vectors will not fit the weight.
+    """
+    return activation.shape[-1] if activation.shape else usual
 
 
 def _window(operator: Operator, shape: tuple[int, ...]) -> Window:

@@ -276,8 +276,11 @@ def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -
 
 
 def _columns(values: Float64) -> Float64:
-    """Returns ``[groups, rows, length]`` as ``[groups, length, rows]`` in one piece, or the reverse."""
-    return np.ascontiguousarray(values.transpose(0, 2, 1))
+    """Returns ``[groups, rows, length]`` as ``[groups, length, rows]`` in one piece, or the reverse; a copy.
+
+    Of one row, too, which lies in one piece either way: what is worked on here must not be what it came from.
+    """
+    return np.array(values.transpose(0, 2, 1), order="C", copy=True)
 
 
 def _factor(moments: Float64, order: Labels) -> Float64:

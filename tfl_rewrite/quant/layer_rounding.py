@@ -1,8 +1,17 @@
-"""One weight rounded for the activations that it meets: scales, integers, and what the bias takes back."""
+"""One weight rounded for the activations that it meets: scales, integers, and what the bias takes back.
+
+What is fitted to few samples may be worse on others than rounding to the nearest, and a bias that takes a
+mean error back may be far off where it is added. So each of the two steps is tried on each half of the
+samples and measured on the other; a weight takes the one whose products err least there (two-fold
+cross-validation), and is then fitted to all samples.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +19,28 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.quant import clipping
-from tfl_rewrite.quant.calibrated import Metric, Pains, Ties, mean_error, nearest, quantize, restore
+from tfl_rewrite.quant.calibrated import (
+    Metric,
+    Pains,
+    Rounded,
+    Ties,
+    mean_error,
+    nearest,
+    quantize,
+    restore,
+)
 from tfl_rewrite.quant.encoding import Levels
-from tfl_rewrite.quant.moments import Drift, Moments
+from tfl_rewrite.quant.moments import Covariances, Drift, Moments
 from tfl_rewrite.quant.symmetric import Channels, Float32
 
 Float64 = npt.NDArray[np.float64]
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 _SLICE_ELEMENTS = 1 << 22
 """Rounded at a time: 32 MB an array of float64, of which about ten are held."""
+
+_KEPT_NBYTES = 128 << 20
+"""Of metrics of one weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +51,7 @@ class Plan:
         shape: Of the weight.
         channels: How the flat weight falls into groups with a scale each.
         levels: The integers.
-        centred: Whether a bias takes the mean error back.
+        centred: Whether a bias may take the mean error back.
         digits: Bits that a scale may have (see :class:`Ties`).
     """
 
@@ -40,32 +62,36 @@ class Plan:
     digits: int = 24
 
 
+class Fit(str, enum.Enum):
+    """What a weight is rounded for."""
+
+    NEAREST = "nearest"
+    ROUNDING = "rounding"
+    BIAS = "rounding and bias"
+
+
 @dataclass(frozen=True, slots=True)
-class Gains:
-    """Squared error of the products on the calibration inputs, summed over rows, as each step left it.
+class Trial:
+    """Squared error of the products, each half of the samples measured with what was fitted to the other.
 
     Attributes:
-        covering: Nearest integers, scales that cover the largest value.
-        clipped: Nearest integers, scales of least squared error.
-        corrected: The same with the mean error taken back.
-        rounded: The outcome.
-        signal: Of the float products.
+        errors: Of each way that was tried; :attr:`Fit.NEAREST` is fitted to nothing.
     """
 
-    covering: float
-    clipped: float
-    corrected: float
-    rounded: float
-    signal: float
+    errors: Mapping[Fit, float]
+
+    @property
+    def best(self) -> Fit:
+        """The way of the least error; the simplest of equals."""
+        return min(self.errors, key=lambda fit: self.errors[fit])
 
     def decibels(self) -> dict[str, float]:
-        """Returns what each step won, in dB."""
-        steps = {
-            "scales": (self.covering, self.clipped),
-            "bias": (self.clipped, self.corrected),
-            "rounding": (self.corrected, self.rounded),
+        """Returns what each way won over rounding to the nearest, in dB."""
+        return {
+            fit.value: _ratio(self.errors[Fit.NEAREST], error)
+            for fit, error in self.errors.items()
+            if fit is not Fit.NEAREST
         }
-        return {name: _ratio(*pair) for name, pair in steps.items()}
 
 
 def _ratio(before: float, after: float) -> float:
@@ -80,13 +106,11 @@ class Layer:
         integers: Int8, in the shape of the weight.
         scale: Float32 ``[channels]``.
         bias: Float64 ``[rows of all groups]``: to be added to the bias; None where nothing takes it.
-        gains: What each step won.
     """
 
     integers: npt.NDArray[np.int8]
     scale: Float32
     bias: Float64 | None
-    gains: Gains
 
 
 def ties_of(plan: Plan, moments: Moments) -> Ties:
@@ -98,47 +122,130 @@ def ties_of(plan: Plan, moments: Moments) -> Ties:
     return Ties.of(moments.split(labels), digits=plan.digits)
 
 
-def round_layer(
-    weight: Float32, plan: Plan, moments: Moments, pains: Pains, metric: Metric | None = None
-) -> Layer:
-    """Rounds a weight for what it meets.
+class Metrics:
+    """What rounding needs of moments, for all samples or a half of them, about the mean or not.
+
+    Args:
+        moments: Of what a weight meets.
+        keep: Whether each is kept, for it is asked for again: by other encodings of the same weight.
+    """
+
+    def __init__(self, moments: Moments, *, keep: bool = False) -> None:
+        self._covariances = Covariances(moments)
+        self._keep = keep and 16 * moments.square[0].size * len(Fit) * 2 <= _KEPT_NBYTES
+        self._known: dict[tuple[bool, int | None], Metric] = {}
+        self._lock = threading.Lock()
+
+    def of(self, *, centred: bool, half: int | None) -> Metric:
+        """Returns one; see :meth:`Covariances.of`."""
+        found = self._known.get((centred, half))
+        if found is None:
+            found = Metric.of(self._covariances.of(centred=centred, half=half))
+            if self._keep:
+                with self._lock:
+                    found = self._known.setdefault((centred, half), found)
+        return found
+
+
+class LayerRounding:
+    """Rounds one weight for what it meets.
 
     Args:
         weight: In its shape, finite.
         plan: How.
         moments: Of what it meets; a :class:`Drift` also tells what the float model meets there.
         pains: How much work it is worth.
-        metric: What follows from the moments alone, if that is known already.
+        metrics: What follows from the moments alone, if that is known already.
     """
-    ties = ties_of(plan, moments)
-    own = moments.split(np.ascontiguousarray(moments.product.matrix(weight), np.float32))
-    if metric is None:
-        metric = Metric.of(moments.covariance(centred=plan.centred))
-    drift = moments if isinstance(moments, Drift) else None
-    target = own if drift is None else drift.target(own, metric.moments, centred=plan.centred)
-    start = _clipped(target, plan, moments, metric)
-    integers, scale = np.empty(own.shape, np.int8), np.empty(ties.scale.shape)
-    groups = moments.product.groups
-    bias = np.zeros((groups, own.shape[1])) if drift is None else drift.mean_change(own)
-    gains = None
-    for rows in _slices(own.shape, ties):
-        part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
-        first = start[ties.scale[:, rows]]
-        done = quantize(target[:, rows], metric, first, plan.levels, part, pains=pains)
-        if drift is not None:
-            restore(done, target[:, rows], metric, part)
-        integers[:, rows], scale[:, rows] = done.integers, done.scale
-        values = done.values()
-        bias[:, rows] += mean_error(own[:, rows], values, moments.mean, moments.parts)
-        if gains is None:
-            # What little the first rows tell is enough for a report.
-            labels = ties.scale[:, rows]
-            gains = _gains(own[:, rows], target[:, rows] - values, labels, start, plan, moments, metric)
-    assert gains is not None
-    found = np.ones(plan.channels.channels, np.float32)
-    found[ties.scale.reshape(-1)] = scale.reshape(-1)
-    shaped = moments.product.weight(moments.joined(integers)).reshape(plan.shape)
-    return Layer(np.ascontiguousarray(shaped), found, bias.reshape(-1) if plan.centred else None, gains)
+
+    def __init__(
+        self,
+        weight: Float32,
+        plan: Plan,
+        moments: Moments,
+        pains: Pains,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._plan = plan
+        self._moments = moments
+        self._pains = pains
+        self._metrics = metrics or Metrics(moments)
+        self._ties = ties_of(plan, moments)
+        matrix = np.ascontiguousarray(moments.product.matrix(weight), np.float32)
+        self._own = moments.split(matrix)
+
+    def tried(self, nearest_scale: Float32, run: Run = map) -> Trial:
+        """Fits to each half of the samples and measures on the other; needs both (:attr:`Moments.halved`).
+
+        Args:
+            nearest_scale: Float32 ``[channels]``: the scales with which values are rounded to the nearest.
+            run: Runs the trials; such as ``map`` of a pool of threads.
+        """
+        fits = [Fit.NEAREST, Fit.ROUNDING, *([Fit.BIAS] if self._plan.centred else [])]
+        each = [(fit, half) for fit in fits for half in (0, 1)]
+
+        def measured(trial: tuple[Fit, int]) -> float:
+            return self._error(trial[0], trial[1], nearest_scale)
+
+        found = run(measured, each)
+        errors = dict.fromkeys(fits, 0.0)
+        for (fit, _), error in zip(each, found, strict=True):
+            errors[fit] += error
+        return Trial(errors)
+
+    def _error(self, fit: Fit, half: int, nearest_scale: Float32) -> float:
+        """Returns the error, on one half of the samples, of what was fitted to the other."""
+        total = 0.0
+        if fit is Fit.NEAREST:
+            step = nearest_scale.astype(np.float64)[self._ties.scale]
+            for rows in _slices(self._own.shape, self._ties):
+                own = self._own[:, rows]
+                wide = _wide(step[:, rows], own.shape[2])
+                values = nearest(np.asarray(own, np.float64), wide, self._plan.levels) * wide
+                total += self._moments.error(own, values, None, half)
+            return total
+        for rows, done, bias in self._rounded(centred=fit is Fit.BIAS, half=1 - half):
+            given = bias if fit is Fit.BIAS else None
+            total += self._moments.error(self._own[:, rows], done.values(), given, half)
+        return total
+
+    def layer(self, *, bias: bool) -> Layer:
+        """Rounds for all samples.
+
+        Args:
+            bias: Whether the bias is to take the mean error back; only where the plan allows.
+        """
+        integers = np.empty(self._own.shape, np.int8)
+        scale, given = np.empty(self._ties.scale.shape), np.empty((self._groups, self._own.shape[1]))
+        for rows, done, change in self._rounded(centred=bias, half=None):
+            integers[:, rows], scale[:, rows], given[:, rows] = done.integers, done.scale, change
+        plan, product = self._plan, self._moments.product
+        found = np.ones(plan.channels.channels, np.float32)
+        found[self._ties.scale.reshape(-1)] = scale.reshape(-1)
+        shaped = product.weight(self._moments.joined(integers)).reshape(plan.shape)
+        return Layer(np.ascontiguousarray(shaped), found, given.reshape(-1) if bias else None)
+
+    @property
+    def _groups(self) -> int:
+        return self._moments.product.groups
+
+    def _rounded(self, *, centred: bool, half: int | None) -> Iterator[tuple[slice, Rounded, Float64]]:
+        """Yields some rows at a time, what they became, and what their bias is to take back."""
+        moments, plan, own = self._moments, self._plan, self._own
+        metric = self._metrics.of(centred=centred, half=half)
+        drift = moments if isinstance(moments, Drift) else None
+        target = own if drift is None else drift.target(own, metric.moments, centred=centred, half=half)
+        start = _clipped(target, plan, moments, metric)
+        bias = np.zeros((self._groups, own.shape[1])) if drift is None else drift.mean_change(own, half)
+        mean = moments.mean(half)
+        for rows in _slices(own.shape, self._ties):
+            ties = self._ties
+            part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
+            first = start[ties.scale[:, rows]]
+            done = quantize(target[:, rows], metric, first, plan.levels, part, pains=self._pains)
+            if drift is not None:
+                restore(done, target[:, rows], metric, part)
+            yield rows, done, bias[:, rows] + mean_error(own[:, rows], done.values(), mean, moments.parts)
 
 
 def by_channel(values: npt.NDArray[Any], channels: Channels) -> npt.NDArray[Any]:
@@ -175,51 +282,3 @@ def _slices(shape: tuple[int, ...], ties: Ties) -> list[slice]:
 def _wide(scale: Float64, length: int) -> Float64:
     wide: Float64 = scale if scale.shape[2] == 1 else scale.repeat(length // scale.shape[2], axis=2)
     return wide
-
-
-def _gains(
-    own: Float32,
-    off: Float64,
-    labels: npt.NDArray[np.int64],
-    start: Float64,
-    plan: Plan,
-    moments: Moments,
-    metric: Metric,
-) -> Gains:
-    """Measures what each step won on some rows.
-
-    Args:
-        own: Their float weights.
-        off: How far the outcome is off.
-        labels: Numbers of their scales.
-        start: The scales of least squared error, by number.
-        plan: Of the weight.
-        moments: Of what it meets.
-        metric: Of those.
-    """
-    length = own.shape[2]
-    weight = np.asarray(own, np.float64)
-    mean = moments.mean
-
-    def cost(error: Float64, *, centred: bool) -> float:
-        total = float(metric.cost(error).sum())
-        if plan.centred and not centred:
-            total += float((np.einsum("grk,gk->gr", error, mean) ** 2).sum())
-        return total
-
-    def left(scale: Float64) -> Float64:
-        step = _wide(scale[labels], length)
-        return weight - nearest(weight, step, plan.levels) * step
-
-    sizes = np.abs(weight).reshape(*labels.shape, -1).max(axis=3)
-    largest = np.zeros(len(start))
-    np.maximum.at(largest, labels.reshape(-1), sizes.reshape(-1))
-    plain = left(clipping.covering(largest[:, None], plan.levels))
-    clipped = left(start)
-    return Gains(
-        cost(plain, centred=False),
-        cost(clipped, centred=False),
-        cost(clipped, centred=True),
-        cost(off, centred=True),
-        cost(weight, centred=False),
-    )

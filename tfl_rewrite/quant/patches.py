@@ -37,7 +37,11 @@ class Product(Protocol):
         """Turns such a matrix back into the shape of the weight."""
 
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
-        """Returns at most ``limit`` vectors of an activation, drawn at random where there are more."""
+        """Returns at most ``limit`` vectors of an activation, drawn at random where there are more.
+
+        Raises:
+            ValueError: The activation is not one that the weight can be multiplied with.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,7 @@ class Convolution:
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
         """Returns ``[groups, vectors, inner]``."""
         found = self.window.gather(activation, limit, stream)
+        _check(found, self.groups * self.shape[3])
         if self.groups == 1:
             return found.reshape(1, len(found), self.inner)
         split = found.reshape(*found.shape[:3], self.groups, -1)
@@ -215,8 +220,14 @@ class Depthwise:
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
         """Returns ``[inputs, vectors, taps]``."""
         found = self.window.gather(activation, limit, stream)
+        _check(found, self.groups)
         flat = found.reshape(len(found), self.inner, self.groups)
         return np.ascontiguousarray(flat.transpose(2, 0, 1))
+
+
+def _check(found: Float32, channels: int) -> None:
+    if found.shape[-1] != channels:
+        raise ValueError(f"its activation has {found.shape[-1]} channels, not {channels}")
 
 
 def _chosen(count: int, limit: int, stream: np.random.Generator) -> npt.NDArray[np.int64]:

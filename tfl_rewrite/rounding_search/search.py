@@ -6,9 +6,10 @@ run: that gives what a unit of its noise costs. Then each gets the grid that min
 price times its cost (reverse water-filling, with measured sizes in place of the logarithm), and the price is
 settled by running files with everything rounded. With real inputs levels are chosen for what weights meet,
 which fits the samples at hand: they come in two halves, and each half measures weights that were rounded for
-the other. What goes into a last SOFTMAX that decides few things has to keep the ratio as well: outputs that
-are sure of themselves hide noise that others show. How many files are run depends on the model alone, not on
-the clock, so the same input gives the same result.
+the other. A quarter of the samples is held out; while the file does not keep the ratio there, the search
+leaves more room. What goes into a last SOFTMAX that decides few things has to keep the ratio as well: outputs
+that are sure of themselves hide noise that others show. How many files are run depends on the model alone,
+not on the clock, so the same input gives the same result.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PROBES = 160
 # Constants with so much of all elements are measured twice.
 _LARGE = 1 / 256
 _ROUNDS = 14
+_SAME = "the steps were searched with the samples that judge them: judge by others too"
 _ANYTHING = Tolerance(min_snr=None)
 
 
@@ -123,7 +125,8 @@ class RoundingSearch:
         self._source = source
         self._folder = Scratch()
         self._fitting: Fitter | None = None
-        self._text = ""
+        self._apart: Verification | None = None
+        self._text = self._caveat = ""
         folder = self._folder.path
         parts = self._parts(verification)
         self._fitters = [fitter for _, fitter in parts if fitter is not None]
@@ -131,7 +134,8 @@ class RoundingSearch:
         self._whole: Trials | None = None
         if self._fitting is not None:
             self._fitters.append(self._fitting)
-            self._whole = self._trials(source, "whole", [(verification, self._fitting)])
+        if self._apart is not None:
+            self._whole = self._trials(source, "whole", [(self._apart, self._fitting)])
         opened = folder / "opened.tflite"
         decisions = open_outputs(source, opened, centred=True)
         self._hides = 0 < decisions < MANY_DECISIONS
@@ -155,18 +159,24 @@ class RoundingSearch:
 
     def _parts(self, verification: Verification) -> list[tuple[Verification, Fitting | None]]:
         """Returns how to measure on each part of the inputs, and what chooses levels by the others."""
-        if not verification.inputs or self._settings.effort is Effort.FAST or not self._items:
+        if not verification.inputs or not self._items:
+            self._caveat = _SAME
             return [(verification, None)]
-        inputs = verification.inputs
-        # Nothing is held out: the inputs judge as well.
-        parted = divide(self._source, inputs, inputs, self._folder.folder(), halves=True)
-        if not parted.crossed:
-            return [(verification, None)]
+        fits = self._settings.effort is not Effort.FAST
+        folder = self._folder.folder()
+        parted = divide(self._model, verification.inputs, verification.holdout, folder, halves=fits)
+        if parted.reason:
+            self._caveat = f"{_SAME}; {parted.reason}"
+            return [(replace(verification, inputs=parted.judge, holdout=()), None)]
+        self._apart = replace(verification, inputs=parted.judge, holdout=())
+        if not fits:
+            self._text = parted.text
+            return [(replace(verification, inputs=parted.everything, holdout=()), None)]
         self._text = parted.dealt
-        self._fitting = Fitter(verification.calibration(), self._progress)
+        self._fitting = Fitter(replace(verification, inputs=parted.everything).calibration(), self._progress)
         return [
             (
-                replace(verification, inputs=part),
+                replace(verification, inputs=part, holdout=()),
                 Fitter(replace(verification, inputs=parted.others(number)).calibration(), self._progress),
             )
             for number, part in enumerate(parted.folds)
@@ -252,7 +262,7 @@ class RoundingSearch:
                 worst = min(worst, worst_ratio(self._judge(choices, _ANYTHING, self._probes)))
             passed = verdict.passed and worst >= min_snr
             if passed and self._whole is not None:
-                # The file itself is rounded for all samples, which is another draw.
+                # The file itself, which is rounded for all of these samples, on those that were held out.
                 whole = self._judge(choices, tolerance, self._whole)
                 worst, passed = min(worst, worst_ratio(whole)), whole.passed
             seen[key] = passed
@@ -285,10 +295,10 @@ class RoundingSearch:
     def _notes(self, choices: Mapping[int, Choice], snr: float | None) -> tuple[str, ...]:
         """Returns what was measured, where the verdict on the file does not show it."""
         notes = []
-        if self._fitting is not None and snr is not None:
+        if self._text and snr is not None:
             notes.append(f"the search measured {snr:.1f} dB on {self._text}")
-        elif snr is not None:
-            notes.append("the steps were searched with the samples that judge them: judge by others too")
+        elif self._caveat and snr is not None:
+            notes.append(self._caveat)
         if self._hides:
             hidden = worst_ratio(self._judge(choices, _ANYTHING, self._probes))
             notes.append(f"what goes into the last SOFTMAX, LOGISTIC or TANH keeps {hidden:.1f} dB")

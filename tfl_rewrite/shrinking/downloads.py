@@ -60,7 +60,7 @@ def _rounded(
     """Returns the rounding of float weights that deflates best and keeps the bounds, if one was found."""
     goal = wanted.goal
     assert goal.min_snr is not None
-    near = replace(wanted.verification, inputs=opened.parted.everything)
+    near = replace(wanted.verification, inputs=opened.parted.everything, holdout=())
     path = opened.trials.path.with_name("rounded.tflite")
     room, best = Room(0.0, in_db=True), None
     effort = "fast" if wanted.settings.effort is Effort.FAST else "balanced"

@@ -25,6 +25,7 @@ from tfl_rewrite.shrinking.state import Clock, State
 from tfl_rewrite.shrinking.timing import Stopwatch
 from tfl_rewrite.shrinking.trials import Fold, PassMaker, Trials
 from tfl_rewrite.shrinking.units import ENCODINGS, base_pass, find_units
+from tfl_rewrite.storage import load
 from tfl_rewrite.verification.cleanup import Scratch
 
 _ROUNDING = 0.4
@@ -76,9 +77,10 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
     clock = Clock(wanted.time_limit)
     with Scratch() as scratch:
         halves = wanted.settings.effort is not Effort.FAST
-        parted = _split(source, checked, wanted.holdout, scratch, halves=halves)
-        parts = [replace(checked, inputs=part) for part in parted.folds]
-        far = replace(checked, inputs=parted.judge, seed=checked.seed + (not parted.judge))
+        holdout = wanted.holdout or checked.holdout
+        parted = _split(source, checked, holdout, scratch, halves=halves)
+        parts = [replace(checked, inputs=part, holdout=()) for part in parted.folds]
+        far = replace(checked, inputs=parted.judge, holdout=(), seed=checked.seed + (not parted.judge))
         plain = base_pass(wanted.settings)
         everything = parted.everything if parted.crossed else ()
         final, ordered = _equipped(plain, checked, everything, progress, partial(clock.is_past, 1.0))
@@ -127,8 +129,8 @@ def _split(
     if not verification.inputs:
         judge = tuple(holdout)
         text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
-        return Split(((),), (), judge, text, True)
-    return divide(source, verification.inputs, holdout, scratch.folder(), halves=halves)
+        return Split(((),), judge, text, True)
+    return divide(load(source), verification.inputs, holdout, scratch.folder(), halves=halves)
 
 
 def _equipped(

@@ -256,7 +256,8 @@ def shrink(
             )
         weights = opened.trials.final(ordered=settled.promised.ordered)
         lossy = settled.rounding or Chosen(weights, settled.promised.choice)
-        last = replace(opened.far, tolerance=goal.tolerance)
+        # Nothing is fitted any more: these judge only.
+        last = replace(opened.far, inputs=(), holdout=opened.far.inputs, tolerance=goal.tolerance)
         report = rewrite(
             source,
             target,

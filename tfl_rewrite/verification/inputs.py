@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,30 @@ def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -
     )
 
 
-def _match(arrays: dict[str, Array], entry: EntryPoint, position: int) -> str | None:
+def sample_counts(interface: Interface, path: Path, arrays: Mapping[str, Array]) -> dict[str, int]:
+    """How many samples the arrays of a file hold for the entry points that they cover, by name of the array.
+
+    An array that holds one for all samples of its entry point is not among them, nor is one that is no input,
+    or that does not fit its input.
+    """
+    counts: dict[str, int] = {}
+    for entry in interface.entry_points:
+        names = [_match(arrays, entry, position) for position in range(len(entry.inputs))]
+        try:
+            found = {
+                name: len(split_samples(path, name, facts, arrays[name]))
+                for name, facts in zip(names, entry.inputs, strict=True)
+                if name is not None
+            }
+        except UsageError:
+            continue
+        total = max(found.values(), default=0)
+        if None not in names:
+            counts.update({name: total for name, count in found.items() if count == total})
+    return counts
+
+
+def _match(arrays: Mapping[str, Array], entry: EntryPoint, position: int) -> str | None:
     """Name of the array for an input: the most specific name first, its position (``arr_0``) last."""
     facts = entry.inputs[position]
     names = [facts.name, facts.tensor, *facts.aliases, f"arr_{position}"]

@@ -52,6 +52,7 @@ class Verdict:
         judge: The interpreter; None when none came to run.
         sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
         sample_count: Calls that were compared, over all entry points.
+        unfitted: Whether these were kept apart from others that the rewritten file was fitted to.
         outputs: In order of entry points and outputs.
         entries: What is said of each entry point.
         assumed: What the verdict rests on that nobody said, such as ``made samples``.
@@ -68,6 +69,7 @@ class Verdict:
     judge: JudgeInfo | None = None
     sample_source: str = "made"
     sample_count: int = 0
+    unfitted: bool = False
     outputs: tuple[OutputComparison, ...] = ()
     entries: tuple[EntryVerdict, ...] = ()
     assumed: tuple[str, ...] = ()
@@ -110,6 +112,10 @@ class Verdict:
     def headline(self) -> str:
         """The status with what it rests on, such as ``PASS (made samples)``."""
         return self.status.upper() + (f" ({', '.join(self.assumed)})" if self.assumed else "")
+
+    def of_unfitted(self) -> Verdict:
+        """The same, as one on samples that were kept apart from those that the file was fitted to."""
+        return replace(self, unfitted=True, verdicts=tuple(one.of_unfitted() for one in self.verdicts))
 
     def worst_snr(self) -> float | None:
         """Least SNR over the outputs that have one, in dB."""
@@ -162,9 +168,10 @@ class Verdict:
         lines += self._entry_lines()
         if self.judge is not None:
             plural = "" if self.sample_count == 1 else "s"
+            apart = " that nothing was fitted to" if self.unfitted else ""
             lines.append(
                 f"  judged by {self.judge}, {self.judge.enclosure}, on {self.sample_count}"
-                f" {self.sample_source} sample{plural} in {self.seconds:.1f} s"
+                f" {self.sample_source} sample{plural}{apart} in {self.seconds:.1f} s"
             )
         lines += [f"  {output.summary()}" for output in self.outputs]
         lines.append(f"  not judged: {'; '.join(self.not_judged) or 'nothing'}")
