@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tfl_rewrite.cli import progress, waiting
 
 # The command, with each step of its work slowed so that it takes over a second.
 SLOWED = """
@@ -65,6 +69,36 @@ def test_sharding_and_joining_show_what_they_do(fixtures: Path, tmp_path: Path) 
     _, seen = run("join", parts / "manifest.json", tmp_path / "out.tflite", "--threads", "1", pause=0.1)
     assert "joining:" in seen and "B/s" in seen
     assert (tmp_path / "out.tflite").read_bytes() == model.read_bytes()
+
+
+def test_activations_are_counted_while_they_are_collected(fixtures: Path, tmp_path: Path) -> None:
+    inputs = fixtures / "inputs" / "mtcnn_rnet.npz"
+    words = writing(fixtures / "mtcnn_rnet.tflite", tmp_path)
+    _, seen = run(*words, "--inputs", inputs, pause=0.1, after=0.0)
+    counted = seen.split("collecting activations: ")
+    assert "%|" in counted[1] and len(counted) > 5, seen
+    assert seen.rsplit("\r", 2)[-2].strip() == "" and "\n" not in seen
+
+
+def test_a_bar_ends_the_line_that_counts_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(waiting, "AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 0.0)
+    with progress.Bar() as bar:
+        bar("thinking", 0, 0)
+        time.sleep(0.05)
+        bar("counting", 1, 10)
+        counted = len(terminal.getvalue())
+        time.sleep(0.7)
+        bar("counting", 2, 10)
+    seen = terminal.getvalue()
+    assert "thinking (" in seen and "counting" in seen
+    assert "thinking" not in seen[counted:]
 
 
 def test_work_that_is_done_before_its_time_shows_nothing(fixtures: Path, tmp_path: Path) -> None:

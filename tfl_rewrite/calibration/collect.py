@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ from tfl_rewrite.quant.symmetric import Float32
 from tfl_rewrite.verification.inputs import real_inputs
 from tfl_rewrite.verification.judge import run_model
 from tfl_rewrite.verification.samples import Step
+from tfl_rewrite.work import Progress, Stage
 
 OUT_OF_TIME = "there was no time left"
+COLLECTING = "collecting activations"
 NOT_ENTERED = "no sample to fit to enters their subgraph"
 
 MEMORY_NBYTES = 512 << 20
@@ -41,13 +44,24 @@ def steps_of(
     runtime: str,
     timeout: float,
     memory_limit: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Step]:
     """Returns the calls that the user's inputs make; made samples are not among them.
+
+    Args:
+        path: The model.
+        inputs: Of the user.
+        runtime: That runs it.
+        timeout: Seconds for each request to it.
+        memory_limit: Bytes that it may take; None for what :func:`memory.default_limit` says.
+        progress: Told that this begins; nobody knows when it ends.
 
     Raises:
         CalibrationError: The model does not run.
         UsageError: The files do not fit the model, or the runtime is not there.
     """
+    if progress is not None:
+        progress(COLLECTING, 0, 0)
     ran = run_model(path, inputs=inputs, runtime=runtime, timeout=timeout, memory_limit=memory_limit)
     if ran.failure is not None or ran.interface is None:
         raise CalibrationError(ran.failure.message if ran.failure else "the model does not run")
@@ -61,6 +75,7 @@ def collect(
     *,
     seed: int = 0,
     enough: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Moments | str]]:
     """Runs a model and yields, for each wanted operator, its moments or why there are none.
 
@@ -72,25 +87,37 @@ def collect(
         calls: What to run.
         seed: Of the drawing from large activations.
         enough: Called before each run of the model; once it says so, there is none any more.
+        progress: Called with what is going on, and how many of how many bytes of inputs were run.
 
     Yields:
         Positions in ``wanted`` with what was found.
     """
-    entered = {call.subgraph for call in calls}
+    entered = Counter[int]()
+    for call in calls:
+        entered[call.subgraph] += _nbytes(call)
+    rounds = []
     for number in sorted({item.place.subgraph for item in wanted}):
         mine = [position for position, item in enumerate(wanted) if item.place.subgraph == number]
         if number not in entered:
             yield from ((position, NOT_ENTERED) for position in mine)
             continue
-        for group in memory_rounds([wanted[position].product for position in mine], MEMORY_NBYTES):
-            if enough():
-                yield from ((mine[index], OUT_OF_TIME) for index in group)
-                continue
-            yield from _collect(probe, wanted, [mine[index] for index in group], calls, seed)
+        groups = memory_rounds([wanted[position].product for position in mine], MEMORY_NBYTES)
+        rounds += [(number, [mine[index] for index in group]) for group in groups]
+    stage = Stage(COLLECTING, sum(entered[number] for number, _ in rounds), progress)
+    for _, group in rounds:
+        if enough():
+            yield from ((position, OUT_OF_TIME) for position in group)
+            continue
+        yield from _collect(probe, wanted, group, calls, seed, stage)
+
+
+def _nbytes(call: Call) -> int:
+    """Returns what a call counts for; at least a byte, for one of nothing is a call too."""
+    return max(1, sum(array.nbytes for array in call.values))
 
 
 def _collect(
-    probe: Probe, wanted: Sequence[Wanted], group: list[int], calls: Sequence[Call], seed: int
+    probe: Probe, wanted: Sequence[Wanted], group: list[int], calls: Sequence[Call], seed: int, stage: Stage
 ) -> Iterator[tuple[int, Moments | str]]:
     found: dict[int, Moments | str] = {position: Moments(wanted[position].product) for position in group}
     try:
@@ -105,6 +132,7 @@ def _collect(
                         held.add(as_floats(activation), stream, half)
                     except ValueError as error:
                         found[position] = str(error)
+            stage.tick(_nbytes(calls[number]))
     except CalibrationError as error:
         found = dict.fromkeys(group, str(error))
     for position in group:

@@ -74,7 +74,7 @@ class Fitter:
 
     Args:
         settings: The inputs, and what runs the model.
-        progress: Called with what is going on, and how many of how many weights are done.
+        progress: Called with what is going on, and how many of how many bytes are done.
     """
 
     def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -196,6 +196,7 @@ class Fitter:
             runtime=settings.runtime,
             timeout=settings.timeout,
             memory_limit=settings.memory_limit,
+            progress=self._progress,
         )
         self._samples = len(steps)
         choice = RuntimeChoice.parse(settings.runtime)
@@ -204,8 +205,8 @@ class Fitter:
             wanted = [item for _, item in jobs]
             pending = Counter(key for key, _ in jobs)
             sums: dict[Hashable, Moments] = {}
-            for done, (position, moments) in enumerate(collect(probe, wanted, probe.calls(steps))):
-                self._progress("looking at activations", done, len(jobs))
+            found = collect(probe, wanted, probe.calls(steps), progress=self._progress)
+            for position, moments in found:
                 key = jobs[position][0]
                 pending[key] -= 1
                 if isinstance(moments, str):

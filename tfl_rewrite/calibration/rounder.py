@@ -116,7 +116,7 @@ class Calibrated:
 
     Args:
         settings: How to calibrate.
-        progress: Called with what is going on, and how many of how many bytes of weights are done.
+        progress: Called with what is going on, and how many of how many bytes are done.
         time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
     """
 
@@ -255,6 +255,7 @@ class Calibrated:
                 runtime=settings.runtime,
                 timeout=settings.timeout,
                 memory_limit=settings.memory_limit,
+                progress=self._progress,
             )
         with (
             Runner(choice, timeout=settings.timeout, watch=watch) as first,
@@ -279,7 +280,8 @@ class Calibrated:
         waiting: deque[tuple[Future[list[_Outcome]], int]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             try:
-                for position, moments in collect(probe, wanted, calls, enough=self._time_is_up):
+                found = collect(probe, wanted, calls, enough=self._time_is_up, progress=self._progress)
+                for position, moments in found:
                     group = places[position]
                     nbytes = _nbytes_of(group)
                     # In the order of the layers, whichever is done first.

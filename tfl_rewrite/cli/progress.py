@@ -60,7 +60,9 @@ class Bar:
             self.close()
             self._waiting(what)
             return
-        self._waiting.close()
+        with self._lock:
+            # Any thread may be the first that counts.
+            self._waiting.close()
         now = time.monotonic()
         if now - self._started < AFTER_SECONDS:
             return

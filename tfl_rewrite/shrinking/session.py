@@ -155,10 +155,14 @@ def _equipped(
         correct_bias=base.correct_bias,
     )
 
-    def ordered() -> QuantizeWeights:
-        return replace(base, rounder=Calibrated(replace(calibration, in_order=True), progress))
+    def hundredths(what: str, done: int, total: int) -> None:
+        # A rounder counts bytes, and a search steps.
+        progress(what, min(99, 100 * done // total) if total else 0, 100)
 
-    return replace(base, rounder=Calibrated(calibration, progress, time_is_up)), ordered
+    def ordered() -> QuantizeWeights:
+        return replace(base, rounder=Calibrated(replace(calibration, in_order=True), hundredths))
+
+    return replace(base, rounder=Calibrated(calibration, hundredths, time_is_up)), ordered
 
 
 def _key(
