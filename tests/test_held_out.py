@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tfl_rewrite import (
     Tolerance,
@@ -141,6 +142,47 @@ def test_four_are_enough(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     report = made(("quantize-weights",), source, tmp_path / "out.tflite", "--inputs", four)
     assert report["verdict"]["sample_count"] == 2 and report["verdict"]["unfitted"] is True
     assert any("on 2 sample(s)" in note for note in report["passes"][0]["notes"])
+
+
+def photos(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    stream = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(stream.integers(0, 256, (4, 4, 3), np.uint8))
+        coarse.resize((24, 24), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("quantize-weights",), ("round-weights", "--steps", "256"), ("run", "--pass", "quantize-weights")],
+)
+def test_nothing_is_fitted_to_an_assumed_range(
+    rnet: tuple[Path, Path], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """What pixels mean to a model of floats is not known: what fits a guess may fit nothing else."""
+    source, folder = rnet[0], photos(tmp_path / "photos", 8)
+    report = made(words, source, tmp_path / "a.tflite", "--inputs", folder)
+    assert any("pixel range assumed" in note and "--input-range" in note for note in report["notes"])
+    assert report["verdict"]["unfitted"] is False and report["verdict"]["sample_count"] >= 8
+    assert not any("sample(s)" in note for note in report["passes"][0]["notes"])
+    made(words, source, tmp_path / "none.tflite")
+    assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "none.tflite").read_bytes()
+    report = made(words, source, tmp_path / "b.tflite", "--inputs", folder, "--input-range=-1,1")
+    assert report["notes"] == [] or not any("assumed" in note for note in report["notes"])
+    assert report["verdict"]["unfitted"] is True and report["verdict"]["sample_count"] == 2
+    assert any("6 sample(s)" in note for note in report["passes"][0]["notes"])
+    assert (tmp_path / "a.tflite").read_bytes() != (tmp_path / "b.tflite").read_bytes()
+
+
+def test_shrink_fits_nothing_to_an_assumed_range(
+    rnet: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, folder = rnet[0], photos(tmp_path / "photos", 8)
+    words = ("shrink", source, tmp_path / "a.tflite", "--min-snr", "25", "--inputs", folder)
+    assert call(*words, "--encodings", "int8,float16") == 0
+    told = capsys.readouterr().out
+    assert "not rounding for them: pixel range assumed (say it with --input-range)" in told
 
 
 @pytest.mark.parametrize("effort", ["balanced", "fast"])

@@ -21,7 +21,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.verification.inputs import expand_paths, real_inputs, sample_counts
 from tfl_rewrite.verification.interface import EntryPoint, Interface, TensorFacts
-from tfl_rewrite.verification.media import Media, media_steps
+from tfl_rewrite.verification.media import PICTURES, Media, media_steps
 from tfl_rewrite.verification.npz import read_npz, write_npz
 from tfl_rewrite.verification.samples import Array
 
@@ -161,7 +161,9 @@ def split(
 
 def _guess(files: Sequence[Path | Media], interface: Interface) -> str:
     """Returns what would be assumed of pictures and sound: what is fitted to a guess may fit nothing else."""
-    for media in (file for file in files if isinstance(file, Media) and file.value_range is None):
+    unsaid = [file for file in files if isinstance(file, Media) and file.value_range is None]
+    # What is assumed belongs to the model and the kind of file, so one of each kind tells.
+    for media in {file.path.suffix.lower() in PICTURES: file for file in unsaid}.values():
         try:
             assumed = media_steps(interface, media)[2]
         except UsageError:
