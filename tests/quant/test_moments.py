@@ -47,6 +47,15 @@ def test_long_vectors_are_cut_and_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (found.joined(found.split(weight)) == weight).all()
 
 
+@pytest.mark.parametrize("inner", [64000, 1 << 20])
+def test_moments_of_very_long_vectors_take_little(inner: int) -> None:
+    """A layer of a million inputs, each part as long as its bytes allow."""
+    product = Dense((2, inner))
+    assert Moments.nbytes_of(product) <= module.LARGEST_NBYTES
+    assert inner % module.parts_for(product) == 0
+    assert module.parts_for(Dense((2, 6912))) == 3
+
+
 def test_many_samples_are_believed_and_few_are_not() -> None:
     random = np.random.default_rng(2)
     mix = random.standard_normal((40, 40))

@@ -28,7 +28,7 @@ from tfl_rewrite.passes.products import product_of
 from tfl_rewrite.passes.rounded_constants import Constant
 from tfl_rewrite.quant.calibrated import Metric, feedback
 from tfl_rewrite.quant.encoding import Levels
-from tfl_rewrite.quant.moments import Moments, joined, parts_of, split
+from tfl_rewrite.quant.moments import Moments, joined, parts_for, split
 from tfl_rewrite.quant.patches import Product
 from tfl_rewrite.quant.rounding import Array, Float64
 from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
@@ -241,7 +241,7 @@ def _key(item: Constant) -> Hashable:
 
 
 def _nbytes_of(product: Product) -> int:
-    return 4 * product.groups * product.inner * (product.inner // parts_of(product.inner))
+    return 4 * product.groups * product.inner * (product.inner // parts_for(product))
 
 
 def _slices(shape: tuple[int, ...]) -> list[slice]:

@@ -22,6 +22,10 @@ Float64 = npt.NDArray[np.float64]
 LARGEST_BLOCK = 2304
 """Longer vectors are cut: 256 channels under a 3 by 3 window still fit, two halves take 42 MB."""
 
+LARGEST_NBYTES = 128 << 20
+"""Of the moments of one weight; vectors of those that would take more are cut shorter. A few copies of them,
+partly of twice the size, are held while it is rounded."""
+
 _FLOPS = 2e9
 _LEAST_VECTORS, _MOST_VECTORS = 512, 16384
 _LEAST_DIAGONAL = 1e-4
@@ -31,6 +35,15 @@ _LEAST_DIAGONAL = 1e-4
 def parts_of(inner: int, largest: int = LARGEST_BLOCK) -> int:
     """Returns into how many equal parts vectors are cut so that a part is no longer than ``largest``."""
     return next(count for count in range(max(1, -(-inner // largest)), inner + 1) if inner % count == 0)
+
+
+def parts_for(product: Product) -> int:
+    """Returns into how many parts the vectors of a product are cut."""
+    parts = parts_of(product.inner)
+    each = 8 * product.groups * product.inner
+    if each * (product.inner // parts) > LARGEST_NBYTES:
+        parts = parts_of(product.inner, max(1, LARGEST_NBYTES // each))
+    return parts
 
 
 def split(array: npt.NDArray[Any], parts: int) -> npt.NDArray[Any]:
@@ -76,7 +89,7 @@ class Moments:
 
     def __post_init__(self) -> None:
         """Starts with nothing seen."""
-        self.parts = parts_of(self.product.inner)
+        self.parts = parts_for(self.product)
         groups, length = self.product.groups * self.parts, self.product.inner // self.parts
         self.square = np.zeros((2, groups, length, length), np.float32)
         self.total = np.zeros((2, groups, length))
@@ -90,7 +103,7 @@ class Moments:
     @staticmethod
     def nbytes_of(product: Product) -> int:
         """Returns the memory that the moments of a product take."""
-        return 8 * product.groups * product.inner * (product.inner // parts_of(product.inner))
+        return 8 * product.groups * product.inner * (product.inner // parts_for(product))
 
     def add(self, activation: Float32, stream: np.random.Generator, half: int | None = None) -> None:
         """Takes in the activation of one sample.
