@@ -25,6 +25,7 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.calibration.holdout import divide
 from tfl_rewrite.cli import main
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.model.ir import Operator, OperatorCode, Tensor, operator_number
 from tfl_rewrite.work import BLAS_THREADS, blas_environment, one_blas_thread
 
@@ -196,6 +197,30 @@ def test_steps_are_searched_with_other_samples_than_those_that_judge(
     assert min(float(output["snr_db"]) for output in report["verdict"]["outputs"]) >= 25
     dealt = "5 + 4 samples" if effort == "balanced" else "9 samples; 3 held out"
     assert any(dealt in note for note in report["passes"][0]["notes"])
+
+
+def test_what_judges_is_never_written_to(
+    rnet: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, inputs = rnet
+    apart = taken(inputs, tmp_path / "apart.npz", 2)
+    before = apart.read_bytes()
+    linked = tmp_path / "linked.json"
+    linked.hardlink_to(apart)
+    for words in (
+        ("quantize-weights", source, tmp_path / "a.tflite", "--report", apart),
+        ("quantize-weights", source, tmp_path / "a.tflite", "--report", linked),
+        ("quantize-weights", source, apart),
+        ("round-weights", source, linked),
+        ("run", source, apart, "--pass", "quantize-weights"),
+        ("shrink", source, apart, "--min-snr", "25"),
+    ):
+        assert call(*words, "--inputs", inputs, "--holdout", apart, "--force") == 2
+        assert "--holdout" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="holdout"):
+        given = Verification(inputs=(inputs,), holdout=(apart,))
+        rewrite(source, linked, [quantize_weights_pass()], verification=given, force=True)
+    assert apart.read_bytes() == before and not (tmp_path / "a.tflite").exists()
 
 
 def test_in_a_batch(rnet: tuple[Path, Path], tmp_path: Path) -> None:
