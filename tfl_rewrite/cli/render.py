@@ -123,7 +123,21 @@ def _lost_lines(weights: Sequence[WeightChange]) -> list[str]:
         "subnormal": "so small that they lost bits",
     }
     said = [f"{size(lost[key])} {text}" for key, text in words.items() if lost[key]]
-    return [f"float16: {', '.join(said)}"] if said else []
+    lines = [f"float16: {', '.join(said)}"] if said else []
+    return lines + _silenced_lines(weights)
+
+
+def _silenced_lines(changes: Sequence[WeightChange | RoundedChange]) -> list[str]:
+    """Names the weights of which whole channels became zero."""
+    lines = [
+        f"{safe(change.where, limit=60)}: {size(len(change.silenced))} channels are all zero now, such as "
+        f"{change.silenced[0]}"
+        for change in changes
+        if change.silenced
+    ]
+    return (
+        lines if len(lines) <= _ROWS else [*lines[:_ROWS], f"... and {len(lines) - _ROWS} more such weights"]
+    )
 
 
 def _edit_lines(result: PassResult, verbose: int) -> list[str]:
@@ -155,7 +169,7 @@ def _rounded_lines(result: PassResult, verbose: int) -> list[str]:
     if not rounded:
         return []
     total = len(rounded) + len(result.skips)
-    lines = [f"{len(rounded)} of {total} constants are rounded now"]
+    lines = [f"{len(rounded)} of {total} constants are rounded now", *_silenced_lines(rounded)]
     ordered = sorted(rounded, key=lambda change: -change.nbytes)
     shown = ordered if verbose else ordered[:_ROWS]
     lines += table(

@@ -29,6 +29,7 @@ from tfl_rewrite.quant import rounding
 from tfl_rewrite.quant.deflating import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.quant.encoding import Effort
 from tfl_rewrite.quant.rounding import KINDS, Rows
+from tfl_rewrite.quant.silenced import Silenced
 from tfl_rewrite.quant.symmetric import Error
 
 STEPS = 256
@@ -71,6 +72,9 @@ class Rounding:
         steps: Of each channel, or one.
         bits: Significant bits that a value may keep.
         fitting: Chooses the levels, where it knows what the constant meets.
+
+    Attributes:
+        silenced: Channels of its operator that are all zero now and were not, once it was rounded.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Rounding:
         if item.table and steps.size == item.table:
             self._rows = Rows(1, item.table, item.elements // item.table)
         self.steps = steps
+        self.silenced: tuple[int, ...] = ()
         self._error: Error | None = None
         self._fitting = fitting
 
@@ -127,6 +132,10 @@ class Rounding:
     def _run(self, emit: Callable[[int, np.ndarray[Any, Any]], None]) -> None:
         item = self._item
         values = np.frombuffer(self._source.view(), item.kind.numpy)
+        watched = None
+        if item.rows.channels > 1 and self.steps.size != item.rows.channels:
+            watched = Silenced(item.rows, item.zero)
+            emit = watched.beside(emit)
         fitted = self._fitting.fit(item, values, self.steps) if self._fitting is not None else None
         if fitted is not None:
             # Adding zero turns the negative zeros, which are other bytes, into positive ones.
@@ -139,6 +148,8 @@ class Rounding:
             self._error = rounding.round_values(
                 values, self.steps, self._rows, item.kind, emit, item.zero, bits=self._bits
             )
+        if watched is not None:
+            self.silenced = watched.among(values)
         del values
         self._source.release()
 
@@ -180,6 +191,12 @@ class RoundedChange:
         return self.rounding.error().snr
 
     @property
+    def silenced(self) -> tuple[int, ...]:
+        """Channels of its operator that held numbers and are all zero now."""
+        self.rounding.error()
+        return self.rounding.silenced
+
+    @property
     def steps(self) -> tuple[float, float]:
         """Finest and coarsest step."""
         return float(self.rounding.steps.min()), float(self.rounding.steps.max())
@@ -201,6 +218,7 @@ class RoundedChange:
             "deflated_before": before,
             "deflated_after": after,
             "snr_db": round(snr, 2) if np.isfinite(snr) else None,
+            **({"silenced": len(self.silenced)} if self.silenced else {}),
         }
 
 

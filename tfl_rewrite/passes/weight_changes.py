@@ -14,10 +14,13 @@ from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.passes.calibrating import Calibrating
+from tfl_rewrite.passes.products import output_axis
 from tfl_rewrite.passes.rounders import Rounder, Work
 from tfl_rewrite.quant import half, split, symmetric
 from tfl_rewrite.quant.encoding import packed_nbytes
 from tfl_rewrite.quant.packing import Packer
+from tfl_rewrite.quant.rounding import Rows
+from tfl_rewrite.quant.silenced import Silenced
 from tfl_rewrite.quant.symmetric import Error
 
 
@@ -46,6 +49,9 @@ class Rounding:
         work: The constant.
         rounder: Makes its integers.
         scale: Float32 ``[channels]``, as the file holds them.
+
+    Attributes:
+        silenced: Channels of its operator that are all zero now and were not, once it was rounded.
     """
 
     def __init__(self, work: Work, rounder: Rounder, scale: symmetric.Float32) -> None:
@@ -53,6 +59,7 @@ class Rounding:
         self.scale = scale
         self.rounder = rounder
         self._error: Error | None = None
+        self.silenced: tuple[int, ...] = ()
 
     def pour(self, sink: Sink, offset: int) -> None:
         """Writes the integers (their first part), block by block; needs no memory but a few blocks."""
@@ -87,8 +94,22 @@ class Rounding:
         packer.finish()
 
     def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
-        self._error = self.rounder.round(self.work, self.scale, emit)
+        watched = _watched(self.work)
+        if watched is None:
+            self._error = self.rounder.round(self.work, self.scale, emit)
+        else:
+            self._error = self.rounder.round(self.work, self.scale, watched.beside(emit))
+            self.silenced = watched.among(self.work.values())
         self.work.release()
+
+
+def _watched(work: Work) -> Silenced | None:
+    """Returns what watches channels that share a scale with others; None where each has its own."""
+    axes = {output_axis(use.operator.code.name, use.position, len(work.shape)) for use in work.uses}
+    axis = axes.pop() if len(axes) == 1 else None
+    if axis is None or axis == work.axis or work.block is not None:
+        return None
+    return Silenced(Rows.along(work.shape, axis))
 
 
 class Halving:
@@ -194,9 +215,17 @@ class WeightChange:
         return None
 
     @property
+    def silenced(self) -> tuple[int, ...]:
+        """Channels of its operator that held numbers and are all zero now."""
+        self.rounding.error()
+        return self.rounding.silenced if isinstance(self.rounding, Rounding) else ()
+
+    @property
     def lost(self) -> dict[str, int]:
-        """How many elements did not fit in float16; empty for integers."""
+        """How many elements did not fit in float16, or how many channels of integers are all zero now."""
         error = self.rounding.error()
+        if isinstance(self.rounding, Rounding):
+            return {"silenced": len(self.silenced)} if self.silenced else {}
         if not isinstance(error, half.HalfError):
             return {}
         return {"clamped": error.clamped, "flushed": error.flushed, "subnormal": error.subnormal}
