@@ -210,6 +210,7 @@ def test_how_many_rows_may_differ():
     assert [Tolerance().may_differ(count) for count in counts] == [0, 0, 1, 1, 1, 1, 2, 10]
     assert Tolerance(min_agreement=1.0).may_differ(1000) == 0
     assert Tolerance(min_agreement=0.99).may_differ(9) == 1
+    assert [Tolerance(min_agreement=share).may_differ(8) for share in (0.0, 0.5, 0.99)] == [8, 4, 1]
 
 
 def test_near_ties_may_swap():

@@ -84,7 +84,7 @@ class Tolerance:
         """How many of ``count`` rows or samples may differ."""
         share = 1 - self.min_agreement
         # 0.1 of 10 is 1, whatever the last bit of 1 - 0.9 says.
-        return int(share * count + 1e-9) if count >= 10 else int(share > 0 and count >= 3)
+        return max(int(share * count + 1e-9), int(share > 0 and 3 <= count < 10))
 
 
 Kernels = Callable[[], "OutputTally | None"]
