@@ -17,6 +17,7 @@ from tfl_rewrite.calibration.holdout import split
 from tfl_rewrite.cli import main
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.verification import npz
+from tfl_rewrite.verification.interface import EntryPoint, Interface, TensorFacts
 from tfl_rewrite.verification.npz import read_npz, write_npz
 
 DENSE = str(Path(__file__).resolve().parents[2] / "fixtures" / "dense.tflite")
@@ -207,7 +208,28 @@ def test_names_that_numpy_does_not_write(tmp_path: Path) -> None:
     back = read_npz(tmp_path / "in.npz")
     assert back.keys() == arrays.keys() and all((back[name] == arrays[name]).all() for name in arrays)
     (tmp_path / "parts").mkdir()
-    parted = split([tmp_path / "in.npz"], (), tmp_path / "parts", in_order=False)
+    entry = EntryPoint(
+        key=None,
+        inputs=tuple(
+            TensorFacts(
+                name=name,
+                tensor=name,
+                dtype=array.dtype.name,
+                shape=(1, *array.shape[1:]),
+                shape_signature=(1, *array.shape[1:]),
+            )
+            for name, array in arrays.items()
+        ),
+        outputs=(),
+    )
+    parted = split(
+        [tmp_path / "in.npz"],
+        (),
+        tmp_path / "parts",
+        in_order=False,
+        interface=Interface(primary=entry, signatures=()),
+    )
+    assert parted.crossed and len(parted.judge) == 1
     assert all(read_npz(Path(path)).keys() == arrays.keys() for path in (*parted.everything, *parted.judge))
 
 
