@@ -179,6 +179,117 @@ def test_what_varies_counts_beside_a_large_offset():
     assert samples_of(before, before + np.float32(0.01)).passed
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((1, 5), 1),
+        ((1, 25, 13, 13), 1),
+        ((1, 3, 5, 8, 8), 2),
+        ((1, 3, 5, 300), 2),
+        ((5, 20, 20), 0),
+        ((5, 300), 0),
+        ((1, 110, 30), 1),
+    ],
+)
+def test_what_does_not_vary_any_more_is_seen_in_any_layout(shape, axis):
+    rng = np.random.default_rng(3)
+    before = rng.normal(100, 30, (5, *shape)).astype(np.float32)
+    where = (slice(None),) * (axis + 1) + (3,)
+    before[where] /= 1000  # A score beside boxes in pixels.
+    after = before.copy()
+    after[where] = 0.5
+    result = samples_of(before, after)
+    assert result.snr_db > 20 and not result.passed and result.channel.dead
+    assert (result.channel.axis, result.channel.number) == (axis, 3)
+    assert f"channel 3 of axis {axis} does not vary any more" in result.reason
+    assert samples_of(before, after, Tolerance(min_snr=None)).passed
+    assert samples_of(before, before * np.float32(1.001)).passed
+
+
+def test_one_outlier_does_not_hide_what_is_dead():
+    before = np.full((16, 1, 2), 300.0, np.float32)
+    before[:, 0, 1] += np.arange(16) * 0.01
+    before[7, 0, 1] += 40
+    after = before.copy()
+    after[:, 0, 1] = 300.1
+    result = samples_of(before, after)
+    assert result.snr_db > 25 and result.rule == "channel" and "does not vary" in result.reason
+    # A number alone.
+    result = samples_of(before[:, 0, 1:], after[:, 0, 1:])
+    assert result.snr_db > 25 and result.reason == "it does not vary any more"
+
+
+def test_what_one_value_alone_moves_is_lost_to_rounding_and_named():
+    before = np.zeros((8, 1, 4), np.float32)
+    before[..., :3] = np.random.default_rng(0).normal(0, 10, (8, 1, 3))
+    before[5, 0, 3] = 0.01
+    after = before.copy()
+    after[5, 0, 3] = 0
+    result = samples_of(before, after)
+    assert result.passed and "channel 3 of axis 1: one value alone moves" in result.untold
+    assert samples_of(before, before).untold is None
+    # Along an axis that counts places, a few are nothing to speak of.
+    places = np.random.default_rng(1).normal(0, 10, (4, 1, 30, 30, 2)).astype(np.float32)
+    places[:, :, 9] = 0
+    places[:, 0, 9, 3, 0] = (0.01, 0.02, 0.03, 0.04)
+    after = places.copy()
+    after[:, :, 9] = 0
+    assert samples_of(places, after).passed
+
+
+def test_what_other_kernels_do_not_repeat_is_not_dead():
+    rng = np.random.default_rng(0)
+    before = rng.normal(0, 100, (8, 1, 5, 7)).astype(np.float32)
+    before[:, :, 2] = rng.normal(0, 1e-4, (8, 1, 7))
+    after = before.copy()
+    after[:, :, 2] = 0
+    assert not samples_of(before, after).passed
+    other = before.copy()
+    other[:, :, 2] = 0
+    assert samples_of(before, after, kernels=other).passed
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "bool", "uint8"])
+def test_flags_and_numbers_that_are_stuck(dtype):
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 2, (10, 1, 30)).astype(dtype)
+    after = before.copy()
+    after[..., 7] = 0
+    result = samples_of(before, after)
+    assert result.equal_share > 0.95 and "channel 7 of axis 1 does not vary any more" in result.reason
+
+
+def test_a_flag_that_is_wrong_more_often_than_a_quarter():
+    before = np.random.default_rng(0).random((20, 1, 30)) < 0.5
+    after = before.copy()
+    after[..., 7] ^= True
+    result = samples_of(before, after)
+    assert result.equal_share > 0.95 and "channel 7 of axis 1 keeps -6.0 dB" in result.reason
+    after = before.copy()
+    after[:2, 0, 7] ^= True
+    assert samples_of(before, after).passed
+
+
+@given(seed=st.integers(0, 1 << 30), cut=st.integers(1, 5))
+@settings(max_examples=30)
+def test_still_slices_of_parts_add_up(seed, cut):
+    rng = np.random.default_rng(seed)
+    before = rng.integers(0, 3, (6, 2, 3, 4)).astype(np.float32)
+    after = before * (rng.random((1, 2, 3, 4)) < 0.3) + rng.integers(0, 2)
+    whole = samples_of(before, after).tally
+    both = joined(
+        [samples_of(b, a).tally for b, a in zip(np.split(before, [cut]), np.split(after, [cut]), strict=True)]
+    )
+    for axis, one in whole.stillness.axes.items():
+        two = both.stillness.axes[axis]
+        assert np.array_equal(one.still, two.still)
+        dead = one.still
+        for name in ("low", "high", "rest", "count", "moved"):
+            assert np.array_equal(getattr(one, name)[dead], getattr(two, name)[dead])
+        moved = np.moveaxis(after, axis + 1, 0).reshape(after.shape[axis + 1], -1)
+        assert np.array_equal(one.still, moved.min(axis=1) == moved.max(axis=1))
+
+
 def test_channels_of_parts_add_up():
     random = np.random.default_rng(1)
     before = random.normal(3, 1, (9, 1, 6, 5)).astype(np.float32)

@@ -77,6 +77,26 @@ def test_a_signature_that_runs_all_of_the_primary_subgraph_is_enough(tmp_path: P
     assert [entry.signature for entry in verify(file, file).entries] == ["add", "mul"]
 
 
+@pytest.mark.parametrize("role", ["inputs", "outputs"])
+def test_whoever_goes_by_position_finds_them_in_the_same_order(tmp_path: Path, role: str) -> None:
+    def write(path: Path, *, turned: bool) -> Path:
+        model = tiny_models.TinyModel()
+        graph = model.graph()
+        a, b = (graph.input(name, "float32", [1, SIZE]) for name in "ab")
+        one, two = (graph.tensor(name, "float32", [1, SIZE]) for name in ("one", "two"))
+        graph.op("SUB", [a, b], [one])
+        graph.op("ADD", [a, b], [two])
+        graph.outputs = [one, two]
+        if turned:
+            setattr(graph, role, getattr(graph, role)[::-1])
+        model.signature("main", graph, {"a": a, "b": b}, {"one": one, "two": two})
+        return model.write(path)
+
+    verdict = verify(write(tmp_path / "a", turned=False), write(tmp_path / "b", turned=True))
+    assert verdict.status == "fail"
+    assert f"the {role} of the primary subgraph stand in another order" in verdict.reasons[0]
+
+
 def test_inputs_named_by_a_signature_serve_the_primary_subgraph(tmp_path: Path) -> None:
     before = beside_a_signature(tmp_path / "a.tflite", weights(0), named=True)
     given = np.random.default_rng(3).standard_normal((5, 1, SIZE)).astype(np.float32)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UsageError
 from .report import ChannelComparison, OutputComparison
-from .tally import ChannelSums, OutputTally
+from .tally import ChannelSums, Float64, OutputTally
 
 CHANNEL_SLACK_DB = 15.0
 """By how much less than a whole output one channel of it may keep.
@@ -87,6 +88,7 @@ class Tolerance:
         return max(int(share * count + 1e-9), int(share > 0 and 3 <= count < 10))
 
 
+Bools = npt.NDArray[np.bool_]
 Kernels = Callable[[], "OutputTally | None"]
 """The original against itself in other kernels; None where no others run it. Asked only when it matters."""
 
@@ -119,10 +121,11 @@ def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None =
     facts = tally.facts
     findings = _findings(tally, tolerance)
     ruled = findings[0]
-    channel = None
-    measured = tally.has_distance and ruled.rule in ("snr", "none")
-    if measured:
-        channel = _worst_channel(tally, tolerance, kernels)
+    channel, untold = None, None
+    if ruled.rule in ("snr", "none", "equal share"):
+        frozen = _frozen(tally, tolerance, kernels)
+        untold = frozen.untold
+        channel = _worst_channel(tally, tolerance, kernels, frozen)
         if channel is not None and channel.reason is not None:
             findings.append(_Finding("channel", channel.reason, channel.short_db))
     broken = [finding for finding in findings if finding.reason is not None]
@@ -150,6 +153,7 @@ def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None =
         argmax_agreement=tally.rows.agreement,
         channel=channel,
         silence=tally.silence,
+        untold=untold,
         short_db=max((finding.short for finding in broken), default=0.0),
         nonfinite_mismatches=tally.nonfinite,
         reference_peak=tally.peak if tally.finite else None,
@@ -211,6 +215,13 @@ def _ratio(tally: OutputTally, tolerance: Tolerance) -> _Finding:
     )
 
 
+def _flips(tally: OutputTally, tolerance: Tolerance) -> int:
+    rows, least = tally.rows, tolerance.min_snr
+    spread = math.sqrt(rows.spread / rows.values)
+    near = spread * 10 ** (-(20.0 if least is None else max(least, 0.0)) / 20) if spread < math.inf else 0.0
+    return rows.flips(max(near, 1.0) if tally.facts.is_quantized else near)
+
+
 def _classes(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
     """Whether what is largest of each row stays it.
 
@@ -221,12 +232,12 @@ def _classes(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
     rows = tally.rows
     if not rows.rows:
         return []
-    least = tolerance.min_snr
-    spread = math.sqrt(rows.spread / rows.values)
-    near = spread * 10 ** (-(20.0 if least is None else max(least, 0.0)) / 20) if spread < math.inf else 0.0
-    flips = rows.flips(max(near, 1.0) if tally.facts.is_quantized else near)
+    flips = _flips(tally, tolerance)
     if flips <= tolerance.may_differ(rows.rows):
-        return []
+        if rows.rows - rows.agreeing <= tolerance.may_differ(rows.rows):
+            return []
+        told = f"argmax {1 - flips / rows.rows:.1%} where it is no near tie"
+        return [_Finding("classes", notes=(told,))]
     text = (
         f"the largest of {rows.classes} is another in {flips} of {rows.rows} rows"
         f" (agreement {1 - flips / rows.rows:.1%}, at least {tolerance.min_agreement:.1%})"
@@ -234,20 +245,103 @@ def _classes(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
     return [_Finding("classes", text, STEP_DB)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """Slices of an output that are constant after the rewrite and were not before.
+
+    Attributes:
+        axes: Which, by axis.
+        untold: Those of which too little is seen to say that they are dead, in words.
+    """
+
+    axes: dict[int, Bools]
+    untold: str | None = None
+
+
+def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -> _Frozen:
+    """Finds what does not vary any more, whatever its share of the output, along every axis.
+
+    A value that rests most of the time and moves once, such as one that a RELU lets through, is lost to any
+    rounding. So two values at least must be others than the constant that is left; along an axis that may
+    count places instead of channels, a tenth of them.
+    """
+    if tolerance.min_channel_snr is None:
+        return _Frozen({})
+    channels = set(tally.channels) or {max(tally.stillness.axes, default=0)}
+    axes: dict[int, Bools] = {}
+    untold: list[str] = []
+    for axis, slices in tally.stillness.axes.items():
+        if slices is None:
+            continue
+        moved = slices.still & (slices.span > 0) & (slices.moved > 0)
+        if tally.rows.rows and tally.rows.are_shares:
+            moved &= tally.rows.unit * slices.span >= 4 * LEAST_SHARE
+        if not moved.any():
+            continue
+        needed = 2 if axis in channels else np.maximum(2, slices.count // 10)
+        dead = moved & (slices.moved >= needed)
+        if dead.any() and kernels is not None:
+            dead &= ~_unlike(slices.span, tally, tolerance, kernels())
+        if dead.any():
+            axes[axis] = dead
+        elif axis in channels:
+            untold += _one_value_moves(moved, axis)
+    return _Frozen(axes, "; ".join(untold) or None)
+
+
+def _one_value_moves(moved: Bools, axis: int) -> list[str]:
+    count, first = int(moved.sum()), int(np.argmax(moved))
+    which = f"channel {first}" if count == 1 else f"{count} channels, such as {first},"
+    return [f"{which} of axis {axis}: one value alone moves"]
+
+
+def _unlike(span: Float64, tally: OutputTally, tolerance: Tolerance, other: OutputTally | None) -> Bools:
+    """Slices whose variation is within what other kernels make of the original."""
+    if other is None:
+        return np.zeros(span.shape, np.bool_)
+    if tally.is_countable:
+        return np.full(span.shape, not other.bit_exact)
+    least = (20.0 if tolerance.min_snr is None else tolerance.min_snr) + REPEATED_DB
+    return np.asarray(span < other.max_error * 10 ** (least / 20))
+
+
 def _worst_channel(
-    tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None
+    tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None, frozen: _Frozen
 ) -> ChannelComparison | None:
     """The channel that keeps least of its variation; one that is dead before all others."""
     found = [
         worst
         for axis, sums in tally.channels.items()
-        if sums is not None and (worst := _worst_of_axis(axis, sums, tally, tolerance, kernels)) is not None
+        if sums is not None
+        and (worst := _worst_of_axis(axis, sums, tally, tolerance, kernels, frozen)) is not None
+    ]
+    found += [
+        _dead(axis, dead, STEP_DB) for axis, dead in frozen.axes.items() if tally.channels.get(axis) is None
     ]
     return min(found, key=lambda one: (not one.dead, one.snr_db), default=None)
 
 
+def _dead(
+    axis: int, dead: Bools, short: float, worst: int | None = None, snr: float = 0.0
+) -> ChannelComparison:
+    """Of a channel that does not vary any more; a constant is as far off as what it replaces varied."""
+    worst = int(np.argmax(dead)) if worst is None else worst
+    count = int(dead.sum())
+    reason = f"channel {worst} of axis {axis} does not vary any more"
+    if dead.size == 1:
+        reason = "it does not vary any more"
+    elif count > 1:
+        reason = f"{count} of {dead.size} channels of axis {axis} do not vary any more, such as {worst}"
+    return ChannelComparison(axis=axis, number=worst, snr_db=snr, dead=True, reason=reason, short_db=short)
+
+
 def _worst_of_axis(
-    axis: int, sums: ChannelSums, tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None
+    axis: int,
+    sums: ChannelSums,
+    tally: OutputTally,
+    tolerance: Tolerance,
+    kernels: Kernels | None,
+    frozen: _Frozen,
 ) -> ChannelComparison | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         signal, noise = sums.signal, sums.noise
@@ -259,8 +353,12 @@ def _worst_of_axis(
     if tally.rows.rows and tally.rows.are_shares:
         counts &= tally.rows.unit * np.sqrt(signal / sums.count) >= LEAST_SHARE
     least = tolerance.min_channel_snr
+    if least is not None and tally.facts.dtype == "bool":
+        # A flag of which a quarter is wrong, where it is as often on as off.
+        least = 0.0
     dead = counts & (kept < DEAD_DB) if least is not None else np.zeros_like(counts)
-    counts &= dead | (spread >= SHARED_BY)
+    dead |= frozen.axes.get(axis, np.zeros_like(dead))
+    counts = dead | (counts & (spread >= SHARED_BY))
     bad = dead if least is None else dead | (counts & ~(ratio >= least))
     if bad.any() and kernels is not None:
         # Only now: running the original in other kernels costs as much as the verdict.
@@ -270,24 +368,16 @@ def _worst_of_axis(
         return None
     worst = int(np.argmin(np.where(dead if dead.any() else counts, ratio, np.inf)))
     snr, alone = float(ratio[worst]), ratio.size == 1
-    what = "what varies of it" if alone else f"channel {worst} of axis {axis}"
-    reason, short = None, 0.0
     if dead[worst]:
-        reason = "it does not vary any more" if alone else f"{what} does not vary any more"
-        if (count := int(dead.sum())) > 1:
-            reason = f"{count} of {dead.size} channels of axis {axis} do not vary any more, such as {worst}"
-        short = max(STEP_DB, (least or 0.0) - snr)
-    elif bad[worst] and least is not None:
-        reason = f"{what} keeps {snr:.1f} dB, less than {least:g} dB"
-        short = least - snr
-    return ChannelComparison(
-        axis=axis, number=worst, snr_db=snr, dead=bool(dead[worst]), reason=reason, short_db=short
-    )
+        return _dead(axis, dead, max(STEP_DB, (least or 0.0) - snr), worst, snr)
+    reason, short = None, 0.0
+    if bad[worst] and least is not None:
+        what = "what varies of it" if alone else f"channel {worst} of axis {axis}"
+        reason, short = f"{what} keeps {snr:.1f} dB, less than {least:g} dB", least - snr
+    return ChannelComparison(axis=axis, number=worst, snr_db=snr, reason=reason, short_db=short)
 
 
-def _unreal(
-    axis: int, sums: ChannelSums, tolerance: Tolerance, other: OutputTally | None
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _unreal(axis: int, sums: ChannelSums, tolerance: Tolerance, other: OutputTally | None) -> Bools:
     """Channels whose variation other kernels do not repeat: it is noise of the arithmetic."""
     none = np.zeros(sums.pivot.shape, dtype=np.bool_)
     repeated = None if other is None else other.channels.get(axis)

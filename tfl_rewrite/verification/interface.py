@@ -182,8 +182,8 @@ def _entry_point(key: str | None, facts: dict[str, Any]) -> EntryPoint:
 def interface_differences(before: Interface, after: Interface) -> tuple[list[str], list[str]]:
     """What a caller of the model would notice, and what only a reader of names would.
 
-    A difference in number, dtype, shape, quantization or in the names of a signature breaks callers. Names
-    of the tensors alone do not where callers go by position: those are noted.
+    A difference in number, order, dtype, shape, quantization or in the names of a signature breaks callers.
+    Names of the tensors alone do not where callers go by position: those are noted.
 
     Returns:
         The breaking differences and the notes, each a sentence.
@@ -217,11 +217,17 @@ def _compare_tensors(
     if len(before) != len(after):
         broken.append(f"{entry.label} has {len(after)} {role}s instead of {len(before)}")
         return
+    names, renamed = [facts.name for facts in before], [facts.name for facts in after]
+    if names != renamed and sorted(names) == sorted(renamed) and len(set(names)) == len(names):
+        # The interpreter itself knows them by position only.
+        order = ", ".join(map(quoted, renamed))
+        broken.append(f"the {role}s of {entry.label} stand in another order: {order}")
+        return
     for position, (old, new) in enumerate(zip(before, after, strict=True)):
         what = f"{role} {position} ({quoted(old.name)}) of {entry.label}"
         if old.name != new.name:
-            renamed = f"{what} is named {quoted(new.name)}"
-            (notes if entry.key is None else broken).append(renamed)
+            told = f"{what} is named {quoted(new.name)}"
+            (notes if entry.key is None else broken).append(told)
         if old.declared != new.declared:
             broken.append(f"{what} is {new.declared} instead of {old.declared}")
         elif old.shape != new.shape:

@@ -84,6 +84,8 @@ class OutputComparison:
         channel: The one that keeps least of its variation; None where none counts.
         silence: Why the output says nothing about the rewrite (NaN, constant, saturated ...); None where it
             does.
+        untold: Channels that are constant after the rewrite, of which the samples show too little to say
+            that they are dead; None without any.
         short_db: By how much it misses the tolerance, in dB; 0 where it passes.
         nonfinite_mismatches: Elements that are NaN or infinite on one side only.
         reference_peak: Largest absolute value of the original.
@@ -112,6 +114,7 @@ class OutputComparison:
     reference_peak: float | None
     channel: ChannelComparison | None = None
     silence: str | None = None
+    untold: str | None = None
     short_db: float = 0.0
     notes: tuple[str, ...] = ()
     energies: tuple[tuple[float, float], ...] = ()

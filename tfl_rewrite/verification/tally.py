@@ -123,6 +123,139 @@ class ChannelSums:
         return np.where(np.isfinite(ratio), ratio, 0.0)
 
 
+class Stillness:
+    """Which slices of an output along each axis are one constant after the rewrite and were not before.
+
+    Layouts are not known: a channel may be any axis (NCHW, boxes by detections, steps of a sequence), and one
+    that is strong beside others hides behind none of them here. Costs little: a slice that has shown two
+    values after the rewrite is out, as most are with the first sample.
+
+    Attributes:
+        axes: By axis, what is known of its slices; None where their number is another from sample to sample.
+    """
+
+    def __init__(self) -> None:
+        self.axes: dict[int, _Slices | None] = {}
+
+    def add(self, before: Array, after: Array) -> None:
+        """Takes in one sample, neither of it empty."""
+        if not before.ndim:
+            before, after = before.reshape(1), after.reshape(1)
+        shape = before.shape
+        axes = [axis for axis in _slicing_axes(shape) if self._expects(axis, shape[axis])]
+        # Of a large output parts at a time, along its first axis that has any.
+        along = next((axis for axis, size in enumerate(shape) if size > 1), 0)
+        step = max(1, PIECE // (before.size // shape[along]))
+        for start in range(0, shape[along], step):
+            part = (slice(None),) * along + (slice(start, start + step),)
+            for axis in axes:
+                self._add(axis, before[part], after[part], start if axis == along else 0)
+            _forget(before)
+            _forget(after)
+
+    def _expects(self, axis: int, size: int) -> bool:
+        """Whether an axis still counts the same slices, any of which is still."""
+        known = self.axes.setdefault(axis, _Slices.none_yet(size))
+        if known is None or known.still.size != size:
+            self.axes[axis] = None
+            return False
+        return bool(known.still.any())
+
+    def _add(self, axis: int, before: Array, after: Array, start: int) -> None:
+        known = self.axes[axis]
+        if known is None:
+            return
+        size = before.shape[axis]
+        found = np.flatnonzero(known.still[start : start + size])
+        if not found.size:
+            return
+        if found.size < size:
+            before, after = before.take(found, axis=axis), after.take(found, axis=axis)
+        known.add(found + start, before, after, tuple(item for item in range(before.ndim) if item != axis))
+
+    def joined(self, other: Stillness) -> Stillness:
+        """What the samples of both show."""
+        both = Stillness()
+        for axis in self.axes.keys() & other.axes.keys():
+            one, two = self.axes[axis], other.axes[axis]
+            fits = one is not None and two is not None and one.still.size == two.still.size
+            both.axes[axis] = one.joined(two) if fits and one is not None and two is not None else None
+        return both
+
+
+@dataclass(slots=True)
+class _Slices:
+    """Of each slice along one axis.
+
+    Attributes:
+        still: It is one constant after the rewrite, so far.
+        low, high: Least and largest value before.
+        rest: The value after.
+        count: Values so far.
+        moved: Values before that are another than the one after.
+    """
+
+    still: npt.NDArray[np.bool_]
+    low: Float64
+    high: Float64
+    rest: Float64
+    count: npt.NDArray[np.int64]
+    moved: npt.NDArray[np.int64]
+
+    @classmethod
+    def none_yet(cls, size: int) -> _Slices:
+        return cls(
+            np.ones(size, np.bool_),
+            np.full(size, np.inf),
+            np.full(size, -np.inf),
+            np.full(size, np.nan),
+            np.zeros(size, np.int64),
+            np.zeros(size, np.int64),
+        )
+
+    @property
+    def span(self) -> Float64:
+        """From the least to the largest value before."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.high > self.low, self.high - self.low, 0.0)
+
+    def add(self, where: npt.NDArray[np.intp], one: Array, two: Array, over: tuple[int, ...]) -> None:
+        """Takes in the slices ``where`` of both files, of which all axes ``over`` are gone through."""
+        least, most = two.min(axis=over), two.max(axis=over)
+        value = least.astype(np.float64)
+        fresh = np.isnan(self.rest[where])
+        same = (least == most) & (fresh | (self.rest[where] == value))
+        self.still[where] = same
+        kept = where[same]
+        if not kept.size:
+            return
+        self.rest[kept] = value[same]
+        if not same.all():
+            axis = next(item for item in range(one.ndim) if item not in over)
+            one, two = one.compress(same, axis=axis), two.compress(same, axis=axis)
+        self.low[kept] = np.minimum(self.low[kept], one.min(axis=over))
+        self.high[kept] = np.maximum(self.high[kept], one.max(axis=over))
+        self.count[kept] += one.size // kept.size
+        self.moved[kept] += np.count_nonzero(one != two, axis=over)
+
+    def joined(self, other: _Slices) -> _Slices:
+        return _Slices(
+            self.still & other.still & (self.rest == other.rest),
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.rest,
+            self.count + other.count,
+            self.moved + other.moved,
+        )
+
+
+def _slicing_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The last axis whatever its size, and all others of several slices."""
+    last = len(shape) - 1
+    others = (axis for axis in range(last) if shape[axis] > 1)
+    return tuple(axis for axis in (*others, last) if shape[axis] <= MOST_CLASSES)
+
+
 def _dots(one: Float64, other: Float64) -> Float64:
     return np.asarray(np.einsum("ij,ij->j", one, other))
 
@@ -288,6 +421,7 @@ class OutputTally:
         self.movement = Movement()
         self.rows = RowSums(max(facts.scales) if facts.is_quantized else 1.0)
         self.channels: dict[int, ChannelSums | None] = {}
+        self.stillness = Stillness()
 
     def joined(self, other: OutputTally) -> OutputTally:
         """The sums over the samples of both."""
@@ -306,6 +440,7 @@ class OutputTally:
         both.energies = self.energies + other.energies
         both.movement = self.movement.joined(other.movement)
         both.rows = self.rows.joined(other.rows)
+        both.stillness = self.stillness.joined(other.stillness)
         for axis in self.channels.keys() & other.channels.keys():
             one, two = self.channels[axis], other.channels[axis]
             both.channels[axis] = None if one is None or two is None else one.joined(two)
@@ -338,6 +473,8 @@ class OutputTally:
             return
         self.elements += before.size
         self.movement.add(before)
+        if before.size and before.dtype.kind in "biuf":
+            self.stillness.add(before, after)
         if before.dtype.kind == "O":
             self._count_equal(before == after)
         elif before.dtype.kind in "biu":
@@ -373,7 +510,15 @@ class OutputTally:
                 # Unsigned subtraction wraps to the true distance, which the signed type may not hold.
                 distance = high.astype(np.uint64) - low.astype(np.uint64)
                 self.max_integer_error = max(self.max_integer_error, int(distance.max()))
-        if not self.facts.is_quantized or before.dtype.kind == "b" or not before.size:
+        if before.dtype.kind == "b":
+            # A flag is a channel, too.
+            for one, two in _pieces(before, after):
+                if one.size and one.shape[-1] <= MOST_CLASSES:
+                    self._add_channels(
+                        max(0, before.ndim - 1), one.astype(np.float64), two.astype(np.float64)
+                    )
+            return
+        if not self.facts.is_quantized or not before.size:
             return
         if len(self.facts.zero_points) > 1:
             zero = _zero_points(self.facts, before.ndim)

@@ -106,7 +106,10 @@ class Verdict:
             if entry.status == "unverified" and entry.cause not in _JUDGED
         ]
         silent = [f"{item.label} ({item.silence})" for item in self.outputs if item.silence is not None]
-        return (*lost, *silent, *self.unseen)
+        untold = [f"{item.label} ({item.untold})" for item in self.outputs if item.untold is not None]
+        if not self.measured and not lost:
+            return ("everything",)
+        return (*lost, *silent, *untold, *self.unseen)
 
     @property
     def headline(self) -> str:
