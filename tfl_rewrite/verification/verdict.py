@@ -178,7 +178,7 @@ class Verdict:
             )
         lines += [f"  {output.summary()}" for output in self.outputs]
         lines.append(f"  not judged: {'; '.join(self.not_judged) or 'nothing'}")
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {note}" for note in dict.fromkeys(self.notes)]
         return lines
 
 
