@@ -237,6 +237,19 @@ def test_what_one_value_alone_moves_is_lost_to_rounding_and_named():
     assert samples_of(places, after).passed
 
 
+def test_two_samples_tell_what_is_constant_and_no_more_of_a_channel():
+    rng = np.random.default_rng(0)
+    before = rng.normal(0, 1, (2, 1, 500)).astype(np.float32)
+    before[1, 0, 9] = before[0, 0, 9] + np.float32(0.02)
+    after = before + rng.normal(0, 0.01, before.shape).astype(np.float32)
+    after[1, 0, 9] = after[0, 0, 9] + np.float32(0.001)
+    result = samples_of(before, after)
+    assert result.passed and "2 values of each tell too little" in result.untold
+    assert samples_of(before, before).untold is None
+    after[:, 0, 9] = 0.3
+    assert "channel 9 of axis 1 does not vary any more" in samples_of(before, after).reason
+
+
 def test_what_other_kernels_do_not_repeat_is_not_dead():
     rng = np.random.default_rng(0)
     before = rng.normal(0, 100, (8, 1, 5, 7)).astype(np.float32)

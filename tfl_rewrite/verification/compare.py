@@ -24,9 +24,9 @@ REPEATED_DB = 10.0
 """By how much better than the tolerance other kernels must repeat the original's channel for it to count."""
 SHARED_BY = 2.05
 """Of a channel's values, so many at least must share in its variation (`ChannelSums.spread`) for its ratio to
-count. Two or three values about their mean always make exactly 2, whatever they are."""
-DEAD_BY = 1.99
-"""The same for a channel that does not vary any more: that shows in two values."""
+count. Two or three values about their mean always make exactly 2, whatever they are: of many channels, one
+comes out the same by chance."""
+_TOO_FEW = 3
 LEAST_SHARE = 0.005
 """By how much a probability must vary to count: behind a SOFTMAX, what all classes but a few get is next to
 nothing, and depends on the few."""
@@ -286,6 +286,9 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
             axes[axis] = dead
         elif axis in channels:
             untold += _one_value_moves(moved, axis)
+    few = [sums for sums in tally.channels.values() if sums is not None and sums.count <= _TOO_FEW]
+    if few and not tally.bit_exact:
+        untold.append(f"how exact each channel is: {few[0].count} values of each tell too little")
     return _Frozen(axes, "; ".join(untold) or None)
 
 
@@ -349,7 +352,7 @@ def _worst_of_axis(
         kept = 10 * np.log10(sums.signal_after / signal)
     ratio = np.where(np.isfinite(signal) & np.isfinite(noise), ratio, -np.inf)
     spread = sums.spread
-    counts = (signal > 0) & (spread >= DEAD_BY)
+    counts = (signal > 0) & (spread >= SHARED_BY)
     if tally.rows.rows and tally.rows.are_shares:
         counts &= tally.rows.unit * np.sqrt(signal / sums.count) >= LEAST_SHARE
     least = tolerance.min_channel_snr
@@ -358,7 +361,7 @@ def _worst_of_axis(
         least = 0.0
     dead = counts & (kept < DEAD_DB) if least is not None else np.zeros_like(counts)
     dead |= frozen.axes.get(axis, np.zeros_like(dead))
-    counts = dead | (counts & (spread >= SHARED_BY))
+    counts |= dead
     bad = dead if least is None else dead | (counts & ~(ratio >= least))
     if bad.any() and kernels is not None:
         # Only now: running the original in other kernels costs as much as the verdict.

@@ -84,8 +84,8 @@ class OutputComparison:
         channel: The one that keeps least of its variation; None where none counts.
         silence: Why the output says nothing about the rewrite (NaN, constant, saturated ...); None where it
             does.
-        untold: Channels that are constant after the rewrite, of which the samples show too little to say
-            that they are dead; None without any.
+        untold: What of its channels the samples show too little of, such as that one is dead; None where they
+            tell enough.
         short_db: By how much it misses the tolerance, in dB; 0 where it passes.
         nonfinite_mismatches: Elements that are NaN or infinite on one side only.
         reference_peak: Largest absolute value of the original.
