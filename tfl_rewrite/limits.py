@@ -18,6 +18,9 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "blame_seconds": (0, 1e6),
     "min_snr": (-1000, 1000),
     "max_abs_error": (0, 1e300),
+    "max_error": (0, 1e300),
+    "min_metric": (-1e300, 1e300),
+    "min_agreement": (0, 1),
     "min_elements": (1, 1 << 40),
 }
 """Least and largest value, by the name of the setting."""

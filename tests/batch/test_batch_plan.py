@@ -186,6 +186,8 @@ BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
         (BATCH + 'preset = "small"\n[verify]\nsamples = [[' + "9" * 30 + "]]", "more than 64 bits"),
         (BATCH + 'preset = "small"\n[verify]\nseed = -1', "seed is -1"),
         (BATCH + 'preset = "small"\n[verify]\nmin_snr = nan', "min_snr is nan"),
+        (BATCH + 'preset = "small"\n[verify]\nmin_snr = inf', "min_snr is inf"),
+        (BATCH + 'preset = "small"\n[verify]\nmin_agreement = nan', "min_agreement is nan"),
         (BATCH + 'preset = "small"\n[verify]\ntimeout = inf', "timeout is inf"),
         (BATCH + 'preset = "small"\n[verify]\ntimeout = 1e300', "timeout is 1e[+]300"),
         (BATCH + 'preset = "small"\n[verify]\nmemory_limit = "' + "9" * 5000 + 'GB"', "no amount|is not an"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import zlib
 from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import Verification, load, rewrite, round_weights_pass, search_rounding
+from tfl_rewrite import UsageError, Verification, load, rewrite, round_weights_pass, search_rounding
 from tfl_rewrite.rounding_search import RoundingSearch
 from tfl_rewrite.rounding_search import search as module
 
@@ -33,6 +34,12 @@ def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_pa
     assert second.files == 0
     report = rewrite(tmp_path / "searched.tflite", tmp_path / "again.tflite", [second.settings])
     assert report.outcome == "unchanged"
+
+
+@pytest.mark.parametrize("bounds", [{"min_snr": math.inf}, {"min_snr": 30, "max_abs_error": math.inf}])
+def test_a_bound_is_finite(fixtures: Path, bounds: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="is inf"):
+        search_rounding(fixtures / "dense.tflite", round_weights_pass(), Verification(), **bounds)
 
 
 def test_the_search_is_deterministic(fixtures: Path) -> None:

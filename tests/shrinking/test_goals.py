@@ -49,6 +49,9 @@ def verdict(*outputs: dict[str, Any], cause: str = "") -> Verdict:
         ({"max_error": -1.0}, "max_error"),
         ({"max_error": math.nan}, "max_error"),
         ({"min_snr": math.inf}, "min_snr"),
+        ({"max_error": math.inf}, "max_error"),
+        ({"min_metric": math.nan}, "min_metric"),
+        ({"min_metric": -math.inf}, "min_metric"),
         ({"max_nbytes": 0}, "max_nbytes"),
     ],
 )

@@ -15,7 +15,7 @@ from tfl_rewrite.rewriting import MODES
 
 _PLACES = ("stem", "name", "folder")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_BOUNDED = ("samples", "seed", "min_snr", "max_abs_error", "timeout", "blame_seconds")
+_BOUNDED = ("samples", "seed", "min_snr", "min_agreement", "max_abs_error", "timeout", "blame_seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

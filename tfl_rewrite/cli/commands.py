@@ -304,13 +304,14 @@ def _read_as_said(
 
 def verification_of(arguments: argparse.Namespace) -> Verification:
     """Returns how a command is to verify, from its options."""
+    tolerance = _tolerance(arguments)
     return Verification(
         mode=arguments.verify,
         inputs=real_inputs(arguments, arguments.source),
         holdout=held_out(arguments, arguments.source) if "holdout" in arguments else (),
         samples=arguments.samples,
         seed=arguments.seed,
-        tolerance=_tolerance(arguments) if arguments.verify != "off" else None,
+        tolerance=tolerance if arguments.verify != "off" else None,
         **_judges(arguments),
         blame_seconds=arguments.blame_seconds,
         rescue=not arguments.no_rescue,

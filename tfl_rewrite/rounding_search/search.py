@@ -24,6 +24,7 @@ import numpy as np
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.holdout import divide
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.limits import check_number
 from tfl_rewrite.opening import MANY_DECISIONS, open_outputs
 from tfl_rewrite.passes.fitting import Fitting
 from tfl_rewrite.passes.round_weights import Rounding, RoundWeights
@@ -86,7 +87,11 @@ def search_rounding(
 
     Raises:
         UnsupportedError: The original cannot be run, so nothing can be measured.
+        UsageError: A bound is out of its range.
     """
+    check_number("min_snr", min_snr)
+    if max_abs_error is not None:
+        check_number("max_abs_error", max_abs_error)
     with RoundingSearch(source, settings, verification, aim=min_snr, progress=progress) as search:
         return search.find(min_snr, max_abs_error=max_abs_error)
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.limits import check_number
 from tfl_rewrite.verification import Tolerance, Verdict
 
 _STEP = 1.0
@@ -54,10 +55,10 @@ class Goal:
             )
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(f"min_agreement is {self.min_agreement}", remedy="give a share, such as 0.99")
-        if self.max_error is not None and not self.max_error >= 0:
-            raise UsageError(f"max_error is {self.max_error}", remedy="give zero or a positive number")
-        if self.min_snr is not None and not math.isfinite(self.min_snr):
-            raise UsageError(f"min_snr is {self.min_snr}", remedy="give a number of dB, such as 30")
+        for name in ("min_snr", "max_error", "min_metric"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
         if self.max_nbytes is not None and self.max_nbytes < 1:
             raise UsageError(f"max_nbytes is {self.max_nbytes}", remedy="give 1 or more")
 
