@@ -564,6 +564,76 @@ def test_stdout_is_full(dense: Path) -> None:
     assert done.returncode == 2 and b"standard output" in done.stderr and b"Traceback" not in done.stderr
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+
+
+@FULL
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["quantize-weights", "IN", "OUT", "--samples", "1"], 0),
+        (["quantize-weights", "IN", "OUT", "--verify", "off"], 0),
+        (["shard", "IN", "OUT"], 0),
+        (["batch", "IN", "--out", "OUT", "--pass", "dedup", "--verify", "off"], 0),
+        (["batch", "IN", "--out", "OUT", "--pass", "dedup", "--verify", "off", "--json"], 0),
+        (["shrink", "IN", "OUT", "--min-snr", "30", "--time-limit", "5"], 0),
+        (["quantize-weights", "IN", "OUT", "--min-snr", "90", "--no-rescue", "--samples", "1"], 4),
+        # What they print is all that they make.
+        (["quantize-weights", "IN", "OUT", "--verify", "off", "--dry-run"], 2),
+        (["check", "IN"], 2),
+        (["doctor", "IN"], 2),
+        (["diff", "IN", "IN"], 2),
+        (["verify", "IN", "IN", "--samples", "1"], 2),
+    ],
+)
+def test_a_report_that_cannot_be_printed_does_not_undo_the_file(
+    dense: Path, out: Path, command: list[str], code: int
+) -> None:
+    words = [{"IN": str(dense), "OUT": str(out)}.get(word, word) for word in command]
+    with open("/dev/full", "wb") as full:
+        done = run(*words, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == code, done.stderr
+    assert b"standard output: cannot write" in done.stderr and b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") == (2 if code == 4 else 1)
+    assert out.exists() == (code == 0)
+
+
+@FULL
+def test_stderr_is_full(dense: Path, out: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run("inspect", dense.parent / "no.tflite", stdout=subprocess.PIPE, stderr=full)
+        assert done.returncode == 2
+        done = run(
+            "quantize-weights", dense, out, "-q", "--inputs", "no", stdout=subprocess.PIPE, stderr=full
+        )
+        assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize-weights", "IN", "x" * 100_000],
+        ["quantize-weights", "IN", "OUT", "--samples", "9" * 5000],
+        ["quantize-weights", "IN", "OUT", "--samples=" + "9" * 5000],
+        ["quantize-weights", "IN", "OUT", "--include", "( " * 4000],
+        ["quantize-weights", "IN", "OUT", "--map", "a b " * 4000],
+        ["quantize-weights", "IN", "OUT", "--resolver", "\x1b[2J" * 4000],
+        ["run", "IN", "OUT", "--pass", "no such " * 4000],
+        ["batch", "no/*" + "y" * 20_000, "--out", "OUT", "--pass", "dedup"],
+        ["x y" * 5000],
+    ],
+)
+def test_an_error_repeats_little_of_an_argument(
+    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, arguments: list[str], monkeypatch: Any
+) -> None:
+    words = [{"IN": str(dense), "OUT": str(out)}.get(word, word) for word in arguments]
+    monkeypatch.setattr(sys, "argv", [TOOL, *words])
+    code, _, said = call(capsys, *words)
+    assert code == 2
+    (line,) = [line for line in said.splitlines() if ": error: " in line]
+    assert 60 < len(line) < 1000 and "\x1b" not in said
+
+
 def test_no_stderr(dense: Path, out: Path) -> None:
     """What is opened instead must not become the place of messages."""
     normal = out.with_name("normal.tflite")

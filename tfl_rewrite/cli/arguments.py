@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tfl_rewrite.cli.batch_commands import BATCHING
 from tfl_rewrite.cli.doctor_commands import DOCTORING
@@ -20,7 +22,7 @@ BY_NAME = {command.name: command for command in COMMANDS}
 
 def parser(version: str) -> argparse.ArgumentParser:
     """Builds the parser from the rows."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="tfl-rewrite",
         description="Rewrites somebody else's .tflite file: smaller, nothing lost, verified by running it "
         "before and after.",
@@ -36,6 +38,18 @@ def parser(version: str) -> argparse.ArgumentParser:
         for title, arguments in command.groups:
             _add(made.add_argument_group(title), arguments)
     return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are printed as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong with the arguments, and ends the program."""
+        from tfl_rewrite.cli.text import complain
+
+        self.print_usage(sys.stderr)
+        complain(message, sys.argv[1:], self.prog)
+        self.exit(2)
 
 
 def _add(group: argparse._ArgumentGroup, arguments: Sequence[Argument]) -> None:

@@ -125,7 +125,7 @@ def batch_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
     from tfl_rewrite.batch.run import run_batch
     from tfl_rewrite.cli.main import INTERRUPTED, _Terminated
-    from tfl_rewrite.cli.text import print_lines
+    from tfl_rewrite.cli.text import print_report, warn
 
     config = _config(arguments)
     progress = _Progress(arguments)
@@ -134,16 +134,16 @@ def batch_files(arguments: argparse.Namespace) -> int:
     except (KeyboardInterrupt, _Terminated):
         progress.close()
         done = f"{progress.done} of {progress.total} files are done"
-        print(f"tfl-rewrite: interrupted; {done}; run it again to go on", file=sys.stderr)
+        warn(f"tfl-rewrite: interrupted; {done}; run it again to go on")
         return INTERRUPTED
     finally:
         progress.close()
     if arguments.json:
         import json
 
-        print_lines([json.dumps(summary.to_dict(), indent=2)])
+        print_report([json.dumps(summary.to_dict(), indent=2)])
     elif not arguments.quiet:
-        print_lines(summary_lines(summary, config.out, verbose=arguments.verbose))
+        print_report(summary_lines(summary, config.out, verbose=arguments.verbose))
     return summary.exit_code
 
 
@@ -219,13 +219,15 @@ class _Progress:
         self.done = self.total = self._failed = 0
 
     def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
+        from tfl_rewrite.cli.text import warn
+
         self.done, self.total = done, total
         self._failed += row["exit_code"] != 0
         text = f"{done} of {total} files{f', {self._failed} failed' if self._failed else ''}"
         if self._shown:
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         elif self._wanted and time.monotonic() >= self._next:
-            print(f"tfl-rewrite: {text}", file=sys.stderr, flush=True)
+            warn(f"tfl-rewrite: {text}")
             self._next = time.monotonic() + _LOG_EVERY_SECONDS
 
     def close(self) -> None:

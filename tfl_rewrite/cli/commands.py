@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from tfl_rewrite import api
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines, safe
-from tfl_rewrite.cli.text import print_lines
+from tfl_rewrite.cli.text import print_lines, print_report, warn
 from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.errors import (
     UnsupportedError,
@@ -356,7 +355,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         bar.close()
         _add_reports(side, arguments, error.report)
         side.publish()
-        _show(arguments, error.report)
+        _show(arguments, error.report, product=False)
         error.remedy = error.remedy or _for_older(arguments, error)
         if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
             budget = f"--min-snr {arguments.min_snr:g}"
@@ -367,7 +366,7 @@ def _rewrite(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     finally:
         bar.close()
         side.close()
-    _show(arguments, report)
+    _show(arguments, report, product=arguments.dry_run)
     return 0
 
 
@@ -386,12 +385,12 @@ def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | Non
     return f"--min-runtime {known} chooses forms that this runtime knows"
 
 
-def _show(arguments: argparse.Namespace, report: Report) -> None:
+def _show(arguments: argparse.Namespace, report: Report, *, product: bool) -> None:
     if not arguments.quiet:
-        print_lines(report_lines(report, verbose=arguments.verbose))
-        print_lines(_no_blame(arguments, report.blame))
+        lines = report_lines(report, verbose=arguments.verbose)
+        print_report([*lines, *_no_blame(arguments, report.blame)], product=product)
     elif report.unverified is not None:
-        print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
+        warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
 
 
 def _add_reports(side: SideFiles, arguments: argparse.Namespace, report: Report) -> None:

@@ -58,7 +58,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except TflRewriteError as error:
         if arguments is not None and arguments.verbose > 1:
             raise
-        _complain(str(error))
+        _complain(str(error), argv)
         return error.exit_code
     except KeyboardInterrupt:
         return _stopped("interrupted", arguments, INTERRUPTED)
@@ -88,11 +88,10 @@ def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
     return code
 
 
-def _complain(text: str) -> None:
-    from tfl_rewrite.cli.text import safe
+def _complain(text: str, argv: Sequence[str] | None = None) -> None:
+    from tfl_rewrite.cli.text import complain
 
-    if sys.stderr is not None:
-        print(f"tfl-rewrite: error: {safe(text, limit=4000)}", file=sys.stderr)
+    complain(text, sys.argv[1:] if argv is None else argv)
 
 
 def _send_again(lost: sys.UnraisableHookArgs) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.cli.shard_render import shard_lines
-from tfl_rewrite.cli.text import print_lines
+from tfl_rewrite.cli.text import print_report, warn
 from tfl_rewrite.rewriting import Verification
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
@@ -78,9 +77,10 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar
         side.add_json(arguments.report, report.to_dict())
         side.publish()
     if not arguments.quiet:
-        print_lines(shard_lines(report, verbose=arguments.verbose))
+        lines = shard_lines(report, verbose=arguments.verbose)
+        print_report(lines, product=arguments.dry_run and failure is None)
     elif report.unverified is not None:
-        print(f"UNVERIFIED: {safe(report.unverified, limit=400)}", file=sys.stderr)
+        warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
     if failure is not None:
         raise failure
     return 0

@@ -154,7 +154,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.commands import _judges, held_out, real_inputs
     from tfl_rewrite.cli.files import SideFiles
     from tfl_rewrite.cli.progress import Bar
-    from tfl_rewrite.cli.text import print_lines
+    from tfl_rewrite.cli.text import print_report
     from tfl_rewrite.rewriting import Verification
     from tfl_rewrite.shrinking.calls import shrink
     from tfl_rewrite.shrinking.shrink import ShrinkFailed
@@ -205,13 +205,13 @@ def shrink_file(arguments: argparse.Namespace) -> int:
         _add_files(side, arguments, error.report)
         side.publish()
         if not arguments.quiet:
-            print_lines(lines_of(error.report, verbose=arguments.verbose))
+            print_report(lines_of(error.report, verbose=arguments.verbose))
         raise
     finally:
         bar.close()
         side.close()
     if not arguments.quiet:
-        print_lines(lines_of(report, verbose=arguments.verbose))
+        print_report(lines_of(report, verbose=arguments.verbose), product=arguments.dry_run)
     return 0
 
 

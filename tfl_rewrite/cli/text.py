@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,17 +13,25 @@ from collections.abc import Iterable, Sequence
 from tfl_rewrite.cli import streams
 from tfl_rewrite.errors import FileAccessError
 
+LONGEST_ERROR = 4000
+LONGEST_WORD = 200
+"""Of what an error repeats; a hash, or a name in a folder of some depth, is shorter."""
+
 _ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
 
 
 def safe(text: str, *, limit: int = 120) -> str:
     """Escapes control characters, terminal escapes, bidirectional marks and broken bytes; cuts the middle."""
     # A stream by its own name, before the path of its copy is cut.
-    shown = "".join(escaped(char) for char in streams.shown(text))
-    if len(shown) > limit:
-        head = (limit - 3) // 2
-        shown = f"{shown[:head]}...{shown[len(shown) - (limit - 3 - head) :]}"
-    return shown
+    return _cut("".join(escaped(char) for char in streams.shown(text)), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """Takes out the middle of a text that is too long."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (limit - 3 - head) :]}"
 
 
 def escaped(char: str) -> str:
@@ -55,6 +65,49 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable
         ).rstrip()
         for row in all_rows
     ]
+
+
+def complain(text: str, arguments: Iterable[str] = (), program: str = "tfl-rewrite") -> None:
+    """Prints an error in one line; of each thing that it repeats, such as a name, as much as can be read.
+
+    Args:
+        text: What is wrong.
+        arguments: Those of the command line, which may hold spaces.
+        program: Who says it.
+    """
+    shown = safe(text, limit=sys.maxsize)
+    for argument in arguments:
+        for form in (argument, repr(argument)[1:-1], argument.partition("=")[2]):
+            if len(form) > LONGEST_WORD:
+                form = safe(form, limit=sys.maxsize)
+                shown = shown.replace(form, _cut(form, LONGEST_WORD))
+    shown = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: _cut(found[0], LONGEST_WORD), shown)
+    warn(f"{program}: error: {_cut(shown, LONGEST_ERROR)}")
+
+
+def warn(text: str) -> None:
+    """Prints a line to standard error, if somebody can read it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def print_report(lines: Sequence[str], *, product: bool = False) -> None:
+    """Prints what became of files that are written already: where that cannot be, they are there all the same.
+
+    Args:
+        lines: The report.
+        product: Whether it is all that was asked for, as in a dry run; not to print it is an error then.
+
+    Raises:
+        FileAccessError: See :func:`print_lines`.
+    """
+    try:
+        print_lines(lines)
+    except FileAccessError as error:
+        if product:
+            raise
+        warn(f"tfl-rewrite: the report could not be printed: {error}")
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+from tfl_rewrite.cli.text import warn
+
 AFTER_SECONDS = 1.0
 
 
@@ -67,5 +69,5 @@ class Waiting:
         while not stop.wait(0.1):
             what, since = self._what, self._since
             if what and what != said and time.monotonic() - since >= AFTER_SECONDS:
-                print(f"tfl-rewrite: {what} ...", file=sys.stderr, flush=True)
+                warn(f"tfl-rewrite: {what} ...")
                 said = what

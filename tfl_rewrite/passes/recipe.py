@@ -78,7 +78,7 @@ class Recipe:
             found = _RULE.match(text, position)
             if found is None:
                 raise UsageError(
-                    f"rule {text[position:]!r} is not REGEX=ENCODING",
+                    f"rule {text[position:][:80]!r} is not REGEX=ENCODING",
                     remedy="write such as 'conv.*=int4:block:32,logits=float32'",
                 )
             rules.append(Rule.of(found["match"], found["encoding"], default or Encoding(), budget))
