@@ -57,6 +57,19 @@ def test_none_came(ending):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_hang_up_waits_too():
+    before = signal.signal(signal.SIGHUP, lambda _number, _frame: done.append("hung up"))
+    done = []
+    try:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.02)
+            done.append("all of it")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done == ["all of it", "hung up"]
+
+
 def test_one_inside_another(ending):
     done = []
     with pytest.raises(Ended), held_back():

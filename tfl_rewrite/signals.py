@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
+_HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM wait until the end; nothing is lost.
+    """Lets SIGINT, SIGTERM and SIGHUP wait until the end; nothing is lost.
 
     A mask would not do: what one thread blocks the system delivers to another, and Python runs the handler
     in the main thread at once. So the handlers themselves are put aside. Other threads are never disturbed

@@ -133,7 +133,7 @@ def test_a_job_ends_when_it_is_told_to(fixtures: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "dense.tflite").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_whole_files_and_the_rest_can_be_done(
     number: int, fixtures: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,10 @@ def test_version() -> None:
 def test_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = call(capsys, "--help")
     assert code == 0 and "Exit codes" in text
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("`", "")
+    promise = " ".join(text.split())
+    promise = promise[promise.index("Exit codes") :]
+    assert promise in " ".join(readme.split())
     assert all(command.name in text for command in COMMANDS)
     assert "(lossy)" in text
 
@@ -712,6 +716,7 @@ def _descendants(group: int) -> bool:
         (signal.SIGINT, False, 130, b"interrupted; nothing was written"),
         (signal.SIGINT, True, 130, b"interrupted; nothing was written"),
         (signal.SIGTERM, False, 143, b"terminated; nothing was written"),
+        (signal.SIGHUP, False, 129, b"hung up; nothing was written"),
     ],
 )
 def test_interrupted_while_verifying(
@@ -800,3 +805,13 @@ def test_commands_do_not_share_state(capsys: pytest.CaptureFixture[str], dense: 
     call(capsys, "quantize-weights", dense, out, "--verify", "off", "--force")
     assert first == dense.read_bytes() != out.read_bytes()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_ignored_stays_ignored(dense: Path, out: Path) -> None:
+    """As by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["quantize-weights", str(dense), str(out), "--verify", "off", "-q"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

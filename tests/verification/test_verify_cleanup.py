@@ -71,7 +71,7 @@ def test_after_every_kind_of_end(tmp_path, temporary):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_run(tmp_path, temporary, number):
     hanging = tiny_models.hanging(tmp_path / "hang.tflite")
     code = "import sys; from tfl_rewrite.judging import verify; verify(sys.argv[1], sys.argv[1])"

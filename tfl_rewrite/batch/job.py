@@ -194,6 +194,8 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, stop)
     # What libraries print must not mix with the row.
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)

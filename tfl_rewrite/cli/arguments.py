@@ -27,7 +27,9 @@ def parser(version: str) -> argparse.ArgumentParser:
         description="Rewrites somebody else's .tflite file: smaller, nothing lost, verified by running it "
         "before and after.",
         epilog="Exit codes: 0 done, or nothing to do; 2 usage or input error; 3 refused as unsupported; "
-        "4 outputs differ beyond the tolerance; 130 interrupted. Nothing is written unless 0.",
+        "4 outputs differ beyond the tolerance (or doctor --fail-on found something); 130 interrupted "
+        "(143 by SIGTERM, 129 by SIGHUP). No model is written unless it is 0; batch keeps the files "
+        "that are done.",
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -19,8 +19,15 @@ from tfl_rewrite.work import blas_environment
 INTERRUPTED = 130
 
 
+_WORDS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+"""Signals that end the program in order, and what is said of them."""
+
+
 class _Terminated(BaseException):
-    """SIGTERM: unwinds like an interrupt, so that files and children are cleaned up."""
+    """One of those: unwinds like an interrupt, so that files and children are cleaned up."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit code of DESIGN's contract: 0, 2, 3, 4, 130; 1 never on purpose.
+        The exit code of DESIGN's contract: 0, 2, 3, 4, 129, 130, 143; 1 never on purpose.
     """
     with blas_environment():
         return _main(argv)
@@ -62,8 +69,8 @@ def _main(argv: Sequence[str] | None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return _stopped("interrupted", arguments, INTERRUPTED)
-    except _Terminated:
-        return _stopped("terminated", arguments, 128 + signal.SIGTERM)
+    except _Terminated as ended:
+        return _stopped(_WORDS[ended.number], arguments, 128 + ended.number)
     except RecursionError:
         _complain("the file nests too deep")
         return 2
@@ -72,8 +79,8 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
     finally:
         sys.unraisablehook = unraisable
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
@@ -100,7 +107,7 @@ def _send_again(lost: sys.UnraisableHookArgs) -> None:
     if lost.exc_type is KeyboardInterrupt:
         number = signal.SIGINT
     elif name in (_Terminated.__name__, "Terminated"):
-        number = signal.SIGTERM
+        number = getattr(lost.exc_value, "number", signal.SIGTERM)
     else:
         sys.__unraisablehook__(lost)
         return
@@ -110,12 +117,16 @@ def _send_again(lost: sys.UnraisableHookArgs) -> None:
     timer.start()
 
 
-def _on_terminate() -> signal._HANDLER | None:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
+def _on_terminate() -> dict[signal.Signals, signal._HANDLER]:
+    """Takes the signals that end programs; returns who had them."""
 
-    try:
-        return signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        # Not in the main thread: the caller's business.
-        return None
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Terminated(signal.Signals(number))
+
+    taken: dict[signal.Signals, signal._HANDLER] = {}
+    # Not in the main thread they are the caller's business; and what is ignored, as by nohup, stays ignored.
+    if threading.current_thread() is threading.main_thread():
+        for number in _WORDS:
+            if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                taken[number] = signal.signal(number, stop)
+    return taken

@@ -93,7 +93,7 @@ def warn(text: str) -> None:
 
 
 def print_report(lines: Sequence[str], *, product: bool = False) -> None:
-    """Prints what became of files that are written already: where that cannot be, they are there all the same.
+    """Prints what became of files that were written; where that cannot be, they are there all the same.
 
     Args:
         lines: The report.

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import FileAccessError
@@ -298,12 +298,19 @@ def _started(pid: int | str) -> str:
         return ""
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a program that does not listen to them."""
+
+
 class Terminated(BaseException):
-    """SIGTERM arrived: unwinds like KeyboardInterrupt, so that children and files are cleaned up."""
+    """One of `ENDING` arrived: unwinds like KeyboardInterrupt, so that children and files are cleaned up."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
 
 
 class TerminationGuard:
-    """Turns SIGTERM into `Terminated` while it is active, and delivers the signal again afterwards.
+    """Turns `ENDING` into `Terminated` while it is active, and delivers the signal again afterwards.
 
     Only where nobody else has taken the signal, and only in the main thread: elsewhere Python does not let
     handlers be set.
@@ -312,24 +319,26 @@ class TerminationGuard:
     _active = False
 
     def __init__(self) -> None:
-        self._previous: Callable[..., object] | int | None = None
-        self._owner = False
+        self._taken: list[signal.Signals] = []
 
     def __enter__(self) -> TerminationGuard:
-        main = threading.current_thread() is threading.main_thread()
-        if main and not TerminationGuard._active and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self._previous = signal.signal(signal.SIGTERM, _raise_terminated)
-            self._owner = TerminationGuard._active = True
+        if threading.current_thread() is threading.main_thread() and not TerminationGuard._active:
+            self._taken = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+            TerminationGuard._active = bool(self._taken)
+            for number in self._taken:
+                signal.signal(number, _raise_terminated)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not self._owner:
+        if not self._taken:
             return
-        self._owner = TerminationGuard._active = False
-        signal.signal(signal.SIGTERM, self._previous)
+        TerminationGuard._active = False
+        for number in self._taken:
+            signal.signal(number, signal.SIG_DFL)
+        self._taken = []
         if isinstance(error, Terminated):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(error.number)
 
 
 def _raise_terminated(number: int, frame: object) -> None:
-    raise Terminated
+    raise Terminated(signal.Signals(number))
