@@ -244,6 +244,45 @@ def test_in_a_batch(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     assert (tmp_path / "b" / source.name).read_bytes() == (tmp_path / "c" / source.name).read_bytes()
 
 
+@pytest.mark.parametrize("what", ["missing", "wrong"])
+@pytest.mark.parametrize("command", ["quantize-weights", "shrink"])
+def test_a_holdout_that_does_not_fit_is_told_before_anything_is_made(
+    rnet: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    command: str,
+) -> None:
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(subprocess, "Popen", ran)
+    source, inputs = rnet
+    other = tmp_path / "other.npz"
+    if what == "wrong":
+        np.savez(other, wrong=np.zeros((4, 3), np.float32))
+    words = [command, str(source), str(tmp_path / "out.tflite"), "--inputs", str(inputs), "--min-snr", "30"]
+    assert main([*words, "--holdout", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "other.npz" in said and ("no such file" if what == "missing" else "no array for every input") in said
+    )
+
+
+@pytest.mark.parametrize("name", ["inputs", "holdout"])
+def test_missing_inputs_are_told_before_anything_is_made(
+    rnet: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr("tfl_rewrite.rewriting.load", ran)
+    settings = Verification(**{name: (tmp_path / "no.npz",)})
+    with pytest.raises(UsageError, match=r"no\.npz: no such file"):
+        rewrite(rnet[0], tmp_path / "out.tflite", [quantize_weights_pass()], verification=settings)
+
+
 def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
     for item in (quantize_weights_pass(), round_weights_pass()):

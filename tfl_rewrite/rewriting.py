@@ -274,6 +274,7 @@ def rewrite(
     check_number("threads", threads)
     check_number("blame_seconds", settings.blame_seconds)
     check_claims(claims_of(source, settings), [Claim(OUTPUT, os.fspath(target))], force=force)
+    check_present(*settings.inputs, *settings.holdout)
     report_progress = progress or (lambda _what, _done, _total: None)
     with working(threads=threads, progress=progress), contextlib.ExitStack() as stack:
         settings, dealt = _divided(source, passes, settings, stack)
@@ -431,6 +432,18 @@ def _attempt(
         if not job.dry_run:
             aside.publish()
     return report
+
+
+def check_present(*paths: str | os.PathLike[str]) -> None:
+    """Looks whether real inputs are there, before any work is done.
+
+    Raises:
+        UsageError: See :func:`tfl_rewrite.verification.inputs.expand_paths`.
+    """
+    if paths:
+        from tfl_rewrite.verification.inputs import expand_paths
+
+        expand_paths(paths)
 
 
 def claims_of(source: str | os.PathLike[str], verification: Verification) -> list[Claim]:

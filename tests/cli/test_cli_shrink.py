@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfl_rewrite import shrink
 from tfl_rewrite.cli.shrink_commands import _nbytes
 from tfl_rewrite.errors import UsageError
 
@@ -115,6 +116,18 @@ def test_usage_is_two_in_one_line(
     assert expected in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
     assert not list(tmp_path.glob("*.tflite*"))
+
+
+@pytest.mark.parametrize("metric", ["missing_module:f", "math:no_such_function", "math:pi"])
+def test_a_metric_that_is_none_is_told_before_anything_is_run(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr("tfl_rewrite.shrinking.session.Trials", ran)
+    with pytest.raises(UsageError, match=f"metric {metric}"):
+        shrink(fixtures / "dense.tflite", tmp_path / "out.tflite", metric=metric, min_metric=1.0)
 
 
 @pytest.mark.parametrize(

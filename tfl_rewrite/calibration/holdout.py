@@ -120,6 +120,10 @@ def split(
     """
     given = tuple(inputs)
     files = [file for found in expand_paths(inputs) for file in _each(found)]
+    # What does not fit is said before anything is fitted, not once all is done.
+    for path in expand_paths(holdout):
+        if not isinstance(path, Media):
+            real_inputs(interface, [path])
     single = {len(entry.inputs) for entry in interface.entry_points} == {1}
     if not single and any(isinstance(file, Media) for file in files):
         return _undivided(

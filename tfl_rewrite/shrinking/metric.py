@@ -51,6 +51,14 @@ class MetricProcess:
         self._folder = folder
         self._reference: Path | None = None
 
+    def check(self) -> None:
+        """Looks whether there is such a function; before anything is run, which may take long.
+
+        Raises:
+            UsageError: It cannot be imported.
+        """
+        self._value()
+
     def __call__(self, paths: Sequence[Path]) -> float:
         """Returns the figure of a file.
 
@@ -63,10 +71,14 @@ class MetricProcess:
         if self._reference is None:
             self._reference = self._outputs([Path(self._source)] * len(self._parts), "reference")
         made = self._outputs(paths, "made")
+        return self._value(made, self._reference)
+
+    def _value(self, *files: Path) -> float:
+        """Runs the process."""
         seconds = self._parts[0].timeout
         try:
             done = subprocess.run(
-                [sys.executable, str(_SCRIPT), self._what, str(made), str(self._reference)],
+                [sys.executable, str(_SCRIPT), self._what, *map(str, files)],
                 capture_output=True,
                 text=True,
                 timeout=seconds,

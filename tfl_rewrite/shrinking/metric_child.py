@@ -1,5 +1,7 @@
 """The process that computes the user's own figure; arguments: ``MODULE:FUNCTION OUTPUTS REFERENCE``.
 
+With the first alone it only looks whether there is such a function.
+
 This file is a script, started by path. The module that the user named may lie in the current folder;
 everything else, such as what has the name of a module of Python's own there, is not looked for in it first.
 """
@@ -45,10 +47,13 @@ def outputs(path: str) -> dict[str, Any]:
         return {name: archive[f"arr_{number}"] for number, name in enumerate(names)}
 
 
-def main(what: str, made: str, reference: str) -> None:
+def main(what: str, made: str = "", reference: str = "") -> None:
     """Prints the figure, or null if it is no number."""
     sys.dont_write_bytecode = True
-    value = float(find(what)(outputs(made), outputs(reference)))
+    function = find(what)
+    if not callable(function):
+        raise TypeError(f"{what} is no function")
+    value = float(function(outputs(made), outputs(reference))) if made else 0.0
     print("\n" + json.dumps({"value": value if np.isfinite(value) else None}))
 
 

@@ -91,6 +91,8 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
             base, behind = _equipped(plain, checked, others, progress, partial(clock.is_past, until))
             folds.append(Fold(base, partial(part.judge, exact=False), behind))
         figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
+        if figure is not None:
+            figure.check()
         far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
         with Trials(
             source,

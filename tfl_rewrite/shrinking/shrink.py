@@ -15,7 +15,7 @@ from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.limits import check_number
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.rewriting import Report, Verification, claims_of, rewrite
+from tfl_rewrite.rewriting import Report, Verification, check_present, claims_of, rewrite
 from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
 from tfl_rewrite.shrinking.jury import Jury
@@ -209,6 +209,7 @@ def shrink(
     if state is not None:
         writes.append(Claim("state", os.fspath(state), mine=True))
     check_claims(reads, writes, force=force)
+    check_present(*checked.inputs, *checked.holdout, *holdout)
     if (goal.min_metric is None) != (metric is None):
         raise UsageError("a metric and its bound go together", remedy="give both --metric and --min-metric")
     if checked.mode == "off":
