@@ -353,7 +353,8 @@ def parse_runtime(text: str | None) -> kernels.Runtime:
     """Reads a runtime version: TensorFlow's count (``2.14``), or LiteRT's (``litert-2.3``).
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It is neither, or newer than all that is known: a slip, such as 21.4 for 2.14, would
+            otherwise make a file that nothing old reads.
     """
     if text is None:
         return kernels.NEWEST_RUNTIME
@@ -365,7 +366,17 @@ def parse_runtime(text: str | None) -> kernels.Runtime:
             f"min runtime {text!r} is not a version",
             remedy="give a TensorFlow version such as 2.14, or litert-2.3",
         )
-    return int(match[1]), int(match[2])
+    found = int(match[1]), int(match[2])
+    if found > kernels.NEWEST_RUNTIME:
+        raise _too_new(text, ".".join(map(str, kernels.NEWEST_RUNTIME)))
+    return found
+
+
+def _too_new(text: str, newest: str) -> UsageError:
+    return UsageError(
+        f"min runtime {text!r} is newer than {newest}, the newest that is known",
+        remedy="give that or an older one, or leave it out",
+    )
 
 
 def _litert(text: str) -> kernels.Runtime:
@@ -380,6 +391,9 @@ def _litert(text: str) -> kernels.Runtime:
     if not listed:
         known = ", ".join(f"litert-{release}" for release in kernels.LITERT_RUNTIME)
         raise UsageError(f"min runtime {text!r} is not a known LiteRT release", remedy=f"such are {known}")
+    newest = max(kernels.LITERT_RUNTIME, key=lambda release: tuple(map(int, release.split("."))))
+    if wanted[:2] > tuple(map(int, newest.split(".")[:2])):
+        raise _too_new(text, f"litert-{newest}")
     return max(listed)
 
 

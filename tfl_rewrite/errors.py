@@ -43,7 +43,8 @@ class TflRewriteError(Exception):
         place = ", ".join(
             part for part in (self.where, None if self.offset is None else f"offset {self.offset}") if part
         )
-        head = self.file or ""
+        # An empty name, such as of a variable that a shell does not know, is to be seen.
+        head = "" if self.file is None else self.file or "''"
         if place:
             head = f"{head} ({place})" if head else place
         text = f"{head}: {self.what}" if head else self.what

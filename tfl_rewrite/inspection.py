@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tfl_rewrite import kernels
+from tfl_rewrite.limits import check_number
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.model.likeness import equal_items
@@ -110,7 +111,9 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
 
     Raises:
         FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
+        UsageError: ``largest`` is negative.
     """
+    check_number("largest", largest)
     return inspect_model(load(path), os.fspath(path), largest=largest)
 
 

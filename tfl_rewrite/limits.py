@@ -20,6 +20,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_abs_error": (0, 1e300),
     "max_error": (0, 1e300),
     "min_metric": (-1e300, 1e300),
+    "largest": (0, 1 << 40),
     "min_agreement": (0, 1),
     "min_elements": (1, 1 << 40),
 }

@@ -142,6 +142,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
         (["--timeout", "0"], "timeout"),
         (["--timeout", "nan"], "timeout"),
         (["--min-snr", "nan"], "min_snr"),
+        (["--min-runtime", "99.9"], "newer than 2.23, the newest that is known"),
         (["--max-abs-error", "-1"], "max_abs_error"),
         (["--runtime", "abacus"], "litert"),
         (["--runtime", "python:/no/such/python"], "/no/such/python"),
@@ -157,6 +158,25 @@ def test_options_without_sense(
     code, _, error = call(capsys, "quantize-weights", dense, out, *more)
     assert code == 2 and error.startswith("tfl-rewrite: error: ") and words in error
     assert error.count("\n") == 1 and left(out) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["inspect", ""], "'': cannot read: "),
+        (["check", "IN", ""], ""),
+        (["compact", "IN", ""], "'': is a directory; "),
+        (["compact", "", "OUT"], "'': cannot read: "),
+        (["quantize-weights", "IN", "OUT", "--report", ""], "'': is a directory; "),
+        (["inspect", "IN", "--largest", "-1"], "largest is -1; give 0 or more"),
+    ],
+)
+def test_what_is_empty_or_negative_is_shown(
+    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, words: list[str], said: str
+) -> None:
+    code, text, error = call(capsys, *({"IN": str(dense), "OUT": str(out)}.get(w, w) for w in words))
+    assert code == 2 and left(out) == []
+    assert "\n'': NOT SOUND\n" in text if words[0] == "check" else f"error: {said}" in error
 
 
 # -- quantize-weights ---------------------------------------------------------------------------------------

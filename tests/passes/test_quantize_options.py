@@ -137,6 +137,8 @@ def test_reasons_of_selection(chain: Path, tmp_path: Path) -> None:
         ({"min_runtime": "2"}, "2.14"),
         ({"min_runtime": "litert-0.1"}, "litert-"),
         ({"min_runtime": "litert-"}, "litert-"),
+        ({"min_runtime": "litert-99.0"}, "newer than litert-2.3.0, the newest that is known"),
+        ({"min_runtime": "21.4"}, "newer than 2.23, the newest that is known"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], words: str) -> None:
@@ -148,7 +150,7 @@ def test_runtimes_by_name() -> None:
     assert parse_runtime(None) == kernels.NEWEST_RUNTIME == parse_runtime("litert-2.3.0")
     assert parse_runtime("2.14") == parse_runtime("2.14.0") == (2, 14)
     assert parse_runtime("litert-1.3") == kernels.LITERT_RUNTIME["1.1.0"]
-    assert parse_runtime("litert-99.0") == kernels.NEWEST_RUNTIME
+    assert parse_runtime("litert-2.3") == parse_runtime("litert-2.3.9") == kernels.NEWEST_RUNTIME
 
 
 # -- Runtimes -----------------------------------------------------------------------------------------------

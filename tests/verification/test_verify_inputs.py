@@ -79,7 +79,7 @@ def test_a_plain_name_serves_all_signatures(tmp_path):
         ({"x": rows(2, 4).astype(np.float64)}, r"'x' is float64\[2, 4\], input 'x' takes float32\[N, 1, 4\]"),
         ({"x": rows(2, 4, 1, 1, 1)}, r"'x' is float32\[2, 4, 1, 1, 1\]"),
         ({"x": np.array(["a"])}, "is string"),
-        ({"x": rows(0, 4)}, "number of samples"),
+        ({"x": rows(0, 4)}, "holds no samples"),
         ({"x": rows(2, 5)}, r"sizes of the samples, 'x' \[1, 5\] instead of \[1, 4\]"),
     ],
 )
@@ -156,3 +156,9 @@ def test_one_value_serves_all_samples_and_strings_pass(tmp_path):
         )
     # Made words reach the model and come back, too.
     assert verify(path, path).status == "pass"
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 4), (0, 4)])
+def test_an_array_without_samples(tmp_path, model, shape):
+    with pytest.raises(UsageError, match=r"in.npz: array 'x' holds no samples; its first axis counts"):
+        run_model(model, inputs=[save(tmp_path / "in.npz", x=np.zeros(shape, np.float32))])

@@ -19,7 +19,7 @@ def inspect_file(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.inspection import inspect
 
     with Bar.of(arguments) as bar, working(progress=bar):
-        found = inspect(arguments.model, largest=max(0, arguments.largest))
+        found = inspect(arguments.model, largest=arguments.largest)
     if arguments.json:
         import json
 
@@ -43,7 +43,7 @@ def check_files(arguments: argparse.Namespace) -> int:
             problems = [str(error)]
         rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
-            lines = [f"{safe(path)}: {'sound' if not problems else 'NOT SOUND'}"]
+            lines = [f"{safe(path) or repr(path)}: {'sound' if not problems else 'NOT SOUND'}"]
             first = problems if arguments.verbose else problems[:10]
             lines += [f"  {safe(problem, limit=400)}" for problem in first]
             if len(first) < len(problems):

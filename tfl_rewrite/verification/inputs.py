@@ -164,9 +164,16 @@ def _steps(path: Path, entry: EntryPoint, names: list[str], arrays: list[Array])
         split_samples(path, name, facts, array)
         for name, facts, array in zip(names, entry.inputs, arrays, strict=True)
     ]
+    for name, column in zip(names, columns, strict=True):
+        if not column:
+            raise UsageError(
+                f"array {quoted(name)} holds no samples",
+                file=path,
+                remedy="its first axis counts them",
+            )
     counts = {len(column) for column in columns}
     count = max(counts)
-    if counts - {1, count} or 0 in counts:
+    if counts - {1, count}:
         held = ", ".join(f"{quoted(name)} {len(column)}" for name, column in zip(names, columns, strict=True))
         raise UsageError(f"the arrays differ in their number of samples: {held}", file=path, remedy=REMEDY)
     steps = []
