@@ -8,8 +8,10 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -385,3 +387,29 @@ def test_mistakes_are_errors_of_ours(here: Path, folder: Path) -> None:
     with pytest.raises(UsageError, match="jobs is -1"):
         tfl_rewrite.join(folder / "manifest.json", here / "out", jobs=-1)
     assert json.loads((folder / "manifest.json").read_bytes())["version"] == 1
+
+
+def test_a_manifest_that_is_too_large_is_named_in_full(folder: Path, tmp_path: Path) -> None:
+    (folder / "large.json").write_bytes(b" " * (9 << 20))
+    with serve(folder) as server, pytest.raises(FormatError) as caught:
+        tfl_rewrite.join(f"{server.url}/large.json", tmp_path / "out.tflite", allow_private=True)
+    assert caught.value.file == f"{server.url}/large.json"
+
+
+def test_a_server_that_does_not_speak_http(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as client:
+                    client.recv(4096)
+                    client.sendall(b"220 mail.example.com\r\n")
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/manifest.json"
+        with pytest.raises(FileAccessError, match="the server does not speak HTTP"):
+            tfl_rewrite.join(url, tmp_path / "out.tflite", allow_private=True)
+    finally:
+        listener.close()

@@ -114,22 +114,25 @@ def test_what_is_wrong_is_named(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[]",
-        b"null",
-        b'{"format": NaN}',
-        b"[" * 200_000,
-        b'{"version": ' + b"9" * 10_000 + b"}",
-        b" " * (MAX_MANIFEST_NBYTES + 1),
+        (b"", "no JSON at line 1, column 1"),
+        (b"{", "no JSON at line 1, column 2"),
+        (b'{"format": "a\nb"}', "no JSON at line 1, column 14"),
+        (b"\xff\xfe", "no UTF-8 text at byte 0"),
+        (b"[]", '"format" is not'),
+        (b"null", '"format" is not'),
+        (b'{"format": NaN}', "NaN is not JSON"),
+        (b"[" * 200_000, "it nests too deep"),
+        (b'{"version": ' + b"9" * 10_000 + b"}", "it holds a number of too many digits"),
+        (b" " * (MAX_MANIFEST_NBYTES + 1), "a manifest of over 8388608 bytes"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
-def test_what_is_no_manifest(text: bytes, shards: Path, tmp_path: Path) -> None:
-    assert isinstance(refuse(shards, text, tmp_path), FormatError)
+def test_what_is_no_manifest(text: bytes, said: str, shards: Path, tmp_path: Path) -> None:
+    error = refuse(shards, text, tmp_path)
+    assert isinstance(error, FormatError) and said in str(error)
+    assert error.file == str(shards / "bad.json") and str(error).endswith("'tfl-rewrite shard' wrote")
 
 
 def test_two_parts_of_one_name_and_unused_parts(shards: Path, good: dict[str, Any], tmp_path: Path) -> None:

@@ -217,4 +217,4 @@ def test_a_store_that_is_slow(tmp_path: Path) -> None:
 
     source = sources.FsspecSource(System(), "bucket", "s3://bucket")
     with pytest.raises(FileAccessError, match=r"s3://bucket/m\.json: sends less than"):
-        sources.read_manifest_text(source, "m.json")
+        sources.read_manifest_text(source, "m.json", "s3://bucket/m.json")

@@ -174,7 +174,7 @@ def join(
         if sha256 is not None:
             raise UsageError("a model with external buffers has no hash of the whole", file=where)
         return join_external(origin.folder / name, path, settings=settings, force=force, dry_run=dry_run)
-    manifest = parse(read_manifest_text(origin, name), where)
+    manifest = parse(read_manifest_text(origin, name, where), where)
     expect(manifest, sha256, where)
     if isinstance(origin, FolderSource):
         own = [origin.folder / item for item in (name, *(part.name for part in manifest.parts))]
@@ -255,7 +255,7 @@ def _folder(folder: str | os.PathLike[str], *, dry_run: bool) -> Iterator[Path]:
 
 def _same_model_or_refuse(place: Path, manifest: str, container: Container) -> None:
     """A manifest that is there is fine if it turns out equal; refused early where it cannot."""
-    text = read_manifest_text(FolderSource(place), manifest)
+    text = read_manifest_text(FolderSource(place), manifest, str(place / manifest))
     try:
         present = parse(text, manifest)
     except TflRewriteError:

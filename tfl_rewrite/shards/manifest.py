@@ -30,6 +30,7 @@ MAX_TOTAL = 1 << 40
 MAX_RATIO = 1032
 """What deflate shrinks at most (zlib's technical notes); more is not a gzip stream but a lie."""
 
+_REMEDY = "name the manifest.json that 'tfl-rewrite shard' wrote"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -117,15 +118,20 @@ def parse(text: bytes, file: str) -> Manifest:
         raise
 
 
+def too_long(file: str | None = None) -> FormatError:
+    """The error about a manifest of more bytes than one may have."""
+    return FormatError(f"a manifest of over {MAX_MANIFEST_NBYTES} bytes", file=file, remedy=_REMEDY)
+
+
 def _json(text: bytes) -> dict[str, Any]:
     if len(text) > MAX_MANIFEST_NBYTES:
-        raise FormatError(f"a manifest of over {MAX_MANIFEST_NBYTES} bytes")
+        raise too_long()
     try:
         data = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"not a manifest: {str(error)[:120]}") from None
+        raise FormatError(f"not a manifest: {_why(error)}", remedy=_REMEDY) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise FormatError(f'not a manifest: "format" is not {FORMAT!r}')
+        raise FormatError(f'not a manifest: "format" is not {FORMAT!r}', remedy=_REMEDY)
     version = data.get("version")
     if type(version) is not int or version < 1:
         raise FormatError("is not a version number", where="version")
@@ -137,8 +143,23 @@ def _json(text: bytes) -> dict[str, Any]:
     return data
 
 
+def _why(error: ValueError | RecursionError) -> str:
+    """Says in words why a text is no JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no UTF-8 text at byte {error.start}"
+    if isinstance(error, RecursionError):
+        return "it nests too deep"
+    return str(error) if isinstance(error, _NoJsonError) else "it holds a number of too many digits"
+
+
+class _NoJsonError(ValueError):
+    """What Python reads as JSON, and is none."""
+
+
 def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
+    raise _NoJsonError(f"{text} is not JSON")
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:

@@ -113,7 +113,7 @@ def open_sharded(
     if not 0 <= jobs <= MOST_JOBS:
         raise UsageError(f"jobs is {jobs}", remedy=f"give 1 to {MOST_JOBS}, or 0 for one per processor")
     source, name = find_source(where, allow_private=allow_private)
-    found = parse(read_manifest_text(source, name), where)
+    found = parse(read_manifest_text(source, name, where), where)
     expect(found, sha256, where)
     if max_nbytes is not None and found.nbytes > max_nbytes:
         raise UsageError(f"the model takes {found.nbytes} bytes, more than {max_nbytes}", file=where)

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
-from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES
+from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, too_long
 from tfl_rewrite.shards.pace import Pace, Request, TooSlow
 from tfl_rewrite.shards.pouring import Stream
 
@@ -213,8 +213,13 @@ def _chain(where: str) -> tuple[list[str], str]:
     return archives, rest
 
 
-def read_manifest_text(source: Source, name: str) -> bytes:
+def read_manifest_text(source: Source, name: str, where: str) -> bytes:
     """Reads a manifest, at most so much as one may have.
+
+    Args:
+        source: Where it lies.
+        name: Its plain name there.
+        where: What the user calls it, for errors.
 
     Raises:
         FileAccessError: See :meth:`Source.open`.
@@ -225,7 +230,7 @@ def read_manifest_text(source: Source, name: str) -> bytes:
         while piece := stream.read(1 << 16):
             text += piece
             if len(text) > MAX_MANIFEST_NBYTES:
-                raise FormatError(f"a manifest of over {MAX_MANIFEST_NBYTES} bytes", file=name)
+                raise too_long(where)
     return bytes(text)
 
 

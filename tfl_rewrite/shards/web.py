@@ -84,7 +84,7 @@ class WebSource:
                     raise FileAccessError("is missing", file=label) from None
                 if last or error.code not in _TRANSIENT:
                     raise FileAccessError(
-                        f"the server answers {error.code} {error.reason}", file=label
+                        f"the server answers {error.code} {_reason(error.reason)}".rstrip(), file=label
                     ) from None
             except Refused as error:
                 raise FileAccessError(str(error), file=label, remedy=error.remedy) from None
@@ -95,7 +95,7 @@ class WebSource:
                 if isinstance(reason, Refused):
                     raise FileAccessError(str(reason), file=label, remedy=reason.remedy) from None
                 if last or isinstance(error, ValueError):
-                    raise FileAccessError(f"cannot be fetched: {reason}", file=label) from error
+                    raise FileAccessError(f"cannot be fetched: {_reason(reason)}", file=label) from error
             time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -155,7 +155,7 @@ class _Response:
             with self._pace.waiting():
                 data = bytes(self._response.read1(size))
         except (OSError, http.client.HTTPException) as error:
-            raise self._broken(str(error)) from error
+            raise self._broken(_reason(error)) from error
         if not data and (self._left or self._watched.reason):
             raise self._broken(f"{self._left} bytes are missing")
         self._pace.arrived(len(data))
@@ -167,6 +167,16 @@ class _Response:
         if self._watched.reason is not None:
             return TooSlow(f"the server {self._watched.reason}", file=self._label)
         return FileAccessError(f"the connection broke: {why}", file=self._label)
+
+
+def _reason(error: object) -> str:
+    """Says in words what went wrong; what a server sent may hold ends of lines."""
+    if isinstance(error, http.client.BadStatusLine):
+        return "the server does not speak HTTP"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the rest is missing"
+    text = error.strerror if isinstance(error, OSError) else None
+    return " ".join((text or str(error) or type(error).__name__).split())
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
