@@ -146,6 +146,17 @@ def test_in_place_is_one_name_and_asked_for(here: Path, capsys: pytest.CaptureFi
     assert (here / "in.tflite").read_bytes() != before
 
 
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("named", ["d/in.tflite", "d/d/in.tflite", "e/../d/in.tflite"])
+def test_in_place_is_not_through_a_linked_folder(
+    here: Path, named: str, force: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "d").symlink_to(".")
+    (here / "e").mkdir()
+    words = ("quantize-weights", "in.tflite", named, "--verify", "off", *force)
+    refused(here, *words, says="is another name of in.tflite", capsys=capsys)
+
+
 def test_a_link_that_is_named_twice_is_one_name(here: Path) -> None:
     (here / "real.tflite").write_bytes((here / "in.tflite").read_bytes())
     (here / "link.tflite").symlink_to("real.tflite")

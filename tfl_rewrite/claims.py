@@ -86,11 +86,11 @@ def is_same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
 
 def _refuse(read: Claim, write: Claim, *, force: bool) -> None:
     """Refuses to write over what is read, unless it is meant."""
-    if (read.what, write.what) == (INPUT, OUTPUT) and _spelled(read.path) == _spelled(write.path):
+    if (read.what, write.what) == (INPUT, OUTPUT) and _one_name(read.path, write.path):
         if not force:
             raise UsageError("is both input and output", file=read.path, remedy="use --force to replace it")
         return
-    if _spelled(read.path) == _spelled(write.path):
+    if _one_name(read.path, write.path):
         what = f"is read as {read.what}, and {write.what} would replace it"
     else:
         what = f"is another name of {read.path}, which is read as {read.what}; {write.what} would replace it"
@@ -129,6 +129,13 @@ def _spelled(path: str) -> Path:
     """A path as it is spelled, but for links on the way to the last name."""
     folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
     return Path(os.path.realpath(folder), name)
+
+
+def _one_name(one: str, other: str) -> bool:
+    """Whether two paths are the very same: as they are written, and not only through a linked folder."""
+    written = [os.path.abspath(path) for path in (one, other)]  # noqa: PTH100
+    # Where ".." follows a link, what is written the same need not be the same.
+    return written[0] == written[1] and _spelled(one) == _spelled(other)
 
 
 def _differ(one: Claim, other: Claim) -> bool:
