@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -403,3 +404,45 @@ def test_pictures_as_inputs(fixtures: Path, tmp_path: Path) -> None:
         config.write_text(f"[batch]\ninputs = ['{fixtures}/dense.tflite']\n[verify]\ninput_range = {wrong}\n")
         with pytest.raises(UsageError, match="input_range is not a list of two numbers"):
             read_config(config, {}, {})
+
+
+def test_what_is_said_is_no_more_open_than_the_models(fixtures: Path, tmp_path: Path) -> None:
+    models, out = tmp_path / "models", tmp_path / "out"
+    models.mkdir()
+    told = [out / name for name in ("summary.json", "summary.csv", f"{HOME}/state.jsonl")]
+    for name, mode in (("open", 0o644), ("closed", 0o600)):
+        shutil.copy(fixtures / "dense.tflite", models / f"{name}.tflite").chmod(mode)
+    config = plain_config([f"{models}/*.tflite"], {"out": str(out), "passes": ("dedup",)}, {"verify": "off"})
+    only = plain_config([f"{models}/open.tflite"], {"out": str(out), "passes": ("dedup",)}, {"verify": "off"})
+    before = os.umask(0o022)
+    try:
+        run_batch(only)
+        assert [path.stat().st_mode & 0o777 for path in told] == [0o644] * 3
+        run_batch(config)
+        assert [path.stat().st_mode & 0o777 for path in told] == [0o600] * 3
+        # It still tells of the closed one.
+        run_batch(only)
+        assert told[2].stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_files_in_the_output_folder_are_said_to_lie_there(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.tflite", "b.tflite"):
+        shutil.copy(fixtures / "dense.tflite", tmp_path / name)
+    more = ("--out", tmp_path, "--pass", "dedup")
+    assert call(tmp_path / "a.tflite", *more) == 2
+    said = capsys.readouterr().err
+    assert "the file that " in said and f"lies in the output folder {tmp_path}; use another --out" in said
+    assert call(tmp_path / "*.tflite", *more) == 2
+    assert "all 2 files that " in capsys.readouterr().err
+    assert call(tmp_path / "*.onnx", *more) == 2
+    assert "no file matches" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tflite", "b.tflite"]
+
+
+def test_one_file_is_one(fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(fixtures / "dense.tflite", "--out", tmp_path, "--pass", "dedup", "--verify", "off") == 0
+    assert "\n1 file: 1 " in capsys.readouterr().out

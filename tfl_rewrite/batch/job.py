@@ -141,7 +141,7 @@ def _write_report(job: Job, report: Report) -> None:
 def _leave_row(job: Job, row: dict[str, Any]) -> None:
     home = Path(job.home)
     place = PurePath(home.name, ROWS, f"{job.key}.json")
-    write_below(home.parent, place, json.dumps(row).encode("ascii"))
+    write_below(home.parent, place, json.dumps(row).encode("ascii"), access=access_of(job.source) & PLAIN)
 
 
 def _check_target(job: Job, place: int) -> None:

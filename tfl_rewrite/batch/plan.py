@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +17,7 @@ from tfl_rewrite.batch.config import BatchConfig
 from tfl_rewrite.batch.settings import Settings
 from tfl_rewrite.claims import Claim, check_shared
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.landing import PLAIN, access_of
 
 HOME = ".tfl-rewrite-batch"
 """Folder in the output folder: what is done, work in progress, and reports."""
@@ -76,9 +77,16 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
         UsageError: There is none, two would become the same output, or an output would replace an input.
         FileAccessError: A file cannot be read.
     """
-    found = list(_find(config))
+    found, inside = _find(config)
     if not found:
-        raise UsageError(f"no file matches {', '.join(config.patterns)}", remedy="check the patterns")
+        patterns = ", ".join(config.patterns)
+        if inside:
+            count = "the file" if inside == 1 else f"all {inside:,} files"
+            raise UsageError(
+                f"{count} that {patterns} names lie{'s' * (inside == 1)} in the output folder {config.out}",
+                remedy="use another --out",
+            )
+        raise UsageError(f"no file matches {patterns}", remedy="check the patterns")
     sources = {os.path.realpath(source) for source, _ in found}
     home, targets, jobs = config.out / HOME, dict[str, str](), []
     reads = [Claim("the configuration", os.fspath(config.file))] if config.file is not None else []
@@ -117,6 +125,14 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
     return jobs
 
 
+def access_to(jobs: Iterable[Job]) -> int:
+    """Returns who may read and write what tells of all models: who may do so with each of them."""
+    access = PLAIN
+    for job in jobs:
+        access &= access_of(job.source)
+    return access
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Returns the hash of a file.
 
@@ -133,8 +149,13 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _find(config: BatchConfig) -> Iterator[tuple[Path, str]]:
-    """Yields each file once, with its path below the folder that its pattern starts from."""
+def _find(config: BatchConfig) -> tuple[list[tuple[Path, str]], int]:
+    """Finds the files of the patterns, those in the output folder left out: they may be earlier outputs.
+
+    Returns:
+        Each file once, with its path below the folder that its pattern starts from; and how many were left
+        out.
+    """
     plain = [config.base / text for text in config.patterns if not any(char in text for char in _MAGIC)]
     for path in plain:
         if not path.is_file():
@@ -147,14 +168,15 @@ def _find(config: BatchConfig) -> Iterator[tuple[Path, str]]:
             start = _absolute(config.base / _fixed(text))
             matches = glob.glob(str(config.base / _plain(text)), recursive=True)  # noqa: PTH207
             rows += [(Path(match), start) for match in matches]
-    seen: set[Path] = set()
+    found: dict[Path, str] = {}
+    inside: set[Path] = set()
     for path, start in rows:
         path = _absolute(path)
-        inside = config.out == path or config.out in path.parents
-        if path in seen or not path.is_file() or inside:
-            continue
-        seen.add(path)
-        yield path, path.relative_to(start).as_posix()
+        if config.out in path.parents:
+            inside.update([path] if path.is_file() else [])
+        elif path not in found and path.is_file():
+            found[path] = path.relative_to(start).as_posix()
+    return list(found.items()), len(inside)
 
 
 def _plain(text: str) -> PurePath:

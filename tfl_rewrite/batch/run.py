@@ -15,7 +15,7 @@ from typing import Any
 from tfl_rewrite.batch.config import BatchConfig
 from tfl_rewrite.batch.local import run_local
 from tfl_rewrite.batch.places import write_below
-from tfl_rewrite.batch.plan import SUMMARIES, Job, plan, sha256_of
+from tfl_rewrite.batch.plan import SUMMARIES, Job, access_to, plan, sha256_of
 from tfl_rewrite.batch.state import State, open_state
 from tfl_rewrite.batch.summary import Summary, sorted_rows
 from tfl_rewrite.errors import FileAccessError, UsageError
@@ -41,7 +41,8 @@ def run_batch(config: BatchConfig, *, force: bool = False, progress: Progress | 
         KeyboardInterrupt: It was stopped; what is done is done, and the summary is written.
     """
     jobs = plan(config, force=force)
-    with open_state(config.out) as state:
+    access = access_to(jobs)
+    with open_state(config.out, access) as state:
         _check_summaries(config.out, state, force=force)
         rows, waiting = _resumed(jobs, state)
         stop = state.home / f"stop-{os.getpid()}-{os.urandom(4).hex()}"
@@ -56,12 +57,12 @@ def run_batch(config: BatchConfig, *, force: bool = False, progress: Progress | 
                     state.add(row)
                     say(len(rows), len(jobs), row)
         except BaseException:
-            _finish(config.out, state, rows, stopped=True)
+            _finish(config.out, state, rows, access, stopped=True)
             raise
         finally:
             stop.unlink(missing_ok=True)
             shutil.rmtree(state.home / "work", ignore_errors=True)
-        return _finish(config.out, state, rows, stopped=False)
+        return _finish(config.out, state, rows, access, stopped=False)
 
 
 def _run(config: BatchConfig, jobs: list[Job], stop: Path) -> Generator[dict[str, Any], None, None]:
@@ -89,13 +90,13 @@ def _check_summaries(out: Path, state: State, *, force: bool) -> None:
             )
 
 
-def _finish(out: Path, state: State, rows: list[dict[str, Any]], *, stopped: bool) -> Summary:
+def _finish(out: Path, state: State, rows: list[dict[str, Any]], access: int, *, stopped: bool) -> Summary:
     summary = Summary(sorted_rows(rows), stopped)
     contents = summary.contents()
     for data in contents.values():
         state.add_summary(hashlib.sha256(data).hexdigest())
     for name, data in contents.items():
-        write_below(out, name, data)
+        write_below(out, name, data, access=access)
     return summary
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -14,6 +15,7 @@ from typing import IO, Any
 from tfl_rewrite.batch.places import folder_below
 from tfl_rewrite.batch.plan import HOME, ROWS, STATE
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.landing import PLAIN
 from tfl_rewrite.locks import leads_to, lock
 
 DONE = ("rewritten", "unchanged")
@@ -93,8 +95,12 @@ class State:
 
 
 @contextlib.contextmanager
-def open_state(out: Path) -> Iterator[State]:
+def open_state(out: Path, access: int = PLAIN) -> Iterator[State]:
     """Opens the state of an output folder, which is made if missing; one program at a time.
+
+    Args:
+        out: The folder.
+        access: Who may read and write it, less the umask; one that is there gets no more open than that.
 
     Raises:
         UsageError: Another batch is writing there, or it is no folder.
@@ -103,7 +109,7 @@ def open_state(out: Path) -> Iterator[State]:
     home = out / HOME
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _locked(out) as file:
+        with _locked(out, access) as file:
             # What a killed run left behind.
             shutil.rmtree(home / "work", ignore_errors=True)
             with folder_below(out, PurePath(HOME, ROWS)):
@@ -120,7 +126,7 @@ def open_state(out: Path) -> Iterator[State]:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[IO[str]]:
+def _locked(out: Path, access: int) -> Iterator[IO[str]]:
     """Opens the file of the state, and nobody else does until it is closed.
 
     Raises:
@@ -131,7 +137,7 @@ def _locked(out: Path) -> Iterator[IO[str]]:
         with folder_below(out, HOME) as home:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                descriptor = os.open(STATE, flags, 0o666, dir_fd=home)
+                descriptor = os.open(STATE, flags, access | 0o600, dir_fd=home)
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
@@ -144,6 +150,10 @@ def _locked(out: Path) -> Iterator[IO[str]]:
                         "another batch is writing there", file=out, remedy="wait, or use another --out"
                     )
                 if leads_to(STATE, descriptor, folder=home):
+                    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+                    if mode & ~(access | 0o600):
+                        # What it holds tells of all models, those of earlier runs among them.
+                        os.fchmod(descriptor, mode & (access | 0o600))
                     yield file
                     return
             # Somebody removed it meanwhile.

@@ -180,7 +180,8 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     ]
     data = summary.to_dict()
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
-    lines.append(f"{len(summary.rows)} files: {counts}")
+    count = len(summary.rows)
+    lines.append(f"{count} file{'' if count == 1 else 's'}: {counts}")
     before, after = data["nbytes_before"], data["nbytes_after"]
     if before:
         lines.append(f"done: {size(before)} -> {size(after)} bytes ({100 * after / before:.1f} %)")
@@ -223,7 +224,8 @@ class _Progress:
 
         self.done, self.total = done, total
         self._failed += row["exit_code"] != 0
-        text = f"{done} of {total} files{f', {self._failed} failed' if self._failed else ''}"
+        files = "file" if total == 1 else "files"
+        text = f"{done} of {total} {files}{f', {self._failed} failed' if self._failed else ''}"
         if self._shown:
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         elif self._wanted and time.monotonic() >= self._next:
