@@ -192,6 +192,44 @@ def test_the_main_job(dense: Path, out: Path) -> None:
     assert left(out) == ["out.tflite"] and out.stat().st_size < 3000
 
 
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1e38, "note: 1 weight(s) rounded without activations: its activation is too large for its squares"),
+        (np.inf, "note: in.npz: 'x' holds 1 infinite of 160 values"),
+        (np.nan, "note: in.npz: 'x' holds 1 NaN of 160 values"),
+    ],
+)
+def test_inputs_that_overflow(dense: Path, out: Path, effort: str, value: float, said: str) -> None:
+    """No warning of a library comes up, not even one that is hidden, and the report says why."""
+    values = np.random.default_rng(0).standard_normal((4, 40)).astype(np.float32)
+    if value == 1e38:
+        values *= np.float32(2e37)
+    else:
+        # The last judges, where a part is held out.
+        values[3, 7] = value
+    inputs = dense.with_name("in.npz")
+    np.savez(inputs, x=values)
+    report = dense.with_name("report.json")
+    words = ["quantize-weights", dense, out, "--inputs", inputs, "--report", report, "--effort", effort]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tfl_rewrite", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+    if effort == "fast" and value == 1e38:
+        return
+    if effort != "fast" and value != 1e38:
+        said = said.replace("160 values", "80 values")
+    assert said in done.stdout, done.stdout
+    assert said.removeprefix("note: ") in json.dumps(json.loads(report.read_text()), ensure_ascii=False)
+
+
 def test_nothing_to_do(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:
     code, text, _ = call(capsys, "quantize-weights", fixtures / "already_int8.tflite", out)
     assert code == 0 and text.startswith("nothing to do: ") and "verbatim copy" in text

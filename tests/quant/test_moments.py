@@ -153,3 +153,13 @@ def test_rounds_fit_in_memory() -> None:
     assert need[0] == Moments(products[0]).square.nbytes
     assert memory_rounds(products, 2 * need[0]) == [[0, 1], [2], [3]]
     assert memory_rounds(products, sum(need)) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("value", [1e17, 1e38, -1e38])
+def test_what_overflows_when_squared_is_refused(value: float) -> None:
+    """Before anything is added: what was seen until then is still right."""
+    moments = Moments(Dense((1, 5)))
+    stream = np.random.default_rng(0)
+    with np.errstate(all="raise"), pytest.raises(ValueError, match="too large for its squares"):
+        moments.add(np.full((9, 5), value, np.float32), stream)
+    assert moments.samples == 0 and not moments.square.any()

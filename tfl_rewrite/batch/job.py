@@ -33,6 +33,7 @@ import signal
 import stat
 import threading
 import time
+import warnings
 from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
@@ -196,6 +197,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, stop)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     # What libraries print must not mix with the row.
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)

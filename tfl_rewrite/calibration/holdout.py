@@ -214,7 +214,9 @@ def _cut(
         if not taken:
             made.append((None, 0))
             continue
-        target = folder / f"{index}-{number}-{path.name}"
+        # Under its own name, which notes tell.
+        target = folder / f"{index}-{number}" / path.name
+        target.parent.mkdir(exist_ok=True)
         write_npz(target, {name: held[name] for name in held if name not in counts or name in taken})
         made.append((target, max(len(held[name]) for name in taken)))
     return made, max(counts.values(), default=0)

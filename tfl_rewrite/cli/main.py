@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of DESIGN's contract: 0, 2, 3, 4, 129, 130, 143; 1 never on purpose.
     """
-    with blas_environment():
+    with blas_environment(), warnings.catch_warnings():
+        # What libraries warn programmers of is none of a user's business; who wants it says so to Python.
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
         return _main(argv)
 
 

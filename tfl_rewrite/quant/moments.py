@@ -28,6 +28,8 @@ partly of twice the size, are held while it is rounded."""
 
 _FLOPS = 2e9
 _LEAST_VECTORS, _MOST_VECTORS = 512, 16384
+_LARGEST_SUM = 1e33
+"""Of products in one sample; sums over 100,000 samples and their means still fit in float32."""
 _LEAST_DIAGONAL = 1e-4
 """Of the mean diagonal, added to every element: what never varied in the samples may vary elsewhere."""
 
@@ -116,7 +118,7 @@ class Moments:
             half: That it counts for; without it, samples alternate.
 
         Raises:
-            ValueError: The activation holds NaN or infinite values.
+            ValueError: The activation holds NaN or infinite values, or is too large to be squared.
         """
         self._add(self._vectors(activation, stream), half)
 
@@ -125,6 +127,9 @@ class Moments:
         vectors = self.product.vectors(activation, limit, stream)
         if not np.isfinite(vectors).all():
             raise ValueError("its activation holds NaN or infinite values")
+        # Bounds all sums of products, whatever they are summed over.
+        if vectors.size and float(np.abs(vectors).max()) ** 2 * (vectors.size + 1.0) > _LARGEST_SUM:
+            raise ValueError("its activation is too large for its squares to be summed")
         return self.split(vectors)
 
     def _add(self, cut: npt.NDArray[np.float32], half: int | None) -> None:
@@ -336,7 +341,7 @@ class Drift(Moments):
             half: That it counts for; without it, samples alternate.
 
         Raises:
-            ValueError: One holds NaN or infinite values.
+            ValueError: One holds NaN or infinite values, or is too large to be squared.
         """
         cut = self._vectors(met, np.random.default_rng(key))
         other = self._vectors(wanted, np.random.default_rng(key))

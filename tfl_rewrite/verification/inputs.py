@@ -100,6 +100,7 @@ def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -
             matched = [name for name in names if name is not None]
             used.update(matched)
             found += _steps(path, entry, matched, [arrays[name] for name in matched])
+            notes += [text for name in matched if (text := _not_finite(path, name, arrays[name]))]
         if not found:
             held = ", ".join(f"{quoted(name)} {_held(array)}" for name, array in arrays.items())
             raise UsageError(
@@ -115,7 +116,10 @@ def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -
     order = [entry.key for entry in interface.entry_points]
     steps.sort(key=lambda step: order.index(step.signature))
     return RealInputs(
-        steps=tuple(steps), covered=covered, notes=tuple(notes), assumed=tuple(dict.fromkeys(assumed))
+        steps=tuple(steps),
+        covered=covered,
+        notes=tuple(dict.fromkeys(notes)),
+        assumed=tuple(dict.fromkeys(assumed)),
     )
 
 
@@ -153,6 +157,16 @@ def _match(arrays: Mapping[str, Array], entry: EntryPoint, position: int) -> str
 
 def _held(array: Array) -> str:
     return f"{_dtype_name(array)}{list(array.shape)}"
+
+
+def _not_finite(path: Path, name: str, array: Array) -> str:
+    """Says how much of an array is no finite number: some models take that, such as masks, most do not."""
+    if array.dtype.kind not in "fc":
+        return ""
+    nans, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    what = [f"{count:,} {word}" for count, word in ((nans, "NaN"), (infinite, "infinite")) if count]
+    share = f"of {array.size:,} values"
+    return f"{path.name}: {quoted(name)} holds {' and '.join(what)} {share}" if what else ""
 
 
 def _dtype_name(array: Array) -> str:
