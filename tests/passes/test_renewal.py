@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nets import Net, codes, decibels, named
 from tfl_rewrite import UnsupportedError, doctor, load, quantize_weights, rewrite, save
 from tfl_rewrite.api import quantize_weights_pass
 from tfl_rewrite.cli import main
+from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.renewal import late_forms
 from tfl_rewrite.passes.weight_reads import scales_of
@@ -71,6 +73,10 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
     )
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert any("stored anew" in note for note in report.results[0].notes)
+    said = "\n".join(report_lines(report, verbose=0))
+    assert re.search(r"^\d integer constants? stored anew as int8; ", said, re.MULTILINE), said
+    assert "float constants are" not in said
+    assert all(change.to_dict()["renewed"] for change in report.results[0].changes)
     made = load(target)
     assert not list(late_forms(made, OLDEST))
     found = doctor(target, min_runtime="2.14").findings

@@ -73,13 +73,17 @@ def _headline(report: Report) -> str:
 def _pass_lines(result: PassResult, verbose: int) -> list[str]:
     weights = [change for change in result.changes if isinstance(change, WeightChange)]
     lines = _edit_lines(result, verbose)
-    total = len(weights) + len(result.skips)
     if weights:
         saved = sum(change.saved for change in weights)
         kinds = sorted({change.stored for change in weights})
         now = " or ".join(kinds)
         won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
-        lines.append(f"{len(weights)} of {total} float constants are {now} now; {won}")
+        renewed = sum(change.renewed for change in weights)
+        fresh = len(weights) - renewed
+        done = [f"{fresh} of {fresh + len(result.skips)} float constants are {now} now"] if fresh else []
+        if renewed:
+            done.append(f"{renewed} integer constant{'' if renewed == 1 else 's'} stored anew as {now}")
+        lines.append(f"{', '.join(done)}; {won}")
         lines += _lost_lines(weights)
         blocks = any(change.block for change in weights)
         ordered = sorted(weights, key=lambda change: -change.saved)
@@ -251,8 +255,11 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     if report.refused is None:
         return []
     why = safe("; ".join(report.refused.reasons), limit=300)
+    # Such as of inputs that are not finite, which may be the reason; a verdict on what was made has its own.
+    told = report.refused.notes if report.verdict is None else ()
+    notes = [f"note: {safe(note, limit=400)}" for note in told]
     if not report.finer:
-        return [f"as asked for, it failed: {why}"]
+        return [f"as asked for, it failed: {why}", *notes]
     count = len(report.finer)
     plural = "" if count == 1 else "s"
     lines = [
@@ -274,9 +281,8 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
         ],
         right=(2, 3),
     )
-    return lines + (
-        [f"  ... and {len(rows) - len(shown)} more (-v lists them)"] if len(shown) < len(rows) else []
-    )
+    more = [f"  ... and {len(rows) - len(shown)} more (-v lists them)"] if len(shown) < len(rows) else []
+    return [*lines, *more, *notes]
 
 
 def _damage_lines(report: Report) -> list[str]:

@@ -18,6 +18,10 @@ _LEAST_ELEMENTS = 64
 UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
+_LONGEST_EXPANSION = 4
+_EXPANDING = ("MUL", "ADD", "RESHAPE")
+"""What makes floats of blocks, and of the two parts of int6, behind a DEQUANTIZE."""
+
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 
@@ -150,6 +154,45 @@ def stored_already(model: Model, graph: Graph) -> Iterator[tuple[Candidate, Skip
                 kind = tensor.dtype_name.lower()
                 reason = f"it is {kind} already; 'dequantize' would make it float32"
                 yield item, skip(item, "quantized", reason)
+
+
+def unmatched(selection: Selection, model: Model, graph: Graph) -> list[tuple[str, Pattern, list[str]]]:
+    """Returns the patterns of a selection that match no constant at all, whatever becomes of it.
+
+    Returns:
+        ``include`` or ``exclude``, the pattern, and the names and types that it was searched in.
+    """
+    asked = [("include", item) for item in selection.include]
+    asked += [("exclude", item) for item in selection.exclude]
+    if not asked:
+        return []
+    words = {
+        word: None
+        for subgraph in model.subgraphs
+        for tensor in subgraph.tensors
+        if tensor.is_constant
+        for word in _words_of(tensor, graph)
+    }
+    known = sorted(words)
+    return [(name, item, known) for name, item in asked if not any(map(item.search, known))]
+
+
+def _words_of(tensor: Tensor, graph: Graph) -> Iterator[str]:
+    """Yields the names of a constant, and the types of the operators that read it."""
+    for one in expanded(tensor, graph):
+        yield from [one.name] if one.name else []
+        yield from (use.operator.code.name for use in graph.uses_of(one))
+
+
+def expanded(tensor: Tensor, graph: Graph, steps: int = _LONGEST_EXPANSION) -> Iterator[Tensor]:
+    """Yields a constant, and what it becomes behind DEQUANTIZE: there is the name that it had as floats."""
+    yield tensor
+    for use in graph.uses_of(tensor) if steps else ():
+        name = use.operator.code.name
+        if name == "DEQUANTIZE" or (steps < _LONGEST_EXPANSION and name in _EXPANDING):
+            for output in use.operator.outputs:
+                if output is not None:
+                    yield from expanded(output, graph, steps - 1)
 
 
 def skip(item: Candidate, rule: str, reason: str) -> Skip:

@@ -121,7 +121,7 @@ class QuantizeWeights:
             if change.where in renewed:
                 taken = renewed[change.where]
                 saved = change.saved + taken - change.nbytes_before
-                changes[index] = replace(change, nbytes_before=taken, saved=saved)
+                changes[index] = replace(change, nbytes_before=taken, saved=saved, renewed=True)
         told = (*said, *balanced, *plan.notes, *notes)
         idle = "" if changes else nothing_to_quantize(model)
         return PassResult(self.name, tuple(changes), tuple(skips), told, grows=bool(renewed), idle=idle)

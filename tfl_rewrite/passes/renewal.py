@@ -7,6 +7,7 @@ the runtime like any other (:mod:`tfl_rewrite.passes.quantize_weights`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from tfl_rewrite import kernels
 from tfl_rewrite.kernels import Granularity, Runtime
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes.candidates import UNNAMED
+from tfl_rewrite.passes.candidates import UNNAMED, expanded
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.passes.operator_versions import TooHigh, too_high
@@ -79,19 +80,24 @@ def renew(
     graph = Graph.of(model)
     late = {id(item.tensor): item for item in found if wanted(item.tensor, graph)}
     before = {id(item.tensor): item.tensor.buffer.nbytes for item in late.values()}
+    # Of those behind DEQUANTIZE another tensor is the constant then; both parts of an int6 become one.
+    names = {key: [one.name for one in expanded(item.tensor, graph)] for key, item in late.items()}
     parts = _with_partners(set(late), model, graph)
     result = Dequantize(only=lambda tensor: id(tensor) in parts).run(model)
     left = {id(item.tensor) for item in late_forms(model, runtime)}
     done = [item for key, item in late.items() if key not in left]
     if not done:
         return {}, list(result.notes)
-    names = ", ".join(
+    listed = ", ".join(
         [*(repr(item.tensor.name or UNNAMED) for item in done[:3]), *(["..."] if done[3:] else [])]
     )
     forms = ", ".join(dict.fromkeys(f"{item.form} of {item.operator}" for item in done))
     why = f"runtime {_shown(runtime)} does not know their form ({forms})"
-    note = f"{len(done)} weight(s) stored anew, since {why}: {names}"
-    return {item.tensor.name: before[id(item.tensor)] for item in done}, [note, *result.notes]
+    taken: Counter[str] = Counter()
+    for item in done:
+        taken.update(dict.fromkeys(names[id(item.tensor)], before[id(item.tensor)]))
+    note = f"{len(done)} weight(s) stored anew, since {why}: {listed}"
+    return dict(taken), [note, *result.notes]
 
 
 def _with_partners(parts: set[int], model: Model, graph: Graph) -> set[int]:

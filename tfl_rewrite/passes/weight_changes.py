@@ -161,6 +161,7 @@ class WeightChange:
         shared: Whether its bytes are those of an earlier tensor.
         block: Elements that share a scale, where scales are by block; may be shorter than what was asked for.
         stored: Type of the elements: ``int8``, ``int6``, ``int4``, ``int2``, ``float16``.
+        renewed: Whether it was integers before, in a form that the oldest runtime does not know.
     """
 
     where: str
@@ -178,6 +179,7 @@ class WeightChange:
     shared: bool = False
     block: int | None = None
     stored: str = "int8"
+    renewed: bool = False
 
     @property
     def snr(self) -> float:
@@ -250,6 +252,7 @@ class WeightChange:
             "nbytes_after": self.nbytes_after,
             "saved": self.saved,
             "shared": self.shared,
+            "renewed": self.renewed,
             "snr_db": round(snr, 2) if np.isfinite(snr) else None,
             **self.lost,
             **({"gains_db": {name: round(each, 2) for name, each in gains.items()}} if gains else {}),
