@@ -149,3 +149,9 @@ def test_nothing_to_choose_is_said_plainly(fixtures: Path, tmp_path: Path) -> No
     assert done.returncode == 0
     assert "no constant can be stored otherwise" in done.stdout and "constants:" not in done.stdout
     assert "SNR promised: exact (search exact, held-out inputs exact)" in done.stdout
+
+
+def test_a_pattern_that_matches_nothing_is_named(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "dense.tflite", tmp_path / "out.tflite"
+    report = shrink(source, target, max_nbytes=4000, exclude=["dense/weigts"], effort="fast")
+    assert any("exclude 'dense/weigts' matches no constant" in note for note in report.notes)

@@ -693,3 +693,41 @@ def test_a_lookup_that_gives_out_a_result_keeps_its_output(tmp_path: Path) -> No
     (output,) = after.subgraphs[0].outputs
     assert (output.name, output.dtype, output.shape) == ("found", dtypes.FLOAT32.value, (7, 16))
     assert after.signatures[0].outputs[0][1] is output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"include": ["w", "nosuch"]}, ["include 'nosuch' matches no constant; near it are "]),
+        (
+            {"exclude": ["dense/weigts"]},
+            ["exclude 'dense/weigts' matches no constant; near it are dense/"],
+        ),
+        ({"exclude": ["^y$"]}, ["exclude '^y$' matches no constant"]),
+        ({"exclude": ["FULLY_CONNECTED", "bias"]}, []),
+        ({"exclude": ["dense/weights"]}, []),
+    ],
+)
+def test_a_pattern_that_matches_no_constant_is_named(
+    fixtures: Path, options: dict[str, list[str]], said: list[str]
+) -> None:
+    """It is no error: what is given for many models need not match in each."""
+    result = quantize_weights(load(fixtures / "dense.tflite"), **options)
+    notes = [note for note in result.notes if "matches no" in note]
+    assert len(notes) == len(said) and all(map(str.startswith, notes, said)), notes
+    assert not said or notes[0] in result.to_dict()["notes"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int6", "int4", "int2", "float16"])
+@pytest.mark.parametrize("granularity", ["channel", "block:32"])
+def test_a_second_run_finds_the_names_of_the_first(
+    fixtures: Path, tmp_path: Path, dtype: str, granularity: str
+) -> None:
+    if dtype in ("int6", "float16") and granularity != "channel":
+        pytest.skip("there are no such blocks")
+    model = load(fixtures / "dense.tflite")
+    options: dict[str, Any] = {"dtype": dtype, "granularity": granularity, "include": ["^dense/weights$"]}
+    assert quantize_weights(model, scheme="dequantize", **options).changes
+    save(model, tmp_path / "out.tflite")
+    again = quantize_weights(load(tmp_path / "out.tflite"), **options)
+    assert not any("matches no" in note for note in again.notes)

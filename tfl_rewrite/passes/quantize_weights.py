@@ -29,6 +29,7 @@ from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.passes.decisions import Decision, HybridForm
 from tfl_rewrite.passes.edits import Editor
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.recipe import unmatched_notes
 from tfl_rewrite.passes.renewal import lower_for, renew, still_late
 from tfl_rewrite.passes.rounders import Nearest, Rounder, Work
 from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
@@ -108,6 +109,7 @@ class QuantizeWeights:
         renewed, said = renew(model, self.min_runtime, self._may_renew)
         plan = WeightPlan(self, model)
         decisions, skips = plan.decide()
+        idle_patterns = unmatched_notes(self.selection, model, plan.graph)
         balanced: tuple[str, ...] = ()
         if self.effort is Effort.BEST and any(made.dtype.is_integer for made in decisions):
             balanced = _balance(model)
@@ -122,7 +124,7 @@ class QuantizeWeights:
                 taken = renewed[change.where]
                 saved = change.saved + taken - change.nbytes_before
                 changes[index] = replace(change, nbytes_before=taken, saved=saved, renewed=True)
-        told = (*said, *balanced, *plan.notes, *notes)
+        told = (*said, *idle_patterns, *balanced, *plan.notes, *notes)
         idle = "" if changes else nothing_to_quantize(model)
         return PassResult(self.name, tuple(changes), tuple(skips), told, grows=bool(renewed), idle=idle)
 

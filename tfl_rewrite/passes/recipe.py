@@ -10,8 +10,9 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.limits import near_names
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.candidates import Candidate
+from tfl_rewrite.passes.candidates import Candidate, Selection, unmatched
 from tfl_rewrite.patterns import Budget, Pattern
 from tfl_rewrite.quant.encoding import Dtype, Encoding
 from tfl_rewrite.toml_files import read_toml
@@ -23,6 +24,7 @@ _NAMES = "|".join(item.value for item in Dtype)
 # A rule ends where an encoding ends and a comma or the text follows; the expression may hold both signs.
 _RULE = re.compile(rf"(?P<match>.+?)=(?P<encoding>(?:{_NAMES})(?::[a-z0-9]+)*)\s*(?:,\s*|$)", re.DOTALL)
 _NEAR = 5
+_LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,17 @@ class Recipe:
                 )
 
 
+def unmatched_notes(selection: Selection, model: Model, graph: Graph) -> list[str]:
+    """Names the patterns of a selection that match no constant: a slip would go unseen otherwise.
+
+    No error: what is given for many models need not match in each.
+    """
+    return [
+        f"{name} {item.pattern[:_LONGEST_SHOWN]!r} matches no constant; {_near(item.pattern, known)}"
+        for name, item, known in unmatched(selection, model, graph)
+    ]
+
+
 _TOML_FORM = "write version = 1, and [[rule]] tables with match = 'REGEX' and encoding = 'int4:block:32'"
 
 
@@ -167,9 +180,9 @@ def _matches(rule: Rule, words: Iterable[str]) -> bool:
 
 def _near(pattern: str, known: Sequence[str]) -> str:
     plain = re.sub(r"[\\^$*+?{}()|\[\]]|\.\*", "", pattern)
-    near = near_names(plain, known, cutoff=0.4)
-    if not near:
-        near = [word for word in known if plain and plain.lower() in word.lower()][:_NEAR] or list(
+    found = near_names(plain, known, cutoff=0.4)
+    if not found:
+        found = [word for word in known if plain and plain.lower() in word.lower()][:_NEAR] or list(
             known[:_NEAR]
         )
-    return f"near it are {', '.join(near)}" if near else "the model has no float constant"
+    return f"near it are {', '.join(found)}" if found else "the model has no float constant"

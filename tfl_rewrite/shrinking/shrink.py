@@ -13,8 +13,10 @@ from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.claims import OUTPUT, Claim, check_claims
 from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.limits import check_number
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes.base import Pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.recipe import unmatched_notes
 from tfl_rewrite.rewriting import Report, Verification, check_present, claims_of, rewrite
 from tfl_rewrite.shrinking.downloads import rounded_instead
 from tfl_rewrite.shrinking.goals import Goal
@@ -26,6 +28,7 @@ from tfl_rewrite.shrinking.session import Wanted, session
 from tfl_rewrite.shrinking.settling import Chosen, doubts, settle
 from tfl_rewrite.shrinking.trials import Measured
 from tfl_rewrite.shrinking.units import ENCODINGS, Unit
+from tfl_rewrite.storage import load
 from tfl_rewrite.verification import Verdict
 
 
@@ -247,7 +250,12 @@ def shrink(
             units=tuple(opened.search.units),
             split=opened.parted,
             files=opened.trials.files,
-            notes=(*opened.search.notes, *settled.notes, *doubts(goal, settled, opened.search.curve)),
+            notes=(
+                *_unmatched(source, settings),
+                *opened.search.notes,
+                *settled.notes,
+                *doubts(goal, settled, opened.search.curve),
+            ),
         )
         if settled.promised is None or settled.proven is None:
             raise ShrinkFailed(
@@ -288,3 +296,8 @@ def _row(item: Measured) -> dict[str, Any]:
         "metric": item.metric,
         "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},
     }
+
+
+def _unmatched(source: str | os.PathLike[str], settings: QuantizeWeights) -> list[str]:
+    model = load(source)
+    return unmatched_notes(settings.selection, model, Graph.of(model))
