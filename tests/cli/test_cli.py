@@ -655,8 +655,9 @@ def test_a_report_that_cannot_be_printed_does_not_undo_the_file(
     with open("/dev/full", "wb") as full:
         done = run(*words, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == code, done.stderr
-    assert b"standard output: cannot write" in done.stderr and b"Traceback" not in done.stderr
-    assert done.stderr.count(b"\n") == (2 if code == 4 else 1)
+    # On a busy machine, lines about the progress stand before it.
+    assert done.stderr.count(b"standard output: cannot write") == 1 and b"Traceback" not in done.stderr
+    assert done.stderr.count(b": error: ") == (code != 0)
     assert out.exists() == (code == 0)
 
 
