@@ -35,6 +35,12 @@ def _stem(path: object) -> str:
     return path.stem if isinstance(path, Path) else "none"
 
 
+@pytest.fixture(autouse=True)
+def _quiet_however_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in this process say nothing of their progress, which depends on the machine."""
+    monkeypatch.setattr("tfl_rewrite.cli.waiting.AFTER_SECONDS", 1e6)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

@@ -455,7 +455,14 @@ def test_argmax_agreement_and_ties():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"min_snr": math.nan}, {"max_abs_error": -1.0}, {"max_abs_error": math.nan}, {"min_agreement": 1.1}],
+    [
+        {"min_snr": math.nan},
+        {"min_snr": math.inf},
+        {"max_abs_error": math.inf},
+        {"max_abs_error": -1.0},
+        {"max_abs_error": math.nan},
+        {"min_agreement": 1.1},
+    ],
 )
 def test_senseless_tolerances_are_refused(wrong):
     with pytest.raises(UsageError):

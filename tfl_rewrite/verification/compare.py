@@ -65,11 +65,11 @@ class Tolerance:
         """Refuses values that would let everything or nothing pass by accident.
 
         Raises:
-            UsageError: A bound is NaN, negative where it cannot be, or a share outside [0, 1].
+            UsageError: A bound is NaN or infinite, negative where it cannot be, or a share outside [0, 1].
         """
-        if self.min_snr is not None and math.isnan(self.min_snr):
-            raise UsageError("min_snr is not a number", remedy="give decibels, such as 20")
-        if self.max_abs_error is not None and not self.max_abs_error >= 0:
+        if self.min_snr is not None and not math.isfinite(self.min_snr):
+            raise UsageError(f"min_snr is {self.min_snr}", remedy="give decibels, such as 20")
+        if self.max_abs_error is not None and not 0 <= self.max_abs_error < math.inf:
             raise UsageError(
                 f"max_abs_error is {self.max_abs_error}", remedy="give zero or a positive number"
             )
