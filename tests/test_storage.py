@@ -17,9 +17,10 @@ import pytest
 
 from tfl_rewrite import load, save, storage
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
+from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.landing import Aside, write_aside
-from tfl_rewrite.model.blob import ComputedBlob, OwnedBlob
-from tfl_rewrite.model.ir import Buffer, Model
+from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
+from tfl_rewrite.model.ir import Buffer, Model, schema
 from tfl_rewrite.storage import is_changed, layout, origin_of
 
 RUNNER = Path(__file__).parent / "model" / "run_models.py"
@@ -68,6 +69,40 @@ def test_bytes_stored_once_are_patched_for_all_or_not_at_all(
             assert made.base is None and contents == [zeros.data, kept]
         else:
             assert made.base is not None and contents == [zeros.data] * 2
+
+
+def test_a_constant_over_a_table_is_moved_and_not_patched(dense: Path, tmp_path: Path) -> None:
+    """No converter writes that, and the bytes of one would be those of the other."""
+    data = bytearray(dense.read_bytes())
+    number = next(index for index, buffer in enumerate(load(dense).buffers) if buffer.nbytes)
+    place = load(dense).buffers[number].blob
+    assert isinstance(place, MappedBlob)
+    words = {at: int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data) - 3, 4)}
+    (slot,) = (at for at, word in words.items() if at + word == place.offset - 4)
+    spans = read(memoryview(bytes(data)), schema()).spans
+    starts = {start for start, _ in spans}
+    # A table begins with the distance to its vtable, which reads as the length of a vector.
+    table = next(
+        start
+        for start, end in spans
+        if slot < start
+        and 8 <= words.get(start, 0) <= 64
+        and start - words[start] in starts
+        and end - start > 8
+    )
+    data[slot : slot + 4] = (table - slot).to_bytes(4, "little")
+    source, target = tmp_path / "source.tflite", tmp_path / "target.tflite"
+    source.write_bytes(data)
+    model = load(source)
+    buffer = model.buffers[number]
+    assert isinstance(buffer.blob, MappedBlob) and buffer.blob.offset == table + 4
+    buffer.blob = OwnedBlob(bytes(buffer.nbytes))
+    assert layout(model).base is None
+    save(model, target)
+    made = load(target)
+    assert [tensor.shape for tensor in made.subgraphs[0].tensors] == [
+        tensor.shape for tensor in load(dense).subgraphs[0].tensors
+    ]
 
 
 # -- Where it is written -------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Origin:
         tail: The ZIP after the model, if any.
         refusals: Why a changed model must not be saved; empty for nearly all files.
         dead: Byte ranges that nothing explains; a rewrite leaves them out, unless a refusal says why not.
+        shared: Byte ranges that lie in two things that are not the same, such as a constant over a table.
     """
 
     container: Container
@@ -62,6 +63,7 @@ class Origin:
     tail: ZipTail | None
     refusals: tuple[UnsupportedError, ...]
     dead: tuple[tuple[int, int], ...]
+    shared: tuple[tuple[int, int], ...] = ()
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -132,8 +134,18 @@ def load_container(container: Container) -> Model:
         raise
     for refusal in refusals:
         refusal.file = container.path
-    model.origin = Origin(container, result.root, tail, tuple(refusals), tuple(dead))
+    shared = tuple(_overlaps(result.spans))
+    model.origin = Origin(container, result.root, tail, tuple(refusals), tuple(dead), shared)
     return model
+
+
+def _overlaps(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yields the ranges in which spans, sorted by where they start, lie over an earlier one."""
+    end = 0
+    for start, stop in spans:
+        if start < end:
+            yield start, min(stop, end)
+        end = max(end, stop)
 
 
 def lift_again(model: Model) -> Model:
@@ -249,7 +261,7 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
         return Layout(None, origin.container, None, 0, origin.container.nbytes)
     if origin is not None and packing is None:
         # Where no field and no size changed, nothing needs to move: not even what nobody can explain.
-        patches = _patches(lower(model), origin.root)
+        patches = _patches(lower(model), origin.root, origin.shared)
         if patches is not None:
             nbytes = origin.container.nbytes
             return Layout(None, None, None, 0, nbytes, base=origin.container, patches=patches)
@@ -384,10 +396,13 @@ class _Patches:
         return offset >= 0 and self.blobs.setdefault(offset, blob) is blob
 
 
-def _patches(new: Record, old: Record) -> tuple[tuple[int, Blob], ...] | None:
+def _patches(
+    new: Record, old: Record, shared: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, Blob], ...] | None:
     """Returns the constants that differ, by offset, or None if anything else does or would by patching.
 
-    What is stored once may be meant by several: a patch is for all of them or not possible.
+    What is stored once may be meant by several: a patch is for all of them or not possible. Nor is it where
+    a constant lies over a part of something else, as in no file that a converter writes.
     """
     found = _Patches()
     if not _same(new, old, found):
@@ -397,6 +412,10 @@ def _patches(new: Record, old: Record) -> tuple[tuple[int, Blob], ...] | None:
     if any(end > offset for end, (offset, _) in zip(ends, ordered, strict=False)):
         return None
     starts = [offset for offset, _ in ordered]
+    for start, stop in shared:
+        index = bisect_left(starts, stop)
+        if index and ends[index] > start:
+            return None
     uses: Counter[tuple[int, int]] = Counter()
     for offset, nbytes in _runs(old):
         index = bisect_left(starts, offset + nbytes)

@@ -597,3 +597,16 @@ def test_codes_of_the_fixtures(fixtures: Path) -> None:
         ("UNIDIRECTIONAL_SEQUENCE_LSTM", 3),
         ("GATHER", 2),
     }
+
+
+def test_a_float16_bias_that_is_an_output_too_stays(fixtures: Path, tmp_path: Path) -> None:
+    model = load(fixtures / "digits_cnn_float16.tflite")
+    (subgraph,) = model.subgraphs
+    read = {id(op.inputs[2]) for op in subgraph.operators if op.code.name == "FULLY_CONNECTED"}
+    half = next(op.inputs[0] for op in subgraph.operators if id(op.outputs[0]) in read)
+    assert half is not None
+    subgraph.outputs.append(half)
+    assert quantize_weights(model, min_elements=16).modified
+    save(model, tmp_path / "out.tflite")
+    made = load(tmp_path / "out.tflite").subgraphs[0]
+    assert made.outputs[-1].name == half.name and made.outputs[-1].buffer.blob is not None

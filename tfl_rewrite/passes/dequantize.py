@@ -357,8 +357,7 @@ class _Expansion:
             subgraph.tensors = [
                 tensor for tensor in subgraph.tensors if id(tensor) in used or id(tensor) not in self._loose
             ]
-        for buffer in old:
-            self._editor.release(buffer)
+        self._editor.release(*old)
         if self._gone:
             self._editor.removed()
 

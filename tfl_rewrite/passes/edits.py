@@ -196,8 +196,9 @@ class Editor:
         subgraph.operators[at:at] = [cast, second, product]
 
     def drop_unread(self, subgraph: SubGraph, tensor: Tensor) -> None:
-        """Removes a constant that no operator of its subgraph reads any more."""
-        if not any(item is tensor for operator in subgraph.operators for item in operator.inputs):
+        """Removes a constant that nothing in its subgraph refers to any more."""
+        operands = (item for each in subgraph.operators for item in (*each.inputs, *each.outputs))
+        if not any(item is tensor for item in (*operands, *subgraph.inputs, *subgraph.outputs)):
             subgraph.tensors = [item for item in subgraph.tensors if item is not tensor]
 
     def builtin(
@@ -254,19 +255,20 @@ class Editor:
             return
         values = np.frombuffer(blob.view(), "<f2").astype("<f4")
         del subgraph.operators[_position(subgraph, maker)]
-        if not any(item is half for other in subgraph.operators for item in other.inputs):
-            subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not half]
-            self.release(half.buffer)
+        self.drop_unread(subgraph, half)
+        self.release(half.buffer)
         bias.buffer = self.add_buffer(values.tobytes())
         # What DEQUANTIZE gives has the shape of what it reads, whatever the file says.
         bias.shape, bias.signature = half.shape, None
 
-    def release(self, buffer: Buffer) -> None:
-        """Empties a buffer that nothing refers to any more; its place in the list stays."""
-        used = any(tensor.buffer is buffer for item in self.model.subgraphs for tensor in item.tensors)
+    def release(self, *buffers: Buffer) -> None:
+        """Empties buffers that nothing refers to any more; their places in the list stay."""
+        used = {id(tensor.buffer) for item in self.model.subgraphs for tensor in item.tensors}
         entries = [*(entry.buffer for entry in self.model.metadata), *self.model.metadata_buffers]
-        if not used and not any(entry is buffer for entry in entries):
-            buffer.blob = None
+        used |= set(map(id, entries))
+        for buffer in buffers:
+            if id(buffer) not in used:
+                buffer.blob = None
 
     def set_option(self, operator: Operator, field: str, value: object) -> None:
         """Sets a field of the builtin options, which are made if there are none.
