@@ -610,3 +610,15 @@ def test_a_float16_bias_that_is_an_output_too_stays(fixtures: Path, tmp_path: Pa
     save(model, tmp_path / "out.tflite")
     made = load(tmp_path / "out.tflite").subgraphs[0]
     assert made.outputs[-1].name == half.name and made.outputs[-1].buffer.blob is not None
+
+
+def test_what_a_second_operator_writes_to_stays(fixtures: Path, tmp_path: Path) -> None:
+    """As in a damaged file: DEQUANTIZE, which goes, is not the only one that gives it."""
+    model = load(fixtures / "digits_cnn_float16.tflite")
+    (subgraph,) = model.subgraphs
+    weight = next(op.inputs[1] for op in subgraph.operators if op.code.name == "FULLY_CONNECTED")
+    assert weight is not None
+    subgraph.operators[-1].outputs.append(weight)
+    assert quantize_weights(model, min_elements=16).modified
+    save(model, tmp_path / "out.tflite")
+    assert load(tmp_path / "out.tflite").subgraphs[0].operators[-1].outputs[-1].name == weight.name

@@ -196,7 +196,7 @@ class Editor:
         subgraph.operators[at:at] = [cast, second, product]
 
     def drop_unread(self, subgraph: SubGraph, tensor: Tensor) -> None:
-        """Removes a constant that nothing in its subgraph refers to any more."""
+        """Removes a tensor that nothing in its subgraph refers to any more."""
         operands = (item for each in subgraph.operators for item in (*each.inputs, *each.outputs))
         if not any(item is tensor for item in (*operands, *subgraph.inputs, *subgraph.outputs)):
             subgraph.tensors = [item for item in subgraph.tensors if item is not tensor]
@@ -224,9 +224,9 @@ class Editor:
         return place
 
     def remove_operator(self, subgraph: SubGraph, operator: Operator, output: Tensor) -> None:
-        """Removes an operator and its output, which nothing reads any more."""
+        """Removes an operator, and its output unless another one writes to that or reads it."""
         del subgraph.operators[_position(subgraph, operator)]
-        subgraph.tensors = [tensor for tensor in subgraph.tensors if tensor is not output]
+        self.drop_unread(subgraph, output)
 
     def ensure_bias(self, subgraph: SubGraph, operator: Operator, channels: int) -> None:
         """Gives a convolution a bias of zeros if it has none: hybrid kernels need one (conv.cc)."""
