@@ -280,15 +280,21 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
             continue
         needed = 2 if axis in channels else np.maximum(2, slices.count // 10)
         dead = moved & (slices.moved >= needed)
+        rare = moved & (slices.moved < needed)
         if dead.any() and kernels is not None:
-            dead &= ~_unlike(slices.span, tally, tolerance, kernels())
+            sums = tally.channels.get(axis)
+            # Where channels are told apart, a sensitive one excuses no other.
+            if sums is not None:
+                dead &= ~_unreal(axis, sums, tolerance, kernels())
+            else:
+                dead &= ~_unlike(slices.span, tally, tolerance, kernels())
         if dead.any():
             axes[axis] = dead
-        elif axis in channels:
-            untold += _one_value_moves(moved, axis)
+        if rare.any() and axis in channels:
+            untold += _one_value_moves(rare, axis)
     few = [sums for sums in tally.channels.values() if sums is not None and sums.count <= _TOO_FEW]
     if few and not tally.bit_exact:
-        untold.append(f"how exact each channel is: {few[0].count} values of each tell too little")
+        untold.append(f"channels: {few[0].count} values of each tell too little")
     return _Frozen(axes, "; ".join(untold) or None)
 
 
