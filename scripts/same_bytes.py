@@ -1,10 +1,13 @@
 """Whether two installed versions of tfl-rewrite do the same: equal bytes, exit codes and reports.
 
     python scripts/same_bytes.py OLD/bin/tfl-rewrite NEW/bin/tfl-rewrite [--jobs 2] [--only REGEX]
+    python scripts/same_bytes.py OLD/bin/tfl-rewrite --record old.json
+    python scripts/same_bytes.py old.json NEW/bin/tfl-rewrite
 
-Runs both over the fixtures and, where TFL_REWRITE_CORPUS names them, public models; for a change of the
-structure that is to change nothing else. What may differ in reports is named with --ignore (fields at any
-depth); times, places and numbers of trials are never compared. Exits with 1 if anything differs.
+Runs both, or one and compares with what was recorded of the other, over the fixtures and, where
+TFL_REWRITE_CORPUS names them, public models; for a change of the structure that is to change nothing else.
+What may differ in reports is named with --ignore (fields at any depth); times, places and numbers of trials
+are never compared. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,29 +138,48 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("old", help="the tfl-rewrite command of the version before")
-    parser.add_argument("new", help="that of the version after")
+    parser.add_argument("old", help="the tfl-rewrite command of the version before, or a recorded FILE.json")
+    parser.add_argument("new", nargs="?", help="that of the version after")
+    parser.add_argument("--record", type=Path, metavar="FILE.json", help="write what the first one does")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", metavar="REGEX", help="of 'COMMAND MODEL'")
     parser.add_argument("--ignore", action="append", default=[], metavar="FIELD", help="of reports")
     arguments = parser.parse_args()
-    if any(shutil.which(program) is None for program in (arguments.old, arguments.new)):
+    if (arguments.new is None) == (arguments.record is None):
+        parser.error("give either a second command or --record")
+    recorded = json.loads(Path(arguments.old).read_text()) if arguments.old.endswith(".json") else None
+    programs = [program for program in (arguments.old, arguments.new) if program is not None]
+    if any(shutil.which(program) is None for program in programs[recorded is not None :]):
         parser.error("no such command")
     corpus = os.environ.get("TFL_REWRITE_CORPUS")
     ignored = NEVER | frozenset(arguments.ignore)
     everything = list(tasks(Path(corpus) if corpus else None, arguments.only))
-    counts: Counter[str] = Counter()
+
+    def done_by(program: str, task: tuple[str, Path, Path | None]) -> Done:
+        name, path, inputs = task
+        return run(program, COMMANDS[name], path, inputs)
 
     def both(task: tuple[str, Path, Path | None]) -> list[str]:
-        name, path, inputs = task
-        old, new = (run(program, COMMANDS[name], path, inputs) for program in (arguments.old, arguments.new))
-        return compared(old, new, ignored)
+        key = f"{task[0]}, {task[1].stem}"
+        if recorded is not None and key not in recorded:
+            return ["nothing is recorded of it"]
+        old = Done(**recorded[key]) if recorded is not None else done_by(arguments.old, task)
+        return compared(old, done_by(arguments.new, task), ignored)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for (name, path, _), found in zip(everything, pool.map(both, everything), strict=True):
-            counts["different" if found else "same"] += 1
-            for text in found:
-                print(f"{name}, {path.stem}: {text}", flush=True)
+        if arguments.record is not None:
+            found = pool.map(lambda task: asdict(done_by(arguments.old, task)), everything)
+            done = {
+                f"{name}, {path.stem}": one for (name, path, _), one in zip(everything, found, strict=True)
+            }
+            arguments.record.write_text(json.dumps(done))
+            print(f"{len(done)} runs recorded")
+            return 0
+        counts: Counter[str] = Counter()
+        for task, texts in zip(everything, pool.map(both, everything), strict=True):
+            counts["different" if texts else "same"] += 1
+            for text in texts:
+                print(f"{task[0]}, {task[1].stem}: {text}", flush=True)
     print(f"{len(everything)} runs of each: {counts['same']} the same, {counts['different']} not")
     return 1 if counts["different"] else 0
 
