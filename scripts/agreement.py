@@ -29,10 +29,10 @@ from typing import Any
 
 import fuzz
 
-from tfl_rewrite.checking import examine_model
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.storage import load_container
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import load_container
+from tfl_rewrite.reading.check import examine_model
 
 _SECONDS = 20.0
 VERIFIER = "refused by its verifier"

@@ -29,8 +29,8 @@ from pathlib import Path
 from bench_models import bench_parser, float_models, inputs_of
 from bench_quality import Point, judged
 
-from tfl_rewrite.opening import open_outputs
-from tfl_rewrite.verification import Judge
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.pipeline.opened import open_outputs
 
 EXACT = 100.0
 """Beyond this an output is as good as equal, and would decide all means."""

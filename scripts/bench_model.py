@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfl_rewrite.files.store import save
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -28,7 +29,6 @@ from tfl_rewrite.model.ir import (
     operator_number,
     schema,
 )
-from tfl_rewrite.storage import save
 
 # ResNet-50 (He et al. 2015, table 1): (blocks, width, out channels, stride) of each stage.
 STAGES = ((3, 64, 256, 1), (4, 128, 512, 2), (6, 256, 1024, 2), (3, 512, 2048, 2))

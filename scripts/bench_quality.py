@@ -27,15 +27,17 @@ from pathlib import Path
 
 from bench_models import bench_parser, float_models, inputs_of
 
-from tfl_rewrite import Verification, api, load
+from tfl_rewrite import Verification, load
 from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.passes.base import run_passes
-from tfl_rewrite.quant.encoding import Effort
-from tfl_rewrite.shrinking.goals import Goal
-from tfl_rewrite.shrinking.session import Wanted, session
-from tfl_rewrite.storage import save
-from tfl_rewrite.verification import Judge, Tolerance
+from tfl_rewrite.files.store import save
+from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.passes import calls
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.session import Wanted, session
+from tfl_rewrite.weights.encoding import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)
 ABOVE = (0.0, 4.0, -4.0)
@@ -178,7 +180,7 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
     }
     for effort, dtype, granularity, scheme in UNIFORM:
         began = time.monotonic()
-        weights = api.quantize_weights_pass(
+        weights = calls.quantize_weights_pass(
             dtype=dtype, granularity=granularity, scheme=scheme, effort=effort
         )
         weights = replace(weights, rounder=rounders.get(Effort(effort), weights.rounder))
@@ -186,9 +188,9 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
         point = Point(path.stem, "ours", f"{dtype}:{granularity}:{scheme} {effort}")
         points.append(point)
         try:
-            run_passes(model, [*api.remove_dead_passes(), api.dedup_pass(), weights])
+            run_passes(model, [*calls.remove_dead_passes(), calls.dedup_pass(), weights])
             # With the strings and defaults stored once, as the search stores them.
-            packing = [result.packing for result in run_passes(model, api.compact_passes())]
+            packing = [result.packing for result in run_passes(model, calls.compact_passes())]
             save(model, made, force=True, packing=next((item for item in packing[::-1] if item), None))
         except TflRewriteError as error:
             point.error = str(error)
@@ -203,9 +205,9 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     """Searches with the calibration inputs, and measures what was found with the others."""
     wanted = Wanted(
         goal=Goal(min_snr=THRESHOLDS[0]),
-        settings=api.quantize_weights_pass(effort="balanced"),
-        before=[*api.remove_dead_passes(), api.dedup_pass()],
-        after=api.compact_passes(),
+        settings=calls.quantize_weights_pass(effort="balanced"),
+        before=[*calls.remove_dead_passes(), calls.dedup_pass()],
+        after=calls.compact_passes(),
         time_limit=limit,
         verification=Verification(inputs=(inputs / f"{path.stem}.calib.npz",)),
         # The whole of the other file serves for searching: what judges lies in another one.

@@ -34,11 +34,13 @@ from bench_models import bench_parser, inputs_of
 from tfl_rewrite import load, round_weights_pass, save
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.rewriting import Verification
-from tfl_rewrite.rounding_search import RoundingSearch
-from tfl_rewrite.verification import Judge, Tolerance, Verdict
+from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.search.rounding import RoundingSearch
 
 STEPS = 256
 LEAST_ELEMENTS = 16

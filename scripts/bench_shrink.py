@@ -22,7 +22,7 @@ from typing import Any
 from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import verify
-from tfl_rewrite.verification import Tolerance
+from tfl_rewrite.judge.compare import Tolerance
 
 
 def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict[str, Any]:

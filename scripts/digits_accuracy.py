@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import tfl_rewrite
-from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.pipeline.verification import Verification
 
 FORMS: tuple[dict[str, str], ...] = (
     {"dtype": "int8", "scheme": "auto"},

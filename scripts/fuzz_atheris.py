@@ -37,8 +37,8 @@ def main() -> int:
         return 2
     with atheris.instrument_imports(include=["tfl_rewrite"]):
         import tfl_rewrite.cli.render
-        import tfl_rewrite.diffing
-        import tfl_rewrite.rewriting  # noqa: F401
+        import tfl_rewrite.pipeline.rewrite
+        import tfl_rewrite.reading.diff  # noqa: F401
     folders = [word for word in sys.argv[1:] if not word.startswith("-")]
     with tempfile.TemporaryDirectory(prefix="tfl-rewrite-atheris-") as name:
         if not folders:

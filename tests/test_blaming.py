@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import blame, load
-from tfl_rewrite.blaming import graph_name
+from tfl_rewrite.reading.blame import graph_name
 
 
 def test_names_as_model_explorer_has_them(fixtures: Path) -> None:
@@ -28,8 +28,8 @@ def test_the_rewritten_file_gives_the_name(fixtures: Path) -> None:
 
 
 def test_files_that_only_the_interpreter_takes(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfl_rewrite import blaming
     from tfl_rewrite.errors import FormatError
+    from tfl_rewrite.reading import blame as blaming
 
     def refuse(path: object) -> None:
         raise FormatError("no")

@@ -10,9 +10,9 @@ import pytest
 from passes.nets import Net
 
 import tfl_rewrite
-from tfl_rewrite import catalog
-from tfl_rewrite.patterns import Pattern
-from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.passes import catalog
+from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.weights.patterns import Pattern
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"

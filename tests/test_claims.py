@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite.claims import INPUT, OUTPUT, Claim, check_claims
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.arguments import COMMANDS
 from tfl_rewrite.cli.options import Role
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
 
 MODEL = b"a model"
 

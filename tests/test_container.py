@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import load, save
-from tfl_rewrite.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
+from tfl_rewrite.files.atomic import check_target
+from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
+from tfl_rewrite.files.store import is_changed, layout, load_container, origin_of
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import UINT8
-from tfl_rewrite.landing import check_target
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
-from tfl_rewrite.storage import is_changed, layout, load_container, origin_of
 
 MEMBERS = {"labels.txt": b"cat\ndog\n", "ü/vocab.txt": bytes(range(256)), "empty": b""}
 

@@ -18,7 +18,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite import RewriteFailed, TflRewriteError, Verification, rewrite
-from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.passes.calls import quantize_weights_pass
 
 CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")

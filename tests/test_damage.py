@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfl_rewrite import RewriteFailed, Tolerance, Verification, load, rewrite, save
-from tfl_rewrite.api import quantize_weights_pass, remove_dead_passes, round_weights_pass
 from tfl_rewrite.cli.render import report_lines
-from tfl_rewrite.damage import rescue
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.passes.calls import quantize_weights_pass, remove_dead_passes, round_weights_pass
+from tfl_rewrite.pipeline.damage import rescue
 
 Array = np.ndarray[Any, Any]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite.diffing import diff
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, UINT8
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Metadata, Quantization, SubGraph, new_record
+from tfl_rewrite.reading.diff import diff
 
 ROOT = Path(__file__).resolve().parent.parent
 RNET = ROOT / "fixtures" / "mtcnn_rnet.tflite"

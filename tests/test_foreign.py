@@ -20,7 +20,7 @@ import pytest
 
 from tfl_rewrite import FileAccessError, FormatError, TflRewriteError, check, load
 from tfl_rewrite.cli import main
-from tfl_rewrite.foreign import recognize
+from tfl_rewrite.files.foreign import recognize
 
 Maker = Callable[[bytes], bytes]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 4113768\n"

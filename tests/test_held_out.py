@@ -277,7 +277,7 @@ def test_missing_inputs_are_told_before_anything_is_made(
     def ran(*_: object, **__: object) -> None:
         raise AssertionError("something was loaded")
 
-    monkeypatch.setattr("tfl_rewrite.rewriting.load", ran)
+    monkeypatch.setattr("tfl_rewrite.pipeline.rewrite.load", ran)
     settings = Verification(**{name: (tmp_path / "no.npz",)})
     with pytest.raises(UsageError, match=r"no\.npz: no such file"):
         rewrite(rnet[0], tmp_path / "out.tflite", [quantize_weights_pass()], verification=settings)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite import landing as module
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.landing import access_of, landing, sweep, write_aside, write_whole
+from tfl_rewrite.files import atomic as module
+from tfl_rewrite.files.atomic import access_of, landing, sweep, write_aside, write_whole
 
 OLD, NEW = b"old", b"new"
 

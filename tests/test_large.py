@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import check, load
-from tfl_rewrite.api import quantize_weights_pass
-from tfl_rewrite.passes import weight_plan
-from tfl_rewrite.rewriting import Verification, rewrite
+from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.pipeline.rewrite import rewrite
+from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.weights import plan
 
 DEEP = os.environ.get("TFL_REWRITE_LARGE") == "1"
 OFF = Verification(mode="off")
@@ -115,13 +116,13 @@ def test_rewrites_past_two_gibibytes(root: Path, tmp_path: Path) -> None:
 
 def test_threads_are_those_asked_for(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = weight_plan.ThreadPoolExecutor
+    real = plan.ThreadPoolExecutor
 
     def counted(threads: int) -> object:
         asked.append(threads)
         return real(threads)
 
-    monkeypatch.setattr(weight_plan, "ThreadPoolExecutor", counted)
+    monkeypatch.setattr(plan, "ThreadPoolExecutor", counted)
     source = fixtures / "digits_cnn.tflite"
     rewrite(source, tmp_path / "3.tflite", [quantize_weights_pass()], verification=OFF, threads=3)
     assert set(asked) == {3}

@@ -10,10 +10,10 @@ import pytest
 
 from tfl_rewrite import load, media_inputs, save
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.media_metadata import declared_inputs
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
-from tfl_rewrite.verification.media import Declared, Media
+from tfl_rewrite.reading.declared import declared_inputs
+from tfl_rewrite.samples.media import Declared, Media
 
 
 def table(builder: flatbuffers.Builder, slots: dict[int, Callable[[int], None]]) -> int:
@@ -115,7 +115,7 @@ def test_every_damaged_byte_is_survived(digits, tmp_path):
     target = tmp_path / "m.tflite"
     good = Declared(mean=(127.5,), std=(127.5,), sample_rate=8000)
     assert only(with_metadata(digits, target, whole)) == good
-    from tfl_rewrite.media_metadata import _Walk
+    from tfl_rewrite.reading.declared import _Walk
 
     for position in range(len(whole)):
         for value in (0, 1, 0x7F, 0x80, 0xFF):

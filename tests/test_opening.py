@@ -9,7 +9,7 @@ import pytest
 from passes.nets import Net, run
 
 from tfl_rewrite import load, save
-from tfl_rewrite.opening import open_outputs
+from tfl_rewrite.pipeline.opened import open_outputs
 
 
 @pytest.mark.parametrize("after", [[], ["RESHAPE"], ["SQUEEZE", "EXPAND_DIMS"]])

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tfl_rewrite
-from tfl_rewrite import patterns
 from tfl_rewrite.cli import main
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.passes.recipe import Recipe
-from tfl_rewrite.patterns import Budget, Pattern, compile_all, exact
-from tfl_rewrite.shrinking.recipes import recipe_text
-from tfl_rewrite.shrinking.units import KEPT, Option, Unit
+from tfl_rewrite.search.recipes import recipe_text
+from tfl_rewrite.search.units import KEPT, Option, Unit
+from tfl_rewrite.weights import patterns
+from tfl_rewrite.weights.patterns import Budget, Pattern, compile_all, exact
+from tfl_rewrite.weights.recipe import Recipe
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_recipe_of_a_search_can_be_read_again(tmp_path: Path) -> None:
         Unit(number, name, ("CONV_2D",), 100, 400, [Option(KEPT, 1.0, 1.0)])
         for number, name in enumerate([*names, *left_out])
     ]
-    from tfl_rewrite.quant.encoding import Encoding
+    from tfl_rewrite.weights.encoding import Encoding
 
     text = recipe_text(units, {unit.position: Encoding.parse("int4:channel") for unit in units})
     (tmp_path / "r.toml").write_bytes(text.encode("utf-8"))

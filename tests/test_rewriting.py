@@ -28,10 +28,10 @@ from tfl_rewrite import (
     rewrite,
     save,
 )
-from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.editing.base import Pass, PassResult, Skip
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
-from tfl_rewrite.passes.base import Pass, PassResult, Skip
+from tfl_rewrite.passes.calls import quantize_weights_pass
 
 IMPOSSIBLE = Verification(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
 QUICK = Verification(samples=1)
@@ -218,7 +218,7 @@ def test_an_existing_target_needs_force(dense: Path, folder: Path) -> None:
 
 
 def load_size(path: Path) -> int:
-    from tfl_rewrite.storage import origin_of
+    from tfl_rewrite.files.store import origin_of
 
     origin = origin_of(load(path))
     assert origin is not None

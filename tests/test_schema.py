@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema, load_schema
+from tfl_rewrite.flatbuf.bootstrap import load_schema
+from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "schema" / "tflite.fbs"

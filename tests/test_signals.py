@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tfl_rewrite.signals import held_back
+from tfl_rewrite.work import held_back
 
 
 class Ended(BaseException):

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import load, save, storage
+from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
+from tfl_rewrite.files import store
+from tfl_rewrite.files.atomic import Aside, write_aside
+from tfl_rewrite.files.store import is_changed, layout, origin_of
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.landing import Aside, write_aside
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, schema
-from tfl_rewrite.storage import is_changed, layout, origin_of
 
 RUNNER = Path(__file__).parent / "model" / "run_models.py"
 
@@ -45,8 +46,8 @@ def test_bytes_stored_once_are_patched_for_all_or_not_at_all(
     dense: Path, tmp_path: Path, outside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if outside:
-        monkeypatch.setattr(storage, "_INLINE_LIMIT", 0)
-        monkeypatch.setattr(storage, "_OUTSIDE_FROM", 16)
+        monkeypatch.setattr(store, "_INLINE_LIMIT", 0)
+        monkeypatch.setattr(store, "_OUTSIDE_FROM", 16)
     model = load(dense)
     weights = next(buffer for buffer in model.buffers if buffer.nbytes == 5120)
     model.buffers.append(Buffer(weights.blob))
@@ -341,7 +342,7 @@ def test_buffers_go_outside_when_they_do_not_fit(
 ) -> None:
     path, target = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
     before = changed(path)
-    monkeypatch.setattr(storage, "_INLINE_LIMIT", 50_000)
+    monkeypatch.setattr(store, "_INLINE_LIMIT", 50_000)
     save(before, target)
     after = load(target)
     for one, two in zip(before.buffers, after.buffers, strict=True):

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tfl_rewrite.api import (
+    from tfl_rewrite.errors import (
+        FileAccessError,
+        FormatError,
+        InvariantError,
+        TflRewriteError,
+        UnsupportedError,
+        UsageError,
+        VerificationError,
+    )
+    from tfl_rewrite.files.store import load, save
+    from tfl_rewrite.judge.compare import Tolerance
+    from tfl_rewrite.judge.verdict import Verdict
+    from tfl_rewrite.passes.calls import (
         compact,
         compact_passes,
         dedup,
@@ -27,83 +39,73 @@ if TYPE_CHECKING:
         round_weights,
         round_weights_pass,
     )
-    from tfl_rewrite.blaming import blame
-    from tfl_rewrite.catalog import passes_of, preset
-    from tfl_rewrite.checking import check
-    from tfl_rewrite.diagnosis.doctor import Diagnosis, doctor
-    from tfl_rewrite.diffing import Comparison, diff
-    from tfl_rewrite.errors import (
-        FileAccessError,
-        FormatError,
-        InvariantError,
-        TflRewriteError,
-        UnsupportedError,
-        UsageError,
-        VerificationError,
-    )
-    from tfl_rewrite.inspection import inspect
-    from tfl_rewrite.judging import verify
-    from tfl_rewrite.media_metadata import media_inputs
-    from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
-    from tfl_rewrite.rounding_search import search_rounding
+    from tfl_rewrite.passes.catalog import passes_of, preset
+    from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
+    from tfl_rewrite.pipeline.verification import Verification
+    from tfl_rewrite.pipeline.verify import verify
+    from tfl_rewrite.reading.blame import blame
+    from tfl_rewrite.reading.check import check
+    from tfl_rewrite.reading.declared import media_inputs
+    from tfl_rewrite.reading.diff import Comparison, diff
+    from tfl_rewrite.reading.doctor.diagnosis import Diagnosis, doctor
+    from tfl_rewrite.reading.inspect import inspect
+    from tfl_rewrite.search.calls import shrink
+    from tfl_rewrite.search.rounding import search_rounding
+    from tfl_rewrite.search.shrink import ShrinkFailed, ShrinkReport
     from tfl_rewrite.shards.calls import join, shard
     from tfl_rewrite.shards.opened import ShardedModel, open_sharded
     from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
-    from tfl_rewrite.shrinking.calls import shrink
-    from tfl_rewrite.shrinking.shrink import ShrinkFailed, ShrinkReport
-    from tfl_rewrite.storage import load, save
-    from tfl_rewrite.verification import Tolerance, Verdict
 
 _HOMES = {
-    "Comparison": "diffing",
-    "Diagnosis": "diagnosis.doctor",
+    "Comparison": "reading.diff",
+    "Diagnosis": "reading.doctor.diagnosis",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
-    "Report": "rewriting",
-    "RewriteFailed": "rewriting",
+    "Report": "pipeline.rewrite",
+    "RewriteFailed": "pipeline.rewrite",
     "ShardFailed": "shards.outcome",
     "ShardReport": "shards.outcome",
     "ShardedModel": "shards.opened",
-    "ShrinkFailed": "shrinking.shrink",
-    "ShrinkReport": "shrinking.shrink",
+    "ShrinkFailed": "search.shrink",
+    "ShrinkReport": "search.shrink",
     "TflRewriteError": "errors",
-    "Tolerance": "verification",
+    "Tolerance": "judge.compare",
     "UnsupportedError": "errors",
     "UsageError": "errors",
-    "Verdict": "verification",
-    "Verification": "rewriting",
+    "Verdict": "judge.verdict",
+    "Verification": "pipeline.verification",
     "VerificationError": "errors",
-    "blame": "blaming",
-    "check": "checking",
-    "compact": "api",
-    "compact_passes": "api",
-    "dedup": "api",
-    "dedup_pass": "api",
-    "dequantize": "api",
-    "dequantize_pass": "api",
-    "diff": "diffing",
-    "doctor": "diagnosis.doctor",
-    "inspect": "inspection",
+    "blame": "reading.blame",
+    "check": "reading.check",
+    "compact": "passes.calls",
+    "compact_passes": "passes.calls",
+    "dedup": "passes.calls",
+    "dedup_pass": "passes.calls",
+    "dequantize": "passes.calls",
+    "dequantize_pass": "passes.calls",
+    "diff": "reading.diff",
+    "doctor": "reading.doctor.diagnosis",
+    "inspect": "reading.inspect",
     "join": "shards.calls",
-    "load": "storage",
-    "media_inputs": "media_metadata",
+    "load": "files.store",
+    "media_inputs": "reading.declared",
     "open_sharded": "shards.opened",
-    "passes_of": "catalog",
-    "preset": "catalog",
-    "quantize_weights": "api",
-    "quantize_weights_pass": "api",
-    "remove_dead": "api",
-    "remove_dead_passes": "api",
-    "repair_pass": "api",
-    "rewrite": "rewriting",
-    "round_weights": "api",
-    "round_weights_pass": "api",
-    "save": "storage",
-    "search_rounding": "rounding_search",
+    "passes_of": "passes.catalog",
+    "preset": "passes.catalog",
+    "quantize_weights": "passes.calls",
+    "quantize_weights_pass": "passes.calls",
+    "remove_dead": "passes.calls",
+    "remove_dead_passes": "passes.calls",
+    "repair_pass": "passes.calls",
+    "rewrite": "pipeline.rewrite",
+    "round_weights": "passes.calls",
+    "round_weights_pass": "passes.calls",
+    "save": "files.store",
+    "search_rounding": "search.rounding",
     "shard": "shards.calls",
-    "shrink": "shrinking.calls",
-    "verify": "judging",
+    "shrink": "search.calls",
+    "verify": "pipeline.verify",
 }
 
 __all__ = [

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfl_rewrite.api import (
+from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_lines, safe
+from tfl_rewrite.editing.base import Pass, run_passes
+from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import layout, load_container
+from tfl_rewrite.model.blob import MemorySink
+from tfl_rewrite.passes.calls import (
     compact_passes,
     dedup_pass,
     dequantize_pass,
@@ -22,17 +28,11 @@ from tfl_rewrite.api import (
     repair_pass,
     round_weights_pass,
 )
-from tfl_rewrite.checking import examine_model
-from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_lines, safe
-from tfl_rewrite.container import Container
-from tfl_rewrite.diffing import diff
-from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.inspection import inspect_model
-from tfl_rewrite.model.blob import MemorySink
-from tfl_rewrite.passes.base import Pass, run_passes
 from tfl_rewrite.passes.equalize import Equalize
-from tfl_rewrite.rewriting import Report
-from tfl_rewrite.storage import layout, load_container
+from tfl_rewrite.pipeline.rewrite import Report
+from tfl_rewrite.reading.check import examine_model
+from tfl_rewrite.reading.diff import diff
+from tfl_rewrite.reading.inspect import inspect_model
 
 REFUSED = (FormatError, UnsupportedError)
 SECONDS = 10.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from hostile.contract import Breach
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards.calls import join, shard
 
 TEXTS = (

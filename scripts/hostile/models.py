@@ -23,6 +23,7 @@ from hostile.values import (
     with_constant,
     with_itself,
 )
+from tfl_rewrite.files.store import layout
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -32,7 +33,6 @@ from tfl_rewrite.model.ir import (
     Tensor,
     new_record,
 )
-from tfl_rewrite.storage import layout
 
 _MOST_ELEMENTS = 512
 

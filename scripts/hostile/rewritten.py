@@ -18,9 +18,10 @@ import numpy as np
 
 from hostile.contract import Breach
 from hostile.models import make, packed
-from tfl_rewrite import catalog
-from tfl_rewrite.passes.base import Pass
-from tfl_rewrite.rewriting import RewriteFailed, Verification, rewrite
+from tfl_rewrite.editing.base import Pass
+from tfl_rewrite.passes import catalog
+from tfl_rewrite.pipeline.rewrite import RewriteFailed, rewrite
+from tfl_rewrite.pipeline.verification import Verification
 
 Array = np.ndarray[Any, Any]
 LOSSLESS = ("remove-dead", "dedup", "compact")

@@ -13,14 +13,14 @@ import pytest
 from tfl_rewrite import Verification, load, rewrite, round_weights_pass, search_rounding
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.cli import main
-from tfl_rewrite.judging import verify
-from tfl_rewrite.opening import open_outputs
-from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants
-from tfl_rewrite.quant import rounding
-from tfl_rewrite.quant.moments import Moments
-from tfl_rewrite.quant.patches import Dense
-from tfl_rewrite.rewriting import Report
-from tfl_rewrite.verification import Tolerance
+from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.numerics import grids
+from tfl_rewrite.numerics.moments import Moments
+from tfl_rewrite.numerics.products import Dense
+from tfl_rewrite.pipeline.opened import open_outputs
+from tfl_rewrite.pipeline.rewrite import Report
+from tfl_rewrite.pipeline.verify import verify
+from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 
 
 def logits_ratio(before: Path, after: Path, inputs: Path) -> float:
@@ -132,7 +132,7 @@ def test_products_are_off_by_less_than_with_the_nearest_levels(fixtures: Path, f
     known = fitter._known[(item.position, item.rows, item.kind.numpy)]
     # M D M' = H: with the factor alone, the errors of the columns in their order are whitened.
     weight = item.values().astype(np.float64).reshape(item.rows.channels, -1)
-    step = rounding.steps_of_range(item.profile().merged(), 16, item.kind)
+    step = grids.steps_of_range(item.profile().merged(), 16, item.kind)
     made = fitter.fit(item, item.values(), step)
     assert made is not None
     order, factor = known.order[0], known.factor[0].astype(np.float64)

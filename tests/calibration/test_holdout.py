@@ -10,8 +10,8 @@ from PIL import Image
 
 from tfl_rewrite import UsageError, load
 from tfl_rewrite.calibration.holdout import Split, interface_of, split
-from tfl_rewrite.verification.interface import EntryPoint, Interface, TensorFacts
-from tfl_rewrite.verification.media import Media
+from tfl_rewrite.interpreter.interface import EntryPoint, Interface, TensorFacts
+from tfl_rewrite.samples.media import Media
 
 
 def facts(name: str, shape: tuple[int, ...], free: bool = True) -> TensorFacts:
@@ -133,7 +133,7 @@ def test_entry_points_are_divided_each(tmp_path: Path) -> None:
     "name", ["mtcnn_rnet", "two_signatures_shared_weights", "dynamic_shapes", "string_input", "lstm"]
 )
 def test_a_model_takes_what_the_runtime_says_that_it_takes(fixtures: Path, name: str) -> None:
-    from tfl_rewrite.verification.judge import run_model
+    from tfl_rewrite.judge.judge import run_model
 
     path = fixtures / f"{name}.tflite"
     ran = run_model(path)

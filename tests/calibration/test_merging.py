@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfl_rewrite.calibration.merging import merged
-from tfl_rewrite.verification import Tolerance, Verdict
-from tfl_rewrite.verification.compare import compared
-from tfl_rewrite.verification.interface import TensorFacts
-from tfl_rewrite.verification.tally import OutputTally
+from tfl_rewrite.interpreter.interface import TensorFacts
+from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.merging import merged
+from tfl_rewrite.judge.tally import OutputTally
+from tfl_rewrite.judge.verdict import Verdict
 
 
 def facts() -> TensorFacts:

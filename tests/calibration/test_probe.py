@@ -13,12 +13,12 @@ from tfl_rewrite import load, save
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
 from tfl_rewrite.calibration.probe import Place, Probe
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
-from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.interpreter.runner import RuntimeChoice
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.kernels.products import product_of
+from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.passes.cut import Cut
-from tfl_rewrite.passes.products import product_of
-from tfl_rewrite.quant.moments import Moments
-from tfl_rewrite.verification.judge import run_model
-from tfl_rewrite.verification.runner import RuntimeChoice
 
 Array = np.ndarray[Any, Any]
 

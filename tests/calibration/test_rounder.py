@@ -12,12 +12,12 @@ import pytest
 from tfl_rewrite import load
 from tfl_rewrite.calibration.rounder import Calibrated, Settings
 from tfl_rewrite.cli import main
-from tfl_rewrite.judging import verify
+from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.passes.weight_changes import WeightChange
-from tfl_rewrite.quant.encoding import Encoding
-from tfl_rewrite.verification import Tolerance
+from tfl_rewrite.pipeline.verify import verify
+from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.weights.payloads import WeightChange
 
 
 def quantize(source: Path, out: Path, *options: str | Path) -> dict[str, Any]:

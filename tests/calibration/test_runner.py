@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
-from tfl_rewrite.verification.memory import MemoryWatch
-from tfl_rewrite.verification.runner import RuntimeChoice
+from tfl_rewrite.interpreter.memory import MemoryWatch
+from tfl_rewrite.interpreter.runner import RuntimeChoice
 
 
 def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

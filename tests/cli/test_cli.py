@@ -20,6 +20,7 @@ from tfl_rewrite import __version__, load, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.arguments import COMMANDS, parser
 from tfl_rewrite.cli.render import decibels, report_lines, safe, size, table
+from tfl_rewrite.editing.base import Edit, PassResult
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -32,8 +33,7 @@ from tfl_rewrite.model.ir import (
     operator_number,
 )
 from tfl_rewrite.model.ir import schema as tflite
-from tfl_rewrite.passes.base import Edit, PassResult
-from tfl_rewrite.rewriting import Report
+from tfl_rewrite.pipeline.rewrite import Report
 
 TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
 ESCAPES = "\x1b[2J\x1b]0;owned\x07 ü \u202e \udc80 名"

@@ -24,7 +24,7 @@ OLD = b"the old one"
 # Forks instead of starting anew: what is killed is the work, not the imports.
 _STARTER = """
 import os, sys
-import numpy, tfl_rewrite.cli.commands, tfl_rewrite.verification, tfl_rewrite.storage
+import numpy, tfl_rewrite.cli.dispatch, tfl_rewrite.judge.panel, tfl_rewrite.files.store
 from tfl_rewrite.cli import main
 for line in sys.stdin:
     child = os.fork()
@@ -153,16 +153,16 @@ def test_told_to_stop_at_any_moment(place: Place, starter: Starter, number: sign
 
 def test_a_file_without_a_name_is_not_needed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system has no nameless files, what is left is removed by the next that writes there."""
-    from tfl_rewrite import landing
+    from tfl_rewrite.files import atomic
 
     monkeypatch.delattr(os, "O_TMPFILE")
-    with landing.landing(place.outputs, nbytes=10) as mine:
+    with atomic.landing(place.outputs, nbytes=10) as mine:
         assert [mine.path] == list(place.outputs.iterdir())
         dead = place.outputs / ".tfl-rewrite-0123456789abcdef.tmp"
         dead.write_bytes(b"of a process that was killed")
         foreign = place.outputs / ".other.tmp"
         foreign.write_bytes(b"of somebody else")
-        with landing.landing(place.outputs) as other:
+        with atomic.landing(place.outputs) as other:
             # The one that is being written is left alone, and so is what is not ours.
             assert sorted(place.outputs.iterdir()) == sorted([mine.path, other.path, foreign])
         mine.sink.write_at(b"0123456789", 0)

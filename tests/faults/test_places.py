@@ -272,7 +272,7 @@ def test_the_input_changes_while_it_is_mapped(place: Place, good: bytes, how: st
 _TRUNCATED = """
 import os, sys
 from tfl_rewrite.cli import main
-from tfl_rewrite.quant import symmetric
+from tfl_rewrite.numerics import symmetric
 
 before = symmetric.absmax
 def absmax(*arguments, **more):

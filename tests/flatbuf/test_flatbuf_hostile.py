@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from strategies import Edit, edits
 
 from tfl_rewrite import check, inspect, load, save
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import is_changed, layout, load_container
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32, FieldSpec, Kind, Schema, TableSpec
@@ -23,7 +24,6 @@ from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import schema
-from tfl_rewrite.storage import is_changed, layout, load_container
 
 REFUSED = (FormatError, UnsupportedError)
 

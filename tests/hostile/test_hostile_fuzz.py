@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite import inspect, load
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import load_container
 from tfl_rewrite.passes.dedup import Dedup
-from tfl_rewrite.storage import load_container
 
 NAMES = ["dense_defaults_present", "while_loop", "resource_variables", "blockwise_int4", "metadata_label_zip"]
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

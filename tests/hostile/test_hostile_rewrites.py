@@ -87,7 +87,7 @@ def test_equal_sources_make_equal_examples() -> None:
 
 def test_a_changed_weight_is_noticed(runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that damages a constant, and says nothing of it, does not get through."""
-    from tfl_rewrite.passes.base import Edit, PassResult
+    from tfl_rewrite.editing.base import Edit, PassResult
     from tfl_rewrite.passes.dedup import Dedup
 
     def damaging(_: Dedup, model: object) -> PassResult:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import kernels
-from tfl_rewrite.kernels import OLDEST_MEASURED_RUNTIME, Form, Granularity, HybridRow
+from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels.hybrid import Form, Granularity, HybridRow
+from tfl_rewrite.kernels.runtimes import OLDEST_MEASURED_RUNTIME
 
 from . import cases
 from .cases import Weight, case
@@ -34,7 +35,7 @@ needs_old = pytest.mark.skipif(
     OLD_PYTHON is None, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python with tflite-runtime 2.14.0"
 )
 
-PAIRS = [(row, form) for row in kernels.HYBRID for form in row.forms]
+PAIRS = [(row, form) for row in hybrid.HYBRID for form in row.forms]
 FORMS = [
     pytest.param(row, form, id=f"{row.operator}-{form.granularity.value}-v{form.version}")
     for row, form in PAIRS
@@ -80,7 +81,7 @@ def packed_cases() -> list[Case]:
         cases.packed(
             int(form.dtype[3:]), 0 if form.granularity is Granularity.CHANNEL else None, form.version
         )
-        for form in kernels.DEQUANTIZE
+        for form in hybrid.DEQUANTIZE
         if form.dtype in ("INT4", "INT2")
     ]
 
@@ -110,10 +111,10 @@ def broken_cases() -> list[Case]:
     ]
 
 
-def probes(runtime: kernels.Runtime) -> list[Case]:
+def probes(runtime: runtimes.Runtime) -> list[Case]:
     found = []
-    for operator in sorted({name for name, _ in kernels.FIRST_RUNTIME}):
-        highest = kernels.max_version(operator, runtime)
+    for operator in sorted({name for name, _ in runtimes.FIRST_RUNTIME}):
+        highest = runtimes.max_version(operator, runtime)
         if highest:
             found += [cases.probe(operator, highest), cases.probe(operator, highest + 1)]
     return found
@@ -131,7 +132,7 @@ class Lab:
         if group == "hybrid":
             models = [model for pair in PAIRS for model in form_cases(*pair)]
         elif group == "probes":
-            models = probes(OLDEST_MEASURED_RUNTIME if old else kernels.NEWEST_RUNTIME)
+            models = probes(OLDEST_MEASURED_RUNTIME if old else runtimes.NEWEST_RUNTIME)
             resolvers = (BUILTIN,)
         else:
             models = {
@@ -267,8 +268,8 @@ def test_equal_scales_on_the_old_runtime(lab: Lab) -> None:
 def test_registered_versions(lab: Lab) -> None:
     registered = {name for name, by in lab.of("probes").items() if by[BUILTIN].error is None}
     expected = {
-        f"{operator}@{kernels.max_version(operator, kernels.NEWEST_RUNTIME)}"
-        for operator in {name for name, _ in kernels.FIRST_RUNTIME}
+        f"{operator}@{runtimes.max_version(operator, runtimes.NEWEST_RUNTIME)}"
+        for operator in {name for name, _ in runtimes.FIRST_RUNTIME}
     }
     assert registered ^ expected == {"STABLEHLO_CBRT@1"}
 
@@ -278,7 +279,7 @@ def test_registered_versions_of_the_old_runtime(lab: Lab) -> None:
     registered = {name for name, by in lab.of("probes", old=True).items() if by[BUILTIN].error is None}
     expected = {
         f"{operator}@{highest}"
-        for operator in {name for name, _ in kernels.FIRST_RUNTIME}
-        if (highest := kernels.max_version(operator, OLDEST_MEASURED_RUNTIME))
+        for operator in {name for name, _ in runtimes.FIRST_RUNTIME}
+        if (highest := runtimes.max_version(operator, OLDEST_MEASURED_RUNTIME))
     }
     assert registered ^ expected == {"TRANSPOSE@7"}

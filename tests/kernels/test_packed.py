@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import kernels
-from tfl_rewrite.kernels import Granularity, Need
-from tfl_rewrite.packed_kernels import PACKED, PackedForm, Shape, packed_forms
+from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels.hybrid import Granularity, Need
+from tfl_rewrite.kernels.packed import PACKED, PackedForm, Shape, packed_forms
 
 from .cases import variants
 from .measure import OLD_PYTHON, Case, Outcome, measure
@@ -133,11 +133,11 @@ def test_the_old_runtime_refuses_all(folder: Path) -> None:
 
 def test_rows_agree_with_the_table_of_versions() -> None:
     for operator, forms in PACKED.items():
-        assert kernels.hybrid_row(operator) is not None
+        assert hybrid.hybrid_row(operator) is not None
         for form in forms:
-            listed = kernels.FIRST_RUNTIME[operator, form.version]
+            listed = runtimes.FIRST_RUNTIME[operator, form.version]
             assert form.first_runtime >= tuple(int(part) for part in listed.split("."))[:2]
-            assert form.first_runtime > kernels.OLDEST_MEASURED_RUNTIME
+            assert form.first_runtime > runtimes.OLDEST_MEASURED_RUNTIME
 
 
 def test_forms_by_runtime() -> None:
@@ -145,7 +145,7 @@ def test_forms_by_runtime() -> None:
     assert [form.granularity for form in packed_forms("FULLY_CONNECTED", "INT4", (2, 18))] == [
         Granularity.CHANNEL
     ]
-    newest = kernels.NEWEST_RUNTIME
+    newest = runtimes.NEWEST_RUNTIME
     assert Granularity.BLOCK not in {f.granularity for f in packed_forms("FULLY_CONNECTED", "INT4", newest)}
     asked = packed_forms("FULLY_CONNECTED", "INT4", newest, by_default=False)
     assert Granularity.BLOCK in {form.granularity for form in asked}

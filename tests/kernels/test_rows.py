@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from tfl_rewrite import kernels
-from tfl_rewrite.kernels import Form, Granularity, HybridRow, Need, Runtime
+from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels.hybrid import Form, Granularity, HybridRow, Need
+from tfl_rewrite.kernels.runtimes import Runtime
 
-RUNTIMES = [(1, 14), (2, 3), (2, 4), (2, 13), (2, 14), (2, 17), (2, 18), (2, 21), kernels.NEWEST_RUNTIME]
-FORMS = [(row, form) for row in kernels.HYBRID for form in row.forms]
+RUNTIMES = [(1, 14), (2, 3), (2, 4), (2, 13), (2, 14), (2, 17), (2, 18), (2, 21), runtimes.NEWEST_RUNTIME]
+FORMS = [(row, form) for row in hybrid.HYBRID for form in row.forms]
 
 
 def runtime_of(operator: str, version: int) -> tuple[int, ...]:
-    return tuple(int(part) for part in kernels.FIRST_RUNTIME[operator, version].split("."))[:2]
+    return tuple(int(part) for part in runtimes.FIRST_RUNTIME[operator, version].split("."))[:2]
 
 
 def test_every_row_is_found_by_its_operator() -> None:
-    assert len({row.operator for row in kernels.HYBRID}) == len(kernels.HYBRID)
-    for row in kernels.HYBRID:
-        assert kernels.hybrid_row(row.operator) is row
-        assert kernels.no_hybrid(row.operator) is None
-    for refused in kernels.NO_HYBRID:
-        assert kernels.hybrid_row(refused.operator) is None
-        assert kernels.no_hybrid(refused.operator) is refused
-    assert kernels.hybrid_row("ADD") is None
+    assert len({row.operator for row in hybrid.HYBRID}) == len(hybrid.HYBRID)
+    for row in hybrid.HYBRID:
+        assert hybrid.hybrid_row(row.operator) is row
+        assert hybrid.no_hybrid(row.operator) is None
+    for refused in hybrid.NO_HYBRID:
+        assert hybrid.hybrid_row(refused.operator) is None
+        assert hybrid.no_hybrid(refused.operator) is refused
+    assert hybrid.hybrid_row("ADD") is None
 
 
 @pytest.mark.parametrize(("row", "form"), FORMS, ids=lambda value: getattr(value, "operator", None))
@@ -35,13 +36,13 @@ def test_a_form_is_never_promised_before_its_version_exists(row: HybridRow, form
     assert form.version_tells or not form.by_default
 
 
-@pytest.mark.parametrize("row", kernels.HYBRID, ids=lambda row: row.operator)
+@pytest.mark.parametrize("row", hybrid.HYBRID, ids=lambda row: row.operator)
 def test_per_channel_forms_have_an_axis(row: HybridRow) -> None:
     with_channels = any(form.granularity is Granularity.CHANNEL for form in row.forms)
     assert with_channels == (row.axis() is not None)
 
 
-@pytest.mark.parametrize("row", kernels.HYBRID, ids=lambda row: row.operator)
+@pytest.mark.parametrize("row", hybrid.HYBRID, ids=lambda row: row.operator)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_best_form_is_within_the_runtime(row: HybridRow, runtime: Runtime) -> None:
     form = row.best_form(runtime)
@@ -53,11 +54,11 @@ def test_the_best_form_is_within_the_runtime(row: HybridRow, runtime: Runtime) -
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_nothing_known_to_go_wrong_is_a_default(runtime: Runtime) -> None:
     def best(operator: str) -> Form | None:
-        row = kernels.hybrid_row(operator)
+        row = hybrid.hybrid_row(operator)
         assert row is not None
         return row.best_form(runtime)
 
-    depthwise = kernels.hybrid_row("DEPTHWISE_CONV_2D")
+    depthwise = hybrid.hybrid_row("DEPTHWISE_CONV_2D")
     assert depthwise is not None
     assert {form.granularity for form in depthwise.forms} == {Granularity.CHANNEL}
     assert {form.version for form in depthwise.forms} == {6}
@@ -72,7 +73,7 @@ def test_nothing_known_to_go_wrong_is_a_default(runtime: Runtime) -> None:
 
 
 def test_conv_needs_a_bias_and_its_forms_divide_the_cases_between_them() -> None:
-    row = kernels.hybrid_row("CONV_2D")
+    row = hybrid.hybrid_row("CONV_2D")
     assert row is not None
     assert Need.FLOAT_BIAS in row.needs
     needs = {form.granularity: form.needs for form in row.forms}
@@ -80,44 +81,44 @@ def test_conv_needs_a_bias_and_its_forms_divide_the_cases_between_them() -> None
 
 
 def test_batch_matmul_axis_follows_adj_y() -> None:
-    row = kernels.hybrid_row("BATCH_MATMUL")
+    row = hybrid.hybrid_row("BATCH_MATMUL")
     assert row is not None
     assert (row.axis(adj_y=False), row.axis(adj_y=True)) == (-1, -2)
 
 
 def test_recurrent_inputs_are_all_weights() -> None:
-    row = kernels.hybrid_row("BIDIRECTIONAL_SEQUENCE_LSTM")
+    row = hybrid.hybrid_row("BIDIRECTIONAL_SEQUENCE_LSTM")
     assert row is not None
     assert len(row.inputs) == 11 + 1 + 11 + 1 + 8
-    for row in kernels.HYBRID:
+    for row in hybrid.HYBRID:
         assert (len(row.inputs) > 1) == (Need.ALL_OR_NOTHING in row.needs)
 
 
 def test_dequantize_forms() -> None:
-    form = kernels.dequantize_form("INT8", Granularity.CHANNEL)
+    form = hybrid.dequantize_form("INT8", Granularity.CHANNEL)
     assert form is not None
     assert form.version == 5
-    assert kernels.dequantize_form("INT8", Granularity.CHANNEL, (2, 6)) is None
-    assert kernels.dequantize_form("INT4", Granularity.TENSOR, (2, 17)) is None
-    assert kernels.dequantize_form("FLOAT16", None, (2, 3)) is not None
-    assert kernels.dequantize_form("INT32", None) is None
-    for form in kernels.DEQUANTIZE:
+    assert hybrid.dequantize_form("INT8", Granularity.CHANNEL, (2, 6)) is None
+    assert hybrid.dequantize_form("INT4", Granularity.TENSOR, (2, 17)) is None
+    assert hybrid.dequantize_form("FLOAT16", None, (2, 3)) is not None
+    assert hybrid.dequantize_form("INT32", None) is None
+    for form in hybrid.DEQUANTIZE:
         assert form.first_runtime >= runtime_of("DEQUANTIZE", form.version)
 
 
 def test_table_lookups() -> None:
-    plain = kernels.table_lookup("GATHER")
+    plain = hybrid.table_lookup("GATHER")
     assert plain is not None
     assert (plain.version, plain.granularity) == (2, Granularity.TENSOR)
-    by_row = kernels.table_lookup("GATHER", Granularity.CHANNEL)
+    by_row = hybrid.table_lookup("GATHER", Granularity.CHANNEL)
     assert by_row is not None
     assert by_row.first_runtime >= runtime_of("CAST", 3)
-    assert kernels.table_lookup("GATHER_ND", Granularity.CHANNEL) is None
+    assert hybrid.table_lookup("GATHER_ND", Granularity.CHANNEL) is None
 
 
 def test_must_stay_constant() -> None:
-    assert kernels.must_stay_constant("DENSIFY", 0) is not None
-    assert kernels.must_stay_constant("ADD", 1) is None
+    assert hybrid.must_stay_constant("DENSIFY", 0) is not None
+    assert hybrid.must_stay_constant("ADD", 1) is None
 
 
 def test_needs_have_descriptions() -> None:
@@ -125,33 +126,33 @@ def test_needs_have_descriptions() -> None:
 
 
 def test_min_runtime() -> None:
-    assert kernels.min_runtime([]) == (0, 0)
-    assert kernels.min_runtime_text([]) == ""
-    assert kernels.min_runtime([("CUSTOM", 1), ("ADD", 99)]) == (0, 0)
+    assert runtimes.min_runtime([]) == (0, 0)
+    assert runtimes.min_runtime_text([]) == ""
+    assert runtimes.min_runtime([("CUSTOM", 1), ("ADD", 99)]) == (0, 0)
     pairs = [("CONV_2D", 5), ("ADD", 1), ("FULLY_CONNECTED", 12)]
-    assert kernels.min_runtime(pairs) == (2, 17)
-    assert kernels.min_runtime_text(pairs) == "2.17.0"
-    assert kernels.min_runtime_text([("TRANSPOSE", 7), ("CONV_2D", 5)]) == "2.14.4"
+    assert runtimes.min_runtime(pairs) == (2, 17)
+    assert runtimes.min_runtime_text(pairs) == "2.17.0"
+    assert runtimes.min_runtime_text([("TRANSPOSE", 7), ("CONV_2D", 5)]) == "2.14.4"
     # Ten is more than nine: versions are numbers, not text.
-    assert kernels.min_runtime_text([("GELU", 1), ("ATAN2", 1)]) == "2.10.0"
-    assert kernels.version_text("CONV_2D", 5) == "2.4.0"
-    assert kernels.version_text("CONV_2D", 99) is None
+    assert runtimes.min_runtime_text([("GELU", 1), ("ATAN2", 1)]) == "2.10.0"
+    assert runtimes.version_text("CONV_2D", 5) == "2.4.0"
+    assert runtimes.version_text("CONV_2D", 99) is None
 
 
 def test_the_table_covers_the_versions_without_holes() -> None:
-    assert len(kernels.FIRST_RUNTIME) == 441
-    for operator in {operator for operator, _ in kernels.FIRST_RUNTIME}:
-        versions = sorted(version for name, version in kernels.FIRST_RUNTIME if name == operator)
+    assert len(runtimes.FIRST_RUNTIME) == 441
+    for operator in {operator for operator, _ in runtimes.FIRST_RUNTIME}:
+        versions = sorted(version for name, version in runtimes.FIRST_RUNTIME if name == operator)
         assert versions == list(range(versions[0], versions[-1] + 1))
 
 
 def test_max_version() -> None:
-    assert kernels.max_version("FULLY_CONNECTED", (2, 14)) == 10
-    assert kernels.max_version("DEQUANTIZE", (2, 14)) == 5
-    assert kernels.max_version("BROADCAST_TO", (2, 4)) == 0
+    assert runtimes.max_version("FULLY_CONNECTED", (2, 14)) == 10
+    assert runtimes.max_version("DEQUANTIZE", (2, 14)) == 5
+    assert runtimes.max_version("BROADCAST_TO", (2, 4)) == 0
 
 
 def test_activations_are_not_weights() -> None:
-    for row in kernels.HYBRID:
+    for row in hybrid.HYBRID:
         assert row.activation not in row.inputs
         assert (row.activation is None) == (Need.FLOAT_INPUT_OUTPUT not in row.needs)

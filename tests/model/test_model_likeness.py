@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.container import Container
+from tfl_rewrite.files.container import Container
 from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.likeness import digest, equal_items, equal_pieces, same_bytes

@@ -13,8 +13,9 @@ import pytest
 from plain_records import Shift, essential, lowered, plain, written
 
 from tfl_rewrite import check, load, save
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import load_container
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32, Kind
 from tfl_rewrite.model.blob import OwnedBlob
@@ -22,7 +23,6 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, OperatorCode, SubGraph, Tensor, schema
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.model.references import REFERENCES, Into
-from tfl_rewrite.storage import load_container
 
 # Integer fields that are no index into the model, by reason. `Table.*` is every field of the table.
 NO_INDEX: dict[str, set[str]] = {

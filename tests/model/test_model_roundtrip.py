@@ -8,14 +8,14 @@ import pytest
 from plain_records import lowered, plain, written
 
 from tfl_rewrite import load, save
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import is_changed, load_container, origin_of
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, UINT8
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Operator, Quantization, SubGraph, Tensor, schema
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.storage import is_changed, load_container, origin_of
 
 
 def of_bytes(data: bytes) -> Model:

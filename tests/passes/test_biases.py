@@ -9,11 +9,11 @@ import pytest
 from nets import Net
 
 from tfl_rewrite import load
+from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor, operator_number, schema
-from tfl_rewrite.passes import biases
-from tfl_rewrite.passes.biases import Correction, before_steep, correct, takes_bias
-from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.weights import biases
+from tfl_rewrite.weights.biases import Correction, before_steep, correct, takes_bias
 
 
 def found(model: Model, name: str) -> list[tuple[SubGraph, Operator]]:

@@ -15,15 +15,15 @@ import tflite
 from nets import Net, data_of, named, run, stored_apart
 
 from tfl_rewrite import UsageError, compact, load, save
-from tfl_rewrite.api import compact_passes
 from tfl_rewrite.cli import main
+from tfl_rewrite.files.store import layout, origin_of
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, UINT8
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, new_record, schema
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.storage import layout, origin_of
+from tfl_rewrite.passes.calls import compact_passes
 
 ONES = np.ones((1, 4), np.float32)
 
@@ -343,9 +343,9 @@ def test_exchanged_constants_are_not_taken_for_a_file_that_lies_so_already(tmp_p
 def test_constants_outside_the_flatbuffer_start_on_pages_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tfl_rewrite import storage
+    from tfl_rewrite.files import store
 
-    monkeypatch.setattr(storage, "_INLINE_LIMIT", 1000)
+    monkeypatch.setattr(store, "_INLINE_LIMIT", 1000)
     net = net_of_layers(3)
     target = tmp_path / "out.tflite"
     save(net.model, target, packing=compact(net.model, align=4096)[-1].packing)

@@ -9,13 +9,13 @@ import pytest
 from nets import Net, named, run, stored_apart
 
 from tfl_rewrite import UnsupportedError, dedup, load, remove_dead, save
+from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
 from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Operator, OperatorCode, Quantization, Tensor, new_record
-from tfl_rewrite.passes.base import PassResult
 
 ONES = np.ones((1, 4), np.float32)
 

@@ -10,10 +10,10 @@ import pytest
 from nets import Array, Net, codes, data_of, decibels, dequantized, named, run
 
 from tfl_rewrite import dequantize, load, quantize_weights, save
+from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import PassResult
 
 ENCODINGS: list[dict[str, Any]] = [
     {},

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from nets import Array, Net, codes, decibels, named, run
 
-from tfl_rewrite import UsageError, dequantize, kernels, load, quantize_weights, save
-from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite import UsageError, dequantize, load, quantize_weights, save
+from tfl_rewrite.editing.base import PassResult, run_passes
+from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes.base import PassResult, run_passes
-from tfl_rewrite.passes.candidates import Candidate
+from tfl_rewrite.numerics.packing import unpack
+from tfl_rewrite.numerics.symmetric import Error, Float32
+from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.passes.rounders import Emit, Work
-from tfl_rewrite.quant.encoding import Encoding
-from tfl_rewrite.quant.packing import unpack
-from tfl_rewrite.quant.symmetric import Error, Float32
+from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.weights.rounders import Emit, Work
 
 
 def written(net: Net, path: Path) -> Path:
@@ -355,7 +356,7 @@ def test_an_older_runtime_gets_what_it_takes(mixed: Path, tmp_path: Path) -> Non
     assert {skip.reason for skip in result.skips if skip.rule == "runtime"} == {
         "runtime 2.14 has no DEQUANTIZE for int4"
     }
-    assert kernels.OLDEST_MEASURED_RUNTIME == (2, 14)
+    assert runtimes.OLDEST_MEASURED_RUNTIME == (2, 14)
 
 
 @pytest.mark.parametrize("runtime", ["2.14", "2.18", "2.20"])

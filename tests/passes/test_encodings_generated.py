@@ -15,13 +15,13 @@ from nets import Array, decibels, run
 from test_quantize_generated import ROWS, WIDTH, Recipe, build, recipes
 
 from tfl_rewrite import dequantize, load, save
-from tfl_rewrite.api import quantize_weights_pass
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken, problems
-from tfl_rewrite.passes.base import run_passes
-from tfl_rewrite.passes.candidates import Candidate
+from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.quant.encoding import Encoding
+from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.encoding import Encoding
 
 EXAMPLES = int(os.environ.get("TFL_REWRITE_EXAMPLES", "40"))
 TEXTS = [

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import api, load, save
-from tfl_rewrite.judging import verify
+from tfl_rewrite import load, save
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.equalize import Equalize, _pairs
-from tfl_rewrite.verification import Tolerance
+from tfl_rewrite.pipeline.verify import verify
 
 
 def values(tensor: Tensor | None) -> np.ndarray:
@@ -68,7 +69,7 @@ def test_outputs_stay_equal_to_the_bit_and_rounding_gains(
     ratios = []
     for path in (source, balanced):
         rounded = load(path)
-        api.quantize_weights(rounded, dtype="int4", scheme="dequantize", effort="fast")
+        calls.quantize_weights(rounded, dtype="int4", scheme="dequantize", effort="fast")
         out = tmp_path / "rounded.tflite"
         save(rounded, out, force=True)
         verdict = verify(source, out, inputs=[inputs], tolerance=Tolerance(min_snr=None))
@@ -84,9 +85,9 @@ def test_a_second_run_changes_nothing(source: Path) -> None:
 
 def test_best_effort_does_it_first(source: Path) -> None:
     model = load(source)
-    notes = api.quantize_weights(model, dtype="int4", effort="best").notes
+    notes = calls.quantize_weights(model, dtype="int4", effort="best").notes
     assert any("balanced" in note for note in notes)
-    assert not any("balanced" in note for note in api.quantize_weights(load(source), dtype="int4").notes)
+    assert not any("balanced" in note for note in calls.quantize_weights(load(source), dtype="int4").notes)
 
 
 def test_what_another_operator_sees_stays(source: Path) -> None:

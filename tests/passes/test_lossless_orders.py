@@ -13,9 +13,9 @@ from hypothesis.strategies import DrawFn
 from nets import Array, Net
 
 from tfl_rewrite import load, save
+from tfl_rewrite.editing.base import Pass, run_passes
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
-from tfl_rewrite.passes.base import Pass, run_passes
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead

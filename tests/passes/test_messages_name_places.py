@@ -10,13 +10,13 @@ from faults import scaled
 from nets import Net
 
 from tfl_rewrite import FormatError, UsageError, dedup, load, remove_dead, repair_pass, rewrite, save
-from tfl_rewrite.api import dedup_pass, remove_dead_passes
 from tfl_rewrite.cli import main
-from tfl_rewrite.diagnosis.doctor import doctor
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.passes.calls import dedup_pass, remove_dead_passes
+from tfl_rewrite.reading.doctor.diagnosis import doctor
 
 
 def after_dead_ones() -> Net:

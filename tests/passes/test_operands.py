@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import doctor, load, save
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.kernels.operands import lacks_shape, recorded_shape, wrong_operands
+from tfl_rewrite.kernels.operators import OPERANDS
 from tfl_rewrite.model.ir import Model, Operator, schema
-from tfl_rewrite.operator_facts import OPERANDS
-from tfl_rewrite.passes.operands import lacks_shape, recorded_shape, wrong_operands
-from tfl_rewrite.verification import run_model
 
 
 def first_of_each_kind(model: Model) -> list[tuple[int, Operator]]:

@@ -10,12 +10,12 @@ import pytest
 from faults import dense, scaled, sixteen, too_high
 from nets import Net, codes
 
-from tfl_rewrite import TflRewriteError, Verification, doctor, kernels, load, operator_facts, rewrite, save
-from tfl_rewrite.api import repair_pass
+from tfl_rewrite import TflRewriteError, Verification, doctor, load, rewrite, save
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.kernels import operators, runtimes, versions
+from tfl_rewrite.kernels.versions import needed_version
 from tfl_rewrite.model.ir import Operator, Tensor, schema
-from tfl_rewrite.passes import operator_versions
-from tfl_rewrite.passes.operator_versions import needed_version
-from tfl_rewrite.verification import run_model
+from tfl_rewrite.passes.calls import repair_pass
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 
@@ -27,10 +27,10 @@ def test_every_term_of_the_table_means_something() -> None:
         if name.endswith("Options")
     }
     known = set().union(*options.values())
-    for name, rules in operator_facts.VERSION_RULES.items():
+    for name, rules in operators.VERSION_RULES.items():
         assert name in schema().enums["BuiltinOperator"].values
         for rule in rules:
-            assert 1 < rule.version <= kernels.max_version(name, kernels.NEWEST_RUNTIME) or name in (
+            assert 1 < rule.version <= runtimes.max_version(name, runtimes.NEWEST_RUNTIME) or name in (
                 "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "GATHER", "QUANTIZE",
             ), (name, rule)  # fmt: skip
             for term in rule.terms:
@@ -40,15 +40,15 @@ def test_every_term_of_the_table_means_something() -> None:
                     continue
                 subject, colon, test = word.partition(":")
                 if not colon:
-                    assert word in operator_versions.WORDS, term
+                    assert word in versions.WORDS, term
                     continue
                 assert subject in ("any", "out", "out1") or subject.isdigit(), term
-                if not test.startswith("rank") and test not in operator_versions.TESTS:
-                    assert set(test.split("|")) <= operator_versions.TYPES, term
+                if not test.startswith("rank") and test not in versions.TESTS:
+                    assert set(test.split("|")) <= versions.TYPES, term
 
 
 def test_no_committed_model_is_too_high(sound: Path) -> None:
-    assert not list(operator_versions.too_high(load(sound)))
+    assert not list(versions.too_high(load(sound)))
 
 
 def test_no_public_model_is_too_high(public: Path) -> None:
@@ -57,9 +57,7 @@ def test_no_public_model_is_too_high(public: Path) -> None:
         model = load(public)
     except TflRewriteError:
         return
-    assert not [
-        (item.code.name, item.code.version, item.needed) for item in operator_versions.too_high(model)
-    ]
+    assert not [(item.code.name, item.code.version, item.needed) for item in versions.too_high(model)]
 
 
 def operator(
@@ -134,9 +132,9 @@ def test_a_code_that_one_operator_needs_stays() -> None:
     wide = net.input("n", (2, 8), np.int64)
     net.output(net.add("ADD", [floats, floats], "y", (2, 8), version=4))
     net.output(net.add("ADD", [wide, wide], "z", (2, 8), dtype=np.int64, version=4))
-    assert not list(operator_versions.too_high(net.model))
+    assert not list(versions.too_high(net.model))
     net.graph.operators[1].code = net.code("ADD", 5)
-    assert [(item.code.version, item.needed) for item in operator_versions.too_high(net.model)] == [
+    assert [(item.code.version, item.needed) for item in versions.too_high(net.model)] == [
         (4, 1),
         (5, 4),
     ]
@@ -144,7 +142,7 @@ def test_a_code_that_one_operator_needs_stays() -> None:
 
 def test_blocks_keep_the_version_that_they_have(fixtures: Path) -> None:
     model = load(fixtures / "blockwise_int4.tflite")
-    assert ("FULLY_CONNECTED", 13) in codes(model) and not list(operator_versions.too_high(model))
+    assert ("FULLY_CONNECTED", 13) in codes(model) and not list(versions.too_high(model))
 
 
 def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
@@ -152,7 +150,7 @@ def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
     weight = model.subgraphs[0].operators[0].inputs[1]
     assert weight is not None
     model.subgraphs[0].operators[0].inputs[1] = Net().weights("w", (16, 8))
-    assert not list(operator_versions.too_high(model))
+    assert not list(versions.too_high(model))
 
 
 @pytest.mark.parametrize("version", [4, 5, 6, 7, 99])

@@ -13,15 +13,15 @@ import pytest
 from nets import Array, codes, data_of, decibels, dequantized, named, readers, run
 
 from tfl_rewrite import load, quantize_weights, save
+from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.quant import symmetric
-from tfl_rewrite.storage import is_changed
+from tfl_rewrite.numerics import symmetric
 
 Row = tuple[str, list[int], str, int | None]
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from nets import Array, Net, decibels, run
 
 from tfl_rewrite import load, quantize_weights, save
+from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.files.store import is_changed, origin_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.storage import is_changed, origin_of
 
 WIDTH = 40  # of every value that goes from layer to layer
 ROWS = 4

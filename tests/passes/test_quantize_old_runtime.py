@@ -12,7 +12,7 @@ import pytest
 
 from tfl_rewrite import UsageError, load, quantize_weights, save, verify
 from tfl_rewrite.cli import main
-from tfl_rewrite.verification import Tolerance
+from tfl_rewrite.judge.compare import Tolerance
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from nets import Array, Net, codes, data_of, decibels, dequantized, named, readers, run
 
-from tfl_rewrite import UsageError, kernels, load, quantize_weights, save
-from tfl_rewrite.api import parse_runtime, quantize_weights_pass
+from tfl_rewrite import UsageError, load, quantize_weights, save
+from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, operator_number
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.passes.base import PassResult
+from tfl_rewrite.passes.calls import parse_runtime, quantize_weights_pass
 
 
 def written(net: Net, path: Path) -> Path:
@@ -147,10 +148,10 @@ def test_wrong_options(options: dict[str, Any], words: str) -> None:
 
 
 def test_runtimes_by_name() -> None:
-    assert parse_runtime(None) == kernels.NEWEST_RUNTIME == parse_runtime("litert-2.3.0")
+    assert parse_runtime(None) == runtimes.NEWEST_RUNTIME == parse_runtime("litert-2.3.0")
     assert parse_runtime("2.14") == parse_runtime("2.14.0") == (2, 14)
-    assert parse_runtime("litert-1.3") == kernels.LITERT_RUNTIME["1.1.0"]
-    assert parse_runtime("litert-2.3") == parse_runtime("litert-2.3.9") == kernels.NEWEST_RUNTIME
+    assert parse_runtime("litert-1.3") == runtimes.LITERT_RUNTIME["1.1.0"]
+    assert parse_runtime("litert-2.3") == parse_runtime("litert-2.3.9") == runtimes.NEWEST_RUNTIME
 
 
 # -- Runtimes -----------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_stamps_are_of_the_runtime_asked_for(fixtures: Path, tmp_path: Path, run
         after, _ = quantized(path, tmp_path / "out.tflite", min_runtime=runtime)
         (tmp_path / "out.tflite").unlink()
         for pair in set(codes(after)) - before:
-            text = kernels.version_text(*pair)
+            text = runtimes.version_text(*pair)
             assert text is not None
             assert tuple(map(int, text.split(".")))[:2] <= limit, (path.stem, pair)
 

@@ -10,8 +10,8 @@ import pytest
 from nets import Net
 
 from tfl_rewrite import FileAccessError, FormatError, UsageError, load, quantize_weights, save
-from tfl_rewrite.passes.recipe import Recipe
-from tfl_rewrite.quant.encoding import Encoding
+from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.weights.recipe import Recipe
 
 needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is part of Python from 3.11 on")
 

@@ -15,8 +15,10 @@ import pytest
 from nets import Array, Net, named, run
 
 from tfl_rewrite import UnsupportedError, UsageError, dedup, load, remove_dead, save
-from tfl_rewrite.api import remove_dead_passes
 from tfl_rewrite.cli import main
+from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.effects import BY_NAME, ROWS, Effect, Effects, Row
+from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
 from tfl_rewrite.model.invariants import broken
@@ -30,9 +32,7 @@ from tfl_rewrite.model.ir import (
     new_record,
     schema,
 )
-from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.passes.effects import BY_NAME, ROWS, Effect, Effects, Row
-from tfl_rewrite.storage import is_changed
+from tfl_rewrite.passes.calls import remove_dead_passes
 
 ONES = np.ones((1, 4), np.float32)
 

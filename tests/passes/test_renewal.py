@@ -13,13 +13,13 @@ from faults import batch_matmul, blockwise, convolution, dense, full_integer, in
 from nets import Net, codes, decibels, named
 
 from tfl_rewrite import UnsupportedError, doctor, load, quantize_weights, rewrite, save
-from tfl_rewrite.api import quantize_weights_pass
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.kernels.reads import scales_of
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.passes.renewal import late_forms
-from tfl_rewrite.passes.weight_reads import scales_of
-from tfl_rewrite.verification import run_model
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 OLDEST = (2, 14)

@@ -26,20 +26,20 @@ from faults import (
 from nets import Net, codes, data_of, dequantized, misaligned, named, run, stored_apart
 
 from tfl_rewrite import UnsupportedError, UsageError, Verification, doctor, load, passes_of, rewrite, save
-from tfl_rewrite.api import repair_pass
-from tfl_rewrite.checking import examine
-from tfl_rewrite.diagnosis.kinds import UNASKED
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.record import misaligned as askew
 from tfl_rewrite.flatbuf.schema import INT64
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.kernels.reads import scales_of, weight_reads, zero_points_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
-from tfl_rewrite.passes.base import run_passes
+from tfl_rewrite.passes.calls import repair_pass
 from tfl_rewrite.passes.repair import NAMES, Repair
-from tfl_rewrite.passes.repair_scales import integers, scale_values
-from tfl_rewrite.passes.weight_reads import scales_of, weight_reads, zero_points_of
-from tfl_rewrite.verification import run_model
+from tfl_rewrite.reading.check import examine
+from tfl_rewrite.reading.doctor.kinds import UNASKED
+from tfl_rewrite.weights.repair_scales import integers, scale_values
 
 OFF = Verification(mode="off")
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")

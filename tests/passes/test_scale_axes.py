@@ -10,9 +10,9 @@ import pytest
 from nets import Array, Net, codes, decibels, named, run
 
 from tfl_rewrite import dequantize, load, quantize_weights, save
+from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.passes.weight_changes import WeightChange
+from tfl_rewrite.weights.payloads import WeightChange
 
 CHANNELS = 24
 

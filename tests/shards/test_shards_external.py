@@ -11,13 +11,13 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
+from tfl_rewrite.files.store import load, save
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards import compiled, external_files
 from tfl_rewrite.shards.external import WEIGHT_OPERATORS, move_out
-from tfl_rewrite.storage import load, save
 
 UNRUN = Verification(mode="off")
 

@@ -177,13 +177,13 @@ def test_time_that_nobody_waited_does_not_count(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as for a disk."""
-    write = tfl_rewrite.landing.FileSink.write_at
+    write = tfl_rewrite.files.atomic.FileSink.write_at
 
     def slow(sink: object, data: bytes, offset: int) -> None:
         time.sleep(0.3)
         write(sink, data, offset)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tfl_rewrite.landing.FileSink.write_at", slow)
+    monkeypatch.setattr("tfl_rewrite.files.atomic.FileSink.write_at", slow)
     with serve(folder) as server:
         tfl_rewrite.join(f"{server.url}/manifest.json", tmp_path / "out", allow_private=True, jobs=1)
     assert (tmp_path / "out").exists()

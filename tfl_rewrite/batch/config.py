@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.batch.settings import Override, Settings
-from tfl_rewrite.errors import UsageError
-from tfl_rewrite.limits import check_number
-from tfl_rewrite.toml_files import read_toml
+from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.files.toml import read_toml
 
 _BATCH = ("inputs", "out", "jobs", "executor", "passes", "preset")
 

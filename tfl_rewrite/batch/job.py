@@ -38,12 +38,14 @@ from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
-from tfl_rewrite import __version__, catalog
+from tfl_rewrite import __version__
 from tfl_rewrite.batch.places import folder_below, write_below
 from tfl_rewrite.batch.plan import ROWS, Job, sha256_of
 from tfl_rewrite.errors import TflRewriteError, UsageError
-from tfl_rewrite.landing import PLAIN, access_of
-from tfl_rewrite.rewriting import Report, RewriteFailed, Verification, rewrite
+from tfl_rewrite.files.atomic import PLAIN, access_of
+from tfl_rewrite.passes import catalog
+from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
+from tfl_rewrite.pipeline.verification import Verification
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -93,8 +95,9 @@ def run_job(job: Job) -> dict[str, Any]:
 def _rewritten(job: Job, made: Path) -> Report:
     settings = job.settings
     passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
-    from tfl_rewrite.media_metadata import media_inputs
-    from tfl_rewrite.verification import Tolerance, parse_memory
+    from tfl_rewrite.interpreter.memory import parse_memory
+    from tfl_rewrite.judge.compare import Tolerance
+    from tfl_rewrite.reading.declared import media_inputs
 
     limit = settings.memory_limit
 

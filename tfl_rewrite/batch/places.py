@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.landing import PLAIN, landing
-from tfl_rewrite.locks import opened_folder
+from tfl_rewrite.files.atomic import PLAIN, landing
+from tfl_rewrite.work import opened_folder
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ def write_below(out: Path, below: str | PurePath, data: bytes, *, access: int = 
         out: As for :func:`folder_below`.
         below: The file's path from there.
         data: All of it.
-        access: As for :func:`tfl_rewrite.landing.landing`.
+        access: As for :func:`tfl_rewrite.files.atomic.landing`.
 
     Raises:
         UsageError: See :func:`folder_below`.

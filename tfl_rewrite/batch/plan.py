@@ -15,9 +15,9 @@ from typing import Any
 from tfl_rewrite import __version__
 from tfl_rewrite.batch.config import BatchConfig
 from tfl_rewrite.batch.settings import Settings
-from tfl_rewrite.claims import Claim, check_shared
 from tfl_rewrite.errors import FileAccessError, UsageError
-from tfl_rewrite.landing import PLAIN, access_of
+from tfl_rewrite.files.atomic import PLAIN, access_of
+from tfl_rewrite.files.claims import Claim, check_shared
 
 HOME = ".tfl-rewrite-batch"
 """Folder in the output folder: what is done, work in progress, and reports."""

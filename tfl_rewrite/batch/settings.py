@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tfl_rewrite import catalog
-from tfl_rewrite.errors import UsageError
-from tfl_rewrite.limits import check_number
-from tfl_rewrite.rewriting import MODES
+from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.passes import catalog
+from tfl_rewrite.pipeline.verification import MODES
 
 _PLACES = ("stem", "name", "folder")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -68,7 +67,7 @@ class Settings:
         if not self.runtime:
             raise UsageError("no runtime to judge with", remedy="name one, such as litert")
         if self.memory_limit is not None:
-            from tfl_rewrite.verification import parse_memory
+            from tfl_rewrite.interpreter.memory import parse_memory
 
             parse_memory(self.memory_limit)
         for name in _BOUNDED:

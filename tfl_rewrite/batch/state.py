@@ -15,8 +15,8 @@ from typing import IO, Any
 from tfl_rewrite.batch.places import folder_below
 from tfl_rewrite.batch.plan import HOME, ROWS, STATE
 from tfl_rewrite.errors import FileAccessError, UsageError
-from tfl_rewrite.landing import PLAIN
-from tfl_rewrite.locks import leads_to, lock
+from tfl_rewrite.files.atomic import PLAIN
+from tfl_rewrite.work import leads_to, lock
 
 DONE = ("rewritten", "unchanged")
 

@@ -1,6 +1,6 @@
 """The process that runs a model and hands its outputs out one by one.
 
-This file is a script, started by ``verification/sandbox.py`` with whatever Python holds the interpreter. It
+This file is a script, started by ``interpreter/sandbox.py`` with whatever Python holds the interpreter. It
 imports nothing of its package but the neighbouring script of verification, which knows the interpreters, and
 that by path. It speaks JSON lines: requests on standard input, messages on what was standard output when it
 started.
@@ -60,7 +60,7 @@ class Service:
 
 def main(sandbox: Any, wanted: str) -> None:
     """Says hello, then answers requests until standard input closes."""
-    files = sandbox.script("verification/child.py")
+    files = sandbox.script("interpreter/child.py")
     channel = files.Channel()
     try:
         service = Service(files, files.find_runtime(wanted))

@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.probe import Call, Place, Probe
 from tfl_rewrite.calibration.runner import CalibrationError
-from tfl_rewrite.quant.moments import Moments, memory_rounds
-from tfl_rewrite.quant.patches import Product
-from tfl_rewrite.quant.symmetric import Float32
-from tfl_rewrite.verification.inputs import real_inputs
-from tfl_rewrite.verification.judge import run_model
-from tfl_rewrite.verification.samples import Step
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.numerics.moments import Moments, memory_rounds
+from tfl_rewrite.numerics.products import Product
+from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.samples.inputs import real_inputs
+from tfl_rewrite.samples.made import Step
 from tfl_rewrite.work import Progress, Stage
 
 OUT_OF_TIME = "there was no time left"

@@ -1,7 +1,7 @@
 """Values on given grids, chosen for the real activations that they meet.
 
 The grids are decided elsewhere; here each column of a weight makes up for the errors of those before it
-(:func:`tfl_rewrite.quant.calibrated.feedback`), so that the products are off by less at the same grid. Biases
+(:func:`tfl_rewrite.numerics.gptq.feedback`), so that the products are off by less at the same grid. Biases
 are left alone: what their correction won on inputs at hand was as often lost on others. Without it, what was
 fitted is hardly ever worse on other inputs (0.3 dB at most on 14 models), so nothing is tried on halves here.
 """
@@ -23,17 +23,17 @@ from tfl_rewrite.calibration.probe import Place, Probe
 from tfl_rewrite.calibration.rounder import Settings, file_of
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.runner import RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.products import product_of
-from tfl_rewrite.passes.rounded_constants import Constant
-from tfl_rewrite.quant.calibrated import Metric, feedback
-from tfl_rewrite.quant.encoding import Levels
-from tfl_rewrite.quant.moments import Moments, joined, parts_for, split
-from tfl_rewrite.quant.patches import Product
-from tfl_rewrite.quant.rounding import Array, Float64
-from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
-from tfl_rewrite.verification.memory import MemoryWatch, default_limit
-from tfl_rewrite.verification.runner import RuntimeChoice
+from tfl_rewrite.numerics.gptq import Metric, feedback
+from tfl_rewrite.numerics.grids import Array, Float64
+from tfl_rewrite.numerics.levels import Levels
+from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
+from tfl_rewrite.numerics.products import Product
+from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.work import one_blas_thread
 
 LARGEST_FACTOR_NBYTES = 256 << 20
@@ -61,7 +61,7 @@ class _Known:
     """What is kept of the activations that one weight meets.
 
     Attributes:
-        order, factor: See :class:`tfl_rewrite.quant.calibrated.Factored`; float32.
+        order, factor: See :class:`tfl_rewrite.numerics.gptq.Factored`; float32.
     """
 
     product: Product
@@ -70,7 +70,7 @@ class _Known:
 
 
 class Fitter:
-    """Looks at activations; see :class:`tfl_rewrite.passes.fitting.Fitting`.
+    """Looks at activations; see :class:`tfl_rewrite.weights.fitting.Fitting`.
 
     Args:
         settings: The inputs, and what runs the model.

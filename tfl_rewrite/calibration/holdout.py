@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.verification.inputs import expand_paths, real_inputs, sample_counts
-from tfl_rewrite.verification.interface import EntryPoint, Interface, TensorFacts
-from tfl_rewrite.verification.media import PICTURES, Media, media_steps
-from tfl_rewrite.verification.npz import read_npz, write_npz
-from tfl_rewrite.verification.samples import Array
+from tfl_rewrite.samples.inputs import expand_paths, real_inputs, sample_counts
+from tfl_rewrite.samples.media import PICTURES, Media
+from tfl_rewrite.samples.media_steps import media_steps
+from tfl_rewrite.samples.npz import read_npz, write_npz
 
 LEAST_FITTED = 2
 """One for each half."""

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.files.store import load, save
+from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
-from tfl_rewrite.passes.products import activation_of
-from tfl_rewrite.storage import load, save
-from tfl_rewrite.verification.samples import Step
+from tfl_rewrite.samples.made import Step
 
 Array = npt.NDArray[Any]
 

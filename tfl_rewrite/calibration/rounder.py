@@ -19,23 +19,23 @@ from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Wanted, as
 from tfl_rewrite.calibration.probe import Call, Place, Probe
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.files.store import is_changed, origin_of, save
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.runner import RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.biases import Correction, before_steep, takes_bias
-from tfl_rewrite.passes.clipped import Clipped
-from tfl_rewrite.passes.products import product_of
-from tfl_rewrite.passes.rounders import Emit, Work
-from tfl_rewrite.quant import symmetric
-from tfl_rewrite.quant.calibrated import Pains
-from tfl_rewrite.quant.encoding import Effort
-from tfl_rewrite.quant.layer_rounding import Fit, Layer, LayerRounding, Metrics, Plan, Run, Trial
-from tfl_rewrite.quant.moments import Drift, Moments
-from tfl_rewrite.quant.patches import Product
-from tfl_rewrite.quant.symmetric import Error, Float32
-from tfl_rewrite.storage import is_changed, origin_of, save
-from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
-from tfl_rewrite.verification.memory import MemoryWatch, default_limit
-from tfl_rewrite.verification.runner import RuntimeChoice
-from tfl_rewrite.verification.samples import Step
+from tfl_rewrite.numerics import symmetric
+from tfl_rewrite.numerics.gptq import Pains
+from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Metrics, Plan, Run, Trial
+from tfl_rewrite.numerics.moments import Drift, Moments
+from tfl_rewrite.numerics.products import Product
+from tfl_rewrite.numerics.symmetric import Error, Float32
+from tfl_rewrite.samples.made import Step
+from tfl_rewrite.weights.biases import Correction, before_steep, takes_bias
+from tfl_rewrite.weights.clipped import Clipped
+from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.rounders import Emit, Work
 from tfl_rewrite.work import current, one_blas_thread
 
 HELD_NBYTES = 256 << 20
@@ -142,7 +142,7 @@ class Calibrated:
         self._spilled: list[Any] = []
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
-        """See :class:`tfl_rewrite.passes.calibrating.Calibrating`."""
+        """See :class:`tfl_rewrite.weights.calibrating.Calibrating`."""
         self._active = list(works)
         self._done = 0
         jobs = self._jobs(model, [work for work in works if not self._known(work)])

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.verification.child import load_array, save_array
-from tfl_rewrite.verification.cleanup import Scratch, unwritable
-from tfl_rewrite.verification.interface import printable
-from tfl_rewrite.verification.memory import MemoryWatch, amount
-from tfl_rewrite.verification.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds
-from tfl_rewrite.verification.runner import RuntimeChoice
+from tfl_rewrite.interpreter.child import load_array, save_array
+from tfl_rewrite.interpreter.interface import printable
+from tfl_rewrite.interpreter.memory import MemoryWatch, amount
+from tfl_rewrite.interpreter.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds
+from tfl_rewrite.interpreter.runner import RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch, unwritable
 
 
 class CalibrationError(Exception):

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tfl_rewrite.cli.batch_commands import BATCHING
-from tfl_rewrite.cli.doctor_commands import DOCTORING
+from tfl_rewrite.cli.commands.batch import BATCHING
+from tfl_rewrite.cli.commands.doctor import DOCTORING
+from tfl_rewrite.cli.commands.read_rows import READING
+from tfl_rewrite.cli.commands.rewrite_rows import REWRITING
+from tfl_rewrite.cli.commands.shard_rows import SHARDING
+from tfl_rewrite.cli.commands.shrink import SHRINKING
 from tfl_rewrite.cli.options import Argument
-from tfl_rewrite.cli.reading_table import READING
-from tfl_rewrite.cli.rewriting_table import REWRITING
-from tfl_rewrite.cli.sharding_table import SHARDING
-from tfl_rewrite.cli.shrink_commands import SHRINKING
 
 COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING)
 BY_NAME = {command.name: command for command in COMMANDS}

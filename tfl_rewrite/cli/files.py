@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tfl_rewrite.claims import INPUT, OUTPUT, Claim, check_claims
 from tfl_rewrite.cli.options import Argument, Command, Role
 from tfl_rewrite.cli.streams import STREAM, paths, shown
 from tfl_rewrite.errors import FileAccessError, UsageError
-from tfl_rewrite.landing import PLAIN, Aside, access_of, write_aside
+from tfl_rewrite.files.atomic import PLAIN, Aside, access_of, write_aside
+from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
 
 # What is written beside the manifest, or model.tflite, of a folder: named by its content.
 _OF_A_FOLDER = (".part", ".bin")
@@ -25,7 +25,7 @@ def check(command: Command, arguments: argparse.Namespace) -> None:
     """Checks all files that a command reads and writes.
 
     Raises:
-        UsageError, FileAccessError: See :func:`tfl_rewrite.claims.check_claims`.
+        UsageError, FileAccessError: See :func:`tfl_rewrite.files.claims.check_claims`.
     """
     reads: list[Claim] = []
     writes: list[Claim] = []
@@ -81,7 +81,7 @@ def _read(role: Role | None, path: str) -> list[str]:
     if role is Role.READ_MAP:
         return [path] if path.endswith(".toml") else []
     if role is Role.READ_PASSES:
-        from tfl_rewrite import catalog
+        from tfl_rewrite.passes import catalog
 
         return catalog.files_of(path)
     if role is Role.READ_RUNTIME:

@@ -14,21 +14,12 @@ from types import FrameType
 
 from tfl_rewrite import __version__
 from tfl_rewrite.cli.arguments import BY_NAME, parser
+from tfl_rewrite.cli.exits import INTERRUPTED, Terminated
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.work import blas_environment
 
-INTERRUPTED = 130
-
-
 _WORDS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 """Signals that end the program in order, and what is said of them."""
-
-
-class _Terminated(BaseException):
-    """One of those: unwinds like an interrupt, so that files and children are cleaned up."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        self.number = number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,14 +45,15 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         arguments = parser(__version__).parse_args(argv)
         # Late, so that --version and --help stay quick.
-        from tfl_rewrite.cli import bus, files, reading_commands, streams
+        from tfl_rewrite.cli import bus, files, streams
+        from tfl_rewrite.cli.commands import read
 
-        run = reading_commands.BY_NAME.get(arguments.command)
+        run = read.BY_NAME.get(arguments.command)
         if run is None:
             # What rewrites files takes longer to import than a small one to check.
-            from tfl_rewrite.cli import commands
+            from tfl_rewrite.cli import dispatch
 
-            run = commands.BY_NAME[arguments.command]
+            run = dispatch.BY_NAME[arguments.command]
         with streams.standard_streams(arguments):
             files.check(BY_NAME[arguments.command], arguments)
             bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
@@ -73,7 +65,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return _stopped("interrupted", arguments, INTERRUPTED)
-    except _Terminated as ended:
+    except Terminated as ended:
         return _stopped(_WORDS[ended.number], arguments, 128 + ended.number)
     except RecursionError:
         _complain("the file nests too deep")
@@ -89,7 +81,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
     """Says what a signal came to; one that comes after the output got its name is too late."""
-    from tfl_rewrite.landing import published
+    from tfl_rewrite.files.atomic import published
 
     target = getattr(arguments, "target", None)
     if target is not None and Path(os.path.realpath(target)) in published:
@@ -110,7 +102,7 @@ def _send_again(lost: sys.UnraisableHookArgs) -> None:
     name = lost.exc_type.__name__
     if lost.exc_type is KeyboardInterrupt:
         number = signal.SIGINT
-    elif name in (_Terminated.__name__, "Terminated"):
+    elif name in (Terminated.__name__, "Terminated"):
         number = getattr(lost.exc_value, "number", signal.SIGTERM)
     else:
         sys.__unraisablehook__(lost)
@@ -125,7 +117,7 @@ def _on_terminate() -> dict[signal.Signals, signal._HANDLER]:
     """Takes the signals that end programs; returns who had them."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise _Terminated(signal.Signals(number))
+        raise Terminated(signal.Signals(number))
 
     taken: dict[signal.Signals, signal._HANDLER] = {}
     # Not in the main thread they are the caller's business; and what is ignored, as by nohup, stays ignored.

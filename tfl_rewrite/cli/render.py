@@ -12,14 +12,14 @@ from tfl_rewrite.cli.text import escaped
 from tfl_rewrite.cli.text import safe as safe
 from tfl_rewrite.cli.text import size as size
 from tfl_rewrite.cli.text import table as table
-from tfl_rewrite.passes.base import Edit, PassResult, Skip
+from tfl_rewrite.editing.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.quantize_weights import WeightChange
 from tfl_rewrite.passes.round_weights import RoundedChange
-from tfl_rewrite.rewriting import Report
+from tfl_rewrite.pipeline.rewrite import Report
 
 if TYPE_CHECKING:
-    from tfl_rewrite.diffing import Comparison
-    from tfl_rewrite.inspection import Inspection, Share
+    from tfl_rewrite.reading.diff import Comparison
+    from tfl_rewrite.reading.inspect import Inspection, Share
 
 _ROWS = 20
 _DIFFERENCES = 60
@@ -317,7 +317,7 @@ def _quoted(name: str) -> str:
     """Returns a pattern for the shell that matches just this name; what terminals must not see, escaped."""
     import shlex
 
-    from tfl_rewrite.patterns import exact
+    from tfl_rewrite.weights.patterns import exact
 
     return shlex.quote("".join(map(escaped, exact(name))))
 

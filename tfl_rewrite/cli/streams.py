@@ -51,7 +51,7 @@ def standard_streams(arguments: argparse.Namespace) -> Iterator[None]:
     if not wanted and not writes:
         yield
         return
-    from tfl_rewrite.verification.cleanup import Scratch
+    from tfl_rewrite.interpreter.scratch import Scratch
 
     if sum(paths(arguments, name).count(STREAM) for name in wanted) > 1:
         raise UsageError("standard input can be read once", remedy="name a file for the other one")

@@ -11,7 +11,7 @@ _PIECE = 1 << 20
 
 
 class Source(Protocol):
-    """What a mapped blob lies in; a :class:`tfl_rewrite.container.Container` is one."""
+    """What a mapped blob lies in; a :class:`tfl_rewrite.files.container.Container` is one."""
 
     @property
     def data(self) -> memoryview:

@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tfl_rewrite.flatbuf.bootstrap import load_schema
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, Schema, load_schema
+from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, Schema
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 
@@ -269,7 +270,7 @@ class Model:
     description: str | None = None
     rest: Record = field(default_factory=lambda: new_record("Model"))
     origin: object = None
-    """The file that it was loaded from; only :mod:`tfl_rewrite.rewriting` looks at it."""
+    """The file that it was loaded from; only :mod:`tfl_rewrite.pipeline.rewrite` looks at it."""
     places: dict[int, tuple[object, str]] | None = None
     """Where things were before the first of some passes, by identity."""
 

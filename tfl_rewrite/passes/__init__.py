@@ -1,1 +1,1 @@
-"""Rewrites of a model, one file a pass; :mod:`tfl_rewrite.catalog` lists them."""
+"""Rewrites of a model, one file a pass; :mod:`tfl_rewrite.passes.catalog` lists them."""

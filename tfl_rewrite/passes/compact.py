@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.editing.metadata import COMPRESSION
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model, Quantization
-from tfl_rewrite.passes.base import Edit, PassResult
 from tfl_rewrite.passes.dedup import buffer_places, constant_buffers, equal_blobs
-from tfl_rewrite.passes.metadata import COMPRESSION
 
 LEAST_ALIGN = 16
 MOST_ALIGN = 1 << 16

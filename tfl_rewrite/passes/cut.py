@@ -6,7 +6,7 @@ the signature that is named; without one the main subgraph, or the only one that
 Operators that make a new input, or that need an input which is gone, are removed; if an output needs what
 they make, the cut is refused and the error says what is missing; so it is if they read a variable that only
 a removed operator changes, and for a subgraph that an operator runs. Descriptions in metadata follow
-(:mod:`tfl_rewrite.passes.metadata`). What is dead then is left to ``remove-dead``. What the outputs give is
+(:mod:`tfl_rewrite.editing.metadata`). What is dead then is left to ``remove-dead``. What the outputs give is
 equal to the bit to what the tensors held in the original. A second run finds nothing.
 """
 
@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.editing.base import ChangesInterface, Edit, PassResult
+from tfl_rewrite.editing.metadata import interface_changed, positions_moved
+from tfl_rewrite.editing.state import lost_change
+from tfl_rewrite.errors import UsageError, near_names, whole_number
 from tfl_rewrite.flatbuf.record import Record
-from tfl_rewrite.limits import near_names, whole_number
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
-from tfl_rewrite.passes.base import ChangesInterface, Edit, PassResult
-from tfl_rewrite.passes.metadata import interface_changed, positions_moved
-from tfl_rewrite.passes.state import lost_change
 
 
 class Cut(ChangesInterface):

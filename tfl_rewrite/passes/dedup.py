@@ -4,7 +4,7 @@ Goes: the second of two equal constant buffers; the second of two constant tenso
 in nothing but the name; the second of two operators that compute the same from the same. Stays: names of
 inputs, outputs and arguments of signatures; variables and their buffers; metadata; operators that draw random
 numbers, keep state, run subgraphs or are custom. Hashes propose, bytes decide. Outputs are equal to the bit.
-Refuses when metadata refers to what would move (:mod:`tfl_rewrite.passes.metadata`). A second run finds
+Refuses when metadata refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run finds
 nothing.
 """
 
@@ -14,13 +14,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.editing.effects import Effect, Effects, not_there
+from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.likeness import equal_items
-from tfl_rewrite.passes.base import Edit, PassResult
-from tfl_rewrite.passes.effects import Effect, Effects, not_there
-from tfl_rewrite.passes.metadata import positions_moved
 from tfl_rewrite.work import current
 
 

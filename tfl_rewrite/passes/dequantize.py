@@ -16,17 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite import kernels
+from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels import hybrid, needs
+from tfl_rewrite.kernels.versions import needed_version
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
-from tfl_rewrite.passes import needs
-from tfl_rewrite.passes.base import Edit, PassResult, Skip
-from tfl_rewrite.passes.candidates import UNNAMED
-from tfl_rewrite.passes.edits import Editor
-from tfl_rewrite.passes.operator_versions import needed_version
-from tfl_rewrite.passes.weight_state import nothing_to_expand
-from tfl_rewrite.quant.floats import (
+from tfl_rewrite.numerics.floats import (
     Floats,
     Halves,
     Integers,
@@ -36,7 +33,9 @@ from tfl_rewrite.quant.floats import (
     block_channels,
     float_blob,
 )
-from tfl_rewrite.quant.symmetric import Channels
+from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.weights.candidates import UNNAMED
+from tfl_rewrite.weights.state import nothing_to_expand
 
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
 _FOLDED = ("MUL", "ADD", "RESHAPE")
@@ -147,14 +146,14 @@ class _Search:
                 return "damaged", f"what DEQUANTIZE makes of it is said to have {output.elements} elements"
             weight.expanded.append(operator)
             return None
-        row = kernels.hybrid_row(name)
+        row = hybrid.hybrid_row(name)
         if row is not None and use.position in row.inputs:
             integer = _integer(operator, row)
             if integer is not None:
                 return "integer", integer
             weight.read.append(use)
             return None
-        lookup = kernels.table_lookup(name)
+        lookup = hybrid.table_lookup(name)
         if lookup is not None and lookup.input == use.position and output is not None:
             readers = self.graph.uses_of(output)
             makes = readers[0].operator if len(readers) == 1 else None
@@ -182,16 +181,16 @@ class _Search:
 
 
 def _mixes(use: Use, going: set[int]) -> bool:
-    row = kernels.hybrid_row(use.operator.code.name)
-    if row is None or kernels.Need.ALL_OR_NOTHING not in row.needs:
+    row = hybrid.hybrid_row(use.operator.code.name)
+    if row is None or hybrid.Need.ALL_OR_NOTHING not in row.needs:
         return False
     weights = [use.operator.inputs[at] for at in row.inputs if at < len(use.operator.inputs)]
     return any(item is not None and item.is_constant and id(item) not in going for item in weights)
 
 
-def _integer(operator: Operator, row: kernels.HybridRow) -> str | None:
+def _integer(operator: Operator, row: hybrid.HybridRow) -> str | None:
     """Returns why an operator is no float operator, or None if it is one."""
-    need = kernels.Need.FLOAT_OUTPUT if row.activation is None else kernels.Need.FLOAT_INPUT_OUTPUT
+    need = hybrid.Need.FLOAT_OUTPUT if row.activation is None else hybrid.Need.FLOAT_INPUT_OUTPUT
     unmet = needs.unmet(need, operator, row, lambda _: True)
     return f"{operator.code.name} computes in integers" if unmet is not None else None
 

@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.editing.base import Edit, PassResult
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.passes.base import Edit, PassResult
 
 Float64 = npt.NDArray[np.float64]
 

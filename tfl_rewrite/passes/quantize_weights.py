@@ -11,38 +11,35 @@ what became of it or why it stayed; where it is stored otherwise than asked for,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from tfl_rewrite import kernels
+from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels.packed import PackedForm
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
-from tfl_rewrite.packed_kernels import PackedForm
-from tfl_rewrite.passes import block_form, split_form
-from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.passes.biases import correct
-from tfl_rewrite.passes.calibrating import Calibrating
-from tfl_rewrite.passes.candidates import UNNAMED, Candidate, Selection
-from tfl_rewrite.passes.decisions import Decision, HybridForm
-from tfl_rewrite.passes.edits import Editor
+from tfl_rewrite.numerics.blocks import BlockScales
 from tfl_rewrite.passes.equalize import Equalize
-from tfl_rewrite.passes.recipe import unmatched_notes
 from tfl_rewrite.passes.renewal import lower_for, renew, still_late
-from tfl_rewrite.passes.rounders import Nearest, Rounder, Work
-from tfl_rewrite.passes.weight_changes import Halving, Making, Reading, Rounding, WeightChange
-from tfl_rewrite.passes.weight_plan import WeightPlan
-from tfl_rewrite.passes.weight_state import nothing_to_quantize
-from tfl_rewrite.quant.blocks import BlockScales
-from tfl_rewrite.quant.encoding import Effort, Encoding, Scheme
+from tfl_rewrite.weights.biases import correct
+from tfl_rewrite.weights.calibrating import Calibrating
+from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
+from tfl_rewrite.weights.decisions import Decision, HybridForm
+from tfl_rewrite.weights.encoding import Effort, Encoding, Scheme
+from tfl_rewrite.weights.forms import block, split
+from tfl_rewrite.weights.payloads import Halving, Making, Reading, Rounding, WeightChange
+from tfl_rewrite.weights.plan import Assignment, WeightPlan
+from tfl_rewrite.weights.recipe import unmatched_notes
+from tfl_rewrite.weights.rounders import Nearest, Rounder, Work
+from tfl_rewrite.weights.state import nothing_to_quantize
 
 FINER = ("int8:channel:dequantize", "float16", "float32")
 """What a constant is stored as where the outputs lose too much by what was asked for, one after the other."""
-
-Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
-"""Which constant is stored how; None, or a name that is not there, leaves it to the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +66,9 @@ class QuantizeWeights:
     grows: ClassVar[bool] = False
 
     scheme: Scheme = Scheme.AUTO
-    granularity: kernels.Granularity = kernels.Granularity.CHANNEL
+    granularity: hybrid.Granularity = hybrid.Granularity.CHANNEL
     selection: Selection = field(default_factory=Selection)
-    min_runtime: kernels.Runtime = kernels.NEWEST_RUNTIME
+    min_runtime: runtimes.Runtime = runtimes.NEWEST_RUNTIME
     encoding: Encoding | None = None
     assignment: Assignment | None = None
     rounder: Rounder = field(default_factory=Nearest)
@@ -117,7 +114,7 @@ class QuantizeWeights:
                 plan = WeightPlan(self, model)
                 decisions, skips = plan.decide()
         changes, notes = _Application(model, plan, self.rounder).apply(decisions)
-        if self.min_runtime < kernels.NEWEST_RUNTIME:
+        if self.min_runtime < runtimes.NEWEST_RUNTIME:
             notes += self._settle(model)
         for index, change in enumerate(changes):
             if change.where in renewed:
@@ -251,7 +248,7 @@ class _Application:
             self._rewire(made, home, self._quantization(made, home, blob))
         for made in decisions:
             for use, reading in zip(made.item.uses, made.readings, strict=True):
-                if reading is Reading.HYBRID and use.operator.code.name in kernels.FLOAT32_BIAS_OPERATORS:
+                if reading is Reading.HYBRID and use.operator.code.name in hybrid.FLOAT32_BIAS_OPERATORS:
                     self._editor.store_bias_as_float32(use.subgraph, use.operator)
         notes: list[str] = []
         if isinstance(self._rounder, Calibrating):
@@ -274,7 +271,7 @@ class _Application:
             return _Home(buffer, halving)
         work = self._plan.work(made, blob, self._positions[key])
         scale = self._rounder.scales(work)
-        stored = block_form.stored_scales(made, scale, work.largest == 0) if made.block else None
+        stored = block.stored_scales(made, scale, work.largest == 0) if made.block else None
         rounding = Rounding(work, self._rounder, stored.effective if stored is not None else scale)
         buffer.blob = rounding.blob()
         if len(made.dtype.parts) > 1:
@@ -291,7 +288,7 @@ class _Application:
             return None
         key = (blob.identity, made.content, made.axis)
         if home.blocks is not None:
-            made_of = block_form.factor_quantization(home.blocks)
+            made_of = block.factor_quantization(home.blocks)
         else:
             made_of = Quantization.symmetric(home.making.scale.tobytes(), made.axis or 0)
         return self._quantizations.setdefault(key, made_of)
@@ -301,16 +298,16 @@ class _Application:
         if home.blocks is not None:
             assert home.scales is not None
             if made.native:
-                block_form.read_by_kernel(self._editor, made, home.buffer, home.scales)
+                block.read_by_kernel(self._editor, made, home.buffer, home.scales)
                 self._stamp(made)
             else:
                 assert quantization is not None
-                block_form.expand(self._editor, made, home.buffer, home.scales, quantization)
+                block.expand(self._editor, made, home.buffer, home.scales, quantization)
             return
         if home.rest is not None:
             assert isinstance(home.making, Rounding)
-            quantized = split_form.quantizations(made, home.making.scale)
-            split_form.expand(self._editor, made, (home.buffer, home.rest), quantized)
+            quantized = split.quantizations(made, home.making.scale)
+            split.expand(self._editor, made, (home.buffer, home.rest), quantized)
             return
         _rewire(self._editor, made, home.buffer, quantization)
 
@@ -372,7 +369,7 @@ def _rewire(editor: Editor, made: Decision, buffer: Buffer, quantization: Quanti
             editor.look_up_rows(item.subgraph, use.operator, use.position, integers, quantization)
         elif reading is Reading.LOOKUP:
             editor.dequantize_output(item.subgraph, use.operator, quantization)
-        elif isinstance(form, kernels.Form | PackedForm):
+        elif isinstance(form, hybrid.Form | PackedForm):
             _fit(editor, made, use.operator, form)
         editor.stamp(use.operator, form.version)
     if expands:
@@ -386,8 +383,8 @@ def _rewire(editor: Editor, made: Decision, buffer: Buffer, quantization: Quanti
 
 def _fit(editor: Editor, made: Decision, operator: Operator, form: HybridForm) -> None:
     """Gives an operator what its hybrid kernel needs."""
-    row = kernels.hybrid_row(operator.code.name)
-    if row is not None and kernels.Need.FLOAT_BIAS in row.needs:
+    row = hybrid.hybrid_row(operator.code.name)
+    if row is not None and hybrid.Need.FLOAT_BIAS in row.needs:
         editor.ensure_bias(made.item.subgraph, operator, made.item.shape[row.axis() or 0])
     if form.asymmetric_inputs is not None:
         editor.set_option(operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)

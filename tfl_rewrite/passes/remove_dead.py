@@ -1,10 +1,10 @@
 """remove-dead: what no output needs goes.
 
 Goes: operators whose outputs reach no output of a subgraph or signature and that have no effect of their own
-(:mod:`tfl_rewrite.passes.effects`); then tensors, buffers, operator codes, subgraphs and slices of weight
+(:mod:`tfl_rewrite.editing.effects`); then tensors, buffers, operator codes, subgraphs and slices of weight
 files that nothing left refers to. Stays: every input and output, variable tensors, ``subgraphs[0]``,
 ``buffers[0]``, and subgraphs that tools find by name. Outputs are equal to the bit. Refuses when metadata
-refers to what would move (:mod:`tfl_rewrite.passes.metadata`). A second run finds nothing.
+refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.editing.effects import Effect, Effects, not_there
+from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
-from tfl_rewrite.passes.base import Edit, PassResult, Skip
-from tfl_rewrite.passes.effects import Effect, Effects, not_there
-from tfl_rewrite.passes.metadata import positions_moved
 
 VALIDATION = "VALIDATION:"
 """What the names of subgraphs start with that the acceleration tools call by name

@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tfl_rewrite import kernels
-from tfl_rewrite.kernels import Granularity, Runtime
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels.hybrid import Granularity
+from tfl_rewrite.kernels.reads import is_blockwise, operators_of, scales_of, weight_reads
+from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.versions import TooHigh, too_high
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes.candidates import UNNAMED, expanded
 from tfl_rewrite.passes.dequantize import Dequantize
-from tfl_rewrite.passes.edits import Editor
-from tfl_rewrite.passes.operator_versions import TooHigh, too_high
-from tfl_rewrite.passes.weight_reads import is_blockwise, operators_of, scales_of, weight_reads
+from tfl_rewrite.weights.candidates import UNNAMED, expanded
 
 _INTEGERS = ("INT8", "INT4", "INT2")
 
@@ -55,7 +56,7 @@ def late_forms(model: Model, runtime: Runtime) -> Iterator[LateForm]:
         if tensor.dtype_name not in _INTEGERS or is_blockwise(tensor):
             continue
         granularity = Granularity.CHANNEL if len(scales_of(tensor)) > 1 else Granularity.TENSOR
-        form = kernels.dequantize_form(tensor.dtype_name, granularity)
+        form = hybrid.dequantize_form(tensor.dtype_name, granularity)
         if form is not None and form.first_runtime > runtime:
             words = f"per-{granularity.value} {tensor.dtype_name.lower()} constant"
             yield LateForm(tensor, "DEQUANTIZE", words, form.first_runtime, place)
@@ -134,8 +135,8 @@ def still_late(model: Model, runtime: Runtime) -> tuple[list[LateForm], list[str
             pairs[key] = pairs.get(key, 0) + 1
     missing = []
     for (name, version), count in pairs.items():
-        text = kernels.version_text(name, version)
-        if text is not None and kernels.runtime_of(text) > runtime:
+        text = runtimes.version_text(name, version)
+        if text is not None and runtimes.runtime_of(text) > runtime:
             missing.append(f"{count} x {name} version {version}, first in {text}")
     return list(late_forms(model, runtime)), missing
 
@@ -159,11 +160,11 @@ def lower_for(model: Model, runtime: Runtime) -> list[tuple[str, int, int]]:
 def lowerable(model: Model, runtime: Runtime) -> Iterator[TooHigh]:
     """Yields operator codes that a runtime refuses for their version, and has all that they use."""
     for item in too_high(model):
-        needed = kernels.version_text(item.code.name, item.needed)
-        text = kernels.version_text(item.code.name, item.code.version)
-        if needed is None or kernels.runtime_of(needed) > runtime:
+        needed = runtimes.version_text(item.code.name, item.needed)
+        text = runtimes.version_text(item.code.name, item.code.version)
+        if needed is None or runtimes.runtime_of(needed) > runtime:
             continue
-        if text is None or kernels.runtime_of(text) > runtime:
+        if text is None or runtimes.runtime_of(text) > runtime:
             yield item
 
 

@@ -16,20 +16,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from tfl_rewrite import kernels
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.editing.base import Edit, Heals, PassResult, Skip
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.errors import UsageError, whole_number
 from tfl_rewrite.flatbuf.record import ScalarVector, misaligned
 from tfl_rewrite.flatbuf.schema import INT32
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.limits import whole_number
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operands import lacks_shape, recorded_shape
+from tfl_rewrite.kernels.reads import lacks_bias, operators_of, weight_reads
+from tfl_rewrite.kernels.versions import too_high
 from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes import repair_biases, repair_scales
-from tfl_rewrite.passes.base import Edit, Heals, PassResult, Skip
-from tfl_rewrite.passes.edits import Editor
-from tfl_rewrite.passes.operands import lacks_shape, recorded_shape
-from tfl_rewrite.passes.operator_versions import too_high
-from tfl_rewrite.passes.weight_reads import lacks_bias, operators_of, weight_reads
+from tfl_rewrite.weights import repair_biases, repair_scales
 
 Done = list[Edit | Skip]
 
@@ -64,7 +63,7 @@ def stamp_versions(model: Model, editor: Editor) -> Done:
         if needed <= found:
             continue
         editor.stamp(read.operator, needed)
-        text = kernels.version_text(read.name, needed)
+        text = runtimes.version_text(read.name, needed)
         done.append(Edit(f"{read.place} {read.name}", f"version {found} -> {needed} (first in {text})"))
     return done
 
@@ -98,11 +97,11 @@ def lower_versions(model: Model, editor: Editor, *, known: bool) -> Done:
     done: Done = []
     for found in too_high(model):
         old, name = found.code.version, found.code.name
-        if (kernels.version_text(name, old) is not None) is not known:
+        if (runtimes.version_text(name, old) is not None) is not known:
             continue
         for operator in found.operators:
             editor.stamp(operator, found.needed, exact=True)
-        what = f"version {old} -> {found.needed} (first in {kernels.version_text(name, found.needed)})"
+        what = f"version {old} -> {found.needed} (first in {runtimes.version_text(name, found.needed)})"
         count = f"{len(found.operators)} x " if len(found.operators) > 1 else f"{found.places[0]} "
         done.append(Edit(f"{count}{name}", what))
     return done
@@ -131,7 +130,7 @@ def raise_min_runtime(model: Model, editor: Editor) -> Done:
     if entry is None or entry.buffer.blob is None:
         return []
     pairs = {(op.code.name, op.code.version) for _, op in model.operators() if op.code.custom is None}
-    said, needed = said_runtime(model), kernels.min_runtime_text(pairs)
+    said, needed = said_runtime(model), runtimes.min_runtime_text(pairs)
     if said is None or not needed or version_key(needed) <= version_key(said):
         return []
     data = needed.encode("ascii").ljust(max(16, entry.buffer.nbytes, len(needed) + 1), b"\0")

@@ -18,19 +18,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.blob import ComputedBlob, MemorySink
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.base import PassResult
-from tfl_rewrite.passes.fitting import Fitting
-from tfl_rewrite.passes.rounded_constants import Choice, Constant, find_constants, skip
-from tfl_rewrite.passes.weight_state import nothing_to_round
-from tfl_rewrite.quant import rounding
-from tfl_rewrite.quant.deflating import EXACT_NBYTES, deflated, estimated
-from tfl_rewrite.quant.encoding import Effort
-from tfl_rewrite.quant.rounding import KINDS, Rows
-from tfl_rewrite.quant.silenced import Silenced
-from tfl_rewrite.quant.symmetric import Error
+from tfl_rewrite.numerics import grids
+from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
+from tfl_rewrite.numerics.grids import KINDS, Rows
+from tfl_rewrite.numerics.silenced import Silenced
+from tfl_rewrite.numerics.symmetric import Error
+from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.fitting import Fitting
+from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
+from tfl_rewrite.weights.state import nothing_to_round
 
 STEPS = 256
 """Steps of the range of a channel or tensor, where nothing else is asked for."""
@@ -78,7 +78,7 @@ class Rounding:
     """
 
     def __init__(
-        self, item: Constant, steps: rounding.Float64, *, bits: int = 24, fitting: Fitting | None = None
+        self, item: Constant, steps: grids.Float64, *, bits: int = 24, fitting: Fitting | None = None
     ) -> None:
         self._source = item.blob
         self._item = item
@@ -139,13 +139,13 @@ class Rounding:
         fitted = self._fitting.fit(item, values, self.steps) if self._fitting is not None else None
         if fitted is not None:
             # Adding zero turns the negative zeros, which are other bytes, into positive ones.
-            made = (rounding.shortened(fitted, self._bits) + 0.0).astype(item.kind.numpy)
+            made = (grids.shortened(fitted, self._bits) + 0.0).astype(item.kind.numpy)
             emit(0, made)
             off = values.astype(np.float64) - made
             signal = float(np.square(values.astype(np.float64)).sum())
             self._error = Error(signal, float(np.square(off).sum()))
         else:
-            self._error = rounding.round_values(
+            self._error = grids.round_values(
                 values, self.steps, self._rows, item.kind, emit, item.zero, bits=self._bits
             )
         if watched is not None:
@@ -270,7 +270,7 @@ class RoundWeights:
     def run(self, model: Model) -> PassResult:
         """Rewrites the model in place; the new values are made when the file is written."""
         items, skips = find_constants(model, int8=self.int8, min_elements=self.min_elements)
-        rounded: list[tuple[Constant, rounding.Float64]] = []
+        rounded: list[tuple[Constant, grids.Float64]] = []
         for item in items:
             reason, steps = self._steps(item)
             if steps is None:
@@ -318,7 +318,7 @@ class RoundWeights:
             return ()
         return (f"{nbytes:,} bytes of int8 constants stay: --int8 --steps 64 rounds them too",)
 
-    def _steps(self, item: Constant) -> tuple[tuple[str, str], rounding.Float64 | None]:
+    def _steps(self, item: Constant) -> tuple[tuple[str, str], grids.Float64 | None]:
         """Returns the step of each channel, or why it stays."""
         found = item.profile()
         if not found.finite:
@@ -338,9 +338,9 @@ class RoundWeights:
             found = found.merged()
         asked = max(self.steps, min(self.steps * FINER**level, LARGEST_STEPS))
         most = max(asked, min(asked * FINER, LARGEST_STEPS)) if item.is_vector else asked
-        if rounding.has_steps(found, most):
+        if grids.has_steps(found, most):
             return ("on-grid", f"it is already on a grid of {most} steps or fewer"), None
-        steps = rounding.steps_of_range(found, most, item.kind)
+        steps = grids.steps_of_range(found, most, item.kind)
         if item.is_rounded and item.blob.nbytes <= _WEIGHED_NBYTES:
             # Of a few finer levels, these might be the worse ones.
             made = Rounding(item, steps)

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.editing.metadata import COMPRESSION, drop
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.model.ir import Model, Quantization
-from tfl_rewrite.passes.base import Edit, PassResult
-from tfl_rewrite.passes.metadata import COMPRESSION, drop
 
 _METADATA = "metadata:"
 

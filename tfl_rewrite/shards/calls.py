@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tfl_rewrite.claims import OUTPUT, Claim, check_claims, is_same
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.landing import PLAIN, access_of
+from tfl_rewrite.files.atomic import PLAIN, access_of
+from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, is_same
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import ensure_model
 from tfl_rewrite.model.ir import schema
-from tfl_rewrite.rewriting import MODES, Verification, claims_of
+from tfl_rewrite.pipeline.rewrite import claims_of
+from tfl_rewrite.pipeline.verification import MODES, Verification
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.opened import expect
@@ -20,7 +22,6 @@ from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFile, ShardReport
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
 from tfl_rewrite.shards.sizes import parse_size
 from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
-from tfl_rewrite.storage import ensure_model
 from tfl_rewrite.work import Progress, Work
 
 FORMATS = ("parts", "external")
@@ -60,7 +61,7 @@ def shard(
     Raises:
         ShardFailed: The runtime computes something else from the external buffers.
         UsageError: An option makes no sense, or a file is in the way.
-        FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.storage.load`.
+        FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
     """
     settings = _checked(verification, jobs)
     _choice(format, FORMATS, "format")

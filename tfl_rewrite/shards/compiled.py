@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.rewriting import Verification
-from tfl_rewrite.storage import load
-from tfl_rewrite.verification import JudgeInfo, RunResult, Tolerance, Verdict, run_model
-from tfl_rewrite.verification.cleanup import Scratch, TerminationGuard
-from tfl_rewrite.verification.compare import compared
-from tfl_rewrite.verification.interface import Interface
-from tfl_rewrite.verification.memory import MemoryWatch, default_limit
-from tfl_rewrite.verification.reference import SINGLE_NBYTES
-from tfl_rewrite.verification.runner import Execution, RuntimeChoice, Worker
-from tfl_rewrite.verification.samples import Step, write_steps
-from tfl_rewrite.verification.tally import OutputTally
+from tfl_rewrite.files.store import load
+from tfl_rewrite.interpreter.interface import Interface
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.runner import Execution, RuntimeChoice, Worker
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.judge import RunResult, run_model
+from tfl_rewrite.judge.reference import SINGLE_NBYTES
+from tfl_rewrite.judge.report import JudgeInfo
+from tfl_rewrite.judge.tally import OutputTally
+from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.samples.made import Step, write_steps
 
 _EXACT = Tolerance(exact=True)
 

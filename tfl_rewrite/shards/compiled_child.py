@@ -1,6 +1,6 @@
 """The process that runs a model in LiteRT's CompiledModel, the only runtime that reads external buffers.
 
-This file is a script, started by ``verification/sandbox.py``. It imports nothing of its package but the
+This file is a script, started by ``interpreter/sandbox.py``. It imports nothing of its package but the
 neighbouring script of verification, whose protocol it speaks, and that by path.
 """
 
@@ -95,5 +95,5 @@ class Service:
 
 def main(sandbox: Any, wanted: str) -> None:
     """Answers the requests of one parent; see ``child.py``."""
-    files = sandbox.script("verification/child.py")
+    files = sandbox.script("interpreter/child.py")
     files.main(sandbox, wanted, lambda _, channel: Service(files, channel))

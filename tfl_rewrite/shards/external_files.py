@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.claims import is_same
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.landing import PLAIN, FileSink, access_of, landing, write_aside
+from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, landing, write_aside
+from tfl_rewrite.files.claims import is_same
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import layout, load, load_container
+from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.likeness import equal_pieces
-from tfl_rewrite.rewriting import Verification
+from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
 from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFailed, ShardFile, ShardReport
 from tfl_rewrite.shards.sources import open_plain
-from tfl_rewrite.storage import layout, load, load_container
-from tfl_rewrite.verification.cleanup import Scratch
 
 if TYPE_CHECKING:
-    from tfl_rewrite.verification import Verdict
+    from tfl_rewrite.judge.verdict import Verdict
 
 
 def shard_external(

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
-from tfl_rewrite.landing import landing
-from tfl_rewrite.locks import leads_to, lock, opened_folder
+from tfl_rewrite.files.atomic import landing
 from tfl_rewrite.shards.manifest import Part
 from tfl_rewrite.shards.pace import TooSlow
 from tfl_rewrite.shards.pouring import Hashing
 from tfl_rewrite.shards.sources import FolderSource, Source
+from tfl_rewrite.work import leads_to, lock, opened_folder
 
 _MARKER = ".tfl-rewrite-join"
 _ATTEMPTS = 2

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfl_rewrite.errors import FormatError
+from tfl_rewrite.files.atomic import PLAIN, landing
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.landing import PLAIN, landing
 from tfl_rewrite.shards.fetch import WorkFolder, work_folder
 from tfl_rewrite.shards.manifest import Manifest, Part
 from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
@@ -54,10 +54,10 @@ def join_parts(
     Args:
         manifest: Checked.
         source: Where its parts are.
-        target: The file to make; see :func:`tfl_rewrite.landing.check_target`.
+        target: The file to make; see :func:`tfl_rewrite.files.atomic.check_target`.
         force: Whether it may exist.
         jobs: Parts at once.
-        access: Who may read the file, as for :func:`tfl_rewrite.landing.landing`.
+        access: Who may read the file, as for :func:`tfl_rewrite.files.atomic.landing`.
         dry_run: Fetch and check everything, but keep nothing.
         tick: Called with bytes done, from any thread.
 

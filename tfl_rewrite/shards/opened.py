@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from tfl_rewrite.errors import FormatError, UsageError
-from tfl_rewrite.landing import FileSink
+from tfl_rewrite.files.atomic import FileSink
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole
 from tfl_rewrite.shards.manifest import Manifest, parse
 from tfl_rewrite.shards.sources import find_source, read_manifest_text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tfl_rewrite.errors import UnsupportedError, VerificationError
 
 if TYPE_CHECKING:
-    from tfl_rewrite.verification import Verdict
+    from tfl_rewrite.judge.verdict import Verdict
 
 
 MODEL_NAME = "model.tflite"

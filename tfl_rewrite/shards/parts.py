@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
-from tfl_rewrite.landing import PLAIN, Landing, access_of, landing
+from tfl_rewrite.files.atomic import PLAIN, Landing, access_of, landing
+from tfl_rewrite.files.container import Container
 from tfl_rewrite.model.likeness import equal_pieces
-from tfl_rewrite.shards.cutting import Cut, cut
+from tfl_rewrite.shards.cut import Cut, cut
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse
 from tfl_rewrite.shards.pouring import BytesCheck, Hashing, pour_part
 from tfl_rewrite.shards.sources import FolderSource

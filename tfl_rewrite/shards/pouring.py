@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from tfl_rewrite.container import Container
 from tfl_rewrite.errors import FormatError
+from tfl_rewrite.files.container import Container
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.shards.manifest import Part

@@ -1,0 +1,68 @@
+"""The child process that speaks JSON lines: what is heard of it, and what is left when it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tfl_rewrite.interpreter.memory import MemoryWatch
+from tfl_rewrite.interpreter.process import Child
+
+ECHO = """
+import sys
+print("no JSON", "[1]", '{"hello": 1}', sep="\\n", flush=True)
+print("some words", file=sys.stderr, flush=True)
+for line in sys.stdin:
+    print(line, end="", flush=True)
+"""
+SECONDS = 60.0
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Iterator[Child]:
+    made = Child([sys.executable, "-c", ECHO], tmp_path / "stderr", MemoryWatch(None))
+    yield made
+    made.kill()
+
+
+def test_what_is_asked_is_answered_and_what_is_no_object_is_passed_over(child: Child, tmp_path: Path) -> None:
+    assert child.message(SECONDS) == {"hello": 1}
+    child.ask({"do": "nothing"})
+    assert child.message(SECONDS) == {"do": "nothing"}
+    assert (tmp_path / "stderr").read_text() == "some words\n"
+
+
+def test_no_message_in_time(child: Child) -> None:
+    assert child.message(SECONDS) == {"hello": 1}
+    with pytest.raises(TimeoutError):
+        child.message(0.01)
+    with pytest.raises(TimeoutError):
+        child.message(-1.0)
+    assert not child.has_ended
+
+
+def test_the_end_of_a_process_is_the_end_of_its_messages(child: Child) -> None:
+    assert child.message(SECONDS) == {"hello": 1}
+    assert child.wait(0.01) is None
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait(SECONDS) == -signal.SIGKILL
+    assert child.has_ended
+    # Who asks is told by the end of the messages, not by an error.
+    child.ask({"do": "nothing"})
+    assert child.message(SECONDS) is None
+
+
+def test_whoever_is_killed_may_be_killed_again(child: Child) -> None:
+    child.kill()
+    assert child.has_ended
+    child.kill()
+
+
+def test_what_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Child([str(tmp_path / "missing")], tmp_path / "stderr", MemoryWatch(None))

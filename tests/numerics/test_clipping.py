@@ -1,0 +1,79 @@
+"""Scales of least squared error against a search that tries everything, and against covering scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfl_rewrite.numerics import clipping, symmetric
+from tfl_rewrite.numerics.levels import Levels
+
+Array = np.ndarray[Any, Any]
+
+levels_of = st.sampled_from([Levels(-1, 1), Levels(-2, 1), Levels(-7, 7), Levels(-8, 7), Levels(-127, 127)])
+
+
+def least(values: Array, levels: Levels, weights: Array) -> float:
+    """The least error of one row over every set of integers that some scale leads to."""
+    positions = {0.0}
+    for value in values:
+        end = -levels.low if value < 0 else levels.high
+        positions |= {abs(float(value)) / (step - 0.5) for step in range(1, end + 1)}
+    edges = sorted(positions - {0.0})
+    found = float((weights * values**2).sum())
+    for low, high in zip([0.0, *edges], [*edges, 2 * max(edges, default=1.0)], strict=True):
+        integers = np.clip(np.rint(values / ((low + high) / 2)), levels.low, levels.high)
+        norm = float((weights * integers**2).sum())
+        if norm > 0:
+            scale = float((weights * integers * values).sum()) / norm
+            found = min(found, float((weights * (values - scale * integers) ** 2).sum()))
+    return found
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), levels_of, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_exact_search_finds_the_least_error(seed: int, count: int, levels: Levels, weighted: bool) -> None:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((1, count)) * random.choice([1.0, 5.0], (1, count))
+    weights = random.random((1, count)) + 0.01 if weighted else np.ones((1, count))
+    scale = clipping.exact(values, levels, weights if weighted else None)
+    error = clipping.error(values, scale, levels, weights)
+    assert error[0] <= least(values[0], levels, weights[0]) * (1 + 1e-9) + 1e-12
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 90), levels_of, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_best_is_never_worse_than_covering(
+    seed: int, rows: int, columns: int, levels: Levels, weighted: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    values = (random.standard_t(2, (rows, columns)) * 10.0 ** random.integers(-20, 20)).astype(np.float32)
+    weights = random.random((rows, columns)) if weighted else None
+    wide = values.astype(np.float64)
+    scale = clipping.best(values, levels, weights)
+    ours = clipping.error(wide, scale.astype(np.float64), levels, weights)
+    theirs = clipping.error(wide, clipping.covering(wide, levels), levels, weights)
+    # The scale is a float32 number; that of the other is not.
+    power = (wide**2 * (1 if weights is None else weights)).sum(axis=1)
+    assert (ours <= theirs * (1 + 1e-4) + 1e-11 * power).all()
+
+
+def test_heavy_tails_are_cut_at_eight_bits_too() -> None:
+    wide = np.random.default_rng(0).laplace(size=(2, 1 << 17))
+    levels = Levels.narrow(8)
+    ours = clipping.error(wide, clipping.best(wide, levels).astype(np.float64), levels)
+    assert (ours < 0.95 * clipping.error(wide, clipping.covering(wide, levels), levels)).all()
+
+
+@pytest.mark.parametrize("levels", [Levels(-1, 1), Levels(-8, 7), Levels(-127, 127)])
+def test_extreme_rows_get_scales_that_the_runtime_takes(levels: Levels) -> None:
+    tiny, huge = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
+    rows = np.array([[0, 0, 0], [tiny, 0, -tiny], [huge, -huge, huge], [1, huge, tiny]], np.float32)
+    scale = clipping.best(rows, levels)
+    assert scale[0] == 1
+    assert np.isfinite(scale).all() and (scale >= symmetric.SMALLEST_SCALE).all()
+    assert np.isfinite(scale * np.float32(max(-levels.low, levels.high))).all()

@@ -1,0 +1,131 @@
+"""Encodings as text, their sizes, and how long blocks are."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfl_rewrite import UsageError
+from tfl_rewrite.kernels.hybrid import Granularity
+from tfl_rewrite.numerics.levels import Dtype, Levels, block_length
+from tfl_rewrite.weights.encoding import Encoding, Scheme
+
+TEXTS = [
+    "int8:channel",
+    "int8:tensor:dequantize",
+    "int4:block:32",
+    "int4:block:128:hybrid",
+    "int2:tensor",
+    "int6:channel",
+    "int6:tensor:dequantize",
+    "float16",
+    "float16:dequantize",
+    "float32",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back(text: str) -> None:
+    assert Encoding.parse(text).text == text == str(Encoding.parse(text))
+    assert Encoding.parse(Encoding.parse(text).text) == Encoding.parse(text)
+
+
+def test_what_is_left_out_comes_from_the_default() -> None:
+    assert Encoding.parse("int4") == Encoding(Dtype.INT4, Granularity.CHANNEL, None, Scheme.AUTO)
+    base = Encoding.parse("int8:block:64:dequantize")
+    assert Encoding.parse("int4", default=base).text == "int4:block:64:dequantize"
+    assert Encoding.parse("int4:tensor:hybrid", default=base).text == "int4:tensor:hybrid"
+    # Scales and kernels mean nothing to a float type.
+    assert Encoding.parse("float16", default=Encoding.parse("int8:block:64:hybrid")).text == "float16"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("int5", "int8, int6, int4"),
+        ("int6:block:32", "int6 in blocks"),
+        ("int6:channel:hybrid", "no kernel reads int6"),
+        ("", "int8"),
+        ("int4:block", "block:32"),
+        ("int4:block:33", "block:32, block:64, block:128"),
+        ("int4:block:x", "block:32"),
+        ("int4:channel:tensor", "no place"),
+        ("int8:fast", "no place"),
+        ("float16:channel", "no place"),
+        ("float16:hybrid", "no kernel reads"),
+    ],
+)
+def test_what_is_no_encoding(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        Encoding.parse(text)
+
+
+def test_a_block_and_its_granularity_go_together() -> None:
+    with pytest.raises(UsageError):
+        Encoding(Dtype.INT4, Granularity.BLOCK)
+    with pytest.raises(UsageError):
+        Encoding(Dtype.INT4, Granularity.CHANNEL, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "axis", "nbytes"),
+    [
+        ("float32", (3, 5), 0, 60),
+        ("float16", (3, 5), 0, 30),
+        ("int8:channel", (3, 5), 0, 15 + 36),
+        ("int8:channel", (3, 5), 1, 15 + 60),
+        ("int8:channel", (3, 5), None, 15 + 12),
+        ("int4:tensor", (3, 5), 0, 8 + 12),
+        ("int2:tensor", (3, 5), 0, 4 + 12),
+        ("int4:block:32", (4, 64), 0, 128 + 16 + 12),
+        # Rows of 48 take blocks of 24; a constant without a divisor has channels.
+        ("int4:block:32", (4, 48), 0, 96 + 16 + 12),
+        ("int4:block:32", (7, 37), 0, 130 + 84),
+    ],
+)
+def test_nbytes(text: str, shape: tuple[int, ...], axis: int | None, nbytes: int) -> None:
+    assert Encoding.parse(text).nbytes(shape, axis) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "length"),
+    [
+        ((8, 64), 32, 32),
+        ((8, 48), 32, 24),
+        ((16, 3, 3, 3), 32, 27),
+        ((64, 2), 32, 32),  # rows of two: blocks hold several rows
+        ((1000,), 32, 25),
+        ((31, 37), 32, 31),
+        ((37, 41), 32, None),
+        ((1, 5), 32, None),
+        ((1, 20), 64, 20),
+        ((0, 4), 32, None),
+        ((), 32, None),
+    ],
+)
+def test_block_length(shape: tuple[int, ...], block: int, length: int | None) -> None:
+    assert block_length(shape, block) == length
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.sampled_from([32, 64, 128]))
+def test_blocks_are_whole_and_worth_it(shape: list[int], block: int) -> None:
+    length = block_length(shape, block)
+    if length is not None:
+        assert math.prod(shape) % length == 0
+        assert block / 4 <= length <= block
+
+
+def test_levels() -> None:
+    assert Levels.narrow(8) == (-127, 127) and Levels.full(4) == (-8, 7) and Levels.narrow(2) == (-1, 1)
+
+
+def test_levels_of_a_sum() -> None:
+    assert Levels.of(Dtype.INT6) == (-34, 29)
+    assert Levels.of(Dtype.INT4) == Levels.full(4) == (-8, 7)
+    assert Dtype.INT6.bits == sum(part.bits for part in Dtype.INT6.parts)
+    # Both parts have scales and zero points.
+    assert Encoding.parse("int6:channel").nbytes((16, 32)) == 16 * 32 * 6 // 8 + 2 * 12 * 16

@@ -1,0 +1,25 @@
+"""Six bits as four and two."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfl_rewrite.numerics import split
+from tfl_rewrite.numerics.levels import Dtype, Levels
+
+
+def test_every_integer_is_the_sum_of_its_parts() -> None:
+    low, high = Levels.of(Dtype.INT6)
+    every = np.arange(low, high + 1, dtype=np.int8)
+    coarse, fine = split.parts(every)
+    np.testing.assert_array_equal(split.STEP * coarse.astype(int) + fine, every)
+    for part, bits in ((coarse, 4), (fine, 2)):
+        assert part.dtype == np.int8
+        assert (part.min(), part.max()) == Levels.full(bits)
+
+
+def test_scales_are_exact() -> None:
+    scale = np.random.default_rng(0).random(100, np.float32) * np.float32(1e-30)
+    coarse, fine = split.scales(scale)
+    assert coarse.dtype == fine.dtype == np.float32
+    np.testing.assert_array_equal(coarse.astype(float), split.STEP * scale.astype(float))

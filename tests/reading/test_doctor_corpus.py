@@ -1,0 +1,31 @@
+"""The doctor over a larger collection of public models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfl_rewrite import FormatError, UnsupportedError, Verification, doctor, rewrite
+from tfl_rewrite.passes.calls import repair_pass
+from tfl_rewrite.reading.doctor.kinds import UNASKED, Severity
+
+OFF = Verification(mode="off")
+
+
+def test_every_file_that_can_be_read_is_diagnosed_and_only_faulty_ones_change(
+    public: Path, tmp_path: Path
+) -> None:
+    try:
+        found = doctor(public)
+    except (FormatError, UnsupportedError):
+        return
+    target = tmp_path / "out.tflite"
+    report = rewrite(public, target, [repair_pass()], verification=OFF)
+    faulty = any(item.repairable and item.kind in UNASKED for item in found.findings)
+    assert (report.outcome == "rewritten") is faulty
+    if not faulty:
+        assert target.read_bytes() == public.read_bytes()
+        return
+    left = doctor(target).findings
+    assert not [item for item in left if item.repairable and item.kind in UNASKED]
+    before = {(item.kind, item.where) for item in found.findings if item.severity is not Severity.NOTE}
+    assert {(item.kind, item.where) for item in left if item.severity is not Severity.NOTE} <= before

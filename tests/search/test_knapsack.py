@@ -1,0 +1,73 @@
+"""The knapsack against trying everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tfl_rewrite.search import knapsack
+from tfl_rewrite.search.units import KEPT, Option, Unit
+from tfl_rewrite.weights.encoding import Encoding
+
+ENCODING = Encoding.parse("int8")
+
+
+def instance(seed: int, outputs: int) -> list[Unit]:
+    """Six units with four options, of which smaller ones are mostly noisier, as in life."""
+    random = np.random.default_rng(seed)
+    units = []
+    for position in range(6):
+        nbytes = float(random.integers(100, 10_000))
+        unit = Unit(position, f"unit{position}", ("CONV_2D",), 1, int(nbytes))
+        unit.options.append(Option(KEPT, nbytes, nbytes, np.zeros(outputs)))
+        gain = 10.0 ** random.uniform(-3, 1, outputs)
+        for share, noise in ((0.5, 1e-6), (0.25, 1e-4), (0.13, 1e-2)):
+            own = gain * noise * 10.0 ** random.uniform(-0.5, 0.5, outputs)
+            unit.options.append(Option(ENCODING, nbytes * share, nbytes * share, own))
+        units.append(unit)
+    return units
+
+
+def cost_of(units: list[Unit], picked: tuple[int, ...] | list[int]) -> float:
+    return sum(unit.options[index].cost for unit, index in zip(units, picked, strict=True))
+
+
+def best_cost(units: list[Unit], allowed: float) -> float:
+    every = np.array(list(itertools.product(range(4), repeat=len(units))))
+    costs = sum(
+        np.array([option.cost for option in unit.options])[every[:, i]] for i, unit in enumerate(units)
+    )
+    noises = sum(
+        np.stack([option.noise for option in unit.options if option.noise is not None])[every[:, i]]
+        for i, unit in enumerate(units)
+    )
+    return float(np.min(np.asarray(costs)[np.asarray(noises).max(axis=1) <= allowed]))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_nearly_as_good_as_trying_everything(outputs: int) -> None:
+    ratios = []
+    for seed in range(8):
+        units = instance(seed, outputs)
+        for allowed in (1e-5, 1e-3, 1e-2):
+            picked = knapsack.solve(units, allowed)
+            assert knapsack.expected(units, picked).max() <= allowed
+            ratios.append(cost_of(units, picked) / best_cost(units, allowed))
+    assert min(ratios) >= 1.0 - 1e-12
+    assert float(np.mean(ratios)) < 1.03 and max(ratios) < 1.25
+
+
+def test_nothing_is_allowed() -> None:
+    units = instance(0, 1)
+    assert knapsack.solve(units, 0.0) == [0] * 6
+
+
+def test_everything_is_allowed() -> None:
+    units = instance(0, 2)
+    assert knapsack.solve(units, 1e9) == [3] * 6
+
+
+def test_no_units() -> None:
+    assert knapsack.solve([], 1.0) == []

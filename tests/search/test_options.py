@@ -1,0 +1,109 @@
+"""The grids that a search chooses from, on constants of known shape."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Buffer
+from tfl_rewrite.numerics import grids
+from tfl_rewrite.numerics.grids import KINDS, Rows
+from tfl_rewrite.passes.round_weights import Granularity, Rounding
+from tfl_rewrite.search.grids import Group, choice_at, forms_of, grouped, options_around
+from tfl_rewrite.weights.grids import Choice, Constant
+
+Array = np.ndarray[Any, Any]
+
+
+def constant(values: Array, kind: str = "FLOAT32", position: int = 1) -> Constant:
+    rows = Rows(1, values.shape[0], values.shape[1], balanced=True)
+    return Constant(position, Buffer(OwnedBlob(values.tobytes())), [], KINDS[kind], rows, 0.0, ())
+
+
+def normal(kind: str = "<f4", shape: tuple[int, int] = (32, 64)) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype(kind)
+
+
+def values_of(item: Constant, choice: Choice) -> Array:
+    return np.frombuffer(bytes(Rounding.of(item, choice).data()), item.kind.numpy)
+
+
+def test_between_powers_of_two_the_third_byte_stays_zero() -> None:
+    item = constant(normal())
+    group = Group([item])
+    options = options_around(group, {1: 2.0**-6}, Choice(1.0))
+    short = [option for option in options if option.choices[1].bits == 8]
+    assert {math.frexp(option.choices[1].step)[0] * 2 for option in short} == {1.25, 1.5, 1.75}
+    for option in short:
+        made = values_of(item, option.choices[1]).view("<u4")
+        assert not (made & 0xFFFF).any()
+    # Without the limit it would not, so the limit is what does it.
+    plain = [values_of(item, Choice(option.choices[1].step)).view("<u4") & 0xFFFF for option in short]
+    assert any(low.any() for low in plain)
+
+
+def test_eight_bits_deflate_better_at_the_same_noise() -> None:
+    item = constant(normal(shape=(64, 256)))
+    step = 1.25 * 2.0**-7
+    full, short = (Rounding.of(item, Choice(step, 0.0, bits)) for bits in (24, 8))
+    sizes = [len(zlib.compress(bytes(made.data()), 9)) for made in (full, short)]
+    lost = full.error().snr - short.error().snr
+    # Six dB are about 1.3 bits of a value.
+    worth = item.elements * lost * 1.3 / 6 / 8
+    assert 0 < lost < 2 and sizes[1] + worth < 0.97 * sizes[0]
+
+
+@pytest.mark.parametrize("kind", ["FLOAT32", "FLOAT16"])
+def test_noise_and_size_of_every_option_are_about_right(kind: str) -> None:
+    item = constant(normal(KINDS[kind].numpy), kind)
+    options = options_around(Group([item]), {1: 2.0**-4}, Choice(1.0))
+    steps = [option.choices[1].step for option in options]
+    assert len(set(steps)) == len(steps) >= 20
+    for option in options:
+        error = Rounding.of(item, option.choices[1]).error()
+        assert option.noise == pytest.approx(error.noise, rel=0.5)
+    coarse_first = sorted(options, key=lambda option: -option.choices[1].step)
+    sizes = [option.nbytes for option in coarse_first]
+    assert sizes[0] < sizes[-1] and all(b >= 0.97 * a for a, b in itertools.pairwise(sizes))
+
+
+def test_integers_have_powers_of_two_only() -> None:
+    values = np.random.default_rng(0).integers(-127, 128, (16, 64)).astype(np.int8)
+    options = options_around(Group([constant(values, "INT8")]), {1: 8.0}, Choice(1.0))
+    assert all(math.frexp(option.choices[1].step)[0] == 0.5 for option in options)
+
+
+def test_a_probe_is_a_power_of_two_near_the_ratio() -> None:
+    item = constant(normal())
+    for ratio in (10.0, 30.0, 50.0):
+        choice = choice_at(item, ratio, Choice(1.0))
+        assert math.frexp(choice.step)[0] == 0.5
+        assert abs(Rounding.of(item, choice).error().snr - ratio) < 4
+
+
+def test_the_largest_constants_are_measured_alone() -> None:
+    items = [constant(normal(shape=(1, 16 + number)), position=number) for number in range(30)]
+    groups = grouped(items, 20)
+    assert [group.items for group in groups[:10]] == [[item] for item in reversed(items[20:])]
+    assert sorted(item.position for group in groups for item in group.items) == list(range(30))
+    assert len(groups) == 20
+
+
+def test_the_first_rows_of_a_table_can_be_finer() -> None:
+    values = normal(shape=(2560, 4))
+    item = constant(values)
+    item.rows, item.table = Rows.flat(values.size), 2560
+    made = values_of(item, Choice(0.25, head=6)).reshape(values.shape)
+    assert (made[10:] / 0.25 == np.rint(made[10:] / 0.25)).all()
+    error = np.abs(made - values)
+    assert error[:10].max() <= 0.125 / 64 and error[10:].max() > 0.1
+    assert grids.is_rounded(grids.profile(made.reshape(-1), item.rows), item.kind.levels)
+    forms = forms_of(Group([item]), Granularity.AUTO)
+    assert [form.head for form in forms] == [0, 6]
+    assert [form.head for form in forms_of(Group([item]), Granularity.TENSOR)] == [0]

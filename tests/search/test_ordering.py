@@ -1,0 +1,174 @@
+"""What rounding weight by weight is used for, with stand-ins for the search and the judge."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_goals import verdict
+
+from tfl_rewrite.search.figures import Figures
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.order import in_order
+from tfl_rewrite.search.settle import Settled
+from tfl_rewrite.search.state import Clock, TimeIsUp
+from tfl_rewrite.search.trials import Measured
+from tfl_rewrite.weights.encoding import Encoding
+
+TEXTS = ["int8", "int6", "int4", "int2"]
+
+
+def measured(snr: float, nbytes: int, goal: Goal) -> Measured:
+    """A file of that size and SNR; its choice tells it from others."""
+    found = verdict({"snr_db": snr})
+    choice = {nbytes: Encoding.parse(TEXTS[nbytes % len(TEXTS)])}
+    return Measured(
+        choice=choice,
+        nbytes=nbytes,
+        deflated=0,
+        cost=float(nbytes),
+        verdict=found,
+    )
+
+
+def heard(snr: float) -> Figures:
+    """What held-out inputs show."""
+    return Figures(verdict=verdict({"snr_db": snr}))
+
+
+class World:
+    """A search whose files lose 1 dB for every 100 bytes less, and win some by rounding in order.
+
+    Args:
+        goal: What is searched for.
+        won: By rounding in order, in dB.
+        held: How much less held-out inputs show.
+        more: Bytes that the final file takes beyond those measured.
+    """
+
+    def __init__(self, goal: Goal, *, won: float = 3.0, held: float = 0.0, more: int = 0) -> None:
+        self.goal, self.won, self.held, self.more = goal, won, held, more
+        self.can_order, self.path = True, Path("made.tflite")
+        self.ordered: list[Measured] = []
+        self.finished: list[Measured] = []
+
+    def at(self, snr: float) -> Measured:
+        return measured(snr, round(1000 + 100 * snr), self.goal)
+
+    def find(self, goal: Goal, *, margin: float = 0.0) -> Measured | None:
+        assert goal.min_snr is not None
+        return self.at(goal.min_snr + margin)
+
+    def in_order(self, found: Measured) -> Measured:
+        snr = found.snr
+        assert snr is not None
+        self.ordered.append(found)
+        return replace(measured(snr + self.won, found.nbytes, self.goal), choice=found.choice, ordered=True)
+
+    def finish(self, found: Measured) -> int:
+        self.finished.append(found)
+        return found.nbytes + self.more
+
+    def hear(self, _path: Path) -> Figures:
+        snr = self.finished[-1].snr
+        assert snr is not None
+        return heard(snr - self.held)
+
+
+def settled(world: World, snr: float = 30.0) -> Settled:
+    first = world.at(snr)
+    return Settled(first, heard(snr - world.held), notes=("before",))
+
+
+def run(world: World, start: Settled, tries: int = 5) -> Settled:
+    stand_in: Any = world
+    return in_order(stand_in, stand_in, world.goal, stand_in, start, tries)
+
+
+def test_what_it_wins_makes_the_file_smaller() -> None:
+    world = World(Goal(min_snr=30.0))
+    start = settled(world)
+    found = run(world, start)
+    assert found.promised is not None and start.promised is not None and found.promised.ordered
+    assert found.promised.snr is not None and 30.0 <= found.promised.snr < 30.5
+    assert start.promised.nbytes - 300 <= found.promised.nbytes <= start.promised.nbytes - 250
+    assert found.notes[0] == "before" and "one after the other" in found.notes[1]
+
+
+def test_nothing_to_win() -> None:
+    world = World(Goal(min_snr=30.0), won=0.2)
+    start = settled(world)
+    assert run(world, start) is start
+    assert len(world.ordered) == 1 and not world.finished
+
+
+@pytest.mark.parametrize("tries", [0, 1, 2])
+def test_no_more_files_than_allowed(tries: int) -> None:
+    world = World(Goal(min_snr=30.0), held=1.0)
+    run(world, settled(world, 31.0), tries)
+    assert len(world.ordered) <= tries + 1
+    assert bool(world.ordered) == bool(tries)
+
+
+def test_held_out_inputs_decide() -> None:
+    # They show 1.5 dB less than the search: what the search would take is too small.
+    world = World(Goal(min_snr=30.0), held=1.5)
+    found = run(world, settled(world, 31.5))
+    assert found.promised is not None and found.proven is not None
+    assert (found.proven.snr or 0.0) >= 30.0
+    assert len(world.finished) > 1
+    # However far off they are, what was proven before stays.
+    world = World(Goal(min_snr=30.0), held=50.0)
+    start = settled(world, 80.0)
+    assert run(world, start, 1) is start
+
+
+def test_a_size_alone_gets_what_is_better() -> None:
+    world = World(Goal(max_nbytes=5000))
+    start = settled(world)
+    found = run(world, start)
+    assert found.promised is not None and found.promised.ordered
+    assert found.promised.nbytes == start.promised.nbytes  # type: ignore[union-attr]
+    world = World(Goal(max_nbytes=5000), more=2000)
+    start = settled(world)
+    assert run(world, start) is start
+    world = World(Goal(max_nbytes=5000), held=9.0)
+    start = replace(settled(world), proven=heard(29.0))
+    assert run(world, start) is start
+
+
+def test_left_alone() -> None:
+    agreement = World(Goal(min_agreement=0.9))
+    assert run(agreement, settled(agreement)).promised == agreement.at(30.0)
+    assert not agreement.ordered
+    world = World(Goal(min_snr=30.0))
+    world.can_order = False
+    run(world, settled(world))
+    assert not world.ordered
+    nothing = Settled()
+    assert run(World(Goal(min_snr=30.0)), nothing) is nothing
+
+
+def test_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(Goal(min_snr=30.0))
+    start = settled(world)
+
+    def late(_: Measured) -> Measured:
+        raise TimeIsUp
+
+    monkeypatch.setattr(world, "in_order", late)
+    assert run(world, start) is start
+
+
+def test_the_clock_keeps_time_for_what_comes_after() -> None:
+    half = Clock(limit=1000.0, started=time.monotonic() - 500.0)
+    half.check()
+    half.check(0.6, spare=400.0)
+    with pytest.raises(TimeIsUp):
+        half.check(0.4)
+    with pytest.raises(TimeIsUp):
+        half.check(spare=600.0)
+    Clock(started=0.0).check(0.0, spare=1e9)

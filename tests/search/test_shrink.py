@@ -1,0 +1,352 @@
+"""Searches from end to end, on small models with few samples."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tfl_rewrite
+from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError, Verification, load, save
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
+from tfl_rewrite.search.state import Clock, TimeIsUp
+from tfl_rewrite.weights.payloads import WeightChange
+
+FEW = ("int8:channel:dequantize", "int8:channel", "int4:channel:dequantize")
+SAMPLES = 8
+
+
+@pytest.fixture(scope="module")
+def digits(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Verification, Path]:
+    """The digits net, a few of its inputs, and others."""
+    folder = tmp_path_factory.mktemp("digits")
+    for name, rows in (("some", slice(0, SAMPLES)), ("others", slice(50, 60))):
+        with np.load(fixtures / "inputs" / "digits_calib.npz") as file:
+            np.savez(folder / f"{name}.npz", **{key: file[key][rows] for key in file.files})
+    return fixtures / "digits_cnn.tflite", Verification(inputs=(folder / "some.npz",)), folder / "others.npz"
+
+
+def search(digits: tuple[Path, Verification, Path], target: Path, **more: Any) -> ShrinkReport:
+    settings: dict[str, Any] = {"effort": "fast", "encodings": FEW, "verification": digits[1], **more}
+    return tfl_rewrite.shrink(digits[0], target, **settings)
+
+
+@pytest.fixture(scope="module")
+def found(
+    digits: tuple[Path, Verification, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ShrinkReport, Path]:
+    folder = tmp_path_factory.mktemp("found")
+    target = folder / "out.tflite"
+    report = search(digits, target, min_snr=32.0, effort="balanced", state=folder / "state.json")
+    return report, target
+
+
+def test_what_was_found_keeps_what_was_asked_for(
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path]
+) -> None:
+    report, target = found
+    assert report.promised is not None and report.proven is not None and report.promised_snr is not None
+    assert report.promised_snr >= 32.0 and report.proven.sample_count == 2
+    assert target.stat().st_size == report.promised.nbytes < 0.35 * report.nbytes_before
+    # Mixed: some constants take less than others.
+    assert len({encoding.text for encoding in report.promised.choice.values()}) > 1
+    # Inputs that nobody had: a promise from six samples is worth some dB.
+    other = tfl_rewrite.verify(digits[0], target, inputs=[digits[2]])
+    assert (other.worst_snr() or 0.0) > 30.0
+
+
+def test_it_runs_with_other_kernels_too(
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path]
+) -> None:
+    verdict = tfl_rewrite.verify(
+        digits[0],
+        found[1],
+        inputs=[digits[2]],
+        resolver=["default", "reference"],
+        tolerance=tfl_rewrite.Tolerance(min_snr=30.0),
+    )
+    assert verdict.passed, verdict.summary_lines()
+
+
+def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+    every = ("int8:channel:dequantize", "int6:channel:dequantize", "int4:channel:dequantize", "float16")
+    target = tmp_path / "out.tflite"
+    report = search(digits, target, min_snr=40.0, encodings=every, min_runtime="2.14")
+    tried = {option.encoding.text for unit in report.units for option in unit.options[1:]}
+    assert tried == {"int8:channel:dequantize", "float16"}
+    stamped = tfl_rewrite.inspect(target).to_dict()["min_runtime"]
+    assert tuple(int(part) for part in stamped.split(".")[:2]) <= (2, 14)
+    old = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
+    if old:
+        bound = tfl_rewrite.Tolerance(min_snr=30.0)
+        verdict = tfl_rewrite.verify(
+            digits[0], target, inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound
+        )
+        assert verdict.passed, verdict.summary_lines()
+
+
+def test_what_was_rounded_in_order_is_what_is_published(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken whether it wins anything or not: what is published is made anew, and must be the same bytes."""
+    made: list[bytes] = []
+
+    def taken(search: Any, trials: Any, goal: Any, jury: Any, settled: Any, _tries: int) -> Any:
+        for found in (settled.promised, search.in_order(settled.promised)):
+            trials.finish(found)
+            made.append(trials.path.read_bytes())
+        assert found.ordered
+        return replace(settled, promised=found, proven=jury.hear(trials.path))
+
+    monkeypatch.setattr("tfl_rewrite.search.shrink.in_order", taken)
+    target = tmp_path / "out.tflite"
+    search(digits, target, min_snr=15.0, effort="balanced", encodings=FEW[2:])
+    assert made[0] != made[1] == target.read_bytes()
+
+
+def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
+    report = found[0]
+    assert report.promised is not None and report.promised.hidden is not None
+    # The outputs alone look far better than they are.
+    visible = report.promised.verdict.worst_snr()
+    assert visible is not None and visible > report.promised.hidden + 3.0
+    assert report.promised.snr == report.promised.hidden >= 32.0
+    # Held-out inputs are judged there, too, and what may be chance is taken off.
+    assert report.proven is not None and report.proven_snr is not None and report.proven_sure is not None
+    behind = report.proven.worst_snr()
+    assert behind is not None and behind > report.proven_snr > report.proven_sure >= 32.0
+    assert report.expected_snr == min(report.promised.sure or 0.0, report.proven_sure)
+    # No more than was asked for is promised.
+    assert report.promised_snr == 32.0 < report.expected_snr
+    assert any("before the last SOFTMAX" in note for note in report.notes)
+
+
+def test_an_opened_original_that_does_not_run_is_left_closed(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(source: Path, target: Path, *, centred: bool) -> int:
+        model = tfl_rewrite.load(source)
+        code = OperatorCode(operator_number("CUSTOM"), "Unknown", 1)
+        model.operator_codes.append(code)
+        model.subgraphs[0].operators[-1].code = code
+        tfl_rewrite.save(model, target)
+        return 1
+
+    monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", opened)
+    report = search(digits, tmp_path / "out.tflite", min_snr=25.0)
+    assert report.promised is not None and report.promised.hidden is None
+    assert (report.promised_snr or 0.0) >= 25.0
+
+
+def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport, Path]) -> None:
+    points = found[0].pareto()
+    assert len(points) > 2
+    assert all(a.nbytes < b.nbytes and (a.snr or 0) < (b.snr or 1e9) for a, b in itertools.pairwise(points))
+
+
+def test_the_same_again_from_half_of_the_measurements(
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    """As after an interruption: what was measured is not measured again, and the bytes are the same."""
+    data = json.loads((found[1].parent / "state.json").read_text())
+    kept = dict(list(data["noises"].items())[: len(data["noises"]) // 2])
+    (tmp_path / "state.json").write_text(json.dumps({**data, "noises": kept}))
+    report = search(
+        digits, tmp_path / "out.tflite", min_snr=32.0, effort="balanced", state=tmp_path / "state.json"
+    )
+    assert (tmp_path / "out.tflite").read_bytes() == found[1].read_bytes()
+    assert report.files == found[0].files - 2 * len(kept)
+    assert json.loads((tmp_path / "state.json").read_text())["noises"] == data["noises"]
+
+
+def test_a_state_of_something_else_is_named(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"a": 1}')
+    with pytest.raises(tfl_rewrite.FileAccessError, match="holds no state of a search"):
+        search(digits, tmp_path / "out.tflite", min_snr=30.0, state=tmp_path / "state.json")
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_the_recipe_gives_the_same_encodings(
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    report = found[0]
+    assert report.promised is not None
+    (tmp_path / "map.toml").write_text(report.recipe())
+    made = tfl_rewrite.quantize_weights_pass(map=str(tmp_path / "map.toml"), min_elements=64)
+    model = tfl_rewrite.load(digits[0])
+    result = made.run(model)
+    assert report.report is not None
+    wanted = encodings_of([change for each in report.report.results for change in each.changes])
+    assert encodings_of(result.changes) == wanted and len(wanted) > 2
+    assert len(set(wanted.values())) > 1
+
+
+def encodings_of(changes: Iterable[object]) -> dict[str, tuple[object, ...]]:
+    return {
+        change.where: (change.stored, change.block, change.channels, change.readings)
+        for change in changes
+        if isinstance(change, WeightChange)
+    }
+
+
+def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+    report = search(digits, tmp_path / "out.tflite", max_nbytes=30_000)
+    assert report.promised is not None
+    assert (tmp_path / "out.tflite").stat().st_size <= 30_000
+    within = [item for item in report.curve if item.nbytes <= 30_000]
+    assert len(within) > 1
+    assert max(item.snr or 0.0 for item in within) == report.promised.snr
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_nbytes": 5_000}, {"min_snr": 60.0, "max_nbytes": 12_000}], ids=["size", "both"]
+)
+def test_what_cannot_be_is_told_with_the_trade_offs(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, budget: dict[str, Any]
+) -> None:
+    target = tmp_path / "out.tflite"
+    with pytest.raises(ShrinkFailed, match="no file was found that keeps") as failure:
+        search(digits, target, **budget)
+    assert failure.value.exit_code == 4 and not target.exists()
+    assert failure.value.report.promised is None and len(failure.value.report.pareto()) > 1
+
+
+def test_agreement_from_few_samples_is_doubted(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    report = search(digits, tmp_path / "out.tflite", min_agreement=0.99)
+    assert report.proven is not None and report.proven.outputs[0].argmax_agreement == 1.0
+    assert any("cannot be told from 2 samples: give at least 100" in note for note in report.notes)
+
+
+def test_largest_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+    report = search(digits, tmp_path / "out.tflite", max_error=0.01)
+    assert report.promised is not None and report.proven is not None
+    for verdict in (report.promised.verdict, report.proven):
+        assert (verdict.outputs[0].max_abs_error or 0.0) <= 0.01
+
+
+def test_memory_wants_kernels_that_read_integers(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    report = search(digits, tmp_path / "out.tflite", min_snr=20.0, objective="ram")
+    assert report.promised is not None and report.promised.choice
+    assert {encoding.text for encoding in report.promised.choice.values()} == {"int8:channel"}
+    assert report.promised.cost < 0.5 * sum(4 * unit.elements for unit in report.units)
+
+
+def test_downloads_take_what_deflates_to_less(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    report = search(digits, tmp_path / "out.tflite", min_snr=40.0, objective="download")
+    assert report.promised is not None
+    (note,) = [note for note in report.notes if "deflated with float weights" in note]
+    floats, others = (int(word.replace(",", "")) for word in note.split() if word[0].isdigit())
+    assert report.promised.deflated == pytest.approx(min(floats, others), rel=0.02)
+    assert report.promised.deflated < report.promised.nbytes
+
+
+def test_downloads_are_found_where_the_first_passes_move_constants(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    """Grids belong to positions of buffers, and a dead one in front of all others moves those."""
+    source, *rest = digits
+    model = load(source)
+    model.buffers.insert(1, Buffer(OwnedBlob(np.arange(4096, dtype="<f4").tobytes())))
+    dead = Tensor("dead", (4096,), dtypes.FLOAT32.value, model.buffers[1])
+    model.subgraphs[0].tensors.append(dead)
+    save(model, tmp_path / "moved.tflite")
+    found = {}
+    for name, path in (("plain", source), ("moved", tmp_path / "moved.tflite")):
+        report = search((path, *rest), tmp_path / f"{name}-out.tflite", min_snr=60.0, objective="download")
+        assert report.promised is not None
+        assert any("float weights stay" in note for note in report.notes)
+        found[name] = report.promised.deflated
+    assert found["moved"] == pytest.approx(found["plain"], rel=0.01)
+
+
+def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None:
+    report = tfl_rewrite.shrink(
+        fixtures / "dense.tflite", tmp_path / "out.tflite", min_snr=30.0, encodings=FEW
+    )
+    assert report.proven is not None and report.proven.sample_source == "made"
+    assert "made inputs" in report.split.text
+
+
+def test_nothing_to_choose_is_a_copy(fixtures: Path, tmp_path: Path) -> None:
+    report = tfl_rewrite.shrink(fixtures / "already_int8.tflite", tmp_path / "out.tflite", min_snr=30.0)
+    assert not report.units and report.report is not None
+    assert (tmp_path / "out.tflite").stat().st_size <= report.nbytes_before
+
+
+def test_what_cannot_be_run_cannot_be_searched(fixtures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="nothing can be measured"):
+        tfl_rewrite.shrink(
+            fixtures / "malformed" / "custom_unknown_op.tflite", tmp_path / "out.tflite", min_snr=30.0
+        )
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_no_time_is_no_file_where_nothing_likely_fits(
+    digits: tuple[Path, Verification, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ShrinkFailed) as failure:
+        search(digits, tmp_path / "out.tflite", min_snr=140.0, max_nbytes=30_000, time_limit=1e-6)
+    assert any("time limit" in note for note in failure.value.report.notes)
+    assert not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.parametrize("bound", [30.0, 140.0])
+def test_no_time_is_what_is_likely_to_do(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, bound: float
+) -> None:
+    report = search(digits, tmp_path / "out.tflite", min_snr=bound, time_limit=1e-6)
+    assert report.promised is not None
+    assert report.promised_snr is None or report.promised_snr >= bound
+    assert bool(report.promised.choice) is (bound < 100)
+
+
+def test_little_time_is_a_file_all_the_same(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock here counts files, so that the end comes at the same place on any machine."""
+    asked = 0
+
+    def check(self: Clock, share: float = 1.0) -> None:
+        nonlocal asked
+        asked += 1
+        if (share < 0.9 and asked > 4) or asked > 12:
+            raise TimeIsUp
+
+    monkeypatch.setattr(Clock, "check", check)
+    report = search(digits, tmp_path / "out.tflite", min_snr=20.0, time_limit=1.0)
+    assert report.promised is not None and (report.promised_snr or 0.0) >= 20.0
+    assert any("left some encodings unmeasured" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "no budget"),
+        ({"min_snr": 30.0, "metric": "a:b"}, "go together"),
+        ({"min_snr": 30.0, "objective": "beauty"}, "objective 'beauty'"),
+        ({"min_snr": 30.0, "time_limit": 0.0}, "time_limit"),
+        ({"metric": "nonsense", "min_metric": 1.0}, "metric 'nonsense'"),
+        ({"metric": "no_such_module:f", "min_metric": 1.0}, "no_such_module"),
+    ],
+)
+def test_usage(
+    digits: tuple[Path, Verification, Path], tmp_path: Path, more: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        search(digits, tmp_path / "out.tflite", **more)
+    assert not (tmp_path / "out.tflite").exists()

@@ -1,0 +1,1 @@
+"""The subcommands: the rows of their options, and one small function each."""

@@ -1,0 +1,239 @@
+"""``batch``: its options, what it does and how it is shown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfl_rewrite.cli.options import HOLDOUT, TALKING, VERIFYING, Argument, Command
+from tfl_rewrite.cli.progress import AFTER_SECONDS
+
+if TYPE_CHECKING:
+    from tfl_rewrite.batch.config import BatchConfig
+    from tfl_rewrite.batch.summary import Summary
+
+_ROWS = 100
+
+_GIVEN = ("out", "passes", "preset", "jobs", "executor")
+_JUDGED = (
+    "verify",
+    "inputs",
+    "holdout",
+    "missing_inputs",
+    "input_range",
+    "input_layout",
+    "sample_rate",
+    "samples",
+    "seed",
+    "min_snr",
+    "min_agreement",
+    "max_abs_error",
+    "runtime",
+    "resolver",
+    "independent",
+    "timeout",
+    "memory_limit",
+    "no_rescue",
+    "blame_seconds",
+)
+
+# What is not given is left to the file, so nothing has a default here.
+_VERIFYING = tuple(
+    replace(row, extra={**row.extra, "default": None})
+    for row in (*HOLDOUT, *VERIFYING)
+    if row.names[-1].removeprefix("--").replace("-", "_") in _JUDGED
+)
+
+BATCHING = (
+    Command(
+        "batch",
+        "apply passes to many files, several at once",
+        "Applies the same passes to many files, each in a process of its own, goes on past failures, and "
+        "writes OUT/summary.json and OUT/summary.csv. Run again, it does what is left: files whose input, "
+        "settings and output are as they were are not run twice. Exit 0: every file is done; else the worst "
+        "of them: 4 an output differs too much, 2 a file cannot be read or its process died, 3 unsupported.",
+        (
+            (
+                "files",
+                (
+                    Argument(
+                        ("what",),
+                        "a TOML file that says everything, or .tflite files and patterns (** for any depth); "
+                        "folders below the start of a pattern are kept in DIR",
+                        {"metavar": "CONFIG.toml|GLOB", "nargs": "+"},
+                    ),
+                    Argument(("--out",), "the folder to write to; made if missing", {"metavar": "DIR"}),
+                ),
+            ),
+            (
+                "what to do",
+                (
+                    Argument(
+                        ("--pass",),
+                        "as for 'run'; repeatable, in order",
+                        {
+                            "action": "append",
+                            "dest": "passes",
+                            "default": None,
+                            "metavar": "NAME[:OPTION=VALUE,...]",
+                        },
+                    ),
+                    Argument(("--preset",), "lossless or small", {"metavar": "NAME"}),
+                ),
+            ),
+            (
+                "verification",
+                (
+                    *_VERIFYING,
+                    Argument(
+                        ("--missing-inputs",),
+                        "where a path of --inputs or --holdout (which may hold {stem}, {name} or {folder}) "
+                        "names no file: made (default): make inputs. fail: the file fails",
+                        {"choices": ("made", "fail"), "default": None},
+                    ),
+                ),
+            ),
+            (
+                "how to run",
+                (
+                    Argument(
+                        ("--jobs",),
+                        "files at once (default: one per processor)",
+                        {"type": int, "metavar": "N", "default": None},
+                    ),
+                    Argument(
+                        ("--executor",),
+                        "local (default), or dask://HOST:PORT for the workers of a Dask scheduler, which "
+                        "read and write the same paths",
+                        {"metavar": "WHERE", "default": None},
+                    ),
+                    Argument(("--force",), "overwrite files that no batch made", {"action": "store_true"}),
+                    Argument(("--json",), "print the summary as JSON", {"action": "store_true"}),
+                ),
+            ),
+            ("talk", TALKING),
+        ),
+    ),
+)
+
+
+def batch_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
+    from tfl_rewrite.batch.run import run_batch
+    from tfl_rewrite.cli.exits import INTERRUPTED, Terminated
+    from tfl_rewrite.cli.text import print_report, warn
+
+    config = _config(arguments)
+    progress = _Progress(arguments)
+    try:
+        summary = run_batch(config, force=arguments.force, progress=progress)
+    except (KeyboardInterrupt, Terminated):
+        progress.close()
+        done = f"{progress.done} of {progress.total} files are done"
+        warn(f"tfl-rewrite: interrupted; {done}; run it again to go on")
+        return INTERRUPTED
+    finally:
+        progress.close()
+    if arguments.json:
+        import json
+
+        print_report([json.dumps(summary.to_dict(), indent=2)])
+    elif not arguments.quiet:
+        print_report(summary_lines(summary, config.out, verbose=arguments.verbose))
+    return summary.exit_code
+
+
+def _config(arguments: argparse.Namespace) -> BatchConfig:
+    from tfl_rewrite.batch.config import plain_config, read_config
+
+    given = {name: value for name in _GIVEN if (value := getattr(arguments, name)) is not None}
+    judged = {name: value for name in _JUDGED if (value := getattr(arguments, name)) is not None}
+    if "passes" in given and "preset" not in given:
+        given["preset"] = None
+    if "preset" in given and "passes" not in given:
+        given["passes"] = ()
+    if len(arguments.what) == 1 and arguments.what[0].endswith(".toml"):
+        return read_config(Path(arguments.what[0]), given, judged)
+    return plain_config(arguments.what, given, judged)
+
+
+def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
+    """Shows a row for each file, and the sum."""
+    from tfl_rewrite.cli.render import safe, size, table
+
+    rows = summary.rows if verbose else summary.rows[:_ROWS]
+    lines = table(
+        ("file", "status", "before", "after", "", "verified", "SNR dB", "s"),
+        [_cells(row) for row in rows],
+        right=(2, 3, 4, 6, 7),
+    )
+    if len(rows) < len(summary.rows):
+        lines.append(f"  ... and {len(summary.rows) - len(rows)} more (-v shows all)")
+    lines += [
+        f"{safe(row['name'])}: exit {row['exit_code']}: {safe(row['message'], limit=400)}"
+        for row in summary.rows
+        if row["exit_code"] and row["message"]
+    ]
+    data = summary.to_dict()
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
+    count = len(summary.rows)
+    lines.append(f"{count} file{'' if count == 1 else 's'}: {counts}")
+    before, after = data["nbytes_before"], data["nbytes_after"]
+    if before:
+        lines.append(f"done: {size(before)} -> {size(after)} bytes ({100 * after / before:.1f} %)")
+    lines.append(f"summary: {safe(str(out / 'summary.json'))}, {safe(str(out / 'summary.csv'))}")
+    return lines
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    from tfl_rewrite.cli.render import decibels, safe, size
+
+    before, after = row.get("nbytes_before"), row.get("nbytes_after")
+    ratio = f"{100 * after / before:.1f} %" if before and after else ""
+    snr = row.get("snr_db")
+    return (
+        safe(row["name"], limit=70),
+        row["status"] + (" (before)" if row.get("resumed") else ""),
+        size(before) if before else "",
+        size(after) if after else "",
+        ratio,
+        row.get("verdict") or ("unverified" if row.get("unverified") else ""),
+        "" if snr is None else decibels(float(snr)),
+        f"{row['seconds']:.1f}" if "seconds" in row else "",
+    )
+
+
+_LOG_EVERY_SECONDS = 10.0
+
+
+class _Progress:
+    """Counts files; on a terminal it shows how far it is, in a log it says so now and then."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._wanted = sys.stderr is not None and not arguments.quiet
+        self._shown = self._wanted and sys.stderr.isatty()
+        self._next = time.monotonic() + AFTER_SECONDS
+        self.done = self.total = self._failed = 0
+
+    def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
+        from tfl_rewrite.cli.text import warn
+
+        self.done, self.total = done, total
+        self._failed += row["exit_code"] != 0
+        files = "file" if total == 1 else "files"
+        text = f"{done} of {total} {files}{f', {self._failed} failed' if self._failed else ''}"
+        if self._shown:
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif self._wanted and time.monotonic() >= self._next:
+            warn(f"tfl-rewrite: {text}")
+            self._next = time.monotonic() + _LOG_EVERY_SECONDS
+
+    def close(self) -> None:
+        """Clears the line."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False

@@ -1,0 +1,146 @@
+"""``doctor`` and ``repair``: their options, what they do and how it is shown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+
+if TYPE_CHECKING:
+    from tfl_rewrite.reading.doctor.diagnosis import Diagnosis
+    from tfl_rewrite.reading.doctor.kinds import Finding
+
+FOUND = 4
+"""Exit code of ``--fail-on``: what was asked to hold does not."""
+
+_SHOWN = 3
+
+DOCTORING = (
+    Command(
+        "doctor",
+        "say what will go wrong with a file, where and why",
+        "Reads a file, whoever made it, and lists what runtimes will refuse, misread or miss, with the fact "
+        "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 0 whatever "
+        "is found, unless --fail-on; 2: the file cannot be read.",
+        (
+            ("file", (Argument(("model",), "the .tflite file", {"metavar": "MODEL"}, Role.READ),)),
+            (
+                "what to look for",
+                (
+                    Argument(
+                        ("--min-runtime",),
+                        "the oldest TensorFlow Lite release that is to run it, such as 2.14 or litert-2.1: "
+                        "what is too new for it is an error",
+                        {"metavar": "VERSION", "default": None},
+                    ),
+                    Argument(
+                        ("--fail-on",),
+                        "exit 4 if anything is as bad as that",
+                        {"choices": ("error", "warning", "note"), "default": None},
+                    ),
+                ),
+            ),
+            ("output", (Argument(("--json",), "print JSON", {"action": "store_true"}),)),
+            ("talk", TALKING),
+        ),
+    ),
+    Command(
+        "repair",
+        "put right what keeps a file from being read right",
+        "Puts right what 'tfl-rewrite doctor' finds, where every runtime that reads the file correctly "
+        "computes the same before and after. Outputs stay equal to the bit, or within --min-snr where "
+        "kernels read past what the original gives them; where it does not run, the repaired file is run by "
+        "itself and the report says so. A file with nothing to repair is copied.",
+        (
+            ("files", IN_OUT),
+            (
+                "what to repair",
+                (
+                    Argument(
+                        ("--only",),
+                        "repair only these findings; repeatable or between commas. Without it: all that can "
+                        "be repaired, but for 'unaligned'",
+                        {"metavar": "ID,...", "action": "append", "default": []},
+                    ),
+                ),
+            ),
+            ("verification", VERIFYING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+)
+
+
+def doctor_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli.text import print_lines
+    from tfl_rewrite.reading.doctor.diagnosis import doctor
+    from tfl_rewrite.reading.doctor.kinds import Severity
+
+    found = doctor(arguments.model, min_runtime=arguments.min_runtime)
+    if arguments.json:
+        import json
+
+        print_lines([json.dumps(found.to_dict(), indent=2)])
+    elif not arguments.quiet:
+        print_lines(diagnosis_lines(found, verbose=arguments.verbose))
+    if arguments.fail_on is not None and found.reaches(Severity(arguments.fail_on)):
+        return FOUND
+    return 0
+
+
+def repair_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite repair IN OUT``."""
+    from tfl_rewrite.cli.commands.rewrite import rewrite_file
+    from tfl_rewrite.passes import calls
+
+    names = [name.strip() for text in arguments.only for name in text.split(",")]
+    return rewrite_file(arguments, [calls.repair_pass(only=filter(None, names))])
+
+
+def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
+    """Shows findings, those of a kind together."""
+    from tfl_rewrite.cli.text import safe, size
+    from tfl_rewrite.reading.doctor.kinds import UNASKED, Severity
+
+    counts = [(found.count(severity), severity.value) for severity in Severity]
+    said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    lines = [f"{safe(found.file)}: {size(found.nbytes)} bytes; {said}"]
+    groups: dict[str, list[Finding]] = {}
+    for finding in found.findings:
+        groups.setdefault(finding.kind, []).append(finding)
+    for name, findings in groups.items():
+        lines += _group_lines(name, findings, verbose, found.file)
+    fixed = [name for name in found.repairable if name in UNASKED]
+    if fixed:
+        lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")
+    return lines
+
+
+def _group_lines(name: str, findings: Sequence[Finding], verbose: int, file: str) -> list[str]:
+    from tfl_rewrite.cli.text import safe
+
+    row = findings[0].row
+    count = f" ({len(findings)} places)" if len(findings) > 1 else ""
+    lines = [f"{row.severity.value}: {row.title} [{name}]{count}"]
+    shown = findings if verbose else findings[:_SHOWN]
+    lines += [f"  {safe(item.where, limit=100)}: {safe(item.detail, limit=240)}" for item in shown]
+    if len(shown) < len(findings):
+        lines.append(f"  ... and {len(findings) - len(shown)} more (-v shows all)")
+    lines.append(f"  why: {row.fact}")
+    if verbose:
+        lines.append(f"  source: {row.source}")
+    for remedy in dict.fromkeys(item.remedy for item in findings):
+        lines.append(f"  remedy: {remedy.replace(' IN OUT', f' {_quoted(file)} OUT')}")
+    return lines
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    from tfl_rewrite.cli.text import safe
+
+    return shlex.quote(safe(path))

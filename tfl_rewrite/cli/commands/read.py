@@ -1,0 +1,64 @@
+"""``check``, ``inspect`` and ``doctor``: they read one file, and import no more than that takes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from tfl_rewrite.cli.commands.doctor import doctor_file
+from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.text import print_lines, safe
+from tfl_rewrite.errors import TflRewriteError, UsageError
+from tfl_rewrite.work import working
+
+
+def inspect_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite inspect MODEL``."""
+    from tfl_rewrite.cli.render import inspection_lines
+    from tfl_rewrite.reading.inspect import inspect
+
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = inspect(arguments.model, largest=arguments.largest)
+    if arguments.json:
+        import json
+
+        print_lines([json.dumps(found.to_dict(), indent=2)])
+    else:
+        print_lines(inspection_lines(found))
+    return 0
+
+
+def check_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite check MODEL...``."""
+    from tfl_rewrite.reading.check import examine
+
+    rows: list[dict[str, Any]] = []
+    for path in arguments.models:
+        notes: list[str] = []
+        try:
+            problems, notes = examine(path)
+        except TflRewriteError as error:
+            error.file = None
+            problems = [str(error)]
+        rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
+        if not arguments.json and not (arguments.quiet and not problems):
+            lines = [f"{safe(path) or repr(path)}: {'sound' if not problems else 'NOT SOUND'}"]
+            first = problems if arguments.verbose else problems[:10]
+            lines += [f"  {safe(problem, limit=400)}" for problem in first]
+            if len(first) < len(problems):
+                lines.append(f"  ... and {len(problems) - len(first)} more (-v shows all)")
+            lines += [f"  note: {safe(note, limit=400)}" for note in notes]
+            print_lines(lines)
+    if arguments.json:
+        import json
+
+        print_lines([json.dumps({"schema": 1, "files": rows}, indent=2)])
+    return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
+
+
+BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
+    "check": check_files,
+    "doctor": doctor_file,
+    "inspect": inspect_file,
+}

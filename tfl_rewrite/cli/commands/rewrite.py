@@ -1,0 +1,288 @@
+"""One small function a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.cli.files import SideFiles
+from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.render import report_lines, safe
+from tfl_rewrite.cli.text import print_lines, print_report, warn
+from tfl_rewrite.cli.waiting import Waiting
+from tfl_rewrite.editing.base import Pass
+from tfl_rewrite.errors import (
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
+from tfl_rewrite.passes import calls
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
+from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.work import working
+
+if TYPE_CHECKING:
+    from tfl_rewrite.judge.blame.report import Blame
+from tfl_rewrite.cli.settings import judges_of, real_inputs, tolerance_of, verification_of
+
+
+def quantize_weights(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite quantize-weights IN OUT``."""
+    made = calls.quantize_weights_pass(
+        dtype=arguments.dtype,
+        scheme=arguments.scheme,
+        granularity=arguments.granularity,
+        map=arguments.map,
+        min_elements=arguments.min_elements,
+        include=arguments.include,
+        exclude=arguments.exclude,
+        keep_first_last=arguments.keep_first_last,
+        min_runtime=arguments.min_runtime,
+        effort=arguments.effort,
+        bias_correction=not arguments.no_bias_correction,
+    )
+    return rewrite_file(arguments, [made])
+
+
+def dequantize(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite dequantize IN OUT``."""
+    return rewrite_file(arguments, [calls.dequantize_pass()])
+
+
+def remove_dead(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite remove-dead IN OUT``."""
+    made = calls.remove_dead_passes(
+        inputs=arguments.cut_inputs,
+        outputs=arguments.cut_outputs,
+        signature=arguments.signature,
+        strip=arguments.strip,
+        pure_custom=arguments.pure_custom,
+    )
+    return rewrite_file(arguments, made)
+
+
+def dedup(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite dedup IN OUT``."""
+    return rewrite_file(arguments, [calls.dedup_pass(pure_custom=arguments.pure_custom)])
+
+
+def compact(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite compact IN OUT``."""
+    return rewrite_file(arguments, calls.compact_passes(strip=arguments.strip, align=arguments.align))
+
+
+def run_passes(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite run IN OUT``."""
+    from tfl_rewrite.passes import catalog
+
+    if bool(arguments.passes) == (arguments.preset is not None):
+        raise UsageError("nothing to run, or two orders", remedy="give either --pass or --preset")
+    made = catalog.preset(arguments.preset) if arguments.preset else catalog.passes_of(arguments.passes)
+    return rewrite_file(arguments, made)
+
+
+def list_passes(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite passes``."""
+    from tfl_rewrite.passes import catalog
+
+    if arguments.json:
+        import json
+
+        rows = [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "lossy": entry.lossy,
+                "place": entry.place,
+                "options": list(entry.options),
+            }
+            for entry in catalog.CATALOG
+        ]
+        presets = {name: list(items) for name, items in catalog.PRESETS.items()}
+        print_lines([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
+        return 0
+    lines = []
+    for entry in catalog.CATALOG:
+        lines.append(f"{entry.name}{' (lossy)' if entry.lossy else ''}: {entry.summary}")
+        if entry.options:
+            lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
+        lines.append(f"  place: {entry.place}")
+    lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
+    print_lines(lines)
+    return 0
+
+
+def diff_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite diff BEFORE AFTER``."""
+    from tfl_rewrite.cli.render import comparison_lines
+    from tfl_rewrite.reading.diff import diff
+
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = diff(arguments.before, arguments.after)
+    if arguments.json:
+        import json
+
+        print_lines([json.dumps(found.to_dict(), indent=2)])
+    elif not arguments.quiet:
+        print_lines(comparison_lines(found, verbose=arguments.verbose))
+    return 0
+
+
+def round_weights(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite round-weights IN OUT``."""
+    searched = arguments.steps is None and arguments.min_snr is not None
+    made = calls.round_weights_pass(
+        steps=arguments.steps,
+        granularity=arguments.granularity,
+        int8=arguments.int8,
+        min_elements=arguments.min_elements,
+        effort=arguments.effort,
+    )
+    if arguments.min_snr is None:
+        arguments.min_snr = 20.0
+    if searched:
+        from tfl_rewrite.search.rounding import search_rounding
+
+        with Bar.of(arguments, unit="run") as bar:
+            found = search_rounding(
+                arguments.source,
+                made,
+                verification_of(arguments),
+                min_snr=arguments.min_snr,
+                max_abs_error=arguments.max_abs_error,
+                progress=bar,
+            )
+        made = found.settings
+    try:
+        return rewrite_file(arguments, [made])
+    except RewriteFailed as error:
+        if error.remedy is None and not searched:
+            other = "--effort fast, " if arguments.inputs and made.effort is not Effort.FAST else ""
+            more = f"give more than {made.steps} --steps, {other}"
+            error.remedy = f"{more}or --min-snr alone to search for them"
+        raise
+
+
+def verify_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite verify BEFORE AFTER``."""
+    from tfl_rewrite.files.container import Container
+    from tfl_rewrite.files.store import ensure_model
+    from tfl_rewrite.pipeline.verify import verify
+
+    for path in (arguments.before, arguments.after):
+        ensure_model(Container.open(path))
+    inputs = real_inputs(arguments, arguments.before)
+    judges = judges_of(arguments)
+    with Waiting(enabled=not arguments.quiet) as waiting:
+        verdict = verify(
+            arguments.before,
+            arguments.after,
+            inputs=inputs,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            tolerance=tolerance_of(arguments, exact=arguments.exact),
+            progress=waiting,
+            **judges,
+        )
+    found = None
+    if (arguments.blame or arguments.blame_out) and verdict.status != "unverified":
+        from tfl_rewrite.reading.blame import blame
+
+        found = blame(
+            arguments.before,
+            arguments.after,
+            inputs=inputs,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            runtime=judges["runtime"][0],
+            timeout=arguments.timeout,
+        )
+    facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
+    facts |= {"blame": found.to_dict()} if found else {}
+    with SideFiles(arguments) as side:
+        side.add_json(arguments.report, {"schema": 1, **facts})
+        _add_node_data(side, arguments.blame_out, found)
+        side.publish()
+    if not arguments.quiet:
+        print_lines(verdict.summary_lines())
+        print_lines(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
+        print_lines(_no_blame(arguments, found))
+    if verdict.status == "unverified":
+        return UnsupportedError.exit_code if arguments.require else 0
+    return 0 if verdict.passed else VerificationError.exit_code
+
+
+def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
+    """Rewrites as the options of a command say, reports it, and returns the exit code."""
+    verification = verification_of(arguments)
+    bar = Bar.of(arguments)
+    side = SideFiles(arguments)
+    try:
+        report = rewrite(
+            arguments.source,
+            arguments.target,
+            passes,
+            verification=verification,
+            force=arguments.force,
+            dry_run=arguments.dry_run,
+            threads=arguments.threads,
+            progress=bar,
+            ready=lambda report: _add_reports(side, arguments, report),
+        )
+        side.publish()
+    except RewriteFailed as error:
+        bar.close()
+        _add_reports(side, arguments, error.report)
+        side.publish()
+        _show(arguments, error.report, product=False)
+        error.remedy = error.remedy or _for_older(arguments, error)
+        if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
+            budget = f"--min-snr {arguments.min_snr:g}"
+            if arguments.max_abs_error is not None:
+                budget += f" --max-error {arguments.max_abs_error:g}"
+            error.remedy = f"'tfl-rewrite shrink {budget}' looks for the smallest file that keeps it"
+        raise
+    finally:
+        bar.close()
+        side.close()
+    _show(arguments, report, product=arguments.dry_run)
+    return 0
+
+
+def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | None:
+    """Says how to write a file for the runtime that judged, where it knows no such operators."""
+    judge = error.report.verdict.judge if error.report.verdict is not None else None
+    asked = getattr(arguments, "min_runtime", "")
+    if judge is None or asked is not None or "Didn't find op for builtin opcode" not in str(error):
+        return None
+    version = ".".join(judge.version.split(".")[:2])
+    known = f"{'litert-' if judge.runtime == 'ai-edge-litert' else ''}{version}"
+    try:
+        calls.parse_runtime(known)
+    except UsageError:
+        return None
+    return f"--min-runtime {known} chooses forms that this runtime knows"
+
+
+def _show(arguments: argparse.Namespace, report: Report, *, product: bool) -> None:
+    if not arguments.quiet:
+        lines = report_lines(report, verbose=arguments.verbose)
+        print_report([*lines, *_no_blame(arguments, report.blame)], product=product)
+    elif report.unverified is not None:
+        warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+
+
+def _add_reports(side: SideFiles, arguments: argparse.Namespace, report: Report) -> None:
+    side.add_json(arguments.report, report.to_dict())
+    _add_node_data(side, arguments.blame_out, report.blame)
+
+
+def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
+    asked = arguments.blame or arguments.blame_out is not None
+    return ["blame: not run, because nothing was compared"] if asked and found is None else []
+
+
+def _add_node_data(side: SideFiles, path: str | None, found: Blame | None) -> None:
+    if path is not None and found is not None and found.failure is None:
+        side.add_json(path, found.node_data())

@@ -1,0 +1,86 @@
+"""The two subcommands about models in several files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from tfl_rewrite.cli.files import SideFiles
+from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.render import safe
+from tfl_rewrite.cli.settings import real_inputs
+from tfl_rewrite.cli.shard_render import shard_lines
+from tfl_rewrite.cli.text import print_report, warn
+from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.shards.calls import is_model, join, shard
+from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
+
+
+def shard_model(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shard IN OUTDIR``."""
+    return _run_shards(
+        arguments,
+        lambda verification, bar: shard(
+            arguments.source,
+            arguments.target,
+            format=arguments.format,
+            max_size=arguments.max_size,
+            compress=arguments.compress,
+            manifest=arguments.manifest,
+            verification=verification,
+            force=arguments.force,
+            jobs=arguments.jobs,
+            dry_run=arguments.dry_run,
+            progress=bar,
+        ),
+    )
+
+
+def join_model(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite join MANIFEST OUT``."""
+    return _run_shards(
+        arguments,
+        lambda verification, bar: join(
+            arguments.source,
+            arguments.target,
+            verification=verification,
+            force=arguments.force,
+            jobs=arguments.jobs,
+            allow_private=arguments.allow_private,
+            sha256=arguments.sha256,
+            dry_run=arguments.dry_run,
+            progress=bar,
+        ),
+    )
+
+
+def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar], ShardReport]) -> int:
+    # Of a manifest nothing is run: parts are compared byte by byte.
+    inputs = real_inputs(arguments, arguments.source) if is_model(Path(arguments.source)) else ()
+    verification = Verification(
+        mode=arguments.verify,
+        inputs=inputs,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        timeout=arguments.timeout,
+    )
+    bar = Bar.of(arguments)
+    failure: ShardFailed | None = None
+    try:
+        report = call(verification, bar)
+    except ShardFailed as error:
+        failure, report = error, error.report
+    finally:
+        bar.close()
+    with SideFiles(arguments) as side:
+        side.add_json(arguments.report, report.to_dict())
+        side.publish()
+    if not arguments.quiet:
+        lines = shard_lines(report, verbose=arguments.verbose)
+        print_report(lines, product=arguments.dry_run and failure is None)
+    elif report.unverified is not None:
+        warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+    if failure is not None:
+        raise failure
+    return 0

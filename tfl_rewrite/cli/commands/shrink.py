@@ -1,0 +1,326 @@
+"""``shrink``: its options, what it does and how it is shown."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.cli.options import HOLDOUT, IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+from tfl_rewrite.errors import UsageError
+
+if TYPE_CHECKING:
+    from tfl_rewrite.cli.files import SideFiles
+    from tfl_rewrite.search.shrink import ShrinkReport
+
+_ROWS = 20
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "KIB": 1024,
+    "MIB": 1024**2,
+    "GIB": 1024**3,
+}
+
+_BUDGET = (
+    Argument(
+        ("--min-snr",),
+        "least signal-to-noise ratio of every output, in dB",
+        {"type": float, "default": None, "metavar": "DB"},
+    ),
+    Argument(
+        ("--max-error",),
+        "largest error of any element of an output",
+        {"type": float, "default": None, "metavar": "X"},
+    ),
+    Argument(
+        ("--min-agreement",),
+        "least share of samples whose largest element is the same, of every output of scores, such as 0.99",
+        {"type": float, "default": None, "metavar": "SHARE"},
+    ),
+    Argument(
+        ("--metric",),
+        "your own figure: function(outputs, reference), both dicts of arrays by output name; larger is "
+        "better. Called in a process of its own",
+        {"default": None, "metavar": "MODULE:FUNCTION"},
+    ),
+    Argument(("--min-metric",), "its least value", {"type": float, "default": None, "metavar": "X"}),
+    Argument(
+        ("--max-size",),
+        "largest file, such as 5MB; with nothing else, the error is made as small as it can be",
+        {"default": None, "metavar": "SIZE"},
+    ),
+    Argument(
+        ("--objective",),
+        "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
+        "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
+        {"choices": ("file", "download", "ram", "latency"), "default": "file"},
+    ),
+)
+
+_SEARCHING = (
+    *HOLDOUT,
+    Argument(
+        ("--effort",),
+        "as for quantize-weights (default: balanced)",
+        {"choices": ("fast", "balanced", "best"), "default": "balanced"},
+    ),
+    Argument(
+        ("--encodings",),
+        "what to try for each constant, between commas (default: all that quantize-weights knows and "
+        "--min-runtime allows)",
+        {"default": None, "metavar": "ENCODING,..."},
+    ),
+    Argument(
+        ("--include",), "as for quantize-weights", {"action": "append", "default": [], "metavar": "REGEX"}
+    ),
+    Argument(
+        ("--exclude",), "as for quantize-weights", {"action": "append", "default": [], "metavar": "REGEX"}
+    ),
+    Argument(("--min-runtime",), "as for quantize-weights", {"default": None, "metavar": "VERSION"}),
+    Argument(
+        ("--time-limit",),
+        "seconds after which the search ends with the best that it has (default: 480; 0: none). A search "
+        "that is not ended by it gives the same file each time",
+        {"type": float, "default": 480.0, "metavar": "S"},
+    ),
+    Argument(
+        ("--state",),
+        "keep measurements in this file; a search that was stopped goes on from it. It is read and written; "
+        "one of another search, or of other inputs, is replaced with --force only",
+        {"default": None, "metavar": "FILE.json"},
+        Role.KEEP,
+    ),
+)
+
+_SHOWING = (
+    Argument(
+        ("--recipe-out",),
+        "write the encodings as a recipe for quantize-weights --map",
+        {"default": None, "metavar": "FILE.toml"},
+        Role.WRITE,
+    ),
+    Argument(
+        ("--curve",),
+        "write size against error",
+        {"default": None, "metavar": "FILE.json|FILE.csv"},
+        Role.WRITE,
+    ),
+    Argument(
+        ("--plot",),
+        "draw size against error, and what became of each constant",
+        {"default": None, "metavar": "FILE.svg|FILE.png"},
+        Role.WRITE,
+    ),
+)
+
+_VERIFYING = tuple(
+    row
+    for row in VERIFYING
+    if not {"--min-snr", "--min-agreement", "--max-abs-error", "--verify", "--no-rescue"} & set(row.names)
+    and not any(name.startswith("--blame") for name in row.names)
+)
+
+SHRINKING = (
+    Command(
+        "shrink",
+        "find the smallest file within a budget (lossy)",
+        "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
+        "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
+        "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
+        (
+            ("files", IN_OUT),
+            ("the budget", _BUDGET),
+            ("the search", _SEARCHING),
+            ("what to show", _SHOWING),
+            ("verification", _VERIFYING),
+            ("writing", WRITING),
+            ("talk", TALKING),
+        ),
+    ),
+)
+
+
+def shrink_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite shrink IN OUT``."""
+    from tfl_rewrite.cli.files import SideFiles
+    from tfl_rewrite.cli.progress import Bar
+    from tfl_rewrite.cli.settings import held_out, judges_of, real_inputs
+    from tfl_rewrite.cli.text import print_report
+    from tfl_rewrite.pipeline.verification import Verification
+    from tfl_rewrite.search.calls import shrink
+    from tfl_rewrite.search.shrink import ShrinkFailed
+
+    _check_ending(arguments.curve, "--curve", (".json", ".csv"))
+    _check_ending(arguments.plot, "--plot", (".svg", ".png"))
+    _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
+    if arguments.plot is not None:
+        from tfl_rewrite.search.plot import check_installed
+
+        check_installed()
+    side = SideFiles(arguments)
+    bar = Bar.of(arguments, unit="run")
+    try:
+        report = shrink(
+            arguments.source,
+            arguments.target,
+            min_snr=arguments.min_snr,
+            max_error=arguments.max_error,
+            min_agreement=arguments.min_agreement,
+            metric=arguments.metric,
+            min_metric=arguments.min_metric,
+            max_nbytes=_nbytes(arguments.max_size),
+            objective=arguments.objective,
+            effort=arguments.effort,
+            encodings=arguments.encodings.split(",") if arguments.encodings else None,
+            include=arguments.include,
+            exclude=arguments.exclude,
+            min_runtime=arguments.min_runtime,
+            verification=Verification(
+                inputs=real_inputs(arguments, arguments.source),
+                samples=arguments.samples,
+                seed=arguments.seed,
+                **judges_of(arguments),
+            ),
+            holdout=held_out(arguments, arguments.source),
+            time_limit=arguments.time_limit if arguments.time_limit != 0 else None,
+            state=arguments.state,
+            force=arguments.force,
+            dry_run=arguments.dry_run,
+            threads=arguments.threads,
+            progress=bar,
+            ready=lambda report: _add_files(side, arguments, report),
+        )
+        side.publish()
+    except ShrinkFailed as error:
+        bar.close()
+        _add_files(side, arguments, error.report)
+        side.publish()
+        if not arguments.quiet:
+            print_report(lines_of(error.report, verbose=arguments.verbose))
+        raise
+    finally:
+        bar.close()
+        side.close()
+    if not arguments.quiet:
+        print_report(lines_of(report, verbose=arguments.verbose), product=arguments.dry_run)
+    return 0
+
+
+def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
+    """Returns the report as text."""
+    from tfl_rewrite.cli.render import safe
+
+    lines = []
+    found, before = report.promised, report.nbytes_before
+    if found is not None:
+        share = found.nbytes / before if before else 1.0
+        names = f"{safe(report.source)} -> {safe(report.target)}"
+        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})")
+        if not report.units:
+            lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
+    lines.append(f"searched with {report.split.text}; {report.files} files were run")
+    if found is not None and report.units:
+        counts = Counter(
+            found.choice[unit.position].text if unit.position in found.choice else "kept as it is"
+            for unit in report.units
+        )
+        lines.append("constants: " + ", ".join(f"{count} x {name}" for name, count in counts.most_common()))
+        if verbose:
+            for unit in sorted(report.units, key=lambda unit: -unit.nbytes):
+                encoding = found.choice.get(unit.position)
+                lines.append(f"  {unit.nbytes:>12,}  {encoding or 'kept'!s:28s} {safe(unit.name, limit=80)}")
+    lines.append("size against error, on the inputs of the search:")
+    points = report.pareto()
+    shown = points if verbose or len(points) <= _ROWS else points[:_ROWS]
+    for item in shown:
+        snr = _snr(item.snr)
+        mark = "  <- this one" if found is not None and item.choice == found.choice else ""
+        size = f"{item.nbytes:>12,} bytes"
+        if item.deflated:
+            size += f" ({item.deflated:,} deflated)"
+        lines.append(f"  {size}  {snr:>9s}{mark}")
+    if report.proven is not None:
+        where = "held-out inputs" if report.split.held_out else "the inputs of the search"
+        lines.append(f"verified on {where}:")
+        lines += [f"  {line}" for line in report.proven.summary_lines()]
+    if report.promised_snr is not None:
+        lines.append(_promise(report))
+    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+    return lines
+
+
+def _promise(report: ShrinkReport) -> str:
+    assert report.promised is not None
+    found = _less_chance(report.promised.snr, report.promised.sure)
+    proven = _less_chance(report.proven_snr, report.proven_sure)
+    likely = ""
+    if report.expected_snr != report.promised_snr:
+        likely = f"likely {_snr(report.expected_snr)}: "
+    return f"SNR promised: {_snr(report.promised_snr)} ({likely}search {found}, held-out inputs {proven})"
+
+
+def _less_chance(snr: float | None, sure: float | None) -> str:
+    chance = 0.0 if snr is None or sure is None or not math.isfinite(snr) else snr - sure
+    return _snr(snr) + (f" less {chance:.1f} dB that may be chance" if chance >= 0.05 else "")
+
+
+def _snr(snr: float | None) -> str:
+    return "exact" if snr is None or not math.isfinite(snr) else f"{snr:.1f} dB"
+
+
+def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkReport) -> None:
+    side.add_json(arguments.report, report.to_dict())
+    if arguments.recipe_out is not None and report.report is not None:
+        side.add(arguments.recipe_out, report.recipe().encode("utf-8"))
+    if arguments.curve is not None:
+        rows = [
+            {
+                "nbytes": item.nbytes,
+                "deflated": item.deflated or None,
+                "snr_db": item.snr if item.snr is not None and math.isfinite(item.snr) else None,
+                "metric": item.metric,
+                "chosen": report.promised is not None and item.choice == report.promised.choice,
+            }
+            for item in report.pareto()
+        ]
+        if arguments.curve.endswith(".csv"):
+            text = io.StringIO()
+            writer = csv.DictWriter(text, ["nbytes", "deflated", "snr_db", "metric", "chosen"])
+            writer.writeheader()
+            writer.writerows(rows)
+            side.add(arguments.curve, text.getvalue().encode("ascii"))
+        else:
+            side.add_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
+    if arguments.plot is not None:
+        from tfl_rewrite.search.plot import draw
+
+        side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
+
+
+def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> None:
+    if path is not None and not path.endswith(endings):
+        raise UsageError(f"{option} {path}", remedy=f"name a file that ends in {' or '.join(endings)}")
+
+
+def _nbytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
+    unit = found[2].upper() if found else "?"
+    if found and unit in ("K", "M", "G"):
+        unit += "B"
+    if found is None or unit not in _UNITS:
+        raise UsageError(f"--max-size {text[:40]!r}", remedy="write such as 500000, 480KB, 5MB or 4MiB")
+    return int(float(found[1]) * _UNITS[unit])
+
+
+__all__ = ["SHRINKING", "lines_of", "shrink_file"]

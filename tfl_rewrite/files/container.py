@@ -1,0 +1,286 @@
+"""One file on disk: mapped for reading, accounted for byte by byte, and published atomically.
+
+Order in a ``.tflite`` file: the FlatBuffer, then buffers that are addressed by file offset, then a ZIP with
+label files (TFLite Metadata). What no offset reaches is zero padding, that ZIP, or unexplained.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shlex
+import stat
+import struct
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
+from tfl_rewrite.files.foreign import recognize_folder
+
+_PIECE = 4 << 20
+# Gaps that are looked at before the pages around them are given back.
+_RELEASE_AFTER = 256
+_READ = 512 << 10
+_FAULT_AROUND = 64 << 10
+"""Linux maps up to this much around a fault (``fault_around_bytes``)."""
+_ALL_AFTER = 64 << 20
+_EMPTY, _AGAIN = "the file is empty", "fetch it again; the download may not have begun"
+
+
+class Container:
+    """A mapped input file.
+
+    The map, and every view on it, stays valid after the file is replaced on disk.
+
+    Attributes:
+        path: As given.
+        data: All bytes, read-only, not copied.
+    """
+
+    __slots__ = ("__weakref__", "_map", "_spent", "_state", "data", "path")
+
+    def __init__(
+        self, path: str, data: memoryview, mapped: mmap.mmap | None, descriptor: int | None = None
+    ) -> None:
+        self.path = path
+        self.data = data
+        self._map = mapped
+        self._spent = 0
+        self._state: tuple[int, tuple[int, int]] | None = None
+        if descriptor is not None:
+            kept = os.dup(descriptor)
+            weakref.finalize(self, os.close, kept)
+            self._state = kept, _state(kept)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Container:
+        """Maps a file.
+
+        Raises:
+            FileAccessError: It cannot be opened.
+            FormatError: It is empty.
+        """
+        name = os.fspath(path)
+        try:
+            # Before it is opened: opening a pipe waits for somebody to write into it.
+            mode = os.stat(name).st_mode  # noqa: PTH116
+            if stat.S_ISDIR(mode):
+                found = recognize_folder(name)
+                remedy = found.remedy.replace("FILE", shlex.quote(name))
+                raise FileAccessError(f"is {found.what}", file=name, remedy=remedy)
+            if not stat.S_ISREG(mode):
+                raise FileAccessError("is not a regular file", file=name)
+            with open(name, "rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return cls(name, memoryview(mapped), mapped, file.fileno())
+        except OSError as error:
+            raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
+
+    @classmethod
+    def of_bytes(cls, data: bytes, name: str = "<bytes>") -> Container:
+        """Wraps bytes that are in memory already."""
+        if not data:
+            raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
+        return cls(name, memoryview(data), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return len(self.data)
+
+    def ensure_unchanged(self) -> None:
+        """Checks that nobody wrote into the file since it was opened; that it was replaced is no matter.
+
+        Raises:
+            FileAccessError: Its size or the time of its last change is another one.
+        """
+        if self._state is not None and _state(self._state[0]) != self._state[1]:
+            raise FileAccessError(
+                "was changed while it was being read",
+                file=self.path,
+                remedy="run it again when nobody writes into it",
+            )
+
+    def pieces(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
+        """Yields a stretch, by default all; each piece is given back when the next one is asked for."""
+        stop = self.nbytes if nbytes is None else offset + nbytes
+        for start in range(offset, stop, _READ):
+            piece = self.data[start : min(start + _READ, stop)]
+            yield piece
+            self.release(start, len(piece))
+
+    def release_all(self) -> None:
+        """Tells the system that nothing is needed in memory for now. All stays readable."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Tells the system that these bytes are not needed in memory for now. They stay readable."""
+        if self._map is None or nbytes <= 0 or not hasattr(self._map, "madvise"):
+            return
+        self._spent += nbytes
+        if self._spent >= _ALL_AFTER:
+            # What others left, who look at a few bytes and do not tell.
+            self._spent = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
+            return
+        # Outward, by what one page fault may have brought in: dropped pages are read again where needed,
+        # pages left at the ends of thousands of constants add up.
+        start = max(0, offset - _FAULT_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+        stop = min(offset + nbytes + _FAULT_AROUND, len(self.data))
+        self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class ZipTail:
+    """A ZIP after the model, with what is needed to move it.
+
+    Attributes:
+        offset: Its first byte in the file.
+        data: Its bytes, shared with the map.
+        directory: Position of the central directory inside ``data``.
+        records: Number of its entries.
+        base: Where its offsets count from: the start of the file, as the format wants it, or its own start,
+        or     elsewhere in a file that grew after the ZIP was appended.
+    """
+
+    offset: int
+    data: memoryview
+    directory: int
+    records: int
+    base: int
+
+    @property
+    def absolute(self) -> bool:
+        """Whether its offsets count from the start of the file."""
+        return self.base == 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return len(self.data)
+
+    def moved(self, offset: int) -> bytes:
+        """Returns the ZIP as it must read when it starts at ``offset`` of a file.
+
+        Local headers' positions in the central directory, and that of the directory itself, count from
+        the start of the file (APPNOTE.TXT 4.4.16, 4.4.24), so they move with it. Those that count from the
+        ZIP's own start stay; those that count from elsewhere are set right.
+
+        Raises:
+            UnsupportedError: It would lie past what its 32-bit offsets reach.
+        """
+        result = bytearray(self.data)
+        if self.base == self.offset:
+            return bytes(result)
+        if offset + len(result) > 0xFFFFFFFF:
+            raise UnsupportedError(
+                f"the appended ZIP would start at {offset}, past what its offsets reach",
+                remedy="remove the ZIP first; labels can stay in a file of their own",
+            )
+        delta = offset - self.offset + self.base
+        position = self.directory
+        for _ in range(self.records):
+            name, extra, comment = struct.unpack_from("<HHH", result, position + 28)
+            value = struct.unpack_from("<I", result, position + 42)[0]
+            struct.pack_into("<I", result, position + 42, value + delta)
+            position += 46 + name + extra + comment
+        value = struct.unpack_from("<I", result, position + 16)[0]
+        struct.pack_into("<I", result, position + 16, value + delta)
+        return bytes(result)
+
+
+def find_zip(data: memoryview, start: int) -> ZipTail | None:
+    """Finds a ZIP that ends at the end of the file and begins at or after ``start``.
+
+    Raises:
+        FormatError: An end record is there, but its directory does not hold together.
+        UnsupportedError: A ZIP64 archive.
+    """
+    floor = max(start, len(data) - 22 - 0xFFFF)
+    window = bytes(data[floor:])
+    index = len(window)
+    while True:
+        index = window.rfind(b"PK\x05\x06", 0, index)
+        if index < 0:
+            return None
+        end = floor + index
+        if end + 22 <= len(data):
+            records, size, offset, comment = struct.unpack_from("<HIIH", data, end + 10)
+            if end + 22 + comment == len(data):
+                return _zip_at(data, start, end, records, size, offset)
+
+
+def _zip_at(data: memoryview, start: int, end: int, records: int, size: int, offset: int) -> ZipTail:
+    if 0xFFFF in (records,) or 0xFFFFFFFF in (size, offset):
+        raise UnsupportedError(
+            "the appended ZIP is a ZIP64 archive", offset=end, remedy="append a plain ZIP of under 4 GiB"
+        )
+    directory = end - size
+    if directory < start:
+        raise FormatError("the appended ZIP's directory reaches into the model", where="ZIP", offset=end)
+    locals_, position = [], directory
+    for number in range(records):
+        if position + 46 > end or bytes(data[position : position + 4]) != b"PK\x01\x02":
+            raise FormatError(
+                f"the appended ZIP's directory entry {number} is missing", where="ZIP", offset=position
+            )
+        name, extra, comment = struct.unpack_from("<HHH", data, position + 28)
+        locals_.append(struct.unpack_from("<I", data, position + 42)[0])
+        position += 46 + name + extra + comment
+    if position != end:
+        raise FormatError("the appended ZIP's directory has the wrong size", where="ZIP", offset=directory)
+    # Offsets count from the start of the file; some tools write them from the start of the ZIP.
+    base = directory - offset
+    first = base + min(locals_, default=offset)
+    if base < 0 or first < start or first > directory:
+        raise FormatError(
+            f"the appended ZIP's directory is at {directory} but says {offset}", where="ZIP", offset=end
+        )
+    for local in locals_:
+        if base + local + 30 > directory or bytes(data[base + local : base + local + 4]) != b"PK\x03\x04":
+            raise FormatError("the appended ZIP's local header is missing", where="ZIP", offset=base + local)
+    return ZipTail(first, data[first:], directory - first, records, base)
+
+
+def unexplained(
+    data: memoryview,
+    spans: Iterable[tuple[int, int]],
+    *,
+    release: Callable[[], None] | None = None,
+) -> list[tuple[int, int]]:
+    """Returns the byte ranges that lie in no span and are not zero, as ``(start, end)``.
+
+    Args:
+        data: The file.
+        spans: What is accounted for.
+        release: Gives back the pages of mapped bytes; a look at a gap brings in all that is around it.
+    """
+    gaps = 0
+    found: list[tuple[int, int]] = []
+    position = 0
+    for start, end in [*sorted(spans), (len(data), len(data))]:
+        while position < start:
+            stop = min(start, position + _PIECE)
+            gap = bytes(data[position:stop])
+            if gap.strip(b"\0"):
+                first = position + len(gap) - len(gap.lstrip(b"\0"))
+                last = position + len(gap.rstrip(b"\0"))
+                if found and found[-1][1] == first:
+                    found[-1] = (found[-1][0], last)
+                else:
+                    found.append((first, last))
+            position = stop
+            gaps += 1
+            if release is not None and gaps % _RELEASE_AFTER == 0:
+                release()
+        position = max(position, end)
+    return found

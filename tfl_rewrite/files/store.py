@@ -1,0 +1,483 @@
+"""Load and save: the way from a file to a model and back.
+
+A model that was not changed is saved as the bytes that it was loaded from. A changed one is refused when the
+file holds something that cannot be carried over.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
+from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, write_aside
+from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
+from tfl_rewrite.files.foreign import recognize
+from tfl_rewrite.files.positions import who_needs
+from tfl_rewrite.flatbuf.orphans import explain_orphans
+from tfl_rewrite.flatbuf.reader import read
+from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
+from tfl_rewrite.model import customs
+from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
+from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.model.lift import lift
+
+# The writer is loaded when something is written: it takes longer to import than a small file to read.
+if TYPE_CHECKING:
+    from tfl_rewrite.flatbuf.writer import Packing, Plan
+
+SCHEMA_VERSION = 3
+"""The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
+
+_OUTSIDE_FROM = 1024
+_INLINE_LIMIT = (1 << 31) - (64 << 20)
+_TAIL_ALIGN = 16
+
+# Tables, and their fields, that refer to bytes after the FlatBuffer.
+_OUTSIDE = (
+    ("Buffer", "offset", "size"),
+    ("Operator", "large_custom_options_offset", "large_custom_options_size"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a model was loaded from.
+
+    Attributes:
+        root: The records as read.
+        tail: The ZIP after the model, if any.
+        refusals: Why a changed model must not be saved; empty for nearly all files.
+        dead: Byte ranges that nothing explains; a rewrite leaves them out, unless a refusal says why not.
+        shared: Byte ranges that lie in two things that are not the same, such as a constant over a table.
+    """
+
+    container: Container
+    root: Record
+    tail: ZipTail | None
+    refusals: tuple[UnsupportedError, ...]
+    dead: tuple[tuple[int, int], ...]
+    shared: tuple[tuple[int, int], ...] = ()
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Reads a ``.tflite`` file.
+
+    The file is mapped, not copied: constants are read when they are used.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileAccessError: It cannot be read.
+        FormatError: It is damaged; the error names the place.
+        UnsupportedError: It is of a schema version other than 3.
+    """
+    return load_container(Container.open(path))
+
+
+def ensure_model(container: Container) -> None:
+    """Checks that a file has the identifier of a model.
+
+    Raises:
+        FormatError: It is something else; the error says what, and what to do.
+    """
+    identifier = schema().identifier or b""
+    if bytes(container.data[4:8]) == identifier:
+        return
+    found = recognize(container.data, container.path, identifier)
+    remedy = found.remedy.replace("FILE", shlex.quote(container.path))
+    raise FormatError(f"is {found.what}", file=container.path, offset=found.offset, remedy=remedy)
+
+
+def load_container(container: Container) -> Model:
+    """Reads a mapped file; see :func:`load`."""
+    ensure_model(container)
+    try:
+        result = read(container.data, schema(), release=container.release_all)
+        version = result.root.get("version")
+        if version != SCHEMA_VERSION:
+            raise UnsupportedError(
+                f"the model is of schema version {version}; only version {SCHEMA_VERSION} can be read",
+                remedy="convert it again with a converter of 2018 or newer",
+            )
+        model = lift(result.root, container)
+        if not model.subgraphs:
+            raise FormatError("the model has no subgraph", where="subgraphs")
+        outside = [
+            (blob.offset, blob.offset + blob.nbytes)
+            for blob in _outside_blobs(model)
+            if isinstance(blob, MappedBlob)
+        ]
+        end = max((stop for _, stop in [*result.spans, *outside]), default=0)
+        refusals = [_newer(item) for item in result.unknown]
+        tail = find_zip(container.data, end)
+        spans = [*result.spans, *outside]
+        if tail is not None:
+            spans.append((tail.offset, container.nbytes))
+        dead = unexplained(container.data, spans, release=container.release_all)
+        if dead:
+            orphans = explain_orphans(container.data, dead, result.vtables)
+            # All or nothing: a part that happens to look like tables explains nothing.
+            dead = dead if unexplained(container.data, [*spans, *orphans]) else []
+        if dead:
+            refusals += _dead(model, container, dead)
+        refusals += _absolute_operators(model)
+    except TflRewriteError as error:
+        error.file = error.file or container.path
+        raise
+    for refusal in refusals:
+        refusal.file = container.path
+    shared = tuple(_overlaps(result.spans))
+    model.origin = Origin(container, result.root, tail, tuple(refusals), tuple(dead), shared)
+    return model
+
+
+def _overlaps(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yields the ranges in which spans, sorted by where they start, lie over an earlier one."""
+    end = 0
+    for start, stop in spans:
+        if start < end:
+            yield start, min(stop, end)
+        end = max(end, stop)
+
+
+def lift_again(model: Model) -> Model:
+    """Builds another model of the file that one was loaded from, as it is there; nothing is parsed again.
+
+    Args:
+        model: As :func:`load` gave it; what was changed in it since does not count.
+    """
+    origin = origin_of(model)
+    assert origin is not None
+    made = lift(origin.root, origin.container)
+    made.origin = origin
+    return made
+
+
+def origin_of(model: Model) -> Origin | None:
+    """Returns what a model was loaded from, or None for one made in memory."""
+    return model.origin if isinstance(model.origin, Origin) else None
+
+
+def is_changed(model: Model) -> bool:
+    """Whether a model differs, in any field or byte, from the file that it was loaded from.
+
+    Bytes that still lie in the input are not compared: a buffer either is the same range or is new.
+    """
+    from tfl_rewrite.model.lower import lower
+
+    origin = origin_of(model)
+    return origin is None or not _same(lower(model), origin.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A planned output file: tables and blobs, then the ZIP; or the input with other bytes in some places.
+
+    Attributes:
+        verbatim: The input, where nothing changed.
+        base: The input, where only the ``patches`` differ: pairs of an offset and what lies there now.
+        notes: What of the input is not in it.
+    """
+
+    plan: Plan | None
+    verbatim: Container | None
+    tail: ZipTail | None
+    tail_offset: int
+    nbytes: int
+    base: Container | None = None
+    patches: tuple[tuple[int, Blob], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def pour(self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None) -> None:
+        """Writes the file, several blobs at a time.
+
+        Args:
+            sink: The open file.
+            threads: How many at once; 0 for one per processor.
+            tick: Called with the bytes written, from any thread.
+        """
+        counted = _Ticking(sink, tick) if tick else sink
+        if self.verbatim is not None:
+            MappedBlob(self.verbatim, 0, self.nbytes).pour(counted, 0)
+            return
+        pours: Sequence[tuple[int, Pourable]]
+        if self.base is not None:
+            pours = [*self._between(self.base), *self.patches]
+        else:
+            assert self.plan is not None
+            sink.write_at(self.plan.head, 0)
+            pours = self.plan.pours
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            jobs = [pool.submit(blob.pour, counted, offset) for offset, blob in pours]
+            for job in jobs:
+                job.result()
+        if self.tail is not None:
+            sink.write_at(self.tail.moved(self.tail_offset), self.tail_offset)
+
+    def _between(self, base: Container) -> list[tuple[int, MappedBlob]]:
+        """Returns what is kept of the input: the ranges between the patches."""
+        kept, position = [], 0
+        for offset, blob in self.patches:
+            kept.append((position, MappedBlob(base, position, offset - position)))
+            position = offset + blob.nbytes
+        return [*kept, (position, MappedBlob(base, position, self.nbytes - position))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticking:
+    sink: Sink
+    tick: Callable[[int], None]
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        self.sink.write_at(data, offset)
+        self.tick(len(data))
+
+
+def layout(model: Model, *, packing: Packing | None = None) -> Layout:
+    """Plans the file of a model; nothing is written yet.
+
+    Args:
+        model: Not changed.
+        packing: Lay the file out anew in this way, even if no field of the model changed. A file that is
+            laid out so already is verbatim.
+
+    Raises:
+        UnsupportedError: The model was changed, or is to be packed, and its file holds something that cannot
+            be carried over.
+    """
+    from tfl_rewrite.flatbuf.writer import plan
+    from tfl_rewrite.model.lower import lower
+
+    origin = origin_of(model)
+    if origin is not None and packing is None and not is_changed(model):
+        return Layout(None, origin.container, None, 0, origin.container.nbytes)
+    if origin is not None and packing is None:
+        # Where no field and no size changed, nothing needs to move: not even what nobody can explain.
+        patches = _patches(lower(model), origin.root, origin.shared)
+        if patches is not None:
+            nbytes = origin.container.nbytes
+            return Layout(None, None, None, 0, nbytes, base=origin.container, patches=patches)
+    if origin is not None and origin.refusals:
+        raise origin.refusals[0]
+    inline = sum(buffer.nbytes for buffer in model.buffers)
+    root = lower(model, outside_from=_OUTSIDE_FROM if inline > _INLINE_LIMIT else None)
+    made = plan(root, schema(), packing=packing)
+    tail = origin.tail if origin is not None else None
+    if origin is not None and packing is not None and _lies_so(made, tail, origin.container):
+        return Layout(None, origin.container, None, 0, origin.container.nbytes)
+    notes = _left_out(origin)
+    if tail is None:
+        return Layout(made, None, None, 0, made.nbytes, notes=notes)
+    offset = -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
+    return Layout(made, None, tail, offset, offset + tail.nbytes, notes=notes)
+
+
+def _left_out(origin: Origin | None) -> tuple[str, ...]:
+    if origin is None or not origin.dead:
+        return ()
+    why = "no offset of the model reaches them, and nothing addresses them"
+    return (f"{_dead_text(origin.dead)} left out: {why}",)
+
+
+def save(
+    model: Model,
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    packing: Packing | None = None,
+) -> int:
+    """Writes a model to a file, atomically; it is not verified (see :func:`tfl_rewrite.rewrite`).
+
+    Args:
+        model: An unchanged model is written byte for byte as it was loaded.
+        target: The file to make.
+        force: Whether it may exist; it may be the file that the model was loaded from. Who may read it is as
+            for that file.
+        packing: As for :func:`layout`; the ``packing`` of a pass's result.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        UsageError: The target is a directory, exists, or its folder does not.
+        UnsupportedError: See :func:`layout`.
+        FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
+    """
+    made = layout(model, packing=packing)
+    origin = origin_of(model)
+    access = PLAIN if origin is None else access_of(origin.container.path)
+    with write_aside(target, force=force, nbytes=made.nbytes, access=access) as aside:
+        made.pour(aside.sink)
+        if origin is not None:
+            origin.container.ensure_unchanged()
+        aside.publish()
+    return made.nbytes
+
+
+def _lies_so(made: Plan, tail: ZipTail | None, container: Container) -> bool:
+    """Whether a file is byte for byte what is planned; blobs are compared by where they lie."""
+    end = made.nbytes if tail is None else -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
+    if container.nbytes != end + (tail.nbytes if tail is not None else 0):
+        return False
+    if tail is not None and tail.offset != end:
+        return False
+    if container.data[: len(made.head)] != made.head:
+        return False
+    for start, blob in made.blobs():
+        if isinstance(blob, MappedBlob) and blob.source is container:
+            if blob.offset != start:
+                return False
+        elif not isinstance(blob, ScalarVector) or container.data[start : start + blob.nbytes] != blob.raw:
+            return False
+    return True
+
+
+def _outside_blobs(model: Model) -> list[Blob]:
+    blobs = [buffer.blob for buffer in model.buffers if buffer.outside and buffer.blob is not None]
+    return blobs + [item.large_custom for _, item in model.operators() if item.large_custom is not None]
+
+
+def _newer(item: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{item} is newer than this program's schema and would be lost", remedy="use a newer tfl-rewrite"
+    )
+
+
+def _dead(model: Model, container: Container, ranges: list[tuple[int, int]]) -> list[UnsupportedError]:
+    """Returns why bytes that no offset reaches cannot be left out; nothing where they can."""
+    needed = who_needs(model, container, ranges)
+    if needed is None:
+        return []
+    where, reason = needed
+    remedy = "rewrite the file that it was made from, before they were added"
+    if ranges[-1][1] == container.nbytes:
+        remedy = f"if they are not needed, keep only the first {ranges[0][0]} bytes of the file"
+    what = f"no offset of the model reaches {_dead_text(ranges)}, and they are not zero: {reason}"
+    return [UnsupportedError(what, where=where, offset=ranges[0][0], remedy=remedy)]
+
+
+def _dead_text(ranges: Sequence[tuple[int, int]]) -> str:
+    count = sum(stop - start for start, stop in ranges)
+    return f"{count:,} byte{'' if count == 1 else 's'} between {ranges[0][0]} and {ranges[-1][1]}"
+
+
+def _absolute_operators(model: Model) -> list[UnsupportedError]:
+    """Finds operators whose custom options hold file positions that only their vendor understands."""
+    return [
+        UnsupportedError(
+            "DISPATCH_OP addresses compiled code by its position in the file, which a rewrite would move",
+            where=f"operator_codes[{index}]",
+            remedy="rewrite the model before it is compiled for the accelerator",
+        )
+        for index, code in enumerate(model.operator_codes)
+        if code.custom == customs.DISPATCH and any(operator.code is code for _, operator in model.operators())
+    ]
+
+
+@dataclass(slots=True)
+class _Patches:
+    """Other bytes in place of constants, by where those lie, and how many buffers lie there."""
+
+    blobs: dict[int, Blob] = field(default_factory=dict)
+    uses: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def take(self, offset: int, blob: Blob) -> bool:
+        """Notes what a buffer holds now; False where another one is to hold other bytes at that place."""
+        if blob.nbytes:
+            self.uses[offset, blob.nbytes] += 1
+        return offset >= 0 and self.blobs.setdefault(offset, blob) is blob
+
+
+def _patches(
+    new: Record, old: Record, shared: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, Blob], ...] | None:
+    """Returns the constants that differ, by offset, or None if anything else does or would by patching.
+
+    What is stored once may be meant by several: a patch is for all of them or not possible. Nor is it where
+    a constant lies over a part of something else, as in no file that a converter writes.
+    """
+    found = _Patches()
+    if not _same(new, old, found):
+        return None
+    ordered = sorted(found.blobs.items())
+    ends = [0, *(offset + blob.nbytes for offset, blob in ordered)]
+    if any(end > offset for end, (offset, _) in zip(ends, ordered, strict=False)):
+        return None
+    starts = [offset for offset, _ in ordered]
+    for start, stop in shared:
+        index = bisect_left(starts, stop)
+        if index and ends[index] > start:
+            return None
+    uses: Counter[tuple[int, int]] = Counter()
+    for offset, nbytes in _runs(old):
+        index = bisect_left(starts, offset + nbytes)
+        if index and nbytes and ends[index] > offset:
+            uses[offset, nbytes] += 1
+    return tuple(ordered) if uses == found.uses else None
+
+
+def _runs(item: object) -> Iterator[tuple[int, int]]:
+    """Yields offset and size of all bytes that fields below a record as read refer to, once per field."""
+    if isinstance(item, ScalarVector):
+        yield item.offset, item.nbytes
+    elif isinstance(item, list):
+        for part in item:
+            yield from _runs(part)
+    elif isinstance(item, Record):
+        for table, position, size in _OUTSIDE:
+            if item.spec.name == table and item.get(position) > 1:
+                yield item.get(position), item.get(size)
+        for value in item.values.values():
+            yield from _runs(value)
+
+
+def _same(new: object, old: object, patches: _Patches | None = None) -> bool:
+    """Compares lowered records with those read; blobs that still lie in the file by their range.
+
+    Args:
+        new: As lowered.
+        old: As read.
+        patches: If given, other bytes of the same number in place of a constant's are no difference; they
+            are put here.
+    """
+    from tfl_rewrite.flatbuf.writer import FilePosition
+
+    if new is old:
+        return True
+    if isinstance(new, Record) and isinstance(old, Record):
+        if new.spec is not old.spec:
+            return False
+        names = new.values.keys()
+        if old.spec.name == "Buffer" and old.get("offset") > 1 and "data" in new:
+            # The output may hold inline what the input held outside; only other bytes are a change.
+            blob = new["data"]
+            return _same_bytes(blob, old.get("offset"), old.get("size"), patches)
+        return names == old.values.keys() and all(_same(new[name], old[name], patches) for name in names)
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(
+            _same(one, other, patches) for one, other in zip(new, old, strict=True)
+        )
+    if isinstance(new, (MappedBlob, OwnedBlob, ComputedBlob)) and isinstance(old, ScalarVector):
+        return _same_bytes(new, old.offset, old.nbytes, patches)
+    if isinstance(new, FilePosition):
+        return isinstance(new.blob, MappedBlob) and new.blob.offset == old
+    if isinstance(new, float) and isinstance(old, float):
+        return new == old or (new != new and old != old)
+    return bool(new == old)
+
+
+def _same_bytes(new: object, offset: int, nbytes: int, patches: _Patches | None) -> bool:
+    """Whether a blob is the range of the input that it was; see :func:`_same`."""
+    if isinstance(new, MappedBlob):
+        return (new.offset, new.nbytes) == (offset, nbytes)
+    if patches is None or not isinstance(new, (OwnedBlob, ComputedBlob)) or new.nbytes != nbytes:
+        return False
+    return patches.take(offset, new)

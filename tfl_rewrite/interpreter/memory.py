@@ -1,0 +1,199 @@
+"""How much memory and scratch space the child processes may take, and who is ended when it is more."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.interface import printable
+
+SHARE_OF_MACHINE = 0.8
+"""Of the memory of the machine, or of its container: what is left keeps the machine alive."""
+LOOK_SECONDS = 0.02
+"""Writing to new pages goes at a few GB/s: a child is some 100 MB over the limit when that is seen."""
+LEAST_NBYTES = 64 << 20
+"""Python, numpy and an interpreter without any model take nearly that."""
+SCRATCH_NBYTES = 256 << 20
+"""Of one child's own folder. Runtimes need none; those who write temporary files write small ones."""
+SCRATCH_FILES = 1000
+LOOKS_A_FOLDER = 5
+"""Folders and files in memory are looked at every so many times."""
+# What is printed where an allocation was refused, by the C++ library, Python and the runtimes.
+REFUSED = re.compile(
+    r"bad_alloc|MemoryError|[Oo]ut of memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory"
+)
+
+_UNITS = {"": 1, "B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}}
+_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
+
+
+def parse_memory(text: int | str) -> int:
+    """Reads an amount of memory: bytes, or text such as ``4GB`` (decimal) or ``512MiB`` (binary).
+
+    Raises:
+        UsageError: It is no amount, or too little for an interpreter without any model.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", str(text).strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise UsageError(
+            f"{printable(str(text), limit=40)!r} is not an amount of memory",
+            remedy="give such as 4GB or 512MiB",
+        )
+    nbytes = int(float(match[1]) * unit)
+    if nbytes < LEAST_NBYTES:
+        raise UsageError(
+            f"an interpreter needs more than {nbytes} bytes of memory",
+            remedy=f"give {LEAST_NBYTES >> 20}MiB or more",
+        )
+    return nbytes
+
+
+def default_limit() -> int | None:
+    """Bytes that all children of one judge may take when nothing was asked; None if nothing is known."""
+    amounts = []
+    try:
+        amounts.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        pass
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            amounts.append(int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue
+    return int(min(amounts) * SHARE_OF_MACHINE) if amounts else None
+
+
+def amount(nbytes: int) -> str:
+    """Formats bytes for a sentence."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+
+
+class MemoryWatch:
+    """Looks at the memory of some processes while they run and ends the largest when it is too much.
+
+    Counted is what a process alone holds (anonymous memory, shared or not, and files in memory), not the
+    mapped model. Where the system does not tell, nothing is watched; the limit that each child sets for
+    itself remains. A process whose own folder grows too large is ended as well.
+
+    Args:
+        limit: Bytes of all of them together; None to watch folders only.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._watched: set[int] = set()
+        self._folders: dict[int, Path] = {}
+        self._ended: dict[int, bool] = {}
+        self._overflowed: set[int] = set()
+        self._running = False
+
+    def add(self, pid: int, scratch: Path | None = None) -> None:
+        """Begins to watch a process, which must lead a group of its own, and its folder."""
+        if (self.limit is None and scratch is None) or _held(pid) is None:
+            return
+        with self._lock:
+            self._watched.add(pid)
+            if scratch is not None:
+                self._folders[pid] = scratch
+            self._ended.pop(pid, None)
+            self._overflowed.discard(pid)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._look, daemon=True).start()
+
+    def remove(self, pid: int) -> None:
+        """Forgets a process; must come before it is waited for, since its number is free then."""
+        with self._lock:
+            self._watched.discard(pid)
+            self._folders.pop(pid, None)
+
+    def ended(self, pid: int) -> bool | None:
+        """Whether a process was ended for its memory alone (True), or with what others took (False)."""
+        return self._ended.get(pid)
+
+    def overflowed(self, pid: int) -> bool:
+        """Whether a process was ended for what it wrote to its folder."""
+        return pid in self._overflowed
+
+    def _look(self) -> None:
+        in_memory: dict[int, int] = {}
+        looks = 0
+        while True:
+            with self._lock:
+                if not self._watched:
+                    self._running = False
+                    return
+                if looks % LOOKS_A_FOLDER == 0:
+                    in_memory = {pid: _files_in_memory(pid) for pid in self._watched}
+                    for pid in [pid for pid, folder in self._folders.items() if _is_full(folder)]:
+                        self._overflowed.add(pid)
+                        self._end(pid)
+                looks += 1
+                held = {}
+                for pid in self._watched:
+                    alone, shared = _held(pid) or (0, 0)
+                    # Of files in memory, what is mapped is among what is shared.
+                    held[pid] = alone + max(shared, in_memory.get(pid, 0))
+                if self.limit is not None and sum(held.values()) > self.limit:
+                    largest = max(held, key=lambda pid: held[pid])
+                    self._ended[largest] = held[largest] > self.limit
+                    self._end(largest)
+            time.sleep(LOOK_SECONDS)
+
+    def _end(self, pid: int) -> None:
+        self._watched.discard(pid)
+        self._folders.pop(pid, None)
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+_ALONE, _SHARED = b"RssAnon:", b"RssShmem:"
+
+
+def _held(pid: int) -> tuple[int, int] | None:
+    """Bytes of anonymous and of shared memory of a process; None where the system does not tell."""
+    try:
+        fields = dict(
+            line.split()[:2]
+            for line in Path(f"/proc/{pid}/status").read_bytes().splitlines()
+            if line.startswith((_ALONE, _SHARED))
+        )
+        return 1024 * int(fields[_ALONE]), 1024 * int(fields[_SHARED])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _files_in_memory(pid: int) -> int:
+    """Bytes of the files without a name that a process has open: no memory of its own, says the system."""
+    nbytes = 0
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                if str(Path(entry.path).readlink()).startswith("/memfd:"):
+                    nbytes += entry.stat().st_blocks * 512
+    except OSError:
+        pass
+    return nbytes
+
+
+def _is_full(folder: Path) -> bool:
+    nbytes = count = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                count += 1
+                nbytes += entry.stat(follow_symlinks=False).st_blocks * 512
+                if nbytes > SCRATCH_NBYTES or count > SCRATCH_FILES:
+                    return True
+    except OSError:
+        pass
+    return False

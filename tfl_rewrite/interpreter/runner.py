@@ -1,0 +1,561 @@
+"""The parent's side of the child processes: start, ask, wait, kill, and name what went wrong.
+
+An interpreter may abort, crash or never return on a file that it does not like. Each of those is a `Failure`
+with a sentence; none is an exception here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.child import RUNTIMES, load_array
+from tfl_rewrite.interpreter.interface import Array, Interface, printable
+from tfl_rewrite.interpreter.memory import REFUSED, SCRATCH_NBYTES, MemoryWatch, amount
+from tfl_rewrite.interpreter.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds
+from tfl_rewrite.interpreter.scratch import is_scratch, unwritable
+
+RESOLVERS = {
+    "default": "default delegates (XNNPACK)",
+    "builtin": "built-in kernels without default delegates",
+    "reference": "reference kernels",
+}
+STAGES = {"opening": "opening the model", "allocating": "allocating its tensors", "running": "running it"}
+KEPT_NBYTES = 64 << 20
+"""Outputs of one run that stay on disk once they have been looked at, to be compared again."""
+MOST_CALLS = 1 << 18
+# Lines of the runtime that say nothing about a failure.
+NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|computation_placer|register)")
+
+
+_NAMES = {
+    name: kind
+    for kind, (package, module) in RUNTIMES.items()
+    for name in (kind, package, module.split(".")[0])
+}
+"""What a runtime may be called, and its kind."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RuntimeChoice:
+    """Which interpreter judges: the Python to start, and what to import there.
+
+    Those who share one fall back to the next runtime together (`fall_back`).
+
+    Attributes:
+        wanted: Kinds of runtimes between commas; the first that can be imported judges.
+    """
+
+    python: str
+    wanted: str
+    given: str
+
+    @classmethod
+    def parse(cls, runtime: str) -> RuntimeChoice:
+        """From ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
+
+        Raises:
+            UsageError: Another word, or PATH is not an executable file.
+        """
+        if runtime in ("litert", "tensorflow"):
+            if not sys.executable:
+                raise UsageError(
+                    "this program does not know its own Python", remedy="name one with runtime 'python:PATH'"
+                )
+            return cls(python=sys.executable, wanted=runtime, given=runtime)
+        kind, _, path = runtime.partition(":")
+        if kind != "python" or not path:
+            raise UsageError(
+                f"unknown runtime {printable(runtime)!r}",
+                remedy="use litert, tensorflow, python:PATH or python:PATH:RUNTIME",
+            )
+        wanted = ",".join(RUNTIMES)
+        found = shutil.which(Path(path).expanduser())
+        if found is None and ":" in path:
+            path, _, name = path.rpartition(":")
+            found = shutil.which(Path(path).expanduser())
+            if found is not None and name not in _NAMES:
+                raise UsageError(
+                    f"unknown runtime {printable(name)!r} of {printable(path)}",
+                    remedy=f"use one of {', '.join(RUNTIMES)}, or leave it away for the first that it has",
+                )
+            wanted = _NAMES.get(name, wanted)
+        if found is None:
+            raise UsageError("not an executable file", file=path, remedy="name a Python with an interpreter")
+        return cls(python=found, wanted=wanted, given=runtime)
+
+    @property
+    def remedy(self) -> str:
+        """What to do when nothing can be imported."""
+        packages = [RUNTIMES[kind][0] for kind in self.wanted.split(",")]
+        if self.given in RUNTIMES:
+            return f"install it with: pip install {packages[0]}"
+        others = f" (or {', or '.join(packages[1:])})" if packages[1:] else ""
+        return f"install {packages[0]}{others} for {self.python}"
+
+    def drop(self, package: str) -> bool:
+        """Goes on to the runtimes after one; returns False, and stays, where there is none."""
+        kinds = self.wanted.split(",")
+        left = kinds[kinds.index(_NAMES[package]) + 1 :] if _NAMES.get(package) in kinds else []
+        if left:
+            self.wanted = ",".join(left)
+        return bool(left)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a model did not run to its end.
+
+    Attributes:
+        kind: ``error`` (the runtime refused), ``crash`` (the process died), ``timeout``, ``memory``, or
+            ``disk`` (outputs or temporary files take too much room).
+        stage: ``opening``, ``allocating`` or ``running``.
+        step: Number of the call that was running.
+        message: The whole as a sentence, printable.
+        crowded: It was too much memory only with what another process took at the same time.
+    """
+
+    kind: str
+    stage: str
+    step: int | None
+    message: str
+    crowded: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Execution:
+    """What one request left: the outputs of the calls that ended, in ``folder``.
+
+    Attributes:
+        keeps: Bytes of outputs that stay there; later ones go once they have been looked at.
+        ran: For each call that ended, why an output could not be read (None where it could).
+        nbytes: For each call that ended, the bytes of its outputs; of one that was too much as well.
+        kept: The calls whose outputs stayed; ``kept_nbytes`` of them.
+        dropped: The optional call that was refused, and the reason.
+        left_out: How many samples were not run, since their outputs would not have been kept.
+        answer: What other scripts say besides.
+    """
+
+    folder: Path
+    keeps: int = KEPT_NBYTES
+    interface: Interface | None = None
+    ran: list[list[str | None]] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
+    kept_nbytes: int = 0
+    dropped: tuple[int, str] | None = None
+    failure: Failure | None = None
+    left_out: int = 0
+    answer: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def output(self, step: int, position: int) -> Array:
+        """One output: large ones are mapped, so the folder must still exist.
+
+        Only of a call that was `kept`, or that is being looked at.
+        """
+        array: Array = load_array(self.folder / f"{step}.{position}")
+        return array
+
+    def settle(self, step: int) -> None:
+        """Keeps what a call gave, or removes it."""
+        if self.kept_nbytes + self.nbytes[step] <= self.keeps:
+            self.kept.add(step)
+            self.kept_nbytes += self.nbytes[step]
+            return
+        for position in range(len(self.ran[step])):
+            for path in self.folder.glob(f"{step}.{position}.*"):
+                path.unlink(missing_ok=True)
+
+
+OnRan = Callable[[Execution, int], None]
+"""Called with a run that goes on and the number of a call that has ended: its outputs can be read now."""
+
+
+class Worker:
+    """One child process in a sandbox, started when first asked and started again after it died.
+
+    It may read the files that it was told to (`admit`), those that are temporary ones of this process, and
+    nothing else of the user's. It is started again when it is asked for another file.
+
+    Args:
+        runtime: What to start.
+        folder: Its own: for its standard error, and for what it may write.
+        watch: Of its memory.
+        timeout: Seconds that a request takes at most; bounds its processor time.
+        readable: What it may read beside models: files and folders.
+    """
+
+    script = Path(__file__).with_name("child.py")
+    """What is started; others speak the same protocol."""
+
+    def __init__(
+        self,
+        runtime: RuntimeChoice,
+        folder: Path,
+        watch: MemoryWatch | None = None,
+        *,
+        timeout: float = 600.0,
+        readable: Iterable[Path] = (),
+    ) -> None:
+        self._runtime = runtime
+        self._folder = folder
+        self._watch = watch or MemoryWatch(None)
+        self._stderr_path = folder / "stderr"
+        self._cpu_seconds = cpu_seconds(timeout)
+        self._readable = tuple(readable)
+        self._admitted: dict[Path, _Identity] = {}
+        self._walls: Walls | None = None
+        self._unnamed: dict[Path, int] = {}
+        self._starts = 0
+        self._child: Child | None = None
+        self._stderr_start = 0
+        self._began = 0.0
+        self._execution: Execution | None = None
+        self._on_ran: OnRan | None = None
+        self._keeps_all = False
+        self._stage: dict[str, Any] = {}
+        self._ended = False
+        self._started = ""
+        self.hello: dict[str, Any] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether something was begun and not finished."""
+        return self._execution is not None
+
+    @property
+    def given(self) -> str:
+        """The runtime as it was asked for."""
+        return self._runtime.given
+
+    @property
+    def walls(self) -> tuple[str, ...]:
+        """What of the sandbox is in force, as the process said before it met a model."""
+        return tuple(printable(str(wall)) for wall in self.hello.get("sandbox", ()))
+
+    def admit(self, *paths: Path) -> None:
+        """Lets the process read some models; it is ended if it was started without."""
+        for path in paths:
+            place = path.parent if is_scratch(path.parent) else path
+            identity = _identity(place)
+            if self._admitted.get(place) != identity:
+                self._admitted[place] = identity
+                if self._child is not None and not self.busy:
+                    self.kill()
+
+    def begin(
+        self,
+        request: dict[str, Any],
+        folder: Path,
+        *,
+        on_ran: OnRan | None = None,
+        keeps: int = KEPT_NBYTES,
+        keeps_all: bool = False,
+    ) -> Execution:
+        """Sends a request; `finish` must follow. What it returns grows until then.
+
+        Args:
+            request: What to do.
+            folder: An empty one, for the arrays that come back; the process does not see it.
+            on_ran: Called in `advance` and `finish` whenever a call has ended.
+            keeps: Bytes of outputs that are not removed after that.
+            keeps_all: Whether more than that is a failure.
+
+        Raises:
+            UsageError: The runtime cannot be started.
+        """
+        model = Path(request["model"]) if "model" in request else None
+        if model is not None:
+            self.admit(model)
+        child, other = self._child, self._started != self._runtime.wanted
+        if child is None or child.has_ended or other or self._is_spent(child):
+            self.kill()
+            self._start()
+        assert self._child is not None
+        self._stderr_start = self._stderr_path.stat().st_size
+        self._began = time.monotonic()
+        self._execution = Execution(folder=folder, keeps=keeps)
+        self._on_ran, self._keeps_all = on_ran, keeps_all
+        self._stage = {"stage": "opening"}
+        self._ended = False
+        if model is not None:
+            request = {**request, "model": str(self._as_seen(model))}
+        self._child.ask(request, folder)
+        return self._execution
+
+    def advance(self, calls: int) -> None:
+        """Looks at what has come in so far, until so many calls have ended; does not wait."""
+        execution = self._execution
+        while execution is not None and not self._ended and len(execution.ran) < calls:
+            try:
+                self._take(execution, 0.0)
+            except TimeoutError:
+                return
+
+    def finish(self, timeout: float) -> Execution:
+        """Waits for the answer to what was begun, at most ``timeout`` seconds from then on.
+
+        A process that crashed or did not answer in time is gone afterwards. Time that `on_ran` takes does not
+        count.
+        """
+        execution = self._execution
+        if execution is None:
+            raise RuntimeError("nothing was begun")
+        while not self._ended:
+            try:
+                self._take(execution, self._began + timeout - time.monotonic())
+            except TimeoutError:
+                text = f"was stopped after {timeout:g} s, {_doing(self._stage)}"
+                self._fail(execution, _failure("timeout", self._stage, text))
+        self._execution = self._on_ran = None
+        execution.seconds = time.monotonic() - self._began
+        return execution
+
+    def fall_back(self) -> bool:
+        """Goes on with the next runtime that the Python has; False, with all as it was, where there is none.
+
+        Whoever shares the `RuntimeChoice` goes along when it next begins something.
+        """
+        before = self._runtime.wanted
+        if not self._runtime.drop(str(self.hello.get("hello"))):
+            return False
+        self.kill()
+        try:
+            self._start()
+        except UsageError:
+            self._runtime.wanted = before
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Ends the process and whatever it started, and forgets what was begun."""
+        self._execution = self._on_ran = None
+        self._end()
+
+    def _end(self) -> None:
+        for descriptor in self._unnamed.values():
+            os.close(descriptor)
+        self._unnamed = {}
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+        if self._walls is not None:
+            shutil.rmtree(self._walls.scratch, ignore_errors=True)
+            self._walls = None
+
+    def _fail(self, execution: Execution, failure: Failure) -> None:
+        """The run is over, and so is the process."""
+        execution.failure = failure
+        self._ended = True
+        self._end()
+
+    def _take(self, execution: Execution, seconds: float) -> None:
+        """Waits for one message and takes it in.
+
+        Raises:
+            TimeoutError: There was none in time.
+            FileAccessError: Outputs cannot be stored.
+        """
+        child = self._child
+        assert child is not None
+        message = child.message(seconds)
+        if message is None:
+            self._fail(execution, self._died(child, self._stage))
+            return
+        if "unwritable" in message:
+            self.kill()
+            raise unwritable(str(message["unwritable"]))
+        try:
+            if "broken" in message:
+                raise ValueError(message["broken"])
+            ran = self._understand(execution, message)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            # The protocol is ours: a process that does not keep to it is not itself any more.
+            text = f"the interpreter process sent what is no answer {_doing(self._stage)}: {error}"
+            self._fail(execution, _failure("crash", self._stage, text))
+            return
+        if not ran:
+            return
+        began = time.monotonic()
+        step = len(execution.ran) - 1
+        if self._on_ran is not None:
+            self._on_ran(execution, step)
+        execution.settle(step)
+        child.release(execution.nbytes[step])
+        self._began += time.monotonic() - began
+        if self._keeps_all and step not in execution.kept:
+            execution.ran.pop()
+            text = f"its outputs take more than {amount(execution.keeps)} {_doing(self._stage)}"
+            self._fail(execution, _failure("disk", self._stage, text))
+
+    def _understand(self, execution: Execution, message: dict[str, Any]) -> bool:
+        """Takes one message of the process in; whether a call has ended."""
+        if "error" in message:
+            kind = "memory" if REFUSED.search(message["error"]) else "error"
+            execution.failure = _failure(kind, message, f"{_refused(message)}: {message['error']}")
+            self._ended = True
+        elif "done" in message:
+            execution.answer = message.get("answer", {})
+            self._ended = True
+        elif "stage" in message:
+            _doing(message)
+            self._stage = message
+        elif "facts" in message:
+            execution.interface = Interface.from_dict(message["facts"])
+        elif "dropped" in message:
+            execution.dropped = (len(execution.ran), printable(message["reason"]))
+        elif "ran" in message:
+            texts = [None if text is None else printable(text) for text in message["unreadable"]]
+            step = len(execution.ran)
+            expected = {f"{step}.{position}" for position, text in enumerate(texts) if text is None}
+            if message["ran"] != step or set(message.get("stored", ())) != expected or step >= MOST_CALLS:
+                raise ValueError(f"other outputs than those of call {step + 1}")
+            execution.ran.append(texts)
+            execution.nbytes.append(message.get("nbytes", 0))
+            return True
+        return False
+
+    def _is_spent(self, child: Child) -> bool:
+        """Whether another request might take the process beyond its processor time."""
+        return child.used_seconds() > (CPU_REQUESTS - 1) * self._cpu_seconds
+
+    def _as_seen(self, path: Path) -> Path:
+        """Where the process finds a file: one that has no name, among its own descriptors."""
+        descriptor = self._unnamed.get(path)
+        return path if descriptor is None else Path(f"/proc/self/fd/{descriptor}")
+
+    def _start(self) -> None:
+        self._started = self._runtime.wanted
+        # Another one each time: what an older process left there is none of its business.
+        self._starts += 1
+        scratch = self._folder / f"scratch{self._starts}"
+        scratch.mkdir(mode=0o700)
+        # A file without a name is gone once it is closed, and its number may be that of another one now.
+        self._admitted = {
+            place: identity
+            for place, identity in self._admitted.items()
+            if not _is_unnamed(place) or _identity(place) == identity
+        }
+        self._unnamed = {
+            place: os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            for place in self._admitted
+            if _is_unnamed(place)
+        }
+        readable = [self._as_seen(place) for place in self._admitted]
+        walls = self._walls = Walls(
+            scratch=scratch,
+            readable=(*self._readable, *readable),
+            cpu_seconds=CPU_REQUESTS * self._cpu_seconds,
+        )
+        command = walls.command(self._runtime.python, self.script, self._runtime.wanted)
+        try:
+            child = self._child = Child(
+                command, self._stderr_path, self._watch, scratch=scratch, inherited=self._unnamed.values()
+            )
+        except OSError as error:
+            raise UsageError(
+                f"cannot be started: {error.strerror}", file=self._runtime.python, remedy=self._runtime.remedy
+            ) from error
+        self._greet(child)
+        # Not before: what loads a runtime is no model.
+        child.watch_memory()
+
+    def _greet(self, child: Child) -> None:
+        try:
+            hello = child.message(START_SECONDS)
+        except TimeoutError:
+            hello = {"missing": f"no answer within {START_SECONDS:g} s"}
+        if hello is not None and "hello" in hello:
+            self.hello = hello
+            return
+        self._stderr_start = 0
+        why = (hello or {}).get("missing") or f"{_death(child)}{self._last_words()}"
+        self.kill()
+        remedy = self._runtime.remedy
+        if "Permission denied" in why:
+            remedy = "it lies where the sandbox does not read: install it into a virtual environment"
+        raise UsageError(
+            f"runtime {printable(self._runtime.given)} cannot be used: {printable(why)}", remedy=remedy
+        )
+
+    def _died(self, child: Child, stage: dict[str, Any]) -> Failure:
+        """What the end of the process means."""
+        limit = self._watch.limit
+        own = self._watch.ended(child.pid)
+        if own is not None and limit is not None:
+            text = f"took more memory than {amount(limit)} {_doing(stage)}"
+            return _failure("memory", stage, text, crowded=not own)
+        if self._watch.overflowed(child.pid):
+            text = f"wrote more than {amount(SCRATCH_NBYTES)} to its temporary folder {_doing(stage)}"
+            return _failure("disk", stage, text)
+        text = f"{_death(child)} {_doing(stage)}{self._last_words()}"
+        if child.wait(0) == -signal.SIGXCPU:
+            return _failure("timeout", stage, text)
+        if REFUSED.search(text):
+            bound = "" if limit is None else f" (limit: {amount(limit)})"
+            return _failure("memory", stage, f"got no more memory{bound}: {text}")
+        return _failure("crash", stage, text)
+
+    def _last_words(self) -> str:
+        """The last line of standard error since the request that means something, after a colon."""
+        with open(self._stderr_path, "rb") as stream:
+            stream.seek(max(self._stderr_start, self._stderr_path.stat().st_size - 65536))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+        telling = [line for line in lines if not NOISE.match(line)]
+        return f": {printable(telling[-1])}" if telling else ""
+
+
+_Identity = tuple[int, int] | None
+
+
+def _identity(path: Path) -> _Identity:
+    """Which file or folder is of that name now; None for none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _is_unnamed(path: Path) -> bool:
+    """Whether a path is that of a descriptor of this process, which no other one may follow."""
+    return path.parts[:2] == ("/", "proc")
+
+
+def _death(child: Child) -> str:
+    code = child.wait(10)
+    if code is None:
+        return "the interpreter process closed its channel"
+    if code >= 0:
+        return f"the interpreter process ended with exit code {code}"
+    hint = " (out of memory, perhaps)" if code == -9 else ""
+    try:
+        return f"the interpreter process died of {signal.Signals(-code).name}{hint}"
+    except ValueError:
+        return f"the interpreter process died of signal {-code}"
+
+
+def _doing(stage: dict[str, Any]) -> str:
+    text = f"while {STAGES[stage['stage']]}"
+    return f"{text} (call {stage['step'] + 1})" if "step" in stage else text
+
+
+def _refused(stage: dict[str, Any]) -> str:
+    text = f"the runtime failed {STAGES[stage['stage']]}"
+    return f"{text} (call {stage['step'] + 1})" if "step" in stage else text
+
+
+def _failure(kind: str, stage: dict[str, Any], message: str, *, crowded: bool = False) -> Failure:
+    # Runtimes break their messages into lines.
+    text = printable(" ".join(message.split()))
+    return Failure(kind=kind, stage=stage["stage"], step=stage.get("step"), message=text, crowded=crowded)

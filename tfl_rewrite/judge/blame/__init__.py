@@ -1,0 +1,1 @@
+"""Runs two models operator by operator and says where the error enters."""

@@ -1,0 +1,301 @@
+"""Finds where two models part: both run with every tensor kept, compared operator by operator.
+
+Bounded in memory and on disk: one sample at a time, and of its tensors one batch at a time lies in the
+temporary folder; what remains of each is a row of sums. The two interpreters hold all tensors of one sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.interface import Array, TensorFacts
+from tfl_rewrite.interpreter.runner import RESOLVERS, RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.interpreter.tracing import Trace, TraceFailed, Tracer
+from tfl_rewrite.judge.blame.layers import inserted_operators, layers_of, unmatched_outputs
+from tfl_rewrite.judge.blame.matching import Match, match_outputs
+from tfl_rewrite.judge.blame.report import Blame
+from tfl_rewrite.judge.blame.tensor_tally import TensorTally, is_real, real_pieces
+from tfl_rewrite.judge.report import JudgeInfo
+from tfl_rewrite.samples.inputs import real_inputs
+from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
+from tfl_rewrite.samples.media import to_input
+
+PathLike = str | os.PathLike[str]
+
+Call = dict[str, Any]
+"""An entry of the list that `write_steps` writes."""
+SAMPLES = 4
+"""How many samples tell enough: an operator output is a thousand values and more in each."""
+BATCH_NBYTES = 256 << 20
+"""Tensors of both models that lie on disk at once, unless a single one is larger."""
+
+
+def blame(
+    before: PathLike,
+    after: PathLike,
+    *,
+    inputs: Sequence[PathLike] = (),
+    samples: int = SAMPLES,
+    seed: int = 0,
+    runtime: str = "litert",
+    timeout: float = 600.0,
+    threads: int = 1,
+) -> Blame:
+    """Runs both files with all tensors kept, and compares what their operators give.
+
+    Neither runs with the default delegates: XNNPACK computes many operators as one, and so hides what lies
+    between them. Its numbers may differ a little from those of a verdict for that reason.
+
+    Args:
+        before: The original.
+        after: The rewritten file.
+        inputs: ``.npz`` files, media, or folders of them; without any, samples are made.
+        samples: How many are run: of real ones as many, spread evenly.
+        seed: Of the made samples.
+        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
+        timeout: Seconds for each sample and each opening of a file.
+        threads: Of each interpreter.
+
+    Raises:
+        UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
+            That a model does not run this way is a result, not an error.
+    """
+    started = time.monotonic()
+    for path in (before, after):
+        if not Path(path).is_file():
+            raise UsageError("no such file", file=path, remedy="check the path")
+    choice = RuntimeChoice.parse(runtime)
+    with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
+        inputs_folder = scratch.folder()
+        tracers = [
+            Tracer(
+                Path(path).absolute(), choice, scratch, inputs=inputs_folder, timeout=timeout, threads=threads
+            )
+            for path in (before, after)
+        ]
+        try:
+            work = _Blaming(tracers[0], tracers[1], scratch, inputs_folder, threads)
+            try:
+                found = work.run(tuple(inputs), samples, seed)
+            except TraceFailed as failed:
+                return Blame(judge=work.judge, failure=f"{work.whose}{failed}")
+        finally:
+            for tracer in tracers:
+                tracer.close()
+    return replace(found, seconds=time.monotonic() - started)
+
+
+class _Blaming:
+    """One run of `blame`."""
+
+    def __init__(self, before: Tracer, after: Tracer, scratch: Scratch, inputs: Path, threads: int) -> None:
+        self._before = before
+        self._after = after
+        self._scratch = scratch
+        self._inputs = inputs
+        self._threads = threads
+        self.judge: JudgeInfo | None = None
+        self.whose = "the original: "
+
+    def run(self, inputs: tuple[PathLike, ...], samples: int, seed: int) -> Blame:
+        self.whose = "the original: "
+        first = self._before.open()
+        hello = self._before.hello
+        self.judge = JudgeInfo(
+            runtime=hello["hello"],
+            version=hello["version"],
+            resolver=RESOLVERS["builtin"],
+            threads=self._threads,
+            python=hello["python"],
+            sandbox=self._before.walls,
+        )
+        self.whose = "the rewritten file: "
+        second = self._after.open()
+        if not first.nodes or not second.nodes:
+            what = "a model has no operators, or this runtime does not tell which"
+            return Blame(judge=self.judge, failure=what)
+        steps, notes = _real_steps(first, inputs, samples)
+        try:
+            first, made, calls, sizes = self._begin(first, steps, samples, seed, notes)
+        except ValueError as error:
+            return Blame(judge=self.judge, failure=str(error))
+        matches = match_outputs(first, second)
+        calls_after = _for_rewritten(first, second, made, calls, self._scratch.folder(self._inputs))
+        tallies = self._measure(first, second, matches, list(zip(calls, calls_after, strict=True)), sizes)
+        layers = layers_of(first, second, matches, tallies)
+        return Blame(
+            judge=self.judge,
+            sample_source="real" if steps else "made",
+            sample_count=len(calls),
+            layers=tuple(layers),
+            unmatched=tuple(unmatched_outputs(first, matches, tallies)),
+            inserted=inserted_operators(second, matches),
+            notes=(*notes, *_unseen(first, second)),
+        )
+
+    def _begin(
+        self, first: Trace, steps: list[Step], samples: int, seed: int, notes: list[str]
+    ) -> tuple[Trace, list[Step], list[Call], dict[int, int]]:
+        """Settles the samples: the real ones, or made ones that the original takes; it has run the first.
+
+        Raises:
+            ValueError: No values can be made for an input.
+        """
+        # The same samples as a verdict takes for that signature.
+        entry = next(
+            (entry for entry in first.interface.signatures if entry.key in first.primary_keys),
+            first.interface.primary,
+        )
+        recipes = (VARIED,) if steps else (VARIED, *gentler_recipes(entry))
+        self.whose = "the original: "
+        for recipe in recipes:
+            made = steps or made_steps(entry, count=samples, seed=seed, recipe=recipe)
+            listed = write_steps(made, self._scratch.folder(self._inputs))
+            calls = json.loads(listed.read_text(encoding="utf-8"))
+            try:
+                self._before.begin(0, calls[0])
+                sizes = self._before.finish()
+            except TraceFailed as failed:
+                # The same as for a verdict: made inputs that a model fails on are made gentler.
+                if recipe is recipes[-1] or failed.failure.kind == "timeout":
+                    raise
+                first = self._before.open()
+                continue
+            if recipe is not VARIED:
+                notes.append(f"the original fails on varied made samples; used instead: {recipe.name}")
+            return first, made, calls, sizes
+        raise AssertionError("there is a recipe")
+
+    def _measure(
+        self,
+        first: Trace,
+        second: Trace,
+        matches: list[Match],
+        calls: list[tuple[Call, Call]],
+        sizes: dict[int, int],
+    ) -> list[TensorTally]:
+        tallies = [
+            TensorTally(first.tensors[match.before_tensor], second.tensors[match.after_tensor])
+            for match in matches
+        ]
+        for number, (call, call_after) in enumerate(calls):
+            if number:
+                self._before.begin(number, call)
+            self._after.begin(number, call_after)
+            self.whose = "the original: "
+            if number:
+                sizes = self._before.finish()
+            self.whose = "the rewritten file: "
+            sizes_after = self._after.finish()
+            self.whose = "reading tensors: "
+            need = [
+                sizes.get(match.before_tensor, 0) + sizes_after.get(match.after_tensor, 0)
+                for match in matches
+            ]
+            for batch in _batches(need):
+                self._compare(number, [matches[at] for at in batch], [tallies[at] for at in batch])
+        return tallies
+
+    def _compare(self, step: int, matches: list[Match], tallies: list[TensorTally]) -> None:
+        with (
+            self._before.read(step, [match.before_tensor for match in matches]) as ours,
+            self._after.read(step, [match.after_tensor for match in matches]) as theirs,
+        ):
+            for match, tally in zip(matches, tallies, strict=True):
+                why = ours.unreadable.get(match.before_tensor) or theirs.unreadable.get(match.after_tensor)
+                if why is not None:
+                    tally.problem = f"cannot be read: {why}"
+                else:
+                    tally.add(ours.array(match.before_tensor), theirs.array(match.after_tensor))
+
+
+def _for_rewritten(
+    first: Trace, second: Trace, steps: Sequence[Step], calls: list[Call], folder: Path
+) -> list[Call]:
+    """The same samples in the types of the rewritten model's inputs, where those are quantized otherwise."""
+    ours, theirs = first.interface.primary.inputs, second.interface.primary.inputs
+    if len(ours) != len(theirs) or all(
+        (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points)
+        for one, other in zip(ours, theirs, strict=True)
+    ):
+        return calls
+    tensors = [facts.tensor for facts in ours]
+    converted = []
+    for step in steps:
+        entry = first.interface.find(step.signature)
+        assert entry is not None
+        given = {facts.tensor: value for facts, (_, value) in zip(entry.inputs, step.values, strict=True)}
+        if set(given) != set(tensors):
+            return calls
+        values = [
+            (other.tensor, _converted(given[one.tensor], one, other))
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+        converted.append(Step(signature=None, values=tuple(values)))
+    listed = write_steps(converted, folder)
+    found: list[Call] = json.loads(listed.read_text(encoding="utf-8"))
+    return found
+
+
+def _converted(value: Array, one: TensorFacts, other: TensorFacts) -> Array:
+    if (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points):
+        return value
+    if not (is_real(one) and is_real(other)):
+        return value
+    pieces = list(real_pieces(value, one))
+    flat = np.concatenate(pieces) if pieces else np.empty(0)
+    return to_input(flat.reshape(value.shape), other)
+
+
+def _batches(need: Sequence[int]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    total = 0
+    for at, nbytes in enumerate(need):
+        if batch and total + nbytes > BATCH_NBYTES:
+            yield batch
+            batch, total = [], 0
+        batch.append(at)
+        total += nbytes
+    if batch:
+        yield batch
+
+
+def _real_steps(trace: Trace, inputs: Sequence[PathLike], samples: int) -> tuple[list[Step], list[str]]:
+    """Some of the user's samples for the primary subgraph."""
+    if not inputs:
+        return [], []
+    found = real_inputs(trace.interface, inputs)
+    own = [step for step in found.steps if step.signature is None or step.signature in trace.primary_keys]
+    notes = list(found.notes)
+    if not own:
+        notes.append("no input file covers the primary subgraph: made samples")
+    if len(own) > samples:
+        notes.append(f"{samples} of {len(own)} samples, spread evenly")
+        own = [own[(at * len(own)) // samples] for at in range(samples)]
+    return own, notes
+
+
+def _unseen(first: Trace, second: Trace) -> list[str]:
+    """What the runtime does not let anybody look into."""
+    notes = []
+    if first.subgraphs is None:
+        notes.append("only the primary subgraph is looked into")
+    elif first.subgraphs > 1:
+        notes.append(
+            f"only the primary subgraph is looked into: {first.subgraphs - 1} more (bodies of WHILE, IF and "
+            "calls, other signatures) are not seen"
+        )
+    if (first.subgraphs or 0) != (second.subgraphs or 0):
+        notes.append(f"the rewritten file has {second.subgraphs} subgraphs instead of {first.subgraphs}")
+    return notes

@@ -1,0 +1,224 @@
+"""Where the error enters and grows, as data, as JSON, as lines of text and for Model Explorer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tfl_rewrite.interpreter.interface import printable
+from tfl_rewrite.judge.report import JudgeInfo, plain
+
+ROWS = 40
+"""How many operators the short table shows."""
+MARKED = 5
+"""How many operators are named as those where the ratio falls most."""
+EQUAL_DB = 150.0
+"""What stands for "equal" where a number is needed: float32 resolves 144 dB."""
+# Model Explorer colours a node by the first bound that its value does not exceed.
+_COLOURS = ((10.0, "#d73027"), (20.0, "#fc8d59"), (30.0, "#fee08b"), (50.0, "#d9ef8b"), (EQUAL_DB, "#91cf60"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One operator output of the original, beside its counterpart.
+
+    Attributes:
+        operator: Type of the operator in the original.
+        index: Its place in the original; ``after_index`` in the rewritten file.
+        position: Which of its outputs.
+        matched_by: ``name``, or ``place``: order, type and shape.
+        snr_db: Of all error up to here, over all samples; None where values are not compared by distance.
+        input_snr_db: The least of its inputs; None where none carries an error that was measured.
+        added: Noise that the operator adds, as a share of the power of its output: noise-to-signal ratio
+            less that of its worst input.
+        drop_db: How far the SNR is below that of its worst input; None when that is exact.
+        role: ``enters``: the inputs are exact; ``grows``: the ratio is at least 1.5 times as bad (1.8 dB) as
+            that of the worst input; ``adds`` less than that; ``carried``: it adds nothing; ``equal``;
+            ``differs`` for what has no distance.
+        fall_db: The same with both ratios capped 20 dB above that of the worst output: an operator with exact
+            inputs falls from there, and what is too little to be heard at the outputs does not count.
+        rank: 1 for the one that falls most, up to `MARKED`; else None.
+        weights: Types of its constants where they changed, such as ``float32 -> int8``.
+        is_output: Of the model.
+    """
+
+    index: int
+    after_index: int
+    operator: str
+    position: int
+    tensor: str
+    after_tensor: str
+    matched_by: str
+    shape: tuple[int, ...]
+    snr_db: float | None
+    input_snr_db: float | None
+    added: float | None
+    drop_db: float | None
+    max_abs_error: float | None
+    cosine: float | None
+    equal_share: float | None
+    nonfinite_mismatches: int
+    role: str
+    weights: str | None = None
+    is_output: bool = False
+    fall_db: float | None = None
+    rank: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """What running both models with all tensors kept showed.
+
+    Attributes:
+        failure: Why there is nothing to show, or None.
+        layers: In the order in which the original computes them.
+        unmatched: Operator outputs of the original that were not compared, as ``index TYPE name``, or with
+            the reason; without one, they have no counterpart.
+        inserted: Operators of the rewritten file without a counterpart, by type.
+        graph: The name under which Model Explorer knows the primary subgraph.
+    """
+
+    judge: JudgeInfo | None
+    sample_source: str = "made"
+    sample_count: int = 0
+    failure: str | None = None
+    layers: tuple[Layer, ...] = ()
+    unmatched: tuple[str, ...] = ()
+    inserted: dict[str, int] | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    graph: str = "main"
+
+    def marked(self) -> list[Layer]:
+        """Those where the ratio falls most, the worst first."""
+        return sorted((layer for layer in self.layers if layer.rank), key=lambda layer: layer.rank or 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what JSON cannot say (infinite, NaN) becomes a string such as ``inf``."""
+        result: dict[str, Any] = plain(asdict(self))
+        return result
+
+    def node_data(self) -> dict[str, Any]:
+        """As Model Explorer reads node data: for each operator of the rewritten file the SNR of its output.
+
+        Its adapter for this format numbers nodes as the file does, and calls a graph by the name of its
+        subgraph. Of several outputs, the worst counts. Equal outputs have `EQUAL_DB`.
+        """
+        worst: dict[str, float] = {}
+        for layer in self.layers:
+            if layer.snr_db is None:
+                continue
+            value = min(max(layer.snr_db, -EQUAL_DB), EQUAL_DB) if not math.isnan(layer.snr_db) else -EQUAL_DB
+            node = str(layer.after_index)
+            worst[node] = min(worst.get(node, EQUAL_DB), round(value, 2))
+        return {
+            self.graph: {
+                "name": f"SNR in dB ({EQUAL_DB:g}: equal)",
+                "results": {node: {"value": value} for node, value in worst.items()},
+                "thresholds": [{"value": bound, "bgColor": colour} for bound, colour in _COLOURS],
+            }
+        }
+
+    def summary_lines(self, *, verbose: bool = False) -> list[str]:
+        """For people: what was compared, the table, and what was not seen."""
+        if self.failure is not None:
+            return [f"blame: not possible: {self.failure}"]
+        plural = "" if self.sample_count == 1 else "s"
+        count = len(self.layers)
+        who = "" if self.judge is None else f" by {self.judge}, {self.judge.enclosure},"
+        lines = [
+            f"blame: {count} operator output{'' if count == 1 else 's'} compared on {self.sample_count} "
+            f"{self.sample_source} sample{plural}{who} all tensors kept, in {self.seconds:.1f} s"
+        ]
+        lines += self._table(verbose)
+        if self.inserted:
+            texts = ", ".join(f"{number} {printable(name)}" for name, number in sorted(self.inserted.items()))
+            lines.append(f"  only after the rewrite: {texts}")
+        if self.unmatched:
+            shown = self.unmatched if verbose else self.unmatched[:5]
+            more = (
+                f", and {len(self.unmatched) - len(shown)} more" if len(shown) < len(self.unmatched) else ""
+            )
+            lines.append(f"  not compared: {', '.join(shown)}{more}")
+        return lines + [f"  note: {note}" for note in self.notes]
+
+    def _table(self, verbose: bool) -> list[str]:
+        if not self.layers:
+            return []
+        if all(layer.role == "equal" for layer in self.layers):
+            return ["  all of them are equal"]
+        shown = list(self.layers) if verbose else _telling(self.layers)
+        rows = [_HEAD, *(_row(layer) for layer in shown)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+        lines = []
+        for row in rows:
+            cells = [
+                cell.rjust(width) if column in _RIGHT else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  " + "  ".join(cells).rstrip())
+        if len(shown) < len(self.layers):
+            lines.append(f"  ... and {len(self.layers) - len(shown)} more (-v shows all)")
+        marked = self.marked()
+        if marked:
+            worst = ", ".join(
+                f"{layer.index} {printable(layer.operator)} ({layer.fall_db:.1f} dB)" for layer in marked
+            )
+            lines.append(f"  the ratio falls most at: {worst}")
+        return lines
+
+
+_HEAD = ("op", "after", "type", "tensor", "shape", "SNR dB", "inputs", "falls", "weights", "")
+_RIGHT = (0, 1, 5, 6, 7)
+
+
+def _telling(layers: tuple[Layer, ...]) -> list[Layer]:
+    """The rows of the short table: what is marked, the outputs, and what falls most of the rest."""
+    if len(layers) <= ROWS:
+        return list(layers)
+    order = sorted(
+        range(len(layers)),
+        key=lambda at: (
+            layers[at].rank is None,
+            not layers[at].is_output,
+            layers[at].role != "differs",
+            -(layers[at].fall_db or 0.0),
+            at,
+        ),
+    )
+    return [layers[at] for at in sorted(order[:ROWS])]
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    name = printable(layer.tensor) or f"(unnamed, output {layer.position})"
+    if len(name) > 44:
+        name = "..." + name[-41:]
+    tail = [f"<- #{layer.rank} {layer.role}"] if layer.rank else []
+    if layer.equal_share is not None and layer.role != "equal":
+        tail.append(f"{layer.equal_share:.2%} equal")
+    if layer.nonfinite_mismatches:
+        tail.append(f"{layer.nonfinite_mismatches} NaN or infinite on one side only")
+    if layer.note:
+        tail.append(layer.note)
+    if layer.is_output:
+        tail.append("output")
+    return (
+        str(layer.index),
+        str(layer.after_index),
+        printable(layer.operator, limit=28),
+        name,
+        "x".join(map(str, layer.shape)) or "scalar",
+        _decibels(layer.snr_db),
+        _decibels(layer.input_snr_db),
+        f"{layer.fall_db:.1f}" if layer.fall_db and layer.fall_db >= 0.05 else "",
+        layer.weights or "",
+        "; ".join(tail),
+    )
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "equal" if value == math.inf else f"{value:.1f}"

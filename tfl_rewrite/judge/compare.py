@@ -1,0 +1,398 @@
+"""Whether the outputs of two runs are close enough: the rules, each applied to every output on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.judge.report import ChannelComparison, OutputComparison
+from tfl_rewrite.judge.tally import ChannelSums, Float64, OutputTally
+
+CHANNEL_SLACK_DB = 15.0
+"""By how much less than a whole output one channel of it may keep.
+
+Channels are weaker and stronger, and few samples tell little of one: of 27 real models in up to four
+encodings, judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than
+20 dB; one that drowned beside stronger channels keeps 0 dB or less.
+"""
+REPEATED_DB = 10.0
+"""By how much better than the tolerance other kernels must repeat the original's channel for it to count."""
+SHARED_BY = 2.05
+"""Of a channel's values, so many at least must share in its variation (`ChannelSums.spread`) for its ratio to
+count. Two or three values about their mean always make exactly 2, whatever they are: of many channels, one
+comes out the same by chance."""
+_TOO_FEW = 3
+LEAST_SHARE = 0.005
+"""By how much a probability must vary to count: behind a SOFTMAX, what all classes but a few get is next to
+nothing, and depends on the few."""
+DEAD_DB = -20.0
+"""A channel that keeps less than this share of its variation is dead."""
+NOTICEABLE_DB = 20.0
+"""A pass below carries a note: an error of a tenth in amplitude."""
+STEP_DB = 1.0
+"""What a share of samples is short of counts as, where something is searched for by dB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """What counts as equal enough. Every rule is applied to each output on its own, over all samples.
+
+    Attributes:
+        exact: Every byte equal; the other rules are not consulted. For rewrites that change no number.
+        min_snr: Least signal-to-noise ratio in dB, ``10 log10(sum ref^2 / sum (ref - new)^2)``: the SQNR by
+            which Lin, Talathi and Annapureddy (Fixed Point Quantization of Deep Convolutional Networks, ICML
+            2016) relate bit widths to accuracy. 20 dB is an error of a tenth in amplitude. None: not judged.
+            Each channel must keep its own variation at `CHANNEL_SLACK_DB` less, and at 0 dB at least.
+        max_abs_error: Largest error of any element, in the unit of the output (a quantized output counts in
+            real values, not steps). In addition to the other rules.
+        min_agreement: Least share of rows of the last axis whose largest element stays the largest, where an
+            output may be scores over classes; and least share of equal elements of integer and bool outputs
+            without quantization, where a distance means nothing. Of fewer than 10 one may differ, unless
+            this is 1.
+    """
+
+    exact: bool = False
+    min_snr: float | None = 20.0
+    max_abs_error: float | None = None
+    min_agreement: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuses values that would let everything or nothing pass by accident.
+
+        Raises:
+            UsageError: A bound is NaN or infinite, negative where it cannot be, or a share outside [0, 1].
+        """
+        if self.min_snr is not None and not math.isfinite(self.min_snr):
+            raise UsageError(f"min_snr is {self.min_snr}", remedy="give decibels, such as 20")
+        if self.max_abs_error is not None and not 0 <= self.max_abs_error < math.inf:
+            raise UsageError(
+                f"max_abs_error is {self.max_abs_error}", remedy="give zero or a positive number"
+            )
+        if not 0 <= self.min_agreement <= 1:
+            raise UsageError(f"min_agreement is {self.min_agreement}", remedy="give a share from 0 to 1")
+
+    @property
+    def min_channel_snr(self) -> float | None:
+        """Least ratio of each channel, in dB; None where no ratio is judged."""
+        return None if self.min_snr is None else max(0.0, self.min_snr - CHANNEL_SLACK_DB)
+
+    def may_differ(self, count: int) -> int:
+        """How many of ``count`` rows or samples may differ."""
+        share = 1 - self.min_agreement
+        # 0.1 of 10 is 1, whatever the last bit of 1 - 0.9 says.
+        return max(int(share * count + 1e-9), int(share > 0 and 3 <= count < 10))
+
+
+Bools = npt.NDArray[np.bool_]
+Kernels = Callable[[], "OutputTally | None"]
+"""The original against itself in other kernels; None where no others run it. Asked only when it matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What one rule says.
+
+    Attributes:
+        rule: Its name in the report.
+        reason: Why it is not met, or None.
+        short: By how many dB it is missed; `STEP_DB` where it is not about dB.
+        notes: What a reader should know besides.
+    """
+
+    rule: str
+    reason: str | None = None
+    short: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None = None) -> OutputComparison:
+    """The metrics over all samples, judged.
+
+    Args:
+        tally: Of both files.
+        tolerance: What is accepted.
+        kernels: See `Kernels`. Without it, every channel counts whose variation several values share.
+    """
+    facts = tally.facts
+    findings = _findings(tally, tolerance)
+    ruled = findings[0]
+    channel, untold = None, None
+    if ruled.rule in ("snr", "none", "equal share"):
+        frozen = _frozen(tally, tolerance, kernels)
+        untold = frozen.untold
+        channel = _worst_channel(tally, tolerance, kernels, frozen)
+        if channel is not None and channel.reason is not None:
+            findings.append(_Finding("channel", channel.reason, channel.short_db))
+    broken = [finding for finding in findings if finding.reason is not None]
+    reasons = [finding.reason for finding in broken if finding.reason is not None]
+    numeric = facts.is_quantized or tally.finite > 0 or tally.nonfinite > 0
+    integers = facts.dtype.startswith(("int", "uint")) and tally.elements > 0
+    largest: float | None = tally.max_integer_error if integers else tally.max_error
+    return OutputComparison(
+        signature=tally.signature,
+        name=facts.name,
+        position=tally.position,
+        dtype=facts.dtype,
+        unit="steps" if facts.is_quantized else "values",
+        samples=tally.samples,
+        elements=tally.elements,
+        rule=broken[0].rule if broken else ruled.rule,
+        passed=not broken,
+        reason="; ".join(reasons) or None,
+        bit_exact=tally.bit_exact,
+        max_abs_error=largest if integers or tally.finite else None,
+        rmse=math.sqrt(tally.noise / tally.finite) if tally.finite else None,
+        snr_db=tally.snr_db if numeric and tally.finite else None,
+        cosine=tally.cosine,
+        equal_share=None if numeric or not tally.elements else tally.equal / tally.elements,
+        argmax_agreement=tally.rows.agreement,
+        channel=channel,
+        silence=tally.silence,
+        untold=untold,
+        short_db=max((finding.short for finding in broken), default=0.0),
+        nonfinite_mismatches=tally.nonfinite,
+        reference_peak=tally.peak if tally.finite else None,
+        notes=tuple(note for finding in findings for note in finding.notes),
+        energies=tuple(tally.energies),
+        tally=tally,
+    )
+
+
+def _findings(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
+    """What every rule but that of channels says; the first tells what the output is judged by."""
+    if tally.problems:
+        return [_Finding("interface", "; ".join(tally.problems), math.inf)]
+    if not tally.elements:
+        return [_Finding("empty", notes=("no elements: only the shape was compared",))]
+    if tolerance.exact:
+        return [_Finding("exact", None if tally.bit_exact else "differs from the original", math.inf)]
+    if tally.nonfinite:
+        text = f"{tally.nonfinite} of {tally.elements} elements are NaN or infinite on one side only"
+        return [_Finding("finite", text, math.inf)]
+    if tally.is_countable:
+        return [_equal_share(tally, tolerance), *_largest_error(tally, tolerance, tally.max_integer_error)]
+    scale = max(tally.facts.scales) if tally.facts.is_quantized else 1.0
+    return [
+        _ratio(tally, tolerance),
+        *_largest_error(tally, tolerance, tally.max_error * scale),
+        *_classes(tally, tolerance),
+    ]
+
+
+def _largest_error(tally: OutputTally, tolerance: Tolerance, error: float) -> list[_Finding]:
+    bound = tolerance.max_abs_error
+    if bound is None or error <= bound:
+        return []
+    short = 20 * math.log10(error / bound) if bound > 0 and error < math.inf else math.inf
+    return [_Finding("largest error", f"largest error {error:.4g} is more than {bound:g}", short)]
+
+
+def _equal_share(tally: OutputTally, tolerance: Tolerance) -> _Finding:
+    share = tally.equal / tally.elements
+    differing = tally.elements - tally.equal
+    allowed = 0 if tally.facts.dtype == "string" else tolerance.may_differ(tally.elements)
+    if differing > allowed:
+        return _Finding("equal share", f"{differing} of {tally.elements} elements differ", STEP_DB)
+    return _Finding("equal share", notes=(f"{1 - share:.2%} of the elements differ",) if differing else ())
+
+
+def _ratio(tally: OutputTally, tolerance: Tolerance) -> _Finding:
+    least = tolerance.min_snr
+    if least is None:
+        return _Finding("none")
+    snr = tally.snr_db if tally.finite else math.inf
+    # Written so that a ratio of infinities (NaN) fails.
+    if snr >= least:
+        told = f"the loss is noticeable (less than {NOTICEABLE_DB:g} dB)"
+        return _Finding("snr", notes=(told,) if snr < NOTICEABLE_DB else ())
+    return _Finding(
+        "snr", f"SNR {snr:.1f} dB is less than {least:g} dB", least - snr if snr == snr else math.inf
+    )
+
+
+def _flips(tally: OutputTally, tolerance: Tolerance) -> int:
+    rows, least = tally.rows, tolerance.min_snr
+    spread = math.sqrt(rows.spread / rows.values)
+    near = spread * 10 ** (-(20.0 if least is None else max(least, 0.0)) / 20) if spread < math.inf else 0.0
+    return rows.flips(max(near, 1.0) if tally.facts.is_quantized else near)
+
+
+def _classes(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
+    """Whether what is largest of each row stays it.
+
+    Where the original gives two elements nearly the same, noise that the ratio tolerates may swap them; that
+    counts as a near tie: 10 % of the spread about the mean of a row at 20 dB, and one step of the
+    quantization.
+    """
+    rows = tally.rows
+    if not rows.rows:
+        return []
+    flips = _flips(tally, tolerance)
+    if flips <= tolerance.may_differ(rows.rows):
+        if rows.rows - rows.agreeing <= tolerance.may_differ(rows.rows):
+            return []
+        told = f"argmax {1 - flips / rows.rows:.1%} where it is no near tie"
+        return [_Finding("classes", notes=(told,))]
+    text = (
+        f"the largest of {rows.classes} is another in {flips} of {rows.rows} rows"
+        f" (agreement {1 - flips / rows.rows:.1%}, at least {tolerance.min_agreement:.1%})"
+    )
+    return [_Finding("classes", text, STEP_DB)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """Slices of an output that are constant after the rewrite and were not before.
+
+    Attributes:
+        axes: Which, by axis.
+        untold: Those of which too little is seen to say that they are dead, in words.
+    """
+
+    axes: dict[int, Bools]
+    untold: str | None = None
+
+
+def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -> _Frozen:
+    """Finds what does not vary any more, whatever its share of the output, along every axis.
+
+    A value that rests most of the time and moves once, such as one that a RELU lets through, is lost to any
+    rounding. So two values at least must be others than the constant that is left; along an axis that may
+    count places instead of channels, a tenth of them.
+    """
+    if tolerance.min_channel_snr is None:
+        return _Frozen({})
+    channels = set(tally.channels) or {max(tally.stillness.axes, default=0)}
+    axes: dict[int, Bools] = {}
+    untold: list[str] = []
+    for axis, slices in tally.stillness.axes.items():
+        if slices is None:
+            continue
+        moved = slices.still & (slices.span > 0) & (slices.moved > 0)
+        if tally.rows.rows and tally.rows.are_shares:
+            moved &= tally.rows.unit * slices.span >= 4 * LEAST_SHARE
+        if not moved.any():
+            continue
+        needed = 2 if axis in channels else np.maximum(2, slices.count // 10)
+        dead = moved & (slices.moved >= needed)
+        rare = moved & (slices.moved < needed)
+        if dead.any() and kernels is not None:
+            sums = tally.channels.get(axis)
+            # Where channels are told apart, a sensitive one excuses no other.
+            if sums is not None:
+                dead &= ~_unreal(axis, sums, tolerance, kernels())
+            else:
+                dead &= ~_unlike(slices.span, tally, tolerance, kernels())
+        if dead.any():
+            axes[axis] = dead
+        if rare.any() and axis in channels:
+            untold += _one_value_moves(rare, axis)
+    few = [sums for sums in tally.channels.values() if sums is not None and sums.count <= _TOO_FEW]
+    if few and not tally.bit_exact:
+        untold.append(f"channels: {few[0].count} values of each tell too little")
+    return _Frozen(axes, "; ".join(untold) or None)
+
+
+def _one_value_moves(moved: Bools, axis: int) -> list[str]:
+    count, first = int(moved.sum()), int(np.argmax(moved))
+    which = f"channel {first}" if count == 1 else f"{count} channels, such as {first},"
+    return [f"{which} of axis {axis}: one value alone moves"]
+
+
+def _unlike(span: Float64, tally: OutputTally, tolerance: Tolerance, other: OutputTally | None) -> Bools:
+    """Slices whose variation is within what other kernels make of the original."""
+    if other is None:
+        return np.zeros(span.shape, np.bool_)
+    if tally.is_countable:
+        return np.full(span.shape, not other.bit_exact)
+    least = (20.0 if tolerance.min_snr is None else tolerance.min_snr) + REPEATED_DB
+    return np.asarray(span < other.max_error * 10 ** (least / 20))
+
+
+def _worst_channel(
+    tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None, frozen: _Frozen
+) -> ChannelComparison | None:
+    """The channel that keeps least of its variation; one that is dead before all others."""
+    found = [
+        worst
+        for axis, sums in tally.channels.items()
+        if sums is not None
+        and (worst := _worst_of_axis(axis, sums, tally, tolerance, kernels, frozen)) is not None
+    ]
+    found += [
+        _dead(axis, dead, STEP_DB) for axis, dead in frozen.axes.items() if tally.channels.get(axis) is None
+    ]
+    return min(found, key=lambda one: (not one.dead, one.snr_db), default=None)
+
+
+def _dead(
+    axis: int, dead: Bools, short: float, worst: int | None = None, snr: float = 0.0
+) -> ChannelComparison:
+    """Of a channel that does not vary any more; a constant is as far off as what it replaces varied."""
+    worst = int(np.argmax(dead)) if worst is None else worst
+    count = int(dead.sum())
+    reason = f"channel {worst} of axis {axis} does not vary any more"
+    if dead.size == 1:
+        reason = "it does not vary any more"
+    elif count > 1:
+        reason = f"{count} of {dead.size} channels of axis {axis} do not vary any more, such as {worst}"
+    return ChannelComparison(axis=axis, number=worst, snr_db=snr, dead=True, reason=reason, short_db=short)
+
+
+def _worst_of_axis(
+    axis: int,
+    sums: ChannelSums,
+    tally: OutputTally,
+    tolerance: Tolerance,
+    kernels: Kernels | None,
+    frozen: _Frozen,
+) -> ChannelComparison | None:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        signal, noise = sums.signal, sums.noise
+        ratio = np.where(noise > 0, 10 * np.log10(signal / noise), np.inf)
+        kept = 10 * np.log10(sums.signal_after / signal)
+    ratio = np.where(np.isfinite(signal) & np.isfinite(noise), ratio, -np.inf)
+    spread = sums.spread
+    counts = (signal > 0) & (spread >= SHARED_BY)
+    if tally.rows.rows and tally.rows.are_shares:
+        counts &= tally.rows.unit * np.sqrt(signal / sums.count) >= LEAST_SHARE
+    least = tolerance.min_channel_snr
+    if least is not None and tally.facts.dtype == "bool":
+        # A flag of which a quarter is wrong, where it is as often on as off.
+        least = 0.0
+    dead = counts & (kept < DEAD_DB) if least is not None else np.zeros_like(counts)
+    dead |= frozen.axes.get(axis, np.zeros_like(dead))
+    counts |= dead
+    bad = dead if least is None else dead | (counts & ~(ratio >= least))
+    if bad.any() and kernels is not None:
+        # Only now: running the original in other kernels costs as much as the verdict.
+        unreal = _unreal(axis, sums, tolerance, kernels())
+        counts, dead, bad = counts & ~unreal, dead & ~unreal, bad & ~unreal
+    if not counts.any():
+        return None
+    worst = int(np.argmin(np.where(dead if dead.any() else counts, ratio, np.inf)))
+    snr, alone = float(ratio[worst]), ratio.size == 1
+    if dead[worst]:
+        return _dead(axis, dead, max(STEP_DB, (least or 0.0) - snr), worst, snr)
+    reason, short = None, 0.0
+    if bad[worst] and least is not None:
+        what = "what varies of it" if alone else f"channel {worst} of axis {axis}"
+        reason, short = f"{what} keeps {snr:.1f} dB, less than {least:g} dB", least - snr
+    return ChannelComparison(axis=axis, number=worst, snr_db=snr, reason=reason, short_db=short)
+
+
+def _unreal(axis: int, sums: ChannelSums, tolerance: Tolerance, other: OutputTally | None) -> Bools:
+    """Channels whose variation other kernels do not repeat: it is noise of the arithmetic."""
+    none = np.zeros(sums.pivot.shape, dtype=np.bool_)
+    repeated = None if other is None else other.channels.get(axis)
+    if repeated is None or repeated.pivot.shape != sums.pivot.shape:
+        return none
+    least = (20.0 if tolerance.min_snr is None else tolerance.min_snr) + REPEATED_DB
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = 10 * np.log10(repeated.signal / repeated.noise)
+    return np.asarray((repeated.noise > 0) & ~(ratio >= least))

@@ -1,0 +1,436 @@
+"""Runs the original once and any number of rewritten files against it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.child import load_array
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, interface_differences
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit, parse_memory
+from tfl_rewrite.interpreter.runner import Execution, Failure, OnRan, RuntimeChoice, Worker
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
+from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.kernels import KernelNoise
+from tfl_rewrite.judge.reference import Options, Original, PathLike, Reference
+from tfl_rewrite.judge.repeats import Repeats
+from tfl_rewrite.judge.report import JudgeInfo, OutputComparison
+from tfl_rewrite.judge.tallies import Tallying, differing
+from tfl_rewrite.judge.verdict import EntryVerdict, Key, Verdict, entry_verdict, weighed
+from tfl_rewrite.samples.inputs import expand_paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOutputs:
+    """Outputs of one call in memory: by name and, because names may repeat, in order."""
+
+    signature: str | None
+    names: tuple[str, ...]
+    values: tuple[Array | None, ...]
+
+    def __getitem__(self, name: str) -> Array | None:
+        return self.values[self.names.index(name)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One file run on its own.
+
+    Attributes:
+        failure: Why there are no outputs, or None.
+        inputs: For each call the inputs that it got, in order of the entry point.
+        outputs: For each call what came out; None in place of an output that could not be read.
+    """
+
+    judge: JudgeInfo | None
+    interface: Interface | None
+    failure: Failure | None
+    inputs: tuple[tuple[Array, ...], ...] = ()
+    outputs: tuple[CallOutputs, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Judge:
+    """Holds the outputs of the original and judges rewritten files against them.
+
+    The original is run when first needed. The process that runs the rewritten files is kept from one
+    `compare` to the next, so that judging many small files costs little more than running them. Use it as
+    a context manager, or call `close`: it holds two processes and a temporary folder.
+
+    Args:
+        before: The original.
+        inputs: ``.npz`` files or folders of them; without any, samples are made.
+        samples: How many are made for each entry point.
+        seed: Of the made samples.
+        tolerance: Default of `compare`.
+        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
+        timeout: Seconds for each run of a file: opening, allocating and all samples.
+        threads: Of each interpreter.
+        resolver: ``default`` (XNNPACK), ``builtin`` or ``reference``: the kernels that run both files. None
+            for the default ones, or the built-in ones if the original runs with no others.
+        memory_limit: Bytes that the interpreters of both files may take together (see
+            ``memory.default_limit`` for what None means). One of them that takes more is ended.
+        independent: Each call meets a new interpreter. Otherwise all calls are one sequence, as users run
+            a model: what it keeps in variables carries over.
+        kernels: Resolvers that the original is compared with itself under when outputs differ; without any,
+            the built-in kernels or the default ones, whichever do not judge.
+
+    Raises:
+        UsageError: An option makes no sense, or a path does not exist.
+    """
+
+    def __init__(
+        self,
+        before: PathLike,
+        *,
+        inputs: Sequence[PathLike] = (),
+        samples: int = 4,
+        seed: int = 0,
+        tolerance: Tolerance | None = None,
+        runtime: str = "litert",
+        timeout: float = 600.0,
+        threads: int = 1,
+        resolver: str | None = None,
+        memory_limit: int | None = None,
+        independent: bool = False,
+        kernels: Sequence[str] = (),
+    ) -> None:
+        self._before = _existing(before)
+        limit = default_limit() if memory_limit is None else parse_memory(memory_limit)
+        self._options = Options(
+            inputs=tuple(inputs),
+            samples=samples,
+            seed=seed,
+            timeout=timeout,
+            threads=threads,
+            resolver=resolver,
+            memory_limit=limit,
+            independent=independent,
+        )
+        self._tolerance = tolerance or Tolerance()
+        choice = RuntimeChoice.parse(runtime)
+        expand_paths(inputs)
+        self._guard = TerminationGuard()
+        self._scratch = Scratch()
+        watch = MemoryWatch(limit)
+        given = self._scratch.folder()
+        self._workers = (
+            Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
+            Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
+        )
+        self._rewritten = self._workers[1]
+        self._original = Original(self._before, self._options, self._workers[0], self._scratch, given)
+        self._repeats = Repeats(self._before, self._options, self._workers, self._scratch)
+        self._noise = KernelNoise(self._before, self._options, self._workers[0], self._scratch, kernels)
+
+    def __enter__(self) -> Judge:
+        self._guard.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except BaseException as late:
+            # Interrupted while cleaning up: finish that first.
+            self.close()
+            self._guard.__exit__(type(late), late, None)
+            raise
+        self._guard.__exit__(kind, error, trace)
+
+    def close(self) -> None:
+        """Ends the processes and removes the temporary folder."""
+        self.rest()
+        self._scratch.close()
+
+    def rest(self) -> None:
+        """Ends the processes; they are started again when they are needed."""
+        for worker in self._workers:
+            worker.kill()
+
+    def compare(
+        self,
+        after: PathLike,
+        *,
+        tolerance: Tolerance | None = None,
+        repeat: bool = False,
+        timeout: float | None = None,
+    ) -> Verdict:
+        """Judges one rewritten file.
+
+        Args:
+            after: The file.
+            tolerance: Instead of the judge's own.
+            repeat: Run both files again, to see that they repeat their outputs, and, if outputs differ too
+                much, the original with other kernels. For a verdict that somebody relies on; a search
+                among many files does without.
+            timeout: Seconds for the run of the rewritten file, instead of the judge's own.
+
+        Raises:
+            UsageError: The runtime is not installed, an input file does not fit the model, or ``after`` does
+                not exist.
+        """
+        path = _existing(after)
+        with TerminationGuard(), scratch_errors():
+            try:
+                return self._compare(path, tolerance or self._tolerance, repeat, timeout)
+            except BaseException:
+                # Nobody is going to wait for what they are doing now.
+                self.rest()
+                raise
+
+    @property
+    def settled(self) -> Reference | None:
+        """The run of the original, if there was one and it ended."""
+        return self._original.settled
+
+    def reference(self) -> RunResult:
+        """What the original gives, in memory; runs it if that has not happened yet.
+
+        Raises:
+            UsageError: The runtime is not installed, or an input file does not fit the model.
+        """
+        with TerminationGuard(), scratch_errors():
+            try:
+                reference = self._original.settle()
+            except BaseException:
+                self.rest()
+                raise
+        if isinstance(reference, Failure):
+            return RunResult(judge=self._original.judge, interface=None, failure=reference)
+        execution = reference.execution
+        # Where the arrays lie: an input that serves several calls is stored once.
+        listed = json.loads(reference.steps.read_text(encoding="utf-8"))
+        inputs, outputs = [], []
+        for number, (call, unreadable) in enumerate(zip(reference.calls, execution.ran, strict=False)):
+            entry = reference.entry(call)
+            values = [
+                None if why is not None else execution.output(number, position).copy()
+                for position, why in enumerate(unreadable)
+            ]
+            names = tuple(facts.name for facts in entry.outputs)
+            outputs.append(CallOutputs(signature=call.signature, names=names, values=tuple(values)))
+            inputs.append(tuple(load_array(Path(stem)).copy() for _, stem in listed[number]["inputs"]))
+        return RunResult(
+            judge=reference.judge,
+            interface=reference.interface,
+            failure=None,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            notes=reference.notes,
+            seconds=execution.seconds,
+        )
+
+    def _compare(self, after: Path, tolerance: Tolerance, repeat: bool, timeout: float | None) -> Verdict:
+        started = time.monotonic()
+        limit = self._options.timeout if timeout is None else timeout
+
+        for worker in self._workers:
+            # Each of them runs both, one time or another.
+            worker.admit(self._before, after)
+        tallying: Tallying
+        outputs: Path | None = None
+
+        def begin(reference: Reference) -> OnRan:
+            nonlocal tallying, outputs
+            if outputs is not None:
+                self._scratch.discard(outputs)
+            tallying, outputs = Tallying(reference), self._scratch.folder()
+            request = self._options.request("run", after, reference.resolver, reference.steps)
+            self._rewritten.begin(request, outputs, on_ran=tallying.take)
+            # Call by call beside the original, of which that many outputs are kept by then.
+            return lambda _, step: self._rewritten.advance(step)
+
+        reference = self._original.settle(beside=begin, abandon=self._rewritten.kill)
+        if isinstance(reference, Failure):
+            return Verdict(
+                status="unverified",
+                reasons=(f"the original does not run: {reference.message}",),
+                cause=reference.kind,
+                judge=self._original.judge,
+                sample_source="real" if self._options.inputs else "made",
+                seconds=time.monotonic() - started,
+            )
+        if not self._rewritten.busy:
+            begin(reference)
+        execution = self._rewritten.finish(limit)
+        if execution.failure is not None and execution.failure.crowded:
+            self.rest()
+            begin(reference)
+            execution = self._rewritten.finish(limit)
+        verdict = self._judged(reference, execution, tallying, tolerance)
+        if repeat:
+            verdict = self._repeated(reference, execution, after, verdict)
+        if verdict.cause == "outputs":
+            verdict = self._excused(reference, verdict, tolerance, repeat)
+        self._scratch.discard(execution.folder)
+        return replace(
+            verdict,
+            assumed=_assumed(reference) if verdict.sample_count else (),
+            unseen=(*reference.unseen, *verdict.unseen),
+            notes=(*reference.notes, *verdict.notes),
+            seconds=time.monotonic() - started,
+        )
+
+    def _judged(
+        self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
+    ) -> Verdict:
+        """What the first run of both says."""
+        reasons: list[str] = []
+        notes: list[str] = []
+        cause = ""
+        if execution.interface is not None:
+            broken, renamed = interface_differences(reference.interface, execution.interface)
+            reasons += [f"interface: {text}" for text in broken]
+            notes += renamed
+            cause = "interface" if broken else ""
+        expected = len(reference.execution.ran)
+        if execution.failure is not None and (execution.failure.step or 0) < expected:
+            reasons.append(f"the rewritten file does not run: {execution.failure.message}")
+            cause = cause or execution.failure.kind
+        elif execution.dropped is not None and execution.dropped[0] < expected:
+            reasons.append(
+                f"the rewritten file refuses larger sizes that the original takes: {execution.dropped[1]}"
+            )
+            cause = cause or "error"
+        tallies, unread = tallying.tallies, tallying.notes
+        outputs = tuple(
+            compared(tally, tolerance, partial(self._noise.of, reference, key))
+            for key, tally in tallies.items()
+        )
+        entries = tuple(_of_entry(reference, entry, outputs) for entry in reference.interface.entry_points)
+        status, why, differences = weighed(entries)
+        if reasons:
+            status = "fail"
+            differences = differences if why == "outputs" else ()
+        return Verdict(
+            status=status,
+            reasons=(*reasons, *differences),
+            cause=cause or why,
+            judge=reference.judge,
+            sample_source=reference.source,
+            sample_count=min(len(execution.ran), expected),
+            outputs=outputs,
+            entries=entries,
+            notes=(*notes, *unread),
+        )
+
+    def _repeated(self, reference: Reference, execution: Execution, after: Path, verdict: Verdict) -> Verdict:
+        """Adds what running both files again shows."""
+        if verdict.cause not in ("", "outputs", "nothing") or execution.failure is not None:
+            return verdict
+        found = self._repeats.check(reference, execution, after)
+        verdict = replace(verdict, repeated=found.calls, notes=(*verdict.notes, *found.notes))
+        if found.reason is None:
+            return verdict
+        return replace(verdict, status="fail", cause="unrepeatable", reasons=(found.reason, *verdict.reasons))
+
+    def _excused(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, repeat: bool) -> Verdict:
+        """A difference proves nothing where the original differs from itself: runs it once more."""
+        again = self._repeats.original_again(reference)
+        failed = {(output.signature, output.position) for output in verdict.outputs if not output.passed}
+        differences = "; ".join(verdict.reasons)
+        if isinstance(again, Failure):
+            text = f"the original does not run a second time: {again.message}; {differences}"
+            return replace(verdict, status="unverified", cause=again.kind, reasons=(text,))
+        excuses = dict.fromkeys(failed & differing(again, tolerance), _UNREPEATABLE)
+        notes: list[str] = []
+        # The same kernels computed both files: what must be equal to the bit can be.
+        for output in verdict.outputs if repeat and not tolerance.exact else ():
+            key = output.signature, output.position
+            if output.passed or key in excuses:
+                continue
+            excused, said = self._noise.excuse(reference, output, tolerance)
+            notes += [] if said is None else [said]
+            if excused:
+                excuses[key] = _KERNELS
+        found = reference.interface.entry_points
+        entries = tuple(_of_entry(reference, entry, verdict.outputs, excuses) for entry in found)
+        status, cause, reasons = weighed(entries)
+        return replace(
+            verdict,
+            status=status,
+            cause=cause,
+            reasons=reasons,
+            entries=entries,
+            notes=(*verdict.notes, *notes),
+        )
+
+
+def _assumed(reference: Reference) -> tuple[str, ...]:
+    if reference.source == "real":
+        return reference.assumed
+    made = "made samples" if reference.source == "made" else "made samples in part"
+    return (made, *reference.assumed)
+
+
+_UNREPEATABLE = "unrepeatable", "the original does not repeat its own outputs from one run to the next"
+_KERNELS = "kernels", "the original differs from itself as much when other kernels compute it"
+
+
+def _of_entry(
+    reference: Reference,
+    entry: EntryPoint,
+    outputs: Sequence[OutputComparison],
+    excuses: Mapping[Key, tuple[str, str]] | None = None,
+) -> EntryVerdict:
+    """What is said of one entry point.
+
+    Args:
+        outputs: Of all entry points.
+        excuses: Outputs whose differences prove nothing, with the cause and what to say.
+    """
+    failure = reference.failed.get(entry.key)
+    if failure is not None:
+        what = "the original" if entry.key is None else f"{entry.label} of the original"
+        said = (f"{what} does not run: {failure.message}",)
+        return EntryVerdict(
+            signature=entry.key, label=entry.label, status="unverified", reasons=said, cause=failure.kind
+        )
+    own = [output for output in outputs if output.signature == entry.key]
+    return entry_verdict(entry.key, entry.label, own, excuses)
+
+
+def _existing(path: PathLike) -> Path:
+    found = Path(path)
+    if not found.is_file():
+        raise UsageError("no such file", file=path, remedy="check the path")
+    return found.absolute()
+
+
+def run_model(
+    path: PathLike,
+    *,
+    inputs: Sequence[PathLike] = (),
+    samples: int = 4,
+    seed: int = 0,
+    runtime: str = "litert",
+    timeout: float = 600.0,
+    threads: int = 1,
+    resolver: str | None = None,
+    memory_limit: int | None = None,
+    independent: bool = False,
+) -> RunResult:
+    """Runs one file and returns its inputs and outputs in memory. For the arguments see `Judge`.
+
+    Raises:
+        UsageError: See `Judge`.
+    """
+    with Judge(
+        path,
+        inputs=inputs,
+        samples=samples,
+        seed=seed,
+        runtime=runtime,
+        timeout=timeout,
+        threads=threads,
+        resolver=resolver,
+        memory_limit=memory_limit,
+        independent=independent,
+    ) as judge:
+        return judge.reference()

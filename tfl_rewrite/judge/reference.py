@@ -1,0 +1,515 @@
+"""The run of the original: which resolver takes it, on which inputs, and what came out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.interpreter.interface import EntryPoint, Interface, printable
+from tfl_rewrite.interpreter.memory import amount
+from tfl_rewrite.interpreter.runner import RESOLVERS, Execution, Failure, OnRan, Worker
+from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.judge.report import JudgeInfo
+from tfl_rewrite.judge.tally import Movement
+from tfl_rewrite.samples.inputs import RealInputs, real_inputs
+from tfl_rewrite.samples.made import (
+    LOUDER,
+    VARIED,
+    Recipe,
+    Step,
+    gentler_recipes,
+    larger_step,
+    louder_recipes,
+    made_steps,
+    write_steps,
+)
+
+PathLike = str | os.PathLike[str]
+
+UNASKED = ("default", "builtin")
+"""The resolvers that are tried where none was asked for."""
+KEPT_NBYTES = 256 << 20
+"""Outputs of the original that stay on disk, since every rewritten file is compared with them. Where they are
+more, fewer samples are judged."""
+SINGLE_NBYTES = 512 << 20
+"""Instead, where it comes to a single sample of each entry point."""
+PATIENCE_SECONDS = 5.0
+"""How long an original may fail before no gentler inputs and no other resolver are tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How files are run; the same for every file that one judge sees."""
+
+    inputs: tuple[PathLike, ...] = ()
+    samples: int = 4
+    seed: int = 0
+    timeout: float = 600.0
+    threads: int = 1
+    resolver: str | None = None
+    memory_limit: int | None = None
+    independent: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be run with.
+
+        Raises:
+            UsageError: A number is out of its bounds, or the resolver unknown.
+        """
+        for name in ("samples", "seed", "threads", "timeout"):
+            check_number(name, getattr(self, name))
+        if self.threads == 0:
+            raise UsageError("threads is 0", remedy="give a number above zero")
+        if self.resolver is not None and self.resolver not in RESOLVERS:
+            raise UsageError(
+                f"unknown resolver {printable(self.resolver)!r}", remedy=f"use {', '.join(RESOLVERS)}"
+            )
+
+    def request(self, do: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
+        """A message to the child process."""
+        request: dict[str, object] = {
+            "do": do,
+            "model": str(path),
+            "resolver": resolver,
+            "threads": self.threads,
+            "memory": self.memory_limit,
+            "independent": self.independent,
+        }
+        return request if steps is None else {**request, "steps": str(steps)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What remains of a `Step` once its arrays are written."""
+
+    signature: str | None
+    optional: bool
+    real: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A run of the original that ended: with it every rewritten file is compared.
+
+    Attributes:
+        calls: All that were asked for; the last, optional ones may not have been run.
+        failed: Entry points that do not run; there are no calls of them.
+        assumed: What was assumed of the model's inputs, as in `media.PLAUSIBLE`.
+        steps: The list of calls for the child process, beside the arrays of inputs.
+    """
+
+    execution: Execution
+    interface: Interface
+    calls: tuple[Call, ...]
+    steps: Path
+    resolver: str
+    judge: JudgeInfo
+    notes: tuple[str, ...]
+    failed: Mapping[str | None, Failure] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """``real``, ``made`` or ``mixed``."""
+        kinds = {call.real for call in self.calls[: len(self.execution.ran)]}
+        return "mixed" if len(kinds) == 2 else ("real" if True in kinds else "made")
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """What was not run although it was asked for, as a phrase."""
+        left_out = self.execution.left_out
+        if not left_out:
+            return ()
+        asked = left_out + sum(not call.optional for call in self.calls)
+        each = amount(max(self.execution.nbytes))
+        return (
+            f"{left_out} of {asked} samples (outputs take {each} each, and {amount(KEPT_NBYTES)} are kept)",
+        )
+
+    def entry(self, call: Call) -> EntryPoint:
+        """The entry point of a call."""
+        found = self.interface.find(call.signature)
+        assert found is not None
+        return found
+
+
+Beside = Callable[[Reference], OnRan]
+"""Begins another run on the calls of a run of the original that has just begun; what it returns is called
+whenever one of those has ended."""
+
+
+class Original:
+    """Finds out how the original can be run, once.
+
+    Unless a resolver was asked for, the default one comes first, because users run it; the one without
+    delegates only where nothing else works. Made inputs that the model fails on are made gentler before it
+    counts as unrunnable. Of outputs that are too large to be kept, fewer samples are run.
+
+    Args:
+        path: The original.
+        given: The folder that inputs are written to, which the process of the worker may read.
+    """
+
+    def __init__(self, path: Path, options: Options, worker: Worker, scratch: Scratch, given: Path) -> None:
+        self._path = path
+        self._options = options
+        self._worker = worker
+        self._scratch = scratch
+        self._given = given
+        self._outputs = given / "none yet"
+        self._settled: Reference | Failure | None = None
+        self._began = 0.0
+        self.judge: JudgeInfo | None = None
+
+    @property
+    def settled(self) -> Reference | None:
+        """The run of the original, once there is one that ended."""
+        return self._settled if isinstance(self._settled, Reference) else None
+
+    def settle(
+        self,
+        *,
+        beside: Beside | None = None,
+        abandon: Callable[[], None] | None = None,
+    ) -> Reference | Failure:
+        """The run that all comparisons use, or why there is none.
+
+        Args:
+            beside: Called when a run begins, to begin another.
+            abandon: Called when that run of the original failed.
+
+        Raises:
+            UsageError: The runtime cannot be started, or the user's inputs do not fit the model.
+        """
+        if self._settled is not None:
+            return self._settled
+        result = self._try_runtime(beside, abandon)
+        first, judge = result, self.judge
+        # The next runtime of that Python may have operators that this one lacks, such as TensorFlow's (Flex).
+        while isinstance(result, Failure) and _lacks_something(result) and self._worker.fall_back():
+            result = self._try_runtime(beside, abandon)
+        if isinstance(first, Failure) and isinstance(result, Reference):
+            assert judge is not None
+            lacking = f"{judge.runtime} {judge.version} does not run the original ({first.message})"
+            note = f"{lacking}: judged by the next runtime of that Python"
+            result = replace(result, notes=(note, *result.notes))
+        elif isinstance(first, Failure):
+            # What the first of them says is what the user meets elsewhere.
+            result, self.judge = first, judge
+        self._settled = result
+        return result
+
+    def _try_runtime(self, beside: Beside | None, abandon: Callable[[], None] | None) -> Reference | Failure:
+        """The run with the first resolver that takes it, in the runtime that the worker has."""
+        failures: list[tuple[Failure, JudgeInfo | None]] = []
+        self._began = time.monotonic()
+        asked = self._options.resolver
+        for resolver in UNASKED if asked is None else (asked,):
+            result = self._try_resolver(resolver, beside, abandon)
+            if isinstance(result, Reference):
+                return result
+            failures.append((result, self.judge))
+            if result.kind in ("timeout", "disk") or self._out_of_patience():
+                break
+        # The default resolver's reason is the one that the user meets elsewhere.
+        failure, self.judge = failures[0]
+        return failure
+
+    def _try_resolver(
+        self,
+        resolver: str,
+        beside: Beside | None,
+        abandon: Callable[[], None] | None,
+    ) -> Reference | Failure:
+        interface = self._describe(resolver)
+        if isinstance(interface, Failure):
+            return interface
+        real = real_inputs(interface, self._options.inputs) if self._options.inputs else None
+        made = [entry for entry in interface.entry_points if real is None or entry.key not in real.covered]
+        # What is left to try for each entry point that samples are made for, the next one first.
+        gentler = {entry.key: [VARIED, *gentler_recipes(entry)] for entry in made}
+        louder = {entry.key: list(louder_recipes(entry)) for entry in made}
+        first: dict[str | None, Failure] = {}
+        failed: dict[str | None, Failure] = {}
+        while True:
+            chosen = {key: recipes[0] for key, recipes in gentler.items()}
+            try:
+                steps, notes = self._steps(interface, real, chosen, failed)
+            except ValueError as error:
+                return Failure(kind="error", stage="running", step=None, message=str(error))
+            if not steps:
+                return next(iter(failed.values()))
+            listed, execution = self._run(steps, interface, resolver, beside, abandon)
+            failure = execution.failure
+            if failure is None:
+                assert self.judge is not None
+                reference = Reference(
+                    execution=execution,
+                    interface=interface,
+                    calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
+                    steps=listed,
+                    resolver=resolver,
+                    judge=self.judge,
+                    notes=(*notes, *self._notes(interface, execution, steps, chosen, resolver)),
+                    failed=failed,
+                    assumed=() if real is None else real.assumed,
+                )
+                quiet = [key for key in _silent(reference) if louder.get(key)]
+                if not quiet or self._out_of_patience():
+                    return reference
+                for key in quiet:
+                    gentler[key] = [louder[key].pop(0)]
+                if abandon is not None:
+                    abandon()
+                continue
+            if abandon is not None:
+                abandon()
+            self._blame_inputs(failure, steps)
+            if failure.stage != "running" or failure.step is None:
+                return failure
+            key = steps[failure.step].signature
+            first.setdefault(key, failure)
+            hopeless = failure.kind in ("timeout", "disk") or self._out_of_patience()
+            if len(gentler.get(key, ())) > 1 and not hopeless:
+                gentler[key].pop(0)
+            else:
+                # The others may run without it.
+                failed[key] = first[key]
+
+    def _out_of_patience(self) -> bool:
+        """Whether failing took so long that other ways to run the model are not worth their time."""
+        return time.monotonic() - self._began > PATIENCE_SECONDS
+
+    def _describe(self, resolver: str) -> Interface | Failure:
+        """What the model takes and gives, if it opens and allocates with this resolver."""
+        self._worker.begin(self._options.request("describe", self._path, resolver), self._scratch.folder())
+        hello = self._worker.hello
+        self.judge = JudgeInfo(
+            runtime=hello["hello"],
+            version=hello["version"],
+            resolver=RESOLVERS[resolver],
+            threads=self._options.threads,
+            python=hello["python"],
+            kernels=resolver,
+            asked=self._worker.given,
+            sandbox=self._worker.walls,
+        )
+        described = self._worker.finish(self._options.timeout)
+        if described.failure is not None:
+            return described.failure
+        if described.interface is None:
+            text = "the interpreter process does not describe the model"
+            return Failure(kind="crash", stage="opening", step=None, message=text)
+        return described.interface
+
+    def _steps(
+        self,
+        interface: Interface,
+        real: RealInputs | None,
+        recipes: Mapping[str | None, Recipe],
+        failed: Mapping[str | None, Failure],
+    ) -> tuple[list[Step], list[str]]:
+        """All calls but those of entry points that failed, the optional ones last, and notes on them.
+
+        Raises:
+            ValueError: No values can be made for an input.
+        """
+        entries = [entry for entry in interface.entry_points if entry.key not in failed]
+        steps = [] if real is None else [step for step in real.steps if step.signature not in failed]
+        notes = [] if real is None else list(real.notes)
+        seed, count = self._options.seed, self._options.samples
+        for entry in entries:
+            if real is not None and entry.key in real.covered:
+                continue
+            if real is not None:
+                notes.append(f"{entry.label} is not covered by the input files: made samples")
+            made = made_steps(entry, count=count, seed=seed, recipe=recipes[entry.key])
+            if entry.inputs and len(made) < count:
+                notes.append(f"the inputs of {entry.label} are large: {len(made)} samples instead of {count}")
+            steps += made
+        notes += [
+            f"samples of {entry.label} have other sizes than declared: {texts[0]}"
+            for entry in entries
+            if (texts := [s.shapes for s in steps if s.signature == entry.key and s.real and s.shapes])
+        ]
+        if real is None:
+            extra = [larger_step(entry, seed=seed) for entry in entries]
+            steps += [step for step in extra if step is not None]
+        return steps, notes
+
+    def _run(
+        self,
+        steps: list[Step],
+        interface: Interface,
+        resolver: str,
+        beside: Beside | None,
+        abandon: Callable[[], None] | None,
+    ) -> tuple[Path, Execution]:
+        """Runs all calls, or of each entry point the first few whose outputs can be kept.
+
+        Returns:
+            The list of calls for the child process, and the run. What was not run is taken out of ``steps``.
+        """
+        asked = sum(not step.optional for step in steps)
+        most = _affordable(interface, steps, [])
+        while True:
+            steps[:] = _first_samples(steps, most)
+            for path in self._given.iterdir():
+                # Of inputs that the model did not take, or that were too many.
+                path.unlink()
+            listed = write_steps(steps, self._given)
+            keeps = SINGLE_NBYTES if most == 1 else KEPT_NBYTES
+            execution = self._run_all(steps, interface, resolver, listed, keeps, beside, abandon)
+            execution.left_out = asked - sum(not step.optional for step in steps)
+            failure = execution.failure
+            if failure is None or failure.kind != "disk" or failure.stage != "running" or most == 1:
+                return listed, execution
+            if abandon is not None:
+                abandon()
+            most = min(most - 1, _affordable(interface, steps, execution.nbytes))
+
+    def _run_all(
+        self,
+        steps: list[Step],
+        interface: Interface,
+        resolver: str,
+        listed: Path,
+        keeps: int,
+        beside: Beside | None,
+        abandon: Callable[[], None] | None,
+    ) -> Execution:
+        request = self._options.request("run", self._path, resolver, listed)
+        advance: OnRan | None = None
+
+        def on_ran(execution: Execution, step: int) -> None:
+            if advance is not None:
+                advance(execution, step)
+
+        def begin() -> Execution:
+            # What an earlier try gave is not compared with.
+            self._scratch.discard(self._outputs)
+            folder = self._outputs = self._scratch.folder()
+            return self._worker.begin(request, folder, on_ran=on_ran, keeps=keeps, keeps_all=True)
+
+        begun = begin()
+        if beside is not None:
+            assert self.judge is not None
+            advance = beside(
+                Reference(
+                    execution=begun,
+                    interface=interface,
+                    calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
+                    steps=listed,
+                    resolver=resolver,
+                    judge=self.judge,
+                    notes=(),
+                )
+            )
+        execution = self._worker.finish(self._options.timeout)
+        failure = execution.failure
+        if failure is not None and failure.crowded and abandon is not None:
+            # Both files at once are too much: one after the other, then.
+            abandon()
+            advance = None
+            begin()
+            execution = self._worker.finish(self._options.timeout)
+            failure = execution.failure
+        if failure is not None and failure.step is not None and failure.step >= len(steps):
+            # Told by a process that is not itself any more.
+            failure = execution.failure = replace(failure, step=None)
+        if failure is not None and failure.step is not None and steps[failure.step].optional:
+            # It took the whole process with it, but what was asked for is there.
+            execution.dropped = (failure.step, failure.message)
+            execution.failure = None
+        return execution
+
+    def _blame_inputs(self, failure: Failure, steps: list[Step]) -> None:
+        """The sizes of the user's samples are at fault where they are not those that the model declares.
+
+        Raises:
+            UsageError: They are.
+        """
+        step = None if failure.step is None else steps[failure.step]
+        if step is not None and step.real and step.shapes:
+            raise UsageError(
+                f"the model does not run at the sizes of the samples, {step.shapes}: {failure.message}",
+                file=self._path,
+                remedy="give samples of the declared sizes",
+            )
+
+    def _notes(
+        self,
+        interface: Interface,
+        execution: Execution,
+        steps: list[Step],
+        recipes: Mapping[str | None, Recipe],
+        resolver: str,
+    ) -> list[str]:
+        notes = []
+        if resolver != (self._options.resolver or UNASKED[0]):
+            notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
+        for key, recipe in recipes.items():
+            if recipe is VARIED or all(step.signature != key for step in steps):
+                continue
+            entry = interface.find(key)
+            assert entry is not None
+            why = "gives always the same on" if recipe in LOUDER else "fails on"
+            notes.append(f"{entry.label} {why} varied made samples; used instead: {recipe.name}")
+        for number, step in enumerate(steps):
+            if step.optional:
+                ran = number < len(execution.ran)
+                what = "judged as well" if ran else "refused by the original, not judged"
+                notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
+        return notes
+
+
+def _lacks_something(failure: Failure) -> bool:
+    """Whether a runtime did not get as far as running the model, for a reason of its own."""
+    return failure.kind in ("error", "crash") and failure.stage in ("opening", "allocating")
+
+
+def _silent(reference: Reference) -> list[str | None]:
+    """Entry points with made samples, all of whose outputs are the same for all samples."""
+    moved: dict[str | None, list[Movement]] = {}
+    for number, ran in enumerate(reference.execution.ran):
+        call = reference.calls[number]
+        entry = reference.entry(call)
+        if call.real or call.optional or not entry.inputs:
+            continue
+        found = moved.setdefault(call.signature, [Movement() for _ in ran])
+        for position, unreadable in enumerate(ran):
+            if unreadable is None:
+                found[position].add(reference.execution.output(number, position))
+    return [key for key, found in moved.items() if found and not any(one.span for one in found)]
+
+
+def _first_samples(steps: Sequence[Step], most: int) -> list[Step]:
+    """Of each entry point the first samples; the optional ones are no samples that were asked for."""
+    chosen = []
+    seen: dict[str | None, int] = {}
+    for step in steps:
+        seen[step.signature] = seen.get(step.signature, 0) + (not step.optional)
+        if step.optional or seen[step.signature] <= most:
+            chosen.append(step)
+    return chosen
+
+
+def _affordable(interface: Interface, steps: Sequence[Step], measured: Sequence[int]) -> int:
+    """How many samples of each entry point give outputs that can be kept.
+
+    Args:
+        steps: All calls.
+        measured: Bytes that the first of them gave; what was not run gives what its outputs declare.
+    """
+    each = {
+        entry.key: sum(facts.itemsize * math.prod(facts.shape) for facts in entry.outputs)
+        for entry in interface.entry_points
+    }
+    for step, nbytes in zip(steps, measured, strict=False):
+        each[step.signature] = max(each.get(step.signature, 0), nbytes)
+    return max(1, min(len(steps), KEPT_NBYTES // max(1, sum(each.values()))))

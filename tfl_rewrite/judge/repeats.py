@@ -1,0 +1,213 @@
+"""Whether files repeat their own outputs: both are run once more, each in another process.
+
+The first call of every entry point is repeated where the process of the other file has done its work, with
+another content of the memory that nobody wrote (see `POISON`). That costs a fraction of the first run. What
+looks different there is run again as a whole, in a new process, before anything is said.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfl_rewrite.interpreter.interface import quoted
+from tfl_rewrite.interpreter.runner import Execution, Failure, OnRan, Worker
+from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.judge.reference import Options, Reference
+from tfl_rewrite.judge.tallies import Tallies, Tallying, differing
+from tfl_rewrite.judge.tally import OutputTally
+from tfl_rewrite.judge.verdict import Key
+
+POISON = 0xA5
+"""Memory comes out of malloc with its complement in every byte, and goes back with it: a kernel that reads
+beyond a tensor, or before it wrote, computes something else than in fresh pages, which hold zeros."""
+LAST_BITS_DB = 60.0
+"""Sums in another order, as by the alignment of a buffer, are 120 dB apart in float32; garbage is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """What running both files again showed.
+
+    Attributes:
+        calls: How many calls of the rewritten file were repeated.
+        reason: Why the rewritten file fails, or None.
+    """
+
+    calls: int = 0
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Probing:
+    """The original asked for some calls again, each so many times, and what that showed."""
+
+    def __init__(self, reference: Reference, calls: list[int], times: int) -> None:
+        self.asked = [call for call in calls for _ in range(times)]
+        ends = len(self.asked)
+        first = range(0, ends, times)
+        second = range(1, ends, times) if times == 2 else range(0)
+        self.first = Tallying(reference, pairs={place: self.asked[place] for place in first})
+        self.second = Tallying(reference, pairs={place: self.asked[place] for place in second})
+
+    def take(self, rerun: Execution, place: int) -> None:
+        for tallying in (self.first, self.second):
+            tallying.take(rerun, place)
+
+
+class Repeats:
+    """Runs files again, and remembers what that showed of the original.
+
+    Args:
+        path: The original.
+        workers: That of the original, and that of the rewritten files.
+    """
+
+    def __init__(
+        self, path: Path, options: Options, workers: tuple[Worker, Worker], scratch: Scratch
+    ) -> None:
+        self._path = path
+        self._options = options
+        self._workers = workers
+        self._scratch = scratch
+        self._again: Tallies | Failure | None = None
+        self._probed = False
+        self._notes: tuple[str, ...] = ()
+
+    def original_again(self, reference: Reference) -> Tallies | Failure:
+        """The original against itself, all calls, in a new process; run once."""
+        if self._again is None:
+            tallying = Tallying(reference)
+            again = self._anew(reference, self._path, tallying.take)
+            self._again = again.failure or tallying.tallies
+            self._scratch.discard(again.folder)
+        return self._again
+
+    def check(self, reference: Reference, execution: Execution, after: Path) -> Repeated:
+        """Runs both files again; ``execution`` is the first run of the rewritten file, which ended."""
+        calls = _first_calls(reference, execution)
+        notes = tuple(_too_large(reference, execution))
+        if not calls:
+            return Repeated(notes=notes)
+        first, second = self._workers
+        ours = Tallying(reference, execution, dict(enumerate(calls)))
+        self._begin(first, reference, after, calls, ours.take)
+        probing = None
+        if not self._probed:
+            # Twice, one after the other: what differs then is carried over from call to call.
+            times = 2 if reference.interface.keeps_state and not self._options.independent else 1
+            probing = _Probing(reference, calls, times)
+            self._begin(second, reference, self._path, probing.asked, probing.take)
+        rerun = first.finish(self._options.timeout)
+        self._scratch.discard(rerun.folder)
+        if probing is not None:
+            self._probed = True
+            self._notes = self._judge_original(reference, probing, second.finish(self._options.timeout))
+        reason: str | None = None
+        found: list[str] = []
+        if rerun.failure is not None or differing(ours.tallies):
+            reason, found = self._judge_rewritten(reference, execution, after)
+        return Repeated(calls=len(calls), reason=reason, notes=(*self._notes, *notes, *found))
+
+    def _begin(
+        self, worker: Worker, reference: Reference, path: Path, calls: list[int], on_ran: OnRan
+    ) -> None:
+        request = self._request(reference, path, calls)
+        worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
+
+    def _judge_original(self, reference: Reference, probing: _Probing, rerun: Execution) -> tuple[str, ...]:
+        self._scratch.discard(rerun.folder)
+        notes: list[str] = []
+        if rerun.failure is not None or differing(probing.first.tallies):
+            again = self.original_again(reference)
+            if isinstance(again, Failure):
+                notes.append(f"the original does not run a second time: {again.message}")
+            elif unstable := differing(again):
+                notes.append(
+                    "the original does not repeat its own outputs from one run to the next: "
+                    + _names(reference, unstable)
+                )
+        elif differing(probing.second.tallies):
+            # The same call gives something else the second time.
+            ran = len(reference.execution.ran)
+            notes.append(f"state carries over from call to call: the {ran} calls were run as one sequence")
+        return tuple(notes)
+
+    def _judge_rewritten(
+        self, reference: Reference, execution: Execution, after: Path
+    ) -> tuple[str | None, list[str]]:
+        """Runs the whole rewritten file again, since a part of it was not the same."""
+        tallying = Tallying(reference, execution)
+        full = self._anew(reference, after, tallying.take)
+        self._scratch.discard(full.folder)
+        if full.failure is not None and len(full.ran) < len(execution.ran):
+            return f"the rewritten file does not run a second time: {full.failure.message}", []
+        tallies = tallying.tallies
+        changed = differing(tallies)
+        if not changed:
+            # State that an earlier call left explains it.
+            return None, []
+        again = self.original_again(reference)
+        blamed = changed if isinstance(again, Failure) else changed - differing(again)
+        if not blamed or isinstance(again, Failure):
+            return None, [f"nor does the rewritten file repeat its outputs: {_names(reference, changed)}"]
+        names = _names(reference, blamed)
+        worst = min(_likeness(tallies[key]) for key in blamed)
+        if worst < LAST_BITS_DB:
+            return (
+                f"the rewritten file does not repeat its own outputs from one run to the next: {names}"
+                f" ({worst:.1f} dB), while the original does",
+                [],
+            )
+        return None, [f"the last bits of the rewritten file's outputs vary from run to run: {names}"]
+
+    def _request(self, reference: Reference, path: Path, only: list[int] | None) -> dict[str, object]:
+        request = self._options.request("run", path, reference.resolver, reference.steps)
+        return {**request, "poison": POISON} if only is None else {**request, "poison": POISON, "only": only}
+
+    def _anew(self, reference: Reference, path: Path, on_ran: OnRan) -> Execution:
+        """Runs all calls in a process that has done nothing else, with no other beside it."""
+        for worker in self._workers:
+            worker.kill()
+        worker = self._workers[0]
+        request = self._request(reference, path, None)
+        worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
+        return worker.finish(self._options.timeout)
+
+
+def _likeness(tally: OutputTally) -> float:
+    """In dB; no more than the last bits where that is infinite, none where it is no matter of degree."""
+    return tally.snr_db if tally.has_distance and not tally.problems and not tally.nonfinite else -math.inf
+
+
+def _first_calls(reference: Reference, execution: Execution) -> list[int]:
+    """The first call of each entry point that both files carried out and whose outputs are still there."""
+    found: dict[str | None, int] = {}
+    for number in sorted(execution.kept & reference.execution.kept):
+        if not reference.calls[number].optional:
+            found.setdefault(reference.calls[number].signature, number)
+    return list(found.values())
+
+
+def _too_large(reference: Reference, execution: Execution) -> list[str]:
+    """Says which entry points are not asked again, because nothing that they gave was kept."""
+    calls = range(min(len(execution.ran), len(reference.execution.ran)))
+    keys = {reference.calls[number].signature for number in calls}
+    kept = {reference.calls[number].signature for number in calls if number in execution.kept}
+    entries = [reference.interface.find(key) for key in sorted(keys - kept, key=lambda key: key or "")]
+    return [
+        f"the outputs of {entry.label} are too large to be kept: it was not asked for them a second time"
+        for entry in entries
+        if entry is not None
+    ]
+
+
+def _names(reference: Reference, keys: set[Key]) -> str:
+    names = []
+    for signature, position in sorted(keys, key=lambda key: (key[0] or "", key[1])):
+        entry = reference.interface.find(signature)
+        assert entry is not None
+        label = quoted(entry.outputs[position].name)
+        names.append(label if signature is None else f"{label} of {quoted(signature)}")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,184 @@
+"""Scales that leave the least squared error, instead of covering the largest value.
+
+The error ``sum h (w - s q)^2`` with ``q = clip(round(w / s))`` is piecewise quadratic in the scale ``s``: for
+given integers its least value over ``s`` is ``sum h w^2 - (sum h w q)^2 / sum h q^2``. The integers change at
+``s = |w| / (k - 1/2)`` only, so sorting these positions and summing up gives the best scale of all
+(:func:`exact`). Where that takes too many positions, a grid of scales is refined by the alternation of
+rounding and least squares (:func:`refined`), which never makes the error larger. To clip for the squared
+error is the idea of OCTAV (Sakr et al. 2022, arXiv:2206.06501); the search here is over the rounded values
+themselves, so it assumes nothing about their distribution.
+
+All functions take matrices ``[channels, elements]``, a row for each scale, and optional weights ``h`` of the
+same shape or ``[1, elements]``: the mean squares of what each element is multiplied with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.numerics.levels import Levels
+from tfl_rewrite.numerics.symmetric import LARGEST_SCALE, SMALLEST_SCALE, Float32
+
+Float64 = npt.NDArray[np.float64]
+
+EXACT_ELEMENTS = 1 << 18
+"""Of a constant whose every position is sorted: a fifth of a second for 8 levels on either side."""
+
+EXACT_LEVELS = 8
+"""Largest magnitude for which every position is sorted; with more levels a grid comes as near."""
+
+# Shares of the largest value that a grid tries as the clipping point, for few and for many levels.
+_COARSE = np.linspace(0.25, 1.0, 13)
+_FINE = np.linspace(0.4, 1.0, 13)
+_ROUNDS = 3
+
+OUTLYING = 5.0
+"""With many levels, cutting wins little where the largest value is no more than so many times the root mean
+square: a normal distribution in 8 bits is best cut at four times."""
+
+_WORK_ELEMENTS = 1 << 16
+
+
+def covering(values: npt.NDArray[Any], levels: Levels) -> Float64:
+    """Returns the scale of each row that covers its largest magnitude; 1 for rows of zeros.
+
+    The narrower side of the range must hold the largest magnitude, so nothing is clipped.
+    """
+    largest = np.abs(values).max(axis=1, initial=0.0).astype(np.float64)
+    return np.where(largest == 0, 1.0, bounded(largest / min(-levels.low, levels.high)))
+
+
+def bounded(scale: Float64) -> Float64:
+    """Returns scales within what the runtime takes: normal, and finite when multiplied with a level."""
+    return np.clip(scale, SMALLEST_SCALE, float(LARGEST_SCALE))
+
+
+def error(
+    values: npt.NDArray[Any], scale: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | None = None
+) -> Float64:
+    """Returns ``sum h (w - s q)^2`` of each row."""
+    step = np.asarray(scale[:, None], values.dtype)
+    off = values / step
+    np.rint(off, out=off)
+    np.clip(off, levels.low, levels.high, out=off)
+    off *= step
+    np.subtract(values, off, out=off)
+    if weights is None:
+        return np.asarray(np.einsum("ij,ij->i", off, off), np.float64)
+    np.square(off, out=off)
+    off *= weights
+    return np.asarray(off.sum(axis=1), np.float64)
+
+
+def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | None = None) -> Float32:
+    """Returns the scale of each row with the least weighted squared error, or very nearly so.
+
+    Never worse than the scale that covers the largest value.
+
+    Args:
+        values: ``[channels, elements]``, finite.
+        levels: The integers.
+        weights: ``[channels, elements]`` or ``[1, elements]``, not negative; None for ones.
+
+    Returns:
+        Float32 ``[channels]``; 1 for rows of zeros.
+    """
+    rows, columns = values.shape
+    small = values.size <= EXACT_ELEMENTS
+    search = exact if small and _magnitude(levels) <= EXACT_LEVELS else refined
+    result = np.ones(rows)
+    step = max(1, _WORK_ELEMENTS // max(1, columns))
+    for start in range(0, rows, step):
+        part = np.array(values[start : start + step], np.float64 if small else np.float32)
+        # Relative to the largest, so that no square leaves the range.
+        unit = np.abs(part).max(axis=1, initial=0.0).astype(np.float64)
+        unit[unit == 0] = 1.0
+        part /= unit[:, None].astype(part.dtype)
+        own = weights if weights is None or len(weights) == 1 else weights[start : start + step]
+        base = covering(part, levels)
+        found = base.copy()
+        chosen = np.ones(len(part), np.bool_)
+        if _magnitude(levels) > EXACT_LEVELS:
+            # Values are relative to the largest, which therefore is 1.
+            chosen = np.square(part).sum(axis=1) * OUTLYING**2 < columns
+        if chosen.any():
+            some = own if own is None or len(own) == 1 else own[chosen]
+            found[chosen] = search(part[chosen], levels, some)
+            better = error(part, found, levels, own) < error(part, base, levels, own)
+            found = np.where(better, found, base)
+        result[start : start + step] = np.where(part.any(axis=1), found * unit, 1.0)
+    return np.where(result == 1.0, 1.0, bounded(result)).astype(np.float32)
+
+
+def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = None) -> Float64:
+    """Returns the best scale of each row, by going through every position where an integer changes."""
+    rows, columns = values.shape
+    size = np.abs(values)
+    limit = np.where(values < 0, -levels.low, levels.high)
+    counts = np.arange(1, _magnitude(levels) + 1, dtype=np.float64)
+    # [rows, levels, columns]: where the integer of an element grows from k - 1 to k.
+    position = size[:, None, :] / (counts[:, None] - 0.5)
+    position[limit[:, None, :] < counts[:, None]] = 0.0
+    h = np.ones((1, columns)) if weights is None else np.asarray(weights, np.float64)
+    cross = np.broadcast_to((h * size)[:, None, :], position.shape).reshape(rows, -1)
+    square = np.broadcast_to(h[:, None, :] * (2 * counts[:, None] - 1), position.shape).reshape(rows, -1)
+    flat = position.reshape(rows, -1)
+    order = np.argsort(-flat, axis=1)
+    valid = np.take_along_axis(flat, order, axis=1) > 0
+    dot = np.cumsum(np.where(valid, np.take_along_axis(cross, order, axis=1), 0.0), axis=1)
+    norm = np.cumsum(np.where(valid, np.take_along_axis(square, order, axis=1), 0.0), axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.where(norm > 0, dot * dot / norm, 0.0)
+        pick = np.arange(rows), gain.argmax(axis=1)
+        scale = np.where(norm[pick] > 0, dot[pick] / norm[pick], 1.0)
+    return np.where(scale > 0, scale, 1.0)
+
+
+def refined(
+    values: npt.NDArray[Any],
+    levels: Levels,
+    weights: npt.NDArray[Any] | None = None,
+    shares: Sequence[float] | Float64 | None = None,
+) -> Float64:
+    """Returns a good scale of each row: the best of a grid, then refined.
+
+    Args:
+        values: ``[channels, elements]``.
+        levels: The integers.
+        weights: As for :func:`best`.
+        shares: Of the covering scale, to try; by default from half (few levels: a fifth) to all of it.
+    """
+    if shares is None:
+        shares = _COARSE if _magnitude(levels) <= EXACT_LEVELS else _FINE
+    base = covering(values, levels)
+    scale, least = base, error(values, base, levels, weights)
+    for share in shares:
+        tried = base * share
+        found = error(values, tried, levels, weights)
+        scale = np.where(found < least, tried, scale)
+        least = np.minimum(least, found)
+    for _ in range(_ROUNDS):
+        scale = least_squares(values, scale, levels, weights)
+    return scale
+
+
+def least_squares(
+    values: npt.NDArray[Any], scale: Float64, levels: Levels, weights: npt.NDArray[Any] | None = None
+) -> Float64:
+    """Returns the best scales for the integers that given scales lead to; never worse than those."""
+    step = np.asarray(scale[:, None], values.dtype)
+    integers = np.clip(np.rint(values / step), levels.low, levels.high)
+    weighted = integers if weights is None else integers * weights
+    dot = np.einsum("ij,ij->i", weighted, values).astype(np.float64)
+    norm = np.einsum("ij,ij->i", weighted, integers).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = dot / norm
+    return np.where((norm > 0) & (found > 0), found, scale)
+
+
+def _magnitude(levels: Levels) -> int:
+    return max(-levels.low, levels.high)

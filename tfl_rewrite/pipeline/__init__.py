@@ -1,0 +1,1 @@
+"""A rewrite from file to file: passes, writing aside, judging, publishing."""

@@ -1,0 +1,318 @@
+"""Which constants did the damage when a rewritten model was refused, and what would be accepted.
+
+Each constant is rewritten alone and the file is run against the same reference; then the worst are stored
+finer, more and more of them, until the rest passes. All of it is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from tfl_rewrite.editing.base import Pass, PassResult, Refines, run_passes
+from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.files.store import load, save
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
+from tfl_rewrite.weights.candidates import UNNAMED
+
+Place = tuple[int, int]
+"""A constant: the number of the pass that changes it, and the position of its buffer."""
+Levels = Mapping[Place, int]
+"""How much finer constants are stored than was asked for; see :class:`Refines`."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """One constant, rewritten alone.
+
+    Attributes:
+        snr: The lowest SNR over the outputs in dB; None if the model did not run or had none.
+        short: By how many dB it alone misses the tolerance; 0 if it does not.
+    """
+
+    tensor: str
+    place: Place
+    snr: float | None
+    short: float = 0.0
+
+    @property
+    def severity(self) -> tuple[float, float]:
+        """For sorting: lower is worse."""
+        return -self.short, -math.inf if self.snr is None else self.snr
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What was found in the time given.
+
+    Attributes:
+        culprits: Worst first.
+        unmeasured: How many constants there was no time for.
+        spare: Names that, left as they are, let the rest pass; empty if no such set was found.
+        nbytes: Size of the file then.
+        snr: Its lowest SNR.
+        expanded: Lowest SNR, and size, with every constant behind a DEQUANTIZE instead of in a hybrid kernel,
+            if that passes.
+    """
+
+    culprits: tuple[Culprit, ...]
+    unmeasured: int
+    spare: tuple[str, ...] = ()
+    nbytes: int = 0
+    snr: float | None = None
+    expanded: tuple[float | None, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {
+            "expanded": [_finite(self.expanded[0]), self.expanded[1]] if self.expanded else None,
+            "culprits": [
+                {"tensor": item.tensor, "snr_db": _finite(item.snr), "short_db": _finite(item.short)}
+                for item in self.culprits
+            ],
+            "unmeasured": self.unmeasured,
+            "spare": list(self.spare),
+            "nbytes": self.nbytes,
+            "snr_db": _finite(self.snr),
+        }
+
+    def remedy(self) -> str | None:
+        """Returns what the user can do, as measured."""
+        if self.expanded is not None:
+            ratio = "" if self.expanded[0] is None else f", {self.expanded[0]:.1f} dB"
+            return (
+                f"use --scheme dequantize ({self.expanded[1]} bytes{ratio}; then only weights are rounded, "
+                "not activations); or accept the loss (--min-snr)"
+            )
+        if not self.spare:
+            return "see which tensors did it; exclude them (--exclude), or accept the loss (--min-snr)"
+        ratio = f", {self.snr:.1f} dB" if self.snr is not None else ""
+        return (
+            f"keep the {len(self.spare)} worst tensor(s) as they are (--exclude, see below): "
+            f"{self.nbytes} bytes{ratio}; or accept the loss (--min-snr)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finer:
+    """A constant that is stored finer than was asked for, so that the file passes.
+
+    Attributes:
+        form: What it is stored as.
+        added: Bytes that it takes more.
+        snr: Lowest SNR of the outputs with it alone stored as asked; None where that was not measured.
+    """
+
+    tensor: str
+    form: str
+    added: int
+    snr: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {"tensor": self.tensor, "form": self.form, "added": self.added, "snr_db": _finite(self.snr)}
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity; a tensor that costs nothing has no ratio."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def refiners(passes: Sequence[Pass]) -> list[int]:
+    """Returns the numbers of the passes that can store single constants finer."""
+    return [number for number, item in enumerate(passes) if hasattr(item, "refined")]
+
+
+def refined(passes: Sequence[Pass], levels: Levels) -> list[Pass]:
+    """Returns the passes with some constants stored finer."""
+    made = list(passes)
+    for number in refiners(passes):
+        # What an earlier pass leaves alone, a later one must not take up.
+        own = {position: level for (owner, position), level in levels.items() if owner <= number and level}
+        made[number] = cast(Refines, made[number]).refined(own)
+    return made
+
+
+class Trials:
+    """Files with some constants stored finer, judged by one judge that has run the original already.
+
+    Args:
+        source: The original.
+        passes: What was refused.
+        results: What they did.
+        judge: Judges what is made.
+        path: Where the files are made, one after the other.
+
+    Attributes:
+        names: Of the constants that were changed; those that lost most themselves first.
+        nbytes: Of the last file.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        passes: Sequence[Pass],
+        results: Sequence[PassResult],
+        judge: Judge,
+        path: Path,
+    ) -> None:
+        self._source = source
+        self.passes = passes
+        self._judge = judge
+        self._path = path
+        self.nbytes = 0
+        found: list[tuple[float, Place, str]] = []
+        for number in refiners(passes):
+            for change in results[number].changes:
+                position = getattr(change, "buffer", None)
+                if position is not None:
+                    found.append((getattr(change, "snr", math.inf), (number, position), change.where))
+        self.names: dict[Place, str] = {}
+        for _, place, name in sorted(found):
+            self.names.setdefault(place, name)
+
+    def top(self, place: Place) -> int:
+        """The level at which a constant is as it was."""
+        return len(cast(Refines, self.passes[place[0]]).finer)
+
+    def form(self, place: Place, level: int) -> str:
+        """What a constant is stored as at a level above 0."""
+        return cast(Refines, self.passes[place[0]]).finer[min(level, self.top(place)) - 1]
+
+    def at(self, level: int, places: Iterable[Place]) -> dict[Place, int]:
+        """The levels with some constants at one of them; all others are as was asked for."""
+        return {place: min(level, self.top(place)) for place in places}
+
+    def judge(self, levels: Levels) -> Verdict | None:
+        """Makes a file and runs it; None if that changes nothing, or cannot be made."""
+        model = load(self._source)
+        try:
+            results = run_passes(model, refined(self.passes, levels))
+        except TflRewriteError:
+            return None
+        if not any(result.modified for result in results):
+            return None
+        packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
+        self.nbytes = save(model, self._path, force=True, packing=packing)
+        return self._judge.compare(self._path)
+
+
+def measure_damage(trials: Trials, *, seconds: float) -> Damage:
+    """Finds the constants whose new form costs most.
+
+    Args:
+        trials: Of the rewrite that was refused.
+        seconds: How long to search; half for the constants, half for a set to spare.
+    """
+    clock = _Clock(seconds)
+    names = trials.names
+    culprits: list[Culprit] = []
+    found = Damage((), len(names))
+
+    def attempt(levels: Levels) -> Verdict | None:
+        with clock:
+            return trials.judge(levels)
+
+    only = trials.passes[0] if len(trials.passes) == 1 else None
+    if isinstance(only, QuantizeWeights) and only.scheme is Scheme.AUTO and clock.allows(1.0):
+        verdict = attempt(trials.at(1, names))
+        if verdict is not None and verdict.passed:
+            found = replace(found, expanded=(verdict.worst_snr(), trials.nbytes))
+    for place, name in names.items():
+        if not clock.allows(0.6):
+            break
+        verdict = attempt(trials.at(_TOP, (other for other in names if other != place)))
+        if verdict is not None:
+            culprits.append(Culprit(name, place, verdict.worst_snr(), verdict.short_db()))
+    culprits.sort(key=lambda item: item.severity)
+    found = replace(found, culprits=tuple(culprits), unmeasured=len(names) - len(culprits))
+    count = 1
+    while count < len(culprits) and clock.allows(1.0):
+        verdict = attempt(trials.at(_TOP, (item.place for item in culprits[:count])))
+        if verdict is not None and verdict.passed:
+            spare = tuple(item.tensor for item in culprits[:count])
+            if any(name == UNNAMED for name in spare):
+                # No pattern can leave it out.
+                break
+            return replace(found, spare=spare, nbytes=trials.nbytes, snr=verdict.worst_snr())
+        count = count + 1 if count < 4 else count * 2
+    return found
+
+
+_TOP = 99
+"""A level that no pass has: the constant as it was."""
+
+
+def rescue(order: Sequence[T], top: int, passes: Callable[[Mapping[T, int]], bool]) -> dict[T, int]:
+    """Finds how few constants have to be stored how much finer for a file to pass.
+
+    The lowest level at which all together pass is found first; then how few of the worst have to be at it;
+    then how few of those, if the others are at the level below. About 2 log2(n) files are made.
+
+    Args:
+        order: The constants, the worst first.
+        top: The level at which all are as they were, which passes.
+        passes: Whether a file passes with some of them at these levels and all others at 0.
+    """
+    level = next((number for number in range(1, top) if passes(dict.fromkeys(order, number))), top)
+    count = _fewest(len(order), lambda few: passes(dict.fromkeys(order[:few], level)))
+    found = dict.fromkeys(order[:count], level)
+    if level > 1:
+        below = dict.fromkeys(order[:count], level - 1)
+        few = _fewest(count, lambda some: passes(below | dict.fromkeys(order[:some], level)))
+        found = below | dict.fromkeys(order[:few], level)
+    return found
+
+
+def _fewest(most: int, passes: Callable[[int], bool]) -> int:
+    """Returns the least count from 1 to ``most`` that passes; ``most`` itself does."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        if passes(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def find_rescue(trials: Trials, damage: Damage) -> dict[Place, int]:
+    """Finds how finely constants have to be stored for the file to pass; see :func:`rescue`."""
+    measured = [item.place for item in damage.culprits]
+    order = [*measured, *(place for place in trials.names if place not in set(measured))]
+    top = max(trials.top(place) for place in order)
+
+    def passes(levels: Mapping[Place, int]) -> bool:
+        verdict = trials.judge({place: min(level, trials.top(place)) for place, level in levels.items()})
+        return verdict is not None and verdict.passed
+
+    found = rescue(order, top, passes)
+    return {place: min(level, trials.top(place)) for place, level in found.items()}
+
+
+class _Clock:
+    """Tells whether another trial fits: one takes as long as the longest before it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._started = time.monotonic()
+        self._seconds = seconds
+        self._longest = 0.0
+        self._begun = 0.0
+
+    def allows(self, share: float) -> bool:
+        """Whether a trial begun now is likely to end within a share of the time."""
+        return time.monotonic() - self._started + self._longest <= self._seconds * share
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._longest = max(self._longest, time.monotonic() - self._begun)

@@ -1,0 +1,275 @@
+"""A verdict in full: what a judge sees of two files through the runtime, and what needs a look into them.
+
+The judge runs what the files offer. Three things it cannot see: whether an output that says nothing hides
+something before its last SOFTMAX, whether its samples entered the branches and loops that a rewrite changed,
+and which range of pixels a model was made for. Here both files are opened for it, changed bodies are cut out
+and judged by themselves, and each plausible range is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.panel import Panel, several
+from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, weighed
+from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
+
+# What looks into files is loaded where that is needed: most verdicts do without.
+if TYPE_CHECKING:
+    from tfl_rewrite.pipeline.bodies import Body
+
+PathLike = str | os.PathLike[str]
+PanelMaker = Callable[[PathLike, Sequence[PathLike]], Panel]
+"""Makes the judges of files rewritten from another one, with these inputs."""
+
+_SLOWER, _LEAST_SECONDS = 5.0, 10.0
+"""How much longer than the original garbage may run before it counts as something else."""
+
+
+class FullPanel:
+    """Judges rewritten files in full; a context manager.
+
+    Args:
+        before: The original.
+        inputs: Real inputs; pictures and sound are read as the metadata of the original says.
+        make: Makes the judges.
+    """
+
+    def __init__(self, before: PathLike, inputs: Sequence[PathLike], make: PanelMaker) -> None:
+        self._before = before
+        self._inputs = self._read_as_declared(inputs)
+        self._make = make
+        self._guard = TerminationGuard()
+        self._stack = contextlib.ExitStack()
+        self._scratch: Scratch | None = None
+        self._panels: dict[str, Panel] = {}
+
+    def __enter__(self) -> FullPanel:
+        self._guard.__enter__()
+        self._scratch = self._stack.enter_context(Scratch())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self._stack.close()
+        finally:
+            self._guard.__exit__(kind, error, trace)
+
+    def compare(self, after: PathLike, *, repeat: bool = True) -> Verdict:
+        """Has one rewritten file judged.
+
+        Raises:
+            UsageError: See :meth:`Panel.compare`.
+        """
+        verdict = self._in_all_ranges(after, repeat)
+        if not verdict.measured:
+            return verdict
+        verdict = self._opened(after, verdict)
+        return self._with_bodies(after, verdict)
+
+    def judge_of(self, verdict: Verdict) -> Judge:
+        """The judge of the worst verdict that `compare` returned."""
+        return self._panel("", self._before, self._inputs).judge_of(verdict)
+
+    def _read_as_declared(self, inputs: Sequence[PathLike]) -> tuple[PathLike, ...]:
+        if not inputs:
+            return ()
+        from tfl_rewrite.reading.declared import media_inputs
+
+        return media_inputs(self._before, inputs)
+
+    def _panel(self, key: str, before: PathLike, inputs: Sequence[PathLike]) -> Panel:
+        if key not in self._panels:
+            self._panels[key] = self._stack.enter_context(self._make(before, inputs))
+        return self._panels[key]
+
+    def _in_all_ranges(self, after: PathLike, repeat: bool) -> Verdict:
+        """The verdict; where a range was assumed, the worst over all that are plausible."""
+        first = self._panel("", self._before, self._inputs).compare(after, repeat=repeat)
+        others = with_ranges(self._inputs, first.assumed)
+        if not others:
+            return first
+        verdicts = [first]
+        for number, inputs in enumerate(others):
+            panel = self._panel(f"range {number}", self._before, inputs)
+            verdicts.append(panel.compare(after, repeat=repeat))
+        # A range in which the original says nothing is not the one that it was made for.
+        telling = [verdict for verdict in verdicts if verdict.cause != "nothing"] or verdicts
+        worst = combined(telling)
+        return replace(
+            worst, assumed=first.assumed, verdicts=tuple(one for each in telling for one in each.each)
+        )
+
+    def _opened(self, after: PathLike, verdict: Verdict) -> Verdict:
+        """Judges what goes into a last SOFTMAX, LOGISTIC or TANH whose output says nothing."""
+        silent = {(item.signature, item.position) for item in verdict.outputs if item.silence is not None}
+        paths = self._path("opened"), self._path("opened-after")
+        if not silent or not self._open(self._before, paths[0]) or not self._open(after, paths[1]):
+            return verdict
+        found = self._panel("opened", paths[0], self._inputs).compare(paths[1], repeat=False)
+        inside = {(item.signature, item.position): item for item in found.outputs}
+        outputs = []
+        for item in verdict.outputs:
+            key = item.signature, item.position
+            better = inside.get(key) if key in silent else None
+            if better is None or better.silence is not None or better.tally is None or item.tally is None:
+                outputs.append(item)
+                continue
+            told = f"{item.silence}: judged before its last operator"
+            outputs.append(replace(better, name=item.name, notes=(*better.notes, told)))
+        if all(item.silence is not None for item in outputs):
+            return verdict
+        entries = [
+            entry_verdict(entry.signature, entry.label, own)
+            if entry.cause == "nothing"
+            and (own := [item for item in outputs if item.signature == entry.signature])
+            else entry
+            for entry in verdict.entries
+        ]
+        return _with_entries(replace(verdict, outputs=tuple(outputs)), entries)
+
+    def _with_bodies(self, after: PathLike, verdict: Verdict) -> Verdict:
+        """Judges by themselves the bodies that changed and that no sample entered."""
+        settled = self.judge_of(verdict).settled
+        if settled is not None and settled.interface.all_are_called:
+            return verdict
+        from tfl_rewrite.files.store import load
+        from tfl_rewrite.pipeline.bodies import changed_bodies
+
+        try:
+            bodies = changed_bodies(load(self._before), load(after))
+        except TflRewriteError:
+            # The interpreter takes files that we do not.
+            told = "branches, loops and composites (the file is not sound, so they cannot be told apart)"
+            return replace(verdict, unseen=(*verdict.unseen, told))
+        entries = list(verdict.entries)
+        for body in bodies:
+            if not self._is_reached(body, verdict):
+                entries.append(self._by_itself(after, body))
+        return verdict if len(entries) == len(verdict.entries) else _with_entries(verdict, entries)
+
+    def _is_reached(self, body: Body, verdict: Verdict) -> bool:
+        """Whether anything that was compared depends on the constants that changed in a body."""
+        from tfl_rewrite.pipeline.bodies import poisoned
+
+        path = self._path("poisoned")
+        try:
+            if not poisoned(self._before, body, path):
+                return False
+        except TflRewriteError:
+            return False
+        limit = max(_LEAST_SECONDS, _SLOWER * verdict.seconds)
+        found = self.judge_of(verdict).compare(path, tolerance=Tolerance(exact=True), timeout=limit)
+        return found.status == "fail"
+
+    def _by_itself(self, after: PathLike, body: Body) -> EntryVerdict:
+        """Judges a body as a model of its own, on made samples."""
+        from tfl_rewrite.pipeline.bodies import cut_out
+
+        paths = self._path(f"body-{body.before}"), self._path("body-after")
+        try:
+            cut_out(self._before, body.before, paths[0])
+            cut_out(after, body.after, paths[1])
+        except TflRewriteError as error:
+            status, why = "unverified", error.what
+        else:
+            found = self._panel(f"body {body.before}", paths[0], ()).compare(paths[1])
+            status, why = found.status, "; ".join(found.reasons)
+        what = f"{body.label}, was entered by no sample"
+        changed = ", ".join(repr(name) for name in body.constants[:_NAMED]) or "its operators"
+        more = f" and {len(body.constants) - _NAMED} more" if len(body.constants) > _NAMED else ""
+        told = {
+            "fail": "run by itself, it fails",
+            "unverified": f"it cannot be judged by itself; what changed in it: {changed}{more}",
+        }.get(status, "")
+        return EntryVerdict(
+            signature=None,
+            label=f"{body.label} (by itself)",
+            status=status,
+            reasons=(f"{what}; {told}: {why}",) if told else (),
+            cause={"fail": "outputs", "unverified": "unreached"}.get(status, ""),
+        )
+
+    def _path(self, name: str) -> Path:
+        assert self._scratch is not None
+        return self._scratch.path / f"{name}.tflite"
+
+    def _open(self, path: PathLike, target: Path) -> bool:
+        from tfl_rewrite.pipeline.opened import open_outputs
+
+        try:
+            return open_outputs(path, target, centred=True) > 0
+        except TflRewriteError:
+            return False
+
+
+_NAMED = 5
+
+
+def guessed(verdict: Verdict) -> str:
+    """What the verdict assumed of the model that nobody said, in words; empty for nothing."""
+    return ", ".join(text for text in verdict.assumed if text in PLAUSIBLE)
+
+
+def _with_entries(verdict: Verdict, entries: Sequence[EntryVerdict]) -> Verdict:
+    status, cause, reasons = weighed(entries)
+    return replace(verdict, status=status, cause=cause, reasons=reasons, entries=tuple(entries))
+
+
+def verify(
+    before: PathLike,
+    after: PathLike,
+    *,
+    inputs: Sequence[PathLike] = (),
+    samples: int = 4,
+    seed: int = 0,
+    tolerance: Tolerance | None = None,
+    runtime: str | Sequence[str] = "litert",
+    resolver: str | Sequence[str] | None = None,
+    timeout: float = 600.0,
+    memory_limit: int | None = None,
+    threads: int = 1,
+    independent: bool = False,
+    repeat: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Runs both files in processes of their own on the same inputs and compares every output.
+
+    All calls of a file are made in one interpreter, in the order of the samples, entry point by entry point:
+    what a model keeps in variables carries over, unless ``independent``. For the arguments see
+    :class:`tfl_rewrite.judge.judge.Judge` and :class:`tfl_rewrite.judge.panel.Panel`: with several
+    runtimes or resolvers, each runtime judges with each resolver, and the result is the worst verdict, whose
+    ``verdicts`` are those of all.
+
+    Raises:
+        UsageError: An option makes no sense, the runtime is not installed, a file does not exist, or an input
+            does not fit. That a file does not run is a verdict, not an error.
+    """
+
+    def make(source: PathLike, given: Sequence[PathLike]) -> Panel:
+        return Panel(
+            source,
+            runtimes=several(runtime),
+            resolvers=several(resolver),
+            tolerance=tolerance,
+            progress=progress,
+            inputs=given,
+            samples=samples,
+            seed=seed,
+            timeout=timeout,
+            memory_limit=memory_limit,
+            threads=threads,
+            independent=independent,
+        )
+
+    with FullPanel(before, inputs, make) as panel:
+        return panel.compare(after, repeat=repeat)

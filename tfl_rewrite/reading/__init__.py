@@ -1,0 +1,1 @@
+"""Reads models and says what is in them, what differs and what is wrong; changes nothing."""

@@ -1,0 +1,56 @@
+"""Runs two files operator by operator, and names their graph as Model Explorer does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.files.store import load
+from tfl_rewrite.judge.blame import blame as tracing
+from tfl_rewrite.judge.blame.report import Blame
+from tfl_rewrite.model.ir import Model
+
+
+def blame(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
+    *,
+    inputs: Sequence[str | os.PathLike[str]] = (),
+    samples: int = tracing.SAMPLES,
+    seed: int = 0,
+    runtime: str = "litert",
+    timeout: float = 600.0,
+) -> Blame:
+    """Says where the error of a rewritten file enters and grows, operator by operator.
+
+    For the arguments see :func:`tfl_rewrite.judge.blame.blame.blame`.
+
+    Raises:
+        UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
+    """
+    found = tracing.blame(
+        before,
+        after,
+        inputs=inputs,
+        samples=min(samples, tracing.SAMPLES),
+        seed=seed,
+        runtime=runtime,
+        timeout=timeout,
+    )
+    try:
+        graph = graph_name(load(after))
+    except TflRewriteError:
+        # The interpreter takes files that we do not; what it found is worth showing all the same.
+        graph = "main"
+    return replace(found, graph=graph)
+
+
+def graph_name(model: Model) -> str:
+    """What Model Explorer calls the primary subgraph: by its name, else its signature, else ``main``."""
+    primary = model.subgraphs[0]
+    if primary.name:
+        return primary.name
+    keys = [item.key for item in model.signatures if item.subgraph is primary]
+    return (keys[0] if keys else None) or "main"

@@ -1,0 +1,181 @@
+"""Pictures and sound as inputs, read as the metadata of a model says where it says so."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfl_rewrite.errors import TflRewriteError, UsageError
+from tfl_rewrite.files.store import load
+from tfl_rewrite.samples.inputs import expand_paths
+from tfl_rewrite.samples.media import Declared, Media
+
+_DESCRIPTIONS = "TFLITE_METADATA"
+# Slots of ``metadata_schema.fbs`` (tflite-support).
+_SUBGRAPHS = 3  # ModelMetadata
+_INPUTS = 2  # SubGraphMetadata
+_CONTENT, _PROCESS_UNITS = 3, 4  # TensorMetadata
+_TYPE, _TABLE = 0, 1  # Content, ProcessUnit: a union and its type before it
+_NORMALIZATION, _AUDIO = 1, 4  # members of ProcessUnitOptions, ContentProperties
+_MEAN, _STD = 0, 1  # NormalizationOptions
+_RATE = 0  # AudioProperties
+_MOST = 4096
+
+
+def media_inputs(
+    model: str | os.PathLike[str],
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    value_range: tuple[float, float] | None = None,
+    layout: str | None = None,
+    sample_rate: int | None = None,
+) -> tuple[str | os.PathLike[str], ...]:
+    """Prepares pictures, sound files and folders of them as ``inputs`` of a verification.
+
+    Args:
+        model: The file whose metadata is asked how its inputs are made.
+        paths: Files and folders; ``.npz`` files, folders of them, and what was prepared before are handed on
+            as they are.
+        value_range: What pixels 0 and 255, or samples of -1 and 1, become.
+        layout: The axes of the input by letter, such as ``NCHW``, or ``NT`` for sound.
+        sample_rate: What sound is resampled to, in Hz.
+
+    Raises:
+        UsageError: A path does not exist, an option makes no sense, or options are given without media.
+    """
+    _check(value_range, layout, sample_rate)
+    has_media = any(isinstance(found, Media) for found in expand_paths(paths))
+    if not has_media:
+        given = {"--input-range": value_range, "--input-layout": layout, "--sample-rate": sample_rate}
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"{option} is for pictures and sound, and no input is one",
+                    remedy="name a folder of them with --inputs",
+                )
+        return tuple(paths)
+    declared = declared_inputs(model)
+    return tuple(
+        Media(Path(path), value_range, layout, sample_rate, declared) if _is_media(path) else path
+        for path in paths
+    )
+
+
+def _is_media(path: str | os.PathLike[str]) -> bool:
+    return not isinstance(path, Media) and any(isinstance(found, Media) for found in expand_paths([path]))
+
+
+def _check(value_range: tuple[float, float] | None, layout: str | None, sample_rate: int | None) -> None:
+    if value_range is not None and (
+        not all(math.isfinite(bound) for bound in value_range) or value_range[0] == value_range[1]
+    ):
+        raise UsageError(
+            f"input range {value_range[0]:g},{value_range[1]:g}", remedy="give two different numbers"
+        )
+    if layout is not None and (len(set(layout)) < len(layout) or not set(layout) <= set("NHWCT")):
+        raise UsageError(
+            f"input layout {layout!a}",
+            remedy="name each axis once: N batch, H, W, C channels, T time, such as NHWC",
+        )
+    if sample_rate is not None and not 1000 <= sample_rate <= 768000:
+        raise UsageError(f"sample rate {sample_rate}", remedy="give it in Hz, such as 16000")
+
+
+def declared_inputs(model: str | os.PathLike[str]) -> dict[str, Declared]:
+    """What the metadata of a file says of its inputs, by name of the tensor; nothing where it is damaged."""
+    try:
+        loaded = load(model)
+    except TflRewriteError:
+        # Verification itself says what is wrong with it, if the runtime minds.
+        return {}
+    entry = loaded.metadata_named(_DESCRIPTIONS)
+    if entry is None or entry.buffer.blob is None:
+        return {}
+    try:
+        rows = _Walk(bytes(entry.buffer.blob.view())).inputs()
+    except (struct.error, ValueError):
+        return {}
+    names = [tensor.name or "" for tensor in loaded.subgraphs[0].inputs]
+    if len(rows) != len(names) or len(set(names)) < len(names):
+        return {}
+    return {name: row for name, row in zip(names, rows, strict=True) if row != Declared()}
+
+
+class _Walk:
+    """Follows offsets through the metadata; anything out of place is a ValueError or struct.error."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def inputs(self) -> list[Declared]:
+        """One for each input of the first subgraph."""
+        root = self._u32(0)
+        subgraphs = self._tables(root, _SUBGRAPHS)
+        return [self._declared(table) for table in self._tables(subgraphs[0], _INPUTS)] if subgraphs else []
+
+    def _declared(self, table: int) -> Declared:
+        mean: tuple[float, ...] = ()
+        std: tuple[float, ...] = ()
+        for unit in self._tables(table, _PROCESS_UNITS):
+            options = self._member(unit, _NORMALIZATION)
+            if options is not None:
+                mean, std = self._floats(options, _MEAN), self._floats(options, _STD)
+        if not mean or not std or not all(map(math.isfinite, (*mean, *std))) or 0.0 in std:
+            mean, std = (), ()
+        content = self._target(table, _CONTENT)
+        audio = None if content is None else self._member(content, _AUDIO)
+        place = 0 if audio is None else self._field(audio, _RATE)
+        rate = self._u32(place) if place else 0
+        return Declared(mean=mean, std=std, sample_rate=rate if 1000 <= rate <= 768000 else None)
+
+    def _member(self, table: int, wanted: int) -> int | None:
+        """The table of a union, if it is of the wanted type."""
+        place = self._field(table, _TYPE)
+        if not place or self._data[place] != wanted:
+            return None
+        return self._target(table, _TABLE)
+
+    def _tables(self, table: int, slot: int) -> list[int]:
+        vector = self._target(table, slot)
+        if vector is None:
+            return []
+        places = [vector + 4 + 4 * index for index in range(self._count(vector))]
+        return [place + self._u32(place) for place in places]
+
+    def _floats(self, table: int, slot: int) -> tuple[float, ...]:
+        vector = self._target(table, slot)
+        if vector is None:
+            return ()
+        return struct.unpack_from(f"<{self._count(vector)}f", self._data, vector + 4)
+
+    def _count(self, vector: int) -> int:
+        count = self._u32(vector)
+        if count > _MOST:
+            raise ValueError(f"{count} elements")
+        return count
+
+    def _target(self, table: int, slot: int) -> int | None:
+        place = self._field(table, slot)
+        return place + self._u32(place) if place else None
+
+    def _field(self, table: int, slot: int) -> int:
+        """Position of a field of a table, or 0."""
+        vtable = table - self._unpack("<i", table)
+        if 6 + 2 * slot > self._unpack("<H", vtable):
+            return 0
+        offset = self._unpack("<H", vtable + 4 + 2 * slot)
+        place = table + offset if offset else 0
+        if place >= len(self._data):
+            raise ValueError("a field lies outside")
+        return place
+
+    def _u32(self, place: int) -> int:
+        return self._unpack("<I", place)
+
+    def _unpack(self, code: str, place: int) -> int:
+        if place < 0:
+            raise ValueError("an offset points before the beginning")
+        return int(struct.unpack_from(code, self._data, place)[0])

@@ -1,0 +1,87 @@
+"""All checks over one file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from tfl_rewrite.files.store import load, origin_of
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.invariants import problems
+from tfl_rewrite.passes import calls
+from tfl_rewrite.reading.doctor import operators, placement, quantization, values, versions
+from tfl_rewrite.reading.doctor.kinds import KINDS, Finding, Severity
+
+_ORDER = {kind.name: index for index, kind in enumerate(KINDS)}
+# What the structural check says too, and a row says better.
+_SAID_BETTER = ("quantized_dimension", " scales but ", " scales for a dimension")
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What is wrong with one file.
+
+    Attributes:
+        findings: Worst first, then in the order of :data:`tfl_rewrite.reading.doctor.kinds.KINDS`.
+    """
+
+    file: str
+    nbytes: int
+    findings: tuple[Finding, ...]
+
+    def count(self, severity: Severity) -> int:
+        """Returns how many findings are of a severity."""
+        return sum(finding.severity is severity for finding in self.findings)
+
+    @property
+    def repairable(self) -> tuple[str, ...]:
+        """Names of the kinds that ``repair`` settles here."""
+        return tuple(dict.fromkeys(finding.kind for finding in self.findings if finding.repairable))
+
+    def reaches(self, severity: Severity) -> bool:
+        """Whether anything is as bad as that, or worse."""
+        return any(finding.severity.rank <= severity.rank for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        counts = Counter(finding.severity.value for finding in self.findings)
+        return {
+            "schema": 1,
+            "file": self.file,
+            "nbytes": self.nbytes,
+            "counts": {severity.value: counts[severity.value] for severity in Severity},
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> Diagnosis:
+    """Reads a file and says what will go wrong where. Nothing is run, nothing is written.
+
+    Args:
+        path: The file.
+        min_runtime: The oldest runtime that is to run it, as for
+            :func:`tfl_rewrite.passes.calls.quantize_weights_pass`; None for no particular one.
+
+    Raises:
+        FormatError: It is damaged so far that it cannot be read.
+        UsageError: ``min_runtime`` is no version.
+        FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+    """
+    wanted = None if min_runtime is None else calls.parse_runtime(min_runtime)
+    model = load(path)
+    origin = origin_of(model)
+    assert origin is not None
+    found = [
+        *quantization.check(model, Graph.of(model)),
+        *operators.check(model),
+        *versions.check(model, wanted),
+        *values.check(model),
+    ]
+    for problem in problems(model):
+        if not any(words in problem.what for words in _SAID_BETTER):
+            found.append(Finding("structure", problem.where, problem.what))
+    found += placement.check(model)
+    found.sort(key=lambda finding: (finding.severity.rank, _ORDER[finding.kind]))
+    return Diagnosis(os.fspath(path), origin.container.nbytes, tuple(found))

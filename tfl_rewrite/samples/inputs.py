@@ -1,0 +1,265 @@
+"""Real inputs from the user's files, matched with what a model takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
+from tfl_rewrite.samples.made import Step
+from tfl_rewrite.samples.media import Media, is_media, media_files
+from tfl_rewrite.samples.media_steps import media_steps
+from tfl_rewrite.samples.npz import REMEDY, read_npz
+
+MOST_SAMPLES = 100_000
+"""Of one array: each is a call, and a file of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealInputs:
+    """What the files hold for one model.
+
+    Attributes:
+        steps: The calls, for the entry points that the files cover.
+        covered: Keys of those entry points.
+        notes: What was left aside.
+        assumed: What was assumed of the model, as in `media.PLAUSIBLE`.
+    """
+
+    steps: tuple[Step, ...]
+    covered: frozenset[str | None]
+    notes: tuple[str, ...]
+    assumed: tuple[str, ...] = ()
+
+
+def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path | Media]:
+    """The ``.npz`` files and the media of a list of files and folders, in order of their names.
+
+    Raises:
+        UsageError: A path does not exist, or a folder holds nothing of the kind, or both kinds.
+    """
+    found: list[Path | Media] = []
+    for given in paths:
+        path = Path(given)
+        media = given if isinstance(given, Media) else Media(path)
+        if path.is_dir():
+            inside = sorted(child for child in path.iterdir() if child.suffix == ".npz")
+            others = media_files(path)
+            if inside and others:
+                raise UsageError(
+                    f"the folder holds {len(inside)} .npz and {len(others)} pictures or sound files",
+                    file=path,
+                    remedy="put them in two folders",
+                )
+            if not inside and not others:
+                raise UsageError(
+                    "the folder holds no .npz file, picture or sound file", file=path, remedy=REMEDY
+                )
+            found += inside or [media]
+        elif path.is_file():
+            found.append(media if is_media(path) else path)
+        else:
+            raise UsageError("no such file or folder", file=path, remedy=REMEDY)
+    return found
+
+
+def real_inputs(interface: Interface, paths: Sequence[str | os.PathLike[str]]) -> RealInputs:
+    """Reads the files and forms the calls of every entry point that they cover.
+
+    An entry point is covered by a file that has an array for each of its inputs. The samples of several
+    files follow each other.
+
+    Raises:
+        UsageError: A file covers no entry point, or an array does not fit its input.
+    """
+    steps: list[Step] = []
+    notes: list[str] = []
+    assumed: list[str] = []
+    for path in expand_paths(paths):
+        if isinstance(path, Media):
+            made, more, guesses = media_steps(interface, path)
+            steps += made
+            notes += more
+            assumed += guesses
+            continue
+        arrays = read_npz(path)
+        used: set[str] = set()
+        found: list[Step] = []
+        missing: list[str] = []
+        for entry in interface.entry_points:
+            names = [_match(arrays, entry, position) for position in range(len(entry.inputs))]
+            lacking = [facts for facts, name in zip(entry.inputs, names, strict=True) if name is None]
+            if lacking or not entry.inputs:
+                wanted = ", ".join(f"{quoted(facts.name)} {facts.declared}" for facts in lacking)
+                missing.append(f"{entry.label} lacks {wanted or 'no input'}")
+                continue
+            matched = [name for name in names if name is not None]
+            used.update(matched)
+            found += _steps(path, entry, matched, [arrays[name] for name in matched])
+            notes += [text for name in matched if (text := _not_finite(path, name, arrays[name]))]
+        if not found:
+            held = ", ".join(f"{quoted(name)} {_held(array)}" for name, array in arrays.items())
+            raise UsageError(
+                f"no array for every input: {'; '.join(missing)}; the file holds {held or 'nothing'}",
+                file=path,
+                remedy=REMEDY,
+            )
+        if ignored := sorted(set(arrays) - used):
+            notes.append(f"{path.name}: not an input: {', '.join(quoted(name) for name in ignored)}")
+        steps += found
+    covered = frozenset(step.signature for step in steps)
+    # Entry point by entry point, because variables carry over from one call to the next.
+    order = [entry.key for entry in interface.entry_points]
+    steps.sort(key=lambda step: order.index(step.signature))
+    return RealInputs(
+        steps=tuple(steps),
+        covered=covered,
+        notes=tuple(dict.fromkeys(notes)),
+        assumed=tuple(dict.fromkeys(assumed)),
+    )
+
+
+def sample_counts(interface: Interface, path: Path, arrays: Mapping[str, Array]) -> dict[str, int]:
+    """How many samples the arrays of a file hold for the entry points that they cover, by name of the array.
+
+    An array that holds one for all samples of its entry point is not among them, nor is one that is no input,
+    or that does not fit its input.
+    """
+    counts: dict[str, int] = {}
+    for entry in interface.entry_points:
+        names = [_match(arrays, entry, position) for position in range(len(entry.inputs))]
+        try:
+            found = {
+                name: len(split_samples(path, name, facts, arrays[name]))
+                for name, facts in zip(names, entry.inputs, strict=True)
+                if name is not None
+            }
+        except UsageError:
+            continue
+        total = max(found.values(), default=0)
+        if None not in names:
+            counts.update({name: total for name, count in found.items() if count == total})
+    return counts
+
+
+def _match(arrays: Mapping[str, Array], entry: EntryPoint, position: int) -> str | None:
+    """Name of the array for an input: the most specific name first, its position (``arr_0``) last."""
+    facts = entry.inputs[position]
+    names = [facts.name, facts.tensor, *facts.aliases, f"arr_{position}"]
+    if entry.key is not None:
+        names = [f"{entry.key}/{facts.name}", f"{entry.key}:{facts.name}", *names]
+    return next((name for name in names if name and name in arrays), None)
+
+
+def _held(array: Array) -> str:
+    return f"{_dtype_name(array)}{list(array.shape)}"
+
+
+def _not_finite(path: Path, name: str, array: Array) -> str:
+    """Says how much of an array is no finite number: some models take that, such as masks, most do not."""
+    if array.dtype.kind not in "fc":
+        return ""
+    nans, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    what = [f"{count:,} {word}" for count, word in ((nans, "NaN"), (infinite, "infinite")) if count]
+    share = f"of {array.size:,} values"
+    return f"{path.name}: {quoted(name)} holds {' and '.join(what)} {share}" if what else ""
+
+
+def _dtype_name(array: Array) -> str:
+    return "string" if array.dtype.kind in "SU" else array.dtype.name
+
+
+def _steps(path: Path, entry: EntryPoint, names: list[str], arrays: list[Array]) -> list[Step]:
+    columns = [
+        split_samples(path, name, facts, array)
+        for name, facts, array in zip(names, entry.inputs, arrays, strict=True)
+    ]
+    for name, column in zip(names, columns, strict=True):
+        if not column:
+            raise UsageError(
+                f"array {quoted(name)} holds no samples",
+                file=path,
+                remedy="its first axis counts them",
+            )
+    counts = {len(column) for column in columns}
+    count = max(counts)
+    if counts - {1, count}:
+        held = ", ".join(f"{quoted(name)} {len(column)}" for name, column in zip(names, columns, strict=True))
+        raise UsageError(f"the arrays differ in their number of samples: {held}", file=path, remedy=REMEDY)
+    steps = []
+    for number in range(count):
+        # An input given once serves all samples.
+        values = [column[number] if len(column) > 1 else column[0] for column in columns]
+        steps.append(
+            Step(
+                signature=entry.key,
+                values=tuple((facts.name, value) for facts, value in zip(entry.inputs, values, strict=True)),
+                real=True,
+                shapes=_unusual_shapes(entry.inputs, values),
+            )
+        )
+    return steps
+
+
+def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> list[Array]:
+    """The samples in one array.
+
+    Accepted are ``[N, *shape]``, ``[N, *shape without its leading 1]`` (a leading free size counts as 1), and
+    one sample of exactly the declared shape. Sizes may differ from the declared ones, the rank may not.
+
+    Raises:
+        UsageError: The dtype or the number of axes is not that of the input.
+    """
+    rank = len(facts.shape)
+    if _dtype_name(array) != facts.dtype or array.ndim not in (rank, rank + 1):
+        shape = ", ".join(["N", *map(str, facts.shape_signature)])
+        wanted = f"input {quoted(facts.name)} takes {facts.dtype}[{shape}]"
+        raise UsageError(
+            f"array {quoted(name)} is {_held(array)}, {wanted}",
+            file=path,
+            remedy=f"convert it with .astype({facts.dtype!r}) or reshape it: axis 0 counts the samples",
+        )
+    several = array.ndim == rank + 1 or (rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1))
+    if several and array.shape[0] > MOST_SAMPLES:
+        raise UsageError(
+            f"array {quoted(name)} holds {array.shape[0]:,} samples, more than {MOST_SAMPLES:,}",
+            file=path,
+            remedy="give fewer",
+        )
+    if array.ndim == rank + 1:
+        return list(_rows(array))
+    fits = all(
+        declared in (-1, size) for size, declared in zip(array.shape, facts.shape_signature, strict=True)
+    )
+    if several:
+        return [row[np.newaxis] for row in _rows(array)]
+    if fits:
+        return [array]
+    raise UsageError(
+        f"array {quoted(name)} is {_held(array)}, input {quoted(facts.name)} takes {facts.declared}",
+        file=path,
+        remedy="add a first axis that counts the samples",
+    )
+
+
+def _rows(array: Array) -> list[Array]:
+    # Not by iterating: the rows of a vector would come out as numpy scalars.
+    return [np.asarray(array[number]) for number in range(array.shape[0])]
+
+
+def _unusual_shapes(inputs: Sequence[TensorFacts], values: Sequence[Array]) -> str | None:
+    """The shapes that differ from the declared ones in a size that is not free."""
+    texts = [
+        f"{quoted(facts.name)} {list(value.shape)} instead of {list(facts.shape)}"
+        for facts, value in zip(inputs, values, strict=True)
+        if any(
+            declared not in (-1, size)
+            for size, declared in zip(value.shape, facts.shape_signature, strict=True)
+        )
+    ]
+    return ", ".join(texts) or None

@@ -1,0 +1,114 @@
+"""The search from plain values; :mod:`tfl_rewrite` offers this as ``tfl_rewrite.shrink``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.passes import calls
+from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.search import shrink as work
+from tfl_rewrite.search.goals import Goal, Objective
+from tfl_rewrite.search.shrink import ShrinkReport
+from tfl_rewrite.search.units import encodings_for
+from tfl_rewrite.weights.encoding import Encoding
+
+
+def shrink(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    min_snr: float | None = None,
+    max_error: float | None = None,
+    min_agreement: float | None = None,
+    metric: str | None = None,
+    min_metric: float | None = None,
+    max_nbytes: int | None = None,
+    objective: str = "file",
+    effort: str = "balanced",
+    encodings: Sequence[str] | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    min_runtime: str | None = None,
+    verification: Verification | None = None,
+    holdout: Sequence[str | os.PathLike[str]] = (),
+    time_limit: float | None = None,
+    state: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    ready: Callable[[ShrinkReport], None] | None = None,
+) -> ShrinkReport:
+    """Writes the smallest file that keeps a budget.
+
+    Args:
+        source: The file to read; never changed, unless it is the target too.
+        target: The file to make.
+        min_snr: Least signal-to-noise ratio of every output, in dB.
+        max_error: Largest error of any element of an output.
+        min_agreement: Least share of samples with the same largest element, of every output of scores.
+        metric: ``module:function``, called as ``function(outputs, reference)`` with dicts of arrays
+            ``[samples, ...]`` in a process of its own; larger is better.
+        min_metric: Its least value.
+        max_nbytes: Largest file; with nothing else the error is made as small as it can be.
+        objective: ``file``, ``download``, ``ram`` or ``latency``.
+        effort: As for :func:`tfl_rewrite.quantize_weights_pass`.
+        encodings: What is tried for each constant, such as ``int4:block:32``.
+        include: Patterns of names or of operator types; only what matches one is changed.
+        exclude: The same; what matches stays.
+        min_runtime: Oldest TensorFlow Lite release that must compute the file.
+        verification: What to measure with; its tolerance is not used.
+        holdout: Inputs that only the end result is judged with; without any, a quarter of the others.
+        time_limit: Seconds after which the search ends with the best that it has.
+        state: A file that measurements are kept in, so that a search can be continued. It is read and
+            written.
+        force: Whether the target may exist, and ``state`` hold the measurements of another search, which it
+            loses then.
+        dry_run: Do everything but the publishing.
+        threads: For rounding and writing; 0 for one per processor.
+        progress: Called with what is going on, and how many of how many steps are done.
+        ready: Called with the report just before the file gets its name; what it raises keeps that from
+            happening.
+
+    Raises:
+        ShrinkFailed: No file keeps the budget; its ``report`` has the trade-offs.
+        UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.rewrite`.
+    """
+    if objective not in [known.value for known in Objective]:
+        raise UsageError(f"objective {objective!r}", remedy="use file, download, ram or latency")
+    wanted = tuple(encodings) if encodings is not None else encodings_for(Objective(objective))
+    for text in wanted:
+        Encoding.parse(text)
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"time_limit is {time_limit}", remedy="give seconds above zero")
+    goal = Goal(
+        min_snr=min_snr,
+        max_error=max_error,
+        min_agreement=min_agreement,
+        min_metric=min_metric,
+        max_nbytes=max_nbytes,
+        objective=Objective(objective),
+    )
+    return work.shrink(
+        source,
+        target,
+        goal,
+        settings=calls.quantize_weights_pass(
+            include=include, exclude=exclude, min_runtime=min_runtime, effort=effort
+        ),
+        before=[*calls.remove_dead_passes(), calls.dedup_pass()],
+        after=calls.compact_passes(),
+        verification=verification,
+        holdout=holdout,
+        metric=metric,
+        encodings=wanted,
+        time_limit=time_limit,
+        state=state,
+        force=force,
+        dry_run=dry_run,
+        threads=threads,
+        progress=progress,
+        ready=ready,
+    )

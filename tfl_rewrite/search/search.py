@@ -1,0 +1,327 @@
+"""Settles on an assignment of encodings to constants.
+
+The knapsack of :mod:`tfl_rewrite.search.knapsack` gives an assignment for an allowed noise; the file is
+made and measured, and the allowed noise is moved until the bounds just hold. Last, single constants are
+stored smaller while the file still measures well. How many files are run depends on the model alone, unless
+a time limit ends it early; so the same input gives the same result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from statistics import median
+
+import numpy as np
+
+from tfl_rewrite.search import knapsack, sensitivity
+from tfl_rewrite.search.figures import QUIET, Figures
+from tfl_rewrite.search.goals import Goal, Objective
+from tfl_rewrite.search.sensitivity import Progress
+from tfl_rewrite.search.state import Clock, State, TimeIsUp
+from tfl_rewrite.search.trials import Measured, Trials
+from tfl_rewrite.search.units import KEPT, Choice, Option, Unit
+from tfl_rewrite.weights.encoding import Encoding
+
+ROUNDS = 14
+"""Files that are run to find the allowed noise, at most."""
+REFINEMENTS = 24
+FIRST_SHARE = 0.7
+"""Of the time limit: the first file is to be found by then, so that there is time to correct it."""
+_RESORTS = (3.0, 8.0)
+"""So many dB more are tried once time is up."""
+_LOWEST, _HIGHEST = -40.0, 180.0
+"""Where the allowed noise stops to make a difference, in dB below the signal."""
+_CURVE_STEPS = (-15.0, -10.0, -5.0, 5.0, 10.0)
+
+
+class Search:
+    """Finds assignments; what was measured serves any number of goals.
+
+    Args:
+        trials: Makes and measures files.
+        units: What there is to choose.
+        goal: What is to be small.
+        state: Keeps measurements.
+        clock: Ends it early.
+        progress: Called with what is going on, and how many of how many steps are done.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        units: list[Unit],
+        *,
+        goal: Goal,
+        state: State,
+        clock: Clock,
+        progress: Progress,
+    ) -> None:
+        self._trials = trials
+        self.units = units
+        self._bytes = goal.objective in (Objective.FILE, Objective.DOWNLOAD)
+        self._state = state
+        self._clock = clock
+        self._progress = progress
+        self._known: dict[Hashable, Measured] = {}
+        self._ordering = 0.0
+        self.curve_traced = False
+        self.timed_out = False
+        self.until = FIRST_SHARE
+        self.notes: list[str] = []
+
+    @property
+    def curve(self) -> list[Measured]:
+        """Every whole file that was measured."""
+        return list(self._known.values())
+
+    def measure(self, nbytes: int) -> None:
+        """Measures, or estimates, the noise of every option; see :func:`sensitivity.measure`."""
+        self.notes += sensitivity.measure(
+            self.units,
+            self._trials,
+            nbytes,
+            state=self._state,
+            clock=self._clock,
+            progress=self._progress,
+        )
+
+    def find(self, goal: Goal, *, margin: float = 0.0, least: float | None = None) -> Measured | None:
+        """Returns the cheapest file that was found to keep the bounds, or None.
+
+        Args:
+            goal: The bounds.
+            margin: By how many dB they are to be kept.
+            least: An SNR in dB that is to be kept besides.
+        """
+
+        def missing_of(found: Measured) -> float:
+            own = found.missing(goal) + margin
+            if least is None or found.snr is None:
+                return own
+            return max(own, least - found.snr)
+
+        aim = least if least is not None else (goal.min_snr if goal.min_snr is not None else 30.0) + margin
+        best: Measured | None = None
+        try:
+            best = self._settle(aim, missing_of)
+            if best is not None:
+                best = self._refine(best, missing_of)
+        except TimeIsUp:
+            self._note("the time limit ended the search early")
+            self.timed_out = True
+            kept = [item for item in self.curve if missing_of(item) <= 0]
+            best = min(kept, key=_rank, default=None)
+        return best
+
+    def _settle(self, aim: float, missing_of: Callable[[Measured], float]) -> Measured | None:
+        """Moves the allowed noise until the bounds just hold: by what is missing, then by halving."""
+        best: Measured | None = None
+        low, high = _LOWEST, _HIGHEST
+        files, stride = 0, 2.0
+        while files < ROUNDS and high - low > 0.05:
+            picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+            choice = self.choice(picked)
+            new = key_of(choice) not in self._known
+            self._progress("settling", files, ROUNDS)
+            found = self._measured(choice)
+            files += new
+            missing = missing_of(found)
+            if missing <= 0:
+                if best is None or _rank(found) < _rank(best):
+                    best = found
+                high = min(high, aim)
+            else:
+                low = max(low, aim)
+            cheapest = all(
+                unit.options[index].cost <= min(option.cost for option in unit.options)
+                for unit, index in zip(self.units, picked, strict=True)
+            )
+            if (missing <= 0 and cheapest) or (missing > 0 and not any(picked)):
+                break
+            guess = aim + max(-20.0, min(20.0, missing + (0.03 if missing > 0 else 0.0)))
+            if new and low < guess < high and abs(guess - aim) > 0.02:
+                aim = guess
+            elif low > _LOWEST and high < _HIGHEST:
+                aim = (low + high) / 2
+            else:
+                # The same assignment again, or no difference: stride on.
+                aim += stride if missing > 0 else -stride
+                stride *= 2
+                if not low < aim < high:
+                    aim = (low + high) / 2
+        return best
+
+    def largest_within(self, limit: int) -> Measured | None:
+        """Returns the file with the least error of at most ``limit`` bytes that was found."""
+        try:
+            low, high = _LOWEST, _HIGHEST
+            files = 0
+            while files < ROUNDS and high - low > 0.05:
+                self._progress("settling", files, ROUNDS)
+                aim = (low + high) / 2
+                picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+                choice = self.choice(picked)
+                # Sizes add up well enough to tell what is far off.
+                expected = sum(
+                    unit.options[index].nbytes for unit, index in zip(self.units, picked, strict=True)
+                )
+                if expected > limit * 1.1:
+                    high = aim
+                    continue
+                files += key_of(choice) not in self._known
+                if self._measured(choice).nbytes <= limit:
+                    low = aim
+                else:
+                    high = aim
+            if not any(item.nbytes <= limit for item in self.curve):
+                # The smallest there is.
+                self._measured(self.choice(knapsack.solve(self.units, 1e9)))
+        except TimeIsUp:
+            self._note("the time limit ended the search early")
+        fitting = [item for item in self.curve if item.nbytes <= limit and item.sound]
+        return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
+
+    def last_resorts(self, wanted: float) -> Iterator[Measured]:
+        """Measures, whatever the time, what is likely to do: more and more room, then the least noise.
+
+        Args:
+            wanted: SNR in dB that is just not enough, going by what was measured so far.
+        """
+        for room in _RESORTS:
+            aim = wanted + room + self._optimism()
+            yield self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-aim / 10.0))), timed=False)
+        finest = {}
+        for unit in self.units:
+            noises = [
+                (float(option.noise.max(initial=0.0)), index)
+                for index, option in enumerate(unit.options)
+                if option.noise is not None and option is not unit.kept
+            ]
+            if noises:
+                finest[unit.position] = unit.options[min(noises)[1]].encoding
+        yield self._measured(finest, timed=False)
+
+    def _optimism(self) -> float:
+        """By how many dB files come out worse than the sum over their constants says; the median."""
+        found = []
+        for item in self.curve:
+            noises = [self._option(unit, item.choice).noise for unit in self.units]
+            total = float(
+                np.max(sum((noise for noise in noises if noise is not None), np.zeros(1)), initial=0.0)
+            )
+            if total > 0 and math.isfinite(snr_of(item)):
+                found.append(-10.0 * math.log10(total) - snr_of(item))
+        return median(found) if found else 0.0
+
+    def trace(self, around: float | None) -> None:
+        """Measures some more points of the curve of size against error."""
+        self.curve_traced = True
+        around = 35.0 if around is None or not math.isfinite(around) else around
+        for number, step in enumerate(_CURVE_STEPS):
+            self._progress("tracing the curve", number, len(_CURVE_STEPS))
+            try:
+                self._clock.check(self.until)
+                self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-(around + step) / 10.0))))
+            except TimeIsUp:
+                return
+
+    def in_order(self, found: Measured) -> Measured:
+        """Returns what becomes of a file whose weights are rounded one after the other.
+
+        Raises:
+            TimeIsUp: There is no time for it.
+        """
+        # Half as much again is to be left for the file itself, once it is found.
+        self._clock.check(0.6, spare=1.5 * self._ordering)
+        self._progress("rounding weight by weight", 0, 1)
+        cost = None if self._bytes else found.cost
+        began = time.monotonic()
+        made = self._trials.measure(found.choice, cost, ordered=True)
+        self._ordering = time.monotonic() - began
+        self._known[("in order", key_of(found.choice))] = made
+        return made
+
+    def choice(self, picked: Sequence[int]) -> dict[int, Encoding]:
+        """Returns the encodings of what is not kept as it is."""
+        return {
+            unit.position: unit.options[index].encoding
+            for unit, index in zip(self.units, picked, strict=True)
+            if unit.options[index].encoding != KEPT
+        }
+
+    def _measured(self, choice: Choice, *, timed: bool = True) -> Measured:
+        key = key_of(choice)
+        found = self._known.get(key)
+        if found is None:
+            if timed:
+                self._clock.check(self.until)
+            cost = None
+            if not self._bytes:
+                cost = sum(self._option(unit, choice).cost for unit in self.units)
+            found = self._known[key] = self._trials.measure(choice, cost)
+        return found
+
+    def _option(self, unit: Unit, choice: Choice) -> Option:
+        wanted = choice.get(unit.position, KEPT)
+        return next(option for option in unit.options if option.encoding == wanted)
+
+    def _refine(self, best: Measured, missing_of: Callable[[Measured], float]) -> Measured:
+        """Stores single constants smaller while the file still measures well."""
+        refused: set[tuple[int, str]] = set()
+        for tried in range(REFINEMENTS):
+            moves = [
+                move
+                for move in self._moves(best, missing_of(best))
+                if (move[1].position, move[2].encoding.text) not in refused
+            ]
+            if not moves:
+                break
+            _, unit, option = max(moves, key=lambda move: (move[0], -move[1].position))
+            self._progress("refining", tried, REFINEMENTS)
+            found = self._measured({**best.choice, unit.position: option.encoding})
+            if missing_of(found) <= 0 and _rank(found) < _rank(best):
+                best = found
+            else:
+                refused.add((unit.position, option.encoding.text))
+        return best
+
+    def _moves(self, best: Measured, missing: float) -> list[tuple[float, Unit, Option]]:
+        """Single steps to something cheaper, with what they save for the noise they add."""
+        slack = 10.0 ** (min(20.0, max(0.0, -missing)) / 10.0) - 1.0
+        now = {unit.position: self._option(unit, best.choice) for unit in self.units}
+        total = sum(
+            (option.noise for option in now.values() if option.noise is not None),
+            np.full(self.units[0].kept.noise.size, QUIET) if self.units else np.zeros(1),  # type: ignore[union-attr]
+        )
+        moves = []
+        for unit in self.units:
+            current = now[unit.position]
+            for option in unit.options:
+                saved = current.cost - option.cost
+                if saved <= 0 or option.noise is None or current.noise is None:
+                    continue
+                added = float(((option.noise - current.noise) / total).max())
+                # Sums are estimates: what is a little over may still do.
+                if added <= 1.5 * slack + 0.02:
+                    moves.append((saved / max(added, 1e-6), unit, option))
+        return moves
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def snr_of(item: Figures) -> float:
+    """Returns the lowest SNR over the outputs in dB, infinite where nothing differs."""
+    return math.inf if item.snr is None else item.snr
+
+
+def _rank(item: Measured) -> tuple[float, float]:
+    return item.cost, -snr_of(item)
+
+
+def key_of(choice: Choice) -> Hashable:
+    """Returns what tells an assignment from others."""
+    return tuple(sorted((position, encoding.text) for position, encoding in choice.items()))

@@ -1,0 +1,253 @@
+"""Searches until the file holds on the inputs that were held out, too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tfl_rewrite.editing.base import Pass, PassResult
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.search.figures import Figures
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.holdout_judge import Jury
+from tfl_rewrite.search.search import Search, key_of, snr_of
+from tfl_rewrite.search.trials import Measured, Trials
+from tfl_rewrite.search.units import Choice, assigned
+
+TRIES = 4
+"""How often the search is told to leave more room, or less of it, for what held-out inputs show."""
+MOST_TRIES = 8
+"""The same while held-out inputs refuse all that was found."""
+_CLOSE = 0.7
+"""So many dB above the bound are near enough."""
+_APART = 3.0
+"""By so many dB may the figures of different samples differ before it is said."""
+_JUMP = 10.0
+"""So many dB above the bound are no accident."""
+_EXACT = 200.0
+_STRIDE = 3.0
+"""By how many dB to tighten where what is bounded is not counted in dB."""
+_SURE = 3
+"""Samples that agree of which one may differ: with fewer than so many times as many it may be chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The weight pass with an encoding for each buffer, by position."""
+
+    name: ClassVar[str] = QuantizeWeights.name
+    lossy: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
+
+    base: QuantizeWeights
+    choice: Choice
+
+    def run(self, model: Model) -> PassResult:
+        """Rewrites the model in place."""
+        return assigned(self.base, self.choice, model).run(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the search came to.
+
+    Attributes:
+        promised: On the inputs of the search; None if no file keeps the bounds.
+        proven: The file itself on held-out inputs.
+        rounding: The pass that makes the file instead of the weight pass, or None.
+        margin: By how many dB the search was told to keep the bounds.
+    """
+
+    promised: Measured | None = None
+    proven: Figures | None = None
+    notes: tuple[str, ...] = ()
+    rounding: Pass | None = None
+    margin: float = 0.0
+
+
+def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
+    """Searches, judges what was found by held-out inputs, and moves the room that is left accordingly.
+
+    Args:
+        search: Has measured.
+        trials: Makes files.
+        goal: The bounds.
+        jury: Judges by the inputs that were held out.
+    """
+    best, notes = Settled(), list[str]()
+    room, limit = Room(_room(search, goal), goal.in_db), goal.max_nbytes
+    known: dict[Hashable, tuple[Measured, Figures]] = {}
+    while not room.settled:
+        if goal.bounds_error:
+            found = _found(search, goal, room.margin)
+        else:
+            assert limit is not None
+            found = search.largest_within(limit)
+        if not search.curve_traced:
+            search.trace(found.snr if found is not None else goal.min_snr)
+        if found is None:
+            break
+        key = key_of(found.choice)
+        if key not in known:
+            found = replace(found, nbytes=trials.finish(found))
+            known[key] = found, jury.hear(trials.path)
+            search.until = 1.0
+        found, heard = known[key]
+        if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
+            if goal.bounds_error:
+                notes.append(f"the smallest file found that keeps the error has {found.nbytes:,} bytes")
+                break
+            # Rounded for all inputs, constants may not be as alike as before.
+            assert limit is not None
+            limit -= found.nbytes - goal.max_nbytes
+            room.spend()
+            continue
+        missing = heard.missing(goal)
+        if missing <= 0:
+            if best.promised is None or found.cost < best.promised.cost:
+                best = Settled(found, heard, margin=room.margin)
+        else:
+            notes = [
+                f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"
+            ]
+        room.move(missing)
+    if best.promised is None and search.timed_out:
+        refused = [snr_of(made) for made, _ in known.values() if math.isfinite(snr_of(made))]
+        asked = goal.min_snr + room.margin if goal.min_snr is not None else max(refused, default=30.0)
+        best = _rescued(search, trials, goal, jury, asked)
+    return replace(best, notes=tuple(notes))
+
+
+@dataclass(slots=True)
+class Room:
+    """By how many dB the search is to keep the bounds: just enough for held-out inputs.
+
+    Attributes:
+        margin: To try next.
+        in_db: Whether what is missing tells by how much to move on.
+        settled: Whether there is nothing more to try.
+    """
+
+    margin: float
+    in_db: bool
+    settled: bool = False
+    tries: int = 0
+    low: float = 0.0
+    high: float = math.inf
+    stride: float = 0.25
+
+    def spend(self) -> None:
+        """Counts a try that says nothing of the margin."""
+        self.tries += 1
+        self.settled = self.tries >= MOST_TRIES
+
+    def move(self, missing: float) -> None:
+        """Takes in by how much held-out inputs missed the bounds with the margin at hand."""
+        self.tries += 1
+        if missing <= 0:
+            near = self.margin == 0.0 or -missing < _CLOSE or not self.in_db
+            self.high = self.margin
+            self.settled = near or self.high - self.low < _CLOSE or self.tries >= TRIES
+            self.margin = (self.low + self.high) / 2
+            return
+        self.low = self.margin
+        if math.isfinite(self.high):
+            self.settled = self.tries >= TRIES
+            self.margin = (self.low + self.high) / 2
+            return
+        # Nothing was found yet: the same file may come again, or one that is no better, so stride on.
+        self.settled = not math.isfinite(missing) or self.tries >= MOST_TRIES
+        self.margin += max(missing + 0.1, self.stride) if self.in_db else _STRIDE
+        self.stride *= 2
+
+
+def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury, wanted: float) -> Settled:
+    """Returns what is likely to keep the bounds where time is up."""
+    for found in search.last_resorts(wanted):
+        if found.missing(goal) > 0:
+            continue
+        found = replace(found, nbytes=trials.finish(found))
+        heard = jury.hear(trials.path)
+        fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
+        if fits and heard.missing(goal) <= 0:
+            return Settled(found, heard)
+    return Settled()
+
+
+def _room(search: Search, goal: Goal) -> float:
+    """Returns by how many dB to tighten from the start: where few samples cannot tell a share."""
+    if goal.min_agreement is None or goal.max_nbytes is not None:
+        return 0.0
+    loosest = search.find(goal)
+    if loosest is None:
+        return 0.0
+    return _STRIDE if loosest.verdict.sample_count < _SURE * _needed(goal.min_agreement) else 0.0
+
+
+def _needed(agreement: float) -> float:
+    """Returns of how many samples one may differ."""
+    # 1 - 0.9 is a little less than a tenth.
+    return math.ceil(1 / max(1e-9, 1 - agreement) - 1e-6) if agreement < 1 else math.inf
+
+
+def _found(search: Search, goal: Goal, margin: float) -> Measured | None:
+    if goal.in_db or margin == 0.0:
+        return search.find(goal, margin=margin)
+    # What is bounded says too little to move by; the ratio does.
+    loosest = search.find(goal)
+    if loosest is None or not math.isfinite(snr_of(loosest)):
+        return None
+    return search.find(goal, least=snr_of(loosest) + margin)
+
+
+def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[str]:
+    """Says so where files either keep nearly all or lose the bound by far."""
+    if goal.min_snr is None or snr_of(promised) < goal.min_snr + _JUMP:
+        return []
+    lost = [snr_of(item) for item in curve if item.cost < promised.cost and snr_of(item) < goal.min_snr]
+    if not lost:
+        return []
+    return [
+        f"nothing was found between {max(lost):.1f} and {min(snr_of(promised), _EXACT):.1f} dB: where outputs"
+        " jump (trees, masks, choices) they are kept or lost as a whole, on other inputs too"
+    ]
+
+
+def doubts(goal: Goal, settled: Settled, curve: Sequence[Measured] = ()) -> list[str]:
+    """Returns what a reader should know of how sure this is.
+
+    Args:
+        goal: The bounds.
+        settled: What the search came to.
+        curve: All files that were measured.
+    """
+    if settled.proven is None or settled.promised is None:
+        return []
+    notes = _jumps(goal, settled.promised, curve)
+    counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
+    shown = settled.promised.verdict.worst_snr()
+    hidden = settled.promised.hidden
+    if hidden is not None and (shown is None or hidden < shown - _APART):
+        behind = "more" if shown is None else f"{shown:.1f} dB"
+        notes.append(
+            f"{hidden:.1f} dB before the last SOFTMAX, LOGISTIC or TANH, {behind} behind it: the lower one"
+            " counts, since outputs that are sure of themselves hide noise"
+        )
+    first, second = settled.promised.snr, settled.proven.snr
+    if first is not None and second is not None and abs(first - second) > _APART:
+        text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
+        notes.append(f"{text} are far apart: what other inputs show may differ as much")
+    if goal.min_agreement is None:
+        return notes
+    needed = _needed(goal.min_agreement)
+    if min(counts) >= needed:
+        return notes
+    many = f"at least {needed}" if math.isfinite(needed) else "many"
+    return [
+        *notes,
+        f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
+        " search with, and as many to hold out",
+    ]

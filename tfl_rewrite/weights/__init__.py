@@ -1,0 +1,1 @@
+"""The engine of the passes that store weights otherwise."""

@@ -1,0 +1,107 @@
+"""How scales by block are stored and read.
+
+For any reader, measured on LiteRT 2.3 with every resolver (and, for int8, on tflite-runtime 2.14): the
+integers lie as ``[blocks, length]`` with one scale for all, a power of two; the scales of the blocks as
+float16 ``[blocks, 1]``. DEQUANTIZE expands both, MUL multiplies, RESHAPE gives the result its shape. A block
+costs 2 bytes, where per-channel scales of the integers would cost 12 (a float32, and an int64 zero point that
+the runtime demands): 1,024 x 1,024 weights as int4 in blocks of 32 took 922,472 bytes so, and 595,072 in this
+form. It is multiplied at each call with XNNPACK (0.4 ms a million weights), once without.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.schema import INT32
+from tfl_rewrite.kernels import hybrid
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
+from tfl_rewrite.numerics import blocks
+from tfl_rewrite.numerics.blocks import BlockScales
+from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.weights.decisions import Decision
+
+
+def stored_scales(made: Decision, scale: Float32, zero: npt.NDArray[np.bool_]) -> BlockScales:
+    """Returns the scales as the file is to hold them.
+
+    Args:
+        made: The decision.
+        scale: Float32 ``[blocks]``.
+        zero: Bool ``[blocks]``: which hold zeros only.
+    """
+    if made.native:
+        # The plan found that none underflows; what a rounder made smaller since is lifted.
+        return blocks.direct(np.maximum(scale, blocks.SMALLEST_DIRECT), zero) or blocks.factored(scale, zero)
+    return blocks.factored(scale, zero)
+
+
+def factor_quantization(scales: BlockScales) -> Quantization:
+    """Returns the one scale of the integers."""
+    return Quantization.symmetric(np.float32(scales.factor).tobytes())
+
+
+def read_by_kernel(editor: Editor, made: Decision, buffer: Buffer, scales: Buffer) -> None:
+    """Makes the constant integers with a blockwise quantization, whose scales are a tensor of their own."""
+    item = made.item
+    assert made.block is not None
+    shape = item.shape
+    table = editor.add_tensor(
+        item.subgraph,
+        Tensor(f"{item.value.name}_scales", (shape[0], shape[1] // made.block), dtypes.FLOAT16.value, scales),
+    )
+    details = new_record("BlockwiseQuantization").replace(block_size=made.block)
+    number = schema().enums["QuantizationDetails"].values["BlockwiseQuantization"]
+    rest = new_record("QuantizationParameters").replace(details_type=number, details=details)
+    quantization = Quantization(scales_tensor=table, rest=rest)
+    integers = item.stored
+    editor.store(integers, made.dtype.tensor_type, buffer, quantization)
+    for use in item.uses:
+        use.operator.inputs[use.position] = integers
+    if item.expand is not None:
+        editor.remove_operator(item.subgraph, item.expand, item.value)
+
+
+def expand(
+    editor: Editor, made: Decision, buffer: Buffer, scales: Buffer, quantization: Quantization
+) -> None:
+    """Makes the float tensor what DEQUANTIZE, MUL and RESHAPE make of integers and scales."""
+    item = made.item
+    count, dimensions = made.channels.channels, item.shape
+    assert made.block is not None
+    form = made.forms[-1]
+    half = hybrid.dequantize_form("FLOAT16", None)
+    assert half is not None
+    subgraph, value, name = item.subgraph, item.value, item.value.name
+    kind = made.dtype.tensor_type
+    if item.expand is None:
+        integers = editor.add_beside(subgraph, value, kind, buffer, quantization)
+        place = editor.first_reader(subgraph, value)
+        value.buffer = editor.sentinel()
+    else:
+        integers = item.stored
+        editor.store(integers, kind, buffer, quantization)
+        place = editor.drop_operator(subgraph, item.expand)
+    integers.shape = (count, made.block)
+
+    def beside(suffix: str, shape: tuple[int, ...], dtype: int, where: Buffer) -> Tensor:
+        return editor.add_tensor(subgraph, Tensor(f"{name}_{suffix}", shape, dtype, where))
+
+    none, float32 = editor.sentinel(), dtypes.FLOAT32.value
+    table = beside("scales", (count, 1), dtypes.FLOAT16.value, scales)
+    steps = beside("steps", (count, made.block), float32, none)
+    factors = beside("factors", (count, 1), float32, none)
+    flat = beside("blocks", (count, made.block), float32, none)
+    shape = ScalarVector.of(INT32, dimensions)
+    target = beside("shape", (len(dimensions),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
+    reshape = editor.builtin("RESHAPE", 1, [flat, target], value, "ReshapeOptions", new_shape=shape)
+    made_operators: list[Operator] = [
+        editor.builtin("DEQUANTIZE", form.version, [integers], steps, "DequantizeOptions"),
+        editor.builtin("DEQUANTIZE", half.version, [table], factors, "DequantizeOptions"),
+        editor.builtin("MUL", 1, [steps, factors], flat, "MulOptions"),
+        reshape,
+    ]
+    subgraph.operators[place:place] = made_operators

@@ -1,0 +1,54 @@
+"""How integers of six bits are stored and read: an int4 and an int2 constant, DEQUANTIZE of both, and ADD.
+
+Any operator reads the sum, as it reads what blocks expand to (:mod:`tfl_rewrite.weights.forms.block`). The
+sum is formed at each call.
+"""
+
+from __future__ import annotations
+
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels import hybrid
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
+from tfl_rewrite.numerics import split
+from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.weights.decisions import Decision
+
+
+def quantizations(made: Decision, scale: Float32) -> tuple[Quantization, Quantization]:
+    """Returns the scales of both parts."""
+    first, second = (Quantization.symmetric(each.tobytes(), made.axis or 0) for each in split.scales(scale))
+    return first, second
+
+
+def expand(
+    editor: Editor,
+    made: Decision,
+    buffers: tuple[Buffer, Buffer],
+    quantized: tuple[Quantization, Quantization],
+) -> None:
+    """Makes the float tensor the sum of what DEQUANTIZE makes of both parts."""
+    item = made.item
+    subgraph, value = item.subgraph, item.value
+    granularity = hybrid.Granularity.TENSOR if made.axis is None else hybrid.Granularity.CHANNEL
+    kinds = [part.tensor_type for part in made.dtype.parts]
+    if item.expand is None:
+        first = editor.add_beside(subgraph, value, kinds[0], buffers[0], quantized[0])
+        place = editor.first_reader(subgraph, value)
+        value.buffer = editor.sentinel()
+    else:
+        first = item.stored
+        editor.store(first, kinds[0], buffers[0], quantized[0])
+        place = editor.drop_operator(subgraph, item.expand)
+    second = editor.add_beside(subgraph, value, kinds[1], buffers[1], quantized[1])
+    # What an existing DEQUANTIZE is said to give may have another shape than what it reads.
+    first.shape = second.shape = item.shape
+    operators, terms = [], []
+    for tensor, kind, suffix in zip((first, second), kinds, ("coarse", "fine"), strict=True):
+        form = hybrid.dequantize_form(kind, granularity)
+        assert form is not None
+        term = Tensor(f"{value.name}_{suffix}", item.shape, dtypes.FLOAT32.value, editor.sentinel())
+        terms.append(editor.add_tensor(subgraph, term))
+        operators.append(editor.builtin("DEQUANTIZE", form.version, [tensor], terms[-1], "DequantizeOptions"))
+    operators.append(editor.builtin("ADD", 1, [*terms], value, "AddOptions"))
+    subgraph.operators[place:place] = operators

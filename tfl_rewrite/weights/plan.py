@@ -1,0 +1,415 @@
+"""Decides of each float constant what it becomes, with which scales, and how operators read it.
+
+Nothing is changed here; :mod:`tfl_rewrite.passes.quantize_weights` carries the decisions out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from tfl_rewrite.editing.base import Skip
+from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels.packed import BLOCKS_IN_CALLED_SUBGRAPHS
+from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.numerics import blocks, symmetric
+from tfl_rewrite.numerics.levels import Dtype, block_length
+from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.weights.candidates import (
+    UNNAMED,
+    Candidate,
+    Selection,
+    find_candidates,
+    first_and_last,
+    scale_constants,
+    skip,
+    stored_already,
+)
+from tfl_rewrite.weights.decisions import AnyForm, Decision, agree, scales_axis, settle_scales
+from tfl_rewrite.weights.encoding import Encoding, Scheme
+from tfl_rewrite.weights.magnitudes import Magnitudes
+from tfl_rewrite.weights.payloads import Reading
+from tfl_rewrite.weights.readings import WeightForms, runtime_text
+from tfl_rewrite.weights.recipe import Recipe
+from tfl_rewrite.weights.rounders import Work
+from tfl_rewrite.weights.savings import block_useless
+from tfl_rewrite.weights.scale_axes import ScaleAxes
+from tfl_rewrite.work import current
+
+# Names in a note.
+_NAMED = 5
+
+Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
+"""Which constant is stored how; None, or a name that is not there, leaves it to the default."""
+
+
+class Settings(Protocol):
+    """What the plan needs to know of what the user asked for; the pass has it."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How operators get at weights whose encoding does not say it."""
+
+    @property
+    def selection(self) -> Selection:
+        """Which constants."""
+
+    @property
+    def min_runtime(self) -> runtimes.Runtime:
+        """The oldest runtime that must compute the file correctly."""
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """How each constant is stored."""
+
+    @property
+    def levels(self) -> Mapping[int, int]:
+        """Constants that are stored finer, by position of the buffer."""
+
+    @property
+    def default(self) -> Encoding:
+        """How constants are stored that are not assigned."""
+
+    def finer_encoding(self, position: int, wanted: Encoding) -> Encoding:
+        """Returns how the constant of a buffer is stored, where ``wanted`` was asked for."""
+
+
+@dataclass(slots=True)
+class WeightPlan:
+    """The decisions for one model.
+
+    Attributes:
+        settings: What the user asked for.
+        model: Looked at, not changed.
+        blocked: Id of each candidate that stays, with ``(rule, reason)``.
+        magnitudes: What was read of the constants.
+        by_value: Candidates by the id of the tensor that operators read.
+        forms: How operators can read them.
+        axes: Chooses their scales where that leaves it open.
+        sharers: How many candidates hold the same bytes, by the id of the buffer.
+        least: How many elements a constant must have, and how many a hybrid kernel's weight.
+        encodings: What each candidate is to become, by its id.
+        called: Ids of the subgraphs that operators run.
+        positions: Of buffers in the model, by id.
+        fallbacks: Where another encoding is used than was asked for, by candidate, in words.
+    """
+
+    settings: Settings
+    model: Model
+    graph: Graph = field(init=False)
+    blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
+    magnitudes: Magnitudes = field(default_factory=Magnitudes)
+    by_value: dict[int, Candidate] = field(default_factory=dict)
+    forms: WeightForms = field(init=False)
+    axes: ScaleAxes = field(init=False)
+    sharers: Counter[int] = field(default_factory=Counter)
+    least: tuple[int, int] = (0, 0)
+    encodings: dict[int, Encoding] = field(default_factory=dict)
+    fallbacks: dict[int, str] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
+    positions: dict[int, int] = field(default_factory=dict)
+
+    def decide(self) -> tuple[list[Decision], list[Skip]]:
+        """Decides for the whole model.
+
+        Constants are read for their scales, several at a time.
+
+        Returns:
+            What is to become of the constants that change, and why each other one stays.
+        """
+        self.graph = Graph.of(self.model)
+        self.positions = {id(buffer): index for index, buffer in enumerate(self.model.buffers)}
+        items, skips = find_candidates(self.model, self.graph)
+        self.by_value = {id(item.value): item for item in items}
+        self.sharers = Counter(id(item.stored.buffer) for item in items)
+        if isinstance(self.settings.assignment, Recipe):
+            self.settings.assignment.check(self.model, items)
+        self.called = {id(inner) for _, operator in self.model.operators() for inner in operator.subgraphs()}
+        self.encodings = {id(item): self._encoding(item) for item in items}
+        self._select(items)
+        decisions = self._settle(items)
+        for item in items:
+            reason = self.blocked.get(id(item))
+            if reason is not None:
+                skips.append(skip(item, *reason))
+        return decisions, [*skips, *self._already()]
+
+    @property
+    def notes(self) -> list[str]:
+        """Where another encoding is used than was asked for; those of a kind are one."""
+        kinds: dict[str, list[str]] = {}
+        for item in self.by_value.values():
+            kind = self.fallbacks.get(id(item))
+            if kind is not None and id(item) not in self.blocked:
+                kinds.setdefault(kind, []).append(item.value.name or UNNAMED)
+        return [f"{kind}: {_list(names)}" for kind, names in kinds.items()]
+
+    def work(self, made: Decision, blob: Blob, position: int) -> Work:
+        """Returns what a rounder is told of a constant that was decided on.
+
+        Args:
+            made: The decision.
+            blob: The bytes of the constant; its buffer may hold others by now.
+            position: Of its buffer in the model.
+        """
+        item = made.item
+        return Work(
+            item.value.name,
+            position,
+            item.shape,
+            made.dtype,
+            made.axis,
+            made.block,
+            made.channels,
+            made.levels,
+            tuple(item.uses),
+            tuple(reading.value for reading in made.readings),
+            self.magnitudes.known[(blob.identity, made.channels)],
+            blob,
+            made.stored_dtype,
+        )
+
+    def _already(self) -> list[Skip]:
+        """Returns the constants that are integers already, but not those that were asked for."""
+        found = []
+        for item, reason in stored_already(self.model, self.graph):
+            wanted = self._encoding(item).dtype
+            large = item.elements >= self.least[1] and wanted is not Dtype.FLOAT32
+            # What is int8 is as small as the default asks for.
+            if large and wanted is not Dtype.INT8 and wanted.tensor_type != item.stored.dtype_name:
+                found.append(reason)
+        return found
+
+    def _encoding(self, item: Candidate) -> Encoding:
+        """Returns what a constant is to become: as it was assigned, or as all are."""
+        settings = self.settings
+        found: Encoding | None = None
+        if isinstance(settings.assignment, Mapping):
+            found = settings.assignment.get(item.value.name)
+        elif settings.assignment is not None:
+            found = settings.assignment(item)
+        found = found or settings.default
+        found = replace(found, scheme=settings.scheme) if found.scheme is Scheme.AUTO else found
+        return settings.finer_encoding(self.positions[id(item.stored.buffer)], found)
+
+    def _select(self, items: list[Candidate]) -> None:
+        selection = self.settings.selection
+        least = self.least = selection.least(self.model, scale_constants(self.graph, self.model))
+        ends = first_and_last(items, least) if selection.keep_first_last else set()
+        for item in items:
+            reason = selection.refuses(item, least, ends)
+            if reason is not None:
+                self.blocked[id(item)] = reason
+
+    def _settle(self, items: list[Candidate]) -> list[Decision]:
+        """Decides until nothing more drops out: a constant that stays may change what its readers can do."""
+        self.axes = ScaleAxes(self.by_value, self.magnitudes)
+        while True:
+            self.forms = WeightForms(
+                self.settings.min_runtime, self.by_value, self._can_be_int8, self.magnitudes, self.axes
+            )
+            decisions = {}
+            before = len(self.blocked)
+            for item in items:
+                if id(item) not in self.blocked:
+                    made = self._decide(item)
+                    if isinstance(made, Decision):
+                        decisions[id(item)] = made
+                    else:
+                        self.blocked[id(item)] = made
+            self._measure(list(decisions.values()))
+            for each in decisions.values():
+                # A hybrid kernel errs more, for it rounds activations too: what it saves has to be plain.
+                if Reading.HYBRID not in each.readings:
+                    each.sharing = self.axes.shared(each.item, each.channels.channels)
+            block_useless(self.model, list(decisions.values()), self.blocked)
+            if len(self.blocked) == before:
+                return [decisions[id(item)] for item in items if id(item) in decisions]
+
+    def _decide(self, item: Candidate) -> Decision | tuple[str, str]:
+        """Returns the decision for one constant, or ``(rule, reason)`` why it stays."""
+        encoding = self.encodings[id(item)]
+        if encoding.dtype is Dtype.FLOAT32:
+            if self.settings.levels.get(self.positions[id(item.stored.buffer)]):
+                return "needed", "the outputs lose too much without it as it is"
+            return "float32", "asked for float32"
+        if encoding.dtype is Dtype.FLOAT16:
+            return self._decide_half(item, encoding)
+        if encoding.block is not None:
+            length = block_length(item.shape, encoding.block)
+            old = self.settings.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
+            called = old and id(item.subgraph) in self.called
+            if length is not None and not called:
+                if length != encoding.block:
+                    self.fallbacks[id(item)] = (
+                        f"blocks of {length}, since {encoding.block} does not divide it"
+                    )
+                made = self._decide_blocks(item, encoding, length)
+                if not isinstance(made, Decision) or made.native:
+                    return made
+                return self._rather_channels(made, encoding)
+            encoding = replace(encoding, granularity=hybrid.Granularity.CHANNEL, block=None)
+            asked = self.encodings[id(item)].block
+            why = f"no blocks of up to {asked} fit"
+            if called:
+                old_runtime = runtime_text(self.settings.min_runtime)
+                why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
+            self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
+        return self._decide_channels(item, encoding)
+
+    def _decide_half(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+        if item.expand is not None:
+            return "float16", "it is float16 already"
+        if encoding.scheme is Scheme.HYBRID:
+            return "no-hybrid-kernel", "no kernel reads float16 weights itself"
+        if item.elements < self.least[0] and not item.is_weight:
+            return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+        form = hybrid.dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        if form is None:
+            return self.forms.no_dequantize(Dtype.FLOAT16)
+        return Decision(item, [Reading.DEQUANTIZE] * len(item.uses), [form], None, Dtype.FLOAT16)
+
+    def _decide_blocks(self, item: Candidate, encoding: Encoding, length: int) -> Decision | tuple[str, str]:
+        """Decides for scales by block: a kernel that reads them itself, or what DEQUANTIZE and MUL make."""
+        found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
+        reasons = [forms for forms in found if isinstance(forms, str)]
+        channels = Channels(1, item.elements // length, length)
+        if not reasons and length == encoding.block:
+            forms = [choices[0] for choices in found if not isinstance(choices, str)]
+            made = Decision(
+                item, [Reading.HYBRID] * len(forms), forms, None, encoding.dtype, length, native=True
+            )
+            largest = self.magnitudes.of(item, channels)
+            if not np.isfinite(largest).all():
+                return "not-finite", "it holds NaN or infinite values"
+            if blocks.direct(symmetric.scales(largest, made.levels.high), largest == 0) is not None:
+                return made
+            reasons.append("its smallest scale is below what float16 holds")
+        if encoding.scheme is Scheme.HYBRID:
+            return "no-hybrid-kernel", reasons[
+                0
+            ] if reasons else f"its rows are not blocks of {encoding.block}"
+        form = self.forms.dequantize(encoding.dtype, None)
+        half = hybrid.dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        if form is None or half is None:
+            return self.forms.no_dequantize(encoding.dtype)
+        if item.elements < self.least[0] and not item.is_weight:
+            return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+        readings = [Reading.DEQUANTIZE] * len(item.uses)
+        return Decision(item, readings, [form], None, encoding.dtype, length)
+
+    def _rather_channels(self, made: Decision, encoding: Encoding) -> Decision:
+        """Returns the decision for blocks, or one for channels where those err less for their bytes.
+
+        A block of a depthwise filter holds a weight of each of many channels, and takes four operators.
+        """
+        item = made.item
+        other = self._decide_channels(
+            item, replace(encoding, granularity=hybrid.Granularity.CHANNEL, block=None)
+        )
+        if not isinstance(other, Decision) or other.axis is None:
+            return made
+        options = {each.channels: self._nbytes_of(each) for each in (made, other)}
+        smaller = {key: nbytes for key, nbytes in options.items() if nbytes < item.stored.buffer.nbytes}
+        if self.axes.best(item, encoding.dtype, smaller or options) == made.channels:
+            return made
+        self.fallbacks[id(item)] = "one scale per channel, which err less for their bytes than blocks"
+        return other
+
+    def _decide_channels(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+        readings: list[Reading] = []
+        forms: list[AnyForm] = []
+        found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
+        reasons = [forms for forms in found if isinstance(forms, str)]
+        wanted = [
+            []
+            if isinstance(forms, str)
+            else [(scales_axis(form, use.operator, len(item.shape)), form) for form in forms]
+            for use, forms in zip(item.uses, found, strict=True)
+        ]
+        settled = settle_scales(wanted)
+        for choices in wanted:
+            # All readers share one set of integers; who cannot read it reads what DEQUANTIZE makes of it.
+            form = next((form for scales, form in choices if agree(scales, settled)), None)
+            if form is None:
+                readings.append(Reading.DEQUANTIZE)
+                reasons += ["its readers want different scales"] if choices else []
+                continue
+            readings.append(Reading.LOOKUP if isinstance(form, hybrid.TableLookup) else Reading.HYBRID)
+            forms.append(form)
+        axis = settled[0] if settled is not None else None
+        if Reading.DEQUANTIZE in readings:
+            if encoding.scheme is Scheme.HYBRID:
+                return "no-hybrid-kernel", reasons[0]
+            if settled is None and item.elements < self.least[0]:
+                return "small", f"{item.elements} elements, fewer than {self.least[0]}"
+            if settled is None:
+                return self._decide_expanded(item, encoding)
+            dequantize = self.forms.dequantize(encoding.dtype, axis)
+            if dequantize is None:
+                return self.forms.no_dequantize(encoding.dtype)
+            forms.append(dequantize)
+        return Decision(item, readings, forms, axis, encoding.dtype)
+
+    def _decide_expanded(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+        """Decides for a constant that only DEQUANTIZE reads, so that its scales may lie along any axis."""
+        readings = [Reading.DEQUANTIZE] * len(item.uses)
+        made: dict[Channels, Decision] = {}
+        for axis in self.forms.expanded_axes(item, encoding):
+            form = self.forms.dequantize(encoding.dtype, axis)
+            if form is None:
+                return self.forms.no_dequantize(encoding.dtype)
+            each = Decision(item, readings, [form], axis, encoding.dtype)
+            each.sharing = self.axes.shared(item, each.channels.channels)
+            made[each.channels] = each
+        options = {channels: self._nbytes_of(each) for channels, each in made.items()}
+        stored = item.stored.buffer.nbytes
+        # More scales than that, and nothing would be saved.
+        smaller = {channels: nbytes for channels, nbytes in options.items() if nbytes < stored}
+        return made[self.axes.best(item, encoding.dtype, smaller or options)]
+
+    def _nbytes_of(self, made: Decision) -> int:
+        """Returns what a constant takes then, with all others that hold the same bytes.
+
+        They take them as they become, with operators and tensors of their own.
+        """
+        return made.content_nbytes + self.sharers[id(made.item.stored.buffer)] * made.overhead
+
+    def _can_be_int8(self, tensor: Tensor) -> bool:
+        item = self.by_value.get(id(tensor))
+        if item is None or id(item) in self.blocked:
+            return False
+        encoding = self.encodings[id(item)]
+        return (
+            encoding.dtype is Dtype.INT8
+            and encoding.block is None
+            and encoding.scheme is not Scheme.DEQUANTIZE
+        )
+
+    def _measure(self, decisions: list[Decision]) -> None:
+        """Reads the constants for their scales, several at a time; drops those that are not finite."""
+        work = current()
+        stage = work.stage("measuring", sum(made.item.stored.buffer.nbytes for made in decisions))
+
+        def measure(made: Decision) -> symmetric.Float32:
+            largest = self.magnitudes.of(made.item, made.channels)
+            stage.tick(made.item.stored.buffer.nbytes)
+            return largest
+
+        with ThreadPoolExecutor(work.threads) as pool, np.errstate(invalid="ignore"):
+            results = pool.map(measure, decisions)
+            for made, largest in zip(decisions, results, strict=True):
+                if not np.isfinite(largest).all():
+                    self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")
+
+
+def _list(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest

@@ -1,0 +1,188 @@
+"""Mixed precision by hand: rules that say which constants are stored how, as text or as a TOML file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfl_rewrite.errors import UsageError, near_names
+from tfl_rewrite.files.toml import read_toml
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.numerics.levels import Dtype
+from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
+from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.weights.patterns import Budget, Pattern
+
+VERSION = 1
+"""Of the TOML form."""
+
+_NAMES = "|".join(item.value for item in Dtype)
+# A rule ends where an encoding ends and a comma or the text follows; the expression may hold both signs.
+_RULE = re.compile(rf"(?P<match>.+?)=(?P<encoding>(?:{_NAMES})(?::[a-z0-9]+)*)\s*(?:,\s*|$)", re.DOTALL)
+_NEAR = 5
+_LONGEST_SHOWN = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Constants whose name, or the type of an operator that reads them, matches are stored so."""
+
+    match: Pattern
+    encoding: Encoding
+
+    @classmethod
+    def of(cls, match: str, encoding: str, default: Encoding, budget: Budget | None = None) -> Rule:
+        """Makes a rule from text.
+
+        Args:
+            match: The expression.
+            encoding: As text.
+            default: Gives the granularity and scheme where the encoding names none.
+            budget: Of all rules together.
+
+        Raises:
+            UsageError: The expression or the encoding is not one.
+        """
+        return cls(Pattern.compile(match, budget), Encoding.parse(encoding, default=default))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Rules in order; the first that matches a constant says how it is stored.
+
+    Attributes:
+        rules: In order.
+    """
+
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def parse(cls, text: str, *, default: Encoding | None = None) -> Recipe:
+        """Reads ``REGEX=ENCODING,REGEX=ENCODING,...``, or the TOML file of that name (``*.toml``).
+
+        Args:
+            text: The rules, or a path.
+            default: Gives the granularity and scheme where an encoding names none.
+
+        Raises:
+            UsageError: The text, an expression or an encoding is not of the form.
+            FileAccessError, FormatError: The file cannot be read, or is no TOML.
+        """
+        if text.endswith(".toml"):
+            return cls.load(text, default=default)
+        rules, position, budget = [], 0, Budget()
+        text = text.strip()
+        while position < len(text):
+            found = _RULE.match(text, position)
+            if found is None:
+                raise UsageError(
+                    f"rule {text[position:][:80]!r} is not REGEX=ENCODING",
+                    remedy="write such as 'conv.*=int4:block:32,logits=float32'",
+                )
+            rules.append(Rule.of(found["match"], found["encoding"], default or Encoding(), budget))
+            position = found.end()
+        return cls(_some(rules, "the map"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, default: Encoding | None = None) -> Recipe:
+        """Reads a TOML file: ``version = 1`` and ``[[rule]]`` tables with ``match`` and ``encoding``.
+
+        Raises:
+            UsageError: The file is not of this form.
+            FileAccessError: It cannot be read.
+            FormatError: It is no TOML.
+        """
+        content = read_toml(path)
+        if content.get("version") != VERSION:
+            raise UsageError(
+                f"says version {content.get('version')!r}",
+                file=str(path),
+                remedy=f"write version = {VERSION}",
+            )
+        unknown = [key for key in content if key not in ("version", "rule")]
+        if unknown:
+            raise UsageError(f"{unknown[0]!r} is no key of a recipe", file=str(path), remedy=_TOML_FORM)
+        base = default or Encoding()
+        rows = content.get("rule", [])
+        if not isinstance(rows, list) or not all(_is_rule(row) for row in rows):
+            raise UsageError("a rule is not of the form", file=str(path), remedy=_TOML_FORM)
+        budget = Budget()
+        rules = [Rule.of(row["match"], row["encoding"], base, budget) for row in rows]
+        return cls(_some(rules, str(path)))
+
+    def __call__(self, item: Candidate) -> Encoding | None:
+        """Returns what the first rule that matches says; None where none does."""
+        rule = next((rule for rule in self.rules if _matches(rule, _words(item))), None)
+        return rule.encoding if rule is not None else None
+
+    def check(self, model: Model, items: Sequence[Candidate]) -> None:
+        """Checks that every rule matches something in a model.
+
+        What is stored in integers already counts: a second run changes nothing and is no error.
+
+        Args:
+            model: The model.
+            items: The constants that may change.
+
+        Raises:
+            UsageError: A rule matches no tensor; names those that are spelled alike.
+        """
+        operators = {operator.code.name for _, operator in model.operators()}
+        names = {tensor.name for subgraph in model.subgraphs for tensor in subgraph.tensors}
+        for rule in self.rules:
+            if not _matches(rule, [*names, *operators]):
+                known = sorted({word for item in items for word in _words(item) if word})
+                raise UsageError(
+                    f"rule {rule.match.pattern!r} matches no tensor and no operator type",
+                    remedy=_near(rule.match.pattern, known),
+                )
+
+
+def unmatched_notes(selection: Selection, model: Model, graph: Graph) -> list[str]:
+    """Names the patterns of a selection that match no constant: a slip would go unseen otherwise.
+
+    No error: what is given for many models need not match in each.
+    """
+    return [
+        f"{name} {item.pattern[:_LONGEST_SHOWN]!r} matches no constant; {_near(item.pattern, known)}"
+        for name, item, known in unmatched(selection, model, graph)
+    ]
+
+
+_TOML_FORM = "write version = 1, and [[rule]] tables with match = 'REGEX' and encoding = 'int4:block:32'"
+
+
+def _is_rule(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"match", "encoding"}
+        and all(isinstance(value, str) for value in row.values())
+    )
+
+
+def _some(rules: list[Rule], where: str) -> tuple[Rule, ...]:
+    if not rules:
+        raise UsageError(f"{where} holds no rule", remedy="write such as 'conv.*=int4:block:32'")
+    return tuple(rules)
+
+
+def _words(item: Candidate) -> list[str]:
+    return [item.value.name, item.stored.name, *item.readers]
+
+
+def _matches(rule: Rule, words: Iterable[str]) -> bool:
+    return any(rule.match.search(word) for word in words)
+
+
+def _near(pattern: str, known: Sequence[str]) -> str:
+    plain = re.sub(r"[\\^$*+?{}()|\[\]]|\.\*", "", pattern)
+    found = near_names(plain, known, cutoff=0.4)
+    if not found:
+        found = [word for word in known if plain and plain.lower() in word.lower()][:_NEAR] or list(
+            known[:_NEAR]
+        )
+    return f"near it are {', '.join(found)}" if found else "the model has no float constant"

@@ -1,0 +1,102 @@
+"""How integers and their scales are made from the values of a constant: the one place to plug in another way.
+
+The plan decides what a constant becomes and who reads it how; a :class:`Rounder` then says which scales it
+gets and which integers. It is told all that was decided (:class:`Work`), so that one that knows more than the
+values (what the reader's activations are, which axis is summed over) can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.model.graph import Use
+from tfl_rewrite.numerics import symmetric
+from tfl_rewrite.numerics.levels import Dtype, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8
+
+Emit = Callable[[int, Int8], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """One constant that is to become integers.
+
+    Attributes:
+        name: Of the float tensor that operators read.
+        position: Of its buffer in the model.
+        shape: Dimensions of the constant, such as ``[out, height, width, in]`` of a convolution.
+        dtype: What it becomes.
+        axis: Channel axis of the scales; None for one scale, and for blocks.
+        block: Elements of a block, which lie row-major in ``shape``; None where scales are not by block.
+        channels: How the flat values fall into groups with a scale each: along ``axis``, or in blocks.
+        levels: The smallest and largest integer that every reader reads right.
+        uses: Who reads it, and at which input.
+        readings: How each of them does: ``hybrid``, ``lookup``, ``dequantize``.
+        largest: Float32 ``[channels]``: the largest magnitude of each.
+    """
+
+    name: str
+    position: int
+    shape: tuple[int, ...]
+    dtype: Dtype
+    axis: int | None
+    block: int | None
+    channels: Channels
+    levels: Levels
+    uses: tuple[Use, ...]
+    readings: tuple[str, ...]
+    largest: Float32
+    _blob: Blob = field(repr=False)
+    _stored: int
+
+    def values(self) -> np.ndarray[Any, Any]:
+        """Returns the flat values, float32 or float16; a view of the file, not a copy."""
+        return np.frombuffer(self._blob.view(), dtypes.BY_VALUE[self._stored].numpy)
+
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
+        """Gives the memory of the values, or of some of their bytes, back; call it when done with a view."""
+        self._blob.release(start, nbytes)
+
+
+class Rounder(Protocol):
+    """Makes scales and integers."""
+
+    def scales(self, work: Work) -> Float32:
+        """Returns one scale for each channel or block.
+
+        Returns:
+            Float32 ``[channels]``: finite, at least ``symmetric.SMALLEST_SCALE``. They may be stored in fewer
+            bits; :meth:`round` is given those that the file holds.
+        """
+
+    def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
+        """Makes the integers; called again for each use of them, with equal results, from any thread.
+
+        Args:
+            work: The constant.
+            scale: Float32 ``[channels]``, as they are in the file.
+            emit: Takes the position of the first of some integers, and them (within ``work.levels``), in
+                order and without gaps.
+
+        Returns:
+            The squared signal and error.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The largest magnitude becomes the highest level, and each value the nearest integer."""
+
+    def scales(self, work: Work) -> Float32:
+        """Returns ``max|w| / high`` of each channel."""
+        return symmetric.scales(work.largest, work.levels.high)
+
+    def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
+        """Rounds block by block."""
+        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)

@@ -1,0 +1,219 @@
+"""How many scales a constant gets where its readers leave that open: by error per byte.
+
+Rounding a model's weights takes bytes away and puts an error on what they are multiplied with: so much error
+for each byte saved. Scales of its own for each channel cost bytes and take error away. They are worth it
+where they take away more for a byte than rounding puts on for one. Both are measured on the values, in the
+encoding at hand: a filter of nine weights a channel beside a wide layer gains tens of decibels for bytes
+that nobody notices; in a table that is the whole model the same share of it has to win as much as it costs.
+
+The error of a weight is that of its operator's products: the noise of each output channel over its own
+signal, in the mean over channels, as far as values alone can tell it. A channel whose weights all vanish
+counts as lost, no more, however small it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfl_rewrite.kernels import hybrid
+from tfl_rewrite.kernels.products import output_axis
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.numerics import symmetric
+from tfl_rewrite.numerics.levels import Dtype, Levels, packed_nbytes, scales_nbytes, zero_points_nbytes
+from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.decisions import weight_axis
+from tfl_rewrite.weights.magnitudes import Magnitudes
+from tfl_rewrite.work import current
+
+_LOOKED_AT = 1 << 12
+"""Elements of a constant that are rounded to see how far they are off."""
+
+_LEAST_LINES = 16
+"""Channels among them, where it has as many."""
+
+_SHARES = (1.0, 0.8, 0.64, 0.5)
+"""Of the scale that covers the largest value, those that few levels are tried with: rounders cut it off."""
+
+_FEW_LEVELS = 8
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class ScaleAxes:
+    """Chooses among scales for the constants of one model.
+
+    Attributes:
+        candidates: All constants that may be stored otherwise, whether or not they will be: what a byte is
+            worth must not depend on how many are.
+        magnitudes: Their largest magnitudes.
+    """
+
+    candidates: Mapping[int, Candidate]
+    magnitudes: Magnitudes
+    _prices: dict[Dtype, float] = field(default_factory=dict)
+    _counts: Counter[int] = field(default_factory=Counter)
+    _noise: dict[tuple[int, Channels, Dtype], float] = field(default_factory=dict)
+
+    def best(self, item: Candidate, dtype: Dtype, options: Mapping[Channels, int]) -> Channels:
+        """Returns the option of which error, and bytes at what they are worth, are least together.
+
+        Args:
+            item: The constant.
+            dtype: What its elements become.
+            options: The ways in which its elements may share scales, and the bytes that each takes.
+        """
+        if len(options) == 1:
+            return next(iter(options))
+        price = self._price(dtype)
+        return min(
+            options, key=lambda channels: self.noise(item, channels, dtype) + price * options[channels]
+        )
+
+    def sharing(self, count: int) -> int:
+        """Returns how many weights have so many output channels, and are likely to have as many scales.
+
+        Whether or not they will be changed: whoever changes one at a time, to measure it, must find the same.
+        At least 1.
+        """
+        if not self._counts:
+            self._counts.update(
+                count
+                for item in self.candidates.values()
+                for count in {item.shape[axis] for axis in _output_axes(item)}
+            )
+        return max(1, self._counts[count])
+
+    def shared(self, item: Candidate, count: int) -> int:
+        """Returns among how many constants the zero points of one are divided, with so many scales."""
+        return self.sharing(count) if _output_axes(item) else 1
+
+    def axes(self, item: Candidate) -> list[int]:
+        """Returns the axes along which scales make sense: those of outputs, or the outer ones of others."""
+        rank = len(item.shape)
+        found = _output_axes(item) or list(dict.fromkeys((0, rank - 1)))
+        return [axis for axis in found if 0 <= axis < rank and item.shape[axis] > 1]
+
+    def noise(self, item: Candidate, channels: Channels, dtype: Dtype) -> float:
+        """Returns the error that rounding to the nearest leaves, relative to the signal; at most 1.
+
+        0 for what holds NaN or infinite values: it cannot be rounded.
+        """
+        key = (id(item), channels, dtype)
+        found = self._noise.get(key)
+        if found is None:
+            finite = bool(np.isfinite(self.magnitudes.of(item, channels)).all())
+            found = self._measured(item, channels, _levels(dtype)) if finite else 0.0
+            self._noise[key] = found
+        return found
+
+    def _price(self, dtype: Dtype) -> float:
+        """Returns how much error rounding all constants puts on for each byte that it saves."""
+        found = self._prices.get(dtype)
+        if found is None:
+            items = list(self.candidates.values())
+            with ThreadPoolExecutor(current().threads) as pool:
+                errors = list(pool.map(lambda item: self._least(item, dtype), items))
+            saved = sum(
+                item.stored.buffer.nbytes - packed_nbytes(item.elements, dtype.bits) for item in items
+            )
+            found = self._prices[dtype] = sum(errors) / max(1, saved)
+        return found
+
+    def _least(self, item: Candidate, dtype: Dtype) -> float:
+        """Returns the error with as many scales as make sense and still save bytes."""
+        room = item.stored.buffer.nbytes - packed_nbytes(item.elements, dtype.bits)
+        # Along an axis first: the largest of all follows from the largest of each.
+        ways = [Channels.along(item.shape, axis) for axis in (*self.axes(item), None)]
+        ways = [way for way in ways if way.channels == 1 or self._scales_nbytes(item, way, dtype) < room]
+        return min(self.noise(item, channels, dtype) for channels in ways)
+
+    def _scales_nbytes(self, item: Candidate, channels: Channels, dtype: Dtype) -> int:
+        count = channels.channels
+        return scales_nbytes(count, len(dtype.parts)) + zero_points_nbytes(count, self.shared(item, count))
+
+    def _measured(self, item: Candidate, channels: Channels, levels: Levels) -> float:
+        blob = item.stored.buffer.blob
+        assert blob is not None
+        axis = next(iter(_output_axes(item)), None)
+        lines = Channels.along(item.shape, 0 if axis is None and len(item.shape) > 1 else axis)
+        flat = _looked_at(lines)
+        every = np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)
+        values = every[flat].astype(np.float64)
+        del every
+        blob.release()
+        group = (flat // channels.inner) % channels.channels
+        scale = symmetric.scales(self.magnitudes.of(item, channels), levels.high).astype(np.float64)
+        off = _squared_error(values, scale, group, levels)
+        line = (flat // lines.inner) % lines.channels if axis is not None else np.zeros(flat.size, np.int64)
+        signal = np.bincount(line, np.square(values))
+        noise = np.bincount(line, off)
+        live = signal > 0
+        if not live.any():
+            return 0.0
+        return float(np.minimum(noise[live] / signal[live], 1.0).mean())
+
+
+def _levels(dtype: Dtype) -> Levels:
+    """Returns the integers that DEQUANTIZE and lookups read."""
+    return Levels.narrow(dtype.bits) if dtype is Dtype.INT8 else Levels.of(dtype)
+
+
+def _output_axes(item: Candidate) -> list[int]:
+    """Returns the axes of a weight whose slices each add to an output; none for other constants."""
+    found: dict[int, None] = {}
+    rank = len(item.shape)
+    for use in item.uses:
+        name = use.operator.code.name
+        row = hybrid.hybrid_row(name)
+        axis = None
+        if hybrid.table_lookup(name) is None and row is not None and use.position in row.inputs:
+            axis = weight_axis(row, use.operator, rank)
+        if axis is None:
+            axis = output_axis(name, use.position, rank)
+        if axis is not None and 0 <= axis < rank:
+            found[axis] = None
+    return list(found)
+
+
+def _looked_at(lines: Channels) -> npt.NDArray[np.int64]:
+    """Returns the flat positions of elements to look at: some lines evenly, and evenly in each."""
+    if lines.elements <= _LOOKED_AT:
+        return np.arange(lines.elements, dtype=np.int64)
+    each = lines.outer * lines.inner
+    count = min(lines.channels, max(_LEAST_LINES, _LOOKED_AT // each))
+    chosen = _evenly(lines.channels, count)
+    outer, inner = np.divmod(_evenly(each, min(each, max(1, _LOOKED_AT // count))), lines.inner)
+    flat = (outer[None, :] * lines.channels + chosen[:, None]) * lines.inner + inner[None, :]
+    return np.asarray(flat.reshape(-1), np.int64)
+
+
+def _evenly(total: int, count: int) -> npt.NDArray[np.int64]:
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def _squared_error(
+    values: Float64, scale: Float64, group: npt.NDArray[np.int64], levels: Levels
+) -> npt.NDArray[Any]:
+    """Returns the squared error of each value, with the best of some shares of each group's scale."""
+    shares: Sequence[float] = _SHARES if max(-levels.low, levels.high) <= _FEW_LEVELS else (1.0,)
+    best = least = None
+    for share in shares:
+        step = scale[group] * share
+        off = np.square(values - np.clip(np.rint(values / step), levels.low, levels.high) * step)
+        total = np.bincount(group, off, minlength=scale.size)
+        if best is None or least is None:
+            best, least = off, total
+            continue
+        best = np.where((total < least)[group], off, best)
+        least = np.minimum(least, total)
+    assert best is not None
+    return best
