@@ -91,10 +91,10 @@ def test_version() -> None:
 def test_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = call(capsys, "--help")
     assert code == 0 and "Exit codes" in text
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("`", "")
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8").replace("`", "")
     promise = " ".join(text.split())
     promise = promise[promise.index("Exit codes") :]
-    assert promise in " ".join(readme.split())
+    assert promise in " ".join(page.split())
     assert all(command.name in text for command in COMMANDS)
     assert "(lossy)" in text
 

@@ -1,4 +1,4 @@
-"""The Kotlin of the README, compiled and run against parts of a model.
+"""The Kotlin of the docs, compiled and run against parts of a model.
 
 ``TFL_REWRITE_KOTLIN`` names a folder with the jars of a Kotlin compiler and of
 Android's ``org.json``; ``java`` and ``javac`` must be at hand. Without it only the text is looked at.
@@ -19,7 +19,7 @@ from serving import serve
 
 import tfl_rewrite
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "shards.md"
 JARS = os.environ.get("TFL_REWRITE_KOTLIN")
 MOST_LINES = 42
 
@@ -38,7 +38,7 @@ fun main(arguments: Array<String>) {
 
 
 def kotlin() -> str:
-    (code,) = re.findall(r"```kotlin\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(r"```kotlin\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     return str(code)
 
 
