@@ -5,21 +5,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from .helpers import CORPUS, FIXTURES, NO_CORPUS, ROOT
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # What a shell starts in the background ignores SIGINT, and so would all that the tests send it to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-ROOT = Path(__file__).resolve().parent.parent
-FIXTURES = ROOT / "fixtures"
-CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
-NO_CORPUS = "TFL_REWRITE_CORPUS does not name a folder of models"
 
 
 def _models(folder: Path) -> list[Path]:

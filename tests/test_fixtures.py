@@ -14,7 +14,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from flatbuffers.table import Table
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+from .helpers import FIXTURES
+
 MAX_TOTAL_NBYTES = 5_000_000
 LARGE = 1024  # elements; the converter's threshold for quantizing a weight
 MIN_ACCURACY = 0.95

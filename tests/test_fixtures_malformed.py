@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 from flatbuffers import flexbuffers
 from flatbuffers.number_types import UOffsetTFlags
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+from .helpers import FIXTURES
+
 MALFORMED = FIXTURES / "malformed"
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tfl_rewrite import check
 
+from .helpers import script
+
 
 def run(root: Path, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -33,12 +35,8 @@ def test_mutants_keep_the_contract(root: Path, fixtures: Path) -> None:
     )
 
 
-def test_mutants_are_reproducible_and_differ(
-    root: Path, fixtures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(root / "scripts"))
-    import mutate
-
+def test_mutants_are_reproducible_and_differ(fixtures: Path) -> None:
+    mutate = script("mutate")
     data = (fixtures / "dense.tflite").read_bytes()
     made = [mutate.mutate(data, random.Random(number)) for number in range(40)]
     assert made == [mutate.mutate(data, random.Random(number)) for number in range(40)]
@@ -51,11 +49,9 @@ def test_a_breach_is_told(root: Path, fixtures: Path) -> None:
     assert done.returncode == 1 and "breach" in done.stdout
 
 
-def test_model_of_the_benchmarks(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_of_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real one has 100 MB; its builder does the same with two narrow stages."""
-    monkeypatch.syspath_prepend(str(root / "scripts"))
-    import bench_model
-
+    bench_model = script("bench_model")
     monkeypatch.setattr(bench_model, "STAGES", ((1, 8, 16, 1), (1, 8, 2048, 2)))
     for name in ("one", "two"):
         bench_model.resnet50(tmp_path / f"{name}.tflite", 7)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+from ..helpers import FIXTURES
+
 PROGRAM = [sys.executable, "-m", "tfl_rewrite"]
 # Without running anything where the fault lies before or after that: the matrix has many cells.
 QUICK = ("quantize-weights", "--scheme", "dequantize", "--verify", "off")

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from place import FIXTURES, PROGRAM
+
+from .place import FIXTURES, PROGRAM
 
 RUNS, TIMES = map(int, os.environ.get("TFL_REWRITE_CROWD", "6x1").split("x"))
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from place import FIXTURES
+
+from .place import FIXTURES
 
 TOOL = [str(Path(sys.executable).parent / "tfl-rewrite")]
 POISON = (

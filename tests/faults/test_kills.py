@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from place import Place
+
+from .place import Place
 
 KILLS = int(os.environ.get("TFL_REWRITE_KILLS", "20"))
 OLD = b"the old one"

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from place import JUDGED, PROGRAM, QUICK, Place
 
 import tfl_rewrite
+
+from .place import JUDGED, PROGRAM, QUICK, Place
 
 OLD = b"the old one"
 

@@ -8,7 +8,6 @@ tflite-runtime 2.14.0 to measure that runtime too.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,21 @@ from tfl_rewrite.kernels.runtimes import OLDEST_MEASURED_RUNTIME
 
 from . import cases
 from .cases import Weight, case
-from .measure import OLD_PYTHON, RESOLVERS, Case, Outcome, measure
-
-XNNPACK, BUILTIN, REFERENCE = RESOLVERS
-INSTALLED = tuple(int(part) for part in importlib.metadata.version("ai-edge-litert").split(".")[:2])
-HYBRID_SNR = 30.0
-"""What int8 activations leave; the measured variants have 37 dB and more."""
-EXACT_SNR = 100.0
-"""Float operators that differ between kernels in their last bit, over some hundred terms."""
-
-needs_new = pytest.mark.skipif(
-    INSTALLED < (2, 3), reason=f"the rows were measured on LiteRT 2.3, this is {INSTALLED}"
-)
-needs_old = pytest.mark.skipif(
-    OLD_PYTHON is None, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python with tflite-runtime 2.14.0"
+from .measure import (
+    BUILTIN,
+    EXACT_SNR,
+    HYBRID_SNR,
+    INSTALLED,
+    OLD_PYTHON,
+    REFERENCE,
+    RESOLVERS,
+    XNNPACK,
+    Case,
+    Outcome,
+    is_unregistered,
+    measure,
+    needs_new,
+    needs_old,
 )
 
 PAIRS = [(row, form) for row in hybrid.HYBRID for form in row.forms]
@@ -154,10 +154,6 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("kernels"))
-
-
-def is_unregistered(outcome: Outcome) -> bool:
-    return outcome.error is not None and "Didn't find op" in outcome.error
 
 
 def wrong(table: dict[str, dict[str, Outcome]], least_snr: float, *, old: bool = False) -> list[str]:

@@ -11,18 +11,21 @@ from tfl_rewrite.kernels.hybrid import Granularity, Need
 from tfl_rewrite.kernels.packed import PACKED, PackedForm, Shape, packed_forms
 
 from .cases import variants
-from .measure import OLD_PYTHON, Case, Outcome, measure
-from .packed_cases import conv_case, dense_case, embedding_case, expanded_case, packed, variant_case
-from .test_measured import (
+from .measure import (
     BUILTIN,
     EXACT_SNR,
     HYBRID_SNR,
+    OLD_PYTHON,
     REFERENCE,
     XNNPACK,
+    Case,
+    Outcome,
     is_unregistered,
+    measure,
     needs_new,
     needs_old,
 )
+from .packed_cases import conv_case, dense_case, embedding_case, expanded_case, packed, variant_case
 
 FORMS = [(operator, form) for operator, forms in PACKED.items() for form in forms]
 IDS = [f"{operator}-{form.dtype}-{form.granularity.value}" for operator, form in FORMS]

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tflite
-from nets import Net, data_of, named, run, stored_apart
 
 from tfl_rewrite import UsageError, compact, load, save
 from tfl_rewrite.cli import main
@@ -24,6 +23,8 @@ from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, new_record, schema
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.passes.calls import compact_passes
+
+from ..nets import Net, data_of, named, run, stored_apart
 
 ONES = np.ones((1, 4), np.float32)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import Net, named, run, stored_apart
 
 from tfl_rewrite import UnsupportedError, dedup, load, remove_dead, save
 from tfl_rewrite.editing.base import PassResult
@@ -16,6 +15,8 @@ from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Operator, OperatorCode, Quantization, Tensor, new_record
+
+from ..nets import Net, named, run, stored_apart
 
 ONES = np.ones((1, 4), np.float32)
 

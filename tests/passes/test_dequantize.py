@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import Array, Net, codes, data_of, decibels, dequantized, named, run
 
 from tfl_rewrite import dequantize, load, quantize_weights, save
 from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model
+
+from ..nets import Array, Net, codes, data_of, decibels, dequantized, named, run
 
 ENCODINGS: list[dict[str, Any]] = [
     {},

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import Array, Net, codes, decibels, named, run
 
 from tfl_rewrite import UsageError, dequantize, load, quantize_weights, save
 from tfl_rewrite.editing.base import PassResult, run_passes
@@ -22,6 +21,8 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.rounders import Emit, Work
+
+from ..nets import Array, Net, codes, decibels, named, run
 
 
 def written(net: Net, path: Path) -> Path:

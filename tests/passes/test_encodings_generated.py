@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from nets import Array, decibels, run
-from test_quantize_generated import ROWS, WIDTH, Recipe, build, recipes
 
 from tfl_rewrite import dequantize, load, save
 from tfl_rewrite.editing.base import run_passes
@@ -22,6 +20,9 @@ from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
+
+from ..nets import Array, decibels, run
+from .generated import ROWS, WIDTH, Recipe, build, recipes
 
 EXAMPLES = int(os.environ.get("TFL_REWRITE_EXAMPLES", "40"))
 TEXTS = [

@@ -10,7 +10,6 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
-from nets import Array, Net
 
 from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import Pass, run_passes
@@ -19,6 +18,8 @@ from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead
+
+from ..nets import Array, Net
 
 SHAPE = (2, 3)
 

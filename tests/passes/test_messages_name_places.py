@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import scaled
-from nets import Net
 
 from tfl_rewrite import FormatError, UsageError, dedup, load, remove_dead, repair_pass, rewrite, save
 from tfl_rewrite.cli import main
@@ -17,6 +15,9 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.calls import dedup_pass, remove_dead_passes
 from tfl_rewrite.reading.doctor.diagnosis import doctor
+
+from ..faulty_models import scaled
+from ..nets import Net
 
 
 def after_dead_ones() -> Net:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import Array, codes, data_of, decibels, dequantized, named, readers, run
 
 from tfl_rewrite import load, quantize_weights, save
 from tfl_rewrite.editing.base import PassResult
@@ -22,6 +21,8 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.numerics import symmetric
+
+from ..nets import Array, codes, data_of, decibels, dequantized, named, readers, run
 
 Row = tuple[str, list[int], str, int | None]
 

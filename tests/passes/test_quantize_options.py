@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import Array, Net, codes, data_of, decibels, dequantized, named, readers, run
 
 from tfl_rewrite import UsageError, load, quantize_weights, save
 from tfl_rewrite.editing.base import PassResult
@@ -18,6 +17,8 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, operator_number
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.passes.calls import parse_runtime, quantize_weights_pass
+
+from ..nets import Array, Net, codes, data_of, decibels, dequantized, named, readers, run
 
 
 def written(net: Net, path: Path) -> Path:

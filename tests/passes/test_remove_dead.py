@@ -12,7 +12,6 @@ from typing import Any
 import flatbuffers
 import numpy as np
 import pytest
-from nets import Array, Net, named, run
 
 from tfl_rewrite import UnsupportedError, UsageError, dedup, load, remove_dead, save
 from tfl_rewrite.cli import main
@@ -33,6 +32,8 @@ from tfl_rewrite.model.ir import (
     schema,
 )
 from tfl_rewrite.passes.calls import remove_dead_passes
+
+from ..nets import Array, Net, named, run
 
 ONES = np.ones((1, 4), np.float32)
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import batch_matmul, blockwise, convolution, dense, full_integer, ints, scaled
-from nets import Net, codes, decibels, named
 
 from tfl_rewrite import UnsupportedError, doctor, load, quantize_weights, rewrite, save
 from tfl_rewrite.cli import main
@@ -20,6 +18,9 @@ from tfl_rewrite.kernels.reads import scales_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.passes.renewal import late_forms
+
+from ..faulty_models import batch_matmul, blockwise, convolution, dense, full_integer, ints, scaled
+from ..nets import Net, codes, decibels, named
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 OLDEST = (2, 14)

@@ -8,22 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults import (
-    REPAIRABLE,
-    SIXTEEN,
-    SOUND,
-    Fault,
-    blockwise,
-    convolution,
-    dense,
-    depthwise,
-    full_integer,
-    full_integer_zero,
-    scaled,
-    sixteen,
-    zero_scale,
-)
-from nets import Net, codes, data_of, dequantized, misaligned, named, run, stored_apart
 
 from tfl_rewrite import UnsupportedError, UsageError, Verification, doctor, load, passes_of, rewrite, save
 from tfl_rewrite.editing.base import run_passes
@@ -40,6 +24,23 @@ from tfl_rewrite.passes.repair import NAMES, Repair
 from tfl_rewrite.reading.check import examine
 from tfl_rewrite.reading.doctor.kinds import UNASKED
 from tfl_rewrite.weights.repair_scales import integers, scale_values
+
+from ..faulty_models import (
+    REPAIRABLE,
+    SIXTEEN,
+    SOUND,
+    Fault,
+    blockwise,
+    convolution,
+    dense,
+    depthwise,
+    full_integer,
+    full_integer_zero,
+    scaled,
+    sixteen,
+    zero_scale,
+)
+from ..nets import Net, codes, data_of, dequantized, misaligned, named, run, stored_apart
 
 OFF = Verification(mode="off")
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import Net, data_of, named, stored_apart
 
 from tfl_rewrite import Verification, load, rewrite, round_weights, round_weights_pass, save
 from tfl_rewrite.cli.main import main
@@ -16,6 +15,8 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.model.ir import Metadata
 from tfl_rewrite.passes.round_weights import RoundedChange
+
+from ..nets import Net, data_of, named, stored_apart
 
 FLOAT_FIXTURES = ("digits_cnn", "digits_cnn_float16", "mtcnn_rnet_old_schema", "lstm", "metadata_label_zip")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import FAULTS, SOUND, Fault, dense
 
 from tfl_rewrite import FormatError, UsageError, doctor, load, quantize_weights, save
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.reading.doctor.associated import associated_files
 from tfl_rewrite.reading.doctor.kinds import BY_NAME, KINDS, REPAIRABLE, Severity
+
+from ..faulty_models import FAULTS, SOUND, Fault, dense
 
 
 def kinds(path: Path, **options: str) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_goals import OUTPUT, verdict
 
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.compare import Tolerance, compared
@@ -19,6 +18,8 @@ from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.state import Clock
 from tfl_rewrite.search.trials import Measured
+
+from .helpers import OUTPUT, verdict
 
 PAIRS = ((1.0, 0.001), (2.0, 0.004), (1.0, 0.001), (4.0, 0.002))
 

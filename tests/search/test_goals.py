@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tfl_rewrite import UsageError
-from tfl_rewrite.judge.report import OutputComparison
-from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.search.goals import Goal
 
-OUTPUT = OutputComparison(
-    signature=None,
-    name="out",
-    position=0,
-    dtype="float32",
-    unit="values",
-    samples=4,
-    elements=40,
-    rule="snr",
-    passed=True,
-    reason=None,
-    bit_exact=False,
-    max_abs_error=0.1,
-    rmse=0.05,
-    snr_db=27.0,
-    cosine=1.0,
-    equal_share=None,
-    argmax_agreement=0.75,
-    nonfinite_mismatches=0,
-    reference_peak=1.0,
-)
-
-
-def verdict(*outputs: dict[str, Any], cause: str = "") -> Verdict:
-    return Verdict(status="pass", cause=cause, outputs=tuple(replace(OUTPUT, **more) for more in outputs))
+from .helpers import verdict
 
 
 @pytest.mark.parametrize(

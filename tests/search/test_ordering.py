@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_goals import verdict
 
 from tfl_rewrite.search.figures import Figures
 from tfl_rewrite.search.goals import Goal
@@ -16,27 +15,8 @@ from tfl_rewrite.search.order import in_order
 from tfl_rewrite.search.settle import Settled
 from tfl_rewrite.search.state import Clock, TimeIsUp
 from tfl_rewrite.search.trials import Measured
-from tfl_rewrite.weights.encoding import Encoding
 
-TEXTS = ["int8", "int6", "int4", "int2"]
-
-
-def measured(snr: float, nbytes: int, goal: Goal) -> Measured:
-    """A file of that size and SNR; its choice tells it from others."""
-    found = verdict({"snr_db": snr})
-    choice = {nbytes: Encoding.parse(TEXTS[nbytes % len(TEXTS)])}
-    return Measured(
-        choice=choice,
-        nbytes=nbytes,
-        deflated=0,
-        cost=float(nbytes),
-        verdict=found,
-    )
-
-
-def heard(snr: float) -> Figures:
-    """What held-out inputs show."""
-    return Figures(verdict=verdict({"snr_db": snr}))
+from .helpers import heard, measured
 
 
 class World:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_goals import verdict
-from test_ordering import heard, measured
 
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.settle import MOST_TRIES, Room, Settled, _room, doubts
+
+from .helpers import heard, measured, verdict
 
 
 class Found:
