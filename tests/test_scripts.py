@@ -59,7 +59,28 @@ def test_model_of_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert check(tmp_path / "one.tflite") == []
 
 
-@pytest.mark.parametrize("name", ["bench.py", "mutate.py", "compile_schema.py"])
+def test_the_house_is_measured(tmp_path: Path) -> None:
+    """A package that breaks every limit: each is named, and with it what is excepted without need."""
+    house = script("house")
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "loose.py").write_text("from tfl_rewrite.room.one import _secret, f\n")
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text("")
+    body = "    pass\n" * house.MOST_FUNCTION_LINES
+    names = ", ".join(f"p{number}" for number in range(house.MOST_PARAMETERS))
+    one = f"from . import two\n_secret = 1\nclass C:\n    def f(self, {names}, *more): ...\ndef f():\n{body}"
+    (tmp_path / "room" / "one.py").write_text(one)
+    two = f"def late({names}):\n    from .one import f\n" + "x = 1\n" * house.MOST_MODULE_LINES
+    (tmp_path / "room" / "two.py").write_text(two)
+    found = [fault for row in house.measured(house.Modules(tmp_path)) for fault in row.faults]
+    (loose, ring, secret, long, wide, tall) = [text for text in found if "excepted" not in text]
+    assert loose == "loose.py stands in no room" and ring == "room/one.py -> room/two.py"
+    assert secret == "loose.py:1 imports _secret of room/one.py"
+    assert long.startswith("room/one.py:f ") and wide.startswith("room/one.py:C.f ")
+    assert tall.startswith("room/two.py ")
+
+
+@pytest.mark.parametrize("name", ["house.py", "bench.py", "mutate.py", "compile_schema.py"])
 def test_help(root: Path, name: str) -> None:
     done = run(root, name, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and done.stderr == ""

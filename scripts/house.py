@@ -1,0 +1,240 @@
+"""Measures how the package is built: files, lines, circles of imports, private imports, long functions.
+
+Prints the figures, names what is beyond a limit, and ends with exit code 1 if such a thing is not among the
+exceptions below. An exception that is none any more is a fault too, so that the list stays true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = "tfl_rewrite"
+HERE = Path(__file__).resolve().parent.parent / PACKAGE
+FRONT = ("__init__", "__main__")
+LOOSE = ("errors", "work")
+
+MOST_FILES = 165
+MOST_FUNCTION_LINES = 60
+MOST_LONG_FUNCTIONS = 5
+MOST_PARAMETERS = 8
+MOST_MODULE_LINES = 400
+
+LONG_FUNCTIONS: dict[str, str] = {}
+"""Functions of more lines, as ``file:name``, each with the reason why it stays whole."""
+LONG_MODULES: dict[str, str] = {}
+"""Modules of more lines, each with the reason why it stays one."""
+
+
+class Import(NamedTuple):
+    """One name that is imported: where, from which file, and the name in it (None for the file itself)."""
+
+    line: int
+    target: Path
+    name: str | None
+
+
+class Function(NamedTuple):
+    """One function: its lines from ``def`` to the last one, and its parameters without ``self``."""
+
+    place: str
+    lines: int
+    parameters: int
+
+
+@dataclass
+class Modules:
+    """The files of the package, each parsed once."""
+
+    here: Path = HERE
+    trees: dict[Path, ast.Module] = field(init=False)
+    lines: dict[Path, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts = {path.relative_to(self.here): path.read_text("utf-8") for path in self.here.rglob("*.py")}
+        self.trees = {path: ast.parse(texts[path]) for path in sorted(texts)}
+        self.lines = {path: texts[path].count("\n") for path in self.trees}
+
+    def file_of(self, dotted: list[str]) -> Path | None:
+        """The file of a module, by its name without that of the package."""
+        place = Path(*dotted)
+        for path in (place / "__init__.py", place.with_suffix(".py") if dotted else place):
+            if path in self.trees:
+                return path
+        return None
+
+    def imports(self, module: Path) -> Iterator[Import]:
+        """Yields each import from the package, wherever in the module it stands.
+
+        Raises:
+            LookupError: A module is imported that is not there.
+        """
+        for node in ast.walk(self.trees[module]):
+            if isinstance(node, ast.Import):
+                names = [(alias.name.split("."), None) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                # One dot is the module's own package, each further dot the one around it.
+                parents = [PACKAGE, *module.parts[:-1]]
+                package = parents[: len(module.parts) + 1 - node.level] if node.level else []
+                base = [*package, *(node.module.split(".") if node.module else [])]
+                names = [(base, alias.name) for alias in node.names]
+            else:
+                continue
+            for base, name in names:
+                if base[0] != PACKAGE:
+                    continue
+                whole = self.file_of([*base[1:], name]) if name is not None else None
+                found = whole or self.file_of(base[1:])
+                if found is None:
+                    raise LookupError(f"{module}:{node.lineno} imports {'.'.join(base)}, which is not there")
+                yield Import(node.lineno, found, None if whole else name)
+
+    def private_imports(self, module: Path) -> list[str]:
+        """Names with a leading underscore that a module imports from another."""
+        found = []
+        for line, target, name in self.imports(module):
+            words = [name] if name is not None else [part.removesuffix(".py") for part in target.parts]
+            for word in words:
+                dunder = word.startswith("__") and word.endswith("__")
+                if word.startswith("_") and not dunder:
+                    found.append(f"{module}:{line} imports {word} of {target}")
+        return found
+
+    def circles(self) -> list[list[Path]]:
+        """The groups of files of which each imports each other, directly or through others.
+
+        What imports from the front is left out: the front imports everything, late.
+        """
+        inside = [module for module in self.trees if module.parts[0].removesuffix(".py") not in FRONT]
+        front = Path("__init__.py")
+        return circles(
+            {module: {item.target for item in self.imports(module)} - {module, front} for module in inside}
+        )
+
+    def functions(self) -> Iterator[Function]:
+        """Yields every function, those inside others too."""
+        for module, tree in self.trees.items():
+            yield from _functions(tree, f"{module}:", in_class=False)
+
+
+def _functions(node: ast.AST, prefix: str, *, in_class: bool) -> Iterator[Function]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            place = prefix + child.name
+            assert child.end_lineno is not None
+            given = child.args
+            count = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+            count += (given.vararg is not None) + (given.kwarg is not None)
+            static = any(
+                isinstance(item, ast.Name) and item.id == "staticmethod" for item in child.decorator_list
+            )
+            yield Function(place, child.end_lineno - child.lineno + 1, count - (in_class and not static))
+            yield from _functions(child, place + ".", in_class=False)
+        elif isinstance(child, ast.ClassDef):
+            yield from _functions(child, prefix + child.name + ".", in_class=True)
+        else:
+            yield from _functions(child, prefix, in_class=in_class)
+
+
+def circles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
+    """The groups of nodes of which each reaches each other (Tarjan's algorithm)."""
+    index: dict[Path, int] = {}
+    low: dict[Path, int] = {}
+    stack: list[Path] = []
+    found: list[list[Path]] = []
+
+    def visit(node: Path) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: what is beyond its limit, by name, and what is wrong with that."""
+
+    text: str
+    named: list[str]
+    faults: list[str]
+
+
+def measured(modules: Modules) -> list[Row]:
+    """Every figure that has a limit."""
+    loose = [path.stem for path in modules.trees if len(path.parts) == 1 and path.stem not in FRONT]
+    private = [text for module in modules.trees for text in modules.private_imports(module)]
+    rings = [" -> ".join(map(str, ring)) for ring in modules.circles()]
+    functions = sorted(modules.functions(), key=lambda item: (-item.lines, item.place))
+    long = {item.place: item.lines for item in functions if item.lines > MOST_FUNCTION_LINES}
+    wide = {item.place: item.parameters for item in functions if item.parameters > MOST_PARAMETERS}
+    tall = {str(path): count for path, count in modules.lines.items() if count > MOST_MODULE_LINES}
+    files = len(modules.trees)
+    return [
+        Row(
+            f"{files:6} files, at most {MOST_FILES}",
+            [],
+            [f"{files} files"] if files > MOST_FILES else [],
+        ),
+        Row(f"{sum(modules.lines.values()):6} lines", [], []),
+        Row(
+            f"{len(loose):6} loose modules: {', '.join(loose)}",
+            [],
+            [f"{name}.py stands in no room" for name in loose if name not in LOOSE],
+        ),
+        Row(f"{len(rings):6} circles of imports", rings, rings),
+        Row(f"{len(private):6} private imports", private, private),
+        _limited(f"functions over {MOST_FUNCTION_LINES} lines", long, LONG_FUNCTIONS, MOST_LONG_FUNCTIONS),
+        _limited(f"functions with more than {MOST_PARAMETERS} parameters", wide, {}),
+        _limited(f"modules over {MOST_MODULE_LINES} lines", tall, LONG_MODULES),
+    ]
+
+
+def _limited(text: str, found: dict[str, int], excepted: dict[str, str], most: int | None = None) -> Row:
+    named = [
+        f"{count:4} {name}" + (f": {excepted[name]}" if name in excepted else "")
+        for name, count in sorted(found.items(), key=lambda item: -item[1])
+    ]
+    faults = [f"{name} is among the {text}, without a reason" for name in found if name not in excepted]
+    faults += [
+        f"{name} is excepted from the {text}, and is none of them" for name in excepted if name not in found
+    ]
+    if most is not None and len(found) > most:
+        faults.append(f"{len(found)} {text}, at most {most}")
+    return Row(f"{len(found):6} {text}", named, faults)
+
+
+def main() -> int:
+    """Prints the figures; 1 if one is beyond its limit."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--report", action="store_true", help="print only: exit code 0 whatever is found")
+    options = parser.parse_args()
+    rows = measured(Modules())
+    for row in rows:
+        print(row.text, *row.named, sep="\n        ")
+    faults = [fault for row in rows for fault in row.faults]
+    for fault in faults:
+        print(f"house.py: {fault}", file=sys.stderr)
+    return 1 if faults and not options.report else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
