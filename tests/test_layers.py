@@ -15,6 +15,7 @@ house = script("house")
 ROOMS = (
     "errors",
     "work",
+    "options",
     "flatbuf",
     "model",
     "files",
@@ -37,7 +38,7 @@ ROOMS = (
 LEVEL = {name: level for level, name in enumerate(ROOMS)}
 # The judge shares no code with the accused.
 WING = ("interpreter", "samples", "judge")
-WING_IMPORTS = {*WING, "errors", "work"}
+WING_IMPORTS = {*WING, "errors", "work", "options"}
 # The public names stand at the top of the package and are loaded late.
 FRONT = house.FRONT
 PACKAGE = house.Modules()
@@ -91,7 +92,7 @@ def test_judge_is_there_to_be_tested() -> None:
     assert {room_of(module) for module in MODULES} >= set(WING)
 
 
-@pytest.mark.parametrize("room", ["errors", "work", "flatbuf", "files", "model"])
+@pytest.mark.parametrize("room", ["errors", "work", "options", "flatbuf", "files", "model"])
 def test_lower_half_needs_no_numbers_and_no_interpreter(room: str) -> None:
     for module in MODULES:
         if room_of(module) != room:

@@ -1,0 +1,270 @@
+"""An option is a field of a dataclass: of a pass, of the judging, of a search, of a command.
+
+From the field are made: the row of the command line, ``--pass name:option=value``, the TOML key, the
+keyword in Python, and the tables of the docs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from typing import Any, TypeVar
+
+from tfl_rewrite.errors import UsageError, near_names, number_text
+from tfl_rewrite.options.kinds import BY_ANNOTATION, SWITCH, Kind, split
+
+Made = TypeVar("Made")
+
+_LONGEST_SHOWN = 80
+
+
+class Role(Enum):
+    """What is done with the files that an option names; :mod:`tfl_rewrite.cli.files` checks it."""
+
+    READ = "reads them, or those of the folder"
+    READ_MAP = "reads it, if it is a TOML file"
+    READ_PASSES = "reads those that options of passes name"
+    READ_RUNTIME = "starts it, if it is a path"
+    WRITE = "writes it"
+    OUT = "writes it, maybe in place of IN"
+    KEEP = "reads it and writes it, if it is of its own making"
+    FOLDER = "writes into it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """All that is known of one option.
+
+    Attributes:
+        name: Of the field, and in Python and TOML; on the command line with dashes.
+        help: What it does, for the command line and the docs.
+        kind: Which values it takes.
+        default: Its value where it is not given.
+        nullable: Whether None is a value.
+        metavar: What stands for its value in the help.
+        choices: Its values, where those are few.
+        bounds: Least and largest value of a number.
+        role: What is done with the files that it names.
+        flags: Its names on the command line; one without dashes is an argument that stands alone.
+    """
+
+    name: str
+    help: str
+    kind: Kind
+    default: Any
+    nullable: bool
+    metavar: str | None
+    choices: tuple[str, ...]
+    bounds: tuple[float, float] | None
+    role: Role | None
+    flags: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The help, with the default where it does not tell it."""
+        plain = self.default is None or isinstance(self.default, bool) or self.default in ((), "")
+        if plain or "default" in self.help:
+            return self.help
+        return f"{self.help} (default: {self.default})"
+
+    def read(self, text: str) -> Any:
+        """Returns the value that a text stands for.
+
+        Raises:
+            ValueError: It stands for none; says so, to go behind the text.
+            UsageError: It is out of bounds, or none of the choices.
+        """
+        return self.checked(self.kind.read(text))
+
+    def take(self, value: Any, where: str = "") -> Any:
+        """Returns a Python or TOML value in the form that the field has.
+
+        Args:
+            value: What was given.
+            where: What the message begins with, such as the name of a file.
+
+        Raises:
+            UsageError: It is of another kind, out of bounds, or none of the choices.
+        """
+        if value is None and self.nullable:
+            return None
+        try:
+            return self.checked(self.kind.take(value))
+        except ValueError as error:
+            place = f"{where}: " if where else ""
+            shown = f"{value!r:.{_LONGEST_SHOWN}}"
+            raise UsageError(f"{place}{self.name} = {shown} {error}") from None
+
+    def checked(self, value: Any) -> Any:
+        """Returns a value of its kind.
+
+        Raises:
+            UsageError: It is out of bounds, or none of the choices.
+        """
+        if self.choices:
+            for item in value if self.kind.many else [value]:
+                if item not in self.choices:
+                    raise unknown(self.name.replace("_", "-"), item, self.choices)
+        if self.bounds is not None:
+            least, most = self.bounds
+            # Also what is no number: it is neither above nor below.
+            if not least <= value <= most:
+                raise UsageError(
+                    f"{self.name} is {number_text(value)}", remedy=f"give {least:,} or more, {most:,} at most"
+                )
+        return value
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    kind: Kind | None = None,
+    metavar: str | None = None,
+    choices: Iterable[str] = (),
+    bounds: tuple[float, float] | None = None,
+    role: Role | None = None,
+    flags: tuple[str, ...] = (),
+) -> Any:
+    """Returns a field of a dataclass that is an option.
+
+    Args:
+        default: Its value where it is not given.
+        help: What it does: one phrase, or a few sentences, that begins in lower case.
+        kind: Which values it takes; by default as its annotation says.
+        metavar: What stands for its value in the help.
+        choices: Its values, where those are few.
+        bounds: Least and largest value of a number.
+        role: What is done with the files that it names.
+        flags: Its names on the command line; by default its own, with dashes, and ``--no-`` before that of a
+            switch that is on.
+    """
+    facts = {
+        "help": help,
+        "kind": kind,
+        "metavar": metavar,
+        "choices": tuple(choices),
+        "bounds": bounds,
+        "role": role,
+        "flags": flags,
+    }
+    return field(default=default, metadata={"option": facts})
+
+
+def options_within(made: type) -> Any:
+    """Returns a field that holds another dataclass, whose options count as those of the outer one."""
+    return field(default_factory=made, metadata={"options": made})
+
+
+@functools.cache
+def options_of(made: type[Any]) -> tuple[Option, ...]:
+    """Returns the options of a dataclass, in the order of its fields."""
+    found: list[Option] = []
+    for item in fields(made):
+        if "options" in item.metadata:
+            found += options_of(item.metadata["options"])
+        elif "option" in item.metadata:
+            found.append(_option(item))
+    return tuple(found)
+
+
+def _option(item: Field[Any]) -> Option:
+    facts = dict(item.metadata["option"])
+    annotation = str(item.type)
+    kind = facts.pop("kind") or BY_ANNOTATION[annotation.removesuffix(" | None")]
+    flags = facts.pop("flags")
+    if not flags:
+        negation = "no-" if kind is SWITCH and item.default else ""
+        flags = (f"--{negation}{item.name.replace('_', '-')}",)
+    assert item.default is not MISSING
+    nullable = annotation.endswith(" | None")
+    return Option(name=item.name, kind=kind, default=item.default, nullable=nullable, flags=flags, **facts)
+
+
+def made_with(made: type[Made], values: Mapping[str, Any]) -> Made:
+    """Makes a dataclass of values of its options; what is for others is left out.
+
+    Args:
+        made: The dataclass.
+        values: By name of the option, those of dataclasses within it too.
+    """
+    arguments: dict[str, Any] = {}
+    for item in fields(made):  # type: ignore[arg-type]
+        if "options" in item.metadata:
+            arguments[item.name] = made_with(item.metadata["options"], values)
+        elif "option" in item.metadata and item.name in values:
+            arguments[item.name] = values[item.name]
+    return made(**arguments)
+
+
+def check_options(holder: Any) -> None:
+    """Brings the options of a dataclass into the form of their kind; for its ``__post_init__``.
+
+    Raises:
+        UsageError: A value is of another kind, out of bounds, or none of the choices.
+    """
+    made: Any = type(holder)
+    rows = {row.name: row for row in options_of(made)}
+    for item in fields(made):
+        if "option" in item.metadata:
+            object.__setattr__(holder, item.name, rows[item.name].take(getattr(holder, item.name)))
+
+
+def read_options(text: str, options: Iterable[Option], owner: str) -> dict[str, Any]:
+    """Reads ``name=value,name=value``.
+
+    Args:
+        text: Dashes in names may be underscores. Items of a list stand between plus signs. A comma or a plus
+            sign in a value is written twice.
+        options: Those that exist.
+        owner: Whose options they are, for messages.
+
+    Raises:
+        UsageError: A name is unknown, or a value does not fit.
+    """
+    known = {item.name: item for item in options}
+    found: dict[str, Any] = {}
+    for part in filter(None, split(text, ",")):
+        name, sign, value = part.partition("=")
+        key = name.strip().replace("-", "_")
+        row = known.get(key)
+        if row is None:
+            raise unknown(f"{owner}: option", name.strip(), [other.replace("_", "-") for other in known])
+        if not sign:
+            raise UsageError(f"{part!r} of {owner} has no value", remedy=f"write {name.strip()}=VALUE")
+        try:
+            found[key] = row.read(value)
+        except ValueError as error:
+            raise UsageError(f"{owner}: {name} = {value!r} {error}") from None
+    return found
+
+
+def take_options(values: Mapping[str, Any], options: Iterable[Option], where: str) -> dict[str, Any]:
+    """Checks values by name of the option, such as those of a TOML table.
+
+    Args:
+        values: As they were read.
+        options: Those that exist.
+        where: What a message begins with, such as the name of the file.
+
+    Raises:
+        UsageError: A name is unknown, or a value does not fit.
+    """
+    known = {item.name: item for item in options}
+    for name in values:
+        if name not in known:
+            raise unknown(f"{where}: option", name, known)
+    return {name: known[name].take(value, where) for name, value in values.items()}
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """Returns the error of a name that does not exist: it names the nearest one, and all."""
+    names = list(known)
+    near = near_names(name.lower().replace("_", "-"), names, count=1)
+    near = near or near_names(name.lower(), names, count=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    shown = f"{name!r:.{_LONGEST_SHOWN}}"
+    remedy = f"{meant}use one of {', '.join(names)}" if names else "there is none"
+    return UsageError(f"{what} {shown} is unknown", remedy=remedy)
