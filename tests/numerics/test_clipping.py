@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import clipping, symmetric
-from tfl_rewrite.numerics.levels import Levels
+from tfl_rewrite.numerics.symmetric import Levels
 
 Array = np.ndarray[Any, Any]
 

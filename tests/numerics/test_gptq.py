@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import clipping
 from tfl_rewrite.numerics.gptq import Metric, Pains, Ties, feedback, nearest, quantize, restore
-from tfl_rewrite.numerics.levels import Levels
+from tfl_rewrite.numerics.symmetric import Levels
 
 Array = np.ndarray[Any, Any]
 INT4 = Levels(-8, 7)

@@ -11,10 +11,9 @@ import pytest
 
 from tfl_rewrite.numerics.gptq import Pains
 from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Plan, Trial
-from tfl_rewrite.numerics.levels import Levels
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.products import Dense
-from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.numerics.symmetric import Channels, Levels
 
 Array = np.ndarray[Any, Any]
 

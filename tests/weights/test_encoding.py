@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tfl_rewrite import UsageError
 from tfl_rewrite.kernels.hybrid import Granularity
-from tfl_rewrite.numerics.levels import Dtype, Levels, block_length
-from tfl_rewrite.weights.encoding import Encoding, Scheme
+from tfl_rewrite.numerics.symmetric import Levels
+from tfl_rewrite.weights.encoding import Dtype, Encoding, Scheme
+from tfl_rewrite.weights.forms.blocks import block_length
 
 TEXTS = [
     "int8:channel",
@@ -72,26 +73,6 @@ def test_a_block_and_its_granularity_go_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shape", "axis", "nbytes"),
-    [
-        ("float32", (3, 5), 0, 60),
-        ("float16", (3, 5), 0, 30),
-        ("int8:channel", (3, 5), 0, 15 + 36),
-        ("int8:channel", (3, 5), 1, 15 + 60),
-        ("int8:channel", (3, 5), None, 15 + 12),
-        ("int4:tensor", (3, 5), 0, 8 + 12),
-        ("int2:tensor", (3, 5), 0, 4 + 12),
-        ("int4:block:32", (4, 64), 0, 128 + 16 + 12),
-        # Rows of 48 take blocks of 24; a constant without a divisor has channels.
-        ("int4:block:32", (4, 48), 0, 96 + 16 + 12),
-        ("int4:block:32", (7, 37), 0, 130 + 84),
-    ],
-)
-def test_nbytes(text: str, shape: tuple[int, ...], axis: int | None, nbytes: int) -> None:
-    assert Encoding.parse(text).nbytes(shape, axis) == nbytes
-
-
-@pytest.mark.parametrize(
     ("shape", "block", "length"),
     [
         ((8, 64), 32, 32),
@@ -124,8 +105,6 @@ def test_levels() -> None:
 
 
 def test_levels_of_a_sum() -> None:
-    assert Levels.of(Dtype.INT6) == (-34, 29)
-    assert Levels.of(Dtype.INT4) == Levels.full(4) == (-8, 7)
+    assert Dtype.INT6.levels == (-34, 29)
+    assert Dtype.INT4.levels == Levels.full(4) == (-8, 7)
     assert Dtype.INT6.bits == sum(part.bits for part in Dtype.INT6.parts)
-    # Both parts have scales and zero points.
-    assert Encoding.parse("int6:channel").nbytes((16, 32)) == 16 * 32 * 6 // 8 + 2 * 12 * 16

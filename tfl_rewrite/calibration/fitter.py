@@ -30,9 +30,9 @@ from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.gptq import Metric, feedback
 from tfl_rewrite.numerics.grids import Array, Float64
-from tfl_rewrite.numerics.levels import Levels
 from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
+from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.work import one_blas_thread
 

@@ -33,9 +33,8 @@ from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.biases import Correction, before_steep, takes_bias
-from tfl_rewrite.weights.clipped import Clipped
 from tfl_rewrite.weights.encoding import Effort
-from tfl_rewrite.weights.rounders import Emit, Work
+from tfl_rewrite.weights.rounders import Clipped, Emit, Work
 from tfl_rewrite.work import current, one_blas_thread
 
 HELD_NBYTES = 256 << 20

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.numerics.levels import Levels
-from tfl_rewrite.numerics.symmetric import LARGEST_SCALE, SMALLEST_SCALE, Float32
+from tfl_rewrite.numerics.symmetric import LARGEST_SCALE, SMALLEST_SCALE, Float32, Levels
 
 Float64 = npt.NDArray[np.float64]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.numerics.clipping import bounded
-from tfl_rewrite.numerics.levels import Levels
+from tfl_rewrite.numerics.symmetric import Levels
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from tfl_rewrite.numerics import clipping
 from tfl_rewrite.numerics.gptq import Metric, Pains, Rounded, Ties, mean_error, nearest, quantize, restore
-from tfl_rewrite.numerics.levels import Levels
 from tfl_rewrite.numerics.moments import Covariances, Drift, Moments
-from tfl_rewrite.numerics.symmetric import Channels, Float32
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 
 Float64 = npt.NDArray[np.float64]
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]

@@ -16,6 +16,11 @@ Int8 = npt.NDArray[np.int8]
 UInt8 = npt.NDArray[np.uint8]
 
 
+def packed_nbytes(elements: int, bits: int) -> int:
+    """Returns the bytes of densely packed elements."""
+    return (elements * bits + 7) // 8
+
+
 def pack(integers: Int8, bits: int) -> UInt8:
     """Packs flat integers; the bits after the last are zero.
 

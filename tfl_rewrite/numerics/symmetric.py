@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,24 @@ LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.f
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
+
+
+class Levels(NamedTuple):
+    """The smallest and the largest integer that may be stored."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def narrow(cls, bits: int) -> Levels:
+        """As many below zero as above: what every kernel reads."""
+        high = 2 ** (bits - 1) - 1
+        return cls(-high, high)
+
+    @classmethod
+    def full(cls, bits: int) -> Levels:
+        """All that the bits can hold: what DEQUANTIZE and lookups read."""
+        return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 @dataclass(frozen=True, slots=True)

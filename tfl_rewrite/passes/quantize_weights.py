@@ -23,16 +23,18 @@ from tfl_rewrite.kernels.packed import PackedForm
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
-from tfl_rewrite.numerics.blocks import BlockScales
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.renewal import lower_for, renew, still_late
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.calibrating import Calibrating
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.weights.decisions import Decision, HybridForm
-from tfl_rewrite.weights.encoding import Effort, Encoding, Scheme
-from tfl_rewrite.weights.forms import block, split
-from tfl_rewrite.weights.payloads import Halving, Making, Reading, Rounding, WeightChange
+from tfl_rewrite.weights.encoding import Effort, Encoding, Reading, Scheme
+from tfl_rewrite.weights.forms import blocks as block
+from tfl_rewrite.weights.forms import split
+from tfl_rewrite.weights.forms.blocks import BlockScales
+from tfl_rewrite.weights.forms.float16 import Float16Cast
+from tfl_rewrite.weights.payloads import Payload, QuantizedPayload, WeightChange
 from tfl_rewrite.weights.plan import Assignment, WeightPlan
 from tfl_rewrite.weights.recipe import unmatched_notes
 from tfl_rewrite.weights.rounders import Nearest, Rounder, Work
@@ -176,7 +178,7 @@ class _Home:
     """
 
     buffer: Buffer
-    making: Making
+    making: Payload
     quantization: Quantization | None = None
     blocks: BlockScales | None = None
     scales: Buffer | None = None
@@ -266,13 +268,13 @@ class _Application:
 
     def _home(self, made: Decision, blob: Blob, buffer: Buffer, key: int) -> _Home:
         if not made.dtype.is_integer:
-            halving = Halving(blob)
+            halving = Float16Cast(blob)
             buffer.blob = halving.blob()
             return _Home(buffer, halving)
         work = self._plan.work(made, blob, self._positions[key])
         scale = self._rounder.scales(work)
         stored = block.stored_scales(made, scale, work.largest == 0) if made.block else None
-        rounding = Rounding(work, self._rounder, stored.effective if stored is not None else scale)
+        rounding = QuantizedPayload(work, self._rounder, stored.effective if stored is not None else scale)
         buffer.blob = rounding.blob()
         if len(made.dtype.parts) > 1:
             rest = self._editor.add_buffer(None)
@@ -284,7 +286,7 @@ class _Application:
 
     def _quantization(self, made: Decision, home: _Home, blob: Blob) -> Quantization | None:
         """Returns the scales of a tensor; equal ones are one object, so that they are written once."""
-        if not isinstance(home.making, Rounding) or made.native or home.rest is not None:
+        if not isinstance(home.making, QuantizedPayload) or made.native or home.rest is not None:
             return None
         key = (blob.identity, made.content, made.axis)
         if home.blocks is not None:
@@ -305,7 +307,7 @@ class _Application:
                 block.expand(self._editor, made, home.buffer, home.scales, quantization)
             return
         if home.rest is not None:
-            assert isinstance(home.making, Rounding)
+            assert isinstance(home.making, QuantizedPayload)
             quantized = split.quantizations(made, home.making.scale)
             split.expand(self._editor, made, (home.buffer, home.rest), quantized)
             return
@@ -399,9 +401,9 @@ __all__ = [
     "Assignment",
     "Encoding",
     "QuantizeWeights",
+    "QuantizedPayload",
     "Reading",
     "Rounder",
-    "Rounding",
     "Scheme",
     "WeightChange",
 ]

@@ -31,8 +31,8 @@ from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.repair import undefined_reads
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.weights.clipped import Clipped
 from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.rounders import Clipped
 from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.

@@ -15,8 +15,7 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.decisions import Decision
-from tfl_rewrite.weights.encoding import Encoding, Scheme
-from tfl_rewrite.weights.payloads import Reading
+from tfl_rewrite.weights.encoding import Encoding, Reading, Scheme
 from tfl_rewrite.weights.plan import WeightPlan
 
 Float64 = npt.NDArray[np.float64]

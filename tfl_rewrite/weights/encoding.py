@@ -3,16 +3,65 @@
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import UsageError, whole_number
 from tfl_rewrite.kernels.hybrid import Granularity
-from tfl_rewrite.numerics.levels import SCALE_NBYTES, Dtype, block_length, block_scales_nbytes, packed_nbytes
+from tfl_rewrite.numerics.symmetric import Levels
 
 BLOCKS = (32, 64, 128)
 """Elements of a block that may be asked for; XNNPACK's own kernel wants a multiple of 32."""
+
+
+class Dtype(str, enum.Enum):
+    """What the elements of a constant become."""
+
+    INT8 = "int8"
+    INT6 = "int6"
+    INT4 = "int4"
+    INT2 = "int2"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return _BITS[self]
+
+    @property
+    def parts(self) -> tuple[Dtype, ...]:
+        """The types that it is stored as: itself, or for ``int6`` an int4 and an int2 that add up."""
+        return (Dtype.INT4, Dtype.INT2) if self is Dtype.INT6 else (self,)
+
+    @property
+    def tensor_type(self) -> str:
+        """Its name in ``TensorType``; of the first part."""
+        return self.parts[0].value.upper()
+
+    @property
+    def levels(self) -> Levels:
+        """All that it can hold, or the sum of its parts."""
+        low, high = 0, 0
+        for part in self.parts:
+            own = Levels.full(part.bits)
+            # Each part counts in steps that the next one divides.
+            low, high = low * 2**part.bits + own.low, high * 2**part.bits + own.high
+        return Levels(low, high)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it needs scales."""
+        return self.value.startswith("int")
+
+
+_BITS = {
+    Dtype.INT8: 8,
+    Dtype.INT6: 6,
+    Dtype.INT4: 4,
+    Dtype.INT2: 2,
+    Dtype.FLOAT16: 16,
+    Dtype.FLOAT32: 32,
+}
 
 
 class Scheme(str, enum.Enum):
@@ -20,6 +69,14 @@ class Scheme(str, enum.Enum):
 
     AUTO = "auto"
     HYBRID = "hybrid"
+    DEQUANTIZE = "dequantize"
+
+
+class Reading(str, enum.Enum):
+    """How one operator reads one weight."""
+
+    HYBRID = "hybrid"
+    LOOKUP = "lookup"
     DEQUANTIZE = "dequantize"
 
 
@@ -117,23 +174,3 @@ class Encoding:
 
     def __str__(self) -> str:
         return self.text
-
-    def nbytes(self, shape: Sequence[int], axis: int | None = 0) -> int:
-        """Returns the bytes of a constant in this encoding with its scales; operators do not count.
-
-        Args:
-            shape: Dimensions.
-            axis: Channel axis, for the granularity ``channel``; None for one scale.
-        """
-        elements = math.prod(shape)
-        data = packed_nbytes(elements, self.dtype.bits)
-        if not self.dtype.is_integer:
-            return data
-        if self.block is not None:
-            length = block_length(shape, self.block)
-            if length is not None:
-                return data + block_scales_nbytes(elements // length)
-        channels = 1
-        if self.granularity is not Granularity.TENSOR and axis is not None and shape:
-            channels = shape[axis]
-        return data + SCALE_NBYTES * channels * len(self.dtype.parts)

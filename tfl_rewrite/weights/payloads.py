@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,27 +11,20 @@ import numpy as np
 
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.kernels.products import output_axis
-from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.blob import Blob, ComputedBlob
-from tfl_rewrite.numerics import half, split, symmetric
+from tfl_rewrite.model.blob import ComputedBlob
+from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.grids import Rows
-from tfl_rewrite.numerics.levels import packed_nbytes
-from tfl_rewrite.numerics.packing import Packer
+from tfl_rewrite.numerics.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
 from tfl_rewrite.weights.calibrating import Calibrating
+from tfl_rewrite.weights.encoding import Reading
+from tfl_rewrite.weights.forms.float16 import HalfError
+from tfl_rewrite.weights.forms.split import parts
 from tfl_rewrite.weights.rounders import Rounder, Work
 
 
-class Reading(str, enum.Enum):
-    """How one operator reads one weight."""
-
-    HYBRID = "hybrid"
-    LOOKUP = "lookup"
-    DEQUANTIZE = "dequantize"
-
-
-class Making(Protocol):
+class Payload(Protocol):
     """The new bytes of a constant, and how far they are off."""
 
     def blob(self) -> ComputedBlob:
@@ -42,7 +34,7 @@ class Making(Protocol):
         """Returns the squared signal and error; makes the bytes now if nothing was written yet."""
 
 
-class Rounding:
+class QuantizedPayload:
     """Makes the integers of one constant, and remembers how far they are off.
 
     Args:
@@ -85,12 +77,12 @@ class Rounding:
         ]
 
     def _pour(self, number: int, sink: Sink, offset: int) -> None:
-        parts = self.work.dtype.parts
-        packer = Packer(parts[number].bits, lambda start, data: sink.write_at(data, offset + start))
-        if len(parts) == 1:
+        kinds = self.work.dtype.parts
+        packer = Packer(kinds[number].bits, lambda start, data: sink.write_at(data, offset + start))
+        if len(kinds) == 1:
             self._run(packer)
         else:
-            self._run(lambda start, block: packer(start, split.parts(block)[number]))
+            self._run(lambda start, block: packer(start, parts(block)[number]))
         packer.finish()
 
     def _run(self, emit: Callable[[int, symmetric.Int8], None]) -> None:
@@ -110,39 +102,6 @@ def _watched(work: Work) -> Silenced | None:
     if axis is None or axis == work.axis or work.block is not None:
         return None
     return Silenced(Rows.along(work.shape, axis))
-
-
-class Halving:
-    """Makes the float16 values of one float32 constant, and remembers what did not fit.
-
-    Args:
-        source: The constant.
-    """
-
-    def __init__(self, source: Blob) -> None:
-        self._source = source
-        self._error: half.HalfError | None = None
-
-    def pour(self, sink: Sink, offset: int) -> None:
-        """Writes the values, block by block."""
-        self._run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
-
-    def error(self) -> half.HalfError:
-        """Returns what was lost; rounds now if nothing was written yet."""
-        if self._error is None:
-            self._run(lambda _start, _block: None)
-        assert self._error is not None
-        return self._error
-
-    def blob(self) -> ComputedBlob:
-        """Returns the values as bytes that are made while they are written."""
-        return ComputedBlob(self._source.nbytes // 2, self.pour)
-
-    def _run(self, emit: Callable[[int, half.Float16], None]) -> None:
-        values = np.frombuffer(self._source.view(), dtypes.FLOAT32.numpy)
-        self._error = half.to_half(values, emit)
-        del values
-        self._source.release()
 
 
 @dataclass(slots=True)
@@ -175,7 +134,7 @@ class WeightChange:
     nbytes_before: int
     nbytes_after: int
     saved: int
-    rounding: Making
+    rounding: Payload
     shared: bool = False
     block: int | None = None
     stored: str = "int8"
@@ -211,8 +170,8 @@ class WeightChange:
     @property
     def gains(self) -> dict[str, float] | None:
         """What each step of rounding won on the calibration inputs, in dB; None without calibration."""
-        rounder = self.rounding.rounder if isinstance(self.rounding, Rounding) else None
-        if isinstance(self.rounding, Rounding) and isinstance(rounder, Calibrating):
+        rounder = self.rounding.rounder if isinstance(self.rounding, QuantizedPayload) else None
+        if isinstance(self.rounding, QuantizedPayload) and isinstance(rounder, Calibrating):
             return rounder.gains(self.rounding.work)
         return None
 
@@ -220,15 +179,15 @@ class WeightChange:
     def silenced(self) -> tuple[int, ...]:
         """Channels of its operator that held numbers and are all zero now."""
         self.rounding.error()
-        return self.rounding.silenced if isinstance(self.rounding, Rounding) else ()
+        return self.rounding.silenced if isinstance(self.rounding, QuantizedPayload) else ()
 
     @property
     def lost(self) -> dict[str, int]:
         """How many elements did not fit in float16, or how many channels of integers are all zero now."""
         error = self.rounding.error()
-        if isinstance(self.rounding, Rounding):
+        if isinstance(self.rounding, QuantizedPayload):
             return {"silenced": len(self.silenced)} if self.silenced else {}
-        if not isinstance(error, half.HalfError):
+        if not isinstance(error, HalfError):
             return {}
         return {"clamped": error.clamped, "flushed": error.flushed, "subnormal": error.subnormal}
 

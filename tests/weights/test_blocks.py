@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import symmetric
-from tfl_rewrite.numerics.blocks import direct, factored
+from tfl_rewrite.weights.forms.blocks import direct, factored
 
 TINY = float(np.finfo(np.float16).tiny)
 

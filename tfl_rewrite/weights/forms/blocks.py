@@ -6,9 +6,17 @@ float16 ``[blocks, 1]``. DEQUANTIZE expands both, MUL multiplies, RESHAPE gives 
 costs 2 bytes, where per-channel scales of the integers would cost 12 (a float32, and an int64 zero point that
 the runtime demands): 1,024 x 1,024 weights as int4 in blocks of 32 took 922,472 bytes so, and 595,072 in this
 form. It is multiplied at each call with XNNPACK (0.4 ms a million weights), once without.
+
+The file stores ``factor`` as the scale of the integer tensor and the quotients beside it; DEQUANTIZE gives
+``integer * factor`` and MUL multiplies by the quotient. The factor is a power of two and both other numbers
+have 11 bits at most, so that the product is exact, and any range of 2^29 fits without an underflow.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +27,95 @@ from tfl_rewrite.flatbuf.schema import INT32
 from tfl_rewrite.kernels import hybrid
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
-from tfl_rewrite.numerics import blocks
-from tfl_rewrite.numerics.blocks import BlockScales
-from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Float32
 from tfl_rewrite.weights.decisions import Decision
+
+_TOP = 14  # The largest quotient lies in [2^14, 2^15): far from what float16 cannot hold.
+_HALF_NORMAL = np.float32(np.finfo(np.float16).tiny)
+_LARGEST_POWER = 127
+
+SMALLEST_DIRECT = float(_HALF_NORMAL)
+"""The least scale that a kernel reads as float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScales:
+    """The scales of all blocks of a constant.
+
+    Attributes:
+        factor: A power of two.
+        quotients: Float16 ``[blocks]``, all normal numbers.
+        effective: Float32 ``[blocks]``: what they multiply to, exactly.
+    """
+
+    factor: float
+    quotients: npt.NDArray[np.float16]
+    effective: Float32
+
+
+def factored(scale: Float32, zero: npt.NDArray[np.bool_] | None = None) -> BlockScales:
+    """Returns the nearest scales that can be stored with a common factor.
+
+    Args:
+        scale: Float32 ``[blocks]``, positive and finite. Those below 2^-28 of the largest become that.
+        zero: Bool ``[blocks]``: which hold zeros only, so that their scale does not matter.
+    """
+    scale = _without(scale, zero)
+    most = float(scale.max())
+    power = int(np.floor(np.log2(most))) - _TOP
+    smallest = int(np.log2(SMALLEST_SCALE))
+    factor = 2.0 ** min(max(power, smallest), _LARGEST_POWER)
+    return _stored(scale, factor)
+
+
+def direct(scale: Float32, zero: npt.NDArray[np.bool_] | None = None) -> BlockScales | None:
+    """Returns scales for a kernel that reads float16 scales without a factor; None where some underflow.
+
+    XNNPACK refuses scales that are zero, subnormal or infinite (``CheckFp16Scale``).
+
+    Args:
+        scale: Float32 ``[blocks]``, positive and finite.
+        zero: Bool ``[blocks]``: which hold zeros only, so that their scale does not matter.
+    """
+    scale = _without(scale, zero)
+    if float(scale.min()) < _HALF_NORMAL or float(scale.max()) > float(np.finfo(np.float16).max):
+        return None
+    return _stored(scale, 1.0)
+
+
+def _without(scale: Float32, zero: npt.NDArray[np.bool_] | None) -> Float32:
+    if zero is None or not zero.any() or zero.all():
+        return scale
+    made: Float32 = np.where(zero, scale[~zero].max(), scale)
+    return made
+
+
+def _stored(scale: Float32, factor: float) -> BlockScales:
+    quotients = np.maximum(scale / np.float32(factor), _HALF_NORMAL).astype(np.float16)
+    effective: Float32 = quotients.astype(np.float32) * np.float32(factor)
+    return BlockScales(factor, quotients, effective)
+
+
+def block_length(shape: Sequence[int], block: int) -> int | None:
+    """Returns how long blocks of a constant are, given how long they are wanted; None if it does not fit.
+
+    Blocks lie in row-major order. A row is what follows the first axis (all, where there is but one). The
+    longest length up to ``block`` is taken that divides the row, so that no block holds weights of two
+    outputs; where rows have no divisor of half the length or more, the longest that divides the whole. What
+    is then shorter than a quarter of what was asked for would cost more for scales than it is worth.
+    """
+    elements = math.prod(shape)
+    if not elements:
+        return None
+    row = math.prod(shape[1:]) if len(shape) > 1 else elements
+    found = _divisor(row, block)
+    if 2 * found < block:
+        found = max(found, _divisor(elements, block))
+    return found if 4 * found >= block else None
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(size for size in range(1, most + 1) if number % size == 0)
 
 
 def stored_scales(made: Decision, scale: Float32, zero: npt.NDArray[np.bool_]) -> BlockScales:
@@ -35,8 +128,8 @@ def stored_scales(made: Decision, scale: Float32, zero: npt.NDArray[np.bool_]) -
     """
     if made.native:
         # The plan found that none underflows; what a rounder made smaller since is lifted.
-        return blocks.direct(np.maximum(scale, blocks.SMALLEST_DIRECT), zero) or blocks.factored(scale, zero)
-    return blocks.factored(scale, zero)
+        return direct(np.maximum(scale, SMALLEST_DIRECT), zero) or factored(scale, zero)
+    return factored(scale, zero)
 
 
 def factor_quantization(scales: BlockScales) -> Quantization:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Error
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -59,3 +62,36 @@ def to_half(values: npt.NDArray[Any], emit: Callable[[int, Float16], None]) -> H
         error.noise += float(np.dot(wide, wide))
         emit(start, half)
     return error
+
+
+class Float16Cast:
+    """Makes the float16 values of one float32 constant, and remembers what did not fit.
+
+    Args:
+        source: The constant.
+    """
+
+    def __init__(self, source: Blob) -> None:
+        self._source = source
+        self._error: HalfError | None = None
+
+    def pour(self, sink: Sink, offset: int) -> None:
+        """Writes the values, block by block."""
+        self._run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
+
+    def error(self) -> HalfError:
+        """Returns what was lost; rounds now if nothing was written yet."""
+        if self._error is None:
+            self._run(lambda _start, _block: None)
+        assert self._error is not None
+        return self._error
+
+    def blob(self) -> ComputedBlob:
+        """Returns the values as bytes that are made while they are written."""
+        return ComputedBlob(self._source.nbytes // 2, self.pour)
+
+    def _run(self, emit: Callable[[int, Float16], None]) -> None:
+        values = np.frombuffer(self._source.view(), dtypes.FLOAT32.numpy)
+        self._error = to_half(values, emit)
+        del values
+        self._source.release()

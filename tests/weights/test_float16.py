@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite.numerics import half
-from tfl_rewrite.numerics.half import HalfError, to_half
+from tfl_rewrite.weights.forms import float16 as half
+from tfl_rewrite.weights.forms.float16 import HalfError, to_half
 
 
 def halved(values: list[float] | np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], HalfError]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfl_rewrite.numerics import split
-from tfl_rewrite.numerics.levels import Dtype, Levels
+from tfl_rewrite.numerics.symmetric import Levels
+from tfl_rewrite.weights.encoding import Dtype
+from tfl_rewrite.weights.forms import split
 
 
 def test_every_integer_is_the_sum_of_its_parts() -> None:
-    low, high = Levels.of(Dtype.INT6)
+    low, high = Dtype.INT6.levels
     every = np.arange(low, high + 1, dtype=np.int8)
     coarse, fine = split.parts(every)
     np.testing.assert_array_equal(split.STEP * coarse.astype(int) + fine, every)

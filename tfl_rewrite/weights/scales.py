@@ -25,12 +25,13 @@ import numpy.typing as npt
 from tfl_rewrite.kernels import hybrid
 from tfl_rewrite.kernels.products import output_axis
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.model.ir import Operator
 from tfl_rewrite.numerics import symmetric
-from tfl_rewrite.numerics.levels import Dtype, Levels, packed_nbytes, scales_nbytes, zero_points_nbytes
-from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.numerics.packing import packed_nbytes
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.decisions import weight_axis
-from tfl_rewrite.weights.magnitudes import Magnitudes
+from tfl_rewrite.weights.encoding import Dtype
 from tfl_rewrite.work import current
 
 _LOOKED_AT = 1 << 12
@@ -45,6 +46,72 @@ _SHARES = (1.0, 0.8, 0.64, 0.5)
 _FEW_LEVELS = 8
 
 Float64 = npt.NDArray[np.float64]
+
+
+def scales_nbytes(count: int, parts: int = 1) -> int:
+    """Returns the bytes of the scales of one tensor, without their zero points.
+
+    Args:
+        count: How many scales.
+        parts: How many integer tensors carry them.
+    """
+    return 4 * count * parts
+
+
+def zero_points_nbytes(count: int, sharing: int = 1) -> int:
+    """Returns the bytes of one tensor's zero points: all are 0, and the file holds equal vectors once.
+
+    Args:
+        count: How many scales.
+        sharing: Among how many constants with as many scales they are divided.
+    """
+    return -(-8 * count // max(1, sharing))
+
+
+SCALE_NBYTES = 12
+"""A float32 scale and an int64 zero point; the runtime refuses fewer zero points than scales."""
+
+
+def block_scales_nbytes(blocks: int) -> int:
+    """Returns the bytes of the scales of so many blocks: a float16 each, and one float32 for them all."""
+    return 2 * blocks + SCALE_NBYTES
+
+
+def weight_axis(row: hybrid.HybridRow, operator: Operator, rank: int) -> int | None:
+    """Returns the channel axis of an operator's weight, counted from the front."""
+    axis = row.axis(adj_y=bool(operator.option("adj_y")))
+    return axis + rank if axis is not None and axis < 0 else axis
+
+
+@dataclass(slots=True)
+class Magnitudes:
+    """What was read of the constants of one model; several threads may ask at a time.
+
+    Attributes:
+        known: Float32 ``[channels]``: the largest magnitude of each, by constant and channels.
+    """
+
+    known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
+    _finer: dict[object, Float32] = field(default_factory=dict)
+
+    def of(self, item: Candidate, channels: Channels) -> Float32:
+        """Returns the largest magnitude of each channel, float32 ``[channels]``."""
+        blob = item.stored.buffer.blob
+        assert blob is not None
+        key = (blob.identity, channels)
+        known = self.known.get(key)
+        if known is None:
+            finer = self._finer.get(blob.identity) if channels.channels == 1 else None
+            if finer is not None:
+                known = finer.max(keepdims=True)
+            else:
+                known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
+            self.known[key] = self._finer[blob.identity] = known
+        return known
+
+
+def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
+    return np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)
 
 
 @dataclass(slots=True)
@@ -164,7 +231,7 @@ class ScaleAxes:
 
 def _levels(dtype: Dtype) -> Levels:
     """Returns the integers that DEQUANTIZE and lookups read."""
-    return Levels.narrow(dtype.bits) if dtype is Dtype.INT8 else Levels.of(dtype)
+    return Levels.narrow(dtype.bits) if dtype is Dtype.INT8 else dtype.levels
 
 
 def _output_axes(item: Candidate) -> list[int]:
