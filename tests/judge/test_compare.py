@@ -262,6 +262,42 @@ def test_what_other_kernels_do_not_repeat_is_not_dead():
     assert samples_of(before, after, kernels=other).passed
 
 
+@pytest.mark.parametrize("axis", [1, 3], ids=["channels first", "channels last"])
+def test_a_sensitive_channel_excuses_no_dead_one_beside_it(axis):
+    """What other kernels do not repeat is excused channel by channel, not by the largest error of all.
+
+    One value makes nearly all of the variation of a channel: only that it is constant tells that it is dead.
+    """
+    rng = np.random.default_rng(0)
+    before = rng.normal(0, 100, (8, 1, 6, 6, 5)).astype(np.float32)
+    before[..., 1:4] = rng.normal(0, 0.01, (8, 1, 6, 6, 3))
+    noise = before + rng.normal(0, 1, before.shape) * (
+        1,
+        0,
+        0,
+        0,
+        0,
+    )  # well repeated; the largest error of all
+    noise = noise.astype(np.float32)
+    before[2, 0, 3, 3, 1:4] += 5
+    noise[2, 0, 3, 3, 2:4] += 5
+    noise[6, 0, 1, 1, 1] += 5  # channel 1 has it elsewhere
+
+    def result_of(*dead):
+        after = before.copy()
+        after[..., list(dead)] = 0.25
+        turned = [np.moveaxis(item, -1, axis + 1).copy() for item in (before, after, noise)]
+        return samples_of(turned[0], turned[1], kernels=turned[2])
+
+    assert result_of(1).passed
+    for dead in ((3,), (1, 3), (1, 2, 3)):
+        found = result_of(*dead)
+        assert not found.passed and found.channel.dead, dead
+        assert found.channel.axis == axis and found.channel.number in dead and found.channel.number != 1
+    assert "2 of 5 channels" in result_of(1, 2, 3).reason
+    assert f"channel 3 of axis {axis} does not" in result_of(1, 3).reason
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64", "bool", "uint8"])
 def test_flags_and_numbers_that_are_stuck(dtype):
     rng = np.random.default_rng(0)

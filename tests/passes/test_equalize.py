@@ -120,6 +120,33 @@ def test_what_another_operator_sees_stays(source: Path) -> None:
             assert (after == before).all(), change
 
 
+@pytest.mark.parametrize("side", ["maker", "reader"])
+@pytest.mark.parametrize("value", [3e38, 1.5e-38, 1e-44], ids=["huge", "tiny", "subnormal"])
+def test_no_weight_leaves_the_normal_numbers(source: Path, side: str, value: float) -> None:
+    """One weight in each channel lies at an end of their range: it stays unless a factor is exact."""
+    model = load(source)
+    maker, reader = next(iter(_pairs(model)))
+    tensor = (maker if side == "maker" else reader).inputs[1]
+    assert tensor is not None
+    depthwise = maker.code.name == "DEPTHWISE_CONV_2D"
+    axis = (3 if depthwise else 0) if side == "maker" else len(tensor.shape or ()) - 1
+    spoiled = np.moveaxis(values(tensor).copy(), axis, 0)
+    flat = spoiled.reshape(len(spoiled), -1)
+    flat[:, 0] = value
+    tensor.buffer.blob = OwnedBlob(
+        np.ascontiguousarray(np.moveaxis(flat.reshape(spoiled.shape), 0, axis), "<f4").tobytes()
+    )
+    before = {id(item): values(item).copy() for item in (maker.inputs[1], maker.inputs[2], reader.inputs[1])}
+    Equalize().run(model)
+    for item in (maker.inputs[1], maker.inputs[2], reader.inputs[1]):
+        old, new = before[id(item)].astype(np.float64), values(item).astype(np.float64)
+        assert np.isfinite(new).all()
+        moved = old != new
+        mantissas = np.frexp(old[moved])[0], np.frexp(new[moved])[0]
+        assert (mantissas[0] == mantissas[1]).all(), "a power of two changes the exponent only"
+        assert (np.abs(new[moved]) >= np.finfo(np.float32).tiny).all()
+
+
 def test_an_operator_without_outputs_is_left_alone(fixtures: Path) -> None:
     """A damaged file, as fuzzing made it."""
     model = load(fixtures / "dense.tflite")

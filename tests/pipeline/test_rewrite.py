@@ -243,6 +243,35 @@ def test_in_place(dense: Path, folder: Path) -> None:
     assert names(dense.parent) == ["in.tflite", "out"]
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_source_that_changes_meanwhile(dense: Path, folder: Path, dry_run: bool) -> None:
+    """The output is made of what was read first and last: of two files, so it gets no name."""
+
+    def meddle(model: Model) -> None:
+        perturb(0.001)(model)
+        os.utime(dense, ns=(1, 1))
+
+    target = folder / "out.tflite"
+    target.write_bytes(b"precious")
+    with pytest.raises(FileAccessError, match="was changed while it was being read") as caught:
+        rewrite(dense, target, [Edit(meddle)], verification=OFF, force=True, dry_run=dry_run)
+    assert caught.value.file == str(dense)
+    assert target.read_bytes() == b"precious" and names(folder) == ["out.tflite"]
+
+
+def test_a_source_that_is_replaced_meanwhile(dense: Path, folder: Path) -> None:
+    """What was opened is still whole."""
+
+    def replaced(model: Model) -> None:
+        perturb(0.001)(model)
+        other = dense.with_name("other")
+        other.write_bytes(b"something else")
+        other.replace(dense)
+
+    rewrite(dense, folder / "out.tflite", [Edit(replaced)], verification=OFF)
+    assert weights_of(load(folder / "out.tflite")).buffer.nbytes and dense.read_bytes() == b"something else"
+
+
 def test_through_a_link(dense: Path, folder: Path) -> None:
     real = folder / "real.tflite"
     real.write_bytes(b"old")

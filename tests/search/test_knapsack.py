@@ -59,6 +59,34 @@ def test_nearly_as_good_as_trying_everything(outputs: int) -> None:
     assert float(np.mean(ratios)) < 1.03 and max(ratios) < 1.25
 
 
+def unit_of(*options: tuple[float, float]) -> Unit:
+    """A unit with options of given costs and noises; the first is to keep it."""
+    made = Unit(0, "unit", ("CONV_2D",), 1, 1)
+    for number, (cost, noise) in enumerate(options):
+        made.options.append(Option(ENCODING if number else KEPT, cost, cost, np.array([noise])))
+    return made
+
+
+def test_room_that_one_price_leaves_is_used() -> None:
+    """Equal units change sides together at one price; what fits besides is taken one by one."""
+    units = [unit_of((100.0, 0.0), (50.0, 1.0)) for _ in range(6)]
+    assert sorted(knapsack.solve(units, 4.5)) == [0, 0, 1, 1, 1, 1]
+    # No price makes the middle option the cheapest (its cost lies above the line of the others).
+    assert knapsack.solve([unit_of((100.0, 0.0), (60.0, 1.0), (10.0, 2.0))], 1.5) == [1]
+
+
+def test_room_goes_to_what_saves_most_for_it() -> None:
+    """Both fit alone and not together; the larger saving costs less noise for each byte."""
+    units = [unit_of((100.0, 0.0), (40.0, 3.0), (0.0, 10.0)), unit_of((100.0, 0.0), (70.0, 3.0), (0.0, 10.0))]
+    assert knapsack.solve(units, 4.0) == [1, 0]
+    assert knapsack.solve(units[::-1], 4.0) == [0, 1]
+
+
+def test_what_is_expected_is_the_sum_of_noises() -> None:
+    units = [unit_of((2.0, 0.25), (1.0, 0.5)), unit_of((2.0, 0.125), (1.0, 4.0))]
+    assert knapsack.expected(units, [1, 0]).tolist() == [0.625]
+
+
 def test_nothing_is_allowed() -> None:
     units = instance(0, 1)
     assert knapsack.solve(units, 0.0) == [0] * 6

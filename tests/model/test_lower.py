@@ -1,0 +1,62 @@
+"""Presence of fields: what was written stays written, what was absent stays absent."""
+
+from __future__ import annotations
+
+import pytest
+
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import is_changed, load_container
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.schema import INT32, UINT8
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.model.lower import lower
+
+from .helpers import written
+
+
+def make(table: str, /, **values: object) -> Record:
+    return Record(schema().tables[table], dict(values))
+
+
+def read_again(root: Record) -> Model:
+    return load_container(Container.of_bytes(written(root)))
+
+
+def model_of_buffers(*buffers: Record) -> Model:
+    graph = make("SubGraph", tensors=[], operators=[])
+    return read_again(
+        make("Model", version=3, operator_codes=[], subgraphs=[graph], buffers=[make("Buffer"), *buffers])
+    )
+
+
+def test_empty_bytes_of_a_buffer_are_not_no_bytes() -> None:
+    empty = ScalarVector.of(UINT8, [])
+    model = model_of_buffers(make("Buffer", data=empty), make("Buffer"))
+    assert [item.blob for item in model.buffers] == [None, None, None]
+    for found in (lower(model), lower(read_again(lower(model)))):
+        assert ["data" in item for item in found.values["buffers"]] == [False, True, False]
+        assert found.values["buffers"][1].values["data"] == empty
+    assert not is_changed(model)
+
+
+def test_bytes_that_are_taken_away_leave_no_vector() -> None:
+    model = model_of_buffers(make("Buffer", data=ScalarVector.of(UINT8, [1, 2])))
+    model.buffers[1].blob = None
+    assert "data" not in lower(model).values["buffers"][1]
+
+
+def test_bytes_that_are_given_fill_an_empty_vector() -> None:
+    model = model_of_buffers(make("Buffer", data=ScalarVector.of(UINT8, [])))
+    model.buffers[1].blob = OwnedBlob(b"abc")
+    again = read_again(lower(model))
+    assert again.buffers[1].blob is not None and bytes(again.buffers[1].blob.view()) == b"abc"
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_empty_lists_are_as_they_were(present: bool) -> None:
+    lists = {"signature_defs": [], "metadata": [], "metadata_buffer": ScalarVector.of(INT32, [])}
+    graph = make("SubGraph", tensors=[], operators=[])
+    root = make("Model", version=3, subgraphs=[graph], **(lists if present else {}))
+    found = lower(read_again(root))
+    assert [name in found for name in lists] == [present] * 3
