@@ -28,7 +28,7 @@ from pathlib import Path
 from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import Verification, load
-from tfl_rewrite.calibration.rounder import PAINS, Calibrated, Settings
+from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import save
@@ -36,7 +36,7 @@ from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.passes import calls
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.session import Wanted, session
+from tfl_rewrite.search.shrink import Wanted, session
 from tfl_rewrite.weights.encoding import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)
@@ -172,7 +172,7 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
         effort: Calibrated(
             Settings(
                 inputs=(inputs / f"{path.stem}.calib.npz",),
-                pains=PAINS[effort],
+                effort=EFFORTS[effort],
                 in_order=effort is Effort.BEST,
             )
         )

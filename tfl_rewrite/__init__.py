@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.reading.doctor.diagnosis import Diagnosis, doctor
     from tfl_rewrite.reading.inspect import inspect
     from tfl_rewrite.search.calls import shrink
+    from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
     from tfl_rewrite.search.rounding import search_rounding
-    from tfl_rewrite.search.shrink import ShrinkFailed, ShrinkReport
     from tfl_rewrite.shards.calls import join, shard
     from tfl_rewrite.shards.opened import ShardedModel, open_sharded
     from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
@@ -67,8 +67,8 @@ _HOMES = {
     "ShardFailed": "shards.outcome",
     "ShardReport": "shards.outcome",
     "ShardedModel": "shards.opened",
-    "ShrinkFailed": "search.shrink",
-    "ShrinkReport": "search.shrink",
+    "ShrinkFailed": "search.report",
+    "ShrinkReport": "search.report",
     "TflRewriteError": "errors",
     "Tolerance": "judge.compare",
     "UnsupportedError": "errors",

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import clipping
-from tfl_rewrite.numerics.gptq import Metric, Pains, Ties, feedback, nearest, quantize, restore
+from tfl_rewrite.numerics.gptq import GptqEffort, Metric, Ties, feedback, nearest, quantize, restore
 from tfl_rewrite.numerics.symmetric import Levels
 
 Array = np.ndarray[Any, Any]
@@ -103,7 +103,7 @@ def test_no_single_integer_could_be_better() -> None:
     weight, moments = random.standard_normal((1, 3, 40)), moments_of(random, 1, 40)
     scale = np.abs(weight).max(axis=2, keepdims=True) / 7
     ties = Ties.of(np.arange(3).reshape(1, 3, 1).repeat(40, axis=2))
-    done = quantize(weight, Metric.of(moments), scale, INT4, ties, pains=Pains(rounds=6, sweeps=8))
+    done = quantize(weight, Metric.of(moments), scale, INT4, ties, effort=GptqEffort(rounds=6, sweeps=8))
     least = cost(weight, done.values(), moments)
     for column, step in itertools.product(range(40), (-1, 1)):
         moved = done.integers.astype(np.int64)
@@ -120,7 +120,7 @@ def test_comes_near_the_best_of_all_integers() -> None:
         weight, moments = random.standard_normal((1, 1, 5)), moments_of(random, 1, 5)
         ties = Ties.of(np.zeros((1, 1, 5), np.int64))
         scale = np.full((1, 1, 1), step)
-        done = quantize(weight, Metric.of(moments), scale, levels, ties, pains=Pains(rounds=0))
+        done = quantize(weight, Metric.of(moments), scale, levels, ties, effort=GptqEffort(rounds=0))
         off = weight[0, 0] - every * step
         least += float(np.einsum("ik,kl,il->i", off, moments[0], off).min())
         plain, ours = plain + done.before, ours + done.after

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite.numerics.gptq import Pains
+from tfl_rewrite.numerics.gptq import GptqEffort
 from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Plan, Trial
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.products import Dense
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 
 def rounded(weight: Array, plan: Plan, moments: Moments) -> Layer:
-    return LayerRounding(weight, plan, moments, Pains()).layer(bias=False)
+    return LayerRounding(weight, plan, moments, GptqEffort()).layer(bias=False)
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -69,7 +69,7 @@ def nearest_scale(weight: Array, levels: Levels) -> Array:
 def trial(weight: Array, halves: Sequence[Array], *, centred: bool) -> LayerRounding:
     product = Dense(weight.shape)
     plan = Plan(weight.shape, Channels.along(weight.shape, 0), Levels.narrow(4), centred=centred)
-    return LayerRounding(weight, plan, met(product, halves), Pains())
+    return LayerRounding(weight, plan, met(product, halves), GptqEffort())
 
 
 @pytest.mark.parametrize("behind", [False, True])

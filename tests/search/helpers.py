@@ -7,8 +7,8 @@ from typing import Any
 
 from tfl_rewrite.judge.report import OutputComparison
 from tfl_rewrite.judge.verdict import Verdict
-from tfl_rewrite.search.figures import Figures
 from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.weights.encoding import Encoding
 
@@ -55,6 +55,6 @@ def measured(snr: float, nbytes: int, goal: Goal) -> Measured:
     )
 
 
-def heard(snr: float) -> Figures:
+def judged(snr: float) -> Figures:
     """What held-out inputs show."""
     return Figures(verdict=verdict({"snr_db": snr}))

@@ -13,10 +13,10 @@ from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.compare import Tolerance, compared
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Verdict
-from tfl_rewrite.search.figures import Figures, counts_hidden, figures_of
 from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.holdout_judge import Figures, counts_hidden, figures_of
 from tfl_rewrite.search.search import Search
-from tfl_rewrite.search.state import Clock
+from tfl_rewrite.search.sensitivity import Clock
 from tfl_rewrite.search.trials import Measured
 
 from .helpers import OUTPUT, verdict

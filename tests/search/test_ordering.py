@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from tfl_rewrite.search.figures import Figures
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.order import in_order
-from tfl_rewrite.search.settle import Settled
-from tfl_rewrite.search.state import Clock, TimeIsUp
+from tfl_rewrite.search.holdout_judge import Figures
+from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
+from tfl_rewrite.search.settle import Found, in_order
 from tfl_rewrite.search.trials import Measured
 
-from .helpers import heard, measured
+from .helpers import judged, measured
 
 
 class World:
@@ -52,18 +51,18 @@ class World:
         self.finished.append(found)
         return found.nbytes + self.more
 
-    def hear(self, _path: Path) -> Figures:
+    def evaluate(self, _path: Path) -> Figures:
         snr = self.finished[-1].snr
         assert snr is not None
-        return heard(snr - self.held)
+        return judged(snr - self.held)
 
 
-def settled(world: World, snr: float = 30.0) -> Settled:
+def settled(world: World, snr: float = 30.0) -> Found:
     first = world.at(snr)
-    return Settled(first, heard(snr - world.held), notes=("before",))
+    return Found(first, judged(snr - world.held), notes=("before",))
 
 
-def run(world: World, start: Settled, tries: int = 5) -> Settled:
+def run(world: World, start: Found, tries: int = 5) -> Found:
     stand_in: Any = world
     return in_order(stand_in, stand_in, world.goal, stand_in, start, tries)
 
@@ -116,7 +115,7 @@ def test_a_size_alone_gets_what_is_better() -> None:
     start = settled(world)
     assert run(world, start) is start
     world = World(Goal(max_nbytes=5000), held=9.0)
-    start = replace(settled(world), proven=heard(29.0))
+    start = replace(settled(world), proven=judged(29.0))
     assert run(world, start) is start
 
 
@@ -128,7 +127,7 @@ def test_left_alone() -> None:
     world.can_order = False
     run(world, settled(world))
     assert not world.ordered
-    nothing = Settled()
+    nothing = Found()
     assert run(World(Goal(min_snr=30.0)), nothing) is nothing
 
 

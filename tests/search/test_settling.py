@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.settle import MOST_TRIES, Room, Settled, _room, doubts
+from tfl_rewrite.search.settle import MOST_TRIES, Found, Room, _room, caveats
 
-from .helpers import heard, measured, verdict
+from .helpers import judged, measured, verdict
 
 
-class Found:
+class OneFile:
     """A search that finds one file, measured on so many samples."""
 
     def __init__(self, samples: int, goal: Goal) -> None:
@@ -37,7 +37,7 @@ class Found:
     ],
 )
 def test_few_samples_cannot_tell_a_share(goal: Goal, samples: int, room: float) -> None:
-    search: Any = Found(samples, goal)
+    search: Any = OneFile(samples, goal)
     assert _room(search, goal) == room
 
 
@@ -47,9 +47,9 @@ def test_few_samples_cannot_tell_a_share(goal: Goal, samples: int, room: float) 
 def test_outputs_that_jump_are_named(kept: float, others: list[float], said: bool) -> None:
     goal = Goal(min_snr=30.0)
     found = measured(kept, 2000, goal)
-    settled = Settled(found, heard(kept))
+    settled = Found(found, judged(kept))
     curve = [found, *(measured(snr, 1000, goal) for snr in others)]
-    notes = [note for note in doubts(goal, settled, curve) if "nothing was found between" in note]
+    notes = [note for note in caveats(goal, settled, curve) if "nothing was found between" in note]
     assert bool(notes) is said
     if said:
         assert "between 12.0 and 93.0 dB" in notes[0]

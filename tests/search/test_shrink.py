@@ -18,7 +18,7 @@ from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
-from tfl_rewrite.search.state import Clock, TimeIsUp
+from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
 from tfl_rewrite.weights.payloads import WeightChange
 
 FEW = ("int8:channel:dequantize", "int8:channel", "int4:channel:dequantize")
@@ -100,12 +100,12 @@ def test_what_was_rounded_in_order_is_what_is_published(
     """Taken whether it wins anything or not: what is published is made anew, and must be the same bytes."""
     made: list[bytes] = []
 
-    def taken(search: Any, trials: Any, goal: Any, jury: Any, settled: Any, _tries: int) -> Any:
+    def taken(search: Any, trials: Any, goal: Any, judge: Any, settled: Any, _tries: int) -> Any:
         for found in (settled.promised, search.in_order(settled.promised)):
             trials.finish(found)
             made.append(trials.path.read_bytes())
         assert found.ordered
-        return replace(settled, promised=found, proven=jury.hear(trials.path))
+        return replace(settled, promised=found, proven=judge.evaluate(trials.path))
 
     monkeypatch.setattr("tfl_rewrite.search.shrink.in_order", taken)
     target = tmp_path / "out.tflite"

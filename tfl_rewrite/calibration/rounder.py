@@ -26,7 +26,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import symmetric
-from tfl_rewrite.numerics.gptq import Pains
+from tfl_rewrite.numerics.gptq import GptqEffort
 from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Metrics, Plan, Run, Trial
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.products import Product
@@ -40,10 +40,10 @@ from tfl_rewrite.work import current, one_blas_thread
 HELD_NBYTES = 256 << 20
 """Of integers in memory; more go to a temporary file."""
 
-PAINS = {
-    Effort.FAST: Pains(rounds=0),
-    Effort.BALANCED: Pains(),
-    Effort.BEST: Pains(shares=(0.85, 0.92, 1.0, 1.08, 1.15), rounds=4),
+EFFORTS = {
+    Effort.FAST: GptqEffort(rounds=0),
+    Effort.BALANCED: GptqEffort(),
+    Effort.BEST: GptqEffort(shares=(0.85, 0.92, 1.0, 1.08, 1.15), rounds=4),
 }
 """Work that each effort is."""
 
@@ -71,7 +71,7 @@ class Settings:
         runtime: Which interpreter runs the model.
         timeout: Seconds for each request to it.
         memory_limit: Bytes that it may take; None for what :func:`memory.default_limit` says.
-        pains: How much work each weight is worth.
+        effort: How much work each weight is worth.
         in_order: Round weight after weight, each for what it meets behind those before it.
         correct_bias: Whether biases take mean errors back.
     """
@@ -80,7 +80,7 @@ class Settings:
     runtime: str = "litert"
     timeout: float = 600.0
     memory_limit: int | None = None
-    pains: Pains = field(default_factory=Pains)
+    effort: GptqEffort = field(default_factory=GptqEffort)
     in_order: bool = False
     correct_bias: bool = True
 
@@ -363,7 +363,7 @@ class Calibrated:
             moments = ONE_SAMPLE
         if isinstance(moments, str):
             return job, moments, None
-        rounding = LayerRounding(job.weight(), job.plan, moments, self._settings.pains, metrics)
+        rounding = LayerRounding(job.weight(), job.plan, moments, self._settings.effort, metrics)
         trial = rounding.tried(self._plain.scales(job.work), run)
         if trial.best is Fit.NEAREST:
             return job, trial, None

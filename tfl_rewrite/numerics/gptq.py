@@ -86,7 +86,7 @@ class Ties:
 
 
 @dataclass(frozen=True, slots=True)
-class Pains:
+class GptqEffort:
     """How much work rounding is worth.
 
     Attributes:
@@ -177,7 +177,7 @@ def quantize(
     levels: Levels,
     ties: Ties,
     *,
-    pains: Pains | None = None,
+    effort: GptqEffort | None = None,
 ) -> Rounded:
     """Rounds a weight for the vectors that it meets.
 
@@ -189,9 +189,9 @@ def quantize(
         scale: ``[groups, rows, blocks]`` to start from.
         levels: The integers.
         ties: Which scales are one.
-        pains: How much work it is worth.
+        effort: How much work it is worth.
     """
-    effort = pains or Pains()
+    effort = effort or GptqEffort()
     target = np.asarray(weight, np.float64)
     start = ties.stored(np.asarray(scale, np.float64))
     length = target.shape[2]

@@ -19,7 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.numerics import clipping
-from tfl_rewrite.numerics.gptq import Metric, Pains, Rounded, Ties, mean_error, nearest, quantize, restore
+from tfl_rewrite.numerics.gptq import (
+    GptqEffort,
+    Metric,
+    Rounded,
+    Ties,
+    mean_error,
+    nearest,
+    quantize,
+    restore,
+)
 from tfl_rewrite.numerics.moments import Covariances, Drift, Moments
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 
@@ -144,7 +153,7 @@ class LayerRounding:
         weight: In its shape, finite.
         plan: How.
         moments: Of what it meets; a :class:`Drift` also tells what the float model meets there.
-        pains: How much work it is worth.
+        effort: How much work it is worth.
         metrics: What follows from the moments alone, if that is known already.
     """
 
@@ -153,12 +162,12 @@ class LayerRounding:
         weight: Float32,
         plan: Plan,
         moments: Moments,
-        pains: Pains,
+        effort: GptqEffort,
         metrics: Metrics | None = None,
     ) -> None:
         self._plan = plan
         self._moments = moments
-        self._pains = pains
+        self._effort = effort
         self._metrics = metrics or Metrics(moments)
         self._ties = ties_of(plan, moments)
         matrix = np.ascontiguousarray(moments.product.matrix(weight), np.float32)
@@ -232,7 +241,7 @@ class LayerRounding:
             ties = self._ties
             part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
             first = start[ties.scale[:, rows]]
-            done = quantize(target[:, rows], metric, first, plan.levels, part, pains=self._pains)
+            done = quantize(target[:, rows], metric, first, plan.levels, part, effort=self._effort)
             if drift is not None:
                 restore(done, target[:, rows], metric, part)
             yield rows, done, bias[:, rows] + mean_error(own[:, rows], done.values(), mean, moments.parts)

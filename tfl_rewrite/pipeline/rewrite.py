@@ -441,7 +441,7 @@ def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, 
         return item
     if item.effort is Effort.FAST:
         return item
-    from tfl_rewrite.calibration.rounder import PAINS, Calibrated
+    from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated
 
     calibration = settings.calibration()
     if isinstance(item, RoundWeights):
@@ -452,7 +452,7 @@ def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, 
         return item
     calibration = replace(
         calibration,
-        pains=PAINS[item.effort],
+        effort=EFFORTS[item.effort],
         in_order=item.effort is Effort.BEST,
         correct_bias=item.correct_bias,
     )

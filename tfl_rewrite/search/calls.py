@@ -10,7 +10,7 @@ from tfl_rewrite.passes import calls
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search import shrink as work
 from tfl_rewrite.search.goals import Goal, Objective
-from tfl_rewrite.search.shrink import ShrinkReport
+from tfl_rewrite.search.report import ShrinkReport
 from tfl_rewrite.search.units import encodings_for
 from tfl_rewrite.weights.encoding import Encoding
 

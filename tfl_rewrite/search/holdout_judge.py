@@ -1,23 +1,159 @@
-"""Judges what a search found by inputs that it never saw."""
+"""What running a file showed, on the inputs of a search and on those that it never saw."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.merging import merged
+from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
 from tfl_rewrite.pipeline.verification import Verification
-from tfl_rewrite.search.figures import Figures, counts_hidden, figures_of, judged_inside
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.trials import Metric, Trials
+from tfl_rewrite.search.units import Float64, ratio
+
+Metric = Callable[[Sequence[Path]], float]
+"""The user's own figure of a file, or of one made for each part of the inputs."""
+INSIDE = Tolerance(min_snr=None, min_agreement=0.0)
+"""Before a last SOFTMAX and the like only the noise counts."""
+QUIET = 1e-16
+"""Noise that counts as none."""
 
 
-class Jury:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """A file that was run.
+
+    Attributes:
+        verdict: Against the original.
+        metric: The user's own figure, if there is one.
+        hidden: Lowest SNR over what goes into a last SOFTMAX, LOGISTIC or TANH, in dB; None where there is
+            none. Behind those an output that is sure of itself hides noise, but not on other inputs.
+        hidden_sure: The same, of which as many other samples are not likely to show less.
+    """
+
+    verdict: Verdict
+    metric: float | None = None
+    hidden: float | None = None
+    hidden_sure: float | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there are outputs to speak of."""
+        return self.verdict.measured
+
+    @property
+    def sound(self) -> bool:
+        """Whether every output has the shape of the original's and is finite where that is."""
+        broken = any(item.nonfinite_mismatches or item.rule == "interface" for item in self.verdict.outputs)
+        return self.runs and not broken
+
+    @property
+    def snr(self) -> float | None:
+        """Lowest SNR over the outputs, and over what goes into a last SOFTMAX and the like, in dB."""
+        found = [snr for snr in (self.verdict.worst_snr(), self.hidden) if snr is not None]
+        return min(found, default=None)
+
+    @property
+    def sure(self) -> float | None:
+        """The same less what chance among so few samples may have added.
+
+        Where few things are decided, what outputs show of a few samples is chance for the most part, and what
+        goes into the SOFTMAX tells: chance is taken off that alone.
+        """
+        chance = self.hidden_sure is None
+        outputs = [item for item in self.verdict.outputs if item.snr_db is not None]
+        found = [(item.snr_db or 0.0) - (item.doubt_db if chance else 0.0) for item in outputs]
+        if self.hidden_sure is not None:
+            found.append(self.hidden_sure)
+        return min(found, default=None)
+
+    def missing(self, goal: Goal) -> float:
+        """Returns by how much as many other samples may miss the bounds; see :meth:`Goal.shortfall`."""
+        own = goal.shortfall(self.verdict, self.metric, chance=self.hidden_sure is None)
+        if goal.min_snr is None or self.hidden_sure is None:
+            return own
+        return max(own, goal.min_snr - self.hidden_sure)
+
+
+def counts_hidden(goal: Goal, decisions: int) -> bool:
+    """Whether what goes into a last SOFTMAX and the like is to be judged.
+
+    Where a ratio is asked for, or nothing else is; and where each call decides few things: among many some
+    are not sure, and the outputs tell.
+
+    Args:
+        goal: The bounds.
+        decisions: See :func:`open_outputs`.
+    """
+    return 0 < decisions < MANY_DECISIONS and (goal.min_snr is not None or not goal.bounds_error)
+
+
+def judged_inside(judge: Judge, path: Path) -> Verdict | None:
+    """Judges what goes into a last SOFTMAX and the like of a file; None where it does not come to that.
+
+    Args:
+        judge: Of files rewritten from the opened original.
+        path: The file.
+    """
+    inside = path.with_suffix(".inside")
+    inside.unlink(missing_ok=True)
+    if not open_outputs(path, inside, centred=True):
+        return None
+    verdict = judge.compare(inside, tolerance=INSIDE)
+    return verdict if verdict.measured else None
+
+
+def figures_of(
+    verdicts: Sequence[Verdict], inside: Sequence[Verdict | None], goal: Goal, metric: float | None = None
+) -> Figures:
+    """Returns what the verdicts on parts of the samples say together.
+
+    Args:
+        verdicts: On the outputs.
+        inside: On what goes into a last SOFTMAX and the like; it counts if it is there for all parts.
+        goal: What outputs were judged by.
+        metric: The user's own figure.
+    """
+    hidden = hidden_sure = None
+    found = [verdict for verdict in inside if verdict is not None]
+    if found and len(found) == len(verdicts):
+        together = merged(found, INSIDE)
+        hidden = hidden_sure = math.inf
+        for item, noise in zip(together.outputs, noise_of(together), strict=True):
+            snr = -10.0 * math.log10(float(noise)) if noise > QUIET else math.inf
+            hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - item.doubt_db)
+    whole = merged(verdicts, goal.tolerance)
+    return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure)
+
+
+def noise_of(verdict: Verdict) -> Float64:
+    """Returns noise over signal of each output; outputs that are zero in the original count as quiet."""
+    found = []
+    for item in verdict.outputs:
+        if item.nonfinite_mismatches:
+            found.append(np.inf)
+        elif item.bit_exact or item.snr_db is None or not item.reference_peak:
+            found.append(0.0)
+        else:
+            found.append(ratio(item.snr_db))
+    return np.maximum(np.array(found, np.float64), QUIET)
+
+
+class HoldoutJudge:
     """Judges by inputs that were held out; a context manager.
 
     Args:
         source: The original.
-        trials: Knows the original as it is opened before a last SOFTMAX and the like.
+        opened: The original as it is opened before a last SOFTMAX and the like, where that counts.
         verification: What to judge with.
         goal: What is judged by.
         metric: The user's own figure on those inputs.
@@ -26,24 +162,24 @@ class Jury:
     def __init__(
         self,
         source: str | os.PathLike[str],
-        trials: Trials,
+        opened: Path | None,
         verification: Verification,
         goal: Goal,
         metric: Metric | None = None,
     ) -> None:
         self._source = source
-        self._trials = trials
+        self._opened = opened
         self._verification = verification
         self._goal = goal
         self._metric = metric
 
-    def __enter__(self) -> Jury:
-        trials, judge = self._trials, self._verification.judge
+    def __enter__(self) -> HoldoutJudge:
+        judge = self._verification.judge
         with contextlib.ExitStack() as stack:
             self._judge = stack.enter_context(judge(self._source, exact=False))
             self._inside = None
-            if trials.opened is not None and counts_hidden(self._goal, trials.decisions):
-                self._inside = stack.enter_context(judge(trials.opened, exact=False))
+            if self._opened is not None:
+                self._inside = stack.enter_context(judge(self._opened, exact=False))
             # Both are there: from now on they end together.
             self._stack = stack.pop_all()
         return self
@@ -51,7 +187,7 @@ class Jury:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def hear(self, path: Path) -> Figures:
+    def evaluate(self, path: Path) -> Figures:
         """Runs a file."""
         verdict = self._judge.compare(path, tolerance=self._goal.tolerance)
         inside = metric = None

@@ -16,10 +16,9 @@ from statistics import median
 import numpy as np
 
 from tfl_rewrite.search import knapsack, sensitivity
-from tfl_rewrite.search.figures import QUIET, Figures
 from tfl_rewrite.search.goals import Goal, Objective
-from tfl_rewrite.search.sensitivity import Progress
-from tfl_rewrite.search.state import Clock, State, TimeIsUp
+from tfl_rewrite.search.holdout_judge import QUIET, Figures
+from tfl_rewrite.search.sensitivity import Clock, Progress, State, TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
 from tfl_rewrite.search.units import KEPT, Choice, Option, Unit
 from tfl_rewrite.weights.encoding import Encoding

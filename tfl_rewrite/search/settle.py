@@ -1,4 +1,9 @@
-"""Searches until the file holds on the inputs that were held out, too."""
+"""Searches until the file holds on the inputs that were held out, too; then rounds weights in order.
+
+While searching, each weight is rounded as if all others were floats, so that what was done for one file
+serves all others. Rounded in order, each weight makes up for what those before it did, which is worth some
+dB more, but has to be done anew for each file.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,13 @@ from typing import ClassVar
 from tfl_rewrite.editing.base import Pass, PassResult
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.search.figures import Figures
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.holdout_judge import Jury
+from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge
 from tfl_rewrite.search.search import Search, key_of, snr_of
+from tfl_rewrite.search.sensitivity import TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
 from tfl_rewrite.search.units import Choice, assigned
+from tfl_rewrite.weights.encoding import Effort
 
 TRIES = 4
 """How often the search is told to leave more room, or less of it, for what held-out inputs show."""
@@ -51,7 +57,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class Found:
     """What the search came to.
 
     Attributes:
@@ -68,16 +74,16 @@ class Settled:
     margin: float = 0.0
 
 
-def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
+def settle(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge) -> Found:
     """Searches, judges what was found by held-out inputs, and moves the room that is left accordingly.
 
     Args:
         search: Has measured.
         trials: Makes files.
         goal: The bounds.
-        jury: Judges by the inputs that were held out.
+        judge: Judges by the inputs that were held out.
     """
-    best, notes = Settled(), list[str]()
+    best, notes = Found(), list[str]()
     room, limit = Room(_room(search, goal), goal.in_db), goal.max_nbytes
     known: dict[Hashable, tuple[Measured, Figures]] = {}
     while not room.settled:
@@ -93,9 +99,9 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
         key = key_of(found.choice)
         if key not in known:
             found = replace(found, nbytes=trials.finish(found))
-            known[key] = found, jury.hear(trials.path)
+            known[key] = found, judge.evaluate(trials.path)
             search.until = 1.0
-        found, heard = known[key]
+        found, judged = known[key]
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
             if goal.bounds_error:
                 notes.append(f"the smallest file found that keeps the error has {found.nbytes:,} bytes")
@@ -105,10 +111,10 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
             limit -= found.nbytes - goal.max_nbytes
             room.spend()
             continue
-        missing = heard.missing(goal)
+        missing = judged.missing(goal)
         if missing <= 0:
             if best.promised is None or found.cost < best.promised.cost:
-                best = Settled(found, heard, margin=room.margin)
+                best = Found(found, judged, margin=room.margin)
         else:
             notes = [
                 f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"
@@ -117,7 +123,7 @@ def settle(search: Search, trials: Trials, goal: Goal, jury: Jury) -> Settled:
     if best.promised is None and search.timed_out:
         refused = [snr_of(made) for made, _ in known.values() if math.isfinite(snr_of(made))]
         asked = goal.min_snr + room.margin if goal.min_snr is not None else max(refused, default=30.0)
-        best = _rescued(search, trials, goal, jury, asked)
+        best = _rescued(search, trials, goal, judge, asked)
     return replace(best, notes=tuple(notes))
 
 
@@ -164,17 +170,17 @@ class Room:
         self.stride *= 2
 
 
-def _rescued(search: Search, trials: Trials, goal: Goal, jury: Jury, wanted: float) -> Settled:
+def _rescued(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, wanted: float) -> Found:
     """Returns what is likely to keep the bounds where time is up."""
     for found in search.last_resorts(wanted):
         if found.missing(goal) > 0:
             continue
         found = replace(found, nbytes=trials.finish(found))
-        heard = jury.hear(trials.path)
+        judged = judge.evaluate(trials.path)
         fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
-        if fits and heard.missing(goal) <= 0:
-            return Settled(found, heard)
-    return Settled()
+        if fits and judged.missing(goal) <= 0:
+            return Found(found, judged)
+    return Found()
 
 
 def _room(search: Search, goal: Goal) -> float:
@@ -216,7 +222,7 @@ def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[st
     ]
 
 
-def doubts(goal: Goal, settled: Settled, curve: Sequence[Measured] = ()) -> list[str]:
+def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = ()) -> list[str]:
     """Returns what a reader should know of how sure this is.
 
     Args:
@@ -251,3 +257,82 @@ def doubts(goal: Goal, settled: Settled, curve: Sequence[Measured] = ()) -> list
         f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
         " search with, and as many to hold out",
     ]
+
+
+ORDERED_TRIES = {Effort.FAST: 0, Effort.BALANCED: 2, Effort.BEST: 5}
+"""How many smaller files are tried."""
+_WORTH = 0.3
+"""So many dB won are worth a try."""
+_SPARE = 0.2
+"""So many dB are left to chance."""
+
+
+def in_order(
+    search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, settled: Found, tries: int
+) -> Found:
+    """Returns a smaller file, or with only a bound on the size a better one, if rounding in order gives it.
+
+    Args:
+        search: Has found something.
+        trials: Makes files.
+        goal: The bounds; nothing is done where one of them cannot be told in dB.
+        judge: Judges by the inputs that were held out.
+        settled: What was found.
+        tries: How many files to try, at most.
+    """
+    first = settled.promised
+    if first is None or not tries or not goal.in_db or not trials.can_order or not first.choice:
+        return settled
+    try:
+        made = search.in_order(first)
+        won = snr_of(made) - snr_of(first)
+        if not goal.bounds_error:
+            return _proven(trials, goal, judge, settled, made)[0] if won > 0 else settled
+        return _smaller(search, trials, goal, judge, settled, won, tries)
+    except TimeIsUp:
+        return settled
+
+
+def _smaller(
+    search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, settled: Found, won: float, tries: int
+) -> Found:
+    """Searches with less room by what was won, and by less again where that was too much."""
+    best, room, tried = settled, won - _SPARE, set()
+    while tries and room >= _WORTH and math.isfinite(room):
+        assert best.promised is not None
+        found = search.find(goal, margin=settled.margin - room)
+        key = None if found is None else key_of(found.choice)
+        if found is None or found.cost >= best.promised.cost or key in tried:
+            break
+        tried.add(key)
+        tries -= 1
+        made = search.in_order(found)
+        missing = made.missing(goal) + settled.margin
+        if missing <= 0:
+            other, missing = _proven(trials, goal, judge, best, made)
+            if other is not best:
+                best = other
+                # What is left may do for a still smaller one.
+                room += max(0.0, min(-missing, -made.missing(goal) - settled.margin))
+                continue
+        room -= max(missing, _WORTH)
+    return best
+
+
+def _proven(
+    trials: Trials, goal: Goal, judge: HoldoutJudge, settled: Found, made: Measured
+) -> tuple[Found, float]:
+    """Returns what was made if it keeps the bounds on held-out inputs, and by how much it misses them."""
+    made = replace(made, nbytes=trials.finish(made))
+    if goal.max_nbytes is not None and made.nbytes > goal.max_nbytes:
+        return settled, math.inf
+    judged = judge.evaluate(trials.path)
+    missing = judged.missing(goal)
+    better = True
+    if not goal.bounds_error and settled.proven is not None:
+        better = judged.runs and snr_of(judged) >= snr_of(settled.proven)
+    if missing > 0 or not better:
+        return settled, missing
+    note = "weights rounded one after the other, each behind those before it"
+    notes = (*(text for text in settled.notes if text != note), note)
+    return replace(settled, promised=made, proven=judged, notes=notes), missing

@@ -2,158 +2,271 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tfl_rewrite.calibration.holdout import Split
-from tfl_rewrite.editing.base import Pass
-from tfl_rewrite.errors import UsageError, VerificationError, check_number
+from tfl_rewrite import __version__
+from tfl_rewrite.calibration.holdout import Split, divide
+from tfl_rewrite.editing.base import Pass, run_passes
+from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims
-from tfl_rewrite.files.store import load
-from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.files.store import load, save
+from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.pipeline.rewrite import Report, check_present, claims_of, rewrite
+from tfl_rewrite.pipeline.rewrite import check_present, claims_of, rewrite
 from tfl_rewrite.pipeline.verification import Verification
-from tfl_rewrite.search.downloads import rounded_instead
-from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.holdout_judge import Jury
-from tfl_rewrite.search.order import TRIES, in_order
-from tfl_rewrite.search.search import snr_of
-from tfl_rewrite.search.sensitivity import Progress
-from tfl_rewrite.search.session import Wanted, session
-from tfl_rewrite.search.settle import Chosen, doubts, settle
-from tfl_rewrite.search.trials import Measured
-from tfl_rewrite.search.units import ENCODINGS, Unit
+from tfl_rewrite.search.goals import Goal, Objective
+from tfl_rewrite.search.holdout_judge import HoldoutJudge
+from tfl_rewrite.search.metric import MetricProcess
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
+from tfl_rewrite.search.rounding import RoundingSearch
+from tfl_rewrite.search.search import Search
+from tfl_rewrite.search.sensitivity import Clock, Progress, State
+from tfl_rewrite.search.settle import ORDERED_TRIES, Chosen, Found, Room, caveats, in_order, settle
+from tfl_rewrite.search.timing import Stopwatch
+from tfl_rewrite.search.trials import Fold, Measured, PassMaker, Trials, deflated_nbytes
+from tfl_rewrite.search.units import ENCODINGS, base_pass, find_units
+from tfl_rewrite.weights.encoding import Effort
 from tfl_rewrite.weights.recipe import unmatched_notes
+
+_ROUNDING = 0.4
+"""Of the time limit: what is not rounded for its activations by then is rounded without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShrinkReport:
-    """What a search came to.
-
-    Attributes:
-        goal: The budget.
-        report: Of the rewrite; None if nothing was found or published.
-        promised: The file on the inputs of the search, each half measured with weights rounded for the
-            other; None if no file keeps the bounds.
-        proven: The published file on inputs that were held out.
-        proven_snr: Lowest SNR of it there in dB, before a last SOFTMAX and the like as well.
-        proven_sure: The same less what may be chance.
-        curve: Every whole file that was measured; see :meth:`pareto`.
-        units: The constants and their options.
-        split: Which inputs were used for what.
-        files: How many files were run.
-    """
+class Wanted:
+    """What to search for, and with what; see :func:`tfl_rewrite.search.shrink.shrink`."""
 
     goal: Goal
-    source: str
-    target: str
-    nbytes_before: int
-    report: Report | None
-    promised: Measured | None
-    proven: Verdict | None
-    proven_snr: float | None
-    proven_sure: float | None
-    curve: tuple[Measured, ...]
-    units: tuple[Unit, ...]
-    split: Split
-    files: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def expected_snr(self) -> float | None:
-        """What other inputs of the kind are likely to show, in dB.
-
-        The lower of what the search measured and of what held-out inputs showed, each less what chance among
-        so few samples may have added; before a last SOFTMAX and the like as well.
-        """
-        if self.promised is None or self.proven is None:
-            return None
-        found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
-        return min(found, default=None)
-
-    @property
-    def promised_snr(self) -> float | None:
-        """What other inputs of the kind are to keep, in dB: what was asked for, if that is less.
-
-        Infinite where nothing differs.
-        """
-        if self.expected_snr is None or self.expected_snr == math.inf or self.goal.min_snr is None:
-            return self.expected_snr
-        return min(self.expected_snr, self.goal.min_snr)
-
-    def pareto(self) -> list[Measured]:
-        """Returns the files than which none is both smaller and better, smallest first."""
-        best: list[Measured] = []
-        for item in sorted(self.curve, key=lambda item: (item.nbytes, -snr_of(item))):
-            if not best or snr_of(item) > snr_of(best[-1]):
-                best.append(item)
-        return best
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {
-            "schema": 1,
-            "source": self.source,
-            "target": self.target,
-            "nbytes_before": self.nbytes_before,
-            "goal": {
-                "min_snr": self.goal.min_snr,
-                "max_error": self.goal.max_error,
-                "min_agreement": self.goal.min_agreement,
-                "min_metric": self.goal.min_metric,
-                "max_nbytes": self.goal.max_nbytes,
-                "objective": self.goal.objective.value,
-            },
-            "promised_snr_db": _finite(self.promised_snr),
-            "expected_snr_db": _finite(self.expected_snr),
-            "promised": _row(self.promised) if self.promised is not None else None,
-            "proven": self.proven.to_dict() if self.proven is not None else None,
-            "proven_snr_db": _finite(self.proven_snr),
-            "proven_sure_snr_db": _finite(self.proven_sure),
-            "held_out": self.split.held_out,
-            "inputs": self.split.text,
-            "files": self.files,
-            "pareto": [_row(item) for item in self.pareto()],
-            "constants": [
-                {
-                    "tensor": unit.name,
-                    "buffer": unit.position,
-                    "readers": list(unit.readers),
-                    "nbytes": unit.nbytes,
-                    "encoding": self._encoding(unit),
-                }
-                for unit in self.units
-            ],
-            "notes": list(self.notes),
-            "rewrite": self.report.to_dict() if self.report is not None else None,
-        }
-
-    def _encoding(self, unit: Unit) -> str:
-        chosen = self.promised.choice.get(unit.position) if self.promised is not None else None
-        return chosen.text if chosen is not None else "kept"
-
-    def recipe(self) -> str:
-        """Returns the assignment as a recipe for ``quantize-weights --map``, in TOML.
-
-        Constants without a name, or with that of another, cannot be told apart there: they are left out.
-        """
-        from tfl_rewrite.search.recipes import recipe_text
-
-        return recipe_text(self.units, self.promised.choice if self.promised is not None else {})
+    settings: QuantizeWeights
+    before: Sequence[Pass]
+    after: Sequence[Pass]
+    verification: Verification
+    holdout: Sequence[str | os.PathLike[str]] = ()
+    metric: str | None = None
+    encodings: Sequence[str] = ENCODINGS
+    time_limit: float | None = None
+    state: str | os.PathLike[str] | None = None
+    force: bool = False
 
 
-class ShrinkFailed(VerificationError):
-    """No file keeps the budget; ``report`` has the trade-offs that were found."""
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A search that has measured.
 
-    def __init__(self, what: str, report: ShrinkReport, remedy: str | None = None) -> None:
-        super().__init__(what, file=report.source, remedy=remedy)
-        self.report = report
+    Attributes:
+        far: How to verify with the inputs that were held out.
+        far_figure: The user's own figure on those.
+    """
+
+    trials: Trials
+    search: Search
+    parted: Split
+    far: Verification
+    far_figure: MetricProcess | None
+
+
+@contextlib.contextmanager
+def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) -> Iterator[Session]:
+    """Opens a search and measures what each encoding of each constant costs.
+
+    Raises:
+        UnsupportedError: The original cannot be run, so nothing can be measured.
+        UsageError: An input does not fit.
+    """
+    checked, goal, metric = wanted.verification, wanted.goal, wanted.metric
+    clock = Clock(wanted.time_limit)
+    with Scratch() as scratch:
+        halves = wanted.settings.effort is not Effort.FAST
+        holdout = wanted.holdout or checked.holdout
+        parted = _split(source, checked, holdout, scratch, halves=halves)
+        parts = [replace(checked, inputs=part, holdout=()) for part in parted.folds]
+        far = replace(checked, inputs=parted.judge, holdout=(), seed=checked.seed + (not parted.judge))
+        plain = base_pass(wanted.settings)
+        everything = parted.everything if parted.crossed else ()
+        final, ordered = _equipped(plain, checked, everything, progress, partial(clock.is_past, 1.0))
+        folds = []
+        for number, part in enumerate(parts):
+            others = parted.others(number) if parted.crossed else ()
+            until = _ROUNDING * (number + 1) / len(parts)
+            base, behind = _equipped(plain, checked, others, progress, partial(clock.is_past, until))
+            folds.append(Fold(base, partial(part.judge, exact=False), behind))
+        figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
+        if figure is not None:
+            figure.check()
+        far_figure = MetricProcess(metric, source, [far], scratch.folder()) if metric is not None else None
+        with Trials(
+            source,
+            before=wanted.before,
+            folds=folds,
+            final=final,
+            after=wanted.after,
+            folder=scratch.folder(),
+            goal=goal,
+            metric=figure,
+            ordered=ordered,
+        ) as trials:
+            units = find_units(trials.fresh, plain, wanted.encodings, goal.objective)
+            key = _key(source, parted, checked, plain, wanted.encodings)
+            state = State(
+                Path(wanted.state) if wanted.state is not None else None,
+                key,
+                force=wanted.force,
+                access=access_of(source) & PLAIN,
+            )
+            search = Search(trials, units, goal=goal, state=state, clock=clock, progress=progress)
+            search.measure(Path(source).stat().st_size)
+            if goal.objective is Objective.LATENCY:
+                Stopwatch(trials, scratch.folder()).price(search.units, progress)
+            yield Session(trials, search, parted, far, far_figure)
+
+
+def _split(
+    source: str | os.PathLike[str],
+    verification: Verification,
+    holdout: Sequence[str | os.PathLike[str]],
+    scratch: Scratch,
+    *,
+    halves: bool,
+) -> Split:
+    if not verification.inputs:
+        judge = tuple(holdout)
+        text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
+        return Split(((),), judge, text, True)
+    return divide(load(source), verification.inputs, holdout, scratch.folder(), halves=halves)
+
+
+def _equipped(
+    base: QuantizeWeights,
+    verification: Verification,
+    inputs: Sequence[str | os.PathLike[str]],
+    progress: Progress,
+    time_is_up: Callable[[], bool],
+) -> tuple[QuantizeWeights, PassMaker | None]:
+    """Gives the pass a rounder that looks at inputs; one for all trials, so that nothing is done twice.
+
+    Returns:
+        The pass, and what makes it with a rounder that goes weight by weight.
+    """
+    from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated
+
+    if not inputs or base.effort is Effort.FAST:
+        return base, None
+    calibration = replace(
+        replace(verification, inputs=tuple(inputs)).calibration(),
+        effort=EFFORTS[base.effort],
+        correct_bias=base.correct_bias,
+    )
+
+    def hundredths(what: str, done: int, total: int) -> None:
+        # A rounder counts bytes, and a search steps.
+        progress(what, min(99, 100 * done // total) if total else 0, 100)
+
+    def ordered() -> QuantizeWeights:
+        return replace(base, rounder=Calibrated(replace(calibration, in_order=True), hundredths))
+
+    return replace(base, rounder=Calibrated(calibration, hundredths, time_is_up)), ordered
+
+
+def _key(
+    source: str | os.PathLike[str],
+    parted: Split,
+    verification: Verification,
+    base: QuantizeWeights,
+    encodings: Sequence[str],
+) -> str:
+    """Returns what measurements belong to: the file, the inputs and the settings."""
+    digest = hashlib.sha256()
+    for path in (source, *parted.everything):
+        for file in sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]:
+            with open(file, "rb") as opened:
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
+    words = (verification.samples, verification.seed, verification.runtime, verification.resolver)
+    settings = (base.effort, base.min_runtime, base.correct_bias, tuple(encodings), parted.crossed)
+    digest.update(repr((__version__, words, settings)).encode())
+    return digest.hexdigest()
+
+
+def rounded_instead(
+    source: str | os.PathLike[str],
+    wanted: Wanted,
+    opened: Session,
+    settled: Found,
+    judge: HoldoutJudge,
+    progress: Progress,
+) -> Found:
+    """Returns the pass that rounds float weights instead, where that keeps the bounds and deflates to less.
+
+    Args:
+        source: The original.
+        wanted: What to search for; nothing is done unless it is a download of some SNR.
+        opened: The search.
+        settled: What it came to.
+        judge: Judges by the inputs that were held out.
+        progress: Called with what is going on.
+    """
+    goal = wanted.goal
+    if goal.objective is not Objective.DOWNLOAD or goal.min_snr is None or not goal.in_db:
+        return settled
+    rounded = _rounded(source, wanted, opened, judge, progress)
+    if rounded is None or rounded.promised is None:
+        return settled
+    deflated = rounded.promised.deflated
+    if settled.promised is None:
+        return rounded
+    opened.trials.finish(settled.promised)
+    other = deflated_nbytes(opened.trials.path)
+    text = f"{deflated:,} bytes deflated with float weights of few values, {other:,} with others stored"
+    notes = (*settled.notes, text)
+    if other <= deflated:
+        return replace(settled, notes=notes)
+    return replace(rounded, notes=(*notes, *rounded.notes))
+
+
+def _rounded(
+    source: str | os.PathLike[str], wanted: Wanted, opened: Session, judge: HoldoutJudge, progress: Progress
+) -> Found | None:
+    """Returns the rounding of float weights that deflates best and keeps the bounds, if one was found."""
+    goal = wanted.goal
+    assert goal.min_snr is not None
+    near = replace(wanted.verification, inputs=opened.parted.everything, holdout=())
+    path = opened.trials.path.with_name("rounded.tflite")
+    room, best = Room(0.0, in_db=True), None
+    effort = "fast" if wanted.settings.effort is Effort.FAST else "balanced"
+    settings, prepared = calls.round_weights_pass(effort=effort), opened.trials.prepared
+    if prepared is None:
+        return None
+    with (
+        # Grids belong to positions of buffers, as the first passes leave them.
+        RoundingSearch(prepared, settings, near, aim=goal.min_snr, progress=progress) as search,
+        near.judge(source, exact=False) as own,
+    ):
+        while not room.settled:
+            found = search.find(goal.min_snr + room.margin, max_abs_error=goal.max_error)
+            model = load(prepared)
+            run_passes(model, [found.settings, *wanted.after])
+            nbytes = save(model, path, force=True)
+            judged, deflated = judge.evaluate(path), deflated_nbytes(path)
+            missing = judged.missing(goal)
+            room.move(missing)
+            if missing > 0 or (goal.max_nbytes is not None and nbytes > goal.max_nbytes):
+                continue
+            if best is None or best.promised is None or deflated < best.promised.deflated:
+                verdict = own.compare(path, tolerance=goal.tolerance)
+                cost = float(deflated)
+                promised = Measured(choice={}, nbytes=nbytes, deflated=deflated, cost=cost, verdict=verdict)
+                note = "float weights stay, rounded to few values (round-weights)"
+                best = Found(promised, judged, (note,), found.settings)
+    return best
 
 
 def shrink(
@@ -232,10 +345,12 @@ def shrink(
         force=force,
     )
     with session(source, wanted, talk) as opened:
-        with Jury(source, opened.trials, opened.far, goal, opened.far_figure) as jury:
-            settled = settle(opened.search, opened.trials, goal, jury)
-            settled = in_order(opened.search, opened.trials, goal, jury, settled, TRIES[settings.effort])
-            settled = rounded_instead(source, wanted, opened, settled, jury, talk)
+        with HoldoutJudge(source, opened.trials.inside, opened.far, goal, opened.far_figure) as judge:
+            settled = settle(opened.search, opened.trials, goal, judge)
+            settled = in_order(
+                opened.search, opened.trials, goal, judge, settled, ORDERED_TRIES[settings.effort]
+            )
+            settled = rounded_instead(source, wanted, opened, settled, judge, talk)
         made = ShrinkReport(
             goal=goal,
             source=os.fspath(source),
@@ -254,7 +369,7 @@ def shrink(
                 *_unmatched(source, settings),
                 *opened.search.notes,
                 *settled.notes,
-                *doubts(goal, settled, opened.search.curve),
+                *caveats(goal, settled, opened.search.curve),
             ),
         )
         if settled.promised is None or settled.proven is None:
@@ -278,24 +393,6 @@ def shrink(
             ready=None if ready is None else lambda report: ready(replace(made, report=report)),
         )
     return replace(made, report=report)
-
-
-def _finite(snr: float | None) -> float | None:
-    return round(snr, 3) if snr is not None and math.isfinite(snr) else None
-
-
-def _row(item: Measured) -> dict[str, Any]:
-    return {
-        "nbytes": item.nbytes,
-        "deflated": item.deflated or None,
-        "cost": item.cost,
-        "snr_db": _finite(item.snr),
-        "hidden_snr_db": _finite(item.hidden),
-        "sure_snr_db": _finite(item.sure),
-        "in_order": item.ordered,
-        "metric": item.metric,
-        "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},
-    }
 
 
 def _unmatched(source: str | os.PathLike[str], settings: QuantizeWeights) -> list[str]:

@@ -21,8 +21,16 @@ from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.pipeline.opened import open_outputs
-from tfl_rewrite.search.figures import INSIDE, Figures, counts_hidden, figures_of, judged_inside, noise_of
 from tfl_rewrite.search.goals import Goal, Objective
+from tfl_rewrite.search.holdout_judge import (
+    INSIDE,
+    Figures,
+    Metric,
+    counts_hidden,
+    figures_of,
+    judged_inside,
+    noise_of,
+)
 from tfl_rewrite.search.units import Choice, Float64, assigned, ratio
 from tfl_rewrite.weights.calibrating import Calibrating
 from tfl_rewrite.weights.payloads import WeightChange
@@ -45,8 +53,6 @@ class Measured(Figures):
     ordered: bool = False
 
 
-Metric = Callable[[Sequence[Path]], float]
-"""The user's own figure of a file, or of one made for each part of the inputs."""
 JudgeMaker = Callable[[str | os.PathLike[str]], Judge]
 PassMaker = Callable[[], QuantizeWeights]
 
@@ -266,9 +272,14 @@ class Trials:
             ordered=ordered,
         )
 
+    @property
+    def inside(self) -> Path | None:
+        """The original as it is opened before a last SOFTMAX and the like, where that counts."""
+        return self.opened if counts_hidden(self._goal, self.decisions) else None
+
     def _inside(self, number: int) -> Verdict | None:
         """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
-        if self.opened is None or not counts_hidden(self._goal, self.decisions):
+        if self.inside is None:
             return None
         self.files += 1
         return judged_inside(self._judge(number, opened=True), self._paths[number])

@@ -16,7 +16,7 @@ from tfl_rewrite.errors import UsageError
 
 if TYPE_CHECKING:
     from tfl_rewrite.cli.files import SideFiles
-    from tfl_rewrite.search.shrink import ShrinkReport
+    from tfl_rewrite.search.report import ShrinkReport
 
 _ROWS = 20
 _UNITS = {
@@ -157,13 +157,13 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.text import print_report
     from tfl_rewrite.pipeline.verification import Verification
     from tfl_rewrite.search.calls import shrink
-    from tfl_rewrite.search.shrink import ShrinkFailed
+    from tfl_rewrite.search.report import ShrinkFailed
 
     _check_ending(arguments.curve, "--curve", (".json", ".csv"))
     _check_ending(arguments.plot, "--plot", (".svg", ".png"))
     _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
     if arguments.plot is not None:
-        from tfl_rewrite.search.plot import check_installed
+        from tfl_rewrite.search.report import check_installed
 
         check_installed()
     side = SideFiles(arguments)
@@ -301,7 +301,7 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
         else:
             side.add_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
     if arguments.plot is not None:
-        from tfl_rewrite.search.plot import draw
+        from tfl_rewrite.search.report import draw
 
         side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
 

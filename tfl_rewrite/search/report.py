@@ -1,0 +1,278 @@
+"""What a search came to: its figures, the recipe of what was chosen, and a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfl_rewrite.calibration.holdout import Split
+from tfl_rewrite.errors import UsageError, VerificationError
+from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.pipeline.rewrite import Report
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.search import snr_of
+from tfl_rewrite.search.trials import Measured
+from tfl_rewrite.search.units import LEAST_ELEMENTS, Choice, Unit
+from tfl_rewrite.weights.patterns import MOST_CHARACTERS, exact
+from tfl_rewrite.weights.recipe import VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShrinkReport:
+    """What a search came to.
+
+    Attributes:
+        goal: The budget.
+        report: Of the rewrite; None if nothing was found or published.
+        promised: The file on the inputs of the search, each half measured with weights rounded for the
+            other; None if no file keeps the bounds.
+        proven: The published file on inputs that were held out.
+        proven_snr: Lowest SNR of it there in dB, before a last SOFTMAX and the like as well.
+        proven_sure: The same less what may be chance.
+        curve: Every whole file that was measured; see :meth:`pareto`.
+        units: The constants and their options.
+        split: Which inputs were used for what.
+        files: How many files were run.
+    """
+
+    goal: Goal
+    source: str
+    target: str
+    nbytes_before: int
+    report: Report | None
+    promised: Measured | None
+    proven: Verdict | None
+    proven_snr: float | None
+    proven_sure: float | None
+    curve: tuple[Measured, ...]
+    units: tuple[Unit, ...]
+    split: Split
+    files: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def expected_snr(self) -> float | None:
+        """What other inputs of the kind are likely to show, in dB.
+
+        The lower of what the search measured and of what held-out inputs showed, each less what chance among
+        so few samples may have added; before a last SOFTMAX and the like as well.
+        """
+        if self.promised is None or self.proven is None:
+            return None
+        found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
+        return min(found, default=None)
+
+    @property
+    def promised_snr(self) -> float | None:
+        """What other inputs of the kind are to keep, in dB: what was asked for, if that is less.
+
+        Infinite where nothing differs.
+        """
+        if self.expected_snr is None or self.expected_snr == math.inf or self.goal.min_snr is None:
+            return self.expected_snr
+        return min(self.expected_snr, self.goal.min_snr)
+
+    def pareto(self) -> list[Measured]:
+        """Returns the files than which none is both smaller and better, smallest first."""
+        best: list[Measured] = []
+        for item in sorted(self.curve, key=lambda item: (item.nbytes, -snr_of(item))):
+            if not best or snr_of(item) > snr_of(best[-1]):
+                best.append(item)
+        return best
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {
+            "schema": 1,
+            "source": self.source,
+            "target": self.target,
+            "nbytes_before": self.nbytes_before,
+            "goal": {
+                "min_snr": self.goal.min_snr,
+                "max_error": self.goal.max_error,
+                "min_agreement": self.goal.min_agreement,
+                "min_metric": self.goal.min_metric,
+                "max_nbytes": self.goal.max_nbytes,
+                "objective": self.goal.objective.value,
+            },
+            "promised_snr_db": _finite(self.promised_snr),
+            "expected_snr_db": _finite(self.expected_snr),
+            "promised": _row(self.promised) if self.promised is not None else None,
+            "proven": self.proven.to_dict() if self.proven is not None else None,
+            "proven_snr_db": _finite(self.proven_snr),
+            "proven_sure_snr_db": _finite(self.proven_sure),
+            "held_out": self.split.held_out,
+            "inputs": self.split.text,
+            "files": self.files,
+            "pareto": [_row(item) for item in self.pareto()],
+            "constants": [
+                {
+                    "tensor": unit.name,
+                    "buffer": unit.position,
+                    "readers": list(unit.readers),
+                    "nbytes": unit.nbytes,
+                    "encoding": self._encoding(unit),
+                }
+                for unit in self.units
+            ],
+            "notes": list(self.notes),
+            "rewrite": self.report.to_dict() if self.report is not None else None,
+        }
+
+    def _encoding(self, unit: Unit) -> str:
+        chosen = self.promised.choice.get(unit.position) if self.promised is not None else None
+        return chosen.text if chosen is not None else "kept"
+
+    def recipe(self) -> str:
+        """Returns the assignment as a recipe for ``quantize-weights --map``, in TOML.
+
+        Constants without a name, or with that of another, cannot be told apart there: they are left out.
+        """
+        return recipe_text(self.units, self.promised.choice if self.promised is not None else {})
+
+
+class ShrinkFailed(VerificationError):
+    """No file keeps the budget; ``report`` has the trade-offs that were found."""
+
+    def __init__(self, what: str, report: ShrinkReport, remedy: str | None = None) -> None:
+        super().__init__(what, file=report.source, remedy=remedy)
+        self.report = report
+
+
+def _finite(snr: float | None) -> float | None:
+    return round(snr, 3) if snr is not None and math.isfinite(snr) else None
+
+
+def _row(item: Measured) -> dict[str, Any]:
+    return {
+        "nbytes": item.nbytes,
+        "deflated": item.deflated or None,
+        "cost": item.cost,
+        "snr_db": _finite(item.snr),
+        "hidden_snr_db": _finite(item.hidden),
+        "sure_snr_db": _finite(item.sure),
+        "in_order": item.ordered,
+        "metric": item.metric,
+        "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},
+    }
+
+
+def recipe_text(units: Sequence[Unit], choice: Choice) -> str:
+    """Returns a recipe: a rule for each constant that is stored otherwise, and one that keeps the rest."""
+    counts = Counter(unit.name for unit in units)
+    lines = [
+        "# tfl-rewrite quantize-weights IN OUT --map FILE.toml "
+        f"--min-elements {LEAST_ELEMENTS} applies this without a search.",
+        "# Rounding looks at --inputs, and shrink lays the file out anew (compact): bytes may differ.",
+        f"version = {VERSION}",
+        "",
+    ]
+    for unit in units:
+        encoding = choice.get(unit.position)
+        if encoding is None:
+            continue
+        if not unit.name or counts[unit.name] > 1 or not _is_text(unit.name):
+            named = json.dumps(unit.name[:200])
+            lines.append(f"# left out, for a rule cannot say its name: {named} as {encoding}")
+            continue
+        lines += [
+            "[[rule]]",
+            f"# {', '.join(unit.readers)}: {unit.nbytes:,} bytes",
+            f"match = {_quoted(exact(unit.name))}",
+            f'encoding = "{encoding}"',
+            "",
+        ]
+    lines += ["[[rule]]", 'match = ""', 'encoding = "float32"', ""]
+    return "\n".join(lines)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can stand in a file of text, and in a pattern."""
+    broken = any(0xD800 <= ord(char) <= 0xDFFF for char in name)
+    return not broken and len(exact(name)) <= MOST_CHARACTERS
+
+
+def _quoted(text: str) -> str:
+    """Returns a basic string of TOML, whose escapes are those of JSON but for DEL."""
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+_LARGEST = 40
+"""Constants with a bar of their own."""
+
+
+def check_installed() -> None:
+    """Raises a UsageError where the library that draws is missing."""
+    _matplotlib()
+
+
+def draw(report: ShrinkReport, kind: str) -> bytes:
+    """Draws the picture.
+
+    Args:
+        report: Of the search.
+        kind: ``svg`` or ``png``.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        UsageError: The library that draws is not installed.
+    """
+    matplotlib = _matplotlib()
+    matplotlib.use("Agg")
+    # The same picture for the same figures.
+    matplotlib.rcParams["svg.hashsalt"] = "tfl-rewrite"
+    from matplotlib import pyplot
+
+    units = sorted(report.units, key=lambda unit: -unit.nbytes)[:_LARGEST]
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(8, 4 + 0.22 * max(4, len(units))), height_ratios=[4, max(1.0, 0.22 * len(units))]
+    )
+    points = [item for item in report.pareto() if item.snr is not None and math.isfinite(item.snr)]
+    above.plot([item.nbytes for item in points], [item.snr for item in points], "o-", label="measured")
+    above.axvline(report.nbytes_before, color="gray", linestyle=":", label="original")
+    if report.promised is not None and report.promised.snr is not None:
+        above.plot([report.promised.nbytes], [report.promised.snr], "r*", markersize=14, label="chosen")
+    above.set_xlabel("bytes")
+    above.set_ylabel("lowest SNR of an output, dB")
+    above.legend()
+    _bars(report, units, below)
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    pyplot.close(figure)
+    return data.getvalue()
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError(
+            "a picture needs matplotlib", remedy="install it: pip install 'tfl-rewrite[plot]'"
+        ) from None
+    return matplotlib
+
+
+def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:
+    chosen = report.promised.choice if report.promised is not None else {}
+    names, sizes, labels = [], [], []
+    for unit in reversed(units):
+        encoding = chosen.get(unit.position)
+        option = next((item for item in unit.options if item.encoding == encoding), unit.kept)
+        # What a font has no sign for, or what would be read as a formula, is not for a label.
+        name = "".join(sign if sign.isprintable() and sign != "$" else "?" for sign in unit.name)
+        names.append(name[-40:])
+        sizes.append(option.nbytes)
+        labels.append(str(encoding or "kept"))
+    bars = axes.barh(range(len(names)), sizes)
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.bar_label(bars, labels, fontsize=6, padding=2)
+    axes.set_xlabel("bytes in the file")
+    axes.margins(x=0.25)
