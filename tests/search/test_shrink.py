@@ -148,7 +148,7 @@ def test_an_opened_original_that_does_not_run_is_left_closed(
 
 
 def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport, Path]) -> None:
-    points = found[0].pareto()
+    points = found[0].pareto
     assert len(points) > 2
     assert all(a.nbytes < b.nbytes and (a.snr or 0) < (b.snr or 1e9) for a, b in itertools.pairwise(points))
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_is_told_with_the_trade_offs(
     with pytest.raises(ShrinkFailed, match="no file was found that keeps") as failure:
         search(digits, target, **budget)
     assert failure.value.exit_code == 4 and not target.exists()
-    assert failure.value.report.promised is None and len(failure.value.report.pareto()) > 1
+    assert failure.value.report.promised is None and len(failure.value.report.pareto) > 1
 
 
 def test_agreement_from_few_samples_is_doubted(

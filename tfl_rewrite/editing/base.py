@@ -14,6 +14,7 @@ from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
 
 
 class Change(Protocol):
@@ -28,7 +29,7 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(JsonData):
     """A change that a few words tell.
 
     Attributes:
@@ -41,15 +42,11 @@ class Edit:
     where: str
     what: str
     saved: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {"where": self.where, "what": self.what, "saved": self.saved, **self.data}
+    data: dict[str, Any] = field(default_factory=dict, metadata=shown(merged=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(JsonData):
     """One thing that a pass looked at and left alone.
 
     Attributes:
@@ -59,24 +56,20 @@ class Skip:
         data: Further facts.
     """
 
-    where: str
+    where: str = field(metadata=shown("tensor"))
     reason: str
     rule: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict, metadata=shown(merged=True))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {
-            "tensor": self.where,
-            "outcome": "kept",
-            "rule": self.rule,
-            "reason": self.reason,
-            **self.data,
-        }
+    @property
+    @computed(after="where")
+    def outcome(self) -> str:
+        """As that of a change says what was done."""
+        return "kept"
 
 
 @dataclass(frozen=True, slots=True)
-class PassResult:
+class PassResult(JsonData):
     """What one pass did.
 
     Attributes:
@@ -89,28 +82,18 @@ class PassResult:
         idle: Where it changed nothing: why, and what does something instead.
     """
 
-    name: str
+    name: str = field(metadata=shown("pass"))
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
-    packing: Packing | None = None
-    grows: bool = False
+    packing: Packing | None = field(default=None, metadata=LEFT_OUT)
+    grows: bool = field(default=False, metadata=LEFT_OUT)
     idle: str = ""
 
     @property
     def modified(self) -> bool:
         """Whether anything changed."""
         return bool(self.changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {
-            "pass": self.name,
-            "changes": [change.to_dict() for change in self.changes],
-            "skips": [skip.to_dict() for skip in self.skips],
-            "notes": list(self.notes),
-            "idle": self.idle,
-        }
 
 
 class Pass(Protocol):

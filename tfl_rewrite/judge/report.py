@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tfl_rewrite.interpreter.interface import printable
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.tally import OutputTally
@@ -70,7 +71,7 @@ class ChannelComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputComparison:
+class OutputComparison(JsonData):
     """One output of one entry point over all samples.
 
     Attributes:
@@ -89,8 +90,8 @@ class OutputComparison:
         short_db: By how much it misses the tolerance, in dB; 0 where it passes.
         nonfinite_mismatches: Elements that are NaN or infinite on one side only.
         reference_peak: Largest absolute value of the original.
-        energies: Sums of squares of the original and of the error, for each sample; not part of the JSON.
-        tally: All sums; not part of the JSON.
+        energies: Sums of squares of the original and of the error, for each sample.
+        tally: All sums.
     """
 
     signature: str | None
@@ -117,16 +118,8 @@ class OutputComparison:
     untold: str | None = None
     short_db: float = 0.0
     notes: tuple[str, ...] = ()
-    energies: tuple[tuple[float, float], ...] = ()
-    tally: OutputTally | None = field(default=None, compare=False, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the sums."""
-        channel = None if self.channel is None else asdict(self.channel)
-        left_out = ("energies", "tally")
-        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        result: dict[str, Any] = plain({**found, "channel": channel})
-        return result
+    energies: tuple[tuple[float, float], ...] = field(default=(), metadata=LEFT_OUT)
+    tally: OutputTally | None = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
 
     @property
     def doubt_db(self) -> float:
@@ -178,14 +171,3 @@ class OutputComparison:
         if self.silence:
             text += f"; says nothing: {self.silence}"
         return text + "".join(f"; {note}" for note in self.notes)
-
-
-def plain(value: Any) -> Any:
-    """As JSON can say it: infinite and NaN as text, tuples as lists."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value

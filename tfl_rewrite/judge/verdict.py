@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from tfl_rewrite.judge.report import JudgeInfo, OutputComparison, plain
+from tfl_rewrite.judge.report import JudgeInfo, OutputComparison
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed
 
 Key = tuple[str | None, int]
 """Signature (None for the primary subgraph) and position of an output."""
@@ -36,7 +36,7 @@ class EntryVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(JsonData):
     """What running both files showed.
 
     Attributes:
@@ -66,19 +66,19 @@ class Verdict:
 
     status: str
     reasons: tuple[str, ...] = ()
-    judge: JudgeInfo | None = None
     sample_source: str = "made"
     sample_count: int = 0
     unfitted: bool = False
-    outputs: tuple[OutputComparison, ...] = ()
-    entries: tuple[EntryVerdict, ...] = ()
     assumed: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     cause: str = ""
     repeated: int = 0
-    verdicts: tuple[Verdict, ...] = ()
+    judge: JudgeInfo | None = None
+    entries: tuple[EntryVerdict, ...] = ()
+    outputs: tuple[OutputComparison, ...] = ()
+    verdicts: tuple[Verdict, ...] = field(default=(), metadata=LEFT_OUT)
 
     @property
     def each(self) -> tuple[Verdict, ...]:
@@ -98,6 +98,13 @@ class Verdict:
         return self.status == "unverified" and any(entry.status != "unverified" for entry in self.entries)
 
     @property
+    @computed(after="repeated")
+    def headline(self) -> str:
+        """The status with what it rests on, such as ``PASS (made samples)``."""
+        return self.status.upper() + (f" ({', '.join(self.assumed)})" if self.assumed else "")
+
+    @property
+    @computed(after="headline")
     def not_judged(self) -> tuple[str, ...]:
         """What the verdict does not speak of, and why, each a phrase."""
         lost = [
@@ -110,11 +117,6 @@ class Verdict:
         if not self.measured and not lost:
             return ("everything",)
         return (*lost, *silent, *untold, *self.unseen)
-
-    @property
-    def headline(self) -> str:
-        """The status with what it rests on, such as ``PASS (made samples)``."""
-        return self.status.upper() + (f" ({', '.join(self.assumed)})" if self.assumed else "")
 
     def of_unfitted(self) -> Verdict:
         """The same, as one on samples that were kept apart from those that the file was fitted to."""
@@ -132,17 +134,6 @@ class Verdict:
         """
         found = (output.short_db for output in self.outputs)
         return max(found, default=0.0) if self.measured else math.inf
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without `verdicts`: what JSON cannot say (infinite, NaN) becomes a string as ``inf``."""
-        left_out = ("verdicts", "outputs", "judge", "entries")
-        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        found |= {"headline": self.headline, "not_judged": self.not_judged}
-        found["judge"] = None if self.judge is None else asdict(self.judge)
-        found["entries"] = [asdict(entry) for entry in self.entries]
-        found["outputs"] = [output.to_dict() for output in self.outputs]
-        result: dict[str, Any] = plain(found)
-        return result
 
     def summary_lines(self) -> list[str]:
         """For people: the status, the outputs, the notes; with several judges, those of each."""

@@ -1,1 +1,1 @@
-"""Options: each is stated once, as a field of a dataclass, and everything else about it is made from that."""
+"""What the fields of dataclasses say beside their types: options, and keys of JSON data."""

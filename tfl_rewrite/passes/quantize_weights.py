@@ -328,21 +328,21 @@ def _change(
 ) -> WeightChange:
     item = made.item
     return WeightChange(
-        item.value.name or item.stored.name or UNNAMED,
-        position,
-        item.stored.dtype_name,
-        item.shape,
-        tuple(item.readers),
-        made.kinds,
-        made.axis,
-        made.channels.channels if made.dtype.is_integer else 0,
-        nbytes,
-        made.data_nbytes,
-        saved,
-        home.making,
-        shared,
-        made.block,
-        made.dtype.value,
+        where=item.value.name or item.stored.name or UNNAMED,
+        buffer=position,
+        dtype=item.stored.dtype_name,
+        shape=item.shape,
+        readers=tuple(item.readers),
+        readings=made.kinds,
+        axis=made.axis,
+        block=made.block,
+        channels=made.channels.channels if made.dtype.is_integer else 0,
+        nbytes_before=nbytes,
+        nbytes_after=made.data_nbytes,
+        saved=saved,
+        rounding=home.making,
+        shared=shared,
+        stored=made.dtype.value,
     )
 
 

@@ -27,6 +27,7 @@ from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.numerics.grids import KINDS, Rows
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 from tfl_rewrite.weights.encoding import Effort
 from tfl_rewrite.weights.fitting import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
@@ -159,7 +160,7 @@ def _about(data: memoryview) -> int:
 
 
 @dataclass(eq=False)
-class RoundedChange:
+class RoundedChange(JsonData):
     """A constant whose values lie on a grid now.
 
     Attributes:
@@ -169,57 +170,47 @@ class RoundedChange:
         sampled: Whether deflated sizes are estimated, since there is much to deflate.
     """
 
-    where: str
-    buffer: int
+    where: str = field(metadata=shown("tensor"))
+    buffer: int = field(metadata=LEFT_OUT)
     dtype: str
     shape: tuple[int, ...]
     readers: tuple[str, ...]
     granularity: str
     nbytes: int
-    rounding: Rounding
-    sampled: bool = False
+    rounding: Rounding = field(metadata=LEFT_OUT)
+    sampled: bool = field(default=False, metadata=LEFT_OUT)
+
+    @property
+    @computed(after="where")
+    def outcome(self) -> str:
+        """What was done."""
+        return "rounded"
+
+    @property
+    @computed(after="granularity", merged=True, made=spread("step_min", "step_max"))
+    def steps(self) -> tuple[float, float]:
+        """Finest and coarsest step."""
+        return float(self.rounding.steps.min()), float(self.rounding.steps.max())
 
     @cached_property
+    @computed(merged=True, made=spread("deflated_before", "deflated_after"))
     def deflated(self) -> tuple[int, int]:
         """Deflated size before and after, of this constant alone; computed when asked for."""
         measure = _about if self.sampled else deflated
         return self.rounding.original(measure), measure(memoryview(self.rounding.data()))
 
     @property
+    @computed("snr_db", made=finite(2))
     def snr(self) -> float:
         """Signal-to-noise ratio of the constant itself in dB."""
         return self.rounding.error().snr
 
     @property
+    @computed(made=len, optional=True)
     def silenced(self) -> tuple[int, ...]:
         """Channels of its operator that held numbers and are all zero now."""
         self.rounding.error()
         return self.rounding.silenced
-
-    @property
-    def steps(self) -> tuple[float, float]:
-        """Finest and coarsest step."""
-        return float(self.rounding.steps.min()), float(self.rounding.steps.max())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        before, after = self.deflated
-        snr = self.snr
-        return {
-            "tensor": self.where,
-            "outcome": "rounded",
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "readers": list(self.readers),
-            "granularity": self.granularity,
-            "step_min": self.steps[0],
-            "step_max": self.steps[1],
-            "nbytes": self.nbytes,
-            "deflated_before": before,
-            "deflated_after": after,
-            "snr_db": round(snr, 2) if np.isfinite(snr) else None,
-            **({"silenced": len(self.silenced)} if self.silenced else {}),
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from tfl_rewrite.editing.base import Pass, PassResult, Refines, run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, finite, shown
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
 from tfl_rewrite.weights.candidates import UNNAMED
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Culprit:
+class Culprit(JsonData):
     """One constant, rewritten alone.
 
     Attributes:
@@ -39,9 +40,9 @@ class Culprit:
     """
 
     tensor: str
-    place: Place
-    snr: float | None
-    short: float = 0.0
+    place: Place = field(metadata=LEFT_OUT)
+    snr: float | None = field(metadata=shown("snr_db", made=finite()))
+    short: float = field(default=0.0, metadata=shown("short_db", made=finite()))
 
     @property
     def severity(self) -> tuple[float, float]:
@@ -49,8 +50,12 @@ class Culprit:
         return -self.short, -math.inf if self.snr is None else self.snr
 
 
+def _expanded(value: tuple[float | None, int] | None) -> tuple[float | None, int] | None:
+    return None if value is None else (finite()(value[0]), value[1])
+
+
 @dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(JsonData):
     """What was found in the time given.
 
     Attributes:
@@ -67,22 +72,8 @@ class Damage:
     unmeasured: int
     spare: tuple[str, ...] = ()
     nbytes: int = 0
-    snr: float | None = None
-    expanded: tuple[float | None, int] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {
-            "expanded": [_finite(self.expanded[0]), self.expanded[1]] if self.expanded else None,
-            "culprits": [
-                {"tensor": item.tensor, "snr_db": _finite(item.snr), "short_db": _finite(item.short)}
-                for item in self.culprits
-            ],
-            "unmeasured": self.unmeasured,
-            "spare": list(self.spare),
-            "nbytes": self.nbytes,
-            "snr_db": _finite(self.snr),
-        }
+    snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
+    expanded: tuple[float | None, int] | None = field(default=None, metadata=shown(made=_expanded))
 
     def remedy(self) -> str | None:
         """Returns what the user can do, as measured."""
@@ -102,7 +93,7 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
-class Finer:
+class Finer(JsonData):
     """A constant that is stored finer than was asked for, so that the file passes.
 
     Attributes:
@@ -114,16 +105,7 @@ class Finer:
     tensor: str
     form: str
     added: int
-    snr: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {"tensor": self.tensor, "form": self.form, "added": self.added, "snr_db": _finite(self.snr)}
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity; a tensor that costs nothing has no ratio."""
-    return value if value is not None and math.isfinite(value) else None
+    snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
 
 
 def refiners(passes: Sequence[Pass]) -> list[int]:

@@ -8,9 +8,9 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfl_rewrite.editing.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
 from tfl_rewrite.errors import (
@@ -28,6 +28,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
+from tfl_rewrite.options.json_data import JsonData, computed, shown, spread
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.repair import undefined_reads
 from tfl_rewrite.passes.round_weights import RoundWeights
@@ -50,7 +51,7 @@ _UNSOUND = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(JsonData):
     """What a rewrite did.
 
     Attributes:
@@ -67,46 +68,31 @@ class Report:
         estimated: Whether those are estimated from pieces of the file.
     """
 
+    schema: ClassVar[int] = 1
     source: str
     target: str
     outcome: str
+    dry_run: bool = False
     nbytes_before: int
     nbytes_after: int
-    results: tuple[PassResult, ...] = ()
+    results: tuple[PassResult, ...] = field(default=(), metadata=shown("passes"))
     verdict: Verdict | None = None
     unverified: str | None = None
     damage: Damage | None = None
     finer: tuple[Finer, ...] = ()
     refused: Verdict | None = None
     blame: Blame | None = None
+    deflated: tuple[int, int] | None = field(
+        default=None, metadata=shown(merged=True, made=spread("deflated_before", "deflated_after"))
+    )
+    estimated: bool = field(default=False, metadata=shown("deflated_is_estimated"))
     notes: tuple[str, ...] = ()
-    dry_run: bool = False
-    deflated: tuple[int, int] | None = None
-    estimated: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data; ``schema`` counts changes of its form."""
-        return {
-            "schema": 1,
-            "source": self.source,
-            "target": self.target,
-            "outcome": self.outcome,
-            "dry_run": self.dry_run,
-            "nbytes_before": self.nbytes_before,
-            "nbytes_after": self.nbytes_after,
-            "passes": [result.to_dict() for result in self.results],
-            "verdict": self.verdict.to_dict() if self.verdict else None,
-            "verdicts": [one.to_dict() for one in self.verdict.each] if self.verdict else [],
-            "unverified": self.unverified,
-            "damage": self.damage.to_dict() if self.damage else None,
-            "finer": [item.to_dict() for item in self.finer],
-            "refused": self.refused.to_dict() if self.refused else None,
-            "blame": self.blame.to_dict() if self.blame else None,
-            "deflated_before": self.deflated[0] if self.deflated else None,
-            "deflated_after": self.deflated[1] if self.deflated else None,
-            "deflated_is_estimated": self.estimated,
-            "notes": list(self.notes),
-        }
+    @property
+    @computed(after="verdict")
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Of all judges; empty where nothing was run."""
+        return self.verdict.each if self.verdict is not None else ()
 
 
 class RewriteFailed(VerificationError):

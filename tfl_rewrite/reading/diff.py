@@ -7,13 +7,14 @@ import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tfl_rewrite.files.store import load, origin_of
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.pairs import subgraph_pairs, tensor_labels
+from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.reading.byte_accounts import byte_accounts
 from tfl_rewrite.reading.value_changes import other_values
 
@@ -49,7 +50,7 @@ class Balance:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(JsonData):
     """All differences of two files, and where their bytes went.
 
     Attributes:
@@ -58,6 +59,7 @@ class Comparison:
             files.
     """
 
+    schema: ClassVar[int] = 1
     before: str
     after: str
     nbytes_before: int
@@ -65,10 +67,6 @@ class Comparison:
     identical: bool
     balance: tuple[Balance, ...]
     differences: tuple[Difference, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {"schema": 1, **asdict(self)}
 
 
 def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Comparison:

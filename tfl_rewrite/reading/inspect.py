@@ -7,8 +7,8 @@ import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tfl_rewrite.errors import check_number
 from tfl_rewrite.files.store import Origin, load, origin_of
@@ -16,6 +16,7 @@ from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.model.likeness import equal_items
+from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.work import current
 
 _DUPLICATE_NBYTES = 64
@@ -53,7 +54,7 @@ class SignatureRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(JsonData):
     """The contents of one file. All sizes are bytes.
 
     Attributes:
@@ -70,6 +71,7 @@ class Inspection:
         refusals: Why a rewrite of the file would be refused.
     """
 
+    schema: ClassVar[int] = 1
     file: str
     nbytes: int
     description: str | None
@@ -96,10 +98,6 @@ class Inspection:
     min_runtime: str | None
     says_min_runtime: str | None
     refusals: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {"schema": 1, **asdict(self)}
 
 
 def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.merging import merged
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search.goals import Goal
@@ -29,7 +30,7 @@ QUIET = 1e-16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class Figures(JsonData):
     """A file that was run.
 
     Attributes:
@@ -40,10 +41,10 @@ class Figures:
         hidden_sure: The same, of which as many other samples are not likely to show less.
     """
 
-    verdict: Verdict
+    verdict: Verdict = field(metadata=LEFT_OUT)
     metric: float | None = None
-    hidden: float | None = None
-    hidden_sure: float | None = None
+    hidden: float | None = field(default=None, metadata=shown("hidden_snr_db", made=finite(3)))
+    hidden_sure: float | None = field(default=None, metadata=LEFT_OUT)
 
     @property
     def runs(self) -> bool:
@@ -57,12 +58,14 @@ class Figures:
         return self.runs and not broken
 
     @property
+    @computed("snr_db", made=finite(3))
     def snr(self) -> float | None:
         """Lowest SNR over the outputs, and over what goes into a last SOFTMAX and the like, in dB."""
         found = [snr for snr in (self.verdict.worst_snr(), self.hidden) if snr is not None]
         return min(found, default=None)
 
     @property
+    @computed("sure_snr_db", made=finite(3))
     def sure(self) -> float | None:
         """The same less what chance among so few samples may have added.
 

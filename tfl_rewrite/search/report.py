@@ -7,12 +7,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.rewrite import Report
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import snr_of
@@ -23,7 +24,7 @@ from tfl_rewrite.weights.recipe import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShrinkReport:
+class ShrinkReport(JsonData):
     """What a search came to.
 
     Attributes:
@@ -34,28 +35,32 @@ class ShrinkReport:
         proven: The published file on inputs that were held out.
         proven_snr: Lowest SNR of it there in dB, before a last SOFTMAX and the like as well.
         proven_sure: The same less what may be chance.
-        curve: Every whole file that was measured; see :meth:`pareto`.
+        curve: Every whole file that was measured; see :attr:`pareto`.
         units: The constants and their options.
         split: Which inputs were used for what.
         files: How many files were run.
     """
 
-    goal: Goal
+    schema: ClassVar[int] = 1
     source: str
     target: str
     nbytes_before: int
-    report: Report | None
+    goal: Goal
     promised: Measured | None
     proven: Verdict | None
-    proven_snr: float | None
-    proven_sure: float | None
-    curve: tuple[Measured, ...]
-    units: tuple[Unit, ...]
-    split: Split
+    proven_snr: float | None = field(metadata=shown("proven_snr_db", made=finite(3)))
+    proven_sure: float | None = field(metadata=shown("proven_sure_snr_db", made=finite(3)))
+    split: Split = field(
+        metadata=shown(merged=True, made=lambda split: {"held_out": split.held_out, "inputs": split.text})
+    )
     files: int
+    curve: tuple[Measured, ...] = field(metadata=LEFT_OUT)
+    units: tuple[Unit, ...] = field(metadata=LEFT_OUT)
     notes: tuple[str, ...] = ()
+    report: Report | None = field(metadata=shown("rewrite"))
 
     @property
+    @computed("expected_snr_db", made=finite(3), after="goal")
     def expected_snr(self) -> float | None:
         """What other inputs of the kind are likely to show, in dB.
 
@@ -68,6 +73,7 @@ class ShrinkReport:
         return min(found, default=None)
 
     @property
+    @computed("promised_snr_db", made=finite(3), after="goal")
     def promised_snr(self) -> float | None:
         """What other inputs of the kind are to keep, in dB: what was asked for, if that is less.
 
@@ -77,56 +83,31 @@ class ShrinkReport:
             return self.expected_snr
         return min(self.expected_snr, self.goal.min_snr)
 
+    @property
+    @computed(after="files")
     def pareto(self) -> list[Measured]:
-        """Returns the files than which none is both smaller and better, smallest first."""
+        """The files than which none is both smaller and better, smallest first."""
         best: list[Measured] = []
         for item in sorted(self.curve, key=lambda item: (item.nbytes, -snr_of(item))):
             if not best or snr_of(item) > snr_of(best[-1]):
                 best.append(item)
         return best
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {
-            "schema": 1,
-            "source": self.source,
-            "target": self.target,
-            "nbytes_before": self.nbytes_before,
-            "goal": {
-                "min_snr": self.goal.min_snr,
-                "max_error": self.goal.max_error,
-                "min_agreement": self.goal.min_agreement,
-                "min_metric": self.goal.min_metric,
-                "max_nbytes": self.goal.max_nbytes,
-                "objective": self.goal.objective.value,
-            },
-            "promised_snr_db": _finite(self.promised_snr),
-            "expected_snr_db": _finite(self.expected_snr),
-            "promised": _row(self.promised) if self.promised is not None else None,
-            "proven": self.proven.to_dict() if self.proven is not None else None,
-            "proven_snr_db": _finite(self.proven_snr),
-            "proven_sure_snr_db": _finite(self.proven_sure),
-            "held_out": self.split.held_out,
-            "inputs": self.split.text,
-            "files": self.files,
-            "pareto": [_row(item) for item in self.pareto()],
-            "constants": [
-                {
-                    "tensor": unit.name,
-                    "buffer": unit.position,
-                    "readers": list(unit.readers),
-                    "nbytes": unit.nbytes,
-                    "encoding": self._encoding(unit),
-                }
-                for unit in self.units
-            ],
-            "notes": list(self.notes),
-            "rewrite": self.report.to_dict() if self.report is not None else None,
-        }
-
-    def _encoding(self, unit: Unit) -> str:
-        chosen = self.promised.choice.get(unit.position) if self.promised is not None else None
-        return chosen.text if chosen is not None else "kept"
+    @property
+    @computed(after="files")
+    def constants(self) -> list[dict[str, Any]]:
+        """The constants, each with the encoding that was chosen."""
+        choice = self.promised.choice if self.promised is not None else {}
+        return [
+            {
+                "tensor": unit.name,
+                "buffer": unit.position,
+                "readers": unit.readers,
+                "nbytes": unit.nbytes,
+                "encoding": choice[unit.position].text if unit.position in choice else "kept",
+            }
+            for unit in self.units
+        ]
 
     def recipe(self) -> str:
         """Returns the assignment as a recipe for ``quantize-weights --map``, in TOML.
@@ -142,24 +123,6 @@ class ShrinkFailed(VerificationError):
     def __init__(self, what: str, report: ShrinkReport, remedy: str | None = None) -> None:
         super().__init__(what, file=report.source, remedy=remedy)
         self.report = report
-
-
-def _finite(snr: float | None) -> float | None:
-    return round(snr, 3) if snr is not None and math.isfinite(snr) else None
-
-
-def _row(item: Measured) -> dict[str, Any]:
-    return {
-        "nbytes": item.nbytes,
-        "deflated": item.deflated or None,
-        "cost": item.cost,
-        "snr_db": _finite(item.snr),
-        "hidden_snr_db": _finite(item.hidden),
-        "sure_snr_db": _finite(item.sure),
-        "in_order": item.ordered,
-        "metric": item.metric,
-        "encodings": {str(position): encoding.text for position, encoding in sorted(item.choice.items())},
-    }
 
 
 def recipe_text(units: Sequence[Unit], choice: Choice) -> str:
@@ -234,7 +197,7 @@ def draw(report: ShrinkReport, kind: str) -> bytes:
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(8, 4 + 0.22 * max(4, len(units))), height_ratios=[4, max(1.0, 0.22 * len(units))]
     )
-    points = [item for item in report.pareto() if item.snr is not None and math.isfinite(item.snr)]
+    points = [item for item in report.pareto if item.snr is not None and math.isfinite(item.snr)]
     above.plot([item.nbytes for item in points], [item.snr for item in points], "o-", label="measured")
     above.axvline(report.nbytes_before, color="gray", linestyle=":", label="original")
     if report.promised is not None and report.promised.snr is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.merging import merged
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.pipeline.opened import open_outputs
 from tfl_rewrite.search.goals import Goal, Objective
@@ -36,6 +37,10 @@ from tfl_rewrite.weights.calibrating import Calibrating
 from tfl_rewrite.weights.payloads import WeightChange
 
 
+def _texts(choice: Choice) -> dict[str, str]:
+    return {str(position): encoding.text for position, encoding in sorted(choice.items())}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured(Figures):
     """A whole file that was made and run, on the inputs of the search.
@@ -46,11 +51,11 @@ class Measured(Figures):
         ordered: Whether weights were rounded one after the other, each behind those before it.
     """
 
-    choice: Choice
     nbytes: int
-    deflated: int
+    deflated: int = field(metadata=shown(made=lambda nbytes: nbytes or None))
     cost: float
-    ordered: bool = False
+    ordered: bool = field(default=False, metadata=shown("in_order"))
+    choice: Choice = field(metadata=shown("encodings", made=_texts))
 
 
 JudgeMaker = Callable[[str | os.PathLike[str]], Judge]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from tfl_rewrite.errors import UnsupportedError, VerificationError
+from tfl_rewrite.options.json_data import JsonData
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
@@ -31,13 +32,9 @@ class ShardFile:
     sha256: str
     status: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardReport:
+class ShardReport(JsonData):
     """What ``shard`` or ``join`` did.
 
     Attributes:
@@ -50,38 +47,20 @@ class ShardReport:
         unverified: Why nothing could be run, or None.
     """
 
+    schema: ClassVar[int] = 1
     command: str
     format: str
+    outcome: str = "done"
     source: str
     target: str
     entry: str
+    dry_run: bool = False
     nbytes: int
     sha256: str
     files: tuple[ShardFile, ...]
     verdict: Verdict | None = None
     unverified: str | None = None
     notes: tuple[str, ...] = ()
-    dry_run: bool = False
-    outcome: str = "done"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data; ``schema`` counts changes of its form."""
-        return {
-            "schema": 1,
-            "command": self.command,
-            "format": self.format,
-            "outcome": self.outcome,
-            "source": self.source,
-            "target": self.target,
-            "entry": self.entry,
-            "dry_run": self.dry_run,
-            "nbytes": self.nbytes,
-            "sha256": self.sha256,
-            "files": [item.to_dict() for item in self.files],
-            "verdict": self.verdict.to_dict() if self.verdict else None,
-            "unverified": self.unverified,
-            "notes": list(self.notes),
-        }
 
 
 class ShardFailed(VerificationError):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.kernels.products import output_axis
@@ -17,6 +15,7 @@ from tfl_rewrite.numerics.grids import Rows
 from tfl_rewrite.numerics.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.calibrating import Calibrating
 from tfl_rewrite.weights.encoding import Reading
 from tfl_rewrite.weights.forms.float16 import HalfError
@@ -104,8 +103,12 @@ def _watched(work: Work) -> Silenced | None:
     return Silenced(Rows.along(work.shape, axis))
 
 
-@dataclass(slots=True)
-class WeightChange:
+def _decibels(gains: dict[str, float] | None) -> dict[str, float]:
+    return {name: round(each, 2) for name, each in (gains or {}).items()}
+
+
+@dataclass(slots=True, kw_only=True)
+class WeightChange(JsonData):
     """A constant that is stored smaller now.
 
     Attributes:
@@ -123,34 +126,52 @@ class WeightChange:
         renewed: Whether it was integers before, in a form that the oldest runtime does not know.
     """
 
-    where: str
-    buffer: int
+    where: str = field(metadata=shown("tensor"))
+    buffer: int = field(metadata=LEFT_OUT)
     dtype: str
     shape: tuple[int, ...]
     readers: tuple[str, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[Reading, ...] = field(metadata=LEFT_OUT)
     axis: int | None
-    channels: int
+    block: int | None = None
+    channels: int = field(metadata=shown("scales"))
     nbytes_before: int
     nbytes_after: int
     saved: int
-    rounding: Payload
+    rounding: Payload = field(metadata=LEFT_OUT)
     shared: bool = False
-    block: int | None = None
-    stored: str = "int8"
+    stored: str = field(default="int8", metadata=LEFT_OUT)
     renewed: bool = False
 
     @property
+    @computed(after="where")
+    def outcome(self) -> str:
+        """What was done."""
+        return "quantized"
+
+    @property
+    @computed("snr_db", made=finite(2))
     def snr(self) -> float:
         """Signal-to-noise ratio of the weight itself in dB; computed now if it was not written yet."""
         return self.rounding.error().snr
 
     @property
+    @computed(after="readers")
     def scheme(self) -> str:
         """The readings, joined."""
         return "+".join(reading.value for reading in self.readings)
 
     @property
+    @computed(after="readers")
+    def encoding(self) -> str:
+        """How it is stored, as an encoding is written."""
+        if self.stored == "float16":
+            return self.stored
+        block = f":{self.block}" if self.block is not None else ""
+        return f"{self.stored}:{self.granularity}{block}"
+
+    @property
+    @computed(after="readers")
     def granularity(self) -> str:
         """``tensor``, ``channel`` or ``block``; ``none`` for a float type."""
         if self.stored == "float16":
@@ -160,28 +181,13 @@ class WeightChange:
         return "tensor" if self.axis is None else "channel"
 
     @property
-    def encoding(self) -> str:
-        """How it is stored, as an encoding is written."""
-        if self.stored == "float16":
-            return self.stored
-        block = f":{self.block}" if self.block is not None else ""
-        return f"{self.stored}:{self.granularity}{block}"
-
-    @property
-    def gains(self) -> dict[str, float] | None:
-        """What each step of rounding won on the calibration inputs, in dB; None without calibration."""
-        rounder = self.rounding.rounder if isinstance(self.rounding, QuantizedPayload) else None
-        if isinstance(self.rounding, QuantizedPayload) and isinstance(rounder, Calibrating):
-            return rounder.gains(self.rounding.work)
-        return None
-
-    @property
     def silenced(self) -> tuple[int, ...]:
         """Channels of its operator that held numbers and are all zero now."""
         self.rounding.error()
         return self.rounding.silenced if isinstance(self.rounding, QuantizedPayload) else ()
 
     @property
+    @computed(merged=True)
     def lost(self) -> dict[str, int]:
         """How many elements did not fit in float16, or how many channels of integers are all zero now."""
         error = self.rounding.error()
@@ -191,28 +197,11 @@ class WeightChange:
             return {}
         return {"clamped": error.clamped, "flushed": error.flushed, "subnormal": error.subnormal}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        snr = self.snr
-        gains = self.gains
-        return {
-            "tensor": self.where,
-            "outcome": "quantized",
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "readers": list(self.readers),
-            "scheme": self.scheme,
-            "encoding": self.encoding,
-            "granularity": self.granularity,
-            "axis": self.axis,
-            "block": self.block,
-            "scales": self.channels,
-            "nbytes_before": self.nbytes_before,
-            "nbytes_after": self.nbytes_after,
-            "saved": self.saved,
-            "shared": self.shared,
-            "renewed": self.renewed,
-            "snr_db": round(snr, 2) if np.isfinite(snr) else None,
-            **self.lost,
-            **({"gains_db": {name: round(each, 2) for name, each in gains.items()}} if gains else {}),
-        }
+    @property
+    @computed("gains_db", made=_decibels, optional=True)
+    def gains(self) -> dict[str, float] | None:
+        """What each step of rounding won on the calibration inputs, in dB; None without calibration."""
+        rounder = self.rounding.rounder if isinstance(self.rounding, QuantizedPayload) else None
+        if isinstance(self.rounding, QuantizedPayload) and isinstance(rounder, Calibrating):
+            return rounder.gains(self.rounding.work)
+        return None

@@ -239,7 +239,7 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
                 encoding = found.choice.get(unit.position)
                 lines.append(f"  {unit.nbytes:>12,}  {encoding or 'kept'!s:28s} {safe(unit.name, limit=80)}")
     lines.append("size against error, on the inputs of the search:")
-    points = report.pareto()
+    points = report.pareto
     shown = points if verbose or len(points) <= _ROWS else points[:_ROWS]
     for item in shown:
         snr = _snr(item.snr)
@@ -290,7 +290,7 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
                 "metric": item.metric,
                 "chosen": report.promised is not None and item.choice == report.promised.choice,
             }
-            for item in report.pareto()
+            for item in report.pareto
         ]
         if arguments.curve.endswith(".csv"):
             text = io.StringIO()

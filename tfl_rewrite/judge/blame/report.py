@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.interpreter.interface import printable
-from tfl_rewrite.judge.report import JudgeInfo, plain
+from tfl_rewrite.judge.report import JudgeInfo
+from tfl_rewrite.options.json_data import JsonData
 
 ROWS = 40
 """How many operators the short table shows."""
@@ -68,7 +69,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blame:
+class Blame(JsonData):
     """What running both models with all tensors kept showed.
 
     Attributes:
@@ -94,11 +95,6 @@ class Blame:
     def marked(self) -> list[Layer]:
         """Those where the ratio falls most, the worst first."""
         return sorted((layer for layer in self.layers if layer.rank), key=lambda layer: layer.rank or 0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: what JSON cannot say (infinite, NaN) becomes a string such as ``inf``."""
-        result: dict[str, Any] = plain(asdict(self))
-        return result
 
     def node_data(self) -> dict[str, Any]:
         """As Model Explorer reads node data: for each operator of the rewritten file the SNR of its output.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from tfl_rewrite.files.store import load, origin_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
+from tfl_rewrite.options.json_data import JsonData, computed
 from tfl_rewrite.passes import calls
 from tfl_rewrite.reading.doctor import operators, placement, quantization, values, versions
 from tfl_rewrite.reading.doctor.kinds import KINDS, Finding, Severity
@@ -20,16 +20,23 @@ _SAID_BETTER = ("quantized_dimension", " scales but ", " scales for a dimension"
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(JsonData):
     """What is wrong with one file.
 
     Attributes:
         findings: Worst first, then in the order of :data:`tfl_rewrite.reading.doctor.kinds.KINDS`.
     """
 
+    schema: ClassVar[int] = 1
     file: str
     nbytes: int
     findings: tuple[Finding, ...]
+
+    @property
+    @computed(after="nbytes")
+    def counts(self) -> dict[str, int]:
+        """How many findings are of each severity."""
+        return {severity.value: self.count(severity) for severity in Severity}
 
     def count(self, severity: Severity) -> int:
         """Returns how many findings are of a severity."""
@@ -43,17 +50,6 @@ class Diagnosis:
     def reaches(self, severity: Severity) -> bool:
         """Whether anything is as bad as that, or worse."""
         return any(finding.severity.rank <= severity.rank for finding in self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        counts = Counter(finding.severity.value for finding in self.findings)
-        return {
-            "schema": 1,
-            "file": self.file,
-            "nbytes": self.nbytes,
-            "counts": {severity.value: counts[severity.value] for severity in Severity},
-            "findings": [finding.to_dict() for finding in self.findings],
-        }
 
 
 def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> Diagnosis:

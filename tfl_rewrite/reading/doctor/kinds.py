@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
 from tfl_rewrite.passes.repair import FIXES
 
 
@@ -49,7 +49,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(JsonData):
     """One place where something is wrong.
 
     Attributes:
@@ -61,12 +61,12 @@ class Finding:
         repairable: Whether ``repair`` settles this one; its kind may be repairable in other places only.
     """
 
-    kind: str
+    kind: str = field(metadata=shown("id"))
     where: str
     detail: str
-    saves: int = 0
     repairable: bool = False
-    advice: str = ""
+    saves: int = 0
+    advice: str = field(default="", metadata=LEFT_OUT)
 
     @property
     def row(self) -> Kind:
@@ -74,31 +74,36 @@ class Finding:
         return BY_NAME[self.kind]
 
     @property
+    @computed(after="kind")
     def severity(self) -> Severity:
         """How bad it is."""
         return self.row.severity
 
     @property
+    @computed(after="kind")
+    def title(self) -> str:
+        """What it is."""
+        return self.row.title
+
+    @property
+    @computed("why", after="detail")
+    def fact(self) -> str:
+        """What follows from it."""
+        return self.row.fact
+
+    @property
+    @computed(after="detail")
+    def source(self) -> str:
+        """Where that is from."""
+        return self.row.source
+
+    @property
+    @computed(after="detail")
     def remedy(self) -> str:
         """What to do."""
         if self.repairable:
             return f"tfl-rewrite repair IN OUT --only {self.kind}"
         return self.advice or self.row.remedy
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data."""
-        return {
-            "id": self.kind,
-            "severity": self.severity.value,
-            "title": self.row.title,
-            "where": self.where,
-            "detail": self.detail,
-            "why": self.row.fact,
-            "source": self.row.source,
-            "remedy": self.remedy,
-            "repairable": self.repairable,
-            "saves": self.saves,
-        }
 
 
 _CONVERT = "convert or quantize the model again"
