@@ -14,11 +14,10 @@ import pytest
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import EntryPoint, TensorFacts
-from tfl_rewrite.judge.blame import blame as blame_module
-from tfl_rewrite.judge.blame.blame import blame
-from tfl_rewrite.judge.blame.layers import _ranked
-from tfl_rewrite.judge.blame.report import EQUAL_DB, Layer
-from tfl_rewrite.judge.blame.tensor_tally import TensorTally
+from tfl_rewrite.judge import blame as blame_module
+from tfl_rewrite.judge.blame import blame
+from tfl_rewrite.judge.layers import EQUAL_DB, Layer, _ranked
+from tfl_rewrite.judge.matching import TensorTally
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.samples.made import Step
 

@@ -6,8 +6,8 @@ import pytest
 
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface, TensorFacts
 from tfl_rewrite.interpreter.tracing import Node, Trace
-from tfl_rewrite.judge.blame import matching
-from tfl_rewrite.judge.blame.matching import match_outputs, weight_tensors
+from tfl_rewrite.judge import matching
+from tfl_rewrite.judge.matching import match_outputs, weight_tensors
 
 Row = tuple[str, list[int], list[tuple[int, str, tuple[int, ...]]]]
 

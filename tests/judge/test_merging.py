@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.interpreter.interface import TensorFacts
-from tfl_rewrite.judge.compare import Tolerance, compared
-from tfl_rewrite.judge.merging import merged
+from tfl_rewrite.judge.compare import Tolerance, compared, merged
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Verdict
 

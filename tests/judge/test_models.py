@@ -78,7 +78,7 @@ def test_nothing_reaches_the_terminal(tmp_path, capfd, plus):
 
 
 def test_import_loads_no_runtime():
-    code = "import sys, tfl_rewrite.judge.panel; "
+    code = "import sys, tfl_rewrite.judge.judge; "
     code += "print([m for m in sys.modules if m[:6] in ('ai_edg', 'tensor')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 

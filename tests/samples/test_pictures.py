@@ -17,10 +17,9 @@ from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.pipeline.verify import verify
+from tfl_rewrite.samples import inputs
 from tfl_rewrite.samples import media as media_module
-from tfl_rewrite.samples import media_steps
-from tfl_rewrite.samples.media import Declared, Media, to_input
-from tfl_rewrite.samples.pictures import Pictures, layout_of, read_picture
+from tfl_rewrite.samples.media import Declared, Media, Pictures, layout_of, read_picture, to_input
 
 from .. import tiny_models
 
@@ -238,7 +237,7 @@ def test_a_folder_is_run_in_order_of_names(tmp_path):
 
 def test_batches_are_filled_up_with_the_first_pictures(tmp_path, monkeypatch):
     # Also where the samples are kept in a file instead of memory.
-    monkeypatch.setattr(media_steps, "_IN_MEMORY_NBYTES", 1)
+    monkeypatch.setattr(inputs, "_IN_MEMORY_NBYTES", 1)
     for number in range(3):
         picture(tmp_path / f"{number}.png", np.full((2, 2), number * 51))
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(2, 2, 2, 1))
@@ -251,7 +250,7 @@ def test_no_room_for_the_samples(monkeypatch, tmp_path, gradient):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(media_steps, "_IN_MEMORY_NBYTES", 1)
+    monkeypatch.setattr(inputs, "_IN_MEMORY_NBYTES", 1)
     monkeypatch.setattr(media_module.os, "posix_fallocate", full)
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(1, 5, 6, 3))
     with pytest.raises(FileAccessError, match=r"no room for the samples, 360 bytes: No space left.*TMPDIR"):

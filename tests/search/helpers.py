@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tfl_rewrite.judge.report import OutputComparison
-from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.judge.verdict import OutputComparison, Verdict
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.trials import Measured

@@ -20,9 +20,8 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.samples.inputs import expand_paths, real_inputs, sample_counts
+from tfl_rewrite.samples.inputs import expand_paths, media_steps, real_inputs, sample_counts
 from tfl_rewrite.samples.media import PICTURES, Media
-from tfl_rewrite.samples.media_steps import media_steps
 from tfl_rewrite.samples.npz import read_npz, write_npz
 
 LEAST_FITTED = 2

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.judge.report import ChannelComparison, OutputComparison
-from tfl_rewrite.judge.tally import ChannelSums, Float64, OutputTally
+from tfl_rewrite.judge.tally import ChannelSums, Float64, OutputTally, joined
+from tfl_rewrite.judge.verdict import ChannelComparison, OutputComparison, Verdict
 
 CHANNEL_SLACK_DB = 15.0
 """By how much less than a whole output one channel of it may keep.
@@ -396,3 +396,37 @@ def _unreal(axis: int, sums: ChannelSums, tolerance: Tolerance, other: OutputTal
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = 10 * np.log10(repeated.signal / repeated.noise)
     return np.asarray((repeated.noise > 0) & ~(ratio >= least))
+
+
+def merged(verdicts: Sequence[Verdict], tolerance: Tolerance) -> Verdict:
+    """Returns what the verdicts on parts of the samples say together, as one run of all samples would.
+
+    Args:
+        verdicts: Of the same files' outputs, on different samples.
+        tolerance: What each output was judged by.
+    """
+    if len(verdicts) == 1:
+        return verdicts[0]
+    broken = next((verdict for verdict in verdicts if not _complete(verdict)), None)
+    if broken is not None or len({len(verdict.outputs) for verdict in verdicts}) > 1:
+        return broken or verdicts[0]
+    outputs = []
+    for items in zip(*(verdict.outputs for verdict in verdicts), strict=True):
+        together = compared(joined([item.tally for item in items if item.tally is not None]), tolerance)
+        notes = dict.fromkeys(note for item in (together, *items) for note in item.notes)
+        outputs.append(replace(together, notes=tuple(notes)))
+    reasons = tuple(f"{item.label}: {item.reason}" for item in outputs if not item.passed)
+    return replace(
+        verdicts[0],
+        status="fail" if reasons else "pass",
+        cause="outputs" if reasons else "",
+        reasons=reasons,
+        sample_count=sum(verdict.sample_count for verdict in verdicts),
+        outputs=tuple(outputs),
+        notes=tuple(dict.fromkeys(note for verdict in verdicts for note in verdict.notes)),
+        seconds=sum(verdict.seconds for verdict in verdicts),
+    )
+
+
+def _complete(verdict: Verdict) -> bool:
+    return verdict.measured

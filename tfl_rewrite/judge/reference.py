@@ -14,8 +14,8 @@ from tfl_rewrite.interpreter.interface import EntryPoint, Interface, printable
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.runner import RESOLVERS, Execution, Failure, OnRan, Worker
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.judge.report import JudgeInfo
 from tfl_rewrite.judge.tally import Movement
+from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import RealInputs, real_inputs
 from tfl_rewrite.samples.made import (
     LOUDER,

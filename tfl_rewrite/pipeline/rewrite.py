@@ -38,7 +38,7 @@ from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
-    from tfl_rewrite.judge.blame.report import Blame
+    from tfl_rewrite.judge.layers import Blame
     from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.pipeline.damage import Damage, Finer, Place
     from tfl_rewrite.pipeline.verify import FullPanel
@@ -534,8 +534,7 @@ def _refuse_undefined(written: Model, source: str) -> None:
 
 def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:
     """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
-    from tfl_rewrite.judge.judge import run_model
-    from tfl_rewrite.judge.panel import several
+    from tfl_rewrite.judge.judge import run_model, several
 
     notes = []
     plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.calibration.rounder import Settings
-    from tfl_rewrite.judge.blame.report import Blame
     from tfl_rewrite.judge.compare import Tolerance
     from tfl_rewrite.judge.judge import Judge
+    from tfl_rewrite.judge.layers import Blame
     from tfl_rewrite.pipeline.verify import FullPanel
 
 MODES = ("auto", "require", "off")
@@ -68,8 +68,7 @@ class Verification:
 
     def judge(self, before: str | os.PathLike[str], *, exact: bool) -> Judge:
         """Makes one judge of files rewritten from ``before``, the first, for searches among many files."""
-        from tfl_rewrite.judge.judge import Judge
-        from tfl_rewrite.judge.panel import several
+        from tfl_rewrite.judge.judge import Judge, several
 
         return Judge(
             before,
@@ -86,7 +85,7 @@ class Verification:
         progress: Callable[[str], None] | None = None,
     ) -> FullPanel:
         """Makes all judges of files rewritten from ``before``."""
-        from tfl_rewrite.judge.panel import Panel, several
+        from tfl_rewrite.judge.judge import Panel, several
         from tfl_rewrite.pipeline.verify import FullPanel
 
         def make(original: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]) -> Panel:
@@ -103,7 +102,7 @@ class Verification:
     def calibration(self) -> Settings:
         """Returns how to look at what weights meet: with the inputs, in the first of the runtimes."""
         from tfl_rewrite.calibration.rounder import Settings
-        from tfl_rewrite.judge.panel import several
+        from tfl_rewrite.judge.judge import several
 
         return Settings(
             inputs=self.inputs,
@@ -129,7 +128,7 @@ class Verification:
         """Runs both operator by operator, where that is asked for."""
         if not self.blame:
             return None
-        from tfl_rewrite.judge.panel import several
+        from tfl_rewrite.judge.judge import several
         from tfl_rewrite.reading.blame import blame
 
         return blame(

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge.compare import Tolerance
-from tfl_rewrite.judge.judge import Judge
-from tfl_rewrite.judge.panel import Panel, several
+from tfl_rewrite.judge.judge import Judge, Panel, several
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, weighed
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 
@@ -246,7 +245,7 @@ def verify(
 
     All calls of a file are made in one interpreter, in the order of the samples, entry point by entry point:
     what a model keeps in variables carries over, unless ``independent``. For the arguments see
-    :class:`tfl_rewrite.judge.judge.Judge` and :class:`tfl_rewrite.judge.panel.Panel`: with several
+    :class:`tfl_rewrite.judge.judge.Judge` and :class:`tfl_rewrite.judge.judge.Panel`: with several
     runtimes or resolvers, each runtime judges with each resolver, and the result is the worst verdict, whose
     ``verdicts`` are those of all.
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import load
-from tfl_rewrite.judge.blame import blame as tracing
-from tfl_rewrite.judge.blame.report import Blame
+from tfl_rewrite.judge import blame as tracing
+from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.model.ir import Model
 
 

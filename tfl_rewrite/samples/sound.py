@@ -141,7 +141,7 @@ class Sounds:
         return f"{text}, cut or padded with silence; full scale is {low:g}..{high:g}{assumed}"
 
 
-def check_installed() -> None:
+def check_soundfile() -> None:
     """Raises a UsageError where soundfile is missing."""
     _soundfile()
 

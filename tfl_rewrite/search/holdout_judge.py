@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.compare import Tolerance, merged
 from tfl_rewrite.judge.judge import Judge
-from tfl_rewrite.judge.merging import merged
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs

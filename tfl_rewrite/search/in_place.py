@@ -11,9 +11,8 @@ import numpy as np
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.store import load
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.compare import Tolerance, merged
 from tfl_rewrite.judge.judge import Judge
-from tfl_rewrite.judge.merging import merged
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.numerics.grids import Float64

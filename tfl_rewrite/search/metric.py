@@ -17,8 +17,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array
-from tfl_rewrite.judge.judge import RunResult, run_model
-from tfl_rewrite.judge.panel import several
+from tfl_rewrite.judge.judge import RunResult, run_model, several
 from tfl_rewrite.pipeline.verification import Verification
 
 _SCRIPT = Path(__file__).with_name("metric_child.py")

@@ -24,9 +24,8 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge.compare import Tolerance, compared
 from tfl_rewrite.judge.judge import RunResult, run_model
 from tfl_rewrite.judge.reference import SINGLE_NBYTES
-from tfl_rewrite.judge.report import JudgeInfo
 from tfl_rewrite.judge.tally import OutputTally
-from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.judge.verdict import JudgeInfo, Verdict
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.samples.made import Step, write_steps
 

@@ -23,7 +23,7 @@ from tfl_rewrite.weights.encoding import Effort
 from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
-    from tfl_rewrite.judge.blame.report import Blame
+    from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.cli.settings import judges_of, real_inputs, tolerance_of, verification_of
 
 

@@ -22,11 +22,9 @@ from tfl_rewrite.interpreter.interface import Array, TensorFacts
 from tfl_rewrite.interpreter.runner import RESOLVERS, RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.tracing import Trace, TraceFailed, Tracer
-from tfl_rewrite.judge.blame.layers import inserted_operators, layers_of, unmatched_outputs
-from tfl_rewrite.judge.blame.matching import Match, match_outputs
-from tfl_rewrite.judge.blame.report import Blame
-from tfl_rewrite.judge.blame.tensor_tally import TensorTally, is_real, real_pieces
-from tfl_rewrite.judge.report import JudgeInfo
+from tfl_rewrite.judge.layers import Blame, inserted_operators, layers_of, unmatched_outputs
+from tfl_rewrite.judge.matching import Match, TensorTally, is_real, match_outputs, real_pieces
+from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
 from tfl_rewrite.samples.media import to_input

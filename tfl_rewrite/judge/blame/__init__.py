@@ -1,1 +1,0 @@
-"""Runs two models operator by operator and says where the error enters."""
