@@ -52,9 +52,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.search.calls import shrink
     from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
     from tfl_rewrite.search.rounding import search_rounding
-    from tfl_rewrite.shards.calls import join, shard
-    from tfl_rewrite.shards.opened import ShardedModel, open_sharded
-    from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
+    from tfl_rewrite.shards.calls import ShardedModel, join, open_sharded, shard
+    from tfl_rewrite.shards.report import ShardFailed, ShardReport
 
 _HOMES = {
     "Comparison": "reading.diff",
@@ -64,9 +63,9 @@ _HOMES = {
     "InvariantError": "errors",
     "Report": "pipeline.rewrite",
     "RewriteFailed": "pipeline.rewrite",
-    "ShardFailed": "shards.outcome",
-    "ShardReport": "shards.outcome",
-    "ShardedModel": "shards.opened",
+    "ShardFailed": "shards.report",
+    "ShardReport": "shards.report",
+    "ShardedModel": "shards.calls",
     "ShrinkFailed": "search.report",
     "ShrinkReport": "search.report",
     "TflRewriteError": "errors",
@@ -90,7 +89,7 @@ _HOMES = {
     "join": "shards.calls",
     "load": "files.store",
     "media_inputs": "reading.declared",
-    "open_sharded": "shards.opened",
+    "open_sharded": "shards.calls",
     "passes_of": "passes.catalog",
     "preset": "passes.catalog",
     "quantize_weights": "passes.calls",

@@ -16,7 +16,7 @@ from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.pipeline.verification import Verification
-from tfl_rewrite.shards import compiled, external_files
+from tfl_rewrite.shards import compiled, external_folder
 from tfl_rewrite.shards.external import WEIGHT_OPERATORS, move_out
 
 UNRUN = Verification(mode="off")
@@ -168,18 +168,18 @@ def test_a_large_tensor_gets_a_file_of_its_own(fixtures: Path, tmp_path: Path) -
 def test_a_failed_verification_publishes_nothing(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = external_files._write
+    write = external_folder._write
 
     def broken(file: Any, path: Path) -> None:
         write(file, path)
         path.write_bytes(bytes(path.stat().st_size))
 
-    monkeypatch.setattr(external_files, "_write", broken)
+    monkeypatch.setattr(external_folder, "_write", broken)
     with pytest.raises(tfl_rewrite.ShardFailed, match="computes something else") as caught:
         tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", format="external")
     assert caught.value.exit_code == 4 and caught.value.report.outcome == "failed"
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(external_files, "_write", lambda file, path: None)
+    monkeypatch.setattr(external_folder, "_write", lambda file, path: None)
     with pytest.raises(FileAccessError):
         tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", format="external")
 

@@ -22,7 +22,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.shards import web
-from tfl_rewrite.shards.fetch import work_folder
+from tfl_rewrite.shards.join import work_folder
 
 from .serving import Server, serve
 
@@ -294,7 +294,6 @@ KILLS = int(os.environ.get("TFL_REWRITE_KILLS", "20"))
 _STARTER = """
 import os, sys, tfl_rewrite
 tfl_rewrite.join
-from tfl_rewrite.shards import fetch, web
 for line in sys.stdin:
     source, target, force = line.split()
     child = os.fork()

@@ -15,9 +15,8 @@ from tfl_rewrite.errors import FormatError, UsageError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.shards import parts as writing
-from tfl_rewrite.shards.cut import cut
-from tfl_rewrite.shards.manifest import parse
-from tfl_rewrite.shards.sizes import parse_size
+from tfl_rewrite.shards.manifest import parse, parse_size
+from tfl_rewrite.shards.parts import cut
 
 
 def there_and_back(model: Path, folder: Path, **options: object) -> tfl_rewrite.ShardReport:

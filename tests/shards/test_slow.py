@@ -14,7 +14,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError
-from tfl_rewrite.shards import pace, sources, web
+from tfl_rewrite.shards import sources, web
 
 from .serving import serve
 
@@ -24,9 +24,9 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same limits in a fraction of the time."""
-    monkeypatch.setattr(pace, "RATE_SECONDS", 0.8)
-    monkeypatch.setattr(pace, "ANSWER_SECONDS", 2.0)
-    monkeypatch.setattr(pace, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(web, "RATE_SECONDS", 0.8)
+    monkeypatch.setattr(web, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(web, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(web, "_PAUSE_SECONDS", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -191,7 +191,7 @@ def test_time_that_nobody_waited_does_not_count(
 
 
 def test_the_whole_has_a_limit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr(web, "LONGEST_SECONDS", 0.5)
     with serve(folder) as server, pytest.raises(FileAccessError, match=r"took more than 0\.5 s"):
         server.delay = 0.15
         tfl_rewrite.join(f"{server.url}/manifest.json", tmp_path / "out", allow_private=True, jobs=1)

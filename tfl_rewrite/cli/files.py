@@ -70,7 +70,7 @@ def _destination(row: Argument) -> str:
 
 def _of_a_folder(what: str, path: str, arguments: argparse.Namespace) -> Iterator[Claim]:
     """The file by which a folder of shards is opened; its writer looks whether it has the same content."""
-    from tfl_rewrite.shards.outcome import MODEL_NAME
+    from tfl_rewrite.shards.report import MODEL_NAME
 
     if Path(path).is_dir():
         name = MODEL_NAME if arguments.format == "external" else arguments.manifest

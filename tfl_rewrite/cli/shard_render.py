@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfl_rewrite.cli.render import safe, size, table
-from tfl_rewrite.shards.outcome import ShardReport
+from tfl_rewrite.shards.report import ShardReport
 
 _ROWS = 10
 _WORDS = {

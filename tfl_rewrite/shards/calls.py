@@ -1,27 +1,28 @@
-"""The calls that a program makes: shard a model, join it again."""
+"""The calls that a program makes: shard a model, join it again, open it in memory without a file on disk."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.files.atomic import PLAIN, access_of
+from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, is_same
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.store import ensure_model
 from tfl_rewrite.model.ir import schema
 from tfl_rewrite.pipeline.rewrite import claims_of
 from tfl_rewrite.pipeline.verification import MODES, Verification
-from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, join_parts
-from tfl_rewrite.shards.manifest import parse
-from tfl_rewrite.shards.opened import expect
-from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFile, ShardReport
+from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole, join_parts
+from tfl_rewrite.shards.manifest import Manifest, parse, parse_size
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
-from tfl_rewrite.shards.sizes import parse_size
-from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
+from tfl_rewrite.shards.report import MODEL_NAME, ShardFile, ShardReport
+from tfl_rewrite.shards.sources import FolderSource, Source, find_source, read_manifest_text
 from tfl_rewrite.work import Progress, Work
 
 FORMATS = ("parts", "external")
@@ -80,7 +81,7 @@ def shard(
         if place.is_dir():
             check_claims(claims_of(source, settings), [Claim("OUTDIR", entry, mine=True)], force=force)
         if format == "external":
-            from tfl_rewrite.shards.external_files import shard_external
+            from tfl_rewrite.shards.external_folder import shard_external
 
             return shard_external(
                 container,
@@ -105,14 +106,7 @@ def shard(
             tick=_ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
         )
     files = tuple(
-        ShardFile(
-            name=part.name,
-            nbytes=part.nbytes,
-            stored_nbytes=part.stored_nbytes,
-            sha256=part.stored_sha256,
-            status="kept" if part.name in made.reused else "new",
-        )
-        for part in made.manifest.parts
+        ShardFile.of_part(part, "kept" if part.name in made.reused else "new") for part in made.manifest.parts
     )
     return ShardReport(
         command="shard",
@@ -170,18 +164,17 @@ def join(
     if isinstance(origin, FolderSource) and (origin.folder / name).is_dir():
         raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
     if isinstance(origin, FolderSource) and is_model(origin.folder / name):
-        from tfl_rewrite.shards.external_files import join_external
+        from tfl_rewrite.shards.external_folder import join_external
 
         if sha256 is not None:
             raise UsageError("a model with external buffers has no hash of the whole", file=where)
         return join_external(origin.folder / name, path, settings=settings, force=force, dry_run=dry_run)
-    manifest = parse(read_manifest_text(origin, name, where), where)
-    expect(manifest, sha256, where)
+    manifest = _manifest(origin, name, where, sha256)
     if isinstance(origin, FolderSource):
         own = [origin.folder / item for item in (name, *(part.name for part in manifest.parts))]
         _not_its_own(path, own)
     try:
-        done = join_parts(
+        kept = join_parts(
             manifest,
             origin,
             path,
@@ -194,6 +187,7 @@ def join(
     except FormatError as error:
         error.file = error.file or where
         raise
+    read = "fetched" if origin.remote else "read"
     return ShardReport(
         command="join",
         format="parts",
@@ -203,25 +197,145 @@ def join(
         nbytes=manifest.nbytes,
         sha256=manifest.sha256,
         files=tuple(
-            ShardFile(
-                name=part.name,
-                nbytes=part.nbytes,
-                stored_nbytes=part.stored_nbytes,
-                sha256=part.stored_sha256,
-                status="kept" if part.name in done.kept else "fetched" if origin.remote else "read",
-            )
-            for part in manifest.parts
+            ShardFile.of_part(part, "kept" if part.name in kept else read) for part in manifest.parts
         ),
         dry_run=dry_run,
     )
 
 
+class ShardedModel:
+    """A whole model in memory that belongs to no file; pages that are not used may go to swap.
+
+    Use it as a context manager, or let it be collected. Interpreters that were made keep what they need.
+
+    Attributes:
+        manifest: What it was made of.
+        content: All bytes, read-only, not copied.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._descriptor = -1
+        if hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create("tfl-rewrite", os.MFD_CLOEXEC)
+            os.ftruncate(self._descriptor, manifest.nbytes)
+            self._map = mmap.mmap(self._descriptor, manifest.nbytes)
+        else:
+            self._map = mmap.mmap(-1, manifest.nbytes)
+        self.content = memoryview(self._map).toreadonly()
+
+    @property
+    def path(self) -> str | None:
+        """A path under which this process can open it, while it is open; None where the system has none."""
+        return None if self._descriptor < 0 else f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def interpreter(self, **options: Any) -> Any:
+        """Makes a LiteRT interpreter of it, which maps the same pages.
+
+        Args:
+            **options: Handed to ``ai_edge_litert.interpreter.Interpreter``.
+        """
+        from ai_edge_litert.interpreter import Interpreter
+
+        if self.path is not None and Path(self.path).exists():
+            return Interpreter(model_path=self.path, **options)
+        return Interpreter(model_content=bytes(self.content), **options)
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Fills it; only for who makes it."""
+        view = memoryview(data).cast("B")
+        if self._descriptor >= 0:
+            # Writing to the file, unlike to its map, says so when memory is short.
+            FileSink(self._descriptor).write_at(view, offset)
+        else:
+            self._map[offset : offset + len(view)] = bytes(view)
+
+    def close(self) -> None:
+        """Gives the memory back, as far as nobody else holds it."""
+        with contextlib.suppress(BufferError):
+            self.content.release()
+            self._map.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> ShardedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def open_sharded(
+    manifest: str | os.PathLike[str],
+    *,
+    jobs: int = DEFAULT_JOBS,
+    allow_private: bool = False,
+    sha256: str | None = None,
+    max_nbytes: int | None = None,
+) -> ShardedModel:
+    """Fetches, checks and assembles a model in memory; nothing is written to disk.
+
+    Args:
+        manifest: Path or URL of a ``manifest.json``.
+        jobs: Parts at once.
+        allow_private: Whether http may connect to private and loopback addresses.
+        sha256: What the model must be, if it is known from elsewhere.
+        max_nbytes: Refuse a model that says it is larger.
+
+    Raises:
+        FormatError: The manifest or a part is damaged; the error names the part.
+        FileAccessError: Something is missing or cannot be read.
+        UnsupportedError: A newer manifest.
+        UsageError: The URL makes no sense, or the model is larger than ``max_nbytes``.
+    """
+    where = os.fspath(manifest)
+    _check_jobs(jobs)
+    source, name = find_source(where, allow_private=allow_private)
+    found = _manifest(source, name, where, sha256)
+    if max_nbytes is not None and found.nbytes > max_nbytes:
+        raise UsageError(f"the model takes {found.nbytes} bytes, more than {max_nbytes}", file=where)
+    model = ShardedModel(found)
+    try:
+        assemble(found, source, model, jobs=jobs)
+        check_whole(found, [model.content])
+    except BaseException as error:
+        model.close()
+        if isinstance(error, FormatError):
+            error.file = error.file or where
+        raise
+    return model
+
+
 def _checked(verification: Verification | None, jobs: int) -> Verification:
     settings = verification or Verification()
     _choice(settings.mode, MODES, "verification mode")
+    _check_jobs(jobs)
+    return settings
+
+
+def _check_jobs(jobs: int) -> None:
     if not 0 <= jobs <= MOST_JOBS:
         raise UsageError(f"jobs is {jobs}", remedy=f"give 1 to {MOST_JOBS}, or 0 for one per processor")
-    return settings
+
+
+def _manifest(source: Source, name: str, where: str, sha256: str | None) -> Manifest:
+    """Reads a manifest, and compares it with a hash that is known from elsewhere."""
+    manifest = parse(read_manifest_text(source, name, where), where)
+    if sha256 is not None and sha256.strip().lower() != manifest.sha256:
+        raise UsageError(
+            f"is of a model with the SHA-256 {manifest.sha256}, not {sha256[:80]}",
+            file=where,
+            remedy="it is another version, or it was tampered with",
+        )
+    return manifest
 
 
 def _choice(value: str, choices: tuple[str, ...], what: str) -> None:

@@ -9,7 +9,6 @@ identifiers carry the most significant bit.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from tfl_rewrite.model import dtypes, likeness
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, ExternalBuffer, ExternalGroup, Model, Tensor, new_record
+from tfl_rewrite.shards.manifest import sha256_of
 
 ALIGNMENT = 64
 WEIGHT_INPUT = 1
@@ -232,10 +232,7 @@ def _is_weight(tensor: Tensor, graph: Graph) -> bool:
 
 def _named(file: WeightFile) -> str:
     """Names a file by its content, so that no other content ever has its name."""
-    digest = hashlib.sha256()
-    for piece in file.pieces():
-        digest.update(piece)
-    file.name = f"weights-{digest.hexdigest()[:16]}.bin"
+    file.name = f"weights-{sha256_of(file.pieces())[:16]}.bin"
     return file.name
 
 

@@ -1,39 +1,290 @@
-"""Puts a model together again."""
+"""Puts a model together again: every part checked on its way to its places, then the whole.
+
+Parts of a remote source are kept beside the target until it is complete: a join that was stopped goes on
+where it was.
+"""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import os
+import stat
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 
-from tfl_rewrite.errors import FormatError
+from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, landing
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.shards.fetch import WorkFolder, work_folder
 from tfl_rewrite.shards.manifest import Manifest, Part
-from tfl_rewrite.shards.pouring import Hashing, Stopped, pour_part
-from tfl_rewrite.shards.sources import Source
+from tfl_rewrite.shards.sources import FolderSource, Source, Stream
+from tfl_rewrite.shards.web import TooSlow
+from tfl_rewrite.work import leads_to, lock, opened_folder
 
 DEFAULT_JOBS = 4
 MOST_JOBS = 64
+_PIECE = 1 << 20
+_MARKER = ".tfl-rewrite-join"
+_ATTEMPTS = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
-    """What joining did.
+class Stopped(Exception):
+    """Another part failed; this one need not be finished."""
 
-    Attributes:
-        manifest: Of what was made.
-        kept: Names of those that an earlier run had fetched.
+
+def stored_pieces(part: Part, stream: Stream, stop: threading.Event | None = None) -> Iterator[bytes]:
+    """Yields the bytes of a stored part; the last of them only after size and hash were found right.
+
+    Args:
+        part: What it must be.
+        stream: Its stored bytes.
+        stop: Set when somebody else failed.
+
+    Raises:
+        FormatError: They are not those of the manifest; it names the part.
+    """
+    digest = hashlib.sha256()
+    left = part.stored_nbytes
+    held = b""
+    while True:
+        if stop is not None and stop.is_set():
+            raise Stopped
+        piece = stream.read(min(_PIECE, left) or 1)
+        if not piece:
+            break
+        left -= len(piece)
+        if left < 0:
+            raise wrong(part, f"is longer than {part.stored_nbytes} bytes")
+        digest.update(piece)
+        if held:
+            yield held
+        held = piece
+    if left:
+        raise wrong(part, f"ends after {part.stored_nbytes - left} of {part.stored_nbytes} bytes")
+    if digest.hexdigest() != part.stored_sha256:
+        raise wrong(part, "has the wrong SHA-256")
+    if held:
+        yield held
+
+
+def unpacked_pieces(part: Part, stream: Stream, stop: threading.Event | None = None) -> Iterator[bytes]:
+    """Yields the unpacked bytes of a part, never more than it declares; see :func:`stored_pieces`.
+
+    Raises:
+        FormatError: The part is not what the manifest says.
+    """
+    if part.compression == "none":
+        yield from stored_pieces(part, stream, stop)
+        return
+    digest = hashlib.sha256()
+    left = part.nbytes
+    unpacker = zlib.decompressobj(wbits=31)
+    for packed in stored_pieces(part, stream, stop):
+        if unpacker.eof:
+            raise wrong(part, "has bytes after its gzip stream")
+        data = packed
+        while not unpacker.eof:
+            # One byte more than there may be tells a stream that is too long.
+            most = min(_PIECE, left + 1)
+            try:
+                piece = unpacker.decompress(data, most)
+            except zlib.error:
+                raise wrong(part, "is not gzip") from None
+            left -= len(piece)
+            if left < 0:
+                raise wrong(part, f"unpacks to more than {part.nbytes} bytes")
+            digest.update(piece)
+            if piece:
+                yield piece
+            data = unpacker.unconsumed_tail
+            # Output may be pending although all input is taken.
+            if not data and len(piece) < most:
+                break
+        if unpacker.unused_data:
+            raise wrong(part, "has bytes after its gzip stream")
+    if not unpacker.eof or left:
+        raise wrong(part, f"unpacks to {part.nbytes - left} of {part.nbytes} bytes")
+    if digest.hexdigest() != part.sha256:
+        raise wrong(part, "has the wrong SHA-256 when unpacked")
+
+
+def write_part(
+    part: Part,
+    slices: list[tuple[int, int, int]],
+    stream: Stream,
+    sink: Sink,
+    *,
+    stop: threading.Event | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> None:
+    """Writes a part to all its places.
+
+    Args:
+        part: What it must be.
+        slices: ``(offset in the part, nbytes, offset in the model)``, ascending.
+        stream: Its stored bytes.
+        sink: Of the model.
+        stop: Set when somebody else failed.
+        tick: Called with the bytes that went to their places.
+
+    Raises:
+        FormatError: The part is not what the manifest says; some of it may have been written.
+    """
+    starts = [offset for offset, _, _ in slices]
+    longest = max(nbytes for _, nbytes, _ in slices)
+    position = 0
+    for piece in unpacked_pieces(part, stream, stop):
+        end = position + len(piece)
+        view = memoryview(piece)
+        # Those that may reach into [position, end): none starts more than the longest before it.
+        first = bisect.bisect_right(starts, position - longest)
+        for offset, nbytes, target in slices[first : bisect.bisect_left(starts, end)]:
+            low, high = max(offset, position), min(offset + nbytes, end)
+            if low < high:
+                sink.write_at(view[low - position : high - position], target + low - offset)
+                if tick is not None:
+                    tick(high - low)
+        position = end
+
+
+def wrong(part: Part, what: str) -> FormatError:
+    """An error that names a part."""
+    return FormatError(what, where=f"part {part.name}", remedy="it is damaged; fetch or make it again")
+
+
+class WorkFolder:
+    """Parts that were fetched and found right, beside the file that is made of them.
+
+    Args:
+        folder: Its path.
+        opened: A descriptor of it.
     """
 
-    manifest: Manifest
-    kept: frozenset[str]
+    def __init__(self, folder: Path, opened: int) -> None:
+        self.folder = folder
+        self.local = FolderSource(folder)
+        self._opened = opened
+
+    def take(self, part: Part, source: Source, stop: threading.Event | None) -> bool:
+        """Makes sure that a part is here and right; returns whether it had to be fetched.
+
+        Raises:
+            FormatError: What the source has is not what the manifest says.
+            FileAccessError: The source does not have it, or the disk refuses.
+        """
+        if self._is_right(part, stop):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part.name, dir_fd=self._opened)
+        for attempt in range(_ATTEMPTS):
+            try:
+                with landing(self.folder, nbytes=part.stored_nbytes, opened=self._opened) as file:
+                    position = 0
+                    with source.open(part.name) as stream:
+                        for piece in stored_pieces(part, stream, stop):
+                            file.sink.write_at(piece, position)
+                            position += len(piece)
+                    file.publish(self.folder / part.name, force=True)
+                return True
+            except (FormatError, FileAccessError) as error:
+                # A connection that breaks looks like a part that is too short.
+                if attempt == _ATTEMPTS - 1 or isinstance(error, TooSlow):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _is_right(self, part: Part, stop: threading.Event | None) -> bool:
+        try:
+            status = os.stat(part.name, dir_fd=self._opened, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(status.st_mode) or status.st_size != part.stored_nbytes:
+            return False
+        try:
+            with self.local.open(part.name) as stream:
+                for _ in stored_pieces(part, stream, stop):
+                    pass
+        except (FormatError, FileAccessError):
+            return False
+        return True
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes parts, and the folder unless something else is in it.
+
+        Args:
+            names: The parts that are no longer needed. Parts of another version of the model go too.
+        """
+        with os.scandir(self._opened) as entries:
+            others = [entry.name for entry in entries if entry.name.endswith(".part")]
+        for name in {*names, *others}:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._opened)
+
+
+@contextlib.contextmanager
+def work_folder(target: Path) -> Iterator[WorkFolder]:
+    """Opens the working folder of a file to be made, new or left by a join that was stopped.
+
+    It stays while there are parts in it: what is there a next run need not fetch. Only a folder that a join
+    made is used: one that was empty, or has our marker in it.
+
+    Raises:
+        UsageError: Another process works in it, or something else has its name.
+        FileAccessError: It cannot be made.
+    """
+    path = target.with_name(f"{target.name}.parts")
+    folder, marker = _marked(path)
+    try:
+        for stale in _stale(folder):
+            with contextlib.suppress(OSError):
+                os.unlink(stale, dir_fd=folder)
+        try:
+            yield WorkFolder(path, folder)
+        finally:
+            # Without parts there is nothing to resume.
+            with contextlib.suppress(OSError):
+                if os.listdir(folder) == [_MARKER]:  # noqa: PTH208
+                    os.unlink(_MARKER, dir_fd=folder)
+                    path.rmdir()
+    finally:
+        os.close(marker)
+        os.close(folder)
+
+
+def _marked(path: Path) -> tuple[int, int]:
+    """Makes the folder if it is missing, and locks the marker in it; returns descriptors of both."""
+    try:
+        while True:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(0o700)
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+                folder = opened_folder(path)
+                stack.callback(os.close, folder)
+                held = os.listdir(folder)  # noqa: PTH208
+                if held and _MARKER not in held:
+                    raise NotADirectoryError
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                marker = os.open(_MARKER, flags, 0o600, dir_fd=folder)
+                stack.callback(os.close, marker)
+                if not lock(marker, without=True):
+                    raise UsageError("another join works in it", file=path, remedy="wait for it to end")
+                if leads_to(_MARKER, marker, folder=folder) and leads_to(path, folder):
+                    stack.pop_all()
+                    return folder, marker
+            # A join that ended a moment ago took it away.
+    except NotADirectoryError:
+        raise UsageError("is in the way", file=path, remedy="remove it, or name another OUT") from None
+    except OSError as error:
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+
+
+def _stale(folder: int) -> list[str]:
+    """Names of half-made files that older joins left."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.name.startswith(".") and entry.name.endswith(".tmp")]
 
 
 def join_parts(
@@ -46,8 +297,8 @@ def join_parts(
     access: int = PLAIN,
     dry_run: bool = False,
     tick: Callable[[int], None] | None = None,
-) -> Joined:
-    """Makes the file of a manifest, byte for byte.
+) -> frozenset[str]:
+    """Makes the file of a manifest, byte for byte; returns the names of parts that were fetched before.
 
     Parts of a remote source are kept in a folder beside the target until the file is complete.
 
@@ -77,7 +328,7 @@ def join_parts(
                 file.publish(target, force=force)
         if work is not None:
             work.remove(part.name for part in manifest.parts)
-    return Joined(manifest=manifest, kept=kept)
+    return kept
 
 
 def assemble(
@@ -95,44 +346,29 @@ def assemble(
         FormatError, FileAccessError: As for :func:`join_parts`.
     """
     stop = threading.Event()
-    hashing = Hashing(stop)
 
     def one(part: Part, slices: list[tuple[int, int, int]]) -> bool:
-        fetched = work.take(part, source, hashing) if work is not None else True
+        fetched = work.take(part, source, stop) if work is not None else True
         with (work.local if work is not None else source).open(part.name) as stream:
-            pour_part(part, slices, stream, sink, hashing, tick=tick)
+            write_part(part, slices, stream, sink, stop=stop, tick=tick)
         return fetched
 
-    with _stopping(stop), ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, MOST_JOBS))) as pool:
-        try:
-            futures = [
-                pool.submit(one, part, slices)
-                for part, slices in zip(manifest.parts, manifest.slices(), strict=True)
-            ]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failures = [future.exception() for future in done]
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        if any(failure is not None for failure in failures):
+    pool = ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, MOST_JOBS)))
+    try:
+        pairs = zip(manifest.parts, manifest.slices(), strict=True)
+        futures = [pool.submit(one, part, slices) for part, slices in pairs]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        if any(future.exception() is not None for future in done):
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             # In order of the manifest, and what failed rather than what was stopped for it.
             found = [future.exception() for future in futures if future.done() and not future.cancelled()]
             raise next(item for item in found if item is not None and not isinstance(item, Stopped))
-        return frozenset(
-            part.name for part, future in zip(manifest.parts, futures, strict=True) if not future.result()
-        )
-
-
-@contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
+        rows = zip(manifest.parts, futures, strict=True)
+        return frozenset(part.name for part, future in rows if not future.result())
+    finally:
         stop.set()
-        raise
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def check_whole(

@@ -1,4 +1,9 @@
-"""Writes a model as parts and a manifest."""
+"""Cuts a model into parts, and writes them with their manifest.
+
+Content decides where a file is cut, not position: a large constant has parts of its own, which are the same
+in every file that holds the constant. What lies between large constants (tables, small constants, padding)
+shares a few parts.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,130 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
+from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
 from tfl_rewrite.files.atomic import PLAIN, Landing, access_of, landing
 from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.store import load_container
+from tfl_rewrite.model.blob import MappedBlob
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.likeness import equal_pieces
-from tfl_rewrite.shards.cut import Cut, cut
-from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse
-from tfl_rewrite.shards.pouring import BytesCheck, Hashing, pour_part
+from tfl_rewrite.shards.join import write_part
+from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse, sha256_of
 from tfl_rewrite.shards.sources import FolderSource
+
+LARGE = 64 << 10
+"""Constants from here on have parts of their own; a request for fewer bytes costs more than the bytes."""
+_LARGE_SHARE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One part to be: the slices of the file that it consists of, as ``(offset, nbytes)``."""
+
+    slices: tuple[tuple[int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the part."""
+        return sum(nbytes for _, nbytes in self.slices)
+
+
+def cut(container: Container, max_nbytes: int) -> tuple[list[Cut], list[str]]:
+    """Cuts a whole file into parts; every byte is in exactly one.
+
+    Args:
+        container: The file; one that is no sound model is cut by size alone.
+        max_nbytes: Of a part.
+
+    Returns:
+        The parts in order of their first byte, and what a reader should know.
+    """
+    notes = []
+    try:
+        model = load_container(container)
+        constants = _constants(model)
+        if any(group.name for group in model.external_groups):
+            notes.append(
+                "weights in files beside the model are not among the parts; 'tfl-rewrite join' makes one file"
+            )
+    except TflRewriteError as error:
+        error.file = None
+        constants = []
+        notes.append(f"cut by size alone, the constants could not be told: {error}")
+    large = [
+        (offset, nbytes) for offset, nbytes in constants if nbytes >= min(LARGE, max_nbytes // _LARGE_SHARE)
+    ]
+    cuts: list[Cut] = []
+    for offset, nbytes in large:
+        cuts += [Cut((piece,)) for piece in _pieces(offset, nbytes, max_nbytes)]
+    cuts += _packed(_between(large, container.nbytes), constants, max_nbytes)
+    return sorted(cuts, key=lambda item: item.slices[0]), notes
+
+
+def _constants(model: Model) -> list[tuple[int, int]]:
+    """Returns the spans of constants in the file, ascending, without overlap."""
+    spans = {
+        (buffer.blob.offset, buffer.blob.nbytes)
+        for buffer in model.buffers
+        if isinstance(buffer.blob, MappedBlob) and buffer.nbytes
+    }
+    result: list[tuple[int, int]] = []
+    end = 0
+    # At one offset the longest counts; a span that begins inside of another does not.
+    for offset, nbytes in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if offset >= end:
+            result.append((offset, nbytes))
+            end = offset + nbytes
+    return result
+
+
+def _between(spans: list[tuple[int, int]], total: int) -> list[tuple[int, int]]:
+    gaps = []
+    position = 0
+    for offset, nbytes in [*spans, (total, 0)]:
+        if offset > position:
+            gaps.append((position, offset - position))
+        position = offset + nbytes
+    return gaps
+
+
+def _pieces(offset: int, nbytes: int, most: int) -> list[tuple[int, int]]:
+    return [(offset + start, min(most, nbytes - start)) for start in range(0, nbytes, most)]
+
+
+def _packed(gaps: list[tuple[int, int]], constants: list[tuple[int, int]], most: int) -> list[Cut]:
+    """Fills parts with the stretches between large constants; cuts a long one at small constants."""
+    ends = {offset + nbytes for offset, nbytes in constants}
+    cuts: list[Cut] = []
+    held: list[tuple[int, int]] = []
+    room = most
+    for offset, nbytes in gaps:
+        for piece in _at_ends(offset, nbytes, most, ends):
+            if piece[1] > room and held:
+                cuts.append(Cut(tuple(held)))
+                held, room = [], most
+            held.append(piece)
+            room -= piece[1]
+    return [*cuts, Cut(tuple(held))] if held else cuts
+
+
+def _at_ends(offset: int, nbytes: int, most: int, ends: set[int]) -> list[tuple[int, int]]:
+    """Cuts a stretch of over ``most`` bytes, after a constant where one ends in the later half."""
+    pieces = []
+    stop = offset + nbytes
+    inner = sorted(end for end in ends if offset < end < stop) if nbytes > most else []
+    while stop - offset > most:
+        fitting = [end for end in inner if offset + most // 2 <= end <= offset + most]
+        length = (fitting[-1] if fitting else offset + most) - offset
+        pieces.append((offset, length))
+        offset += length
+    if stop > offset:
+        pieces.append((offset, stop - offset))
+    return pieces
+
 
 MANIFEST_NAME = "manifest.json"
 COMPRESSIONS = ("none", "gzip")
@@ -79,7 +198,7 @@ def write_parts(
     try:
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
             # The longest job, since it cannot be divided, goes first.
-            whole = pool.submit(_hash_of, container.pieces())
+            whole = pool.submit(sha256_of, container.pieces())
             made = list(pool.map(writer.part, cuts))
             manifest = _manifest(container, cuts, made, whole.result())
             text = manifest.dump()
@@ -88,7 +207,13 @@ def write_parts(
             if not dry_run:
                 _check(parse(text, manifest_name), folder, container, pool, tick)
                 container.ensure_unchanged()
-                publish_bytes(folder / manifest_name, text, force=force, access=writer.access)
+                _publish(
+                    folder / manifest_name,
+                    len(text),
+                    lambda: iter([text]),
+                    force=force,
+                    access=writer.access,
+                )
     except BaseException:
         # Parts without a manifest are of use to nobody.
         for name in writer.created:
@@ -97,23 +222,41 @@ def write_parts(
     return Parted(manifest=manifest, reused=tuple(sorted(writer.reused)), notes=tuple(notes))
 
 
-def publish_bytes(target: Path, data: bytes, *, force: bool, access: int = PLAIN) -> bool:
+Pieces = Callable[[], Iterator[bytes | memoryview]]
+"""Gives the bytes of a file from the start, each time that it is called."""
+
+
+def is_present(target: Path, nbytes: int, pieces: Pieces) -> bool:
+    """Whether a file is there and holds just these bytes.
+
+    Raises:
+        UsageError: What has its name is not a plain file.
+        FileAccessError: It cannot be read.
+    """
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            raise UsageError("is not a plain file", file=target, remedy="remove it, or use another folder")
+        if not target.is_file() or target.stat().st_size != nbytes:
+            return False
+        with open(target, "rb", buffering=0) as file:
+            return all(equal_pieces(file.read(len(piece)), piece) for piece in pieces())
+    except OSError as error:
+        raise FileAccessError(f"cannot read: {error.strerror or error}", file=target) from error
+
+
+def is_in_the_way(target: Path) -> UsageError:
+    """The error about a file that may not be replaced."""
+    return UsageError("exists already, with other content", file=target, remedy="use --force to overwrite it")
+
+
+def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: int) -> bool:
     """Writes a file that appears at once and complete; returns whether it was missing or different.
 
     Raises:
         UsageError: It exists with other content, and ``force`` is off.
         FileAccessError: It cannot be written, or what has its name is not a plain file.
     """
-    return _publish(target, len(data), lambda: iter([data]), force=force, access=access)
-
-
-Pieces = Callable[[], Iterator[bytes | memoryview]]
-"""Gives the bytes of a file from the start, each time that it is called."""
-
-
-def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: int) -> bool:
-    """As :func:`publish_bytes`, for bytes that come in pieces."""
-    if _present(target, nbytes, pieces):
+    if is_present(target, nbytes, pieces):
         return False
     with landing(target.parent, nbytes=nbytes, access=access) as file:
         offset = 0
@@ -129,24 +272,9 @@ def _name(file: Landing, target: Path, nbytes: int, pieces: Pieces, *, force: bo
         file.publish(target, force=force)
     except FileExistsError:
         # Another process may have made it meanwhile.
-        if not _present(target, nbytes, pieces):
-            raise UsageError(
-                "exists already, with other content", file=target, remedy="use --force to overwrite it"
-            ) from None
+        if not is_present(target, nbytes, pieces):
+            raise is_in_the_way(target) from None
     return True
-
-
-def _present(target: Path, nbytes: int, pieces: Pieces) -> bool:
-    """Whether a file is there and holds just these bytes."""
-    try:
-        if target.is_symlink() or (target.exists() and not target.is_file()):
-            raise UsageError("is not a plain file", file=target, remedy="remove it, or use another folder")
-        if not target.is_file() or target.stat().st_size != nbytes:
-            return False
-        with open(target, "rb", buffering=0) as file:
-            return all(equal_pieces(file.read(len(piece)), piece) for piece in pieces())
-    except OSError as error:
-        raise FileAccessError(f"cannot read: {error.strerror or error}", file=target) from error
 
 
 def gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
@@ -194,7 +322,7 @@ class _Writer:
             for offset, nbytes in item.slices:
                 yield from self.container.pieces(offset, nbytes)
 
-        sha256 = _hash_of(pieces())
+        sha256 = sha256_of(pieces())
         part = self._packed(item, sha256, pieces) if self.gzip else None
         if part is None:
             part = Part(
@@ -205,14 +333,7 @@ class _Writer:
                 nbytes=item.nbytes,
                 sha256=sha256,
             )
-            if self._is_first(part):
-                target = self.folder / part.name
-                there = target.exists()
-                if self.dry_run:
-                    fresh = not _present(target, item.nbytes, pieces)
-                else:
-                    fresh = _publish(target, item.nbytes, pieces, force=self.force, access=self.access)
-                self._note(part, there=there, fresh=fresh)
+            self._store(part, pieces, partial(_publish, pieces=pieces, force=self.force, access=self.access))
         self.tick(item.nbytes)
         return part
 
@@ -238,38 +359,25 @@ class _Writer:
                 nbytes=item.nbytes,
                 sha256=sha256,
             )
-            if self._is_first(part):
-                target = self.folder / part.name
-                there = target.exists()
-                fresh = not _present(target, nbytes, file.pieces)
-                if fresh and not self.dry_run:
-                    fresh = _name(file, target, nbytes, file.pieces, force=self.force)
-                self._note(part, there=there, fresh=fresh)
+            self._store(part, file.pieces, partial(_name, file, pieces=file.pieces, force=self.force))
         return part
 
-    def _is_first(self, part: Part) -> bool:
-        """Whether no other part of this model has the same bytes."""
+    def _store(self, part: Part, pieces: Pieces, write: Callable[[Path, int], bool]) -> None:
+        """Has a part written that the folder lacks, unless another of this model has the same bytes."""
         with self.lock:
-            known = part.name in self.made
+            if part.name in self.made:
+                return
             self.made.add(part.name)
-        return not known
-
-    def _note(self, part: Part, *, there: bool, fresh: bool) -> None:
-        if fresh and not there:
-            self.created.add(part.name)
-        if not fresh:
+        target = self.folder / part.name
+        there = target.exists()
+        if is_present(target, part.stored_nbytes, pieces):
             self.reused.add(part.name)
+        elif not self.dry_run and write(target, part.stored_nbytes) and not there:
+            self.created.add(part.name)
 
 
 def _part_name(sha256: str) -> str:
     return f"{sha256[:32]}.part"
-
-
-def _hash_of(pieces: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _manifest(container: Container, cuts: list[Cut], made: list[Part], sha256: str) -> Manifest:
@@ -294,6 +402,19 @@ def _manifest(container: Container, cuts: list[Cut], made: list[Part], sha256: s
     )
 
 
+class _BytesCheck:
+    """A sink that compares instead of writing."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self.different = False
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Looks whether the same bytes are there."""
+        self.different |= not equal_pieces(self._container.data[offset : offset + len(data)], data)
+        self._container.release(offset, len(data))
+
+
 def _check(
     manifest: Manifest,
     folder: Path,
@@ -306,9 +427,9 @@ def _check(
 
     def one(row: tuple[Part, list[tuple[int, int, int]]]) -> None:
         part, slices = row
-        sink = BytesCheck(container)
+        sink = _BytesCheck(container)
         with source.open(part.name) as stream:
-            pour_part(part, slices, stream, sink, Hashing(), tick=tick)
+            write_part(part, slices, stream, sink, tick=tick)
         if sink.different:
             raise VerificationError("does not hold what was written to it", file=folder / part.name)
 

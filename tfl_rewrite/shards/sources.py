@@ -16,8 +16,14 @@ from typing import Any, Protocol
 
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, too_long
-from tfl_rewrite.shards.pace import Pace, Request, TooSlow
-from tfl_rewrite.shards.pouring import Stream
+from tfl_rewrite.shards.web import Pace, Request, TooSlow, WebSource
+
+
+class Stream(Protocol):
+    """Bytes to read."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns at most ``size`` bytes, none at the end."""
 
 
 class Source(Protocol):
@@ -172,8 +178,6 @@ def find_source(where: str, *, allow_private: bool = False) -> tuple[Source, str
     if scheme in _LOCAL:
         return _file_url(base)
     if scheme in _WEB:
-        from tfl_rewrite.shards.web import WebSource
-
         return WebSource.at(base, allow_private=allow_private)
     return _fsspec(where, base)
 

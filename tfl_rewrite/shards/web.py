@@ -2,7 +2,10 @@
 
 Who writes a manifest does not choose where this program connects to: a server may redirect to http and
 https only, never down from https, and to no private address, checked on the very address of the connection.
-Nor how long it is kept waiting (:mod:`tfl_rewrite.shards.pace`).
+Nor how long it is kept waiting: there are a least rate, and a limit on the whole. A limit on the silence
+between two bytes does not do: a server that sends a byte a second is never silent. What counts is how long
+somebody waited, not how long parts took to be unpacked and written. All connections of a source are counted
+together, for they share a line.
 """
 
 from __future__ import annotations
@@ -12,15 +15,145 @@ import functools
 import http.client
 import ipaddress
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from tfl_rewrite.errors import FileAccessError, UsageError
-from tfl_rewrite.shards.pace import Pace, Request, TooSlow
+
+ANSWER_SECONDS = 30.0
+"""From a request until its answer begins, redirects included."""
+LEAST_RATE = 1000
+"""Bytes a second."""
+RATE_SECONDS = 15.0
+"""Of waiting, over which the rate is taken."""
+LONGEST_SECONDS = 6 * 3600.0
+"""For all that comes from one source."""
+_LOOK_SECONDS = 0.2
+_LONGEST_LOOK = 1.0
+
+
+class TooSlow(FileAccessError):
+    """A source does not send what it has in bearable time; asking again does not help."""
+
+
+class Request:
+    """One request: its connections are shut down when it takes too long, whatever it is doing then.
+
+    Attributes:
+        reason: Why it was ended, or None.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.reason: str | None = None
+        self._deadline: float | None = deadline
+        self._sockets: list[socket.socket] = []
+
+    def watch(self, connection: socket.socket) -> None:
+        """Takes a connection; a copy of it, since encryption takes the original over."""
+        self._sockets.append(connection.dup())
+
+    def answered(self) -> None:
+        """From now on the rate counts."""
+        self._deadline = None
+
+    def is_late(self, now: float) -> bool:
+        """Whether its answer should have begun."""
+        return self._deadline is not None and now > self._deadline
+
+    def end(self, reason: str) -> None:
+        """Shuts its connections down: who waits for them gets no more."""
+        self.reason = self.reason or reason
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Gives the copies back."""
+        while self._sockets:
+            self._sockets.pop().close()
+
+
+class Pace:
+    """Looks at all requests to one source."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: set[Request] = set()
+        self._began: float | None = None
+        self._waiting = 0
+        self._waited = 0.0
+        self._nbytes = 0
+        self._looking = False
+
+    def begin(self) -> Request:
+        """Begins a request; `finish` must follow."""
+        now = time.monotonic()
+        request = Request(now + ANSWER_SECONDS)
+        with self._lock:
+            self._began = now if self._began is None else self._began
+            self._requests.add(request)
+            if not self._looking:
+                self._looking = True
+                threading.Thread(target=self._look, daemon=True).start()
+        return request
+
+    def finish(self, request: Request) -> None:
+        """Ends a request, in whatever way."""
+        with self._lock:
+            self._requests.discard(request)
+            request.close()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Somebody waits for bytes."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def arrived(self, nbytes: int) -> None:
+        """Counts bytes."""
+        with self._lock:
+            self._nbytes += nbytes
+
+    def _look(self) -> None:
+        before = time.monotonic()
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+            with self._lock:
+                if not self._requests:
+                    self._looking = False
+                    return
+                if self._waiting:
+                    # A machine that slept waited for nobody.
+                    self._waited += min(now - before, _LONGEST_LOOK)
+                reason = self._reason(now)
+                for request in self._requests:
+                    if reason is not None:
+                        request.end(reason)
+                    elif request.is_late(now):
+                        request.end(f"gave no answer within {ANSWER_SECONDS:g} s")
+            before = now
+
+    def _reason(self, now: float) -> str | None:
+        if self._began is not None and now - self._began > LONGEST_SECONDS:
+            return f"took more than {LONGEST_SECONDS:g} s"
+        if self._waited < RATE_SECONDS:
+            return None
+        rate = self._nbytes / self._waited
+        self._waited, self._nbytes = 0.0, 0
+        return f"sends less than {LEAST_RATE} bytes a second" if rate < LEAST_RATE else None
+
 
 TIMEOUT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
@@ -248,37 +381,31 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
-def _plain_connection(*arguments: Any, anywhere: bool, **options: Any) -> http.client.HTTPConnection:
-    made = http.client.HTTPConnection(*arguments, **options)
-    # Where http.client keeps what connects its socket, since Python 3.4.
-    made._create_connection = functools.partial(_connect, anywhere=anywhere)  # type: ignore[attr-defined]
-    return made
+class _Handler(urllib.request.AbstractHTTPHandler):
+    """Opens http and https, to public addresses only unless it may go anywhere."""
 
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
-def _secure_connection(*arguments: Any, anywhere: bool, **options: Any) -> http.client.HTTPConnection:
-    made = http.client.HTTPSConnection(*arguments, **options)
-    made._create_connection = functools.partial(_connect, anywhere=anywhere)  # type: ignore[attr-defined]
-    return made
-
-
-class _HttpHandler(urllib.request.HTTPHandler):
     def __init__(self, allow_private: bool) -> None:
         super().__init__()
         self._allow_private = allow_private
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        anywhere = self._allow_private or _proxied(req)
-        return self.do_open(functools.partial(_plain_connection, anywhere=anywhere), req)
-
-
-class _HttpsHandler(urllib.request.HTTPSHandler):
-    def __init__(self, allow_private: bool) -> None:
-        super().__init__()
-        self._allow_private = allow_private
+        return self._open(http.client.HTTPConnection, req)
 
     def https_open(self, req: urllib.request.Request) -> Any:
+        return self._open(http.client.HTTPSConnection, req)
+
+    def _open(self, kind: type[http.client.HTTPConnection], req: urllib.request.Request) -> Any:
         anywhere = self._allow_private or _proxied(req)
-        return self.do_open(functools.partial(_secure_connection, anywhere=anywhere), req)
+
+        def connection(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
+            made = kind(*arguments, **options)
+            # Where http.client keeps what connects its socket, since Python 3.4.
+            made._create_connection = functools.partial(_connect, anywhere=anywhere)  # type: ignore[attr-defined]
+            return made
+
+        return self.do_open(connection, req)
 
 
 def _proxied(request: urllib.request.Request) -> bool:
@@ -307,8 +434,7 @@ def _opener(allow_private: bool) -> urllib.request.OpenerDirector:
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
-        _HttpHandler(allow_private),
-        _HttpsHandler(allow_private),
+        _Handler(allow_private),
     ]
     for handler in handlers:
         opener.add_handler(handler)

@@ -14,7 +14,7 @@ from tfl_rewrite.cli.shard_render import shard_lines
 from tfl_rewrite.cli.text import print_report, warn
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards.calls import is_model, join, shard
-from tfl_rewrite.shards.outcome import ShardFailed, ShardReport
+from tfl_rewrite.shards.report import ShardFailed, ShardReport
 
 
 def shard_model(arguments: argparse.Namespace) -> int:

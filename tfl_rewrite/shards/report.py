@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from tfl_rewrite.errors import UnsupportedError, VerificationError
+from tfl_rewrite.files.container import Container
 from tfl_rewrite.options.json_data import JsonData
+from tfl_rewrite.shards.manifest import Part, sha256_of
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
@@ -31,6 +33,23 @@ class ShardFile:
     stored_nbytes: int
     sha256: str
     status: str
+
+    @classmethod
+    def of_part(cls, part: Part, status: str) -> ShardFile:
+        """A part of a manifest."""
+        return cls(
+            name=part.name,
+            nbytes=part.nbytes,
+            stored_nbytes=part.stored_nbytes,
+            sha256=part.stored_sha256,
+            status=status,
+        )
+
+    @classmethod
+    def of_file(cls, name: str, file: Container, status: str) -> ShardFile:
+        """A model or a file of weights, which is hashed now."""
+        size = file.nbytes
+        return cls(name=name, nbytes=size, stored_nbytes=size, sha256=sha256_of(file.pieces()), status=status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +17,11 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.store import layout, load, load_container
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.model.blob import Blob, MappedBlob
-from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
-from tfl_rewrite.shards.outcome import MODEL_NAME, ShardFailed, ShardFile, ShardReport
+from tfl_rewrite.shards.manifest import sha256_of
+from tfl_rewrite.shards.parts import is_in_the_way, is_present
+from tfl_rewrite.shards.report import MODEL_NAME, ShardFailed, ShardFile, ShardReport
 from tfl_rewrite.shards.sources import open_plain
 
 if TYPE_CHECKING:
@@ -107,16 +106,9 @@ def join_external(
             target=os.fspath(target),
             entry=os.fspath(path),
             nbytes=made.nbytes,
-            sha256=_sha256(file.pieces()),
+            sha256=sha256_of(file.pieces()),
             files=tuple(
-                ShardFile(
-                    name=name,
-                    nbytes=item.nbytes,
-                    stored_nbytes=item.nbytes,
-                    sha256=_sha256(item.pieces()),
-                    status="read",
-                )
-                for name, item in sorted(weights.opened.items())
+                ShardFile.of_file(name, item, "read") for name, item in sorted(weights.opened.items())
             ),
             notes=tuple(notes),
             dry_run=dry_run,
@@ -207,18 +199,11 @@ def _write(file: WeightFile, path: Path) -> None:
 
 def _is_new(staged: Path, target: Path, *, force: bool) -> bool:
     """Whether a file is missing or different; a different one may be replaced with ``force`` only."""
-    if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise UsageError("is not a plain file", file=target, remedy="remove it, or use another folder")
-    if not target.exists():
-        return True
-    if target.stat().st_size == staged.stat().st_size:
-        ours, theirs = Container.open(staged).pieces(), Container.open(target).pieces()
-        if all(itertools.starmap(equal_pieces, zip(ours, theirs, strict=True))):
-            return False
-    if not force:
-        raise UsageError(
-            "exists already, with other content", file=target, remedy="use --force to overwrite it"
-        )
+    data = Container.open(staged)
+    if is_present(target, data.nbytes, data.pieces):
+        return False
+    if target.exists() and not force:
+        raise is_in_the_way(target)
     return True
 
 
@@ -238,18 +223,6 @@ def _publish(staged: Path, target: Path, *, force: bool) -> None:
 def _report(
     container: Container, folder: str, moved: Moved, stage: Path, fresh: dict[str, bool], *, dry_run: bool
 ) -> ShardReport:
-    rows = []
-    for name, is_new in fresh.items():
-        data = Container.open(stage / name)
-        rows.append(
-            ShardFile(
-                name=name,
-                nbytes=data.nbytes,
-                stored_nbytes=data.nbytes,
-                sha256=_sha256(data.pieces()),
-                status="new" if is_new else "kept",
-            )
-        )
     return ShardReport(
         command="shard",
         format="external",
@@ -257,18 +230,14 @@ def _report(
         target=folder,
         entry=os.fspath(Path(folder) / MODEL_NAME),
         nbytes=container.nbytes,
-        sha256=_sha256(container.pieces()),
-        files=tuple(rows),
+        sha256=sha256_of(container.pieces()),
+        files=tuple(
+            ShardFile.of_file(name, Container.open(stage / name), "new" if is_new else "kept")
+            for name, is_new in fresh.items()
+        ),
         notes=(_moved_note(moved.tensors), *moved.notes),
         dry_run=dry_run,
     )
-
-
-def _sha256(pieces: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _moved_note(count: int) -> str:
