@@ -33,6 +33,7 @@ from bench_models import bench_parser, inputs_of
 
 from tfl_rewrite import load, round_weights_pass, save
 from tfl_rewrite.calibration.fitter import Fitter
+from tfl_rewrite.editing.base import Context
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge
@@ -146,7 +147,7 @@ class Contest:
     def snr_of(self, settings: RoundWeights) -> float:
         """Writes ours and returns its lowest SNR."""
         model = load(self.path)
-        settings.run(model)
+        settings.run(model, Context())
         save(model, self.ours, force=True)
         self.row.tries += 1
         return lowest(self.judge.compare(self.ours))

@@ -12,6 +12,7 @@ import pytest
 from tfl_rewrite import load
 from tfl_rewrite.calibration.rounder import Calibrated, Settings
 from tfl_rewrite.cli import main
+from tfl_rewrite.editing.base import Context
 from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -158,7 +159,9 @@ def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path,
     settings = QuantizeWeights(encoding=Encoding.parse("int4:channel:dequantize"), rounder=rounder)
     for _ in range(2):
         model = load(fixtures / "digits_cnn.tflite")
-        changes = [change for change in settings.run(model).changes if isinstance(change, WeightChange)]
+        changes = [
+            change for change in settings.run(model, Context()).changes if isinstance(change, WeightChange)
+        ]
         calibrated = [change for change in changes if change.gains is not None]
         assert len(changes) > 3 and len(calibrated) == (3 if in_order else 2)
         assert any("there was no time left" in note for note in rounder.notes())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load, save
-from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.editing.base import Context, run_passes
 from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
@@ -111,7 +111,7 @@ def test_what_another_operator_sees_stays(source: Path) -> None:
             scale(maker.inputs[1], np.full(1, 1e-37), 0)
             scale(maker.inputs[2], np.full(1, 1e-37), 0)
         small = values(maker.inputs[1]).copy()
-        Equalize().run(model)
+        Equalize().run(model, Context())
         after = values(maker.inputs[1])
         if change == "tiny":
             ratio = after[small != 0] / small[small != 0]
@@ -137,7 +137,7 @@ def test_no_weight_leaves_the_normal_numbers(source: Path, side: str, value: flo
         np.ascontiguousarray(np.moveaxis(flat.reshape(spoiled.shape), 0, axis), "<f4").tobytes()
     )
     before = {id(item): values(item).copy() for item in (maker.inputs[1], maker.inputs[2], reader.inputs[1])}
-    Equalize().run(model)
+    Equalize().run(model, Context())
     for item in (maker.inputs[1], maker.inputs[2], reader.inputs[1]):
         old, new = before[id(item)].astype(np.float64), values(item).astype(np.float64)
         assert np.isfinite(new).all()
@@ -152,4 +152,4 @@ def test_an_operator_without_outputs_is_left_alone(fixtures: Path) -> None:
     model = load(fixtures / "dense.tflite")
     for operator in model.subgraphs[0].operators:
         operator.outputs.clear()
-    assert not Equalize().run(model).changes
+    assert not Equalize().run(model, Context()).changes

@@ -16,7 +16,7 @@ import pytest
 from tfl_rewrite import UnsupportedError, UsageError, dedup, load, remove_dead, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import PassResult
-from tfl_rewrite.editing.effects import BY_NAME, ROWS, Effect, Effects, Row
+from tfl_rewrite.editing.effects import BY_NAME, ROWS, Effects, Row, SideEffect
 from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
@@ -125,7 +125,7 @@ def test_effectful_builtins_stay_and_random_ones_go(row: Row) -> None:
     net = chain()
     net.add(row.operator, [], "effect", (1, 4))
     remove_dead(net.model)
-    assert ("effect" in names(net.model)) == (row.effect is not Effect.RANDOM)
+    assert ("effect" in names(net.model)) == (row.effect is not SideEffect.RANDOM)
 
 
 def test_every_row_names_an_operator_of_the_schema_once() -> None:
@@ -170,8 +170,8 @@ def test_control_flow_has_the_effects_of_what_it_runs() -> None:
         net.model.subgraphs[0].operators.append(call)
     first, second = net.model.subgraphs[0].operators
     effects = Effects()
-    assert effects.of(first)[0] is Effect.NONE
-    assert effects.of(second) == (Effect.STATE, "runs ASSIGN_VARIABLE, which changes a resource variable")
+    assert effects.of(first)[0] is SideEffect.NONE
+    assert effects.of(second) == (SideEffect.STATE, "runs ASSIGN_VARIABLE, which changes a resource variable")
     assert "subgraph: subgraphs[1] quiet" in removed(remove_dead(net.model))
     assert [graph.name for graph in net.model.subgraphs] == ["main", "loud"]
 

@@ -28,7 +28,7 @@ from tfl_rewrite import (
     rewrite,
     save,
 )
-from tfl_rewrite.editing.base import Pass, PassResult, Skip
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.calls import quantize_weights_pass
@@ -49,28 +49,25 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(Pass):
     """A pass of these tests: does something to the model."""
 
     name: ClassVar[str] = "edit"
-    lossy: ClassVar[bool] = False
     grows: ClassVar[bool] = True
 
     edit: Callable[[Model], None]
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         self.edit(model)
-        return PassResult(self.name, (Done(),))
+        return PassResult(self.name, (Done(),), grows=self.grows)
 
 
-class Nothing:
+class Nothing(Pass):
     """A pass that never applies."""
 
     name: ClassVar[str] = "nothing"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         return PassResult(self.name, (), (Skip("everything", "there is nothing to do", "none"),))
 
 
@@ -331,7 +328,7 @@ def test_a_lossless_pass_is_judged_to_the_bit(dense: Path, folder: Path) -> None
 
 def test_a_tolerance_is_for_lossy_passes_only(dense: Path, folder: Path) -> None:
     class Lossy(Edit):
-        lossy: ClassVar[bool] = True
+        effect: ClassVar[Effect] = Effect.TOLERANCE
 
     wide = Verification(samples=1, tolerance=Tolerance(min_snr=3))
     with pytest.raises(RewriteFailed):

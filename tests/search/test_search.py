@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import UsageError, Verification, load, rewrite, round_weights_pass, search_rounding
+from tfl_rewrite.editing.base import Context
 from tfl_rewrite.search import rounding as module
 from tfl_rewrite.search.rounding import RoundingSearch
 
@@ -91,7 +92,7 @@ def test_a_model_without_constants_has_nothing_to_propose(fixtures: Path, tmp_pa
         settings, expected = search.propose(25)
     assert settings.choices == {} and expected == 0
     model = load(tmp_path / "done.tflite")
-    assert settings.run(model).changes == ()
+    assert settings.run(model, Context()).changes == ()
 
 
 def test_a_model_that_does_not_run_opened_is_searched_as_it_is(

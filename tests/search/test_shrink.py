@@ -15,6 +15,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError, Verification, load, save
+from tfl_rewrite.editing.base import Context
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
@@ -183,7 +184,7 @@ def test_the_recipe_gives_the_same_encodings(
     (tmp_path / "map.toml").write_text(report.recipe())
     made = tfl_rewrite.quantize_weights_pass(map=str(tmp_path / "map.toml"), min_elements=64)
     model = tfl_rewrite.load(digits[0])
-    result = made.run(model)
+    result = made.run(model, Context())
     assert report.report is not None
     wanted = encodings_of([change for each in report.report.results for change in each.changes])
     assert encodings_of(result.changes) == wanted and len(wanted) > 2

@@ -6,8 +6,10 @@ nor silence. After every pass the invariants of the model are checked.
 
 from __future__ import annotations
 
+import enum
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from tfl_rewrite.errors import InvariantError
@@ -15,6 +17,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
+from tfl_rewrite.work import Work, current
 
 
 class Change(Protocol):
@@ -79,6 +82,8 @@ class PassResult(JsonData):
         notes: Further lines for the user.
         packing: How the file is to be laid out, where that is what the pass is about.
         grows: Whether what it did is worth a larger file.
+        reading: How the original is to be read to compare with (:meth:`Pass.define`), where what it computes
+            is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
         idle: Where it changed nothing: why, and what does something instead.
     """
 
@@ -88,6 +93,7 @@ class PassResult(JsonData):
     notes: tuple[str, ...] = ()
     packing: Packing | None = field(default=None, metadata=LEFT_OUT)
     grows: bool = field(default=False, metadata=LEFT_OUT)
+    reading: str = field(default="", metadata=LEFT_OUT)
     idle: str = ""
 
     @property
@@ -96,92 +102,125 @@ class PassResult(JsonData):
         return bool(self.changes)
 
 
-class Pass(Protocol):
+class Effect(enum.Enum):
+    """How a pass may change what a model computes, which is how its result is judged.
+
+    ``EXACT``: outputs are equal to the bit. ``TOLERANCE``: they may differ within the tolerance.
+
+    ``INTERFACE``: the model takes or gives other tensors, as it was asked to. What it gives then cannot be
+    compared with what the original gives, so the judge compares with the original rewritten by such passes
+    alone.
+
+    ``REPAIR``: the model may run, or be read right, where it did not before. The original is no measure then
+    where it does not run; the judge at least runs the result.
+    """
+
+    EXACT = "exact"
+    TOLERANCE = "tolerance"
+    INTERFACE = "interface"
+    REPAIR = "repair"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a pass needs beside the model.
+
+    Attributes:
+        activations: Tells what weights meet on real inputs; a pass that asks for it says by which protocol,
+            such as :class:`tfl_rewrite.weights.activations.Activations`. None where there are no inputs.
+        number: Of the pass among those that run; what was found for one is not for another.
+        work: Threads, and the hook for progress.
+    """
+
+    activations: object | None = None
+    number: int = 0
+    work: Work = field(default_factory=current)
+
+
+class Pass(ABC):
     """A rewrite of a model in place.
+
+    A subclass says what it is by the class variables and rewrites in :meth:`run`. The other members have
+    neutral defaults.
 
     Attributes:
         name: Its name on the command line.
-        lossy: Whether outputs may differ after it; if not, they must be equal to the bit.
-        grows: Whether its result may be larger than its input.
+        effect: How it may change what the model computes.
+        for_download: Whether what gets smaller is the deflated file rather than the file itself.
     """
+
+    __slots__ = ()
 
     name: ClassVar[str]
-    lossy: ClassVar[bool]
-    grows: ClassVar[bool]
+    effect: ClassVar[Effect] = Effect.EXACT
+    for_download: ClassVar[bool] = False
 
-    def run(self, model: Model) -> PassResult:
+    @abstractmethod
+    def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model and says what it did."""
 
-
-class Refines(Protocol):
-    """A pass that can store single constants finer, where the outputs lose too much by what was asked for.
-
-    Attributes:
-        finer: What each level stands for, from the next finer form (level 1) to the constant as it was.
-    """
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it looks at the user's inputs, or something did for it, so that others must judge it."""
+        return False
 
     @property
     def finer(self) -> tuple[str, ...]:
-        """See above; at least one."""
+        """The forms that single constants can take where the outputs lose too much by what was asked for.
+
+        From the next finer form (level 1) to the constant as it was; empty if it changes none.
+        """
+        return ()
 
     def refined(self, levels: Mapping[int, int]) -> Pass:
-        """Returns the pass with some constants at another level; never coarser than what was asked for.
+        """Returns the pass with some constants at another level of :attr:`finer`.
+
+        Never coarser than what was asked for.
 
         Args:
             levels: By position of the buffer in the model that the pass gets; 0 is what was asked for.
         """
-
-
-class ChangesInterface:
-    """Marks a pass after which the model takes or gives other tensors, as it was asked to.
-
-    What it gives then cannot be compared with what the original gives, so the judge compares with the
-    original rewritten by the passes so marked alone.
-    """
-
-    __slots__ = ()
-
-
-class Heals:
-    """Marks a pass after which a model may run, or be read right, that did not before.
-
-    The original is no measure then where it does not run; the judge at least runs the result.
-    """
-
-    __slots__ = ()
+        return self
 
     @property
-    def undefined(self) -> str:
-        """How :meth:`expected` reads the original, where its own reading is undefined; else empty.
-
-        Outputs are compared within the tolerance then: another kernel computes them.
-        """
+    def expanding(self) -> str:
+        """The option that asks for the next finer form of all constants, such as ``--scheme dequantize``."""
         return ""
 
-    def expected(self, model: Model) -> bool:
+    @property
+    def excluding(self) -> str:
+        """The option that leaves single constants as they are, such as ``--exclude``."""
+        return ""
+
+    def define(self, model: Model, context: Context) -> None:  # noqa: B027 - most have nothing to do
         """Turns the original into a model that computes what the result must compute.
 
-        Returns:
-            False, with the model unchanged, where the original computes that itself.
+        Called where the pass said how (:attr:`PassResult.reading`), since the original leaves it undefined.
         """
-        return False
 
 
-def run_passes(model: Model, passes: Sequence[Pass]) -> list[PassResult]:
+def last_packing(results: Sequence[PassResult]) -> Packing | None:
+    """Returns how the file is to be laid out, as the last pass that is about that asks for."""
+    return next((result.packing for result in reversed(results) if result.packing is not None), None)
+
+
+def run_passes(model: Model, passes: Sequence[Pass], context: Context | None = None) -> list[PassResult]:
     """Runs passes in order and checks the model after each.
 
     Args:
         model: Changed in place.
         passes: In order.
+        context: What they may use beside the model; by default, no activations.
 
     Raises:
         InvariantError: A pass broke a rule that held before it; names the pass and those before it.
     """
+    context = context or Context()
     known = len(broken(model))
     results = []
     with model.remembering():
         for index, item in enumerate(passes):
-            results.append(item.run(model))
+            results.append(item.run(model, replace(context, number=index)))
             found = broken(model)
             if len(found) > known:
                 before = ", ".join(other.name for other in passes[:index]) or "none"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
-from tfl_rewrite.editing.effects import Effect, Effects
+from tfl_rewrite.editing.effects import Effects, SideEffect
 from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
 
 _ONLY_READ = frozenset({"READ_VARIABLE", "HASHTABLE_FIND", "HASHTABLE_SIZE", "VAR_HANDLE", "HASHTABLE"})
@@ -31,12 +31,12 @@ def lost_change(
     }
     changed: list[tuple[Operator, set[Hashable] | None]] = []
     for operator in removed:
-        if effects.of(operator)[0] is Effect.STATE and operator.code.name not in _ONLY_READ:
+        if effects.of(operator)[0] is SideEffect.STATE and operator.code.name not in _ONLY_READ:
             changed.append((operator, _kept(operator, makers)))
     if not changed:
         return None
     for reader in _needed(makers, set(map(id, removed)), outputs):
-        if effects.of(reader)[0] is not Effect.STATE or reader.code.name in _HANDLES:
+        if effects.of(reader)[0] is not SideEffect.STATE or reader.code.name in _HANDLES:
             continue
         read = _kept(reader, makers)
         for operator, written in changed:

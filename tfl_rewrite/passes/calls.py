@@ -30,7 +30,6 @@ from tfl_rewrite.weights.candidates import Selection
 from tfl_rewrite.weights.encoding import Dtype, Effort, Encoding
 from tfl_rewrite.weights.patterns import Pattern, compile_all
 from tfl_rewrite.weights.recipe import Recipe
-from tfl_rewrite.weights.rounders import Clipped, Nearest
 
 
 def quantize_weights_pass(
@@ -85,7 +84,6 @@ def quantize_weights_pass(
         min_runtime=runtime,
         encoding=encoding,
         assignment=recipe,
-        rounder=Nearest() if diligence is Effort.FAST else Clipped(),
         effort=diligence,
         correct_bias=bias_correction,
     )

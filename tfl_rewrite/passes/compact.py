@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.metadata import COMPRESSION
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model, Quantization
 from tfl_rewrite.passes.dedup import buffer_places, constant_buffers, equal_blobs
+from tfl_rewrite.work import Work
 
 LEAST_ALIGN = 16
 MOST_ALIGN = 1 << 16
@@ -57,7 +58,7 @@ ABSENT_ALIKE: tuple[AbsentAlike, ...] = (
 _ALIKE: Mapping[str, tuple[str, ...]] = {row.table: row.fields for row in ABSENT_ALIKE}
 
 
-class Compact:
+class Compact(Pass):
     """The pass; see the module.
 
     Args:
@@ -68,8 +69,7 @@ class Compact:
     """
 
     name: ClassVar[str] = "compact"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.EXACT
 
     def __init__(self, align: int = LEAST_ALIGN) -> None:
         if not LEAST_ALIGN <= align <= MOST_ALIGN or align & (align - 1):
@@ -78,9 +78,9 @@ class Compact:
             )
         self.align = align
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Takes out what says nothing, and asks for the file to be laid out anew."""
-        changes = [*_empty_fields(model), *_static_signatures(model), *_share_constants(model)]
+        changes = [*_empty_fields(model), *_static_signatures(model), *_share_constants(model, context.work)]
         notes = []
         if model.metadata_named(COMPRESSION) is None:
             changes += _empty_buffers(model)
@@ -180,11 +180,11 @@ def _static_signatures(model: Model) -> list[Edit]:
     return [Edit("Tensor.shape_signature", what, 0, {"count": count})] if count else []
 
 
-def _share_constants(model: Model) -> list[Edit]:
+def _share_constants(model: Model, work: Work) -> list[Edit]:
     """Makes equal constants one run of bytes; each buffer keeps its place in the list."""
     places = buffer_places(model)
     changes = []
-    for kept, buffer in equal_blobs(constant_buffers(model)):
+    for kept, buffer in equal_blobs(constant_buffers(model), work):
         assert kept.blob is not None and buffer.blob is not None
         if kept.blob.identity != buffer.blob.identity:
             buffer.blob = kept.blob

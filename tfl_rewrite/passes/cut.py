@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import ChangesInterface, Edit, PassResult
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.metadata import interface_changed, positions_moved
 from tfl_rewrite.editing.state import lost_change
 from tfl_rewrite.errors import UsageError, near_names, whole_number
@@ -23,7 +23,7 @@ from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
 
 
-class Cut(ChangesInterface):
+class Cut(Pass):
     """The pass; see the module.
 
     Args:
@@ -34,8 +34,7 @@ class Cut(ChangesInterface):
     """
 
     name: ClassVar[str] = "cut"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.INTERFACE
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class Cut(ChangesInterface):
         self.outputs = outputs
         self.signature = signature
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Cuts the subgraph.
 
         Raises:
@@ -72,7 +71,7 @@ class Cut(ChangesInterface):
                 raise UsageError(f"{tensor.name!r} is a {kind} and cannot become an input")
         after = (inputs, outputs)
         if all(_ids(old) == _ids(new) for old, new in zip(before, after, strict=True)):
-            return PassResult(self.name, idle="it has these inputs and outputs already")
+            return PassResult(self.name, grows=True, idle="it has these inputs and outputs already")
         _refuse_called(model, main)
         removed = _cut_off(main, inputs, outputs)
         _refuse_lost_state(main, removed, outputs)
@@ -98,7 +97,7 @@ class Cut(ChangesInterface):
         position = next(index for index, item in enumerate(model.subgraphs) if item is main)
         notes = [*positions_moved(model), *interface_changed(model, before, after, position)]
         notes += _unneeded(main)
-        return PassResult(self.name, tuple(changes), (), tuple(notes))
+        return PassResult(self.name, tuple(changes), (), tuple(notes), grows=True)
 
     def _subgraph(self, model: Model) -> SubGraph:
         """Returns the subgraph to cut."""

@@ -14,18 +14,18 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tfl_rewrite.editing.base import Edit, PassResult
-from tfl_rewrite.editing.effects import Effect, Effects, not_there
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
+from tfl_rewrite.editing.effects import Effects, SideEffect, not_there
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.likeness import equal_items
-from tfl_rewrite.work import current
+from tfl_rewrite.work import Work
 
 
 @dataclass(frozen=True, slots=True)
-class Dedup:
+class Dedup(Pass):
     """The pass; see the module.
 
     Attributes:
@@ -33,19 +33,18 @@ class Dedup:
     """
 
     name: ClassVar[str] = "dedup"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.EXACT
 
     pure_custom: Collection[str] = ()
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Merges what is equal.
 
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
         notes = not_there(model, self.pure_custom)
-        changes = _merge_buffers(model)
+        changes = _merge_buffers(model, context.work)
         effects = Effects(self.pure_custom)
         for subgraph in model.subgraphs:
             merger = _Merger(model, subgraph, effects)
@@ -58,14 +57,14 @@ class Dedup:
         return PassResult(self.name, tuple(changes), (), tuple(notes), idle=idle)
 
 
-def equal_blobs(buffers: list[Buffer]) -> Iterator[tuple[Buffer, Buffer]]:
+def equal_blobs(buffers: list[Buffer], work: Work) -> Iterator[tuple[Buffer, Buffer]]:
     """Yields each buffer that holds the same bytes as an earlier one, with the first of those.
 
     Args:
         buffers: Those without bytes are passed over.
     """
     held = [buffer for buffer in buffers if buffer.blob is not None and buffer.nbytes]
-    stage = current().stage("comparing", sum(buffer.nbytes for buffer in held))
+    stage = work.stage("comparing", sum(buffer.nbytes for buffer in held))
     return equal_items(held, _blob, stage.tick)
 
 
@@ -91,11 +90,11 @@ def buffer_places(model: Model) -> dict[int, str]:
     }
 
 
-def _merge_buffers(model: Model) -> list[Edit]:
+def _merge_buffers(model: Model, work: Work) -> list[Edit]:
     places = buffer_places(model)
     merged: dict[int, Buffer] = {}
     changes = []
-    for kept, buffer in equal_blobs(constant_buffers(model)):
+    for kept, buffer in equal_blobs(constant_buffers(model), work):
         merged[id(buffer)] = kept
         assert kept.blob is not None and buffer.blob is not None
         saved = 0 if kept.blob.identity == buffer.blob.identity else buffer.nbytes
@@ -190,7 +189,7 @@ class _Merger:
         return len(gone)
 
     def _mergeable(self, operator: Operator, writers: dict[int, int]) -> bool:
-        if self.effects.of(operator)[0] is not Effect.NONE or any(True for _ in operator.subgraphs()):
+        if self.effects.of(operator)[0] is not SideEffect.NONE or any(True for _ in operator.subgraphs()):
             return False
         if operator.intermediates or operator.large_custom is not None or not operator.outputs:
             return False

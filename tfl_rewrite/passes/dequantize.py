@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels import hybrid, needs
 from tfl_rewrite.kernels.versions import needed_version
@@ -42,7 +42,7 @@ _FOLDED = ("MUL", "ADD", "RESHAPE")
 
 
 @dataclass(frozen=True, slots=True)
-class Dequantize:
+class Dequantize(Pass):
     """The pass; see the module.
 
     Attributes:
@@ -50,18 +50,19 @@ class Dequantize:
     """
 
     name: ClassVar[str] = "dequantize"
-    lossy: ClassVar[bool] = True
-    grows: ClassVar[bool] = True
+    effect: ClassVar[Effect] = Effect.TOLERANCE
 
     only: Callable[[Tensor], bool] | None = None
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place. The floats are made when the file is written."""
         found = _Search(model, self.only)
         found.look()
         edits = _Expansion(model, found).apply()
         idle = "" if edits[0] else nothing_to_expand(model)
-        return PassResult(self.name, tuple(edits[0]), tuple(found.skips), tuple(edits[1]), idle=idle)
+        return PassResult(
+            self.name, tuple(edits[0]), tuple(found.skips), tuple(edits[1]), grows=True, idle=idle
+        )
 
 
 @dataclass(slots=True, eq=False)

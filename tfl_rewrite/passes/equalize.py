@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -42,14 +42,13 @@ _ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Equalize:
+class Equalize(Pass):
     """The pass; see the module."""
 
     name: ClassVar[str] = "equalize"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.EXACT
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place."""
         pairs = list(_pairs(model))
         gains: dict[int, float] = {}

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels import hybrid, runtimes
@@ -25,8 +25,8 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.renewal import lower_for, renew, still_late
+from tfl_rewrite.weights.activations import Calibrating, activations_of
 from tfl_rewrite.weights.biases import correct
-from tfl_rewrite.weights.calibrating import Calibrating
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.weights.decisions import Decision, HybridForm
 from tfl_rewrite.weights.encoding import Effort, Encoding, Reading, Scheme
@@ -37,7 +37,7 @@ from tfl_rewrite.weights.forms.float16 import Float16Cast
 from tfl_rewrite.weights.payloads import Payload, QuantizedPayload, WeightChange
 from tfl_rewrite.weights.plan import Assignment, WeightPlan
 from tfl_rewrite.weights.recipe import unmatched_notes
-from tfl_rewrite.weights.rounders import Nearest, Rounder, Work
+from tfl_rewrite.weights.rounders import Clipped, Nearest, Rounder, Work
 from tfl_rewrite.weights.state import nothing_to_quantize
 
 FINER = ("int8:channel:dequantize", "float16", "float32")
@@ -45,7 +45,7 @@ FINER = ("int8:channel:dequantize", "float16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizeWeights:
+class QuantizeWeights(Pass):
     """The pass; see the module.
 
     Attributes:
@@ -57,15 +57,14 @@ class QuantizeWeights:
         min_runtime: The oldest runtime that must compute the file correctly, as ``(major, minor)``.
         encoding: How constants are stored that ``assignment`` says nothing about; None for int8.
         assignment: How each constant is stored, by a call or by the name of the tensor.
-        rounder: Makes scales and integers from values.
-        effort: How much work rounding is worth, where whoever runs the pass may choose the rounder.
-        correct_bias: Whether biases may take back mean errors; likewise.
+        rounder: Makes scales and integers from values; None for what ``effort`` says.
+        effort: How much work rounding is worth.
+        correct_bias: Whether biases may take back mean errors; where there are activations.
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
     """
 
     name: ClassVar[str] = "quantize-weights"
-    lossy: ClassVar[bool] = True
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.TOLERANCE
 
     scheme: Scheme = Scheme.AUTO
     granularity: hybrid.Granularity = hybrid.Granularity.CHANNEL
@@ -73,7 +72,7 @@ class QuantizeWeights:
     min_runtime: runtimes.Runtime = runtimes.NEWEST_RUNTIME
     encoding: Encoding | None = None
     assignment: Assignment | None = None
-    rounder: Rounder = field(default_factory=Nearest)
+    rounder: Rounder | None = None
     effort: Effort = Effort.FAST
     correct_bias: bool = True
     levels: Mapping[int, int] = field(default_factory=dict)
@@ -83,6 +82,21 @@ class QuantizeWeights:
         """The forms that a constant takes where the outputs lose too much, one after the other."""
         # Who asked for hybrid kernels alone wants no DEQUANTIZE.
         return FINER[-1:] if self.scheme is Scheme.HYBRID else FINER
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether weights are rounded for what they meet on the user's inputs."""
+        return self.rounder is None and self.effort is not Effort.FAST
+
+    @property
+    def expanding(self) -> str:
+        """The option that keeps all constants out of hybrid kernels."""
+        return "--scheme dequantize" if self.scheme is Scheme.AUTO else ""
+
+    @property
+    def excluding(self) -> str:
+        """The option that leaves constants as they are."""
+        return "--exclude"
 
     def refined(self, levels: Mapping[int, int]) -> QuantizeWeights:
         """Returns the pass with some constants stored finer, at these levels of :attr:`finer`."""
@@ -100,7 +114,7 @@ class QuantizeWeights:
         """How constants are stored that are not assigned."""
         return self.encoding if self.encoding is not None else Encoding(granularity=self.granularity)
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
 
         Constants are read for their scales now; the integers are made when the file is written.
@@ -111,11 +125,11 @@ class QuantizeWeights:
         idle_patterns = unmatched_notes(self.selection, model, plan.graph)
         balanced: tuple[str, ...] = ()
         if self.effort is Effort.BEST and any(made.dtype.is_integer for made in decisions):
-            balanced = _balance(model)
+            balanced = _balance(model, context)
             if balanced:
                 plan = WeightPlan(self, model)
                 decisions, skips = plan.decide()
-        changes, notes = _Application(model, plan, self.rounder).apply(decisions)
+        changes, notes = _Application(model, plan, self._rounder(context)).apply(decisions)
         if self.min_runtime < runtimes.NEWEST_RUNTIME:
             notes += self._settle(model)
         for index, change in enumerate(changes):
@@ -126,6 +140,16 @@ class QuantizeWeights:
         told = (*said, *idle_patterns, *balanced, *plan.notes, *notes)
         idle = "" if changes else nothing_to_quantize(model)
         return PassResult(self.name, tuple(changes), tuple(skips), told, grows=bool(renewed), idle=idle)
+
+    def _rounder(self, context: Context) -> Rounder:
+        if self.rounder is not None:
+            return self.rounder
+        if self.effort is Effort.FAST:
+            return Nearest()
+        activations = activations_of(context)
+        if activations is None:
+            return Clipped()
+        return activations.rounder(context.number, self.effort, correct_bias=self.correct_bias)
 
     def _may_renew(self, tensor: Tensor, graph: Graph) -> bool:
         """Whether a weight may be stored in another form: not where the user wants it to stay."""
@@ -155,9 +179,9 @@ class QuantizeWeights:
         return notes
 
 
-def _balance(model: Model) -> tuple[str, ...]:
+def _balance(model: Model, context: Context) -> tuple[str, ...]:
     """Balances channels between operators before their weights are rounded; returns a note of it."""
-    edits = Equalize().run(model).changes
+    edits = Equalize().run(model, context).changes
     if not edits:
         return ()
     names = ", ".join(edit.where for edit in edits[:3]) + (", ..." if len(edits) > 3 else "")

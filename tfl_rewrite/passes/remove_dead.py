@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import Edit, PassResult, Skip
-from tfl_rewrite.editing.effects import Effect, Effects, not_there
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
+from tfl_rewrite.editing.effects import Effects, SideEffect, not_there
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 
@@ -24,7 +24,7 @@ VALIDATION = "VALIDATION:"
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveDead:
+class RemoveDead(Pass):
     """The pass; see the module.
 
     Attributes:
@@ -32,12 +32,11 @@ class RemoveDead:
     """
 
     name: ClassVar[str] = "remove-dead"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.EXACT
 
     pure_custom: Collection[str] = ()
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Removes what is dead.
 
         Raises:
@@ -96,7 +95,7 @@ class _Live:
             if id(operator) in self.operators:
                 continue
             effect, reason = effects.of(operator)
-            if effect in (Effect.STATE, Effect.UNKNOWN):
+            if effect in (SideEffect.STATE, SideEffect.UNKNOWN):
                 kept[id(operator)] = (_label(operator), reason, "side-effect")
                 self.operators.add(id(operator))
                 self._need(_operands(operator), makers)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tfl_rewrite.editing.base import Context
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels import hybrid, runtimes
 from tfl_rewrite.kernels.hybrid import Granularity
@@ -84,7 +85,7 @@ def renew(
     # Of those behind DEQUANTIZE another tensor is the constant then; both parts of an int6 become one.
     names = {key: [one.name for one in expanded(item.tensor, graph)] for key, item in late.items()}
     parts = _with_partners(set(late), model, graph)
-    result = Dequantize(only=lambda tensor: id(tensor) in parts).run(model)
+    result = Dequantize(only=lambda tensor: id(tensor) in parts).run(model, Context())
     left = {id(item.tensor) for item in late_forms(model, runtime)}
     done = [item for key, item in late.items() if key not in left]
     if not done:

@@ -4,7 +4,7 @@ One fix for each fault (:data:`FIXES`), each under the name that ``doctor`` repo
 where every runtime that reads the file correctly computes the same before and after; where it cannot be known
 what was meant, the place is left as it is and reported. Outputs are equal to the bit. What kernels read past
 computes nothing that could be compared, so the original is read in another way then, and outputs are equal
-within the tolerance (:meth:`Repair.expected`): the weights of a hybrid DEPTHWISE_CONV_2D whose scales are too
+within the tolerance (:meth:`Repair.define`): the weights of a hybrid DEPTHWISE_CONV_2D whose scales are too
 few as float32, a bias beside int16 activations with the option that tells its type. A second run finds
 nothing.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import Edit, Heals, PassResult, Skip
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UsageError, whole_number
 from tfl_rewrite.flatbuf.record import ScalarVector, misaligned
@@ -241,7 +241,7 @@ _UNDEFINED = {
 _BY_LAYOUT = ("offset-buffers", "misaligned", "unaligned")
 
 
-class Repair(Heals):
+class Repair(Pass):
     """The pass; see the module.
 
     Args:
@@ -252,15 +252,13 @@ class Repair(Heals):
     """
 
     name: ClassVar[str] = "repair"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = True
+    effect: ClassVar[Effect] = Effect.REPAIR
 
     def __init__(self, only: Iterable[str] = ()) -> None:
         self.only = tuple(only)
         for name in self.only:
             if name not in NAMES:
                 raise UsageError(f"repair {name!r} is unknown", remedy=f"use {', '.join(NAMES)}")
-        self._undefined: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> tuple[Fix, ...]:
@@ -269,7 +267,7 @@ class Repair(Heals):
             return tuple(fix for fix in FIXES if not fix.asked)
         return tuple(fix for fix in FIXES if fix.name in self.only)
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Puts right what can be."""
         editor = Editor(model)
         edits: list[Edit] = []
@@ -289,24 +287,25 @@ class Repair(Heals):
                     undefined[fix.name] = None
                 if fix.name in _BY_LAYOUT:
                     packing = Packing(defaults=True)
-        self._undefined = tuple(undefined)
         editor.finish()
         idle = "" if edits else "nothing to repair; 'tfl-rewrite doctor' says what else is worth knowing"
-        return PassResult(self.name, tuple(edits), tuple(skips), tuple(editor.notes), packing, idle=idle)
+        return PassResult(
+            self.name,
+            tuple(edits),
+            tuple(skips),
+            tuple(editor.notes),
+            packing,
+            grows=True,
+            reading=" and ".join(_UNDEFINED[name] for name in undefined),
+            idle=idle,
+        )
 
-    @property
-    def undefined(self) -> str:
-        """How the original is read to compare with, where the last run settled what it leaves undefined."""
-        return " and ".join(_UNDEFINED[name] for name in self._undefined)
-
-    def expected(self, model: Model) -> bool:
+    def define(self, model: Model, context: Context) -> None:
         """Gives what kernels read past its meaning in another way than this pass does."""
-        told = repair_biases.tell_types(model)
-        if not repair_scales.expand_depthwise(model):
-            return told
-        # What else is wrong keeps it from being run.
-        Repair(tuple(fix.name for fix in self.chosen)).run(model)
-        return True
+        repair_biases.tell_types(model)
+        if repair_scales.expand_depthwise(model):
+            # What else is wrong keeps it from being run.
+            self.run(model, context)
 
 
 def undefined_reads(model: Model) -> list[tuple[str, str]]:

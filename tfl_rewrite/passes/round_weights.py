@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.blob import ComputedBlob, MemorySink
 from tfl_rewrite.model.ir import Model
@@ -28,8 +28,8 @@ from tfl_rewrite.numerics.grids import KINDS, Rows
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
+from tfl_rewrite.weights.activations import Fitting, activations_of
 from tfl_rewrite.weights.encoding import Effort
-from tfl_rewrite.weights.fitting import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
 from tfl_rewrite.weights.state import nothing_to_round
 
@@ -214,7 +214,7 @@ class RoundedChange(JsonData):
 
 
 @dataclass(frozen=True, slots=True)
-class RoundWeights:
+class RoundWeights(Pass):
     """The pass; see the module.
 
     Attributes:
@@ -233,8 +233,7 @@ class RoundWeights:
     """
 
     name: ClassVar[str] = "round-weights"
-    lossy: ClassVar[bool] = True
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.TOLERANCE
     for_download: ClassVar[bool] = True
     """What gets smaller is the deflated file."""
 
@@ -254,11 +253,16 @@ class RoundWeights:
         more = () if self.choices is not None else (f"{FINER} times as many steps",)
         return (*more, "as it is")
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the user's inputs choose levels, or chose the grids."""
+        return self.choices is not None or (self.effort is not Effort.FAST and self.fitting is None)
+
     def refined(self, levels: Mapping[int, int]) -> RoundWeights:
         """Returns the pass with some constants rounded less, at these levels of :attr:`finer`."""
         return replace(self, levels=dict(levels))
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place; the new values are made when the file is written."""
         items, skips = find_constants(model, int8=self.int8, min_elements=self.min_elements)
         rounded: list[tuple[Constant, grids.Float64]] = []
@@ -268,7 +272,9 @@ class RoundWeights:
                 skips.append(skip(item.tensors[0], item.readers, *reason))
             else:
                 rounded.append((item, steps))
-        fitting = self.fitting
+        fitting, activations = self.fitting, activations_of(context)
+        if fitting is None and self.effort is not Effort.FAST and activations is not None:
+            fitting = activations.fitting(context.number)
         if fitting is not None:
             fitting.prepare(model, [item for item, _ in rounded])
         changes = []

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.metadata import COMPRESSION, drop
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.model.ir import Model, Quantization
@@ -52,17 +52,16 @@ class Wanted:
         return cls("names" in parts, "min-max" in parts, frozenset(metadata))
 
 
-class Strip:
+class Strip(Pass):
     """The pass; see the module."""
 
     name: ClassVar[str] = "strip"
-    lossy: ClassVar[bool] = False
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.EXACT
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Drops what is wanted."""
         changes: list[Edit] = []
         notes = []

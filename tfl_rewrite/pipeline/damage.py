@@ -12,21 +12,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from tfl_rewrite.editing.base import Pass, PassResult, Refines, run_passes
+from tfl_rewrite.editing.base import Context, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, finite, shown
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights, Scheme
 from tfl_rewrite.weights.candidates import UNNAMED
 
 Place = tuple[int, int]
 """A constant: the number of the pass that changes it, and the position of its buffer."""
 Levels = Mapping[Place, int]
-"""How much finer constants are stored than was asked for; see :class:`Refines`."""
+"""How much finer constants are stored than was asked for; see :attr:`Pass.finer`."""
 T = TypeVar("T")
 
 
@@ -75,19 +74,25 @@ class Damage(JsonData):
     snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
     expanded: tuple[float | None, int] | None = field(default=None, metadata=shown(made=_expanded))
 
-    def remedy(self) -> str | None:
-        """Returns what the user can do, as measured."""
+    def remedy(self, item: Pass) -> str:
+        """Returns what the user can do, as measured.
+
+        Args:
+            item: The pass that did it.
+        """
         if self.expanded is not None:
             ratio = "" if self.expanded[0] is None else f", {self.expanded[0]:.1f} dB"
             return (
-                f"use --scheme dequantize ({self.expanded[1]} bytes{ratio}; then only weights are rounded, "
+                f"use {item.expanding} ({self.expanded[1]} bytes{ratio}; then only weights are rounded, "
                 "not activations); or accept the loss (--min-snr)"
             )
         if not self.spare:
-            return "see which tensors did it; exclude them (--exclude), or accept the loss (--min-snr)"
+            return (
+                f"see which tensors did it; exclude them ({item.excluding}), or accept the loss (--min-snr)"
+            )
         ratio = f", {self.snr:.1f} dB" if self.snr is not None else ""
         return (
-            f"keep the {len(self.spare)} worst tensor(s) as they are (--exclude, see below): "
+            f"keep the {len(self.spare)} worst tensor(s) as they are ({item.excluding}, see below): "
             f"{self.nbytes} bytes{ratio}; or accept the loss (--min-snr)"
         )
 
@@ -110,7 +115,7 @@ class Finer(JsonData):
 
 def refiners(passes: Sequence[Pass]) -> list[int]:
     """Returns the numbers of the passes that can store single constants finer."""
-    return [number for number, item in enumerate(passes) if hasattr(item, "refined")]
+    return [number for number, item in enumerate(passes) if item.finer]
 
 
 def refined(passes: Sequence[Pass], levels: Levels) -> list[Pass]:
@@ -119,7 +124,7 @@ def refined(passes: Sequence[Pass], levels: Levels) -> list[Pass]:
     for number in refiners(passes):
         # What an earlier pass leaves alone, a later one must not take up.
         own = {position: level for (owner, position), level in levels.items() if owner <= number and level}
-        made[number] = cast(Refines, made[number]).refined(own)
+        made[number] = made[number].refined(own)
     return made
 
 
@@ -132,6 +137,7 @@ class Trials:
         results: What they did.
         judge: Judges what is made.
         path: Where the files are made, one after the other.
+        context: What the passes may use.
 
     Attributes:
         names: Of the constants that were changed; those that lost most themselves first.
@@ -145,11 +151,13 @@ class Trials:
         results: Sequence[PassResult],
         judge: Judge,
         path: Path,
+        context: Context,
     ) -> None:
         self._source = source
         self.passes = passes
         self._judge = judge
         self._path = path
+        self._context = context
         self.nbytes = 0
         found: list[tuple[float, Place, str]] = []
         for number in refiners(passes):
@@ -163,11 +171,11 @@ class Trials:
 
     def top(self, place: Place) -> int:
         """The level at which a constant is as it was."""
-        return len(cast(Refines, self.passes[place[0]]).finer)
+        return len(self.passes[place[0]].finer)
 
     def form(self, place: Place, level: int) -> str:
         """What a constant is stored as at a level above 0."""
-        return cast(Refines, self.passes[place[0]]).finer[min(level, self.top(place)) - 1]
+        return self.passes[place[0]].finer[min(level, self.top(place)) - 1]
 
     def at(self, level: int, places: Iterable[Place]) -> dict[Place, int]:
         """The levels with some constants at one of them; all others are as was asked for."""
@@ -177,13 +185,12 @@ class Trials:
         """Makes a file and runs it; None if that changes nothing, or cannot be made."""
         model = load(self._source)
         try:
-            results = run_passes(model, refined(self.passes, levels))
+            results = run_passes(model, refined(self.passes, levels), self._context)
         except TflRewriteError:
             return None
         if not any(result.modified for result in results):
             return None
-        packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
-        self.nbytes = save(model, self._path, force=True, packing=packing)
+        self.nbytes = save(model, self._path, force=True, packing=last_packing(results))
         return self._judge.compare(self._path)
 
 
@@ -204,7 +211,7 @@ def measure_damage(trials: Trials, *, seconds: float) -> Damage:
             return trials.judge(levels)
 
     only = trials.passes[0] if len(trials.passes) == 1 else None
-    if isinstance(only, QuantizeWeights) and only.scheme is Scheme.AUTO and clock.allows(1.0):
+    if only is not None and only.expanding and clock.allows(1.0):
         verdict = attempt(trials.at(1, names))
         if verdict is not None and verdict.passed:
             found = replace(found, expanded=(verdict.worst_snr(), trials.nbytes))

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tfl_rewrite.editing.base import ChangesInterface, Edit, Heals, Pass, PassResult, run_passes
+from tfl_rewrite.editing.base import (
+    Context,
+    Edit,
+    Effect,
+    Pass,
+    PassResult,
+    last_packing,
+    run_passes,
+)
 from tfl_rewrite.errors import (
     FileAccessError,
     FormatError,
@@ -29,11 +37,7 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.options.json_data import JsonData, computed, shown, spread
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.repair import undefined_reads
-from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.weights.encoding import Effort
-from tfl_rewrite.weights.rounders import Clipped
 from tfl_rewrite.work import Work, working
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
@@ -145,14 +149,14 @@ def rewrite(
     report_progress = progress or (lambda _what, _done, _total: None)
     with working(threads=threads, progress=progress), contextlib.ExitStack() as stack:
         settings, dealt = _divided(source, passes, settings, stack)
-        job = _Job(source, target, settings, force, dry_run, threads, report_progress, ready, dealt)
-        equipped = [_equipped(item, settings, report_progress) for item in passes]
-        bench = _Bench(job, equipped, stack)
+        context = _context(passes, settings, report_progress)
+        job = _Job(source, target, settings, force, dry_run, threads, report_progress, ready, dealt, context)
+        bench = _Bench(job, passes, stack)
         try:
-            return _attempt(job, equipped, bench)
+            return _attempt(job, passes, bench)
         except RewriteFailed as error:
             failed = error
-        return _rescued(job, equipped, bench, failed)
+        return _rescued(job, passes, bench, failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ class _Job:
     progress: Callable[[str, int, int], None]
     ready: Callable[[Report], None] | None
     dealt: _Dealt
+    context: Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +201,19 @@ class _Bench:
         self._stack = stack
         self._panel: FullPanel | None = None
         self._expected: str | os.PathLike[str] | None = None
+        self.results: Sequence[PassResult] = ()
 
     @property
     def exact(self) -> bool:
         """Whether outputs must be equal to the bit."""
-        healers = [item for item in self._passes if isinstance(item, Heals)]
-        return not any(item.lossy for item in self._passes) and not any(item.undefined for item in healers)
+        lossy = any(item.effect is Effect.TOLERANCE for item in self._passes)
+        return not lossy and not any(result.reading for result in self.results)
 
     @property
     def expected(self) -> str | os.PathLike[str]:
         """The file whose outputs the result must have."""
         if self._expected is None:
-            self._expected = self._stack.enter_context(_expected(self._job.source, self._passes))
+            self._expected = self._stack.enter_context(_expected(self._job, self._passes, self.results))
         return self._expected
 
     @property
@@ -241,14 +247,13 @@ def _attempt(
     before = _nbytes(model)
     notes = list(job.dealt.notes)
     with model.remembering():
-        results = run_passes(model, passes)
+        results = run_passes(model, passes, job.context)
         # Of what is written: a pass may have put right what was wrong.
         flaws = problems(model)
-        packing = next((result.packing for result in reversed(results) if result.packing is not None), None)
+        packing = last_packing(results)
         made = layout(model, packing=packing)
-    grows = any(item.grows or isinstance(item, ChangesInterface) for item in passes)
-    grows = grows or any(result.grows for result in results)
-    grows = grows or (packing is not None and packing.page > Packing().page)
+    bench.results = results
+    grows = any(result.grows for result in results) or (packing is not None and packing.page > Packing().page)
     # What is patched in place keeps its size; its gain shows when the file is compressed.
     if made.verbatim is None and made.base is None and made.nbytes >= before and not grows:
         if any(result.modified for result in results) or made.nbytes > before:
@@ -258,7 +263,7 @@ def _attempt(
         made = layout(model)
     unchanged = made.verbatim is not None
     notes += made.notes
-    if any(isinstance(item, ChangesInterface) for item in passes) and not unchanged:
+    if any(item.effect is Effect.INTERFACE for item in passes) and not unchanged:
         notes.append("outputs are compared with those of the original cut to the same inputs and outputs")
     if not unchanged and packing is not None:
         results = _with_packing(results, before - made.nbytes)
@@ -272,7 +277,7 @@ def _attempt(
     place = _place(target, force=job.force, nbytes=made.nbytes, dry_run=job.dry_run, access=access_of(source))
     with place as aside:
         _pour(made, aside, Work(job.threads, progress))
-        if not unchanged and any(getattr(item, "for_download", False) for item in passes):
+        if not unchanged and any(item.for_download for item in passes):
             deflated = _deflated(source, aside.path, results, job.threads)
             common |= {"deflated": deflated, "estimated": max(before, made.nbytes) > EXACT_NBYTES}
             if made.nbytes == before and deflated[1] >= deflated[0]:
@@ -334,15 +339,15 @@ def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFa
 
     with Scratch() as scratch:
         judge = bench.panel.judge_of(verdict)
-        trials = Trials(job.source, passes, report.results, judge, scratch.path / "trial.tflite")
+        trials = Trials(job.source, passes, report.results, judge, scratch.path / "trial.tflite", job.context)
         if not trials.names:
             raise failed
         job.progress("looking for the constants that lose most", 0, 0)
         damage = measure_damage(trials, seconds=job.settings.blame_seconds)
         if not job.settings.rescue:
             failed.report = replace(report, damage=damage)
-            if len(passes) == 1 and isinstance(passes[0], QuantizeWeights):
-                failed.remedy = damage.remedy()
+            if len(passes) == 1 and passes[0].excluding:
+                failed.remedy = damage.remedy(passes[0])
             raise failed
         job.progress("storing constants finer until the outputs pass", 0, 0)
         levels = find_rescue(trials, damage)
@@ -394,14 +399,14 @@ def _divided(
     Returns:
         How to verify, with what may be fitted to as its inputs; and what was done.
     """
-    if not settings.inputs or not any(map(_is_fitted, passes)):
+    if not settings.inputs or not any(item.is_fitted for item in passes):
         return settings, _Dealt()
     from tfl_rewrite.calibration.holdout import divide
     from tfl_rewrite.interpreter.scratch import Scratch
     from tfl_rewrite.reading.declared import media_inputs
 
     model = load(source)
-    run_passes(model, [item for item in passes if isinstance(item, ChangesInterface)])
+    run_passes(model, [item for item in passes if item.effect is Effect.INTERFACE])
     inputs = media_inputs(source, settings.inputs)
     parted = divide(model, inputs, settings.holdout, stack.enter_context(Scratch()).path)
     if parted.crossed:
@@ -410,39 +415,15 @@ def _divided(
     return replace(settings, inputs=(), holdout=parted.judge), _Dealt(notes=(note,))
 
 
-def _is_fitted(item: Pass) -> bool:
-    """Whether a pass is going to be fitted to the user's inputs, or a search has done that."""
-    if isinstance(item, RoundWeights):
-        return item.choices is not None or (item.effort is not Effort.FAST and item.fitting is None)
-    return (
-        isinstance(item, QuantizeWeights)
-        and item.effort is not Effort.FAST
-        and isinstance(item.rounder, Clipped)
-    )
+def _context(
+    passes: Sequence[Pass], settings: Verification, progress: Callable[[str, int, int], None]
+) -> Context:
+    """Lets passes look at the user's inputs, where there are some and a pass asks for them."""
+    if not settings.inputs or not any(item.is_fitted for item in passes):
+        return Context()
+    from tfl_rewrite.calibration.activations import InputActivations
 
-
-def _equipped(item: Pass, settings: Verification, progress: Callable[[str, int, int], None]) -> Pass:
-    """Lets a weight pass look at the user's inputs, where there are some and its effort allows."""
-    if not isinstance(item, (QuantizeWeights, RoundWeights)) or not settings.inputs:
-        return item
-    if item.effort is Effort.FAST:
-        return item
-    from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated
-
-    calibration = settings.calibration()
-    if isinstance(item, RoundWeights):
-        from tfl_rewrite.calibration.fitter import Fitter
-
-        return item if item.fitting is not None else replace(item, fitting=Fitter(calibration, progress))
-    if not isinstance(item.rounder, Clipped):
-        return item
-    calibration = replace(
-        calibration,
-        effort=EFFORTS[item.effort],
-        in_order=item.effort is Effort.BEST,
-        correct_bias=item.correct_bias,
-    )
-    return replace(item, rounder=Calibrated(calibration, progress))
+    return Context(activations=InputActivations(settings.calibration(), progress))
 
 
 def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:
@@ -457,19 +438,21 @@ def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]
 
 
 @contextlib.contextmanager
-def _expected(source: str | os.PathLike[str], passes: Sequence[Pass]) -> Iterator[str | os.PathLike[str]]:
-    """Gives the file whose outputs the result must have (:class:`ChangesInterface`, :class:`Heals`)."""
-    marked = [item for item in passes if isinstance(item, ChangesInterface)]
-    healed = [item for item in passes if isinstance(item, Heals) and item.undefined]
-    if not marked and not healed:
-        yield source
+def _expected(
+    job: _Job, passes: Sequence[Pass], results: Sequence[PassResult]
+) -> Iterator[str | os.PathLike[str]]:
+    """Gives the file whose outputs the result must have (:class:`Effect`)."""
+    marked = [item for item in passes if item.effect is Effect.INTERFACE]
+    undefined = [item for item, result in zip(passes, results, strict=True) if result.reading]
+    if not marked and not undefined:
+        yield job.source
         return
     from tfl_rewrite.interpreter.scratch import Scratch
 
-    model = load(source)
-    for item in healed:
-        item.expected(model)
-    run_passes(model, marked)
+    model = load(job.source)
+    for item in undefined:
+        item.define(model, job.context)
+    run_passes(model, marked, job.context)
     with Scratch() as scratch:
         expected = scratch.path / "expected.tflite"
         save(model, expected)
@@ -488,19 +471,18 @@ def _judge(passes: Sequence[Pass], made: Path, job: _Job, common: dict[str, Any]
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(done, common, reason, settings)
     _refuse_undefined(written, common["source"])
-    healers = [item for item in passes if isinstance(item, Heals)]
     verdict = bench.panel.compare(made)
     if job.dealt.unfitted:
         verdict = verdict.of_unfitted()
-    if healers:
-        common["notes"] = (*common["notes"], *_healed(made, healers, settings, verdict))
+    if any(item.effect is Effect.REPAIR for item in passes):
+        common["notes"] = (*common["notes"], *_healed(made, common["results"], settings, verdict))
     if verdict.status == "unverified":
         return _unverified(done, common, "; ".join(verdict.reasons), settings, verdict)
     from tfl_rewrite.pipeline.verify import guessed
 
     if verdict.passed and settings.mode == "require" and (guesses := guessed(verdict)):
         return _unverified(done, common, f"{guesses}; say it with --input-range", settings, verdict)
-    if not verdict.passed and settings.rescue and any(hasattr(item, "refined") for item in passes):
+    if not verdict.passed and settings.rescue and any(item.finer for item in passes):
         # Whoever called may store single constants finer; what is blamed is what comes of that.
         report = Report(outcome="failed", verdict=verdict, **common)
         raise RewriteFailed(_differs(verdict), report)
@@ -532,13 +514,13 @@ def _refuse_undefined(written: Model, source: str) -> None:
     )
 
 
-def _healed(made: Path, healers: Sequence[Heals], settings: Verification, verdict: Verdict) -> list[str]:
+def _healed(made: Path, results: Sequence[PassResult], settings: Verification, verdict: Verdict) -> list[str]:
     """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
     from tfl_rewrite.judge.judge import run_model, several
 
     notes = []
     plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
-    readings = [item.undefined for item in healers if item.undefined]
+    readings = [result.reading for result in results if result.reading]
     if readings:
         notes.append(f"compared with the original {' and '.join(readings)}: its own reading is undefined")
     elif verdict.status == "pass" and (settings.resolver or not plain):

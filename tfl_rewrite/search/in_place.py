@@ -18,7 +18,7 @@ from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.numerics.grids import Float64
 from tfl_rewrite.passes.round_weights import Rounding
 from tfl_rewrite.pipeline.verification import Verification
-from tfl_rewrite.weights.fitting import Fitting
+from tfl_rewrite.weights.activations import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant
 
 

@@ -35,8 +35,8 @@ from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search.grids import Group, choice_at, forms_of, grouped, options_around
 from tfl_rewrite.search.in_place import Trial, Trials, noise_of, worst_ratio
+from tfl_rewrite.weights.activations import Fitting
 from tfl_rewrite.weights.encoding import Effort
-from tfl_rewrite.weights.fitting import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 
 PROBES = 160

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import Pass, PassResult
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal
@@ -41,19 +41,18 @@ _SURE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(Pass):
     """The weight pass with an encoding for each buffer, by position."""
 
     name: ClassVar[str] = QuantizeWeights.name
-    lossy: ClassVar[bool] = True
-    grows: ClassVar[bool] = False
+    effect: ClassVar[Effect] = Effect.TOLERANCE
 
     base: QuantizeWeights
     choice: Choice
 
-    def run(self, model: Model) -> PassResult:
+    def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place."""
-        return assigned(self.base, self.choice, model).run(model)
+        return assigned(self.base, self.choice, model).run(model, context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tfl_rewrite.editing.base import Pass, PassResult, run_passes
+from tfl_rewrite.editing.base import Context, Pass, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.files.store import load, save
-from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.compare import Tolerance, merged
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
@@ -32,7 +31,7 @@ from tfl_rewrite.search.holdout_judge import (
     noise_of,
 )
 from tfl_rewrite.search.units import Choice, Float64, assigned, ratio
-from tfl_rewrite.weights.calibrating import Calibrating
+from tfl_rewrite.weights.activations import Calibrating
 from tfl_rewrite.weights.payloads import WeightChange
 
 
@@ -195,7 +194,7 @@ class Trials:
     def rounded(self, choice: Choice) -> dict[int, Stored]:
         """Stores constants otherwise, without writing a file; by the positions of their buffers."""
         model = self.fresh()
-        result = assigned(self._folds[0].base, choice, model).run(model)
+        result = assigned(self._folds[0].base, choice, model).run(model, Context())
         found = {}
         for change in result.changes:
             if isinstance(change, WeightChange):
@@ -216,7 +215,7 @@ class Trials:
         for number, fold in enumerate(self._folds):
             model = load(self.opened) if self.opened is not None else self.fresh()
             try:
-                assigned(fold.base, choice, model).run(model)
+                assigned(fold.base, choice, model).run(model, Context())
                 save(model, self._paths[number], force=True)
             except TflRewriteError:
                 return None
@@ -235,7 +234,7 @@ class Trials:
     def write(self, choice: Choice, path: Path) -> None:
         """Makes a file, without running it."""
         model = self.fresh()
-        assigned(self._folds[0].base, choice, model).run(model)
+        assigned(self._folds[0].base, choice, model).run(model, Context())
         save(model, path, force=True)
 
     @property
@@ -298,8 +297,8 @@ class Trials:
 
     def _make(self, base: QuantizeWeights, choice: Choice, path: Path) -> int:
         model = self.fresh()
-        assigned(base, choice, model).run(model)
-        packing = _last_packing(run_passes(model, self._after))
+        assigned(base, choice, model).run(model, Context())
+        packing = last_packing(run_passes(model, self._after))
         return save(model, path, force=True, packing=packing)
 
     def _judge(self, number: int, *, opened: bool) -> Judge:
@@ -333,7 +332,3 @@ def deflated_nbytes(path: Path) -> int:
 
 def _sizes(model: Model) -> list[int]:
     return [buffer.nbytes for buffer in model.buffers]
-
-
-def _last_packing(results: Sequence[PassResult]) -> Packing | None:
-    return next((result.packing for result in reversed(results) if result.packing is not None), None)

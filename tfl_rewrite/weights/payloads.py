@@ -16,7 +16,7 @@ from tfl_rewrite.numerics.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
-from tfl_rewrite.weights.calibrating import Calibrating
+from tfl_rewrite.weights.activations import Calibrating
 from tfl_rewrite.weights.encoding import Reading
 from tfl_rewrite.weights.forms.float16 import HalfError
 from tfl_rewrite.weights.forms.split import parts

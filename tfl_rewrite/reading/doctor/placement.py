@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfl_rewrite.editing.base import Context
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import Origin, lift_again, origin_of
 from tfl_rewrite.flatbuf.record import misaligned
@@ -115,7 +116,7 @@ def _waste(model: Model) -> Iterator[Finding]:
     copy = lift_again(model)
     for kind, item, own in (("duplicates", Dedup(), copy), ("dead-content", RemoveDead(), model)):
         try:
-            result = item.run(own)
+            result = item.run(own, Context())
         except TflRewriteError:
             continue
         saved = sum(getattr(change, "saved", 0) for change in result.changes)
