@@ -31,7 +31,7 @@ import fuzz
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import load_container
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.reading.check import examine_model
 
 _SECONDS = 20.0
@@ -52,7 +52,7 @@ class Opinion:
 def ours(data: bytes) -> Opinion:
     """What ``check`` says: refused as damaged or unsupported, flawed, or sound."""
     try:
-        problems, _ = examine_model(load_container(Container.of_bytes(data)))
+        problems, _ = examine_model(Source(Container.of_bytes(data)).model())
     except FormatError as error:
         return Opinion("damaged", f"{error.where or ''} {error.what}")
     except UnsupportedError as error:

@@ -17,7 +17,8 @@ from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_li
 from tfl_rewrite.editing.base import Pass, run_passes
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import layout, load_container
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.store import layout
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.passes.calls import (
     compact_passes,
@@ -88,7 +89,7 @@ def exercise(data: bytes, *, orders: int | None = None, folder: Path | None = No
         Exception: Anything but the two refusals is a breach, too.
     """
     try:
-        model = load_container(Container.of_bytes(data))
+        model = Source(Container.of_bytes(data)).model()
     except REFUSED as error:
         _printable(safe(str(error), limit=4000))
         return f"refused: {type(error).__name__}"
@@ -111,7 +112,7 @@ def _rewritten(data: bytes, name: str, passes: Sequence[Pass], *, sound: bool, f
     except REFUSED:
         return
     try:
-        again = load_container(Container.of_bytes(made))
+        again = Source(Container.of_bytes(made)).model()
     except REFUSED as error:
         raise Breach(f"what {name} wrote cannot be read: {error}") from error
     problems, _ = examine_model(again)
@@ -128,7 +129,7 @@ def _rewritten(data: bytes, name: str, passes: Sequence[Pass], *, sound: bool, f
 
 def _written(data: bytes, passes: Sequence[Pass]) -> bytes:
     """Loads, runs passes, and returns the file that they make."""
-    model = load_container(Container.of_bytes(data))
+    model = Source(Container.of_bytes(data)).model()
     results = run_passes(model, passes)
     packing = next((item.packing for item in reversed(results) if item.packing is not None), None)
     made = layout(model, packing=packing)

@@ -14,7 +14,8 @@ from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.atomic import check_target
 from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
-from tfl_rewrite.files.store import is_changed, layout, load_container, origin_of
+from tfl_rewrite.files.source import Source, origin_of
+from tfl_rewrite.files.store import is_changed, layout
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import UINT8
@@ -44,7 +45,7 @@ def contents(data: bytes) -> dict[str, bytes]:
 
 def changed(data: bytes) -> bytes:
     """The file of the model in ``data`` after a change that moves what follows it."""
-    model = load_container(Container.of_bytes(data))
+    model = Source(Container.of_bytes(data)).model()
     assert not is_changed(model)
     model.description = "x" * 3000
     made = layout(model)
@@ -126,12 +127,12 @@ def test_unexplained_region_larger_than_a_piece_is_one() -> None:
 
 @pytest.mark.parametrize("padding", [1, 3, 16, 4096])
 def test_zeros_after_the_model_are_padding(dense: bytes, padding: int) -> None:
-    origin = origin_of(load_container(Container.of_bytes(dense + bytes(padding))))
+    origin = origin_of(Source(Container.of_bytes(dense + bytes(padding))).model())
     assert origin is not None and origin.dead == () and origin.refusals == ()
 
 
 def test_one_byte_after_the_model_goes_when_it_is_changed(dense: bytes) -> None:
-    model = load_container(Container.of_bytes(dense + b"\0\0\0\0\1"))
+    model = Source(Container.of_bytes(dense + b"\0\0\0\0\1")).model()
     origin = origin_of(model)
     assert origin is not None and origin.dead == ((len(dense) + 4, len(dense) + 5),) and not origin.refusals
     assert layout(model).notes == ()  # A verbatim copy keeps it.
@@ -147,9 +148,9 @@ def orphan(vtable: bytes = struct.pack("<HHHH", 8, 12, 8, 4)) -> bytes:
 
 def test_unused_tables_are_explained(dense: bytes) -> None:
     aligned = dense + bytes(-len(dense) % 4)
-    origin = origin_of(load_container(Container.of_bytes(aligned + orphan())))
+    origin = origin_of(Source(Container.of_bytes(aligned + orphan())).model())
     assert origin is not None and origin.dead == ()
-    load_container(Container.of_bytes(changed(aligned + orphan() + orphan())))
+    Source(Container.of_bytes(changed(aligned + orphan() + orphan())))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_what_only_begins_like_an_unused_table_explains_nothing(dense: bytes, ex
     """All or nothing: the whole of what nothing reaches is reported."""
     aligned = dense + bytes(-len(dense) % 4)
     data = aligned + extra
-    origin = origin_of(load_container(Container.of_bytes(data)))
+    origin = origin_of(Source(Container.of_bytes(data)).model())
     assert origin is not None
     spans = [(0, len(aligned))]
     assert list(origin.dead) == unexplained(memoryview(data), spans)
@@ -206,7 +207,7 @@ def test_public_file_with_unused_operator_codes_can_be_changed(tmp_path: Path) -
 @pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
 def test_zip_moves_with_the_model(dense: bytes, absolute: bool, comment: bytes) -> None:
     data = zipped(dense, comment=comment, absolute=absolute)
-    origin = origin_of(load_container(Container.of_bytes(data)))
+    origin = origin_of(Source(Container.of_bytes(data)).model())
     assert origin is not None and origin.tail is not None and origin.refusals == ()
     assert origin.tail.absolute is absolute and origin.tail.offset == len(dense)
     result = changed(data)
@@ -253,7 +254,7 @@ def test_zip_after_offset_buffers_comes_last(fixtures: Path) -> None:
     data = zipped((fixtures / "offset_buffers.tflite").read_bytes())
     result = changed(data)
     assert contents(result) == MEMBERS
-    model = load_container(Container.of_bytes(result))
+    model = Source(Container.of_bytes(result)).model()
     assert sum(buffer.nbytes for buffer in model.buffers) > 90_000
 
 
@@ -287,20 +288,20 @@ def spoiled(dense: bytes, where: int, value: bytes) -> bytes:
 )
 def test_zip_that_contradicts_itself_is_damaged(dense: bytes, where: int, value: bytes, text: str) -> None:
     with pytest.raises(FormatError, match=text):
-        load_container(Container.of_bytes(spoiled(dense, where, value)))
+        Source(Container.of_bytes(spoiled(dense, where, value))).model()
 
 
 @pytest.mark.parametrize(("where", "value"), [(10, b"\xff\xff"), (12, b"\xff" * 4), (16, b"\xff" * 4)])
 def test_zip64_is_refused(dense: bytes, where: int, value: bytes) -> None:
     with pytest.raises(UnsupportedError, match="ZIP64"):
-        load_container(Container.of_bytes(spoiled(dense, where, value)))
+        Source(Container.of_bytes(spoiled(dense, where, value))).model()
 
 
 def test_missing_local_header_is_damage(dense: bytes) -> None:
     data = zipped(dense)
     at = data.index(b"PK\3\4", len(dense) + 1)
     with pytest.raises(FormatError, match="local header is missing"):
-        load_container(Container.of_bytes(data[:at] + b"JUNK" + data[at + 4 :]))
+        Source(Container.of_bytes(data[:at] + b"JUNK" + data[at + 4 :])).model()
 
 
 def test_bytes_after_a_zip_are_not_a_zip(dense: bytes) -> None:
@@ -381,7 +382,7 @@ CODE = b"\xa5" * 40
 def test_what_may_be_addressed_by_position_is_not_left_out(
     fixtures: Path, name: str, options: bytes, extra: bytes, why: str
 ) -> None:
-    model = load_container(Container.of_bytes(with_custom(fixtures, name, options, extra)))
+    model = Source(Container.of_bytes(with_custom(fixtures, name, options, extra))).model()
     origin = origin_of(model)
     assert origin is not None and origin.dead
     model.description = "changed"
@@ -396,6 +397,6 @@ def test_what_may_be_addressed_by_position_is_not_left_out(
 @pytest.mark.parametrize(("name", "refused"), [("vendor_code", True), ("TFLITE_METADATA", False)])
 def test_metadata_of_unknown_meaning_may_address_bytes(fixtures: Path, name: str, refused: bool) -> None:
     data = with_custom(fixtures, "vendor-op", b"AT4", CODE, metadata=name)
-    origin = origin_of(load_container(Container.of_bytes(data)))
+    origin = origin_of(Source(Container.of_bytes(data)).model())
     assert origin is not None and origin.dead
     assert [refusal.where for refusal in origin.refusals] == ([f"metadata {name}"] if refused else [])

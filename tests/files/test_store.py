@@ -19,7 +19,8 @@ from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
 from tfl_rewrite.files import store
 from tfl_rewrite.files.atomic import Aside, write_aside
-from tfl_rewrite.files.store import is_changed, layout, origin_of
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import is_changed, layout
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, schema

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tfl_rewrite import check, inspect, load, save
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import is_changed, layout, load_container
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.store import is_changed, layout
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32, FieldSpec, Kind, Schema, TableSpec
@@ -125,7 +126,7 @@ def test_malformed_file_is_refused_for_its_reason(malformed: Path, tmp_path: Pat
 def use(data: bytes) -> None:
     """Does with a file whatever does not need a disk; only the two refusals may come out."""
     try:
-        model = load_container(Container.of_bytes(data))
+        model = Source(Container.of_bytes(data)).model()
     except REFUSED as error:
         assert str(error)
         return
@@ -138,7 +139,7 @@ def use(data: bytes) -> None:
         return
     sink = MemorySink(made.nbytes)
     made.pour(sink, threads=1)  # type: ignore[arg-type]
-    assert load_container(Container.of_bytes(bytes(sink.data))).description == "changed"
+    assert Source(Container.of_bytes(bytes(sink.data))).model().description == "changed"
 
 
 DAMAGED = [
@@ -174,7 +175,7 @@ def test_no_prefix_of_a_file_is_taken_for_the_file(fixtures: Path, name: str) ->
     whole = (fixtures / f"{name}.tflite").read_bytes()
     for length in [*range(1, 64), *range(64, len(whole), 61)]:
         with pytest.raises(REFUSED):
-            load_container(Container.of_bytes(whole[:length]))
+            Source(Container.of_bytes(whole[:length])).model()
 
 
 def test_every_word_of_the_tables_may_be_wrong(fixtures: Path) -> None:
@@ -223,7 +224,7 @@ def test_amplified_offsets_cost_little(fixtures: Path) -> None:
     try:
         started = time.process_time()
         with pytest.raises(FormatError):
-            load_container(Container.of_bytes(data))
+            Source(Container.of_bytes(data)).model()
         assert time.process_time() - started < 3
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
@@ -260,7 +261,7 @@ def test_shared_tables_are_not_multiplied_without_end(kind: str) -> None:
     assert len(data) < 45_000
     started = time.process_time()
     with pytest.raises(FormatError, match="shared so often"):
-        load_container(Container.of_bytes(data))
+        Source(Container.of_bytes(data)).model()
     assert time.process_time() - started < 5
 
 
@@ -268,7 +269,7 @@ def test_equal_subgraphs_are_stored_once_and_read_again(tmp_path: Path) -> None:
     """What the writer shares is not mistaken for an attack, small as the file may become."""
     graph = amplified("plain")
     data = file_of(model_of(*[graph] * 60))
-    model = load_container(Container.of_bytes(data))
+    model = Source(Container.of_bytes(data)).model()
     assert sum(len(item.tensors) for item in model.subgraphs) * 4 > len(data)
     model.description = "changed"
     save(model, tmp_path / "out.tflite")
@@ -305,7 +306,7 @@ def test_a_nan_keeps_its_bits(bits: int, tmp_path: Path) -> None:
     data = file_of(model_of(make("SubGraph", operators=[operator]), buffers=[make("Buffer")]))
     assert data.count(struct.pack("<f", 1.5)) == 1
     data = data.replace(struct.pack("<f", 1.5), struct.pack("<I", bits))
-    model = load_container(Container.of_bytes(data))
+    model = Source(Container.of_bytes(data)).model()
     assert not is_changed(model)
     model.description = "changed"
     save(model, tmp_path / "out.tflite")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tfl_rewrite import inspect, load
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import load_container
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.passes.dedup import Dedup
 
 from ..helpers import script
@@ -105,7 +105,7 @@ def test_fields_are_changed_in_valid_flatbuffers(seeds: list[fuzz.Seed]) -> None
     for number in range(60):
         data = mutated_fields(seeds[0].data, Random(number))
         try:
-            load_container(Container.of_bytes(data))
+            Source(Container.of_bytes(data)).model()
             read += data != seeds[0].data
         except (FormatError, UnsupportedError):
             pass

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import is_changed, load_container
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32, UINT8
 from tfl_rewrite.model.blob import OwnedBlob
@@ -20,7 +21,7 @@ def make(table: str, /, **values: object) -> Record:
 
 
 def read_again(root: Record) -> Model:
-    return load_container(Container.of_bytes(written(root)))
+    return Source(Container.of_bytes(written(root))).model()
 
 
 def model_of_buffers(*buffers: Record) -> Model:

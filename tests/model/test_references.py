@@ -14,7 +14,7 @@ import pytest
 from tfl_rewrite import check, load, save
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import load_container
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32, Kind
 from tfl_rewrite.model.blob import OwnedBlob
@@ -285,14 +285,14 @@ def assert_references_follow(model: Model) -> None:
     before = lowered(model)
     insert(model)
     assert without_inserted(lowered(model)) == plain(before, INSERTED)
-    again = load_container(Container.of_bytes(written(lower(model))))
+    again = Source(Container.of_bytes(written(lower(model)))).model()
     assert lowered(again) == lowered(model)
     remove(again)
     assert essential(lowered(again)) == essential(before), "and back"
 
 
 def test_references_follow_what_they_refer_to() -> None:
-    assert_references_follow(load_container(Container.of_bytes(written(every_reference()))))
+    assert_references_follow(Source(Container.of_bytes(written(every_reference()))).model())
 
 
 def test_references_of_fixtures_follow(sound: Path) -> None:
@@ -330,7 +330,7 @@ def test_each_reference_is_checked_when_read(row: Any, number: int) -> None:
         return Record(value.spec, values)
 
     with pytest.raises(FormatError, match=r"out of range|no external buffer"):
-        load_container(Container.of_bytes(written(spoiled(every_reference()))))
+        Source(Container.of_bytes(written(spoiled(every_reference())))).model()
 
 
 # -- The interpreter is the judge ----------------------------------------------------------------------------

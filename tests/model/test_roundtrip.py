@@ -9,7 +9,8 @@ import pytest
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import is_changed, load_container, origin_of
+from tfl_rewrite.files.source import Source, origin_of
+from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, UINT8
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
@@ -20,7 +21,7 @@ from .helpers import lowered, plain, written
 
 
 def of_bytes(data: bytes) -> Model:
-    return load_container(Container.of_bytes(data))
+    return Source(Container.of_bytes(data)).model()
 
 
 def make(table: str, /, **values: object) -> Record:

@@ -15,7 +15,8 @@ import tflite
 
 from tfl_rewrite import UsageError, compact, load, save
 from tfl_rewrite.cli import main
-from tfl_rewrite.files.store import layout, origin_of
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, UINT8
 from tfl_rewrite.flatbuf.writer import Packing

@@ -215,7 +215,7 @@ def test_an_existing_target_needs_force(dense: Path, folder: Path) -> None:
 
 
 def load_size(path: Path) -> int:
-    from tfl_rewrite.files.store import origin_of
+    from tfl_rewrite.files.source import origin_of
 
     origin = origin_of(load(path))
     assert origin is not None

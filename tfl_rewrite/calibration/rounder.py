@@ -19,7 +19,8 @@ from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Wanted, as
 from tfl_rewrite.calibration.probe import Call, Place, Probe
 from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.files.store import is_changed, origin_of, save
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import is_changed, save
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.runner import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard

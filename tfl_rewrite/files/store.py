@@ -7,7 +7,6 @@ file holds something that cannot be carried over.
 from __future__ import annotations
 
 import os
-import shlex
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,25 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, write_aside
-from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
-from tfl_rewrite.files.foreign import recognize
-from tfl_rewrite.files.positions import who_needs
-from tfl_rewrite.flatbuf.orphans import explain_orphans
-from tfl_rewrite.flatbuf.reader import read
+from tfl_rewrite.files.container import Container, ZipTail
+from tfl_rewrite.files.source import Source, bytes_text, origin_of
 from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
-from tfl_rewrite.model import customs
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
-from tfl_rewrite.model.lift import lift
 
 # The writer is loaded when something is written: it takes longer to import than a small file to read.
 if TYPE_CHECKING:
     from tfl_rewrite.flatbuf.writer import Packing, Plan
-
-SCHEMA_VERSION = 3
-"""The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
 
 _OUTSIDE_FROM = 1024
 _INLINE_LIMIT = (1 << 31) - (64 << 20)
@@ -44,26 +34,6 @@ _OUTSIDE = (
     ("Buffer", "offset", "size"),
     ("Operator", "large_custom_options_offset", "large_custom_options_size"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a model was loaded from.
-
-    Attributes:
-        root: The records as read.
-        tail: The ZIP after the model, if any.
-        refusals: Why a changed model must not be saved; empty for nearly all files.
-        dead: Byte ranges that nothing explains; a rewrite leaves them out, unless a refusal says why not.
-        shared: Byte ranges that lie in two things that are not the same, such as a constant over a table.
-    """
-
-    container: Container
-    root: Record
-    tail: ZipTail | None
-    refusals: tuple[UnsupportedError, ...]
-    dead: tuple[tuple[int, int], ...]
-    shared: tuple[tuple[int, int], ...] = ()
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -79,91 +49,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         FormatError: It is damaged; the error names the place.
         UnsupportedError: It is of a schema version other than 3.
     """
-    return load_container(Container.open(path))
-
-
-def ensure_model(container: Container) -> None:
-    """Checks that a file has the identifier of a model.
-
-    Raises:
-        FormatError: It is something else; the error says what, and what to do.
-    """
-    identifier = schema().identifier or b""
-    if bytes(container.data[4:8]) == identifier:
-        return
-    found = recognize(container.data, container.path, identifier)
-    remedy = found.remedy.replace("FILE", shlex.quote(container.path))
-    raise FormatError(f"is {found.what}", file=container.path, offset=found.offset, remedy=remedy)
-
-
-def load_container(container: Container) -> Model:
-    """Reads a mapped file; see :func:`load`."""
-    ensure_model(container)
-    try:
-        result = read(container.data, schema(), release=container.release_all)
-        version = result.root.get("version")
-        if version != SCHEMA_VERSION:
-            raise UnsupportedError(
-                f"the model is of schema version {version}; only version {SCHEMA_VERSION} can be read",
-                remedy="convert it again with a converter of 2018 or newer",
-            )
-        model = lift(result.root, container)
-        if not model.subgraphs:
-            raise FormatError("the model has no subgraph", where="subgraphs")
-        outside = [
-            (blob.offset, blob.offset + blob.nbytes)
-            for blob in _outside_blobs(model)
-            if isinstance(blob, MappedBlob)
-        ]
-        end = max((stop for _, stop in [*result.spans, *outside]), default=0)
-        refusals = [_newer(item) for item in result.unknown]
-        tail = find_zip(container.data, end)
-        spans = [*result.spans, *outside]
-        if tail is not None:
-            spans.append((tail.offset, container.nbytes))
-        dead = unexplained(container.data, spans, release=container.release_all)
-        if dead:
-            orphans = explain_orphans(container.data, dead, result.vtables)
-            # All or nothing: a part that happens to look like tables explains nothing.
-            dead = dead if unexplained(container.data, [*spans, *orphans]) else []
-        if dead:
-            refusals += _dead(model, container, dead)
-        refusals += _absolute_operators(model)
-    except TflRewriteError as error:
-        error.file = error.file or container.path
-        raise
-    for refusal in refusals:
-        refusal.file = container.path
-    shared = tuple(_overlaps(result.spans))
-    model.origin = Origin(container, result.root, tail, tuple(refusals), tuple(dead), shared)
-    return model
-
-
-def _overlaps(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yields the ranges in which spans, sorted by where they start, lie over an earlier one."""
-    end = 0
-    for start, stop in spans:
-        if start < end:
-            yield start, min(stop, end)
-        end = max(end, stop)
-
-
-def lift_again(model: Model) -> Model:
-    """Builds another model of the file that one was loaded from, as it is there; nothing is parsed again.
-
-    Args:
-        model: As :func:`load` gave it; what was changed in it since does not count.
-    """
-    origin = origin_of(model)
-    assert origin is not None
-    made = lift(origin.root, origin.container)
-    made.origin = origin
-    return made
-
-
-def origin_of(model: Model) -> Origin | None:
-    """Returns what a model was loaded from, or None for one made in memory."""
-    return model.origin if isinstance(model.origin, Origin) else None
+    return Source.open(path).model()
 
 
 def is_changed(model: Model) -> bool:
@@ -280,11 +166,11 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
     return Layout(made, None, tail, offset, offset + tail.nbytes, notes=notes)
 
 
-def _left_out(origin: Origin | None) -> tuple[str, ...]:
+def _left_out(origin: Source | None) -> tuple[str, ...]:
     if origin is None or not origin.dead:
         return ()
     why = "no offset of the model reaches them, and nothing addresses them"
-    return (f"{_dead_text(origin.dead)} left out: {why}",)
+    return (f"{bytes_text(origin.dead)} left out: {why}",)
 
 
 def save(
@@ -338,48 +224,6 @@ def _lies_so(made: Plan, tail: ZipTail | None, container: Container) -> bool:
         elif not isinstance(blob, ScalarVector) or container.data[start : start + blob.nbytes] != blob.raw:
             return False
     return True
-
-
-def _outside_blobs(model: Model) -> list[Blob]:
-    blobs = [buffer.blob for buffer in model.buffers if buffer.outside and buffer.blob is not None]
-    return blobs + [item.large_custom for _, item in model.operators() if item.large_custom is not None]
-
-
-def _newer(item: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{item} is newer than this program's schema and would be lost", remedy="use a newer tfl-rewrite"
-    )
-
-
-def _dead(model: Model, container: Container, ranges: list[tuple[int, int]]) -> list[UnsupportedError]:
-    """Returns why bytes that no offset reaches cannot be left out; nothing where they can."""
-    needed = who_needs(model, container, ranges)
-    if needed is None:
-        return []
-    where, reason = needed
-    remedy = "rewrite the file that it was made from, before they were added"
-    if ranges[-1][1] == container.nbytes:
-        remedy = f"if they are not needed, keep only the first {ranges[0][0]} bytes of the file"
-    what = f"no offset of the model reaches {_dead_text(ranges)}, and they are not zero: {reason}"
-    return [UnsupportedError(what, where=where, offset=ranges[0][0], remedy=remedy)]
-
-
-def _dead_text(ranges: Sequence[tuple[int, int]]) -> str:
-    count = sum(stop - start for start, stop in ranges)
-    return f"{count:,} byte{'' if count == 1 else 's'} between {ranges[0][0]} and {ranges[-1][1]}"
-
-
-def _absolute_operators(model: Model) -> list[UnsupportedError]:
-    """Finds operators whose custom options hold file positions that only their vendor understands."""
-    return [
-        UnsupportedError(
-            "DISPATCH_OP addresses compiled code by its position in the file, which a rewrite would move",
-            where=f"operator_codes[{index}]",
-            remedy="rewrite the model before it is compiled for the accelerator",
-        )
-        for index, code in enumerate(model.operator_codes)
-        if code.custom == customs.DISPATCH and any(operator.code is code for _, operator in model.operators())
-    ]
 
 
 @dataclass(slots=True)

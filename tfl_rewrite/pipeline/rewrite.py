@@ -31,7 +31,8 @@ from tfl_rewrite.errors import (
 )
 from tfl_rewrite.files.atomic import Aside, FileSink, access_of, write_aside
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
-from tfl_rewrite.files.store import Layout, layout, load, origin_of, save
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import Layout, layout, load, save
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model

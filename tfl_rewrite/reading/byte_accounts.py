@@ -6,7 +6,7 @@ import struct
 from collections import Counter
 from typing import Any
 
-from tfl_rewrite.files.store import Origin, origin_of
+from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model
 
@@ -79,7 +79,7 @@ def byte_accounts(model: Model) -> dict[str, int]:
 class _Tables:
     """Adds up tables, vectors and strings; all of them were checked when the file was read."""
 
-    def __init__(self, origin: Origin, column: Counter[str]) -> None:
+    def __init__(self, origin: Source, column: Counter[str]) -> None:
         self._data = origin.container.data
         self._root = origin.root
         self._column = column

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tfl_rewrite.files.store import load, origin_of
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import load
 from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tfl_rewrite.files.store import load, origin_of
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import load
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.pairs import subgraph_pairs, tensor_labels

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tfl_rewrite.errors import check_number
-from tfl_rewrite.files.store import Origin, load, origin_of
+from tfl_rewrite.files.source import Source, origin_of
+from tfl_rewrite.files.store import load
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
@@ -255,7 +256,7 @@ def _unused(model: Model, readers: dict[int, list[str]]) -> int:
     return _nbytes(model.buffers) - used_bytes
 
 
-def _zip_members(origin: Origin) -> tuple[str, ...]:
+def _zip_members(origin: Source) -> tuple[str, ...]:
     if origin.tail is None:
         return ()
     try:

@@ -14,7 +14,7 @@ from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, Us
 from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, is_same
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import ensure_model
+from tfl_rewrite.files.source import ensure_model
 from tfl_rewrite.model.ir import schema
 from tfl_rewrite.pipeline.rewrite import claims_of
 from tfl_rewrite.pipeline.verification import MODES, Verification

@@ -14,7 +14,8 @@ from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, Us
 from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, landing, write_aside
 from tfl_rewrite.files.claims import is_same
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import layout, load, load_container
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.store import layout, load
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.pipeline.verification import Verification
@@ -45,7 +46,7 @@ def shard_external(
         UnsupportedError: Nothing can be moved, or the file cannot be rewritten.
         UsageError: A file with other content is in the way.
     """
-    model = load_container(container)
+    model = Source(container).model()
     try:
         moved = move_out(model, max_nbytes=max_nbytes)
         made = layout(model)
@@ -84,7 +85,7 @@ def join_external(
         UsageError: The model has no external buffers.
     """
     container = Container.open(path)
-    model = load_container(container)
+    model = Source(container).model()
     if not model.external_buffers:
         raise UsageError("is a whole model already; nothing is beside it", file=path)
     weights = _Weights(path.parent)

@@ -22,7 +22,7 @@ from pathlib import Path
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
 from tfl_rewrite.files.atomic import PLAIN, Landing, access_of, landing
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import load_container
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.likeness import equal_pieces
@@ -59,7 +59,7 @@ def cut(container: Container, max_nbytes: int) -> tuple[list[Cut], list[str]]:
     """
     notes = []
     try:
-        model = load_container(container)
+        model = Source(container).model()
         constants = _constants(model)
         if any(group.name for group in model.external_groups):
             notes.append(

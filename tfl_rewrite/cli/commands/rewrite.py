@@ -167,7 +167,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
 def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.files.container import Container
-    from tfl_rewrite.files.store import ensure_model
+    from tfl_rewrite.files.source import ensure_model
     from tfl_rewrite.pipeline.verify import verify
 
     for path in (arguments.before, arguments.after):

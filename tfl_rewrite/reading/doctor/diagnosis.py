@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tfl_rewrite.files.store import load, origin_of
+from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.store import load
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.options.json_data import JsonData, computed

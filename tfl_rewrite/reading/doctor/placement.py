@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.store import Origin, lift_again, origin_of
+from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.dedup import Dedup
@@ -80,7 +80,7 @@ def _external(model: Model, path: Path) -> Iterator[Finding]:
             yield Finding("external-missing", "external_buffer_groups", detail)
 
 
-def _zip(model: Model, origin: Origin) -> Iterator[Finding]:
+def _zip(model: Model, origin: Source) -> Iterator[Finding]:
     members: dict[str, int] = {}
     if origin.tail is not None:
         try:
@@ -113,7 +113,9 @@ def _zip(model: Model, origin: Origin) -> Iterator[Finding]:
 
 def _waste(model: Model) -> Iterator[Finding]:
     """Asks the passes themselves what they would take out; the model is spent then."""
-    copy = lift_again(model)
+    origin = origin_of(model)
+    assert origin is not None
+    copy = origin.model()
     for kind, item, own in (("duplicates", Dedup(), copy), ("dead-content", RemoveDead(), model)):
         try:
             result = item.run(own, Context())
