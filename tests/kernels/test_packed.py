@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.kernels import hybrid, runtimes
-from tfl_rewrite.kernels.hybrid import Granularity, Need
-from tfl_rewrite.kernels.packed import PACKED, PackedForm, Shape, packed_forms
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operators import Form, Granularity, Need, Shape
+from tfl_rewrite.kernels.table import ROWS, row_named
 
 from .cases import variants
 from .measure import (
@@ -27,11 +27,17 @@ from .measure import (
 )
 from .packed_cases import conv_case, dense_case, embedding_case, expanded_case, packed, variant_case
 
-FORMS = [(operator, form) for operator, forms in PACKED.items() for form in forms]
+FORMS = [
+    (name, form)
+    for name, row in ROWS.items()
+    if row.weights
+    for form in row.forms
+    if form.dtype in ("INT4", "INT2")
+]
 IDS = [f"{operator}-{form.dtype}-{form.granularity.value}" for operator, form in FORMS]
 
 
-def form_cases(operator: str, form: PackedForm) -> list[Case]:
+def form_cases(operator: str, form: Form) -> list[Case]:
     """Every shape that the form admits: whole and odd sizes, one output, no bias."""
     bits, kind = int(form.dtype[3:]), form.granularity.value
     label = f"{operator}-{form.dtype}-{kind}"
@@ -87,7 +93,7 @@ def measured(folder: Path) -> dict[str, dict[str, Outcome]]:
 
 @needs_new
 @pytest.mark.parametrize(("operator", "form"), FORMS, ids=IDS)
-def test_form(measured: dict[str, dict[str, Outcome]], operator: str, form: PackedForm) -> None:
+def test_form(measured: dict[str, dict[str, Outcome]], operator: str, form: Form) -> None:
     least = EXACT_SNR if operator == "EMBEDDING_LOOKUP" else HYBRID_SNR
     for case in form_cases(operator, form):
         for resolver, outcome in measured[case.name].items():
@@ -135,21 +141,18 @@ def test_the_old_runtime_refuses_all(folder: Path) -> None:
 
 
 def test_rows_agree_with_the_table_of_versions() -> None:
-    for operator, forms in PACKED.items():
-        assert hybrid.hybrid_row(operator) is not None
-        for form in forms:
-            listed = runtimes.FIRST_RUNTIME[operator, form.version]
-            assert form.first_runtime >= tuple(int(part) for part in listed.split("."))[:2]
-            assert form.first_runtime > runtimes.OLDEST_MEASURED_RUNTIME
+    for operator, form in FORMS:
+        listed = runtimes.version_text(operator, form.version)
+        assert listed is not None
+        assert form.first_runtime >= runtimes.runtime_of(listed)
+        assert form.first_runtime > runtimes.OLDEST_MEASURED_RUNTIME
 
 
 def test_forms_by_runtime() -> None:
-    assert packed_forms("FULLY_CONNECTED", "INT4", (2, 17)) == ()
-    assert [form.granularity for form in packed_forms("FULLY_CONNECTED", "INT4", (2, 18))] == [
-        Granularity.CHANNEL
-    ]
-    newest = runtimes.NEWEST_RUNTIME
-    assert Granularity.BLOCK not in {f.granularity for f in packed_forms("FULLY_CONNECTED", "INT4", newest)}
-    asked = packed_forms("FULLY_CONNECTED", "INT4", newest, by_default=False)
+    dense, newest = row_named("FULLY_CONNECTED"), runtimes.NEWEST_RUNTIME
+    assert dense.forms_for((2, 17), "INT4") == ()
+    assert [form.granularity for form in dense.forms_for((2, 18), "INT4")] == [Granularity.CHANNEL]
+    assert Granularity.BLOCK not in {form.granularity for form in dense.forms_for(newest, "INT4")}
+    asked = dense.forms_for(newest, "INT4", by_default=False)
     assert Granularity.BLOCK in {form.granularity for form in asked}
-    assert packed_forms("ADD", "INT4", newest) == ()
+    assert row_named("ADD").forms_for(newest, "INT4") == ()

@@ -10,8 +10,8 @@ import pytest
 
 from tfl_rewrite import TflRewriteError, Verification, doctor, load, rewrite, save
 from tfl_rewrite.judge.judge import run_model
-from tfl_rewrite.kernels import operators, runtimes, versions
-from tfl_rewrite.kernels.versions import needed_version
+from tfl_rewrite.kernels import reads, runtimes
+from tfl_rewrite.kernels.reads import needed_version
 from tfl_rewrite.model.ir import Operator, Tensor, schema
 from tfl_rewrite.passes.calls import repair_pass
 
@@ -28,28 +28,34 @@ def test_every_term_of_the_table_means_something() -> None:
         if name.endswith("Options")
     }
     known = set().union(*options.values())
-    for name, rules in operators.VERSION_RULES.items():
+    rules = [
+        (name, version, terms)
+        for name, listed in runtimes.versions().items()
+        for version, (_, asked) in listed.items()
+        for terms in asked
+    ]
+    assert len(rules) > 250
+    for name, version, terms in rules:
         assert name in schema().enums["BuiltinOperator"].values
-        for rule in rules:
-            assert 1 < rule.version <= runtimes.max_version(name, runtimes.NEWEST_RUNTIME) or name in (
-                "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "GATHER", "QUANTIZE",
-            ), (name, rule)  # fmt: skip
-            for term in rule.terms:
-                word = term.removeprefix("!")
-                if word.startswith("="):
-                    assert word[1:] in known, term
-                    continue
-                subject, colon, test = word.partition(":")
-                if not colon:
-                    assert word in versions.WORDS, term
-                    continue
-                assert subject in ("any", "out", "out1") or subject.isdigit(), term
-                if not test.startswith("rank") and test not in versions.TESTS:
-                    assert set(test.split("|")) <= versions.TYPES, term
+        assert 1 < version <= runtimes.max_version(name, runtimes.NEWEST_RUNTIME) or name in (
+            "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "GATHER", "QUANTIZE",
+        ), (name, version)  # fmt: skip
+        for term in terms:
+            word = term.removeprefix("!")
+            if word.startswith("="):
+                assert word[1:] in known, term
+                continue
+            subject, colon, test = word.partition(":")
+            if not colon:
+                assert word in reads.WORDS, term
+                continue
+            assert subject in ("any", "out", "out1") or subject.isdigit(), term
+            if not test.startswith("rank") and test not in reads.TESTS:
+                assert set(test.split("|")) <= reads.TYPES, term
 
 
 def test_no_committed_model_is_too_high(sound: Path) -> None:
-    assert not list(versions.too_high(load(sound)))
+    assert not list(reads.too_high(load(sound)))
 
 
 def test_no_public_model_is_too_high(public: Path) -> None:
@@ -58,7 +64,7 @@ def test_no_public_model_is_too_high(public: Path) -> None:
         model = load(public)
     except TflRewriteError:
         return
-    assert not [(item.code.name, item.code.version, item.needed) for item in versions.too_high(model)]
+    assert not [(item.code.name, item.code.version, item.needed) for item in reads.too_high(model)]
 
 
 def operator(
@@ -133,9 +139,9 @@ def test_a_code_that_one_operator_needs_stays() -> None:
     wide = net.input("n", (2, 8), np.int64)
     net.output(net.add("ADD", [floats, floats], "y", (2, 8), version=4))
     net.output(net.add("ADD", [wide, wide], "z", (2, 8), dtype=np.int64, version=4))
-    assert not list(versions.too_high(net.model))
+    assert not list(reads.too_high(net.model))
     net.graph.operators[1].code = net.code("ADD", 5)
-    assert [(item.code.version, item.needed) for item in versions.too_high(net.model)] == [
+    assert [(item.code.version, item.needed) for item in reads.too_high(net.model)] == [
         (4, 1),
         (5, 4),
     ]
@@ -143,7 +149,7 @@ def test_a_code_that_one_operator_needs_stays() -> None:
 
 def test_blocks_keep_the_version_that_they_have(fixtures: Path) -> None:
     model = load(fixtures / "blockwise_int4.tflite")
-    assert ("FULLY_CONNECTED", 13) in codes(model) and not list(versions.too_high(model))
+    assert ("FULLY_CONNECTED", 13) in codes(model) and not list(reads.too_high(model))
 
 
 def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
@@ -151,7 +157,7 @@ def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
     weight = model.subgraphs[0].operators[0].inputs[1]
     assert weight is not None
     model.subgraphs[0].operators[0].inputs[1] = Net().weights("w", (16, 8))
-    assert not list(versions.too_high(model))
+    assert not list(reads.too_high(model))
 
 
 @pytest.mark.parametrize("version", [4, 5, 6, 7, 99])

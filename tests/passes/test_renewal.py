@@ -14,7 +14,7 @@ from tfl_rewrite import UnsupportedError, doctor, load, quantize_weights, rewrit
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.judge.judge import run_model
-from tfl_rewrite.kernels.reads import scales_of
+from tfl_rewrite.kernels.operands import scales_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.passes.renewal import late_forms

@@ -15,7 +15,8 @@ from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.record import misaligned as askew
 from tfl_rewrite.flatbuf.schema import INT64
 from tfl_rewrite.judge.judge import run_model
-from tfl_rewrite.kernels.reads import scales_of, weight_reads, zero_points_of
+from tfl_rewrite.kernels.operands import scales_of, zero_points_of
+from tfl_rewrite.kernels.reads import weight_reads
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema

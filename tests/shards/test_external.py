@@ -13,11 +13,12 @@ import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards import compiled, external_folder
-from tfl_rewrite.shards.external import WEIGHT_OPERATORS, move_out
+from tfl_rewrite.shards.external import move_out
 
 UNRUN = Verification(mode="off")
 
@@ -144,7 +145,7 @@ def test_what_the_runtime_reads_and_how_it_is_laid_out(fixtures: Path, tmp_path:
     weights = {
         id(operator.inputs[1])
         for operator in model.subgraphs[0].operators
-        if operator.code.name in WEIGHT_OPERATORS
+        if row_of(operator).external_weight
     }
     assert moved == weights and len(moved) == 5
     for item in model.external_buffers:

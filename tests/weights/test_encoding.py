@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfl_rewrite import UsageError
-from tfl_rewrite.kernels.hybrid import Granularity
+from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.encoding import Dtype, Encoding, Scheme
 from tfl_rewrite.weights.forms.blocks import block_length

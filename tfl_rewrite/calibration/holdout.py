@@ -18,6 +18,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
+from tfl_rewrite.kernels.table import VAR_HANDLE
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.samples.inputs import expand_paths, media_steps, real_inputs, sample_counts
@@ -87,7 +88,7 @@ def divide(
         UsageError: A file cannot be read, or does not fit the model.
     """
     in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
-        code.name == "VAR_HANDLE" for code in model.operator_codes
+        code.custom is None and code.name == VAR_HANDLE.name for code in model.operator_codes
     )
     return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
 

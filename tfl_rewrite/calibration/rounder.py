@@ -25,6 +25,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.runner import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.kernels.products import product_of
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.gptq import GptqEffort
@@ -412,8 +413,8 @@ def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Mo
 
 def _plan(work: Work, *, may_correct: bool) -> Plan:
     use = work.uses[0]
-    name, shape = use.operator.code.name, work.shape
-    outputs = shape[3] if name == "DEPTHWISE_CONV_2D" else shape[0]
+    shape = work.shape
+    outputs = shape[row_of(use.operator).output_axis(use.position, len(shape)) or 0]
     nbytes = work.channels.elements * work.dtype.bits // 8
     centred = may_correct and takes_bias(use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs)
     digits = _HALF_DIGITS if work.block is not None else 24

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tfl_rewrite.editing.metadata import is_shared, set_content
 from tfl_rewrite.errors import UnsupportedError, whole_number
-from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operators import Granularity, OperatorRow
+from tfl_rewrite.kernels.table import CAST, DEQUANTIZE, MUL, dequantize_form, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -21,22 +25,6 @@ from tfl_rewrite.model.ir import (
     operator_number,
     schema,
 )
-
-# Options table of the operators whose options we may have to make; the union member has the same name.
-_OPTIONS_TABLES = {
-    "CONV_2D": "Conv2DOptions",
-    "TRANSPOSE_CONV": "TransposeConvOptions",
-    "RESHAPE": "ReshapeOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "BATCH_MATMUL": "BatchMatMulOptions",
-    "SVDF": "SVDFOptions",
-    "RNN": "RNNOptions",
-    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
-    "BIDIRECTIONAL_SEQUENCE_RNN": "BidirectionalSequenceRNNOptions",
-    "LSTM": "LSTMOptions",
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
-    "BIDIRECTIONAL_SEQUENCE_LSTM": "BidirectionalSequenceLSTMOptions",
-}
 
 
 class Editor:
@@ -114,8 +102,7 @@ class Editor:
             self.stamp(existing, version, exact=True)
             return
         value.buffer = self.sentinel()
-        self._asked.add(("DEQUANTIZE", version))
-        operator = Operator(self._code("DEQUANTIZE", version), [integers], [value])
+        operator = self._plain(DEQUANTIZE, version, [integers], value)
         subgraph.operators.insert(self.first_reader(subgraph, value), operator)
 
     def dequantize_output(self, subgraph: SubGraph, operator: Operator, quantization: Quantization) -> None:
@@ -134,10 +121,9 @@ class Editor:
             ),
         )
         operator.outputs[0] = integers
-        form = hybrid.dequantize_form("INT8", hybrid.Granularity.TENSOR, runtimes.NEWEST_RUNTIME)
+        form = dequantize_form("INT8", Granularity.TENSOR)
         assert form is not None
-        self._asked.add(("DEQUANTIZE", form.version))
-        after = Operator(self._code("DEQUANTIZE", form.version), [integers], [output])
+        after = self._plain(DEQUANTIZE, form.version, [integers], output)
         subgraph.operators.insert(_position(subgraph, operator) + 1, after)
 
     def look_up_rows(
@@ -150,7 +136,7 @@ class Editor:
     ) -> None:
         """Makes a lookup of int8 rows give out floats: the rows cast to float32, times their scales.
 
-        See the CHANNEL row of ``GATHER`` in :data:`tfl_rewrite.kernels.hybrid.TABLE_LOOKUP`. The rows that
+        See the form of ``GATHER`` by channel in :mod:`tfl_rewrite.kernels.table`. The rows that
         the lookup moves carry no quantization, since no single scale is theirs.
         """
         output = operator.outputs[0]
@@ -189,8 +175,8 @@ class Editor:
         second = Operator(
             operator.code, [scales, *operator.inputs[1:]], [scale], [], operator.options, rest=operator.rest
         )
-        cast = self.builtin("CAST", 3, [found], floats, "CastOptions", in_data_type=dtypes.INT8.value)
-        product = self.builtin("MUL", 1, [floats, scale], output, "MulOptions")
+        cast = self.builtin(CAST, 3, [found], floats, in_data_type=dtypes.INT8.value)
+        product = self.builtin(MUL, 1, [floats, scale], output)
         at = _position(subgraph, operator) + 1
         subgraph.operators[at:at] = [cast, second, product]
 
@@ -202,19 +188,26 @@ class Editor:
 
     def builtin(
         self,
-        name: str,
+        row: OperatorRow,
         version: int,
         inputs: list[Tensor | None],
         output: Tensor,
-        table: str,
         **options: object,
     ) -> Operator:
-        """Makes an operator with one output; the caller puts it in its place."""
-        self._asked.add((name, version))
+        """Makes an operator with one output, and with options; the caller puts it in its place."""
+        operator = self._plain(row, version, inputs, output)
+        table = _options_table(row)
         number = schema().enums["BuiltinOptions"].values[table]
-        rest = new_record("Operator").replace(builtin_options_type=number)
-        record = new_record(table).replace(**options)
-        return Operator(self._code(name, version), inputs, [output], [], record, rest=rest)
+        operator.rest = operator.rest.replace(builtin_options_type=number)
+        operator.options = new_record(table).replace(**options)
+        return operator
+
+    def _plain(
+        self, row: OperatorRow, version: int, inputs: Sequence[Tensor | None], output: Tensor
+    ) -> Operator:
+        """Makes an operator with one output, and without options."""
+        self._asked.add((row.name, version))
+        return Operator(self._code(row.name, version), list(inputs), [output])
 
     def drop_operator(self, subgraph: SubGraph, operator: Operator) -> int:
         """Removes an operator whose output others are going to make; returns where it was."""
@@ -246,7 +239,7 @@ class Editor:
         if bias is None or bias.is_constant:
             return
         maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
-        if maker is None or maker.code.name != "DEQUANTIZE" or not maker.inputs:
+        if maker is None or row_of(maker) is not DEQUANTIZE or not maker.inputs:
             return
         half = maker.inputs[0]
         blob = half.buffer.blob if half is not None else None
@@ -275,7 +268,7 @@ class Editor:
         Raises:
             UnsupportedError: The operator has the options of another one, which runtimes do not read.
         """
-        table = _OPTIONS_TABLES[operator.code.name]
+        table = _options_table(row_of(operator))
         if operator.options is not None and operator.options.spec.name != table:
             raise UnsupportedError(
                 f"an operator {operator.code.name} has {operator.options.spec.name}, not {table}",
@@ -382,6 +375,11 @@ class Editor:
                     entry.buffer.blob = None
                 self.model.metadata.remove(entry)
                 self.notes.append("metadata OfflineMemoryAllocation dropped: it lists tensors that moved")
+
+
+def _options_table(row: OperatorRow) -> str:
+    assert row.options is not None, f"the row of {row.name} names no options"
+    return row.options
 
 
 def _position(subgraph: SubGraph, operator: Operator) -> int:

@@ -1,70 +1,12 @@
-"""Which operators do more than compute their outputs from their inputs.
-
-Sources: the kernels (``tflite/kernels/*.cc``) and the effects that the converter declares for its dialect
-(``converter/ir/tfl_ops.td``).
-"""
+"""Which operators of a model do more than compute their outputs from their inputs."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
+from tfl_rewrite.kernels.operators import SideEffect
+from tfl_rewrite.kernels.table import row_named
 from tfl_rewrite.model.ir import Model, Operator, schema
-
-
-class SideEffect(enum.Enum):
-    """What an operator does beside computing its outputs."""
-
-    NONE = "none"
-    RANDOM = "gives other numbers from call to call; nothing else notices it"
-    STATE = "reads or changes what outlives the call"
-    UNKNOWN = "only its kernel knows"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A builtin operator that does more than compute."""
-
-    operator: str
-    effect: SideEffect
-    reason: str
-
-
-ROWS: tuple[Row, ...] = (
-    Row("ASSIGN_VARIABLE", SideEffect.STATE, "changes a resource variable"),
-    Row("READ_VARIABLE", SideEffect.STATE, "reads a resource variable, which others change"),
-    Row("VAR_HANDLE", SideEffect.STATE, "makes a resource variable when it first runs"),
-    Row("HASHTABLE", SideEffect.STATE, "makes a table resource when it first runs"),
-    Row("HASHTABLE_FIND", SideEffect.STATE, "reads a table resource, which others fill"),
-    Row("HASHTABLE_IMPORT", SideEffect.STATE, "fills a table resource"),
-    Row("HASHTABLE_SIZE", SideEffect.STATE, "reads a table resource, which others fill"),
-    Row("CALL_ONCE", SideEffect.STATE, "runs a subgraph that initialises resources"),
-    Row("RANDOM_UNIFORM", SideEffect.RANDOM, "draws random numbers"),
-    Row("RANDOM_STANDARD_NORMAL", SideEffect.RANDOM, "draws random numbers"),
-    Row("MULTINOMIAL", SideEffect.RANDOM, "draws random numbers"),
-    Row("CUSTOM", SideEffect.UNKNOWN, "its kernel is not part of the runtime"),
-    Row("DELEGATE", SideEffect.UNKNOWN, "what it runs is not in the file"),
-    Row("PLACEHOLDER_FOR_GREATER_OP_CODES", SideEffect.UNKNOWN, "stands for an operator that is not named"),
-    Row("STABLEHLO_CUSTOM_CALL", SideEffect.UNKNOWN, "what it calls is not in the file"),
-)
-BY_NAME = {row.operator: row for row in ROWS}
-
-# They run subgraphs, and do what those do.
-_CALLERS = frozenset(
-    {
-        "CALL",
-        "IF",
-        "WHILE",
-        "STABLEHLO_CASE",
-        "STABLEHLO_COMPOSITE",
-        "STABLEHLO_REDUCE",
-        "STABLEHLO_REDUCE_WINDOW",
-        "STABLEHLO_SCATTER",
-        "STABLEHLO_SORT",
-        "STABLEHLO_WHILE",
-    }
-)
 
 
 class Effects:
@@ -100,10 +42,10 @@ class Effects:
             return SideEffect.UNKNOWN, "custom operator; name it with --pure-custom if it only computes"
         if name not in schema().enums["BuiltinOperator"].values:
             return SideEffect.UNKNOWN, "newer than this program's schema"
-        row = BY_NAME.get(name)
-        if row is not None:
-            return row.effect, row.reason
-        if name in _CALLERS:
+        row = row_named(name)
+        if row.effect is not SideEffect.NONE:
+            return row.effect, row.effect_reason
+        if row.calls:
             return self._of_subgraphs(operator)
         if any(True for _ in operator.subgraphs()):
             return SideEffect.UNKNOWN, "runs a subgraph"

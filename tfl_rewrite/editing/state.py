@@ -1,18 +1,17 @@
 """What operators keep from call to call, and who changes what others read.
 
-Resource variables and tables go by the container and name that ``VAR_HANDLE`` and ``HASHTABLE`` give them
-(``tflite/kernels/var_handle.cc``, ``hashtable.cc``); variable tensors by themselves.
+Resource variables and tables go by the options of the operator that makes their handle; variable tensors by
+themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
-from tfl_rewrite.editing.effects import Effects, SideEffect
+from tfl_rewrite.editing.effects import Effects
+from tfl_rewrite.kernels.operators import SideEffect
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
-
-_ONLY_READ = frozenset({"READ_VARIABLE", "HASHTABLE_FIND", "HASHTABLE_SIZE", "VAR_HANDLE", "HASHTABLE"})
-_HANDLES = {"VAR_HANDLE": ("container", "shared_name"), "HASHTABLE": ("table_id", "key_dtype", "value_dtype")}
 
 
 def lost_change(
@@ -31,12 +30,12 @@ def lost_change(
     }
     changed: list[tuple[Operator, set[Hashable] | None]] = []
     for operator in removed:
-        if effects.of(operator)[0] is SideEffect.STATE and operator.code.name not in _ONLY_READ:
+        if effects.of(operator)[0] is SideEffect.STATE and not row_of(operator).only_reads:
             changed.append((operator, _kept(operator, makers)))
     if not changed:
         return None
     for reader in _needed(makers, set(map(id, removed)), outputs):
-        if effects.of(reader)[0] is not SideEffect.STATE or reader.code.name in _HANDLES:
+        if effects.of(reader)[0] is not SideEffect.STATE or row_of(reader).handle:
             continue
         read = _kept(reader, makers)
         for operator, written in changed:
@@ -63,9 +62,9 @@ def _kept(operator: Operator, makers: dict[int, Operator]) -> set[Hashable] | No
     if found:
         return found
     handle = operator.inputs[0] if operator.inputs else None
-    maker = operator if operator.code.name in _HANDLES else makers.get(id(handle))
-    names = _HANDLES.get(maker.code.name) if maker is not None else None
-    if names is None or maker is None or any(True for _ in operator.subgraphs()):
+    maker = operator if row_of(operator).handle else makers.get(id(handle))
+    names = row_of(maker).handle if maker is not None else ()
+    if not names or maker is None or any(True for _ in operator.subgraphs()):
         return None
     return {(maker.code.name, *(str(maker.option(name) or "") for name in names))}
 

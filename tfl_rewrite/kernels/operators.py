@@ -1,238 +1,335 @@
-"""How many operands the kernel of a builtin operator takes, and which version each of its features needs.
+"""What a row of an operator says: its operands, their roles, and what kernels accept of integer weights.
 
-Data and nothing else, as :mod:`tfl_rewrite.kernels.hybrid`; :mod:`tfl_rewrite.kernels.operands` and
-:mod:`tfl_rewrite.kernels.versions` read it on operators of a model.
+A float constant can become integers in three ways (:class:`Reading`): the operator has a *hybrid* kernel that
+takes integer weights beside float activations; a DEQUANTIZE operator turns the integers back into floats
+before a kernel that knows floats only; or, for a table that is only looked up, the operator works on the
+integers and the floats are made from what it found. Which of them a file may use depends on the operator, on
+the runtime that will load it, and on details of the operator at hand (:class:`Need`).
+
+The rows are :mod:`tfl_rewrite.kernels.table`.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import KW_ONLY, dataclass, field
 
-MANY = 1 << 20
-"""No upper bound."""
+from tfl_rewrite.kernels.runtimes import Runtime
+
+SMALLEST_SCALE = 2.0**-126
+"""The smallest normal float32: the least scale that XNNPACK takes (:attr:`Need.NORMAL_SCALES`)."""
+
+
+class Granularity(str, enum.Enum):
+    """How many scales a quantized tensor has."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"
+    BLOCK = "block"
+
+
+class Reading(str, enum.Enum):
+    """How one operator reads one weight."""
+
+    HYBRID = "hybrid"
+    LOOKUP = "lookup"
+    DEQUANTIZE = "dequantize"
+
+
+class Need(enum.Enum):
+    """A condition that the operator at hand must meet; the value is its description."""
+
+    FLOAT_BIAS = (
+        "input 2 must be present and a float32 bias: CONV_2D fails in Prepare without one, DEPTHWISE_CONV_2D "
+        "takes the process down (their float kernels do too); where it is absent, add one of zeros"
+    )
+    FLOAT_INPUT_OUTPUT = "the activation inputs and the outputs must be float32"
+    FLOAT_OUTPUT = "the output must be float32"
+    NO_SPARSITY = "the constant must not be stored sparse"
+    NOT_SUBGRAPH_OUTPUT = (
+        "the constant must not be an output of its subgraph: int8 would change the output's type, and for a "
+        "DEQUANTIZE output that is a subgraph output XNNPACK returns garbage or fails"
+    )
+    ZERO_POINT_ZERO = "every zero point must be 0"
+    NORMAL_SCALES = (
+        "every scale must be finite and at least SMALLEST_SCALE: XNNPACK refuses a FULLY_CONNECTED with a "
+        "zero or subnormal scale; an all-zero channel gets scale 1"
+    )
+    SAME_CHANNEL_AXIS = (
+        "all operators that read the constant as a hybrid weight must agree on its channel axis, per-tensor "
+        "scales included: XNNPACK's FULLY_CONNECTED spreads a single scale over axis 0 in place, and a "
+        "BATCH_MATMUL on the same tensor then refuses it"
+    )
+    ALL_OR_NOTHING = (
+        "all weight inputs of the operator must become int8 together, however small some are: a mixture "
+        "fails in Prepare, or (UNIDIRECTIONAL_SEQUENCE_LSTM, SVDF) runs and returns garbage"
+    )
+    LSTM_KERNEL_FULL = "LSTMOptions.kernel_type must be FULL: the BASIC kernel takes no int8 weights"
+    NO_DIAGONAL_RECURRENT = "the recurrent weights must be matrices, not diagonals stored as vectors"
+    RIGHT_SIDE_CONSTANT = "the int8 operand must be the right one, and the left one a float activation"
+    ONE_BATCH_AXIS = (
+        "of the batch axes (all but the last two) at most one of the left operand and at most one of the "
+        "right may be longer than 1, an unknown length counting as longer: with more, every resolver but "
+        "XNNPACK mixes up the scales of the batches"
+    )
+    DEFAULT_WEIGHTS_FORMAT = "FullyConnectedOptions.weights_format must be DEFAULT, not SHUFFLED4x16INT8"
+    INPUT_RANK_RECORDED = (
+        "the file must record a shape of rank 1 or more for the activation input: the delegate is applied "
+        "before shapes are known, and XNNPACK refuses the whole file for a rank of 0"
+    )
+    UNGROUPED = (
+        "the filter must have as many input channels as the input: grouped filters need per-channel scales"
+    )
+    SCALES_DIFFER = (
+        "unless the convolution is grouped or has one channel, two scales must differ: if all are equal, "
+        "2.14 takes its per-tensor path, reads scale 0 and returns zeros; write that one scale per tensor"
+    )
+
+    @property
+    def description(self) -> str:
+        """The condition in words."""
+        return self.value
+
+
+class Shape(enum.Enum):
+    """A condition on the shape of a weight; the value is its description."""
+
+    ANY = "any shape"
+    WHOLE_BYTES = "its rows must fill whole bytes: the kernel goes from row to row in bytes"
+    WHOLE_BLOCKS = "it must be a matrix whose rows are whole blocks, of 32, 64, ... elements"
+
+
+class ProductKind(enum.Enum):
+    """How an operator multiplies its weight; the value says what the weight is."""
+
+    DENSE = "[outputs, inputs]"
+    CONVOLUTION = "[outputs, height, width, inputs of a group]"
+    DEPTHWISE = "[1, height, width, outputs]"
+    TRANSPOSED = "[outputs, height, width, inputs]"
+    MATMUL = "the right operand, of any rank from 2 on; it may be no constant"
+    RECURRENT = "matrices [units, inputs], for what comes in and for what was given out a step before"
+
+
+class SideEffect(enum.Enum):
+    """What an operator does beside computing its outputs."""
+
+    NONE = "none"
+    RANDOM = "gives other numbers from call to call; nothing else notices it"
+    STATE = "reads or changes what outlives the call"
+    UNKNOWN = "only its kernel knows"
+
+
+class Squash(enum.Enum):
+    """What an operator that saturates decides at once."""
+
+    ROWS = "one thing a row of the last axis, by the differences in it"
+    ELEMENTS = "one thing an element"
+
+
+class Steep(enum.Enum):
+    """Where the slope of an operator has no bound near zero.
+
+    What is added there, however little, may be more than all else: a correction of 0.001 behind a mel filter
+    bank, before LOG, took an audio classifier from 24.4 to 6.9 dB on other recordings (measured). EXP and
+    softmax are not among them: what is added before them multiplies their outputs by about as much, large or
+    small.
+    """
+
+    ALWAYS = "in input 0"
+    DIVISION = "in both inputs; by a constant it is a straight line"
+    POWER = "in both inputs; not where all exponents are constants of 1 and more"
 
 
 @dataclass(frozen=True, slots=True)
-class Operands:
-    """What the kernel of an operator checks when it is prepared, or reads without a check.
+class Form:
+    """One way in which an operator takes a weight that is stored as integers or float16.
 
     Attributes:
-        operator: Name in ``BuiltinOperator``.
-        inputs: The numbers of inputs that it takes.
-        outputs: The numbers of outputs.
-        optional: Positions of inputs that may be absent (-1).
+        reading: How it gets at it.
+        dtype: Name in ``TensorType``.
+        granularity: One scale for the tensor, one for each index along the operator's channel axis (any axis,
+            for DEQUANTIZE), or float16 scales of blocks in a tensor of their own; None for a dtype without
+            scales.
+        version: The operator version to stamp, or the file's own if that is higher.
+        first_runtime: The oldest runtime that computes this form correctly.
+        source: Where this is known from.
+        by_default: Whether the form may be used without being asked for by name.
+        asymmetric_inputs: What to set ``asymmetric_quantize_inputs`` to; None where the options table of
+            the operator has no such field. XNNPACK quantizes inputs asymmetrically whatever it says.
+        note: What else is worth knowing before choosing it.
+        needs: Conditions of this form, on top of those of its row.
+        version_tells: Whether the stamped version keeps the file away from runtimes older than
+            ``first_runtime``. Where it does not, an older runtime loads the file and goes wrong.
+        full_range: Whether the kernel reads the lowest integer (-8, -2) right, with every resolver.
+        shape: What must hold of the weight's shape.
     """
 
-    operator: str
-    inputs: range | tuple[int, ...]
-    outputs: range
-    optional: frozenset[int] = frozenset()
-
-
-# Numbers of inputs and of outputs, and the operators. Read from ``Prepare`` of tflite/kernels/*.cc; a kernel
-# that checks nothing reads past the list, or the operand as nothing.
-_OPERANDS_TABLE = """\
-0 1 HASHTABLE VAR_HANDLE
-0 0 CALL_ONCE
-1+ 0+ IF
-1 1 ABS AVERAGE_POOL_2D BITCAST BUCKETIZE CAST CEIL COMPLEX_ABS COS DENSIFY DEPTH_TO_SPACE DEQUANTIZE ELU EXP
-1 1 FAKE_QUANT FLOOR GELU HARD_SWISH HASHTABLE_SIZE IMAG L2_NORMALIZATION L2_POOL_2D LEAKY_RELU
-1 1 LOCAL_RESPONSE_NORMALIZATION LOG LOGICAL_NOT LOGISTIC LOG_SOFTMAX MATRIX_DIAG MAX_POOL_2D NEG QUANTIZE
-1 1 RANDOM_STANDARD_NORMAL RANDOM_UNIFORM RANK READ_VARIABLE REAL RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 ROUND
-1 1 RSQRT SHAPE SIGN SIN SKIP_GRAM SOFTMAX SPACE_TO_DEPTH SQRT SQUARE SQUEEZE TANH WHERE ZEROS_LIKE
-1 1+ UNPACK
-1 2 UNIQUE
-1-2 1 RESHAPE
-1+ 1 CONCATENATION PACK
-2 0 ASSIGN_VARIABLE
-2 1 ADD ARG_MAX ARG_MIN ATAN2 BATCH_MATMUL BITWISE_XOR BROADCAST_ARGS BROADCAST_TO CUMSUM DIV
-2 1 EMBEDDING_LOOKUP EQUAL EXPAND_DIMS FILL FLOOR_DIV FLOOR_MOD GATHER GATHER_ND GREATER GREATER_EQUAL
-2 1 LESS LESS_EQUAL LOGICAL_AND LOGICAL_OR MATRIX_SET_DIAG MAXIMUM MEAN MINIMUM MIRROR_PAD MUL
-2 1 MULTINOMIAL NOT_EQUAL POW PRELU REDUCE_ALL REDUCE_ANY REDUCE_MAX REDUCE_MIN REDUCE_PROD
-2 1 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_SEQUENCE REVERSE_V2 RFFT2D RIGHT_SHIFT SEGMENT_SUM
-2 1 SQUARED_DIFFERENCE SUB SUM TILE TRANSPOSE
-2 1+ SPLIT
-2 2 TOPK_V2
-2-3 1 CONV_2D CONV_3D DEPTHWISE_CONV_2D FULLY_CONNECTED LSH_PROJECTION PAD PADV2
-2+ 1 ADD_N
-3 0 HASHTABLE_IMPORT
-3 1 BATCH_TO_SPACE_ND DILATE DYNAMIC_UPDATE_SLICE HASHTABLE_FIND RANGE SCATTER_ND SELECT SELECT_V2 SLICE
-3 1 SPACE_TO_BATCH_ND UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_MIN UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_SUM
-3 1+ SPLIT_V
-3 2 HASHTABLE_LOOKUP
-3-4 1 CONV_3D_TRANSPOSE TRANSPOSE_CONV
-4 1 ONE_HOT SPARSE_TO_DENSE STRIDED_SLICE
-5 1 EMBEDDING_LOOKUP_SPARSE RNN SVDF UNIDIRECTIONAL_SEQUENCE_RNN
-5 2 NON_MAX_SUPPRESSION_V4
-6 3 NON_MAX_SUPPRESSION_V5
-5,20,24 1+ LSTM
-20,24 1 UNIDIRECTIONAL_SEQUENCE_LSTM
-12 1-2 BIDIRECTIONAL_SEQUENCE_RNN
-48 1-2 BIDIRECTIONAL_SEQUENCE_LSTM
-"""
-
-_LSTM = (1, 5, 9, 10, 11, 12, 16, 17, 20, 21, 22, 23)
-_OPTIONAL: Mapping[str, tuple[int, ...]] = {
-    "CONV_2D": (2,),
-    "CONV_3D": (2,),
-    "CONV_3D_TRANSPOSE": (3,),
-    "DEPTHWISE_CONV_2D": (2,),
-    "FULLY_CONNECTED": (2,),
-    "LSH_PROJECTION": (2,),
-    "PAD": (2,),
-    "PADV2": (2,),
-    "SVDF": (3,),
-    "TRANSPOSE_CONV": (3,),
-    "LSTM": _LSTM,
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": _LSTM,
-    "BIDIRECTIONAL_SEQUENCE_RNN": (9, 10, 11),
-    "BIDIRECTIONAL_SEQUENCE_LSTM": (
-        *(1, 5, 9, 10, 11, 12, 16, 17, 18, 22, 26, 27, 28, 29, 33, 34),
-        *range(39, 48),
-    ),
-}
-
-
-def _numbers(text: str) -> range | tuple[int, ...]:
-    if "," in text:
-        return tuple(map(int, text.split(",")))
-    if text.endswith("+"):
-        return range(int(text[:-1]), MANY)
-    low, _, high = text.partition("-")
-    return range(int(low), int(high or low) + 1)
-
-
-def _read_operands(table: str) -> dict[str, Operands]:
-    found: dict[str, Operands] = {}
-    for line in table.splitlines():
-        inputs, outputs, *names = line.split()
-        given = _numbers(outputs)
-        assert isinstance(given, range)
-        for name in names:
-            found[name] = Operands(name, _numbers(inputs), given, frozenset(_OPTIONAL.get(name, ())))
-    return found
-
-
-OPERANDS: Mapping[str, Operands] = MappingProxyType(_read_operands(_OPERANDS_TABLE))
-"""By operator. Operators that are not in it are not judged."""
-
-# What needs which version. A line: operators, then ``version=TERM&TERM``; a version may have several.
-# A term: ``0:INT8|UINT8`` (the type of input 0; ``out`` and ``out1`` are outputs, ``any`` is any operand),
-# ``0:rank>4``, ``1:channels`` (it has more scales than one), ``1:sparse``, ``0:unquantized`` (no quantization
-# table), ``3:present``; ``=name`` (that option is not what the schema has by default), or a word of
-# ``tfl_rewrite.kernels.versions``. ``!`` negates. What no line tells is version 1.
-# Read from tflite/converter/tools/versioning/op_version.cc, where the first match decides; here the highest
-# of all that match is needed, so nothing is below what that file says. Deviations, all upwards: int16
-# activations count whatever the weights are (there they count with int16 weights only); DIV, SUM, GATHER_ND,
-# LEAKY_RELU and EMBEDDING_LOOKUP in int8; CONV_2D and FULLY_CONNECTED with packed weights beside floats; ADD
-# and SUB in int16 with scales that are powers of two; absent biases.
-_VERSIONS_TABLE = """\
-ABS 2=0:INT8|UINT8 3=0:INT16 4=0:INT16&0:unquantized 5=0:INT32
-ADD 2=0:INT8 3=0:INT16&out:INT16 4=0:INT64 5=0:INT16&0:unquantized 6=0:FLOAT16
-ARG_MAX,ARG_MIN 2=0:INT8 3=0:BOOL
-AVERAGE_POOL_2D,MAX_POOL_2D 2=0:INT8 3=0:INT16
-BATCH_MATMUL 2=0:INT8 3=0:INT16 4=0:FLOAT32&1:INT8&=asymmetric_quantize_inputs 4=0:FLOAT32&1:channels
-BATCH_TO_SPACE_ND,SPACE_TO_BATCH_ND 2=0:INT8 3=!0:rank=4 4=0:INT16
-BIDIRECTIONAL_SEQUENCE_LSTM 2=out:FLOAT32&1:INT8|UINT8 2=out:FLOAT32&2:INT8|UINT8
-BIDIRECTIONAL_SEQUENCE_LSTM 3=2:INT8&=asymmetric_quantize_inputs
-BIDIRECTIONAL_SEQUENCE_RNN,RNN,UNIDIRECTIONAL_SEQUENCE_RNN 2=out:FLOAT32&1:INT8|UINT8
-BIDIRECTIONAL_SEQUENCE_RNN,RNN,UNIDIRECTIONAL_SEQUENCE_RNN 3=1:INT8&=asymmetric_quantize_inputs
-BROADCAST_TO 2=always 3=0:INT8|INT16 4=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-CAST 2=any:UINT32 3=any:INT8 4=any:UINT16 5=any:FLOAT64|FLOAT16 6=0:INT4 7=any:BFLOAT16 8=any:INT2|UINT4
-CAST 9=any:FLOAT8_E4M3FN|FLOAT8_E5M2
-CONCATENATION 2=any:INT8 3=any:INT16 4=any:UINT32 5=any:INT4 6=any:FLOAT16 7=any:FLOAT8_E4M3FN|FLOAT8_E5M2
-CONV_2D 2=0:FLOAT32&1:INT8 3=0:INT8 4=0:INT16 5=0:FLOAT32&1:INT8&1:channels 6=grouped 7=0:INT8&1:INT4
-CONV_2D 8=0:FLOAT32&1:INT4 8=0:INT16&=quantized_bias_type
-COS,SIN 2=0:FLOAT16
-DEPTHWISE_CONV_2D 2==dilation_w_factor 2==dilation_h_factor 3=0:INT8 4=0:FLOAT32&1:INT8 5=0:INT16
-DEPTHWISE_CONV_2D 6=0:FLOAT32&1:INT8&1:channels 7=0:INT8&1:INT4
-DEPTH_TO_SPACE,GREATER,LESS_EQUAL,LOG_SOFTMAX,SPACE_TO_DEPTH 2=0:INT8
-DEQUANTIZE 2=0:INT8 3=0:INT16|FLOAT16 5=0:INT8&0:channels 6=0:INT4 7=0:INT2 8=0:UINT4
-DEQUANTIZE 9=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-DIV 2=broadcast&any:rank>4 2=0:INT8|INT16
-DYNAMIC_UPDATE_SLICE 2=2:INT64 3=0:FLOAT16 4=0:INT16 5=0:INT4 6=0:BFLOAT16
-EMBEDDING_LOOKUP 3=1:INT8|UINT8 4=1:INT4 4=1:INT8&1:channels 5=1:INT2
-EQUAL 2=0:INT8 3=0:STRING 5=0:INT16
-EXP,LOG,REDUCE_PROD,SQRT 2=0:INT8|INT16
-FAKE_QUANT 2==narrow_range
-FILL 2=1:BOOL|STRING 3=1:INT8|INT16 4=1:FLOAT16 5=1:FLOAT8_E4M3FN|FLOAT8_E5M2
-FLOOR_DIV 2=0:FLOAT32 3=0:INT16|INT8
-FLOOR_MOD 2=0:INT16|INT8
-FULLY_CONNECTED 2==weights_format 3=0:FLOAT32&1:INT8|UINT8 4=0:INT8&1:INT8 5==keep_num_dims 6=!2:present
-FULLY_CONNECTED 7=0:INT16 8=1:sparse 9=0:FLOAT32&1:INT8&=asymmetric_quantize_inputs 10=0:INT8|FLOAT32&1:INT4
-FULLY_CONNECTED 11=0:INT16&=quantized_bias_type 12=0:FLOAT32&1:INT8&1:channels 13=0:INT16&1:INT4 14=1:INT2
-GATHER 2=0:INT8 3=0:BOOL 4=0:INT16 5==batch_dims 6=1:INT16 7=0:INT4 8=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-GATHER_ND 2=0:STRING|INT8 3=0:INT16 4=1:INT16 5=0:BOOL 6=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-GELU 2=0:INT8|UINT8|INT16 3=0:FLOAT16
-GREATER_EQUAL,LESS 2=0:INT8 3=0:INT16
-L2_NORMALIZATION 2=out:INT8
-LEAKY_RELU 2=0:INT8|INT16
-LOGISTIC,TANH 2=0:INT8 3=0:INT16
-LSTM 2==kernel_type 3=0:FLOAT32&2:INT8|UINT8 4=0:FLOAT32&2:INT8&=asymmetric_quantize_inputs 5=0:INT16
-MAXIMUM,MINIMUM 2=0:INT8 3=broadcast&any:rank>4 4=0:INT16
-MEAN,MIRROR_PAD,REDUCE_MAX,REDUCE_MIN,RELU6,RSQRT 2=0:INT8 3=0:INT16
-MUL 2=0:INT8 3=rescaled 4=0:INT16 5=0:INT64 6=0:COMPLEX64 7=0:INT16&0:unquantized 7=0:UINT32 8=0:FLOAT16
-NOT_EQUAL 2=0:INT8 3=0:STRING 4=0:INT16
-PACK 2=0:INT8 3=0:INT16 4=0:UINT32 5=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-PAD,PADV2 2=0:INT8 3=0:INT16 4=0:rank>4 5=0:BOOL 6=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-QUANTIZE 2=out:INT16 3=out:channels 4=any:INT4 5=any:UINT4
-RANGE 2=0:INT64
-RELU 2=0:INT8|UINT8 3=0:INT16
-RESIZE_BILINEAR 2=0:INT8 3==half_pixel_centers 4=0:INT16
-RESIZE_NEAREST_NEIGHBOR 2=0:INT8 3==half_pixel_centers 3==align_corners 4=0:INT16
-REVERSE_V2 2=0:BOOL 3=0:INT8|INT16 4=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-SELECT 2=0:INT8 2=1:INT8 3=any:rank>4 4=0:UINT32 4=1:UINT32
-SELECT_V2 2=0:UINT32 2=1:UINT32
-SIGN 2=0:INT32
-SLICE 2=0:INT8 3=0:STRING 4=0:INT16 5=0:rank>4 6=0:UINT32 7=0:INT4 8=0:FLOAT16
-SOFTMAX 2=0:INT8 3=0:INT16 4=0:FLOAT16
-SPARSE_TO_DENSE 2=2:INT64 3=2:INT8|UINT8
-SPLIT 2=1:INT8 3=1:INT32 4=1:INT16 5=1:FLOAT8_E4M3FN|FLOAT8_E5M2
-SPLIT_V 2=0:INT8|INT16 3=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-SQUARED_DIFFERENCE 2=0:INT8
-SQUEEZE 2=0:STRING
-STRIDED_SLICE 2=0:INT8|INT16 3=0:BOOL 4=0:rank>4 5=0:STRING 6==ellipsis_mask 6==new_axis_mask 7=0:UINT32
-STRIDED_SLICE 8==offset
-SUB 2=0:INT8 3=broadcast&any:rank>4 4=0:INT64 5=0:INT16
-SUM 2=0:INT8|INT16
-SVDF 2=0:FLOAT32&1:INT8|UINT8 3=0:INT8 4=0:FLOAT32&1:INT8&=asymmetric_quantize_inputs
-TILE 2=0:STRING 3=0:INT8|INT16
-TOPK_V2 2=0:INT8 3=0:INT16 3=1:INT16 3=out1:INT16
-TRANSPOSE 2=0:INT8 3=0:BOOL 4=0:rank>4 5=0:INT16 6=0:rank>5 7=0:INT4 8=0:rank>6 8=0:BFLOAT16 9=0:FLOAT16
-TRANSPOSE_CONV 2=1:INT8 3=3:present 4==fused_activation_function 5==quantized_bias_type
-UNIDIRECTIONAL_SEQUENCE_LSTM 2=0:FLOAT32&2:INT8|UINT8 3=0:FLOAT32&2:INT8&=asymmetric_quantize_inputs
-UNIDIRECTIONAL_SEQUENCE_LSTM 4==diagonal_recurrent_tensors 5=0:INT16
-UNPACK 2=0:INT8|UINT8 3=0:BOOL 4=0:INT16 5=0:FLOAT16|BFLOAT16 6=0:FLOAT8_E4M3FN|FLOAT8_E5M2
-WHERE 2=!0:BOOL
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRule:
-    """One feature of an operator and the version that it came with.
-
-    Attributes:
-        version: The version.
-        terms: All of them must hold; see the table.
-    """
-
+    reading: Reading
+    dtype: str
+    granularity: Granularity | None
     version: int
-    terms: tuple[str, ...]
+    first_runtime: Runtime
+    source: str
+    _: KW_ONLY
+    by_default: bool = True
+    asymmetric_inputs: bool | None = None
+    note: str = ""
+    needs: tuple[Need, ...] = ()
+    version_tells: bool = True
+    full_range: bool = False
+    shape: Shape = Shape.ANY
 
 
-def _read_versions(table: str) -> dict[str, tuple[VersionRule, ...]]:
-    found: dict[str, tuple[VersionRule, ...]] = {}
-    for line in table.splitlines():
-        names, *rules = line.split()
-        for name in names.split(","):
-            for rule in rules:
-                version, _, terms = rule.partition("=")
-                made = VersionRule(int(version), tuple(terms.split("&")))
-                found[name] = (*found.get(name, ()), made)
-    return found
+@dataclass(frozen=True, slots=True, eq=False)
+class OperatorRow:
+    """All that is known of one builtin operator. What is not known has the value that promises nothing.
 
+    Attributes:
+        name: Name in ``BuiltinOperator``.
+        inputs: How many inputs its kernel takes (``2``, ``2-3``, ``1+``, ``5,20,24``), as it checks or reads
+            without a check; empty where that is not known.
+        outputs: How many outputs.
+        optional: Positions of inputs that may be absent (-1).
+        options: Its options table; the member of the union has the same name.
+        activation: Position of the float activation input; None where there is none.
+        weights: Positions of the inputs that its hybrid kernel takes as integers. Absent optional ones are
+            skipped.
+        channel_axis: Axis of a weight over which it does not sum, from the front or (negative) from the back;
+            for BATCH_MATMUL a mapping from ``adj_y`` to it.
+        product: How it multiplies its weight; None where that is not modelled.
+        summed: Positions of the weights over all of whose axes but one it sums.
+        recurrent: Those of them that meet what it gave out a step before.
+        biases: Positions of biases (``tflite/converter/ir/tfl_ops.td``): added once per output, so their
+            error is not averaged away.
+        table: Position of a table that it looks up without changing its integers.
+        looks_up_rows: Whether what it looks up is rows, by their number.
+        forms: How it takes weights that are stored smaller, best first.
+        needs: Conditions on the operator at hand, whatever the hybrid form.
+        source: Its kernel.
+        note: What else is worth knowing.
+        refusal: Why it must not be given integer weights beside floats, although it has weights.
+        refused: Types of weights that its kernel refuses beside float activations (measured on 2.14 and 2.3).
+        stamps: The version that a weight of a packed type asks for by itself; see :attr:`blockwise_stamp`.
+        blockwise_stamp: The version that a weight with scales by block asks for; 0 for none.
+        four_bit_from: Rows and columns from which on per-channel int4 weights have been read right since int4
+            itself.
+        constant_inputs: Inputs whose float constant must stay a constant in the file, and what goes wrong
+            when the value comes from another operator.
+        external_weight: Whether the runtime takes input 1 from a file beside the model
+            (``litert/tools/externalize_tflite_flatbuffer.py``).
+        elementwise: Whether it joins two operands element by element; their types must agree.
+        homogeneous: Whether its output takes a positive factor that a channel of input 0 takes, exactly.
+        reshapes: Whether it gives out the numbers of input 0, in their order.
+        squashes: What it decides, if it saturates.
+        steep: Where its slope has no bound.
+        same_scales: Whether its integer kernel copies numbers as if input and output had the same scale.
+        effect: What it does beside computing; found in its kernel and among the effects that the converter
+            declares (``converter/ir/tfl_ops.td``).
+        effect_reason: That in words.
+        only_reads: Whether it leaves the state that it meets as it is.
+        calls: Whether it runs subgraphs, and does what those do.
+        handle: The options by which the resource that it makes goes (``tflite/kernels/var_handle.cc``,
+            ``hashtable.cc``).
+    """
 
-VERSION_RULES: Mapping[str, tuple[VersionRule, ...]] = MappingProxyType(_read_versions(_VERSIONS_TABLE))
-"""By operator. Operators that are not in it have version 1 only."""
+    name: str
+    inputs: str = ""
+    outputs: str = ""
+    _: KW_ONLY
+    optional: tuple[int, ...] = ()
+    options: str | None = None
+    activation: int | None = 0
+    weights: tuple[int, ...] = ()
+    channel_axis: int | Mapping[bool, int] | None = None
+    product: ProductKind | None = None
+    summed: tuple[int, ...] = ()
+    recurrent: tuple[int, ...] = ()
+    biases: tuple[int, ...] = ()
+    table: int | None = None
+    looks_up_rows: bool = False
+    forms: tuple[Form, ...] = ()
+    needs: tuple[Need, ...] = ()
+    source: str = ""
+    note: str = ""
+    refusal: str = ""
+    refused: tuple[str, ...] = ()
+    stamps: Mapping[str, int] = field(default_factory=dict)
+    blockwise_stamp: int = 0
+    four_bit_from: tuple[int, int] | None = None
+    constant_inputs: Mapping[int, str] = field(default_factory=dict)
+    external_weight: bool = False
+    elementwise: bool = False
+    homogeneous: bool = False
+    reshapes: bool = False
+    squashes: Squash | None = None
+    steep: Steep | None = None
+    same_scales: bool = False
+    effect: SideEffect = SideEffect.NONE
+    effect_reason: str = ""
+    only_reads: bool = False
+    calls: bool = False
+    handle: tuple[str, ...] = ()
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer of one activation, one weight and one bias: inputs 0, 1 and 2."""
+        return self.product in (ProductKind.DENSE, ProductKind.CONVOLUTION, ProductKind.DEPTHWISE)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it multiplies one activation with one weight, without a memory."""
+        return self.product is not None and self.product is not ProductKind.RECURRENT
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether its kernel reads scales by block."""
+        return any(form.granularity is Granularity.BLOCK for form in self.forms)
+
+    def scales_axis(self, *, adj_y: bool = False) -> int | None:
+        """Returns the axis of the per-channel scales that its kernel takes; None where it takes one scale.
+
+        Args:
+            adj_y: The operator's option of this name, where it has one.
+        """
+        if not any(form.granularity is Granularity.CHANNEL for form in self.forms):
+            return None
+        return self.channel_axis[adj_y] if isinstance(self.channel_axis, Mapping) else self.channel_axis
+
+    def output_axis(self, position: int, rank: int) -> int | None:
+        """Returns the axis of a weight over which it does not sum; None where it is no such weight.
+
+        Args:
+            position: Of the input that the weight is.
+            rank: Of the weight.
+        """
+        axis = self.channel_axis
+        if position not in self.summed or not isinstance(axis, int) or not axis < rank or rank < 2:
+            return None
+        return axis
+
+    def forms_for(
+        self,
+        runtime: Runtime,
+        dtype: str = "INT8",
+        *,
+        by_default: bool = True,
+    ) -> tuple[Form, ...]:
+        """Returns the forms that a runtime takes, best first; the caller drops those whose needs fail.
+
+        Args:
+            runtime: The oldest runtime that must load the file.
+            dtype: Of the weight; a name in ``TensorType``.
+            by_default: Leave out the forms that must be asked for by name.
+        """
+        return tuple(
+            form
+            for form in self.forms
+            if form.dtype == dtype and form.first_runtime <= runtime and (form.by_default or not by_default)
+        )
+
+    def form(self, dtype: str, granularity: Granularity | None, runtime: Runtime) -> Form | None:
+        """Returns how it takes weights of this kind on a runtime, or None where it does not."""
+        return next(
+            (form for form in self.forms_for(runtime, dtype) if form.granularity is granularity), None
+        )

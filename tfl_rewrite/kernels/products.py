@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tfl_rewrite.kernels.operands import input_of
+from tfl_rewrite.kernels.operators import ProductKind
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Operator, Tensor
 from tfl_rewrite.numerics.products import BatchMatmul, Convolution, Dense, Depthwise, Product, Window
 
 _SAME = 0
-
-# Operators that sum products over all of a weight's axes but one: input positions, and that axis.
-_SUMS: dict[str, tuple[tuple[int, ...], int]] = {
-    "CONV_2D": ((1,), 0),
-    "DEPTHWISE_CONV_2D": ((1,), 3),
-    "TRANSPOSE_CONV": ((1,), 0),
-    "CONV_3D": ((1,), 4),
-    "FULLY_CONNECTED": ((1,), 0),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": (tuple(range(1, 9)), 0),
-    "LSTM": (tuple(range(1, 9)), 0),
-    "UNIDIRECTIONAL_SEQUENCE_RNN": ((1, 2), 0),
-    "RNN": ((1, 2), 0),
-    "BIDIRECTIONAL_SEQUENCE_LSTM": ((*range(1, 9), *range(18, 26)), 0),
-    "SVDF": ((1, 2), 0),
-}
-
-# Weights of the input, and of what the operator gave out a step before (unidirectional_sequence_lstm.cc,
-# lstm.cc, unidirectional_sequence_rnn.cc, basic_rnn.cc).
-_RECURRENT = {
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": ((1, 2, 3, 4), (5, 6, 7, 8)),
-    "LSTM": ((1, 2, 3, 4), (5, 6, 7, 8)),
-    "UNIDIRECTIONAL_SEQUENCE_RNN": ((1,), (2,)),
-    "RNN": ((1,), (2,)),
-}
-
-
-def output_axis(operator: str, position: int, rank: int) -> int | None:
-    """Returns the axis of a weight over which its operator does not sum; None where it is no such weight.
-
-    Args:
-        operator: Its name.
-        position: Of the input that the weight is.
-        rank: Of the weight.
-    """
-    row = _SUMS.get(operator)
-    if row is None or position not in row[0] or not row[1] < rank or rank < 2:
-        return None
-    return row[1]
-
-
-def sums(operator: str) -> bool:
-    """Whether an operator sums products of a weight."""
-    return operator in _SUMS
 
 
 def activation_of(operator: Operator, position: int) -> Tensor | None:
@@ -57,48 +19,66 @@ def activation_of(operator: Operator, position: int) -> Tensor | None:
     For weights of the step before that is what the operator gives out: all steps of it, of which one is met
     no more.
     """
-    if position in _RECURRENT.get(operator.code.name, ((), ()))[1]:
+    row = row_of(operator)
+    if position in row.recurrent:
         return operator.outputs[0] if operator.outputs else None
-    if operator.code.name == "TRANSPOSE_CONV":
-        # Its first input is the shape of the output (transpose_conv.cc).
-        return operator.inputs[2] if len(operator.inputs) > 2 else None
-    return operator.inputs[0] if operator.inputs else None
+    return input_of(operator, row.activation or 0)
 
 
 def product_of(operator: Operator, position: int) -> Product | None:
     """Returns the product of an operator with the weight at an input, or None where it is no such product."""
-    name = operator.code.name
-    if not 0 < position < len(operator.inputs) or operator.code.custom is not None:
+    row = row_of(operator)
+    if row.product is None or not 0 < position < len(operator.inputs):
         return None
     activation, weight = activation_of(operator, position), operator.inputs[position]
     if activation is None or weight is None or not weight.elements:
         return None
     shape = weight.shape or ()
-    rank = len(shape)
-    if name in _RECURRENT:
-        known = position in (*_RECURRENT[name][0], *_RECURRENT[name][1])
-        return Dense(shape) if known and rank == 2 else None
-    if position != 1:
+    if row.product is ProductKind.RECURRENT:
+        return Dense(shape) if position in row.summed and len(shape) == 2 else None
+    make = _MAKERS[row.product]
+    return make(operator, activation, shape) if position == 1 else None
+
+
+def _dense(operator: Operator, _activation: Tensor, shape: tuple[int, ...]) -> Product | None:
+    return Dense(shape) if len(shape) == 2 and not operator.option("weights_format") else None
+
+
+def _transposed(_operator: Operator, _activation: Tensor, shape: tuple[int, ...]) -> Product | None:
+    # Every tap of every output meets each pixel; which taps of others it is added to is not looked at.
+    return Dense(shape) if len(shape) == 4 else None
+
+
+def _matmul(operator: Operator, _activation: Tensor, shape: tuple[int, ...]) -> Product | None:
+    if len(shape) < 2:
         return None
-    if name == "FULLY_CONNECTED" and rank == 2 and not operator.option("weights_format"):
-        return Dense(shape)
-    if name == "TRANSPOSE_CONV" and rank == 4:
-        # Every tap of every output meets each pixel; which taps of others it is added to is not looked at.
-        return Dense(shape)
-    if name == "BATCH_MATMUL" and rank >= 2:
-        return BatchMatmul(shape, bool(operator.option("adj_x")), bool(operator.option("adj_y")))
-    if name == "CONV_2D" and rank == 4:
-        channels = _channels(activation, shape[3])
-        if channels < 1 or channels % shape[3]:
-            return None
-        groups = channels // shape[3]
-        return Convolution(shape, groups, _window(operator, shape)) if shape[0] % groups == 0 else None
-    if name == "DEPTHWISE_CONV_2D" and rank == 4 and shape[0] == 1:
-        channels = _channels(activation, shape[3] // max(1, operator.option("depth_multiplier") or 1))
-        if channels < 1 or shape[3] % channels:
-            return None
-        return Depthwise(shape, shape[3] // channels, _window(operator, shape))
-    return None
+    return BatchMatmul(shape, bool(operator.option("adj_x")), bool(operator.option("adj_y")))
+
+
+def _convolution(operator: Operator, activation: Tensor, shape: tuple[int, ...]) -> Product | None:
+    channels = _channels(activation, shape[3]) if len(shape) == 4 else 0
+    if channels < 1 or channels % shape[3]:
+        return None
+    groups = channels // shape[3]
+    return Convolution(shape, groups, _window(operator, shape)) if shape[0] % groups == 0 else None
+
+
+def _depthwise(operator: Operator, activation: Tensor, shape: tuple[int, ...]) -> Product | None:
+    if len(shape) != 4 or shape[0] != 1:
+        return None
+    channels = _channels(activation, shape[3] // max(1, operator.option("depth_multiplier") or 1))
+    if channels < 1 or shape[3] % channels:
+        return None
+    return Depthwise(shape, shape[3] // channels, _window(operator, shape))
+
+
+_MAKERS: dict[ProductKind, Callable[[Operator, Tensor, tuple[int, ...]], Product | None]] = {
+    ProductKind.DENSE: _dense,
+    ProductKind.CONVOLUTION: _convolution,
+    ProductKind.DEPTHWISE: _depthwise,
+    ProductKind.TRANSPOSED: _transposed,
+    ProductKind.MATMUL: _matmul,
+}
 
 
 def _channels(activation: Tensor, usual: int) -> int:

@@ -1,20 +1,21 @@
-"""How operators read integer weights beside float activations, and what each way of reading asks for.
+"""How operators read integer weights beside float activations, and which versions what they use needs.
 
 Read by the pass that repairs files and by whoever reports on them, so that both mean the same.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from tfl_rewrite.kernels import hybrid, runtimes
-from tfl_rewrite.kernels.hybrid import Granularity, HybridRow, Need
-from tfl_rewrite.kernels.packed import PACKED
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operands import grouped, input_of, is_blockwise, operators_of, scales_of
+from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow
 from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor
 
 EQUAL_SCALES_FROM: Runtime = (2, 15)
 """Runtimes before it may read per-channel scales that are all equal as 0: 2.14 does
@@ -22,30 +23,6 @@ EQUAL_SCALES_FROM: Runtime = (2, 15)
 
 INTEGER_WEIGHTS = ("INT8", "UINT8", "INT4", "INT2")
 """Types that a hybrid kernel may meet as a weight."""
-
-BLOCKWISE_VERSION = 12
-"""What a FULLY_CONNECTED with blockwise int4 weights is stamped with at least.
-
-``op_version.cc`` has no version for it. Measured: 2.14 takes such an operator stamped 5 or 6 and returns
-zeros; version 12 it refuses, and 2.3 computes the same whatever the stamp.
-"""
-
-_PACKED_VERSION = {
-    ("CONV_2D", "INT4"): 8,
-    ("FULLY_CONNECTED", "INT4"): 10,
-    ("FULLY_CONNECTED", "INT2"): 14,
-    ("EMBEDDING_LOOKUP", "INT4"): 4,
-    ("EMBEDDING_LOOKUP", "INT2"): 5,
-}
-"""The version that a packed weight asks for by itself (``op_version.cc``), but for CONV_2D: version 7, which
-``op_version.cc`` gives int4, 2.14 takes and returns garbage for float activations, or crashes (measured)."""
-
-NO_PACKED_HYBRID = (("DEPTHWISE_CONV_2D", "INT4"), ("DEPTHWISE_CONV_2D", "INT2"))
-"""Packed weights that the kernel refuses beside float activations (measured on 2.14 and 2.3)."""
-
-_PACKED_ROWS, _PACKED_COLUMNS = 4, 32
-"""FULLY_CONNECTED knows per-channel scales of int4 weights of at least this size since int4 itself: they take
-the 4-bit kernel (``fully_connected.cc``, Prepare; measured on 2.14). Smaller ones read them as 0 there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +37,7 @@ class WeightRead:
     operator: Operator
     position: int
     weight: Tensor
-    row: HybridRow
+    row: OperatorRow
     place: str
 
     @property
@@ -85,29 +62,34 @@ class WeightRead:
 
     @property
     def four_bit_kernel(self) -> bool:
-        """Whether it is a matrix that FULLY_CONNECTED has read right since it knows int4."""
-        shape = self.weight.shape or ()
-        if (self.name, self.weight.dtype_name) != ("FULLY_CONNECTED", "INT4") or self.blockwise:
+        """Whether it is a matrix that the operator has read right since it knows int4."""
+        shape, least = self.weight.shape or (), self.row.four_bit_from
+        if least is None or self.weight.dtype_name != "INT4" or self.blockwise:
             return False
-        large = len(shape) == 2 and shape[0] >= _PACKED_ROWS and shape[1] >= _PACKED_COLUMNS
+        large = len(shape) == 2 and shape[0] >= least[0] and shape[1] >= least[1]
         return large and shape[1] % 2 == 0
+
+    @property
+    def whole_forms(self) -> list[Form]:
+        """The forms of int8 weights with as many scales."""
+        forms = self.row.forms_for(runtimes.NEWEST_RUNTIME, by_default=False)
+        return [form for form in forms if form.granularity is self.granularity]
 
     def needed_version(self) -> int:
         """Returns the least operator version that keeps runtimes away which would misread the weight.
 
         0 where the rows know no form of this kind.
         """
-        packed = _PACKED_VERSION.get((self.name, self.weight.dtype_name), 0)
+        packed = self.row.stamps.get(self.weight.dtype_name, 0)
         if self.blockwise:
-            return BLOCKWISE_VERSION if self.name == "FULLY_CONNECTED" else 0
+            return self.row.blockwise_stamp
         if self.four_bit_kernel:
             return packed
         if self.weight.dtype_name == "UINT8":
             # From before int8: its kernels had versions of their own.
             return 0
         # Whether inputs are rounded asymmetrically changes the version too, but nothing is misread for it.
-        forms = [form for form in self.row.forms if form.granularity is self.granularity]
-        return max(packed, min((form.version for form in forms), default=0))
+        return max(packed, min((form.version for form in self.whole_forms), default=0))
 
     @property
     def form(self) -> str:
@@ -120,69 +102,23 @@ class WeightRead:
         if self.weight.dtype_name == "UINT8":
             return (0, 0)
         if self.weight.dtype_name == "INT8" and not self.blockwise:
-            forms = [form for form in self.row.forms if form.granularity is self.granularity]
-            first = min((form.first_runtime for form in forms), default=(0, 0))
+            first = min((form.first_runtime for form in self.whole_forms), default=(0, 0))
             return max(first, EQUAL_SCALES_FROM) if scales_equal(self) else first
         if self.four_bit_kernel:
             text = runtimes.version_text(self.name, self.needed_version())
             return runtimes.runtime_of(text) if text is not None else (0, 0)
         granularity = Granularity.BLOCK if self.blockwise else self.granularity
-        packed = [
-            form
-            for form in PACKED.get(self.name, ())
-            if (form.dtype, form.granularity) == (self.weight.dtype_name, granularity)
-        ]
-        return min((form.first_runtime for form in packed), default=(0, 0))
-
-
-def is_blockwise(tensor: Tensor) -> bool:
-    """Whether the scales of a tensor are another tensor, one for each block of a row."""
-    details = tensor.quantization
-    if details is None or details.scales_tensor is None:
-        return False
-    table = details.rest.get("details")
-    return table is None or table.spec.name == "BlockwiseQuantization"
-
-
-def scales_of(tensor: Tensor) -> list[float]:
-    """Returns the scales of a tensor, none where it has none of its own."""
-    details = tensor.quantization
-    if details is None or not details.scale:
-        return []
-    raw = bytes(details.scale.raw)
-    return list(struct.unpack(f"<{len(raw) // 4}f", raw))
-
-
-def zero_points_of(tensor: Tensor) -> list[int]:
-    """Returns the zero points of a tensor."""
-    details = tensor.quantization
-    if details is None or not details.zero_point:
-        return []
-    return [int(value) for value in details.zero_point]
-
-
-def operators_of(model: Model) -> Iterator[tuple[SubGraph, Operator, str]]:
-    """Yields every operator with its subgraph and its place in the file that was read."""
-    for index, subgraph in enumerate(model.subgraphs):
-        for position, operator in enumerate(subgraph.operators):
-            place = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
-            yield subgraph, operator, place
-
-
-def input_of(operator: Operator, position: int | None) -> Tensor | None:
-    """Returns an input, or None where it is absent."""
-    if position is None or position >= len(operator.inputs):
-        return None
-    return operator.inputs[position]
+        forms = self.row.forms_for(runtimes.NEWEST_RUNTIME, self.weight.dtype_name, by_default=False)
+        return min((form.first_runtime for form in forms if form.granularity is granularity), default=(0, 0))
 
 
 def weight_reads(model: Model) -> Iterator[WeightRead]:
     """Yields every integer constant that an operator reads as a weight beside float activations."""
     for subgraph, operator, place in operators_of(model):
-        row = hybrid.hybrid_row(operator.code.name) if operator.code.custom is None else None
-        if row is None or not _computes_in_float(operator, row):
+        row = row_of(operator)
+        if not row.weights or not _computes_in_float(operator, row):
             continue
-        for position in row.inputs:
+        for position in row.weights:
             weight = input_of(operator, position)
             if weight is not None and weight.is_constant and weight.dtype_name in INTEGER_WEIGHTS:
                 yield WeightRead(subgraph, operator, position, weight, row, place)
@@ -190,10 +126,10 @@ def weight_reads(model: Model) -> Iterator[WeightRead]:
 
 def lacks_bias(operator: Operator) -> bool:
     """Whether a convolution in floats has no bias, which its kernel demands (:attr:`Need.FLOAT_BIAS`)."""
-    row = hybrid.hybrid_row(operator.code.name) if operator.code.custom is None else None
-    if row is None or Need.FLOAT_BIAS not in row.needs or not _computes_in_float(operator, row):
+    row = row_of(operator)
+    if Need.FLOAT_BIAS not in row.needs or not _computes_in_float(operator, row):
         return False
-    return input_of(operator, 2) is None
+    return input_of(operator, row.biases[0]) is None
 
 
 def scales_equal(read: WeightRead) -> bool:
@@ -202,15 +138,171 @@ def scales_equal(read: WeightRead) -> bool:
         return False
     scales = read.scales
     activation = input_of(read.operator, read.row.activation)
-    deep = activation is not None and activation.shape and read.weight.shape
-    grouped = bool(deep and activation.shape[-1] != read.weight.shape[-1])  # type: ignore[union-attr,index]
-    return len(scales) > 1 and len(set(scales)) == 1 and not grouped
+    known = activation is not None and activation.shape and read.weight.shape
+    return len(scales) > 1 and len(set(scales)) == 1 and not (known and grouped(read.operator))
 
 
-def _computes_in_float(operator: Operator, row: HybridRow) -> bool:
+def _computes_in_float(operator: Operator, row: OperatorRow) -> bool:
     activation = input_of(operator, row.activation)
     if row.activation is not None and (activation is None or activation.dtype != dtypes.FLOAT32.value):
         return False
     return bool(operator.outputs) and all(
         tensor is not None and tensor.dtype == dtypes.FLOAT32.value for tensor in operator.outputs
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TooHigh:
+    """An operator code whose version keeps runtimes away that have all that its operators use.
+
+    Attributes:
+        places: Of its operators.
+        needed: The version that they need.
+    """
+
+    code: OperatorCode
+    operators: tuple[Operator, ...]
+    places: tuple[str, ...]
+    needed: int
+
+
+def needed_version(operator: Operator) -> int | None:
+    """Returns the lowest version whose contract covers what a builtin operator uses, or None if unknown.
+
+    Of a weight that a hybrid kernel reads, :class:`~tfl_rewrite.kernels.reads.WeightRead` knows more.
+    """
+    if operator.code.custom is not None or any(
+        tensor is not None and is_blockwise(tensor) for tensor in operator.inputs
+    ):
+        # Blocks have no version of their own (blockwise_stamp), so what a file says of them stays.
+        return None
+    met = [
+        version
+        for version, (_, rules) in runtimes.versions().get(operator.code.name, {}).items()
+        if any(all(_holds(term, operator) for term in terms) for terms in rules)
+    ]
+    return max(met, default=1)
+
+
+def first_version_with(row: OperatorRow, option: str) -> int | None:
+    """Returns the first version of an operator that reads an option, or None where none is known to."""
+    return next(
+        (
+            version
+            for version, (_, rules) in runtimes.versions().get(row.name, {}).items()
+            if any(f"={option}" in terms for terms in rules)
+        ),
+        None,
+    )
+
+
+def too_high(model: Model) -> Iterator[TooHigh]:
+    """Yields operator codes of a higher version than any of their operators needs.
+
+    A code that one operator needs is right for all that share it: converters write one for each kind.
+    """
+    weights: dict[int, int] = {}
+    for read in weight_reads(model):
+        key = id(read.operator)
+        weights[key] = max(weights.get(key, 1), read.needed_version())
+    groups: dict[int, list[tuple[Operator, str]]] = {}
+    for _, operator, place in operators_of(model):
+        groups.setdefault(id(operator.code), []).append((operator, place))
+    for group in groups.values():
+        code = group[0][0].code
+        each = [needed_version(operator) for operator, _ in group] if code.version > 1 else [None]
+        if None in each:
+            continue
+        known = [weights.get(id(operator), 1) for operator, _ in group]
+        needed = max(*(item for item in each if item is not None), *known)
+        if needed < code.version and _is_later(code.name, code.version, needed):
+            yield TooHigh(
+                code, tuple(operator for operator, _ in group), tuple(place for _, place in group), needed
+            )
+
+
+_OLDEST = (1, 14)
+"""Runtimes up to this one count as one: nobody meets an older one."""
+
+
+def _is_later(name: str, version: int, than: int) -> bool:
+    """Whether a version came with a later runtime than another; one that no runtime has came after all."""
+    first = runtimes.version_text(name, than)
+    if first is None:
+        return False
+    found = runtimes.version_text(name, version)
+    if found is None:
+        return version > runtimes.max_version(name, runtimes.NEWEST_RUNTIME)
+    return runtimes.runtime_of(found) > max(_OLDEST, runtimes.runtime_of(first))
+
+
+def _holds(term: str, operator: Operator) -> bool:
+    if term.startswith("!"):
+        return not _holds(term[1:], operator)
+    if term.startswith("="):
+        return _is_set(operator, term[1:])
+    subject, colon, test = term.partition(":")
+    if not colon:
+        return WORDS[term](operator)
+    return any(_passes(tensor, test) for tensor in _operands(operator, subject))
+
+
+def _operands(operator: Operator, subject: str) -> list[Tensor | None]:
+    if subject == "any":
+        return [*operator.inputs, *operator.outputs]
+    items = operator.outputs if subject.startswith("out") else operator.inputs
+    position = int(subject.removeprefix("out") or 0)
+    return items[position : position + 1]
+
+
+def _passes(tensor: Tensor | None, test: str) -> bool:
+    if tensor is None:
+        return False
+    word, sign, number = test.partition(">") if ">" in test else test.partition("=")
+    if word == "rank":
+        rank = len(tensor.shape or ())
+        return rank > int(number) if sign == ">" else rank == int(number)
+    if test in TESTS:
+        return TESTS[test](tensor)
+    return tensor.dtype_name in test.split("|")
+
+
+def _is_set(operator: Operator, name: str) -> bool:
+    """Whether an option is not what it is by default."""
+    options = operator.options
+    if options is None or name not in options.spec.by_name:
+        return False
+    value: Any = options.get(name)
+    return bool(value != options.spec.by_name[name].default)
+
+
+def _broadcasts(operator: Operator) -> bool:
+    return len(operator.inputs) > 1 and _shape(operator.inputs[0]) != _shape(operator.inputs[1])
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.shape
+
+
+def _rescaled(operator: Operator) -> bool:
+    """Whether a product of scales is not below the scale of the output."""
+    tensors = [*operator.inputs[:2], *operator.outputs[:1]]
+    scales = [scales_of(tensor)[:1] if tensor is not None else [] for tensor in tensors]
+    if len(scales) < 3 or not all(scales) or not all(scale[0] for scale in scales):
+        return False
+    return scales[0][0] * scales[1][0] / scales[2][0] >= 1
+
+
+TESTS: dict[str, Callable[[Tensor], bool]] = {
+    "channels": lambda tensor: len(scales_of(tensor)) > 1,
+    "present": lambda tensor: True,
+    "sparse": lambda tensor: tensor.is_sparse,
+    "unquantized": lambda tensor: tensor.quantization is None,
+}
+WORDS: dict[str, Callable[[Operator], bool]] = {
+    "always": lambda operator: True,
+    "broadcast": _broadcasts,
+    "grouped": grouped,
+    "rescaled": _rescaled,
+}
+TYPES = frozenset(dtypes.BY_NAME)

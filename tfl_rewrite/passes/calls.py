@@ -9,7 +9,8 @@ from typing import Any
 
 from tfl_rewrite.editing.base import Pass, PassResult, run_passes
 from tfl_rewrite.errors import UsageError, check_number, number_text, whole_number
-from tfl_rewrite.kernels import hybrid, runtimes
+from tfl_rewrite.kernels import operators, runtimes
+from tfl_rewrite.kernels.table import DEQUANTIZE
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
@@ -104,13 +105,13 @@ def _encoding(dtype: str, granularity: str) -> Encoding:
         return Encoding(kind)
     words = granularity.split(":")
     if words[0] == "block" and len(words) == 2 and (size := whole_number(words[1])) is not None:
-        return Encoding(kind, hybrid.Granularity.BLOCK, size)
+        return Encoding(kind, operators.Granularity.BLOCK, size)
     if granularity not in ("channel", "tensor"):
         raise UsageError(
             f"granularity {granularity!r} is unknown",
             remedy="use one of channel, tensor, block:32, block:64, block:128",
         )
-    return Encoding(kind, hybrid.Granularity(granularity))
+    return Encoding(kind, operators.Granularity(granularity))
 
 
 def check_encoding(encoding: Encoding, runtime: runtimes.Runtime) -> None:
@@ -123,7 +124,7 @@ def check_encoding(encoding: Encoding, runtime: runtimes.Runtime) -> None:
     if dtype in (Dtype.INT8, Dtype.FLOAT32):
         return
     first = max(
-        min(form.first_runtime for form in hybrid.DEQUANTIZE if form.dtype == part.tensor_type)
+        min(form.first_runtime for form in DEQUANTIZE.forms if form.dtype == part.tensor_type)
         for part in dtype.parts
     )
     if runtime < first:

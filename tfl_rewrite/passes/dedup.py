@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
-from tfl_rewrite.editing.effects import Effects, SideEffect, not_there
+from tfl_rewrite.editing.effects import Effects, not_there
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.likeness import equal_items

@@ -18,8 +18,10 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.kernels import hybrid, needs
-from tfl_rewrite.kernels.versions import needed_version
+from tfl_rewrite.kernels import operands
+from tfl_rewrite.kernels.operators import Need, OperatorRow
+from tfl_rewrite.kernels.reads import needed_version
+from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, EXPANDING, MUL, RESHAPE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
@@ -38,7 +40,6 @@ from tfl_rewrite.weights.candidates import UNNAMED
 from tfl_rewrite.weights.state import nothing_to_expand
 
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
-_FOLDED = ("MUL", "ADD", "RESHAPE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,27 +139,25 @@ class _Search:
 
     def _sort(self, weight: _Weight, use: Use) -> tuple[str, str] | None:
         """Notes how a use changes, or returns why it cannot."""
-        operator, name = use.operator, use.operator.code.name
+        operator, name, row = use.operator, use.operator.code.name, row_of(use.operator)
         output = operator.outputs[0] if operator.outputs else None
-        if name == "DEQUANTIZE":
+        if row is DEQUANTIZE:
             if output is None or output.dtype != dtypes.FLOAT32.value or id(output) in self.graph.exposed:
                 return "interface", "what DEQUANTIZE makes of it is an output"
             if output.elements != weight.tensor.elements:
                 return "damaged", f"what DEQUANTIZE makes of it is said to have {output.elements} elements"
             weight.expanded.append(operator)
             return None
-        row = hybrid.hybrid_row(name)
-        if row is not None and use.position in row.inputs:
+        if use.position in row.weights:
             integer = _integer(operator, row)
             if integer is not None:
                 return "integer", integer
             weight.read.append(use)
             return None
-        lookup = hybrid.table_lookup(name)
-        if lookup is not None and lookup.input == use.position and output is not None:
+        if row.table == use.position and output is not None:
             readers = self.graph.uses_of(output)
             makes = readers[0].operator if len(readers) == 1 else None
-            if makes is None or makes.code.name != "DEQUANTIZE" or id(output) in self.graph.exposed:
+            if makes is None or row_of(makes) is not DEQUANTIZE or id(output) in self.graph.exposed:
                 return "integer", f"{name} gives integers to others"
             weight.looked_up.append((operator, makes))
             return None
@@ -182,17 +181,16 @@ class _Search:
 
 
 def _mixes(use: Use, going: set[int]) -> bool:
-    row = hybrid.hybrid_row(use.operator.code.name)
-    if row is None or hybrid.Need.ALL_OR_NOTHING not in row.needs:
+    if Need.ALL_OR_NOTHING not in row_of(use.operator).needs:
         return False
-    weights = [use.operator.inputs[at] for at in row.inputs if at < len(use.operator.inputs)]
-    return any(item is not None and item.is_constant and id(item) not in going for item in weights)
+    weights = operands.weights_of(use.operator)
+    return any(item.is_constant and id(item) not in going for item in weights)
 
 
-def _integer(operator: Operator, row: hybrid.HybridRow) -> str | None:
+def _integer(operator: Operator, row: OperatorRow) -> str | None:
     """Returns why an operator is no float operator, or None if it is one."""
-    need = hybrid.Need.FLOAT_OUTPUT if row.activation is None else hybrid.Need.FLOAT_INPUT_OUTPUT
-    unmet = needs.unmet(need, operator, row, lambda _: True)
+    need = Need.FLOAT_OUTPUT if row.activation is None else Need.FLOAT_INPUT_OUTPUT
+    unmet = operands.unmet(need, operator, lambda _: True)
     return f"{operator.code.name} computes in integers" if unmet is not None else None
 
 
@@ -309,19 +307,19 @@ class _Expansion:
     def _fold(self) -> None:
         """Computes the products, the sums and the new shapes of constants that are known now."""
         for _, operator in self._model.operators():
-            name, output = operator.code.name, operator.outputs[0] if operator.outputs else None
-            if output is None or name not in _FOLDED or id(output) in self._found.graph.exposed:
+            row, output = row_of(operator), operator.outputs[0] if operator.outputs else None
+            if output is None or row not in EXPANDING or id(output) in self._found.graph.exposed:
                 continue
             known = [self._known.get(id(tensor)) for tensor in operator.inputs if tensor is not None]
             made: Floats | None = None
-            if name == "RESHAPE" and known and known[0] is not None and not output.signature:
+            if row is RESHAPE and known and known[0] is not None and not output.signature:
                 fits = output.shape is not None and output.elements == int(np.prod(known[0].shape))
                 made = Reshaped(known[0], output.shape or ()) if fits else None
             elif len(known) == 2 and not operator.option("fused_activation_function"):
                 one, two = known
                 if one is not None and two is not None:
-                    same = name == "ADD" and one.shape == two.shape
-                    made = Product.of(one, two) if name == "MUL" else Sum(one, two) if same else None
+                    same = row is ADD and one.shape == two.shape
+                    made = Product.of(one, two) if row is MUL else Sum(one, two) if same else None
                 if made is not None and made.shape != output.shape:
                     made = None
             if made is not None:

@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
+from tfl_rewrite.kernels.operators import ProductKind
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -31,9 +33,7 @@ from tfl_rewrite.model.ir import Model, Operator, Tensor
 
 Float64 = npt.NDArray[np.float64]
 
-_MAKERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_READERS = ("CONV_2D", "FULLY_CONNECTED")
-_THROUGH = ("RELU", "PRELU", "LEAKY_RELU", "MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD")
+_READERS = (ProductKind.CONVOLUTION, ProductKind.DENSE)
 _ACTIVATIONS = (0, 1)  # none and RELU
 _POWERS = (0.25, 0.5, 0.75, 1.0)
 _LARGEST_EXPONENT = 8
@@ -100,7 +100,7 @@ def _pairs(model: Model) -> Iterator[tuple[Operator, Operator]]:
 
     for _, maker in model.operators():
         if (
-            maker.code.name not in _MAKERS
+            not row_of(maker).is_layer
             or not maker.outputs
             or (maker.option("fused_activation_function") or 0) not in _ACTIVATIONS
         ):
@@ -126,9 +126,9 @@ def _reader(maker: Operator, graph: Graph) -> Operator | None:
         if id(operator) in seen:
             return None
         seen.add(id(operator))
-        if operator.code.name in _READERS and len(operator.inputs) > 1:
+        if row_of(operator).product in _READERS and len(operator.inputs) > 1:
             return operator
-        if operator.code.name not in _THROUGH or not operator.outputs:
+        if not row_of(operator).homogeneous or not operator.outputs:
             return None
         if (operator.option("fused_activation_function") or 0) not in _ACTIVATIONS:
             return None
@@ -141,13 +141,12 @@ def _fits(maker: Operator, reader: Operator) -> bool:
     made, read = maker.inputs[1], reader.inputs[1]
     assert made is not None and read is not None
     first, second = made.shape or (), read.shape or ()
-    if len(first) != (2 if maker.code.name == "FULLY_CONNECTED" else 4):
-        return False
-    if len(second) != (2 if reader.code.name == "FULLY_CONNECTED" else 4):
+    if len(first) != _rank(maker) or len(second) != _rank(reader):
         return False
     if reader.option("weights_format") or maker.option("weights_format"):
         return False
-    channels = first[3] if maker.code.name == "DEPTHWISE_CONV_2D" else first[0]
+    axis = row_of(maker).output_axis(1, len(first))
+    channels = first[axis or 0]
     output = maker.outputs[0]
     between = reader.inputs[0]
     bias = maker.inputs[2] if len(maker.inputs) > 2 else None
@@ -156,6 +155,10 @@ def _fits(maker: Operator, reader: Operator) -> bool:
     # A FULLY_CONNECTED may read a picture as one row: its inputs then are not the channels.
     same = between is not None and (between.shape or (0,))[-1] == channels
     return same and second[-1] == channels and output is not None and (output.shape or (0,))[-1] == channels
+
+
+def _rank(operator: Operator) -> int:
+    return 2 if row_of(operator).product is ProductKind.DENSE else 4
 
 
 def _balance(maker: Operator, reader: Operator) -> tuple[float, float, int]:
@@ -167,7 +170,7 @@ def _balance(maker: Operator, reader: Operator) -> tuple[float, float, int]:
     first, second = maker.inputs[1], reader.inputs[1]
     bias = maker.inputs[2] if len(maker.inputs) > 2 else None
     assert first is not None and second is not None
-    axis = 3 if maker.code.name == "DEPTHWISE_CONV_2D" else 0
+    axis = row_of(maker).output_axis(1, len(first.shape or ())) or 0
     made = np.moveaxis(_values(first), axis, 0)
     rows = made.reshape(len(made), -1)
     offset = np.zeros(len(rows), np.float32) if bias is None else _values(bias)

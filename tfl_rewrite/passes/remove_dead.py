@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
-from tfl_rewrite.editing.effects import Effects, SideEffect, not_there
+from tfl_rewrite.editing.effects import Effects, not_there
 from tfl_rewrite.editing.metadata import positions_moved
+from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 
 VALIDATION = "VALIDATION:"

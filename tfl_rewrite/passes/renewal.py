@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.kernels import hybrid, runtimes
-from tfl_rewrite.kernels.hybrid import Granularity
-from tfl_rewrite.kernels.reads import is_blockwise, operators_of, scales_of, weight_reads
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
+from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.kernels.reads import TooHigh, too_high, weight_reads
 from tfl_rewrite.kernels.runtimes import Runtime
-from tfl_rewrite.kernels.versions import TooHigh, too_high
+from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, MUL, dequantize_form, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.dequantize import Dequantize
@@ -52,15 +53,15 @@ def late_forms(model: Model, runtime: Runtime) -> Iterator[LateForm]:
             yield LateForm(read.weight, read.name, read.form, first, read.place)
     for _, operator, place in operators_of(model):
         tensor = operator.inputs[0] if operator.inputs else None
-        if operator.code.name != "DEQUANTIZE" or tensor is None or not tensor.is_constant:
+        if row_of(operator) is not DEQUANTIZE or tensor is None or not tensor.is_constant:
             continue
         if tensor.dtype_name not in _INTEGERS or is_blockwise(tensor):
             continue
         granularity = Granularity.CHANNEL if len(scales_of(tensor)) > 1 else Granularity.TENSOR
-        form = hybrid.dequantize_form(tensor.dtype_name, granularity)
+        form = dequantize_form(tensor.dtype_name, granularity)
         if form is not None and form.first_runtime > runtime:
             words = f"per-{granularity.value} {tensor.dtype_name.lower()} constant"
-            yield LateForm(tensor, "DEQUANTIZE", words, form.first_runtime, place)
+            yield LateForm(tensor, operator.code.name, words, form.first_runtime, place)
 
 
 def renew(
@@ -108,14 +109,14 @@ def _with_partners(parts: set[int], model: Model, graph: Graph) -> set[int]:
     found, waiting = set(parts), list(parts)
     while waiting:
         for use in graph.uses_of(constants[waiting.pop()]):
-            made = use.operator.outputs[0] if use.operator.code.name == "DEQUANTIZE" else None
+            made = use.operator.outputs[0] if row_of(use.operator) is DEQUANTIZE else None
             for reader in graph.uses_of(made) if made is not None else ():
-                if reader.operator.code.name not in ("MUL", "ADD"):
+                if row_of(reader.operator) not in (MUL, ADD):
                     continue
                 for other in reader.operator.inputs:
                     maker = graph.maker_of(other) if other is not None else None
                     stored = maker.inputs[0] if maker is not None and maker.inputs else None
-                    if maker is None or stored is None or maker.code.name != "DEQUANTIZE":
+                    if maker is None or stored is None or row_of(maker) is not DEQUANTIZE:
                         continue
                     if id(stored) in constants and id(stored) not in found:
                         found.add(id(stored))

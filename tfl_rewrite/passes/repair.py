@@ -23,9 +23,8 @@ from tfl_rewrite.flatbuf.record import ScalarVector, misaligned
 from tfl_rewrite.flatbuf.schema import INT32
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.operands import lacks_shape, recorded_shape
-from tfl_rewrite.kernels.reads import lacks_bias, operators_of, weight_reads
-from tfl_rewrite.kernels.versions import too_high
+from tfl_rewrite.kernels.operands import lacks_shape, operators_of, recorded_shape
+from tfl_rewrite.kernels.reads import lacks_bias, too_high, weight_reads
 from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.weights import repair_biases, repair_scales

@@ -14,16 +14,14 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.store import load, save
+from tfl_rewrite.kernels.operators import Squash
+from tfl_rewrite.kernels.table import MEAN, SUB, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
 
 MANY_DECISIONS = 100
 """Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
-
-_SQUASHING = ("SOFTMAX", "LOGISTIC", "TANH")
-# What may follow one without changing its numbers.
-_RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
 def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool = False) -> int:
@@ -47,16 +45,16 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
     for subgraph in [model.subgraphs[0], *(item.subgraph for item in model.signatures)]:
         for tensor in subgraph.outputs:
             maker = graph.maker_of(tensor)
-            while maker is not None and maker.code.name in _RESHAPING and maker.inputs[0] is not None:
+            while maker is not None and row_of(maker).reshapes and maker.inputs[0] is not None:
                 maker = graph.maker_of(maker.inputs[0])
             inside = maker.inputs[0] if maker is not None and maker.inputs else None
-            if id(tensor) in swaps or maker is None or maker.code.name not in _SQUASHING or inside is None:
+            if id(tensor) in swaps or maker is None or row_of(maker).squashes is None or inside is None:
                 continue
             if graph.maker_of(inside) is not None and id(inside) not in graph.exposed:
                 known = _centred(editor, subgraph, maker, inside) if centred else inside
                 swaps[id(tensor)] = known
                 shape = inside.shape or ()
-                shape = shape[:-1] if maker.code.name == "SOFTMAX" else shape
+                shape = shape[:-1] if row_of(maker).squashes is Squash.ROWS else shape
                 decisions.append(max(1, math.prod(shape)))
     if not swaps:
         return 0
@@ -72,7 +70,8 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
 def _centred(editor: Editor, subgraph: SubGraph, maker: Operator, inside: Tensor) -> Tensor:
     """Adds what takes the mean of the last axis off; returns the tensor itself where that means nothing."""
     shape = inside.shape
-    if maker.code.name != "SOFTMAX" or inside.dtype_name != "FLOAT32" or not shape or shape[-1] < 2:
+    alone = row_of(maker).squashes is not Squash.ROWS
+    if alone or inside.dtype_name != "FLOAT32" or not shape or shape[-1] < 2:
         return inside
     last = np.array([len(shape) - 1], "<i4").tobytes()
     float32 = dtypes.FLOAT32.value
@@ -86,7 +85,7 @@ def _centred(editor: Editor, subgraph: SubGraph, maker: Operator, inside: Tensor
     mean, centred = added("mean", (*shape[:-1], 1)), added("centred", shape)
     inputs: list[Tensor | None] = [inside, editor.add_tensor(subgraph, axis)]
     subgraph.operators += [
-        editor.builtin("MEAN", 1, inputs, mean, "ReducerOptions", keep_dims=True),
-        editor.builtin("SUB", 1, [inside, mean], centred, "SubOptions"),
+        editor.builtin(MEAN, 1, inputs, mean, keep_dims=True),
+        editor.builtin(SUB, 1, [inside, mean], centred),
     ]
     return centred

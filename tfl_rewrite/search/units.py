@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.kernels.hybrid import Granularity
+from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.decisions import Decision
-from tfl_rewrite.weights.encoding import Encoding, Reading, Scheme
+from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.plan import WeightPlan
 
 Float64 = npt.NDArray[np.float64]

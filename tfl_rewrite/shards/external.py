@@ -1,7 +1,7 @@
 """Weights in files beside the model: LiteRT's external buffers (schema version 3d), as a change of the model.
 
-What the runtime takes there is a constant at input 1 of CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED or
-EMBEDDING_LOOKUP; the same rule as ``litert/tools/externalize_tflite_flatbuffer.py``. Any other constant
+What the runtime takes there is a constant at input 1 of a few operators, of which the rows say so; the same
+rule as ``litert/tools/externalize_tflite_flatbuffer.py``. Any other constant
 becomes an input of a delegate's partition, or is looked at before the weights are there. Slices start at
 multiples of 64 bytes (``LITERT_HOST_MEMORY_BUFFER_ALIGNMENT``), group 0 is a placeholder without a name, and
 identifiers carry the most significant bit.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.kernels.table import ROWS, row_of
 from tfl_rewrite.model import dtypes, likeness
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
@@ -22,7 +23,6 @@ from tfl_rewrite.shards.manifest import sha256_of
 
 ALIGNMENT = 64
 WEIGHT_INPUT = 1
-WEIGHT_OPERATORS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "EMBEDDING_LOOKUP"})
 LEAST_NBYTES = 1024
 """Smaller constants stay: they save nothing, and each slice costs a mapping when the model is loaded."""
 
@@ -96,9 +96,10 @@ def move_out(model: Model, *, max_nbytes: int) -> Moved:
         )
     chosen = _movable(model)
     if not chosen:
+        readers = ", ".join(sorted(name for name, row in ROWS.items() if row.external_weight))
         raise UnsupportedError(
-            f"no weight of {LEAST_NBYTES} bytes or more is read only as a weight of "
-            f"{', '.join(sorted(WEIGHT_OPERATORS))}; the runtime reads no other from files",
+            f"no weight of {LEAST_NBYTES} bytes or more is read only as a weight of {readers}; "
+            "the runtime reads no other from files",
             remedy="use --format parts",
         )
     files: list[WeightFile] = []
@@ -209,7 +210,7 @@ def _movable(model: Model) -> list[tuple[Buffer, list[Tensor]]]:
             if not _is_weight(tensor, graph):
                 pinned.add(id(tensor.buffer))
     for _, operator in model.operators():
-        if operator.code.name not in WEIGHT_OPERATORS or len(operator.inputs) <= WEIGHT_INPUT:
+        if not row_of(operator).external_weight or len(operator.inputs) <= WEIGHT_INPUT:
             continue
         weight = operator.inputs[WEIGHT_INPUT]
         if weight is not None and id(weight.buffer) not in pinned:
@@ -226,7 +227,7 @@ def _is_weight(tensor: Tensor, graph: Graph) -> bool:
         and bool(uses)
         and id(tensor) not in graph.exposed | graph.given
         and graph.maker_of(tensor) is None
-        and all(use.operator.code.name in WEIGHT_OPERATORS and use.position == WEIGHT_INPUT for use in uses)
+        and all(row_of(use.operator).external_weight and use.position == WEIGHT_INPUT for use in uses)
     )
 
 

@@ -9,45 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.kernels.products import activation_of, sums
+from tfl_rewrite.kernels.operators import ProductKind, Steep
+from tfl_rewrite.kernels.products import activation_of
+from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
 _BIAS = 2
-_TAKES_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 ADDED_SHARE = 0.02
 """A bias is added where it takes no more than this share of the weight's new bytes."""
 
 ADDED_NBYTES = 128
 """Of the tensor and the buffer of an added bias."""
-
-
-_STEEP: dict[str, tuple[int, ...]] = {
-    "LOG": (0,),
-    "SQRT": (0,),
-    "RSQRT": (0,),
-    "DIV": (0, 1),
-    "FLOOR_DIV": (0, 1),
-    "FLOOR_MOD": (0, 1),
-    "POW": (0, 1),
-    "STABLEHLO_CBRT": (0,),
-    "STABLEHLO_DIVIDE": (0, 1),
-    "STABLEHLO_LOG": (0,),
-    "STABLEHLO_POWER": (0, 1),
-    "STABLEHLO_REMAINDER": (0, 1),
-    "STABLEHLO_RSQRT": (0,),
-}
-"""Operators whose slope has no bound near zero, and at which inputs.
-
-What a bias adds there, however little, may be more than all else: a correction of 0.001 behind a mel filter
-bank, before LOG, took an audio classifier from 24.4 to 6.9 dB on other recordings (measured). EXP and softmax
-are not among them: what is added before them multiplies their outputs by about as much, large or small.
-"""
-_DIVISIONS = frozenset({"DIV", "FLOOR_DIV", "FLOOR_MOD", "STABLEHLO_DIVIDE", "STABLEHLO_REMAINDER"})
-_POWERS = frozenset({"POW", "STABLEHLO_POWER"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +44,23 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
         weight_nbytes: What its weight takes when rounded.
         outputs: Length of the bias.
     """
-    if operator.code.name not in _TAKES_BIAS or operator.code.custom is not None:
+    row = row_of(operator)
+    if not row.is_layer:
         return False
     bias = operator.inputs[_BIAS] if len(operator.inputs) > _BIAS else None
     if bias is None:
-        if operator.code.name != "FULLY_CONNECTED":
+        if row.product is not ProductKind.DENSE:
             return False
         return 4 * outputs + ADDED_NBYTES <= ADDED_SHARE * weight_nbytes
     return bias.elements == outputs and _stored(subgraph, bias) is not None
 
 
 def before_steep(model: Model) -> set[int]:
-    """Returns the ids of the weighted operators whose result reaches one of :data:`_STEEP` as it is.
+    """Returns the ids of the weighted operators whose result reaches a steep one as it is.
 
-    That is, without another weighted operator between. Bodies that operators call are taken to pass all of
-    their inputs on to all outputs, and a variable what is assigned to any.
+    That is (:class:`~tfl_rewrite.kernels.operators.Steep`), without another weighted operator between. Bodies
+    that operators call are taken to pass all of their inputs on to all outputs, and a variable what is
+    assigned to any.
     """
     graph = Graph.of(model)
     callers: dict[int, list[Operator]] = {}
@@ -91,7 +69,7 @@ def before_steep(model: Model) -> set[int]:
     for _, operator in model.operators():
         for inner in operator.subgraphs():
             callers.setdefault(id(inner), []).append(operator)
-        if operator.code.name == "ASSIGN_VARIABLE":
+        if row_of(operator) is ASSIGN_VARIABLE:
             stored += _present(operator.inputs)
     for subgraph in model.subgraphs:
         within.update((id(tensor), subgraph) for tensor in subgraph.tensors)
@@ -112,7 +90,7 @@ def before_steep(model: Model) -> set[int]:
         else:
             behind = list(_present(maker.inputs))
             behind += [item for inner in maker.subgraphs() for item in inner.outputs]
-            behind += stored if maker.code.name == "READ_VARIABLE" else []
+            behind += stored if row_of(maker) is READ_VARIABLE else []
         waiting += [item for item in behind if id(item) not in seen]
         seen.update(map(id, behind))
     return found
@@ -120,18 +98,16 @@ def before_steep(model: Model) -> set[int]:
 
 def _steep_inputs(operator: Operator, graph: Graph) -> Iterator[Tensor]:
     """Yields the inputs of an operator that it is steep in."""
-    name = operator.code.name
-    positions = _STEEP.get(name, ()) if operator.code.custom is None else ()
+    steep = row_of(operator).steep
     second = operator.inputs[1] if len(operator.inputs) > 1 else None
-    if name in _DIVISIONS and second is not None and graph.maker_of(second) is None and second.is_constant:
+    constant = second is not None and graph.maker_of(second) is None and second.is_constant
+    if steep is Steep.DIVISION and constant:
         # By a constant: a straight line.
         return
-    if name in _POWERS and second is not None and _least(second) >= 1:
+    if steep is Steep.POWER and second is not None and _least(second) >= 1:
         return
-    for position in positions:
-        tensor = operator.inputs[position] if position < len(operator.inputs) else None
-        if tensor is not None:
-            yield tensor
+    if steep is not None:
+        yield from _present(operator.inputs[: 1 if steep is Steep.ALWAYS else 2])
 
 
 def _least(exponents: Tensor) -> float:
@@ -144,14 +120,11 @@ def _least(exponents: Tensor) -> float:
 
 def _is_weighted(operator: Operator, graph: Graph) -> bool:
     """Whether an operator multiplies by constant weights and sums up."""
-    name = operator.code.name
-    if operator.code.custom is not None:
-        return False
-    if name != "BATCH_MATMUL":
-        return sums(name)
+    row = row_of(operator)
+    if row.product is not ProductKind.MATMUL:
+        return bool(row.summed)
     return any(
-        tensor.is_constant
-        or ((maker := graph.maker_of(tensor)) is not None and maker.code.name == "DEQUANTIZE")
+        tensor.is_constant or ((maker := graph.maker_of(tensor)) is not None and row_of(maker) is DEQUANTIZE)
         for tensor in _present(operator.inputs)
         if tensor is not activation_of(operator, 1)
     )
@@ -193,7 +166,7 @@ def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
     found: Tensor | None = bias
     if not bias.is_constant:
         maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
-        expands = maker is not None and maker.code.name == "DEQUANTIZE" and maker.inputs
+        expands = maker is not None and row_of(maker) is DEQUANTIZE and maker.inputs
         found = maker.inputs[0] if maker is not None and expands else None
     if found is None or not found.is_constant or found.is_sparse or found.external is not None:
         return None

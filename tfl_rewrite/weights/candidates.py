@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tfl_rewrite.editing.base import Skip
-from tfl_rewrite.kernels import hybrid
-from tfl_rewrite.kernels.needs import weights_of
+from tfl_rewrite.kernels.operands import weights_of
+from tfl_rewrite.kernels.operators import Need
+from tfl_rewrite.kernels.table import CAST, DEQUANTIZE, EXPANDING, GATHER, MUL, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -20,8 +21,6 @@ UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
 _LONGEST_EXPANSION = 4
-_EXPANDING = ("MUL", "ADD", "RESHAPE")
-"""What makes floats of blocks, and of the two parts of int6, behind a DEQUANTIZE."""
 
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
@@ -61,8 +60,7 @@ class Candidate:
     @property
     def is_weight(self) -> bool:
         """Whether every reader has a hybrid kernel that takes it as its weight."""
-        rows = [(use, hybrid.hybrid_row(use.operator.code.name)) for use in self.uses]
-        return bool(rows) and all(row is not None and use.position in row.inputs for use, row in rows)
+        return bool(self.uses) and all(use.position in row_of(use.operator).weights for use in self.uses)
 
     @property
     def readers(self) -> list[str]:
@@ -189,8 +187,8 @@ def expanded(tensor: Tensor, graph: Graph, steps: int = _LONGEST_EXPANSION) -> I
     """Yields a constant, and what it becomes behind DEQUANTIZE: there is the name that it had as floats."""
     yield tensor
     for use in graph.uses_of(tensor) if steps else ():
-        name = use.operator.code.name
-        if name == "DEQUANTIZE" or (steps < _LONGEST_EXPANSION and name in _EXPANDING):
+        row = row_of(use.operator)
+        if row is DEQUANTIZE or (steps < _LONGEST_EXPANSION and row in EXPANDING):
             for output in use.operator.outputs:
                 if output is not None:
                     yield from expanded(output, graph, steps - 1)
@@ -220,7 +218,7 @@ def first_and_last(items: Sequence[Candidate], least: tuple[int, int]) -> set[in
             for item in items
             if item.subgraph is subgraph and item.elements >= least[1]
             for use in item.uses
-            if hybrid.hybrid_row(use.operator.code.name) is not None
+            if row_of(use.operator).weights
         }
         order = [id(operator) for operator in subgraph.operators if id(operator) in weighted]
         ends.update(order[:1] + order[-1:])
@@ -230,14 +228,14 @@ def first_and_last(items: Sequence[Candidate], least: tuple[int, int]) -> set[in
 def _scales_rows(use: Use, graph: Graph) -> bool:
     """Whether a lookup reads scales: its output multiplies int8 rows that were cast to floats."""
     found = use.operator.outputs[0] if use.operator.outputs else None
-    if use.operator.code.name != "GATHER" or use.position != 0 or found is None:
+    if row_of(use.operator) is not GATHER or use.position != 0 or found is None:
         return False
     readers = graph.uses_of(found)
-    if len(readers) != 1 or readers[0].operator.code.name != "MUL":
+    if len(readers) != 1 or row_of(readers[0].operator) is not MUL:
         return False
     others = [tensor for tensor in readers[0].operator.inputs if tensor is not None and tensor is not found]
     cast = graph.maker_of(others[0]) if len(others) == 1 else None
-    rows = cast.inputs[0] if cast is not None and cast.code.name == "CAST" and cast.inputs else None
+    rows = cast.inputs[0] if cast is not None and row_of(cast) is CAST and cast.inputs else None
     return rows is not None and rows.dtype == dtypes.INT8.value
 
 
@@ -260,25 +258,25 @@ def scale_constants(graph: Graph, model: Model) -> set[int]:
 def _scales_blocks(tensor: Tensor, graph: Graph) -> bool:
     uses = graph.uses_of(tensor)
     shape = tensor.shape or ()
-    if len(shape) != 2 or shape[1] != 1 or len(uses) != 1 or uses[0].operator.code.name != "DEQUANTIZE":
+    if len(shape) != 2 or shape[1] != 1 or len(uses) != 1 or row_of(uses[0].operator) is not DEQUANTIZE:
         return False
     output = uses[0].operator.outputs[0] if uses[0].operator.outputs else None
     readers = graph.uses_of(output) if output is not None else []
-    if len(readers) != 1 or readers[0].operator.code.name != "MUL":
+    if len(readers) != 1 or row_of(readers[0].operator) is not MUL:
         return False
     others = [item for item in readers[0].operator.inputs if item is not None and item is not output]
     maker = graph.maker_of(others[0]) if len(others) == 1 else None
-    stored = maker.inputs[0] if maker is not None and maker.code.name == "DEQUANTIZE" else None
+    stored = maker.inputs[0] if maker is not None and row_of(maker) is DEQUANTIZE else None
     return stored is not None and stored.is_constant and stored.dtype_name in ("INT8", "INT4", "INT2")
 
 
 def _together(uses: Sequence[Use]) -> int:
-    rows = [(use, hybrid.hybrid_row(use.operator.code.name)) for use in uses]
+    rows = [(use, row_of(use.operator)) for use in uses]
     return max(
         (
-            sum(tensor.elements for tensor in weights_of(use.operator, row))
+            sum(tensor.elements for tensor in weights_of(use.operator))
             for use, row in rows
-            if row is not None and hybrid.Need.ALL_OR_NOTHING in row.needs and use.position in row.inputs
+            if Need.ALL_OR_NOTHING in row.needs and use.position in row.weights
         ),
         default=0,
     )
@@ -289,7 +287,7 @@ def _candidate(subgraph: SubGraph, tensor: Tensor, graph: Graph) -> Candidate:
     if tensor.dtype == dtypes.FLOAT16.value and uses and len({id(use.operator) for use in uses}) == 1:
         operator = uses[0].operator
         output = operator.outputs[0] if operator.outputs else None
-        if operator.code.name == "DEQUANTIZE" and output is not None:
+        if row_of(operator) is DEQUANTIZE and output is not None:
             uses = graph.uses_of(output)
             return Candidate(subgraph, tensor, output, operator, uses, _together(uses))
     return Candidate(subgraph, tensor, tensor, None, uses, _together(uses))
@@ -309,7 +307,7 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
     if id(stored) in graph.given:
         return "interface", "it is an input, or holds the scales of another tensor"
     if id(stored) in graph.exposed or id(item.value) in graph.exposed:
-        # hybrid.DEQUANTIZE_NEEDS: XNNPACK returns garbage for it.
+        # Need.NOT_SUBGRAPH_OUTPUT: XNNPACK returns garbage for it.
         return "interface", "it is an output of its subgraph or of a signature"
     if not item.uses:
         return "unused", "no operator reads it"
@@ -330,11 +328,11 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
         name = use.operator.code.name
         if use.operator.code.custom is not None:
             return "custom", f"the custom operator {name} may need it as a constant"
-        row = hybrid.must_stay_constant(name, use.position)
-        if row is not None:
-            return "constant", row.reason
+        reason = row_of(use.operator).constant_inputs.get(use.position)
+        if reason is not None:
+            return "constant", reason
         if use.operator.options is not None and "quant_spec" in use.operator.options:
             return "own-quantization", f"{name} has a quantization of its own"
-    if all(hybrid.is_bias(use.operator.code.name, use.position) for use in item.uses):
+    if all(use.position in row_of(use.operator).biases for use in item.uses):
         return "bias", "a bias; in int8 it would cost more accuracy than it saves bytes"
     return None

@@ -9,15 +9,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tfl_rewrite.kernels import hybrid, needs, runtimes
-from tfl_rewrite.kernels.needs import weights_of
-from tfl_rewrite.kernels.packed import PackedForm, Shape, packed_forms
+from tfl_rewrite.kernels import operands, runtimes
+from tfl_rewrite.kernels.operands import weights_of
+from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow, Reading, Shape
+from tfl_rewrite.kernels.table import dequantize_form, row_of
 from tfl_rewrite.model.ir import Operator, Tensor
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.packing import packed_nbytes
 from tfl_rewrite.numerics.symmetric import Channels, Levels
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.encoding import Dtype, Encoding, Reading, Scheme
+from tfl_rewrite.weights.encoding import Dtype, Encoding, Scheme
 from tfl_rewrite.weights.scales import (
     Magnitudes,
     ScaleAxes,
@@ -37,9 +38,6 @@ _BLOCK_TENSORS = 6
 _BUFFER_NBYTES = 32
 _ROW_SCALE_NBYTES = 4
 
-HybridForm = hybrid.Form | PackedForm
-AnyForm = HybridForm | hybrid.TableLookup | hybrid.DequantizeForm
-
 
 @dataclass(slots=True, eq=False)
 class Decision:
@@ -58,7 +56,7 @@ class Decision:
 
     item: Candidate
     readings: list[Reading]
-    forms: list[AnyForm]
+    forms: list[Form]
     axis: int | None
     dtype: Dtype = Dtype.INT8
     block: int | None = None
@@ -83,8 +81,7 @@ class Decision:
         bits = self.dtype.bits
         if len(self.dtype.parts) > 1:
             return self.dtype.levels
-        forms = [form for form in self.forms if isinstance(form, HybridForm)]
-        full = all(isinstance(form, PackedForm) and form.full_range for form in forms)
+        full = all(form.full_range for form in self.forms if form.reading is Reading.HYBRID)
         return Levels.full(bits) if self.dtype is not Dtype.INT8 and full else Levels.narrow(bits)
 
     @property
@@ -157,8 +154,7 @@ class Decision:
     def rows(self) -> bool:
         """Whether it is looked up with one scale per row."""
         return any(
-            isinstance(form, hybrid.TableLookup) and form.granularity is hybrid.Granularity.CHANNEL
-            for form in self.forms
+            form.reading is Reading.LOOKUP and form.granularity is Granularity.CHANNEL for form in self.forms
         )
 
 
@@ -178,7 +174,7 @@ def group_nbytes(group: Sequence[Decision]) -> int:
 Scales = tuple[int | None, int | None]
 
 
-def settle_scales(wanted: Sequence[Sequence[tuple[Scales, AnyForm]]]) -> Scales | None:
+def settle_scales(wanted: Sequence[Sequence[tuple[Scales, Form]]]) -> Scales | None:
     """Chooses the scales with which most readers read the integers as they are; the better ones at a tie."""
     choices = list(dict.fromkeys(scales for forms in wanted for scales, _ in forms))
     if not choices:
@@ -192,21 +188,18 @@ def settle_scales(wanted: Sequence[Sequence[tuple[Scales, AnyForm]]]) -> Scales 
 
 
 def agree(scales: Scales, settled: Scales | None) -> bool:
-    """Whether a reader that wants some scales can read settled ones (hybrid.Need.SAME_CHANNEL_AXIS)."""
+    """Whether a reader that wants some scales can read settled ones (Need.SAME_CHANNEL_AXIS)."""
     if settled is None or scales[0] != settled[0]:
         return False
     return scales[1] == settled[1] or scales[1] is None or settled[1] is None
 
 
-def scales_axis(form: AnyForm, operator: Operator, rank: int) -> Scales:
+def scales_axis(form: Form, operator: Operator, rank: int) -> Scales:
     """Returns the scales that a form wants."""
-    row = hybrid.hybrid_row(operator.code.name)
-    if isinstance(form, hybrid.TableLookup):
-        return (0, 0) if form.granularity is hybrid.Granularity.CHANNEL else (None, None)
-    if row is None:
-        return None, None
-    axis = weight_axis(row, operator, rank)
-    return (axis if form.granularity is hybrid.Granularity.CHANNEL else None), axis
+    if form.reading is Reading.LOOKUP:
+        return (0, 0) if form.granularity is Granularity.CHANNEL else (None, None)
+    axis = weight_axis(row_of(operator), operator, rank)
+    return (axis if form.granularity is Granularity.CHANNEL else None), axis
 
 
 @dataclass(slots=True)
@@ -229,39 +222,37 @@ class WeightForms:
     magnitudes: Magnitudes
     axes: ScaleAxes
     # What each operator's hybrid kernel takes of an encoding, or why nothing.
-    _hybrid: dict[tuple[int, Encoding], Sequence[HybridForm] | str] = field(default_factory=dict)
+    _hybrid: dict[tuple[int, Encoding], Sequence[Form] | str] = field(default_factory=dict)
 
-    def of(self, operator: Operator, position: int, encoding: Encoding) -> Sequence[AnyForm] | str:
+    def of(self, operator: Operator, position: int, encoding: Encoding) -> Sequence[Form] | str:
         """Returns how an operator can read integers at an input, best first, or why it cannot."""
         name = operator.code.name
         if encoding.scheme is Scheme.DEQUANTIZE:
             return "asked for dequantize"
         if len(encoding.dtype.parts) > 1:
             return f"no kernel reads {encoding.dtype.value} itself"
-        lookup = hybrid.table_lookup(name)
-        if lookup is not None and lookup.input == position:
+        row = row_of(operator)
+        if row.table == position:
+            lookup = row.form("INT8", Granularity.TENSOR, runtimes.NEWEST_RUNTIME)
+            assert lookup is not None
             if encoding.dtype is not Dtype.INT8 or encoding.block is not None:
                 return f"{name} moves int8 with one scale a row or for all, not {encoding.text}"
             rows = self._row_lookup(operator, position, encoding)
             if lookup.first_runtime > self.min_runtime:
                 return f"{name} of runtime {runtime_text(self.min_runtime)} takes no int8 table"
             return [lookup] if rows is None else [rows, lookup]
-        row = hybrid.hybrid_row(name)
-        if row is None or position not in row.inputs:
-            known = hybrid.no_hybrid(name)
-            return known.reason if known is not None else f"{name} has no hybrid kernel for input {position}"
+        if position not in row.weights:
+            return row.refusal or f"{name} has no hybrid kernel for input {position}"
         key = (id(operator), encoding)
         found = self._hybrid.get(key)
         if found is None:
             found = self._hybrid[key] = self._hybrid_forms(operator, row, encoding)
         return found
 
-    def dequantize(self, dtype: Dtype, axis: int | None) -> hybrid.DequantizeForm | None:
+    def dequantize(self, dtype: Dtype, axis: int | None) -> Form | None:
         """Returns the DEQUANTIZE that expands integers with scales along an axis (None: one scale)."""
-        granularity = hybrid.Granularity.TENSOR if axis is None else hybrid.Granularity.CHANNEL
-        forms = [
-            hybrid.dequantize_form(part.tensor_type, granularity, self.min_runtime) for part in dtype.parts
-        ]
+        granularity = Granularity.TENSOR if axis is None else Granularity.CHANNEL
+        forms = [dequantize_form(part.tensor_type, granularity, self.min_runtime) for part in dtype.parts]
         return None if None in forms else forms[0]
 
     def no_dequantize(self, dtype: Dtype) -> tuple[str, str]:
@@ -275,51 +266,45 @@ class WeightForms:
 
         None, for one scale, is always among them.
         """
-        if encoding.granularity is hybrid.Granularity.TENSOR or self.dequantize(encoding.dtype, 0) is None:
+        if encoding.granularity is Granularity.TENSOR or self.dequantize(encoding.dtype, 0) is None:
             return [None]
         return [None, *self.axes.axes(item)]
 
-    def _row_lookup(self, operator: Operator, position: int, encoding: Encoding) -> hybrid.TableLookup | None:
+    def _row_lookup(self, operator: Operator, position: int, encoding: Encoding) -> Form | None:
         """Returns the form with one scale per row where a table gains by it, else None."""
         table = operator.inputs[position]
         item = self.candidates.get(id(table)) if table is not None else None
-        form = hybrid.table_lookup(operator.code.name, hybrid.Granularity.CHANNEL)
-        if item is None or form is None or form.first_runtime > self.min_runtime:
+        form = row_of(operator).form("INT8", Granularity.CHANNEL, self.min_runtime)
+        if item is None or form is None:
             return None
-        if encoding.granularity is hybrid.Granularity.TENSOR or len(item.shape) < 2:
+        if encoding.granularity is Granularity.TENSOR or len(item.shape) < 2:
             return None
         if operator.option("axis") or operator.option("batch_dims"):
             return None
-        if not needs.same_rank_output(operator):
+        if not operands.same_rank_output(operator):
             return None
         one, rows = (Channels.along(item.shape, axis) for axis in (None, 0))
         options = {one: scales_nbytes(1), rows: scales_nbytes(rows.channels)}
         return form if self.axes.best(item, encoding.dtype, options) == rows else None
 
-    def _hybrid_forms(
-        self, operator: Operator, row: hybrid.HybridRow, encoding: Encoding
-    ) -> Sequence[HybridForm] | str:
+    def _hybrid_forms(self, operator: Operator, row: OperatorRow, encoding: Encoding) -> Sequence[Form] | str:
         """Returns the forms whose needs the operator meets, best first, or why there is none."""
         runtime, granularity = self.min_runtime, encoding.granularity
         old = runtime_text(runtime)
-        reason = f"no hybrid form of {row.operator} runs on {old} with the granularity asked for"
+        reason = f"no hybrid form of {row.name} runs on {old} with the granularity asked for"
         if encoding.dtype is not Dtype.INT8:
-            reason = f"no kernel of {row.operator} on {old} reads {encoding.text}"
+            reason = f"no kernel of {row.name} on {old} reads {encoding.text}"
         for need in row.needs:
-            unmet = needs.unmet(need, operator, row, self.can_be_int8)
+            unmet = operands.unmet(need, operator, self.can_be_int8)
             if unmet is not None:
                 return unmet
-        known: Sequence[HybridForm] = row.forms_for(runtime)
-        if encoding.dtype is not Dtype.INT8:
-            asked = encoding.scheme is Scheme.HYBRID
-            tensor_type = encoding.dtype.tensor_type
-            known = packed_forms(row.operator, tensor_type, runtime, by_default=not asked)
+        asked = encoding.dtype is not Dtype.INT8 and encoding.scheme is Scheme.HYBRID
         found = []
-        for form in known:
-            is_block = form.granularity is hybrid.Granularity.BLOCK
-            if is_block != (granularity is hybrid.Granularity.BLOCK):
+        for form in row.forms_for(runtime, encoding.dtype.tensor_type, by_default=not asked):
+            is_block = form.granularity is Granularity.BLOCK
+            if is_block != (granularity is Granularity.BLOCK):
                 continue
-            if form.granularity is not granularity and granularity is hybrid.Granularity.TENSOR:
+            if form.granularity is not granularity and granularity is Granularity.TENSOR:
                 continue
             missing = self._form_unmet(form, operator, row, encoding)
             if missing is None:
@@ -328,42 +313,39 @@ class WeightForms:
                 reason = missing
         return found or reason
 
-    def _form_unmet(
-        self, form: HybridForm, operator: Operator, row: hybrid.HybridRow, encoding: Encoding
-    ) -> str | None:
-        weights = weights_of(operator, row)
-        if form.granularity is hybrid.Granularity.CHANNEL:
+    def _form_unmet(self, form: Form, operator: Operator, row: OperatorRow, encoding: Encoding) -> str | None:
+        weights = weights_of(operator)
+        if form.granularity is Granularity.CHANNEL:
             for tensor in weights:
                 axis = weight_axis(row, operator, len(tensor.shape or ()))
                 if axis is None or not 0 <= axis < len(tensor.shape or ()):
                     return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
-        if isinstance(form, PackedForm):
-            for tensor in weights:
-                unfit = _unfit(form, tensor.shape or (), encoding)
-                if unfit is not None:
-                    return f"{row.operator}: {unfit}"
+        for tensor in weights:
+            unfit = _unfit(form, tensor.shape or (), encoding)
+            if unfit is not None:
+                return f"{row.name}: {unfit}"
         for need in form.needs:
-            if need is hybrid.Need.SCALES_DIFFER:
-                if not needs.grouped(operator) and any(self._equal_scales(item, row) for item in weights):
+            if need is Need.SCALES_DIFFER:
+                if not operands.grouped(operator) and any(self._equal_scales(item, row) for item in weights):
                     return "all of its scales are equal"
                 continue
-            unmet = needs.unmet(need, operator, row, self.can_be_int8)
+            unmet = operands.unmet(need, operator, self.can_be_int8)
             if unmet is not None:
                 return unmet
         return None
 
-    def _equal_scales(self, tensor: Tensor, row: hybrid.HybridRow) -> bool:
+    def _equal_scales(self, tensor: Tensor, row: OperatorRow) -> bool:
         item = self.candidates.get(id(tensor))
         if item is None:
             return False
-        channels = Channels.along(item.shape, row.axis())
+        channels = Channels.along(item.shape, row.scales_axis())
         if channels.channels <= 1:
             return False
         scale = symmetric.scales(self.magnitudes.of(item, channels))
         return bool((scale == scale[0]).all())
 
 
-def _unfit(form: PackedForm, shape: Sequence[int], encoding: Encoding) -> str | None:
+def _unfit(form: Form, shape: Sequence[int], encoding: Encoding) -> str | None:
     """Returns why a weight's shape does not suit a form, or None."""
     row = math.prod(shape[1:])
     if form.shape is Shape.WHOLE_BYTES and row * encoding.dtype.bits % 8:

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import UsageError, whole_number
-from tfl_rewrite.kernels.hybrid import Granularity
+from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.numerics.symmetric import Levels
 
 BLOCKS = (32, 64, 128)
@@ -69,14 +69,6 @@ class Scheme(str, enum.Enum):
 
     AUTO = "auto"
     HYBRID = "hybrid"
-    DEQUANTIZE = "dequantize"
-
-
-class Reading(str, enum.Enum):
-    """How one operator reads one weight."""
-
-    HYBRID = "hybrid"
-    LOOKUP = "lookup"
     DEQUANTIZE = "dequantize"
 
 

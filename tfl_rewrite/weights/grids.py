@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 
 from tfl_rewrite.editing.base import Skip
-from tfl_rewrite.kernels.products import output_axis, sums
+from tfl_rewrite.kernels.operators import ProductKind
+from tfl_rewrite.kernels.table import DEQUANTIZE, PRELU, row_named, row_of
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS, Kind, Profile, Rows
 
-_WINDOWED = ("CONV_2D", "TRANSPOSE_CONV")
+_WINDOWED = (ProductKind.CONVOLUTION, ProductKind.TRANSPOSED)
 
-
-# Operators that look rows up, and how many of the first are the head of such a table: one in so many.
-_LOOKUPS = frozenset({"GATHER", "EMBEDDING_LOOKUP"})
+# How many of the first rows are the head of a table in which rows are looked up: one in so many.
 _HEAD, _LEAST_HEAD = 256, 8
 
 
@@ -90,7 +89,9 @@ class Constant:
         Slopes are none: their errors are in proportion to what they scale.
         """
         shape = self.tensors[0].shape or ()
-        summed = "PRELU" in self.readers or (len(shape) > 1 and any(map(sums, self.readers)))
+        summed = PRELU.name in self.readers or (
+            len(shape) > 1 and any(row_named(reader).summed for reader in self.readers)
+        )
         return sum(size > 1 for size in shape) < 2 and not summed
 
     def hold(self, blob: Blob) -> None:
@@ -161,7 +162,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
             continue
         kind = KINDS[tensors[0].dtype_name]
         rows, zero = _rows(tensors[0], uses), _zero(tensors[0])
-        table = tensors[0].shape if set(readers) <= _LOOKUPS else None
+        table = tensors[0].shape if all(row_of(use.operator).looks_up_rows for use in uses) else None
         height = table[0] if table is not None and len(table) == 2 and table[0] > _LEAST_HEAD else 0
         if tensors[0].is_sparse or rows.channels > 1:
             height = 0
@@ -189,7 +190,7 @@ def _uses(tensor: Tensor, graph: Graph) -> list[Use]:
     found = []
     for use in graph.uses_of(tensor):
         output = use.operator.outputs[0] if use.operator.outputs else None
-        if use.operator.code.name == "DEQUANTIZE" and output is not None:
+        if row_of(use.operator) is DEQUANTIZE and output is not None:
             found += graph.uses_of(output)
         else:
             found.append(use)
@@ -229,11 +230,11 @@ def _rows(tensor: Tensor, uses: list[Use]) -> Rows:
     flat = Rows.flat(elements)
     if tensor.is_sparse:
         return flat
-    found = {output_axis(use.operator.code.name, use.position, len(shape)) for use in uses}
+    found = {row_of(use.operator).output_axis(use.position, len(shape)) for use in uses}
     axis = found.pop() if len(found) == 1 else None
     if axis is None:
         return flat
-    windowed = len(shape) == 4 and all(use.operator.code.name in _WINDOWED for use in uses)
+    windowed = len(shape) == 4 and all(row_of(use.operator).product in _WINDOWED for use in uses)
     return Rows.along(shape, axis, taps=shape[1] * shape[2] if windowed else 1, balanced=True)
 
 

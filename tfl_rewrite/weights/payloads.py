@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.kernels.products import output_axis
+from tfl_rewrite.kernels.operators import Reading
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.blob import ComputedBlob
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.grids import Rows
@@ -17,7 +18,6 @@ from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.activations import Calibrating
-from tfl_rewrite.weights.encoding import Reading
 from tfl_rewrite.weights.forms.float16 import HalfError
 from tfl_rewrite.weights.forms.split import parts
 from tfl_rewrite.weights.rounders import Rounder, Work
@@ -96,7 +96,7 @@ class QuantizedPayload:
 
 def _watched(work: Work) -> Silenced | None:
     """Returns what watches channels that share a scale with others; None where each has its own."""
-    axes = {output_axis(use.operator.code.name, use.position, len(work.shape)) for use in work.uses}
+    axes = {row_of(use.operator).output_axis(use.position, len(work.shape)) for use in work.uses}
     axis = axes.pop() if len(axes) == 1 else None
     if axis is None or axis == work.axis or work.block is not None:
         return None

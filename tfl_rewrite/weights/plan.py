@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from tfl_rewrite.editing.base import Skip
-from tfl_rewrite.kernels import hybrid, runtimes
-from tfl_rewrite.kernels.packed import BLOCKS_IN_CALLED_SUBGRAPHS
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operators import Form, Granularity, Reading
+from tfl_rewrite.kernels.table import BLOCKS_IN_CALLED_SUBGRAPHS, dequantize_form
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
@@ -32,7 +33,6 @@ from tfl_rewrite.weights.candidates import (
     stored_already,
 )
 from tfl_rewrite.weights.decisions import (
-    AnyForm,
     Decision,
     WeightForms,
     agree,
@@ -42,7 +42,7 @@ from tfl_rewrite.weights.decisions import (
     settle_scales,
     together,
 )
-from tfl_rewrite.weights.encoding import Dtype, Encoding, Reading, Scheme
+from tfl_rewrite.weights.encoding import Dtype, Encoding, Scheme
 from tfl_rewrite.weights.forms.blocks import block_length, direct
 from tfl_rewrite.weights.recipe import Recipe
 from tfl_rewrite.weights.rounders import Work
@@ -261,7 +261,7 @@ class WeightPlan:
                 if not isinstance(made, Decision) or made.native:
                     return made
                 return self._rather_channels(made, encoding)
-            encoding = replace(encoding, granularity=hybrid.Granularity.CHANNEL, block=None)
+            encoding = replace(encoding, granularity=Granularity.CHANNEL, block=None)
             asked = self.encodings[id(item)].block
             why = f"no blocks of up to {asked} fit"
             if called:
@@ -277,7 +277,7 @@ class WeightPlan:
             return "no-hybrid-kernel", "no kernel reads float16 weights itself"
         if item.elements < self.least[0] and not item.is_weight:
             return "small", f"{item.elements} elements, fewer than {self.least[0]}"
-        form = hybrid.dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        form = dequantize_form("FLOAT16", None, self.settings.min_runtime)
         if form is None:
             return self.forms.no_dequantize(Dtype.FLOAT16)
         return Decision(item, [Reading.DEQUANTIZE] * len(item.uses), [form], None, Dtype.FLOAT16)
@@ -303,7 +303,7 @@ class WeightPlan:
                 0
             ] if reasons else f"its rows are not blocks of {encoding.block}"
         form = self.forms.dequantize(encoding.dtype, None)
-        half = hybrid.dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        half = dequantize_form("FLOAT16", None, self.settings.min_runtime)
         if form is None or half is None:
             return self.forms.no_dequantize(encoding.dtype)
         if item.elements < self.least[0] and not item.is_weight:
@@ -317,9 +317,7 @@ class WeightPlan:
         A block of a depthwise filter holds a weight of each of many channels, and takes four operators.
         """
         item = made.item
-        other = self._decide_channels(
-            item, replace(encoding, granularity=hybrid.Granularity.CHANNEL, block=None)
-        )
+        other = self._decide_channels(item, replace(encoding, granularity=Granularity.CHANNEL, block=None))
         if not isinstance(other, Decision) or other.axis is None:
             return made
         options = {each.channels: self._nbytes_of(each) for each in (made, other)}
@@ -331,7 +329,7 @@ class WeightPlan:
 
     def _decide_channels(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         readings: list[Reading] = []
-        forms: list[AnyForm] = []
+        forms: list[Form] = []
         found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
         reasons = [forms for forms in found if isinstance(forms, str)]
         wanted = [
@@ -348,7 +346,7 @@ class WeightPlan:
                 readings.append(Reading.DEQUANTIZE)
                 reasons += ["its readers want different scales"] if choices else []
                 continue
-            readings.append(Reading.LOOKUP if isinstance(form, hybrid.TableLookup) else Reading.HYBRID)
+            readings.append(form.reading)
             forms.append(form)
         axis = settled[0] if settled is not None else None
         if Reading.DEQUANTIZE in readings:

@@ -17,22 +17,16 @@ from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
-from tfl_rewrite.kernels.reads import input_of, operators_of, scales_of
+from tfl_rewrite.kernels.operands import input_of, operators_of, scales_of
+from tfl_rewrite.kernels.operators import ProductKind
+from tfl_rewrite.kernels.reads import first_version_with
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
 
 Done = list[Edit | Skip]
 
-BIASED = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
-"""Positions of the activation, the weight and the bias."""
-_TOLD_FROM = {"CONV_2D": 8, "FULLY_CONNECTED": 11, "TRANSPOSE_CONV": 5}
-"""The version that knows ``quantized_bias_type`` (``op_version.cc``); DEPTHWISE_CONV_2D has none."""
 _OPTION = "quantized_bias_type"
 _UNTOLD = dtypes.FLOAT32.value
 _WIDE = dtypes.BY_NAME["INT64"]
@@ -66,22 +60,28 @@ class BiasRead:
     place: str
 
 
+def _operands(operator: Operator) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Returns the activation, the weight and the bias of a product that has a bias."""
+    row = row_of(operator)
+    if not row.multiplies or row.product is ProductKind.MATMUL:
+        return None, None, None
+    return input_of(operator, row.activation), input_of(operator, 1), input_of(operator, row.biases[0])
+
+
 def wrong_types(model: Model) -> Iterator[BiasRead]:
     """Yields biases beside int16 activations whose type kernels misread or refuse."""
     for subgraph, operator, place in operators_of(model):
-        name = operator.code.name
-        if operator.code.custom is not None or name not in BIASED:
-            continue
-        activation, weight, bias = (input_of(operator, position) for position in BIASED[name])
+        row, (activation, weight, bias) = row_of(operator), _operands(operator)
         if activation is None or weight is None or bias is None or activation.dtype_name != "INT16":
             continue
         if weight.dtype_name not in ("INT8", "INT4") or bias.dtype_name not in ("INT32", "INT64"):
             continue
-        told = operator.option(_OPTION) if name in _TOLD_FROM else _UNTOLD
+        reads_option = first_version_with(row, _OPTION) is not None
+        told = operator.option(_OPTION) if reads_option else _UNTOLD
         if told not in (None, _UNTOLD, bias.dtype):
             yield BiasRead(subgraph, operator, bias, Reading.CONTRADICTED, place)
         elif bias.dtype_name == "INT32" and told != bias.dtype:
-            reading = Reading.PAST_ITS_END if name in _TOLD_FROM else Reading.REFUSED
+            reading = Reading.PAST_ITS_END if reads_option else Reading.REFUSED
             yield BiasRead(subgraph, operator, bias, reading, place)
 
 
@@ -121,7 +121,7 @@ def widen_biases(model: Model, editor: Editor) -> Done:
                     Tensor(f"{bias.name}_int64", bias.shape, _WIDE.value, buffer, bias.quantization),
                 )
             wide[id(bias)] = made
-        operator.inputs[BIASED[operator.code.name][2]] = made
+        operator.inputs[row_of(operator).biases[0]] = made
         done.append(Edit(where, "bias int32 -> int64"))
     return done
 
@@ -143,7 +143,7 @@ def tell_types(model: Model) -> bool:
 
 def _tell(read: BiasRead, editor: Editor, where: str) -> Edit | Skip:
     """Sets the option for a bias whose values are not in the file."""
-    version = _TOLD_FROM.get(read.operator.code.name)
+    version = first_version_with(row_of(read.operator), _OPTION)
     if version is None:
         return Skip(where, "its int32 bias is computed, and no option tells the kernel", "computed-bias")
     editor.set_option(read.operator, _OPTION, read.bias.dtype)
@@ -191,10 +191,7 @@ class BiasScale:
 def wrong_scales(model: Model) -> Iterator[BiasScale]:
     """Yields integer biases whose scale is off."""
     for subgraph, operator, place in operators_of(model):
-        name = operator.code.name
-        if operator.code.custom is not None or name not in BIASED:
-            continue
-        activation, weight, bias = (input_of(operator, position) for position in BIASED[name])
+        activation, weight, bias = _operands(operator)
         output = operator.outputs[0] if operator.outputs else None
         if activation is None or weight is None or bias is None or output is None:
             continue
@@ -213,7 +210,7 @@ def wrong_scales(model: Model) -> Iterator[BiasScale]:
         worst = max(off, default=(0.0, 0.0, 0.0))
         if worst[0] <= _RELATIVE:
             continue
-        detail = f"{name}: the bias says {worst[2]:.4g}, input times weight is {worst[1]:.4g}"
+        detail = f"{operator.code.name}: the bias says {worst[2]:.4g}, input times weight is {worst[1]:.4g}"
         results, refused = scales_of(output), False
         if len(weights) == 1 and len(results) == 1 and results[0] > 0:
             steps = abs(worst[1] - worst[2]) / results[0]
@@ -250,7 +247,7 @@ def scale_zero_biases(model: Model, editor: Editor, *, refused: bool) -> Done:
             tensor = editor.add_tensor(
                 item.subgraph, Tensor(name, tensor.shape, tensor.dtype, tensor.buffer, made)
             )
-            item.operator.inputs[BIASED[item.operator.code.name][2]] = tensor
+            item.operator.inputs[row_of(item.operator).biases[0]] = tensor
         else:
             tensor.quantization = made
         done.append(Edit(f"{item.place} {item.bias.name}".rstrip(), "the scale is input times weight now"))

@@ -15,7 +15,10 @@ from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
-from tfl_rewrite.kernels.reads import WeightRead, is_blockwise, scales_of, weight_reads, zero_points_of
+from tfl_rewrite.kernels.operands import is_blockwise, scales_of, zero_points_of
+from tfl_rewrite.kernels.operators import ProductKind
+from tfl_rewrite.kernels.reads import WeightRead, weight_reads
+from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -98,7 +101,7 @@ def replace_zero_scales(model: Model, editor: Editor) -> Done:
         if not kind or not tensor.is_constant:
             continue
         uses = graph.uses_of(tensor)
-        expanded = bool(uses) and all(use.operator.code.name == "DEQUANTIZE" for use in uses)
+        expanded = bool(uses) and all(row_of(use.operator) is DEQUANTIZE for use in uses)
         where = f"{place} {tensor.name}"
         if id(tensor) not in hybrid and not expanded:
             reason = "its readers compute in integers, where a bias is scaled by it too"
@@ -177,7 +180,7 @@ def undefined_depthwise(model: Model) -> list[WeightRead]:
     found = []
     for read in weight_reads(model):
         details, shape = read.weight.quantization, read.weight.shape or ()
-        if read.name != "DEPTHWISE_CONV_2D" or details is None or len(shape) != 4:
+        if read.row.product is not ProductKind.DEPTHWISE or details is None or len(shape) != 4:
             continue
         scales = read.scales
         if scales and (len(scales) != shape[_DEPTHWISE_AXIS] or details.dimension != _DEPTHWISE_AXIS):

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.kernels import hybrid
-from tfl_rewrite.kernels.products import output_axis
+from tfl_rewrite.kernels.operators import OperatorRow
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Operator
@@ -77,9 +77,9 @@ def block_scales_nbytes(blocks: int) -> int:
     return 2 * blocks + SCALE_NBYTES
 
 
-def weight_axis(row: hybrid.HybridRow, operator: Operator, rank: int) -> int | None:
+def weight_axis(row: OperatorRow, operator: Operator, rank: int) -> int | None:
     """Returns the channel axis of an operator's weight, counted from the front."""
-    axis = row.axis(adj_y=bool(operator.option("adj_y")))
+    axis = row.scales_axis(adj_y=bool(operator.option("adj_y")))
     return axis + rank if axis is not None and axis < 0 else axis
 
 
@@ -239,13 +239,12 @@ def _output_axes(item: Candidate) -> list[int]:
     found: dict[int, None] = {}
     rank = len(item.shape)
     for use in item.uses:
-        name = use.operator.code.name
-        row = hybrid.hybrid_row(name)
+        row = row_of(use.operator)
         axis = None
-        if hybrid.table_lookup(name) is None and row is not None and use.position in row.inputs:
+        if use.position in row.weights:
             axis = weight_axis(row, use.operator, rank)
         if axis is None:
-            axis = output_axis(name, use.position, rank)
+            axis = row.output_axis(use.position, rank)
         if axis is not None and 0 <= axis < rank:
             found[axis] = None
     return list(found)

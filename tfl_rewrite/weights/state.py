@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tfl_rewrite.kernels.hybrid import Granularity
-from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, is_blockwise, operators_of, scales_of, weight_reads
+from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
+from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, weight_reads
+from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model.ir import Model, Tensor
 
 _ACTIVATIONS = ("INT8", "UINT8", "INT16")
 _FLOATS = ("FLOAT32", "FLOAT16")
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 _MOST = 3
 
 
@@ -45,15 +46,15 @@ class WeightState:
                 seen.add(id(read.weight))
                 state.read[f"{read.form} of {read.name}"] += 1
         for _, operator, _ in operators_of(model):
-            name = operator.code.name
+            row = row_of(operator)
             tensors = [tensor for tensor in operator.inputs if tensor is not None]
-            if name in _WEIGHTED and tensors and tensors[0].dtype_name in _ACTIVATIONS:
+            if row.multiplies and tensors and tensors[0].dtype_name in _ACTIVATIONS:
                 state.activations[tensors[0].dtype_name.lower()] += 1
             for tensor in tensors:
                 if not tensor.is_constant or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
-                if name == "DEQUANTIZE":
+                if row is DEQUANTIZE:
                     state.expanded[_kind(tensor)] += 1
                 elif tensor.dtype_name in INTEGER_WEIGHTS and scales_of(tensor):
                     state.computed[tensor.dtype_name.lower()] += 1

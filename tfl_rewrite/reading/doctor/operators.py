@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tfl_rewrite.kernels import hybrid, runtimes
-from tfl_rewrite.kernels.hybrid import Need
-from tfl_rewrite.kernels.needs import weights_of
-from tfl_rewrite.kernels.operands import lacks_shape, recorded_shape, wrong_operands
-from tfl_rewrite.kernels.reads import (
-    INTEGER_WEIGHTS,
-    NO_PACKED_HYBRID,
-    WeightRead,
+from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.operands import (
     input_of,
     is_blockwise,
-    lacks_bias,
+    lacks_shape,
     operators_of,
-    scales_equal,
+    recorded_shape,
     scales_of,
-    weight_reads,
+    weights_of,
+    wrong_operands,
     zero_points_of,
 )
+from tfl_rewrite.kernels.operators import Need
+from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, WeightRead, lacks_bias, scales_equal, weight_reads
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import customs
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.reading.doctor.kinds import Finding
 from tfl_rewrite.weights.repair_scales import undefined_depthwise
-
-_ELEMENTWISE = ("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE")
-_BLOCKWISE_READERS = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP")
-_FLOAT_READERS = (
-    "CONV_2D",
-    "DEPTHWISE_CONV_2D",
-    "FULLY_CONNECTED",
-    "BATCH_MATMUL",
-    "TRANSPOSE_CONV",
-    *_ELEMENTWISE,
-)
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -73,7 +60,7 @@ def _version(read: WeightRead, where: str) -> Iterator[Finding]:
         detail = f"version {found}; a {read.form} needs version {needed}, first in {text}"
         yield Finding("hybrid-version", where, detail, repairable=True)
         return
-    forms = [form for form in read.row.forms if form.granularity is read.granularity]
+    forms = read.whole_forms
     if forms and not read.blockwise and not any(form.version_tells for form in forms):
         first = ".".join(map(str, forms[0].first_runtime))
         yield Finding("hybrid-untold", where, f"{read.form}: right from {first} on. {forms[0].note}")
@@ -82,13 +69,13 @@ def _version(read: WeightRead, where: str) -> Iterator[Finding]:
 def _weight(read: WeightRead, where: str) -> Iterator[Finding]:
     if scales_equal(read):
         yield Finding("equal-scales", where, f"{len(read.scales)} scales of {read.scales[0]:g}")
-    if (read.name, read.weight.dtype_name) in NO_PACKED_HYBRID:
+    if read.weight.dtype_name in read.row.refused:
         yield Finding("hybrid-unsupported", where, f"its kernel takes no {read.form} beside floats")
     points = zero_points_of(read.weight)
     if read.weight.dtype_name == "INT8" and any(points):
         yield Finding("hybrid-zero-point", where, f"zero points up to {max(points, key=abs)}")
     if Need.ALL_OR_NOTHING in read.row.needs:
-        weights = weights_of(read.operator, read.row)
+        weights = weights_of(read.operator)
         floats = sum(tensor.dtype_name == "FLOAT32" for tensor in weights)
         first = next(tensor for tensor in weights if tensor.dtype_name in INTEGER_WEIGHTS)
         if floats and first is read.weight:
@@ -123,23 +110,22 @@ def _counts(operator: Operator, where: str) -> Iterator[Finding]:
 
 
 def _types(operator: Operator, where: str) -> Iterator[Finding]:
-    name = operator.code.name
+    row = row_of(operator)
     inputs = [tensor for tensor in operator.inputs if tensor is not None]
     types = list(dict.fromkeys(tensor.dtype_name for tensor in inputs))
     constants = [tensor for tensor in inputs if tensor.is_constant]
     blocks = [tensor for tensor in inputs if is_blockwise(tensor)]
-    if blocks and name not in _BLOCKWISE_READERS:
+    if blocks and not row.reads_blocks:
         yield Finding("blockwise-read", where, f"reads {blocks[0].name!r}")
-    if name in _ELEMENTWISE and len(types) > 1:
+    if row.elementwise and len(types) > 1:
         yield Finding("mixed-types", where, " and ".join(types))
-    elif name in _FLOAT_READERS and _gives_float(operator):
+    elif (row.multiplies or row.elementwise) and _gives_float(operator):
         half = [tensor for tensor in constants if tensor.dtype_name == "FLOAT16"]
         if half:
             yield Finding("float16-read", where, f"reads {half[0].name!r}")
-    no_hybrid = hybrid.no_hybrid(name)
     integers = [tensor for tensor in constants if tensor.dtype_name in INTEGER_WEIGHTS and scales_of(tensor)]
-    if no_hybrid is not None and integers and _gives_float(operator):
-        yield Finding("hybrid-unsupported", where, no_hybrid.reason)
+    if row.refusal and integers and _gives_float(operator):
+        yield Finding("hybrid-unsupported", where, row.refusal)
     if lacks_bias(operator):
         output = operator.outputs[0]
         known = output is not None and bool(output.shape)
@@ -149,7 +135,7 @@ def _types(operator: Operator, where: str) -> Iterator[Finding]:
 def _shapes(operator: Operator, where: str) -> Iterator[Finding]:
     source = input_of(operator, 0)
     target = operator.outputs[0] if operator.outputs else None
-    if operator.code.name != "RESIZE_BILINEAR" or source is None or target is None:
+    if not row_of(operator).same_scales or source is None or target is None:
         return
     if source.dtype_name not in ("INT8", "UINT8") or source.dtype != target.dtype:
         return

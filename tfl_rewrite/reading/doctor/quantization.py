@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from tfl_rewrite.kernels.hybrid import SMALLEST_SCALE
-from tfl_rewrite.kernels.reads import scales_of, weight_reads, zero_points_of
+from tfl_rewrite.kernels.operands import scales_of, zero_points_of
+from tfl_rewrite.kernels.operators import SMALLEST_SCALE
+from tfl_rewrite.kernels.reads import weight_reads
+from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.reading.doctor.kinds import Finding
@@ -30,7 +32,7 @@ def check(model: Model, graph: Graph) -> Iterator[Finding]:
         yield from _parameters(tensor, where)
         if tensor.is_constant and (tensor.dtype_name in _INTEGERS or zero_scales(tensor)):
             expanded = bool(graph.uses_of(tensor)) and all(
-                use.operator.code.name == "DEQUANTIZE" for use in graph.uses_of(tensor)
+                row_of(use.operator) is DEQUANTIZE for use in graph.uses_of(tensor)
             )
             yield from _scales(tensor, where, repairable=id(tensor) in hybrid or expanded)
     for read in wrong_types(model):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.reads import too_high
 from tfl_rewrite.kernels.runtimes import Runtime
-from tfl_rewrite.kernels.versions import too_high
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.renewal import LateForm, late_forms
 from tfl_rewrite.passes.repair import said_runtime, version_key

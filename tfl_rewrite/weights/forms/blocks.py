@@ -24,7 +24,7 @@ import numpy.typing as npt
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32
-from tfl_rewrite.kernels import hybrid
+from tfl_rewrite.kernels.table import DEQUANTIZE, MUL, RESHAPE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
 from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Float32
@@ -166,7 +166,7 @@ def expand(
     count, dimensions = made.channels.channels, item.shape
     assert made.block is not None
     form = made.forms[-1]
-    half = hybrid.dequantize_form("FLOAT16", None)
+    half = dequantize_form("FLOAT16", None)
     assert half is not None
     subgraph, value, name = item.subgraph, item.value, item.value.name
     kind = made.dtype.tensor_type
@@ -190,11 +190,11 @@ def expand(
     flat = beside("blocks", (count, made.block), float32, none)
     shape = ScalarVector.of(INT32, dimensions)
     target = beside("shape", (len(dimensions),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
-    reshape = editor.builtin("RESHAPE", 1, [flat, target], value, "ReshapeOptions", new_shape=shape)
+    reshape = editor.builtin(RESHAPE, 1, [flat, target], value, new_shape=shape)
     made_operators: list[Operator] = [
-        editor.builtin("DEQUANTIZE", form.version, [integers], steps, "DequantizeOptions"),
-        editor.builtin("DEQUANTIZE", half.version, [table], factors, "DequantizeOptions"),
-        editor.builtin("MUL", 1, [steps, factors], flat, "MulOptions"),
+        editor.builtin(DEQUANTIZE, form.version, [integers], steps),
+        editor.builtin(DEQUANTIZE, half.version, [table], factors),
+        editor.builtin(MUL, 1, [steps, factors], flat),
         reshape,
     ]
     subgraph.operators[place:place] = made_operators

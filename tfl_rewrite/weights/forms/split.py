@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.kernels import hybrid
+from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
 from tfl_rewrite.numerics.symmetric import Float32, Int8
@@ -49,7 +50,7 @@ def expand(
     """Makes the float tensor the sum of what DEQUANTIZE makes of both parts."""
     item = made.item
     subgraph, value = item.subgraph, item.value
-    granularity = hybrid.Granularity.TENSOR if made.axis is None else hybrid.Granularity.CHANNEL
+    granularity = Granularity.TENSOR if made.axis is None else Granularity.CHANNEL
     kinds = [part.tensor_type for part in made.dtype.parts]
     if item.expand is None:
         first = editor.add_beside(subgraph, value, kinds[0], buffers[0], quantized[0])
@@ -64,10 +65,10 @@ def expand(
     first.shape = second.shape = item.shape
     operators, terms = [], []
     for tensor, kind, suffix in zip((first, second), kinds, ("coarse", "fine"), strict=True):
-        form = hybrid.dequantize_form(kind, granularity)
+        form = dequantize_form(kind, granularity)
         assert form is not None
         term = Tensor(f"{value.name}_{suffix}", item.shape, dtypes.FLOAT32.value, editor.sentinel())
         terms.append(editor.add_tensor(subgraph, term))
-        operators.append(editor.builtin("DEQUANTIZE", form.version, [tensor], terms[-1], "DequantizeOptions"))
-    operators.append(editor.builtin("ADD", 1, [*terms], value, "AddOptions"))
+        operators.append(editor.builtin(DEQUANTIZE, form.version, [tensor], terms[-1]))
+    operators.append(editor.builtin(ADD, 1, [*terms], value))
     subgraph.operators[place:place] = operators

@@ -1,0 +1,726 @@
+"""What the runtimes' kernels accept: one row an operator.
+
+Rows name their source: a kernel file of LiteRT (``tflite/kernels/...``), or a measurement. "2.14" and "2.3"
+in a source are tflite-runtime 2.14.0 and ai-edge-litert 2.3.0, each with XNNPACK, without it, and with the
+reference kernels; "1.0" is ai-edge-litert 1.0.1 (which registers what TensorFlow 2.18 does), "2.0" is 2.0.2
+(2.20), "2.1" is 2.1.3 (2.21) and 2.1.6 (2.22). Up to 2.0 the reference kernels have none of the versions of
+int4 and int2, and refuse the files. The tests of these rows repeat the measurements and fail when a row stops
+being true. Numbers of operands are read from ``Prepare`` of ``tflite/kernels/*.cc``.
+
+What to stamp: the maximum of the version that the operator has in the file and the version of the form, for
+every feature that the operator used before (a fused bias, ``keep_num_dims``, groups) is still used. Which
+version a feature needs, and which runtime came with a version, stands in ``versions.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tfl_rewrite.kernels.operators import (
+    Form,
+    Granularity,
+    Need,
+    OperatorRow,
+    ProductKind,
+    Reading,
+    Shape,
+    SideEffect,
+    Squash,
+    Steep,
+)
+from tfl_rewrite.kernels.runtimes import NEWEST_RUNTIME, Runtime
+from tfl_rewrite.model.ir import Operator
+
+_HYBRID, _LOOKUP, _DEQUANTIZE = Reading.HYBRID, Reading.LOOKUP, Reading.DEQUANTIZE
+_TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity.BLOCK
+_STATE, _RANDOM, _UNKNOWN = SideEffect.STATE, SideEffect.RANDOM, SideEffect.UNKNOWN
+_CONSTANT_NEEDS = (Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT, Need.ZERO_POINT_ZERO, Need.NORMAL_SCALES)
+_HYBRID_NEEDS = (Need.FLOAT_INPUT_OUTPUT, Need.SAME_CHANNEL_AXIS, *_CONSTANT_NEEDS)
+_VERSIONS = "tflite/converter/tools/versioning/op_version.cc"
+_BOTH = f"{_VERSIONS}; measured on 2.14 and 2.3"
+_NEW = f"{_VERSIONS}; measured on 2.3"
+_DENSE = "tflite/kernels/fully_connected.cc; measured on"
+_CONV = "tflite/kernels/conv.cc; measured on"
+_EMBEDDING = "tflite/kernels/embedding_lookup.cc; measured on"
+_LATE = "at LiteRT 1.1.0; measured on TensorFlow 2.21 and 2.3"
+_FLOATS_STAY = "Biases, states and layer normalization coefficients stay float."
+_FLOAT_FILTERS = "its kernel takes float filters only"
+_ONE_SCALE = (
+    "Table and output carry the same scale and zero point; DEQUANTIZE version 2 follows. Per-channel scales "
+    "would have to follow the rows that are looked up, which no tensor can say."
+)
+_LSTM_OPTIONAL = (1, 5, 9, 10, 11, 12, 16, 17, 20, 21, 22, 23)
+_LSTM_WEIGHTS = (*range(1, 12), 16)
+_LSTM_BIASES = (12, 13, 14, 15, 17)
+
+
+def _recurrent(symmetric: int, asymmetric: int, first: Runtime = (2, 3)) -> tuple[Form, ...]:
+    """Asymmetric inputs first: over 27 measured variants up to 8 dB better, never more than 2 dB worse."""
+    return (
+        Form(_HYBRID, "INT8", _TENSOR, asymmetric, first, _BOTH, asymmetric_inputs=True),
+        Form(_HYBRID, "INT8", _TENSOR, symmetric, (1, 14), _BOTH, asymmetric_inputs=False),
+    )
+
+
+_ROWS = (
+    OperatorRow(
+        "CONV_2D",
+        "2-3",
+        "1",
+        optional=(2,),
+        options="Conv2DOptions",
+        weights=(1,),
+        channel_axis=0,
+        product=ProductKind.CONVOLUTION,
+        summed=(1,),
+        biases=(2,),
+        forms=(
+            Form(_HYBRID, "INT8", _CHANNEL, 5, (2, 4), _BOTH, needs=(Need.SCALES_DIFFER,)),
+            Form(_HYBRID, "INT8", _TENSOR, 2, (1, 14), _BOTH, needs=(Need.UNGROUPED,)),
+            Form(
+                *(_HYBRID, "INT4", _CHANNEL, 8, (2, 20), f"{_CONV} 2.0 and 2.3"),
+                needs=(Need.SCALES_DIFFER,),
+                note="Known from version 7 on, but 2.14 returns NaN and 1.0 takes the process down; version "
+                "8 keeps 2.14 away, and nothing keeps 1.0 away.",
+            ),
+            Form(_HYBRID, "INT4", _TENSOR, 8, (2, 20), f"{_CONV} 2.0 and 2.3", needs=(Need.UNGROUPED,)),
+        ),
+        needs=(Need.FLOAT_BIAS, *_HYBRID_NEEDS),
+        source="tflite/kernels/conv.cc",
+        note="Right for any batch, stride, dilation, fused activation and dynamic dimension that was "
+        "measured. A grouped convolution has version 6 already, which stays. op_version.cc gives int4 "
+        "version 7, which 2.14 takes and returns garbage for float activations, or crashes (measured).",
+        stamps={"INT4": 8},
+        external_weight=True,
+    ),
+    OperatorRow(
+        "DEPTHWISE_CONV_2D",
+        "2-3",
+        "1",
+        optional=(2,),
+        options="DepthwiseConv2DOptions",
+        weights=(1,),
+        channel_axis=3,
+        product=ProductKind.DEPTHWISE,
+        summed=(1,),
+        biases=(2,),
+        forms=(Form(_HYBRID, "INT8", _CHANNEL, 6, (2, 3), _BOTH),),
+        needs=(Need.FLOAT_BIAS, *_HYBRID_NEEDS),
+        source="tflite/kernels/depthwise_conv.cc",
+        note="There is no per-tensor form: with one scale, or with quantized_dimension other than 3, the "
+        "kernel reads past its scales (measured: garbage, NaN, different from run to run).",
+        refused=("INT4", "INT2"),
+        external_weight=True,
+    ),
+    OperatorRow(
+        "FULLY_CONNECTED",
+        "2-3",
+        "1",
+        optional=(2,),
+        options="FullyConnectedOptions",
+        weights=(1,),
+        channel_axis=0,
+        product=ProductKind.DENSE,
+        summed=(1,),
+        biases=(2,),
+        forms=(
+            Form(
+                *(_HYBRID, "INT8", _CHANNEL, 12, (2, 17), _NEW),
+                asymmetric_inputs=True,
+                note="2.14 refuses version 12; stamped lower it reads scale 0 there and returns zeros.",
+            ),
+            Form(_HYBRID, "INT8", _TENSOR, 9, (2, 3), _BOTH, asymmetric_inputs=True),
+            Form(
+                *(_HYBRID, "INT8", _TENSOR, 3, (1, 14), _BOTH),
+                by_default=False,
+                asymmetric_inputs=False,
+                note="Symmetric inputs: as good with XNNPACK, up to 6 dB worse without it.",
+            ),
+            Form(
+                *(_HYBRID, "INT4", _CHANNEL, 12, (2, 18)),
+                f"{_DENSE} 1.0, 2.0 and 2.3; 2.14 refuses version 12",
+                asymmetric_inputs=True,
+                note="Stamped 10, 2.14 loads it and is wrong where rows are odd or not of 32 columns. With "
+                "-8 the kernel without XNNPACK overflows (measured: 0 dB).",
+            ),
+            Form(
+                *(_HYBRID, "INT4", _TENSOR, 12, (2, 20)),
+                "measured on 2.0 and 2.3; XNNPACK of 1.0 refuses the whole file",
+                asymmetric_inputs=True,
+            ),
+            Form(
+                *(_HYBRID, "INT2", _CHANNEL, 14, (2, 21), f"{_DENSE} 2.3"),
+                full_range=True,
+                asymmetric_inputs=True,
+            ),
+            Form(
+                *(_HYBRID, "INT2", _TENSOR, 14, (2, 21), f"{_DENSE} 2.3"),
+                full_range=True,
+                asymmetric_inputs=True,
+                note="XNNPACK leaves it to the other kernel.",
+            ),
+            Form(
+                *(_HYBRID, "INT4", _BLOCK, 14, (2, 21)),
+                "tflite/kernels/fully_connected.cc (EvalBlockwise4Bit); measured on 2.1 and 2.3",
+                by_default=False,
+                shape=Shape.WHOLE_BLOCKS,
+                asymmetric_inputs=True,
+                note="Right with XNNPACK only: the reference kernel takes it for one scale and is wrong, and "
+                "so is the other one below 4 outputs; 25 times slower there. With XNNPACK 13 times faster "
+                "than float at batch 1. Known from version 13 on, but XNNPACK of 2.0 is wrong; version 14 "
+                "keeps it away.",
+            ),
+        ),
+        needs=(Need.DEFAULT_WEIGHTS_FORMAT, Need.INPUT_RANK_RECORDED, *_HYBRID_NEEDS),
+        source="tflite/kernels/fully_connected.cc; tflite/delegates/xnnpack/xnnpack_delegate.cc",
+        note="The bias may be absent, the last axis odd, and keep_num_dims set. op_version.cc has no version "
+        "for blocks: 2.14 takes them stamped 5 or 6 and returns zeros, and refuses 12; 2.3 computes the same "
+        "whatever the stamp (measured). Smaller int4 matrices than of 4 rows and 32 columns miss the 4-bit "
+        "kernel (Prepare), and 2.14 reads their per-channel scales as 0 (measured).",
+        stamps={"INT4": 10, "INT2": 14},
+        blockwise_stamp=12,
+        four_bit_from=(4, 32),
+        external_weight=True,
+    ),
+    OperatorRow(
+        "BATCH_MATMUL",
+        "2",
+        "1",
+        options="BatchMatMulOptions",
+        weights=(1,),
+        channel_axis=MappingProxyType({False: -1, True: -2}),
+        product=ProductKind.MATMUL,
+        forms=(
+            Form(
+                *(_HYBRID, "INT8", _TENSOR, 4, (2, 5), _BOTH),
+                asymmetric_inputs=True,
+                note="The reference kernels of 2.14 stop at version 3.",
+            ),
+            Form(
+                *(_HYBRID, "INT8", _CHANNEL, 4, (2, 19), f"tflite/kernels/batch_matmul.cc {_LATE}"),
+                by_default=False,
+                asymmetric_inputs=True,
+                note="2.14 loads the file and returns zeros.",
+                version_tells=False,
+            ),
+            Form(
+                *(_HYBRID, "INT8", _TENSOR, 1, (2, 3), _BOTH),
+                by_default=False,
+                asymmetric_inputs=False,
+                note="Symmetric inputs: as good with XNNPACK, 1 to 6 dB worse without it.",
+            ),
+        ),
+        needs=(Need.RIGHT_SIDE_CONSTANT, Need.ONE_BATCH_AXIS, *_HYBRID_NEEDS),
+        source="tflite/kernels/batch_matmul.cc; tflite/kernels/internal/reference/batch_matmul.h",
+    ),
+    OperatorRow(
+        "TRANSPOSE_CONV",
+        "3-4",
+        "1",
+        optional=(3,),
+        options="TransposeConvOptions",
+        activation=2,
+        weights=(1,),
+        channel_axis=0,
+        product=ProductKind.TRANSPOSED,
+        summed=(1,),
+        biases=(3,),
+        forms=tuple(
+            Form(
+                *(_HYBRID, "INT8", granularity, 2, (2, 19), f"tflite/kernels/transpose_conv.cc {_LATE}"),
+                by_default=False,
+                note="2.14 loads the file and fails in Prepare. With a bias the file has version 3 already.",
+                version_tells=False,
+            )
+            for granularity in (_CHANNEL, _TENSOR)
+        ),
+        needs=_HYBRID_NEEDS,
+        source="tflite/kernels/transpose_conv.cc",
+        note="Its first input is the shape of the output.",
+    ),
+    OperatorRow(
+        "CONV_3D",
+        "2-3",
+        "1",
+        optional=(2,),
+        channel_axis=4,
+        summed=(1,),
+        biases=(2,),
+        source="tflite/kernels/conv3d.cc",
+        refusal=_FLOAT_FILTERS,
+    ),
+    OperatorRow(
+        "CONV_3D_TRANSPOSE",
+        "3-4",
+        "1",
+        optional=(3,),
+        biases=(3,),
+        source="tflite/kernels/conv3d_transpose.cc",
+        refusal=_FLOAT_FILTERS,
+    ),
+    OperatorRow(
+        "EMBEDDING_LOOKUP",
+        "2",
+        "1",
+        activation=None,
+        weights=(1,),
+        channel_axis=0,
+        looks_up_rows=True,
+        forms=(
+            Form(_HYBRID, "INT8", _CHANNEL, 4, (2, 18), _NEW),
+            Form(_HYBRID, "INT8", _TENSOR, 3, (1, 14), _BOTH),
+            *(
+                Form(
+                    *(_HYBRID, dtype, granularity, version, first, f"{_EMBEDDING} {measured}: exact"),
+                    full_range=True,
+                    shape=Shape.WHOLE_BYTES,
+                )
+                for dtype, version, first, measured in (
+                    ("INT4", 4, (2, 18), "1.0, 2.0 and 2.3"),
+                    ("INT2", 5, (2, 21), "2.3"),
+                )
+                for granularity in (_CHANNEL, _TENSOR)
+            ),
+            Form(
+                *(_HYBRID, "INT4", _BLOCK, 5, (2, 21)),
+                "tflite/kernels/embedding_lookup.cc (EvalBlockwise); measured on 2.3: exact",
+                full_range=True,
+                shape=Shape.WHOLE_BLOCKS,
+                note="Known from version 4 on, but 1.0 returns zeros; version 5 keeps it away.",
+            ),
+            Form(
+                *(_HYBRID, "INT2", _BLOCK, 5, (2, 22)),
+                "tflite/kernels/embedding_lookup.cc (EvalBlockwise); measured on 2.1.6 and 2.3: exact",
+                full_range=True,
+                shape=Shape.WHOLE_BLOCKS,
+                note="2.1.3 loads it and fails when it runs.",
+            ),
+        ),
+        needs=(Need.FLOAT_OUTPUT, Need.SAME_CHANNEL_AXIS, *_CONSTANT_NEEDS),
+        source="tflite/kernels/embedding_lookup.cc",
+        note="Exact: the rows that are looked up are dequantized, nothing else is rounded.",
+        stamps={"INT4": 4, "INT2": 5},
+        external_weight=True,
+    ),
+    OperatorRow(
+        "LSTM",
+        "5,20,24",
+        "1+",
+        optional=_LSTM_OPTIONAL,
+        options="LSTMOptions",
+        weights=_LSTM_WEIGHTS,
+        channel_axis=0,
+        product=ProductKind.RECURRENT,
+        summed=tuple(range(1, 9)),
+        recurrent=(5, 6, 7, 8),
+        biases=_LSTM_BIASES,
+        forms=_recurrent(3, 4),
+        needs=(Need.LSTM_KERNEL_FULL, Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        source="tflite/kernels/lstm.cc",
+        note=_FLOATS_STAY,
+    ),
+    OperatorRow(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        "20,24",
+        "1",
+        optional=_LSTM_OPTIONAL,
+        options="UnidirectionalSequenceLSTMOptions",
+        weights=_LSTM_WEIGHTS,
+        channel_axis=0,
+        product=ProductKind.RECURRENT,
+        summed=tuple(range(1, 9)),
+        recurrent=(5, 6, 7, 8),
+        biases=_LSTM_BIASES,
+        forms=_recurrent(2, 3),
+        needs=(Need.NO_DIAGONAL_RECURRENT, Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        source="tflite/kernels/unidirectional_sequence_lstm.cc",
+        note=_FLOATS_STAY,
+    ),
+    OperatorRow(
+        "BIDIRECTIONAL_SEQUENCE_LSTM",
+        "48",
+        "1-2",
+        optional=(*(1, 5, 9, 10, 11, 12, 16, 17, 18, 22, 26, 27, 28, 29, 33, 34), *range(39, 48)),
+        options="BidirectionalSequenceLSTMOptions",
+        weights=(*range(1, 12), 16, *range(18, 29), 33, *range(40, 48)),
+        channel_axis=0,
+        summed=(*range(1, 9), *range(18, 26)),
+        biases=(*_LSTM_BIASES, 29, 30, 31, 32, 34),
+        forms=_recurrent(2, 3, (1, 14)),
+        needs=(Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        source="tflite/kernels/bidirectional_sequence_lstm.cc",
+        note="The auxiliary weights (40 to 47) count as weights where they are present.",
+    ),
+    OperatorRow(
+        "RNN",
+        "5",
+        "1",
+        options="RNNOptions",
+        weights=(1, 2),
+        channel_axis=0,
+        product=ProductKind.RECURRENT,
+        summed=(1, 2),
+        recurrent=(2,),
+        biases=(3,),
+        forms=_recurrent(2, 3),
+        needs=(Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        source="tflite/kernels/basic_rnn.cc",
+    ),
+    OperatorRow(
+        "UNIDIRECTIONAL_SEQUENCE_RNN",
+        "5",
+        "1",
+        options="SequenceRNNOptions",
+        weights=(1, 2),
+        channel_axis=0,
+        product=ProductKind.RECURRENT,
+        summed=(1, 2),
+        recurrent=(2,),
+        biases=(3,),
+        forms=_recurrent(2, 3),
+        needs=(Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        source="tflite/kernels/unidirectional_sequence_rnn.cc",
+    ),
+    OperatorRow(
+        "BIDIRECTIONAL_SEQUENCE_RNN",
+        "12",
+        "1-2",
+        optional=(9, 10, 11),
+        options="BidirectionalSequenceRNNOptions",
+        biases=(3, 6),
+        source="tflite/kernels/bidirectional_sequence_rnn.cc; measured on 2.14 and 2.3",
+        refusal="its hybrid kernel returns wrong values (5 to 9 dB) or takes the process down",
+    ),
+    OperatorRow(
+        "SVDF",
+        "5",
+        "1",
+        optional=(3,),
+        options="SVDFOptions",
+        weights=(1, 2),
+        channel_axis=0,
+        summed=(1, 2),
+        biases=(3,),
+        forms=_recurrent(2, 4),
+        needs=(Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
+        source="tflite/kernels/svdf.cc",
+        note="The kernel dequantizes the time weights (input 2) once and keeps the floats.",
+    ),
+    OperatorRow(
+        "GATHER",
+        "2",
+        "1",
+        table=0,
+        looks_up_rows=True,
+        forms=(
+            Form(
+                *(_LOOKUP, "INT8", _TENSOR, 2, (1, 14)),
+                "tflite/kernels/gather.cc; measured on 2.14 and 2.3: exact",
+                note=_ONE_SCALE,
+            ),
+            Form(
+                *(_LOOKUP, "INT8", _CHANNEL, 2, (2, 8), "measured on 2.14 and 2.3: exact"),
+                note="For axis 0 without batch dimensions: GATHER the int8 rows (no quantization "
+                "parameters), CAST them to float32 (version 3), GATHER the scales [rows, 1, ...] with the "
+                "same positions, MUL the two.",
+            ),
+        ),
+        source="tflite/kernels/gather.cc",
+    ),
+    OperatorRow(
+        "GATHER_ND",
+        "2",
+        "1",
+        table=0,
+        forms=(
+            Form(
+                *(_LOOKUP, "INT8", _TENSOR, 2, (2, 3)),
+                "tflite/kernels/gather_nd.cc; measured on 2.14 and 2.3: exact",
+                note=_ONE_SCALE,
+            ),
+        ),
+        source="tflite/kernels/gather_nd.cc",
+    ),
+    # DEQUANTIZE of a constant needs Need.NO_SPARSITY and Need.NOT_SUBGRAPH_OUTPUT, whoever reads it.
+    OperatorRow(
+        "DEQUANTIZE",
+        "1",
+        "1",
+        options="DequantizeOptions",
+        forms=(
+            Form(
+                *(_DEQUANTIZE, "INT8", _CHANNEL, 5, (2, 7)),
+                f"{_VERSIONS}; measured on 2.14 and 2.3: exact",
+                note="The reference kernels of 2.14 stop at version 4 and refuse the file; its other "
+                "resolvers take it.",
+            ),
+            Form(_DEQUANTIZE, "INT8", _TENSOR, 2, (1, 14), "measured on 2.14 and 2.3: exact"),
+            Form(_DEQUANTIZE, "FLOAT16", None, 3, (1, 15), "measured on 2.14 and 2.3: exact"),
+            Form(_DEQUANTIZE, "INT4", _CHANNEL, 6, (2, 18), "measured: 2.14 refuses, 2.3 exact"),
+            Form(_DEQUANTIZE, "INT4", _TENSOR, 6, (2, 18), "measured: 2.14 refuses, 2.3 exact"),
+            Form(_DEQUANTIZE, "INT2", _CHANNEL, 7, (2, 21), "measured: 2.14 refuses, 2.3 exact"),
+            Form(_DEQUANTIZE, "INT2", _TENSOR, 7, (2, 21), "measured: 2.14 refuses, 2.3 exact"),
+        ),
+        needs=(Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT),
+        source="tflite/kernels/dequantize.cc",
+    ),
+    # Of some 90 consumers that were measured with a float operand that comes out of DEQUANTIZE (all that the
+    # tests list, control flow, variables, composites and the custom operators Convolution2DTransposeBias and
+    # TFLite_Detection_PostProcess among them), each other was right with every resolver. Shapes, axes and
+    # paddings that kernels want constant are integers, which are never quantized.
+    OperatorRow(
+        "DENSIFY",
+        "1",
+        "1",
+        constant_inputs={0: "the kernel demands a constant, and a sparse one must not be touched anyway"},
+        source="tflite/kernels/densify.cc",
+    ),
+    OperatorRow("ABS", "1", "1"),
+    OperatorRow("ADD", "2", "1", options="AddOptions", elementwise=True),
+    OperatorRow("ADD_N", "2+", "1"),
+    OperatorRow("ARG_MAX", "2", "1"),
+    OperatorRow("ARG_MIN", "2", "1"),
+    OperatorRow("ASSIGN_VARIABLE", "2", "0", effect=_STATE, effect_reason="changes a resource variable"),
+    OperatorRow("ATAN2", "2", "1"),
+    OperatorRow("AVERAGE_POOL_2D", "1", "1", homogeneous=True),
+    OperatorRow("BATCH_TO_SPACE_ND", "3", "1"),
+    OperatorRow("BITCAST", "1", "1"),
+    OperatorRow("BITWISE_XOR", "2", "1"),
+    OperatorRow("BROADCAST_ARGS", "2", "1"),
+    OperatorRow("BROADCAST_TO", "2", "1"),
+    OperatorRow("BUCKETIZE", "1", "1"),
+    OperatorRow("CALL", calls=True),
+    OperatorRow(
+        "CALL_ONCE", "0", "0", effect=_STATE, effect_reason="runs a subgraph that initialises resources"
+    ),
+    OperatorRow("CAST", "1", "1", options="CastOptions"),
+    OperatorRow("CEIL", "1", "1"),
+    OperatorRow("COMPLEX_ABS", "1", "1"),
+    OperatorRow("CONCATENATION", "1+", "1"),
+    OperatorRow("COS", "1", "1"),
+    OperatorRow("CUMSUM", "2", "1"),
+    OperatorRow("CUSTOM", effect=_UNKNOWN, effect_reason="its kernel is not part of the runtime"),
+    OperatorRow("DELEGATE", effect=_UNKNOWN, effect_reason="what it runs is not in the file"),
+    OperatorRow("DEPTH_TO_SPACE", "1", "1"),
+    OperatorRow("DILATE", "3", "1"),
+    OperatorRow("DIV", "2", "1", elementwise=True, steep=Steep.DIVISION),
+    OperatorRow("DYNAMIC_UPDATE_SLICE", "3", "1"),
+    OperatorRow("ELU", "1", "1"),
+    OperatorRow("EMBEDDING_LOOKUP_SPARSE", "5", "1"),
+    OperatorRow("EQUAL", "2", "1"),
+    OperatorRow("EXP", "1", "1"),
+    OperatorRow("EXPAND_DIMS", "2", "1", reshapes=True),
+    OperatorRow("FAKE_QUANT", "1", "1"),
+    OperatorRow("FILL", "2", "1"),
+    OperatorRow("FLOOR", "1", "1"),
+    OperatorRow("FLOOR_DIV", "2", "1", steep=Steep.DIVISION),
+    OperatorRow("FLOOR_MOD", "2", "1", steep=Steep.DIVISION),
+    OperatorRow("GELU", "1", "1"),
+    OperatorRow("GREATER", "2", "1"),
+    OperatorRow("GREATER_EQUAL", "2", "1"),
+    OperatorRow("HARD_SWISH", "1", "1"),
+    OperatorRow(
+        "HASHTABLE",
+        "0",
+        "1",
+        effect=_STATE,
+        effect_reason="makes a table resource when it first runs",
+        only_reads=True,
+        handle=("table_id", "key_dtype", "value_dtype"),
+    ),
+    OperatorRow(
+        "HASHTABLE_FIND",
+        "3",
+        "1",
+        effect=_STATE,
+        effect_reason="reads a table resource, which others fill",
+        only_reads=True,
+    ),
+    OperatorRow("HASHTABLE_IMPORT", "3", "0", effect=_STATE, effect_reason="fills a table resource"),
+    OperatorRow("HASHTABLE_LOOKUP", "3", "2"),
+    OperatorRow(
+        "HASHTABLE_SIZE",
+        "1",
+        "1",
+        effect=_STATE,
+        effect_reason="reads a table resource, which others fill",
+        only_reads=True,
+    ),
+    OperatorRow("IF", "1+", "0+", calls=True),
+    OperatorRow("IMAG", "1", "1"),
+    OperatorRow("L2_NORMALIZATION", "1", "1"),
+    OperatorRow("L2_POOL_2D", "1", "1"),
+    OperatorRow("LEAKY_RELU", "1", "1", homogeneous=True),
+    OperatorRow("LESS", "2", "1"),
+    OperatorRow("LESS_EQUAL", "2", "1"),
+    OperatorRow("LOCAL_RESPONSE_NORMALIZATION", "1", "1"),
+    OperatorRow("LOG", "1", "1", steep=Steep.ALWAYS),
+    OperatorRow("LOGICAL_AND", "2", "1"),
+    OperatorRow("LOGICAL_NOT", "1", "1"),
+    OperatorRow("LOGICAL_OR", "2", "1"),
+    OperatorRow("LOGISTIC", "1", "1", squashes=Squash.ELEMENTS),
+    OperatorRow("LOG_SOFTMAX", "1", "1"),
+    OperatorRow("LSH_PROJECTION", "2-3", "1", optional=(2,)),
+    OperatorRow("MATRIX_DIAG", "1", "1"),
+    OperatorRow("MATRIX_SET_DIAG", "2", "1"),
+    OperatorRow("MAXIMUM", "2", "1", elementwise=True),
+    OperatorRow("MAX_POOL_2D", "1", "1", homogeneous=True),
+    OperatorRow("MEAN", "2", "1", options="ReducerOptions"),
+    OperatorRow("MINIMUM", "2", "1", elementwise=True),
+    OperatorRow("MIRROR_PAD", "2", "1"),
+    OperatorRow("MUL", "2", "1", options="MulOptions", elementwise=True),
+    OperatorRow("MULTINOMIAL", "2", "1", effect=_RANDOM, effect_reason="draws random numbers"),
+    OperatorRow("NEG", "1", "1"),
+    OperatorRow("NON_MAX_SUPPRESSION_V4", "5", "2"),
+    OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
+    OperatorRow("NOT_EQUAL", "2", "1"),
+    OperatorRow("ONE_HOT", "4", "1"),
+    OperatorRow("PACK", "1+", "1"),
+    OperatorRow("PAD", "2-3", "1", optional=(2,), homogeneous=True),
+    OperatorRow("PADV2", "2-3", "1", optional=(2,)),
+    OperatorRow(
+        "PLACEHOLDER_FOR_GREATER_OP_CODES",
+        effect=_UNKNOWN,
+        effect_reason="stands for an operator that is not named",
+    ),
+    OperatorRow("POW", "2", "1", steep=Steep.POWER),
+    OperatorRow("PRELU", "2", "1", homogeneous=True),
+    OperatorRow("QUANTIZE", "1", "1"),
+    OperatorRow("RANDOM_STANDARD_NORMAL", "1", "1", effect=_RANDOM, effect_reason="draws random numbers"),
+    OperatorRow("RANDOM_UNIFORM", "1", "1", effect=_RANDOM, effect_reason="draws random numbers"),
+    OperatorRow("RANGE", "3", "1"),
+    OperatorRow("RANK", "1", "1"),
+    OperatorRow(
+        "READ_VARIABLE",
+        "1",
+        "1",
+        effect=_STATE,
+        effect_reason="reads a resource variable, which others change",
+        only_reads=True,
+    ),
+    OperatorRow("REAL", "1", "1"),
+    OperatorRow("REDUCE_ALL", "2", "1"),
+    OperatorRow("REDUCE_ANY", "2", "1"),
+    OperatorRow("REDUCE_MAX", "2", "1"),
+    OperatorRow("REDUCE_MIN", "2", "1"),
+    OperatorRow("REDUCE_PROD", "2", "1"),
+    OperatorRow("RELU", "1", "1", homogeneous=True),
+    OperatorRow("RELU6", "1", "1"),
+    OperatorRow("RELU_0_TO_1", "1", "1"),
+    OperatorRow("RELU_N1_TO_1", "1", "1"),
+    OperatorRow("RESHAPE", "1-2", "1", options="ReshapeOptions", reshapes=True),
+    OperatorRow("RESIZE_BILINEAR", "2", "1", same_scales=True),
+    OperatorRow("RESIZE_NEAREST_NEIGHBOR", "2", "1"),
+    OperatorRow("REVERSE_SEQUENCE", "2", "1"),
+    OperatorRow("REVERSE_V2", "2", "1"),
+    OperatorRow("RFFT2D", "2", "1"),
+    OperatorRow("RIGHT_SHIFT", "2", "1"),
+    OperatorRow("ROUND", "1", "1"),
+    OperatorRow("RSQRT", "1", "1", steep=Steep.ALWAYS),
+    OperatorRow("SCATTER_ND", "3", "1"),
+    OperatorRow("SEGMENT_SUM", "2", "1"),
+    OperatorRow("SELECT", "3", "1"),
+    OperatorRow("SELECT_V2", "3", "1"),
+    OperatorRow("SHAPE", "1", "1"),
+    OperatorRow("SIGN", "1", "1"),
+    OperatorRow("SIN", "1", "1"),
+    OperatorRow("SKIP_GRAM", "1", "1"),
+    OperatorRow("SLICE", "3", "1"),
+    OperatorRow("SOFTMAX", "1", "1", squashes=Squash.ROWS),
+    OperatorRow("SPACE_TO_BATCH_ND", "3", "1"),
+    OperatorRow("SPACE_TO_DEPTH", "1", "1"),
+    OperatorRow("SPARSE_TO_DENSE", "4", "1"),
+    OperatorRow("SPLIT", "2", "1+"),
+    OperatorRow("SPLIT_V", "3", "1+"),
+    OperatorRow("SQRT", "1", "1", steep=Steep.ALWAYS),
+    OperatorRow("SQUARE", "1", "1"),
+    OperatorRow("SQUARED_DIFFERENCE", "2", "1", elementwise=True),
+    OperatorRow("SQUEEZE", "1", "1", reshapes=True),
+    OperatorRow("STABLEHLO_CASE", calls=True),
+    OperatorRow("STABLEHLO_CBRT", steep=Steep.ALWAYS),
+    OperatorRow("STABLEHLO_COMPOSITE", calls=True),
+    OperatorRow("STABLEHLO_CUSTOM_CALL", effect=_UNKNOWN, effect_reason="what it calls is not in the file"),
+    OperatorRow("STABLEHLO_DIVIDE", steep=Steep.DIVISION),
+    OperatorRow("STABLEHLO_LOG", steep=Steep.ALWAYS),
+    OperatorRow("STABLEHLO_POWER", steep=Steep.POWER),
+    OperatorRow("STABLEHLO_REDUCE", calls=True),
+    OperatorRow("STABLEHLO_REDUCE_WINDOW", calls=True),
+    OperatorRow("STABLEHLO_REMAINDER", steep=Steep.DIVISION),
+    OperatorRow("STABLEHLO_RSQRT", steep=Steep.ALWAYS),
+    OperatorRow("STABLEHLO_SCATTER", calls=True),
+    OperatorRow("STABLEHLO_SORT", calls=True),
+    OperatorRow("STABLEHLO_WHILE", calls=True),
+    OperatorRow("STRIDED_SLICE", "4", "1"),
+    OperatorRow("SUB", "2", "1", options="SubOptions", elementwise=True),
+    OperatorRow("SUM", "2", "1"),
+    OperatorRow("TANH", "1", "1", squashes=Squash.ELEMENTS),
+    OperatorRow("TILE", "2", "1"),
+    OperatorRow("TOPK_V2", "2", "2"),
+    OperatorRow("TRANSPOSE", "2", "1"),
+    OperatorRow("UNIQUE", "1", "2"),
+    OperatorRow("UNPACK", "1", "1+"),
+    OperatorRow("UNSORTED_SEGMENT_MAX", "3", "1"),
+    OperatorRow("UNSORTED_SEGMENT_MIN", "3", "1"),
+    OperatorRow("UNSORTED_SEGMENT_PROD", "3", "1"),
+    OperatorRow("UNSORTED_SEGMENT_SUM", "3", "1"),
+    OperatorRow(
+        "VAR_HANDLE",
+        "0",
+        "1",
+        effect=_STATE,
+        effect_reason="makes a resource variable when it first runs",
+        only_reads=True,
+        handle=("container", "shared_name"),
+    ),
+    OperatorRow("WHERE", "1", "1"),
+    OperatorRow("WHILE", calls=True),
+    OperatorRow("ZEROS_LIKE", "1", "1"),
+)
+
+ROWS: Mapping[str, OperatorRow] = MappingProxyType({row.name: row for row in _ROWS})
+"""By the name of the operator."""
+
+# Operators that passes make or look for, by themselves or in a chain. Others are asked for by what they do.
+ADD, CAST, MEAN, MUL, PRELU, RESHAPE, SUB = map(
+    ROWS.__getitem__, ("ADD", "CAST", "MEAN", "MUL", "PRELU", "RESHAPE", "SUB")
+)
+ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE = map(
+    ROWS.__getitem__, ("ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE")
+)
+DEQUANTIZE, GATHER = ROWS["DEQUANTIZE"], ROWS["GATHER"]
+
+EXPANDING = (MUL, ADD, RESHAPE)
+"""What makes floats of blocks of integers, and of the two parts of int6, behind DEQUANTIZE."""
+
+BLOCKS_IN_CALLED_SUBGRAPHS: Runtime = (2, 20)
+"""First runtime that computes expanded blocks (DEQUANTIZE, MUL, RESHAPE) in the body of an IF or the like.
+
+Measured with if_branches: XNNPACK of 2.14 gives wrong values when a branch is run again after the other one,
+that of 1.0 fails then; right on 2.0, 2.1 and 2.3, and without XNNPACK on all; in a main subgraph on all.
+"""
+
+_NOTHING = OperatorRow("")
+
+
+def row_of(operator: Operator) -> OperatorRow:
+    """Returns the row of an operator; one that promises nothing for a custom or an unknown one."""
+    return _NOTHING if operator.code.custom is not None else row_named(operator.code.name)
+
+
+def row_named(name: str) -> OperatorRow:
+    """Returns the row of a builtin operator by its name; one that promises nothing where there is none."""
+    return ROWS.get(name, _NOTHING)
+
+
+def dequantize_form(
+    dtype: str, granularity: Granularity | None, runtime: Runtime = NEWEST_RUNTIME
+) -> Form | None:
+    """Returns how DEQUANTIZE takes a constant of this kind on a runtime, or None where it does not.
+
+    Args:
+        dtype: Name in ``TensorType``.
+        granularity: None for a dtype without scales.
+        runtime: The oldest runtime that must load the file.
+    """
+    return DEQUANTIZE.form(dtype, granularity, runtime)
