@@ -50,7 +50,7 @@ class Weights:
         self.pool, self.start, self.elements = pool, start, elements
         self.changed, self.sparse = changed, sparse
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         half = self.pool.size // 2
         elements = min(self.elements, _HEAD) if self.sparse else self.elements
         done = 0
@@ -77,7 +77,7 @@ class LargeNet(Net):
     def window(self, name: str, shape: tuple[int, ...], start: int, *, changed: bool) -> Tensor:
         elements = int(np.prod(shape))
         weights = Weights(self.pool, start, elements, changed=changed, sparse=self.sparse)
-        buffer = Buffer(ComputedBlob(4 * elements, weights.pour))
+        buffer = Buffer(ComputedBlob(4 * elements, weights.write_to))
         self.model.buffers.append(buffer)
         made = Tensor(name, shape, FLOAT32, buffer)
         self.graph.tensors.append(made)

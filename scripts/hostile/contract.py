@@ -134,7 +134,7 @@ def _written(data: bytes, passes: Sequence[Pass]) -> bytes:
     packing = next((item.packing for item in reversed(results) if item.packing is not None), None)
     made = layout(model, packing=packing)
     sink = MemorySink(made.nbytes)
-    made.pour(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, threads=1)  # type: ignore[arg-type]
     # The report on rounding deflates each constant, which takes long and reads nothing of the structure.
     if results and len(data) <= _REPORTED_NBYTES:
         report = Report(

@@ -176,7 +176,7 @@ def packed(model: Model) -> bytes:
     """Returns the file of a model."""
     made = layout(model)
     sink = MemorySink(made.nbytes)
-    made.pour(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, threads=1)  # type: ignore[arg-type]
     return bytes(sink.data)
 
 

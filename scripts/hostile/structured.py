@@ -60,7 +60,7 @@ def mutated_fields(data: bytes, random: Random) -> bytes:
     except (TflRewriteError, RecursionError):
         return data
     sink = MemorySink(made.nbytes)
-    made.pour(sink)
+    made.write_to(sink)
     tail = data[_end(root, data) :] if random.random() < 0.9 else b""
     return bytes(sink.data) + tail
 

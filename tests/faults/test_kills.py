@@ -157,13 +157,13 @@ def test_a_file_without_a_name_is_not_needed(place: Place, monkeypatch: pytest.M
     from tfl_rewrite.files import atomic
 
     monkeypatch.delattr(os, "O_TMPFILE")
-    with atomic.landing(place.outputs, nbytes=10) as mine:
+    with atomic.nameless_file(place.outputs, nbytes=10) as mine:
         assert [mine.path] == list(place.outputs.iterdir())
         dead = place.outputs / ".tfl-rewrite-0123456789abcdef.tmp"
         dead.write_bytes(b"of a process that was killed")
         foreign = place.outputs / ".other.tmp"
         foreign.write_bytes(b"of somebody else")
-        with atomic.landing(place.outputs) as other:
+        with atomic.nameless_file(place.outputs) as other:
             # The one that is being written is left alone, and so is what is not ours.
             assert sorted(place.outputs.iterdir()) == sorted([mine.path, other.path, foreign])
         mine.sink.write_at(b"0123456789", 0)

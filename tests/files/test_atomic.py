@@ -16,7 +16,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files import atomic as module
-from tfl_rewrite.files.atomic import access_of, landing, sweep, write_aside, write_whole
+from tfl_rewrite.files.atomic import access_of, atomic_write, nameless_file, sweep, write_whole
 
 OLD, NEW = b"old", b"new"
 
@@ -67,16 +67,16 @@ def test_a_new_file(system: str, tmp_path: Path) -> None:
 def test_what_appears_meanwhile_stays(system: str, tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="appeared while it was being made"),
-        write_aside(tmp_path / "file", force=False, nbytes=3) as aside,
+        atomic_write(tmp_path / "file", force=False, nbytes=3) as output,
     ):
-        aside.sink.write_at(NEW, 0)
+        output.sink.write_at(NEW, 0)
         (tmp_path / "file").write_bytes(OLD)
-        aside.publish()
+        output.publish()
     assert (tmp_path / "file").read_bytes() == OLD and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_link_that_leads_nowhere_is_a_name_too(system: str, tmp_path: Path) -> None:
-    with landing(tmp_path) as file, pytest.raises(FileExistsError):
+    with nameless_file(tmp_path) as file, pytest.raises(FileExistsError):
         (tmp_path / "link").symlink_to("nowhere")
         file.publish(tmp_path / "link", force=False)
     assert (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 1
@@ -117,8 +117,8 @@ def test_access_of_what_is_no_file(tmp_path: Path) -> None:
 def test_nobody_else_reads_it_before_it_has_its_name(
     system: str, umask: Callable[[int], int], tmp_path: Path
 ) -> None:
-    with write_aside(tmp_path / "file", force=False, nbytes=3, access=0o600) as aside:
-        assert mode(aside.path) == 0o600
+    with atomic_write(tmp_path / "file", force=False, nbytes=3, access=0o600) as output:
+        assert mode(output.path) == 0o600
 
 
 @pytest.mark.parametrize("of_input", [0o600, 0o640, 0o4755])
@@ -201,9 +201,9 @@ def test_only_files_are_ours(tmp_path: Path) -> None:
 
 
 def test_what_is_being_written_stays(system: str, tmp_path: Path) -> None:
-    with write_aside(tmp_path / "file", force=False, nbytes=3) as aside:
-        assert sweep(tmp_path) == [] and aside.path.exists()
-        aside.publish()
+    with atomic_write(tmp_path / "file", force=False, nbytes=3) as output:
+        assert sweep(tmp_path) == [] and output.path.exists()
+        output.publish()
 
 
 @pytest.mark.parametrize("moment", ["opened", "locked"])
@@ -230,8 +230,8 @@ def test_somebody_sweeps_while_a_file_is_made(
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(module, "lock", late)
-    with write_aside(tmp_path / "file", force=False, nbytes=3) as aside:
-        assert len(swept) == (moment == "opened") and aside.path.exists()
-        aside.sink.write_at(NEW, 0)
-        aside.publish()
+    with atomic_write(tmp_path / "file", force=False, nbytes=3) as output:
+        assert len(swept) == (moment == "opened") and output.path.exists()
+        output.sink.write_at(NEW, 0)
+        output.publish()
     assert (tmp_path / "file").read_bytes() == NEW and len(list(tmp_path.iterdir())) == 1

@@ -50,7 +50,7 @@ def changed(data: bytes) -> bytes:
     model.description = "x" * 3000
     made = layout(model)
     sink = MemorySink(made.nbytes)
-    made.pour(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, threads=1)  # type: ignore[arg-type]
     return bytes(sink.data)
 
 
@@ -352,7 +352,7 @@ def with_custom(fixtures: Path, name: str, options: bytes, extra: bytes, *, meta
         else:
             operator.rest = operator.rest.replace(custom_options=ScalarVector(UINT8, raw))
         sink = MemorySink(layout(model).nbytes)
-        layout(model).pour(sink)  # type: ignore[arg-type]
+        layout(model).write_to(sink)  # type: ignore[arg-type]
         return bytes(sink.data)
 
     size = len(made(0x7FFFFFF0)) if b"ATD" not in options else len(made(1000))

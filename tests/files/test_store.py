@@ -18,7 +18,7 @@ import pytest
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
 from tfl_rewrite.files import store
-from tfl_rewrite.files.atomic import Aside, write_aside
+from tfl_rewrite.files.atomic import AtomicFile, atomic_write
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import is_changed, layout
 from tfl_rewrite.flatbuf.reader import read
@@ -148,9 +148,9 @@ def test_existing_file_is_only_replaced_when_told(dense: Path, tmp_path: Path, c
 
 def test_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(UsageError, match="appeared"), write_aside(target, force=False, nbytes=4) as aside:
+    with pytest.raises(UsageError, match="appeared"), atomic_write(target, force=False, nbytes=4) as output:
         target.write_bytes(b"another process")
-        aside.publish()
+        output.publish()
     assert target.read_bytes() == b"another process"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -250,11 +250,11 @@ def test_full_disk_is_an_access_error(dense: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_published_is_removed(tmp_path: Path) -> None:
-    with write_aside(tmp_path / "out", force=False, nbytes=10) as aside:
-        assert isinstance(aside, Aside) and aside.path.stat().st_size == 10
-        assert aside.path.stat().st_size == 10 and not (tmp_path / "out").exists()
-        aside.sink.write_at(b"abc", 3)
-        assert aside.path.read_bytes() == bytes(3) + b"abc" + bytes(4)
+    with atomic_write(tmp_path / "out", force=False, nbytes=10) as output:
+        assert isinstance(output, AtomicFile) and output.path.stat().st_size == 10
+        assert output.path.stat().st_size == 10 and not (tmp_path / "out").exists()
+        output.sink.write_at(b"abc", 3)
+        assert output.path.read_bytes() == bytes(3) + b"abc" + bytes(4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,9 +302,9 @@ def test_same_model_same_bytes_whatever_the_threads(fixtures: Path, tmp_path: Pa
     results = set()
     for threads in (1, 2, 7):
         made = layout(changed(fixtures / "digits_cnn.tflite"))
-        with write_aside(tmp_path / f"{threads}", force=False, nbytes=made.nbytes) as aside:
-            made.pour(aside.sink, threads=threads)
-            aside.publish()
+        with atomic_write(tmp_path / f"{threads}", force=False, nbytes=made.nbytes) as output:
+            made.write_to(output.sink, threads=threads)
+            output.publish()
         results.add((tmp_path / f"{threads}").read_bytes())
     assert len(results) == 1
 
@@ -317,8 +317,8 @@ def test_ticks_add_up_to_the_constants(fixtures: Path, tmp_path: Path) -> None:
         with lock:
             counted.append(nbytes)
 
-    with write_aside(tmp_path / "out", force=False, nbytes=made.nbytes) as aside:
-        made.pour(aside.sink, tick=tick)
+    with atomic_write(tmp_path / "out", force=False, nbytes=made.nbytes) as output:
+        made.write_to(output.sink, tick=tick)
     constants = sum(buffer.nbytes for buffer in model.buffers)
     assert constants <= sum(counted) <= made.nbytes
 

@@ -138,7 +138,7 @@ def use(data: bytes) -> None:
     except UnsupportedError:
         return
     sink = MemorySink(made.nbytes)
-    made.pour(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, threads=1)  # type: ignore[arg-type]
     assert Source(Container.of_bytes(bytes(sink.data))).model().description == "changed"
 
 
@@ -205,7 +205,7 @@ def test_damage_that_loads_can_be_inspected(fixtures: Path, tmp_path: Path) -> N
 def file_of(root: Record) -> bytes:
     made = plan(root, schema())
     sink = MemorySink(made.nbytes)
-    made.pour(sink)
+    made.write_to(sink)
     return bytes(sink.data)
 
 

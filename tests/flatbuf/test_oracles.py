@@ -31,7 +31,7 @@ def rewritten(path: Path) -> bytes:
 def written(root: Record) -> bytes:
     made = plan(root, schema())
     sink = MemorySink(made.nbytes)
-    made.pour(sink)
+    made.write_to(sink)
     return bytes(sink.data)
 
 

@@ -42,7 +42,7 @@ def make(name: str, /, **values: Any) -> Record:
 def written(record: Record, *, align: int = 16) -> bytes:
     made = plan(record, rooted(schema(), record.spec), align=align)
     sink = MemorySink(made.nbytes)
-    made.pour(sink)
+    made.write_to(sink)
     return bytes(sink.data)
 
 
@@ -271,14 +271,14 @@ def test_file_positions_name_where_the_blob_lies(align: int) -> None:
     assert again(data[: made.flatbuffer_nbytes], table("Model"))["buffers"][1]["data"].raw == inside.data
 
 
-def test_pours_are_in_order_and_do_not_overlap() -> None:
+def test_writes_are_in_order_and_do_not_overlap() -> None:
     rows = [make("Buffer", data=OwnedBlob(bytes([n]) * (1000 + n))) for n in range(1, 9)]
     rows += [
         make("Buffer", offset=FilePosition(OwnedBlob(bytes([n]) * 777)), size=777) for n in range(100, 104)
     ]
     made = plan(make("Model", buffers=rows), schema())
     end = len(made.head)
-    for offset, blob in made.pours:
+    for offset, blob in made.writes:
         assert offset >= end
         end = offset + blob.nbytes
     assert end == made.nbytes
@@ -308,8 +308,8 @@ def test_a_flatbuffer_past_two_gibibytes_is_refused_before_anything_is_written()
         def __init__(self, number: int) -> None:
             self.identity = number
 
-        def pour(self, sink: object, offset: int) -> None:
-            raise AssertionError("planned, not poured")
+        def write_to(self, sink: object, offset: int) -> None:
+            raise AssertionError("planned, not written")
 
     rows = [make("Buffer", data=Huge(number)) for number in range(2)]
     with pytest.raises(UnsupportedError, match="more than its offsets reach"):
@@ -325,5 +325,5 @@ def test_the_compiled_schema_itself_survives(root: Any) -> None:
     record = read(memoryview(data), reflection).root
     made = plan(record, reflection)
     sink = MemorySink(made.nbytes)
-    made.pour(sink)
+    made.write_to(sink)
     assert read(memoryview(bytes(sink.data)), reflection).root == record

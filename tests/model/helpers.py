@@ -70,5 +70,5 @@ def written(root: Record) -> bytes:
     """The file of a root record."""
     made = plan(root, schema())
     sink = MemorySink(made.nbytes)
-    made.pour(sink)
+    made.write_to(sink)
     return bytes(sink.data)

@@ -223,7 +223,7 @@ def load_size(path: Path) -> int:
 
 
 def test_in_place(dense: Path, folder: Path) -> None:
-    aside = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], verification=QUICK)
+    made = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], verification=QUICK)
     with pytest.raises(UsageError, match="--force"):
         rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK)
     with pytest.raises(UsageError, match="--force"):
@@ -231,7 +231,7 @@ def test_in_place(dense: Path, folder: Path) -> None:
             dense, dense.parent / "out" / ".." / dense.name, [quantize_weights_pass()], verification=QUICK
         )
     report = rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK, force=True)
-    assert report.nbytes_after == aside.nbytes_after
+    assert report.nbytes_after == made.nbytes_after
     assert dense.read_bytes() == (folder / "aside.tflite").read_bytes()
     assert (
         rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK, force=True).outcome

@@ -173,10 +173,10 @@ def test_interrupted_and_different(
     with monkeypatch.context() as patch:
         patch.setattr(parts, "_check", interrupted)
         assert run("shard", model, tmp_path / "s") == 130
-    pour = external_folder._write
+    write = external_folder._write
 
     def broken(file: Any, path: Path) -> None:
-        pour(file, path)
+        write(file, path)
         path.write_bytes(bytes(path.stat().st_size))
 
     with monkeypatch.context() as patch:

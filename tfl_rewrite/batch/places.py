@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.files.atomic import PLAIN, landing
+from tfl_rewrite.files.atomic import PLAIN, nameless_file
 from tfl_rewrite.work import opened_folder
 
 
@@ -56,7 +56,7 @@ def write_below(out: Path, below: str | PurePath, data: bytes, *, access: int = 
         out: As for :func:`folder_below`.
         below: The file's path from there.
         data: All of it.
-        access: As for :func:`tfl_rewrite.files.atomic.landing`.
+        access: As for :func:`tfl_rewrite.files.atomic.nameless_file`.
 
     Raises:
         UsageError: See :func:`folder_below`.
@@ -65,6 +65,6 @@ def write_below(out: Path, below: str | PurePath, data: bytes, *, access: int = 
     path = PurePath(below)
     with folder_below(out, path.parent) as folder:
         place = out / path.parent
-        with landing(place, nbytes=len(data), access=access, opened=folder) as file:
+        with nameless_file(place, nbytes=len(data), access=access, opened=folder) as file:
             file.sink.write_at(data, 0)
             file.publish(out / path, force=True)

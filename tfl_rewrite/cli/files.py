@@ -14,7 +14,7 @@ from typing import Any
 from tfl_rewrite.cli.options import Argument, Command, Role
 from tfl_rewrite.cli.streams import STREAM, paths, shown
 from tfl_rewrite.errors import FileAccessError, UsageError
-from tfl_rewrite.files.atomic import PLAIN, Aside, access_of, write_aside
+from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
 
 # What is written beside the manifest, or model.tflite, of a folder: named by its content.
@@ -101,7 +101,7 @@ class SideFiles:
         self._access = access_of(origin) & PLAIN if origin is not None else PLAIN
         self._force = bool(getattr(arguments, "force", False))
         self._stack = contextlib.ExitStack()
-        self._written: list[Aside] = []
+        self._written: list[AtomicFile] = []
 
     def __enter__(self) -> SideFiles:
         return self
@@ -124,13 +124,13 @@ class SideFiles:
         """
         if path is None:
             return
-        writing = write_aside(path, force=self._force, nbytes=len(data), access=self._access)
-        aside = self._stack.enter_context(writing)
+        writing = atomic_write(path, force=self._force, nbytes=len(data), access=self._access)
+        output = self._stack.enter_context(writing)
         try:
-            aside.sink.write_at(data, 0)
+            output.sink.write_at(data, 0)
         except OSError as error:
             raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
-        self._written.append(aside)
+        self._written.append(output)
 
     def add_json(self, path: str | None, data: dict[str, Any]) -> None:
         """Writes data as JSON; see :meth:`add`."""
@@ -144,11 +144,11 @@ class SideFiles:
             UsageError: Something has such a name by now.
             FileAccessError: The system refuses.
         """
-        for aside in self._written:
+        for output in self._written:
             try:
-                aside.publish()
+                output.publish()
             except OSError as error:
                 raise FileAccessError(
-                    f"cannot write: {error.strerror or error}", file=aside.target
+                    f"cannot write: {error.strerror or error}", file=output.target
                 ) from error
         self._written.clear()

@@ -108,7 +108,7 @@ def _kind(path: str | os.PathLike[str]) -> int | None:
         raise
 
 
-class Landing:
+class NamelessFile:
     """An open file in the folder where it will get its name.
 
     Attributes:
@@ -215,9 +215,9 @@ def _rename(folder: int, old: str, new: str) -> None:
 
 
 @contextlib.contextmanager
-def landing(
+def nameless_file(
     folder: Path, *, nbytes: int = 0, access: int = PLAIN, opened: int | None = None
-) -> Iterator[Landing]:
+) -> Iterator[NamelessFile]:
     """Opens a file without a name in a folder; it is gone at the end unless it was published.
 
     Args:
@@ -251,7 +251,7 @@ def landing(
         if nbytes:
             _reserve(descriptor, nbytes, folder)
         path = folder / named if named is not None else _nameless(descriptor)
-        yield Landing(descriptor, place, path, named, access)
+        yield NamelessFile(descriptor, place, path, named, access)
     except FileExistsError as error:
         raise UsageError(
             "exists already", file=folder / str(error.filename2 or ""), remedy="use --force to overwrite it"
@@ -326,7 +326,7 @@ def _swept(name: str, folder: int) -> bool:
 
 
 @dataclass(slots=True)
-class Aside:
+class AtomicFile:
     """A file being written beside its target, not yet named so.
 
     Attributes:
@@ -338,7 +338,7 @@ class Aside:
     target: Path
     force: bool
     sink: FileSink
-    _landing: Landing
+    _file: NamelessFile
 
     def publish(self) -> None:
         """Gives the file its name in one step.
@@ -349,7 +349,7 @@ class Aside:
         try:
             # What is done and what is said of it must agree.
             with held_back():
-                self._landing.publish(self.target, force=self.force)
+                self._file.publish(self.target, force=self.force)
                 published.append(self.target)
         except FileExistsError:
             raise UsageError(
@@ -358,9 +358,9 @@ class Aside:
 
 
 @contextlib.contextmanager
-def write_aside(
+def atomic_write(
     target: str | os.PathLike[str], *, force: bool, nbytes: int, access: int = PLAIN
-) -> Iterator[Aside]:
+) -> Iterator[AtomicFile]:
     """Opens a file beside the target; removes it unless it was published.
 
     Args:
@@ -375,8 +375,8 @@ def write_aside(
     """
     path = check_target(target, force=force)
     try:
-        with landing(path.parent, nbytes=nbytes, access=access) as file:
-            yield Aside(file.path, path, force, file.sink, file)
+        with nameless_file(path.parent, nbytes=nbytes, access=access) as file:
+            yield AtomicFile(file.path, path, force, file.sink, file)
     except FileAccessError as error:
         if error.file == os.fspath(path.parent):
             error.file = os.fspath(target)
@@ -390,15 +390,15 @@ def write_whole(target: str | os.PathLike[str], data: bytes, *, force: bool, acc
         target: The file to make or replace.
         data: All of it.
         force: Whether it may exist.
-        access: As for :func:`write_aside`.
+        access: As for :func:`atomic_write`.
 
     Raises:
         UsageError: See :func:`check_target`.
         FileAccessError: The folder cannot be written, or the disk is full.
     """
-    with write_aside(target, force=force, nbytes=len(data), access=access) as aside:
-        aside.sink.write_at(data, 0)
-        aside.publish()
+    with atomic_write(target, force=force, nbytes=len(data), access=access) as output:
+        output.sink.write_at(data, 0)
+        output.publish()
 
 
 def _nameless(descriptor: int) -> Path:

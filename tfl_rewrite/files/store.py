@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, write_aside
+from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, atomic_write
 from tfl_rewrite.files.container import Container, ZipTail
 from tfl_rewrite.files.source import Source, bytes_text, origin_of
-from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink
+from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 
@@ -82,7 +82,9 @@ class Layout:
     patches: tuple[tuple[int, Blob], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def pour(self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None) -> None:
+    def write_to(
+        self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None
+    ) -> None:
         """Writes the file, several blobs at a time.
 
         Args:
@@ -92,17 +94,17 @@ class Layout:
         """
         counted = _Ticking(sink, tick) if tick else sink
         if self.verbatim is not None:
-            MappedBlob(self.verbatim, 0, self.nbytes).pour(counted, 0)
+            MappedBlob(self.verbatim, 0, self.nbytes).write_to(counted, 0)
             return
-        pours: Sequence[tuple[int, Pourable]]
+        writes: Sequence[tuple[int, Writable]]
         if self.base is not None:
-            pours = [*self._between(self.base), *self.patches]
+            writes = [*self._between(self.base), *self.patches]
         else:
             assert self.plan is not None
             sink.write_at(self.plan.head, 0)
-            pours = self.plan.pours
+            writes = self.plan.writes
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            jobs = [pool.submit(blob.pour, counted, offset) for offset, blob in pours]
+            jobs = [pool.submit(blob.write_to, counted, offset) for offset, blob in writes]
             for job in jobs:
                 job.result()
         if self.tail is not None:
@@ -200,11 +202,11 @@ def save(
     made = layout(model, packing=packing)
     origin = origin_of(model)
     access = PLAIN if origin is None else access_of(origin.container.path)
-    with write_aside(target, force=force, nbytes=made.nbytes, access=access) as aside:
-        made.pour(aside.sink)
+    with atomic_write(target, force=force, nbytes=made.nbytes, access=access) as output:
+        made.write_to(output.sink)
         if origin is not None:
             origin.container.ensure_unchanged()
-        aside.publish()
+        output.publish()
     return made.nbytes
 
 

@@ -16,7 +16,7 @@ class Sink(Protocol):
         """Writes all of ``data`` at ``offset`` of the file."""
 
 
-class Pourable(Protocol):
+class Writable(Protocol):
     """Bytes that the writer lays out now and asks for later."""
 
     @property
@@ -27,7 +27,7 @@ class Pourable(Protocol):
     def identity(self) -> object:
         """Hashable; equal for two that are the same bytes by construction, so they are stored once."""
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes exactly ``nbytes`` bytes at ``offset`` of the sink."""
 
 
@@ -86,7 +86,7 @@ class ScalarVector:
         """Content for small vectors; equal content is equal."""
         return ("bytes", bytes(self.raw))
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes the elements at ``offset`` of the sink."""
         sink.write_at(self.raw, offset)
 
@@ -119,7 +119,7 @@ class Record:
     """The present fields of one table.
 
     ``values`` maps field names to: a number; ``str`` (undecodable bytes as surrogate escapes, so every
-    name survives); :class:`ScalarVector` or a :class:`Pourable` for a vector of numbers; ``Record`` for a
+    name survives); :class:`ScalarVector` or a :class:`Writable` for a vector of numbers; ``Record`` for a
     table or union member; ``list[str]`` or ``list[Record]``. A union's type is a field of its own.
 
     Attributes:

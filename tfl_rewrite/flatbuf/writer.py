@@ -1,4 +1,4 @@
-"""Records to bytes: plan every offset first, then pour the blobs.
+"""Records to bytes: plan every offset first, then write the blobs.
 
 ``flatbuffers.Builder`` lays out the tables. A blob (a long vector of bytes, or one whose alignment the
 schema demands) is left out there: its slot holds a placeholder, the blob is placed after the Builder's
@@ -20,7 +20,7 @@ from typing import Any
 from flatbuffers.builder import Builder
 
 from tfl_rewrite.errors import InvariantError, UnsupportedError
-from tfl_rewrite.flatbuf.record import Pourable, Record, ScalarVector, Sink, packed
+from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable, packed
 from tfl_rewrite.flatbuf.schema import UINT8, FieldSpec, Kind, Schema
 
 MAX_NBYTES = (1 << 31) - 1
@@ -34,7 +34,7 @@ _BLOB_ALIGN = 16
 class FilePosition:
     """Stands in a 64-bit field for the file-absolute offset of a blob that lies after the FlatBuffer."""
 
-    blob: Pourable
+    blob: Writable
     align: int = _BLOB_ALIGN
 
 
@@ -59,33 +59,33 @@ class Plan:
 
     Attributes:
         head: All bytes but the blobs; gaps between blobs are zero.
-        pours: ``(offset, blob)`` by ascending offset; inside the FlatBuffer, then outside.
+        writes: ``(offset, blob)`` by ascending offset; inside the FlatBuffer, then outside.
         flatbuffer_nbytes: Size of the FlatBuffer with its inline blobs.
         nbytes: Size with the blobs after it.
     """
 
     head: bytes
-    pours: list[tuple[int, Pourable]]
+    writes: list[tuple[int, Writable]]
     flatbuffer_nbytes: int
     nbytes: int
 
-    def blobs(self) -> Iterator[tuple[int, Pourable]]:
+    def blobs(self) -> Iterator[tuple[int, Writable]]:
         """Yields where the bytes of each blob start, and the blob; without the count before them."""
-        for offset, blob in self.pours:
+        for offset, blob in self.writes:
             yield (offset + 4, blob.blob) if isinstance(blob, _CountedBlob) else (offset, blob)
 
-    def pour(self, sink: Sink) -> None:
+    def write_to(self, sink: Sink) -> None:
         """Writes everything, one blob after the other."""
         sink.write_at(self.head, 0)
-        for offset, blob in self.pours:
-            blob.pour(sink, offset)
+        for offset, blob in self.writes:
+            blob.write_to(sink, offset)
 
 
 def plan(root: Record, schema: Schema, *, align: int = _BLOB_ALIGN, packing: Packing | None = None) -> Plan:
     """Decides where each byte goes.
 
     Args:
-        root: The root table. Its vectors of numbers may be any :class:`Pourable`.
+        root: The root table. Its vectors of numbers may be any :class:`Writable`.
         schema: Gives the file identifier.
         align: Least alignment of blobs, in bytes; a power of two.
         packing: Further wishes, and the smaller one of two layouts: strings and vectors between the tables,
@@ -116,8 +116,8 @@ class _Planner:
         # Slots to patch, as distances from the end of the Builder's bytes, with what they refer to.
         self.inline_slots: list[tuple[int, object]] = []
         self.outside_slots: list[tuple[int, object]] = []
-        self.inline: dict[object, tuple[Pourable, int]] = {}
-        self.outside: dict[object, tuple[Pourable, int]] = {}
+        self.inline: dict[object, tuple[Writable, int]] = {}
+        self.outside: dict[object, tuple[Writable, int]] = {}
         self.leaves: dict[object, _Leaf] = {}
         self.fillers: list[tuple[object, _Leaf]] = []
 
@@ -126,18 +126,18 @@ class _Planner:
         self.builder.Finish(root_offset, self.schema.identifier or None)
         head = bytearray(self.builder.Output())
         tables_nbytes = len(head)
-        pours: list[tuple[int, Pourable]] = []
+        writes: list[tuple[int, Writable]] = []
         placed: dict[object, int] = {}
         self._place_leaves(head, placed)
         end = len(head)
         for key, start, blob in self._places(self.inline, end, 4):
-            pours += self._filled(end, start - 4, placed)
+            writes += self._filled(end, start - 4, placed)
             placed[key] = start - 4
-            pours.append((start - 4, _CountedBlob(blob)))
+            writes.append((start - 4, _CountedBlob(blob)))
             end = start + blob.nbytes
-        for pour in self._filled(end, sys.maxsize, placed):
-            pours.append(pour)
-            end = pour[0] + pour[1].nbytes
+        for write in self._filled(end, sys.maxsize, placed):
+            writes.append(write)
+            end = write[0] + write[1].nbytes
         if end > MAX_NBYTES:
             raise UnsupportedError(f"the FlatBuffer would take {end} bytes, more than its offsets reach")
         for distance, key in self.inline_slots:
@@ -146,11 +146,11 @@ class _Planner:
         flatbuffer_nbytes = end
         for key, start, blob in self._places(self.outside, end, 0):
             placed[key] = start
-            pours.append((start, blob))
+            writes.append((start, blob))
             end = start + blob.nbytes
         for distance, key in self.outside_slots:
             struct.pack_into("<Q", head, tables_nbytes - distance, placed[key])
-        return Plan(bytes(head), pours, flatbuffer_nbytes, end)
+        return Plan(bytes(head), writes, flatbuffer_nbytes, end)
 
     def _place_leaves(self, head: bytearray, placed: dict[object, int]) -> None:
         """Puts strings and vectors of numbers after the tables, but for small ones that gaps will take."""
@@ -168,37 +168,37 @@ class _Planner:
             head += bytes(start - len(head)) + leaf.data
             placed[key] = start
 
-    def _filled(self, end: int, stop: int, placed: dict[object, int]) -> list[tuple[int, Pourable]]:
+    def _filled(self, end: int, stop: int, placed: dict[object, int]) -> list[tuple[int, Writable]]:
         """Fills a gap between blobs with the largest leaves that fit."""
-        pours: list[tuple[int, Pourable]] = []
+        writes: list[tuple[int, Writable]] = []
         waiting = []
         start = _aligned(end, 4)
         for key, leaf in self.fillers:
             if start + len(leaf.data) <= stop:
-                pours.append((start, ScalarVector(UINT8, leaf.data)))
+                writes.append((start, ScalarVector(UINT8, leaf.data)))
                 placed[key] = start
                 start = _aligned(start + len(leaf.data), 4)
             else:
                 waiting.append((key, leaf))
         self.fillers = waiting
-        return pours
+        return writes
 
     def _places(
-        self, blobs: dict[object, tuple[Pourable, int]], end: int, before: int
-    ) -> Iterator[tuple[object, int, Pourable]]:
+        self, blobs: dict[object, tuple[Writable, int]], end: int, before: int
+    ) -> Iterator[tuple[object, int, Writable]]:
         """Yields key, start and blob in ascending order; ``before`` is what each needs in front of it.
 
         Blobs that start on a page leave gaps, which the small ones fill.
         """
         page = self.packing.page
-        paged: list[tuple[object, Pourable, int]] = []
-        small: list[tuple[object, Pourable, int]] = []
+        paged: list[tuple[object, Writable, int]] = []
+        small: list[tuple[object, Writable, int]] = []
         for key, (blob, align) in blobs.items():
             row = (key, blob, align)
             (paged if align < page <= blob.nbytes else small).append(row)
         for key, blob, _ in paged:
             start = _aligned(end + before, page)
-            waiting: list[tuple[object, Pourable, int]] = []
+            waiting: list[tuple[object, Writable, int]] = []
             for row in small:
                 first = _aligned(end + before, row[2])
                 if first + row[1].nbytes + before <= start:
@@ -356,7 +356,7 @@ class _Leaf:
 class _CountedBlob:
     """A vector in the file: its 32-bit element count, then its bytes."""
 
-    blob: Pourable
+    blob: Writable
 
     @property
     def nbytes(self) -> int:
@@ -366,9 +366,9 @@ class _CountedBlob:
     def identity(self) -> object:
         return ("counted", self.blob.identity)
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         sink.write_at(struct.pack("<I", self.blob.nbytes), offset)
-        self.blob.pour(sink, offset + 4)
+        self.blob.write_to(sink, offset + 4)
 
 
 def _is_default(field: FieldSpec, value: Any) -> bool:

@@ -35,7 +35,7 @@ class Blob(Protocol):
     def view(self) -> memoryview:
         """Returns the bytes; a computed blob computes them now."""
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes them at ``offset`` of the sink."""
 
     def release(self, start: int = 0, nbytes: int | None = None) -> None:
@@ -61,7 +61,7 @@ class MappedBlob:
         """Returns a view on the map."""
         return self.source.data[self.offset : self.offset + self.nbytes]
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes piece by piece and gives each piece's pages back."""
         for start in range(0, self.nbytes, _PIECE):
             length = min(_PIECE, self.nbytes - start)
@@ -96,7 +96,7 @@ class OwnedBlob:
         """Returns them."""
         return memoryview(self.data)
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes them."""
         sink.write_at(self.data, offset)
 
@@ -129,7 +129,7 @@ class ComputedBlob:
         self.compute(sink, 0)
         return memoryview(sink.data)
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Computes them into the sink."""
         self.compute(sink, offset)
 

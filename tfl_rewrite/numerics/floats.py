@@ -186,12 +186,12 @@ def float_blob(values: Floats) -> ComputedBlob:
     """Returns the values as float32 bytes that are made while they are written."""
     elements = math.prod(values.shape)
 
-    def pour(sink: Sink, offset: int) -> None:
+    def write_to(sink: Sink, offset: int) -> None:
         for start in range(0, elements, BLOCK_ELEMENTS):
             part = values.read(start, min(elements, start + BLOCK_ELEMENTS))
             sink.write_at(part.astype("<f4").data, offset + 4 * start)
 
-    return ComputedBlob(4 * elements, pour)
+    return ComputedBlob(4 * elements, write_to)
 
 
 def block_channels(shape: Sequence[int], block: int) -> Channels:

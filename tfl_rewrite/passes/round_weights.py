@@ -97,7 +97,7 @@ class Rounding:
         """Takes the grid that was chosen."""
         return cls(item, item.steps(choice), bits=choice.bits, fitting=fitting)
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes the values, block by block; needs no memory but a few blocks."""
         width = np.dtype(self._item.kind.numpy).itemsize
 
@@ -116,12 +116,12 @@ class Rounding:
     def data(self) -> bytearray:
         """Returns the values as bytes."""
         sink = MemorySink(self._source.nbytes)
-        self.pour(sink, 0)
+        self.write_to(sink, 0)
         return sink.data
 
     def blob(self) -> ComputedBlob:
         """Returns the values as bytes that are made while they are written."""
-        return ComputedBlob(self._source.nbytes, self.pour)
+        return ComputedBlob(self._source.nbytes, self.write_to)
 
     def original(self, measure: Callable[[memoryview], int] = deflated) -> int:
         """Returns the deflated size of the original."""

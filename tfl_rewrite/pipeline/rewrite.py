@@ -29,7 +29,7 @@ from tfl_rewrite.errors import (
     VerificationError,
     check_number,
 )
-from tfl_rewrite.files.atomic import Aside, FileSink, access_of, write_aside
+from tfl_rewrite.files.atomic import AtomicFile, FileSink, access_of, atomic_write
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import Layout, layout, load, save
@@ -276,10 +276,10 @@ def _attempt(
         "dry_run": job.dry_run,
     }
     place = _place(target, force=job.force, nbytes=made.nbytes, dry_run=job.dry_run, access=access_of(source))
-    with place as aside:
-        _pour(made, aside, Work(job.threads, progress))
+    with place as output:
+        _write_to(made, output, Work(job.threads, progress))
         if not unchanged and any(item.for_download for item in passes):
-            deflated = _deflated(source, aside.path, results, job.threads)
+            deflated = _deflated(source, output.path, results, job.threads)
             common |= {"deflated": deflated, "estimated": max(before, made.nbytes) > EXACT_NBYTES}
             if made.nbytes == before and deflated[1] >= deflated[0]:
                 # Such as where a constant was equal to one that stays: it is not any more.
@@ -287,12 +287,12 @@ def _attempt(
                 results = [replace(result, changes=()) for result in results]
                 del common["deflated"]
                 unchanged = True
-                _pour(layout(load(source)), aside, Work(job.threads, progress))
+                _write_to(layout(load(source)), output, Work(job.threads, progress))
         common |= {"results": tuple(results), "notes": tuple(notes)}
         if unchanged:
             report = Report(outcome="unchanged", **common)
         else:
-            report = _judge(passes, aside.path, job, common, bench)
+            report = _judge(passes, output.path, job, common, bench)
             if report.unverified is not None and flaws and job.settings.mode != "off":
                 # It does not run, and we can say why: not a foreign kernel, but damage.
                 raise FormatError(flaws[0].what, file=source, where=flaws[0].where, remedy=_UNSOUND)
@@ -303,7 +303,7 @@ def _attempt(
         if job.ready is not None:
             job.ready(report)
         if not job.dry_run:
-            aside.publish()
+            output.publish()
     return report
 
 
@@ -564,27 +564,27 @@ def _unverified(
 @contextlib.contextmanager
 def _place(
     target: str | os.PathLike[str], *, force: bool, nbytes: int, dry_run: bool, access: int
-) -> Iterator[Aside]:
+) -> Iterator[AtomicFile]:
     """Opens the file to write to: beside the target, or, for a dry run, in a temporary folder."""
     if not dry_run:
-        with write_aside(target, force=force, nbytes=nbytes, access=access) as aside:
-            yield aside
+        with atomic_write(target, force=force, nbytes=nbytes, access=access) as output:
+            yield output
         return
     from tfl_rewrite.interpreter.scratch import Scratch
 
     with (
         Scratch() as scratch,
-        write_aside(scratch.path / "dry-run.tflite", force=False, nbytes=nbytes) as aside,
+        atomic_write(scratch.path / "dry-run.tflite", force=False, nbytes=nbytes) as output,
     ):
-        yield aside
+        yield output
 
 
-def _pour(made: Layout, aside: Aside, work: Work) -> None:
+def _write_to(made: Layout, output: AtomicFile, work: Work) -> None:
     stage = work.stage("writing", made.nbytes)
     try:
-        made.pour(FileSink(aside.sink.descriptor), threads=work.threads, tick=stage.tick)
+        made.write_to(FileSink(output.sink.descriptor), threads=work.threads, tick=stage.tick)
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=aside.target) from error
+        raise FileAccessError(f"cannot write: {error.strerror or error}", file=output.target) from error
 
 
 def _deflated(

@@ -54,7 +54,7 @@ class State:
         path: The file, or None to keep nothing.
         key: What the figures belong to.
         force: Whether figures that belong to something else may be replaced.
-        access: Who may read the file, as for :func:`tfl_rewrite.files.atomic.write_aside`.
+        access: Who may read the file, as for :func:`tfl_rewrite.files.atomic.atomic_write`.
 
     Raises:
         FileAccessError: The file holds something else than the state of a search.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, landing, write_aside
+from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, atomic_write, nameless_file
 from tfl_rewrite.files.claims import is_same
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
@@ -56,9 +56,9 @@ def shard_external(
     with _staging(None if dry_run else place) as stage:
         staged = stage / MODEL_NAME
         access = access_of(container.path) & PLAIN
-        with write_aside(staged, force=False, nbytes=made.nbytes, access=access) as aside:
-            made.pour(aside.sink)
-            aside.publish()
+        with atomic_write(staged, force=False, nbytes=made.nbytes, access=access) as output:
+            made.write_to(output.sink)
+            output.publish()
         for file in moved.files:
             _write(file, stage / file.name)
         names = [*(file.name for file in moved.files), MODEL_NAME]
@@ -97,8 +97,8 @@ def join_external(
         raise
     if any(is_same(target, item.path) for item in weights.opened.values()):
         raise UsageError("is what the result is made of", file=target, remedy="name another place")
-    with landing(target.parent, nbytes=made.nbytes, access=access_of(path)) as file:
-        made.pour(FileSink(file.descriptor))
+    with nameless_file(target.parent, nbytes=made.nbytes, access=access_of(path)) as file:
+        made.write_to(FileSink(file.descriptor))
         load(file.path)
         report = ShardReport(
             command="join",
@@ -192,10 +192,10 @@ def _staging(place: Path | None) -> Iterator[Path]:
 
 def _write(file: WeightFile, path: Path) -> None:
     access = access_of(path.with_name(MODEL_NAME))
-    with write_aside(path, force=False, nbytes=file.nbytes, access=access) as aside:
+    with atomic_write(path, force=False, nbytes=file.nbytes, access=access) as output:
         for offset, blob in file.slices:
-            blob.pour(aside.sink, offset)
-        aside.publish()
+            blob.write_to(output.sink, offset)
+        output.publish()
 
 
 def _is_new(staged: Path, target: Path, *, force: bool) -> bool:

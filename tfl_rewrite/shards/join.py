@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
-from tfl_rewrite.files.atomic import PLAIN, landing
+from tfl_rewrite.files.atomic import PLAIN, nameless_file
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.shards.manifest import Manifest, Part
 from tfl_rewrite.shards.sources import FolderSource, Source, Stream
@@ -182,7 +182,7 @@ class WorkFolder:
             os.unlink(part.name, dir_fd=self._opened)
         for attempt in range(_ATTEMPTS):
             try:
-                with landing(self.folder, nbytes=part.stored_nbytes, opened=self._opened) as file:
+                with nameless_file(self.folder, nbytes=part.stored_nbytes, opened=self._opened) as file:
                     position = 0
                     with source.open(part.name) as stream:
                         for piece in stored_pieces(part, stream, stop):
@@ -308,7 +308,7 @@ def join_parts(
         target: The file to make; see :func:`tfl_rewrite.files.atomic.check_target`.
         force: Whether it may exist.
         jobs: Parts at once.
-        access: Who may read the file, as for :func:`tfl_rewrite.files.atomic.landing`.
+        access: Who may read the file, as for :func:`tfl_rewrite.files.atomic.nameless_file`.
         dry_run: Fetch and check everything, but keep nothing.
         tick: Called with bytes done, from any thread.
 
@@ -321,7 +321,7 @@ def join_parts(
         work: WorkFolder | None = None
         if source.remote and not dry_run:
             work = stack.enter_context(work_folder(target))
-        with landing(target.parent, nbytes=manifest.nbytes, access=access) as file:
+        with nameless_file(target.parent, nbytes=manifest.nbytes, access=access) as file:
             kept = assemble(manifest, source, file.sink, jobs=jobs, work=work, tick=tick)
             check_whole(manifest, file.pieces(), tick=tick)
             if not dry_run:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
-from tfl_rewrite.files.atomic import PLAIN, Landing, access_of, landing
+from tfl_rewrite.files.atomic import PLAIN, NamelessFile, access_of, nameless_file
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.blob import MappedBlob
@@ -258,7 +258,7 @@ def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: 
     """
     if is_present(target, nbytes, pieces):
         return False
-    with landing(target.parent, nbytes=nbytes, access=access) as file:
+    with nameless_file(target.parent, nbytes=nbytes, access=access) as file:
         offset = 0
         for piece in pieces():
             file.sink.write_at(piece, offset)
@@ -266,7 +266,7 @@ def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: 
         return _name(file, target, nbytes, pieces, force=force)
 
 
-def _name(file: Landing, target: Path, nbytes: int, pieces: Pieces, *, force: bool) -> bool:
+def _name(file: NamelessFile, target: Path, nbytes: int, pieces: Pieces, *, force: bool) -> bool:
     """Gives a written file its name; returns whether it was missing or different."""
     try:
         file.publish(target, force=force)
@@ -343,7 +343,7 @@ class _Writer:
         nbytes = 0
         # What is only tried has no file in a folder that is not there.
         place = Path(tempfile.gettempdir()) if self.dry_run else self.folder
-        with landing(place, access=self.access) as file:
+        with nameless_file(place, access=self.access) as file:
             for packed in gzipped(pieces()):
                 if nbytes + len(packed) >= item.nbytes:
                     return None

@@ -52,9 +52,9 @@ class QuantizedPayload:
         self._error: Error | None = None
         self.silenced: tuple[int, ...] = ()
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes the integers (their first part), block by block; needs no memory but a few blocks."""
-        self._pour(0, sink, offset)
+        self._write_to(0, sink, offset)
 
     def error(self) -> Error:
         """Returns the squared signal and error; rounds now if nothing was written yet."""
@@ -71,11 +71,11 @@ class QuantizedPayload:
         """Returns the parts of the integers; one for most types."""
         elements = self.work.channels.elements
         return [
-            ComputedBlob(packed_nbytes(elements, part.bits), functools.partial(self._pour, number))
+            ComputedBlob(packed_nbytes(elements, part.bits), functools.partial(self._write_to, number))
             for number, part in enumerate(self.work.dtype.parts)
         ]
 
-    def _pour(self, number: int, sink: Sink, offset: int) -> None:
+    def _write_to(self, number: int, sink: Sink, offset: int) -> None:
         kinds = self.work.dtype.parts
         packer = Packer(kinds[number].bits, lambda start, data: sink.write_at(data, offset + start))
         if len(kinds) == 1:

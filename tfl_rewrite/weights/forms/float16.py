@@ -75,7 +75,7 @@ class Float16Cast:
         self._source = source
         self._error: HalfError | None = None
 
-    def pour(self, sink: Sink, offset: int) -> None:
+    def write_to(self, sink: Sink, offset: int) -> None:
         """Writes the values, block by block."""
         self._run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
 
@@ -88,7 +88,7 @@ class Float16Cast:
 
     def blob(self) -> ComputedBlob:
         """Returns the values as bytes that are made while they are written."""
-        return ComputedBlob(self._source.nbytes // 2, self.pour)
+        return ComputedBlob(self._source.nbytes // 2, self.write_to)
 
     def _run(self, emit: Callable[[int, Float16], None]) -> None:
         values = np.frombuffer(self._source.view(), dtypes.FLOAT32.numpy)
