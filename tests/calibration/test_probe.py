@@ -11,10 +11,10 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
-from tfl_rewrite.calibration.probe import Place, Probe
-from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.calibration.probe import Place, Probe, Runner
 from tfl_rewrite.editing.base import run_passes
-from tfl_rewrite.interpreter.runner import RuntimeChoice
+from tfl_rewrite.interpreter.session import ModelFailed
+from tfl_rewrite.interpreter.worker import RuntimeChoice
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.numerics.moments import Moments
@@ -119,11 +119,11 @@ def test_signatures_enter_their_own_subgraphs(fixtures: Path, runner: Runner) ->
 def test_a_model_that_does_not_run_is_named(fixtures: Path, runner: Runner) -> None:
     path = fixtures / "conv_without_bias.tflite"
     inputs = str(fixtures / "inputs" / "conv_without_bias.npz")
-    with pytest.raises(CalibrationError, match=r"runtime failed|bias"):
+    with pytest.raises(ModelFailed, match=r"runtime failed|bias"):
         steps_of(path, [inputs], runtime="litert", timeout=60)
-    with pytest.raises(CalibrationError):
+    with pytest.raises(ModelFailed):
         runner.open(path)
-    with pytest.raises(CalibrationError):
+    with pytest.raises(ModelFailed):
         runner.open(fixtures / "malformed" / "text.tflite")
 
 
@@ -147,7 +147,7 @@ def test_a_part_that_does_not_run_is_run_with_all_that_follows(
         part = load(model)
         tried.append((len(part.subgraphs[0].operators), len(part.subgraphs[0].outputs), delegates))
         if len(tried) < 3:
-            raise CalibrationError("the interpreter process died")
+            raise ModelFailed("the interpreter process died")
         real(self, model, delegates=delegates)
 
     monkeypatch.setattr(Runner, "open", opened)

@@ -8,28 +8,29 @@ from typing import Any
 
 import pytest
 
-from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.calibration.probe import Runner
 from tfl_rewrite.interpreter.memory import MemoryWatch
-from tfl_rewrite.interpreter.runner import RuntimeChoice
+from tfl_rewrite.interpreter.session import ModelFailed
+from tfl_rewrite.interpreter.worker import RuntimeChoice
 
 
 def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner(RuntimeChoice.parse("litert"), timeout=20) as runner:
         runner.open(fixtures / "dense.tflite")
-        child: Any = runner._child
+        child: Any = runner.worker._child
         child._process.kill()
         child._process.wait()
         # The pipe ends before the system says that the process did.
         monkeypatch.setattr(child._process, "poll", lambda: None)
-        with pytest.raises(CalibrationError, match="died"):
+        with pytest.raises(ModelFailed, match="died"):
             runner.open(fixtures / "dense.tflite")
         runner.open(fixtures / "dense.tflite")
-        assert runner._child is not child
+        assert runner.worker._child is not child
 
 
 def test_a_process_that_takes_too_much_memory_is_ended(fixtures: Path) -> None:
     runner = Runner(RuntimeChoice.parse("litert"), timeout=20, watch=MemoryWatch(1 << 20))
-    with runner, pytest.raises(CalibrationError, match="took more memory than 1 MB"):
+    with runner, pytest.raises(ModelFailed, match="took more memory than 1 MB"):
         runner.open(fixtures / "dense.tflite")
 
 
@@ -38,10 +39,10 @@ def test_a_process_that_died_between_two_requests_is_watched_no_more(fixtures: P
     watch = MemoryWatch(1 << 40)
     with Runner(RuntimeChoice.parse("litert"), timeout=20, watch=watch) as runner:
         runner.open(fixtures / "dense.tflite")
-        old: Any = runner._child
+        old: Any = runner.worker._child
         old._process.kill()
         old._process.wait()
         runner.open(fixtures / "dense.tflite")
         # Its number may be somebody else's by now.
-        new: Any = runner._child
+        new: Any = runner.worker._child
         assert watch._watched == {new.pid} != {old.pid}

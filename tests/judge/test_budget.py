@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite.interpreter import process, runner
+from tfl_rewrite.interpreter import process, worker
 from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import EntryPoint, TensorFacts
 from tfl_rewrite.interpreter.memory import MemoryWatch
@@ -36,13 +36,13 @@ def small(monkeypatch):
     for module, name in (
         (reference, "KEPT_NBYTES"),
         (reference, "SINGLE_NBYTES"),
-        (runner, "KEPT_NBYTES"),
+        (worker, "KEPT_NBYTES"),
         (process, "WINDOW_NBYTES"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) // 100)
     # The defaults of arguments are bound already.
     monkeypatch.setattr(
-        runner.Worker.begin, "__kwdefaults__", {**runner.Worker.begin.__kwdefaults__, "keeps": 0}
+        worker.Worker.begin, "__kwdefaults__", {**worker.Worker.begin.__kwdefaults__, "keeps": 0}
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface, TensorFacts
-from tfl_rewrite.interpreter.tracing import Node, Trace
 from tfl_rewrite.judge import matching
-from tfl_rewrite.judge.matching import match_outputs, weight_tensors
+from tfl_rewrite.judge.matching import Node, Trace, match_outputs, weight_tensors
 
 Row = tuple[str, list[int], list[tuple[int, str, tuple[int, ...]]]]
 
@@ -15,22 +14,20 @@ Row = tuple[str, list[int], list[tuple[int, str, tuple[int, ...]]]]
 def trace(rows: list[Row], inputs: tuple[int, ...] = (0,)) -> Trace:
     """Operators as (type, inputs, [(tensor, name, shape)])."""
     tensors, nodes = {}, []
-    for index, (operator, used, given) in enumerate(rows):
-        for tensor, name, shape in given:
+    for index, (operator, used, made) in enumerate(rows):
+        for tensor, name, shape in made:
             tensors[tensor] = TensorFacts(
                 name=name, tensor=name, dtype="float32", shape=shape, shape_signature=shape
             )
-        outputs = tuple(tensor for tensor, *_ in given)
+        outputs = tuple(tensor for tensor, *_ in made)
         nodes.append(Node(index=index, operator=operator, inputs=tuple(used), outputs=outputs))
-    return Trace(
-        interface=Interface(primary=EntryPoint(key=None, inputs=(), outputs=()), signatures=()),
-        nodes=tuple(nodes),
-        tensors=tensors,
-        inputs=inputs,
-        outputs=(),
-        subgraphs=1,
-        primary_keys=frozenset(),
+    given = tuple(
+        TensorFacts(name="x", tensor="x", dtype="float32", shape=(), shape_signature=(), index=index)
+        for index in inputs
     )
+    primary = EntryPoint(key=None, inputs=given, outputs=())
+    interface = Interface(primary=primary, signatures=(), subgraphs=1)
+    return Trace(interface=interface, nodes=tuple(nodes), tensors=tensors)
 
 
 def pairs(before: Trace, after: Trace) -> list[tuple[int, int, str]]:

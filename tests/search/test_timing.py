@@ -41,7 +41,7 @@ def test_the_fastest_is_chosen_and_jitter_is_no_difference(tmp_path: Path) -> No
         Option(each, size, size, noise) for each, size in ((FAST, 100.0), (SLOW, 50.0), (SAME, 200.0))
     ]
     unit = Unit(3, "w", ("CONV_2D",), 100, 400, options)
-    Told(cast(Trials, Writer()), tmp_path).price([unit], lambda *_: None)
+    Told(cast(Trials, Writer()), tmp_path, "litert").price([unit], lambda *_: None)
     kept, fast, slow, same = (option.cost for option in unit.options)
     assert fast < same < kept < slow
     assert knapsack.solve([unit], 1e-3) == [1]
@@ -49,12 +49,12 @@ def test_the_fastest_is_chosen_and_jitter_is_no_difference(tmp_path: Path) -> No
 
 
 def test_real_files_take_time(fixtures: Path, tmp_path: Path) -> None:
-    watch = Stopwatch(cast(Trials, Writer()), tmp_path)
+    watch = Stopwatch(cast(Trials, Writer()), tmp_path, "litert")
     times = watch.seconds([fixtures / "dense.tflite", fixtures / "digits_cnn.tflite"])
     assert len(times) == 2 and min(times) > 0
 
 
 def test_what_does_not_run_cannot_be_timed(fixtures: Path, tmp_path: Path) -> None:
-    watch = Stopwatch(cast(Trials, Writer()), tmp_path)
+    watch = Stopwatch(cast(Trials, Writer()), tmp_path, "litert")
     with pytest.raises(UnsupportedError, match="cannot be timed"):
         watch.seconds([fixtures / "malformed" / "custom_unknown_op.tflite"])

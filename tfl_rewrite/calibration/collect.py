@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.probe import Call, Place, Probe
-from tfl_rewrite.calibration.runner import CalibrationError
+from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.numerics.moments import Moments, memory_rounds
 from tfl_rewrite.numerics.products import Product
@@ -57,14 +57,14 @@ def steps_of(
         progress: Told that this begins; nobody knows when it ends.
 
     Raises:
-        CalibrationError: The model does not run.
+        ModelFailed: The model does not run.
         UsageError: The files do not fit the model, or the runtime is not there.
     """
     if progress is not None:
         progress(COLLECTING, 0, 0)
     ran = run_model(path, inputs=inputs, runtime=runtime, timeout=timeout, memory_limit=memory_limit)
     if ran.failure is not None or ran.interface is None:
-        raise CalibrationError(ran.failure.message if ran.failure else "the model does not run")
+        raise ModelFailed(ran.failure.message if ran.failure else "the model does not run")
     return list(real_inputs(ran.interface, inputs).steps)
 
 
@@ -133,7 +133,7 @@ def _collect(
                     except ValueError as error:
                         found[position] = str(error)
             stage.tick(_nbytes(calls[number]))
-    except CalibrationError as error:
+    except ModelFailed as error:
         found = dict.fromkeys(group, str(error))
     for position in group:
         yield position, found.pop(position)

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
-from tfl_rewrite.calibration.probe import Place, Probe
+from tfl_rewrite.calibration.probe import Place, Probe, Runner
 from tfl_rewrite.calibration.rounder import Settings, file_of
-from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.runner import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.interpreter.session import ModelFailed
+from tfl_rewrite.interpreter.worker import RuntimeChoice
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.gptq import Metric, feedback
@@ -99,7 +99,7 @@ class Fitter:
             # A signal to end unwinds, so that processes and files are not left behind.
             with TerminationGuard(), Scratch() as scratch, one_blas_thread():
                 self._collect(file_of(model, scratch.folder()), jobs)
-        except (CalibrationError, UnsupportedError) as error:
+        except (ModelFailed, UnsupportedError) as error:
             for key, _ in jobs:
                 if key not in self._known:
                     self._reasons[key] = f"the model could not be run for its activations: {error}"

@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.runner import CalibrationError, Runner
 from tfl_rewrite.files.store import load, save
+from tfl_rewrite.interpreter.child import save_array
+from tfl_rewrite.interpreter.memory import MemoryWatch
+from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.interpreter.session import ModelFailed, Session
+from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
 from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
@@ -45,6 +49,79 @@ class Call:
     half: int = 0
 
 
+class Runner:
+    """Runs one model at a time in a child process, started when first asked; a context manager.
+
+    Args:
+        runtime: Which interpreter.
+        timeout: Seconds for each request.
+        threads: Of the interpreter.
+        watch: Of its memory.
+
+    Attributes:
+        folder: A temporary folder that lives as long as this; models in it may be opened.
+
+    Raises:
+        ModelFailed: From `open`, `run` and `output`: the model does not run.
+    """
+
+    def __init__(
+        self,
+        runtime: RuntimeChoice,
+        *,
+        timeout: float = 600.0,
+        threads: int = 1,
+        watch: MemoryWatch | None = None,
+    ) -> None:
+        self._scratch = Scratch()
+        self.folder = self._scratch.folder()
+        self.worker = Worker(runtime, self._scratch.folder(), watch, timeout=timeout, readable=[self.folder])
+        self._session = Session(self.worker, self._scratch, timeout)
+        self._threads = threads
+        self._outputs: tuple[int, ...] = ()
+        self._stored: dict[int, tuple[object, str]] = {}
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.kill()
+        self._scratch.close()
+
+    def open(self, model: Path, *, delegates: bool = True) -> None:
+        """Opens a model.
+
+        Args:
+            model: The file.
+            delegates: Whether the default delegates may run it.
+        """
+        resolver = "default" if delegates else "builtin"
+        interface, _ = self._session.open("open", model, resolver, self._threads)
+        self._outputs = tuple(facts.index for facts in interface.primary.outputs)
+
+    def run(self, values: Sequence[Array]) -> None:
+        """Runs the primary subgraph on its inputs, in order."""
+        self._session.begin(0, None, [("", self._store(value)) for value in values])
+        self._session.finish()
+
+    def output(self, position: int) -> Array:
+        """Returns an output of the last run."""
+        index = self._outputs[position]
+        with self._session.get(0, [index]) as found:
+            if index in found.unreadable:
+                raise ModelFailed(found.unreadable[index])
+            return np.array(found.array(index))
+
+    def _store(self, value: Array) -> str:
+        known = self._stored.get(id(value))
+        if known is None:
+            stem = str(self.folder / f"input{len(self._stored)}")
+            save_array(Path(stem), value)
+            # The array is held, so that no other gets its id.
+            known = self._stored[id(value)] = (value, stem)
+        return known[1]
+
+
 class Probe:
     """A copy of a model of which any part can be run, with other constants if need be.
 
@@ -66,7 +143,7 @@ class Probe:
         follow each other in time are alike.
 
         Raises:
-            CalibrationError: A step does not give every input of its subgraph.
+            ModelFailed: A step does not give every input of its subgraph.
         """
         calls = [self._call(step) for step in steps]
         totals = Counter(call.subgraph for call in calls)
@@ -121,7 +198,7 @@ class Probe:
             The number of the call and the activations, one for each weight.
 
         Raises:
-            CalibrationError: The part does not run.
+            ModelFailed: The part does not run.
         """
         entered = weights[0][0].subgraph
         subgraph = self.model.subgraphs[entered]
@@ -161,7 +238,7 @@ class Probe:
                     self._runner.open(path, delegates=delegates)
                     self._runner.run(call.values)
                     return
-                except CalibrationError:
+                except ModelFailed:
                     if not last_try:
                         raise
         finally:
@@ -221,5 +298,5 @@ class Probe:
         try:
             ordered = tuple(values[id(tensor)] for tensor in signature.subgraph.inputs)
         except KeyError:
-            raise CalibrationError(f"signature {step.signature!r} does not give all inputs") from None
+            raise ModelFailed(f"signature {step.signature!r} does not give all inputs") from None
         return Call(self.model.subgraphs.index(signature.subgraph), ordered)

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Wanted, as_floats, collect, steps_of
-from tfl_rewrite.calibration.probe import Call, Place, Probe
-from tfl_rewrite.calibration.runner import CalibrationError, Runner
+from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import is_changed, save
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.runner import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.interpreter.session import ModelFailed
+from tfl_rewrite.interpreter.worker import RuntimeChoice
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
@@ -153,7 +153,7 @@ class Calibrated:
             # A signal to end unwinds, so that processes and files are not left behind.
             with TerminationGuard(), Scratch() as scratch, one_blas_thread():
                 self._calibrate(file_of(model, scratch.folder()), jobs)
-        except (CalibrationError, UnsupportedError) as error:
+        except (ModelFailed, UnsupportedError) as error:
             for job in jobs:
                 if _key(job.work) not in self._trials:
                     self._reasons[_key(job.work)] = f"the model could not be run for its activations: {error}"
@@ -406,7 +406,7 @@ def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Mo
         for (number, (met,)), (_, (wanted,)) in pairs:
             key = (0, job.place.subgraph, job.place.operator, number)
             moments.add_pair(as_floats(met), as_floats(wanted), key, calls[number].half)
-    except (ValueError, CalibrationError) as error:
+    except (ValueError, ModelFailed) as error:
         return str(error)
     return moments
 

@@ -1,9 +1,10 @@
 """The process that loads a model into an interpreter and runs it: requests in, arrays out.
 
 This file is a script. It is started by ``sandbox.py`` with whatever Python holds the interpreter that should
-judge, so it imports nothing of its package and keeps to what Python 3.9 and numpy 1.x offer. It speaks JSON
-lines: requests on standard input, messages on what was standard output when it started. From then on
-everything that the runtime prints, wherever to, ends on standard error, which the parent keeps in a file.
+judge, so of its package it loads ``interface.py`` alone, by path, and keeps to what Python 3.9 and numpy 1.x
+offer. It speaks JSON lines: requests on standard input, messages on what was standard output when it started.
+From then on everything that the runtime prints, wherever to, ends on standard error, which the parent keeps.
+What a request asks for is a verb (see `VERBS`). Its last message has either ``done`` or ``error``.
 
 Inputs are ``.npy`` files, strings their bytes beside an array of their lengths: never pickled. Outputs follow
 the message that announces them, as plain bytes; no file is written.
@@ -17,7 +18,6 @@ import json
 import os
 import platform
 import queue
-import re
 import sys
 import threading
 import time
@@ -34,18 +34,8 @@ RUNTIMES = {
     "tflite_runtime": ("tflite-runtime", "tflite_runtime.interpreter"),
     "tensorflow": ("tensorflow", "tensorflow"),
 }
-# Operators that hand the values of an input on, so that an index stays an index.
-# fmt: off
-CARRIERS = frozenset([
-    "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "EXPAND_DIMS", "FLOOR_MOD", "MAXIMUM",
-    "MINIMUM", "PACK", "PAD", "PADV2", "QUANTIZE", "RESHAPE", "REVERSE_V2", "SELECT", "SELECT_V2", "SLICE",
-    "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK",
-])
-# fmt: on
-# Operators that keep something from call to call, or run other subgraphs, whose operators cannot be seen.
-KEEPERS = re.compile(
-    r"VAR_HANDLE|READ_VARIABLE|ASSIGN_VARIABLE|HASHTABLE.*|CALL_ONCE|WHILE|IF|STABLEHLO_.*|SVDF|.*(LSTM|RNN).*"
-)
+COMPILED = "ai_edge_litert.compiled_model"
+"""What ``compiled`` runs models with: the only runtime that reads external buffers."""
 MMAP_FROM_NBYTES = 1 << 20
 # What the runtimes call the kernels that are asked for; without any they take their default delegates.
 KERNELS = {"builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
@@ -53,6 +43,12 @@ KERNELS = {"builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN
 M_PERTURB = -6
 # Beside the model: the interpreter's own libraries, Python, and memory that is reserved but never touched.
 SLACK_NBYTES = 1 << 30
+TIMED_SECONDS = 0.15
+"""For each model that is timed."""
+TIMED_CALLS = 5
+"""Of each at least."""
+
+# -- arrays ----------------------------------------------------------------------------------------------
 
 
 def _as_bytes(strings: Any) -> tuple[Any, bytes]:
@@ -97,7 +93,7 @@ def packed(name: str, value: Any) -> Packed:
     """Makes an array ready to be sent, strings as lengths and bytes.
 
     Args:
-        name: By which the parent stores it: ``output``, or numbers such as ``3`` and ``0.1``.
+        name: By which the parent stores it: numbers such as ``3`` and ``0.1``.
         value: Anything that numpy makes an array of.
 
     Raises:
@@ -130,6 +126,9 @@ class Channel:
         self._stream.flush()
 
 
+# -- the interpreter -------------------------------------------------------------------------------------
+
+
 class Runtime:
     """One importable interpreter: its class, its resolver names, what it is called and its version."""
 
@@ -144,7 +143,7 @@ class Runtime:
             self.resolvers = module.OpResolverType
         self.version = _version(self.distribution, module)
 
-    def build(self, model: str, resolver: str, threads: int) -> Any:
+    def build(self, model: str, resolver: str, threads: int, keeps_tensors: bool = False) -> Any:
         """An interpreter of the file, not yet allocated."""
         options: dict[str, Any] = {"model_path": model, "num_threads": threads}
         if resolver in KERNELS:
@@ -152,6 +151,8 @@ class Runtime:
             if kernels is None:
                 raise ValueError(f"this runtime has no {resolver} kernels to choose")
             options["experimental_op_resolver_type"] = kernels
+        if keeps_tensors:
+            options["experimental_preserve_all_tensors"] = True
         return self.interpreter(**options)
 
 
@@ -178,183 +179,257 @@ def find_runtime(wanted: str) -> Runtime:
     raise ImportError("; ".join(reasons))
 
 
-def tensor_facts(
-    detail: Any, name: str, bounds: dict[int, int], read: frozenset[int] = frozenset()
-) -> dict[str, Any]:
-    """One input or output as data: name, dtype, declared shape, quantization, bound of its values.
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
-    An output is consumed if it is among the tensors that operators read.
+
+class Opened:
+    """A model in an interpreter.
+
+    Attributes:
+        key: Which file, with which kernels: what was asked for.
+        operators: Of the primary subgraph; see ``interface.operators_of``.
+        facts: What it takes and gives; see ``interface.describe``.
     """
-    dtype = np.dtype(detail["dtype"])
-    shape = [int(size) for size in detail["shape"]]
-    quantization = detail.get("quantization_parameters", {})
-    index = int(detail["index"])
-    return {
-        "name": name,
-        "tensor": detail["name"],
-        "index": index,
-        "dtype": "string" if dtype.kind in "SUO" else dtype.name,
-        "shape": shape,
-        "shape_signature": [int(size) for size in detail.get("shape_signature", shape)],
-        "scales": [float(scale) for scale in quantization.get("scales", ())],
-        "zero_points": [int(zero) for zero in quantization.get("zero_points", ())],
-        "quantized_dimension": int(quantization.get("quantized_dimension", 0)),
-        "below": bounds.get(index),
-        "consumed": index in read,
-    }
+
+    def __init__(self, key: Any, interpreter: Any, operators: Any, facts: dict[str, Any]) -> None:
+        self.key = key
+        self.interpreter = interpreter
+        self.operators = operators
+        self.facts = facts
+
+    def signature(self, key: str) -> dict[str, Any] | None:
+        """What is known of a signature; None if there is none of that name."""
+        return next((entry for entry in self.facts["signatures"] if entry["key"] == key), None)
+
+    def run(self, key: str | None, values: Any) -> list[Any]:
+        """One call of an entry point; a text instead of an output: why it is unreadable."""
+        if key is None:
+            self.invoke(_by_position(self.facts["inputs"], values))
+            return [self._read(facts["index"]) for facts in self.facts["outputs"]]
+        entry = self.signature(key)
+        if entry is None:
+            raise ValueError(f"the model has no signature {key!r}")
+        names = [item["name"] for item in entry["inputs"]]
+        if len(names) != len(values):
+            raise ValueError(f"signature {key!r} has {len(names)} inputs, the samples {len(values)}")
+        given = dict(values)
+        by_position = {name: values[position][1] for position, name in enumerate(names)}
+        arguments = given if set(given) == set(names) else by_position
+        result = self.interpreter.get_signature_runner(key)(**arguments)
+        return [np.asarray(result[item["name"]]) for item in entry["outputs"]]
+
+    def invoke(self, values: dict[int, Any], *, reset: bool = False) -> None:
+        """Runs the primary subgraph.
+
+        Args:
+            values: Of its inputs, by number of the tensor.
+            reset: Whether it meets its variables as they are in a new interpreter.
+        """
+        work = self.interpreter
+        shapes = {int(detail["index"]): list(detail["shape"]) for detail in work.get_input_details()}
+        resized = [index for index, value in values.items() if shapes.get(index) != list(value.shape)]
+        for index in resized:
+            work.resize_tensor_input(index, list(values[index].shape))
+        if resized:
+            work.allocate_tensors()
+        if reset:
+            try:
+                work.reset_all_variables()
+            except (AttributeError, RuntimeError):
+                # An old runtime has no such call. A variable of a subgraph that was never allocated cannot be
+                # reset, and need not be: allocation clears it.
+                pass
+        for index, value in values.items():
+            work.set_tensor(index, value)
+        work.invoke()
+
+    def _read(self, index: int) -> Any:
+        try:
+            return np.asarray(self.interpreter.get_tensor(index))
+        except Exception as error:
+            return _told(error)
+
+    def sizes(self) -> dict[int, int]:
+        """Bytes of what each operator gives, by number of the tensor."""
+        produced = {tensor for _, _, outputs in self.operators for tensor in outputs}
+        sizes = {}
+        for detail in self.interpreter.get_tensor_details():
+            index, dtype = int(detail["index"]), np.dtype(detail["dtype"])
+            if index in produced:
+                elements = int(np.prod([int(size) for size in detail["shape"]], dtype=np.int64))
+                sizes[index] = elements * max(1, dtype.itemsize)
+        return sizes
 
 
-def _nodes(interpreter: Any) -> list[tuple[str, list[int], list[int]]]:
-    """Name, inputs and outputs of each operator of the primary subgraph.
-
-    The public interface does not tell; what it wraps is asked, and an older or newer runtime without these
-    names yields nothing, which costs only the bounds of made indices. The wrapped object must not be held:
-    the interpreter counts references to it before every call.
-    """
-    try:
-        return [
-            (
-                str(interpreter._interpreter.NodeName(position)),
-                [int(tensor) for tensor in interpreter._interpreter.NodeInputs(position)],
-                [int(tensor) for tensor in interpreter._interpreter.NodeOutputs(position)],
-            )
-            for position in range(int(interpreter._interpreter.NumNodes()))
-        ]
-    except Exception:
-        return []
+def _by_position(targets: list[dict[str, Any]], values: Any) -> dict[int, Any]:
+    if len(targets) != len(values):
+        raise ValueError(f"the model has {len(targets)} inputs, the samples {len(values)}")
+    return {facts["index"]: values[place][1] for place, facts in enumerate(targets)}
 
 
-def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any) -> tuple[int, int] | None:
-    """Which tensor of an operator holds indices, and the size that they must stay below.
-
-    The axis of GATHER is not visible here, so it is inferred from the shape of the output; where several
-    axes fit, the smallest of their sizes is safe for all.
-    """
-    if name == "EMBEDDING_LOOKUP" and len(inputs) > 1 and shapes.get(inputs[1]):
-        return inputs[0], int(shapes[inputs[1]][0])
-    if name not in ("GATHER", "GATHER_ND") or len(inputs) < 2:
-        return None
-    table, indices = shapes.get(inputs[0]), shapes.get(inputs[1])
-    if not table or indices is None:
-        return None
-    if name == "GATHER_ND":
-        addressed = table[: indices[-1]] if indices else table
-        return inputs[1], int(min(addressed)) if addressed else 1
-    result = shapes.get(outputs[0]) if outputs else None
-    fitting = [
-        size
-        for axis, size in enumerate(table)
-        if result is not None and table[:axis] + indices + table[axis + 1 :] == result
-    ]
-    return inputs[1], int(min(fitting or table))
+def _loaded(inputs: Any) -> list[tuple[str, Any]]:
+    """The arrays of a call, by name."""
+    return [(name, load_array(Path(stem))) for name, stem in inputs]
 
 
-def index_bounds(interpreter: Any, nodes: list[tuple[str, list[int], list[int]]]) -> dict[int, int]:
-    """For each tensor of the primary subgraph that ends as an index: the size it must stay below.
+# -- verbs -----------------------------------------------------------------------------------------------
 
-    Walks the operators from the last to the first, handing a bound from the output of an operator that
-    only carries values to its inputs. Must be called before the graph is delegated.
-    """
-    if not nodes:
-        return {}
-    shapes = {
-        int(detail["index"]): [int(size) for size in detail["shape"]]
-        for detail in interpreter.get_tensor_details()
-    }
-    bounds: dict[int, int] = {}
-    for name, inputs, outputs in reversed(nodes):
-        found = _index_operand(name, inputs, outputs, shapes)
-        targets = [found] if found else []
-        carried = [bounds[tensor] for tensor in outputs if tensor in bounds]
-        if name in CARRIERS and carried:
-            targets += [(tensor, min(carried)) for tensor in inputs if tensor >= 0]
-        elif name == "GATHER" and carried:
-            targets.append((inputs[0], min(carried)))
-        for tensor, below in targets:
-            bounds[tensor] = max(1, min(below, bounds.get(tensor, below)))
-    return bounds
-
-
-def describe(interpreter: Any) -> dict[str, Any]:
-    """Inputs and outputs of the primary subgraph and of every signature, as the file declares them."""
-    nodes = _nodes(interpreter)
-    try:
-        bounds = index_bounds(interpreter, nodes)
-    except Exception:
-        bounds = {}
-    read = frozenset(tensor for _, given, _ in nodes for tensor in given)
-    inputs = [tensor_facts(detail, detail["name"], bounds) for detail in interpreter.get_input_details()]
-    outputs = [tensor_facts(detail, detail["name"], {}, read) for detail in interpreter.get_output_details()]
-    signatures = []
-    by_name = {facts["tensor"]: facts["below"] for facts in inputs}
-    for key in interpreter.get_signature_list():
-        runner = interpreter.get_signature_runner(key)
-        subgraph = _subgraph_of(interpreter, key)
-        own, reads = (bounds, read) if subgraph == 0 else ({}, frozenset())
-        entries = {
-            "key": key,
-            "subgraph": subgraph,
-            "inputs": [tensor_facts(d, name, own) for name, d in runner.get_input_details().items()],
-            "outputs": [tensor_facts(d, name, {}, reads) for name, d in runner.get_output_details().items()],
-        }
-        signatures.append(entries)
-        by_name.update({f["name"]: f["below"] for f in entries["inputs"] if f["below"]})
-    for entry in signatures:
-        # The operators of other subgraphs cannot be seen: an input of the same name is taken for the same.
-        for facts in entry["inputs"]:
-            facts["below"] = facts["below"] or by_name.get(facts["name"])
-    names = [name for name, _, _ in nodes]
-    primary = all(entry["subgraph"] == 0 for entry in signatures)
-    # A custom operator, whose name is its author's, may keep anything.
-    innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
-    try:
-        subgraphs = int(interpreter._interpreter.NumSubgraphs())
-    except Exception:
-        subgraphs = -1
-    return {
-        "subgraphs": subgraphs,
-        "subgraph": 0,
-        "inputs": inputs,
-        "outputs": outputs,
-        "signatures": signatures,
-        "keeps_state": not (primary and names and len(innocent) == len(names)),
-    }
-
-
-def _subgraph_of(interpreter: Any, key: str) -> int:
-    try:
-        return int(interpreter._interpreter.GetSubgraphIndexFromSignature(key))
-    except Exception:
-        return -1
+Answer = tuple[dict[str, Any], list[Packed]]
+"""What is told of a request that was carried out, and arrays."""
 
 
 class Service:
-    """Answers the requests of one parent, one model at a time."""
+    """Answers the requests of one parent, one model at a time.
 
-    def __init__(self, runtime: Runtime, channel: Channel) -> None:
+    Args:
+        runtime: That opens models.
+        channel: To the parent.
+        interface: The script that describes them.
+    """
+
+    def __init__(self, runtime: Runtime, channel: Channel, interface: Any) -> None:
         self._runtime = runtime
         self._emit = channel.send
-        self._loaded: tuple[Any, Any, Any] | None = None
+        self._interface = interface
+        self._opened: Opened | None = None
         self._poisoned = 0
+        self._where: dict[str, Any] = {}
+        # The clean-up of CompiledModel has been seen to crash after all was said.
+        self._compiled: list[Any] = []
 
     def answer(self, request: dict[str, Any]) -> None:
         """Carries out one request; its last message has either ``done`` or ``error``."""
         started = time.monotonic()
-        self._where: dict[str, Any] = {"stage": "opening"}
+        self._where = {"stage": "opening"}
         try:
             self._poison(request.get("poison", 0))
             _bound_memory(request.get("memory"))
-            interpreter, facts = self._load(request)
-            if request["do"] == "run":
-                self._run(interpreter, facts, request)
-                self._loaded = None
-            self._emit({"done": True, "seconds": time.monotonic() - started})
+            answer, arrays = VERBS[request["do"]](self, request)
+            self._emit({"done": True, "answer": answer, "seconds": time.monotonic() - started}, arrays)
         except Exception as error:
-            self._loaded = None
-            text = str(error) or type(error).__name__
+            self._opened = None
+            text = _told(error)
             if self._where["stage"] == "allocating" and self._is_bound(request):
                 text = f"out of memory: it reserves much more than it may ({text})"
             self._emit({**self._where, "error": text})
+
+    def open(self, request: dict[str, Any]) -> Answer:
+        """Opens a model anew and keeps it open; tells what it takes and gives."""
+        self._opened = None
+        self._load(request)
+        return {}, []
+
+    def trace(self, request: dict[str, Any]) -> Answer:
+        """Opens a model so that what its operators give can be fetched; tells of them and their tensors."""
+        self._opened = None
+        opened = self._load(request, keeps_tensors=True)
+        used = {tensor for _, inputs, outputs in opened.operators for tensor in (*inputs, *outputs)}
+        tensors = {
+            int(detail["index"]): vars(self._interface.TensorFacts.of(detail, detail["name"], {}))
+            for detail in opened.interpreter.get_tensor_details()
+            if int(detail["index"]) in used
+        }
+        return {"operators": opened.operators, "tensors": tensors}, []
+
+    def run(self, request: dict[str, Any]) -> Answer:
+        """Runs all calls of a list, or some; sends what each gives. The model is closed then."""
+        opened = self._load(request)
+        steps = json.loads(Path(request["steps"]).read_text(encoding="utf-8"))
+        for number, position in enumerate(request.get("only") or range(len(steps))):
+            step = steps[position]
+            self._enter("running", step=number)
+            values = _loaded(step["inputs"])
+            if request.get("independent") and number:
+                opened.interpreter = self._runtime.build(*opened.key)
+                opened.interpreter.allocate_tensors()
+            try:
+                results = opened.run(step["signature"], values)
+            except Exception as error:
+                if not step["optional"]:
+                    raise
+                self._emit({"dropped": number, "reason": _told(error)})
+                break
+            self._send_call(number, results)
+        self._opened = None
+        return {}, []
+
+    def call(self, request: dict[str, Any]) -> Answer:
+        """Runs one call in what is open, its variables reset; `get` fetches what it gave."""
+        opened = self._known()
+        self._enter("running", step=request["step"])
+        entry = None if request["signature"] is None else opened.signature(request["signature"])
+        targets = opened.facts["inputs"] if entry is None else entry["inputs"]
+        values = _loaded(request["inputs"])
+        given = dict(values)
+        if request["signature"] is not None and set(given) == {facts["name"] for facts in targets}:
+            values = [(facts["name"], given[facts["name"]]) for facts in targets]
+        opened.invoke(_by_position(targets, values), reset=True)
+        return {"sizes": opened.sizes()} if request["sizes"] else {}, []
+
+    def get(self, request: dict[str, Any]) -> Answer:
+        """Sends tensors of the call that was run last, by number."""
+        opened = self._known()
+        self._enter("running", step=request["step"])
+        unreadable, arrays = {}, []
+        for index in request["tensors"]:
+            try:
+                # A resource has no value, and comes as an object that is none.
+                arrays.append(packed(str(index), opened.interpreter.get_tensor(index)))
+            except Exception as error:
+                unreadable[index] = _told(error)
+        return {"unreadable": unreadable}, arrays
+
+    def time(self, request: dict[str, Any]) -> Answer:
+        """Measures how long one call of each of some models takes."""
+        self._enter("running")
+        built = [self._runtime.build(path, "default", request["threads"]) for path in request["models"]]
+        return {"seconds": _seconds(built)}, []
+
+    def compiled(self, request: dict[str, Any]) -> Answer:
+        """Runs all calls of a list in CompiledModel; sends what each gives."""
+        self._enter("opening")
+        model = importlib.import_module(COMPILED).CompiledModel.from_file(request["model"])
+        self._compiled.append(model)
+        for number, step in enumerate(json.loads(Path(request["steps"]).read_text(encoding="utf-8"))):
+            self._enter("running", step=number)
+            self._send_call(number, _run_compiled(model, step))
+        return {}, []
+
+    def _known(self) -> Opened:
+        if self._opened is None:
+            raise ValueError("no model is open")
+        return self._opened
+
+    def _send_call(self, number: int, results: list[Any]) -> None:
+        """What one call gave; a text instead of an output: why it is unreadable."""
+        errors = [result if isinstance(result, str) else None for result in results]
+        arrays = [
+            packed(f"{number}.{place}", result)
+            for place, result in enumerate(results)
+            if not isinstance(result, str)
+        ]
+        self._emit({"ran": number, "unreadable": errors}, arrays)
+
+    def _enter(self, stage: str, **where: Any) -> None:
+        # Sent before the work, so that the parent knows where a process that died had come to.
+        self._where = {"stage": stage, **where}
+        self._emit(self._where)
+
+    def _load(self, request: dict[str, Any], *, keeps_tensors: bool = False) -> Opened:
+        key = (request["model"], request["resolver"], request["threads"], keeps_tensors)
+        if self._opened is not None and self._opened.key == key:
+            return self._opened
+        self._opened = None
+        self._enter("opening")
+        interpreter = self._runtime.build(*key)
+        operators = self._interface.operators_of(interpreter)
+        facts = self._interface.describe(interpreter, operators)
+        self._emit({"facts": facts})
+        self._enter("allocating")
+        interpreter.allocate_tensors()
+        self._opened = Opened(key, interpreter, operators, facts)
+        return self._opened
 
     def _is_bound(self, request: dict[str, Any]) -> bool:
         """Whether a model that was refused would have been allocated with all memory that there is."""
@@ -375,7 +450,7 @@ class Service:
         if byte == self._poisoned:
             return
         # A model that is opened already has the memory that it has.
-        self._loaded = None
+        self._opened = None
         try:
             ctypes.CDLL(None).mallopt(M_PERTURB, byte)
         except (OSError, AttributeError):
@@ -383,90 +458,82 @@ class Service:
             pass
         self._poisoned = byte
 
-    def _enter(self, stage: str, **where: Any) -> None:
-        # Sent before the work, so that the parent knows where a process that died had come to.
-        self._where = {"stage": stage, **where}
-        self._emit(self._where)
 
-    def _load(self, request: dict[str, Any]) -> tuple[Any, Any]:
-        key = (request["model"], request["resolver"], request["threads"])
-        if self._loaded is not None and self._loaded[0] == key:
-            return self._loaded[1], self._loaded[2]
-        self._loaded = None
-        self._enter("opening")
-        interpreter = self._runtime.build(*key)
-        facts = describe(interpreter)
-        self._emit({"facts": facts})
-        self._enter("allocating")
-        interpreter.allocate_tensors()
-        self._loaded = (key, interpreter, facts)
-        return interpreter, facts
-
-    def _run(self, interpreter: Any, facts: dict[str, Any], request: dict[str, Any]) -> None:
-        steps = json.loads(Path(request["steps"]).read_text(encoding="utf-8"))
-        for number, position in enumerate(request.get("only") or range(len(steps))):
-            step = steps[position]
-            self._enter("running", step=number)
-            values = [(name, load_array(Path(stem))) for name, stem in step["inputs"]]
-            if request.get("independent") and number:
-                interpreter = self._runtime.build(request["model"], request["resolver"], request["threads"])
-                interpreter.allocate_tensors()
-            try:
-                if step["signature"] is None:
-                    results = _run_primary(interpreter, facts, values)
-                else:
-                    results = _run_signature(interpreter, facts, step["signature"], values)
-            except Exception as error:
-                if not step["optional"]:
-                    raise
-                self._emit({"dropped": number, "reason": str(error) or type(error).__name__})
-                break
-            errors = [result if isinstance(result, str) else None for result in results]
-            arrays = [
-                packed(f"{number}.{place}", result)
-                for place, result in enumerate(results)
-                if not isinstance(result, str)
-            ]
-            self._emit({"ran": number, "unreadable": errors}, arrays)
+VERBS = {
+    "open": Service.open,
+    "trace": Service.trace,
+    "run": Service.run,
+    "call": Service.call,
+    "get": Service.get,
+    "time": Service.time,
+    "compiled": Service.compiled,
+}
 
 
-def _run_primary(interpreter: Any, facts: dict[str, Any], values: Any) -> list[Any]:
-    """Runs the primary subgraph on inputs by position; a text instead of an output: why it is unreadable."""
-    details = interpreter.get_input_details()
-    if len(details) != len(values):
-        raise ValueError(f"the model has {len(details)} inputs, the samples {len(values)}")
-    resized = False
-    for position, (_, value) in enumerate(values):
-        if [int(size) for size in details[position]["shape"]] != list(value.shape):
-            interpreter.resize_tensor_input(details[position]["index"], list(value.shape))
-            resized = True
-    if resized:
-        interpreter.allocate_tensors()
-    for position, (_, value) in enumerate(values):
-        interpreter.set_tensor(details[position]["index"], value)
-    interpreter.invoke()
-    results: list[Any] = []
-    for output in facts["outputs"]:
-        try:
-            results.append(np.asarray(interpreter.get_tensor(output["index"])))
-        except Exception as error:
-            results.append(str(error) or type(error).__name__)
+def _seconds(interpreters: list[Any]) -> list[float]:
+    """The lower quartile of one call of each, with made inputs."""
+    runs: list[tuple[Any, list[float]]] = []
+    for work in interpreters:
+        work.allocate_tensors()
+        random = np.random.default_rng(0)
+        for detail in work.get_input_details():
+            if np.issubdtype(detail["dtype"], np.floating):
+                work.set_tensor(detail["index"], random.random(detail["shape"]).astype(detail["dtype"]))
+        work.invoke()
+        runs.append((work, []))
+    # In turn, so that whatever else goes on meets all of them.
+    ends = time.perf_counter() + TIMED_SECONDS * len(runs)
+    while time.perf_counter() < ends or len(runs[0][1]) < TIMED_CALLS:
+        for work, times in runs:
+            started = time.perf_counter()
+            work.invoke()
+            times.append(time.perf_counter() - started)
+    return [sorted(times)[len(times) // 4] for _, times in runs]
+
+
+def _run_compiled(model: Any, step: dict[str, Any]) -> list[Any]:
+    """One call of a CompiledModel; returns its outputs."""
+    key = step["signature"]
+    if key is None:
+        # A model without signatures has one that the runtime made.
+        key = model.get_signature_by_index(0)["key"]
+    names = model.get_signature_list()[key]
+    details = model.get_input_tensor_details(key)
+    given = _loaded(step["inputs"])
+    if len(given) != len(names["inputs"]):
+        raise ValueError(f"the model has {len(names['inputs'])} inputs, the samples {len(given)}")
+    if {name for name, _ in given} != set(names["inputs"]):
+        given = [(name, given[place][1]) for place, name in enumerate(names["inputs"])]
+    for name, array in given:
+        if list(details[name]["shape"]) != list(array.shape):
+            model.resize_input_tensor_by_name(key, name, list(array.shape), strict=False)
+    inputs = {}
+    for name, array in given:
+        inputs[name] = model.create_input_buffer_by_name(key, name)
+        inputs[name].write(_as_known(array))
+    wanted = step["outputs"]
+    if set(wanted) != set(names["outputs"]):
+        wanted = names["outputs"]
+    outputs = {name: model.create_output_buffer_by_name(key, name) for name in wanted}
+    model.run_by_name(key, inputs, outputs)
+    results = []
+    for name in wanted:
+        facts = outputs[name].get_tensor_details()
+        shape = [int(size) for size in facts["shape"]]
+        dtype = np.dtype(str(facts["dtype"]))
+        known = _as_known(np.empty(shape, dtype))
+        results.append(outputs[name].read(known.size, known.dtype).view(dtype).reshape(shape))
     return results
 
 
-def _run_signature(interpreter: Any, facts: dict[str, Any], key: str, values: Any) -> list[Any]:
-    """Runs one signature on inputs by name, or by position where the names are others."""
-    entry = next((entry for entry in facts["signatures"] if entry["key"] == key), None)
-    if entry is None:
-        raise ValueError(f"the model has no signature {key!r}")
-    names = [item["name"] for item in entry["inputs"]]
-    if len(names) != len(values):
-        raise ValueError(f"signature {key!r} has {len(names)} inputs, the samples {len(values)}")
-    given = dict(values)
-    by_position = {name: values[position][1] for position, name in enumerate(names)}
-    arguments = given if set(given) == set(names) else by_position
-    result = interpreter.get_signature_runner(key)(**arguments)
-    return [np.asarray(result[item["name"]]) for item in entry["outputs"]]
+def _as_known(array: Any) -> Any:
+    """Bytes in a type that the buffers of CompiledModel take: they know few types, but only move bytes."""
+    if array.dtype in (np.float32, np.int32, np.int8, np.uint8, np.bool_):
+        return array
+    return np.ascontiguousarray(array).reshape(-1).view(np.int8)
+
+
+# -- the whole -------------------------------------------------------------------------------------------
 
 
 def _bound_memory(nbytes: int | None) -> None:
@@ -497,21 +564,23 @@ def _requests(lines: Any) -> Any:
         yield pending.get()
 
 
-def main(sandbox: Any, wanted: str, service: Any = Service) -> None:
+def main(sandbox: Any, wanted: str, *modules: str) -> None:
     """Says hello with the runtime's name, then answers requests until standard input closes.
 
     Args:
         sandbox: What this process is shut into; see ``sandbox.py``.
         wanted: Which runtime; see `find_runtime`.
-        service: What answers, made with the runtime and the channel.
+        modules: What is imported besides, by name.
     """
     channel = Channel()
     try:
         runtime = find_runtime(wanted)
+        for module in modules:
+            importlib.import_module(module)
     except ImportError as error:
         channel.send({"missing": str(error)})
         return
-    answers = service(runtime, channel)
+    service = Service(runtime, channel, sandbox.script("interpreter/interface.py"))
     # Now all is imported.
     sandbox.seal()
     channel.send(
@@ -524,4 +593,4 @@ def main(sandbox: Any, wanted: str, service: Any = Service) -> None:
         }
     )
     for request in _requests(sys.stdin):
-        answers.answer(request)
+        service.answer(request)

@@ -1,16 +1,41 @@
-"""What a model takes and gives, as the runtime tells it, and where two models differ in that."""
+"""What a model takes and gives: described in the child process, understood by its parent.
+
+The child loads this file by path, with whatever Python holds the interpreter: it imports nothing of its
+package and keeps to what Python 3.9 and numpy 1.x offer.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+else:
+    # Importing numpy.typing would take the child longer than all else here.
+    Array = np.ndarray
 
 STRING_NBYTES = 64
+# Operators that hand the values of an input on, so that an index stays an index.
+# fmt: off
+CARRIERS = frozenset([
+    "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "EXPAND_DIMS", "FLOOR_MOD", "MAXIMUM",
+    "MINIMUM", "PACK", "PAD", "PADV2", "QUANTIZE", "RESHAPE", "REVERSE_V2", "SELECT", "SELECT_V2", "SLICE",
+    "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK",
+])
+# fmt: on
+# Operators that keep something from call to call, or run other subgraphs, whose operators cannot be seen.
+KEEPERS = re.compile(
+    r"VAR_HANDLE|READ_VARIABLE|ASSIGN_VARIABLE|HASHTABLE.*|CALL_ONCE|WHILE|IF|STABLEHLO_.*|SVDF|.*(LSTM|RNN).*"
+)
+
+Operators = list[tuple[str, list[int], list[int]]]
+"""Name, inputs and outputs of each operator of the primary subgraph."""
 
 
 def printable(text: str, *, limit: int = 300) -> str:
@@ -26,7 +51,7 @@ def quoted(name: str) -> str:
     return f"'{printable(name)}'"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class TensorFacts:
     """One input or output.
 
@@ -56,21 +81,42 @@ class TensorFacts:
     aliases: tuple[str, ...] = ()
 
     @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> TensorFacts:
-        """From a message of the child process."""
+    def of(
+        cls, detail: Any, name: str, bounds: dict[int, int], read: frozenset[int] = frozenset()
+    ) -> TensorFacts:
+        """In the child, from what the interpreter tells of a tensor.
+
+        Args:
+            detail: Of the tensor.
+            name: What callers name it.
+            bounds: For tensors that end as indices, the size that they must stay below.
+            read: Tensors that operators read.
+        """
+        dtype = np.dtype(detail["dtype"])
+        shape = tuple(int(size) for size in detail["shape"])
+        quantization = detail.get("quantization_parameters", {})
+        index = int(detail["index"])
         return cls(
-            name=facts["name"],
-            tensor=facts["tensor"],
-            dtype=facts["dtype"],
-            shape=tuple(facts["shape"]),
-            shape_signature=tuple(facts["shape_signature"]),
-            scales=tuple(facts["scales"]),
-            zero_points=tuple(facts["zero_points"]),
-            quantized_dimension=facts["quantized_dimension"],
-            below=facts["below"],
-            index=facts["index"],
-            consumed=facts["consumed"],
+            name=name,
+            tensor=detail["name"],
+            dtype="string" if dtype.kind in "SUO" else dtype.name,
+            shape=shape,
+            shape_signature=tuple(int(size) for size in detail.get("shape_signature", shape)),
+            scales=tuple(float(scale) for scale in quantization.get("scales", ())),
+            zero_points=tuple(int(zero) for zero in quantization.get("zero_points", ())),
+            quantized_dimension=int(quantization.get("quantized_dimension", 0)),
+            below=bounds.get(index),
+            index=index,
+            consumed=index in read,
         )
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> TensorFacts:
+        """In the parent, from a message of the child: the fields by name."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if type(value) is list else value for key, value in facts.items()
+        }
+        return cls(**fields)
 
     @property
     def declared(self) -> str:
@@ -91,7 +137,7 @@ class TensorFacts:
         return bool(self.scales) and any(self.scales) and self.dtype.startswith(("int", "uint"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class EntryPoint:
     """One way to call a model: a signature, or the primary subgraph when ``key`` is None.
 
@@ -121,7 +167,7 @@ class EntryPoint:
         return wanted <= given
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class Interface:
     """The primary subgraph and all signatures of one model.
 
@@ -137,7 +183,7 @@ class Interface:
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Interface:
-        """From a message of the child process."""
+        """From a message of the child process; see `describe`."""
         signatures = tuple(_entry_point(entry["key"], entry) for entry in facts["signatures"])
         primary = _entry_point(None, facts)
         names: dict[tuple[int, str], list[str]] = {}
@@ -168,6 +214,18 @@ class Interface:
             return self.signatures
         return (*self.signatures, self.primary)
 
+    @property
+    def primary_keys(self) -> frozenset[str]:
+        """Signatures that call the primary subgraph; the oldest runtimes tell only by its tensors."""
+        own = {(item.index, item.tensor) for item in self.primary.inputs}
+        return frozenset(
+            entry.key
+            for entry in self.signatures
+            if entry.key is not None
+            if entry.subgraph == 0
+            or (entry.subgraph < 0 and {(item.index, item.tensor) for item in entry.inputs} == own)
+        )
+
     def find(self, key: str | None) -> EntryPoint | None:
         """The entry point of that key."""
         return next((entry for entry in (*self.signatures, self.primary) if entry.key == key), None)
@@ -182,64 +240,137 @@ def _entry_point(key: str | None, facts: dict[str, Any]) -> EntryPoint:
     )
 
 
-def interface_differences(before: Interface, after: Interface) -> tuple[list[str], list[str]]:
-    """What a caller of the model would notice, and what only a reader of names would.
+# -- in the child ----------------------------------------------------------------------------------------
 
-    A difference in number, order, dtype, shape, quantization or in the names of a signature breaks callers.
-    Names of the tensors alone do not where callers go by position: those are noted.
 
-    Returns:
-        The breaking differences and the notes, each a sentence.
+def describe(interpreter: Any, operators: Operators) -> dict[str, Any]:
+    """Inputs and outputs of the primary subgraph and of every signature, as the file declares them.
+
+    Args:
+        interpreter: Of the model.
+        operators: See `operators_of`.
     """
-    broken: list[str] = []
-    notes: list[str] = []
-    keys_before = [entry.key for entry in before.signatures]
-    keys_after = [entry.key for entry in after.signatures]
-    broken += [f"signature {quoted(key or '')} is missing" for key in keys_before if key not in keys_after]
-    broken += [f"signature {quoted(key or '')} is new" for key in keys_after if key not in keys_before]
-    for entry in (before.primary, *before.signatures):
-        other = after.find(entry.key)
-        if other is None:
-            continue
-        for role, ours, theirs in (
-            ("input", entry.inputs, other.inputs),
-            ("output", entry.outputs, other.outputs),
-        ):
-            _compare_tensors(entry, role, ours, theirs, broken, notes)
-    return broken, notes
+    try:
+        bounds = index_bounds(interpreter, operators)
+    except Exception:
+        bounds = {}
+    read = frozenset(tensor for _, given, _ in operators for tensor in given)
+    inputs = [
+        vars(TensorFacts.of(detail, detail["name"], bounds)) for detail in interpreter.get_input_details()
+    ]
+    outputs = [
+        vars(TensorFacts.of(detail, detail["name"], {}, read)) for detail in interpreter.get_output_details()
+    ]
+    signatures = []
+    by_name = {facts["tensor"]: facts["below"] for facts in inputs}
+    for key in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(key)
+        subgraph = _subgraph_of(interpreter, key)
+        own, reads = (bounds, read) if subgraph == 0 else ({}, frozenset[int]())
+        given, results = runner.get_input_details().items(), runner.get_output_details().items()
+        entries: dict[str, Any] = {
+            "key": key,
+            "subgraph": subgraph,
+            "inputs": [vars(TensorFacts.of(detail, name, own)) for name, detail in given],
+            "outputs": [vars(TensorFacts.of(detail, name, {}, reads)) for name, detail in results],
+        }
+        signatures.append(entries)
+        by_name.update({facts["name"]: facts["below"] for facts in entries["inputs"] if facts["below"]})
+    for entry in signatures:
+        # The operators of other subgraphs cannot be seen: an input of the same name is taken for the same.
+        for facts in entry["inputs"]:
+            facts["below"] = facts["below"] or by_name.get(facts["name"])
+    names = [name for name, _, _ in operators]
+    primary = all(entry["subgraph"] == 0 for entry in signatures)
+    # A custom operator, whose name is its author's, may keep anything.
+    innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
+    try:
+        subgraphs = int(interpreter._interpreter.NumSubgraphs())
+    except Exception:
+        subgraphs = -1
+    return {
+        "subgraphs": subgraphs,
+        "subgraph": 0,
+        "inputs": inputs,
+        "outputs": outputs,
+        "signatures": signatures,
+        "keeps_state": not (primary and names and len(innocent) == len(names)),
+    }
 
 
-def _compare_tensors(
-    entry: EntryPoint,
-    role: str,
-    before: tuple[TensorFacts, ...],
-    after: tuple[TensorFacts, ...],
-    broken: list[str],
-    notes: list[str],
-) -> None:
-    if len(before) != len(after):
-        broken.append(f"{entry.label} has {len(after)} {role}s instead of {len(before)}")
-        return
-    names, renamed = [facts.name for facts in before], [facts.name for facts in after]
-    if names != renamed and sorted(names) == sorted(renamed) and len(set(names)) == len(names):
-        # The interpreter itself knows them by position only.
-        order = ", ".join(map(quoted, renamed))
-        broken.append(f"the {role}s of {entry.label} stand in another order: {order}")
-        return
-    for position, (old, new) in enumerate(zip(before, after, strict=True)):
-        what = f"{role} {position} ({quoted(old.name)}) of {entry.label}"
-        if old.name != new.name:
-            told = f"{what} is named {quoted(new.name)}"
-            (notes if entry.key is None else broken).append(told)
-        if old.declared != new.declared:
-            broken.append(f"{what} is {new.declared} instead of {old.declared}")
-        elif old.shape != new.shape:
-            broken.append(f"{what} has the default shape {list(new.shape)} instead of {list(old.shape)}")
-        if _quantization(old) != _quantization(new):
-            broken.append(f"{what} is quantized with {_quantization(new)} instead of {_quantization(old)}")
+def operators_of(interpreter: Any) -> Operators:
+    """The operators of the primary subgraph.
+
+    The public interface does not tell; what it wraps is asked, and an older or newer runtime without these
+    names yields nothing, which costs only the bounds of made indices. The wrapped object must not be held:
+    the interpreter counts references to it before every call.
+    """
+    try:
+        return [
+            (
+                str(interpreter._interpreter.NodeName(position)),
+                [int(tensor) for tensor in interpreter._interpreter.NodeInputs(position)],
+                [int(tensor) for tensor in interpreter._interpreter.NodeOutputs(position)],
+            )
+            for position in range(int(interpreter._interpreter.NumNodes()))
+        ]
+    except Exception:
+        return []
 
 
-def _quantization(facts: TensorFacts) -> str:
-    if not facts.scales:
-        return "nothing"
-    return f"scale {list(facts.scales)} and zero point {list(facts.zero_points)}"
+def _subgraph_of(interpreter: Any, key: str) -> int:
+    try:
+        return int(interpreter._interpreter.GetSubgraphIndexFromSignature(key))
+    except Exception:
+        return -1
+
+
+def index_bounds(interpreter: Any, operators: Operators) -> dict[int, int]:
+    """For each tensor of the primary subgraph that ends as an index: the size it must stay below.
+
+    Walks the operators from the last to the first, handing a bound from the output of an operator that
+    only carries values to its inputs. Must be called before the graph is delegated.
+    """
+    if not operators:
+        return {}
+    shapes = {
+        int(detail["index"]): [int(size) for size in detail["shape"]]
+        for detail in interpreter.get_tensor_details()
+    }
+    bounds: dict[int, int] = {}
+    for name, inputs, outputs in reversed(operators):
+        found = _index_operand(name, inputs, outputs, shapes)
+        targets = [found] if found else []
+        carried = [bounds[tensor] for tensor in outputs if tensor in bounds]
+        if name in CARRIERS and carried:
+            targets += [(tensor, min(carried)) for tensor in inputs if tensor >= 0]
+        elif name == "GATHER" and carried:
+            targets.append((inputs[0], min(carried)))
+        for tensor, below in targets:
+            bounds[tensor] = max(1, min(below, bounds.get(tensor, below)))
+    return bounds
+
+
+def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any) -> tuple[int, int] | None:
+    """Which tensor of an operator holds indices, and the size that they must stay below.
+
+    The axis of GATHER is not visible here, so it is inferred from the shape of the output; where several
+    axes fit, the smallest of their sizes is safe for all.
+    """
+    if name == "EMBEDDING_LOOKUP" and len(inputs) > 1 and shapes.get(inputs[1]):
+        return inputs[0], int(shapes[inputs[1]][0])
+    if name not in ("GATHER", "GATHER_ND") or len(inputs) < 2:
+        return None
+    table, indices = shapes.get(inputs[0]), shapes.get(inputs[1])
+    if not table or indices is None:
+        return None
+    if name == "GATHER_ND":
+        addressed = table[: indices[-1]] if indices else table
+        return inputs[1], int(min(addressed)) if addressed else 1
+    result = shapes.get(outputs[0]) if outputs else None
+    fitting = [
+        size
+        for axis, size in enumerate(table)
+        if result is not None and table[:axis] + indices + table[axis + 1 :] == result
+    ]
+    return inputs[1], int(min(fitting or table))

@@ -48,7 +48,7 @@ INHERITED = (
 _PATHS = ("LD_LIBRARY_PATH", "PYTHONPATH")
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _PACKAGE = Path(__file__).parents[1]
-_NAME = re.compile(r"\d{1,9}(\.\d{1,9})?|output")
+_NAME = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _DTYPE = re.compile(r"[<>|=]?[biufcV]\d{1,3}")
 _CHUNK = 1 << 20
 

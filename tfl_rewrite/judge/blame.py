@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, TensorFacts
-from tfl_rewrite.interpreter.runner import RESOLVERS, RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.tracing import Trace, TraceFailed, Tracer
+from tfl_rewrite.interpreter.session import ModelFailed, Session
+from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
 from tfl_rewrite.judge.layers import Blame, inserted_operators, layers_of, unmatched_outputs
-from tfl_rewrite.judge.matching import Match, TensorTally, is_real, match_outputs, real_pieces
+from tfl_rewrite.judge.matching import Match, TensorTally, Trace, is_real, match_outputs, real_pieces
+from tfl_rewrite.judge.reference import judge_info
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
@@ -75,49 +76,59 @@ def blame(
             raise UsageError("no such file", file=path, remedy="check the path")
     choice = RuntimeChoice.parse(runtime)
     with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
-        inputs_folder = scratch.folder()
-        tracers = [
-            Tracer(
-                Path(path).absolute(), choice, scratch, inputs=inputs_folder, timeout=timeout, threads=threads
-            )
+        folder = scratch.folder()
+        workers = [
+            Worker(choice, scratch.folder(), timeout=timeout, readable=[Path(path).absolute(), folder])
             for path in (before, after)
         ]
+        traced = [
+            _Traced(Path(path).absolute(), Session(worker, scratch, timeout), threads)
+            for path, worker in zip((before, after), workers, strict=True)
+        ]
         try:
-            work = _Blaming(tracers[0], tracers[1], scratch, inputs_folder, threads)
+            work = _Blaming(traced[0], traced[1], scratch, folder)
             try:
                 found = work.run(tuple(inputs), samples, seed)
-            except TraceFailed as failed:
+            except ModelFailed as failed:
                 return Blame(judge=work.judge, failure=f"{work.whose}{failed}")
         finally:
-            for tracer in tracers:
-                tracer.close()
+            for worker in workers:
+                worker.kill()
     return replace(found, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """One of the models, which its process holds open with all tensors kept."""
+
+    path: Path
+    session: Session
+    threads: int
+
+    def open(self) -> Trace:
+        """Loads it, again if it was loaded before."""
+        return Trace.of(*self.session.open("trace", self.path, "builtin", self.threads))
+
+    def begin(self, step: int, call: Call) -> None:
+        """Starts to run one sample; `Session.finish` must follow."""
+        self.session.begin(step, call["signature"], call["inputs"], sizes=True)
 
 
 class _Blaming:
     """One run of `blame`."""
 
-    def __init__(self, before: Tracer, after: Tracer, scratch: Scratch, inputs: Path, threads: int) -> None:
+    def __init__(self, before: _Traced, after: _Traced, scratch: Scratch, inputs: Path) -> None:
         self._before = before
         self._after = after
         self._scratch = scratch
         self._inputs = inputs
-        self._threads = threads
         self.judge: JudgeInfo | None = None
         self.whose = "the original: "
 
     def run(self, inputs: tuple[PathLike, ...], samples: int, seed: int) -> Blame:
         self.whose = "the original: "
         first = self._before.open()
-        hello = self._before.hello
-        self.judge = JudgeInfo(
-            runtime=hello["hello"],
-            version=hello["version"],
-            resolver=RESOLVERS["builtin"],
-            threads=self._threads,
-            python=hello["python"],
-            sandbox=self._before.walls,
-        )
+        self.judge = judge_info(self._before.session.worker, "builtin", self._before.threads)
         self.whose = "the rewritten file: "
         second = self._after.open()
         if not first.nodes or not second.nodes:
@@ -152,7 +163,7 @@ class _Blaming:
         """
         # The same samples as a verdict takes for that signature.
         entry = next(
-            (entry for entry in first.interface.signatures if entry.key in first.primary_keys),
+            (entry for entry in first.interface.signatures if entry.key in first.interface.primary_keys),
             first.interface.primary,
         )
         recipes = (VARIED,) if steps else (VARIED, *gentler_recipes(entry))
@@ -163,10 +174,10 @@ class _Blaming:
             calls = json.loads(listed.read_text(encoding="utf-8"))
             try:
                 self._before.begin(0, calls[0])
-                sizes = self._before.finish()
-            except TraceFailed as failed:
+                sizes = self._before.session.finish()
+            except ModelFailed as failed:
                 # The same as for a verdict: made inputs that a model fails on are made gentler.
-                if recipe is recipes[-1] or failed.failure.kind == "timeout":
+                if recipe is recipes[-1] or (failed.failure and failed.failure.kind == "timeout"):
                     raise
                 first = self._before.open()
                 continue
@@ -193,9 +204,9 @@ class _Blaming:
             self._after.begin(number, call_after)
             self.whose = "the original: "
             if number:
-                sizes = self._before.finish()
+                sizes = self._before.session.finish()
             self.whose = "the rewritten file: "
-            sizes_after = self._after.finish()
+            sizes_after = self._after.session.finish()
             self.whose = "reading tensors: "
             need = [
                 sizes.get(match.before_tensor, 0) + sizes_after.get(match.after_tensor, 0)
@@ -207,8 +218,8 @@ class _Blaming:
 
     def _compare(self, step: int, matches: list[Match], tallies: list[TensorTally]) -> None:
         with (
-            self._before.read(step, [match.before_tensor for match in matches]) as ours,
-            self._after.read(step, [match.after_tensor for match in matches]) as theirs,
+            self._before.session.get(step, [match.before_tensor for match in matches]) as ours,
+            self._after.session.get(step, [match.after_tensor for match in matches]) as theirs,
         ):
             for match, tally in zip(matches, tallies, strict=True):
                 why = ours.unreadable.get(match.before_tensor) or theirs.unreadable.get(match.after_tensor)
@@ -274,7 +285,11 @@ def _real_steps(trace: Trace, inputs: Sequence[PathLike], samples: int) -> tuple
     if not inputs:
         return [], []
     found = real_inputs(trace.interface, inputs)
-    own = [step for step in found.steps if step.signature is None or step.signature in trace.primary_keys]
+    own = [
+        step
+        for step in found.steps
+        if step.signature is None or step.signature in trace.interface.primary_keys
+    ]
     notes = list(found.notes)
     if not own:
         notes.append("no input file covers the primary subgraph: made samples")
@@ -287,13 +302,14 @@ def _real_steps(trace: Trace, inputs: Sequence[PathLike], samples: int) -> tuple
 def _unseen(first: Trace, second: Trace) -> list[str]:
     """What the runtime does not let anybody look into."""
     notes = []
-    if first.subgraphs is None:
+    count, other = first.interface.subgraphs, second.interface.subgraphs
+    if count < 0:
         notes.append("only the primary subgraph is looked into")
-    elif first.subgraphs > 1:
+    elif count > 1:
         notes.append(
-            f"only the primary subgraph is looked into: {first.subgraphs - 1} more (bodies of WHILE, IF and "
+            f"only the primary subgraph is looked into: {count - 1} more (bodies of WHILE, IF and "
             "calls, other signatures) are not seen"
         )
-    if (first.subgraphs or 0) != (second.subgraphs or 0):
-        notes.append(f"the rewritten file has {second.subgraphs} subgraphs instead of {first.subgraphs}")
+    if max(0, count) != max(0, other):
+        notes.append(f"the rewritten file has {other} subgraphs instead of {count}")
     return notes

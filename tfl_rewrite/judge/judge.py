@@ -12,10 +12,10 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import load_array
-from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, interface_differences
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit, parse_memory
-from tfl_rewrite.interpreter.runner import Execution, Failure, OnRan, RuntimeChoice, Worker
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
+from tfl_rewrite.interpreter.worker import Execution, Failure, OnRan, RuntimeChoice, Worker
 from tfl_rewrite.judge.compare import Tolerance, compared
 from tfl_rewrite.judge.reference import Options, Original, PathLike, Reference
 from tfl_rewrite.judge.repeats import KernelNoise, Repeats, Tallying, differences, differing
@@ -441,6 +441,69 @@ def run_model(
         independent=independent,
     ) as judge:
         return judge.reference()
+
+
+def interface_differences(before: Interface, after: Interface) -> tuple[list[str], list[str]]:
+    """What a caller of the model would notice, and what only a reader of names would.
+
+    A difference in number, order, dtype, shape, quantization or in the names of a signature breaks callers.
+    Names of the tensors alone do not where callers go by position: those are noted.
+
+    Returns:
+        The breaking differences and the notes, each a sentence.
+    """
+    broken: list[str] = []
+    notes: list[str] = []
+    keys_before = [entry.key for entry in before.signatures]
+    keys_after = [entry.key for entry in after.signatures]
+    broken += [f"signature {quoted(key or '')} is missing" for key in keys_before if key not in keys_after]
+    broken += [f"signature {quoted(key or '')} is new" for key in keys_after if key not in keys_before]
+    for entry in (before.primary, *before.signatures):
+        other = after.find(entry.key)
+        if other is None:
+            continue
+        for role, ours, theirs in (
+            ("input", entry.inputs, other.inputs),
+            ("output", entry.outputs, other.outputs),
+        ):
+            _compare_tensors(entry, role, ours, theirs, broken, notes)
+    return broken, notes
+
+
+def _compare_tensors(
+    entry: EntryPoint,
+    role: str,
+    before: tuple[TensorFacts, ...],
+    after: tuple[TensorFacts, ...],
+    broken: list[str],
+    notes: list[str],
+) -> None:
+    if len(before) != len(after):
+        broken.append(f"{entry.label} has {len(after)} {role}s instead of {len(before)}")
+        return
+    names, renamed = [facts.name for facts in before], [facts.name for facts in after]
+    if names != renamed and sorted(names) == sorted(renamed) and len(set(names)) == len(names):
+        # The interpreter itself knows them by position only.
+        order = ", ".join(map(quoted, renamed))
+        broken.append(f"the {role}s of {entry.label} stand in another order: {order}")
+        return
+    for position, (old, new) in enumerate(zip(before, after, strict=True)):
+        what = f"{role} {position} ({quoted(old.name)}) of {entry.label}"
+        if old.name != new.name:
+            told = f"{what} is named {quoted(new.name)}"
+            (notes if entry.key is None else broken).append(told)
+        if old.declared != new.declared:
+            broken.append(f"{what} is {new.declared} instead of {old.declared}")
+        elif old.shape != new.shape:
+            broken.append(f"{what} has the default shape {list(new.shape)} instead of {list(old.shape)}")
+        if _quantization(old) != _quantization(new):
+            broken.append(f"{what} is quantized with {_quantization(new)} instead of {_quantization(old)}")
+
+
+def _quantization(facts: TensorFacts) -> str:
+    if not facts.scales:
+        return "nothing"
+    return f"scale {list(facts.scales)} and zero point {list(facts.zero_points)}"
 
 
 class Panel:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfl_rewrite.interpreter.interface import printable
-from tfl_rewrite.interpreter.tracing import Node, Trace
-from tfl_rewrite.judge.matching import HANDLES, Match, TensorTally, weight_tensors
+from tfl_rewrite.judge.matching import HANDLES, Match, Node, TensorTally, Trace, weight_tensors
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.options.json_data import JsonData
 

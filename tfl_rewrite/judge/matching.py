@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 import numpy as np
 
-from tfl_rewrite.interpreter.interface import Array, TensorFacts
-from tfl_rewrite.interpreter.tracing import Node, Trace
+from tfl_rewrite.interpreter.interface import Array, Interface, TensorFacts
+from tfl_rewrite.interpreter.session import understood
 
 # Operators that make a weight of a stored constant, not an activation.
 _UNPACKING = frozenset(["CAST", "DENSIFY", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"])
@@ -19,6 +20,67 @@ _UNPACKING = frozenset(["CAST", "DENSIFY", "DEQUANTIZE", "QUANTIZE", "RESHAPE", 
 HANDLES = frozenset(["VAR_HANDLE", "HASHTABLE"])
 # Aligning takes time that grows with the square of the repetitions; longer lists are matched by count alone.
 _ALIGN_UP_TO = 4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One operator of the primary subgraph.
+
+    Attributes:
+        index: Its place in the file, which is the order of execution.
+        operator: Its type, or the name of a custom operator.
+        inputs: Tensors by number; -1 for an input that is left out.
+        outputs: Tensors by number.
+    """
+
+    index: int
+    operator: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The primary subgraph of one opened model.
+
+    Attributes:
+        tensors: What its operators read and give, by number.
+    """
+
+    interface: Interface
+    nodes: tuple[Node, ...]
+    tensors: dict[int, TensorFacts]
+
+    @classmethod
+    def of(cls, interface: Interface, answer: dict[str, Any]) -> Trace:
+        """From what the child process tells of a model that it traces.
+
+        Raises:
+            ModelFailed: It is no such answer.
+        """
+        with understood():
+            return cls(
+                interface=interface,
+                nodes=tuple(
+                    Node(index=index, operator=operator, inputs=tuple(inputs), outputs=tuple(outputs))
+                    for index, (operator, inputs, outputs) in enumerate(answer["operators"])
+                ),
+                tensors={int(key): TensorFacts.from_dict(facts) for key, facts in answer["tensors"].items()},
+            )
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Its inputs by number."""
+        return tuple(facts.index for facts in self.interface.primary.inputs)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Its outputs by number."""
+        return tuple(facts.index for facts in self.interface.primary.outputs)
+
+    def producers(self) -> dict[int, Node]:
+        """For each tensor that an operator gives: that operator."""
+        return {tensor: node for node in self.nodes for tensor in node.outputs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from tfl_rewrite.errors import UsageError, check_number
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface, printable
 from tfl_rewrite.interpreter.memory import amount
-from tfl_rewrite.interpreter.runner import RESOLVERS, Execution, Failure, OnRan, Worker
 from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan, Worker
 from tfl_rewrite.judge.tally import Movement
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import RealInputs, real_inputs
@@ -287,18 +287,8 @@ class Original:
 
     def _describe(self, resolver: str) -> Interface | Failure:
         """What the model takes and gives, if it opens and allocates with this resolver."""
-        self._worker.begin(self._options.request("describe", self._path, resolver), self._scratch.folder())
-        hello = self._worker.hello
-        self.judge = JudgeInfo(
-            runtime=hello["hello"],
-            version=hello["version"],
-            resolver=RESOLVERS[resolver],
-            threads=self._options.threads,
-            python=hello["python"],
-            kernels=resolver,
-            asked=self._worker.given,
-            sandbox=self._worker.walls,
-        )
+        self._worker.begin(self._options.request("open", self._path, resolver), self._scratch.folder())
+        self.judge = judge_info(self._worker, resolver, self._options.threads)
         described = self._worker.finish(self._options.timeout)
         if described.failure is not None:
             return described.failure
@@ -466,6 +456,21 @@ class Original:
                 what = "judged as well" if ran else "refused by the original, not judged"
                 notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
         return notes
+
+
+def judge_info(worker: Worker, resolver: str, threads: int) -> JudgeInfo:
+    """Which interpreter runs, of a process that has begun something."""
+    hello = worker.hello
+    return JudgeInfo(
+        runtime=hello["hello"],
+        version=hello["version"],
+        resolver=RESOLVERS[resolver],
+        threads=threads,
+        python=hello["python"],
+        kernels=resolver,
+        asked=worker.given,
+        sandbox=worker.walls,
+    )
 
 
 def _lacks_something(failure: Failure) -> bool:

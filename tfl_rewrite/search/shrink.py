@@ -18,6 +18,7 @@ from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.judge.judge import several
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -125,7 +126,7 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
             search = Search(trials, units, goal=goal, state=state, clock=clock, progress=progress)
             search.measure(Path(source).stat().st_size)
             if goal.objective is Objective.LATENCY:
-                Stopwatch(trials, scratch.folder()).price(search.units, progress)
+                Stopwatch(trials, scratch.folder(), several(checked.runtime)[0]).price(search.units, progress)
             yield Session(trials, search, parted, far, far_figure)
 
 

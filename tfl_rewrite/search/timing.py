@@ -8,17 +8,13 @@ from pathlib import Path
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.runner import RuntimeChoice, Worker
 from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.trials import Trials
 from tfl_rewrite.search.units import Unit
 
 _TIMEOUT = 600.0
-
-
-class _TimingWorker(Worker):
-    script = Path(__file__).with_name("timing_child.py")
 
 
 class Stopwatch:
@@ -27,11 +23,13 @@ class Stopwatch:
     Args:
         trials: Makes them.
         folder: For them.
+        runtime: That runs them.
     """
 
-    def __init__(self, trials: Trials, folder: Path) -> None:
+    def __init__(self, trials: Trials, folder: Path, runtime: str) -> None:
         self._trials = trials
         self._folder = folder
+        self._runtime = runtime
 
     def price(self, units: Sequence[Unit], progress: Progress) -> None:
         """Puts into each option what it adds to the time of the model, in seconds; bytes settle a tie."""
@@ -58,11 +56,12 @@ class Stopwatch:
             UnsupportedError: One of them does not run.
         """
         with contextlib.closing(Scratch()) as scratch:
-            watch = MemoryWatch(default_limit())
-            worker = _TimingWorker(RuntimeChoice.parse("litert"), scratch.folder(), watch, timeout=_TIMEOUT)
+            choice, watch = RuntimeChoice.parse(self._runtime), MemoryWatch(default_limit())
+            worker = Worker(choice, scratch.folder(), watch, timeout=_TIMEOUT)
             try:
                 worker.admit(*paths)
-                worker.begin({"do": "time", "models": [str(path) for path in paths]}, scratch.folder())
+                request = {"do": "time", "models": [str(path) for path in paths], "threads": 1}
+                worker.begin(request, scratch.folder())
                 done = worker.finish(_TIMEOUT)
             finally:
                 worker.kill()

@@ -17,10 +17,11 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.store import load
+from tfl_rewrite.interpreter.child import COMPILED
 from tfl_rewrite.interpreter.interface import Interface
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.runner import Execution, RuntimeChoice, Worker
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.interpreter.worker import Execution, RuntimeChoice, Worker
 from tfl_rewrite.judge.compare import Tolerance, compared
 from tfl_rewrite.judge.judge import RunResult, run_model
 from tfl_rewrite.judge.reference import SINGLE_NBYTES
@@ -30,10 +31,6 @@ from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.samples.made import Step, write_steps
 
 _EXACT = Tolerance(exact=True)
-
-
-class _CompiledWorker(Worker):
-    script = Path(__file__).with_name("compiled_child.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +116,24 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
     return replace(verdict, sample_source=source, seconds=time.monotonic() - started)
 
 
-def _steps(reference: RunResult, interface: Interface, folder: Path) -> list[dict[str, Any]]:
+def _steps(reference: RunResult, interface: Interface, folder: Path) -> Path:
+    """Writes the calls with the names of their outputs; returns where."""
     steps = []
     for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
         entry = interface.find(outputs.signature)
         assert entry is not None
         names = [facts.name for facts in entry.inputs]
         steps.append(Step(signature=outputs.signature, values=tuple(zip(names, inputs, strict=True))))
-    listed: list[dict[str, Any]] = json.loads(write_steps(steps, folder).read_text(encoding="utf-8"))
+    path = write_steps(steps, folder)
+    listed: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     for row, outputs in zip(listed, reference.outputs, strict=True):
         row["outputs"] = list(outputs.names)
-    return listed
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    return path
 
 
 def _run_all(
-    models: list[Path], steps: list[dict[str, Any]], given: Path, scratch: Scratch, settings: Verification
+    models: list[Path], steps: Path, given: Path, scratch: Scratch, settings: Verification
 ) -> list[_Run]:
     """Runs files at the same time, on inputs that lie in the folder ``given``."""
     limit = default_limit() if settings.memory_limit is None else settings.memory_limit
@@ -143,11 +143,16 @@ def _run_all(
     try:
         for model in models:
             readable = [given, *_weights(model)]
-            worker = _CompiledWorker(
-                choice, scratch.folder(), watch, timeout=settings.timeout, readable=readable
+            worker = Worker(
+                choice,
+                scratch.folder(),
+                watch,
+                timeout=settings.timeout,
+                readable=readable,
+                modules=(COMPILED,),
             )
             workers.append(worker)
-            request = {"do": "run", "model": str(model.absolute()), "steps": steps}
+            request = {"do": "compiled", "model": str(model.absolute()), "steps": str(steps)}
             worker.begin(request, scratch.folder(), keeps=SINGLE_NBYTES, keeps_all=True)
         return [_Run(worker.finish(settings.timeout), worker.walls) for worker in workers]
     finally:

@@ -1,7 +1,7 @@
 """The parent's side of the child processes: start, ask, wait, kill, and name what went wrong.
 
 An interpreter may abort, crash or never return on a file that it does not like. Each of those is a `Failure`
-with a sentence; none is an exception here.
+with a sentence; here alone it is said how a child ended. For a `Worker` it is no exception.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MOST_CALLS = 1 << 18
 NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|computation_placer|register)")
 
 
+_SCRIPT = Path(__file__).with_name("child.py")
 _NAMES = {
     name: kind
     for kind, (package, module) in RUNTIMES.items()
@@ -142,7 +143,7 @@ class Execution:
         kept: The calls whose outputs stayed; ``kept_nbytes`` of them.
         dropped: The optional call that was refused, and the reason.
         left_out: How many samples were not run, since their outputs would not have been kept.
-        answer: What other scripts say besides.
+        answer: What the verb that was asked for tells.
     """
 
     folder: Path
@@ -193,10 +194,8 @@ class Worker:
         watch: Of its memory.
         timeout: Seconds that a request takes at most; bounds its processor time.
         readable: What it may read beside models: files and folders.
+        modules: What it imports beside the runtime, by name.
     """
-
-    script = Path(__file__).with_name("child.py")
-    """What is started; others speak the same protocol."""
 
     def __init__(
         self,
@@ -206,6 +205,7 @@ class Worker:
         *,
         timeout: float = 600.0,
         readable: Iterable[Path] = (),
+        modules: Iterable[str] = (),
     ) -> None:
         self._runtime = runtime
         self._folder = folder
@@ -213,6 +213,7 @@ class Worker:
         self._stderr_path = folder / "stderr"
         self._cpu_seconds = cpu_seconds(timeout)
         self._readable = tuple(readable)
+        self._modules = tuple(modules)
         self._admitted: dict[Path, _Identity] = {}
         self._walls: Walls | None = None
         self._unnamed: dict[Path, int] = {}
@@ -278,7 +279,9 @@ class Worker:
         if model is not None:
             self.admit(model)
         child, other = self._child, self._started != self._runtime.wanted
-        if child is None or child.has_ended or other or self._is_spent(child):
+        # What is asked of a model that is open can only be answered where it is.
+        spent = child is not None and model is not None and self._is_spent(child)
+        if child is None or child.has_ended or other or spent:
             self.kill()
             self._start()
         assert self._child is not None
@@ -457,7 +460,7 @@ class Worker:
             readable=(*self._readable, *readable),
             cpu_seconds=CPU_REQUESTS * self._cpu_seconds,
         )
-        command = walls.command(self._runtime.python, self.script, self._runtime.wanted)
+        command = walls.command(self._runtime.python, _SCRIPT, self._runtime.wanted, *self._modules)
         try:
             child = self._child = Child(
                 command, self._stderr_path, self._watch, scratch=scratch, inherited=self._unnamed.values()
