@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import signal
+import sys
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,87 @@ def _models(folder: Path) -> list[Path]:
 def _corpus() -> list[object]:
     found: list[object] = list(_models(Path(CORPUS))) if CORPUS else []
     return found or [pytest.param(None, marks=pytest.mark.skip(reason=NO_CORPUS))]
+
+
+# -- Two speeds ----------------------------------------------------------------------------------------------
+
+MOST_SECONDS = 5.0
+"""Of processor time that a test without a mark may take."""
+STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec"}
+INTERPRETERS = {
+    "ai_edge_litert.interpreter": "Interpreter",
+    "ai_edge_litert.compiled_model": "CompiledModel",
+}
+
+
+class Watch:
+    """What the test that runs has started, which only tests with a mark may.
+
+    So the tests without a mark stay those that need no interpreter and take little time.
+    """
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self._patched: set[str] = set()
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event in STARTS:
+            self.started.append(f"{event} {arguments[1:2]}"[:200])
+        elif event == "import" and arguments[0] in INTERPRETERS:
+            self.started.append(f"import of {arguments[0]}")
+
+    def see_interpreters(self) -> None:
+        """Notices interpreters in this process, too, from when their module is loaded."""
+        for module in INTERPRETERS.keys() - self._patched:
+            if module in sys.modules:
+                self._patched.add(module)
+                kind = getattr(sys.modules[module], INTERPRETERS[module])
+                kind.__init__ = self._counting(kind.__init__)
+
+    def _counting(self, build: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(build)
+        def counted(*arguments: object, **options: object) -> None:
+            self.started.append("an interpreter in this process")
+            build(*arguments, **options)
+
+        return counted
+
+
+WATCH = Watch()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of every public model are slow, because there may be many."""
+    for item in items:
+        if "public" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_runtest_setup() -> None:
+    WATCH.see_interpreters()
+    WATCH.started.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fails a test without a mark that needs one."""
+    begin = time.process_time()
+    result = yield
+    seconds = time.process_time() - begin
+    if item.get_closest_marker("runtime") or item.get_closest_marker("slow"):
+        return result
+    if WATCH.started:
+        started = "; ".join(WATCH.started[:3])
+        pytest.fail(
+            f"runs something else: mark it runtime (an interpreter) or slow: {started}", pytrace=False
+        )
+    if seconds > MOST_SECONDS:
+        pytest.fail(f"takes {seconds:.1f} s of processor time: mark it slow", pytrace=False)
+    return result
+
+
+# -- Fixtures ------------------------------------------------------------------------------------------------
 
 
 def _stem(path: object) -> str:

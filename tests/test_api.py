@@ -104,6 +104,7 @@ print(len(names), "names")
 """
 
 
+@pytest.mark.slow
 def test_each_public_name_is_right_whether_it_is_asked_for_first_or_last() -> None:
     """A subpackage that is imported becomes an attribute of its package; no public name may be hidden so."""
     names = tfl_rewrite.__all__
@@ -116,6 +117,7 @@ def test_no_public_name_is_that_of_a_module() -> None:
     assert not modules & set(tfl_rewrite.__all__)
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "statement",
     [
@@ -140,6 +142,7 @@ def test_no_interpreter_is_loaded(fixtures: Path, tmp_path: Path, statement: str
     assert done.stdout.endswith("[]\n")
 
 
+@pytest.mark.runtime
 def test_load_quantize_save_verify(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
     model = tfl_rewrite.load(source)

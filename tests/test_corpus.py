@@ -22,9 +22,13 @@ from tfl_rewrite.passes.calls import quantize_weights_pass
 
 CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
-pytestmark = pytest.mark.skipif(
-    not CORPUS or not Path(CORPUS).is_dir(), reason="TFL_REWRITE_CORPUS does not name a folder of models"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.runtime,
+    pytest.mark.skipif(
+        not CORPUS or not Path(CORPUS).is_dir(), reason="TFL_REWRITE_CORPUS does not name a folder of models"
+    ),
+]
 
 DOCUMENTED = (0, 2, 3, 4)
 

@@ -142,6 +142,7 @@ def test_the_readme_lists_every_model_with_its_size() -> None:
     assert {name: int(nbytes.replace(",", "")) for name, nbytes in rows} == expected
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", [name for name in SOUND if name not in CANNOT_RUN])
 def test_it_runs_and_its_outputs_depend_on_its_inputs(name: str) -> None:
     samples = run(name, count=2)
@@ -181,6 +182,7 @@ def test_mtcnn_rnet_has_the_refinement_net_s_layers() -> None:
     assert image.shape[1:] == (24, 24, 3)
 
 
+@pytest.mark.runtime
 def test_mtcnn_rnet_tells_faces_from_clutter() -> None:
     faces = [next(output for output in outputs if output.shape == (1, 2)) for outputs in run("mtcnn_rnet")]
     expected = np.arange(len(faces)) % 2
@@ -196,10 +198,12 @@ def test_old_schema_has_the_operator_in_the_deprecated_field_only() -> None:
     assert root.MetadataLength() == root.SignatureDefsLength() == 0
 
 
+@pytest.mark.runtime
 def test_old_schema_computes_what_the_new_one_computes() -> None:
     assert_same_outputs(run("mtcnn_rnet_old_schema", 4), run("mtcnn_rnet", 4))
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "name", ["digits_cnn", "digits_cnn_float16", "digits_cnn_dynamic_range", "digits_cnn_full_int8"]
 )
@@ -307,6 +311,7 @@ def test_two_signatures_share_a_weight_buffer() -> None:
     assert large[0] & large[1]
 
 
+@pytest.mark.runtime
 def test_both_signatures_run_on_their_stored_inputs() -> None:
     name = "two_signatures_shared_weights"
     interpreter = Interpreter(str(path_of(name)))
@@ -340,6 +345,7 @@ def test_if_branches_inputs_take_both_branches() -> None:
     assert {-1.0, 1.0} <= set(signs)
 
 
+@pytest.mark.runtime
 def test_resource_variables_are_initialized_once_and_remembered() -> None:
     call = only_operator("resource_variables", "CALL_ONCE")
     initializer = call.builtinOptions.initSubgraphIndex
@@ -380,6 +386,7 @@ def test_dynamic_shapes_keep_minus_one() -> None:
     assert list(graph.tensors[graph.inputs[0]].shapeSignature) == [-1, -1, 40]
 
 
+@pytest.mark.runtime
 def test_dense_defaults_present_differs_from_dense_in_presence_only() -> None:
     present = {}
     for name in ("dense", "dense_defaults_present"):
@@ -398,6 +405,7 @@ def test_shared_constant_has_two_consumers() -> None:
     assert is_large_constant(name, input_tensor(name, dense, 1))
 
 
+@pytest.mark.runtime
 def test_conv_without_bias_has_two_inputs_and_cannot_be_prepared() -> None:
     operator = only_operator("conv_without_bias", "CONV_2D")
     assert len(operator.inputs) == 2
@@ -405,6 +413,7 @@ def test_conv_without_bias_has_two_inputs_and_cannot_be_prepared() -> None:
         Interpreter(str(path_of("conv_without_bias"))).allocate_tensors()
 
 
+@pytest.mark.runtime
 def test_strings_go_in_and_come_out_reversed() -> None:
     for index, outputs in enumerate(run("string_input")):
         words = inputs_of("string_input")["words"][index]
@@ -484,6 +493,7 @@ def test_offset_buffers_lie_aligned_outside_the_flatbuffer() -> None:
     assert {file[buffer.offset : buffer.offset + buffer.size] for buffer in outside} <= originals
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", ["offset_buffers", "metadata_label_zip"])
 def test_rearranged_digits_net_computes_the_same(name: str) -> None:
     assert_same_outputs(run(name, 8), run("digits_cnn", 8))
@@ -504,6 +514,7 @@ def test_external_buffers_name_slices_of_two_files() -> None:
         assert entry.offset + entry.length <= file.stat().st_size
 
 
+@pytest.mark.runtime
 def test_external_buffers_compute_what_the_whole_model_computes() -> None:
     from ai_edge_litert.compiled_model import CompiledModel
 

@@ -172,6 +172,7 @@ def test_what_contradicts_itself_about_bytes() -> None:
     assert (operator.largeCustomOptionsOffset, operator.largeCustomOptionsSize) == (16, 0)
 
 
+@pytest.mark.runtime
 def test_what_is_odd_and_runs() -> None:
     shared = model_of("metadata_shares_weights")
     assert shared.metadata[0].name == b"min_runtime_version"
@@ -190,6 +191,7 @@ def test_what_is_odd_and_runs() -> None:
         Interpreter(str(MALFORMED / f"{name}.tflite")).allocate_tensors()
 
 
+@pytest.mark.runtime
 def test_a_signature_without_a_key_is_refused_by_the_runtime() -> None:
     assert model_of("signature_without_key").signatureDefs[0].signatureKey is None
     with pytest.raises((RuntimeError, ValueError), match="method name"):
@@ -212,6 +214,7 @@ def test_dispatch_op_addresses_bytes_after_the_flatbuffer() -> None:
     assert file[options["bytecode_offset"] :].startswith(bytes([1, 2, 3, 4]))
 
 
+@pytest.mark.runtime
 def test_custom_unknown_op_is_refused_by_the_runtime() -> None:
     with pytest.raises(RuntimeError, match="NobodyHasThisOperator"):
         Interpreter(str(MALFORMED / "custom_unknown_op.tflite")).allocate_tensors()

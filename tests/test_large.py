@@ -51,6 +51,7 @@ def need_room(folder: Path, gib: float) -> None:
         pytest.skip(f"less than {gib} GiB of room on the disk")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak memory from")
 def test_memory_stays_flat(root: Path, tmp_path: Path) -> None:
     """Less than half of the file, in any command: each of the two heads alone would be a tenth."""
@@ -77,6 +78,7 @@ def test_memory_stays_flat(root: Path, tmp_path: Path) -> None:
         assert not two.read(1)
 
 
+@pytest.mark.slow
 def test_past_two_gibibytes(root: Path, tmp_path: Path) -> None:
     """A file of holes: what lies past 2 GiB is found, and said to be sound."""
     need_room(tmp_path, 2.5)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 INTERPRETERS = {"ai_edge_litert", "tensorflow", "tflite_runtime"}
 
 

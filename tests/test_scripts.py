@@ -24,6 +24,7 @@ def run(root: Path, name: str, *arguments: str | Path) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_mutants_keep_the_contract(root: Path, fixtures: Path) -> None:
     models = [fixtures / "dense.tflite", fixtures / "two_signatures_shared_weights.tflite"]
     done = run(root, "mutate.py", *models, "--count", "12", "--seed", "1", "--limit", "30")
@@ -43,6 +44,7 @@ def test_mutants_are_reproducible_and_differ(fixtures: Path) -> None:
     assert len(set(made)) > 35 and sum(item != data for item in made) > 35
 
 
+@pytest.mark.slow
 def test_a_breach_is_told(root: Path, fixtures: Path) -> None:
     """No run ends within no time at all, so each is a breach."""
     done = run(root, "mutate.py", fixtures / "dense.tflite", "--count", "1", "--limit", "0.0001")
@@ -80,6 +82,7 @@ def test_the_house_is_measured(tmp_path: Path) -> None:
     assert tall.startswith("room/two.py ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["house.py", "bench.py", "mutate.py", "compile_schema.py"])
 def test_help(root: Path, name: str) -> None:
     done = run(root, name, "--help")

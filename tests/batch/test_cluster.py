@@ -34,6 +34,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         yield made.scheduler_address.replace("tcp://", "dask://")
 
 
+@pytest.mark.runtime
 def test_the_same_bytes_as_on_this_machine(cluster: str, fixtures: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
@@ -86,6 +87,7 @@ def test_without_dask_it_says_what_to_install(
         run_batch(config)
 
 
+@pytest.mark.runtime
 def test_the_program_does_not_load_dask_unless_asked() -> None:
     code = "import sys, tfl_rewrite.batch.run; sys.exit('distributed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -52,6 +52,7 @@ def leftovers(out: Path) -> list[str]:
     return [name for name in names if ".tmp" in name or f"{HOME}/work" in name or f"{HOME}/stop" in name]
 
 
+@pytest.mark.runtime
 def test_failures_are_rows_and_the_rest_is_done(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_failures_are_rows_and_the_rest_is_done(
     assert outputs(out) == made
 
 
+@pytest.mark.runtime
 def test_other_settings_replace_what_a_batch_made(fixtures: Path, tmp_path: Path) -> None:
     source, out = fixtures / "dense.tflite", tmp_path / "out"
     assert call(source, "--out", out, "--pass", "quantize-weights", "--verify", "off", "-q") == 0
@@ -99,6 +101,7 @@ def test_other_settings_replace_what_a_batch_made(fixtures: Path, tmp_path: Path
     assert outputs(out).keys() == first.keys() and outputs(out) != first
 
 
+@pytest.mark.runtime
 def test_a_failed_verification_is_exit_4(fixtures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = (fixtures / "dense.tflite", fixtures / "malformed" / "text.tflite")
@@ -110,6 +113,7 @@ def test_a_failed_verification_is_exit_4(fixtures: Path, tmp_path: Path) -> None
     assert {row["status"] for row in rows} == {"failed", "refused"}
 
 
+@pytest.mark.runtime
 def test_a_job_that_dies_is_a_row(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel ends a process that takes more memory than it may."""
     (job,) = plan(
@@ -134,6 +138,7 @@ def test_a_job_ends_when_it_is_told_to(fixtures: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "dense.tflite").exists()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_whole_files_and_the_rest_can_be_done(
     number: int, fixtures: Path, tmp_path: Path
@@ -176,6 +181,7 @@ def test_an_interrupt_leaves_whole_files_and_the_rest_can_be_done(
     assert sum(bool(row["resumed"]) for row in rows) >= len(made) and len(rows) > len(made)
 
 
+@pytest.mark.runtime
 def test_a_batch_that_was_killed_knows_its_own_outputs(fixtures: Path, tmp_path: Path) -> None:
     config = plain_config(
         [str(fixtures / "dense.tflite")],
@@ -192,6 +198,7 @@ def test_a_batch_that_was_killed_knows_its_own_outputs(fixtures: Path, tmp_path:
     assert summary.exit_code == 0 and summary.rows[0]["resumed"] and not leftovers(tmp_path / "out")
 
 
+@pytest.mark.runtime
 def test_a_torn_state_is_no_harm(fixtures: Path, tmp_path: Path) -> None:
     config = plain_config(
         [str(fixtures / "dense.tflite")],
@@ -205,6 +212,7 @@ def test_a_torn_state_is_no_harm(fixtures: Path, tmp_path: Path) -> None:
     assert run_batch(config).rows[0]["resumed"]
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "place",
     ["deep", "deep/er", HOME, f"{HOME}/rows", f"{HOME}/reports", f"{HOME}/work", f"{HOME}/state.jsonl"],
@@ -233,6 +241,7 @@ def test_nothing_is_written_through_links_below_the_output_folder(
     assert "Traceback" not in said.err
 
 
+@pytest.mark.runtime
 def test_an_output_that_is_a_link_is_not_followed(fixtures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -244,6 +253,7 @@ def test_an_output_that_is_a_link_is_not_followed(fixtures: Path, tmp_path: Path
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+@pytest.mark.runtime
 def test_the_output_folder_itself_may_be_a_link(fixtures: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real")
@@ -251,6 +261,7 @@ def test_the_output_folder_itself_may_be_a_link(fixtures: Path, tmp_path: Path) 
     assert call(*words) == 0 and (tmp_path / "real" / "dense.tflite").exists()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", ["summary.json", "summary.csv"])
 def test_a_summary_that_no_batch_wrote_stays(
     name: str, fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -268,6 +279,7 @@ def test_a_summary_that_no_batch_wrote_stays(
     assert call(*words) == 2 and "is not as a batch wrote it" in capsys.readouterr().err
 
 
+@pytest.mark.runtime
 def test_no_output_is_another_name_of_an_input(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,6 +327,7 @@ def test_semicolons_begin_no_other_cell() -> None:
     assert '"a;=1+1"' in data and '"b"";=1+1"' in data
 
 
+@pytest.mark.runtime
 def test_names_of_files_and_tensors_in_a_summary(fixtures: Path, tmp_path: Path) -> None:
     model = tfl_rewrite.load(fixtures / "dense.tflite")
     for tensor in model.subgraphs[0].tensors:
@@ -360,6 +373,7 @@ def test_exit_codes_of_a_summary() -> None:
     assert [code(0, 0), code(0, 3), code(3, 2, 0), code(2, 4, 3, 0)] == [0, 3, 2, 4]
 
 
+@pytest.mark.runtime
 def test_a_job_that_nobody_waits_for_ends(fixtures: Path, tmp_path: Path) -> None:
     """Its standard input is closed when the process that started it is gone."""
     config = plain_config(
@@ -377,6 +391,7 @@ def test_a_job_that_nobody_waits_for_ends(fixtures: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "dense.tflite").exists() and not job.work.exists()
 
 
+@pytest.mark.runtime
 def test_the_output_of_a_job_is_one_line(fixtures: Path, tmp_path: Path) -> None:
     (job,) = plan(
         plain_config([str(fixtures / "dense.tflite")], {"out": str(tmp_path), "passes": ("dedup",)}, {})
@@ -386,6 +401,7 @@ def test_the_output_of_a_job_is_one_line(fixtures: Path, tmp_path: Path) -> None
     assert row["key"] == job.key and row["version"] == tfl_rewrite.__version__
 
 
+@pytest.mark.runtime
 def test_pictures_as_inputs(fixtures: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for number in range(3):
@@ -406,6 +422,7 @@ def test_pictures_as_inputs(fixtures: Path, tmp_path: Path) -> None:
             read_config(config, {}, {})
 
 
+@pytest.mark.runtime
 def test_what_is_said_is_no_more_open_than_the_models(fixtures: Path, tmp_path: Path) -> None:
     models, out = tmp_path / "models", tmp_path / "out"
     models.mkdir()
@@ -443,6 +460,7 @@ def test_files_in_the_output_folder_are_said_to_lie_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tflite", "b.tflite"]
 
 
+@pytest.mark.runtime
 def test_one_file_is_one(fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(fixtures / "dense.tflite", "--out", tmp_path, "--pass", "dedup", "--verify", "off") == 0
     assert "\n1 file: 1 " in capsys.readouterr().out

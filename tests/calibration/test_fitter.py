@@ -22,6 +22,8 @@ from tfl_rewrite.pipeline.rewrite import Report
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 
+pytestmark = pytest.mark.runtime
+
 
 def logits_ratio(before: Path, after: Path, inputs: Path) -> float:
     """Compares what goes into the last SOFTMAX: behind it, outputs that are sure of themselves hide noise."""

@@ -78,6 +78,7 @@ def made(words: tuple[str, ...], source: Path, target: Path, *options: object) -
     return found
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", FITTING)
 def test_a_quarter_judges_and_nothing_looks_at_it(rnet: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     (source, inputs), words = rnet, FITTING[name]
@@ -93,6 +94,7 @@ def test_a_quarter_judges_and_nothing_looks_at_it(rnet: tuple[Path, Path], tmp_p
     assert (tmp_path / "a.tflite").read_bytes() != (tmp_path / "c.tflite").read_bytes()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", FITTING)
 def test_holdout_judges_alone(rnet: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     (source, inputs), words = rnet, FITTING[name]
@@ -105,6 +107,7 @@ def test_holdout_judges_alone(rnet: tuple[Path, Path], tmp_path: Path, name: str
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
 
 
+@pytest.mark.runtime
 def test_the_verdict_says_so(
     rnet: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +125,7 @@ def test_the_verdict_says_so(
     assert capsys.readouterr().out.count(f"on 3 {APART}") == 2
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("words", [("quantize-weights",), ("round-weights", "--steps", "256")])
 def test_of_too_few_none_is_fitted_to(
@@ -137,6 +141,7 @@ def test_of_too_few_none_is_fitted_to(
     assert (tmp_path / "few.tflite").read_bytes() == (tmp_path / "none.tflite").read_bytes()
 
 
+@pytest.mark.runtime
 def test_four_are_enough(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
     four = taken(inputs, tmp_path / "four.npz", 4)
@@ -154,6 +159,7 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "words",
     [("quantize-weights",), ("round-weights", "--steps", "256"), ("run", "--pass", "quantize-weights")],
@@ -176,6 +182,7 @@ def test_nothing_is_fitted_to_an_assumed_range(
     assert (tmp_path / "a.tflite").read_bytes() != (tmp_path / "b.tflite").read_bytes()
 
 
+@pytest.mark.runtime
 def test_shrink_fits_nothing_to_an_assumed_range(
     rnet: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +193,7 @@ def test_shrink_fits_nothing_to_an_assumed_range(
     assert "not rounding for them: pixel range assumed (say it with --input-range)" in told
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("effort", ["balanced", "fast"])
 def test_steps_are_searched_with_other_samples_than_those_that_judge(
     rnet: tuple[Path, Path], tmp_path: Path, effort: str
@@ -223,6 +231,7 @@ def test_what_judges_is_never_written_to(
     assert apart.read_bytes() == before and not (tmp_path / "a.tflite").exists()
 
 
+@pytest.mark.runtime
 def test_in_a_batch(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
     apart = taken(inputs, tmp_path / "mtcnn_rnet-apart.npz", 2)
@@ -283,6 +292,7 @@ def test_missing_inputs_are_told_before_anything_is_made(
         rewrite(rnet[0], tmp_path / "out.tflite", [quantize_weights_pass()], verification=settings)
 
 
+@pytest.mark.runtime
 def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
     for item in (quantize_weights_pass(), round_weights_pass()):
@@ -322,6 +332,7 @@ def test_a_sequence_is_not_torn(fixtures: Path, tmp_path: Path, name: str) -> No
     assert order == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
 
 
+@pytest.mark.runtime
 def test_as_many_threads_as_you_like(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
     found = []
@@ -333,6 +344,7 @@ def test_as_many_threads_as_you_like(rnet: tuple[Path, Path], tmp_path: Path) ->
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.runtime
 def test_no_bias_moves_before_a_logarithm(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     """The first layers' biases are corrected; the one whose result goes into LOG keeps its bytes."""
     source, inputs = rnet
@@ -384,6 +396,7 @@ def _key(name: str, found: Mapping[str, bytes]) -> str:
     return next(key for key in found if key == name or key.startswith(f"{name}_"))
 
 
+@pytest.mark.slow
 def test_one_blas_thread_in_the_program() -> None:
     """Set before numpy is loaded; what the user has set stays."""
     text = "\n".join(

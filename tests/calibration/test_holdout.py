@@ -129,6 +129,7 @@ def test_entry_points_are_divided_each(tmp_path: Path) -> None:
     assert sizes == [(3, 0), (3, 0), (2, 3)]
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "name", ["mtcnn_rnet", "two_signatures_shared_weights", "dynamic_shapes", "string_input", "lstm"]
 )

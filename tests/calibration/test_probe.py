@@ -20,6 +20,8 @@ from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.passes.cut import Cut
 
+pytestmark = pytest.mark.runtime
+
 Array = np.ndarray[Any, Any]
 
 

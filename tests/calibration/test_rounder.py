@@ -20,6 +20,8 @@ from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.payloads import WeightChange
 
+pytestmark = pytest.mark.runtime
+
 
 def quantize(source: Path, out: Path, *options: str | Path) -> dict[str, Any]:
     """Runs the command and returns its report."""

@@ -14,6 +14,7 @@ from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.interpreter.worker import RuntimeChoice
 
 
+@pytest.mark.runtime
 def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner(RuntimeChoice.parse("litert"), timeout=20) as runner:
         runner.open(fixtures / "dense.tflite")
@@ -28,12 +29,14 @@ def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytes
         assert runner.worker._child is not child
 
 
+@pytest.mark.runtime
 def test_a_process_that_takes_too_much_memory_is_ended(fixtures: Path) -> None:
     runner = Runner(RuntimeChoice.parse("litert"), timeout=20, watch=MemoryWatch(1 << 20))
     with runner, pytest.raises(ModelFailed, match="took more memory than 1 MB"):
         runner.open(fixtures / "dense.tflite")
 
 
+@pytest.mark.runtime
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_process_that_died_between_two_requests_is_watched_no_more(fixtures: Path) -> None:
     watch = MemoryWatch(1 << 40)

@@ -38,6 +38,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.runtime
 def test_a_writing_command_blames_after_its_verdict(capsys, digits, photos, tmp_path):
     report, nodes, out = tmp_path / "r.json", tmp_path / "n.json", tmp_path / "out.tflite"
     given = ("--inputs", photos, "--input-range", "-0.5,1", "--min-elements", "64")
@@ -56,6 +57,7 @@ def test_a_writing_command_blames_after_its_verdict(capsys, digits, photos, tmp_
     assert {int(key) for key in results} == {row["after_index"] for row in layers}
 
 
+@pytest.mark.runtime
 def test_a_refused_rewrite_is_blamed_too(capsys, digits, tmp_path):
     out, nodes = tmp_path / "out.tflite", tmp_path / "n.json"
     arguments = (
@@ -74,6 +76,7 @@ def test_a_refused_rewrite_is_blamed_too(capsys, digits, tmp_path):
     assert "blame: 7 operator outputs" in said and nodes.exists()
 
 
+@pytest.mark.runtime
 def test_verify_blames(capsys, fixtures, digits, tmp_path):
     report = tmp_path / "r.json"
     other = fixtures / "digits_cnn_dynamic_range.tflite"
@@ -98,6 +101,7 @@ def test_reports_may_not_replace_a_model_or_each_other(capsys, digits, tmp_path)
     assert code == 2 and "--blame-out and --report are the same file" in said and not same.exists()
 
 
+@pytest.mark.runtime
 def test_a_damaged_picture_is_one_line(capsys, digits, photos, tmp_path):
     (photos / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     out = tmp_path / "out.tflite"

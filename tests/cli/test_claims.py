@@ -166,6 +166,7 @@ def test_a_link_that_is_named_twice_is_one_name(here: Path) -> None:
     assert (here / "real.tflite").read_bytes() != (here / "in.tflite").read_bytes()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("option", ["--report", "--blame-out"])
 def test_what_exists_stays(here: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "old.json").write_text("old")
@@ -185,6 +186,7 @@ def test_what_exists_stays(here: Path, option: str, capsys: pytest.CaptureFixtur
     assert json.loads((here / "old.json").read_text())
 
 
+@pytest.mark.runtime
 def test_verify_says_how_to_replace_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "old.json").write_text("old")
     words = ("verify", "in.tflite", "in.tflite", "--report", "old.json", "--samples", "1", "-q")
@@ -221,6 +223,7 @@ def test_places_that_cannot_be_written(
     assert {path: path.read_bytes() for path in files} == before and not (here / "out.tflite").exists()
 
 
+@pytest.mark.slow
 def test_a_report_in_a_folder_that_may_not_be_written(here: Path) -> None:
     (here / "folder").mkdir()
     done = subprocess.run(
@@ -235,6 +238,7 @@ def test_a_report_in_a_folder_that_may_not_be_written(here: Path) -> None:
     assert not (here / "out.tflite").exists()
 
 
+@pytest.mark.slow
 def test_a_report_that_does_not_fit_keeps_the_output_back(here: Path) -> None:
     """Everything that is written is whole before anything gets its name."""
     (here / "folder").mkdir()
@@ -252,6 +256,7 @@ def test_a_report_that_does_not_fit_keeps_the_output_back(here: Path) -> None:
     assert not (here / "out.tflite").exists()
 
 
+@pytest.mark.slow
 def test_names_that_differ_in_case_where_case_does_not_count(tmp_path: Path) -> None:
     image, place = tmp_path / "image", tmp_path / "place"
     place.mkdir()

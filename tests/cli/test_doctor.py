@@ -40,6 +40,7 @@ def test_findings_have_place_reason_and_command(capsys: pytest.CaptureFixture[st
     assert "why: " in said and f"remedy: tfl-rewrite repair {faulty} OUT --only hybrid-version" in said
 
 
+@pytest.mark.runtime
 def test_the_command_it_names_settles_it(
     capsys: pytest.CaptureFixture[str], faulty: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_nothing_to_repair_is_a_copy(
     assert code == 0 and "nothing to repair" in said and out.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.runtime
 def test_what_does_not_run_is_said_to_be_unverified(
     capsys: pytest.CaptureFixture[str], fixtures: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return code, output.out, output.err
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -90,6 +91,7 @@ def test_refusals(
     assert all(word in error for word in words) and error.count("\n") == 1
 
 
+@pytest.mark.runtime
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is part of Python from 3.11 on")
 def test_a_recipe_file(capsys: pytest.CaptureFixture[str], dense: str, tmp_path: Path) -> None:
     recipe, out = tmp_path / "recipe.toml", tmp_path / "out.tflite"
@@ -98,6 +100,7 @@ def test_a_recipe_file(capsys: pytest.CaptureFixture[str], dense: str, tmp_path:
     assert code == 0 and re.search(r"int4:block:\d+ dequantize", text)
 
 
+@pytest.mark.runtime
 def test_dequantize(capsys: pytest.CaptureFixture[str], dense: str, tmp_path: Path) -> None:
     small, large, again = (tmp_path / f"{name}.tflite" for name in ("small", "large", "again"))
     assert call(capsys, "quantize-weights", dense, small, "--verify", "off")[0] == 0
@@ -111,6 +114,7 @@ def test_dequantize(capsys: pytest.CaptureFixture[str], dense: str, tmp_path: Pa
     assert (tmp_path / "same.tflite").read_bytes() == Path(dense).read_bytes()
 
 
+@pytest.mark.runtime
 def test_as_passes(capsys: pytest.CaptureFixture[str], dense: str, tmp_path: Path) -> None:
     out = tmp_path / "out.tflite"
     passes = ["--pass", "dequantize", "--pass", "quantize-weights:dtype=int4,granularity=block:32"]

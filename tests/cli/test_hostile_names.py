@@ -128,6 +128,7 @@ def test_every_command_is_tried() -> None:
     assert not missing, f"add rows for {missing}"
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("command", COMMANDS_HERE)
 @pytest.mark.parametrize("model", ["named", "custom"])
 def test_command_shows_names_escaped(
@@ -189,6 +190,7 @@ def test_errors_show_names_escaped(named: Path, tmp_path: Path, capsys: pytest.C
     assert code == 2 and "\\x1b[2J" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["inspect"], ["inspect", "--json"], ["check"], ["diff"]])
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
 def test_no_encoding_of_the_output_breaks_it(command: list[str], encoding: str, named: Path) -> None:
@@ -235,6 +237,7 @@ def test_members_of_the_zip_are_listed_and_never_unpacked(
     assert [path.name for path in tmp_path.iterdir()] == ["out.tflite"]
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_costs_what_its_file_does(fixtures: Path, tmp_path: Path) -> None:
     """A megabyte of deflated zeros is a gigabyte; it is carried over as it is."""
     stream = io.BytesIO()

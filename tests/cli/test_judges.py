@@ -16,6 +16,7 @@ from ..helpers import FIXTURES
 DENSE = str(FIXTURES / "digits_cnn.tflite")
 
 
+@pytest.mark.runtime
 def test_every_judge_is_in_the_report(tmp_path, capsys):
     report = tmp_path / "report.json"
     asked = ["--resolver", "default", "--resolver", "reference", "--samples", "1"]
@@ -28,6 +29,7 @@ def test_every_judge_is_in_the_report(tmp_path, capsys):
     assert "the worst of 2 judges (2 pass)" in capsys.readouterr().out
 
 
+@pytest.mark.runtime
 def test_rewrite_is_judged_by_all(tmp_path, capsys):
     target, report = tmp_path / "out.tflite", tmp_path / "report.json"
     command = ["quantize-weights", DENSE, str(target), "--report", str(report), "--samples", "1"]
@@ -61,6 +63,7 @@ def test_mistakes(tmp_path, capsys, options, text):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_waiting_counts_on_a_terminal_and_is_silent_if_not_wanted(tmp_path):
     pty = pytest.importorskip("pty")
     code = (

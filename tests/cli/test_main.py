@@ -85,6 +85,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 # -- Help and usage -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_version() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"tfl-rewrite {__version__}\n", b"")
@@ -187,6 +188,7 @@ def test_what_is_empty_or_negative_is_shown(
 # -- quantize-weights ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_the_main_job(dense: Path, out: Path) -> None:
     done = run("quantize-weights", dense, out, "--samples", "1")
     assert done.returncode == 0 and done.stderr == b""
@@ -197,6 +199,7 @@ def test_the_main_job(dense: Path, out: Path) -> None:
     assert left(out) == ["out.tflite"] and out.stat().st_size < 3000
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 @pytest.mark.parametrize(
     ("value", "said"),
@@ -247,6 +250,7 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> 
     assert left(out) == []
 
 
+@pytest.mark.runtime
 def test_refusal(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> None:
     arguments = ["--min-snr", "200", "--samples", "1", "--blame-seconds", "0", "--no-rescue"]
     report = out.parent / "report.json"
@@ -274,6 +278,7 @@ def test_unsupported(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Pa
     assert code == 3 and text == "" and "newer" in error and str(source) in error and left(out) == []
 
 
+@pytest.mark.runtime
 def test_unverified(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:
     source = fixtures / "conv_without_bias.tflite"
     code, text, _ = call(capsys, "quantize-weights", source, out, "--samples", "1")
@@ -312,6 +317,7 @@ def test_bad_places(capsys: pytest.CaptureFixture[str], dense: Path, out: Path, 
         assert left(out) == []
 
 
+@pytest.mark.runtime
 def test_quiet(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> None:
     assert call(capsys, "quantize-weights", dense, out, "-q", "--samples", "1") == (0, "", "")
     code, text, error = call(
@@ -330,11 +336,13 @@ def test_verbose_lists_what_stays(capsys: pytest.CaptureFixture[str], fixtures: 
     assert "10 float constants stay:" in full and full.count("a bias;") == 6
 
 
+@pytest.mark.runtime
 def test_a_traceback_for_those_who_ask(dense: Path, out: Path) -> None:
     assert b"Traceback" in run("quantize-weights", dense.parent / "no.tflite", out, "-vv").stderr
     assert b"Traceback" not in run("quantize-weights", dense.parent / "no.tflite", out, "-v").stderr
 
 
+@pytest.mark.runtime
 def test_report(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:
     source = fixtures / "shared_constant_two_ops.tflite"
     report = out.parent / "report.json"
@@ -411,6 +419,7 @@ def changed(source: Path, target: Path, factor: float) -> Path:
     return target
 
 
+@pytest.mark.runtime
 def test_verify(capsys: pytest.CaptureFixture[str], fixtures: Path, dense: Path, tmp_path: Path) -> None:
     near = changed(dense, tmp_path / "near.tflite", 1.001)
     far = changed(dense, tmp_path / "far.tflite", 5.0)
@@ -434,6 +443,7 @@ def test_verify(capsys: pytest.CaptureFixture[str], fixtures: Path, dense: Path,
     assert call(capsys, "verify", tmp_path / "missing.tflite", dense)[0] == 2
 
 
+@pytest.mark.runtime
 def test_real_inputs(capsys: pytest.CaptureFixture[str], fixtures: Path, out: Path) -> None:
     inputs = fixtures / "inputs" / "dense.npz"
     code, text, _ = call(capsys, "quantize-weights", fixtures / "dense.tflite", out, "--inputs", inputs)
@@ -523,6 +533,7 @@ def escaping(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.runtime
 def test_names_cannot_write_to_the_terminal(
     capsys: pytest.CaptureFixture[str], dense: Path, out: Path, tmp_path: Path
 ) -> None:
@@ -542,6 +553,7 @@ def test_names_cannot_write_to_the_terminal(
     assert json.loads(report.read_text())["passes"][0]["changes"][0]["tensor"].startswith("\x1b")
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("encoding", ["C", "C.UTF-8", "latin-1"])
 def test_any_locale(dense: Path, out: Path, tmp_path: Path, encoding: str) -> None:
     environment = {**os.environ, "LC_ALL": encoding, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -579,6 +591,7 @@ def test_safe() -> None:
 # -- Streams ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -624,6 +637,7 @@ def test_nobody_reads_stdout(
     assert out.exists() == ("OUT" in arguments and code == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_stdout_is_full(dense: Path) -> None:
     with open("/dev/full", "wb") as full:
@@ -634,6 +648,7 @@ def test_stdout_is_full(dense: Path) -> None:
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 
 
+@pytest.mark.runtime
 @FULL
 @pytest.mark.parametrize(
     ("command", "code"),
@@ -666,6 +681,7 @@ def test_a_report_that_cannot_be_printed_does_not_undo_the_file(
     assert out.exists() == (code == 0)
 
 
+@pytest.mark.slow
 @FULL
 def test_stderr_is_full(dense: Path, out: Path) -> None:
     with open("/dev/full", "wb") as full:
@@ -702,6 +718,7 @@ def test_an_error_repeats_little_of_an_argument(
     assert 60 < len(line) < 1000 and "\x1b" not in said
 
 
+@pytest.mark.runtime
 def test_no_stderr(dense: Path, out: Path) -> None:
     """What is opened instead must not become the place of messages."""
     normal = out.with_name("normal.tflite")
@@ -720,6 +737,7 @@ def test_no_stderr(dense: Path, out: Path) -> None:
     assert out.read_bytes() == normal.read_bytes()
 
 
+@pytest.mark.runtime
 def test_no_bar_without_a_terminal(fixtures: Path, out: Path) -> None:
     done = run("quantize-weights", fixtures / "mtcnn_rnet.tflite", out, "--verify", "off")
     assert done.returncode == 0 and done.stderr == b"" and b"\r" not in done.stdout
@@ -774,6 +792,7 @@ def _descendants(group: int) -> bool:
     return True
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     ("number", "whole_group", "code", "words"),
     [

@@ -15,6 +15,8 @@ import pytest
 
 from tfl_rewrite.cli import progress, waiting
 
+pytestmark = pytest.mark.slow
+
 # The command, with each step of its work slowed so that it takes over a second.
 SLOWED = """
 import sys, time

@@ -39,6 +39,7 @@ def inputs(fixtures: Path, tmp_path: Path) -> Path:
     return tmp_path / "some.npz"
 
 
+@pytest.mark.runtime
 def test_all_that_it_writes(fixtures: Path, inputs: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     target = tmp_path / "out.tflite"
@@ -83,6 +84,7 @@ def run_quantize(source: Path, target: Path, recipe: Path, inputs: Path) -> subp
     )
 
 
+@pytest.mark.runtime
 def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: Path, tmp_path: Path) -> None:
     target, curve = tmp_path / "out.tflite", tmp_path / "curve.json"
     done = run(
@@ -97,6 +99,7 @@ def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: P
     assert len(json.loads(curve.read_text())["points"]) > 1
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -118,6 +121,7 @@ def test_usage_is_two_in_one_line(
     assert not list(tmp_path.glob("*.tflite*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["missing_module:f", "math:no_such_function", "math:pi"])
 def test_a_metric_that_is_none_is_told_before_anything_is_run(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
@@ -144,6 +148,7 @@ def test_sizes_that_are_none(text: str) -> None:
         _nbytes(text)
 
 
+@pytest.mark.runtime
 def test_nothing_to_choose_is_said_plainly(fixtures: Path, tmp_path: Path) -> None:
     done = run(fixtures / "already_int8.tflite", tmp_path / "out.tflite", "--min-snr", "30")
     assert done.returncode == 0
@@ -151,6 +156,7 @@ def test_nothing_to_choose_is_said_plainly(fixtures: Path, tmp_path: Path) -> No
     assert "SNR promised: exact (search exact, held-out inputs exact)" in done.stdout
 
 
+@pytest.mark.runtime
 def test_a_pattern_that_matches_nothing_is_named(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "dense.tflite", tmp_path / "out.tflite"
     report = shrink(source, target, max_nbytes=4000, exclude=["dense/weigts"], effort="fast")

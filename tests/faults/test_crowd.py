@@ -31,6 +31,7 @@ def load(processes: int) -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(TIMES))
 def test_none_takes_the_folder_of_another(tmp_path: Path, turn: int) -> None:
     scratch = tmp_path / "tmp"

@@ -37,6 +37,7 @@ def here(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "words",
     [
@@ -76,6 +77,7 @@ def test_nothing_is_imported_from_the_current_folder(here: Path, words: tuple[st
     assert not (here.parent / "run").exists()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("safe", [(), ("-P",), ("-I",)])
 @pytest.mark.parametrize(
     "words", [("check", "in.tflite"), ("batch", "in.tflite", "--out", "o", "--pass", "dedup")]
@@ -91,6 +93,7 @@ def test_nor_with_the_module_switch(here: Path, safe: tuple[str, ...], words: tu
     assert not (here.parent / "run").exists()
 
 
+@pytest.mark.runtime
 def test_where_python_is_told_not_to_look_there_anyway(here: Path, tmp_path: Path) -> None:
     """Then the first place of all is another one, which must not be left out."""
     (tmp_path / "first").mkdir()

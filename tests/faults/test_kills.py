@@ -96,6 +96,7 @@ def timed(starter: Starter, *arguments: str | Path) -> float:
     return min(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [False, True], ids=["new", "replace"])
 def test_killed_at_any_moment(place: Place, starter: Starter, force: bool) -> None:
     dice = random.Random(force)
@@ -128,6 +129,7 @@ def test_killed_at_any_moment(place: Place, starter: Starter, force: bool) -> No
     place.check(None, 0, whole=good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_told_to_stop_at_any_moment(place: Place, starter: Starter, number: signal.Signals) -> None:
     dice = random.Random(int(number))

@@ -55,6 +55,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 # -- The disk is full ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [0, 4, 64, 100, 112, 500])
 @pytest.mark.parametrize("force", [False, True])
 def test_no_room_for_the_output(place: Place, good: bytes, kilobytes: int, force: bool) -> None:
@@ -72,6 +73,7 @@ def test_no_room_for_the_output(place: Place, good: bytes, kilobytes: int, force
         assert place.target.exists() == (fits or (force and kilobytes > 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [4, 16, 64, 256, 1024])
 def test_no_room_for_temporary_files(place: Place, good: bytes, kilobytes: int) -> None:
     with mounted(place.scratch, f"size={kilobytes}k"):
@@ -82,6 +84,7 @@ def test_no_room_for_temporary_files(place: Place, good: bytes, kilobytes: int) 
         assert place.target.exists() == (done.returncode == 0)
 
 
+@pytest.mark.slow
 def test_no_room_for_the_report(place: Place, good: bytes) -> None:
     folder = place.root / "reports"
     folder.mkdir()
@@ -91,6 +94,7 @@ def test_no_room_for_the_report(place: Place, good: bytes) -> None:
         place.check(done, 2, "report", whole=good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [4, 64, 300])
 def test_no_room_for_parts(place: Place, kilobytes: int) -> None:
     parts = place.outputs / "parts"
@@ -101,6 +105,7 @@ def test_no_room_for_parts(place: Place, kilobytes: int) -> None:
     assert place.source.read_bytes() == place.kept
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("kilobytes", [4, 300])
 def test_no_room_for_what_is_joined(place: Place, kilobytes: int) -> None:
     parts = place.root / "parts"
@@ -113,6 +118,7 @@ def test_no_room_for_what_is_joined(place: Place, kilobytes: int) -> None:
 # -- Folders -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("command", ["rewrite", "join"])
 def test_a_read_only_folder(place: Place, command: str) -> None:
     parts = place.root / "parts"
@@ -125,11 +131,13 @@ def test_a_read_only_folder(place: Place, command: str) -> None:
         place.check(done, 2, "ead-only")
 
 
+@pytest.mark.slow
 def test_a_missing_folder(place: Place) -> None:
     done = place.run(*QUICK, place.source, place.outputs / "none" / "made.tflite")
     place.check(done, 2, "create")
 
 
+@pytest.mark.runtime
 def test_a_folder_that_goes_away(place: Place) -> None:
     other = place.root / "other"
     other.mkdir()
@@ -141,6 +149,7 @@ def test_a_folder_that_goes_away(place: Place) -> None:
     place.check(done, 2, "cannot write")
 
 
+@pytest.mark.slow
 def test_no_folder_for_temporary_files(place: Place, good: bytes) -> None:
     """Python looks for another one; where there is none, it is an error of one line."""
     place.scratch.rmdir()
@@ -152,12 +161,14 @@ def test_no_folder_for_temporary_files(place: Place, good: bytes) -> None:
 # -- What has the name of the output ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_the_output_is_a_folder(place: Place, force: tuple[str, ...]) -> None:
     done = place.run(*QUICK, place.source, place.outputs, *force)
     place.check(done, 2, "is a directory")
 
 
+@pytest.mark.slow
 def test_the_output_is_a_link(place: Place, good: bytes) -> None:
     real = place.root / "real.tflite"
     place.target.symlink_to(real)
@@ -166,6 +177,7 @@ def test_the_output_is_a_link(place: Place, good: bytes) -> None:
     place.check(done, 0, whole=good)
 
 
+@pytest.mark.slow
 def test_the_output_is_a_link_to_the_input(place: Place) -> None:
     place.target.symlink_to(place.source)
     for force in ((), ("--force",)):
@@ -175,6 +187,7 @@ def test_the_output_is_a_link_to_the_input(place: Place) -> None:
     assert place.left() == []
 
 
+@pytest.mark.slow
 def test_the_output_is_a_link_that_turns_in_a_circle(place: Place) -> None:
     place.target.symlink_to(place.target)
     done = place.rewrite("--force")
@@ -182,6 +195,7 @@ def test_the_output_is_a_link_that_turns_in_a_circle(place: Place) -> None:
     assert place.left() == []
 
 
+@pytest.mark.slow
 def test_the_output_is_the_input(place: Place, good: bytes) -> None:
     done = place.run(*QUICK, place.source, place.source)
     place.check(done, 2, "--force")
@@ -189,6 +203,7 @@ def test_the_output_is_the_input(place: Place, good: bytes) -> None:
     assert done.returncode == 0 and place.source.read_bytes() == good and place.left() == []
 
 
+@pytest.mark.slow
 def test_the_output_is_another_link_to_the_input(place: Place) -> None:
     os.link(place.source, place.target)
     for force in ((), ("--force",)):
@@ -197,6 +212,7 @@ def test_the_output_is_another_link_to_the_input(place: Place) -> None:
         assert place.target.samefile(place.source) and place.source.read_bytes() == place.kept
 
 
+@pytest.mark.slow
 def test_two_programs_write_the_same_file(place: Place, good: bytes) -> None:
     runs = [place.start(*QUICK, place.source, place.target) for _ in range(4)]
     ends = [(*process.communicate(timeout=120), process.returncode) for process in runs]
@@ -207,6 +223,7 @@ def test_two_programs_write_the_same_file(place: Place, good: bytes) -> None:
     assert place.target.exists()
 
 
+@pytest.mark.slow
 def test_somebody_writes_into_the_output_all_the_time(place: Place, good: bytes) -> None:
     stop = threading.Event()
 
@@ -252,6 +269,7 @@ def wait_for_children(process: subprocess.Popen[bytes], place: Place) -> None:
     raise AssertionError(f"never began: {process.poll()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncate", "empty", "write"])
 @pytest.mark.parametrize("verify", ["off", "auto"])
 def test_the_input_changes_while_it_is_mapped(place: Place, good: bytes, how: str, verify: str) -> None:
@@ -284,6 +302,7 @@ sys.exit(main(["quantize-weights", sys.argv[1], sys.argv[2], "--verify", "off"])
 """
 
 
+@pytest.mark.slow
 def test_the_input_is_truncated_under_our_hands(place: Place) -> None:
     """At the one moment at which reading on is a fault of the processor."""
     done = subprocess.run(
@@ -299,6 +318,7 @@ def test_the_input_is_truncated_under_our_hands(place: Place) -> None:
 # -- Streams -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_standard_streams(place: Place, good: bytes) -> None:
     done = place.run(*QUICK, "-", "-", input=place.kept)
     assert done.stdout == good and b"<stdin> -> <stdout>" in done.stderr
@@ -310,6 +330,7 @@ def test_standard_streams(place: Place, good: bytes) -> None:
     assert done.stdout == good and b"error" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"no model", None])
 def test_standard_input_that_is_no_model(place: Place, data: bytes | None) -> None:
     data = place.kept[:1000] if data is None else data
@@ -318,10 +339,12 @@ def test_standard_input_that_is_no_model(place: Place, data: bytes | None) -> No
     place.check(done, 2, "<stdin>")
 
 
+@pytest.mark.runtime
 def test_standard_input_twice(place: Place) -> None:
     place.check(place.run("verify", "-", "-", input=place.kept), 2, "once")
 
 
+@pytest.mark.slow
 def test_nobody_takes_standard_output(place: Place) -> None:
     with place.start(*QUICK, place.source, "-") as process:
         assert process.stdout is not None and process.stderr is not None
@@ -330,18 +353,21 @@ def test_nobody_takes_standard_output(place: Place) -> None:
     place.check(subprocess.CompletedProcess([], process.returncode, b"", stderr), 2, "standard output")
 
 
+@pytest.mark.slow
 def test_standard_output_is_full(place: Place) -> None:
     with open("/dev/full", "wb") as full:
         done = place.run(*QUICK, place.source, "-", stdout=full)
     place.check(done, 2, "standard output")
 
 
+@pytest.mark.slow
 def test_a_model_is_nothing_for_a_terminal(place: Place) -> None:
     code, said = on_terminal(place, *QUICK, str(place.source), "-")
     assert code == 2 and b"nothing for a terminal" in said
     place.check(None, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(place: Place, good: bytes, closed: str) -> None:
     words = [*PROGRAM, *QUICK, str(place.source), str(place.target)]
@@ -354,6 +380,7 @@ def test_closed_streams(place: Place, good: bytes, closed: str) -> None:
 # -- Environments --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -386,6 +413,7 @@ def on_terminal(place: Place, *arguments: str, columns: int = 40) -> tuple[int, 
     return process.returncode, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [0, 1, 40, 200])
 def test_a_narrow_terminal(place: Place, good: bytes, columns: int) -> None:
     code, said = on_terminal(
@@ -395,6 +423,7 @@ def test_a_narrow_terminal(place: Place, good: bytes, columns: int) -> None:
     place.check(None, 0, whole=good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

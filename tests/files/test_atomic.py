@@ -121,6 +121,7 @@ def test_nobody_else_reads_it_before_it_has_its_name(
         assert mode(output.path) == 0o600
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("of_input", [0o600, 0o640, 0o4755])
 def test_all_that_a_command_writes(
     umask: Callable[[int], int], fixtures: Path, tmp_path: Path, of_input: int

@@ -168,6 +168,7 @@ def test_what_is_no_model_is_named(
     assert re.search(remedy, caught.value.remedy, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_remedies_are_commands_that_work(fixtures: Path, tmp_path: Path) -> None:
     model = (fixtures / "dense.tflite").read_bytes()
     for name, make in (

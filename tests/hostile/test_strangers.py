@@ -17,6 +17,7 @@ strangers, kinds = script("strangers"), script("hostile.strangers")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
 
+@pytest.mark.slow
 def test_some_strangers(tmp_path: Path) -> None:
     outcomes, breaches, most = strangers.run(16, first=0, seed=7, jobs=1, limit=60.0, place=tmp_path)
     assert breaches == [] and sum(outcomes.values()) == 16
@@ -32,6 +33,7 @@ def test_all_kinds_are_made_and_the_same_again() -> None:
     assert len(set(kinds.SPOILERS)) == 10
 
 
+@pytest.mark.slow
 def test_a_breach_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play = strangers.Playground(tmp_path)
     deeds = """
@@ -62,6 +64,7 @@ os._exit(1)
         os.kill(pid, 9)
 
 
+@pytest.mark.runtime
 def test_models_are_written(tmp_path: Path) -> None:
     script = Path(strangers.__file__)
     command = [sys.executable, str(script), "--count", "3", "--first", "5", "--save", str(tmp_path / "made")]

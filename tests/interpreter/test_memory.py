@@ -22,6 +22,7 @@ def runtime(tmp_path):
     return fake_runtime.install(tmp_path)
 
 
+@pytest.mark.runtime
 def test_bomb_is_named_as_input_and_as_output(tmp_path):
     bomb = tiny_models.hungry(tmp_path / "a.tflite", size=15_000)
     tame = tiny_models.hungry(tmp_path / "b.tflite", size=20)
@@ -31,6 +32,7 @@ def test_bomb_is_named_as_input_and_as_output(tmp_path):
     assert verify(tame, tame, memory_limit=400 * MB).status == "pass"
 
 
+@pytest.mark.slow
 def test_rewritten_that_eats_memory_fails(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", allocating=[{"eat": 700 * MB, "sleep": 5}])
@@ -40,6 +42,7 @@ def test_rewritten_that_eats_memory_fails(tmp_path, runtime):
     assert verdict.seconds < 20
 
 
+@pytest.mark.runtime
 def test_refused_allocation_is_named_too(tmp_path, runtime):
     # More at once than the child lets itself have: nothing of it is ever touched. The real runtime gives no
     # reason then.
@@ -54,6 +57,7 @@ def test_refused_allocation_is_named_too(tmp_path, runtime):
     assert "MemoryError" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_two_that_fit_one_after_the_other_are_run_so(tmp_path, runtime):
     file = fake_runtime.model(tmp_path / "a", allocating=[{"eat": 250 * MB, "sleep": 0.5}])
     verdict = verify(file, file, runtime=runtime, memory_limit=420 * MB)

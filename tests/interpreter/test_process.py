@@ -13,6 +13,8 @@ import pytest
 from tfl_rewrite.interpreter.memory import MemoryWatch
 from tfl_rewrite.interpreter.process import Child
 
+pytestmark = pytest.mark.slow
+
 ECHO = """
 import sys
 print("no JSON", "[1]", '{"hello": 1}', sep="\\n", flush=True)

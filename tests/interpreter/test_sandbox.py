@@ -153,6 +153,7 @@ def done(told: dict[str, Any]) -> set[str]:
     return {name for name, outcome in told["deeds"].items() if outcome == "done"}
 
 
+@pytest.mark.slow
 def test_without_walls_all_is_done(tmp_path, listening):
     # So that a deed that the other tests find stopped was stopped by the wall.
     told = run_deeds(tmp_path, listening, *LEFT_OUT)
@@ -166,6 +167,7 @@ def test_without_walls_all_is_done(tmp_path, listening):
         assert left <= {"start a session", "change an attribute", "use userfaultfd", "use a keyring"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VERSION, reason=NO_LANDLOCK)
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 def test_with_all_walls_nothing_is_done(tmp_path, listening):
@@ -178,6 +180,7 @@ def test_with_all_walls_nothing_is_done(tmp_path, listening):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VERSION, reason=NO_LANDLOCK)
 def test_landlock_alone(tmp_path, listening):
     told = run_deeds(tmp_path, listening, "seccomp", "capabilities")
@@ -187,6 +190,7 @@ def test_landlock_alone(tmp_path, listening):
     assert told["ordinary"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 def test_seccomp_alone_lets_nothing_be_written(tmp_path, listening):
     told = run_deeds(tmp_path, listening, "landlock", "capabilities")
@@ -197,6 +201,7 @@ def test_seccomp_alone_lets_nothing_be_written(tmp_path, listening):
     assert "PermissionError" in told["ordinary"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VERSION, reason=NO_LANDLOCK)
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 @pytest.mark.parametrize("version", [1, 3, 5])
@@ -209,6 +214,7 @@ def test_older_versions_of_landlock_with_the_filter(tmp_path, listening, version
     assert told["ordinary"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VERSION, reason=NO_LANDLOCK)
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 def test_a_kernel_that_refuses_is_not_said_to_keep_anything(tmp_path, listening):
@@ -220,6 +226,7 @@ def test_a_kernel_that_refuses_is_not_said_to_keep_anything(tmp_path, listening)
     assert told["walls"] == ["seccomp", "no network"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 def test_a_thread_that_is_there_already_would_not_be_kept_by_landlock(tmp_path, listening):
     start = "threading.Thread(target=threading.Event().wait, daemon=True).start()"
@@ -343,6 +350,7 @@ def run(tmp_path: Path, runtime: str, *todo: str, **more: Any) -> RunResult:
     return run_model(model, runtime=runtime, timeout=60, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VERSION, reason=NO_LANDLOCK)
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 def test_a_model_that_takes_its_process_over(tmp_path, stranger, listening, monkeypatch):
@@ -358,6 +366,7 @@ def test_a_model_that_takes_its_process_over(tmp_path, stranger, listening, monk
     assert result.judge is not None and result.judge.sandbox == ("landlock", "seccomp", "no network")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "kind", "text"),
     [
@@ -406,6 +415,7 @@ def nbytes_in(folder: Path) -> int:
     return nbytes
 
 
+@pytest.mark.slow
 def test_limits(tmp_path, stranger):
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
@@ -418,6 +428,7 @@ def test_limits(tmp_path, stranger):
     assert f"limits: {seconds} {seconds + 5} (0, 0)" in result.failure.message
 
 
+@pytest.mark.runtime
 def test_the_report_says_in_what_it_ran(tmp_path):
     file = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
     verdict = verify(file, file)
@@ -429,6 +440,7 @@ def test_the_report_says_in_what_it_ran(tmp_path):
     assert f"in a sandbox ({', '.join(verdict.judge.sandbox)})" in told
 
 
+@pytest.mark.runtime
 def test_a_model_that_another_program_can_read_only_through_the_parent(tmp_path):
     # As what is written before it is published: a file without a name.
     file = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
@@ -438,6 +450,7 @@ def test_a_model_that_another_program_can_read_only_through_the_parent(tmp_path)
         assert verify(path, path).status == "pass"
 
 
+@pytest.mark.runtime
 def test_files_without_a_name_one_after_the_other(tmp_path):
     """As candidates of a search: each is closed when the next one comes."""
     file = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
@@ -558,6 +571,7 @@ def test_numbers_of_calls() -> None:
                     assert number == known[column][name], name
 
 
+@pytest.mark.runtime
 @pytest.mark.skipif(not HAS_SECCOMP, reason=NO_SECCOMP)
 def test_a_process_that_holds_everything_up_ends_with_its_parent(tmp_path, stranger):
     # It does not hear that its input has closed: the system ends it.
@@ -594,6 +608,7 @@ def wait_for(condition: Any, seconds: float = 20.0) -> Any:
     return found
 
 
+@pytest.mark.runtime
 def test_crashes_and_endless_loops_are_named_in_the_sandbox(tmp_path):
     for file, text, cause in (
         (tiny_models.crashing(tmp_path / "a.tflite"), "died of SIGSEGV while allocating", "crash"),
@@ -604,6 +619,7 @@ def test_crashes_and_endless_loops_are_named_in_the_sandbox(tmp_path):
         assert verdict.judge is not None and bool(verdict.judge.sandbox) is bool(VERSION or HAS_SECCOMP)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VERSION, reason=NO_LANDLOCK)
 def test_a_runtime_where_the_sandbox_does_not_read(tmp_path, monkeypatch):
     # What its module reads beside itself is no part of an installation.

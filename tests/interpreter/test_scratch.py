@@ -56,6 +56,7 @@ def wait_until(condition, seconds=20.0):
         time.sleep(0.02)
 
 
+@pytest.mark.runtime
 def test_after_every_kind_of_end(tmp_path, temporary):
     good = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
     verify(good, good)
@@ -71,6 +72,7 @@ def test_after_every_kind_of_end(tmp_path, temporary):
     wait_until(lambda: not children_in(temporary))
 
 
+@pytest.mark.runtime
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_run(tmp_path, temporary, number):
@@ -90,6 +92,7 @@ def test_interrupted_run(tmp_path, temporary, number):
     wait_until(lambda: not children_in(temporary))
 
 
+@pytest.mark.runtime
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_children_end_when_the_parent_is_killed(tmp_path, temporary):
     hanging = tiny_models.hanging(tmp_path / "hang.tflite")
@@ -104,6 +107,7 @@ def test_children_end_when_the_parent_is_killed(tmp_path, temporary):
     wait_until(lambda: not children_in(temporary))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_whole_process_group_is_killed(tmp_path, temporary):
     fake_runtime.install(tmp_path)
@@ -117,6 +121,7 @@ def test_whole_process_group_is_killed(tmp_path, temporary):
     wait_until(lambda: not children_in(temporary), seconds=5)
 
 
+@pytest.mark.runtime
 def test_signal_handler_is_put_back(tmp_path):
     good = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
     before = signal.getsignal(signal.SIGTERM)
@@ -146,6 +151,7 @@ def left_behind(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_goes(temporary):
     left = left_behind(temporary)
     assert stat.S_IMODE(left.stat().st_mode) == 0o700 and (left / "1" / "output.npy").exists()
@@ -159,6 +165,7 @@ def test_folders_that_a_kill_left_half_made_or_half_removed(temporary):
         assert list(temporary.iterdir()) == [scratch.path]
 
 
+@pytest.mark.slow
 def test_the_marker_of_a_folder_goes_last(temporary):
     """A folder that is removed in part is found by the next one who sweeps."""
     left = left_behind(temporary)
@@ -236,6 +243,7 @@ def of_another_machine(folder: Path) -> Path:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -258,6 +266,7 @@ def test_what_the_program_did_not_make_stays(temporary, make):
     assert (path / "mine").read_text() == "kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f"{PREFIX}zzzzzzzz", f"{PREFIX}{'0' * 32}"])
 def test_links_are_not_followed(temporary, tmp_path, name):
     """Neither to what somebody else keeps, nor to a folder that was left behind elsewhere."""
@@ -283,6 +292,7 @@ def test_other_names_are_not_ours(temporary, name):
     assert len(list(path.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_nothing_outside_is_removed(temporary, tmp_path):
     """What a model's process may have put into its folder: links, deep folders, pipes."""
     (tmp_path / "outside").mkdir()
@@ -337,6 +347,7 @@ def test_somebody_sweeps_while_a_folder_is_made(temporary, monkeypatch, moment):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["lock", "removed"])
 def test_somebody_removes_the_folder_that_is_being_swept(temporary, monkeypatch, moment):
     """A lock on a file that has lost its name, or whose name another file has now, counts for nothing."""
@@ -358,6 +369,7 @@ def test_somebody_removes_the_folder_that_is_being_swept(temporary, monkeypatch,
     assert (left / ("1" if moment == "lock" else "mine")).exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_was_forked_removes_nothing(temporary):
     with Scratch() as scratch:
         child = os.fork()
@@ -383,6 +395,7 @@ print(made)
 """
 
 
+@pytest.mark.slow
 def test_many_at_once_leave_each_other_alone(temporary):
     """Folders made and removed as fast as it goes, by more processes than there are processors."""
     runs = [

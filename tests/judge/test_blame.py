@@ -44,6 +44,7 @@ def chain(path: Path, factors: list[float], *, names: bool = True, rounded: int 
     return model.write(path)
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("names", [True, False], ids=["named", "unnamed"])
 def test_the_guilty_operator_is_marked(tmp_path, names):
     before = chain(tmp_path / "a.tflite", [2, 3, 4, 5, 6], names=names)
@@ -60,6 +61,7 @@ def test_the_guilty_operator_is_marked(tmp_path, names):
     assert [layer.is_output for layer in found.layers] == [False] * 4 + [True]
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("names", [True, False], ids=["named", "unnamed"])
 def test_inserted_conversions_are_skipped(tmp_path, names):
     before = chain(tmp_path / "a.tflite", [2, 3, 4], names=names)
@@ -70,6 +72,7 @@ def test_inserted_conversions_are_skipped(tmp_path, names):
     assert [layer.role for layer in found.layers] == ["equal", "equal", "enters"]
 
 
+@pytest.mark.runtime
 def test_equal_models(tmp_path):
     path = chain(tmp_path / "a.tflite", [2, 3])
     found = blame(path, path, samples=1)
@@ -77,6 +80,7 @@ def test_equal_models(tmp_path):
     assert "  all of them are equal" in found.summary_lines()
 
 
+@pytest.mark.runtime
 def test_quantized_and_float_compare_as_real_numbers(fixtures, tmp_path):
     # Pixels in the range that the int8 model was made for.
     rng = np.random.default_rng(0)
@@ -91,6 +95,7 @@ def test_quantized_and_float_compare_as_real_numbers(fixtures, tmp_path):
     assert len(reverse.layers) == 7 and all(layer.snr_db > 15 for layer in reverse.layers)
 
 
+@pytest.mark.runtime
 def test_samples_are_those_of_the_verdict(fixtures):
     before, after = fixtures / "digits_cnn.tflite", fixtures / "digits_cnn_float16.tflite"
     found = blame(before, after, samples=2)
@@ -100,6 +105,7 @@ def test_samples_are_those_of_the_verdict(fixtures):
     assert found.layers[-1].snr_db == pytest.approx(verdict.outputs[0].snr_db, abs=0.5)
 
 
+@pytest.mark.runtime
 def test_weights_behind_dequantize_are_no_layers(fixtures):
     found = blame(fixtures / "digits_cnn.tflite", fixtures / "digits_cnn_float16.tflite", samples=1)
     assert [layer.index for layer in found.layers] == list(range(7))
@@ -107,11 +113,13 @@ def test_weights_behind_dequantize_are_no_layers(fixtures):
     assert found.layers[1].weights == "float32 -> float16 via DEQUANTIZE"
 
 
+@pytest.mark.runtime
 def test_subgraphs_that_are_not_seen_are_named(fixtures):
     found = blame(fixtures / "while_loop.tflite", fixtures / "while_loop.tflite", samples=1)
     assert any("2 more" in note and "not seen" in note for note in found.notes)
 
 
+@pytest.mark.runtime
 def test_resources_have_no_value(fixtures):
     path = fixtures / "resource_variables.tflite"
     found = blame(path, path, samples=1)
@@ -120,6 +128,7 @@ def test_resources_have_no_value(fixtures):
     assert (found.unmatched, found.inserted) == ((), {})
 
 
+@pytest.mark.runtime
 def test_signatures_of_other_subgraphs_do_not_run_in_the_primary(tmp_path):
     model = tiny_models.two_signatures(tmp_path / "m.tflite")
     np.savez(tmp_path / "in.npz", **{"mul/x": np.ones((5, 4), np.float32)})
@@ -132,6 +141,7 @@ def test_signatures_of_other_subgraphs_do_not_run_in_the_primary(tmp_path):
     assert "4 of 9 samples, spread evenly" in found.notes
 
 
+@pytest.mark.runtime
 def test_one_tensor_at_a_time_gives_the_same(tmp_path, monkeypatch):
     before, after = chain(tmp_path / "a.tflite", [2, 3, 4]), chain(tmp_path / "b.tflite", [2, 3.1, 4])
     whole = blame(before, after, samples=2)
@@ -145,6 +155,7 @@ def test_one_tensor_at_a_time_gives_the_same(tmp_path, monkeypatch):
     assert batches == [[[0], [1], [2]]] * 2
 
 
+@pytest.mark.runtime
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -153,6 +164,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.runtime
 def test_models_that_do_not_run(tmp_path):
     good, bad = chain(tmp_path / "a.tflite", [2]), tiny_models.custom_op(tmp_path / "b.tflite")
     found = blame(bad, good)
@@ -166,6 +178,7 @@ def test_models_that_do_not_run(tmp_path):
         blame(good, tmp_path / "missing.tflite")
 
 
+@pytest.mark.runtime
 def test_made_samples_become_gentler(tmp_path, monkeypatch):
     # As for a verdict: an index without a known bound that is out of range ends the first try.
     path = tiny_models.lookup(tmp_path / "m.tflite", rows=3, through="RESHAPE")
@@ -187,6 +200,7 @@ def test_made_samples_become_gentler(tmp_path, monkeypatch):
     assert blame(path, path).failure == "no values can be made for dtype odd"
 
 
+@pytest.mark.runtime
 def test_json_and_node_data(tmp_path):
     before = chain(tmp_path / "a.tflite", [2, 3, 4])
     after = chain(tmp_path / "b.tflite", [2, 3, 4], rounded=1)
@@ -202,6 +216,7 @@ def test_json_and_node_data(tmp_path):
     assert all(item["bgColor"].startswith("#") for item in graph["thresholds"])
 
 
+@pytest.mark.runtime
 def test_the_short_table_keeps_what_tells(tmp_path):
     factors = [1.0 + number / 100 for number in range(60)]
     before = chain(tmp_path / "a.tflite", factors)

@@ -84,6 +84,7 @@ def nbytes_in(folder: Path) -> int:
     return nbytes
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("declared", [None, 1])
 def test_fewer_samples_of_large_outputs(tmp_path, peak, small, declared):
     # 1 MB a sample, of which 2.56 are kept.
@@ -98,6 +99,7 @@ def test_fewer_samples_of_large_outputs(tmp_path, peak, small, declared):
     assert "not judged: 2 of 4 samples" in told
 
 
+@pytest.mark.runtime
 def test_one_sample_at_least_and_none_that_is_too_large(tmp_path, peak, small):
     file = tiny_models.bomb(tmp_path / "a.tflite", times=4 * 4096)
     verdict, _ = peak(lambda: verify(file, file))
@@ -109,6 +111,7 @@ def test_one_sample_at_least_and_none_that_is_too_large(tmp_path, peak, small):
     assert most < 20 * MB
 
 
+@pytest.mark.runtime
 def test_a_rewritten_file_that_gives_more_than_the_original(tmp_path, peak, small):
     before = tiny_models.bomb(tmp_path / "a.tflite", times=1)
     after = tiny_models.bomb(tmp_path / "b.tflite", times=10 * 4096, declared=1)
@@ -120,6 +123,7 @@ def test_a_rewritten_file_that_gives_more_than_the_original(tmp_path, peak, smal
     assert most < 25 * MB
 
 
+@pytest.mark.runtime
 def test_all_samples_of_small_outputs_are_judged_and_asked_again(tmp_path, peak):
     file = tiny_models.bomb(tmp_path / "a.tflite", times=64)
     verdict, most = peak(lambda: verify(file, file, samples=8))
@@ -128,6 +132,7 @@ def test_all_samples_of_small_outputs_are_judged_and_asked_again(tmp_path, peak)
     assert most < MB
 
 
+@pytest.mark.runtime
 def test_large_outputs_are_said_not_to_be_asked_for_again(tmp_path, small):
     file = tiny_models.bomb(tmp_path / "a.tflite", times=4096)
     verdict = verify(file, file)
@@ -135,6 +140,7 @@ def test_large_outputs_are_said_not_to_be_asked_for_again(tmp_path, small):
     assert any("too large to be kept" in note for note in verdict.notes)
 
 
+@pytest.mark.slow
 def test_differences_are_found_in_whatever_was_not_kept(tmp_path, small, monkeypatch):
     # Nothing stays of the rewritten file, and the fourth sample differs.
     runtime = fake_runtime.install(tmp_path)
@@ -226,6 +232,7 @@ def test_made_inputs_are_bounded():
     assert samples.larger_step(entry(1 << 24, free=True), seed=0) is None
 
 
+@pytest.mark.runtime
 def test_a_model_that_declares_a_huge_input_is_unverified(tmp_path):
     huge = tiny_models.add_constant(tmp_path / "a.tflite", [1.0], shape=(40_000, 1_000))
     verdict = verify(huge, huge)
@@ -255,6 +262,7 @@ channel.send({"n": 2})
 """
 
 
+@pytest.mark.slow
 def test_arrays_come_as_they_were_sent(tmp_path):
     script = Path(process.__file__).with_name("child.py")
     (tmp_path / "arrays").mkdir()
@@ -275,6 +283,7 @@ def test_arrays_come_as_they_were_sent(tmp_path):
         child.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
@@ -308,6 +317,7 @@ def test_what_is_no_array(tmp_path, arrays, text):
         child.kill()
 
 
+@pytest.mark.slow
 def test_a_process_that_sends_more_than_is_looked_at_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "WINDOW_NBYTES", 3 * MB)
     code = SENDER.split("arrays = [")[0].replace("sys.stdin.readline()", "") + (
@@ -333,6 +343,7 @@ def test_a_process_that_sends_more_than_is_looked_at_waits(tmp_path, monkeypatch
         child.kill()
 
 
+@pytest.mark.runtime
 def test_a_large_output_takes_little_memory_here(tmp_path):
     # 102 MB a sample, as a file of 444 bytes can give; whole, its tally took 1.4 GB.
     file = tiny_models.bomb(tmp_path / "a.tflite", times=400_000)
@@ -347,6 +358,7 @@ def test_a_large_output_takes_little_memory_here(tmp_path):
     assert int(done.stdout) < 300_000
 
 
+@pytest.mark.runtime
 def test_the_original_alone_is_bounded_too(tmp_path, peak, small):
     file = tiny_models.bomb(tmp_path / "a.tflite", times=4096)
     result, most = peak(lambda: run_model(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,13 @@ from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.pipeline.verify import verify
 
-CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
-pytestmark = pytest.mark.skipif(not CORPUS, reason="TFL_REWRITE_CORPUS does not name a folder of models")
+from ..helpers import CORPUS, NO_CORPUS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.runtime,
+    pytest.mark.skipif(not CORPUS, reason=NO_CORPUS),
+]
 MODELS = Path(CORPUS or "/nonexistent")
 INPUTS = MODELS.parent / "inputs"
 

@@ -27,6 +27,7 @@ def runtime(tmp_path: Path) -> str:
     return fake_runtime.install(tmp_path)
 
 
+@pytest.mark.slow
 def test_names_the_runtime(tmp_path, runtime):
     file = fake_runtime.model(tmp_path / "a")
     verdict = verify(file, file, runtime=runtime, threads=2)
@@ -36,6 +37,7 @@ def test_names_the_runtime(tmp_path, runtime):
     assert verdict.judge.python == sys.version.split()[0]
 
 
+@pytest.mark.slow
 def test_falls_back_to_no_delegates_on_both_sides(tmp_path, runtime):
     refuses = [{"resolver": "default", "error": "cannot be delegated"}]
     before = fake_runtime.model(tmp_path / "a", allocating=refuses)
@@ -52,6 +54,7 @@ def test_falls_back_to_no_delegates_on_both_sides(tmp_path, runtime):
     assert "needs a delegate" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_rewritten_that_needs_the_fallback_fails(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", allocating=[{"resolver": "default", "error": "no delegate"}])
@@ -61,6 +64,7 @@ def test_rewritten_that_needs_the_fallback_fails(tmp_path, runtime):
     assert "XNNPACK" in verdict.judge.resolver
 
 
+@pytest.mark.slow
 def test_reason_is_that_of_the_default_resolver(tmp_path, runtime):
     deeds = [{"resolver": "default", "error": "first"}, {"resolver": "plain", "error": "second"}]
     file = fake_runtime.model(tmp_path / "a", allocating=deeds)
@@ -70,6 +74,7 @@ def test_reason_is_that_of_the_default_resolver(tmp_path, runtime):
     assert "XNNPACK" in verdict.judge.resolver
 
 
+@pytest.mark.slow
 def test_death_is_told_with_the_last_words_that_matter(tmp_path, runtime):
     says = "ERROR: the cause \x1b[31m\nINFO: Created TensorFlow Lite XNNPACK delegate for CPU."
     before = fake_runtime.model(tmp_path / "a")
@@ -81,6 +86,7 @@ def test_death_is_told_with_the_last_words_that_matter(tmp_path, runtime):
     assert "died of SIGSEGV while running it (call 3)" in verify(before, after, runtime=runtime).reasons[0]
 
 
+@pytest.mark.slow
 def test_timeout_of_the_rewritten_fails(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", running=[{"sleep": 60}])
@@ -90,6 +96,7 @@ def test_timeout_of_the_rewritten_fails(tmp_path, runtime):
     assert verdict.seconds < 20
 
 
+@pytest.mark.slow
 def test_timeout_of_the_original_is_not_tried_again(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a", running=[{"sleep": 60}], inputs=INTS)
     verdict = verify(before, before, runtime=runtime, timeout=2.0)
@@ -97,6 +104,7 @@ def test_timeout_of_the_original_is_not_tried_again(tmp_path, runtime):
     assert verdict.seconds < 3.9
 
 
+@pytest.mark.slow
 def test_gentler_inputs(tmp_path, runtime):
     before = fake_runtime.model(
         tmp_path / "a", inputs=INTS, running=[{"unless_value": 0, "error": "out of range"}]
@@ -112,6 +120,7 @@ def test_gentler_inputs(tmp_path, runtime):
     assert "SIGABRT while running it (call 1)" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", [{"error": "only one row"}, {"signal": int(signal.SIGABRT)}])
 def test_larger_sizes_that_the_original_refuses_are_a_note(tmp_path, runtime, deed):
     before = fake_runtime.model(tmp_path / "a", inputs=FREE, running=[{"if_rows": 2, **deed}])
@@ -122,6 +131,7 @@ def test_larger_sizes_that_the_original_refuses_are_a_note(tmp_path, runtime, de
         assert any("refused by the original" in note for note in verdict.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", [{"error": "only one row"}, {"signal": int(signal.SIGABRT)}])
 def test_larger_sizes_that_only_the_rewritten_refuses_fail(tmp_path, runtime, deed):
     before = fake_runtime.model(tmp_path / "a", inputs=FREE)
@@ -131,6 +141,7 @@ def test_larger_sizes_that_only_the_rewritten_refuses_fail(tmp_path, runtime, de
     assert verify(before, before, runtime=runtime).sample_count == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["count calls", "count since reset"])
 def test_state_carries_over_unless_told_otherwise(tmp_path, runtime, mode):
     file = fake_runtime.model(tmp_path / "a", mode=mode)
@@ -142,6 +153,7 @@ def test_state_carries_over_unless_told_otherwise(tmp_path, runtime, mode):
         assert any("one sequence" in note for note in verdict.notes) is not independent
 
 
+@pytest.mark.slow
 def test_original_that_does_not_repeat_itself_proves_nothing(tmp_path, runtime):
     file = fake_runtime.model(tmp_path / "a", mode="random")
     verdict = verify(file, file, runtime=runtime)
@@ -149,6 +161,7 @@ def test_original_that_does_not_repeat_itself_proves_nothing(tmp_path, runtime):
     assert "does not repeat its own outputs" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_unreadable_outputs(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a", outputs=["y", "z"], unreadable=[1])
     verdict = verify(before, before, runtime=runtime)
@@ -163,6 +176,7 @@ def test_unreadable_outputs(tmp_path, runtime):
     assert verify(nothing, nothing, runtime=runtime).status == "unverified"
 
 
+@pytest.mark.slow
 def test_one_judge_for_many_files(tmp_path, runtime):
     files = [fake_runtime.model(tmp_path / f"m{factor}", factor=factor) for factor in (1.0, 1.01, -1.0)]
     files.append(fake_runtime.model(tmp_path / "dies", allocating=[{"signal": 6}]))
@@ -176,6 +190,7 @@ def test_one_judge_for_many_files(tmp_path, runtime):
     assert strict.status == "fail"
 
 
+@pytest.mark.slow
 def test_runtime_that_is_none(tmp_path):
     file = fake_runtime.model(tmp_path / "a")
     mute, broken = tmp_path / "mute", tmp_path / "broken"
@@ -195,6 +210,7 @@ def test_runtime_that_is_none(tmp_path):
         assert caught.value.remedy
 
 
+@pytest.mark.runtime
 def test_missing_tensorflow_says_what_to_install(tmp_path):
     try:
         import tensorflow  # noqa: F401
@@ -208,6 +224,7 @@ def test_missing_tensorflow_says_what_to_install(tmp_path):
     assert "pip install tensorflow" in caught.value.remedy
 
 
+@pytest.mark.runtime
 def test_old_runtime(tmp_path):
     python = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
     if not python:
@@ -247,6 +264,7 @@ def lacking(stage="allocating", package="ai_edge_litert", **deed):
     return {stage: [{"package": package, **(deed or {"error": "Select TensorFlow op(s) not supported"})}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["opening", "allocating"])
 @pytest.mark.parametrize("deed", [{}, {"signal": int(signal.SIGABRT)}], ids=["refused", "died"])
 def test_the_next_runtime_judges_what_the_first_cannot_run(tmp_path, stage, deed):
@@ -261,6 +279,7 @@ def test_the_next_runtime_judges_what_the_first_cannot_run(tmp_path, stage, deed
         assert len(notes) == 1 and notes[0].startswith("ai-edge-litert")
 
 
+@pytest.mark.slow
 def test_a_rewritten_file_that_needs_the_next_runtime_fails(tmp_path):
     runtime = fake_runtime.install(tmp_path, *BOTH)
     before, after = fake_runtime.model(tmp_path / "a"), fake_runtime.model(tmp_path / "b", **lacking())
@@ -273,6 +292,7 @@ def test_a_rewritten_file_that_needs_the_next_runtime_fails(tmp_path):
     assert verdict.status == "fail" and verdict.judge.runtime == "tflite-runtime"
 
 
+@pytest.mark.slow
 def test_no_runtime_runs_the_original(tmp_path):
     runtime = fake_runtime.install(tmp_path, *BOTH)
     deeds = [
@@ -285,6 +305,7 @@ def test_no_runtime_runs_the_original(tmp_path):
     assert verdict.judge.runtime == "ai-edge-litert"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tflite_runtime", "tflite-runtime"])
 def test_a_runtime_of_a_python_is_named(tmp_path, name):
     runtime = fake_runtime.install(tmp_path, *BOTH)
@@ -297,6 +318,7 @@ def test_a_runtime_of_a_python_is_named(tmp_path, name):
         verify(file, file, runtime=f"{runtime}:tensorflow")
 
 
+@pytest.mark.slow
 def test_paths_with_colons_and_wrong_names(tmp_path):
     program = Path(fake_runtime.install(tmp_path, *BOTH).removeprefix("python:"))
     (tmp_path / "b:litert").mkdir()
@@ -310,6 +332,7 @@ def test_paths_with_colons_and_wrong_names(tmp_path):
         verify(file, file, runtime=f"python:{tmp_path}/nothing:litert")
 
 
+@pytest.mark.slow
 def test_running_is_no_reason_to_fall_back(tmp_path):
     runtime = fake_runtime.install(tmp_path, *BOTH)
     file = fake_runtime.model(tmp_path / "a", **lacking("running"))

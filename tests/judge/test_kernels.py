@@ -23,6 +23,7 @@ def sensitive(tmp_path):
     return fake_runtime.model(tmp_path / "sensitive", by_kernels={"plain": -10.0})
 
 
+@pytest.mark.slow
 def test_the_model_is_not_blamed_on_the_rewrite(tmp_path, runtime, sensitive):
     after = fake_runtime.model(tmp_path / "b", factor=0.0)
     verdict = verify(sensitive, after, runtime=runtime)
@@ -31,6 +32,7 @@ def test_the_model_is_not_blamed_on_the_rewrite(tmp_path, runtime, sensitive):
     assert any("differs between kernels (default and builtin): SNR" in note for note in verdict.notes)
 
 
+@pytest.mark.slow
 def test_further_off_than_the_kernels_is_a_failure(tmp_path, runtime, sensitive):
     after = fake_runtime.model(tmp_path / "b", factor=50.0)
     verdict = verify(sensitive, after, runtime=runtime)
@@ -38,11 +40,13 @@ def test_further_off_than_the_kernels_is_a_failure(tmp_path, runtime, sensitive)
     assert any("the rewritten file is further off" in note for note in verdict.notes)
 
 
+@pytest.mark.slow
 def test_what_must_be_equal_has_no_excuse(tmp_path, runtime, sensitive):
     after = fake_runtime.model(tmp_path / "b", factor=0.0)
     assert verify(sensitive, after, runtime=runtime, tolerance=Tolerance(exact=True)).status == "fail"
 
 
+@pytest.mark.slow
 def test_a_model_that_agrees_with_itself_excuses_nothing(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     verdict = verify(before, fake_runtime.model(tmp_path / "b", factor=0.0), runtime=runtime)
@@ -53,6 +57,7 @@ def test_a_model_that_agrees_with_itself_excuses_nothing(tmp_path, runtime):
     assert verdict.status == "fail"
 
 
+@pytest.mark.slow
 def test_asked_kernels_are_taken_and_no_others(tmp_path, runtime):
     picky = fake_runtime.model(tmp_path / "a", allocating=[{"resolver": "default", "error": "no delegate"}])
     assert verify(picky, picky, runtime=runtime).judge.kernels == "builtin"
@@ -65,6 +70,7 @@ def test_asked_kernels_are_taken_and_no_others(tmp_path, runtime):
         Judge(picky, runtime=runtime, resolver="xnnpack")
 
 
+@pytest.mark.runtime
 def test_worst_of_several_judges(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", by_kernels={"reference": -1.0})
@@ -89,6 +95,7 @@ def test_worst_of_several_judges(tmp_path, runtime):
     assert twice.verdicts == () and twice.judge.asked == runtime
 
 
+@pytest.mark.slow
 def test_differences_of_the_original_between_judges_are_told(tmp_path, runtime, sensitive):
     verdict = verify(sensitive, sensitive, runtime=runtime, resolver=["default", "builtin"])
     assert verdict.status == "pass"

@@ -28,6 +28,7 @@ def plus(tmp_path):
     return build
 
 
+@pytest.mark.runtime
 def test_pass_exact_and_fail(plus):
     before = plus([[1, 2, 3, 4]])
     assert verify(before, plus([[1, 2, 3, 4]]), tolerance=Tolerance(exact=True)).status == "pass"
@@ -41,6 +42,7 @@ def test_pass_exact_and_fail(plus):
     assert "ai-edge-litert" in verdict.summary_lines()[1]
 
 
+@pytest.mark.runtime
 def test_failures_to_run(tmp_path, plus):
     good = plus([[1, 2, 3, 4]])
     custom = tiny_models.custom_op(tmp_path / "custom.tflite")
@@ -56,6 +58,7 @@ def test_failures_to_run(tmp_path, plus):
         verify(good, tmp_path / "missing.tflite")
 
 
+@pytest.mark.runtime
 def test_crash_of_the_real_interpreter(tmp_path):
     crashing = tiny_models.crashing(tmp_path / "crash.tflite")
     looping = tiny_models.hanging(tmp_path / "hang.tflite")
@@ -63,6 +66,7 @@ def test_crash_of_the_real_interpreter(tmp_path):
     assert verdict.status == "unverified" and "SIGSEGV while allocating" in verdict.reasons[0]
 
 
+@pytest.mark.runtime
 def test_hang_of_the_real_interpreter(tmp_path):
     looping = tiny_models.hanging(tmp_path / "hang.tflite")
     verdict = verify(looping, looping, timeout=1.5)
@@ -70,6 +74,7 @@ def test_hang_of_the_real_interpreter(tmp_path):
     assert verdict.seconds < 20
 
 
+@pytest.mark.runtime
 def test_nothing_reaches_the_terminal(tmp_path, capfd, plus):
     file = plus([[1, 2, 3, 4]])
     verify(file, file)
@@ -77,12 +82,14 @@ def test_nothing_reaches_the_terminal(tmp_path, capfd, plus):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_import_loads_no_runtime():
     code = "import sys, tfl_rewrite.judge.judge; "
     code += "print([m for m in sys.modules if m[:6] in ('ai_edg', 'tensor')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+@pytest.mark.runtime
 def test_every_signature_is_judged(tmp_path):
     before = tiny_models.two_signatures(tmp_path / "a.tflite")
     verdict = verify(before, before)
@@ -98,12 +105,14 @@ def test_every_signature_is_judged(tmp_path):
     assert all(output.bit_exact for output in verdict.outputs)
 
 
+@pytest.mark.runtime
 def test_missing_signature_fails(tmp_path, plus):
     verdict = verify(tiny_models.two_signatures(tmp_path / "a.tflite"), plus([1.0]))
     assert verdict.status == "fail"
     assert "interface: signature 'add' is missing" in verdict.reasons
 
 
+@pytest.mark.runtime
 def test_names_alone_are_a_note(plus):
     verdict = verify(plus([1.0]), plus([1.0], names=("x\n2", "z")))
     assert verdict.status == "pass"
@@ -111,6 +120,7 @@ def test_names_alone_are_a_note(plus):
     assert all(line.isprintable() for line in verdict.summary_lines())
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     ("more", "text"),
     [
@@ -125,6 +135,7 @@ def test_interface_differences_are_told_exactly(plus, more, text):
     assert any(text in reason for reason in verdict.reasons)
 
 
+@pytest.mark.runtime
 def test_quantization_is_part_of_the_interface(tmp_path):
     files = [
         tiny_models.constant_output(tmp_path / f"{scale}", [1, 2], dtype="int8", scale=scale, zero_point=3)
@@ -134,6 +145,7 @@ def test_quantization_is_part_of_the_interface(tmp_path):
     assert verdict.status == "fail" and "scale [0.25]" in verdict.reasons[0]
 
 
+@pytest.mark.runtime
 def test_free_sizes_are_judged_at_two_shapes(plus):
     before = plus([[1, 2, 3, 4]], signature=(-1, 4))
     result = run_model(before)
@@ -145,6 +157,7 @@ def test_free_sizes_are_judged_at_two_shapes(plus):
     assert verify(picky, picky).status == "pass"
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("op", ["GATHER", "EMBEDDING_LOOKUP"])
 @pytest.mark.parametrize("through", [None, "CAST", "RESHAPE"])
 def test_indices_stay_below_the_table(tmp_path, op, through):
@@ -155,6 +168,7 @@ def test_indices_stay_below_the_table(tmp_path, op, through):
         assert not any("varied" in note for note in result.notes)
 
 
+@pytest.mark.runtime
 def test_strings_and_large_integers_survive_the_transport(tmp_path):
     words = [b"", b"nul\0", "naïve".encode(), b"\xff\xfe"]
     file = tiny_models.constant_output(tmp_path / "a.tflite", words, dtype="string")
@@ -166,6 +180,7 @@ def test_strings_and_large_integers_survive_the_transport(tmp_path):
     assert verify(big[0], big[1]).status == "fail"
 
 
+@pytest.mark.runtime
 def test_nan_and_zero_outputs(tmp_path):
     values = {"nan": [np.nan, 1], "finite": [0, 1], "zero": [0, 0], "tiny": [1e-6, 0]}
     files = {
@@ -179,6 +194,7 @@ def test_nan_and_zero_outputs(tmp_path):
     assert verify(files["zero"], files["finite"]).status == "fail"
 
 
+@pytest.mark.runtime
 def test_model_without_outputs_is_not_called_equal(tmp_path):
     model = tiny_models.TinyModel()
     graph = model.graph()
@@ -189,6 +205,7 @@ def test_model_without_outputs_is_not_called_equal(tmp_path):
     assert verdict.status == "unverified" and "no outputs" in verdict.reasons[0]
 
 
+@pytest.mark.runtime
 def test_model_without_inputs_and_with_empty_output(tmp_path):
     model = tiny_models.TinyModel()
     graph = model.graph()
@@ -204,6 +221,7 @@ def test_model_without_inputs_and_with_empty_output(tmp_path):
     assert verdict.status == "pass" and verdict.sample_count == 1
 
 
+@pytest.mark.runtime
 def test_random_original_proves_nothing(tmp_path):
     model = tiny_models.TinyModel()
     graph = model.graph()
@@ -216,6 +234,7 @@ def test_random_original_proves_nothing(tmp_path):
     assert verdict.status == "unverified" and "does not repeat" in verdict.reasons[0]
 
 
+@pytest.mark.runtime
 def test_variable_tensors_carry_over_unless_told_otherwise(tmp_path):
     file = tiny_models.summing(tmp_path / "a.tflite")
     np.savez(tmp_path / "same.npz", x=np.ones((3, 1, 3), np.float32))
@@ -229,6 +248,7 @@ def test_variable_tensors_carry_over_unless_told_otherwise(tmp_path):
     assert verify(file, file, inputs=given, independent=True).notes == ()
 
 
+@pytest.mark.runtime
 def test_samples_are_seeded_and_shared(plus):
     file = plus([1.0])
     first, again, other = (run_model(file, seed=seed) for seed in (1, 1, 2))
@@ -246,6 +266,7 @@ def test_senseless_options_are_refused(plus, wrong):
         verify(file, file, **wrong)
 
 
+@pytest.mark.runtime
 def test_full_range_of_small_integers(tmp_path):
     for dtype in ("int8", "uint8", "int16"):
         model = tiny_models.TinyModel()

@@ -17,6 +17,7 @@ def runtime(tmp_path):
     return fake_runtime.install(tmp_path)
 
 
+@pytest.mark.runtime
 def test_kernel_that_reads_beyond_its_scales(tmp_path):
     sound = tiny_models.depthwise(tmp_path / "a.tflite")
     broken = tiny_models.depthwise(tmp_path / "b.tflite", per_tensor=True)
@@ -34,6 +35,7 @@ def test_kernel_that_reads_beyond_its_scales(tmp_path):
     assert verdict.status == ("unverified" if verdict.cause in ("unrepeatable", "kernels") else "fail")
 
 
+@pytest.mark.slow
 def test_rewritten_that_drifts_fails_though_its_first_run_was_right(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", drift=1.0)
@@ -43,6 +45,7 @@ def test_rewritten_that_drifts_fails_though_its_first_run_was_right(tmp_path, ru
     assert verdict.outputs[0].bit_exact
 
 
+@pytest.mark.slow
 def test_without_repeating_it_is_not_seen(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", drift=1.0)
@@ -52,6 +55,7 @@ def test_without_repeating_it_is_not_seen(tmp_path, runtime):
         assert judge.compare(fake_runtime.model(tmp_path / "c"), repeat=True).repeated == 1
 
 
+@pytest.mark.slow
 def test_last_bits_are_a_note(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", drift=1e-6)
@@ -60,6 +64,7 @@ def test_last_bits_are_a_note(tmp_path, runtime):
     assert any("last bits of the rewritten file's outputs vary" in note for note in verdict.notes)
 
 
+@pytest.mark.slow
 def test_original_that_drifts_is_told_and_not_held_against_the_rewritten(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a", drift=1.0, home=1)
     verdict = verify(before, fake_runtime.model(tmp_path / "b"), runtime=runtime)
@@ -75,6 +80,7 @@ def _drifting(folder):
     return fake_runtime.model(folder / "d", drift=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "text"),
     [({"signal": 6}, "died of SIGABRT"), ({"error": "no more"}, "no more"), ({"sleep": 60}, "stopped after")],
@@ -87,6 +93,7 @@ def test_second_run_that_ends_early(tmp_path, runtime, deed, text):
     assert "does not run a second time" in verdict.reasons[0] and text in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_original_whose_second_run_ends_early(tmp_path, runtime):
     running = [{"from_build": 2, "signal": 6}]
     before = fake_runtime.model(tmp_path / "a", running=running, home=1)
@@ -98,6 +105,7 @@ def test_original_whose_second_run_ends_early(tmp_path, runtime):
     assert verdict.status == "unverified" and verdict.cause == "crash"
 
 
+@pytest.mark.slow
 def test_one_accident_is_not_a_finding(tmp_path, runtime):
     # Only the quick repetition fails: the whole run in a new process, which decides, is in order.
     before = fake_runtime.model(tmp_path / "a")

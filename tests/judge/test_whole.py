@@ -14,6 +14,8 @@ from tfl_rewrite.pipeline.verify import verify
 
 from .. import tiny_models
 
+pytestmark = pytest.mark.runtime
+
 SIZE = 8
 
 

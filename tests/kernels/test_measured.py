@@ -36,6 +36,8 @@ from .measure import (
     needs_old,
 )
 
+pytestmark = pytest.mark.runtime
+
 PAIRS = [(row, form) for row in ROWS.values() if row.weights for form in row.forms if form.dtype == "INT8"]
 FORMS = [
     pytest.param(row, form, id=f"{row.name}-{form.granularity.value}-v{form.version}") for row, form in PAIRS

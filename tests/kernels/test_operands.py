@@ -52,6 +52,7 @@ FIXTURES = ("mtcnn_rnet", "digits_cnn_full_int8", "lstm", "rnn", "svdf", "text_e
             "batch_matmul", "transpose_conv", "bidirectional_lstm", "if_branches", "while_loop")  # fmt: skip
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", FIXTURES)
 def test_the_runtime_refuses_what_the_table_does(fixtures: Path, tmp_path: Path, name: str) -> None:
     """Each operator without its last operand that must be there, and with one too many."""
@@ -76,6 +77,7 @@ def test_the_runtime_refuses_what_the_table_does(fixtures: Path, tmp_path: Path,
             assert ran.failure is not None, f"{operator.code.name} with {count} inputs"
 
 
+@pytest.mark.runtime
 def test_an_operand_that_must_be_there_is_absent(fixtures: Path, tmp_path: Path) -> None:
     model = load(fixtures / "mtcnn_rnet.tflite")
     operator = next(item for _, item in model.operators() if item.code.name == "PRELU")

@@ -91,6 +91,7 @@ def measured(folder: Path) -> dict[str, dict[str, Outcome]]:
     return measure(cases, folder)
 
 
+@pytest.mark.runtime
 @needs_new
 @pytest.mark.parametrize(("operator", "form"), FORMS, ids=IDS)
 def test_form(measured: dict[str, dict[str, Outcome]], operator: str, form: Form) -> None:
@@ -105,6 +106,7 @@ def test_form(measured: dict[str, dict[str, Outcome]], operator: str, form: Form
                 assert not outcome.ok(least)
 
 
+@pytest.mark.runtime
 @needs_new
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_expanded_blocks_are_exact(measured: dict[str, dict[str, Outcome]], bits: int) -> None:
@@ -128,6 +130,7 @@ def test_what_a_rule_protects_from(
     assert [resolver for resolver in resolvers if measured[name][resolver].ok(20)] == []
 
 
+@pytest.mark.runtime
 @needs_new
 @needs_old
 def test_the_old_runtime_refuses_all(folder: Path) -> None:

@@ -160,6 +160,7 @@ def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
     assert not list(reads.too_high(model))
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("version", [4, 5, 6, 7, 99])
 def test_lowered_for_whom_it_helps(version: int, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"

@@ -368,6 +368,7 @@ def outputs_of(outputs: dict[str, np.ndarray], number: int) -> dict[str, np.ndar
     }
 
 
+@pytest.mark.runtime
 def test_insertions_do_not_change_any_output(fixtures: Path, tmp_path: Path) -> None:
     jobs, names = [], []
     for path in sorted(fixtures.glob("*.tflite")):
@@ -389,6 +390,7 @@ def test_insertions_do_not_change_any_output(fixtures: Path, tmp_path: Path) -> 
             assert (value.dtype, value.tobytes()) == (after[key].dtype, after[key].tobytes()), name
 
 
+@pytest.mark.runtime
 def test_what_the_interpreter_refuses_is_refused_or_listed(fixtures: Path, tmp_path: Path) -> None:
     paths = sorted((fixtures / "malformed").iterdir())
     outputs = run([(path, fixtures / "inputs" / "dense.npz") for path in paths], tmp_path)

@@ -15,12 +15,14 @@ def rounded(elements: int, step: float) -> bytes:
     return (np.rint(values / step) * step + 0.0).astype("<f4").tobytes()
 
 
+@pytest.mark.slow
 def test_deflated_is_what_zlib_says() -> None:
     data = rounded(700_000, 2.0**-5)
     assert abs(deflated(data) - len(zlib.compress(data, 9))) <= 16
     assert deflated(memoryview(data).cast("f")) == deflated(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2.0**-4, 2.0**-7])
 def test_an_estimate_is_close(step: float) -> None:
     data = rounded(400_000, step)

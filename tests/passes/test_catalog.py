@@ -123,6 +123,7 @@ def test_weights_that_are_equal_only_as_int8_are_stored_once_and_for_all(tmp_pat
     assert second.outcome == "unchanged"
 
 
+@pytest.mark.runtime
 def test_several_passes_are_reported_one_by_one_and_verified_once(tmp_path):
     report = tfl_rewrite.rewrite(
         FIXTURES / "digits_cnn.tflite",

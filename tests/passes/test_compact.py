@@ -199,6 +199,7 @@ def test_empty_vectors_of_operators_go(field: str) -> None:
     assert field not in lower(net.model)["subgraphs"][0]["operators"][0]
 
 
+@pytest.mark.runtime
 def test_offset_buffers_are_taken_in(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "offset_buffers.tflite"
     target = packed(source, tmp_path / "out.tflite")
@@ -270,6 +271,7 @@ def test_alignments_that_make_no_sense_are_refused(align: int) -> None:
 # -- Where constants lie -------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_large_constants_start_on_pages_of_the_file_and_run_from_the_map(tmp_path: Path) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -359,6 +361,7 @@ def test_constants_outside_the_flatbuffer_start_on_pages_too(
 # -- How it is told ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_the_report_tells_every_byte(fixtures: Path, tmp_path: Path) -> None:
     import json
 

@@ -45,6 +45,7 @@ def twice() -> Net:
     return net
 
 
+@pytest.mark.runtime
 def test_equal_parts_become_one_down_the_line(tmp_path: Path) -> None:
     net = twice()
     x = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -145,6 +146,7 @@ def test_names_that_others_know_stay() -> None:
     assert not dedup(net.model).modified
 
 
+@pytest.mark.runtime
 def test_two_outputs_stay_two(tmp_path: Path) -> None:
     net = twice()
     for name in ("c", "d", "p", "q"):

@@ -85,6 +85,7 @@ def inputs() -> dict[str, Array]:
     }
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("options", ENCODINGS, ids=str)
 def test_there_and_back(
     source: Path, inputs: dict[str, Array], tmp_path: Path, options: dict[str, Any]

@@ -143,6 +143,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(("dtype", "granularity"), EXPECTED, ids=str)
 def test_each_encoding(
     mixed: Path, inputs: dict[str, Array], tmp_path: Path, dtype: str, granularity: str
@@ -197,6 +198,7 @@ def test_a_lookup_reads_blocks_itself(mixed: Path, tmp_path: Path) -> None:
     assert ("EMBEDDING_LOOKUP", 5) in codes(after)
 
 
+@pytest.mark.runtime
 def test_scales_below_float16_are_found_before_writing(tmp_path: Path) -> None:
     net = Net()
     values = np.random.default_rng(3).standard_normal((50, 64)).astype(np.float32) * np.float32(1e-6)
@@ -210,6 +212,7 @@ def test_scales_below_float16_are_found_before_writing(tmp_path: Path) -> None:
     assert decibels(one, two) > 15
 
 
+@pytest.mark.runtime
 def test_the_kernel_for_blocks_is_taken_when_asked_for(
     mixed: Path, inputs: dict[str, Array], tmp_path: Path
 ) -> None:
@@ -225,6 +228,7 @@ def test_the_kernel_for_blocks_is_taken_when_asked_for(
     assert encodings(result) == {"dense": "int4:block:32 dequantize"}
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("dtype", ["int4", "int2"])
 def test_rows_that_begin_inside_a_byte(tmp_path: Path, dtype: str) -> None:
     net = Net()
@@ -237,6 +241,7 @@ def test_rows_that_begin_inside_a_byte(tmp_path: Path, dtype: str) -> None:
     agrees(target, {"ids": np.array([0, 1, 80], np.int32)}, 100)
 
 
+@pytest.mark.runtime
 def test_one_dimension(tmp_path: Path) -> None:
     net = Net()
     vector = net.constant("vector", np.random.default_rng(0).standard_normal(4003).astype(np.float32))
@@ -256,6 +261,7 @@ def test_one_dimension(tmp_path: Path) -> None:
         agrees(target, given, 100)
 
 
+@pytest.mark.runtime
 def test_float16_is_clamped_and_said(tmp_path: Path) -> None:
     net = Net()
     values = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
@@ -299,6 +305,7 @@ def test_int8_by_any_name_is_the_same_file(mixed: Path, tmp_path: Path) -> None:
     assert files[0] == files[1] == files[2]
 
 
+@pytest.mark.runtime
 def test_weights_that_go_together_are_all_int8_or_none(tmp_path: Path) -> None:
     net = Net()
     parts = [net.input("x", (1, 3, 24))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def drawn(texts: list[str], **options: Any) -> QuantizeWeights:
     return replace(quantize_weights_pass(**options), assignment=assignment)
 
 
+@pytest.mark.runtime
 @given(recipes, choices, common, st.booleans())
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_files_compute_what_their_integers_mean(

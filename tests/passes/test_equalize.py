@@ -56,6 +56,7 @@ def source(fixtures: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.runtime
 def test_outputs_stay_equal_to_the_bit_and_rounding_gains(
     fixtures: Path, tmp_path: Path, source: Path
 ) -> None:

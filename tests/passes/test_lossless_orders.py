@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
@@ -77,6 +78,7 @@ def applied(source: Path, target: Path, passes: list[Pass]) -> Model:
     return load(target)
 
 
+@pytest.mark.runtime
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(net=nets())
 def test_every_order_keeps_the_outputs_and_comes_to_an_end(net: Net) -> None:

@@ -37,6 +37,7 @@ def beyond_repair() -> Model:
     return model
 
 
+@pytest.mark.runtime
 def test_what_does_not_run_is_named_by_its_place_in_the_input(tmp_path: Path) -> None:
     source = tmp_path / "in.tflite"
     save(beyond_repair(), source)
@@ -61,6 +62,7 @@ def test_a_later_pass_names_places_of_the_input(tmp_path: Path) -> None:
     assert model.places is None
 
 
+@pytest.mark.runtime
 def test_numbers_of_tensors_are_those_of_the_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -546,6 +546,7 @@ def _with_dequantized_weights(source: Path, quantized_file: Path, target: Path) 
     save(model, target)
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 @pytest.mark.parametrize(
     "name", ["dense", "shared_constant_two_ops", "transpose_conv", "batch_matmul", "rnn", "text_embedding"]

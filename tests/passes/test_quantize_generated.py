@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -86,6 +87,7 @@ def test_invariants(recipe: Recipe, chosen: dict[str, Any]) -> None:
         check(before, after, result, **chosen)
 
 
+@pytest.mark.runtime
 @given(recipes, options, st.booleans())
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 def test_outputs(recipe: Recipe, chosen: dict[str, Any], reference: bool) -> None:

@@ -32,6 +32,7 @@ BEYOND_IT = {
 MISREAD = {"already_int8": "FULLY_CONNECTED with scales per channel, stamped too low"}
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "options",
     [

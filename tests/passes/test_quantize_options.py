@@ -325,6 +325,7 @@ def test_new_codes_carry_both_fields(tmp_path: Path) -> None:
 # -- Constants that several read ----------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_channel_axes_that_disagree(tmp_path: Path) -> None:
     """FULLY_CONNECTED wants rows, BATCH_MATMUL one scale: never two meanings for one set of integers."""
     net = Net()
@@ -352,6 +353,7 @@ def test_channel_axes_that_disagree(tmp_path: Path) -> None:
         assert result.changes or options == {"scheme": "hybrid"}
 
 
+@pytest.mark.runtime
 def test_embedding_that_a_dense_layer_reads_too(tmp_path: Path) -> None:
     net = Net()
     positions = net.input("ids", (6,), np.int32)
@@ -372,6 +374,7 @@ def test_embedding_that_a_dense_layer_reads_too(tmp_path: Path) -> None:
         assert decibels(expected["scores"], run(tmp_path / "out.tflite", inputs)["scores"]) > 30
 
 
+@pytest.mark.runtime
 def test_columns_that_are_looked_up(tmp_path: Path) -> None:
     """A dense weight then has one scale for all; a depthwise filter cannot, so the lookup reads floats."""
     for kind, scheme in (("dense", "hybrid+lookup"), ("depthwise", "hybrid+dequantize")):
@@ -546,6 +549,7 @@ def test_equal_scales_are_one_scale(tmp_path: Path) -> None:
 # -- Edits that hybrid kernels need -------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_convolution_gets_a_bias(fixtures: Path, tmp_path: Path) -> None:
     after, _ = quantized(fixtures / "conv_without_bias.tflite", tmp_path / "out.tflite")
     (operator,) = [operator for _, operator in after.operators()]
@@ -594,6 +598,7 @@ def _has(model: Model, name: str) -> bool:
     return any(tensor.name == name for tensor in model.subgraphs[0].tensors)
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("reference", [False, True], ids=["default", "reference"])
 @pytest.mark.parametrize("options", [{}, {"granularity": "tensor"}, {"min_runtime": "2.14"}], ids=str)
 @pytest.mark.parametrize(
@@ -633,6 +638,7 @@ def test_lookup_is_exact(
     assert not np.array_equal(got["found"], run(source, {"ids": ids})["found"])
 
 
+@pytest.mark.runtime
 def test_lookup_of_a_number_of_rows_that_is_known_later(tmp_path: Path) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -658,6 +664,7 @@ def test_lookup_of_a_number_of_rows_that_is_known_later(tmp_path: Path) -> None:
     assert made[0].shape == (1, 9, 16) and np.array_equal(made[0], made[1])
 
 
+@pytest.mark.runtime
 def test_two_lookups_of_one_table(tmp_path: Path) -> None:
     net = Net(3)
     table = net.weights("table", (300, 16))
@@ -673,6 +680,7 @@ def test_two_lookups_of_one_table(tmp_path: Path) -> None:
     assert all(decibels(before[name], now[name]) > 35 for name in before)
 
 
+@pytest.mark.runtime
 def test_lookup_of_a_float16_table(tmp_path: Path) -> None:
     net = Net(3)
     positions = net.input("ids", (7,), np.int32)

@@ -74,6 +74,7 @@ def outputs(model: Model, folder: Path, **inputs: Array) -> dict[str, Array]:
 # -- What is dead --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_operators_that_reach_no_output_go_with_all_that_they_needed(tmp_path: Path) -> None:
     net = chain()
     x = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -271,6 +272,7 @@ def test_compressed_constants_are_refused_only_if_something_would_move() -> None
 # -- Cuts ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_outputs_become_inner_tensors_and_hold_what_they_held(tmp_path: Path) -> None:
     x = np.arange(4, dtype=np.float32).reshape(1, 4)
     net = chain()
@@ -290,6 +292,7 @@ def test_outputs_become_inner_tensors_and_hold_what_they_held(tmp_path: Path) ->
     assert not any(result.modified for result in remove_dead(again, outputs=["b", "a"]))
 
 
+@pytest.mark.runtime
 def test_inputs_become_inner_tensors(tmp_path: Path) -> None:
     net = chain()
     results = remove_dead(net.model, inputs=["b"])
@@ -319,6 +322,7 @@ def test_operators_out_of_order_are_followed_in_good_time() -> None:
     assert time.perf_counter() - started < 2
 
 
+@pytest.mark.runtime
 def test_what_makes_a_new_input_goes_although_it_could_be_computed(tmp_path: Path) -> None:
     net = chain()
     remove_dead(net.model, inputs=["x", "b"])
@@ -526,6 +530,7 @@ def test_descriptions_that_cannot_follow_are_dropped_with_a_message(damage: str)
 # -- What is stripped ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_names_inside_go_and_those_of_the_interface_and_of_variables_stay(tmp_path: Path) -> None:
     net = chain()
     state = net.tensor("state", (1, 4))
@@ -580,6 +585,7 @@ def command(*words: object) -> tuple[int, str]:
     return code, out.getvalue()
 
 
+@pytest.mark.runtime
 def test_a_cut_is_verified_against_what_the_tensors_held(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "mtcnn_rnet.tflite", tmp_path / "cut.tflite"
     inner = next(op for op in load(source).subgraphs[0].operators if op.code.name == "MAX_POOL_2D").outputs[0]
@@ -661,6 +667,7 @@ def codec() -> Net:
     return net
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("options", [{"outputs": ["q"]}, {"outputs": ["q"], "signature": "encode"}], ids=str)
 def test_the_subgraph_that_has_the_names_is_cut(options: dict[str, Any], tmp_path: Path) -> None:
     model = codec().model
@@ -676,6 +683,7 @@ def test_the_subgraph_that_has_the_names_is_cut(options: dict[str, Any], tmp_pat
     assert np.array_equal(run(tmp_path / "cut.tflite", {"x": x}, signature="decode")["y"], (x + 1) ** 2)
 
 
+@pytest.mark.runtime
 def test_inputs_of_another_subgraph(tmp_path: Path) -> None:
     model = codec().model
     remove_dead(model, inputs=["r"])
@@ -745,6 +753,7 @@ def test_a_subgraph_that_an_operator_runs_is_not_cut(fixtures: Path) -> None:
         remove_dead(model, outputs=[name])
 
 
+@pytest.mark.runtime
 def test_a_cut_of_a_signature_is_verified(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "two_signatures_shared_weights.tflite", tmp_path / "out.tflite"
     model = load(source)

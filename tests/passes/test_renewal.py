@@ -63,6 +63,7 @@ LATE: dict[str, Callable[[], Model]] = {
 }
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("make", LATE.values(), ids=LATE)
 @pytest.mark.parametrize("scheme", ["auto", "dequantize"])
 def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_what_a_runtime_knows_stays() -> None:
         assert (len(scales_of(named(model, "w"))) == 1) is renewed
 
 
+@pytest.mark.runtime
 def test_sizes_are_those_of_the_file(tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(dense(), source)
@@ -144,6 +146,7 @@ def test_integer_arithmetic_is_no_late_form() -> None:
     assert not list(late_forms(full_integer(bias_scale=0.0002), OLDEST))
 
 
+@pytest.mark.runtime
 def test_the_doctor_recommends_what_does_something(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

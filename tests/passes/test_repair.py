@@ -53,6 +53,7 @@ def repaired(model: Model, *only: str) -> list[str]:
     return [change.to_dict()["what"] for change in result.changes]
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("fault", REPAIRABLE, ids=lambda fault: f"{fault}-{REPAIRABLE.index(fault)}")
 def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
@@ -143,6 +144,7 @@ def test_bytes_that_another_tensor_reads_stay(tmp_path: Path) -> None:
     assert np.array_equal(data_of(other), before) and not data_of(weight)[3].any()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("scales", [[0.01], np.linspace(0.01, 0.02, 6)], ids=["one", "axis 0"])
 def test_depthwise_scales_are_spread_and_right(scales: list[float], tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
@@ -167,6 +169,7 @@ def test_depthwise_scales_are_spread_and_right(scales: list[float], tmp_path: Pa
     assert 10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()) > 30
 
 
+@pytest.mark.runtime
 def test_what_is_undefined_is_compared_with_floats(tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(depthwise(), source)
@@ -200,6 +203,7 @@ def test_a_bias_of_zeros() -> None:
     assert bias is not None and bias.dtype == dtypes.FLOAT32.value and not data_of(bias).any()
 
 
+@pytest.mark.runtime
 def test_buffers_outside_are_taken_in(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "offset_buffers.tflite", tmp_path / "out.tflite"
     report = rewrite(source, target, [repair_pass()])
@@ -212,6 +216,7 @@ def test_buffers_outside_are_taken_in(fixtures: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.runtime
 def test_constants_are_aligned_when_asked(tmp_path: Path) -> None:
     path, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(dense(), path)
@@ -235,6 +240,7 @@ def test_constants_are_aligned_when_asked(tmp_path: Path) -> None:
     assert "unaligned" not in {item.kind for item in doctor(target).findings}
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", ["digits_cnn_full_int8", "already_int8", "digits_cnn_dynamic_range"])
 def test_vectors_of_8_byte_numbers_are_aligned(fixtures: Path, tmp_path: Path, name: str) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
@@ -308,6 +314,7 @@ def outputs(path: Path, *, resolver: str | None = None, runtime: str = "litert")
     return value
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("kind", SIXTEEN)
 def test_biases_beside_int16_become_int64(kind: str, tmp_path: Path) -> None:
     source, target, told = tmp_path / "in.tflite", tmp_path / "out.tflite", tmp_path / "told.tflite"
@@ -367,6 +374,7 @@ def undefined() -> list[Model]:
     return [sixteen("CONV_2D"), depthwise()]
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("name", ["compact", "dedup", "quantize-weights"])
 def test_no_rewrite_is_judged_by_what_kernels_read_past(number: int, name: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def deflated(path: Path) -> int:
     return len(zlib.compress(path.read_bytes(), 9))
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", FLOAT_FIXTURES)
 def test_a_fixture_keeps_its_size_and_deflates_better(name: str, fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
@@ -88,6 +89,7 @@ def test_bytes_stored_once_stay_for_all_where_one_has_to(tmp_path: Path, second:
     assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("second", ["dense", "summand"])
 def test_bytes_stored_once_are_rounded_once(tmp_path: Path, second: str) -> None:
     source, target = twins(tmp_path, second), tmp_path / "out.tflite"
@@ -198,6 +200,7 @@ def test_senseless_options_are_refused(options: dict[str, object]) -> None:
         round_weights_pass(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.runtime
 def test_the_command_prints_and_reports_deflated_sizes(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +216,7 @@ def test_the_command_prints_and_reports_deflated_sizes(
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.runtime
 def test_the_command_searches_for_a_ratio(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +230,7 @@ def test_the_command_searches_for_a_ratio(
     assert "judge by others" in capsys.readouterr().out
 
 
+@pytest.mark.runtime
 def test_steps_below_the_ratio_are_refused(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +249,7 @@ def test_more_steps_than_int8_has_change_nothing() -> None:
     assert round_weights(net_of(values).model, steps=1000, int8=True).changes == ()
 
 
+@pytest.mark.runtime
 def test_a_search_without_a_running_model_is_refused(fixtures: Path, tmp_path: Path) -> None:
     net = net_of(np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32))
     net.graph.operators[0].code.builtin = 32

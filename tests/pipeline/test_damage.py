@@ -22,6 +22,8 @@ from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.calls import quantize_weights_pass, remove_dead_passes, round_weights_pass
 from tfl_rewrite.pipeline.damage import rescue
 
+pytestmark = pytest.mark.runtime
+
 Array = np.ndarray[Any, Any]
 
 DENSE = "functional_1_1/functional_1/dense_1/MatMul"

@@ -31,6 +31,7 @@ def test_outputs_are_opened_before_what_squashes_them(last: str, after: list[str
     assert [tensor.name for tensor in load(tmp_path / "centred.tflite").subgraphs[0].outputs] == [name]
 
 
+@pytest.mark.runtime
 def test_what_goes_into_a_softmax_is_given_less_its_mean(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "digits_cnn.tflite"
     assert open_outputs(source, tmp_path / "open.tflite")

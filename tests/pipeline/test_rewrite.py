@@ -149,6 +149,7 @@ def strict(report: Report) -> dict[str, Any]:
 # -- Outcomes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_success(dense: Path, folder: Path) -> None:
     before = dense.read_bytes()
     report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
@@ -182,6 +183,7 @@ def test_no_pass_is_a_copy(dense: Path, folder: Path) -> None:
     assert (folder / "a.tflite").read_bytes() == (folder / "b.tflite").read_bytes() == dense.read_bytes()
 
 
+@pytest.mark.runtime
 def test_refused_by_the_judge(dense: Path, folder: Path) -> None:
     with pytest.raises(RewriteFailed, match="differs too much, nothing was written") as caught:
         rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=IMPOSSIBLE)
@@ -192,6 +194,7 @@ def test_refused_by_the_judge(dense: Path, folder: Path) -> None:
     assert str(dense) in str(caught.value) and "--min-snr" in str(caught.value)
 
 
+@pytest.mark.runtime
 def test_a_refusal_leaves_an_existing_target(dense: Path, folder: Path) -> None:
     target = folder / "out.tflite"
     target.write_bytes(b"precious")
@@ -222,6 +225,7 @@ def load_size(path: Path) -> int:
     return origin.container.nbytes
 
 
+@pytest.mark.runtime
 def test_in_place(dense: Path, folder: Path) -> None:
     made = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], verification=QUICK)
     with pytest.raises(UsageError, match="--force"):
@@ -279,6 +283,7 @@ def test_through_a_link(dense: Path, folder: Path) -> None:
     assert names(folder) == ["real.tflite"]
 
 
+@pytest.mark.runtime
 def test_dry_run(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -297,6 +302,7 @@ def test_dry_run(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp
     assert names(folder) == [] and names(scratch) == []
 
 
+@pytest.mark.runtime
 def test_a_larger_result_is_not_written(dense: Path, folder: Path) -> None:
     class Grows(Edit):
         name: ClassVar[str] = "grows"
@@ -315,6 +321,7 @@ def test_a_larger_result_is_not_written(dense: Path, folder: Path) -> None:
 # -- Which passes are judged how ----------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_a_lossless_pass_is_judged_to_the_bit(dense: Path, folder: Path) -> None:
     report = rewrite(dense, folder / "same.tflite", [Edit(describe)], verification=QUICK)
     assert report.verdict is not None and all(output.rule == "exact" for output in report.verdict.outputs)
@@ -326,6 +333,7 @@ def test_a_lossless_pass_is_judged_to_the_bit(dense: Path, folder: Path) -> None
     assert names(folder) == ["same.tflite"]
 
 
+@pytest.mark.runtime
 def test_a_tolerance_is_for_lossy_passes_only(dense: Path, folder: Path) -> None:
     class Lossy(Edit):
         effect: ClassVar[Effect] = Effect.TOLERANCE
@@ -352,6 +360,7 @@ def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> N
 # -- Models that cannot be run ------------------------------------------------------------------------------
 
 
+@pytest.mark.runtime
 def test_unknown_operator(dense: Path, folder: Path) -> None:
     source = unknown_operator(dense, dense.parent / "custom.tflite")
     report = rewrite(source, folder / "auto.tflite", [quantize_weights_pass()], verification=QUICK)
@@ -371,6 +380,7 @@ def test_unknown_operator(dense: Path, folder: Path) -> None:
     assert (folder / "auto.tflite").read_bytes() == (folder / "off.tflite").read_bytes()
 
 
+@pytest.mark.runtime
 def test_damage_that_only_the_runtime_minds(dense: Path, folder: Path) -> None:
     """The original does not run, and we can say why: that is no foreign kernel."""
     source = broken(dense, dense.parent / "broken.tflite")
@@ -522,6 +532,7 @@ def test_somebody_else_makes_the_target_meanwhile(dense: Path, folder: Path) -> 
     assert target.read_bytes() == b"theirs" and names(folder) == ["out.tflite"]
 
 
+@pytest.mark.runtime
 def test_every_model_is_rewritten_and_verified(sound: Path, folder: Path) -> None:
     """The whole way for each committed model; reports are JSON."""
     expected = {"conv_without_bias": "unverified"}.get(sound.stem)

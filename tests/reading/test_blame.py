@@ -21,12 +21,14 @@ def test_names_as_model_explorer_has_them(fixtures: Path) -> None:
     assert graph_name(model) == "main"
 
 
+@pytest.mark.runtime
 def test_the_rewritten_file_gives_the_name(fixtures: Path) -> None:
     path = fixtures / "dense.tflite"
     found = blame(path, path, samples=1)
     assert list(found.node_data()) == [graph_name(load(path))] == [found.graph]
 
 
+@pytest.mark.runtime
 def test_files_that_only_the_interpreter_takes(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfl_rewrite.errors import FormatError
     from tfl_rewrite.reading import blame as blaming

@@ -38,6 +38,7 @@ def test_each_fault_is_found_and_nothing_worse(fault: tuple[Fault, Path]) -> Non
     assert not others
 
 
+@pytest.mark.runtime
 def test_the_runtime_takes_each_fault_as_the_finding_says(fault: tuple[Fault, Path]) -> None:
     what, path = fault
     result = run_model(path, samples=1)

@@ -15,6 +15,8 @@ from tfl_rewrite.samples.inputs import split_samples
 
 from .. import tiny_models
 
+pytestmark = pytest.mark.runtime
+
 
 @pytest.fixture
 def model(tmp_path):

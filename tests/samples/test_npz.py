@@ -60,6 +60,7 @@ print(code, open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("members", [1, 4])
 def test_what_unpacks_to_much_more_is_refused_at_once(tmp_path: Path, members: int) -> None:
     path = bomb(tmp_path / "in.npz", (320 << 20) // members, members)
@@ -113,6 +114,7 @@ CASES = {
 }
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("case", CASES)
 def test_headers_that_lie(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     head, says = CASES[case]
@@ -235,6 +237,7 @@ def test_names_that_numpy_does_not_write(tmp_path: Path) -> None:
     assert all(read_npz(Path(path)).keys() == arrays.keys() for path in (*parted.everything, *parted.judge))
 
 
+@pytest.mark.runtime
 def test_more_samples_than_anybody_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is a call and a file of its own."""
     model = Path(DENSE)

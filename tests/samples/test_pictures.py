@@ -208,6 +208,7 @@ def test_decompression_bombs(monkeypatch, gradient, limit):
         read(gradient, facts(1, 5, 6, 3))
 
 
+@pytest.mark.runtime
 def test_without_pillow(monkeypatch, gradient):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError) as caught:
@@ -221,6 +222,7 @@ def test_without_pillow(monkeypatch, gradient):
     )
 
 
+@pytest.mark.runtime
 def test_a_folder_is_run_in_order_of_names(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -235,6 +237,7 @@ def test_a_folder_is_run_in_order_of_names(tmp_path):
     assert (verdict.sample_source, verdict.sample_count, verdict.passed) == ("real", 3, True)
 
 
+@pytest.mark.runtime
 def test_batches_are_filled_up_with_the_first_pictures(tmp_path, monkeypatch):
     # Also where the samples are kept in a file instead of memory.
     monkeypatch.setattr(inputs, "_IN_MEMORY_NBYTES", 1)
@@ -246,6 +249,7 @@ def test_batches_are_filled_up_with_the_first_pictures(tmp_path, monkeypatch):
     assert given == [pytest.approx([0, 1]), pytest.approx([2, 0])]
 
 
+@pytest.mark.runtime
 def test_no_room_for_the_samples(monkeypatch, tmp_path, gradient):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -257,6 +261,7 @@ def test_no_room_for_the_samples(monkeypatch, tmp_path, gradient):
         run_model(model, inputs=[gradient])
 
 
+@pytest.mark.runtime
 def test_models_that_take_something_else(tmp_path, gradient, fixtures):
     model = tiny_models.add_constant(tmp_path / "m.tflite", [[1, 2, 3, 4]])
     with pytest.raises(UsageError, match=r"input 'x' takes float32\[1, 4\], which is not a picture.*npz"):
@@ -269,6 +274,7 @@ def test_models_that_take_something_else(tmp_path, gradient, fixtures):
         Pictures(facts(1, 5, 6, 3, dtype="bool"), Media(gradient), gradient)
 
 
+@pytest.mark.runtime
 def test_folders_of_two_kinds(tmp_path, gradient):
     np.savez(tmp_path / "in.npz", x=np.ones(3))
     model = tiny_models.add_constant(tmp_path.parent / "m.tflite", [1.0], shape=(1, 5, 6, 3))

@@ -144,6 +144,7 @@ def test_values_that_are_no_numbers(tmp_path):
         read(path, facts(1, 2))
 
 
+@pytest.mark.runtime
 def test_without_soundfile(monkeypatch, tmp_path, ramp):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     model = tiny_models.add_constant(tmp_path / "m.tflite", [1.0], shape=(1, 4))
@@ -154,6 +155,7 @@ def test_without_soundfile(monkeypatch, tmp_path, ramp):
     )
 
 
+@pytest.mark.runtime
 def test_a_folder_of_sound_is_run(tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -189,6 +191,7 @@ except UsageError as error:
 """
 
 
+@pytest.mark.slow
 def test_silence_in_many_channels_is_read_block_by_block(tmp_path):
     """Half a million frames of 128 channels are half a gigabyte at once."""
     path = tmp_path / "wide.wav"
@@ -199,6 +202,7 @@ def test_silence_in_many_channels_is_read_block_by_block(tmp_path):
     assert said == f"{1 << 19} 8000 0.5" and peak < 250_000
 
 
+@pytest.mark.slow
 def test_a_file_that_says_it_is_longer(tmp_path):
     soundfile.write(tmp_path / "a.flac", np.full(1000, 0.25), 8000)
     data = bytearray((tmp_path / "a.flac").read_bytes())

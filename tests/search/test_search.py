@@ -14,6 +14,8 @@ from tfl_rewrite.editing.base import Context
 from tfl_rewrite.search import rounding as module
 from tfl_rewrite.search.rounding import RoundingSearch
 
+pytestmark = pytest.mark.runtime
+
 
 def deflated(path: Path) -> int:
     return len(zlib.compress(path.read_bytes(), 9))

@@ -51,6 +51,7 @@ def found(
     return report, target
 
 
+@pytest.mark.runtime
 def test_what_was_found_keeps_what_was_asked_for(
     found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path]
 ) -> None:
@@ -65,6 +66,7 @@ def test_what_was_found_keeps_what_was_asked_for(
     assert (other.worst_snr() or 0.0) > 30.0
 
 
+@pytest.mark.runtime
 def test_it_runs_with_other_kernels_too(
     found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path]
 ) -> None:
@@ -78,6 +80,7 @@ def test_it_runs_with_other_kernels_too(
     assert verdict.passed, verdict.summary_lines()
 
 
+@pytest.mark.runtime
 def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
     every = ("int8:channel:dequantize", "int6:channel:dequantize", "int4:channel:dequantize", "float16")
     target = tmp_path / "out.tflite"
@@ -95,6 +98,7 @@ def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path
         assert verdict.passed, verdict.summary_lines()
 
 
+@pytest.mark.runtime
 def test_what_was_rounded_in_order_is_what_is_published(
     digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +135,7 @@ def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
     assert any("before the last SOFTMAX" in note for note in report.notes)
 
 
+@pytest.mark.runtime
 def test_an_opened_original_that_does_not_run_is_left_closed(
     digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +159,7 @@ def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport,
     assert all(a.nbytes < b.nbytes and (a.snr or 0) < (b.snr or 1e9) for a, b in itertools.pairwise(points))
 
 
+@pytest.mark.runtime
 def test_the_same_again_from_half_of_the_measurements(
     found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path], tmp_path: Path
 ) -> None:
@@ -199,6 +205,7 @@ def encodings_of(changes: Iterable[object]) -> dict[str, tuple[object, ...]]:
     }
 
 
+@pytest.mark.runtime
 def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", max_nbytes=30_000)
     assert report.promised is not None
@@ -208,6 +215,7 @@ def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Verification, Pat
     assert max(item.snr or 0.0 for item in within) == report.promised.snr
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(
     "budget", [{"max_nbytes": 5_000}, {"min_snr": 60.0, "max_nbytes": 12_000}], ids=["size", "both"]
 )
@@ -221,6 +229,7 @@ def test_what_cannot_be_is_told_with_the_trade_offs(
     assert failure.value.report.promised is None and len(failure.value.report.pareto) > 1
 
 
+@pytest.mark.runtime
 def test_agreement_from_few_samples_is_doubted(
     digits: tuple[Path, Verification, Path], tmp_path: Path
 ) -> None:
@@ -229,6 +238,7 @@ def test_agreement_from_few_samples_is_doubted(
     assert any("cannot be told from 2 samples: give at least 100" in note for note in report.notes)
 
 
+@pytest.mark.runtime
 def test_largest_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", max_error=0.01)
     assert report.promised is not None and report.proven is not None
@@ -236,6 +246,7 @@ def test_largest_error(digits: tuple[Path, Verification, Path], tmp_path: Path) 
         assert (verdict.outputs[0].max_abs_error or 0.0) <= 0.01
 
 
+@pytest.mark.runtime
 def test_memory_wants_kernels_that_read_integers(
     digits: tuple[Path, Verification, Path], tmp_path: Path
 ) -> None:
@@ -245,6 +256,7 @@ def test_memory_wants_kernels_that_read_integers(
     assert report.promised.cost < 0.5 * sum(4 * unit.elements for unit in report.units)
 
 
+@pytest.mark.runtime
 def test_downloads_take_what_deflates_to_less(
     digits: tuple[Path, Verification, Path], tmp_path: Path
 ) -> None:
@@ -256,6 +268,7 @@ def test_downloads_take_what_deflates_to_less(
     assert report.promised.deflated < report.promised.nbytes
 
 
+@pytest.mark.runtime
 def test_downloads_are_found_where_the_first_passes_move_constants(
     digits: tuple[Path, Verification, Path], tmp_path: Path
 ) -> None:
@@ -275,6 +288,7 @@ def test_downloads_are_found_where_the_first_passes_move_constants(
     assert found["moved"] == pytest.approx(found["plain"], rel=0.01)
 
 
+@pytest.mark.runtime
 def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None:
     report = tfl_rewrite.shrink(
         fixtures / "dense.tflite", tmp_path / "out.tflite", min_snr=30.0, encodings=FEW
@@ -283,12 +297,14 @@ def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None
     assert "made inputs" in report.split.text
 
 
+@pytest.mark.runtime
 def test_nothing_to_choose_is_a_copy(fixtures: Path, tmp_path: Path) -> None:
     report = tfl_rewrite.shrink(fixtures / "already_int8.tflite", tmp_path / "out.tflite", min_snr=30.0)
     assert not report.units and report.report is not None
     assert (tmp_path / "out.tflite").stat().st_size <= report.nbytes_before
 
 
+@pytest.mark.runtime
 def test_what_cannot_be_run_cannot_be_searched(fixtures: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="nothing can be measured"):
         tfl_rewrite.shrink(
@@ -297,6 +313,7 @@ def test_what_cannot_be_run_cannot_be_searched(fixtures: Path, tmp_path: Path) -
     assert not (tmp_path / "out.tflite").exists()
 
 
+@pytest.mark.runtime
 def test_no_time_is_no_file_where_nothing_likely_fits(
     digits: tuple[Path, Verification, Path], tmp_path: Path
 ) -> None:
@@ -306,6 +323,7 @@ def test_no_time_is_no_file_where_nothing_likely_fits(
     assert not (tmp_path / "out.tflite").exists()
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("bound", [30.0, 140.0])
 def test_no_time_is_what_is_likely_to_do(
     digits: tuple[Path, Verification, Path], tmp_path: Path, bound: float
@@ -316,6 +334,7 @@ def test_no_time_is_what_is_likely_to_do(
     assert bool(report.promised.choice) is (bound < 100)
 
 
+@pytest.mark.runtime
 def test_little_time_is_a_file_all_the_same(
     digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +353,7 @@ def test_little_time_is_a_file_all_the_same(
     assert any("left some encodings unmeasured" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

@@ -48,12 +48,14 @@ def test_the_fastest_is_chosen_and_jitter_is_no_difference(tmp_path: Path) -> No
     assert knapsack.solve([unit], 1e-9) == [0]
 
 
+@pytest.mark.runtime
 def test_real_files_take_time(fixtures: Path, tmp_path: Path) -> None:
     watch = Stopwatch(cast(Trials, Writer()), tmp_path, "litert")
     times = watch.seconds([fixtures / "dense.tflite", fixtures / "digits_cnn.tflite"])
     assert len(times) == 2 and min(times) > 0
 
 
+@pytest.mark.runtime
 def test_what_does_not_run_cannot_be_timed(fixtures: Path, tmp_path: Path) -> None:
     watch = Stopwatch(cast(Trials, Writer()), tmp_path, "litert")
     with pytest.raises(UnsupportedError, match="cannot be timed"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tfl_rewrite import Verification, load
 from tfl_rewrite.judge.compare import Tolerance
@@ -13,6 +14,7 @@ from tfl_rewrite.search.in_place import Trial, noise_of, worst_ratio
 from tfl_rewrite.weights.grids import Choice, find_constants
 
 
+@pytest.mark.runtime
 def test_constants_that_are_not_chosen_any_more_come_back(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "digits_cnn.tflite"
     settings = RoundWeights()

@@ -119,6 +119,7 @@ def test_an_error_of_a_part_names_the_manifest(
     assert str(manifest) in said and part.name in said
 
 
+@pytest.mark.runtime
 def test_external(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "r.json"
     arguments = ("--format", "external", "--verify", "require", "--samples", 1, "--report", report)
@@ -164,6 +165,7 @@ def test_refusals(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.runtime
 def test_interrupted_and_different(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +187,7 @@ def test_interrupted_and_different(
     assert "FAIL" not in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.runtime
 def test_pictures_judge_what_is_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -83,6 +83,7 @@ def test_every_public_model_comes_back_record_equal(public: Path, tmp_path: Path
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_cnn_dynamic_range", "two_signatures_shared_weights"])
 def test_compiled_model_computes_the_same(name: str, fixtures: Path, tmp_path: Path) -> None:
     round_trip(fixtures / f"{name}.tflite", tmp_path)
@@ -166,6 +167,7 @@ def test_a_large_tensor_gets_a_file_of_its_own(fixtures: Path, tmp_path: Path) -
     assert sorted(item.nbytes for item in report.files)[-1] == 40960
 
 
+@pytest.mark.runtime
 def test_a_failed_verification_publishes_nothing(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +187,7 @@ def test_a_failed_verification_publishes_nothing(
         tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", format="external")
 
 
+@pytest.mark.runtime
 def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> None:
     report = tfl_rewrite.shard(fixtures / "lstm.tflite", tmp_path / "e", format="external")
     assert report.unverified is not None and "does not run in CompiledModel" in report.unverified
@@ -200,6 +203,7 @@ def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> Non
     assert report.unverified is not None
 
 
+@pytest.mark.runtime
 def test_runs_with_given_inputs(fixtures: Path, tmp_path: Path) -> None:
     given = Verification(inputs=(fixtures / "inputs" / "mtcnn_rnet.npz",), mode="require")
     report = tfl_rewrite.shard(
@@ -277,6 +281,7 @@ def test_slices_that_do_not_fit(beside: Path, tmp_path: Path) -> None:
         tfl_rewrite.join(beside / "packed.tflite", tmp_path / "out")
 
 
+@pytest.mark.runtime
 def test_the_joined_file_runs_in_the_classic_interpreter(
     beside: Path, fixtures: Path, tmp_path: Path
 ) -> None:
@@ -292,6 +297,7 @@ def test_constants_that_other_operators_read_stay(fixtures: Path) -> None:
         move_out(load(fixtures / "shared_constant_two_ops.tflite"), max_nbytes=1 << 20)
 
 
+@pytest.mark.runtime
 def test_compiled_model_may_take_no_more_memory_than_allowed(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,6 +267,7 @@ def test_two_joins_of_one_file(server: Server, here: Path) -> None:
         tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
 
 
+@pytest.mark.runtime
 def test_a_model_in_memory(server: Server, model: Path, here: Path, folder: Path) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -331,6 +332,7 @@ def join_and_kill(starter: subprocess.Popen[str], what: str, seconds: float) -> 
     assert starter.stdout.readline() == "gone\n"
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(
     server: Server, folder: Path, model: Path, here: Path, starter: subprocess.Popen[str]
 ) -> None:

@@ -33,6 +33,7 @@ def hostile(fixtures: Path, tmp_path: Path) -> Path:
 SLOW = (r"(.+)+[0-9]$", r"(a+)+$z", r"(a|aa)+z", r"(a*)*b", r"^(([a-z])+.)+[A-Z]([a-z])+$", r"(.*a){20}z")
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize("pattern", SLOW)
 @pytest.mark.parametrize("way", ["map", "toml", "exclude", "include", "run", "shrink"])
 def test_no_pattern_takes_long(hostile: Path, tmp_path: Path, pattern: str, way: str) -> None:

@@ -102,6 +102,7 @@ def test_a_depthwise_filter_in_blocks_has_scales_along_its_channels_instead(tmp_
     assert any("err less for their bytes than blocks: depthwise" in note for note in result.notes)
 
 
+@pytest.mark.runtime
 def test_what_it_wins_at_the_output(tmp_path: Path) -> None:
     given = {"x": np.random.default_rng(1).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)}
     found = {}
