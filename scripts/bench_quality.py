@@ -37,7 +37,7 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.passes import calls
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.shrink import Wanted, session
-from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.rounders import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)
 ABOVE = (0.0, 4.0, -4.0)

@@ -199,7 +199,7 @@ def test_the_recipe_gives_the_same_encodings(
 
 def encodings_of(changes: Iterable[object]) -> dict[str, tuple[object, ...]]:
     return {
-        change.where: (change.stored, change.block, change.channels, change.readings)
+        change.where: (change.stored, change.block, change.channels, change.scheme)
         for change in changes
         if isinstance(change, WeightChange)
     }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tfl_rewrite import UsageError
 from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.numerics.symmetric import Levels
-from tfl_rewrite.weights.encoding import Dtype, Encoding, Scheme
+from tfl_rewrite.weights.encoding import Encoding, Scheme, forms
 from tfl_rewrite.weights.forms.blocks import block_length
 
 TEXTS = [
@@ -36,7 +36,7 @@ def test_text_comes_back(text: str) -> None:
 
 
 def test_what_is_left_out_comes_from_the_default() -> None:
-    assert Encoding.parse("int4") == Encoding(Dtype.INT4, Granularity.CHANNEL, None, Scheme.AUTO)
+    assert Encoding.parse("int4") == Encoding(forms()["int4"], Granularity.CHANNEL, None, Scheme.AUTO)
     base = Encoding.parse("int8:block:64:dequantize")
     assert Encoding.parse("int4", default=base).text == "int4:block:64:dequantize"
     assert Encoding.parse("int4:tensor:hybrid", default=base).text == "int4:tensor:hybrid"
@@ -67,9 +67,9 @@ def test_what_is_no_encoding(text: str, words: str) -> None:
 
 def test_a_block_and_its_granularity_go_together() -> None:
     with pytest.raises(UsageError):
-        Encoding(Dtype.INT4, Granularity.BLOCK)
+        Encoding(forms()["int4"], Granularity.BLOCK)
     with pytest.raises(UsageError):
-        Encoding(Dtype.INT4, Granularity.CHANNEL, 32)
+        Encoding(forms()["int4"], Granularity.CHANNEL, 32)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_levels() -> None:
 
 
 def test_levels_of_a_sum() -> None:
-    assert Dtype.INT6.levels == (-34, 29)
-    assert Dtype.INT4.levels == Levels.full(4) == (-8, 7)
-    assert Dtype.INT6.bits == sum(part.bits for part in Dtype.INT6.parts)
+    assert forms()["int6"].levels == (-34, 29)
+    assert forms()["int4"].levels == Levels.full(4) == (-8, 7)
+    assert forms()["int6"].bits == 4 + 2

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.weights.forms import float16 as half
-from tfl_rewrite.weights.forms.float16 import HalfError, to_half
+from tfl_rewrite.weights.forms.float16 import Float16Error, to_half
 
 
-def halved(values: list[float] | np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], HalfError]:
+def halved(values: list[float] | np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Float16Error]:
     source = np.asarray(values, np.float32)
     made = np.empty(source.size, np.float16)
 

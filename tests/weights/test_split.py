@@ -5,22 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from tfl_rewrite.numerics.symmetric import Levels
-from tfl_rewrite.weights.encoding import Dtype
-from tfl_rewrite.weights.forms import split
+from tfl_rewrite.weights.encoding import forms
+from tfl_rewrite.weights.forms.split import SplitInteger
+
+INT6 = forms()["int6"]
+STEP = 4
 
 
 def test_every_integer_is_the_sum_of_its_parts() -> None:
-    low, high = Dtype.INT6.levels
+    assert isinstance(INT6, SplitInteger)
+    low, high = INT6.levels
     every = np.arange(low, high + 1, dtype=np.int8)
-    coarse, fine = split.parts(every)
-    np.testing.assert_array_equal(split.STEP * coarse.astype(int) + fine, every)
+    coarse, fine = INT6.coarse(every), INT6.fine(every)
+    np.testing.assert_array_equal(STEP * coarse.astype(int) + fine, every)
     for part, bits in ((coarse, 4), (fine, 2)):
         assert part.dtype == np.int8
         assert (part.min(), part.max()) == Levels.full(bits)
 
 
 def test_scales_are_exact() -> None:
+    assert isinstance(INT6, SplitInteger)
     scale = np.random.default_rng(0).random(100, np.float32) * np.float32(1e-30)
-    coarse, fine = split.scales(scale)
+    coarse, fine = INT6.scales(scale)
     assert coarse.dtype == fine.dtype == np.float32
-    np.testing.assert_array_equal(coarse.astype(float), split.STEP * scale.astype(float))
+    np.testing.assert_array_equal(coarse.astype(float), STEP * scale.astype(float))

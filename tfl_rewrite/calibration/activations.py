@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
-from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.rounders import Effort
 
 
 class InputActivations:

@@ -35,8 +35,7 @@ from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.biases import Correction, before_steep, takes_bias
-from tfl_rewrite.weights.encoding import Effort
-from tfl_rewrite.weights.rounders import Clipped, Emit, Work
+from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Work
 from tfl_rewrite.work import current, one_blas_thread
 
 HELD_NBYTES = 256 << 20
@@ -415,7 +414,7 @@ def _plan(work: Work, *, may_correct: bool) -> Plan:
     use = work.uses[0]
     shape = work.shape
     outputs = shape[row_of(use.operator).output_axis(use.position, len(shape)) or 0]
-    nbytes = work.channels.elements * work.dtype.bits // 8
+    nbytes = work.channels.elements * work.bits // 8
     centred = may_correct and takes_bias(use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs)
     digits = _HALF_DIGITS if work.block is not None else 24
     return Plan(shape, work.channels, work.levels, centred, digits)
@@ -435,7 +434,7 @@ def _channel_index(work: Work) -> npt.NDArray[np.int64]:
 
 
 def _key(work: Work) -> Hashable:
-    return (work.position, work.channels, work.dtype, work.levels)
+    return (work.position, work.channels, work.bits, work.levels)
 
 
 def file_of(model: Model, folder: Path) -> Path:

@@ -8,13 +8,14 @@ the runtime computes, to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.numerics.packing import unpack
 from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Channels, Float32
@@ -61,6 +62,20 @@ class Integers:
     channels: Channels
     scale: Float32
     zero: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+    @classmethod
+    def of(
+        cls,
+        dtype: str,
+        shape: tuple[int, ...],
+        source: Blob,
+        channels: Channels,
+        scale: Float32,
+        zero: np.ndarray[tuple[int], np.dtype[np.int64]],
+    ) -> Integers:
+        """Takes bits and sign from the name of a type in ``TensorType``."""
+        bits, signed = dtypes.BY_NAME[dtype].bits, not dtype.startswith("U")
+        return cls(shape, source, bits, signed, channels, scale, zero)
 
     @property
     def key(self) -> Hashable:
@@ -192,8 +207,3 @@ def float_blob(values: Floats) -> ComputedBlob:
             sink.write_at(part.astype("<f4").data, offset + 4 * start)
 
     return ComputedBlob(4 * elements, write_to)
-
-
-def block_channels(shape: Sequence[int], block: int) -> Channels:
-    """Returns how blocks of a row-major constant fall."""
-    return Channels(1, math.prod(shape) // block, block)

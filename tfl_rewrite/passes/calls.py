@@ -10,7 +10,6 @@ from typing import Any
 from tfl_rewrite.editing.base import Pass, PassResult, run_passes
 from tfl_rewrite.errors import UsageError, check_number, number_text, whole_number
 from tfl_rewrite.kernels import operators, runtimes
-from tfl_rewrite.kernels.table import DEQUANTIZE
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
@@ -28,9 +27,10 @@ from tfl_rewrite.passes.round_weights import (
 )
 from tfl_rewrite.passes.strip import Strip, Wanted
 from tfl_rewrite.weights.candidates import Selection
-from tfl_rewrite.weights.encoding import Dtype, Effort, Encoding
+from tfl_rewrite.weights.encoding import Encoding, forms
 from tfl_rewrite.weights.patterns import Pattern, compile_all
 from tfl_rewrite.weights.recipe import Recipe
+from tfl_rewrite.weights.rounders import Effort
 
 
 def quantize_weights_pass(
@@ -75,7 +75,7 @@ def quantize_weights_pass(
     runtime = parse_runtime(min_runtime)
     diligence = _member(Effort, effort, "effort")
     encoding = _encoding(dtype, granularity)
-    recipe = Recipe.parse(map, default=replace(encoding, dtype=Dtype.INT8)) if map is not None else None
+    recipe = Recipe.parse(map, default=replace(encoding, form=Encoding().form)) if map is not None else None
     for wanted in [encoding, *(rule.encoding for rule in (recipe.rules if recipe is not None else ()))]:
         check_encoding(wanted, runtime)
     return QuantizeWeights(
@@ -100,7 +100,9 @@ def _selecting(
 
 
 def _encoding(dtype: str, granularity: str) -> Encoding:
-    kind = _member(Dtype, dtype, "dtype")
+    kind = forms().get(dtype)
+    if kind is None:
+        raise UsageError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(forms())}")
     if not kind.is_integer:
         return Encoding(kind)
     words = granularity.split(":")
@@ -120,13 +122,7 @@ def check_encoding(encoding: Encoding, runtime: runtimes.Runtime) -> None:
     Raises:
         UsageError: Names the first runtime that has it.
     """
-    dtype = encoding.dtype
-    if dtype in (Dtype.INT8, Dtype.FLOAT32):
-        return
-    first = max(
-        min(form.first_runtime for form in DEQUANTIZE.forms if form.dtype == part.tensor_type)
-        for part in dtype.parts
-    )
+    first = encoding.form.first_runtime
     if runtime < first:
         raise UsageError(
             f"{encoding.text} needs runtime {first[0]}.{first[1]} or newer, and {runtime[0]}.{runtime[1]} "

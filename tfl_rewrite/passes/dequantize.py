@@ -27,16 +27,13 @@ from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.floats import (
     Floats,
-    Halves,
-    Integers,
     Product,
     Reshaped,
     Sum,
-    block_channels,
     float_blob,
 )
-from tfl_rewrite.numerics.symmetric import Channels
 from tfl_rewrite.weights.candidates import UNNAMED
+from tfl_rewrite.weights.encoding import forms
 from tfl_rewrite.weights.state import nothing_to_expand
 
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
@@ -195,35 +192,9 @@ def _integer(operator: Operator, row: OperatorRow) -> str | None:
 
 
 def _floats(tensor: Tensor) -> Floats | None:
-    """Returns what a constant means, or None where its quantization is of another form."""
-    blob, shape = tensor.buffer.blob, tensor.shape or ()
-    assert blob is not None
-    if tensor.dtype == dtypes.FLOAT16.value:
-        return Halves(shape, blob)
-    details = tensor.quantization
-    assert details is not None
-    bits, signed = dtypes.BY_VALUE[tensor.dtype].bits, tensor.dtype_name != "UINT8"
-    if details.scales_tensor is not None:
-        table = details.scales_tensor.buffer.blob
-        record = details.rest.get("details")
-        block = record.get("block_size") if record is not None and "block_size" in record.spec.by_name else 0
-        unknown = details.zero_points_tensor is not None or details.scales_tensor.dtype_name != "FLOAT16"
-        if table is None or table.nbytes % 2 or unknown or block < 1 or tensor.elements % block:
-            return None
-        scale = np.frombuffer(bytes(table.view()), "<f2").astype(np.float32)
-        channels = block_channels(shape, block)
-        zero = np.zeros(scale.size, np.int64)
-    else:
-        assert details.scale is not None
-        scale = np.frombuffer(bytes(details.scale.raw), "<f4")
-        zero = np.array(list(details.zero_point or [0]), np.int64)
-        zero = np.resize(zero, scale.size)
-        if not 0 <= details.dimension < max(1, len(shape)):
-            return None
-        channels = Channels.along(shape, details.dimension if scale.size > 1 else None)
-    if scale.size != channels.channels:
-        return None
-    return Integers(shape, blob, bits, signed, channels, scale, zero)
+    """Returns what a constant means, or None where it is stored in no form that is known."""
+    means = (form.read(tensor) for form in forms().values())
+    return next((found for found in means if found is not None), None)
 
 
 class _Expansion:

@@ -19,26 +19,20 @@ from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.operators import Form, Granularity, Need, Reading
+from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
+from tfl_rewrite.model.ir import Model, Quantization, Tensor
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.renewal import lower_for, renew, still_late
 from tfl_rewrite.weights.activations import Calibrating, activations_of
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
-from tfl_rewrite.weights.decisions import Decision
-from tfl_rewrite.weights.encoding import Effort, Encoding, Scheme
-from tfl_rewrite.weights.forms import blocks as block
-from tfl_rewrite.weights.forms import split
-from tfl_rewrite.weights.forms.blocks import BlockScales
-from tfl_rewrite.weights.forms.float16 import Float16Cast
-from tfl_rewrite.weights.payloads import Payload, QuantizedPayload, WeightChange
+from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, Stored
+from tfl_rewrite.weights.payloads import Payload, WeightChange
 from tfl_rewrite.weights.plan import Assignment, WeightPlan
 from tfl_rewrite.weights.recipe import unmatched_notes
-from tfl_rewrite.weights.rounders import Clipped, Nearest, Rounder, Work
+from tfl_rewrite.weights.rounders import Clipped, Effort, Nearest, Rounder, Work
 from tfl_rewrite.weights.state import nothing_to_quantize
 
 FINER = ("int8:channel:dequantize", "float16", "float32")
@@ -108,7 +102,7 @@ class QuantizeWeights(Pass):
         level = self.levels.get(position, 0)
         forms = [Encoding.parse(text) for text in self.finer[:level]]
         # Never coarser: what was asked for may be finer than the first forms are.
-        return next((form for form in reversed(forms) if form.dtype.bits >= wanted.dtype.bits), wanted)
+        return next((form for form in reversed(forms) if form.form.bits >= wanted.form.bits), wanted)
 
     @property
     def default(self) -> Encoding:
@@ -125,7 +119,7 @@ class QuantizeWeights(Pass):
         decisions, skips = plan.decide()
         idle_patterns = unmatched_notes(self.selection, model, plan.graph)
         balanced: tuple[str, ...] = ()
-        if self.effort is Effort.BEST and any(made.dtype.is_integer for made in decisions):
+        if self.effort is Effort.BEST and any(made.form.is_integer for made in decisions):
             balanced = _balance(model, context)
             if balanced:
                 plan = WeightPlan(self, model)
@@ -189,27 +183,6 @@ def _balance(model: Model, context: Context) -> tuple[str, ...]:
     return (f"input channels of {len(edits)} weight(s) balanced by powers of two, which is exact: {names}",)
 
 
-@dataclass(slots=True)
-class _Home:
-    """Where the new bytes of a constant are.
-
-    Attributes:
-        buffer: Holds them.
-        making: Makes them.
-        quantization: Of the tensor; None for float16, and for blocks that a kernel reads.
-        blocks: The scales of blocks, or None.
-        scales: The buffer of those.
-        rest: The buffer of the second part, where there is one.
-    """
-
-    buffer: Buffer
-    making: Payload
-    quantization: Quantization | None = None
-    blocks: BlockScales | None = None
-    scales: Buffer | None = None
-    rest: Buffer | None = None
-
-
 def prepare(model: Model, passes: Sequence[QuantizeWeights], rounder: Calibrating) -> None:
     """Tells a rounder of all constants that some passes would store otherwise, each on its own.
 
@@ -228,7 +201,7 @@ def _works(plan: WeightPlan, decisions: Sequence[Decision], positions: Mapping[i
     works: dict[tuple[object, ...], Work] = {}
     for made in decisions:
         buffer = made.item.stored.buffer
-        if made.dtype.is_integer and buffer.blob is not None:
+        if made.form.is_integer and buffer.blob is not None:
             key = (id(buffer), made.content)
             if key in works:
                 # Read through another tensor as well: what all of them do is not one product.
@@ -247,7 +220,7 @@ class _Application:
         self._plan = plan
         self._rounder = rounder
         self._editor = Editor(model)
-        self._homes: dict[tuple[object, ...], _Home] = {}
+        self._stored: dict[tuple[object, ...], Stored] = {}
         self._quantizations: dict[tuple[object, ...], Quantization] = {}
         self._positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
 
@@ -264,15 +237,23 @@ class _Application:
             assert blob is not None
             first = key not in known
             known.add(key)
-            home = self._homes.get((key, made.content))
-            shared = home is not None
+            stored = self._stored.get((key, made.content))
+            shared = stored is not None
             saved = (blob.nbytes if first else 0) - made.overhead
-            if home is None:
-                saved -= made.content_nbytes
+            if stored is None:
+                saved -= made.nbytes
                 buffer = made.item.stored.buffer if first else self._editor.add_buffer(None)
-                home = self._homes[(key, made.content)] = self._home(made, blob, buffer, key)
-            changes.append(_change(made, self._positions[key], blob.nbytes, saved, home, shared=shared))
-            self._rewire(made, home, self._quantization(made, home, blob))
+                work = self._plan.work(made, blob, self._positions[key])
+                stored = made.form.store(self._editor, made, work, self._rounder, buffer)
+                self._stored[(key, made.content)] = stored
+            change = _change(made, self._positions[key], blob.nbytes, saved, stored.payload, shared=shared)
+            changes.append(change)
+            quantization = made.form.quantization(made, stored)
+            if quantization is not None:
+                # Equal ones are one object, so that they are written once.
+                same = (blob.identity, made.content, made.axis)
+                quantization = self._quantizations.setdefault(same, quantization)
+            made.form.rewire(self._editor, made, stored, quantization)
         for made in decisions:
             for use, reading in zip(made.item.uses, made.readings, strict=True):
                 # XNNPACK keeps a bias behind a DEQUANTIZE of float16 in float16 if only layers read it
@@ -294,141 +275,35 @@ class _Application:
             return
         self._rounder.prepare(self._model, _works(self._plan, decisions, self._positions))
 
-    def _home(self, made: Decision, blob: Blob, buffer: Buffer, key: int) -> _Home:
-        if not made.dtype.is_integer:
-            halving = Float16Cast(blob)
-            buffer.blob = halving.blob()
-            return _Home(buffer, halving)
-        work = self._plan.work(made, blob, self._positions[key])
-        scale = self._rounder.scales(work)
-        stored = block.stored_scales(made, scale, work.largest == 0) if made.block else None
-        rounding = QuantizedPayload(work, self._rounder, stored.effective if stored is not None else scale)
-        buffer.blob = rounding.blob()
-        if len(made.dtype.parts) > 1:
-            rest = self._editor.add_buffer(None)
-            rest.blob = rounding.blobs()[1]
-            return _Home(buffer, rounding, rest=rest)
-        if stored is None:
-            return _Home(buffer, rounding)
-        return _Home(buffer, rounding, None, stored, self._editor.add_buffer(stored.quotients.tobytes()))
-
-    def _quantization(self, made: Decision, home: _Home, blob: Blob) -> Quantization | None:
-        """Returns the scales of a tensor; equal ones are one object, so that they are written once."""
-        if not isinstance(home.making, QuantizedPayload) or made.native or home.rest is not None:
-            return None
-        key = (blob.identity, made.content, made.axis)
-        if home.blocks is not None:
-            made_of = block.factor_quantization(home.blocks)
-        else:
-            made_of = Quantization.symmetric(home.making.scale.tobytes(), made.axis or 0)
-        return self._quantizations.setdefault(key, made_of)
-
-    def _rewire(self, made: Decision, home: _Home, quantization: Quantization | None) -> None:
-        """Gives the tensor its new type and each reader what it takes."""
-        if home.blocks is not None:
-            assert home.scales is not None
-            if made.native:
-                block.read_by_kernel(self._editor, made, home.buffer, home.scales)
-                self._stamp(made)
-            else:
-                assert quantization is not None
-                block.expand(self._editor, made, home.buffer, home.scales, quantization)
-            return
-        if home.rest is not None:
-            assert isinstance(home.making, QuantizedPayload)
-            quantized = split.quantizations(made, home.making.scale)
-            split.expand(self._editor, made, (home.buffer, home.rest), quantized)
-            return
-        _rewire(self._editor, made, home.buffer, quantization)
-
-    def _stamp(self, made: Decision) -> None:
-        for use, form in zip(made.item.uses, made.forms, strict=True):
-            note = f"{use.operator.code.name} reads the blocks of its weight itself. {form.note}"
-            if not form.by_default and note not in self._editor.notes:
-                self._editor.notes.append(note)
-            _fit(self._editor, made, use.operator, form)
-            self._editor.stamp(use.operator, form.version)
-
 
 def _change(
-    made: Decision, position: int, nbytes: int, saved: int, home: _Home, *, shared: bool
+    made: Decision, position: int, nbytes: int, saved: int, payload: Payload, *, shared: bool
 ) -> WeightChange:
-    item = made.item
+    item, form = made.item, made.form
     return WeightChange(
         where=item.value.name or item.stored.name or UNNAMED,
         buffer=position,
         dtype=item.stored.dtype_name,
         shape=item.shape,
         readers=tuple(item.readers),
-        readings=made.kinds,
+        scheme="+".join(reading.value for reading in made.kinds),
         axis=made.axis,
-        block=made.block,
-        channels=made.channels.channels if made.dtype.is_integer else 0,
+        channels=made.channels.channels if form.is_integer else 0,
         nbytes_before=nbytes,
-        nbytes_after=made.data_nbytes,
+        nbytes_after=form.data_nbytes(item.elements),
         saved=saved,
-        rounding=home.making,
+        payload=payload,
         shared=shared,
-        stored=made.dtype.value,
+        block=form.block,
+        granularity=form.granularity(made.axis),
+        encoding=form.text(made.axis),
     )
-
-
-def _rewire(editor: Editor, made: Decision, buffer: Buffer, quantization: Quantization | None) -> None:
-    """Gives the tensor its new type and each reader what it takes."""
-    item = made.item
-    forms = dict(zip(_readers(made), made.forms, strict=False))
-    expands = Reading.DEQUANTIZE in made.kinds
-    only_rows = made.rows and set(made.readings) == {Reading.LOOKUP}
-    if item.expand is not None:
-        integers = item.stored
-        editor.store(integers, made.dtype.tensor_type, buffer, quantization)
-    elif expands:
-        integers = editor.add_beside(item.subgraph, item.value, made.dtype.tensor_type, buffer, quantization)
-    else:
-        integers = item.value
-        editor.store(integers, made.dtype.tensor_type, buffer, quantization)
-    for index, use in enumerate(item.uses):
-        reading = made.readings[index]
-        if reading is Reading.DEQUANTIZE:
-            continue
-        form = forms[index]
-        use.operator.inputs[use.position] = integers
-        assert quantization is not None
-        if reading is Reading.LOOKUP and made.rows:
-            editor.look_up_rows(item.subgraph, use.operator, use.position, integers, quantization)
-        elif reading is Reading.LOOKUP:
-            editor.dequantize_output(item.subgraph, use.operator, quantization)
-        else:
-            _fit(editor, made, use.operator, form)
-        editor.stamp(use.operator, form.version)
-    if expands:
-        form = made.forms[-1]
-        editor.expand(item.subgraph, integers, item.value, item.expand, form.version)
-    elif item.expand is not None:
-        editor.remove_operator(item.subgraph, item.expand, item.value)
-    if only_rows:
-        editor.drop_unread(item.subgraph, integers)
-
-
-def _fit(editor: Editor, made: Decision, operator: Operator, form: Form) -> None:
-    """Gives an operator what its hybrid kernel needs."""
-    row = row_of(operator)
-    if Need.FLOAT_BIAS in row.needs:
-        editor.ensure_bias(made.item.subgraph, operator, made.item.shape[row.scales_axis() or 0])
-    if form.asymmetric_inputs is not None:
-        editor.set_option(operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)
-
-
-def _readers(made: Decision) -> list[int]:
-    """Returns the indices of the uses that read integers, in the order of ``made.forms``."""
-    return [index for index, reading in enumerate(made.readings) if reading is not Reading.DEQUANTIZE]
 
 
 __all__ = [
     "Assignment",
     "Encoding",
     "QuantizeWeights",
-    "QuantizedPayload",
     "Reading",
     "Rounder",
     "Scheme",

@@ -29,8 +29,8 @@ from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 from tfl_rewrite.weights.activations import Fitting, activations_of
-from tfl_rewrite.weights.encoding import Effort
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
+from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.weights.state import nothing_to_round
 
 STEPS = 256

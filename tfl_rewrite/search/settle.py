@@ -21,7 +21,7 @@ from tfl_rewrite.search.search import Search, key_of, snr_of
 from tfl_rewrite.search.sensitivity import TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
 from tfl_rewrite.search.units import Choice, assigned
-from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.rounders import Effort
 
 TRIES = 4
 """How often the search is told to leave more room, or less of it, for what held-out inputs show."""

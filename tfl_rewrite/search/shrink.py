@@ -35,8 +35,8 @@ from tfl_rewrite.search.settle import ORDERED_TRIES, Chosen, Found, Room, caveat
 from tfl_rewrite.search.timing import Stopwatch
 from tfl_rewrite.search.trials import Fold, Measured, PassMaker, Trials, deflated_nbytes
 from tfl_rewrite.search.units import ENCODINGS, base_pass, find_units
-from tfl_rewrite.weights.encoding import Effort
 from tfl_rewrite.weights.recipe import unmatched_notes
+from tfl_rewrite.weights.rounders import Effort
 
 _ROUNDING = 0.4
 """Of the time limit: what is not rounded for its activations by then is rounded without them."""

@@ -14,8 +14,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.decisions import Decision
-from tfl_rewrite.weights.encoding import Encoding, Scheme
+from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme
 from tfl_rewrite.weights.plan import WeightPlan
 
 Float64 = npt.NDArray[np.float64]
@@ -68,7 +67,7 @@ class Option:
     @property
     def only_weights(self) -> bool:
         """Whether the noise is that of the values alone, not of activations that a kernel rounds too."""
-        return self.encoding.scheme is Scheme.DEQUANTIZE or not self.encoding.dtype.is_integer
+        return self.encoding.scheme is Scheme.DEQUANTIZE or not self.encoding.form.is_integer
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +166,7 @@ def _as_good_as_known(unit: Unit, wanted: Encoding, nbytes: float) -> bool:
     others = [
         option.nbytes
         for option in unit.options
-        if option.encoding.dtype is wanted.dtype
+        if option.encoding.form == wanted.form
         and option.encoding.scheme is wanted.scheme
         and option.encoding.granularity is Granularity.CHANNEL
     ]
@@ -176,17 +175,17 @@ def _as_good_as_known(unit: Unit, wanted: Encoding, nbytes: float) -> bool:
 
 def _is(made: Decision, wanted: Encoding) -> bool:
     """Whether a decision is what was asked for, not what the pass fell back to."""
-    if made.dtype is not wanted.dtype or (made.block is None) != (wanted.block is None):
+    if made.form.name != wanted.form.name or (made.form.block is None) != (wanted.block is None):
         return False
     if wanted.scheme is Scheme.DEQUANTIZE:
         return Reading.HYBRID not in made.readings
-    return wanted.scheme is not Scheme.AUTO or not wanted.dtype.is_integer or Reading.HYBRID in made.readings
+    return wanted.scheme is not Scheme.AUTO or not wanted.form.is_integer or Reading.HYBRID in made.readings
 
 
 def _nbytes(group: Sequence[Decision]) -> float:
     distinct = {made.content: made for made in group}.values()
     # Zero points are the same for all constants with as many scales, and nearly all have such others.
-    return sum(made.content_nbytes - made.zero_points_nbytes for made in distinct) + sum(
+    return sum(made.nbytes - made.form.zero_points_nbytes(made) for made in distinct) + sum(
         made.overhead for made in group
     )
 

@@ -9,9 +9,8 @@ from tfl_rewrite.editing.base import Context
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.grids import Array, Float64
 from tfl_rewrite.weights.biases import Correction
-from tfl_rewrite.weights.encoding import Effort
 from tfl_rewrite.weights.grids import Constant
-from tfl_rewrite.weights.rounders import Rounder, Work
+from tfl_rewrite.weights.rounders import Effort, Rounder, Work
 
 
 @runtime_checkable

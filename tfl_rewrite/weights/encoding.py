@@ -1,67 +1,47 @@
-"""How one constant is stored: its type, how many scales it has, and how operators get at it."""
+"""How one constant is stored: what can be asked for, the forms that do it, and what is decided of each.
+
+A form is one object: how many bytes it takes, how the bytes are made, what readers are given, and how it is
+read from a file. The modules of :mod:`tfl_rewrite.weights.forms` hold them, and nothing else names them:
+encodings, decisions, reports and recipes, the search and the command line are made from what lies there.
+"""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+import functools
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UsageError, whole_number
-from tfl_rewrite.kernels.operators import Granularity
-from tfl_rewrite.numerics.symmetric import Levels
+from tfl_rewrite.kernels.operators import Form, Granularity, Need, Reading
+from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor
+from tfl_rewrite.numerics.floats import Floats
+from tfl_rewrite.numerics.packing import packed_nbytes
+from tfl_rewrite.numerics.symmetric import Channels, Levels
+from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.payloads import Payload
+from tfl_rewrite.weights.rounders import Rounder, Work
 
 BLOCKS = (32, 64, 128)
 """Elements of a block that may be asked for; XNNPACK's own kernel wants a multiple of 32."""
 
+# What a rewrite adds to the file beside the elements, in bytes: upper estimates, so that "smaller" holds.
+QUANTIZATION_NBYTES = 64
+TENSOR_NBYTES = 96
+OPERATOR_NBYTES = 56
+BUFFER_NBYTES = 32
+_ZERO_POINT_NBYTES = 8
+_SCALE_NBYTES = 4
 
-class Dtype(str, enum.Enum):
-    """What the elements of a constant become."""
-
-    INT8 = "int8"
-    INT6 = "int6"
-    INT4 = "int4"
-    INT2 = "int2"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-
-    @property
-    def bits(self) -> int:
-        """Bits of an element."""
-        return _BITS[self]
-
-    @property
-    def parts(self) -> tuple[Dtype, ...]:
-        """The types that it is stored as: itself, or for ``int6`` an int4 and an int2 that add up."""
-        return (Dtype.INT4, Dtype.INT2) if self is Dtype.INT6 else (self,)
-
-    @property
-    def tensor_type(self) -> str:
-        """Its name in ``TensorType``; of the first part."""
-        return self.parts[0].value.upper()
-
-    @property
-    def levels(self) -> Levels:
-        """All that it can hold, or the sum of its parts."""
-        low, high = 0, 0
-        for part in self.parts:
-            own = Levels.full(part.bits)
-            # Each part counts in steps that the next one divides.
-            low, high = low * 2**part.bits + own.low, high * 2**part.bits + own.high
-        return Levels(low, high)
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether it needs scales."""
-        return self.value.startswith("int")
-
-
-_BITS = {
-    Dtype.INT8: 8,
-    Dtype.INT6: 6,
-    Dtype.INT4: 4,
-    Dtype.INT2: 2,
-    Dtype.FLOAT16: 16,
-    Dtype.FLOAT32: 32,
-}
+_OLDEST = ("INT8", "FLOAT32")
 
 
 class Scheme(str, enum.Enum):
@@ -72,12 +52,168 @@ class Scheme(str, enum.Enum):
     DEQUANTIZE = "dequantize"
 
 
-class Effort(str, enum.Enum):
-    """How much work rounding is worth."""
+@dataclass(frozen=True)
+class StorageForm(ABC):
+    """One way to store the elements of a constant.
 
-    FAST = "fast"
-    BALANCED = "balanced"
-    BEST = "best"
+    Attributes:
+        name: The first word of an encoding, such as ``int4``.
+        parts: Types of the tensors that hold the elements, as in ``TensorType``; integers in several parts
+            are their sum, each part in steps that the next one divides.
+        full_range: Whether readers take the lowest integer, which has no positive counterpart.
+        tried: Encodings of it that a search tries, without the name.
+        tried_in_kernels: Those that it tries besides, where memory or time count.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    full_range: bool = True
+    tried: tuple[str, ...] = ()
+    tried_in_kernels: tuple[str, ...] = ()
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return sum(dtypes.BY_NAME[part].bits for part in self.parts)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it needs scales."""
+        return self.parts[0].startswith("INT")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one tensor of integers holds it, so that kernels and lookups may read it themselves."""
+        return self.is_integer and len(self.parts) == 1
+
+    @property
+    def levels(self) -> Levels:
+        """The integers that DEQUANTIZE and lookups read right; ``(0, 0)`` for floats."""
+        low, high = 0, 0
+        for part in self.parts if self.is_integer else ():
+            bits = dtypes.BY_NAME[part].bits
+            own = Levels.full(bits) if self.full_range else Levels.narrow(bits)
+            low, high = low * 2**bits + own.low, high * 2**bits + own.high
+        return Levels(low, high)
+
+    @property
+    def block(self) -> int | None:
+        """Elements of a block that shares a scale; None where scales are not by block."""
+        return None
+
+    @property
+    def native(self) -> bool:
+        """Whether a kernel reads scales that lie in a tensor of their own."""
+        return False
+
+    @property
+    def first_runtime(self) -> Runtime:
+        """The oldest runtime that expands it; what all runtimes read in some way is as old as they are."""
+        late = [part for part in self.parts if part not in _OLDEST]
+        first = [min(row.first_runtime for row in DEQUANTIZE.forms if row.dtype == part) for part in late]
+        return max(first, default=(0, 0))
+
+    def channels(self, shape: Sequence[int], axis: int | None) -> Channels:
+        """Returns how a constant falls into groups with a scale each."""
+        return Channels.along(shape, axis)
+
+    def granularity(self, _axis: int | None) -> str:
+        """Returns which elements share a scale: ``tensor``, ``channel``, ``block``; ``none`` for floats."""
+        return "none"
+
+    def text(self, _axis: int | None) -> str:
+        """Returns it as an encoding is written."""
+        return self.name
+
+    def data_nbytes(self, elements: int) -> int:
+        """Returns the bytes of elements alone."""
+        return sum(packed_nbytes(elements, dtypes.BY_NAME[part].bits) for part in self.parts)
+
+    def scales_nbytes(self, count: int) -> int:
+        """Returns the bytes of so many scales, without zero points."""
+        return _SCALE_NBYTES * count * len(self.parts)
+
+    def nbytes(self, made: Decision) -> int:
+        """Returns the bytes of the new elements and their scales."""
+        return self.data_nbytes(made.item.elements)
+
+    def zero_points_nbytes(self, _made: Decision) -> int:
+        """Returns the bytes of zero points, as far as it does not share them with other constants."""
+        return 0
+
+    def overhead(self, made: Decision) -> int:
+        """Returns the bytes of tensors and operators that readers need beside the elements and scales."""
+        return QUANTIZATION_NBYTES + made.dequantize_nbytes
+
+    @abstractmethod
+    def store(self, editor: Editor, made: Decision, work: Work, rounder: Rounder, buffer: Buffer) -> Stored:
+        """Gives a buffer the new bytes; adds the buffers of what belongs to them.
+
+        Args:
+            editor: Of the model.
+            made: The decision.
+            work: The constant as it was.
+            rounder: Makes integers.
+            buffer: Takes the elements.
+        """
+
+    def quantization(self, _made: Decision, _stored: Stored) -> Quantization | None:
+        """Returns what the tensor says of its scales; None where it says nothing or they are not its own."""
+        return None
+
+    @abstractmethod
+    def rewire(
+        self, editor: Editor, made: Decision, stored: Stored, quantization: Quantization | None
+    ) -> None:
+        """Gives the tensor its new type, and each reader what it takes.
+
+        Args:
+            editor: Of the model.
+            made: The decision.
+            stored: Where the new bytes are.
+            quantization: Scales of the tensor; equal ones are one object, so that they are written once.
+        """
+
+    @abstractmethod
+    def read(self, tensor: Tensor) -> Floats | None:
+        """Returns what a constant of a file means, if it is stored so; else None."""
+
+
+@functools.cache
+def forms() -> Mapping[str, StorageForm]:
+    """Returns the forms that an encoding can name: the ``FORMS`` of the modules of ``weights/forms``."""
+    folder = Path(__file__).parent / "forms"
+    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    modules = [importlib.import_module(f"{__package__}.forms.{name}") for name in names]
+    found: list[StorageForm] = [form for module in modules for form in module.FORMS]
+    # Integers first, those of many bits before those of few; then floats from the smallest on.
+    found.sort(
+        key=lambda form: (not form.is_integer, -form.bits if form.is_integer else form.bits, form.name)
+    )
+    return {form.name: form for form in found}
+
+
+@dataclass(slots=True)
+class Stored:
+    """Where the new bytes of a constant are.
+
+    Attributes:
+        payload: Makes them.
+        buffers: The elements, then what belongs to them: a second part, or scales.
+    """
+
+    payload: Payload
+    buffers: tuple[Buffer, ...]
+
+
+def zero_points_nbytes(count: int, sharing: int = 1) -> int:
+    """Returns the bytes of one tensor's zero points: all are 0, and the file holds equal vectors once.
+
+    Args:
+        count: How many scales.
+        sharing: Among how many constants with as many scales they are divided.
+    """
+    return -(-_ZERO_POINT_NBYTES * count // max(1, sharing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +221,13 @@ class Encoding:
     """How a constant is to be stored. Written as ``int4:block:32``, ``int8:channel:dequantize``, ``float16``.
 
     Attributes:
-        dtype: Type of the elements; ``float32`` keeps the constant as it is.
+        form: How its elements are stored; ``float32`` keeps the constant as it is.
         granularity: How many scales; without a meaning for float types.
         block: Elements that share a scale, for the granularity ``block``; None otherwise.
         scheme: How operators get at it; ``auto`` leaves it to the pass.
     """
 
-    dtype: Dtype = Dtype.INT8
+    form: StorageForm = field(default_factory=lambda: forms()["int8"])
     granularity: Granularity = Granularity.CHANNEL
     block: int | None = None
     scheme: Scheme = Scheme.AUTO
@@ -106,12 +242,12 @@ class Encoding:
             raise UsageError(
                 f"block {self.block}", remedy=f"use one of {', '.join(f'block:{n}' for n in BLOCKS)}"
             )
-        if self.block is not None and len(self.dtype.parts) > 1:
+        if self.block is not None and not self.form.is_plain:
             raise UsageError(
-                f"{self.dtype.value} in blocks", remedy=f"give {self.dtype.value}:channel, or int4:block:32"
+                f"{self.form.name} in blocks", remedy=f"give {self.form.name}:channel, or int4:block:32"
             )
-        if self.scheme is Scheme.HYBRID and (not self.dtype.is_integer or len(self.dtype.parts) > 1):
-            raise UsageError(f"no kernel reads {self.dtype.value} weights itself", remedy="leave out hybrid")
+        if self.scheme is Scheme.HYBRID and not self.form.is_plain:
+            raise UsageError(f"no kernel reads {self.form.name} weights itself", remedy="leave out hybrid")
 
     @classmethod
     def parse(cls, text: str, *, default: Encoding | None = None) -> Encoding:
@@ -126,21 +262,19 @@ class Encoding:
         """
         base = default if default is not None else cls()
         words = text.strip().split(":")
-        try:
-            dtype = Dtype(words[0])
-        except ValueError:
+        form = forms().get(words[0])
+        if form is None:
             raise UsageError(
-                f"encoding {text!r}: no type {words[0]!r}",
-                remedy=f"use one of {', '.join(item.value for item in Dtype)}",
-            ) from None
+                f"encoding {text!r}: no type {words[0]!r}", remedy=f"use one of {', '.join(forms())}"
+            )
         granularity, block, scheme = base.granularity, base.block, base.scheme
         rest = words[1:]
-        if rest and rest[0] == Granularity.BLOCK.value and dtype.is_integer:
+        if rest and rest[0] == Granularity.BLOCK.value and form.is_integer:
             block = whole_number(rest[1]) if len(rest) > 1 else None
             if block is None:
                 raise UsageError(f"encoding {text!r}: how large a block", remedy="write block:32")
             granularity, rest = Granularity.BLOCK, rest[2:]
-        elif rest and rest[0] in ("channel", "tensor") and dtype.is_integer:
+        elif rest and rest[0] in ("channel", "tensor") and form.is_integer:
             granularity, block, rest = Granularity(rest[0]), None, rest[1:]
         if rest and rest[0] in [item.value for item in Scheme]:
             scheme, rest = Scheme(rest[0]), rest[1:]
@@ -149,16 +283,16 @@ class Encoding:
                 f"encoding {text!r}: {':'.join(rest)!r} has no place in it",
                 remedy="write such as int8:channel, int4:block:32, int8:tensor:dequantize, float16",
             )
-        if not dtype.is_integer:
+        if not form.is_integer:
             granularity, block = Granularity.CHANNEL, None
             scheme = scheme if scheme is not Scheme.HYBRID or ":hybrid" in text else Scheme.AUTO
-        return cls(dtype, granularity, block, scheme)
+        return cls(form, granularity, block, scheme)
 
     @property
     def text(self) -> str:
         """The encoding as :meth:`parse` reads it."""
-        words = [self.dtype.value]
-        if self.dtype.is_integer:
+        words = [self.form.name]
+        if self.form.is_integer:
             words.append(self.granularity.value)
             words += [str(self.block)] if self.block is not None else []
         words += [self.scheme.value] if self.scheme is not Scheme.AUTO else []
@@ -166,3 +300,100 @@ class Encoding:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(slots=True, eq=False)
+class Decision:
+    """What is to become of one candidate.
+
+    Attributes:
+        item: The constant.
+        readings: How each use gets at it, in the order of ``item.uses``.
+        kernels: What each use that reads integers takes, and last what DEQUANTIZE does, if any use needs it.
+        axis: Channel axis of the scales; None for one scale, for blocks and for floats.
+        form: How the elements are stored.
+        sharing: How many constants are likely to have as many scales, and so the same zero points.
+    """
+
+    item: Candidate
+    readings: list[Reading]
+    kernels: list[Form]
+    axis: int | None
+    form: StorageForm
+    sharing: int = 1
+    stored_dtype: int = field(init=False)
+    """Number of the type that the constant has in the input; rewiring changes the tensor's."""
+
+    def __post_init__(self) -> None:
+        self.stored_dtype = self.item.stored.dtype
+
+    @property
+    def channels(self) -> Channels:
+        """How it falls into channels, each with a scale."""
+        return self.form.channels(self.item.shape, self.axis)
+
+    @property
+    def levels(self) -> Levels:
+        """The integers that all of its readers read right."""
+        full = all(form.full_range for form in self.kernels if form.reading is Reading.HYBRID)
+        return self.form.levels if full else Levels.narrow(self.form.bits)
+
+    @property
+    def kinds(self) -> tuple[Reading, ...]:
+        """The readings, each once."""
+        return tuple(dict.fromkeys(self.readings))
+
+    @property
+    def content(self) -> tuple[StorageForm, Channels | None, Levels]:
+        """Equal for decisions of one constant that can share the new bytes."""
+        return self.form, self.channels if self.form.is_integer else None, self.levels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the new elements and their scales."""
+        return self.form.nbytes(self)
+
+    @property
+    def overhead(self) -> int:
+        """Bytes beside elements and scales."""
+        return self.form.overhead(self)
+
+    @property
+    def dequantize_nbytes(self) -> int:
+        """Bytes of a DEQUANTIZE, if any reader needs one; where there is one already, of another version."""
+        if Reading.DEQUANTIZE not in self.readings:
+            return 0
+        return OPERATOR_NBYTES + (self.tensor_nbytes if self.item.expand is None else 0)
+
+    @property
+    def tensor_nbytes(self) -> int:
+        """Bytes of one tensor more, whose name is made from its own."""
+        return TENSOR_NBYTES + len(self.item.value.name)
+
+    @property
+    def rows(self) -> bool:
+        """Whether it is looked up with one scale per row."""
+        return any(
+            form.reading is Reading.LOOKUP and form.granularity is Granularity.CHANNEL
+            for form in self.kernels
+        )
+
+
+def together(made: Decision) -> bool:
+    """Whether its size is judged with the other weights of its operator."""
+    return made.item.together > 0 and Reading.HYBRID in made.readings
+
+
+def group_nbytes(group: Sequence[Decision]) -> int:
+    """Returns the bytes that the decisions of one buffer take."""
+    distinct = {made.content: made.nbytes for made in group}
+    return sum(distinct.values()) + sum(made.overhead for made in group)
+
+
+def fit(editor: Editor, made: Decision, operator: Operator, form: Form) -> None:
+    """Gives an operator what its hybrid kernel needs."""
+    row = row_of(operator)
+    if Need.FLOAT_BIAS in row.needs:
+        editor.ensure_bias(made.item.subgraph, operator, made.item.shape[row.scales_axis() or 0])
+    if form.asymmetric_inputs is not None:
+        editor.set_option(operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)

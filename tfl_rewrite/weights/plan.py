@@ -32,22 +32,15 @@ from tfl_rewrite.weights.candidates import (
     skip,
     stored_already,
 )
-from tfl_rewrite.weights.decisions import (
-    Decision,
-    WeightForms,
-    agree,
-    group_nbytes,
-    runtime_text,
-    scales_axis,
-    settle_scales,
-    together,
-)
-from tfl_rewrite.weights.encoding import Dtype, Encoding, Scheme
-from tfl_rewrite.weights.forms.blocks import block_length, direct
+from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, group_nbytes, together
+from tfl_rewrite.weights.forms.blocks import Blocks, block_channels, block_length, direct
+from tfl_rewrite.weights.readers import WeightForms, agree, runtime_text, scales_axis, settle_scales
 from tfl_rewrite.weights.recipe import Recipe
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
 from tfl_rewrite.work import current
+
+_AS_IT_IS, _BYTES = ("FLOAT32",), ("INT8",)
 
 # Names in a note.
 _NAMED = 5
@@ -170,9 +163,9 @@ class WeightPlan:
             item.value.name,
             position,
             item.shape,
-            made.dtype,
+            made.form.bits,
             made.axis,
-            made.block,
+            made.form.block,
             made.channels,
             made.levels,
             tuple(item.uses),
@@ -186,10 +179,10 @@ class WeightPlan:
         """Returns the constants that are integers already, but not those that were asked for."""
         found = []
         for item, reason in stored_already(self.model, self.graph):
-            wanted = self._encoding(item).dtype
-            large = item.elements >= self.least[1] and wanted is not Dtype.FLOAT32
+            wanted = self._encoding(item).form
+            large = item.elements >= self.least[1] and wanted.parts != _AS_IT_IS
             # What is int8 is as small as the default asks for.
-            if large and wanted is not Dtype.INT8 and wanted.tensor_type != item.stored.dtype_name:
+            if large and wanted.parts != _BYTES and wanted.parts[0] != item.stored.dtype_name:
                 found.append(reason)
         return found
 
@@ -242,12 +235,12 @@ class WeightPlan:
     def _decide(self, item: Candidate) -> Decision | tuple[str, str]:
         """Returns the decision for one constant, or ``(rule, reason)`` why it stays."""
         encoding = self.encodings[id(item)]
-        if encoding.dtype is Dtype.FLOAT32:
+        if encoding.form.parts == _AS_IT_IS:
             if self.settings.levels.get(self.positions[id(item.stored.buffer)]):
                 return "needed", "the outputs lose too much without it as it is"
             return "float32", "asked for float32"
-        if encoding.dtype is Dtype.FLOAT16:
-            return self._decide_half(item, encoding)
+        if not encoding.form.is_integer:
+            return self._decide_cast(item, encoding)
         if encoding.block is not None:
             length = block_length(item.shape, encoding.block)
             old = self.settings.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
@@ -258,7 +251,7 @@ class WeightPlan:
                         f"blocks of {length}, since {encoding.block} does not divide it"
                     )
                 made = self._decide_blocks(item, encoding, length)
-                if not isinstance(made, Decision) or made.native:
+                if not isinstance(made, Decision) or made.form.native:
                     return made
                 return self._rather_channels(made, encoding)
             encoding = replace(encoding, granularity=Granularity.CHANNEL, block=None)
@@ -270,28 +263,26 @@ class WeightPlan:
             self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
         return self._decide_channels(item, encoding)
 
-    def _decide_half(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+    def _decide_cast(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
+        form = encoding.form
         if item.expand is not None:
-            return "float16", "it is float16 already"
-        if encoding.scheme is Scheme.HYBRID:
-            return "no-hybrid-kernel", "no kernel reads float16 weights itself"
+            return form.name, f"it is {form.name} already"
         if item.elements < self.least[0] and not item.is_weight:
             return "small", f"{item.elements} elements, fewer than {self.least[0]}"
-        form = dequantize_form("FLOAT16", None, self.settings.min_runtime)
-        if form is None:
-            return self.forms.no_dequantize(Dtype.FLOAT16)
-        return Decision(item, [Reading.DEQUANTIZE] * len(item.uses), [form], None, Dtype.FLOAT16)
+        dequantize = self.forms.dequantize(form, None)
+        if dequantize is None:
+            return self.forms.no_dequantize(form)
+        return Decision(item, [Reading.DEQUANTIZE] * len(item.uses), [dequantize], None, form)
 
     def _decide_blocks(self, item: Candidate, encoding: Encoding, length: int) -> Decision | tuple[str, str]:
         """Decides for scales by block: a kernel that reads them itself, or what DEQUANTIZE and MUL make."""
         found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
         reasons = [forms for forms in found if isinstance(forms, str)]
-        channels = Channels(1, item.elements // length, length)
+        channels = block_channels(item.shape, length)
         if not reasons and length == encoding.block:
             forms = [choices[0] for choices in found if not isinstance(choices, str)]
-            made = Decision(
-                item, [Reading.HYBRID] * len(forms), forms, None, encoding.dtype, length, native=True
-            )
+            native = Blocks.of(encoding.form, length, in_kernel=True)
+            made = Decision(item, [Reading.HYBRID] * len(forms), forms, None, native)
             largest = self.magnitudes.of(item, channels)
             if not np.isfinite(largest).all():
                 return "not-finite", "it holds NaN or infinite values"
@@ -302,14 +293,14 @@ class WeightPlan:
             return "no-hybrid-kernel", reasons[
                 0
             ] if reasons else f"its rows are not blocks of {encoding.block}"
-        form = self.forms.dequantize(encoding.dtype, None)
+        form = self.forms.dequantize(encoding.form, None)
         half = dequantize_form("FLOAT16", None, self.settings.min_runtime)
         if form is None or half is None:
-            return self.forms.no_dequantize(encoding.dtype)
+            return self.forms.no_dequantize(encoding.form)
         if item.elements < self.least[0] and not item.is_weight:
             return "small", f"{item.elements} elements, fewer than {self.least[0]}"
         readings = [Reading.DEQUANTIZE] * len(item.uses)
-        return Decision(item, readings, [form], None, encoding.dtype, length)
+        return Decision(item, readings, [form], None, Blocks.of(encoding.form, length))
 
     def _rather_channels(self, made: Decision, encoding: Encoding) -> Decision:
         """Returns the decision for blocks, or one for channels where those err less for their bytes.
@@ -322,7 +313,7 @@ class WeightPlan:
             return made
         options = {each.channels: self._nbytes_of(each) for each in (made, other)}
         smaller = {key: nbytes for key, nbytes in options.items() if nbytes < item.stored.buffer.nbytes}
-        if self.axes.best(item, encoding.dtype, smaller or options) == made.channels:
+        if self.axes.best(item, encoding.form, smaller or options) == made.channels:
             return made
         self.fallbacks[id(item)] = "one scale per channel, which err less for their bytes than blocks"
         return other
@@ -356,35 +347,35 @@ class WeightPlan:
                 return "small", f"{item.elements} elements, fewer than {self.least[0]}"
             if settled is None:
                 return self._decide_expanded(item, encoding)
-            dequantize = self.forms.dequantize(encoding.dtype, axis)
+            dequantize = self.forms.dequantize(encoding.form, axis)
             if dequantize is None:
-                return self.forms.no_dequantize(encoding.dtype)
+                return self.forms.no_dequantize(encoding.form)
             forms.append(dequantize)
-        return Decision(item, readings, forms, axis, encoding.dtype)
+        return Decision(item, readings, forms, axis, encoding.form)
 
     def _decide_expanded(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         """Decides for a constant that only DEQUANTIZE reads, so that its scales may lie along any axis."""
         readings = [Reading.DEQUANTIZE] * len(item.uses)
         made: dict[Channels, Decision] = {}
         for axis in self.forms.expanded_axes(item, encoding):
-            form = self.forms.dequantize(encoding.dtype, axis)
+            form = self.forms.dequantize(encoding.form, axis)
             if form is None:
-                return self.forms.no_dequantize(encoding.dtype)
-            each = Decision(item, readings, [form], axis, encoding.dtype)
+                return self.forms.no_dequantize(encoding.form)
+            each = Decision(item, readings, [form], axis, encoding.form)
             each.sharing = self.axes.shared(item, each.channels.channels)
             made[each.channels] = each
         options = {channels: self._nbytes_of(each) for channels, each in made.items()}
         stored = item.stored.buffer.nbytes
         # More scales than that, and nothing would be saved.
         smaller = {channels: nbytes for channels, nbytes in options.items() if nbytes < stored}
-        return made[self.axes.best(item, encoding.dtype, smaller or options)]
+        return made[self.axes.best(item, encoding.form, smaller or options)]
 
     def _nbytes_of(self, made: Decision) -> int:
         """Returns what a constant takes then, with all others that hold the same bytes.
 
         They take them as they become, with operators and tensors of their own.
         """
-        return made.content_nbytes + self.sharers[id(made.item.stored.buffer)] * made.overhead
+        return made.nbytes + self.sharers[id(made.item.stored.buffer)] * made.overhead
 
     def _can_be_int8(self, tensor: Tensor) -> bool:
         item = self.by_value.get(id(tensor))
@@ -392,7 +383,7 @@ class WeightPlan:
             return False
         encoding = self.encodings[id(item)]
         return (
-            encoding.dtype is Dtype.INT8
+            encoding.form.parts == _BYTES
             and encoding.block is None
             and encoding.scheme is not Scheme.DEQUANTIZE
         )
@@ -446,7 +437,7 @@ def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int
         elif not any(map(together, group)):
             saved = group[0].item.stored.buffer.nbytes - group_nbytes(group)
             if saved <= 0:
-                kind = group[0].dtype.value
+                kind = group[0].form.name
                 reason = ("not-smaller", f"{kind} with its scales and operators takes {-saved} bytes more")
         if reason is not None:
             for made in group:

@@ -13,13 +13,13 @@ from tfl_rewrite.files.toml import read_toml
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
-from tfl_rewrite.weights.encoding import Dtype, Encoding
+from tfl_rewrite.weights.encoding import Encoding, forms
 from tfl_rewrite.weights.patterns import Budget, Pattern
 
 VERSION = 1
 """Of the TOML form."""
 
-_NAMES = "|".join(item.value for item in Dtype)
+_NAMES = "|".join(forms())
 # A rule ends where an encoding ends and a comma or the text follows; the expression may hold both signs.
 _RULE = re.compile(rf"(?P<match>.+?)=(?P<encoding>(?:{_NAMES})(?::[a-z0-9]+)*)\s*(?:,\s*|$)", re.DOTALL)
 _NEAR = 5

@@ -7,6 +7,7 @@ values (what the reader's activations are, which axis is summed over) can use it
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,9 +19,16 @@ from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Use
 from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
-from tfl_rewrite.weights.encoding import Dtype
 
 Emit = Callable[[int, Int8], None]
+
+
+class Effort(str, enum.Enum):
+    """How much work rounding is worth."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +39,7 @@ class Work:
         name: Of the float tensor that operators read.
         position: Of its buffer in the model.
         shape: Dimensions of the constant, such as ``[out, height, width, in]`` of a convolution.
-        dtype: What it becomes.
+        bits: Of an element, as it is to be stored.
         axis: Channel axis of the scales; None for one scale, and for blocks.
         block: Elements of a block, which lie row-major in ``shape``; None where scales are not by block.
         channels: How the flat values fall into groups with a scale each: along ``axis``, or in blocks.
@@ -44,7 +52,7 @@ class Work:
     name: str
     position: int
     shape: tuple[int, ...]
-    dtype: Dtype
+    bits: int
     axis: int | None
     block: int | None
     channels: Channels

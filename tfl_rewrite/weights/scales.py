@@ -28,10 +28,9 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Operator
 from tfl_rewrite.numerics import symmetric
-from tfl_rewrite.numerics.packing import packed_nbytes
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.encoding import Dtype
+from tfl_rewrite.weights.encoding import StorageForm, zero_points_nbytes
 from tfl_rewrite.work import current
 
 _LOOKED_AT = 1 << 12
@@ -46,35 +45,6 @@ _SHARES = (1.0, 0.8, 0.64, 0.5)
 _FEW_LEVELS = 8
 
 Float64 = npt.NDArray[np.float64]
-
-
-def scales_nbytes(count: int, parts: int = 1) -> int:
-    """Returns the bytes of the scales of one tensor, without their zero points.
-
-    Args:
-        count: How many scales.
-        parts: How many integer tensors carry them.
-    """
-    return 4 * count * parts
-
-
-def zero_points_nbytes(count: int, sharing: int = 1) -> int:
-    """Returns the bytes of one tensor's zero points: all are 0, and the file holds equal vectors once.
-
-    Args:
-        count: How many scales.
-        sharing: Among how many constants with as many scales they are divided.
-    """
-    return -(-8 * count // max(1, sharing))
-
-
-SCALE_NBYTES = 12
-"""A float32 scale and an int64 zero point; the runtime refuses fewer zero points than scales."""
-
-
-def block_scales_nbytes(blocks: int) -> int:
-    """Returns the bytes of the scales of so many blocks: a float16 each, and one float32 for them all."""
-    return 2 * blocks + SCALE_NBYTES
 
 
 def weight_axis(row: OperatorRow, operator: Operator, rank: int) -> int | None:
@@ -126,24 +96,22 @@ class ScaleAxes:
 
     candidates: Mapping[int, Candidate]
     magnitudes: Magnitudes
-    _prices: dict[Dtype, float] = field(default_factory=dict)
+    _prices: dict[StorageForm, float] = field(default_factory=dict)
     _counts: Counter[int] = field(default_factory=Counter)
-    _noise: dict[tuple[int, Channels, Dtype], float] = field(default_factory=dict)
+    _noise: dict[tuple[int, Channels, StorageForm], float] = field(default_factory=dict)
 
-    def best(self, item: Candidate, dtype: Dtype, options: Mapping[Channels, int]) -> Channels:
+    def best(self, item: Candidate, form: StorageForm, options: Mapping[Channels, int]) -> Channels:
         """Returns the option of which error, and bytes at what they are worth, are least together.
 
         Args:
             item: The constant.
-            dtype: What its elements become.
+            form: How it is to be stored.
             options: The ways in which its elements may share scales, and the bytes that each takes.
         """
         if len(options) == 1:
             return next(iter(options))
-        price = self._price(dtype)
-        return min(
-            options, key=lambda channels: self.noise(item, channels, dtype) + price * options[channels]
-        )
+        price = self._price(form)
+        return min(options, key=lambda channels: self.noise(item, channels, form) + price * options[channels])
 
     def sharing(self, count: int) -> int:
         """Returns how many weights have so many output channels, and are likely to have as many scales.
@@ -169,43 +137,41 @@ class ScaleAxes:
         found = _output_axes(item) or list(dict.fromkeys((0, rank - 1)))
         return [axis for axis in found if 0 <= axis < rank and item.shape[axis] > 1]
 
-    def noise(self, item: Candidate, channels: Channels, dtype: Dtype) -> float:
+    def noise(self, item: Candidate, channels: Channels, form: StorageForm) -> float:
         """Returns the error that rounding to the nearest leaves, relative to the signal; at most 1.
 
         0 for what holds NaN or infinite values: it cannot be rounded.
         """
-        key = (id(item), channels, dtype)
+        key = (id(item), channels, form)
         found = self._noise.get(key)
         if found is None:
             finite = bool(np.isfinite(self.magnitudes.of(item, channels)).all())
-            found = self._measured(item, channels, _levels(dtype)) if finite else 0.0
+            found = self._measured(item, channels, form.levels) if finite else 0.0
             self._noise[key] = found
         return found
 
-    def _price(self, dtype: Dtype) -> float:
+    def _price(self, form: StorageForm) -> float:
         """Returns how much error rounding all constants puts on for each byte that it saves."""
-        found = self._prices.get(dtype)
+        found = self._prices.get(form)
         if found is None:
             items = list(self.candidates.values())
             with ThreadPoolExecutor(current().threads) as pool:
-                errors = list(pool.map(lambda item: self._least(item, dtype), items))
-            saved = sum(
-                item.stored.buffer.nbytes - packed_nbytes(item.elements, dtype.bits) for item in items
-            )
-            found = self._prices[dtype] = sum(errors) / max(1, saved)
+                errors = list(pool.map(lambda item: self._least(item, form), items))
+            saved = sum(item.stored.buffer.nbytes - form.data_nbytes(item.elements) for item in items)
+            found = self._prices[form] = sum(errors) / max(1, saved)
         return found
 
-    def _least(self, item: Candidate, dtype: Dtype) -> float:
+    def _least(self, item: Candidate, form: StorageForm) -> float:
         """Returns the error with as many scales as make sense and still save bytes."""
-        room = item.stored.buffer.nbytes - packed_nbytes(item.elements, dtype.bits)
+        room = item.stored.buffer.nbytes - form.data_nbytes(item.elements)
         # Along an axis first: the largest of all follows from the largest of each.
         ways = [Channels.along(item.shape, axis) for axis in (*self.axes(item), None)]
-        ways = [way for way in ways if way.channels == 1 or self._scales_nbytes(item, way, dtype) < room]
-        return min(self.noise(item, channels, dtype) for channels in ways)
+        ways = [way for way in ways if way.channels == 1 or self._scales_nbytes(item, way, form) < room]
+        return min(self.noise(item, channels, form) for channels in ways)
 
-    def _scales_nbytes(self, item: Candidate, channels: Channels, dtype: Dtype) -> int:
+    def _scales_nbytes(self, item: Candidate, channels: Channels, form: StorageForm) -> int:
         count = channels.channels
-        return scales_nbytes(count, len(dtype.parts)) + zero_points_nbytes(count, self.shared(item, count))
+        return form.scales_nbytes(count) + zero_points_nbytes(count, self.shared(item, count))
 
     def _measured(self, item: Candidate, channels: Channels, levels: Levels) -> float:
         blob = item.stored.buffer.blob
@@ -227,11 +193,6 @@ class ScaleAxes:
         if not live.any():
             return 0.0
         return float(np.minimum(noise[live] / signal[live], 1.0).mean())
-
-
-def _levels(dtype: Dtype) -> Levels:
-    """Returns the integers that DEQUANTIZE and lookups read."""
-    return Levels.narrow(dtype.bits) if dtype is Dtype.INT8 else dtype.levels
 
 
 def _output_axes(item: Candidate) -> list[int]:

@@ -19,7 +19,7 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
-from tfl_rewrite.weights.encoding import Effort
+from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
 if TYPE_CHECKING:

@@ -24,15 +24,34 @@ import numpy.typing as npt
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import INT32
+from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.kernels.table import DEQUANTIZE, MUL, RESHAPE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
-from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Float32
-from tfl_rewrite.weights.decisions import Decision
+from tfl_rewrite.numerics.floats import Floats, Integers
+from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Channels, Float32
+from tfl_rewrite.weights.encoding import (
+    BUFFER_NBYTES,
+    OPERATOR_NBYTES,
+    QUANTIZATION_NBYTES,
+    Decision,
+    StorageForm,
+    Stored,
+    fit,
+)
+from tfl_rewrite.weights.payloads import QuantizedPayload
+from tfl_rewrite.weights.rounders import Rounder, Work
 
 _TOP = 14  # The largest quotient lies in [2^14, 2^15): far from what float16 cannot hold.
 _HALF_NORMAL = np.float32(np.finfo(np.float16).tiny)
 _LARGEST_POWER = 127
+
+# DEQUANTIZE twice, MUL and RESHAPE; and the tensors of them, with a shape.
+_OPERATORS = 4
+_TENSORS = 6
+
+SCALE_NBYTES = 12
+"""A float32 scale and an int64 zero point; the runtime refuses fewer zero points than scales."""
 
 SMALLEST_DIRECT = float(_HALF_NORMAL)
 """The least scale that a kernel reads as float16."""
@@ -118,58 +137,164 @@ def _divisor(number: int, most: int) -> int:
     return max(size for size in range(1, most + 1) if number % size == 0)
 
 
-def stored_scales(made: Decision, scale: Float32, zero: npt.NDArray[np.bool_]) -> BlockScales:
-    """Returns the scales as the file is to hold them.
+class BlockPayload(QuantizedPayload):
+    """Makes the integers of one constant.
 
     Args:
-        made: The decision.
-        scale: Float32 ``[blocks]``.
-        zero: Bool ``[blocks]``: which hold zeros only.
+        work: The constant.
+        rounder: Makes its integers.
+        scales: As the file holds them.
     """
-    if made.native:
-        # The plan found that none underflows; what a rounder made smaller since is lifted.
-        return direct(np.maximum(scale, SMALLEST_DIRECT), zero) or factored(scale, zero)
-    return factored(scale, zero)
+
+    def __init__(self, work: Work, rounder: Rounder, scales: BlockScales) -> None:
+        super().__init__(work, rounder, scales.effective)
+        self.factor = scales.factor
 
 
-def factor_quantization(scales: BlockScales) -> Quantization:
-    """Returns the one scale of the integers."""
-    return Quantization.symmetric(np.float32(scales.factor).tobytes())
+@dataclass(frozen=True)
+class Blocks(StorageForm):
+    """Integers of a plain form with a scale for each block; made for a constant, not named by an encoding.
+
+    Attributes:
+        length: Elements of a block.
+        in_kernel: Whether a kernel reads the blocks itself.
+    """
+
+    length: int = 0
+    in_kernel: bool = False
+
+    @classmethod
+    def of(cls, form: StorageForm, length: int, *, in_kernel: bool = False) -> Blocks:
+        """Returns a form in blocks."""
+        return cls(form.name, form.parts, form.full_range, length=length, in_kernel=in_kernel)
+
+    @property
+    def block(self) -> int | None:
+        """The length."""
+        return self.length
+
+    @property
+    def native(self) -> bool:
+        """Whether a kernel reads them."""
+        return self.in_kernel
+
+    def channels(self, shape: Sequence[int], _axis: int | None) -> Channels:
+        """One after the other."""
+        return block_channels(shape, self.length)
+
+    def granularity(self, _axis: int | None) -> str:
+        """Always the same."""
+        return Granularity.BLOCK.value
+
+    def text(self, axis: int | None) -> str:
+        """With the length that it came to be."""
+        return f"{self.name}:{self.granularity(axis)}:{self.length}"
+
+    def nbytes(self, made: Decision) -> int:
+        """A float16 for each block, and one float32 with a zero point for them all."""
+        return self.data_nbytes(made.item.elements) + 2 * made.channels.channels + SCALE_NBYTES
+
+    def overhead(self, made: Decision) -> int:
+        """The tensor of scales; where they are expanded, DEQUANTIZE twice, MUL and RESHAPE with theirs."""
+        if self.in_kernel:
+            return QUANTIZATION_NBYTES + made.tensor_nbytes + BUFFER_NBYTES
+        added = _OPERATORS * OPERATOR_NBYTES + _TENSORS * made.tensor_nbytes + 2 * BUFFER_NBYTES
+        return QUANTIZATION_NBYTES + 4 * len(made.item.shape) + added
+
+    def store(self, editor: Editor, made: Decision, work: Work, rounder: Rounder, buffer: Buffer) -> Stored:
+        """Rounds to the scales that float16 holds of those that the rounder chooses."""
+        scale, zero = rounder.scales(work), work.largest == 0
+        scales = None
+        if self.in_kernel:
+            # The plan found that none underflows; what a rounder made smaller since is lifted.
+            scales = direct(np.maximum(scale, SMALLEST_DIRECT), zero)
+        scales = scales or factored(scale, zero)
+        payload = BlockPayload(work, rounder, scales)
+        buffer.blob = payload.blob(self.bits)
+        return Stored(payload, (buffer, editor.add_buffer(scales.quotients.tobytes())))
+
+    def quantization(self, _made: Decision, stored: Stored) -> Quantization | None:
+        """The one scale of the integers that are expanded."""
+        if self.in_kernel:
+            return None
+        assert isinstance(stored.payload, BlockPayload)
+        return Quantization.symmetric(np.float32(stored.payload.factor).tobytes())
+
+    def rewire(
+        self, editor: Editor, made: Decision, stored: Stored, quantization: Quantization | None
+    ) -> None:
+        """A kernel reads them, or what they are expanded to."""
+        if quantization is None:
+            _read_by_kernel(editor, made, stored)
+        else:
+            _expand(editor, made, stored, quantization)
+
+    def read(self, tensor: Tensor) -> Floats | None:
+        """Those that a quantization of blocks is said of."""
+        return None if tensor.quantization is None else read_blocks(tensor, tensor.quantization)
 
 
-def read_by_kernel(editor: Editor, made: Decision, buffer: Buffer, scales: Buffer) -> None:
+def read_blocks(tensor: Tensor, details: Quantization) -> Floats | None:
+    """Returns what integers mean whose scales by block are a tensor; None where it is of another form."""
+    blob, shape, holder = tensor.buffer.blob, tensor.shape or (), details.scales_tensor
+    if holder is None or blob is None:
+        return None
+    table, record = holder.buffer.blob, details.rest.get("details")
+    block = record.get("block_size") if record is not None and "block_size" in record.spec.by_name else 0
+    unknown = details.zero_points_tensor is not None or holder.dtype_name != "FLOAT16"
+    if table is None or table.nbytes % 2 or unknown or block < 1 or tensor.elements % block:
+        return None
+    scale = np.frombuffer(bytes(table.view()), "<f2").astype(np.float32)
+    channels = block_channels(shape, block)
+    if scale.size != channels.channels:
+        return None
+    return Integers.of(tensor.dtype_name, shape, blob, channels, scale, np.zeros(scale.size, np.int64))
+
+
+def block_channels(shape: Sequence[int], block: int) -> Channels:
+    """Returns how blocks of a row-major constant fall."""
+    return Channels(1, math.prod(shape) // block, block)
+
+
+def _read_by_kernel(editor: Editor, made: Decision, stored: Stored) -> None:
     """Makes the constant integers with a blockwise quantization, whose scales are a tensor of their own."""
-    item = made.item
-    assert made.block is not None
+    item, block = made.item, made.form.block
+    assert block is not None
+    buffer, scales = stored.buffers
     shape = item.shape
     table = editor.add_tensor(
         item.subgraph,
-        Tensor(f"{item.value.name}_scales", (shape[0], shape[1] // made.block), dtypes.FLOAT16.value, scales),
+        Tensor(f"{item.value.name}_scales", (shape[0], shape[1] // block), dtypes.FLOAT16.value, scales),
     )
-    details = new_record("BlockwiseQuantization").replace(block_size=made.block)
+    details = new_record("BlockwiseQuantization").replace(block_size=block)
     number = schema().enums["QuantizationDetails"].values["BlockwiseQuantization"]
     rest = new_record("QuantizationParameters").replace(details_type=number, details=details)
     quantization = Quantization(scales_tensor=table, rest=rest)
     integers = item.stored
-    editor.store(integers, made.dtype.tensor_type, buffer, quantization)
+    editor.store(integers, made.form.parts[0], buffer, quantization)
     for use in item.uses:
         use.operator.inputs[use.position] = integers
     if item.expand is not None:
         editor.remove_operator(item.subgraph, item.expand, item.value)
+    for use, form in zip(item.uses, made.kernels, strict=True):
+        note = f"{use.operator.code.name} reads the blocks of its weight itself. {form.note}"
+        if not form.by_default and note not in editor.notes:
+            editor.notes.append(note)
+        fit(editor, made, use.operator, form)
+        editor.stamp(use.operator, form.version)
 
 
-def expand(
-    editor: Editor, made: Decision, buffer: Buffer, scales: Buffer, quantization: Quantization
-) -> None:
+def _expand(editor: Editor, made: Decision, stored: Stored, quantization: Quantization) -> None:
     """Makes the float tensor what DEQUANTIZE, MUL and RESHAPE make of integers and scales."""
-    item = made.item
+    item, length = made.item, made.form.block
     count, dimensions = made.channels.channels, item.shape
-    assert made.block is not None
-    form = made.forms[-1]
+    assert length is not None
+    buffer, scales = stored.buffers
+    form = made.kernels[-1]
     half = dequantize_form("FLOAT16", None)
     assert half is not None
     subgraph, value, name = item.subgraph, item.value, item.value.name
-    kind = made.dtype.tensor_type
+    kind = made.form.parts[0]
     if item.expand is None:
         integers = editor.add_beside(subgraph, value, kind, buffer, quantization)
         place = editor.first_reader(subgraph, value)
@@ -178,16 +303,16 @@ def expand(
         integers = item.stored
         editor.store(integers, kind, buffer, quantization)
         place = editor.drop_operator(subgraph, item.expand)
-    integers.shape = (count, made.block)
+    integers.shape = (count, length)
 
     def beside(suffix: str, shape: tuple[int, ...], dtype: int, where: Buffer) -> Tensor:
         return editor.add_tensor(subgraph, Tensor(f"{name}_{suffix}", shape, dtype, where))
 
     none, float32 = editor.sentinel(), dtypes.FLOAT32.value
     table = beside("scales", (count, 1), dtypes.FLOAT16.value, scales)
-    steps = beside("steps", (count, made.block), float32, none)
+    steps = beside("steps", (count, length), float32, none)
     factors = beside("factors", (count, 1), float32, none)
-    flat = beside("blocks", (count, made.block), float32, none)
+    flat = beside("blocks", (count, length), float32, none)
     shape = ScalarVector.of(INT32, dimensions)
     target = beside("shape", (len(dimensions),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
     reshape = editor.builtin(RESHAPE, 1, [flat, target], value, new_shape=shape)
@@ -198,3 +323,7 @@ def expand(
         reshape,
     ]
     subgraph.operators[place:place] = made_operators
+
+
+FORMS: tuple[StorageForm, ...] = ()
+"""None of its own: integers that can be in blocks are named with the granularity."""

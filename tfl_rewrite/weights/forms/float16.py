@@ -6,26 +6,28 @@ between 2^-25 and 2^-14 is kept as a subnormal of fewer bits, which DEQUANTIZE r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.blob import Blob, ComputedBlob
+from tfl_rewrite.model.blob import ComputedBlob
+from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
+from tfl_rewrite.numerics.floats import Floats, Halves
 from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Error
+from tfl_rewrite.weights.encoding import Decision, StorageForm, Stored
+from tfl_rewrite.weights.payloads import Emit, Payload
+from tfl_rewrite.weights.rounders import Rounder, Work
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
 
-Float16 = npt.NDArray[np.float16]
-
 
 @dataclass(slots=True)
-class HalfError(Error):
+class Float16Error(Error):
     """What was lost by float16.
 
     Attributes:
@@ -39,14 +41,14 @@ class HalfError(Error):
     subnormal: int = 0
 
 
-def to_half(values: npt.NDArray[Any], emit: Callable[[int, Float16], None]) -> HalfError:
+def to_half(values: npt.NDArray[Any], emit: Emit) -> Float16Error:
     """Rounds to float16, block by block.
 
     Args:
         values: Flat finite float32 constants; not copied.
         emit: Called with the position of a block's first element and its values, in order.
     """
-    error = HalfError()
+    error = Float16Error()
     for start in range(0, values.size, BLOCK_ELEMENTS):
         block = np.asarray(values[start : start + BLOCK_ELEMENTS], np.float32)
         size = np.abs(block)
@@ -64,34 +66,68 @@ def to_half(values: npt.NDArray[Any], emit: Callable[[int, Float16], None]) -> H
     return error
 
 
-class Float16Cast:
+class Float16Cast(Payload):
     """Makes the float16 values of one float32 constant, and remembers what did not fit.
 
     Args:
-        source: The constant.
+        work: The constant.
     """
 
-    def __init__(self, source: Blob) -> None:
-        self._source = source
-        self._error: HalfError | None = None
-
-    def write_to(self, sink: Sink, offset: int) -> None:
-        """Writes the values, block by block."""
-        self._run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
-
-    def error(self) -> HalfError:
-        """Returns what was lost; rounds now if nothing was written yet."""
-        if self._error is None:
-            self._run(lambda _start, _block: None)
-        assert self._error is not None
-        return self._error
+    def __init__(self, work: Work) -> None:
+        self._work = work
 
     def blob(self) -> ComputedBlob:
         """Returns the values as bytes that are made while they are written."""
-        return ComputedBlob(self._source.nbytes // 2, self.write_to)
+        return ComputedBlob(2 * self._work.channels.elements, self._write)
 
-    def _run(self, emit: Callable[[int, Float16], None]) -> None:
-        values = np.frombuffer(self._source.view(), dtypes.FLOAT32.numpy)
-        self._error = to_half(values, emit)
-        del values
-        self._source.release()
+    def _write(self, sink: Sink, offset: int) -> None:
+        self.run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
+
+    def make(self, emit: Emit) -> Float16Error:
+        """Rounds."""
+        error = to_half(self._work.values(), emit)
+        self._work.release()
+        return error
+
+    def lost(self) -> dict[str, int]:
+        """Elements that were clamped, became zero, or lost bits."""
+        error = self.error()
+        assert isinstance(error, Float16Error)
+        return {"clamped": error.clamped, "flushed": error.flushed, "subnormal": error.subnormal}
+
+
+class Float16(StorageForm):
+    """Float16 values behind DEQUANTIZE."""
+
+    def store(
+        self, _editor: Editor, _made: Decision, work: Work, _rounder: Rounder, buffer: Buffer
+    ) -> Stored:
+        """Rounds to the nearest."""
+        payload = Float16Cast(work)
+        buffer.blob = payload.blob()
+        return Stored(payload, (buffer,))
+
+    def rewire(
+        self, editor: Editor, made: Decision, stored: Stored, quantization: Quantization | None
+    ) -> None:
+        """Every operator reads what DEQUANTIZE makes of it."""
+        item = made.item
+        halves = editor.add_beside(item.subgraph, item.value, self.parts[0], stored.buffers[0], quantization)
+        editor.expand(item.subgraph, halves, item.value, item.expand, made.kernels[-1].version)
+
+    def read(self, tensor: Tensor) -> Floats | None:
+        """Each value is a float32 too."""
+        if tensor.dtype_name not in self.parts or tensor.buffer.blob is None:
+            return None
+        return Halves(tensor.shape or (), tensor.buffer.blob)
+
+
+class Float32(Float16):
+    """The constant as it is: what keeps one from being changed."""
+
+    def read(self, _tensor: Tensor) -> Floats | None:
+        """There is nothing to expand."""
+        return None
+
+
+FORMS = (Float16("float16", ("FLOAT16",), tried=("",)), Float32("float32", ("FLOAT32",)))

@@ -1,0 +1,140 @@
+"""Integers with a scale for the tensor or for each channel: int8, int4 and int2.
+
+Kernels read them beside float activations, lookups move them, and DEQUANTIZE expands them for any reader.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels.operators import Granularity, Reading
+from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
+from tfl_rewrite.numerics.floats import Floats, Integers
+from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.weights.encoding import (
+    OPERATOR_NBYTES,
+    Decision,
+    StorageForm,
+    Stored,
+    fit,
+    zero_points_nbytes,
+)
+from tfl_rewrite.weights.forms.blocks import read_blocks
+from tfl_rewrite.weights.payloads import QuantizedPayload
+from tfl_rewrite.weights.rounders import Rounder, Work
+
+_ROW_SCALE_NBYTES = 4
+
+
+class Integer(StorageForm):
+    """Integers whose scales the tensor's own quantization holds."""
+
+    def granularity(self, axis: int | None) -> str:
+        """One scale, or one for each channel."""
+        return Granularity.TENSOR.value if axis is None else Granularity.CHANNEL.value
+
+    def text(self, axis: int | None) -> str:
+        """The name and the granularity."""
+        return f"{self.name}:{self.granularity(axis)}"
+
+    def nbytes(self, made: Decision) -> int:
+        """Elements, scales and zero points."""
+        count, zero_points = made.channels.channels, self.zero_points_nbytes(made)
+        scales = self.scales_nbytes(count) + zero_points
+        if made.rows:
+            # They lie in a constant that is looked up too; who else reads the integers has them beside those.
+            scales = _ROW_SCALE_NBYTES * count + (scales if zero_points else 0)
+        return self.data_nbytes(made.item.elements) + scales
+
+    def zero_points_nbytes(self, made: Decision) -> int:
+        """None for a table whose rows only are looked up, each with a scale."""
+        if made.rows and made.kinds == (Reading.LOOKUP,):
+            return 0
+        return zero_points_nbytes(made.channels.channels, made.sharing)
+
+    def overhead(self, made: Decision) -> int:
+        """A lookup by rows takes three operators with an output each, and the tensor of scales."""
+        each = 4 if made.rows else 1
+        lookups = made.readings.count(Reading.LOOKUP) * each * (OPERATOR_NBYTES + made.tensor_nbytes)
+        return super().overhead(made) + lookups
+
+    def store(self, editor: Editor, made: Decision, work: Work, rounder: Rounder, buffer: Buffer) -> Stored:
+        """Rounds to the scales that the rounder chooses."""
+        payload = QuantizedPayload(work, rounder, rounder.scales(work))
+        buffer.blob = payload.blob(self.bits)
+        return Stored(payload, (buffer,))
+
+    def quantization(self, made: Decision, stored: Stored) -> Quantization | None:
+        """The scales along the axis."""
+        assert isinstance(stored.payload, QuantizedPayload)
+        return Quantization.symmetric(stored.payload.scale.tobytes(), made.axis or 0)
+
+    def rewire(
+        self, editor: Editor, made: Decision, stored: Stored, quantization: Quantization | None
+    ) -> None:
+        """Kernels and lookups read the integers, all others what DEQUANTIZE makes of them."""
+        item, buffer, kind = made.item, stored.buffers[0], self.parts[0]
+        expands = Reading.DEQUANTIZE in made.kinds
+        if item.expand is None and expands:
+            integers = editor.add_beside(item.subgraph, item.value, kind, buffer, quantization)
+        else:
+            integers = item.stored if item.expand is not None else item.value
+            editor.store(integers, kind, buffer, quantization)
+        kernels = iter(made.kernels)
+        for use, reading in zip(item.uses, made.readings, strict=True):
+            if reading is Reading.DEQUANTIZE:
+                continue
+            form = next(kernels)
+            use.operator.inputs[use.position] = integers
+            assert quantization is not None
+            if reading is Reading.LOOKUP and made.rows:
+                editor.look_up_rows(item.subgraph, use.operator, use.position, integers, quantization)
+            elif reading is Reading.LOOKUP:
+                editor.dequantize_output(item.subgraph, use.operator, quantization)
+            else:
+                fit(editor, made, use.operator, form)
+            editor.stamp(use.operator, form.version)
+        if expands:
+            editor.expand(item.subgraph, integers, item.value, item.expand, made.kernels[-1].version)
+        elif item.expand is not None:
+            editor.remove_operator(item.subgraph, item.expand, item.value)
+        if made.rows and made.kinds == (Reading.LOOKUP,):
+            editor.drop_unread(item.subgraph, integers)
+
+    def read(self, tensor: Tensor) -> Floats | None:
+        """Integers of the type, or unsigned ones of as many bits, whatever their zero points."""
+        details = tensor.quantization
+        if not self.is_plain or tensor.dtype_name.removeprefix("U") != self.parts[0] or details is None:
+            return None
+        return read_blocks(tensor, details) if details.scales_tensor is not None else _read(tensor, details)
+
+
+def _read(tensor: Tensor, details: Quantization) -> Floats | None:
+    blob, shape = tensor.buffer.blob, tensor.shape or ()
+    assert blob is not None and details.scale is not None
+    scale = np.frombuffer(bytes(details.scale.raw), "<f4")
+    zero = np.resize(np.array(list(details.zero_point or [0]), np.int64), scale.size)
+    if not 0 <= details.dimension < max(1, len(shape)):
+        return None
+    channels = Channels.along(shape, details.dimension if scale.size > 1 else None)
+    if scale.size != channels.channels:
+        return None
+    return Integers.of(tensor.dtype_name, shape, blob, channels, scale, zero)
+
+
+FORMS = (
+    Integer(
+        "int8",
+        ("INT8",),
+        full_range=False,
+        tried=("channel:dequantize", "tensor:dequantize", "channel"),
+    ),
+    Integer(
+        "int4",
+        ("INT4",),
+        tried=("channel:dequantize", "block:32:dequantize"),
+        tried_in_kernels=("channel", "block:32"),
+    ),
+    Integer("int2", ("INT2",), tried=("channel:dequantize", "block:32:dequantize")),
+)
