@@ -14,9 +14,10 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS, Rows
-from tfl_rewrite.passes.round_weights import Granularity, Rounding
+from tfl_rewrite.passes.round_weights import Granularity
 from tfl_rewrite.search.grids import Group, choice_at, forms_of, grouped, options_around
 from tfl_rewrite.weights.grids import Choice, Constant
+from tfl_rewrite.weights.payloads import GridPayload
 
 Array = np.ndarray[Any, Any]
 
@@ -31,7 +32,7 @@ def normal(kind: str = "<f4", shape: tuple[int, int] = (32, 64)) -> Array:
 
 
 def values_of(item: Constant, choice: Choice) -> Array:
-    return np.frombuffer(bytes(Rounding.of(item, choice).data()), item.kind.numpy)
+    return np.frombuffer(bytes(GridPayload.of(item, choice).data()), item.kind.numpy)
 
 
 def test_between_powers_of_two_the_third_byte_stays_zero() -> None:
@@ -51,7 +52,7 @@ def test_between_powers_of_two_the_third_byte_stays_zero() -> None:
 def test_eight_bits_deflate_better_at_the_same_noise() -> None:
     item = constant(normal(shape=(64, 256)))
     step = 1.25 * 2.0**-7
-    full, short = (Rounding.of(item, Choice(step, 0.0, bits)) for bits in (24, 8))
+    full, short = (GridPayload.of(item, Choice(step, 0.0, bits)) for bits in (24, 8))
     sizes = [len(zlib.compress(bytes(made.data()), 9)) for made in (full, short)]
     lost = full.error().snr - short.error().snr
     # Six dB are about 1.3 bits of a value.
@@ -66,7 +67,7 @@ def test_noise_and_size_of_every_option_are_about_right(kind: str) -> None:
     steps = [option.choices[1].step for option in options]
     assert len(set(steps)) == len(steps) >= 20
     for option in options:
-        error = Rounding.of(item, option.choices[1]).error()
+        error = GridPayload.of(item, option.choices[1]).error()
         assert option.noise == pytest.approx(error.noise, rel=0.5)
     coarse_first = sorted(options, key=lambda option: -option.choices[1].step)
     sizes = [option.nbytes for option in coarse_first]
@@ -84,7 +85,7 @@ def test_a_probe_is_a_power_of_two_near_the_ratio() -> None:
     for ratio in (10.0, 30.0, 50.0):
         choice = choice_at(item, ratio, Choice(1.0))
         assert math.frexp(choice.step)[0] == 0.5
-        assert abs(Rounding.of(item, choice).error().snr - ratio) < 4
+        assert abs(GridPayload.of(item, choice).error().snr - ratio) < 4
 
 
 def test_the_largest_constants_are_measured_alone() -> None:

@@ -11,25 +11,20 @@ is on its grid already is not changed, so a second run changes nothing.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
-from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.model.blob import ComputedBlob, MemorySink
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
-from tfl_rewrite.numerics.grids import KINDS, Rows
-from tfl_rewrite.numerics.silenced import Silenced
-from tfl_rewrite.numerics.symmetric import Error
+from tfl_rewrite.numerics.grids import KINDS
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 from tfl_rewrite.weights.activations import Fitting, activations_of
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
+from tfl_rewrite.weights.payloads import GridPayload
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.weights.state import nothing_to_round
 
@@ -65,96 +60,6 @@ class Granularity(str, enum.Enum):
     TENSOR = "tensor"
 
 
-class Rounding:
-    """Makes the new values of one constant, and remembers how far they are off.
-
-    Args:
-        item: The constant.
-        steps: Of each channel, or one.
-        bits: Significant bits that a value may keep.
-        fitting: Chooses the levels, where it knows what the constant meets.
-
-    Attributes:
-        silenced: Channels of its operator that are all zero now and were not, once it was rounded.
-    """
-
-    def __init__(
-        self, item: Constant, steps: grids.Float64, *, bits: int = 24, fitting: Fitting | None = None
-    ) -> None:
-        self._source = item.blob
-        self._item = item
-        self._bits = bits
-        self._rows = item.rows
-        if item.table and steps.size == item.table:
-            self._rows = Rows(1, item.table, item.elements // item.table)
-        self.steps = steps
-        self.silenced: tuple[int, ...] = ()
-        self._error: Error | None = None
-        self._fitting = fitting
-
-    @classmethod
-    def of(cls, item: Constant, choice: Choice, fitting: Fitting | None = None) -> Rounding:
-        """Takes the grid that was chosen."""
-        return cls(item, item.steps(choice), bits=choice.bits, fitting=fitting)
-
-    def write_to(self, sink: Sink, offset: int) -> None:
-        """Writes the values, block by block; needs no memory but a few blocks."""
-        width = np.dtype(self._item.kind.numpy).itemsize
-
-        def emit(start: int, block: np.ndarray[Any, Any]) -> None:
-            sink.write_at(block.data, offset + start * width)
-
-        self._run(emit)
-
-    def error(self) -> Error:
-        """Returns the squared signal and error; rounds now if nothing was written yet."""
-        if self._error is None:
-            self._run(lambda _start, _block: None)
-        assert self._error is not None
-        return self._error
-
-    def data(self) -> bytearray:
-        """Returns the values as bytes."""
-        sink = MemorySink(self._source.nbytes)
-        self.write_to(sink, 0)
-        return sink.data
-
-    def blob(self) -> ComputedBlob:
-        """Returns the values as bytes that are made while they are written."""
-        return ComputedBlob(self._source.nbytes, self.write_to)
-
-    def original(self, measure: Callable[[memoryview], int] = deflated) -> int:
-        """Returns the deflated size of the original."""
-        try:
-            return measure(self._source.view())
-        finally:
-            self._source.release()
-
-    def _run(self, emit: Callable[[int, np.ndarray[Any, Any]], None]) -> None:
-        item = self._item
-        values = np.frombuffer(self._source.view(), item.kind.numpy)
-        watched = None
-        if item.rows.channels > 1 and self.steps.size != item.rows.channels:
-            watched = Silenced(item.rows, item.zero)
-            emit = watched.beside(emit)
-        fitted = self._fitting.fit(item, values, self.steps) if self._fitting is not None else None
-        if fitted is not None:
-            # Adding zero turns the negative zeros, which are other bytes, into positive ones.
-            made = (grids.shortened(fitted, self._bits) + 0.0).astype(item.kind.numpy)
-            emit(0, made)
-            off = values.astype(np.float64) - made
-            signal = float(np.square(values.astype(np.float64)).sum())
-            self._error = Error(signal, float(np.square(off).sum()))
-        else:
-            self._error = grids.round_values(
-                values, self.steps, self._rows, item.kind, emit, item.zero, bits=self._bits
-            )
-        if watched is not None:
-            self.silenced = watched.among(values)
-        del values
-        self._source.release()
-
-
 def _about(data: memoryview) -> int:
     return estimated(data, _SAMPLED_NBYTES)
 
@@ -177,7 +82,7 @@ class RoundedChange(JsonData):
     readers: tuple[str, ...]
     granularity: str
     nbytes: int
-    rounding: Rounding = field(metadata=LEFT_OUT)
+    payload: GridPayload = field(metadata=LEFT_OUT)
     sampled: bool = field(default=False, metadata=LEFT_OUT)
 
     @property
@@ -190,27 +95,27 @@ class RoundedChange(JsonData):
     @computed(after="granularity", merged=True, made=spread("step_min", "step_max"))
     def steps(self) -> tuple[float, float]:
         """Finest and coarsest step."""
-        return float(self.rounding.steps.min()), float(self.rounding.steps.max())
+        return float(self.payload.steps.min()), float(self.payload.steps.max())
 
     @cached_property
     @computed(merged=True, made=spread("deflated_before", "deflated_after"))
     def deflated(self) -> tuple[int, int]:
         """Deflated size before and after, of this constant alone; computed when asked for."""
         measure = _about if self.sampled else deflated
-        return self.rounding.original(measure), measure(memoryview(self.rounding.data()))
+        return self.payload.original(measure), measure(memoryview(self.payload.data()))
 
     @property
     @computed("snr_db", made=finite(2))
     def snr(self) -> float:
         """Signal-to-noise ratio of the constant itself in dB."""
-        return self.rounding.error().snr
+        return self.payload.error().snr
 
     @property
     @computed(made=len, optional=True)
     def silenced(self) -> tuple[int, ...]:
         """Channels of its operator that held numbers and are all zero now."""
-        self.rounding.error()
-        return self.rounding.silenced
+        self.payload.error()
+        return self.payload.silenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +187,9 @@ class RoundWeights(Pass):
         for item, steps in rounded:
             choice = None if self.choices is None else self.choices.get(item.position)
             if choice is None:
-                made = Rounding(item, steps, fitting=fitting)
+                made = GridPayload(item, steps, fitting=fitting)
             else:
-                made = Rounding.of(item, choice, fitting)
+                made = GridPayload.of(item, choice, fitting)
             first = item.tensors[0]
             changes.append(
                 RoundedChange(
@@ -340,7 +245,7 @@ class RoundWeights(Pass):
         steps = grids.steps_of_range(found, most, item.kind)
         if item.is_rounded and item.blob.nbytes <= _WEIGHED_NBYTES:
             # Of a few finer levels, these might be the worse ones.
-            made = Rounding(item, steps)
+            made = GridPayload(item, steps)
             if deflated(made.data()) >= made.original():
                 return ("on-grid", "it is on a grid already and would deflate to no less on this one"), None
         return ("", ""), steps

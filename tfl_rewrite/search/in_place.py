@@ -16,10 +16,10 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.numerics.grids import Float64
-from tfl_rewrite.passes.round_weights import Rounding
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.weights.activations import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant
+from tfl_rewrite.weights.payloads import GridPayload
 
 
 class Trial:
@@ -78,7 +78,7 @@ class Trial:
                     self._write(file.fileno(), item, item.blob.view())
             for position, made in chosen.items():
                 if self._dirty.get(position) != made:
-                    self._write(file.fileno(), made[0], Rounding.of(*made, self._fitting).data())
+                    self._write(file.fileno(), made[0], GridPayload.of(*made, self._fitting).data())
         self._dirty = dict(chosen)
         self.files += 1
         verdict = self._judge.compare(self._path, tolerance=tolerance)

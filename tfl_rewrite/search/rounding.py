@@ -30,13 +30,14 @@ from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS
-from tfl_rewrite.passes.round_weights import Rounding, RoundWeights
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search.grids import Group, choice_at, forms_of, grouped, options_around
 from tfl_rewrite.search.in_place import Trial, Trials, noise_of, worst_ratio
 from tfl_rewrite.weights.activations import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
+from tfl_rewrite.weights.payloads import GridPayload
 from tfl_rewrite.weights.rounders import Effort
 
 PROBES = 160
@@ -373,7 +374,7 @@ class RoundingSearch:
 
 
 def _noise_of_values(group: Group, choices: Mapping[int, Choice]) -> float:
-    return sum(Rounding.of(item, choices[item.position]).error().noise for item in group.items)
+    return sum(GridPayload.of(item, choices[item.position]).error().noise for item in group.items)
 
 
 def _not_rounded(items: Sequence[Constant]) -> list[Constant]:

@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model.blob import ComputedBlob
+from tfl_rewrite.model.blob import ComputedBlob, MemorySink
+from tfl_rewrite.numerics import grids
+from tfl_rewrite.numerics.deflate import deflated
 from tfl_rewrite.numerics.grids import Rows
 from tfl_rewrite.numerics.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error, Float32, Int8
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
-from tfl_rewrite.weights.activations import Calibrating
+from tfl_rewrite.weights.activations import Calibrating, Fitting
+from tfl_rewrite.weights.grids import Choice, Constant
 from tfl_rewrite.weights.rounders import Rounder, Work
 
 Emit = Callable[[int, npt.NDArray[Any]], None]
@@ -46,9 +50,25 @@ class Payload(ABC):
             The squared signal and error.
         """
 
+    @abstractmethod
+    def values(self) -> npt.NDArray[Any]:
+        """Returns the flat values as they were; a view of the file, not a copy."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives the memory of those back."""
+
+    def watched(self) -> Silenced | None:
+        """Returns what watches channels that share a scale or step with others; None where none does."""
+        return None
+
     def run(self, emit: Emit) -> None:
-        """Makes the values, and remembers how far they are off."""
-        self._error = self.make(emit)
+        """Makes the values, and remembers how far they are off and which channels are gone."""
+        watched = self.watched()
+        self._error = self.make(emit if watched is None else watched.beside(emit))
+        if watched is not None:
+            self.silenced = watched.among(self.values())
+        self.release()
 
     def error(self) -> Error:
         """Returns the squared signal and error; makes the values now if nothing was written yet."""
@@ -98,15 +118,18 @@ class QuantizedPayload(Payload):
 
     def make(self, emit: Emit) -> Error:
         """Rounds."""
-        watched = self._watched()
-        error = self.rounder.round(self.work, self.scale, watched.beside(emit) if watched else emit)
-        if watched is not None:
-            self.silenced = watched.among(self.work.values())
-        self.work.release()
-        return error
+        return self.rounder.round(self.work, self.scale, emit)
 
-    def _watched(self) -> Silenced | None:
-        """Returns what watches channels that share a scale with others; None where each has its own."""
+    def values(self) -> npt.NDArray[Any]:
+        """Those of the constant."""
+        return self.work.values()
+
+    def release(self) -> None:
+        """Those of the constant."""
+        self.work.release()
+
+    def watched(self) -> Silenced | None:
+        """Channels of the operator's outputs, unless each has a scale of its own."""
         work = self.work
         axes = {row_of(use.operator).output_axis(use.position, len(work.shape)) for use in work.uses}
         axis = axes.pop() if len(axes) == 1 else None
@@ -117,6 +140,83 @@ class QuantizedPayload(Payload):
     def gains(self) -> dict[str, float] | None:
         """Returns what each step of rounding won on the calibration inputs, in dB."""
         return self.rounder.gains(self.work) if isinstance(self.rounder, Calibrating) else None
+
+
+class GridPayload(Payload):
+    """Makes the values of one constant on a grid.
+
+    Args:
+        item: The constant.
+        steps: Of each channel, or one.
+        bits: Significant bits that a value may keep.
+        fitting: Chooses the levels, where it knows what the constant meets.
+    """
+
+    def __init__(
+        self, item: Constant, steps: grids.Float64, *, bits: int = 24, fitting: Fitting | None = None
+    ) -> None:
+        self._source = item.blob
+        self._item = item
+        self._bits = bits
+        self._rows = item.rows
+        if item.table and steps.size == item.table:
+            self._rows = Rows(1, item.table, item.elements // item.table)
+        self.steps = steps
+        self._fitting = fitting
+
+    @classmethod
+    def of(cls, item: Constant, choice: Choice, fitting: Fitting | None = None) -> GridPayload:
+        """Takes the grid that was chosen."""
+        return cls(item, item.steps(choice), bits=choice.bits, fitting=fitting)
+
+    def blob(self) -> ComputedBlob:
+        """Returns the values as bytes that are made while they are written."""
+        return ComputedBlob(self._source.nbytes, self._write_to)
+
+    def data(self) -> bytearray:
+        """Returns the values as bytes."""
+        sink = MemorySink(self._source.nbytes)
+        self._write_to(sink, 0)
+        return sink.data
+
+    def _write_to(self, sink: Sink, offset: int) -> None:
+        width = np.dtype(self._item.kind.numpy).itemsize
+        self.run(lambda start, block: sink.write_at(block.data, offset + start * width))
+
+    def original(self, measure: Callable[[memoryview], int] = deflated) -> int:
+        """Returns the deflated size of the original."""
+        try:
+            return measure(self._source.view())
+        finally:
+            self._source.release()
+
+    def values(self) -> npt.NDArray[Any]:
+        """As they were when this was made; the constant may hold the new bytes by now."""
+        return np.frombuffer(self._source.view(), self._item.kind.numpy)
+
+    def release(self) -> None:
+        """Those of the source."""
+        self._source.release()
+
+    def watched(self) -> Silenced | None:
+        """Rows that share their step with others."""
+        rows = self._item.rows
+        own = rows.channels <= 1 or self.steps.size == rows.channels
+        return None if own else Silenced(rows, self._item.zero)
+
+    def make(self, emit: Emit) -> Error:
+        """Rounds to the nearest, or to what was fitted."""
+        item, values = self._item, self.values()
+        fitted = self._fitting.fit(item, values, self.steps) if self._fitting is not None else None
+        if fitted is None:
+            return grids.round_values(
+                values, self.steps, self._rows, item.kind, emit, item.zero, bits=self._bits
+            )
+        # Adding zero turns the negative zeros, which are other bytes, into positive ones.
+        made = (grids.shortened(fitted, self._bits) + 0.0).astype(item.kind.numpy)
+        emit(0, made)
+        wide = values.astype(np.float64)
+        return Error(float(np.square(wide).sum()), float(np.square(wide - made).sum()))
 
 
 def _decibels(gains: dict[str, float] | None) -> dict[str, float]:

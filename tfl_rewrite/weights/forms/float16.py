@@ -85,9 +85,15 @@ class Float16Cast(Payload):
 
     def make(self, emit: Emit) -> Float16Error:
         """Rounds."""
-        error = to_half(self._work.values(), emit)
+        return to_half(self.values(), emit)
+
+    def values(self) -> npt.NDArray[Any]:
+        """Those of the constant."""
+        return self._work.values()
+
+    def release(self) -> None:
+        """Those of the constant."""
         self._work.release()
-        return error
 
     def lost(self) -> dict[str, int]:
         """Elements that were clamped, became zero, or lost bits."""
