@@ -98,7 +98,13 @@ def test_names_cannot_leave_the_folder(name: str, shards: Path, good: dict[str, 
         (("layout", 0, 0), 99, "out of range"),
         (("layout", 0, 0), -1, "out of range"),
         (("layout", 0, 1), 1 << 62, "are not inside"),
+        (("layout", 0, 1), -1, "are not inside"),
         (("layout", 0, 2), -5, "are not inside"),
+        (("layout", 0, 2), 0, "are not inside"),
+        (("layout", 0, 2), 1 << 20, "are not inside"),
+        (("layout", 0), 5, "is not [part, offset, nbytes]"),
+        (("name",), "x" * 256, "not a text"),
+        (("parts", 0, "name"), 7, "not a plain file name"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -133,6 +139,42 @@ def test_what_is_no_manifest(text: bytes, said: str, shards: Path, tmp_path: Pat
     error = refuse(shards, text, tmp_path)
     assert isinstance(error, FormatError) and said in str(error)
     assert error.file == str(shards / "bad.json") and str(error).endswith("'tfl-rewrite shard' wrote")
+
+
+def smallest(**more: Any) -> dict[str, Any]:
+    """A model of one byte."""
+    digest = hashlib.sha256(b"x").hexdigest()
+    part = {"name": "0.part", "compression": "none", "stored_nbytes": 1, "stored_sha256": digest}
+    part |= {"nbytes": 1, "sha256": digest}
+    data = {"format": "tfl-rewrite-parts", "version": 1, "name": "m", "nbytes": 1, "sha256": digest}
+    return data | {"parts": [part], "layout": [[0, 0, 1]]} | more
+
+
+def test_the_least_and_the_most_that_is_allowed() -> None:
+    text = json.dumps(smallest()).encode()
+    found = parse(text, "m.json")
+    assert (found.nbytes, found.layout, found.parts[0].nbytes) == (1, ((0, 0, 1),), 1)
+    assert found.slices() == [[(0, 1, 0)]]
+    assert parse(found.dump(), "m.json") == found
+    padded = text.ljust(MAX_MANIFEST_NBYTES)
+    assert parse(padded, "m.json") == found
+    with pytest.raises(FormatError, match="a manifest of over"):
+        parse(padded + b" ", "m.json")
+    assert parse(json.dumps(smallest(name="n" * 255)).encode(), "m.json").name == "n" * 255
+
+
+def test_slices_are_in_the_order_of_the_part() -> None:
+    """A part is read from its first byte to its last, wherever its pieces lie in the model."""
+    digest = hashlib.sha256(b"xyz").hexdigest()
+    part = smallest()["parts"][0] | {
+        "stored_nbytes": 3,
+        "nbytes": 3,
+        "sha256": digest,
+        "stored_sha256": digest,
+    }
+    rows = [[0, 2, 1], [0, 0, 2], [0, 1, 1]]
+    found = parse(json.dumps(smallest(nbytes=4, parts=[part], layout=rows)).encode(), "m.json")
+    assert found.slices() == [[(0, 2, 1), (1, 1, 3), (2, 1, 0)]]
 
 
 def test_two_parts_of_one_name_and_unused_parts(shards: Path, good: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,277 @@
+"""Where the rules of the comparison change their minds: just within a bound and just beyond it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tfl_rewrite.interpreter.interface import TensorFacts
+from tfl_rewrite.judge.compare import DEAD_DB, LEAST_SHARE, STEP_DB, Tolerance, compared
+from tfl_rewrite.judge.tally import OutputTally
+
+
+def tally_of(before, after, **more):
+    """The sums over ``[samples, ...]`` arrays."""
+    shape = before.shape[1:]
+    facts = TensorFacts(
+        name="y", tensor="y", dtype=before.dtype.name, shape=shape, shape_signature=shape, **more
+    )
+    tally = OutputTally(facts, signature=None, position=0)
+    for one, two in zip(before, after, strict=True):
+        tally.add(one, two)
+    return tally
+
+
+def judged(before, after, tolerance=None, kernels=None, **more):
+    other = None if kernels is None else lambda: tally_of(before, kernels, **more)
+    return compared(tally_of(before, after, **more), tolerance or Tolerance(), other)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 1, shape)
+
+
+# -- The tolerance -------------------------------------------------------------------------------------------
+
+
+def test_what_a_tolerance_asks_of_channels():
+    asked = {None: None, 100.0: 85.0, 15.5: 0.5, 15.0: 0.0, 10.0: 0.0, -3.0: 0.0}
+    assert {least: Tolerance(min_snr=least).min_channel_snr for least in asked} == asked
+
+
+def test_none_may_differ_where_all_are_to_agree():
+    assert [Tolerance(min_agreement=1.0).may_differ(count) for count in (0, 3, 5, 9, 10)] == [0] * 5
+    assert Tolerance(min_agreement=0.9).may_differ(2) == 0 and Tolerance().may_differ(30) == 3
+
+
+def test_an_error_of_nothing_is_a_bound_too():
+    one = noise(1, 4).astype(np.float32)
+    bound = Tolerance(max_abs_error=0.0)
+    assert judged(one, one.copy(), bound).passed
+    found = judged(one, one + np.float32(1e-6), bound)
+    assert found.rule == "largest error" and found.short_db == math.inf
+
+
+def test_how_far_off_the_largest_error_is():
+    before = np.array([[8.0, 4.0, 2.0, 1.0]])
+    after = before + np.array([[0.5, 0.0, 0.0, 0.0]])
+    assert judged(before, after, Tolerance(max_abs_error=0.5)).reason is None
+    assert judged(before, after, Tolerance(max_abs_error=0.125)).short_db == pytest.approx(20 * math.log10(4))
+
+
+def test_what_passes_is_short_of_nothing():
+    found = judged(noise(4, 3, 5), noise(4, 3, 5) * 1.001)
+    assert found.passed and found.reason is None and found.short_db == 0.0
+    assert found.channel.reason is None and found.channel.short_db == 0.0
+
+
+# -- Classes -------------------------------------------------------------------------------------------------
+
+
+def swapped(margin, scale=1.0):
+    """A row and the same with its two largest exchanged, ``margin`` apart; the rows vary by about 1."""
+    row = np.array([[[1.0, 1.0 - margin, -1.0, -1.0 + margin]]]) * scale
+    return row, row[..., [1, 0, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("least", "near", "far"),
+    [(20.0, 0.095, 0.096), (None, 0.095, 0.096), (-5.0, 0.72, 0.8), (0.0, 0.72, 0.8)],
+)
+def test_a_near_tie_is_what_the_ratio_may_exchange(least, near, far):
+    """A tenth of what the row varies by at 20 dB, and all of it at most."""
+    tolerance = Tolerance(min_snr=least)
+    told = "the largest of 4 is another in 1 of 1 rows"
+    assert told not in (judged(*swapped(near), tolerance).reason or "")
+    assert told in judged(*swapped(far), tolerance).reason
+
+
+def test_a_near_tie_among_numbers_too_large_to_square():
+    assert "largest of 4 is another" in judged(*swapped(0.5, 1e200)).reason
+
+
+def test_one_step_is_a_near_tie_and_two_are_none():
+    scores = np.array([[[9, 8, 0]]], np.int8)
+    quantized = {"scales": (0.1,), "zero_points": (0,)}
+    one, two = np.array([[[8, 9, 0]]], np.int8), np.array([[[7, 9, 0]]], np.int8)
+    assert "largest of 3" not in (judged(scores, one, **quantized).reason or "")
+    scores[0, 0, 1] = 7
+    assert "largest of 3" in judged(scores, two, **quantized).reason
+
+
+# -- Channels ------------------------------------------------------------------------------------------------
+
+
+def shares(third):
+    """Rows of probabilities whose last one is given."""
+    first = 0.4 + 0.2 * np.random.default_rng(0).random(len(third))
+    return np.stack([first, 1 - first - third, third], axis=-1).reshape(-1, 1, 3).astype(np.float32)
+
+
+def constant(rows, value=0.1):
+    after = rows.copy()
+    after[..., 2] = value
+    return after
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.2])
+def test_probabilities_that_hardly_vary_do_not_count(factor):
+    swinging = shares(0.1 + LEAST_SHARE * factor * np.resize([1, -1], 16))
+    # One value makes the variation: only the distance between the extremes tells.
+    jumping = shares(0.1 + 4 * LEAST_SHARE * factor * np.eye(16)[3] - 1e-3 * np.eye(16)[5] * factor)
+    for rows in (swinging, jumping):
+        found = judged(rows, constant(rows))
+        assert found.passed is (factor < 1), found.reason
+        assert found.passed or "channel 2 of axis 1 does not vary any more" in found.reason
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_probabilities_count_in_what_their_steps_are_worth(steps):
+    third = 25 + steps * np.eye(16, dtype=np.int64)[3] - np.eye(16, dtype=np.int64)[5] * 0
+    third[5] += 1
+    first = 100 + np.arange(16)
+    rows = np.stack([first, 256 - first - third, third], axis=-1).reshape(-1, 1, 3).astype(np.uint8)
+    found = judged(rows, constant(rows, 25), scales=(1 / 256,), zero_points=(0,))
+    assert found.passed is (steps / 256 < 4 * LEAST_SHARE), found.reason
+
+
+def test_small_numbers_that_are_no_probabilities_count():
+    rows = (40 + 1e-3 * noise(16, 1, 1)).astype(np.float64)
+    found = judged(rows, np.full_like(rows, 40.0))
+    assert found.snr_db > 80 and found.reason == "it does not vary any more"
+
+
+def test_the_original_is_not_asked_again_without_need():
+    def never():
+        raise AssertionError("other kernels were run")
+
+    rows = noise(8, 1, 5)
+    assert compared(tally_of(rows, rows * 1.001), Tolerance(), never).passed
+    dead = rows.copy()
+    dead[..., 3] = 0
+    with pytest.raises(AssertionError, match="other kernels were run"):
+        compared(tally_of(rows, dead), Tolerance(), never)
+
+
+def test_what_is_dead_is_not_untold():
+    rows = noise(8, 1, 5)
+    dead = rows.copy()
+    dead[..., 3] = 0
+    assert judged(rows, dead).untold is None
+    # Two that one value alone moves are counted, and the first is named.
+    rows[..., 1:3] = 0
+    rows[4, 0, 1:3] = 0.01
+    still = rows.copy()
+    still[4, 0, 1:3] = 0
+    assert judged(rows, still).untold == "2 channels, such as 1, of axis 1: one value alone moves"
+
+
+@pytest.mark.parametrize(("samples", "told"), [(2, True), (3, True), (4, False)])
+def test_how_many_values_tell_of_a_channel(samples, told):
+    rows = noise(samples, 1, 5)
+    untold = judged(rows, rows * 1.001).untold
+    assert untold == (f"channels: {samples} values of each tell too little" if told else None)
+
+
+def repeated_at(rows, decibels, where):
+    """What other kernels give: a slice of it with so much noise."""
+    other = rows.copy()
+    one = rows[where]
+    error = noise(*one.shape, seed=5)
+    error -= error.mean()
+    about = one - one.mean()
+    other[where] = one + error * math.sqrt((about**2).sum() / (error**2).sum() / 10 ** (decibels / 10))
+    return other
+
+
+@pytest.mark.parametrize("least", [20.0, 30.0])
+@pytest.mark.parametrize("beyond", [-0.5, 0.5])
+def test_how_well_other_kernels_must_repeat_a_channel(least, beyond):
+    """By 10 dB more than is asked of the rewrite."""
+    rows = noise(8, 1, 6, 5) * (1000, 1000, 1000, 1, 1000)
+    dead = rows.copy()
+    dead[..., 3] = 0
+    kernels = repeated_at(rows, least + 10 + beyond, np.s_[..., 3])
+    found = judged(rows, dead, Tolerance(min_snr=least), kernels)
+    assert found.passed is (beyond < 0), found.reason
+
+
+def test_other_kernels_that_tell_nothing_of_a_channel_excuse_it_not():
+    rows = noise(8, 1, 5) * (1000, 1000, 1000, 1, 1000)
+    dead = rows.copy()
+    dead[..., 3] = 0
+    tally = tally_of(rows, dead)
+    for other in (
+        None,
+        tally_of(rows[..., :4], rows[..., :4]),
+        tally_of(rows[:, 0, 0, None], rows[:, 0, 0, None]),
+    ):
+        assert not compared(tally, Tolerance(), lambda other=other: other).passed
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_slices_along_other_axes_are_excused_by_their_distance(factor):
+    """Axis 0 counts no channels here: what varies by less than other kernels may err by is excused."""
+    rows = noise(6, 5, 30) * 100
+    rows[:, 2] = 0.1 * noise(6, 30)
+    dead = rows.copy()
+    dead[:, 2] = 0
+    span = rows[:, 2].max() - rows[:, 2].min()
+    kernels = rows.copy()
+    # An error of this size is allowed for at 20 dB and 10 more.
+    kernels[0, 0, 0] += factor * span / 10 ** (30 / 20)
+    assert not judged(rows, dead).passed
+    found = judged(rows, dead, kernels=kernels)
+    assert found.passed is (factor > 1), found.reason
+    assert not compared(tally_of(rows, dead), Tolerance(), lambda: None).passed
+
+
+def test_counts_that_other_kernels_do_not_repeat_are_excused():
+    rows = np.random.default_rng(0).integers(0, 9, (10, 1, 30)).astype(np.int32)
+    stuck = rows.copy()
+    stuck[..., 7] = 3
+    other = rows.copy()
+    assert not judged(rows, stuck, kernels=other).passed
+    other[0, 0, 0] += 1
+    assert judged(rows, stuck, kernels=other).passed
+
+
+@pytest.mark.parametrize("beyond", [-1.0, 1.0])
+def test_a_channel_that_varies_next_to_nothing_is_dead(beyond):
+    rows = noise(64, 1, 5) * (1000, 1000, 1000, 1, 1000)
+    after = rows.copy()
+    after[..., 3] *= 10 ** ((DEAD_DB + beyond) / 20)
+    found = judged(rows, after)
+    assert not found.passed and found.channel.dead is (beyond < 0)
+    said = "does not vary any more" if beyond < 0 else "keeps 1.0 dB"
+    assert f"channel 3 of axis 1 {said}" in found.reason
+
+
+def test_how_far_off_a_channel_is():
+    """By what is asked of a channel at 40 dB, 25 dB, less what it keeps."""
+    rows = noise(64, 1, 5) * (1000, 1000, 1000, 1, 1000)
+    after = repeated_at(rows, 24.0, np.s_[..., 3])
+    found = judged(rows, after, Tolerance(min_snr=40))
+    assert found.rule == "channel" and "channel 3 of axis 1 keeps 24.0 dB, less than 25 dB" in found.reason
+    assert found.short_db == found.channel.short_db == pytest.approx(1.0, abs=1e-3)
+    dead = rows.copy()
+    dead[..., 3] = rows[..., 3].mean()
+    assert judged(rows, dead, Tolerance(min_snr=40)).short_db == pytest.approx(25.0, abs=1e-3)
+    # At least a step, where nothing but that it varies is asked of it.
+    assert judged(rows, dead, Tolerance(min_snr=10)).short_db == pytest.approx(STEP_DB)
+
+
+def test_a_number_alone_is_no_channel_of_many():
+    rows = 40 + 0.1 * noise(64, 1, 1)
+    found = judged(rows, repeated_at(rows, 3.0, np.s_[...]))
+    assert found.reason == "what varies of it keeps 3.0 dB, less than 5 dB"
+
+
+def test_a_flag_may_be_wrong_in_a_quarter_of_the_samples():
+    before = np.arange(40).reshape(-1, 1, 1) % 2 == np.arange(30) % 2
+    for count, passed in ((9, True), (11, False)):
+        after = before.copy()
+        after[:count, 0, 7] ^= True
+        assert judged(before, after).passed is passed
