@@ -61,6 +61,33 @@ def test_model_of_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert check(tmp_path / "one.tflite") == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs qualified names of code objects")
+def test_mutants_that_no_test_notices_are_named(root: Path, tmp_path: Path) -> None:
+    """One function is tested on both sides of its bound, one on one side, and one not at all."""
+    (tmp_path / "ages.py").write_text(
+        "def is_old(age):\n    return age >= 50\n\n\n"
+        "def is_tall(height):\n    return height >= 2\n\n\n"
+        "def is_new(age):\n    return age < 1\n"
+    )
+    (tmp_path / "test_ages.py").write_text(
+        "from ages import is_old, is_tall\n"
+        "def test_old():\n    assert is_old(50) is True and is_old(49) is False\n"
+        "def test_tall():\n    assert is_tall(9)\n"
+    )
+    done = run(root, "mutants.py", tmp_path / "ages.py", "--tests", tmp_path / "test_ages.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line.split(": ", 2) for line in done.stdout.splitlines()]
+    assert [(row[0], row[1].split()[-1]) for row in told if len(row) == 3 and ".py" in row[1]] == [
+        ("no test reaches it", "is_new"),
+        ("no test reaches it", "is_new"),
+        ("no test reaches it", "is_new"),
+        ("survives", "is_tall"),
+        ("survives", "is_tall"),
+    ]
+    assert "4 of 9 mutants are noticed (44.4%)" in done.stdout
+
+
 def test_the_house_is_measured(tmp_path: Path) -> None:
     """A package that breaks every limit: each is named, and with it what is excepted without need."""
     house = script("house")
