@@ -9,9 +9,9 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.editing.base import Effect
+from tfl_rewrite.options.patterns import Pattern
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.verification import Verification
-from tfl_rewrite.weights.patterns import Pattern
 
 from ..helpers import ROOT
 from ..nets import Net

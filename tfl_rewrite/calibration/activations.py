@@ -11,7 +11,7 @@ from tfl_rewrite.weights.rounders import Effort
 
 
 class InputActivations:
-    """Runs the model on the user's inputs; see :class:`tfl_rewrite.weights.activations.Activations`.
+    """Runs the model on the user's inputs; see :class:`tfl_rewrite.weights.rounders.Activations`.
 
     Args:
         settings: The inputs, and what runs the model.

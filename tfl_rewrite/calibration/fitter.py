@@ -70,7 +70,7 @@ class _Known:
 
 
 class Fitter:
-    """Looks at activations; see :class:`tfl_rewrite.weights.activations.Fitting`.
+    """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`.
 
     Args:
         settings: The inputs, and what runs the model.

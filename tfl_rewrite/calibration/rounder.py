@@ -142,7 +142,7 @@ class Calibrated:
         self._spilled: list[Any] = []
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
-        """See :class:`tfl_rewrite.weights.activations.Calibrating`."""
+        """See :class:`tfl_rewrite.weights.rounders.Calibrating`."""
         self._active = list(works)
         self._done = 0
         jobs = self._jobs(model, [work for work in works if not self._known(work)])

@@ -317,7 +317,7 @@ def _quoted(name: str) -> str:
     """Returns a pattern for the shell that matches just this name; what terminals must not see, escaped."""
     import shlex
 
-    from tfl_rewrite.weights.patterns import exact
+    from tfl_rewrite.options.patterns import exact
 
     return shlex.quote("".join(map(escaped, exact(name))))
 

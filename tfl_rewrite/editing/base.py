@@ -127,7 +127,7 @@ class Context:
 
     Attributes:
         activations: Tells what weights meet on real inputs; a pass that asks for it says by which protocol,
-            such as :class:`tfl_rewrite.weights.activations.Activations`. None where there are no inputs.
+            such as :class:`tfl_rewrite.weights.rounders.Activations`. None where there are no inputs.
         number: Of the pass among those that run; what was found for one is not for another.
         work: Threads, and the hook for progress.
     """

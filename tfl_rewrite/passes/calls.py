@@ -11,6 +11,7 @@ from tfl_rewrite.editing.base import Pass, PassResult, run_passes
 from tfl_rewrite.errors import UsageError, check_number, number_text, whole_number
 from tfl_rewrite.kernels import operators, runtimes
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.patterns import Pattern, compile_all
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.cut import Cut
 from tfl_rewrite.passes.dedup import Dedup
@@ -28,7 +29,6 @@ from tfl_rewrite.passes.round_weights import (
 from tfl_rewrite.passes.strip import Strip, Wanted
 from tfl_rewrite.weights.candidates import Selection
 from tfl_rewrite.weights.encoding import Encoding, forms
-from tfl_rewrite.weights.patterns import Pattern, compile_all
 from tfl_rewrite.weights.recipe import Recipe
 from tfl_rewrite.weights.rounders import Effort
 

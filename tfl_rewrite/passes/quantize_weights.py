@@ -25,14 +25,13 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.renewal import lower_for, renew, still_late
-from tfl_rewrite.weights.activations import Calibrating, activations_of
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, Stored
 from tfl_rewrite.weights.payloads import Payload, WeightChange
 from tfl_rewrite.weights.plan import Assignment, WeightPlan
 from tfl_rewrite.weights.recipe import unmatched_notes
-from tfl_rewrite.weights.rounders import Clipped, Effort, Nearest, Rounder, Work
+from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, Work, activations_of
 from tfl_rewrite.weights.state import nothing_to_quantize
 
 FINER = ("int8:channel:dequantize", "float16", "float32")

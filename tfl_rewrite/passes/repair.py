@@ -27,7 +27,7 @@ from tfl_rewrite.kernels.operands import lacks_shape, operators_of, recorded_sha
 from tfl_rewrite.kernels.reads import lacks_bias, too_high, weight_reads
 from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.weights import repair_biases, repair_scales
+from tfl_rewrite.weights import repairs
 
 Done = list[Edit | Skip]
 
@@ -171,44 +171,44 @@ FIXES: tuple[Fix, ...] = (
         "quantized-dimension",
         "points quantized_dimension at the one axis that has as many elements as there are scales",
         False,
-        repair_scales.point_dimensions,
+        repairs.point_dimensions,
     ),
     Fix(
         "zero-points",
         "repeats a zero point that is the same for all channels, so that there are as many as scales",
         False,
-        repair_scales.count_zero_points,
+        repairs.count_zero_points,
     ),
     Fix(
         "zero-scale",
         "gives channels and blocks of scale 0 scale 1 and zeros, which are the same values",
         False,
-        repair_scales.replace_zero_scales,
+        repairs.replace_zero_scales,
     ),
     Fix(
         "depthwise-scales",
         "spreads the scale of a hybrid depthwise weight over its channels, on axis 3",
         False,
-        repair_scales.spread_depthwise,
+        repairs.spread_depthwise,
     ),
     Fix("missing-bias", "adds the bias of zeros that a convolution's kernel demands", False, add_biases),
     Fix(
         "int16-bias",
         "stores an int32 bias beside int16 activations as int64, or tells the kernel its type",
         False,
-        repair_biases.widen_biases,
+        repairs.widen_biases,
     ),
     Fix(
         "bias-scale",
         "gives a bias of zeros the scale of its input times that of its weight, where kernels refuse it",
         False,
-        partial(repair_biases.scale_zero_biases, refused=True),
+        partial(repairs.scale_zero_biases, refused=True),
     ),
     Fix(
         "zero-bias-scale",
         "gives a bias of zeros the scale of its input times that of its weight",
         False,
-        partial(repair_biases.scale_zero_biases, refused=False),
+        partial(repairs.scale_zero_biases, refused=False),
     ),
     Fix("operands", "tells a RESHAPE the shape that is recorded for its output", False, tell_shapes),
     Fix(
@@ -301,8 +301,8 @@ class Repair(Pass):
 
     def define(self, model: Model, context: Context) -> None:
         """Gives what kernels read past its meaning in another way than this pass does."""
-        repair_biases.tell_types(model)
-        if repair_scales.expand_depthwise(model):
+        repairs.tell_types(model)
+        if repairs.expand_depthwise(model):
             # What else is wrong keeps it from being run.
             self.run(model, context)
 
@@ -314,15 +314,15 @@ def undefined_reads(model: Model) -> list[tuple[str, str]]:
     """
     found = [
         (f"{read.place} {read.operator.code.name}", read.reading.value)
-        for read in repair_biases.wrong_types(model)
-        if read.reading is repair_biases.Reading.PAST_ITS_END
+        for read in repairs.wrong_types(model)
+        if read.reading is repairs.Reading.PAST_ITS_END
     ]
     return found + [
         (
             f"{read.place} {read.name}",
             "its weight has no scale for each channel, and the kernel reads past them",
         )
-        for read in repair_scales.undefined_depthwise(model)
+        for read in repairs.undefined_depthwise(model)
     ]
 
 

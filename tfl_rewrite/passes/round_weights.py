@@ -22,10 +22,9 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.numerics.grids import KINDS
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
-from tfl_rewrite.weights.activations import Fitting, activations_of
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
 from tfl_rewrite.weights.payloads import GridPayload
-from tfl_rewrite.weights.rounders import Effort
+from tfl_rewrite.weights.rounders import Effort, Fitting, activations_of
 from tfl_rewrite.weights.state import nothing_to_round
 
 STEPS = 256

@@ -17,9 +17,9 @@ from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.numerics.grids import Float64
 from tfl_rewrite.pipeline.verification import Verification
-from tfl_rewrite.weights.activations import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant
 from tfl_rewrite.weights.payloads import GridPayload
+from tfl_rewrite.weights.rounders import Fitting
 
 
 class Trial:

@@ -35,10 +35,9 @@ from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
 from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search.grids import Group, choice_at, forms_of, grouped, options_around
 from tfl_rewrite.search.in_place import Trial, Trials, noise_of, worst_ratio
-from tfl_rewrite.weights.activations import Fitting
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 from tfl_rewrite.weights.payloads import GridPayload
-from tfl_rewrite.weights.rounders import Effort
+from tfl_rewrite.weights.rounders import Effort, Fitting
 
 PROBES = 160
 """Constants that are measured alone; the smallest of a model with more are measured together."""

@@ -31,8 +31,8 @@ from tfl_rewrite.search.holdout_judge import (
     noise_of,
 )
 from tfl_rewrite.search.units import Choice, Float64, assigned, ratio
-from tfl_rewrite.weights.activations import Calibrating
 from tfl_rewrite.weights.payloads import WeightChange
+from tfl_rewrite.weights.rounders import Calibrating
 
 
 def _texts(choice: Choice) -> dict[str, str]:

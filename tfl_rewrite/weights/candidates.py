@@ -12,7 +12,7 @@ from tfl_rewrite.kernels.table import CAST, DEQUANTIZE, EXPANDING, GATHER, MUL, 
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.weights.patterns import Pattern
+from tfl_rewrite.options.patterns import Pattern
 
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
 _CONVERTER_ELEMENTS = 1024

@@ -21,9 +21,8 @@ from tfl_rewrite.numerics.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics.silenced import Silenced
 from tfl_rewrite.numerics.symmetric import Error, Float32, Int8
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
-from tfl_rewrite.weights.activations import Calibrating, Fitting
 from tfl_rewrite.weights.grids import Choice, Constant
-from tfl_rewrite.weights.rounders import Rounder, Work
+from tfl_rewrite.weights.rounders import Calibrating, Fitting, Rounder, Work
 
 Emit = Callable[[int, npt.NDArray[Any]], None]
 """Takes the position of the first of some new values, and them."""

@@ -22,7 +22,7 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import customs
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.reading.doctor.kinds import Finding
-from tfl_rewrite.weights.repair_scales import undefined_depthwise
+from tfl_rewrite.weights.repairs import undefined_depthwise
 
 
 def check(model: Model) -> Iterator[Finding]:

@@ -12,12 +12,14 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.reading.doctor.kinds import Finding
-from tfl_rewrite.weights.repair_biases import Reading, wrong_scales, wrong_types
-from tfl_rewrite.weights.repair_scales import (
+from tfl_rewrite.weights.repairs import (
+    Reading,
     right_dimension,
     scale_values,
     tensors_of,
     wrong_dimension,
+    wrong_scales,
+    wrong_types,
     zero_scales,
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.reading.doctor.kinds import Finding
-from tfl_rewrite.weights.repair_scales import tensors_of
+from tfl_rewrite.weights.repairs import tensors_of
 
 _PIECE = 1 << 22
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import tfl_rewrite
 from tfl_rewrite.cli import main
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.options import patterns
+from tfl_rewrite.options.patterns import Budget, Pattern, compile_all, exact
 from tfl_rewrite.search.report import recipe_text
 from tfl_rewrite.search.units import KEPT, Option, Unit
-from tfl_rewrite.weights import patterns
-from tfl_rewrite.weights.patterns import Budget, Pattern, compile_all, exact
 from tfl_rewrite.weights.recipe import Recipe
 
 
