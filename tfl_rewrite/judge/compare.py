@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.judge.tally import ChannelSums, Float64, OutputTally, joined
+from tfl_rewrite.judge.channels import ChannelSums, Float64
+from tfl_rewrite.judge.tally import OutputTally, joined
 from tfl_rewrite.judge.verdict import ChannelComparison, OutputComparison, Verdict
 
 CHANNEL_SLACK_DB = 15.0

@@ -3,260 +3,21 @@
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from tfl_rewrite.interpreter.interface import Array, TensorFacts
-
-Float64 = npt.NDArray[np.float64]
-
-MOST_CLASSES = 100_000
-"""A longer last axis is no choice among classes, nor are there so many channels."""
-PIECE = 1 << 20
-"""Elements that are looked at at a time, in float64: an output may be larger than what memory should hold."""
-
-
-@dataclass(slots=True)
-class ChannelSums:
-    """Sums over samples and positions for each channel of one axis.
-
-    Values are counted from a pivot, so that a large common offset does not eat the digits of what varies.
-
-    Attributes:
-        axis: The axis of the output that counts the channels.
-        pivot: Mean of the first piece of a sample; ``[channels]``, as all that follow.
-        count: Values a channel.
-        powers: Sums of the first to fourth power of the original's values.
-        after: Sum, and sum of squares, of the rewritten file's values.
-        error: Sum, and sum of squares, of the differences.
-    """
-
-    axis: int
-    pivot: Float64
-    count: int = 0
-    powers: list[Float64] = field(default_factory=list)
-    after: list[Float64] = field(default_factory=list)
-    error: list[Float64] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, axis: int, rows: Float64) -> ChannelSums:
-        """Empty sums, with the pivot from ``[positions, channels]``."""
-        zero = np.zeros(rows.shape[1])
-        return cls(axis, rows.mean(axis=0), 0, [zero] * 4, [zero] * 2, [zero] * 2)
-
-    def add(self, first: Float64, second: Float64) -> None:
-        """Takes in ``[positions, channels]`` of both."""
-        error = second - first
-        first = first - self.pivot
-        second = second - self.pivot
-        square = first * first
-        self.count += len(first)
-        sums = [first.sum(axis=0), square.sum(axis=0), _dots(first, square), _dots(square, square)]
-        self.powers = [old + new for old, new in zip(self.powers, sums, strict=True)]
-        self.after = [self.after[0] + second.sum(axis=0), self.after[1] + _dots(second, second)]
-        self.error = [self.error[0] + error.sum(axis=0), self.error[1] + _dots(error, error)]
-
-    def joined(self, other: ChannelSums) -> ChannelSums | None:
-        """The sums over the samples of both; None where the channels are others."""
-        if self.axis != other.axis or self.pivot.shape != other.pivot.shape:
-            return None
-        moved = other._from(self.pivot)
-        return ChannelSums(
-            self.axis,
-            self.pivot,
-            self.count + other.count,
-            [one + two for one, two in zip(self.powers, moved.powers, strict=True)],
-            [one + two for one, two in zip(self.after, moved.after, strict=True)],
-            [one + two for one, two in zip(self.error, moved.error, strict=True)],
-        )
-
-    def _from(self, pivot: Float64) -> ChannelSums:
-        """The same sums counted from another pivot (binomial theorem)."""
-        by, count = self.pivot - pivot, self.count
-        one, two, three, four = self.powers
-        powers = [
-            one + count * by,
-            two + 2 * by * one + count * by**2,
-            three + 3 * by * two + 3 * by**2 * one + count * by**3,
-            four + 4 * by * three + 6 * by**2 * two + 4 * by**3 * one + count * by**4,
-        ]
-        after = [self.after[0] + count * by, self.after[1] + 2 * by * self.after[0] + count * by**2]
-        return ChannelSums(self.axis, pivot, count, powers, after, self.error)
-
-    @property
-    def signal(self) -> Float64:
-        """Variation of the original: sum of squares about the mean over samples and positions."""
-        return self._about_mean(self.powers[0], self.powers[1])
-
-    @property
-    def signal_after(self) -> Float64:
-        """Variation of the rewritten file."""
-        return self._about_mean(*self.after)
-
-    @property
-    def noise(self) -> Float64:
-        """Variation of the differences."""
-        return self._about_mean(*self.error)
-
-    def _about_mean(self, total: Float64, squares: Float64) -> Float64:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.maximum(squares - total**2 / max(self.count, 1), 0.0)
-
-    @property
-    def spread(self) -> Float64:
-        """How many values share in the variation of the original: 1 where a single one makes it.
-
-        The participation ratio, (sum of squares)^2 over the sum of fourth powers about the mean.
-        """
-        count = max(self.count, 1)
-        mean = self.powers[0] / count
-        one, two, three, four = self.powers
-        fourth = four - 4 * mean * three + 6 * mean**2 * two - 4 * mean**3 * one + count * mean**4
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = self.signal**2 / fourth
-        return np.where(np.isfinite(ratio), ratio, 0.0)
-
-
-class Stillness:
-    """Which slices of an output along each axis are one constant after the rewrite and were not before.
-
-    Layouts are not known: a channel may be any axis (NCHW, boxes by detections, steps of a sequence), and one
-    that is strong beside others hides behind none of them here. Costs little: a slice that has shown two
-    values after the rewrite is out, as most are with the first sample.
-
-    Attributes:
-        axes: By axis, what is known of its slices; None where their number is another from sample to sample.
-    """
-
-    def __init__(self) -> None:
-        self.axes: dict[int, _Slices | None] = {}
-
-    def add(self, before: Array, after: Array) -> None:
-        """Takes in one sample, neither of it empty."""
-        if not before.ndim:
-            before, after = before.reshape(1), after.reshape(1)
-        shape = before.shape
-        axes = [axis for axis in _slicing_axes(shape) if self._expects(axis, shape[axis])]
-        # Of a large output parts at a time, along its first axis that has any.
-        along = next((axis for axis, size in enumerate(shape) if size > 1), 0)
-        step = max(1, PIECE // (before.size // shape[along]))
-        for start in range(0, shape[along], step):
-            part = (slice(None),) * along + (slice(start, start + step),)
-            for axis in axes:
-                self._add(axis, before[part], after[part], start if axis == along else 0)
-            _forget(before)
-            _forget(after)
-
-    def _expects(self, axis: int, size: int) -> bool:
-        """Whether an axis still counts the same slices, any of which is still."""
-        known = self.axes.setdefault(axis, _Slices.none_yet(size))
-        if known is None or known.still.size != size:
-            self.axes[axis] = None
-            return False
-        return bool(known.still.any())
-
-    def _add(self, axis: int, before: Array, after: Array, start: int) -> None:
-        known = self.axes[axis]
-        if known is None:
-            return
-        size = before.shape[axis]
-        found = np.flatnonzero(known.still[start : start + size])
-        if not found.size:
-            return
-        if found.size < size:
-            before, after = before.take(found, axis=axis), after.take(found, axis=axis)
-        known.add(found + start, before, after, tuple(item for item in range(before.ndim) if item != axis))
-
-    def joined(self, other: Stillness) -> Stillness:
-        """What the samples of both show."""
-        both = Stillness()
-        for axis in self.axes.keys() & other.axes.keys():
-            one, two = self.axes[axis], other.axes[axis]
-            fits = one is not None and two is not None and one.still.size == two.still.size
-            both.axes[axis] = one.joined(two) if fits and one is not None and two is not None else None
-        return both
-
-
-@dataclass(slots=True)
-class _Slices:
-    """Of each slice along one axis.
-
-    Attributes:
-        still: It is one constant after the rewrite, so far.
-        low, high: Least and largest value before.
-        rest: The value after.
-        count: Values so far.
-        moved: Values before that are another than the one after.
-    """
-
-    still: npt.NDArray[np.bool_]
-    low: Float64
-    high: Float64
-    rest: Float64
-    count: npt.NDArray[np.int64]
-    moved: npt.NDArray[np.int64]
-
-    @classmethod
-    def none_yet(cls, size: int) -> _Slices:
-        return cls(
-            np.ones(size, np.bool_),
-            np.full(size, np.inf),
-            np.full(size, -np.inf),
-            np.full(size, np.nan),
-            np.zeros(size, np.int64),
-            np.zeros(size, np.int64),
-        )
-
-    @property
-    def span(self) -> Float64:
-        """From the least to the largest value before."""
-        with np.errstate(invalid="ignore"):
-            return np.where(self.high > self.low, self.high - self.low, 0.0)
-
-    def add(self, where: npt.NDArray[np.intp], one: Array, two: Array, over: tuple[int, ...]) -> None:
-        """Takes in the slices ``where`` of both files, of which all axes ``over`` are gone through."""
-        least, most = two.min(axis=over), two.max(axis=over)
-        value = least.astype(np.float64)
-        fresh = np.isnan(self.rest[where])
-        same = (least == most) & (fresh | (self.rest[where] == value))
-        self.still[where] = same
-        kept = where[same]
-        if not kept.size:
-            return
-        self.rest[kept] = value[same]
-        if not same.all():
-            axis = next(item for item in range(one.ndim) if item not in over)
-            one, two = one.compress(same, axis=axis), two.compress(same, axis=axis)
-        self.low[kept] = np.minimum(self.low[kept], one.min(axis=over))
-        self.high[kept] = np.maximum(self.high[kept], one.max(axis=over))
-        self.count[kept] += one.size // kept.size
-        self.moved[kept] += np.count_nonzero(one != two, axis=over)
-
-    def joined(self, other: _Slices) -> _Slices:
-        return _Slices(
-            self.still & other.still & (self.rest == other.rest),
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            self.rest,
-            self.count + other.count,
-            self.moved + other.moved,
-        )
-
-
-def _slicing_axes(shape: Sequence[int]) -> tuple[int, ...]:
-    """The last axis whatever its size, and all others of several slices."""
-    last = len(shape) - 1
-    others = (axis for axis in range(last) if shape[axis] > 1)
-    return tuple(axis for axis in (*others, last) if shape[axis] <= MOST_CLASSES)
-
-
-def _dots(one: Float64, other: Float64) -> Float64:
-    return np.asarray(np.einsum("ij,ij->j", one, other))
+from tfl_rewrite.judge.channels import (
+    MOST_CLASSES,
+    ChannelSums,
+    Float64,
+    Stillness,
+    channel_axes,
+    channel_pieces,
+    forget,
+    pieces,
+)
 
 
 class RowSums:
@@ -348,7 +109,7 @@ class Movement:
         self.samples += 1
         # Of large outputs some values, evenly spread, tell enough.
         kept = np.array(values.reshape(-1)[:: max(1, values.size // _MOST_KEPT)])
-        _forget(values)
+        forget(values)
         if self._first is None:
             self._first, self._shape = kept, values.shape
         elif values.shape != self._shape:
@@ -413,7 +174,7 @@ class OutputTally:
         self.samples = self.elements = self.equal = self.nonfinite = self.all_nan = 0
         self.finite = self.max_integer_error = 0
         self.same_bytes = True
-        self.power = self.noise = self.dot = self.power_after = self.total = 0.0
+        self.power = self.noise = self.dot = self.power_after = 0.0
         self.energies: list[tuple[float, float]] = []
         self._summed = False
         self.peak = self.max_error = 0.0
@@ -430,7 +191,7 @@ class OutputTally:
         both.problems = list(dict.fromkeys([*self.problems, *other.problems]))
         for name in (
             *("samples", "elements", "equal", "nonfinite", "all_nan", "finite"),
-            *("power", "noise", "dot", "power_after", "total"),
+            *("power", "noise", "dot", "power_after"),
         ):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         for name in ("max_integer_error", "peak", "max_error"):
@@ -502,7 +263,7 @@ class OutputTally:
         self.same_bytes &= count == equal.size
 
     def _add_integers(self, before: Array, after: Array) -> None:
-        for one, two in _pieces(before, after):
+        for one, two in pieces(before, after):
             self._count_equal(one == two)
             if one.size and one.dtype.kind != "b":
                 high, low = np.maximum(one, two), np.minimum(one, two)
@@ -511,7 +272,7 @@ class OutputTally:
                 self.max_integer_error = max(self.max_integer_error, int(distance.max()))
         if before.dtype.kind == "b":
             # A flag is a channel, too.
-            for one, two in _pieces(before, after):
+            for one, two in pieces(before, after):
                 if one.size and one.shape[-1] <= MOST_CLASSES:
                     self._add_channels(
                         max(0, before.ndim - 1), one.astype(np.float64), two.astype(np.float64)
@@ -531,7 +292,7 @@ class OutputTally:
             part = np.dtype(f"f{before.dtype.itemsize // 2}")
             before, after = before.reshape(-1).view(part), after.reshape(-1).view(part)
         all_finite, all_nan = True, before.size > 0
-        for one, two in _pieces(before, after):
+        for one, two in pieces(before, after):
             if one.tobytes() != two.tobytes():
                 self.same_bytes = False
             all_nan = all_nan and bool(np.isnan(one).all())
@@ -542,7 +303,7 @@ class OutputTally:
             self._add_values(before, after)
             return
         energy = [0.0, 0.0]
-        for one, two in _pieces(before, after):
+        for one, two in pieces(before, after):
             finite = np.isfinite(one) & np.isfinite(two)
             same = (np.isnan(one) & np.isnan(two)) | (np.isinf(one) & (one == two))
             self.nonfinite += int(np.count_nonzero(~finite & ~same))
@@ -555,7 +316,7 @@ class OutputTally:
         """Takes in one sample, all of it finite, whose values count from ``zero``."""
         energy = [0.0, 0.0]
         axes = channel_axes(before.shape)
-        for one, two in _pieces(before, after):
+        for one, two in pieces(before, after):
             first, second = one.astype(np.float64) - zero, two.astype(np.float64) - zero
             self._add_sums(first.reshape(-1), second.reshape(-1), energy)
             self._add_rows(first, second, before.shape)
@@ -564,7 +325,7 @@ class OutputTally:
         for axis in axes:
             if axis == before.ndim - 1:
                 continue
-            for one, two in _channel_pieces(before, after, axis):
+            for one, two in channel_pieces(before, after, axis):
                 self._add_channels(axis, one.astype(np.float64) - zero, two.astype(np.float64) - zero)
         self._end_sample(energy)
 
@@ -582,7 +343,6 @@ class OutputTally:
             self.noise += noise
             energy[0] += power
             energy[1] += noise
-            self.total += float(before.sum())
         self.peak = max(self.peak, float(np.abs(before).max()))
         self.max_error = max(self.max_error, float(np.abs(error).max()))
         self._summed = True
@@ -645,58 +405,6 @@ class OutputTally:
 
 FLOAT32_TELLS = 8 * 2.0**-23
 """Of the largest value of an output: what is less is the rounding of a few operations in float32."""
-
-
-def channel_axes(shape: Sequence[int]) -> tuple[int, ...]:
-    """Which axes of an output count channels: the last, and axis 1 where all behind it are longer (NCHW)."""
-    axes = [len(shape) - 1] if shape else []
-    if len(shape) >= 3 and 2 <= shape[1] < min(shape[2:]):
-        axes.append(1)
-    return tuple(axis for axis in axes if shape[axis] <= MOST_CLASSES)
-
-
-def _pieces(before: Array, after: Array) -> Iterator[tuple[Array, Array]]:
-    """Both as ``[rows, last axis]``, so many rows at a time; of rows that are longer than that, parts."""
-    last = before.shape[-1] if before.ndim else 1
-    if before.size <= PIECE:
-        rows = before.size // last if last else 0
-        yield before.reshape(rows, last), after.reshape(rows, last)
-        return
-    whole = last <= max(PIECE, MOST_CLASSES)
-    if whole:
-        one, two, step = before.reshape(-1, last), after.reshape(-1, last), max(1, PIECE // last)
-    else:
-        one, two, step = before.reshape(1, -1), after.reshape(1, -1), PIECE
-    yield from _forgetting(one, two, step, 0 if whole else 1, before, after)
-
-
-def _channel_pieces(before: Array, after: Array, axis: int) -> Iterator[tuple[Array, Array]]:
-    """Both as ``[positions, channels]`` of an axis, so many positions at a time."""
-    channels = before.shape[axis]
-    outer = math.prod(before.shape[:axis])
-    ones, twos = before.reshape(outer, channels, -1), after.reshape(outer, channels, -1)
-    for one, two in zip(ones, twos, strict=True):
-        for first, second in _forgetting(one, two, max(1, PIECE // channels), 1, before, after):
-            yield first.T, second.T
-
-
-def _forgetting(
-    one: Array, two: Array, step: int, axis: int, *mapped: Array
-) -> Iterator[tuple[Array, Array]]:
-    """Slices of both along an axis; what has been read of mapped files counts as memory no longer."""
-    for start in range(0, one.shape[axis], step):
-        where = (slice(None),) * axis + (slice(start, start + step),)
-        yield one[where], two[where]
-        for values in mapped:
-            _forget(values)
-
-
-def _forget(values: Array) -> None:
-    held: Any = values
-    while held is not None and not isinstance(held, mmap.mmap):
-        held = getattr(held, "base", None)
-    if held is not None:
-        held.madvise(mmap.MADV_DONTNEED)
 
 
 def joined(tallies: Sequence[OutputTally]) -> OutputTally:
