@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_loose_modules_are_about_the_whole() -> None:
 def test_no_module_imports_a_test(path: Path) -> None:
     for name in modules_imported(path):
         assert not any(part.startswith("test_") for part in name.split(".")), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_pages_name_files_that_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:tfl_rewrite|tests|scripts|fixtures|docs)/[\w/.]*\w/?|\.ci/run", text))
+    assert len(named) >= 3
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_nothing_is_put_on_the_path() -> None:
