@@ -116,3 +116,8 @@ def max_version(operator: str, runtime: Runtime) -> int:
         ),
         default=0,
     )
+
+
+def runtime_text(runtime: Runtime) -> str:
+    """Returns a runtime as users write it, such as ``2.14``."""
+    return f"{runtime[0]}.{runtime[1]}"

@@ -4,8 +4,8 @@ Promise: float weights become symmetric integers (zero point 0) with a scale for
 block, or float16; they are read by a kernel that takes them so, or expanded by a DEQUANTIZE operator.
 Activations, biases, small constants, the interface, and everything that is quantized already stay as they
 are, but for weights in a form that the oldest runtime does not know: they are stored anew in one that it does
-(:mod:`tfl_rewrite.passes.renewal`). Outputs may differ within the tolerance of verification. No constant is
-changed whose new form is not smaller; a second run changes nothing. Every float constant is reported, with
+(:mod:`tfl_rewrite.weights.expansion`). Outputs may differ within the tolerance of verification. No constant
+is changed whose new form is not smaller; a second run changes nothing. Every float constant is reported, with
 what became of it or why it stayed; where it is stored otherwise than asked for, a note says so.
 """
 
@@ -24,15 +24,15 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
 from tfl_rewrite.passes.equalize import Equalize
-from tfl_rewrite.passes.renewal import lower_for, renew, still_late
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
 from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, Stored
+from tfl_rewrite.weights.expansion import renew
 from tfl_rewrite.weights.payloads import Payload, WeightChange
 from tfl_rewrite.weights.plan import Assignment, WeightPlan
 from tfl_rewrite.weights.recipe import unmatched_notes
 from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, Work, activations_of
-from tfl_rewrite.weights.state import nothing_to_quantize
+from tfl_rewrite.weights.state import lower_for, nothing_to_quantize, still_late
 
 FINER = ("int8:channel:dequantize", "float16", "float32")
 """What a constant is stored as where the outputs lose too much by what was asked for, one after the other."""
@@ -156,7 +156,7 @@ class QuantizeWeights(Pass):
         Raises:
             UnsupportedError: It would load the file and misread a weight.
         """
-        text, notes = ".".join(map(str, self.min_runtime)), []
+        text, notes = runtimes.runtime_text(self.min_runtime), []
         for name, old, needed in lower_for(model, self.min_runtime):
             notes.append(f"{name}: version {old} lowered to {needed}, which is all that is used")
         weights, missing = still_late(model, self.min_runtime)

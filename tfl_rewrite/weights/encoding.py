@@ -87,6 +87,16 @@ class StorageForm(ABC):
         return self.is_integer and len(self.parts) == 1
 
     @property
+    def is_int8(self) -> bool:
+        """Whether the oldest kernels and lookups read it, and the default asks for it."""
+        return self.parts == ("INT8",)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it leaves a float32 constant as it is."""
+        return self.parts == ("FLOAT32",)
+
+    @property
     def levels(self) -> Levels:
         """The integers that DEQUANTIZE and lookups read right; ``(0, 0)`` for floats."""
         low, high = 0, 0

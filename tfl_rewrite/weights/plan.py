@@ -16,6 +16,7 @@ import numpy as np
 from tfl_rewrite.editing.base import Skip
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operators import Form, Granularity, Reading
+from tfl_rewrite.kernels.runtimes import runtime_text
 from tfl_rewrite.kernels.table import BLOCKS_IN_CALLED_SUBGRAPHS, dequantize_form
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
@@ -34,13 +35,11 @@ from tfl_rewrite.weights.candidates import (
 )
 from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, group_nbytes, together
 from tfl_rewrite.weights.forms.blocks import Blocks, block_channels, block_length, direct
-from tfl_rewrite.weights.readers import WeightForms, agree, runtime_text, scales_axis, settle_scales
+from tfl_rewrite.weights.readers import WeightForms, agree, scales_axis, settle_scales
 from tfl_rewrite.weights.recipe import Recipe
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
 from tfl_rewrite.work import current
-
-_AS_IT_IS, _BYTES = ("FLOAT32",), ("INT8",)
 
 # Names in a note.
 _NAMED = 5
@@ -180,9 +179,9 @@ class WeightPlan:
         found = []
         for item, reason in stored_already(self.model, self.graph):
             wanted = self._encoding(item).form
-            large = item.elements >= self.least[1] and wanted.parts != _AS_IT_IS
+            large = item.elements >= self.least[1] and not wanted.keeps
             # What is int8 is as small as the default asks for.
-            if large and wanted.parts != _BYTES and wanted.parts[0] != item.stored.dtype_name:
+            if large and not wanted.is_int8 and wanted.parts[0] != item.stored.dtype_name:
                 found.append(reason)
         return found
 
@@ -235,7 +234,7 @@ class WeightPlan:
     def _decide(self, item: Candidate) -> Decision | tuple[str, str]:
         """Returns the decision for one constant, or ``(rule, reason)`` why it stays."""
         encoding = self.encodings[id(item)]
-        if encoding.form.parts == _AS_IT_IS:
+        if encoding.form.keeps:
             if self.settings.levels.get(self.positions[id(item.stored.buffer)]):
                 return "needed", "the outputs lose too much without it as it is"
             return "float32", "asked for float32"
@@ -382,11 +381,7 @@ class WeightPlan:
         if item is None or id(item) in self.blocked:
             return False
         encoding = self.encodings[id(item)]
-        return (
-            encoding.form.parts == _BYTES
-            and encoding.block is None
-            and encoding.scheme is not Scheme.DEQUANTIZE
-        )
+        return encoding.form.is_int8 and encoding.block is None and encoding.scheme is not Scheme.DEQUANTIZE
 
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tfl_rewrite.kernels import operands, runtimes
 from tfl_rewrite.kernels.operands import weights_of
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow, Reading, Shape
+from tfl_rewrite.kernels.runtimes import runtime_text
 from tfl_rewrite.kernels.table import dequantize_form, row_of
 from tfl_rewrite.model.ir import Operator, Tensor
 from tfl_rewrite.numerics import symmetric
@@ -19,8 +20,6 @@ from tfl_rewrite.numerics.symmetric import Channels
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding, Scheme, StorageForm
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes, weight_axis
-
-_BYTES = ("INT8",)
 
 # The axis of the scales (None for one scale), and the axis over which a kernel would spread a single one
 # (None where it does not).
@@ -88,7 +87,7 @@ class WeightForms:
         if row.table == position:
             lookup = row.form("INT8", Granularity.TENSOR, runtimes.NEWEST_RUNTIME)
             assert lookup is not None
-            if encoding.form.parts != _BYTES or encoding.block is not None:
+            if not encoding.form.is_int8 or encoding.block is not None:
                 return f"{name} moves int8 with one scale a row or for all, not {encoding.text}"
             rows = self._row_lookup(operator, position, encoding)
             if lookup.first_runtime > self.min_runtime:
@@ -114,7 +113,7 @@ class WeightForms:
     def no_dequantize(self, form: StorageForm) -> tuple[str, str]:
         """Returns ``(rule, reason)`` for a constant that stays for want of it."""
         old = runtime_text(self.min_runtime)
-        what = "its scales" if form.parts == _BYTES else form.name
+        what = "its scales" if form.is_int8 else form.name
         return "runtime", f"runtime {old} has no DEQUANTIZE for {what}"
 
     def expanded_axes(self, item: Candidate, encoding: Encoding) -> list[int | None]:
@@ -148,13 +147,13 @@ class WeightForms:
         runtime, granularity = self.min_runtime, encoding.granularity
         old = runtime_text(runtime)
         reason = f"no hybrid form of {row.name} runs on {old} with the granularity asked for"
-        if encoding.form.parts != _BYTES:
+        if not encoding.form.is_int8:
             reason = f"no kernel of {row.name} on {old} reads {encoding.text}"
         for need in row.needs:
             unmet = operands.unmet(need, operator, self.can_be_int8)
             if unmet is not None:
                 return unmet
-        asked = encoding.form.parts != _BYTES and encoding.scheme is Scheme.HYBRID
+        asked = not encoding.form.is_int8 and encoding.scheme is Scheme.HYBRID
         found = []
         for form in row.forms_for(runtime, encoding.form.parts[0], by_default=not asked):
             is_block = form.granularity is Granularity.BLOCK
@@ -211,8 +210,3 @@ def _unfit(form: Form, shape: Sequence[int], encoding: Encoding) -> str | None:
         if len(shape) != 2 or row % block:
             return f"the shape {list(shape)} is no matrix of whole blocks of {block}"
     return None
-
-
-def runtime_text(runtime: runtimes.Runtime) -> str:
-    """Returns a runtime as users write it, such as ``2.14``."""
-    return f"{runtime[0]}.{runtime[1]}"

@@ -1,15 +1,20 @@
-"""How the weights of a model are stored, in words: why a pass on weights finds nothing to do."""
+"""How the weights of a model are stored: why a pass finds nothing to do, and what came after a runtime."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
 from tfl_rewrite.kernels.operators import Granularity
-from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, weight_reads
-from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
+from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, TooHigh, too_high, weight_reads
+from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.table import DEQUANTIZE, dequantize_form, row_of
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.weights.encoding import forms
 
 _ACTIVATIONS = ("INT8", "UINT8", "INT16")
 _FLOATS = ("FLOAT32", "FLOAT16")
@@ -149,3 +154,87 @@ def nothing_to_round(model: Model, *, integers: bool) -> str:
     if state.floats or (integers and state.rounding()):
         return "no constant would deflate to less, or all are on a grid already; fewer --steps are coarser"
     return f"it has nothing to round{f': {stored}' if stored else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class LateForm:
+    """An integer weight whose form a runtime does not know.
+
+    Attributes:
+        operator: The type of the operator that reads it.
+        form: The form in words.
+        first: The first runtime that computes it right.
+        place: Of the operator.
+    """
+
+    tensor: Tensor
+    operator: str
+    form: str
+    first: Runtime
+    place: str
+
+
+def late_forms(model: Model, runtime: Runtime) -> Iterator[LateForm]:
+    """Yields the integer weights whose form came after a runtime, once for each operator that reads them."""
+    for read in weight_reads(model):
+        first = read.first_runtime()
+        if first > runtime:
+            yield LateForm(read.weight, read.name, read.form, first, read.place)
+    plain = {form.parts[0] for form in forms().values() if form.is_plain}
+    for _, operator, place in operators_of(model):
+        tensor = operator.inputs[0] if operator.inputs else None
+        if row_of(operator) is not DEQUANTIZE or tensor is None or not tensor.is_constant:
+            continue
+        if tensor.dtype_name not in plain or is_blockwise(tensor):
+            continue
+        granularity = Granularity.CHANNEL if len(scales_of(tensor)) > 1 else Granularity.TENSOR
+        form = dequantize_form(tensor.dtype_name, granularity)
+        if form is not None and form.first_runtime > runtime:
+            words = f"per-{granularity.value} {tensor.dtype_name.lower()} constant"
+            yield LateForm(tensor, operator.code.name, words, form.first_runtime, place)
+
+
+def still_late(model: Model, runtime: Runtime) -> tuple[list[LateForm], list[str]]:
+    """Returns what a runtime misreads in a model all the same, and which operators it does not have.
+
+    Returns:
+        The weights, and the operators in words.
+    """
+    pairs: dict[tuple[str, int], int] = {}
+    for _, operator, _ in operators_of(model):
+        if operator.code.custom is None:
+            key = (operator.code.name, operator.code.version)
+            pairs[key] = pairs.get(key, 0) + 1
+    missing = []
+    for (name, version), count in pairs.items():
+        text = runtimes.version_text(name, version)
+        if text is not None and runtimes.runtime_of(text) > runtime:
+            missing.append(f"{count} x {name} version {version}, first in {text}")
+    return list(late_forms(model, runtime)), missing
+
+
+def lower_for(model: Model, runtime: Runtime) -> list[tuple[str, int, int]]:
+    """Lowers operator codes whose version alone keeps a runtime away.
+
+    Returns:
+        Name, version, and what it is now.
+    """
+    done = []
+    for item in list(lowerable(model, runtime)):
+        done.append((item.code.name, item.code.version, item.needed))
+        editor = Editor(model)
+        for operator in item.operators:
+            editor.stamp(operator, item.needed, exact=True)
+        editor.finish()
+    return done
+
+
+def lowerable(model: Model, runtime: Runtime) -> Iterator[TooHigh]:
+    """Yields operator codes that a runtime refuses for their version, and has all that they use."""
+    for item in too_high(model):
+        needed = runtimes.version_text(item.code.name, item.needed)
+        text = runtimes.version_text(item.code.name, item.code.version)
+        if needed is None or runtimes.runtime_of(needed) > runtime:
+            continue
+        if text is None or runtimes.runtime_of(text) > runtime:
+            yield item

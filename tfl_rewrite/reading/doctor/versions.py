@@ -8,9 +8,9 @@ from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import too_high
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.renewal import LateForm, late_forms
 from tfl_rewrite.passes.repair import said_runtime, version_key
 from tfl_rewrite.reading.doctor.kinds import Finding
+from tfl_rewrite.weights.state import LateForm, late_forms
 
 
 def check(model: Model, wanted: Runtime | None) -> Iterator[Finding]:

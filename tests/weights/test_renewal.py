@@ -17,7 +17,7 @@ from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels.operands import scales_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.calls import quantize_weights_pass
-from tfl_rewrite.passes.renewal import late_forms
+from tfl_rewrite.weights.state import late_forms
 
 from ..faulty_models import batch_matmul, blockwise, convolution, dense, full_integer, ints, scaled
 from ..nets import Net, codes, decibels, named
