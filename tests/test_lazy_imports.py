@@ -53,7 +53,7 @@ def test_checking_a_model_loads_nothing_that_computes_or_writes(fixtures: Path, 
 
 
 def test_media_are_decoded_by_packages_that_are_loaded_when_there_are_media() -> None:
-    names = loaded_by("import tfl_rewrite.samples.inputs, tfl_rewrite.reading.declared")
+    names = loaded_by("import tfl_rewrite.samples.inputs, tfl_rewrite.reading.metadata")
     assert "numpy" in names and not names & {"PIL", "soundfile"}
 
 

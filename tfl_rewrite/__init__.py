@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.pipeline.verify import verify
     from tfl_rewrite.reading.blame import blame
     from tfl_rewrite.reading.check import check
-    from tfl_rewrite.reading.declared import media_inputs
     from tfl_rewrite.reading.diff import Comparison, diff
-    from tfl_rewrite.reading.doctor.diagnosis import Diagnosis, doctor
+    from tfl_rewrite.reading.doctor import Diagnosis, doctor
     from tfl_rewrite.reading.inspect import inspect
+    from tfl_rewrite.reading.metadata import media_inputs
     from tfl_rewrite.search.calls import shrink
     from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
     from tfl_rewrite.search.rounding import search_rounding
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Comparison": "reading.diff",
-    "Diagnosis": "reading.doctor.diagnosis",
+    "Diagnosis": "reading.doctor",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
@@ -84,11 +84,11 @@ _HOMES = {
     "dequantize": "passes.calls",
     "dequantize_pass": "passes.calls",
     "diff": "reading.diff",
-    "doctor": "reading.doctor.diagnosis",
+    "doctor": "reading.doctor",
     "inspect": "reading.inspect",
     "join": "shards.calls",
     "load": "files.store",
-    "media_inputs": "reading.declared",
+    "media_inputs": "reading.metadata",
     "open_sharded": "shards.calls",
     "passes_of": "passes.catalog",
     "preset": "passes.catalog",

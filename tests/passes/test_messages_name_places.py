@@ -14,7 +14,7 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.calls import dedup_pass, remove_dead_passes
-from tfl_rewrite.reading.doctor.diagnosis import doctor
+from tfl_rewrite.reading.doctor import doctor
 
 from ..faulty_models import scaled
 from ..nets import Net

@@ -23,7 +23,7 @@ from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.passes.calls import repair_pass
 from tfl_rewrite.passes.repair import NAMES, Repair
 from tfl_rewrite.reading.check import examine
-from tfl_rewrite.reading.doctor.kinds import UNASKED
+from tfl_rewrite.reading.findings import UNASKED
 from tfl_rewrite.weights.repairs import integers, scale_values
 
 from ..faulty_models import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tfl_rewrite import FormatError, UnsupportedError, Verification, doctor, rewrite
 from tfl_rewrite.passes.calls import repair_pass
-from tfl_rewrite.reading.doctor.kinds import UNASKED, Severity
+from tfl_rewrite.reading.findings import UNASKED, Severity
 
 OFF = Verification(mode="off")
 

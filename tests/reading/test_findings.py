@@ -12,8 +12,8 @@ import pytest
 
 from tfl_rewrite import FormatError, UsageError, doctor, load, quantize_weights, save
 from tfl_rewrite.judge.judge import run_model
-from tfl_rewrite.reading.doctor.associated import associated_files
-from tfl_rewrite.reading.doctor.kinds import BY_NAME, KINDS, REPAIRABLE, Severity
+from tfl_rewrite.reading.findings import BY_NAME, KINDS, REPAIRABLE, Severity
+from tfl_rewrite.reading.metadata import associated_files
 
 from ..faulty_models import FAULTS, SOUND, Fault, dense
 

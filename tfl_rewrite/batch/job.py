@@ -97,7 +97,7 @@ def _rewritten(job: Job, made: Path) -> Report:
     passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
     from tfl_rewrite.interpreter.memory import parse_memory
     from tfl_rewrite.judge.compare import Tolerance
-    from tfl_rewrite.reading.declared import media_inputs
+    from tfl_rewrite.reading.metadata import media_inputs
 
     limit = settings.memory_limit
 

@@ -34,7 +34,7 @@ def held_out(arguments: argparse.Namespace, model: str) -> tuple[str | os.PathLi
 def _read_as_said(
     arguments: argparse.Namespace, model: str, paths: Sequence[str]
 ) -> tuple[str | os.PathLike[str], ...]:
-    from tfl_rewrite.reading.declared import media_inputs
+    from tfl_rewrite.reading.metadata import media_inputs
 
     return media_inputs(
         model,

@@ -340,7 +340,7 @@ def said_runtime(model: Model) -> str | None:
     entry = model.metadata_named("min_runtime_version")
     if entry is None or entry.buffer.blob is None:
         return None
-    return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("ascii", "replace")
+    return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("utf-8", "replace")
 
 
 def version_key(text: str) -> tuple[int, ...]:

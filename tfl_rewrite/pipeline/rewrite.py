@@ -404,7 +404,7 @@ def _divided(
         return settings, _Dealt()
     from tfl_rewrite.calibration.holdout import divide
     from tfl_rewrite.interpreter.scratch import Scratch
-    from tfl_rewrite.reading.declared import media_inputs
+    from tfl_rewrite.reading.metadata import media_inputs
 
     model = load(source)
     run_passes(model, [item for item in passes if item.effect is Effect.INTERFACE])

@@ -82,7 +82,7 @@ class FullPanel:
     def _read_as_declared(self, inputs: Sequence[PathLike]) -> tuple[PathLike, ...]:
         if not inputs:
             return ()
-        from tfl_rewrite.reading.declared import media_inputs
+        from tfl_rewrite.reading.metadata import media_inputs
 
         return media_inputs(self._before, inputs)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.pairs import subgraph_pairs, tensor_labels
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.reading.byte_accounts import byte_accounts
-from tfl_rewrite.reading.value_changes import other_values
+from tfl_rewrite.reading.balance import byte_accounts, other_values
+from tfl_rewrite.reading.metadata import zip_members
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Comparison(JsonData):
 
     Attributes:
         identical: Whether the files are equal byte for byte.
-        balance: Bytes by what they are (:mod:`tfl_rewrite.reading.byte_accounts`); sums to the sizes of the
+        balance: Bytes by what they are (:mod:`tfl_rewrite.reading.balance`); sums to the sizes of the
             files.
     """
 
@@ -400,9 +398,8 @@ def _members(data: memoryview) -> object:
     if not data:
         return ()
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as opened:
-            return [(item.filename, item.file_size, item.CRC) for item in opened.infolist()]
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return [(item.filename, item.file_size, item.CRC) for item in zip_members(bytes(data))]
+    except ValueError:
         return bytes(data)
 
 

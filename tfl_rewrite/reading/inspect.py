@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.model.likeness import equal_items
 from tfl_rewrite.options.json_data import JsonData
+from tfl_rewrite.passes.repair import said_runtime
+from tfl_rewrite.reading.metadata import zip_members
 from tfl_rewrite.work import current
 
 _DUPLICATE_NBYTES = 64
@@ -163,7 +163,7 @@ def inspect_model(model: Model, file: str, *, largest: int = 20) -> Inspection:
         inputs=tuple(_row(tensor, 0, readers) for tensor in model.subgraphs[0].inputs),
         outputs=tuple(_row(tensor, 0, readers) for tensor in model.subgraphs[0].outputs),
         min_runtime=_min_runtime(model),
-        says_min_runtime=_says(model),
+        says_min_runtime=said_runtime(model),
         refusals=tuple(str(refusal) for refusal in origin.refusals),
     )
 
@@ -260,10 +260,8 @@ def _zip_members(origin: Source) -> tuple[str, ...]:
     if origin.tail is None:
         return ()
     try:
-        with zipfile.ZipFile(io.BytesIO(origin.tail.moved(0))) as archive:
-            return tuple(archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-        # Found by its records, but not to be read by everybody.
+        return tuple(item.filename for item in zip_members(origin.tail.moved(0)))
+    except ValueError:
         return ("(unreadable)",)
 
 
@@ -274,10 +272,3 @@ def _min_runtime(model: Model) -> str | None:
         if operator.code.custom is None
     }
     return runtimes.min_runtime_text(pairs) or None
-
-
-def _says(model: Model) -> str | None:
-    entry = model.metadata_named("min_runtime_version")
-    if entry is None or entry.buffer.blob is None:
-        return None
-    return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("utf-8", "replace")

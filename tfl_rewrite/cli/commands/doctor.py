@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
 
 if TYPE_CHECKING:
-    from tfl_rewrite.reading.doctor.diagnosis import Diagnosis
-    from tfl_rewrite.reading.doctor.kinds import Finding
+    from tfl_rewrite.reading.doctor import Diagnosis
+    from tfl_rewrite.reading.findings import Finding
 
 FOUND = 4
 """Exit code of ``--fail-on``: what was asked to hold does not."""
@@ -77,8 +77,8 @@ DOCTORING = (
 def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
     from tfl_rewrite.cli.text import print_lines
-    from tfl_rewrite.reading.doctor.diagnosis import doctor
-    from tfl_rewrite.reading.doctor.kinds import Severity
+    from tfl_rewrite.reading.doctor import doctor
+    from tfl_rewrite.reading.findings import Severity
 
     found = doctor(arguments.model, min_runtime=arguments.min_runtime)
     if arguments.json:
@@ -104,7 +104,7 @@ def repair_file(arguments: argparse.Namespace) -> int:
 def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     """Shows findings, those of a kind together."""
     from tfl_rewrite.cli.text import safe, size
-    from tfl_rewrite.reading.doctor.kinds import UNASKED, Severity
+    from tfl_rewrite.reading.findings import UNASKED, Severity
 
     counts = [(found.count(severity), severity.value) for severity in Severity]
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)

@@ -1,4 +1,4 @@
-"""Checks of what operators read against what their kernels take."""
+"""What operators read against what their kernels take, and their versions against runtimes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ from tfl_rewrite.kernels.operands import (
     zero_points_of,
 )
 from tfl_rewrite.kernels.operators import Need
-from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, WeightRead, lacks_bias, scales_equal, weight_reads
+from tfl_rewrite.kernels.reads import (
+    INTEGER_WEIGHTS,
+    WeightRead,
+    lacks_bias,
+    scales_equal,
+    too_high,
+    weight_reads,
+)
+from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import customs
 from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.reading.doctor.kinds import Finding
+from tfl_rewrite.passes.repair import said_runtime, version_key
+from tfl_rewrite.reading.findings import Finding
 from tfl_rewrite.weights.repairs import undefined_depthwise
+from tfl_rewrite.weights.state import LateForm, late_forms
 
 
-def check(model: Model) -> Iterator[Finding]:
+def check_operators(model: Model) -> Iterator[Finding]:
     """Yields operators whose kernels will refuse or misread what they are given."""
     undefined = {id(read.operator) for read in undefined_depthwise(model)}
     for read in weight_reads(model):
@@ -37,7 +47,7 @@ def check(model: Model) -> Iterator[Finding]:
             detail = f"{count} scales on axis {axis} for {channels} channels"
             yield Finding("depthwise-scales", where, detail, repairable=known)
         else:
-            yield from _version(read, where)
+            yield from _form_version(read, where)
         yield from _weight(read, where)
     for _, operator, place in operators_of(model):
         where = f"{place} {operator.code.name}"
@@ -53,7 +63,7 @@ def _axis(read: WeightRead) -> int:
     return details.dimension if details is not None else 0
 
 
-def _version(read: WeightRead, where: str) -> Iterator[Finding]:
+def _form_version(read: WeightRead, where: str) -> Iterator[Finding]:
     needed, found = read.needed_version(), read.operator.code.version
     if needed > found:
         text = runtimes.version_text(read.name, needed)
@@ -141,17 +151,107 @@ def _shapes(operator: Operator, where: str) -> Iterator[Finding]:
         return
     before, after = _parameters(source), _parameters(target)
     if before != after:
-        yield Finding("resize-scales", where, f"{_shown(before)} in, {_shown(after)} out")
+        yield Finding("resize-scales", where, f"{_parameters_text(before)} in, {_parameters_text(after)} out")
 
 
 def _parameters(tensor: Tensor) -> tuple[list[float], list[int]]:
     return scales_of(tensor), zero_points_of(tensor)
 
 
-def _shown(parameters: tuple[list[float], list[int]]) -> str:
+def _parameters_text(parameters: tuple[list[float], list[int]]) -> str:
     scales, points = parameters
     return f"scale {scales[0]:.6g}, zero point {points[0] if points else 0}" if scales else "no scale"
 
 
 def _gives_float(operator: Operator) -> bool:
     return any(tensor is not None and tensor.dtype_name == "FLOAT32" for tensor in operator.outputs)
+
+
+def check_versions(model: Model, wanted: Runtime | None) -> Iterator[Finding]:
+    """Yields operators that are newer than the file says, than any runtime, or than one that is asked for.
+
+    Args:
+        model: The model.
+        wanted: The oldest runtime that is to run it, or None for no particular one.
+    """
+    pairs: dict[tuple[str, int], int] = {}
+    for _, operator in model.operators():
+        if operator.code.custom is None:
+            key = (operator.code.name, operator.code.version)
+            pairs[key] = pairs.get(key, 0) + 1
+    yield from _said(model, list(pairs))
+    high = _high(model)
+    for pair, count in pairs.items():
+        yield from _version(pair, count, high.get(pair))
+    if wanted is not None:
+        late = list(late_forms(model, wanted))
+        for pair, count in pairs.items():
+            yield from _too_new(pair, count, wanted, high.get(pair), late)
+        for item in late:
+            detail = f"{item.form}: right from {_shown(item.first)} on; asked for {_shown(wanted)}"
+            yield Finding("too-new", f"{item.place} {item.operator}", detail, advice=_requantize(wanted))
+
+
+def _high(model: Model) -> dict[tuple[str, int], int]:
+    """Returns what operator versions that are too high could be, where that is so of all that have them."""
+    found: dict[tuple[str, int], int] = {}
+    codes: dict[tuple[str, int], int] = {}
+    for item in too_high(model):
+        pair = (item.code.name, item.code.version)
+        found[pair] = max(found.get(pair, 1), item.needed)
+        codes[pair] = codes.get(pair, 0) + 1
+    used = {id(operator.code): operator.code for _, operator in model.operators()}
+    for code in used.values():
+        pair = (code.name, code.version)
+        codes[pair] = codes.get(pair, 0) - 1
+    return {pair: needed for pair, needed in found.items() if codes[pair] == 0}
+
+
+def _version(pair: tuple[str, int], count: int, needed: int | None) -> Iterator[Finding]:
+    name, version = pair
+    newest = runtimes.max_version(name, runtimes.NEWEST_RUNTIME)
+    uses = ""
+    if needed is not None:
+        uses = f"; what they use needs {needed}, first in {runtimes.version_text(name, needed)}"
+    if newest and version > newest:
+        detail = f"{count} x version {version}; the newest that is known is {newest}{uses}"
+        yield Finding("operator-version", f"operator {name}", detail, repairable=needed is not None)
+    elif needed is not None:
+        text = runtimes.version_text(name, version)
+        detail = f"{count} x version {version}, first in {text}{uses}"
+        yield Finding("version-high", f"operator {name}", detail, repairable=True)
+
+
+def _too_new(
+    pair: tuple[str, int], count: int, wanted: Runtime, needed: int | None, late: list[LateForm]
+) -> Iterator[Finding]:
+    name, version = pair
+    text = runtimes.version_text(name, version)
+    if text is None or runtimes.runtime_of(text) <= wanted:
+        return
+    first = _shown(runtimes.runtime_of(text))
+    advice = f"use a runtime of {first} or newer: no older form of it is known"
+    lower = runtimes.version_text(name, needed) if needed is not None else None
+    if lower is not None and runtimes.runtime_of(lower) <= wanted:
+        advice = "tfl-rewrite repair IN OUT --only version-high"
+    elif any(item.operator == name for item in late):
+        advice = _requantize(wanted)
+    detail = f"{count} x version {version}, first in {text}; asked for {_shown(wanted)}"
+    yield Finding("too-new", f"operator {name}", detail, advice=advice)
+
+
+def _requantize(wanted: Runtime) -> str:
+    return f"tfl-rewrite quantize-weights IN OUT --min-runtime {_shown(wanted)}"
+
+
+def _said(model: Model, pairs: list[tuple[str, int]]) -> Iterator[Finding]:
+    said, needed = said_runtime(model), runtimes.min_runtime_text(pairs)
+    if said is None or not needed or version_key(needed) <= version_key(said):
+        return
+    owner = next(pair for pair in pairs if runtimes.version_text(*pair) == needed)
+    detail = f"it says {said or 'nothing'}; {owner[0]} version {owner[1]} needs {needed}"
+    yield Finding("min-runtime", "metadata min_runtime_version", detail, repairable=True)
+
+
+def _shown(runtime: Runtime) -> str:
+    return ".".join(map(str, runtime))

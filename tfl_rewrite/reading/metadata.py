@@ -1,12 +1,15 @@
-"""Pictures and sound as inputs, read as the metadata of a model says where it says so."""
+"""What a model says of itself: how its inputs are made, and which files belong to it."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.store import load
@@ -15,14 +18,16 @@ from tfl_rewrite.samples.media import Declared, Media
 
 _DESCRIPTIONS = "TFLITE_METADATA"
 # Slots of ``metadata_schema.fbs`` (tflite-support).
-_SUBGRAPHS = 3  # ModelMetadata
-_INPUTS = 2  # SubGraphMetadata
-_CONTENT, _PROCESS_UNITS = 3, 4  # TensorMetadata
+_SUBGRAPHS, _MODEL_FILES = 3, 6  # ModelMetadata
+_INPUTS, _OUTPUTS, _SUBGRAPH_FILES = 2, 3, 4  # SubGraphMetadata
+_CONTENT, _PROCESS_UNITS, _TENSOR_FILES = 3, 4, 6  # TensorMetadata
+_FILE_NAME = 0  # AssociatedFile
 _TYPE, _TABLE = 0, 1  # Content, ProcessUnit: a union and its type before it
 _NORMALIZATION, _AUDIO = 1, 4  # members of ProcessUnitOptions, ContentProperties
 _MEAN, _STD = 0, 1  # NormalizationOptions
 _RATE = 0  # AudioProperties
 _MOST = 4096
+"""Tables, and elements of a vector, that are followed at most; a real file has a handful."""
 
 
 def media_inputs(
@@ -46,7 +51,7 @@ def media_inputs(
     Raises:
         UsageError: A path does not exist, an option makes no sense, or options are given without media.
     """
-    _check(value_range, layout, sample_rate)
+    _check_options(value_range, layout, sample_rate)
     has_media = any(isinstance(found, Media) for found in expand_paths(paths))
     if not has_media:
         given = {"--input-range": value_range, "--input-layout": layout, "--sample-rate": sample_rate}
@@ -68,7 +73,9 @@ def _is_media(path: str | os.PathLike[str]) -> bool:
     return not isinstance(path, Media) and any(isinstance(found, Media) for found in expand_paths([path]))
 
 
-def _check(value_range: tuple[float, float] | None, layout: str | None, sample_rate: int | None) -> None:
+def _check_options(
+    value_range: tuple[float, float] | None, layout: str | None, sample_rate: int | None
+) -> None:
     if value_range is not None and (
         not all(math.isfinite(bound) for bound in value_range) or value_range[0] == value_range[1]
     ):
@@ -95,8 +102,8 @@ def declared_inputs(model: str | os.PathLike[str]) -> dict[str, Declared]:
     if entry is None or entry.buffer.blob is None:
         return {}
     try:
-        rows = _Walk(bytes(entry.buffer.blob.view())).inputs()
-    except (struct.error, ValueError):
+        rows = MetadataTables(bytes(entry.buffer.blob.view())).inputs()
+    except ValueError:
         return {}
     names = [tensor.name or "" for tensor in loaded.subgraphs[0].inputs]
     if len(rows) != len(names) or len(set(names)) < len(names):
@@ -104,22 +111,64 @@ def declared_inputs(model: str | os.PathLike[str]) -> dict[str, Declared]:
     return {name: row for name, row in zip(names, rows, strict=True) if row != Declared()}
 
 
-class _Walk:
-    """Follows offsets through the metadata; anything out of place is a ValueError or struct.error."""
+def associated_files(data: bytes) -> list[str]:
+    """Returns the names of the files that the metadata of a model speaks of, each once.
+
+    Files of process units (tokenizers) repeat those of the tensor, and are not followed.
+
+    Raises:
+        ValueError: The metadata is damaged.
+    """
+    tables = MetadataTables(data)
+    root = tables.root()
+    owners = [(root, _MODEL_FILES)]
+    for subgraph in tables.tables(root, _SUBGRAPHS):
+        owners.append((subgraph, _SUBGRAPH_FILES))
+        for slot in (_INPUTS, _OUTPUTS):
+            owners += [(tensor, _TENSOR_FILES) for tensor in tables.tables(subgraph, slot)]
+    names = [tables.text(file, _FILE_NAME) for table, slot in owners for file in tables.tables(table, slot)]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def zip_members(data: bytes) -> list[zipfile.ZipInfo]:
+    """Returns what an appended ZIP holds.
+
+    Args:
+        data: The ZIP, its offsets counted from its own start.
+
+    Raises:
+        ValueError: It was found by its records, but not everybody can read it.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+        raise ValueError(str(error)) from error
+
+
+class MetadataTables:
+    """Follows offsets through the metadata, by the slots above: they are all that is needed of its schema.
+
+    Anything out of place is a ValueError.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._left = _MOST
+
+    def root(self) -> int:
+        """Position of the root table."""
+        return self.u32(0)
 
     def inputs(self) -> list[Declared]:
-        """One for each input of the first subgraph."""
-        root = self._u32(0)
-        subgraphs = self._tables(root, _SUBGRAPHS)
-        return [self._declared(table) for table in self._tables(subgraphs[0], _INPUTS)] if subgraphs else []
+        """What is said of each input of the first subgraph."""
+        subgraphs = self.tables(self.root(), _SUBGRAPHS)
+        return [self._declared(table) for table in self.tables(subgraphs[0], _INPUTS)] if subgraphs else []
 
     def _declared(self, table: int) -> Declared:
         mean: tuple[float, ...] = ()
         std: tuple[float, ...] = ()
-        for unit in self._tables(table, _PROCESS_UNITS):
+        for unit in self.tables(table, _PROCESS_UNITS):
             options = self._member(unit, _NORMALIZATION)
             if options is not None:
                 mean, std = self._floats(options, _MEAN), self._floats(options, _STD)
@@ -128,8 +177,34 @@ class _Walk:
         content = self._target(table, _CONTENT)
         audio = None if content is None else self._member(content, _AUDIO)
         place = 0 if audio is None else self._field(audio, _RATE)
-        rate = self._u32(place) if place else 0
+        rate = self.u32(place) if place else 0
         return Declared(mean=mean, std=std, sample_rate=rate if 1000 <= rate <= 768000 else None)
+
+    def tables(self, table: int, slot: int) -> list[int]:
+        """Positions of the tables of a vector; none where it is absent."""
+        vector = self._target(table, slot)
+        if vector is None:
+            return []
+        count = self._count(vector)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"over {_MOST} tables")
+        places = [vector + 4 + 4 * index for index in range(count)]
+        return [place + self.u32(place) for place in places]
+
+    def text(self, table: int, slot: int) -> str:
+        """A text, empty where it is absent."""
+        start = self._target(table, slot)
+        if start is None:
+            return ""
+        stop = start + 4 + self.u32(start)
+        if stop > len(self._data):
+            raise ValueError("a text reaches past the end")
+        return self._data[start + 4 : stop].decode("utf-8", "backslashreplace")
+
+    def u32(self, place: int) -> int:
+        """A number that counts or leads somewhere."""
+        return int(self._unpack("<I", place))
 
     def _member(self, table: int, wanted: int) -> int | None:
         """The table of a union, if it is of the wanted type."""
@@ -138,28 +213,21 @@ class _Walk:
             return None
         return self._target(table, _TABLE)
 
-    def _tables(self, table: int, slot: int) -> list[int]:
-        vector = self._target(table, slot)
-        if vector is None:
-            return []
-        places = [vector + 4 + 4 * index for index in range(self._count(vector))]
-        return [place + self._u32(place) for place in places]
-
     def _floats(self, table: int, slot: int) -> tuple[float, ...]:
         vector = self._target(table, slot)
         if vector is None:
             return ()
-        return struct.unpack_from(f"<{self._count(vector)}f", self._data, vector + 4)
+        return tuple(self._unpack("<f", vector + 4 + 4 * index) for index in range(self._count(vector)))
 
     def _count(self, vector: int) -> int:
-        count = self._u32(vector)
+        count = self.u32(vector)
         if count > _MOST:
             raise ValueError(f"{count} elements")
         return count
 
     def _target(self, table: int, slot: int) -> int | None:
         place = self._field(table, slot)
-        return place + self._u32(place) if place else None
+        return place + self.u32(place) if place else None
 
     def _field(self, table: int, slot: int) -> int:
         """Position of a field of a table, or 0."""
@@ -172,10 +240,10 @@ class _Walk:
             raise ValueError("a field lies outside")
         return place
 
-    def _u32(self, place: int) -> int:
-        return self._unpack("<I", place)
-
-    def _unpack(self, code: str, place: int) -> int:
+    def _unpack(self, code: str, place: int) -> Any:
         if place < 0:
             raise ValueError("an offset points before the beginning")
-        return int(struct.unpack_from(code, self._data, place)[0])
+        try:
+            return struct.unpack_from(code, self._data, place)[0]
+        except struct.error as error:
+            raise ValueError(str(error)) from error

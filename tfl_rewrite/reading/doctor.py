@@ -12,8 +12,9 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.options.json_data import JsonData, computed
 from tfl_rewrite.passes import calls
-from tfl_rewrite.reading.doctor import operators, placement, quantization, values, versions
-from tfl_rewrite.reading.doctor.kinds import KINDS, Finding, Severity
+from tfl_rewrite.reading.content_findings import check_file, check_quantization, check_values
+from tfl_rewrite.reading.findings import KINDS, Finding, Severity
+from tfl_rewrite.reading.operator_findings import check_operators, check_versions
 
 _ORDER = {kind.name: index for index, kind in enumerate(KINDS)}
 # What the structural check says too, and a row says better.
@@ -25,7 +26,7 @@ class Diagnosis(JsonData):
     """What is wrong with one file.
 
     Attributes:
-        findings: Worst first, then in the order of :data:`tfl_rewrite.reading.doctor.kinds.KINDS`.
+        findings: Worst first, then in the order of :data:`tfl_rewrite.reading.findings.KINDS`.
     """
 
     schema: ClassVar[int] = 1
@@ -71,14 +72,14 @@ def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> D
     origin = origin_of(model)
     assert origin is not None
     found = [
-        *quantization.check(model, Graph.of(model)),
-        *operators.check(model),
-        *versions.check(model, wanted),
-        *values.check(model),
+        *check_quantization(model, Graph.of(model)),
+        *check_operators(model),
+        *check_versions(model, wanted),
+        *check_values(model),
     ]
     for problem in problems(model):
         if not any(words in problem.what for words in _SAID_BETTER):
             found.append(Finding("structure", problem.where, problem.what))
-    found += placement.check(model)
+    found += check_file(model)
     found.sort(key=lambda finding: (finding.severity.rank, _ORDER[finding.kind]))
     return Diagnosis(os.fspath(path), origin.container.nbytes, tuple(found))
