@@ -14,7 +14,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme
+from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, forms
 from tfl_rewrite.weights.plan import WeightPlan
 
 Float64 = npt.NDArray[np.float64]
@@ -26,21 +26,11 @@ _LEAST_SPARED = 0.05
 LEAST_ELEMENTS = 64
 """Smaller constants stay: a DEQUANTIZE of their own would cost more than they."""
 
-ENCODINGS = (
-    "int8:channel:dequantize",
-    "int8:tensor:dequantize",
-    "int8:channel",
-    "int6:channel:dequantize",
-    "int4:channel:dequantize",
-    "int4:block:32:dequantize",
-    "int2:channel:dequantize",
-    "int2:block:32:dequantize",
-    "float16",
-)
+ENCODINGS = tuple(text for form in forms().values() for text in form.tried)
 """What is tried, where the file is to be small. Weights behind DEQUANTIZE leave activations alone, so their
 noise is all there is; ``int8:channel`` takes the runtime's hybrid kernels, which saves an operator."""
 
-HYBRID = ("int4:channel", "int4:block:32")
+HYBRID = tuple(text for form in forms().values() for text in form.tried_in_kernels)
 """What is tried besides, where memory or time count, for kernels that read such integers."""
 
 

@@ -61,8 +61,8 @@ class StorageForm(ABC):
         parts: Types of the tensors that hold the elements, as in ``TensorType``; integers in several parts
             are their sum, each part in steps that the next one divides.
         full_range: Whether readers take the lowest integer, which has no positive counterpart.
-        tried: Encodings of it that a search tries, without the name.
-        tried_in_kernels: Those that it tries besides, where memory or time count.
+        tried: Encodings of it that a search tries, where the file is to be small.
+        tried_in_kernels: Those that it tries besides, where memory or time count, for kernels that read them.
     """
 
     name: str

@@ -136,4 +136,4 @@ class Float32(Float16):
         return None
 
 
-FORMS = (Float16("float16", ("FLOAT16",), tried=("",)), Float32("float32", ("FLOAT32",)))
+FORMS = (Float16("float16", ("FLOAT16",), tried=("float16",)), Float32("float32", ("FLOAT32",)))

@@ -128,13 +128,13 @@ FORMS = (
         "int8",
         ("INT8",),
         full_range=False,
-        tried=("channel:dequantize", "tensor:dequantize", "channel"),
+        tried=("int8:channel:dequantize", "int8:tensor:dequantize", "int8:channel"),
     ),
     Integer(
         "int4",
         ("INT4",),
-        tried=("channel:dequantize", "block:32:dequantize"),
-        tried_in_kernels=("channel", "block:32"),
+        tried=("int4:channel:dequantize", "int4:block:32:dequantize"),
+        tried_in_kernels=("int4:channel", "int4:block:32"),
     ),
-    Integer("int2", ("INT2",), tried=("channel:dequantize", "block:32:dequantize")),
+    Integer("int2", ("INT2",), tried=("int2:channel:dequantize", "int2:block:32:dequantize")),
 )

@@ -111,4 +111,4 @@ class SplitInteger(Integer):
         subgraph.operators[place:place] = operators
 
 
-FORMS = (SplitInteger("int6", ("INT4", "INT2"), tried=("channel:dequantize",)),)
+FORMS = (SplitInteger("int6", ("INT4", "INT2"), tried=("int6:channel:dequantize",)),)
