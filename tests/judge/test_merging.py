@@ -64,3 +64,18 @@ def test_a_half_that_does_not_run_decides() -> None:
     good = judged([(same, same)], Tolerance())
     broken = Verdict(status="fail", cause="crash", reasons=("the rewritten file does not run",))
     assert merged([good, broken], Tolerance()).cause == "crash"
+
+
+def test_one_verdict_is_itself() -> None:
+    same = np.ones((1, 5), np.float32)
+    alone = judged([(same, same)], Tolerance())
+    assert merged([alone], Tolerance(min_snr=99.0)) is alone
+
+
+def test_verdicts_on_other_outputs_are_not_added_up() -> None:
+    """Such as of a run whose last entry point was not reached: what is known of the first is said."""
+    same = np.ones((1, 5), np.float32)
+    one = judged([(same, same)], Tolerance())
+    none = Verdict(status="pass", outputs=())
+    assert merged([one, none], Tolerance()) is one
+    assert merged([none, one], Tolerance()) is none
