@@ -30,6 +30,7 @@ from bench_models import bench_parser, float_models, inputs_of
 from bench_quality import Point, judged
 
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.pipeline.opened import open_outputs
 
 EXACT = 100.0
@@ -95,8 +96,8 @@ class Judges:
         self._opened, self._trial = work / "opened.tflite", work / "opened-made.tflite"
         self._opened.unlink(missing_ok=True)
         has_inside = open_outputs(path, self._opened, centred=True) > 0
-        self._judge = Judge(path, inputs=[inputs])
-        self._inside = Judge(self._opened, inputs=[inputs]) if has_inside else None
+        self._judge = Judge(path, Judging(inputs=[inputs]))
+        self._inside = Judge(self._opened, Judging(inputs=[inputs])) if has_inside else None
 
     def __enter__(self) -> Judges:
         return self

@@ -27,13 +27,13 @@ from pathlib import Path
 
 from bench_models import bench_parser, float_models, inputs_of
 
-from tfl_rewrite import Verification, load
+from tfl_rewrite import Judging, load
 from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import save
-from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes import calls
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.shrink import Wanted, session
@@ -209,7 +209,7 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
         before=[*calls.remove_dead_passes(), calls.dedup_pass()],
         after=calls.compact_passes(),
         time_limit=limit,
-        verification=Verification(inputs=(inputs / f"{path.stem}.calib.npz",)),
+        judging=Judging(inputs=(inputs / f"{path.stem}.calib.npz",)),
         # The whole of the other file serves for searching: what judges lies in another one.
         holdout=(inputs / f"{path.stem}.eval.npz",),
     )
@@ -375,12 +375,12 @@ def main() -> None:
         if arguments.known and not (kept.exists() and own.exists()):
             continue
         if not kept.exists():
-            with Judge(path, inputs=[evaluation]) as judge:
+            with Judge(path, Judging(inputs=[evaluation])) as judge:
                 points = peer_points(path, inputs, arguments.work / path.stem, arguments.peer_python, judge)
             kept.write_text(json.dumps([asdict(point) for point in points], indent=1))
         if not own.exists():
             try:
-                with Judge(path, inputs=[evaluation]) as judge:
+                with Judge(path, Judging(inputs=[evaluation])) as judge:
                     made = arguments.work / f"{path.stem}.tflite"
                     points = uniform_points(path, inputs, judge, made)
                     if not arguments.no_search:

@@ -33,14 +33,14 @@ from bench_models import bench_parser, inputs_of
 
 from tfl_rewrite import load, round_weights_pass, save
 from tfl_rewrite.calibration.fitter import Fitter
+from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search.rounding import RoundingSearch
 
 STEPS = 256
@@ -161,9 +161,9 @@ class Contest:
         if (holds, -size if holds else snr) > (row.held, -row.ours if row.held else row.ours_snr):
             row.ours, row.ours_snr, row.how = size, snr, how
 
-    def by_steps(self, verification: Verification) -> None:
+    def by_steps(self, judging: Judging) -> None:
         """Tries plain numbers of steps, finest first."""
-        tried, plain = [], replace(round_weights_pass(), fitting=Fitter(verification.calibration()))
+        tried, plain = [], replace(round_weights_pass(), fitting=Fitter(Settings.of(judging)))
         for steps in (512, 256, 128, 64, 32):
             tried.append((steps, self.snr_of(replace(plain, steps=steps))))
             if tried[-1][1] < self.wanted:
@@ -232,7 +232,7 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
     if not write_reference(path, reference) or not calib.exists() or not evaluation.exists():
         return None
     started = time.monotonic()
-    with Judge(path, inputs=[evaluation], tolerance=Tolerance(min_snr=None)) as judge:
+    with Judge(path, Judging(inputs=[evaluation], tolerance=Tolerance(min_snr=None))) as judge:
         verdict = judge.compare(reference)
         if verdict.status == "unverified":
             return None
@@ -245,7 +245,7 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
             cosine=min((item.cosine for item in verdict.outputs if item.cosine is not None), default=1.0),
         )
         contest = Contest(path, ours, judge, row)
-        settings = Verification(inputs=(calib,))
+        settings = Judging(inputs=(calib,))
         contest.by_steps(settings)
         with RoundingSearch(path, round_weights_pass(), settings, aim=contest.wanted) as search:
             contest.by_search(search)

@@ -22,7 +22,7 @@ from typing import Any
 from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import verify
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Judging, Tolerance
 
 
 def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict
         row |= {"promised": report["promised_snr_db"], "likely": report["expected_snr_db"]}
         row["held_out"] = report["proven_snr_db"]
         verdict = verify(
-            path, made, inputs=[inputs / f"{path.stem}.eval.npz"], tolerance=Tolerance(min_snr=None)
+            path, made, Judging(inputs=[inputs / f"{path.stem}.eval.npz"], tolerance=Tolerance(min_snr=None))
         )
         row["evaluated"] = lowest(verdict.to_dict()["outputs"])
     return row

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import tfl_rewrite
-from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.judge.settings import Judging
 
 FORMS: tuple[dict[str, str], ...] = (
     {"dtype": "int8", "scheme": "auto"},
@@ -51,14 +51,12 @@ def main() -> None:
         for number, options in enumerate(FORMS):
             made = Path(folder) / f"{number}.tflite"
             passes = [tfl_rewrite.quantize_weights_pass(**options)]
-            settings = Verification(inputs=(calibration,), tolerance=tfl_rewrite.Tolerance(min_snr=0))
-            tfl_rewrite.rewrite(model, made, passes, verification=settings)
+            settings = Judging(inputs=(calibration,), tolerance=tfl_rewrite.Tolerance(min_snr=0))
+            tfl_rewrite.rewrite(model, made, passes, judging=settings)
             name = ", ".join(options.values())
             print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         made = Path(folder) / "shrunk.tflite"
-        report = tfl_rewrite.shrink(
-            model, made, min_agreement=0.99, verification=Verification(inputs=(calibration,))
-        )
+        report = tfl_rewrite.shrink(model, made, min_agreement=0.99, judging=Judging(inputs=(calibration,)))
         print(f"{'shrink, 99 %':18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         for note in report.notes:
             print(f"  {note}")

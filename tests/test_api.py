@@ -14,11 +14,11 @@ import tfl_rewrite
 from tfl_rewrite import (
     FileAccessError,
     FormatError,
+    Judging,
     TflRewriteError,
     Tolerance,
     UnsupportedError,
     UsageError,
-    Verification,
     VerificationError,
 )
 
@@ -149,9 +149,11 @@ def test_load_quantize_save_verify(fixtures: Path, tmp_path: Path) -> None:
     result = tfl_rewrite.quantize_weights(model, granularity="channel", exclude=["^FULLY_CONNECTED$"])
     assert result.modified and result.name == "quantize-weights"
     assert tfl_rewrite.save(model, target) == target.stat().st_size < source.stat().st_size
-    verdict = tfl_rewrite.verify(source, target, samples=2)
+    verdict = tfl_rewrite.verify(source, target, tfl_rewrite.Judging(samples=2))
     assert verdict.passed and verdict.worst_snr() is not None
-    exact = tfl_rewrite.verify(source, target, samples=1, tolerance=Tolerance(exact=True))
+    exact = tfl_rewrite.verify(
+        source, target, tfl_rewrite.Judging(samples=1, tolerance=Tolerance(exact=True))
+    )
     assert exact.status == "fail"
 
 
@@ -161,7 +163,7 @@ def test_same_bytes_as_rewrite(fixtures: Path, tmp_path: Path) -> None:
     tfl_rewrite.quantize_weights(model)
     tfl_rewrite.save(model, tmp_path / "one.tflite")
     passes = [tfl_rewrite.quantize_weights_pass()]
-    tfl_rewrite.rewrite(source, tmp_path / "two.tflite", passes, verification=Verification(mode="off"))
+    tfl_rewrite.rewrite(source, tmp_path / "two.tflite", passes, judging=Judging(mode="off"))
     assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite import RewriteFailed, TflRewriteError, Verification, rewrite
+from tfl_rewrite import Judging, RewriteFailed, TflRewriteError, rewrite
 from tfl_rewrite.passes.calls import quantize_weights_pass
 
 CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
@@ -206,10 +206,10 @@ def test_quantize_weights(path: Path, tmp_path: Path) -> None:
     row = TABLE.get(path.stem)
     target = tmp_path / "out" / "out.tflite"
     target.parent.mkdir()
-    verification = Verification(inputs=_inputs(path, "calib"), samples=2, blame_seconds=0)
+    judging = Judging(inputs=_inputs(path, "calib"), samples=2, blame_seconds=0)
     before = path.stat()
     try:
-        report = rewrite(path, target, [quantize_weights_pass()], verification=verification)
+        report = rewrite(path, target, [quantize_weights_pass()], judging=judging)
     except TflRewriteError as error:
         assert list(target.parent.iterdir()) == [], "a refusal leaves nothing behind"
         assert error.exit_code in DOCUMENTED[1:]
@@ -241,7 +241,7 @@ def test_quantize_weights(path: Path, tmp_path: Path) -> None:
         assert not tfl_rewrite.quantize_weights(again).modified, "a second run changes nothing"
         assert len(tfl_rewrite.check(target)) <= len(tfl_rewrite.check(path))
     if path.stem in JUDGED_AGAIN:
-        verdict = tfl_rewrite.verify(path, target, inputs=_inputs(path, "eval"))
+        verdict = tfl_rewrite.verify(path, target, tfl_rewrite.Judging(inputs=_inputs(path, "eval")))
         assert verdict.passed, verdict.reasons
     if path.stem == _METADATA:
         assert _zip(target) == _zip(path) != {}
@@ -287,7 +287,7 @@ def test_old_runtime(path: Path, tmp_path: Path) -> None:
     tfl_rewrite.quantize_weights(model, min_runtime="2.14")
     tfl_rewrite.save(model, target)
     verdict = tfl_rewrite.verify(
-        path, target, inputs=_inputs(path, "calib"), samples=1, runtime=f"python:{OLD}"
+        path, target, tfl_rewrite.Judging(inputs=_inputs(path, "calib"), samples=1, runtime=f"python:{OLD}")
     )
     if path.stem in BEYOND_OLD or _row(path).silent:
         assert verdict.status == "unverified"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import check, load
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.pipeline.rewrite import rewrite
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.weights import plan
 
 DEEP = os.environ.get("TFL_REWRITE_LARGE") == "1"
-OFF = Verification(mode="off")
+OFF = Judging(mode="off")
 
 # The command, and then the peak of its resident memory in KiB; that of its parent does not count there.
 MEASURED = """
@@ -126,8 +126,8 @@ def test_threads_are_those_asked_for(fixtures: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(plan, "ThreadPoolExecutor", counted)
     source = fixtures / "digits_cnn.tflite"
-    rewrite(source, tmp_path / "3.tflite", [quantize_weights_pass()], verification=OFF, threads=3)
+    rewrite(source, tmp_path / "3.tflite", [quantize_weights_pass()], judging=OFF, threads=3)
     assert set(asked) == {3}
     asked.clear()
-    rewrite(source, tmp_path / "0.tflite", [quantize_weights_pass()], verification=OFF)
+    rewrite(source, tmp_path / "0.tflite", [quantize_weights_pass()], judging=OFF)
     assert set(asked) == {os.cpu_count()}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tfl_rewrite.files.store import load, save
-    from tfl_rewrite.judge.compare import Tolerance
+    from tfl_rewrite.judge.settings import Judging, Tolerance
     from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.passes.calls import (
         compact,
@@ -41,14 +41,12 @@ if TYPE_CHECKING:
     )
     from tfl_rewrite.passes.catalog import passes_of, preset
     from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
-    from tfl_rewrite.pipeline.verification import Verification
     from tfl_rewrite.pipeline.verify import verify
     from tfl_rewrite.reading.blame import blame
     from tfl_rewrite.reading.check import check
     from tfl_rewrite.reading.diff import Comparison, diff
     from tfl_rewrite.reading.doctor import Diagnosis, doctor
     from tfl_rewrite.reading.inspect import inspect
-    from tfl_rewrite.reading.metadata import media_inputs
     from tfl_rewrite.search.calls import shrink
     from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
     from tfl_rewrite.search.rounding import search_rounding
@@ -69,11 +67,11 @@ _HOMES = {
     "ShrinkFailed": "search.report",
     "ShrinkReport": "search.report",
     "TflRewriteError": "errors",
-    "Tolerance": "judge.compare",
+    "Tolerance": "judge.settings",
     "UnsupportedError": "errors",
     "UsageError": "errors",
     "Verdict": "judge.verdict",
-    "Verification": "pipeline.verification",
+    "Judging": "judge.settings",
     "VerificationError": "errors",
     "blame": "reading.blame",
     "check": "reading.check",
@@ -88,7 +86,6 @@ _HOMES = {
     "inspect": "reading.inspect",
     "join": "shards.calls",
     "load": "files.store",
-    "media_inputs": "reading.metadata",
     "open_sharded": "shards.calls",
     "passes_of": "passes.catalog",
     "preset": "passes.catalog",
@@ -113,6 +110,7 @@ __all__ = [
     "FileAccessError",
     "FormatError",
     "InvariantError",
+    "Judging",
     "Report",
     "RewriteFailed",
     "ShardFailed",
@@ -125,7 +123,6 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "Verdict",
-    "Verification",
     "VerificationError",
     "__version__",
     "blame",
@@ -141,7 +138,6 @@ __all__ = [
     "inspect",
     "join",
     "load",
-    "media_inputs",
     "open_sharded",
     "passes_of",
     "preset",

@@ -19,9 +19,9 @@ import numpy as np
 from hostile.contract import Breach
 from hostile.models import make, packed
 from tfl_rewrite.editing.base import Effect, Pass
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.rewrite import RewriteFailed, rewrite
-from tfl_rewrite.pipeline.verification import Verification
 
 Array = np.ndarray[Any, Any]
 LOSSLESS = ("remove-dead", "dedup", "compact")
@@ -155,7 +155,7 @@ def try_example(random: Random, runner: Runner, folder: Path) -> Example:
     chosen = passes_at_random(random, lossy=lossy)
     words = tuple(word for word, _ in chosen)
     passes = [item for _, items in chosen for item in items]
-    report = rewrite(source, target, passes, verification=Verification(mode="off"), force=True, threads=1)
+    report = rewrite(source, target, passes, judging=Judging(mode="off"), force=True, threads=1)
     nbytes = source.stat().st_size, target.stat().st_size
     if nbytes != (report.nbytes_before, report.nbytes_after):
         raise Breach(
@@ -182,7 +182,7 @@ def try_example(random: Random, runner: Runner, folder: Path) -> Example:
     # Such a loss happens on random weights; then nothing may be published.
     target.unlink()
     try:
-        rewrite(source, target, passes, verification=Verification(mode="require", samples=8), threads=1)
+        rewrite(source, target, passes, judging=Judging(mode="require", samples=8), threads=1)
     except RewriteFailed:
         if target.exists():
             raise Breach(f"{words}: refused, and yet published") from None

@@ -47,7 +47,7 @@ def test_the_same_bytes_as_on_this_machine(cluster: str, fixtures: Path, tmp_pat
         config = plain_config(
             [f"{models}/*.tflite"],
             {"out": str(out), "passes": ("quantize-weights",), "executor": executor},
-            {"verify": "off"},
+            {"mode": "off"},
         )
         summary = run_batch(config)
         assert summary.exit_code == 2 and len(summary.rows) == len(MODELS) + 1

@@ -71,8 +71,8 @@ def test_nothing_to_do_is_a_usage_error(tree: Path, pattern: str) -> None:
 
 
 def test_the_key_names_the_work(tree: Path) -> None:
-    def key(**verification: object) -> str:
-        return plan(plain_config(["a/one.tflite"], GIVEN, verification))[0].key
+    def key(**judging: object) -> str:
+        return plan(plain_config(["a/one.tflite"], GIVEN, judging))[0].key
 
     assert key() == key()
     keys = {key(), key(samples=2)}
@@ -88,9 +88,9 @@ def test_the_key_names_the_work(tree: Path) -> None:
 def test_inputs_of_each_file(tree: Path) -> None:
     (tree / "two.npz").write_bytes(b"")
     jobs = plan(plain_config(["a/**/*.tflite"], GIVEN, {"inputs": ["{stem}.npz"]}))
-    assert [job.settings.inputs for job in jobs] == [(str(tree / "two.npz"),), ()]
+    assert [job.settings.judging.inputs for job in jobs] == [(str(tree / "two.npz"),), ()]
     jobs = plan(plain_config(["a/one.tflite"], GIVEN, {"inputs": ["{stem}.npz"], "missing_inputs": "fail"}))
-    assert jobs[0].settings.inputs == (str(tree / "one.npz"),)
+    assert jobs[0].settings.judging.inputs == (str(tree / "one.npz"),)
 
 
 def test_a_job_survives_json(tree: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_configuration_file(tree: Path) -> None:
     shutil.rmtree(tree / "c")
     two, one = plan(config)
     assert (one.settings.preset, one.settings.passes) == ("small", ())
-    assert (one.settings.min_snr, one.settings.verify) == (20, "require")
+    assert (one.settings.judging.tolerance.min_snr, one.settings.judging.mode) == (20, "require")
     assert (two.settings.preset, two.settings.passes) == (None, ("dedup",))
-    assert (two.settings.min_snr, two.settings.verify) == (30, "off")
+    assert (two.settings.judging.tolerance.min_snr, two.settings.judging.mode) == (30, "off")
 
 
 def test_files_can_be_left_out(tree: Path) -> None:
@@ -141,7 +141,11 @@ def test_the_command_line_wins(tree: Path) -> None:
     config = read_config(
         tree / "batch.toml", {"out": "other", "passes": ("dedup",), "preset": None}, {"samples": 7}
     )
-    assert (config.out, config.settings.passes, config.settings.samples) == (tree / "other", ("dedup",), 7)
+    assert (config.out, config.settings.passes, config.settings.judging.samples) == (
+        tree / "other",
+        ("dedup",),
+        7,
+    )
 
 
 BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
@@ -226,7 +230,7 @@ def test_placeholders_are_replaced_once(tree: Path) -> None:
     config = configured(tree, text + 'inputs = ["{folder}/{stem}{.npz", "{stem}}-{name}"]')
     (job,) = [job for job in plan(config) if "{" in job.name]
     folder = tree / "a"
-    assert job.settings.inputs == (
+    assert job.settings.judging.inputs == (
         f"{folder}/{{folder}}{{.npz",
         f"{tree}/{{folder}}}}-{{folder}}.tflite",
     )
@@ -243,7 +247,7 @@ def test_any_depth_is_looked_for_once(tree: Path) -> None:
 def test_a_runtime_of_the_command_line_is_taken(tree: Path) -> None:
     (tree / "batch.toml").write_text(BATCH + 'preset = "small"\n[verify]\nruntime = "litert"\n')
     config = read_config(tree / "batch.toml", {}, {"runtime": ["python:/usr/bin/python3"]})
-    assert config.settings.runtime == ("python:/usr/bin/python3",)
+    assert config.settings.judging.runtime == ("python:/usr/bin/python3",)
 
 
 def test_a_file_that_is_not_there(tree: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Verification, load, rewrite, round_weights_pass, search_rounding
+from tfl_rewrite import Judging, load, rewrite, round_weights_pass, search_rounding
 from tfl_rewrite.calibration.fitter import Fitter
+from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.cli import main
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.numerics.products import Dense
@@ -31,7 +32,7 @@ def logits_ratio(before: Path, after: Path, inputs: Path) -> float:
     for path, target in zip((before, after), opened, strict=True):
         target.unlink(missing_ok=True)
         assert open_outputs(path, target)
-    ratio = verify(*opened, inputs=[inputs], tolerance=Tolerance(min_snr=None)).worst_snr()
+    ratio = verify(*opened, Judging(inputs=[inputs], tolerance=Tolerance(min_snr=None))).worst_snr()
     assert ratio is not None
     return ratio
 
@@ -41,14 +42,14 @@ def rounded(
 ) -> Report:
     tolerance = Tolerance(min_snr=None)
     apart = () if holdout is None else (holdout,)
-    settings = Verification(inputs=(inputs,), holdout=apart, tolerance=tolerance)
-    return rewrite(source, target, [round_weights_pass(**options)], verification=settings, force=True)
+    settings = Judging(inputs=(inputs,), holdout=apart, tolerance=tolerance)
+    return rewrite(source, target, [round_weights_pass(**options)], judging=settings, force=True)
 
 
 def fitter_of(source: Path, inputs: Path) -> tuple[Fitter, dict[str, Constant]]:
     model = load(source)
     items, _ = find_constants(model, int8=False, min_elements=16)
-    fitter = Fitter(Verification(inputs=(inputs,)).calibration())
+    fitter = Fitter(Settings.of(Judging(inputs=(inputs,))))
     fitter.prepare(model, items)
     return fitter, {item.where: item for item in items}
 
@@ -191,34 +192,38 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
         np.savez(tmp_path / "calib.npz", **{name: held[name][:8] for name in held.files})
         np.savez(tmp_path / "judge.npz", **{name: held[name][8:] for name in held.files})
     judge = tmp_path / "judge.npz"
-    settings = Verification(inputs=(tmp_path / "calib.npz",), holdout=(judge,))
+    settings = Judging(inputs=(tmp_path / "calib.npz",), holdout=(judge,))
     found = search_rounding(source, round_weights_pass(), settings, min_snr=25)
     assert found.snr is not None and 25 <= found.snr < 33
     dealt = "4 + 4 samples, each half with weights rounded for the other"
     assert any(dealt in note for note in found.settings.notes)
-    report = rewrite(source, target, [found.settings], verification=settings)
+    report = rewrite(source, target, [found.settings], judging=settings)
     assert report.verdict is not None and report.deflated is not None
-    own = verify(source, target, inputs=settings.inputs, tolerance=Tolerance(min_snr=None)).worst_snr()
+    own = verify(
+        source, target, Judging(inputs=settings.inputs, tolerance=Tolerance(min_snr=None))
+    ).worst_snr()
     other = report.verdict.worst_snr()
     # On its own inputs the file looks better than was measured; the others, which judge, keep what was asked.
     assert own is not None and other is not None and report.verdict.unfitted
     assert own > found.snr + 2 and other >= 25
     plain = search_rounding(source, round_weights_pass(effort="fast"), settings, min_snr=25)
     assert plain.settings.fitting is None
-    by_weights = rewrite(source, tmp_path / "plain.tflite", [plain.settings], verification=settings)
+    by_weights = rewrite(source, tmp_path / "plain.tflite", [plain.settings], judging=settings)
     assert by_weights.deflated is not None and report.deflated[1] < by_weights.deflated[1]
 
 
 def test_the_search_looks_behind_a_softmax(fixtures: Path, tmp_path: Path, few: Path) -> None:
     """Twenty-four digits that the net is sure of: behind the SOFTMAX next to nothing shows."""
-    source, settings = fixtures / "digits_cnn.tflite", Verification(inputs=(few,))
+    source, settings = fixtures / "digits_cnn.tflite", Judging(inputs=(few,))
     found = search_rounding(source, round_weights_pass(), settings, min_snr=25)
     hidden = next(note for note in found.settings.notes if "what goes into the last SOFTMAX" in note)
     assert float(hidden.split()[-2]) >= 25
     # Other digits, of which the net is not so sure.
-    rewrite(source, tmp_path / "out.tflite", [found.settings], verification=settings)
+    rewrite(source, tmp_path / "out.tflite", [found.settings], judging=settings)
     judge = fixtures / "inputs" / "digits_eval.npz"
-    verdict = verify(source, tmp_path / "out.tflite", inputs=[judge], tolerance=Tolerance(min_snr=None))
+    verdict = verify(
+        source, tmp_path / "out.tflite", Judging(inputs=[judge], tolerance=Tolerance(min_snr=None))
+    )
     ratio = verdict.worst_snr()
     assert ratio is not None and ratio > 25 - 1
 
@@ -226,7 +231,7 @@ def test_the_search_looks_behind_a_softmax(fixtures: Path, tmp_path: Path, few: 
 def test_too_few_samples_are_not_fitted_in_a_search(fixtures: Path, tmp_path: Path) -> None:
     with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
         np.savez(tmp_path / "one.npz", **{name: held[name][:1] for name in held.files})
-    settings = Verification(inputs=(tmp_path / "one.npz",))
+    settings = Judging(inputs=(tmp_path / "one.npz",))
     found = search_rounding(fixtures / "digits_cnn.tflite", round_weights_pass(), settings, min_snr=25)
     assert found.settings.fitting is None
     assert not any("each half" in note for note in found.settings.notes)

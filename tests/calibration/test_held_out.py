@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from tfl_rewrite import (
+    Judging,
     Tolerance,
-    Verification,
     load,
     quantize_weights_pass,
     rewrite,
@@ -226,8 +226,8 @@ def test_what_judges_is_never_written_to(
         assert call(*words, "--inputs", inputs, "--holdout", apart, "--force") == 2
         assert "--holdout" in capsys.readouterr().err
     with pytest.raises(UsageError, match="holdout"):
-        given = Verification(inputs=(inputs,), holdout=(apart,))
-        rewrite(source, linked, [quantize_weights_pass()], verification=given, force=True)
+        given = Judging(inputs=(inputs,), holdout=(apart,))
+        rewrite(source, linked, [quantize_weights_pass()], judging=given, force=True)
     assert apart.read_bytes() == before and not (tmp_path / "a.tflite").exists()
 
 
@@ -287,29 +287,27 @@ def test_missing_inputs_are_told_before_anything_is_made(
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("tfl_rewrite.pipeline.rewrite.load", ran)
-    settings = Verification(**{name: (tmp_path / "no.npz",)})
+    settings = Judging(**{name: (tmp_path / "no.npz",)})
     with pytest.raises(UsageError, match=r"no\.npz: no such file"):
-        rewrite(rnet[0], tmp_path / "out.tflite", [quantize_weights_pass()], verification=settings)
+        rewrite(rnet[0], tmp_path / "out.tflite", [quantize_weights_pass()], judging=settings)
 
 
 @pytest.mark.runtime
 def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
     for item in (quantize_weights_pass(), round_weights_pass()):
-        report = rewrite(
-            source, tmp_path / "a.tflite", [item], verification=Verification(inputs=(inputs,)), force=True
-        )
+        report = rewrite(source, tmp_path / "a.tflite", [item], judging=Judging(inputs=(inputs,)), force=True)
         assert report.verdict is not None and report.verdict.unfitted
         assert report.verdict.sample_count == 3
-        given = Verification(inputs=(inputs,), holdout=(inputs,), tolerance=Tolerance(min_snr=None))
-        report = rewrite(source, tmp_path / "a.tflite", [item], verification=given, force=True)
+        given = Judging(inputs=(inputs,), holdout=(inputs,), tolerance=Tolerance(min_snr=None))
+        report = rewrite(source, tmp_path / "a.tflite", [item], judging=given, force=True)
         assert report.verdict is not None and report.verdict.sample_count == 12
     # Where nothing is fitted, all judge.
     plain = rewrite(
         source,
         tmp_path / "b.tflite",
         [quantize_weights_pass(effort="fast")],
-        verification=Verification(inputs=(inputs,)),
+        judging=Judging(inputs=(inputs,)),
     )
     assert plain.verdict is not None and plain.verdict.sample_count == 12 and not plain.verdict.unfitted
 

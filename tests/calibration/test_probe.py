@@ -16,6 +16,7 @@ from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.interpreter.worker import RuntimeChoice
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.passes.cut import Cut
@@ -63,7 +64,7 @@ def test_activations_and_moments_of_a_whole_net(fixtures: Path, tmp_path: Path, 
             run_passes(model, [Cut(None, [f"#{index}"])])
             part = tmp_path / f"{position}.tflite"
             save(model, part)
-            ran = run_model(part, inputs=[inputs])
+            ran = run_model(part, Judging(inputs=[inputs]))
             assert ran.failure is None
             expected = [values for call in ran.outputs if (values := call.values[0]) is not None]
         for ours, theirs in zip(seen[position], expected, strict=True):

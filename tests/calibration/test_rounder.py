@@ -13,7 +13,7 @@ from tfl_rewrite import load
 from tfl_rewrite.calibration.rounder import Calibrated, Settings
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import Context
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.verify import verify
@@ -34,7 +34,7 @@ def quantize(source: Path, out: Path, *options: str | Path) -> dict[str, Any]:
 
 
 def ratio(before: Path, after: Path, inputs: Path) -> float:
-    verdict = verify(before, after, inputs=[inputs], tolerance=Tolerance(min_snr=None))
+    verdict = verify(before, after, Judging(inputs=[inputs], tolerance=Tolerance(min_snr=None)))
     return min(output.snr_db for output in verdict.outputs if output.snr_db is not None)
 
 

@@ -287,16 +287,22 @@ def test_calls_check_as_commands_do(here: Path) -> None:
     os.link("in.tflite", "link.tflite")
     os.link("calib.npz", "link.npz")
     passes = [tfl_rewrite.dedup_pass()]
-    given = tfl_rewrite.Verification(inputs=("calib.npz",))
+    given = tfl_rewrite.Judging(inputs=("calib.npz",))
     before = content(here)
     with pytest.raises(UsageError, match=r"is another name of in\.tflite"):
         tfl_rewrite.rewrite("in.tflite", "link.tflite", passes, force=True)
     with pytest.raises(UsageError, match="read as inputs"):
-        tfl_rewrite.rewrite("in.tflite", "link.npz", passes, verification=given, force=True)
+        tfl_rewrite.rewrite("in.tflite", "link.npz", passes, judging=given, force=True)
     with pytest.raises(UsageError, match="read as inputs"):
-        tfl_rewrite.shrink("in.tflite", "link.npz", min_snr=20, verification=given, force=True)
+        tfl_rewrite.shrink("in.tflite", "link.npz", min_snr=20, judging=given, force=True)
     with pytest.raises(UsageError, match="read as holdout"):
-        tfl_rewrite.shrink("in.tflite", "out.tflite", min_snr=20, holdout=["calib.npz"], state="link.npz")
+        tfl_rewrite.shrink(
+            "in.tflite",
+            "out.tflite",
+            min_snr=20,
+            judging=tfl_rewrite.Judging(holdout=["calib.npz"]),
+            state="link.npz",
+        )
     with pytest.raises(UsageError, match="are the same file"):
         tfl_rewrite.shrink("in.tflite", "out.tflite", min_snr=20, state="OUT.tflite")
     with pytest.raises(UsageError, match="no file name"):

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tfl_rewrite.errors import UsageError
-from tfl_rewrite.interpreter.memory import MemoryWatch, amount, default_limit, parse_memory
+from tfl_rewrite.interpreter.memory import MemoryWatch, amount, default_limit
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.pipeline.verify import verify
 
 from .. import tiny_models
@@ -26,17 +26,17 @@ def runtime(tmp_path):
 def test_bomb_is_named_as_input_and_as_output(tmp_path):
     bomb = tiny_models.hungry(tmp_path / "a.tflite", size=15_000)
     tame = tiny_models.hungry(tmp_path / "b.tflite", size=20)
-    verdict = verify(bomb, bomb, memory_limit=400 * MB)
+    verdict = verify(bomb, bomb, Judging(memory_limit=400 * MB))
     assert verdict.status == "unverified" and verdict.cause == "memory"
     assert "took more memory than 400 MB while running it (call 1)" in verdict.reasons[0]
-    assert verify(tame, tame, memory_limit=400 * MB).status == "pass"
+    assert verify(tame, tame, Judging(memory_limit=400 * MB)).status == "pass"
 
 
 @pytest.mark.slow
 def test_rewritten_that_eats_memory_fails(tmp_path, runtime):
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", allocating=[{"eat": 700 * MB, "sleep": 5}])
-    verdict = verify(before, after, runtime=runtime, memory_limit=300 * MB)
+    verdict = verify(before, after, Judging(runtime=runtime, memory_limit=300 * MB))
     assert verdict.status == "fail" and verdict.cause == "memory"
     assert "took more memory than 300 MB while allocating its tensors" in verdict.reasons[0]
     assert verdict.seconds < 20
@@ -47,12 +47,12 @@ def test_refused_allocation_is_named_too(tmp_path, runtime):
     # More at once than the child lets itself have: nothing of it is ever touched. The real runtime gives no
     # reason then.
     bomb = tiny_models.hungry(tmp_path / "huge.tflite", size=20_000)
-    verdict = verify(bomb, bomb, memory_limit=400 * MB)
+    verdict = verify(bomb, bomb, Judging(memory_limit=400 * MB))
     assert verdict.status == "unverified" and verdict.cause == "memory"
     assert "it reserves much more than it may (RuntimeError)" in verdict.reasons[0]
     before = fake_runtime.model(tmp_path / "a")
     after = fake_runtime.model(tmp_path / "b", running=[{"eat": 60_000 * MB}])
-    verdict = verify(before, after, runtime=runtime, memory_limit=300 * MB)
+    verdict = verify(before, after, Judging(runtime=runtime, memory_limit=300 * MB))
     assert verdict.status == "fail" and verdict.cause == "memory"
     assert "MemoryError" in verdict.reasons[0]
 
@@ -60,7 +60,7 @@ def test_refused_allocation_is_named_too(tmp_path, runtime):
 @pytest.mark.slow
 def test_two_that_fit_one_after_the_other_are_run_so(tmp_path, runtime):
     file = fake_runtime.model(tmp_path / "a", allocating=[{"eat": 250 * MB, "sleep": 0.5}])
-    verdict = verify(file, file, runtime=runtime, memory_limit=420 * MB)
+    verdict = verify(file, file, Judging(runtime=runtime, memory_limit=420 * MB))
     assert verdict.status == "pass", verdict.reasons
     assert verdict.notes == ()
 
@@ -74,27 +74,6 @@ def test_watch_sees_no_process_that_is_gone():
 def test_default_is_a_share_of_the_machine():
     limit = default_limit()
     assert limit is not None and 10**8 < limit < 10**14
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [
-        ("4GB", 4 * 10**9),
-        ("512MiB", 512 << 20),
-        ("1.5 gb", 1_500_000_000),
-        ("100000000", 10**8),
-        ("1TB", 10**12),
-    ],
-)
-def test_amounts(text, nbytes):
-    assert parse_memory(text) == nbytes
-
-
-@pytest.mark.parametrize("text", ["", "much", "-1GB", "4XB", "1KB", "nan", "\x1b[31mGB"])
-def test_no_amounts(text):
-    with pytest.raises(UsageError) as caught:
-        parse_memory(text)
-    assert str(caught.value).isprintable() and caught.value.remedy
 
 
 def test_amounts_print():

@@ -23,6 +23,7 @@ from tfl_rewrite import UsageError, verify
 from tfl_rewrite.interpreter import sandbox as sandbox_module
 from tfl_rewrite.interpreter.process import INHERITED, Walls, environment
 from tfl_rewrite.judge.judge import Judge, RunResult, run_model
+from tfl_rewrite.judge.settings import Judging
 
 from .. import tiny_models
 from . import deeds, fake_runtime
@@ -347,7 +348,7 @@ def stranger(tmp_path: Path) -> str:
 
 def run(tmp_path: Path, runtime: str, *todo: str, **more: Any) -> RunResult:
     model = fake_runtime.model(tmp_path / "bad", running=list(todo), **more.pop("model", {}))
-    return run_model(model, runtime=runtime, timeout=60, **more)
+    return run_model(model, Judging(runtime=runtime, timeout=60, **more))
 
 
 @pytest.mark.slow
@@ -454,7 +455,7 @@ def test_a_model_that_another_program_can_read_only_through_the_parent(tmp_path)
 def test_files_without_a_name_one_after_the_other(tmp_path):
     """As candidates of a search: each is closed when the next one comes."""
     file = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])
-    with Judge(file, samples=2) as judge, open(file, "rb") as opened:
+    with Judge(file, Judging(samples=2)) as judge, open(file, "rb") as opened:
         for number in (200, 201, 202):
             os.dup2(opened.fileno(), number)
             try:
@@ -614,7 +615,7 @@ def test_crashes_and_endless_loops_are_named_in_the_sandbox(tmp_path):
         (tiny_models.crashing(tmp_path / "a.tflite"), "died of SIGSEGV while allocating", "crash"),
         (tiny_models.hanging(tmp_path / "b.tflite"), "was stopped after 1 s, while running it", "timeout"),
     ):
-        verdict = verify(file, file, timeout=1)
+        verdict = verify(file, file, Judging(timeout=1))
         assert (verdict.status, verdict.cause) == ("unverified", cause) and text in verdict.reasons[0]
         assert verdict.judge is not None and bool(verdict.judge.sandbox) is bool(VERSION or HAS_SECCOMP)
 
@@ -637,5 +638,5 @@ def test_a_runtime_where_the_sandbox_does_not_read(tmp_path, monkeypatch):
     module.write_text(f"open({str(tmp_path / 'kept' / 'table')!r}).read()\n" + module.read_text())
     file = fake_runtime.model(tmp_path / "a")
     with pytest.raises(UsageError, match="Permission denied") as caught:
-        verify(file, file, runtime=runtime)
+        verify(file, file, Judging(runtime=runtime))
     assert "virtual environment" in caught.value.remedy

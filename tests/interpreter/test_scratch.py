@@ -18,6 +18,7 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter import scratch as cleanup
 from tfl_rewrite.interpreter.scratch import PREFIX, Scratch, sweep
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.pipeline.verify import verify
 
 from .. import tiny_models
@@ -62,9 +63,9 @@ def test_after_every_kind_of_end(tmp_path, temporary):
     verify(good, good)
     verify(good, tiny_models.crashing(tmp_path / "crash.tflite"))
     hanging = tiny_models.hanging(tmp_path / "hang.tflite")
-    verify(hanging, hanging, timeout=1)
+    verify(hanging, hanging, Judging(timeout=1))
     with pytest.raises(UsageError):
-        verify(good, good, inputs=[tmp_path / "a.tflite"])
+        verify(good, good, Judging(inputs=[tmp_path / "a.tflite"]))
     judge = Judge(good)
     judge.compare(good)
     judge.close()
@@ -116,7 +117,7 @@ def test_whole_process_group_is_killed(tmp_path, temporary):
     wrapper.write_text(f'#!/bin/sh\nsleep 120 &\n"{tmp_path}/python" "$@"\n')
     wrapper.chmod(0o755)
     before = fake_runtime.model(tmp_path / "a", running=[{"sleep": 60}])
-    verdict = verify(before, before, runtime=f"python:{wrapper}", timeout=1)
+    verdict = verify(before, before, Judging(runtime=f"python:{wrapper}", timeout=1))
     assert "stopped after 1 s" in verdict.reasons[0]
     wait_until(lambda: not children_in(temporary), seconds=5)
 

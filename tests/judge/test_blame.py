@@ -18,6 +18,7 @@ from tfl_rewrite.judge import blame as blame_module
 from tfl_rewrite.judge.blame import blame
 from tfl_rewrite.judge.layers import EQUAL_DB, Layer, _ranked
 from tfl_rewrite.judge.matching import TensorTally
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.samples.made import Step
 
@@ -49,7 +50,7 @@ def chain(path: Path, factors: list[float], *, names: bool = True, rounded: int 
 def test_the_guilty_operator_is_marked(tmp_path, names):
     before = chain(tmp_path / "a.tflite", [2, 3, 4, 5, 6], names=names)
     after = chain(tmp_path / "b.tflite", [2, 3, 4.4, 5, 6], names=names)
-    found = blame(before, after, samples=2)
+    found = blame(before, after, Judging(samples=2))
     assert found.failure is None and found.sample_count == 2
     assert [layer.role for layer in found.layers] == ["equal", "equal", "enters", "carried", "carried"]
     assert [layer.index for layer in found.marked()] == [2]
@@ -66,7 +67,7 @@ def test_the_guilty_operator_is_marked(tmp_path, names):
 def test_inserted_conversions_are_skipped(tmp_path, names):
     before = chain(tmp_path / "a.tflite", [2, 3, 4], names=names)
     after = chain(tmp_path / "b.tflite", [2, 3, 4], names=names, rounded=1)
-    found = blame(before, after, samples=1)
+    found = blame(before, after, Judging(samples=1))
     assert found.inserted == {"QUANTIZE": 1, "DEQUANTIZE": 1}
     assert [(layer.index, layer.after_index) for layer in found.layers] == [(0, 0), (1, 1), (2, 4)]
     assert [layer.role for layer in found.layers] == ["equal", "equal", "enters"]
@@ -75,7 +76,7 @@ def test_inserted_conversions_are_skipped(tmp_path, names):
 @pytest.mark.runtime
 def test_equal_models(tmp_path):
     path = chain(tmp_path / "a.tflite", [2, 3])
-    found = blame(path, path, samples=1)
+    found = blame(path, path, Judging(samples=1))
     assert found.marked() == [] and {layer.snr_db for layer in found.layers} == {math.inf}
     assert "  all of them are equal" in found.summary_lines()
 
@@ -87,19 +88,19 @@ def test_quantized_and_float_compare_as_real_numbers(fixtures, tmp_path):
     np.savez(tmp_path / "in.npz", rng.random((2, 1, 8, 8, 1), dtype=np.float32))
     inputs = [tmp_path / "in.npz"]
     full, whole = fixtures / "digits_cnn_full_int8.tflite", fixtures / "digits_cnn.tflite"
-    found = blame(whole, full, inputs=inputs)
+    found = blame(whole, full, Judging(inputs=inputs))
     assert (found.sample_source, len(found.layers), found.unmatched) == ("real", 7, ())
     assert all(15 < layer.snr_db < 60 for layer in found.layers)
     assert found.layers[0].role == "enters" and "float32 -> int8" in found.layers[0].weights
-    reverse = blame(full, whole, samples=1)
+    reverse = blame(full, whole, Judging(samples=1))
     assert len(reverse.layers) == 7 and all(layer.snr_db > 15 for layer in reverse.layers)
 
 
 @pytest.mark.runtime
 def test_samples_are_those_of_the_verdict(fixtures):
     before, after = fixtures / "digits_cnn.tflite", fixtures / "digits_cnn_float16.tflite"
-    found = blame(before, after, samples=2)
-    verdict = verify(before, after, samples=2)
+    found = blame(before, after, Judging(samples=2))
+    verdict = verify(before, after, Judging(samples=2))
     # Kernels of the same kind, so nearly to the bit; other samples are several decibels off.
     assert found.layers[-1].is_output
     assert found.layers[-1].snr_db == pytest.approx(verdict.outputs[0].snr_db, abs=0.5)
@@ -107,7 +108,7 @@ def test_samples_are_those_of_the_verdict(fixtures):
 
 @pytest.mark.runtime
 def test_weights_behind_dequantize_are_no_layers(fixtures):
-    found = blame(fixtures / "digits_cnn.tflite", fixtures / "digits_cnn_float16.tflite", samples=1)
+    found = blame(fixtures / "digits_cnn.tflite", fixtures / "digits_cnn_float16.tflite", Judging(samples=1))
     assert [layer.index for layer in found.layers] == list(range(7))
     assert found.inserted == {"DEQUANTIZE": 10} and found.unmatched == ()
     assert found.layers[1].weights == "float32 -> float16 via DEQUANTIZE"
@@ -115,14 +116,14 @@ def test_weights_behind_dequantize_are_no_layers(fixtures):
 
 @pytest.mark.runtime
 def test_subgraphs_that_are_not_seen_are_named(fixtures):
-    found = blame(fixtures / "while_loop.tflite", fixtures / "while_loop.tflite", samples=1)
+    found = blame(fixtures / "while_loop.tflite", fixtures / "while_loop.tflite", Judging(samples=1))
     assert any("2 more" in note and "not seen" in note for note in found.notes)
 
 
 @pytest.mark.runtime
 def test_resources_have_no_value(fixtures):
     path = fixtures / "resource_variables.tflite"
-    found = blame(path, path, samples=1)
+    found = blame(path, path, Judging(samples=1))
     assert found.failure is None and len(found.layers) >= 3
     assert "VAR_HANDLE" not in {layer.operator for layer in found.layers}
     assert (found.unmatched, found.inserted) == ((), {})
@@ -132,11 +133,11 @@ def test_resources_have_no_value(fixtures):
 def test_signatures_of_other_subgraphs_do_not_run_in_the_primary(tmp_path):
     model = tiny_models.two_signatures(tmp_path / "m.tflite")
     np.savez(tmp_path / "in.npz", **{"mul/x": np.ones((5, 4), np.float32)})
-    found = blame(model, model, inputs=[tmp_path / "in.npz"])
+    found = blame(model, model, Judging(inputs=[tmp_path / "in.npz"]))
     assert found.sample_source == "made"
     assert "no input file covers the primary subgraph: made samples" in found.notes
     np.savez(tmp_path / "in.npz", **{"add/x": np.ones((9, 4), np.float32)})
-    found = blame(model, model, inputs=[tmp_path / "in.npz"])
+    found = blame(model, model, Judging(inputs=[tmp_path / "in.npz"]))
     assert (found.sample_source, found.sample_count) == ("real", 4)
     assert "4 of 9 samples, spread evenly" in found.notes
 
@@ -144,14 +145,14 @@ def test_signatures_of_other_subgraphs_do_not_run_in_the_primary(tmp_path):
 @pytest.mark.runtime
 def test_one_tensor_at_a_time_gives_the_same(tmp_path, monkeypatch):
     before, after = chain(tmp_path / "a.tflite", [2, 3, 4]), chain(tmp_path / "b.tflite", [2, 3.1, 4])
-    whole = blame(before, after, samples=2)
+    whole = blame(before, after, Judging(samples=2))
     batches = []
     original = blame_module._batches
     monkeypatch.setattr(
         blame_module, "_batches", lambda need: batches.append(list(original(need))) or batches[-1]
     )
     monkeypatch.setattr(blame_module, "BATCH_NBYTES", 1)
-    assert blame(before, after, samples=2).layers == whole.layers
+    assert blame(before, after, Judging(samples=2)).layers == whole.layers
     assert batches == [[[0], [1], [2]]] * 2
 
 
@@ -173,7 +174,7 @@ def test_models_that_do_not_run(tmp_path):
     crashed = blame(good, tiny_models.crashing(tmp_path / "c.tflite"))
     assert "died" in str(crashed.failure)
     endless = tiny_models.hanging(tmp_path / "d.tflite")
-    assert "the original: was stopped after 3 s" in str(blame(endless, endless, timeout=3).failure)
+    assert "the original: was stopped after 3 s" in str(blame(endless, endless, Judging(timeout=3)).failure)
     with pytest.raises(UsageError, match="no such file"):
         blame(good, tmp_path / "missing.tflite")
 
@@ -189,7 +190,7 @@ def test_made_samples_become_gentler(tmp_path, monkeypatch):
         return made(dataclasses.replace(entry, inputs=inputs), **options)
 
     monkeypatch.setattr(blame_module, "made_steps", unbounded)
-    found = blame(path, path, samples=1)
+    found = blame(path, path, Judging(samples=1))
     assert found.failure is None and len(found.layers) == 2
     assert "the original fails on varied made samples; used instead: all integer inputs 1" in found.notes
 
@@ -204,7 +205,7 @@ def test_made_samples_become_gentler(tmp_path, monkeypatch):
 def test_json_and_node_data(tmp_path):
     before = chain(tmp_path / "a.tflite", [2, 3, 4])
     after = chain(tmp_path / "b.tflite", [2, 3, 4], rounded=1)
-    found = blame(before, after, samples=1)
+    found = blame(before, after, Judging(samples=1))
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert [row["snr_db"] for row in data["layers"]][:2] == ["inf", "inf"]
     graph = json.loads(json.dumps(found.node_data(), allow_nan=False))["main"]
@@ -221,7 +222,7 @@ def test_the_short_table_keeps_what_tells(tmp_path):
     factors = [1.0 + number / 100 for number in range(60)]
     before = chain(tmp_path / "a.tflite", factors)
     factors[50] *= 1.2
-    found = blame(before, chain(tmp_path / "b.tflite", factors), samples=1)
+    found = blame(before, chain(tmp_path / "b.tflite", factors), Judging(samples=1))
     short, long = found.summary_lines(), found.summary_lines(verbose=True)
     assert len(long) - len(short) == 60 - 40 - 1
     assert sum("step50" in line and "#1 enters" in line for line in short) == 1

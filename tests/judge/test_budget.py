@@ -19,8 +19,9 @@ from tfl_rewrite.interpreter.interface import EntryPoint, TensorFacts
 from tfl_rewrite.interpreter.memory import MemoryWatch
 from tfl_rewrite.interpreter.process import Child
 from tfl_rewrite.judge import channels, reference, tally
-from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.judge import Judge, run_model
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.samples import made as samples
 
@@ -126,7 +127,7 @@ def test_a_rewritten_file_that_gives_more_than_the_original(tmp_path, peak, smal
 @pytest.mark.runtime
 def test_all_samples_of_small_outputs_are_judged_and_asked_again(tmp_path, peak):
     file = tiny_models.bomb(tmp_path / "a.tflite", times=64)
-    verdict, most = peak(lambda: verify(file, file, samples=8))
+    verdict, most = peak(lambda: verify(file, file, Judging(samples=8)))
     assert verdict.status == "pass" and verdict.sample_count == 8 and verdict.repeated == 1
     assert verdict.notes == () and "samples" not in "".join(verdict.not_judged)
     assert most < MB
@@ -145,12 +146,12 @@ def test_differences_are_found_in_whatever_was_not_kept(tmp_path, small, monkeyp
     # Nothing stays of the rewritten file, and the fourth sample differs.
     runtime = fake_runtime.install(tmp_path)
     before = fake_runtime.model(tmp_path / "a", mode="count since reset")
-    with Judge(before, runtime=runtime) as judge:
+    with Judge(before, Judging(runtime=runtime)) as judge:
         assert judge.compare(fake_runtime.model(tmp_path / "b", mode="count calls")).status == "pass"
     other = fake_runtime.model(
         tmp_path / "c", mode="count calls", running=[{"from_call": 4, "error": "late"}]
     )
-    with Judge(before, runtime=runtime) as judge:
+    with Judge(before, Judging(runtime=runtime)) as judge:
         verdict = judge.compare(other)
         assert verdict.status == "fail" and "late" in verdict.reasons[0] and verdict.sample_count == 3
         assert judge.reference().outputs[3]["y"].tolist() == [[4.0] * 4]

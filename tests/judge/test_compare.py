@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import TensorFacts
-from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.compare import compared
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally, joined
 from tfl_rewrite.judge.verdict import Verdict
 

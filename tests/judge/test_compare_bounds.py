@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.interpreter.interface import TensorFacts
-from tfl_rewrite.judge.compare import DEAD_DB, LEAST_SHARE, STEP_DB, Tolerance, compared
+from tfl_rewrite.judge.compare import DEAD_DB, LEAST_SHARE, STEP_DB, compared
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import Judge, run_model
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.pipeline.verify import verify
 
 from ..helpers import CORPUS, NO_CORPUS
@@ -46,7 +46,7 @@ def inputs_of(name: str) -> list[Path]:
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.tflite")), ids=lambda path: path.stem)
 def test_every_model_equals_itself(path):
     name = path.name.removesuffix(".tflite")
-    verdict = verify(path, path, inputs=inputs_of(name), tolerance=Tolerance(exact=True), samples=2)
+    verdict = verify(path, path, Judging(inputs=inputs_of(name), tolerance=Tolerance(exact=True), samples=2))
     if name in UNRUNNABLE:
         assert verdict.status == "unverified" and UNRUNNABLE[name] in verdict.reasons[0]
         return
@@ -63,7 +63,7 @@ def test_every_model_equals_itself(path):
 def test_float_against_its_quantized_neighbour():
     before = MODELS / "breizhn+DTLN__model_1.tflite"
     after = MODELS / "breizhn+DTLN__model_quant_1.tflite"
-    verdict = verify(before, after, inputs=inputs_of("breizhn+DTLN__model_1"))
+    verdict = verify(before, after, Judging(inputs=inputs_of("breizhn+DTLN__model_1")))
     assert verdict.status == "pass", verdict.summary_lines()
     assert 10 < verdict.worst_snr() < 60
 
@@ -78,6 +78,6 @@ def test_indices_of_real_vocabularies():
 def test_many_candidates_against_one_reference():
     names = ["mobilenet_v1_0.25_224_1_default_1", "mobilenet_v1_0.25_224_1_metadata_1", "deeplabv3.971133"]
     files = [MODELS / f"tensorflow+tflite-support__{name}.tflite" for name in names]
-    with Judge(files[0], samples=1) as judge:
+    with Judge(files[0], Judging(samples=1)) as judge:
         statuses = [judge.compare(file, tolerance=Tolerance(exact=True)).status for file in files]
     assert statuses == ["pass", "pass", "fail"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.judge.compare import Tolerance
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.pipeline.verify import verify
 
 from .. import tiny_models
@@ -31,10 +31,10 @@ def plus(tmp_path):
 @pytest.mark.runtime
 def test_pass_exact_and_fail(plus):
     before = plus([[1, 2, 3, 4]])
-    assert verify(before, plus([[1, 2, 3, 4]]), tolerance=Tolerance(exact=True)).status == "pass"
+    assert verify(before, plus([[1, 2, 3, 4]]), Judging(tolerance=Tolerance(exact=True))).status == "pass"
     near = plus([[1, 2, 3, 4.001]])
     assert verify(before, near).status == "pass"
-    assert verify(before, near, tolerance=Tolerance(exact=True)).status == "fail"
+    assert verify(before, near, Judging(tolerance=Tolerance(exact=True))).status == "fail"
     verdict = verify(before, plus([[9, -2, 3, 4]]))
     assert verdict.status == "fail"
     assert "y: SNR" in verdict.reasons[0]
@@ -69,7 +69,7 @@ def test_crash_of_the_real_interpreter(tmp_path):
 @pytest.mark.runtime
 def test_hang_of_the_real_interpreter(tmp_path):
     looping = tiny_models.hanging(tmp_path / "hang.tflite")
-    verdict = verify(looping, looping, timeout=1.5)
+    verdict = verify(looping, looping, Judging(timeout=1.5))
     assert verdict.status == "unverified" and "stopped after 1.5 s" in verdict.reasons[0]
     assert verdict.seconds < 20
 
@@ -239,31 +239,30 @@ def test_variable_tensors_carry_over_unless_told_otherwise(tmp_path):
     file = tiny_models.summing(tmp_path / "a.tflite")
     np.savez(tmp_path / "same.npz", x=np.ones((3, 1, 3), np.float32))
     given = [tmp_path / "same.npz"]
-    result = run_model(file, inputs=given)
+    result = run_model(file, Judging(inputs=given))
     assert [call["y"].tolist() for call in result.outputs] == [[[3.0, 3.0]], [[6.0, 6.0]], [[9.0, 9.0]]]
-    result = run_model(file, inputs=given, independent=True)
+    result = run_model(file, Judging(inputs=given, independent=True))
     assert [call["y"].tolist() for call in result.outputs] == [[[3.0, 3.0]]] * 3
     said = "state carries over from call to call: the 3 calls were run as one sequence"
-    assert verify(file, file, inputs=given).notes == (said,)
-    assert verify(file, file, inputs=given, independent=True).notes == ()
+    assert verify(file, file, Judging(inputs=given)).notes == (said,)
+    assert verify(file, file, Judging(inputs=given, independent=True)).notes == ()
 
 
 @pytest.mark.runtime
 def test_samples_are_seeded_and_shared(plus):
     file = plus([1.0])
-    first, again, other = (run_model(file, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (run_model(file, Judging(seed=seed)) for seed in (1, 1, 2))
     for call, same, different in zip(first.inputs, again.inputs, other.inputs, strict=True):
         assert np.array_equal(call[0], same[0]) and not np.array_equal(call[0], different[0])
-    more = run_model(file, seed=1, samples=6)
+    more = run_model(file, Judging(seed=1, samples=6))
     assert len(more.outputs) == 6 and np.array_equal(more.inputs[0][0], first.inputs[0][0])
     assert np.array_equal(first.outputs[0]["y"], first.inputs[0][0] + np.float32(1))
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"threads": 0}, {"timeout": 0}, {"seed": -1}])
-def test_senseless_options_are_refused(plus, wrong):
-    file = plus([1.0])
+def test_senseless_options_are_refused(wrong):
     with pytest.raises(UsageError):
-        verify(file, file, **wrong)
+        Judging(**wrong)
 
 
 @pytest.mark.runtime

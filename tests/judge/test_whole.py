@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import RewriteFailed, Verification, rewrite
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite import Judging, RewriteFailed, rewrite
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.pipeline.verify import verify
 
@@ -104,7 +104,7 @@ def test_inputs_named_by_a_signature_serve_the_primary_subgraph(tmp_path: Path) 
     before = beside_a_signature(tmp_path / "a.tflite", weights(0), named=True)
     given = np.random.default_rng(3).standard_normal((5, 1, SIZE)).astype(np.float32)
     np.savez(tmp_path / "in.npz", **{"in": given})
-    verdict = verify(before, before, inputs=[tmp_path / "in.npz"])
+    verdict = verify(before, before, Judging(inputs=[tmp_path / "in.npz"]))
     assert verdict.status == "pass" and verdict.sample_source == "real" and verdict.sample_count == 10
 
 
@@ -203,7 +203,7 @@ def test_nan_says_nothing(tmp_path: Path) -> None:
     assert "all its values are NaN" in verdict.reasons[0]
     with pytest.raises(RewriteFailed) as caught:
         made = quantize_weights_pass(min_elements=1)
-        rewrite(before, tmp_path / "out.tflite", [made], verification=Verification(mode="require"))
+        rewrite(before, tmp_path / "out.tflite", [made], judging=Judging(mode="require"))
     assert caught.value.exit_code == 3 and not (tmp_path / "out.tflite").exists()
 
 
@@ -245,11 +245,11 @@ def test_a_saturated_softmax_is_judged_before_it(tmp_path: Path) -> None:
         files[name] = model.write(tmp_path / f"{name}.tflite")
     given = [tmp_path / "in.npz"]
     np.savez(given[0], x=np.random.default_rng(0).standard_normal((4, 1, SIZE)).astype(np.float32))
-    verdict = verify(files["a"], files["near"], inputs=given)
+    verdict = verify(files["a"], files["near"], Judging(inputs=given))
     assert verdict.status == "pass" and not verdict.outputs[0].bit_exact
     assert any("judged before its last operator" in note for note in verdict.outputs[0].notes)
     assert verdict.not_judged == ()
-    verdict = verify(files["a"], files["off"], inputs=given)
+    verdict = verify(files["a"], files["off"], Judging(inputs=given))
     assert verdict.status == "fail" and "y: " in verdict.reasons[0]
 
 
@@ -266,7 +266,7 @@ def test_what_a_verdict_rests_on_stands_in_its_first_line(tmp_path: Path) -> Non
     assert "  not judged: nothing" in verdict.summary_lines()
     assert verdict.to_dict()["headline"] == "PASS (made samples)"
     np.savez(tmp_path / "in.npz", x=np.random.default_rng(0).standard_normal((4, 1, SIZE)).astype(np.float32))
-    assert verify(file, file, inputs=[tmp_path / "in.npz"]).summary_lines()[0] == "PASS"
+    assert verify(file, file, Judging(inputs=[tmp_path / "in.npz"])).summary_lines()[0] == "PASS"
 
 
 def eye(path: Path, *, limit: float) -> Path:
@@ -294,12 +294,12 @@ def photos(tmp_path: Path) -> Path:
 
 def test_each_plausible_range_of_pixels_is_run(tmp_path: Path, photos: Path) -> None:
     before, after = eye(tmp_path / "a.tflite", limit=1e9), eye(tmp_path / "b.tflite", limit=1.0)
-    verdict = verify(before, before, inputs=[photos])
+    verdict = verify(before, before, Judging(inputs=[photos]))
     assert verdict.headline == "PASS (pixel range assumed)"
     # Up to 1 both are the same; up to 255 they are not.
-    verdict = verify(before, after, inputs=[photos])
+    verdict = verify(before, after, Judging(inputs=[photos]))
     assert verdict.status == "fail" and "pixel range assumed" in verdict.assumed
-    told = verify(before, after, inputs=[photos_in(photos, (0.0, 1.0))])
+    told = verify(before, after, Judging(inputs=[photos_in(photos, (0.0, 1.0))]))
     assert told.headline == "PASS"
 
 
@@ -320,11 +320,11 @@ def test_an_assumed_range_does_not_satisfy_require(tmp_path: Path, photos: Path)
     file = model.write(tmp_path / "a.tflite")
     made = [quantize_weights_pass(min_elements=1)]
     with pytest.raises(RewriteFailed, match="pixel range assumed") as caught:
-        checked = Verification(mode="require", inputs=(photos,))
-        rewrite(file, tmp_path / "out.tflite", made, verification=checked)
+        checked = Judging(mode="require", inputs=(photos,))
+        rewrite(file, tmp_path / "out.tflite", made, judging=checked)
     assert caught.value.exit_code == 3 and not (tmp_path / "out.tflite").exists()
-    told = Verification(mode="require", inputs=(photos_in(photos, (0.0, 1.0)),))
-    report = rewrite(file, tmp_path / "out.tflite", made, verification=told)
+    told = Judging(mode="require", inputs=(photos_in(photos, (0.0, 1.0)),))
+    report = rewrite(file, tmp_path / "out.tflite", made, judging=told)
     assert report.verdict is not None and report.verdict.headline == "PASS"
 
 

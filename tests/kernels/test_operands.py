@@ -8,6 +8,7 @@ import pytest
 
 from tfl_rewrite import doctor, load, save
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.operands import allows, lacks_shape, recorded_shape, wrong_operands
 from tfl_rewrite.kernels.table import ROWS, row_of
 from tfl_rewrite.model.ir import Model, Operator, schema
@@ -57,7 +58,7 @@ FIXTURES = ("mtcnn_rnet", "digits_cnn_full_int8", "lstm", "rnn", "svdf", "text_e
 def test_the_runtime_refuses_what_the_table_does(fixtures: Path, tmp_path: Path, name: str) -> None:
     """Each operator without its last operand that must be there, and with one too many."""
     source = fixtures / f"{name}.tflite"
-    assert run_model(source, samples=1).failure is None
+    assert run_model(source, Judging(samples=1)).failure is None
     for position, operator in first_of_each_kind(load(source)):
         numbers = [count for count in range(64) if allows(row_of(operator).inputs, count)]
         least = numbers[0]
@@ -73,7 +74,7 @@ def test_the_runtime_refuses_what_the_table_does(fixtures: Path, tmp_path: Path,
             assert wrong_operands(changed), operator.code.name
             assert "operands" in {item.kind for item in doctor(path).findings}
             # XNNPACK overlooks some.
-            ran = run_model(path, samples=1, resolver="builtin")
+            ran = run_model(path, Judging(samples=1, resolver="builtin"))
             assert ran.failure is not None, f"{operator.code.name} with {count} inputs"
 
 
@@ -84,7 +85,7 @@ def test_an_operand_that_must_be_there_is_absent(fixtures: Path, tmp_path: Path)
     operator.inputs[1] = None
     assert wrong_operands(operator) == "input 1 is absent (-1); its kernel needs it"
     save(model, tmp_path / "out.tflite")
-    assert run_model(tmp_path / "out.tflite", samples=1).failure is not None
+    assert run_model(tmp_path / "out.tflite", Judging(samples=1)).failure is not None
     operator = next(item for _, item in model.operators() if item.code.name == "FULLY_CONNECTED")
     operator.inputs[2:] = [None]
     assert wrong_operands(operator) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import TflRewriteError, Verification, doctor, load, rewrite, save
+from tfl_rewrite import Judging, TflRewriteError, doctor, load, rewrite, save
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels import reads, runtimes
 from tfl_rewrite.kernels.reads import needed_version
@@ -165,7 +165,7 @@ def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
 def test_lowered_for_whom_it_helps(version: int, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(too_high(version, version), source)
-    report = rewrite(source, target, [repair_pass()], verification=Verification(samples=1))
+    report = rewrite(source, target, [repair_pass()], judging=Judging(samples=1))
     assert codes(load(target)) == [("ADD", 1)] * 2 and len(load(target).operator_codes) == 1
     assert doctor(target, min_runtime="2.14").findings == ()
     if version <= 6:
@@ -173,7 +173,7 @@ def test_lowered_for_whom_it_helps(version: int, tmp_path: Path) -> None:
     else:
         assert report.unverified is not None
     if OLD:
-        assert run_model(target, samples=1, runtime=f"python:{OLD}").failure is None
+        assert run_model(target, Judging(samples=1, runtime=f"python:{OLD}")).failure is None
 
 
 def test_the_doctor_names_the_remedy_that_helps(tmp_path: Path) -> None:

@@ -9,15 +9,15 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.editing.base import Effect
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.patterns import Pattern
 from tfl_rewrite.passes import catalog
-from tfl_rewrite.pipeline.verification import Verification
 
 from ..helpers import ROOT
 from ..nets import Net
 
 FIXTURES = ROOT / "fixtures"
-OFF = Verification(mode="off")
+OFF = Judging(mode="off")
 
 
 def test_every_preset_names_passes_in_the_order_of_the_catalogue():
@@ -102,9 +102,9 @@ def test_a_preset_that_does_not_exist_is_a_usage_error():
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.tflite")), ids=lambda path: path.stem)
 def test_presets_never_grow_a_file_and_settle_at_once(path, name, tmp_path):
     once, twice = tmp_path / "once.tflite", tmp_path / "twice.tflite"
-    first = tfl_rewrite.rewrite(path, once, catalog.preset(name), verification=OFF)
+    first = tfl_rewrite.rewrite(path, once, catalog.preset(name), judging=OFF)
     assert first.nbytes_after <= first.nbytes_before
-    second = tfl_rewrite.rewrite(once, twice, catalog.preset(name), verification=OFF)
+    second = tfl_rewrite.rewrite(once, twice, catalog.preset(name), judging=OFF)
     assert second.outcome == "unchanged"
     assert once.read_bytes() == twice.read_bytes()
 
@@ -117,9 +117,9 @@ def test_weights_that_are_equal_only_as_int8_are_stored_once_and_for_all(tmp_pat
     net.output(net.dense(first, net.constant("second", values * np.float32(2)), "b"))
     tfl_rewrite.save(net.model, tmp_path / "in.tflite")
     once, twice = tmp_path / "once.tflite", tmp_path / "twice.tflite"
-    tfl_rewrite.rewrite(tmp_path / "in.tflite", once, catalog.preset("small"), verification=OFF)
+    tfl_rewrite.rewrite(tmp_path / "in.tflite", once, catalog.preset("small"), judging=OFF)
     assert once.stat().st_size < 2 * values.size
-    second = tfl_rewrite.rewrite(once, twice, catalog.preset("small"), verification=OFF)
+    second = tfl_rewrite.rewrite(once, twice, catalog.preset("small"), judging=OFF)
     assert second.outcome == "unchanged"
 
 
@@ -129,7 +129,7 @@ def test_several_passes_are_reported_one_by_one_and_verified_once(tmp_path):
         FIXTURES / "digits_cnn.tflite",
         tmp_path / "small.tflite",
         catalog.preset("small"),
-        verification=Verification(inputs=(FIXTURES / "inputs" / "digits_calib.npz",)),
+        judging=Judging(inputs=(FIXTURES / "inputs" / "digits_calib.npz",)),
     )
     assert [result.name for result in report.results] == list(catalog.PRESETS["small"])
     assert report.verdict is not None and report.verdict.passed
@@ -137,6 +137,6 @@ def test_several_passes_are_reported_one_by_one_and_verified_once(tmp_path):
         FIXTURES / "digits_cnn.tflite",
         tmp_path / "int8.tflite",
         catalog.passes_of(["quantize-weights"]),
-        verification=OFF,
+        judging=OFF,
     )
     assert report.nbytes_after <= alone.nbytes_after

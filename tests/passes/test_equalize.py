@@ -9,7 +9,7 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import Context, run_passes
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes import calls
@@ -66,14 +66,14 @@ def test_outputs_stay_equal_to_the_bit_and_rounding_gains(
     assert len(result.changes) >= 2 and all(change.to_dict()["gain_db"] > 3 for change in result.changes)
     balanced = tmp_path / "balanced.tflite"
     save(model, balanced)
-    assert verify(source, balanced, inputs=[inputs], tolerance=Tolerance(exact=True)).passed
+    assert verify(source, balanced, Judging(inputs=[inputs], tolerance=Tolerance(exact=True))).passed
     ratios = []
     for path in (source, balanced):
         rounded = load(path)
         calls.quantize_weights(rounded, dtype="int4", scheme="dequantize", effort="fast")
         out = tmp_path / "rounded.tflite"
         save(rounded, out, force=True)
-        verdict = verify(source, out, inputs=[inputs], tolerance=Tolerance(min_snr=None))
+        verdict = verify(source, out, Judging(inputs=[inputs], tolerance=Tolerance(min_snr=None)))
         ratios.append(verdict.outputs[0].snr_db)
     assert ratios[1] > ratios[0] + 3
 

@@ -12,7 +12,7 @@ import pytest
 
 from tfl_rewrite import UsageError, load, quantize_weights, save, verify
 from tfl_rewrite.cli import main
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Judging, Tolerance
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
@@ -61,10 +61,10 @@ def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[
     tolerance = Tolerance(min_snr=10.0)
     try:
         verdict = verify(
-            sound, target, inputs=inputs, samples=2, runtime=f"python:{OLD}", tolerance=tolerance
+            sound, target, Judging(inputs=inputs, samples=2, runtime=f"python:{OLD}", tolerance=tolerance)
         )
     except UsageError:
-        verdict = verify(sound, target, samples=2, runtime=f"python:{OLD}", tolerance=tolerance)
+        verdict = verify(sound, target, Judging(samples=2, runtime=f"python:{OLD}", tolerance=tolerance))
     if sound.stem in BEYOND_IT:
         assert verdict.status == "unverified"
     elif sound.stem in MISREAD:

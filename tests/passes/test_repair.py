@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import UnsupportedError, UsageError, Verification, doctor, load, passes_of, rewrite, save
+from tfl_rewrite import Judging, UnsupportedError, UsageError, doctor, load, passes_of, rewrite, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.record import misaligned as askew
@@ -43,7 +43,7 @@ from ..faulty_models import (
 )
 from ..nets import Net, codes, data_of, dequantized, misaligned, named, run, stored_apart
 
-OFF = Verification(mode="off")
+OFF = Judging(mode="off")
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 
 
@@ -58,10 +58,10 @@ def repaired(model: Model, *only: str) -> list[str]:
 def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(fault.model(), source)
-    report = rewrite(source, target, [repair_pass()], verification=Verification(samples=2))
+    report = rewrite(source, target, [repair_pass()], judging=Judging(samples=2))
     assert report.outcome == "rewritten"
     assert not [item for item in doctor(target).findings if item.repairable and item.kind in UNASKED]
-    alone = run_model(target, samples=1)
+    alone = run_model(target, Judging(samples=1))
     assert alone.failure is None and alone.judge is not None
     assert alone.judge.resolver.startswith("default")
     if fault.taken == "refused":
@@ -71,7 +71,7 @@ def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) ->
         assert report.verdict is not None and report.verdict.passed
     if fault.taken == "plain":
         assert any("XNNPACK" in note and "the original:" in note for note in report.notes)
-    again = rewrite(target, tmp_path / "again.tflite", [repair_pass()], verification=OFF)
+    again = rewrite(target, tmp_path / "again.tflite", [repair_pass()], judging=OFF)
     assert again.outcome == "unchanged"
 
 
@@ -79,7 +79,7 @@ def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) ->
 def test_sound_models_are_copied(number: int, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(SOUND[number](), source)
-    report = rewrite(source, target, [repair_pass()], verification=OFF)
+    report = rewrite(source, target, [repair_pass()], judging=OFF)
     assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
     assert report.results[0].idle.startswith("nothing to repair")
 
@@ -89,7 +89,7 @@ NOT_SOUND = ("conv_without_bias", "offset_buffers")
 
 def test_fixtures_without_a_fault_are_copied(sound: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.tflite"
-    report = rewrite(sound, target, [repair_pass()], verification=OFF)
+    report = rewrite(sound, target, [repair_pass()], judging=OFF)
     assert (report.outcome == "unchanged") is (sound.stem not in NOT_SOUND)
     if report.outcome == "unchanged":
         assert target.read_bytes() == sound.read_bytes()
@@ -256,9 +256,7 @@ def test_vectors_of_8_byte_numbers_are_aligned(fixtures: Path, tmp_path: Path, n
     assert not askew(load(target).rest) and "misaligned" not in {
         item.kind for item in doctor(target).findings
     }
-    assert (
-        rewrite(target, tmp_path / "again.tflite", [repair_pass()], verification=OFF).outcome == "unchanged"
-    )
+    assert rewrite(target, tmp_path / "again.tflite", [repair_pass()], judging=OFF).outcome == "unchanged"
 
 
 def test_any_rewrite_aligns_vectors_and_a_copy_leaves_them(fixtures: Path, tmp_path: Path) -> None:
@@ -307,7 +305,7 @@ def test_names_are_those_of_findings() -> None:
 
 
 def outputs(path: Path, *, resolver: str | None = None, runtime: str = "litert") -> np.ndarray[Any, Any]:
-    result = run_model(path, samples=1, resolver=resolver, runtime=runtime)
+    result = run_model(path, Judging(samples=1, resolver=resolver, runtime=runtime))
     assert result.failure is None, result.failure
     (value,) = result.outputs[0].values
     assert value is not None
@@ -392,14 +390,12 @@ def test_no_rewrite_is_judged_by_what_kernels_read_past(number: int, name: str, 
     net.graph.operators.insert(0, net.graph.operators.pop())
     save(model, source)
     with pytest.raises(UnsupportedError, match="repair it first: tfl-rewrite repair") as caught:
-        rewrite(source, target, passes_of([name]), verification=Verification(samples=1))
+        rewrite(source, target, passes_of([name]), judging=Judging(samples=1))
     kind = ("CONV_2D", "DEPTHWISE_CONV_2D")[number]
     assert caught.value.where == f"subgraphs[0].operators[1] {kind}" and caught.value.exit_code == 3
     assert not target.exists()
-    assert rewrite(source, target, passes_of([name]), verification=OFF).outcome == "rewritten"
-    both = rewrite(
-        source, target, passes_of(["repair", name]), verification=Verification(samples=1), force=True
-    )
+    assert rewrite(source, target, passes_of([name]), judging=OFF).outcome == "rewritten"
+    both = rewrite(source, target, passes_of(["repair", name]), judging=Judging(samples=1), force=True)
     assert both.verdict is not None and both.verdict.passed
 
 

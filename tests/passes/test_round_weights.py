@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Verification, load, rewrite, round_weights, round_weights_pass, save
+from tfl_rewrite import Judging, load, rewrite, round_weights, round_weights_pass, save
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.store import is_changed
@@ -29,7 +29,7 @@ def deflated(path: Path) -> int:
 @pytest.mark.parametrize("name", FLOAT_FIXTURES)
 def test_a_fixture_keeps_its_size_and_deflates_better(name: str, fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
-    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
     assert report.outcome == "rewritten"
     assert report.verdict is not None and report.verdict.passed
     assert target.stat().st_size == source.stat().st_size
@@ -76,7 +76,7 @@ def test_what_would_not_deflate_better_is_copied(tmp_path: Path) -> None:
     """One of two equal constants is an output and stays: apart, they deflate to more than together."""
     source, target = twins(tmp_path, "output", apart=True), tmp_path / "out.tflite"
     assert round_weights(load(source)).modified
-    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
     assert report.outcome == "unchanged" and report.verdict is None and report.deflated is None
     assert not report.results[0].changes and "nothing was changed" in report.notes[0]
     assert target.read_bytes() == source.read_bytes()
@@ -85,7 +85,7 @@ def test_what_would_not_deflate_better_is_copied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", ["output", "metadata"])
 def test_bytes_stored_once_stay_for_all_where_one_has_to(tmp_path: Path, second: str) -> None:
     source, target = twins(tmp_path, second), tmp_path / "out.tflite"
-    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
     assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
 
 
@@ -93,7 +93,7 @@ def test_bytes_stored_once_stay_for_all_where_one_has_to(tmp_path: Path, second:
 @pytest.mark.parametrize("second", ["dense", "summand"])
 def test_bytes_stored_once_are_rounded_once(tmp_path: Path, second: str) -> None:
     source, target = twins(tmp_path, second), tmp_path / "out.tflite"
-    report = rewrite(source, target, [round_weights_pass()], verification=Verification(mode="require"))
+    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
     assert report.outcome == "rewritten" and len(report.results[0].changes) == 1
     assert target.stat().st_size == source.stat().st_size
     made = load(target)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfl_rewrite import RewriteFailed, Tolerance, Verification, load, rewrite, save
+from tfl_rewrite import Judging, RewriteFailed, Tolerance, load, rewrite, save
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
@@ -81,14 +81,14 @@ def loud(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def judging(seconds: float, *, rescue: bool = False) -> Verification:
+def judging(seconds: float, *, rescue: bool = False) -> Judging:
     tolerance = Tolerance(min_snr=15)
-    return Verification(samples=2, tolerance=tolerance, blame_seconds=seconds, rescue=rescue)
+    return Judging(samples=2, tolerance=tolerance, blame_seconds=seconds, rescue=rescue)
 
 
 def refused(source: Path, target: Path, seconds: float = 60, **options: Any) -> RewriteFailed:
     with pytest.raises(RewriteFailed) as caught:
-        rewrite(source, target, [quantize_weights_pass(**options)], verification=judging(seconds))
+        rewrite(source, target, [quantize_weights_pass(**options)], judging=judging(seconds))
     assert not target.exists()
     return caught.value
 
@@ -123,9 +123,7 @@ def test_what_is_proposed_passes(outlier: Path, tmp_path: Path) -> None:
     error = refused(outlier, tmp_path / "out.tflite")
     damage, options = error.report.damage, proposed(error)
     assert damage is not None and list(options) == ["exclude"]
-    report = rewrite(
-        outlier, tmp_path / "out.tflite", [quantize_weights_pass(**options)], verification=judging(0)
-    )
+    report = rewrite(outlier, tmp_path / "out.tflite", [quantize_weights_pass(**options)], judging=judging(0))
     assert report.verdict is not None and report.verdict.passed
     assert report.nbytes_after == damage.nbytes and report.verdict.worst_snr() == damage.snr
 
@@ -138,7 +136,7 @@ def test_another_scheme_is_proposed_where_it_passes(loud: Path, tmp_path: Path) 
     options = proposed(error)
     assert options["scheme"] == "dequantize"
     made = quantize_weights_pass(scheme="dequantize")
-    report = rewrite(loud, tmp_path / "out.tflite", [made], verification=judging(0))
+    report = rewrite(loud, tmp_path / "out.tflite", [made], judging=judging(0))
     assert report.verdict is not None and report.verdict.passed
     assert (report.verdict.worst_snr(), report.nbytes_after) == damage.expanded
 
@@ -177,7 +175,7 @@ def test_names_in_proposals_are_safe_and_still_match(outlier: Path, tmp_path: Pa
         tmp_path / "named.tflite",
         tmp_path / "out.tflite",
         [quantize_weights_pass(**options)],
-        verification=judging(0),
+        judging=judging(0),
     )
     assert report.outcome == "rewritten"
     assert {change.where for change in report.results[0].changes}.isdisjoint({name})
@@ -187,7 +185,7 @@ def test_names_in_proposals_are_safe_and_still_match(outlier: Path, tmp_path: Pa
 def test_constants_of_all_passes_are_looked_at(outlier: Path, tmp_path: Path) -> None:
     passes = [quantize_weights_pass(exclude=["CONV"]), quantize_weights_pass()]
     with pytest.raises(RewriteFailed) as caught:
-        rewrite(outlier, tmp_path / "out.tflite", passes, verification=judging(60))
+        rewrite(outlier, tmp_path / "out.tflite", passes, judging=judging(60))
     damage = caught.value.report.damage
     assert damage is not None and damage.culprits[0].tensor == DENSE
     assert {item.place[0] for item in damage.culprits} == {0, 1}
@@ -196,7 +194,7 @@ def test_constants_of_all_passes_are_looked_at(outlier: Path, tmp_path: Path) ->
 def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.tflite"
     checked = judging(60, rescue=True)
-    report = rewrite(outlier, target, [quantize_weights_pass()], verification=checked)
+    report = rewrite(outlier, target, [quantize_weights_pass()], judging=checked)
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert report.refused is not None and report.refused.status == "fail"
     assert [item.tensor for item in report.finer] == [DENSE] and report.finer[0].added > 0
@@ -209,24 +207,22 @@ def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
     assert data["finer"][0]["tensor"] == DENSE and data["refused"]["status"] == "fail"
     # The same in a longer chain of passes, and without time to look for the culprit.
     chain = [*remove_dead_passes(), quantize_weights_pass()]
-    other = rewrite(
-        outlier, tmp_path / "chain.tflite", chain, verification=judging(0, rescue=True), force=True
-    )
+    other = rewrite(outlier, tmp_path / "chain.tflite", chain, judging=judging(0, rescue=True), force=True)
     assert other.outcome == "rewritten" and DENSE in {item.tensor for item in other.finer}
 
 
 def test_where_nothing_passes_the_file_stays_as_it_was(outlier: Path, tmp_path: Path) -> None:
-    checked = Verification(samples=1, tolerance=Tolerance(min_snr=300), blame_seconds=0)
-    report = rewrite(outlier, tmp_path / "out.tflite", [quantize_weights_pass()], verification=checked)
+    checked = Judging(samples=1, tolerance=Tolerance(min_snr=300), blame_seconds=0)
+    report = rewrite(outlier, tmp_path / "out.tflite", [quantize_weights_pass()], judging=checked)
     assert report.outcome == "unchanged" and report.refused is not None
     assert (tmp_path / "out.tflite").read_bytes() == outlier.read_bytes()
     assert "as asked for" in "\n".join(report_lines(report, verbose=0)) or report.finer
 
 
 def test_rounding_is_rescued_too(outlier: Path, tmp_path: Path) -> None:
-    checked = Verification(samples=2, tolerance=Tolerance(min_snr=60), blame_seconds=20)
+    checked = Judging(samples=2, tolerance=Tolerance(min_snr=60), blame_seconds=20)
     target = tmp_path / "out.tflite"
-    report = rewrite(outlier, target, [round_weights_pass(steps=64)], verification=checked)
+    report = rewrite(outlier, target, [round_weights_pass(steps=64)], judging=checked)
     assert report.outcome == "rewritten" and report.refused is not None
     assert {item.form for item in report.finer} <= {"16 times as many steps", "as it is"} and report.finer
 

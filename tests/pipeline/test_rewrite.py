@@ -18,12 +18,12 @@ from tfl_rewrite import (
     FileAccessError,
     FormatError,
     InvariantError,
+    Judging,
     Report,
     RewriteFailed,
     Tolerance,
     UnsupportedError,
     UsageError,
-    Verification,
     load,
     rewrite,
     save,
@@ -32,10 +32,11 @@ from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.pipeline import verify
 
-IMPOSSIBLE = Verification(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
-QUICK = Verification(samples=1)
-OFF = Verification(mode="off")
+IMPOSSIBLE = Judging(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
+QUICK = Judging(samples=1)
+OFF = Judging(mode="off")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def strict(report: Report) -> dict[str, Any]:
 @pytest.mark.runtime
 def test_success(dense: Path, folder: Path) -> None:
     before = dense.read_bytes()
-    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
+    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK)
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert report.nbytes_before == len(before) == dense.stat().st_size
     assert report.nbytes_after == (folder / "out.tflite").stat().st_size < report.nbytes_before
@@ -168,9 +169,7 @@ def test_unchanged_is_a_verbatim_copy(fixtures: Path, folder: Path, mode: str) -
     for name in ("already_int8", "external_buffers/model", "malformed/unexplained_trailing_bytes"):
         source = fixtures / f"{name}.tflite"
         target = folder / f"{source.stem}.tflite"
-        report = rewrite(
-            source, target, [quantize_weights_pass(exclude=["."])], verification=Verification(mode=mode)
-        )
+        report = rewrite(source, target, [quantize_weights_pass(exclude=["."])], judging=Judging(mode=mode))
         assert report.outcome == "unchanged" and report.verdict is None
         assert target.read_bytes() == source.read_bytes()
         strict(report)
@@ -186,7 +185,7 @@ def test_no_pass_is_a_copy(dense: Path, folder: Path) -> None:
 @pytest.mark.runtime
 def test_refused_by_the_judge(dense: Path, folder: Path) -> None:
     with pytest.raises(RewriteFailed, match="differs too much, nothing was written") as caught:
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=IMPOSSIBLE)
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=IMPOSSIBLE)
     assert caught.value.exit_code == 4 and names(folder) == []
     report = caught.value.report
     assert report.outcome == "failed" and report.verdict is not None and report.verdict.status == "fail"
@@ -200,7 +199,7 @@ def test_a_refusal_leaves_an_existing_target(dense: Path, folder: Path) -> None:
     target.write_bytes(b"precious")
     os.utime(target, ns=(1, 1))
     with pytest.raises(RewriteFailed):
-        rewrite(dense, target, [quantize_weights_pass()], verification=IMPOSSIBLE, force=True)
+        rewrite(dense, target, [quantize_weights_pass()], judging=IMPOSSIBLE, force=True)
     assert target.read_bytes() == b"precious" and target.stat().st_mtime_ns == 1
     assert names(folder) == ["out.tflite"]
 
@@ -210,9 +209,9 @@ def test_an_existing_target_needs_force(dense: Path, folder: Path) -> None:
     target.write_bytes(b"precious")
     target.chmod(0o640)
     with pytest.raises(UsageError, match="--force"):
-        rewrite(dense, target, [quantize_weights_pass()], verification=OFF)
+        rewrite(dense, target, [quantize_weights_pass()], judging=OFF)
     assert target.read_bytes() == b"precious"
-    rewrite(dense, target, [quantize_weights_pass()], verification=OFF, force=True)
+    rewrite(dense, target, [quantize_weights_pass()], judging=OFF, force=True)
     assert target.stat().st_size == load_size(target) and stat.S_IMODE(target.stat().st_mode) == 0o640
     assert names(folder) == ["out.tflite"]
 
@@ -227,20 +226,15 @@ def load_size(path: Path) -> int:
 
 @pytest.mark.runtime
 def test_in_place(dense: Path, folder: Path) -> None:
-    made = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], verification=QUICK)
+    made = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], judging=QUICK)
     with pytest.raises(UsageError, match="--force"):
-        rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK)
+        rewrite(dense, dense, [quantize_weights_pass()], judging=QUICK)
     with pytest.raises(UsageError, match="--force"):
-        rewrite(
-            dense, dense.parent / "out" / ".." / dense.name, [quantize_weights_pass()], verification=QUICK
-        )
-    report = rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK, force=True)
+        rewrite(dense, dense.parent / "out" / ".." / dense.name, [quantize_weights_pass()], judging=QUICK)
+    report = rewrite(dense, dense, [quantize_weights_pass()], judging=QUICK, force=True)
     assert report.nbytes_after == made.nbytes_after
     assert dense.read_bytes() == (folder / "aside.tflite").read_bytes()
-    assert (
-        rewrite(dense, dense, [quantize_weights_pass()], verification=QUICK, force=True).outcome
-        == "unchanged"
-    )
+    assert rewrite(dense, dense, [quantize_weights_pass()], judging=QUICK, force=True).outcome == "unchanged"
     assert names(dense.parent) == ["in.tflite", "out"]
 
 
@@ -255,7 +249,7 @@ def test_a_source_that_changes_meanwhile(dense: Path, folder: Path, dry_run: boo
     target = folder / "out.tflite"
     target.write_bytes(b"precious")
     with pytest.raises(FileAccessError, match="was changed while it was being read") as caught:
-        rewrite(dense, target, [Edit(meddle)], verification=OFF, force=True, dry_run=dry_run)
+        rewrite(dense, target, [Edit(meddle)], judging=OFF, force=True, dry_run=dry_run)
     assert caught.value.file == str(dense)
     assert target.read_bytes() == b"precious" and names(folder) == ["out.tflite"]
 
@@ -269,7 +263,7 @@ def test_a_source_that_is_replaced_meanwhile(dense: Path, folder: Path) -> None:
         other.write_bytes(b"something else")
         other.replace(dense)
 
-    rewrite(dense, folder / "out.tflite", [Edit(replaced)], verification=OFF)
+    rewrite(dense, folder / "out.tflite", [Edit(replaced)], judging=OFF)
     assert weights_of(load(folder / "out.tflite")).buffer.nbytes and dense.read_bytes() == b"something else"
 
 
@@ -278,7 +272,7 @@ def test_through_a_link(dense: Path, folder: Path) -> None:
     real.write_bytes(b"old")
     link = dense.parent / "link.tflite"
     link.symlink_to(real)
-    rewrite(dense, link, [quantize_weights_pass()], verification=OFF, force=True)
+    rewrite(dense, link, [quantize_weights_pass()], judging=OFF, force=True)
     assert link.is_symlink() and real.read_bytes()[4:8] == b"TFL3"
     assert names(folder) == ["real.tflite"]
 
@@ -288,17 +282,13 @@ def test_dry_run(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    report = rewrite(
-        dense, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK, dry_run=True
-    )
+    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK, dry_run=True)
     assert report.dry_run and report.verdict is not None and report.verdict.passed
     assert report.nbytes_after < report.nbytes_before
     assert names(folder) == [] and names(scratch) == []
     assert strict(report)["dry_run"] is True
     with pytest.raises(RewriteFailed):
-        rewrite(
-            dense, folder / "out.tflite", [quantize_weights_pass()], verification=IMPOSSIBLE, dry_run=True
-        )
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=IMPOSSIBLE, dry_run=True)
     assert names(folder) == [] and names(scratch) == []
 
 
@@ -311,10 +301,10 @@ def test_a_larger_result_is_not_written(dense: Path, folder: Path) -> None:
     def add(model: Model) -> None:
         model.buffers.append(Buffer(OwnedBlob(bytes(9999))))
 
-    report = rewrite(dense, folder / "out.tflite", [Grows(add)], verification=QUICK)
+    report = rewrite(dense, folder / "out.tflite", [Grows(add)], judging=QUICK)
     assert report.outcome == "unchanged" and report.notes and "not fewer" in report.notes[0]
     assert (folder / "out.tflite").read_bytes() == dense.read_bytes()
-    report = rewrite(dense, folder / "larger.tflite", [Edit(add)], verification=QUICK)
+    report = rewrite(dense, folder / "larger.tflite", [Edit(add)], judging=QUICK)
     assert report.outcome == "rewritten" and report.nbytes_after > report.nbytes_before + 9000
 
 
@@ -323,11 +313,11 @@ def test_a_larger_result_is_not_written(dense: Path, folder: Path) -> None:
 
 @pytest.mark.runtime
 def test_a_lossless_pass_is_judged_to_the_bit(dense: Path, folder: Path) -> None:
-    report = rewrite(dense, folder / "same.tflite", [Edit(describe)], verification=QUICK)
+    report = rewrite(dense, folder / "same.tflite", [Edit(describe)], judging=QUICK)
     assert report.verdict is not None and all(output.rule == "exact" for output in report.verdict.outputs)
     assert load(folder / "same.tflite").description == "rewritten"
     with pytest.raises(RewriteFailed) as caught:
-        rewrite(dense, folder / "off.tflite", [Edit(perturb(1e-6))], verification=QUICK)
+        rewrite(dense, folder / "off.tflite", [Edit(perturb(1e-6))], judging=QUICK)
     verdict = caught.value.report.verdict
     assert verdict is not None and verdict.outputs[0].rule == "exact"
     assert names(folder) == ["same.tflite"]
@@ -338,14 +328,12 @@ def test_a_tolerance_is_for_lossy_passes_only(dense: Path, folder: Path) -> None
     class Lossy(Edit):
         effect: ClassVar[Effect] = Effect.TOLERANCE
 
-    wide = Verification(samples=1, tolerance=Tolerance(min_snr=3))
+    wide = Judging(samples=1, tolerance=Tolerance(min_snr=3))
     with pytest.raises(RewriteFailed):
-        rewrite(dense, folder / "a.tflite", [Edit(perturb(0.1))], verification=wide)
-    assert (
-        rewrite(dense, folder / "b.tflite", [Lossy(perturb(0.1))], verification=wide).outcome == "rewritten"
-    )
+        rewrite(dense, folder / "a.tflite", [Edit(perturb(0.1))], judging=wide)
+    assert rewrite(dense, folder / "b.tflite", [Lossy(perturb(0.1))], judging=wide).outcome == "rewritten"
     both: list[Pass] = [Edit(describe), Lossy(perturb(0.1))]
-    assert rewrite(dense, folder / "c.tflite", both, verification=wide).outcome == "rewritten"
+    assert rewrite(dense, folder / "c.tflite", both, judging=wide).outcome == "rewritten"
 
 
 def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> None:
@@ -353,7 +341,7 @@ def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> N
         del model.subgraphs[0].tensors[1]
 
     with pytest.raises(InvariantError, match=r"pass edit \(after: nothing\)"):
-        rewrite(dense, folder / "out.tflite", [Nothing(), Edit(drop)], verification=OFF)
+        rewrite(dense, folder / "out.tflite", [Nothing(), Edit(drop)], judging=OFF)
     assert names(folder) == []
 
 
@@ -363,18 +351,18 @@ def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> N
 @pytest.mark.runtime
 def test_unknown_operator(dense: Path, folder: Path) -> None:
     source = unknown_operator(dense, dense.parent / "custom.tflite")
-    report = rewrite(source, folder / "auto.tflite", [quantize_weights_pass()], verification=QUICK)
+    report = rewrite(source, folder / "auto.tflite", [quantize_weights_pass()], judging=QUICK)
     assert report.outcome == "rewritten" and report.unverified is not None
     assert "NobodyKnowsIt" in report.unverified or "does not run" in report.unverified
     # What the runtime says takes several lines.
     assert "\\n" not in report.unverified and "\n" not in report.unverified
     assert strict(report)["unverified"] == report.unverified
     with pytest.raises(RewriteFailed, match="could not be verified, nothing was written") as caught:
-        required = Verification(mode="require", samples=1)
-        rewrite(source, folder / "require.tflite", [quantize_weights_pass()], verification=required)
+        required = Judging(mode="require", samples=1)
+        rewrite(source, folder / "require.tflite", [quantize_weights_pass()], judging=required)
     assert caught.value.exit_code == 3 and "--verify auto" in str(caught.value)
     strict(caught.value.report)
-    report = rewrite(source, folder / "off.tflite", [quantize_weights_pass()], verification=OFF)
+    report = rewrite(source, folder / "off.tflite", [quantize_weights_pass()], judging=OFF)
     assert report.unverified is not None and "as asked" in report.unverified
     assert names(folder) == ["auto.tflite", "off.tflite"]
     assert (folder / "auto.tflite").read_bytes() == (folder / "off.tflite").read_bytes()
@@ -385,7 +373,7 @@ def test_damage_that_only_the_runtime_minds(dense: Path, folder: Path) -> None:
     """The original does not run, and we can say why: that is no foreign kernel."""
     source = broken(dense, dense.parent / "broken.tflite")
     with pytest.raises(FormatError, match="buffer holds 124 bytes") as caught:
-        rewrite(source, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
+        rewrite(source, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK)
     assert caught.value.exit_code == 2
     assert "tfl-rewrite doctor" in str(caught.value) and "tfl-rewrite repair" in str(caught.value)
     assert names(folder) == []
@@ -395,13 +383,13 @@ def test_external_weights(fixtures: Path, folder: Path) -> None:
     """The interpreter computes with zeros there; a change is not verified by that."""
     for name in names(fixtures / "external_buffers"):
         shutil.copy(fixtures / "external_buffers" / name, folder)
-    report = rewrite(folder / "model.tflite", folder / "out.tflite", [Edit(describe)], verification=QUICK)
+    report = rewrite(folder / "model.tflite", folder / "out.tflite", [Edit(describe)], judging=QUICK)
     assert report.outcome == "rewritten" and report.verdict is None
     assert report.unverified is not None and "beside the model" in report.unverified
     assert load(folder / "out.tflite").description == "rewritten"
     with pytest.raises(RewriteFailed):
-        required = Verification(mode="require")
-        rewrite(folder / "model.tflite", folder / "no.tflite", [Edit(describe)], verification=required)
+        required = Judging(mode="require")
+        rewrite(folder / "model.tflite", folder / "no.tflite", [Edit(describe)], judging=required)
     assert "no.tflite" not in names(folder)
 
 
@@ -415,7 +403,7 @@ def test_what_cannot_be_carried_over(fixtures: Path, folder: Path, name: str) ->
             fixtures / "malformed" / f"{name}.tflite",
             folder / "out.tflite",
             [Edit(describe)],
-            verification=OFF,
+            judging=OFF,
         )
     assert caught.value.exit_code == 3 and name in str(caught.value) and names(folder) == []
 
@@ -423,7 +411,7 @@ def test_what_cannot_be_carried_over(fixtures: Path, folder: Path, name: str) ->
 def test_malformed_files(malformed: Path, folder: Path) -> None:
     """Each ends in one of the documented classes, or in a file."""
     try:
-        report = rewrite(malformed, folder / "out.tflite", [quantize_weights_pass()], verification=OFF)
+        report = rewrite(malformed, folder / "out.tflite", [quantize_weights_pass()], judging=OFF)
     except (FormatError, UnsupportedError):
         assert names(folder) == []
     else:
@@ -449,7 +437,7 @@ def test_interrupted_while_judging(
             assert path.is_file()
             raise error
 
-    monkeypatch.setattr(Verification, "panel", lambda *_, **__: Interrupted())
+    monkeypatch.setattr(verify, "FullPanel", lambda *_, **__: Interrupted())
     with pytest.raises(error):
         rewrite(dense, folder / "out.tflite", [quantize_weights_pass()])
     assert names(folder) == []
@@ -460,7 +448,7 @@ def test_interrupted_while_writing(dense: Path, folder: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=OFF, progress=stop)
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=OFF, progress=stop)
     assert names(folder) == []
 
 
@@ -470,7 +458,7 @@ def test_progress_counts_to_the_end(fixtures: Path, folder: Path) -> None:
         fixtures / "digits_cnn.tflite",
         folder / "out.tflite",
         [quantize_weights_pass()],
-        verification=OFF,
+        judging=OFF,
         progress=lambda *step: seen.append(step) if step[0] == "writing" else None,
         threads=1,
     )
@@ -485,7 +473,7 @@ def test_threads_do_not_change_the_bytes(fixtures: Path, folder: Path) -> None:
     for threads in (0, 1, 7):
         target = folder / f"{threads}.tflite"
         source = fixtures / "mtcnn_rnet.tflite"
-        rewrite(source, target, [quantize_weights_pass()], verification=OFF, threads=threads)
+        rewrite(source, target, [quantize_weights_pass()], judging=OFF, threads=threads)
         made.append(target.read_bytes())
     assert made[0] == made[1] == made[2]
 
@@ -496,10 +484,8 @@ def test_bad_calls(dense: Path, folder: Path) -> None:
         (dense, folder, {}, UsageError),
         (dense, folder / "missing" / "out.tflite", {}, UsageError),
         (dense, folder / "out.tflite", {"threads": -1}, UsageError),
-        (dense, folder / "out.tflite", {"verification": Verification(mode="maybe")}, UsageError),
-        (dense, folder / "out.tflite", {"verification": Verification(samples=0)}, UsageError),
-        (dense, folder / "out.tflite", {"verification": Verification(inputs=("no.npz",))}, UsageError),
-        (dense, folder / "out.tflite", {"verification": Verification(runtime="other")}, UsageError),
+        (dense, folder / "out.tflite", {"judging": Judging(inputs=("no.npz",))}, UsageError),
+        (dense, folder / "out.tflite", {"judging": Judging(runtime="other")}, UsageError),
         (folder / "missing.tflite", folder / "out.tflite", {}, FileAccessError),
         (folder, folder / "out.tflite", {}, FileAccessError),
     ]
@@ -516,7 +502,7 @@ def test_the_disk_is_full(dense: Path, folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(FileAccessError, match="No space left on device"):
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], verification=OFF)
+        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=OFF)
     assert names(folder) == []
 
 
@@ -528,7 +514,7 @@ def test_somebody_else_makes_the_target_meanwhile(dense: Path, folder: Path) -> 
             target.write_bytes(b"theirs")
 
     with pytest.raises(UsageError, match="appeared"):
-        rewrite(dense, target, [quantize_weights_pass()], verification=OFF, progress=appear)
+        rewrite(dense, target, [quantize_weights_pass()], judging=OFF, progress=appear)
     assert target.read_bytes() == b"theirs" and names(folder) == ["out.tflite"]
 
 
@@ -536,7 +522,7 @@ def test_somebody_else_makes_the_target_meanwhile(dense: Path, folder: Path) -> 
 def test_every_model_is_rewritten_and_verified(sound: Path, folder: Path) -> None:
     """The whole way for each committed model; reports are JSON."""
     expected = {"conv_without_bias": "unverified"}.get(sound.stem)
-    report = rewrite(sound, folder / "out.tflite", [quantize_weights_pass()], verification=QUICK)
+    report = rewrite(sound, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK)
     strict(report)
     assert names(folder) == ["out.tflite"]
     assert report.nbytes_after <= report.nbytes_before

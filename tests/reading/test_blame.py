@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import blame, load
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.reading.blame import graph_name
 
 
@@ -24,7 +25,7 @@ def test_names_as_model_explorer_has_them(fixtures: Path) -> None:
 @pytest.mark.runtime
 def test_the_rewritten_file_gives_the_name(fixtures: Path) -> None:
     path = fixtures / "dense.tflite"
-    found = blame(path, path, samples=1)
+    found = blame(path, path, Judging(samples=1))
     assert list(found.node_data()) == [graph_name(load(path))] == [found.graph]
 
 
@@ -38,4 +39,4 @@ def test_files_that_only_the_interpreter_takes(fixtures: Path, monkeypatch: pyte
 
     monkeypatch.setattr(blaming, "load", refuse)
     path = fixtures / "dense.tflite"
-    assert blaming.blame(path, path, samples=1).graph == "main"
+    assert blaming.blame(path, path, Judging(samples=1)).graph == "main"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tfl_rewrite import FormatError, UnsupportedError, Verification, doctor, rewrite
+from tfl_rewrite import FormatError, Judging, UnsupportedError, doctor, rewrite
 from tfl_rewrite.passes.calls import repair_pass
 from tfl_rewrite.reading.findings import UNASKED, Severity
 
-OFF = Verification(mode="off")
+OFF = Judging(mode="off")
 
 
 def test_every_file_that_can_be_read_is_diagnosed_and_only_faulty_ones_change(
@@ -19,7 +19,7 @@ def test_every_file_that_can_be_read_is_diagnosed_and_only_faulty_ones_change(
     except (FormatError, UnsupportedError):
         return
     target = tmp_path / "out.tflite"
-    report = rewrite(public, target, [repair_pass()], verification=OFF)
+    report = rewrite(public, target, [repair_pass()], judging=OFF)
     faulty = any(item.repairable and item.kind in UNASKED for item in found.findings)
     assert (report.outcome == "rewritten") is faulty
     if not faulty:

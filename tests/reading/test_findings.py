@@ -12,6 +12,7 @@ import pytest
 
 from tfl_rewrite import FormatError, UsageError, doctor, load, quantize_weights, save
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.reading.findings import BY_NAME, KINDS, REPAIRABLE, Severity
 from tfl_rewrite.reading.metadata import associated_files
 
@@ -41,7 +42,7 @@ def test_each_fault_is_found_and_nothing_worse(fault: tuple[Fault, Path]) -> Non
 @pytest.mark.runtime
 def test_the_runtime_takes_each_fault_as_the_finding_says(fault: tuple[Fault, Path]) -> None:
     what, path = fault
-    result = run_model(path, samples=1)
+    result = run_model(path, Judging(samples=1))
     if result.failure is not None:
         assert what.taken == "refused", result.failure.message
         return

@@ -9,11 +9,11 @@ from pathlib import Path
 import flatbuffers
 import pytest
 
-from tfl_rewrite import load, media_inputs, save
+from tfl_rewrite import Judging, load, save
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
-from tfl_rewrite.reading.metadata import MetadataTables, declared_inputs
+from tfl_rewrite.reading.metadata import MetadataTables, declared_inputs, with_media
 from tfl_rewrite.samples.media import Declared, Media
 
 
@@ -130,26 +130,31 @@ def test_every_damaged_byte_is_survived(digits, tmp_path):
 def test_only_media_get_options(digits, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.npz").write_bytes(b"")
-    given = media_inputs(digits, [tmp_path / "a.png", tmp_path / "b.npz"], layout="NHWC")
+    both = Judging(inputs=[tmp_path / "a.png", tmp_path / "b.npz"], input_layout="nhwc")
+    given = with_media(both, digits).inputs
     assert isinstance(given[0], Media) and given[0].layout == "NHWC" and given[1] == tmp_path / "b.npz"
-    assert media_inputs(digits, [tmp_path / "b.npz"]) == (tmp_path / "b.npz",)
+    assert with_media(with_media(both, digits), digits).inputs == given
+    plain = Judging(inputs=[tmp_path / "b.npz"])
+    assert with_media(plain, digits) == plain
+    held = Judging(inputs=[tmp_path / "b.npz"], holdout=[tmp_path / "a.png"], sample_rate=16000)
+    assert [type(path) for path in with_media(held, digits).holdout] == [Media]
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"value_range": (0.0, 0.0)}, "two different numbers"),
-        ({"value_range": (0.0, float("inf"))}, "two different numbers"),
-        ({"layout": "NHWW"}, "each axis once"),
-        ({"layout": "XYZ"}, "each axis once"),
-        ({"sample_rate": 0}, "such as 16000"),
+        ({"input_range": (0.0, 0.0)}, "two different numbers"),
+        ({"input_range": (0.0, float("inf"))}, "two different numbers"),
+        ({"input_layout": "NHWW"}, "each axis once"),
+        ({"input_layout": "XYZ"}, "each axis once"),
+        ({"sample_rate": 0}, "sample_rate is 0; give 1,000 or more"),
         ({"sample_rate": 16000}, "--sample-rate is for pictures and sound"),
     ],
 )
 def test_options_that_make_no_sense(digits, tmp_path, options, text):
     (tmp_path / "b.npz").write_bytes(b"")
     with pytest.raises(UsageError, match=text):
-        media_inputs(digits, [tmp_path / "b.npz"], **options)
+        with_media(Judging(inputs=[tmp_path / "b.npz"], **options), digits)
 
 
 def test_a_damaged_model_says_nothing(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.samples.inputs import split_samples
 
@@ -35,9 +36,9 @@ def rows(count, *shape):
 @pytest.mark.parametrize("shape", [(1, 4), (4,)])
 def test_first_axis_counts_the_samples(tmp_path, model, shape):
     file = save(tmp_path / "in.npz", x=rows(3, *shape))
-    result = run_model(model, inputs=[file])
+    result = run_model(model, Judging(inputs=[file]))
     assert [call[0].tolist() for call in result.inputs] == rows(3, 1, 4).tolist()
-    verdict = verify(model, model, inputs=[file])
+    verdict = verify(model, model, Judging(inputs=[file]))
     assert (verdict.sample_source, verdict.sample_count) == ("real", 3)
 
 
@@ -48,7 +49,7 @@ def test_positional_names_extra_arrays_and_folders(tmp_path, model):
     save(folder / "1.npz", x=rows(1, 4) + 50, labels=np.arange(3))
     (folder / "readme.txt").write_text("not an npz")
     single = save(tmp_path / "in.npz", x=rows(1, 4) + 90)
-    result = run_model(model, inputs=[folder, single])
+    result = run_model(model, Judging(inputs=[folder, single]))
     assert [float(call[0][0, 0]) for call in result.inputs] == [50, 0, 4, 90]
     assert result.notes == ("1.npz: not an input: 'labels'",)
 
@@ -58,10 +59,10 @@ def test_one_signature_covered_the_other_made(tmp_path, name):
     model = tiny_models.two_signatures(tmp_path / "m.tflite")
     file = tmp_path / "in.npz"
     np.savez(file, **{name: rows(3, 4)})
-    verdict = verify(model, model, inputs=[file])
+    verdict = verify(model, model, Judging(inputs=[file]))
     assert verdict.sample_source == "mixed" and verdict.sample_count == 3 + 4
     assert "signature 'add' is not covered by the input files: made samples" in verdict.notes
-    result = run_model(model, inputs=[file])
+    result = run_model(model, Judging(inputs=[file]))
     assert [call.signature for call in result.outputs] == ["mul"] * 3 + ["add"] * 4 or [
         call.signature for call in result.outputs
     ].count("mul") == 3
@@ -71,7 +72,7 @@ def test_one_signature_covered_the_other_made(tmp_path, name):
 
 def test_a_plain_name_serves_all_signatures(tmp_path):
     model = tiny_models.two_signatures(tmp_path / "m.tflite")
-    verdict = verify(model, model, inputs=[save(tmp_path / "in.npz", x=rows(3, 4))])
+    verdict = verify(model, model, Judging(inputs=[save(tmp_path / "in.npz", x=rows(3, 4))]))
     assert (verdict.sample_source, verdict.sample_count) == ("real", 6)
 
 
@@ -89,7 +90,7 @@ def test_a_plain_name_serves_all_signatures(tmp_path):
 def test_what_does_not_fit_is_told_with_names_and_shapes(tmp_path, model, arrays, text):
     file = save(tmp_path / "in.npz", **arrays)
     with pytest.raises(UsageError, match=text) as caught:
-        verify(model, model, inputs=[file])
+        verify(model, model, Judging(inputs=[file]))
     assert caught.value.remedy
 
 
@@ -109,14 +110,14 @@ def test_unreadable_files(tmp_path, model):
     np.save(tmp_path / "single.npy", rows(2, 4))
     for name in (*cases, "objects.npz", "single.npy", "empty", "missing.npz"):
         with pytest.raises(UsageError) as caught:
-            verify(model, model, inputs=[tmp_path / name])
+            verify(model, model, Judging(inputs=[tmp_path / name]))
         assert name in str(caught.value) and caught.value.remedy
 
 
 def test_samples_of_another_size_resize_the_model(tmp_path):
     model = tiny_models.add_constant(tmp_path / "m.tflite", [1.0])
     file = save(tmp_path / "in.npz", x=rows(2, 7))
-    verdict = verify(model, model, inputs=[file])
+    verdict = verify(model, model, Judging(inputs=[file]))
     assert verdict.status == "pass"
     assert any("[1, 7] instead of [1, 4]" in note for note in verdict.notes)
 
@@ -151,11 +152,13 @@ def test_one_value_serves_all_samples_and_strings_pass(tmp_path):
     graph.outputs = [graph.input("a", "float32", [1, 2]), graph.input("words", "string", [2])]
     path = model.write(tmp_path / "m.tflite")
     file = save(tmp_path / "in.npz", a=rows(3, 2), words=np.array([["naïve", "b"]]))
-    result = run_model(path, inputs=[file])
+    result = run_model(path, Judging(inputs=[file]))
     assert [call["words"].tolist() for call in result.outputs] == [["naïve".encode(), b"b"]] * 3
     with pytest.raises(UsageError, match="'a' 3, 'words' 2"):
         verify(
-            path, path, inputs=[save(tmp_path / "bad.npz", a=rows(3, 2), words=np.array([["a", "b"]] * 2))]
+            path,
+            path,
+            Judging(inputs=[save(tmp_path / "bad.npz", a=rows(3, 2), words=np.array([["a", "b"]] * 2))]),
         )
     # Made words reach the model and come back, too.
     assert verify(path, path).status == "pass"
@@ -164,4 +167,4 @@ def test_one_value_serves_all_samples_and_strings_pass(tmp_path):
 @pytest.mark.parametrize("shape", [(0, 1, 4), (0, 4)])
 def test_an_array_without_samples(tmp_path, model, shape):
     with pytest.raises(UsageError, match=r"in.npz: array 'x' holds no samples; its first axis counts"):
-        run_model(model, inputs=[save(tmp_path / "in.npz", x=np.zeros(shape, np.float32))])
+        run_model(model, Judging(inputs=[save(tmp_path / "in.npz", x=np.zeros(shape, np.float32))]))

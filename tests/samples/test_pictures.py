@@ -16,6 +16,7 @@ from PIL import Image
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.samples import inputs
 from tfl_rewrite.samples import media as media_module
@@ -212,11 +213,11 @@ def test_decompression_bombs(monkeypatch, gradient, limit):
 def test_without_pillow(monkeypatch, gradient):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError) as caught:
-        run_model(gradient.parent / "any.tflite", inputs=[gradient])
+        run_model(gradient.parent / "any.tflite", Judging(inputs=[gradient]))
     assert "no such file" in str(caught.value)  # The model is looked at first.
     model = tiny_models.add_constant(gradient.parent / "m.tflite", [1.0], shape=(1, 5, 6, 3))
     with pytest.raises(UsageError) as caught:
-        run_model(model, inputs=[gradient])
+        run_model(model, Judging(inputs=[gradient]))
     assert str(caught.value) == (
         "reading pictures needs Pillow; install it with: pip install 'tfl-rewrite[media]'"
     )
@@ -230,10 +231,10 @@ def test_a_folder_is_run_in_order_of_names(tmp_path):
         picture(folder / name, np.full((4, 4, 3), grey))
     (folder / "notes.txt").write_text("not a picture")
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(1, 2, 2, 3))
-    result = run_model(model, inputs=[folder])
+    result = run_model(model, Judging(inputs=[folder]))
     assert [float(call[0][0, 0, 0, 0]) for call in result.inputs] == pytest.approx([-1, 1, -0.6])
     assert len(result.notes) == 1 and result.notes[0].startswith("3 pictures as RGB 2x2 NHWC")
-    verdict = verify(model, model, inputs=[Media(folder, value_range=(0, 1))])
+    verdict = verify(model, model, Judging(inputs=[Media(folder, value_range=(0, 1))]))
     assert (verdict.sample_source, verdict.sample_count, verdict.passed) == ("real", 3, True)
 
 
@@ -244,7 +245,7 @@ def test_batches_are_filled_up_with_the_first_pictures(tmp_path, monkeypatch):
     for number in range(3):
         picture(tmp_path / f"{number}.png", np.full((2, 2), number * 51))
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(2, 2, 2, 1))
-    result = run_model(model, inputs=[Media(tmp_path, value_range=(0, 5))])
+    result = run_model(model, Judging(inputs=[Media(tmp_path, value_range=(0, 5))]))
     given = [call[0][:, 0, 0, 0].tolist() for call in result.inputs]
     assert given == [pytest.approx([0, 1]), pytest.approx([2, 0])]
 
@@ -258,18 +259,18 @@ def test_no_room_for_the_samples(monkeypatch, tmp_path, gradient):
     monkeypatch.setattr(media_module.os, "posix_fallocate", full)
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(1, 5, 6, 3))
     with pytest.raises(FileAccessError, match=r"no room for the samples, 360 bytes: No space left.*TMPDIR"):
-        run_model(model, inputs=[gradient])
+        run_model(model, Judging(inputs=[gradient]))
 
 
 @pytest.mark.runtime
 def test_models_that_take_something_else(tmp_path, gradient, fixtures):
     model = tiny_models.add_constant(tmp_path / "m.tflite", [[1, 2, 3, 4]])
     with pytest.raises(UsageError, match=r"input 'x' takes float32\[1, 4\], which is not a picture.*npz"):
-        run_model(model, inputs=[gradient])
+        run_model(model, Judging(inputs=[gradient]))
     with pytest.raises(
         UsageError, match=r"with one input; .* takes 'words' string\[1, 4\], 'x' float32.*npz"
     ):
-        run_model(fixtures / "string_input.tflite", inputs=[gradient])
+        run_model(fixtures / "string_input.tflite", Judging(inputs=[gradient]))
     with pytest.raises(UsageError, match=r"takes bool\[1, 5, 6, 3\], not pictures"):
         Pictures(facts(1, 5, 6, 3, dtype="bool"), Media(gradient), gradient)
 
@@ -279,11 +280,11 @@ def test_folders_of_two_kinds(tmp_path, gradient):
     np.savez(tmp_path / "in.npz", x=np.ones(3))
     model = tiny_models.add_constant(tmp_path.parent / "m.tflite", [1.0], shape=(1, 5, 6, 3))
     with pytest.raises(UsageError, match=r"1 \.npz and 1 pictures or sound files"):
-        verify(model, model, inputs=[tmp_path])
+        verify(model, model, Judging(inputs=[tmp_path]))
     (tmp_path / "in.npz").unlink()
     (tmp_path / "sound.wav").write_bytes(b"RIFF")
     with pytest.raises(UsageError, match="1 pictures and 1 sound files"):
-        verify(model, model, inputs=[tmp_path])
+        verify(model, model, Judging(inputs=[tmp_path]))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "uint64"])

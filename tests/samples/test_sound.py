@@ -14,6 +14,7 @@ import soundfile
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.samples.media import Declared, Media
 from tfl_rewrite.samples.sound import Sounds, layout_of, read_sound, resample
 
@@ -149,7 +150,7 @@ def test_without_soundfile(monkeypatch, tmp_path, ramp):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     model = tiny_models.add_constant(tmp_path / "m.tflite", [1.0], shape=(1, 4))
     with pytest.raises(UsageError) as caught:
-        run_model(model, inputs=[ramp])
+        run_model(model, Judging(inputs=[ramp]))
     assert str(caught.value) == (
         "reading sound needs soundfile; install it with: pip install 'tfl-rewrite[media]'"
     )
@@ -162,7 +163,7 @@ def test_a_folder_of_sound_is_run(tmp_path):
     for name, value in [("b.wav", 0.5), ("a.ogg", 0.0)]:
         soundfile.write(folder / name, np.full(64, value), 8000)
     model = tiny_models.add_constant(tmp_path / "m.tflite", [0.0], shape=(1, 4))
-    result = run_model(model, inputs=[folder])
+    result = run_model(model, Judging(inputs=[folder]))
     assert [float(call[0][0, 0]) for call in result.inputs] == pytest.approx([0.0, 0.5], abs=1e-3)
     assert result.notes[0].startswith("2 sound files, one channel, 4 values at 8000 Hz as the files are")
 

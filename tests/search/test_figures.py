@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.interpreter.interface import TensorFacts
-from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.compare import compared
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.search.goals import Goal

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite import ShrinkFailed, ShrinkReport, UnsupportedError, UsageError, Verification, load, save
+from tfl_rewrite import (
+    Judging,
+    ShrinkFailed,
+    ShrinkReport,
+    UnsupportedError,
+    UsageError,
+    load,
+    save,
+)
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
@@ -27,23 +35,23 @@ SAMPLES = 8
 
 
 @pytest.fixture(scope="module")
-def digits(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Verification, Path]:
+def digits(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Judging, Path]:
     """The digits net, a few of its inputs, and others."""
     folder = tmp_path_factory.mktemp("digits")
     for name, rows in (("some", slice(0, SAMPLES)), ("others", slice(50, 60))):
         with np.load(fixtures / "inputs" / "digits_calib.npz") as file:
             np.savez(folder / f"{name}.npz", **{key: file[key][rows] for key in file.files})
-    return fixtures / "digits_cnn.tflite", Verification(inputs=(folder / "some.npz",)), folder / "others.npz"
+    return fixtures / "digits_cnn.tflite", Judging(inputs=(folder / "some.npz",)), folder / "others.npz"
 
 
-def search(digits: tuple[Path, Verification, Path], target: Path, **more: Any) -> ShrinkReport:
-    settings: dict[str, Any] = {"effort": "fast", "encodings": FEW, "verification": digits[1], **more}
+def search(digits: tuple[Path, Judging, Path], target: Path, **more: Any) -> ShrinkReport:
+    settings: dict[str, Any] = {"effort": "fast", "encodings": FEW, "judging": digits[1], **more}
     return tfl_rewrite.shrink(digits[0], target, **settings)
 
 
 @pytest.fixture(scope="module")
 def found(
-    digits: tuple[Path, Verification, Path], tmp_path_factory: pytest.TempPathFactory
+    digits: tuple[Path, Judging, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ShrinkReport, Path]:
     folder = tmp_path_factory.mktemp("found")
     target = folder / "out.tflite"
@@ -53,7 +61,7 @@ def found(
 
 @pytest.mark.runtime
 def test_what_was_found_keeps_what_was_asked_for(
-    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path]
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Judging, Path]
 ) -> None:
     report, target = found
     assert report.promised is not None and report.proven is not None and report.promised_snr is not None
@@ -62,26 +70,28 @@ def test_what_was_found_keeps_what_was_asked_for(
     # Mixed: some constants take less than others.
     assert len({encoding.text for encoding in report.promised.choice.values()}) > 1
     # Inputs that nobody had: a promise from six samples is worth some dB.
-    other = tfl_rewrite.verify(digits[0], target, inputs=[digits[2]])
+    other = tfl_rewrite.verify(digits[0], target, tfl_rewrite.Judging(inputs=[digits[2]]))
     assert (other.worst_snr() or 0.0) > 30.0
 
 
 @pytest.mark.runtime
 def test_it_runs_with_other_kernels_too(
-    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path]
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Judging, Path]
 ) -> None:
     verdict = tfl_rewrite.verify(
         digits[0],
         found[1],
-        inputs=[digits[2]],
-        resolver=["default", "reference"],
-        tolerance=tfl_rewrite.Tolerance(min_snr=30.0),
+        tfl_rewrite.Judging(
+            inputs=[digits[2]],
+            resolver=["default", "reference"],
+            tolerance=tfl_rewrite.Tolerance(min_snr=30.0),
+        ),
     )
     assert verdict.passed, verdict.summary_lines()
 
 
 @pytest.mark.runtime
-def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     every = ("int8:channel:dequantize", "int6:channel:dequantize", "int4:channel:dequantize", "float16")
     target = tmp_path / "out.tflite"
     report = search(digits, target, min_snr=40.0, encodings=every, min_runtime="2.14")
@@ -93,14 +103,16 @@ def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Verification, Path
     if old:
         bound = tfl_rewrite.Tolerance(min_snr=30.0)
         verdict = tfl_rewrite.verify(
-            digits[0], target, inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound
+            digits[0],
+            target,
+            tfl_rewrite.Judging(inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound),
         )
         assert verdict.passed, verdict.summary_lines()
 
 
 @pytest.mark.runtime
 def test_what_was_rounded_in_order_is_what_is_published(
-    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken whether it wins anything or not: what is published is made anew, and must be the same bytes."""
     made: list[bytes] = []
@@ -137,7 +149,7 @@ def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
 
 @pytest.mark.runtime
 def test_an_opened_original_that_does_not_run_is_left_closed(
-    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def opened(source: Path, target: Path, *, centred: bool) -> int:
         model = tfl_rewrite.load(source)
@@ -161,7 +173,7 @@ def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport,
 
 @pytest.mark.runtime
 def test_the_same_again_from_half_of_the_measurements(
-    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path], tmp_path: Path
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Judging, Path], tmp_path: Path
 ) -> None:
     """As after an interruption: what was measured is not measured again, and the bytes are the same."""
     data = json.loads((found[1].parent / "state.json").read_text())
@@ -175,7 +187,7 @@ def test_the_same_again_from_half_of_the_measurements(
     assert json.loads((tmp_path / "state.json").read_text())["noises"] == data["noises"]
 
 
-def test_a_state_of_something_else_is_named(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+def test_a_state_of_something_else_is_named(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"a": 1}')
     with pytest.raises(tfl_rewrite.FileAccessError, match="holds no state of a search"):
         search(digits, tmp_path / "out.tflite", min_snr=30.0, state=tmp_path / "state.json")
@@ -183,7 +195,7 @@ def test_a_state_of_something_else_is_named(digits: tuple[Path, Verification, Pa
 
 
 def test_the_recipe_gives_the_same_encodings(
-    found: tuple[ShrinkReport, Path], digits: tuple[Path, Verification, Path], tmp_path: Path
+    found: tuple[ShrinkReport, Path], digits: tuple[Path, Judging, Path], tmp_path: Path
 ) -> None:
     report = found[0]
     assert report.promised is not None
@@ -206,7 +218,7 @@ def encodings_of(changes: Iterable[object]) -> dict[str, tuple[object, ...]]:
 
 
 @pytest.mark.runtime
-def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", max_nbytes=30_000)
     assert report.promised is not None
     assert (tmp_path / "out.tflite").stat().st_size <= 30_000
@@ -220,7 +232,7 @@ def test_a_size_alone_gets_the_least_error(digits: tuple[Path, Verification, Pat
     "budget", [{"max_nbytes": 5_000}, {"min_snr": 60.0, "max_nbytes": 12_000}], ids=["size", "both"]
 )
 def test_what_cannot_be_is_told_with_the_trade_offs(
-    digits: tuple[Path, Verification, Path], tmp_path: Path, budget: dict[str, Any]
+    digits: tuple[Path, Judging, Path], tmp_path: Path, budget: dict[str, Any]
 ) -> None:
     target = tmp_path / "out.tflite"
     with pytest.raises(ShrinkFailed, match="no file was found that keeps") as failure:
@@ -230,16 +242,14 @@ def test_what_cannot_be_is_told_with_the_trade_offs(
 
 
 @pytest.mark.runtime
-def test_agreement_from_few_samples_is_doubted(
-    digits: tuple[Path, Verification, Path], tmp_path: Path
-) -> None:
+def test_agreement_from_few_samples_is_doubted(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", min_agreement=0.99)
     assert report.proven is not None and report.proven.outputs[0].argmax_agreement == 1.0
     assert any("cannot be told from 2 samples: give at least 100" in note for note in report.notes)
 
 
 @pytest.mark.runtime
-def test_largest_error(digits: tuple[Path, Verification, Path], tmp_path: Path) -> None:
+def test_largest_error(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", max_error=0.01)
     assert report.promised is not None and report.proven is not None
     for verdict in (report.promised.verdict, report.proven):
@@ -247,9 +257,7 @@ def test_largest_error(digits: tuple[Path, Verification, Path], tmp_path: Path) 
 
 
 @pytest.mark.runtime
-def test_memory_wants_kernels_that_read_integers(
-    digits: tuple[Path, Verification, Path], tmp_path: Path
-) -> None:
+def test_memory_wants_kernels_that_read_integers(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", min_snr=20.0, objective="ram")
     assert report.promised is not None and report.promised.choice
     assert {encoding.text for encoding in report.promised.choice.values()} == {"int8:channel"}
@@ -257,9 +265,7 @@ def test_memory_wants_kernels_that_read_integers(
 
 
 @pytest.mark.runtime
-def test_downloads_take_what_deflates_to_less(
-    digits: tuple[Path, Verification, Path], tmp_path: Path
-) -> None:
+def test_downloads_take_what_deflates_to_less(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", min_snr=40.0, objective="download")
     assert report.promised is not None
     (note,) = [note for note in report.notes if "deflated with float weights" in note]
@@ -270,7 +276,7 @@ def test_downloads_take_what_deflates_to_less(
 
 @pytest.mark.runtime
 def test_downloads_are_found_where_the_first_passes_move_constants(
-    digits: tuple[Path, Verification, Path], tmp_path: Path
+    digits: tuple[Path, Judging, Path], tmp_path: Path
 ) -> None:
     """Grids belong to positions of buffers, and a dead one in front of all others moves those."""
     source, *rest = digits
@@ -315,7 +321,7 @@ def test_what_cannot_be_run_cannot_be_searched(fixtures: Path, tmp_path: Path) -
 
 @pytest.mark.runtime
 def test_no_time_is_no_file_where_nothing_likely_fits(
-    digits: tuple[Path, Verification, Path], tmp_path: Path
+    digits: tuple[Path, Judging, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ShrinkFailed) as failure:
         search(digits, tmp_path / "out.tflite", min_snr=140.0, max_nbytes=30_000, time_limit=1e-6)
@@ -326,7 +332,7 @@ def test_no_time_is_no_file_where_nothing_likely_fits(
 @pytest.mark.runtime
 @pytest.mark.parametrize("bound", [30.0, 140.0])
 def test_no_time_is_what_is_likely_to_do(
-    digits: tuple[Path, Verification, Path], tmp_path: Path, bound: float
+    digits: tuple[Path, Judging, Path], tmp_path: Path, bound: float
 ) -> None:
     report = search(digits, tmp_path / "out.tflite", min_snr=bound, time_limit=1e-6)
     assert report.promised is not None
@@ -336,7 +342,7 @@ def test_no_time_is_what_is_likely_to_do(
 
 @pytest.mark.runtime
 def test_little_time_is_a_file_all_the_same(
-    digits: tuple[Path, Verification, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock here counts files, so that the end comes at the same place on any machine."""
     asked = 0
@@ -366,7 +372,7 @@ def test_little_time_is_a_file_all_the_same(
     ],
 )
 def test_usage(
-    digits: tuple[Path, Verification, Path], tmp_path: Path, more: dict[str, Any], expected: str
+    digits: tuple[Path, Judging, Path], tmp_path: Path, more: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UsageError, match=expected):
         search(digits, tmp_path / "out.tflite", **more)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Verification, load
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite import Judging, load
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.in_place import Trial, noise_of, worst_ratio
 from tfl_rewrite.weights.grids import Choice, find_constants
@@ -19,7 +19,7 @@ def test_constants_that_are_not_chosen_any_more_come_back(fixtures: Path, tmp_pa
     source = fixtures / "digits_cnn.tflite"
     settings = RoundWeights()
     items, _ = find_constants(load(source), int8=False, min_elements=settings.min_elements)
-    trial = Trial.of(source, "trial", tmp_path, Verification())
+    trial = Trial.of(source, "trial", tmp_path, Judging())
     try:
         first = {items[0].position: (items[0], Choice(0.25))}
         verdict = trial.judge(first, Tolerance(min_snr=None))

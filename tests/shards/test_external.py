@@ -13,14 +13,14 @@ import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards import compiled, external_folder
 from tfl_rewrite.shards.external import move_out
 
-UNRUN = Verification(mode="off")
+UNRUN = Judging(mode="off")
 
 
 def content(value: Any) -> Any:
@@ -53,15 +53,13 @@ def movable(path: Path) -> bool:
     return True
 
 
-def round_trip(path: Path, folder: Path, verification: Verification | None = None) -> None:
-    report = tfl_rewrite.shard(
-        path, folder / "e", format="external", max_size="64KiB", verification=verification
-    )
-    assert verification is not None or (report.verdict is not None and report.verdict.passed)
+def round_trip(path: Path, folder: Path, judging: Judging | None = None) -> None:
+    report = tfl_rewrite.shard(path, folder / "e", format="external", max_size="64KiB", judging=judging)
+    assert judging is not None or (report.verdict is not None and report.verdict.passed)
     assert sorted(item.name for item in report.files) == sorted(
         file.name for file in (folder / "e").iterdir()
     )
-    tfl_rewrite.join(folder / "e" / "model.tflite", folder / "whole.tflite", verification=verification)
+    tfl_rewrite.join(folder / "e" / "model.tflite", folder / "whole.tflite", judging=judging)
     joined = load(folder / "whole.tflite")
     assert not joined.external_buffers and not joined.external_groups
     assert record_content(joined) == record_content(load(path))
@@ -98,7 +96,7 @@ def test_a_public_mobilenet(tmp_path: Path) -> None:
     round_trip(whole, tmp_path)
     # The same net as LiteRT's own tool divides it.
     theirs = Path(CORPUS) / "derived+LiteRT-externalize__mobilenet_v1_0.25_224" / "model.tflite"
-    report = tfl_rewrite.join(theirs, tmp_path / "theirs.tflite", verification=Verification(mode="require"))
+    report = tfl_rewrite.join(theirs, tmp_path / "theirs.tflite", judging=Judging(mode="require"))
     assert report.verdict is not None and report.verdict.passed
     ours, joined = load(whole), load(tmp_path / "theirs.tflite")
     pairs = zip(ours.subgraphs[0].tensors, joined.subgraphs[0].tensors, strict=True)
@@ -127,7 +125,7 @@ def test_int64_outputs_are_compared_too(tmp_path: Path) -> None:
         pytest.skip(NO_CORPUS)
     model = Path(CORPUS) / "google-coral+test_data__deeplabv3_mnv2_dm05_pascal_quant.tflite"
     report = tfl_rewrite.shard(
-        model, tmp_path / "e", format="external", verification=Verification(samples=1, mode="require")
+        model, tmp_path / "e", format="external", judging=Judging(samples=1, mode="require")
     )
     assert report.verdict is not None and report.verdict.outputs[0].dtype == "int64"
 
@@ -138,7 +136,7 @@ def test_what_the_runtime_reads_and_how_it_is_laid_out(fixtures: Path, tmp_path:
         tmp_path / "e",
         format="external",
         max_size="48KiB",
-        verification=UNRUN,
+        judging=UNRUN,
     )
     model = load(tmp_path / "e" / "model.tflite")
     assert model.external_groups[0].name == "" and len(model.external_groups) == 4
@@ -161,7 +159,7 @@ def test_a_large_tensor_gets_a_file_of_its_own(fixtures: Path, tmp_path: Path) -
         tmp_path / "e",
         format="external",
         max_size="16KiB",
-        verification=UNRUN,
+        judging=UNRUN,
     )
     assert sum("cannot be divided" in note for note in report.notes) == 2
     assert sorted(item.nbytes for item in report.files)[-1] == 40960
@@ -196,7 +194,7 @@ def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> Non
             fixtures / "lstm.tflite",
             tmp_path / "r",
             format="external",
-            verification=Verification(mode="require"),
+            judging=Judging(mode="require"),
         )
     assert caught.value.exit_code == 3 and not (tmp_path / "r").exists()
     report = tfl_rewrite.shard(fixtures / "string_input.tflite", tmp_path / "s", format="external")
@@ -205,15 +203,15 @@ def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> Non
 
 @pytest.mark.runtime
 def test_runs_with_given_inputs(fixtures: Path, tmp_path: Path) -> None:
-    given = Verification(inputs=(fixtures / "inputs" / "mtcnn_rnet.npz",), mode="require")
+    given = Judging(inputs=(fixtures / "inputs" / "mtcnn_rnet.npz",), mode="require")
     report = tfl_rewrite.shard(
-        fixtures / "mtcnn_rnet.tflite", tmp_path / "e", format="external", verification=given
+        fixtures / "mtcnn_rnet.tflite", tmp_path / "e", format="external", judging=given
     )
     assert report.verdict is not None and report.verdict.sample_source == "real"
 
 
 def test_existing_files(fixtures: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"format": "external", "verification": UNRUN}
+    options: dict[str, Any] = {"format": "external", "judging": UNRUN}
     tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", **options)
     again = tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", **options)
     assert {item.status for item in again.files} == {"kept"}
@@ -255,7 +253,7 @@ def test_wrong_weight_files(beside: Path, tmp_path: Path) -> None:
 
     def refused(kind: type[Exception], what: str) -> None:
         with pytest.raises(kind, match=what) as caught:
-            tfl_rewrite.join(beside / "model.tflite", tmp_path / "out", verification=UNRUN)
+            tfl_rewrite.join(beside / "model.tflite", tmp_path / "out", judging=UNRUN)
         assert "weights_1.bin" in str(caught.value) and not (tmp_path / "out").exists()
 
     weights.write_bytes(good[:-1])
@@ -287,7 +285,9 @@ def test_the_joined_file_runs_in_the_classic_interpreter(
 ) -> None:
     tfl_rewrite.join(beside / "model.tflite", tmp_path / "out")
     verdict = tfl_rewrite.verify(
-        fixtures / "digits_cnn.tflite", tmp_path / "out", tolerance=tfl_rewrite.Tolerance(exact=True)
+        fixtures / "digits_cnn.tflite",
+        tmp_path / "out",
+        tfl_rewrite.Judging(tolerance=tfl_rewrite.Tolerance(exact=True)),
     )
     assert verdict.passed and np.isinf(verdict.worst_snr() or 0)
 
@@ -301,10 +301,9 @@ def test_constants_that_other_operators_read_stay(fixtures: Path) -> None:
 def test_compiled_model_may_take_no_more_memory_than_allowed(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The classic interpreter, which runs first, is let through.
-    plain = compiled.run_model
-    monkeypatch.setattr(compiled, "run_model", lambda *a, **k: plain(*a, **{**k, "memory_limit": None}))
+    # The classic interpreter, which runs first, is let through: it asks for itself.
+    monkeypatch.setattr(compiled, "default_limit", lambda: 1 << 20)
     whole = fixtures / "digits_cnn.tflite"
-    verdict = compiled.judge_compiled(whole, whole, whole, Verification(memory_limit=1 << 20))
+    verdict = compiled.judge_compiled(whole, whole, whole, Judging())
     assert verdict.status == "unverified"
     assert "took more memory than 1 MB" in verdict.reasons[0]

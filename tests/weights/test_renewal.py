@@ -14,6 +14,7 @@ from tfl_rewrite import UnsupportedError, doctor, load, quantize_weights, rewrit
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.operands import scales_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.calls import quantize_weights_pass
@@ -88,8 +89,8 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
     )
     assert again.outcome == "unchanged"
     if OLD:
-        wanted = run_model(source, samples=2)
-        got = run_model(target, samples=2, runtime=f"python:{OLD}")
+        wanted = run_model(source, Judging(samples=2))
+        got = run_model(target, Judging(samples=2, runtime=f"python:{OLD}"))
         assert wanted.failure is None and got.failure is None, got.failure
         for one, two in zip(wanted.outputs, got.outputs, strict=True):
             assert decibels(one.values[0], two.values[0]) > 25  # type: ignore[arg-type]

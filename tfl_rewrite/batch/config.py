@@ -40,13 +40,13 @@ class BatchConfig:
     file: Path | None = None
 
 
-def read_config(path: Path, given: Mapping[str, Any], verification: Mapping[str, Any]) -> BatchConfig:
+def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]) -> BatchConfig:
     """Reads a TOML file; what the command line gives wins.
 
     Args:
         path: The file. Relative paths in it count from its folder.
         given: Values for ``[batch]``.
-        verification: Values for ``[verify]``; its ``mode`` is called ``verify`` here.
+        judging: Values for ``[verify]``.
 
     Raises:
         FileAccessError: It cannot be read.
@@ -69,27 +69,25 @@ def read_config(path: Path, given: Mapping[str, Any], verification: Mapping[str,
     batch |= given
     verify = dict(_table(data, "verify", path))
     _starts_nothing(verify, path)
-    if "mode" in verify:
-        verify["verify"] = verify.pop("mode")
     rows = data.get("file", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError("file is not a list of tables", file=path, remedy="write [[file]]")
     overrides = tuple(_override(row, f"{path} [[file]]") for row in rows)
     for item in overrides:
         _starts_nothing(item.values, path)
-    settings = Settings().changed(verify, f"{path} [verify]").changed(verification, "the command line")
+    settings = Settings().changed(verify, f"{path} [verify]").changed(judging, "the command line")
     return replace(_config(batch, settings, overrides, base, str(path)), file=path)
 
 
 def plain_config(
-    patterns: Sequence[str], given: Mapping[str, Any], verification: Mapping[str, Any]
+    patterns: Sequence[str], given: Mapping[str, Any], judging: Mapping[str, Any]
 ) -> BatchConfig:
     """Makes the configuration of a call without a file.
 
     Raises:
         UsageError: See :func:`read_config`.
     """
-    settings = Settings().changed(verification, "the command line")
+    settings = Settings().changed(judging, "the command line")
     return _config({**given, "inputs": list(patterns)}, settings, (), Path.cwd(), "the command line")
 
 
@@ -149,9 +147,6 @@ def _override(row: dict[str, Any], where: str) -> Override:
     verify = values.pop("verify", {})
     if not isinstance(verify, dict):
         raise UsageError(f"{where}: verify is not a table", remedy="write verify.min_snr = 20")
-    if "mode" in verify:
-        verify = {**verify, "verify": verify["mode"]}
-        del verify["mode"]
     return Override(match=match, skip=skip, values={**values, **verify})
 
 

@@ -45,7 +45,6 @@ from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
-from tfl_rewrite.pipeline.verification import Verification
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -95,44 +94,8 @@ def run_job(job: Job) -> dict[str, Any]:
 def _rewritten(job: Job, made: Path) -> Report:
     settings = job.settings
     passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
-    from tfl_rewrite.interpreter.memory import parse_memory
-    from tfl_rewrite.judge.compare import Tolerance
-    from tfl_rewrite.reading.metadata import media_inputs
-
-    limit = settings.memory_limit
-
-    def read(paths: tuple[str, ...]) -> tuple[str | os.PathLike[str], ...]:
-        if not paths:
-            return ()
-        return media_inputs(
-            job.source,
-            paths,
-            value_range=settings.input_range,
-            layout=settings.input_layout,
-            sample_rate=settings.sample_rate,
-        )
-
-    verification = Verification(
-        mode=settings.verify,
-        inputs=read(settings.inputs),
-        holdout=read(settings.holdout),
-        samples=settings.samples,
-        seed=settings.seed,
-        tolerance=Tolerance(
-            min_snr=settings.min_snr,
-            max_abs_error=settings.max_abs_error,
-            min_agreement=settings.min_agreement,
-        ),
-        runtime=settings.runtime,
-        resolver=settings.resolver,
-        independent=settings.independent,
-        timeout=settings.timeout,
-        memory_limit=parse_memory(limit) if limit is not None else None,
-        rescue=not settings.no_rescue,
-        blame_seconds=settings.blame_seconds,
-    )
     # Files run beside each other: one thread for each is enough.
-    return rewrite(job.source, made, passes, verification=verification, force=True, threads=1)
+    return rewrite(job.source, made, passes, judging=settings.judging, force=True, threads=1)
 
 
 def _write_report(job: Job, report: Report) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -60,13 +60,13 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
-        return asdict(self)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**values, "settings": self.settings.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Job:
         """Reads :meth:`to_dict`."""
-        values = dict(data["settings"])
-        settings = Settings().changed({k: v for k, v in values.items() if v is not None}, "job")
+        settings = Settings().changed(data["settings"], "job")
         return cls(**{**data, "settings": settings})
 
 
@@ -108,8 +108,8 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
         targets[real] = str(source)
         settings = _with_inputs(settings, config.base, source)
         reads += [Claim("a model", os.fspath(source))]
-        reads += [Claim("inputs", text) for text in settings.inputs]
-        reads += [Claim("holdout", text) for text in settings.holdout]
+        reads += [Claim("inputs", str(text)) for text in settings.judging.inputs]
+        reads += [Claim("holdout", str(text)) for text in settings.judging.holdout]
         writes.append(Claim("an output", os.fspath(target)))
         job = Job(
             name=name,
@@ -225,7 +225,7 @@ def _with_inputs(settings: Settings, base: Path, source: Path) -> Settings:
 
 def _key(source: Path, name: str, settings: Settings) -> str:
     files = [source]
-    for text in (*settings.inputs, *settings.holdout):
+    for text in (*settings.judging.inputs, *settings.judging.holdout):
         path = Path(text)
         files += sorted(path.rglob("*.npz")) if path.is_dir() else [path] if path.is_file() else []
     facts = {

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tfl_rewrite.calibration.probe import Call, Place, Probe
 from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.numerics.moments import Moments, memory_rounds
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Float32
@@ -62,7 +63,8 @@ def steps_of(
     """
     if progress is not None:
         progress(COLLECTING, 0, 0)
-    ran = run_model(path, inputs=inputs, runtime=runtime, timeout=timeout, memory_limit=memory_limit)
+    judging = Judging(inputs=tuple(inputs), runtime=(runtime,), timeout=timeout, memory_limit=memory_limit)
+    ran = run_model(path, judging)
     if ran.failure is not None or ran.interface is None:
         raise ModelFailed(ran.failure.message if ran.failure else "the model does not run")
     return list(real_inputs(ran.interface, inputs).steps)

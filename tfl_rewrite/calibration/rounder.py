@@ -24,6 +24,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.interpreter.worker import RuntimeChoice
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
@@ -84,6 +85,16 @@ class Settings:
     effort: GptqEffort = field(default_factory=GptqEffort)
     in_order: bool = False
     correct_bias: bool = True
+
+    @classmethod
+    def of(cls, judging: Judging) -> Settings:
+        """Returns how to look at what weights meet: with the inputs, in the first of the runtimes."""
+        return cls(
+            inputs=judging.inputs,
+            runtime=judging.runtime[0],
+            timeout=judging.timeout,
+            memory_limit=judging.memory_limit,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,10 @@ import threading
 import time
 from pathlib import Path
 
-from tfl_rewrite.errors import UsageError
-from tfl_rewrite.interpreter.interface import printable
-
 SHARE_OF_MACHINE = 0.8
 """Of the memory of the machine, or of its container: what is left keeps the machine alive."""
 LOOK_SECONDS = 0.02
 """Writing to new pages goes at a few GB/s: a child is some 100 MB over the limit when that is seen."""
-LEAST_NBYTES = 64 << 20
-"""Python, numpy and an interpreter without any model take nearly that."""
 SCRATCH_NBYTES = 256 << 20
 """Of one child's own folder. Runtimes need none; those who write temporary files write small ones."""
 SCRATCH_FILES = 1000
@@ -27,31 +22,6 @@ LOOKS_A_FOLDER = 5
 REFUSED = re.compile(
     r"bad_alloc|MemoryError|[Oo]ut of memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory"
 )
-
-_UNITS = {"": 1, "B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}}
-_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
-
-
-def parse_memory(text: int | str) -> int:
-    """Reads an amount of memory: bytes, or text such as ``4GB`` (decimal) or ``512MiB`` (binary).
-
-    Raises:
-        UsageError: It is no amount, or too little for an interpreter without any model.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", str(text).strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None:
-        raise UsageError(
-            f"{printable(str(text), limit=40)!r} is not an amount of memory",
-            remedy="give such as 4GB or 512MiB",
-        )
-    nbytes = int(float(match[1]) * unit)
-    if nbytes < LEAST_NBYTES:
-        raise UsageError(
-            f"an interpreter needs more than {nbytes} bytes of memory",
-            remedy=f"give {LEAST_NBYTES >> 20}MiB or more",
-        )
-    return nbytes
 
 
 def default_limit() -> int | None:

@@ -25,6 +25,7 @@ from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
 from tfl_rewrite.judge.layers import Blame, inserted_operators, layers_of, unmatched_outputs
 from tfl_rewrite.judge.matching import Match, TensorTally, Trace, is_real, match_outputs, real_pieces
 from tfl_rewrite.judge.reference import judge_info
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
@@ -40,17 +41,7 @@ BATCH_NBYTES = 256 << 20
 """Tensors of both models that lie on disk at once, unless a single one is larger."""
 
 
-def blame(
-    before: PathLike,
-    after: PathLike,
-    *,
-    inputs: Sequence[PathLike] = (),
-    samples: int = SAMPLES,
-    seed: int = 0,
-    runtime: str = "litert",
-    timeout: float = 600.0,
-    threads: int = 1,
-) -> Blame:
+def blame(before: PathLike, after: PathLike, judging: Judging | None = None) -> Blame:
     """Runs both files with all tensors kept, and compares what their operators give.
 
     Neither runs with the default delegates: XNNPACK computes many operators as one, and so hides what lies
@@ -59,12 +50,9 @@ def blame(
     Args:
         before: The original.
         after: The rewritten file.
-        inputs: ``.npz`` files, media, or folders of them; without any, samples are made.
-        samples: How many are run: of real ones as many, spread evenly.
-        seed: Of the made samples.
-        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
-        timeout: Seconds for each sample and each opening of a file.
-        threads: Of each interpreter.
+        judging: Inputs, samples, runtime (the first of several) and timeout, which counts for each sample and
+            each opening of a file. At most :data:`SAMPLES` samples are run: of real ones as many, spread
+            evenly.
 
     Raises:
         UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
@@ -74,7 +62,9 @@ def blame(
     for path in (before, after):
         if not Path(path).is_file():
             raise UsageError("no such file", file=path, remedy="check the path")
-    choice = RuntimeChoice.parse(runtime)
+    settings = judging or Judging()
+    samples, timeout, threads = min(settings.samples, SAMPLES), settings.timeout, settings.threads
+    choice = RuntimeChoice.parse(settings.runtime[0])
     with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
         folder = scratch.folder()
         workers = [
@@ -88,7 +78,7 @@ def blame(
         try:
             work = _Blaming(traced[0], traced[1], scratch, folder)
             try:
-                found = work.run(tuple(inputs), samples, seed)
+                found = work.run(settings.judging_inputs, samples, settings.seed)
             except ModelFailed as failed:
                 return Blame(judge=work.judge, failure=f"{work.whose}{failed}")
         finally:

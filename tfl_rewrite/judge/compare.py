@@ -9,18 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.channels import ChannelSums, Float64
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally, joined
 from tfl_rewrite.judge.verdict import ChannelComparison, OutputComparison, Verdict
 
-CHANNEL_SLACK_DB = 15.0
-"""By how much less than a whole output one channel of it may keep.
-
-Channels are weaker and stronger, and few samples tell little of one: of 27 real models in up to four
-encodings, judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than
-20 dB; one that drowned beside stronger channels keeps 0 dB or less.
-"""
 REPEATED_DB = 10.0
 """By how much better than the tolerance other kernels must repeat the original's channel for it to count."""
 SHARED_BY = 2.05
@@ -37,56 +30,6 @@ NOTICEABLE_DB = 20.0
 """A pass below carries a note: an error of a tenth in amplitude."""
 STEP_DB = 1.0
 """What a share of samples is short of counts as, where something is searched for by dB."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """What counts as equal enough. Every rule is applied to each output on its own, over all samples.
-
-    Attributes:
-        exact: Every byte equal; the other rules are not consulted. For rewrites that change no number.
-        min_snr: Least signal-to-noise ratio in dB, ``10 log10(sum ref^2 / sum (ref - new)^2)``: the SQNR by
-            which Lin, Talathi and Annapureddy (Fixed Point Quantization of Deep Convolutional Networks, ICML
-            2016) relate bit widths to accuracy. 20 dB is an error of a tenth in amplitude. None: not judged.
-            Each channel must keep its own variation at `CHANNEL_SLACK_DB` less, and at 0 dB at least.
-        max_abs_error: Largest error of any element, in the unit of the output (a quantized output counts in
-            real values, not steps). In addition to the other rules.
-        min_agreement: Least share of rows of the last axis whose largest element stays the largest, where an
-            output may be scores over classes; and least share of equal elements of integer and bool outputs
-            without quantization, where a distance means nothing. Of fewer than 10 one may differ, unless
-            this is 1.
-    """
-
-    exact: bool = False
-    min_snr: float | None = 20.0
-    max_abs_error: float | None = None
-    min_agreement: float = 0.9
-
-    def __post_init__(self) -> None:
-        """Refuses values that would let everything or nothing pass by accident.
-
-        Raises:
-            UsageError: A bound is NaN or infinite, negative where it cannot be, or a share outside [0, 1].
-        """
-        if self.min_snr is not None and not math.isfinite(self.min_snr):
-            raise UsageError(f"min_snr is {self.min_snr}", remedy="give decibels, such as 20")
-        if self.max_abs_error is not None and not 0 <= self.max_abs_error < math.inf:
-            raise UsageError(
-                f"max_abs_error is {self.max_abs_error}", remedy="give zero or a positive number"
-            )
-        if not 0 <= self.min_agreement <= 1:
-            raise UsageError(f"min_agreement is {self.min_agreement}", remedy="give a share from 0 to 1")
-
-    @property
-    def min_channel_snr(self) -> float | None:
-        """Least ratio of each channel, in dB; None where no ratio is judged."""
-        return None if self.min_snr is None else max(0.0, self.min_snr - CHANNEL_SLACK_DB)
-
-    def may_differ(self, count: int) -> int:
-        """How many of ``count`` rows or samples may differ."""
-        share = 1 - self.min_agreement
-        # 0.1 of 10 is 1, whatever the last bit of 1 - 0.9 says.
-        return max(int(share * count + 1e-9), int(share > 0 and 3 <= count < 10))
 
 
 Bools = npt.NDArray[np.bool_]

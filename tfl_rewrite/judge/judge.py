@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
-from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit, parse_memory
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
 from tfl_rewrite.interpreter.worker import Execution, Failure, OnRan, RuntimeChoice, Worker
-from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.reference import Options, Original, PathLike, Reference
 from tfl_rewrite.judge.repeats import KernelNoise, Repeats, Tallying, differences, differing
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import (
     EntryVerdict,
     JudgeInfo,
@@ -72,19 +72,8 @@ class Judge:
 
     Args:
         before: The original.
-        inputs: ``.npz`` files or folders of them; without any, samples are made.
-        samples: How many are made for each entry point.
-        seed: Of the made samples.
-        tolerance: Default of `compare`.
-        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
-        timeout: Seconds for each run of a file: opening, allocating and all samples.
-        threads: Of each interpreter.
-        resolver: ``default`` (XNNPACK), ``builtin`` or ``reference``: the kernels that run both files. None
-            for the default ones, or the built-in ones if the original runs with no others.
-        memory_limit: Bytes that the interpreters of both files may take together (see
-            ``memory.default_limit`` for what None means). One of them that takes more is ended.
-        independent: Each call meets a new interpreter. Otherwise all calls are one sequence, as users run
-            a model: what it keeps in variables carries over.
+        judging: How files are run. Of several runtimes and resolvers, the first ones; its inputs for fitting
+            are left out where it has others for judging.
         kernels: Resolvers that the original is compared with itself under when outputs differ; without any,
             the built-in kernels or the default ones, whichever do not judge.
 
@@ -93,36 +82,16 @@ class Judge:
     """
 
     def __init__(
-        self,
-        before: PathLike,
-        *,
-        inputs: Sequence[PathLike] = (),
-        samples: int = 4,
-        seed: int = 0,
-        tolerance: Tolerance | None = None,
-        runtime: str = "litert",
-        timeout: float = 600.0,
-        threads: int = 1,
-        resolver: str | None = None,
-        memory_limit: int | None = None,
-        independent: bool = False,
-        kernels: Sequence[str] = (),
+        self, before: PathLike, judging: Judging | None = None, *, kernels: Sequence[str] = ()
     ) -> None:
         self._before = _existing(before)
-        limit = default_limit() if memory_limit is None else parse_memory(memory_limit)
-        self._options = Options(
-            inputs=tuple(inputs),
-            samples=samples,
-            seed=seed,
-            timeout=timeout,
-            threads=threads,
-            resolver=resolver,
-            memory_limit=limit,
-            independent=independent,
-        )
-        self._tolerance = tolerance or Tolerance()
-        choice = RuntimeChoice.parse(runtime)
-        expand_paths(inputs)
+        settings = judging or Judging()
+        limit = default_limit() if settings.memory_limit is None else settings.memory_limit
+        self._options = Options.of(settings, limit)
+        self._tolerance = settings.tolerance
+        timeout = settings.timeout
+        choice = RuntimeChoice.parse(settings.runtime[0])
+        expand_paths(self._options.inputs)
         self._guard = TerminationGuard()
         self._scratch = Scratch()
         watch = MemoryWatch(limit)
@@ -410,36 +379,13 @@ def _existing(path: PathLike) -> Path:
     return found.absolute()
 
 
-def run_model(
-    path: PathLike,
-    *,
-    inputs: Sequence[PathLike] = (),
-    samples: int = 4,
-    seed: int = 0,
-    runtime: str = "litert",
-    timeout: float = 600.0,
-    threads: int = 1,
-    resolver: str | None = None,
-    memory_limit: int | None = None,
-    independent: bool = False,
-) -> RunResult:
+def run_model(path: PathLike, judging: Judging | None = None) -> RunResult:
     """Runs one file and returns its inputs and outputs in memory. For the arguments see `Judge`.
 
     Raises:
         UsageError: See `Judge`.
     """
-    with Judge(
-        path,
-        inputs=inputs,
-        samples=samples,
-        seed=seed,
-        runtime=runtime,
-        timeout=timeout,
-        threads=threads,
-        resolver=resolver,
-        memory_limit=memory_limit,
-        independent=independent,
-    ) as judge:
+    with Judge(path, judging) as judge:
         return judge.reference()
 
 
@@ -513,12 +459,9 @@ class Panel:
 
     Args:
         before: The original.
-        runtimes: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``; what is named
+        judging: How files are run; each of its runtimes judges with each of its resolvers, and what is named
             twice judges once.
-        resolvers: ``default``, ``builtin`` or ``reference``; without any, see `Judge`.
-        tolerance: Default of `compare`.
         progress: Called with what is being done.
-        options: See `Judge`.
 
     Raises:
         UsageError: See `Judge`.
@@ -527,31 +470,22 @@ class Panel:
     def __init__(
         self,
         before: PathLike,
+        judging: Judging | None = None,
         *,
-        runtimes: Sequence[str] = ("litert",),
-        resolvers: Sequence[str] = (),
-        tolerance: Tolerance | None = None,
         progress: Callable[[str], None] | None = None,
-        **options: Any,
     ) -> None:
-        if not runtimes:
-            raise UsageError("no runtime to judge with", remedy="name one, such as litert")
-        self._tolerance = tolerance or Tolerance()
+        settings = judging or Judging()
+        self._tolerance = settings.tolerance
         self._progress = progress
-        kernels = tuple(dict.fromkeys(resolvers))
+        kernels = tuple(dict.fromkeys(settings.resolver))
         self._judges: list[tuple[str, Judge]] = []
         try:
-            for runtime in dict.fromkeys(runtimes):
-                for resolver in kernels or (None,):
-                    judge = Judge(
-                        before,
-                        runtime=runtime,
-                        resolver=resolver,
-                        tolerance=tolerance,
-                        kernels=kernels if len(kernels) > 1 else (),
-                        **options,
-                    )
-                    name = runtime if resolver is None else f"{runtime}, {resolver} kernels"
+            for runtime in dict.fromkeys(settings.runtime):
+                for resolver in kernels or ("",):
+                    chosen = (resolver,) if resolver else ()
+                    single = replace(settings, runtime=(runtime,), resolver=chosen)
+                    judge = Judge(before, single, kernels=kernels if len(kernels) > 1 else ())
+                    name = f"{runtime}, {resolver} kernels" if resolver else runtime
                     self._judges.append((name, judge))
         except BaseException:
             self.close()
@@ -605,10 +539,3 @@ class Panel:
         settled = [judge.settled for _, judge in self._judges]
         known = [reference for reference in settled if reference is not None]
         return [note for other in known[1:] for note in differences(known[0], other, tolerance)]
-
-
-def several(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One word, some, or none, as a tuple."""
-    if given is None:
-        return ()
-    return (given,) if isinstance(given, str) else tuple(given)

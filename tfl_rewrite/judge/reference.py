@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tfl_rewrite.errors import UsageError, check_number
-from tfl_rewrite.interpreter.interface import EntryPoint, Interface, printable
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.interface import EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan, Worker
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.tally import Movement
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import RealInputs, real_inputs
@@ -46,29 +47,28 @@ PATIENCE_SECONDS = 5.0
 class Options:
     """How files are run; the same for every file that one judge sees."""
 
-    inputs: tuple[PathLike, ...] = ()
-    samples: int = 4
-    seed: int = 0
-    timeout: float = 600.0
-    threads: int = 1
-    resolver: str | None = None
-    memory_limit: int | None = None
-    independent: bool = False
+    inputs: tuple[PathLike, ...]
+    samples: int
+    seed: int
+    timeout: float
+    threads: int
+    resolver: str | None
+    memory_limit: int | None
+    independent: bool
 
-    def __post_init__(self) -> None:
-        """Refuses numbers that cannot be run with.
-
-        Raises:
-            UsageError: A number is out of its bounds, or the resolver unknown.
-        """
-        for name in ("samples", "seed", "threads", "timeout"):
-            check_number(name, getattr(self, name))
-        if self.threads == 0:
-            raise UsageError("threads is 0", remedy="give a number above zero")
-        if self.resolver is not None and self.resolver not in RESOLVERS:
-            raise UsageError(
-                f"unknown resolver {printable(self.resolver)!r}", remedy=f"use {', '.join(RESOLVERS)}"
-            )
+    @classmethod
+    def of(cls, judging: Judging, memory_limit: int | None) -> Options:
+        """Returns how one judge runs files: with the first resolver, on the inputs that judge."""
+        return cls(
+            inputs=judging.judging_inputs,
+            samples=judging.samples,
+            seed=judging.seed,
+            timeout=judging.timeout,
+            threads=judging.threads,
+            resolver=next(iter(judging.resolver), None),
+            memory_limit=memory_limit,
+            independent=judging.independent,
+        )
 
     def request(self, do: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
         """A message to the child process."""

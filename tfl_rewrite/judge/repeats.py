@@ -20,8 +20,9 @@ from pathlib import Path
 from tfl_rewrite.interpreter.interface import quoted
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan, Worker
-from tfl_rewrite.judge.compare import NOTICEABLE_DB, Tolerance, compared
+from tfl_rewrite.judge.compare import NOTICEABLE_DB, compared
 from tfl_rewrite.judge.reference import Options, Reference
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Key, OutputComparison
 

@@ -199,6 +199,18 @@ def made_with(made: type[Made], values: Mapping[str, Any]) -> Made:
     return made(**arguments)
 
 
+def values_of(holder: Any) -> dict[str, Any]:
+    """Returns the values of the options of a dataclass, by name; the other way round of :func:`made_with`."""
+    found: dict[str, Any] = {}
+    for item in fields(holder):
+        value = getattr(holder, item.name)
+        if "options" in item.metadata:
+            found |= values_of(value)
+        elif "option" in item.metadata:
+            found[item.name] = value
+    return found
+
+
 def check_options(holder: Any) -> None:
     """Brings the options of a dataclass into the form of their kind; for its ``__post_init__``.
 

@@ -25,7 +25,6 @@ from tfl_rewrite.errors import (
     FileAccessError,
     FormatError,
     UnsupportedError,
-    UsageError,
     VerificationError,
     check_number,
 )
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.pipeline.damage import Damage, Finer, Place
     from tfl_rewrite.pipeline.verify import FullPanel
-from tfl_rewrite.pipeline.verification import MODES, Verification
+from tfl_rewrite.judge.settings import Judging
 
 _UNSOUND = (
     "the runtime refuses such a file; 'tfl-rewrite doctor' lists all that is wrong with it, and "
@@ -113,7 +112,7 @@ def rewrite(
     target: str | os.PathLike[str],
     passes: Sequence[Pass],
     *,
-    verification: Verification | None = None,
+    judging: Judging | None = None,
     force: bool = False,
     dry_run: bool = False,
     threads: int = 0,
@@ -126,7 +125,7 @@ def rewrite(
         source: The file to read; never changed, unless it is the target too.
         target: The file to make.
         passes: In order.
-        verification: How to verify; by default in mode ``auto``.
+        judging: How to verify; by default in mode ``auto``.
         force: Whether the target may exist.
         dry_run: Do everything but the publishing.
         threads: For rounding and writing; 0 for one per processor.
@@ -140,13 +139,14 @@ def rewrite(
         UsageError, FileAccessError, FormatError, UnsupportedError: As for
             :func:`tfl_rewrite.files.store.load` and :func:`tfl_rewrite.files.store.save`.
     """
-    settings = verification or Verification()
-    if settings.mode not in MODES:
-        raise UsageError(f"verification mode {settings.mode!r}", remedy=f"use one of {', '.join(MODES)}")
+    settings = judging or Judging()
     check_number("threads", threads)
-    check_number("blame_seconds", settings.blame_seconds)
     check_claims(claims_of(source, settings), [Claim(OUTPUT, os.fspath(target))], force=force)
     check_present(*settings.inputs, *settings.holdout)
+    if settings.inputs or settings.holdout:
+        from tfl_rewrite.reading.metadata import with_media
+
+        settings = with_media(settings, source)
     report_progress = progress or (lambda _what, _done, _total: None)
     with working(threads=threads, progress=progress), contextlib.ExitStack() as stack:
         settings, dealt = _divided(source, passes, settings, stack)
@@ -166,7 +166,7 @@ class _Job:
 
     source: str | os.PathLike[str]
     target: str | os.PathLike[str]
-    settings: Verification
+    settings: Judging
     force: bool
     dry_run: bool
     threads: int
@@ -222,9 +222,10 @@ class _Bench:
         """The judges."""
         if self._panel is None:
             progress = self._job.progress
-            made = self._job.settings.panel(
-                self.expected, exact=self.exact, progress=lambda what: progress(what, 0, 0)
-            )
+            from tfl_rewrite.pipeline.verify import FullPanel
+
+            settings = self._job.settings.exactly if self.exact else self._job.settings
+            made = FullPanel(self.expected, settings, progress=lambda what: progress(what, 0, 0))
             self._panel = self._stack.enter_context(made)
         return self._panel
 
@@ -319,11 +320,11 @@ def check_present(*paths: str | os.PathLike[str]) -> None:
         expand_paths(paths)
 
 
-def claims_of(source: str | os.PathLike[str], verification: Verification) -> list[Claim]:
+def claims_of(source: str | os.PathLike[str], judging: Judging) -> list[Claim]:
     """Returns what a rewrite reads: the model, and what it is verified with."""
     reads = [Claim(INPUT, os.fspath(source))]
-    reads += [Claim("inputs", os.fspath(path)) for path in verification.inputs]
-    return reads + [Claim("holdout", os.fspath(path)) for path in verification.holdout]
+    reads += [Claim("inputs", os.fspath(path)) for path in judging.inputs]
+    return reads + [Claim("holdout", os.fspath(path)) for path in judging.holdout]
 
 
 def _rescued(job: _Job, passes: Sequence[Pass], bench: _Bench, failed: RewriteFailed) -> Report:
@@ -392,9 +393,9 @@ def _nbytes_stored(results: Sequence[PassResult], places: Iterable[Place]) -> di
 def _divided(
     source: str | os.PathLike[str],
     passes: Sequence[Pass],
-    settings: Verification,
+    settings: Judging,
     stack: contextlib.ExitStack,
-) -> tuple[Verification, _Dealt]:
+) -> tuple[Judging, _Dealt]:
     """Sets samples aside that judge, where a pass is fitted to the user's inputs.
 
     Returns:
@@ -404,27 +405,24 @@ def _divided(
         return settings, _Dealt()
     from tfl_rewrite.calibration.holdout import divide
     from tfl_rewrite.interpreter.scratch import Scratch
-    from tfl_rewrite.reading.metadata import media_inputs
 
     model = load(source)
     run_passes(model, [item for item in passes if item.effect is Effect.INTERFACE])
-    inputs = media_inputs(source, settings.inputs)
-    parted = divide(model, inputs, settings.holdout, stack.enter_context(Scratch()).path)
+    parted = divide(model, settings.inputs, settings.holdout, stack.enter_context(Scratch()).path)
     if parted.crossed:
         return replace(settings, inputs=parted.everything, holdout=parted.judge), _Dealt(unfitted=True)
     note = f"weights are rounded without looking at inputs: {parted.reason}"
     return replace(settings, inputs=(), holdout=parted.judge), _Dealt(notes=(note,))
 
 
-def _context(
-    passes: Sequence[Pass], settings: Verification, progress: Callable[[str, int, int], None]
-) -> Context:
+def _context(passes: Sequence[Pass], settings: Judging, progress: Callable[[str, int, int], None]) -> Context:
     """Lets passes look at the user's inputs, where there are some and a pass asks for them."""
     if not settings.inputs or not any(item.is_fitted for item in passes):
         return Context()
     from tfl_rewrite.calibration.activations import InputActivations
+    from tfl_rewrite.calibration.rounder import Settings
 
-    return Context(activations=InputActivations(settings.calibration(), progress))
+    return Context(activations=InputActivations(Settings.of(settings), progress))
 
 
 def _with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:
@@ -487,7 +485,11 @@ def _judge(passes: Sequence[Pass], made: Path, job: _Job, common: dict[str, Any]
         # Whoever called may store single constants finer; what is blamed is what comes of that.
         report = Report(outcome="failed", verdict=verdict, **common)
         raise RewriteFailed(_differs(verdict), report)
-    blame = settings.trace(bench.expected, made)
+    blame = None
+    if settings.blame:
+        from tfl_rewrite.reading.blame import blame as traced
+
+        blame = traced(bench.expected, made, settings)
     if verdict.passed:
         return Report(outcome="rewritten", verdict=verdict, blame=blame, **common)
     raise RewriteFailed(_differs(verdict), Report(outcome="failed", verdict=verdict, blame=blame, **common))
@@ -515,9 +517,9 @@ def _refuse_undefined(written: Model, source: str) -> None:
     )
 
 
-def _healed(made: Path, results: Sequence[PassResult], settings: Verification, verdict: Verdict) -> list[str]:
+def _healed(made: Path, results: Sequence[PassResult], settings: Judging, verdict: Verdict) -> list[str]:
     """Runs a repaired file by itself where the original does not run, or only with plain kernels."""
-    from tfl_rewrite.judge.judge import run_model, several
+    from tfl_rewrite.judge.judge import run_model
 
     notes = []
     plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
@@ -528,17 +530,7 @@ def _healed(made: Path, results: Sequence[PassResult], settings: Verification, v
         return notes
     if verdict.status == "fail":
         return notes
-    alone = run_model(
-        made,
-        inputs=settings.judging_inputs,
-        samples=settings.samples,
-        seed=settings.seed,
-        runtime=several(settings.runtime)[0],
-        resolver=next(iter(several(settings.resolver)), None),
-        timeout=settings.timeout,
-        memory_limit=settings.memory_limit,
-        independent=settings.independent,
-    )
+    alone = run_model(made, settings)
     if alone.failure is not None:
         return [*notes, f"the repaired file does not run either: {alone.failure.message}"]
     ran = f"the repaired file runs: {alone.judge}, {len(alone.outputs)} samples"
@@ -548,7 +540,7 @@ def _healed(made: Path, results: Sequence[PassResult], settings: Verification, v
 
 
 def _unverified(
-    done: Report, common: dict[str, Any], reason: str, settings: Verification, verdict: Verdict | None = None
+    done: Report, common: dict[str, Any], reason: str, settings: Judging, verdict: Verdict | None = None
 ) -> Report:
     if settings.mode == "require":
         report = Report(outcome="failed", verdict=verdict, unverified=reason, **common)

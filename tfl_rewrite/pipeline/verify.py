@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.judge.compare import Tolerance
-from tfl_rewrite.judge.judge import Judge, Panel, several
+from tfl_rewrite.judge.judge import Judge, Panel
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, weighed
+from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 
 # What looks into files is loaded where that is needed: most verdicts do without.
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.pipeline.bodies import Body
 
 PathLike = str | os.PathLike[str]
-PanelMaker = Callable[[PathLike, Sequence[PathLike]], Panel]
-"""Makes the judges of files rewritten from another one, with these inputs."""
 
 _SLOWER, _LEAST_SECONDS = 5.0, 10.0
 """How much longer than the original garbage may run before it counts as something else."""
@@ -39,14 +38,17 @@ class FullPanel:
 
     Args:
         before: The original.
-        inputs: Real inputs; pictures and sound are read as the metadata of the original says.
-        make: Makes the judges.
+        judging: How files are run and compared; pictures and sound are read as the metadata of the original
+            says.
+        progress: Called with what is being done.
     """
 
-    def __init__(self, before: PathLike, inputs: Sequence[PathLike], make: PanelMaker) -> None:
+    def __init__(
+        self, before: PathLike, judging: Judging, *, progress: Callable[[str], None] | None = None
+    ) -> None:
         self._before = before
-        self._inputs = self._read_as_declared(inputs)
-        self._make = make
+        self._judging = with_media(judging, before).for_judges
+        self._progress = progress
         self._guard = TerminationGuard()
         self._stack = contextlib.ExitStack()
         self._scratch: Scratch | None = None
@@ -77,24 +79,18 @@ class FullPanel:
 
     def judge_of(self, verdict: Verdict) -> Judge:
         """The judge of the worst verdict that `compare` returned."""
-        return self._panel("", self._before, self._inputs).judge_of(verdict)
-
-    def _read_as_declared(self, inputs: Sequence[PathLike]) -> tuple[PathLike, ...]:
-        if not inputs:
-            return ()
-        from tfl_rewrite.reading.metadata import media_inputs
-
-        return media_inputs(self._before, inputs)
+        return self._panel("", self._before, self._judging.inputs).judge_of(verdict)
 
     def _panel(self, key: str, before: PathLike, inputs: Sequence[PathLike]) -> Panel:
         if key not in self._panels:
-            self._panels[key] = self._stack.enter_context(self._make(before, inputs))
+            panel = Panel(before, replace(self._judging, inputs=tuple(inputs)), progress=self._progress)
+            self._panels[key] = self._stack.enter_context(panel)
         return self._panels[key]
 
     def _in_all_ranges(self, after: PathLike, repeat: bool) -> Verdict:
         """The verdict; where a range was assumed, the worst over all that are plausible."""
-        first = self._panel("", self._before, self._inputs).compare(after, repeat=repeat)
-        others = with_ranges(self._inputs, first.assumed)
+        first = self._panel("", self._before, self._judging.inputs).compare(after, repeat=repeat)
+        others = with_ranges(self._judging.inputs, first.assumed)
         if not others:
             return first
         verdicts = [first]
@@ -114,7 +110,7 @@ class FullPanel:
         paths = self._path("opened"), self._path("opened-after")
         if not silent or not self._open(self._before, paths[0]) or not self._open(after, paths[1]):
             return verdict
-        found = self._panel("opened", paths[0], self._inputs).compare(paths[1], repeat=False)
+        found = self._panel("opened", paths[0], self._judging.inputs).compare(paths[1], repeat=False)
         inside = {(item.signature, item.position): item for item in found.outputs}
         outputs = []
         for item in verdict.outputs:
@@ -227,48 +223,28 @@ def _with_entries(verdict: Verdict, entries: Sequence[EntryVerdict]) -> Verdict:
 def verify(
     before: PathLike,
     after: PathLike,
+    judging: Judging | None = None,
     *,
-    inputs: Sequence[PathLike] = (),
-    samples: int = 4,
-    seed: int = 0,
-    tolerance: Tolerance | None = None,
-    runtime: str | Sequence[str] = "litert",
-    resolver: str | Sequence[str] | None = None,
-    timeout: float = 600.0,
-    memory_limit: int | None = None,
-    threads: int = 1,
-    independent: bool = False,
     repeat: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Verdict:
     """Runs both files in processes of their own on the same inputs and compares every output.
 
     All calls of a file are made in one interpreter, in the order of the samples, entry point by entry point:
-    what a model keeps in variables carries over, unless ``independent``. For the arguments see
-    :class:`tfl_rewrite.judge.judge.Judge` and :class:`tfl_rewrite.judge.judge.Panel`: with several
+    what a model keeps in variables carries over, unless the judging is ``independent``. With several
     runtimes or resolvers, each runtime judges with each resolver, and the result is the worst verdict, whose
     ``verdicts`` are those of all.
 
+    Args:
+        before: The original.
+        after: The rewritten file.
+        judging: How both are run and compared.
+        repeat: Run both files again, to see that they repeat their outputs.
+        progress: Called with what is being done.
+
     Raises:
-        UsageError: An option makes no sense, the runtime is not installed, a file does not exist, or an input
-            does not fit. That a file does not run is a verdict, not an error.
+        UsageError: The runtime is not installed, a file does not exist, or an input does not fit. That a file
+            does not run is a verdict, not an error.
     """
-
-    def make(source: PathLike, given: Sequence[PathLike]) -> Panel:
-        return Panel(
-            source,
-            runtimes=several(runtime),
-            resolvers=several(resolver),
-            tolerance=tolerance,
-            progress=progress,
-            inputs=given,
-            samples=samples,
-            seed=seed,
-            timeout=timeout,
-            memory_limit=memory_limit,
-            threads=threads,
-            independent=independent,
-        )
-
-    with FullPanel(before, inputs, make) as panel:
+    with FullPanel(before, judging or Judging(), progress=progress) as panel:
         return panel.compare(after, repeat=repeat)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import load
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.layers import Blame
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.reading.metadata import with_media
 
 
 def blame(
-    before: str | os.PathLike[str],
-    after: str | os.PathLike[str],
-    *,
-    inputs: Sequence[str | os.PathLike[str]] = (),
-    samples: int = tracing.SAMPLES,
-    seed: int = 0,
-    runtime: str = "litert",
-    timeout: float = 600.0,
+    before: str | os.PathLike[str], after: str | os.PathLike[str], judging: Judging | None = None
 ) -> Blame:
     """Says where the error of a rewritten file enters and grows, operator by operator.
 
@@ -30,15 +24,7 @@ def blame(
     Raises:
         UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
     """
-    found = tracing.blame(
-        before,
-        after,
-        inputs=inputs,
-        samples=min(samples, tracing.SAMPLES),
-        seed=seed,
-        runtime=runtime,
-        timeout=timeout,
-    )
+    found = tracing.blame(before, after, with_media(judging or Judging(), before))
     try:
         graph = graph_name(load(after))
     except TflRewriteError:

@@ -7,12 +7,13 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.store import load
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.samples.media import Declared, Media
 
@@ -30,65 +31,52 @@ _MOST = 4096
 """Tables, and elements of a vector, that are followed at most; a real file has a handful."""
 
 
-def media_inputs(
-    model: str | os.PathLike[str],
-    paths: Sequence[str | os.PathLike[str]],
-    *,
-    value_range: tuple[float, float] | None = None,
-    layout: str | None = None,
-    sample_rate: int | None = None,
-) -> tuple[str | os.PathLike[str], ...]:
-    """Prepares pictures, sound files and folders of them as ``inputs`` of a verification.
+def with_media(judging: Judging, model: str | os.PathLike[str]) -> Judging:
+    """Prepares the pictures, sound files and folders of them among the inputs.
 
     Args:
-        model: The file whose metadata is asked how its inputs are made.
-        paths: Files and folders; ``.npz`` files, folders of them, and what was prepared before are handed on
-            as they are.
-        value_range: What pixels 0 and 255, or samples of -1 and 1, become.
-        layout: The axes of the input by letter, such as ``NCHW``, or ``NT`` for sound.
-        sample_rate: What sound is resampled to, in Hz.
+        judging: Says how they are read; what was prepared before stays as it is.
+        model: The file whose metadata is asked how its inputs are made, where that is not said.
 
     Raises:
-        UsageError: A path does not exist, an option makes no sense, or options are given without media.
+        UsageError: A path does not exist, or it is said how media are read, and there are none.
     """
-    _check_options(value_range, layout, sample_rate)
-    has_media = any(isinstance(found, Media) for found in expand_paths(paths))
-    if not has_media:
-        given = {"--input-range": value_range, "--input-layout": layout, "--sample-rate": sample_rate}
+    given = {
+        "--input-range": judging.input_range,
+        "--input-layout": judging.input_layout,
+        "--sample-rate": judging.sample_rate,
+    }
+    if not any(map(_is_media, (*judging.inputs, *judging.holdout))):
         for option, value in given.items():
             if value is not None:
                 raise UsageError(
                     f"{option} is for pictures and sound, and no input is one",
                     remedy="name a folder of them with --inputs",
                 )
-        return tuple(paths)
+        return judging
     declared = declared_inputs(model)
-    return tuple(
-        Media(Path(path), value_range, layout, sample_rate, declared) if _is_media(path) else path
-        for path in paths
+    made = [
+        tuple(
+            Media(
+                Path(path),
+                judging.input_range,
+                judging.input_layout,
+                judging.sample_rate,
+                declared,
+            )
+            if _is_media(path)
+            else path
+            for path in paths
+        )
+        for paths in (judging.inputs, judging.holdout)
+    ]
+    return replace(
+        judging, inputs=made[0], holdout=made[1], input_range=None, input_layout=None, sample_rate=None
     )
 
 
 def _is_media(path: str | os.PathLike[str]) -> bool:
     return not isinstance(path, Media) and any(isinstance(found, Media) for found in expand_paths([path]))
-
-
-def _check_options(
-    value_range: tuple[float, float] | None, layout: str | None, sample_rate: int | None
-) -> None:
-    if value_range is not None and (
-        not all(math.isfinite(bound) for bound in value_range) or value_range[0] == value_range[1]
-    ):
-        raise UsageError(
-            f"input range {value_range[0]:g},{value_range[1]:g}", remedy="give two different numbers"
-        )
-    if layout is not None and (len(set(layout)) < len(layout) or not set(layout) <= set("NHWCT")):
-        raise UsageError(
-            f"input layout {layout!a}",
-            remedy="name each axis once: N batch, H, W, C channels, T time, such as NHWC",
-        )
-    if sample_rate is not None and not 1000 <= sample_rate <= 768000:
-        raise UsageError(f"sample rate {sample_rate}", remedy="give it in Hz, such as 16000")
 
 
 def declared_inputs(model: str | os.PathLike[str]) -> dict[str, Declared]:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes import calls
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search import shrink as work
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.report import ShrinkReport
@@ -31,8 +31,7 @@ def shrink(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     min_runtime: str | None = None,
-    verification: Verification | None = None,
-    holdout: Sequence[str | os.PathLike[str]] = (),
+    judging: Judging | None = None,
     time_limit: float | None = None,
     state: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -59,8 +58,8 @@ def shrink(
         include: Patterns of names or of operator types; only what matches one is changed.
         exclude: The same; what matches stays.
         min_runtime: Oldest TensorFlow Lite release that must compute the file.
-        verification: What to measure with; its tolerance is not used.
-        holdout: Inputs that only the end result is judged with; without any, a quarter of the others.
+        judging: What to measure with; its tolerance is not used. Its ``holdout`` judges the end result only;
+            without any, a quarter of the other inputs does.
         time_limit: Seconds after which the search ends with the best that it has.
         state: A file that measurements are kept in, so that a search can be continued. It is read and
             written.
@@ -100,8 +99,7 @@ def shrink(
         ),
         before=[*calls.remove_dead_passes(), calls.dedup_pass()],
         after=calls.compact_passes(),
-        verification=verification,
-        holdout=holdout,
+        judging=judging,
         metric=metric,
         encodings=wanted,
         time_limit=time_limit,

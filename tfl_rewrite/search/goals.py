@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from tfl_rewrite.errors import UsageError, check_number
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 
 _STEP = 1.0

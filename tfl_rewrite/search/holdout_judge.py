@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tfl_rewrite.judge.compare import Tolerance, merged
+from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.units import Float64, ratio
 
@@ -156,7 +156,7 @@ class HoldoutJudge:
     Args:
         source: The original.
         opened: The original as it is opened before a last SOFTMAX and the like, where that counts.
-        verification: What to judge with.
+        judging: What to judge with.
         goal: What is judged by.
         metric: The user's own figure on those inputs.
     """
@@ -165,23 +165,22 @@ class HoldoutJudge:
         self,
         source: str | os.PathLike[str],
         opened: Path | None,
-        verification: Verification,
+        judging: Judging,
         goal: Goal,
         metric: Metric | None = None,
     ) -> None:
         self._source = source
         self._opened = opened
-        self._verification = verification
+        self._judging = judging
         self._goal = goal
         self._metric = metric
 
     def __enter__(self) -> HoldoutJudge:
-        judge = self._verification.judge
         with contextlib.ExitStack() as stack:
-            self._judge = stack.enter_context(judge(self._source, exact=False))
+            self._judge = stack.enter_context(Judge(self._source, self._judging))
             self._inside = None
             if self._opened is not None:
-                self._inside = stack.enter_context(judge(self._opened, exact=False))
+                self._inside = stack.enter_context(Judge(self._opened, self._judging))
             # Both are there: from now on they end together.
             self._stack = stack.pop_all()
         return self

@@ -11,12 +11,12 @@ import numpy as np
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.store import load
-from tfl_rewrite.judge.compare import Tolerance, merged
+from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.numerics.grids import Float64
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.weights.grids import Choice, Constant
 from tfl_rewrite.weights.payloads import GridPayload
 from tfl_rewrite.weights.rounders import Fitting
@@ -48,7 +48,7 @@ class Trial:
         source: str | os.PathLike[str],
         name: str,
         folder: Path,
-        verification: Verification,
+        judging: Judging,
         fitting: Fitting | None = None,
     ) -> Trial:
         """Copies a file."""
@@ -60,7 +60,7 @@ class Trial:
             for position, buffer in enumerate(load(source).buffers)
             if isinstance(buffer.blob, MappedBlob)
         }
-        return cls(path, verification.judge(source, exact=False), offsets, fitting)
+        return cls(path, Judge(source, judging), offsets, fitting)
 
     def close(self) -> None:
         """Ends the processes."""

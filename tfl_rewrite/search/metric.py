@@ -17,8 +17,8 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array
-from tfl_rewrite.judge.judge import RunResult, run_model, several
-from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.judge.judge import RunResult, run_model
+from tfl_rewrite.judge.settings import Judging
 
 _SCRIPT = Path(__file__).with_name("metric_child.py")
 
@@ -40,7 +40,7 @@ class MetricProcess:
     """
 
     def __init__(
-        self, what: str, source: str | os.PathLike[str], parts: Sequence[Verification], folder: Path
+        self, what: str, source: str | os.PathLike[str], parts: Sequence[Judging], folder: Path
     ) -> None:
         module, _, name = what.partition(":")
         if not module or not name.isidentifier():
@@ -97,17 +97,7 @@ class MetricProcess:
         return float("nan") if value is None else float(value)
 
     def _outputs(self, paths: Sequence[Path], name: str) -> Path:
-        results = [
-            run_model(
-                path,
-                inputs=settings.inputs,
-                samples=settings.samples,
-                seed=settings.seed,
-                runtime=several(settings.runtime)[0],
-                timeout=settings.timeout,
-            )
-            for path, settings in zip(paths, self._parts, strict=True)
-        ]
+        results = [run_model(path, settings) for path, settings in zip(paths, self._parts, strict=True)]
         target = self._folder / f"{name}.npz"
         arrays = _by_name(results)
         # By number: a name comes from the model, and may be none that a file of arrays can hold.

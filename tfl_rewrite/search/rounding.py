@@ -23,16 +23,17 @@ import numpy as np
 
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.holdout import divide
+from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.errors import UnsupportedError, check_number
 from tfl_rewrite.files.store import load
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.judge.compare import Tolerance
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
-from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.search.grids import Group, choice_at, forms_of, grouped, options_around
 from tfl_rewrite.search.in_place import Trial, Trials, noise_of, worst_ratio
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
@@ -68,7 +69,7 @@ class Found:
 def search_rounding(
     source: str | os.PathLike[str],
     settings: RoundWeights,
-    verification: Verification,
+    judging: Judging,
     *,
     min_snr: float,
     max_abs_error: float | None = None,
@@ -79,7 +80,7 @@ def search_rounding(
     Args:
         source: The file.
         settings: Granularity and which constants; its steps are not used.
-        verification: What to measure with; its tolerance is not used.
+        judging: What to measure with; its tolerance is not used.
         min_snr: What every output must keep, in dB.
         max_abs_error: What no element of an output may be off by more than.
         progress: Called with what is going on, and how many of how many runs are done.
@@ -91,7 +92,7 @@ def search_rounding(
     check_number("min_snr", min_snr)
     if max_abs_error is not None:
         check_number("max_abs_error", max_abs_error)
-    with RoundingSearch(source, settings, verification, aim=min_snr, progress=progress) as search:
+    with RoundingSearch(source, settings, judging, aim=min_snr, progress=progress) as search:
         return search.find(min_snr, max_abs_error=max_abs_error)
 
 
@@ -101,7 +102,7 @@ class RoundingSearch:
     Args:
         source: The file.
         settings: Granularity and which constants; its steps are not used.
-        verification: What to measure with; its tolerance is not used.
+        judging: What to measure with; its tolerance is not used.
         aim: Where about the targets are, in dB: constants are measured near it.
         progress: Called with what is going on, and how many of how many runs are done.
 
@@ -113,7 +114,7 @@ class RoundingSearch:
         self,
         source: str | os.PathLike[str],
         settings: RoundWeights,
-        verification: Verification,
+        judging: Judging,
         *,
         aim: float,
         progress: Callable[[str, int, int], None] | None = None,
@@ -129,10 +130,10 @@ class RoundingSearch:
         self._source = source
         self._folder = Scratch()
         self._fitting: Fitter | None = None
-        self._apart: Verification | None = None
+        self._apart: Judging | None = None
         self._text = self._caveat = ""
         folder = self._folder.path
-        parts = self._parts(verification)
+        parts = self._parts(with_media(judging, source))
         self._fitters = [fitter for _, fitter in parts if fitter is not None]
         self._trial = self._probes = self._trials(source, "trial", parts)
         self._whole: Trials | None = None
@@ -161,27 +162,27 @@ class RoundingSearch:
         each = {id(trials): trials for trials in (self._trial, self._probes, self._whole) if trials}
         return sum(trials.files for trials in each.values())
 
-    def _parts(self, verification: Verification) -> list[tuple[Verification, Fitting | None]]:
+    def _parts(self, judging: Judging) -> list[tuple[Judging, Fitting | None]]:
         """Returns how to measure on each part of the inputs, and what chooses levels by the others."""
-        if not verification.inputs or not self._items:
+        if not judging.inputs or not self._items:
             self._caveat = _SAME
-            return [(verification, None)]
+            return [(judging, None)]
         fits = self._settings.effort is not Effort.FAST
         folder = self._folder.folder()
-        parted = divide(self._model, verification.inputs, verification.holdout, folder, halves=fits)
+        parted = divide(self._model, judging.inputs, judging.holdout, folder, halves=fits)
         if parted.reason:
             self._caveat = f"{_SAME}; {parted.reason}"
-            return [(replace(verification, inputs=parted.judge, holdout=()), None)]
-        self._apart = replace(verification, inputs=parted.judge, holdout=())
+            return [(replace(judging, inputs=parted.judge, holdout=()), None)]
+        self._apart = replace(judging, inputs=parted.judge, holdout=())
         if not fits:
             self._text = parted.text
-            return [(replace(verification, inputs=parted.everything, holdout=()), None)]
+            return [(replace(judging, inputs=parted.everything, holdout=()), None)]
         self._text = parted.dealt
-        self._fitting = Fitter(replace(verification, inputs=parted.everything).calibration(), self._progress)
+        self._fitting = Fitter(Settings.of(replace(judging, inputs=parted.everything)), self._progress)
         return [
             (
-                replace(verification, inputs=part, holdout=()),
-                Fitter(replace(verification, inputs=parted.others(number)).calibration(), self._progress),
+                replace(judging, inputs=part, holdout=()),
+                Fitter(Settings.of(replace(judging, inputs=parted.others(number))), self._progress),
             )
             for number, part in enumerate(parted.folds)
         ]
@@ -190,7 +191,7 @@ class RoundingSearch:
         self,
         source: str | os.PathLike[str],
         name: str,
-        parts: Sequence[tuple[Verification, Fitting | None]],
+        parts: Sequence[tuple[Judging, Fitting | None]],
     ) -> Trials:
         return Trials(
             [

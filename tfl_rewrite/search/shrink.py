@@ -18,12 +18,13 @@ from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.judge.judge import several
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.rewrite import check_present, claims_of, rewrite
-from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.metric import MetricProcess
@@ -50,8 +51,7 @@ class Wanted:
     settings: QuantizeWeights
     before: Sequence[Pass]
     after: Sequence[Pass]
-    verification: Verification
-    holdout: Sequence[str | os.PathLike[str]] = ()
+    judging: Judging
     metric: str | None = None
     encodings: Sequence[str] = ENCODINGS
     time_limit: float | None = None
@@ -71,7 +71,7 @@ class Session:
     trials: Trials
     search: Search
     parted: Split
-    far: Verification
+    far: Judging
     far_figure: MetricProcess | None
 
 
@@ -83,12 +83,11 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: An input does not fit.
     """
-    checked, goal, metric = wanted.verification, wanted.goal, wanted.metric
+    checked, goal, metric = wanted.judging, wanted.goal, wanted.metric
     clock = Clock(wanted.time_limit)
     with Scratch() as scratch:
         halves = wanted.settings.effort is not Effort.FAST
-        holdout = wanted.holdout or checked.holdout
-        parted = _split(source, checked, holdout, scratch, halves=halves)
+        parted = _split(source, checked, scratch, halves=halves)
         parts = [replace(checked, inputs=part, holdout=()) for part in parted.folds]
         far = replace(checked, inputs=parted.judge, holdout=(), seed=checked.seed + (not parted.judge))
         plain = base_pass(wanted.settings)
@@ -99,7 +98,7 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
             others = parted.others(number) if parted.crossed else ()
             until = _ROUNDING * (number + 1) / len(parts)
             base, behind = _equipped(plain, checked, others, progress, partial(clock.is_past, until))
-            folds.append(Fold(base, partial(part.judge, exact=False), behind))
+            folds.append(Fold(base, partial(Judge, judging=part), behind))
         figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
         if figure is not None:
             figure.check()
@@ -126,28 +125,27 @@ def session(source: str | os.PathLike[str], wanted: Wanted, progress: Progress) 
             search = Search(trials, units, goal=goal, state=state, clock=clock, progress=progress)
             search.measure(Path(source).stat().st_size)
             if goal.objective is Objective.LATENCY:
-                Stopwatch(trials, scratch.folder(), several(checked.runtime)[0]).price(search.units, progress)
+                Stopwatch(trials, scratch.folder(), checked.runtime[0]).price(search.units, progress)
             yield Session(trials, search, parted, far, far_figure)
 
 
 def _split(
     source: str | os.PathLike[str],
-    verification: Verification,
-    holdout: Sequence[str | os.PathLike[str]],
+    judging: Judging,
     scratch: Scratch,
     *,
     halves: bool,
 ) -> Split:
-    if not verification.inputs:
-        judge = tuple(holdout)
+    if not judging.inputs:
+        judge = judging.holdout
         text = "made inputs; " + ("those of --holdout" if judge else "other ones") + " held out"
         return Split(((),), judge, text, True)
-    return divide(load(source), verification.inputs, holdout, scratch.folder(), halves=halves)
+    return divide(load(source), judging.inputs, judging.holdout, scratch.folder(), halves=halves)
 
 
 def _equipped(
     base: QuantizeWeights,
-    verification: Verification,
+    judging: Judging,
     inputs: Sequence[str | os.PathLike[str]],
     progress: Progress,
     time_is_up: Callable[[], bool],
@@ -157,12 +155,12 @@ def _equipped(
     Returns:
         The pass, and what makes it with a rounder that goes weight by weight.
     """
-    from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated
+    from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
 
     if not inputs or base.effort is Effort.FAST:
         return base, None
     calibration = replace(
-        replace(verification, inputs=tuple(inputs)).calibration(),
+        Settings.of(replace(judging, inputs=tuple(inputs))),
         effort=EFFORTS[base.effort],
         correct_bias=base.correct_bias,
     )
@@ -180,7 +178,7 @@ def _equipped(
 def _key(
     source: str | os.PathLike[str],
     parted: Split,
-    verification: Verification,
+    judging: Judging,
     base: QuantizeWeights,
     encodings: Sequence[str],
 ) -> str:
@@ -191,7 +189,7 @@ def _key(
             with open(file, "rb") as opened:
                 while piece := opened.read(1 << 20):
                     digest.update(piece)
-    words = (verification.samples, verification.seed, verification.runtime, verification.resolver)
+    words = (judging.samples, judging.seed, judging.runtime, judging.resolver)
     settings = (base.effort, base.min_runtime, base.correct_bias, tuple(encodings), parted.crossed)
     digest.update(repr((__version__, words, settings)).encode())
     return digest.hexdigest()
@@ -239,7 +237,7 @@ def _rounded(
     """Returns the rounding of float weights that deflates best and keeps the bounds, if one was found."""
     goal = wanted.goal
     assert goal.min_snr is not None
-    near = replace(wanted.verification, inputs=opened.parted.everything, holdout=())
+    near = replace(wanted.judging, inputs=opened.parted.everything, holdout=())
     path = opened.trials.path.with_name("rounded.tflite")
     room, best = Room(0.0, in_db=True), None
     effort = "fast" if wanted.settings.effort is Effort.FAST else "balanced"
@@ -249,7 +247,7 @@ def _rounded(
     with (
         # Grids belong to positions of buffers, as the first passes leave them.
         RoundingSearch(prepared, settings, near, aim=goal.min_snr, progress=progress) as search,
-        near.judge(source, exact=False) as own,
+        Judge(source, near) as own,
     ):
         while not room.settled:
             found = search.find(goal.min_snr + room.margin, max_abs_error=goal.max_error)
@@ -278,8 +276,7 @@ def shrink(
     settings: QuantizeWeights,
     before: Sequence[Pass],
     after: Sequence[Pass],
-    verification: Verification | None = None,
-    holdout: Sequence[str | os.PathLike[str]] = (),
+    judging: Judging | None = None,
     metric: str | None = None,
     encodings: Sequence[str] = ENCODINGS,
     time_limit: float | None = None,
@@ -299,8 +296,7 @@ def shrink(
         settings: Which constants, how much effort, and the oldest runtime; its encodings are not used.
         before: Passes that lose nothing, run first.
         after: The same, run last.
-        verification: What to measure with; its tolerance is not used.
-        holdout: Inputs that only the end result is judged with; without any, a part of the others.
+        judging: What to measure with; its tolerance is not used.
         metric: ``module:function`` for ``goal.min_metric``.
         encodings: What is tried for each constant.
         time_limit: Seconds after which the search ends with the best that it has.
@@ -318,15 +314,16 @@ def shrink(
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: The target cannot be written, or an input does not fit.
     """
-    checked = verification or Verification()
+    checked = judging or Judging()
     if time_limit is not None:
         check_number("time_limit", time_limit)
-    reads = [*claims_of(source, checked), *(Claim("holdout", os.fspath(path)) for path in holdout)]
+    reads = claims_of(source, checked)
     writes = [Claim(OUTPUT, os.fspath(target))]
     if state is not None:
         writes.append(Claim("state", os.fspath(state), mine=True))
     check_claims(reads, writes, force=force)
-    check_present(*checked.inputs, *checked.holdout, *holdout)
+    check_present(*checked.inputs, *checked.holdout)
+    checked = with_media(checked, source)
     if (goal.min_metric is None) != (metric is None):
         raise UsageError("a metric and its bound go together", remedy="give both --metric and --min-metric")
     if checked.mode == "off":
@@ -337,8 +334,7 @@ def shrink(
         settings=settings,
         before=before,
         after=after,
-        verification=checked,
-        holdout=holdout,
+        judging=checked,
         metric=metric,
         encodings=encodings,
         time_limit=time_limit,
@@ -387,7 +383,7 @@ def shrink(
             source,
             target,
             [*before, lossy, *after],
-            verification=last,
+            judging=last,
             force=force,
             dry_run=dry_run,
             threads=threads,

@@ -13,8 +13,9 @@ import numpy as np
 from tfl_rewrite.editing.base import Context, Pass, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.files.store import load, save
-from tfl_rewrite.judge.compare import Tolerance, merged
+from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import shown

@@ -15,9 +15,9 @@ from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, is_same
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import ensure_model
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import schema
 from tfl_rewrite.pipeline.rewrite import claims_of
-from tfl_rewrite.pipeline.verification import MODES, Verification
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole, join_parts
 from tfl_rewrite.shards.manifest import Manifest, parse, parse_size
 from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
@@ -37,7 +37,7 @@ def shard(
     max_size: int | str = DEFAULT_SIZE,
     compress: str = "none",
     manifest: str = MANIFEST_NAME,
-    verification: Verification | None = None,
+    judging: Judging | None = None,
     force: bool = False,
     jobs: int = 0,
     dry_run: bool = False,
@@ -53,7 +53,7 @@ def shard(
         max_size: Of a file: bytes, or text such as ``4MB``.
         compress: ``none`` or ``gzip``, for parts.
         manifest: File name of the manifest of parts.
-        verification: How to verify external buffers; parts are always read back and compared.
+        judging: How to verify external buffers; parts are always read back and compared.
         force: Whether files with other content may be replaced.
         jobs: Threads; 0 for one per processor.
         dry_run: Do everything but the write.
@@ -64,7 +64,7 @@ def shard(
         UsageError: An option makes no sense, or a file is in the way.
         FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
     """
-    settings = _checked(verification, jobs)
+    settings = _checked(judging, jobs)
     _choice(format, FORMATS, "format")
     _choice(compress, COMPRESSIONS, "compression")
     max_nbytes = parse_size(max_size)
@@ -126,7 +126,7 @@ def join(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    verification: Verification | None = None,
+    judging: Judging | None = None,
     force: bool = False,
     jobs: int = DEFAULT_JOBS,
     allow_private: bool = False,
@@ -140,7 +140,7 @@ def join(
         source: Path or URL of a manifest, or path of a model whose weights lie in files beside it.
         target: The file to make. Parts that come over a network are kept in ``TARGET.parts`` until it is
             complete, so that a join which was stopped does not fetch them again.
-        verification: How to verify a model with external buffers; parts are checked by their hashes.
+        judging: How to verify a model with external buffers; parts are checked by their hashes.
         force: Whether the target may exist.
         jobs: Parts at once.
         allow_private: Whether http may connect to private and loopback addresses.
@@ -153,7 +153,7 @@ def join(
         FormatError: Something is damaged; the error names the part. Nothing was written.
         UsageError, FileAccessError, UnsupportedError: As for :func:`shard`.
     """
-    settings = _checked(verification, jobs)
+    settings = _checked(judging, jobs)
     where = os.fspath(source)
     origin, name = find_source(where, allow_private=allow_private)
     if isinstance(origin, FolderSource):
@@ -314,9 +314,8 @@ def open_sharded(
     return model
 
 
-def _checked(verification: Verification | None, jobs: int) -> Verification:
-    settings = verification or Verification()
-    _choice(settings.mode, MODES, "verification mode")
+def _checked(judging: Judging | None, jobs: int) -> Judging:
+    settings = judging or Judging()
     _check_jobs(jobs)
     return settings
 

@@ -22,12 +22,12 @@ from tfl_rewrite.interpreter.interface import Interface
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import Execution, RuntimeChoice, Worker
-from tfl_rewrite.judge.compare import Tolerance, compared
+from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.judge import RunResult, run_model
 from tfl_rewrite.judge.reference import SINGLE_NBYTES
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import JudgeInfo, Verdict
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.samples.made import Step, write_steps
 
 _EXACT = Tolerance(exact=True)
@@ -53,7 +53,7 @@ class _Run:
         return self.execution.output(call, position) if there else None
 
 
-def judge_compiled(before: Path, after: Path, whole: Path, settings: Verification) -> Verdict:
+def judge_compiled(before: Path, after: Path, whole: Path, settings: Judging) -> Verdict:
     """Runs two files in CompiledModel on the same inputs.
 
     Args:
@@ -70,18 +70,12 @@ def judge_compiled(before: Path, after: Path, whole: Path, settings: Verificatio
         UsageError: An input file does not fit the model, or the runtime is not installed.
     """
     started = time.monotonic()
-    if settings.runtime not in ("litert", ("litert",)):
+    if settings.runtime != ("litert",):
         raise UsageError(
-            f"{settings.runtime} does not read external buffers", remedy="leave --runtime at litert"
+            f"{', '.join(settings.runtime)} does not read external buffers",
+            remedy="leave --runtime at litert",
         )
-    reference = run_model(
-        whole,
-        inputs=settings.inputs,
-        samples=settings.samples,
-        seed=settings.seed,
-        timeout=settings.timeout,
-        memory_limit=settings.memory_limit,
-    )
+    reference = run_model(whole, settings)
     source = "real" if settings.inputs else "made"
     if reference.failure is not None or reference.interface is None:
         why = reference.failure.message if reference.failure else "it has no interface"
@@ -132,9 +126,7 @@ def _steps(reference: RunResult, interface: Interface, folder: Path) -> Path:
     return path
 
 
-def _run_all(
-    models: list[Path], steps: Path, given: Path, scratch: Scratch, settings: Verification
-) -> list[_Run]:
+def _run_all(models: list[Path], steps: Path, given: Path, scratch: Scratch, settings: Judging) -> list[_Run]:
     """Runs files at the same time, on inputs that lie in the folder ``given``."""
     limit = default_limit() if settings.memory_limit is None else settings.memory_limit
     watch = MemoryWatch(limit)

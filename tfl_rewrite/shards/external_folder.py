@@ -17,8 +17,8 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import layout, load
 from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.blob import Blob, MappedBlob
-from tfl_rewrite.pipeline.verification import Verification
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
 from tfl_rewrite.shards.manifest import sha256_of
 from tfl_rewrite.shards.parts import is_in_the_way, is_present
@@ -35,7 +35,7 @@ def shard_external(
     *,
     folder: str,
     max_nbytes: int,
-    settings: Verification,
+    settings: Judging,
     force: bool,
     dry_run: bool,
 ) -> ShardReport:
@@ -73,9 +73,7 @@ def shard_external(
     return report
 
 
-def join_external(
-    path: Path, target: Path, *, settings: Verification, force: bool, dry_run: bool
-) -> ShardReport:
+def join_external(path: Path, target: Path, *, settings: Judging, force: bool, dry_run: bool) -> ShardReport:
     """Brings weights from the files beside a model into one file; see :func:`tfl_rewrite.join`.
 
     Raises:
@@ -120,9 +118,7 @@ def join_external(
     return report
 
 
-def verified(
-    report: ShardReport, before: Path, after: Path, whole: Path, settings: Verification
-) -> ShardReport:
+def verified(report: ShardReport, before: Path, after: Path, whole: Path, settings: Judging) -> ShardReport:
     """Has CompiledModel judge a result; returns the report with what it said.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli.options import HOLDOUT, TALKING, VERIFYING, Argument, Command
 from tfl_rewrite.cli.progress import AFTER_SECONDS
+from tfl_rewrite.cli.text import decibels, safe, size, table
 
 if TYPE_CHECKING:
     from tfl_rewrite.batch.config import BatchConfig
@@ -152,6 +153,10 @@ def _config(arguments: argparse.Namespace) -> BatchConfig:
 
     given = {name: value for name in _GIVEN if (value := getattr(arguments, name)) is not None}
     judged = {name: value for name in _JUDGED if (value := getattr(arguments, name)) is not None}
+    if "verify" in judged:
+        judged["mode"] = judged.pop("verify")
+    if "no_rescue" in judged:
+        judged["rescue"] = not judged.pop("no_rescue")
     if "passes" in given and "preset" not in given:
         given["preset"] = None
     if "preset" in given and "passes" not in given:
@@ -163,7 +168,6 @@ def _config(arguments: argparse.Namespace) -> BatchConfig:
 
 def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     """Shows a row for each file, and the sum."""
-    from tfl_rewrite.cli.render import safe, size, table
 
     rows = summary.rows if verbose else summary.rows[:_ROWS]
     lines = table(
@@ -190,7 +194,6 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    from tfl_rewrite.cli.render import decibels, safe, size
 
     before, after = row.get("nbytes_before"), row.get("nbytes_after")
     ratio = f"{100 * after / before:.1f} %" if before and after else ""

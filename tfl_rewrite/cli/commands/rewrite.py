@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import report_lines, safe
-from tfl_rewrite.cli.text import print_lines, print_report, warn
+from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.cli.text import print_lines, print_report, safe, warn
 from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import (
@@ -24,7 +24,7 @@ from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.layers import Blame
-from tfl_rewrite.cli.settings import judges_of, real_inputs, tolerance_of, verification_of
+from tfl_rewrite.cli.settings import judging_of
 
 
 def quantize_weights(arguments: argparse.Namespace) -> int:
@@ -148,7 +148,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
             found = search_rounding(
                 arguments.source,
                 made,
-                verification_of(arguments),
+                judging_of(arguments),
                 min_snr=arguments.min_snr,
                 max_abs_error=arguments.max_abs_error,
                 progress=bar,
@@ -172,18 +172,13 @@ def verify_files(arguments: argparse.Namespace) -> int:
 
     for path in (arguments.before, arguments.after):
         ensure_model(Container.open(path))
-    inputs = real_inputs(arguments, arguments.before)
-    judges = judges_of(arguments)
+    judging = judging_of(arguments)
     with Waiting(enabled=not arguments.quiet) as waiting:
         verdict = verify(
             arguments.before,
             arguments.after,
-            inputs=inputs,
-            samples=arguments.samples,
-            seed=arguments.seed,
-            tolerance=tolerance_of(arguments, exact=arguments.exact),
+            judging,
             progress=waiting,
-            **judges,
         )
     found = None
     if (arguments.blame or arguments.blame_out) and verdict.status != "unverified":
@@ -192,11 +187,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
         found = blame(
             arguments.before,
             arguments.after,
-            inputs=inputs,
-            samples=arguments.samples,
-            seed=arguments.seed,
-            runtime=judges["runtime"][0],
-            timeout=arguments.timeout,
+            judging,
         )
     facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
     facts |= {"blame": found.to_dict()} if found else {}
@@ -215,7 +206,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
 
 def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     """Rewrites as the options of a command say, reports it, and returns the exit code."""
-    verification = verification_of(arguments)
+    judging = judging_of(arguments)
     bar = Bar.of(arguments)
     side = SideFiles(arguments)
     try:
@@ -223,7 +214,7 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
             arguments.source,
             arguments.target,
             passes,
-            verification=verification,
+            judging=judging,
             force=arguments.force,
             dry_run=arguments.dry_run,
             threads=arguments.threads,

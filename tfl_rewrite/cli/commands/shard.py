@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import safe
-from tfl_rewrite.cli.settings import real_inputs
+from tfl_rewrite.cli.settings import judging_of
 from tfl_rewrite.cli.shard_render import shard_lines
-from tfl_rewrite.cli.text import print_report, warn
-from tfl_rewrite.pipeline.verification import Verification
+from tfl_rewrite.cli.text import print_report, safe, warn
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.report import ShardFailed, ShardReport
 
@@ -21,14 +21,14 @@ def shard_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shard IN OUTDIR``."""
     return _run_shards(
         arguments,
-        lambda verification, bar: shard(
+        lambda judging, bar: shard(
             arguments.source,
             arguments.target,
             format=arguments.format,
             max_size=arguments.max_size,
             compress=arguments.compress,
             manifest=arguments.manifest,
-            verification=verification,
+            judging=judging,
             force=arguments.force,
             jobs=arguments.jobs,
             dry_run=arguments.dry_run,
@@ -41,10 +41,10 @@ def join_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite join MANIFEST OUT``."""
     return _run_shards(
         arguments,
-        lambda verification, bar: join(
+        lambda judging, bar: join(
             arguments.source,
             arguments.target,
-            verification=verification,
+            judging=judging,
             force=arguments.force,
             jobs=arguments.jobs,
             allow_private=arguments.allow_private,
@@ -55,20 +55,15 @@ def join_model(arguments: argparse.Namespace) -> int:
     )
 
 
-def _run_shards(arguments: argparse.Namespace, call: Callable[[Verification, Bar], ShardReport]) -> int:
+def _run_shards(arguments: argparse.Namespace, call: Callable[[Judging, Bar], ShardReport]) -> int:
     # Of a manifest nothing is run: parts are compared byte by byte.
-    inputs = real_inputs(arguments, arguments.source) if is_model(Path(arguments.source)) else ()
-    verification = Verification(
-        mode=arguments.verify,
-        inputs=inputs,
-        samples=arguments.samples,
-        seed=arguments.seed,
-        timeout=arguments.timeout,
-    )
+    judging = judging_of(arguments)
+    if not is_model(Path(arguments.source)):
+        judging = replace(judging, inputs=())
     bar = Bar.of(arguments)
     failure: ShardFailed | None = None
     try:
-        report = call(verification, bar)
+        report = call(judging, bar)
     except ShardFailed as error:
         failure, report = error, error.report
     finally:

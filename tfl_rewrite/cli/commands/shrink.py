@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.options import HOLDOUT, IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+from tfl_rewrite.cli.text import safe
 from tfl_rewrite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,9 +154,8 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
     from tfl_rewrite.cli.files import SideFiles
     from tfl_rewrite.cli.progress import Bar
-    from tfl_rewrite.cli.settings import held_out, judges_of, real_inputs
+    from tfl_rewrite.cli.settings import judging_of
     from tfl_rewrite.cli.text import print_report
-    from tfl_rewrite.pipeline.verification import Verification
     from tfl_rewrite.search.calls import shrink
     from tfl_rewrite.search.report import ShrinkFailed
 
@@ -184,13 +184,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             include=arguments.include,
             exclude=arguments.exclude,
             min_runtime=arguments.min_runtime,
-            verification=Verification(
-                inputs=real_inputs(arguments, arguments.source),
-                samples=arguments.samples,
-                seed=arguments.seed,
-                **judges_of(arguments),
-            ),
-            holdout=held_out(arguments, arguments.source),
+            judging=judging_of(arguments),
             time_limit=arguments.time_limit if arguments.time_limit != 0 else None,
             state=arguments.state,
             force=arguments.force,
@@ -217,7 +211,6 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
 def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     """Returns the report as text."""
-    from tfl_rewrite.cli.render import safe
 
     lines = []
     found, before = report.promised, report.nbytes_before

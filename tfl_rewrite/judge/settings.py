@@ -1,0 +1,244 @@
+"""How files are run and compared: the one place of inputs, runtimes, limits and tolerances."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.options.kinds import NBYTES, PATHS
+from tfl_rewrite.options.option import Role, check_options, option, options_within
+
+CHANNEL_SLACK_DB = 15.0
+"""By how much less than a whole output one channel of it may keep.
+
+Channels are weaker and stronger, and few samples tell little of one: of 27 real models in up to four
+encodings, judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than
+20 dB; one that drowned beside stronger channels keeps 0 dB or less.
+"""
+MODES = ("auto", "require", "off")
+RESOLVERS = ("default", "builtin", "reference")
+LEAST_MEMORY_NBYTES = 64 << 20
+"""Python, numpy and an interpreter without any model take nearly that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """What counts as equal enough. Every rule is applied to each output on its own, over all samples.
+
+    Attributes:
+        exact: Every byte equal; the other rules are not consulted. For rewrites that change no number.
+        min_snr: Least signal-to-noise ratio in dB, ``10 log10(sum ref^2 / sum (ref - new)^2)``: the SQNR by
+            which Lin, Talathi and Annapureddy (Fixed Point Quantization of Deep Convolutional Networks, ICML
+            2016) relate bit widths to accuracy. 20 dB is an error of a tenth in amplitude. None: not judged.
+            Each channel must keep its own variation at `CHANNEL_SLACK_DB` less, and at 0 dB at least.
+        max_abs_error: Largest error of any element, in the unit of the output (a quantized output counts in
+            real values, not steps). In addition to the other rules.
+        min_agreement: Least share of rows of the last axis whose largest element stays the largest, where an
+            output may be scores over classes; and least share of equal elements of integer and bool outputs
+            without quantization, where a distance means nothing. Of fewer than 10 one may differ, unless
+            this is 1.
+
+    Raises:
+        UsageError: A bound is none, or out of its range.
+    """
+
+    exact: bool = option(False, "outputs must be equal to the bit")
+    min_snr: float | None = option(
+        20.0,
+        "least signal-to-noise ratio of every output, in dB",
+        metavar="DB",
+        bounds=(-1000, 1000),
+    )
+    min_agreement: float = option(
+        0.9,
+        "least share of samples (in a segmentation, of positions) whose largest score stays the largest, "
+        "where an output may be scores over classes; of fewer than 10 one may differ",
+        metavar="SHARE",
+        bounds=(0, 1),
+    )
+    max_abs_error: float | None = option(
+        None, "largest error of any element of an output", metavar="X", bounds=(0, 1e300)
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses values that would let everything or nothing pass by accident."""
+        check_options(self)
+
+    @property
+    def min_channel_snr(self) -> float | None:
+        """Least ratio of each channel, in dB; None where no ratio is judged."""
+        return None if self.min_snr is None else max(0.0, self.min_snr - CHANNEL_SLACK_DB)
+
+    def may_differ(self, count: int) -> int:
+        """How many of ``count`` rows or samples may differ."""
+        share = 1 - self.min_agreement
+        # 0.1 of 10 is 1, whatever the last bit of 1 - 0.9 says.
+        return max(int(share * count + 1e-9), int(share > 0 and 3 <= count < 10))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """How rewritten files are run and compared with the original.
+
+    Attributes:
+        mode: ``auto``: run both files; if the original itself cannot run, say so and publish a file that was
+            checked structurally. ``require``: refuse then. ``off``: do not run anything.
+        inputs: Real inputs: ``.npz`` files, pictures, sound, or folders of them; without any, they are made.
+            Where a pass is fitted to them, a quarter of the samples is held out, two at least, and judges.
+        holdout: Real inputs that nothing is fitted to; where there are some, they alone judge.
+        input_range: What pixels 0 and 255, or samples of -1 and 1, become; None for what the metadata says.
+        input_layout: The axes of an input that takes media by letter, such as ``NCHW``, or ``NT`` for sound.
+        sample_rate: What sound is resampled to, in Hz.
+        samples: How many are made for each entry point.
+        seed: Of the made ones.
+        tolerance: What a lossy pass may change. Passes that promise equal numbers are judged bit by bit.
+        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``; or several of them.
+        resolver: ``default`` (XNNPACK), ``builtin`` or ``reference`` kernels; or several. Each runtime judges
+            with each; the worst verdict counts. Without any, the default ones, or the built-in ones if the
+            original runs with no others.
+        independent: Each sample meets a new interpreter. Otherwise all are one sequence in one interpreter,
+            and what a model keeps in variables carries over.
+        timeout: Seconds for each run of a file: opening, allocating and all samples.
+        memory_limit: Bytes, or text such as ``4GB``, that the interpreters of both files may take together;
+            None for four fifths of the machine's. One of them that takes more is ended.
+        threads: Of each interpreter.
+        blame: Whether to run both files operator by operator as well, after the verdict.
+        rescue: Whether, after a failure, the constants that did the damage are stored finer, so that the file
+            passes; otherwise it is refused.
+        blame_seconds: How long to look for those constants.
+
+    Raises:
+        UsageError: A value is of another kind or out of bounds.
+    """
+
+    mode: str = option(
+        "auto",
+        "auto (default): run both files; if IN itself cannot run, say UNVERIFIED and still write a file "
+        "that was checked structurally. require: refuse then. off: run nothing",
+        choices=MODES,
+        flags=("--verify",),
+    )
+    inputs: tuple[str | os.PathLike[str], ...] = option(
+        (),
+        "real inputs to run with: a .npz (one array per input name, first axis = samples), a picture, a "
+        "sound file, or a folder of such; repeatable. Without it, seeded samples are made",
+        kind=PATHS,
+        metavar="PATH",
+        role=Role.READ,
+    )
+    holdout: tuple[str | os.PathLike[str], ...] = option(
+        (),
+        "real inputs that nothing is fitted to and that alone judge OUT; repeatable. Without it: a "
+        "quarter of the samples of --inputs, two at least, where something is fitted to them, else all",
+        kind=PATHS,
+        metavar="PATH",
+        role=Role.READ,
+    )
+    input_range: tuple[float, float] | None = option(
+        None,
+        "what pixels 0 and 255 (or sound at full scale) become; default: as the metadata of the model "
+        "says, else -1,1, and raw pixels for 8-bit inputs",
+        metavar="LO,HI",
+    )
+    input_layout: str | None = option(
+        None,
+        "axes of an input that takes pictures or sound, such as NHWC, NCHW, HWC or NT (T: time); "
+        "default: told from the sizes",
+        metavar="AXES",
+    )
+    sample_rate: int | None = option(
+        None,
+        "resample sound to this rate in Hz; default: as the metadata of the model says, else as the "
+        "files are",
+        metavar="HZ",
+        bounds=(1000, 768_000),
+    )
+    samples: int = option(4, "how many samples are made", metavar="N", bounds=(1, 10_000))
+    seed: int = option(0, "seed of the made samples", metavar="S", bounds=(0, (1 << 63) - 1))
+    tolerance: Tolerance = options_within(Tolerance)
+    runtime: tuple[str, ...] = option(
+        ("litert",),
+        "which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
+        "another Python installation has (tflite-runtime, a vendor's build): the first that runs the "
+        "original, or the one named by python:PATH:litert, :tflite_runtime or :tensorflow; repeatable: each "
+        "one judges, and the worst verdict counts",
+        metavar="NAME",
+        role=Role.READ_RUNTIME,
+    )
+    resolver: tuple[str, ...] = option(
+        (),
+        "which of its kernels run both files: default (XNNPACK), builtin (optimized, no delegate) or "
+        "reference (slow); repeatable: each runtime judges with each. Without it: default, or builtin if the "
+        "original runs with nothing else",
+        choices=RESOLVERS,
+    )
+    independent: bool = option(
+        False,
+        "run each sample in a new interpreter. Otherwise all samples are one sequence, in order: what a "
+        "model keeps in variables carries over",
+    )
+    timeout: float = option(600.0, "seconds for each run of a file", metavar="S", bounds=(0.001, 1e6))
+    memory_limit: int | None = option(
+        None,
+        "memory that the interpreters of both files may take together, such as 4GB; one that takes more "
+        "is ended (default: 80 % of the machine's)",
+        kind=NBYTES,
+        metavar="SIZE",
+        bounds=(LEAST_MEMORY_NBYTES, 1 << 60),
+    )
+    threads: int = 1
+    blame: bool = option(
+        False,
+        "after the verdict, run both files again with all tensors kept, and print where the error "
+        "enters and grows, operator by operator",
+    )
+    rescue: bool = option(
+        True,
+        "refuse a result that fails. Without this, the constants that did the damage are stored finer "
+        "(int8 behind DEQUANTIZE, then float16, then as they were) until the outputs pass",
+    )
+    blame_seconds: float = option(
+        5.0,
+        "after a failure, how long to look for the constants that did it",
+        metavar="S",
+        bounds=(0, 1e6),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run with."""
+        check_options(self)
+        if not self.runtime:
+            raise UsageError("no runtime to judge with", remedy="name one, such as litert")
+        if not 1 <= self.threads <= 1024:
+            raise UsageError(f"threads is {self.threads}", remedy="give 1 or more, 1,024 at most")
+        if self.input_layout is not None:
+            object.__setattr__(self, "input_layout", self.input_layout.upper())
+            if len(set(self.input_layout)) < len(self.input_layout) or not set(self.input_layout) <= set(
+                "NHWCT"
+            ):
+                raise UsageError(
+                    f"input layout {self.input_layout!a}",
+                    remedy="name each axis once: N batch, H, W, C channels, T time, such as NHWC",
+                )
+        if self.input_range is not None and (
+            not all(map(math.isfinite, self.input_range)) or self.input_range[0] == self.input_range[1]
+        ):
+            low, high = self.input_range
+            raise UsageError(f"input range {low:g},{high:g}", remedy="give two different numbers")
+
+    @property
+    def judging_inputs(self) -> tuple[str | os.PathLike[str], ...]:
+        """The real inputs that files are judged with."""
+        return self.holdout or self.inputs
+
+    @property
+    def for_judges(self) -> Judging:
+        """The same, with the inputs that files are judged with as its only ones."""
+        return replace(self, inputs=self.judging_inputs, holdout=())
+
+    @property
+    def exactly(self) -> Judging:
+        """The same, with a tolerance that allows no difference."""
+        return replace(self, tolerance=Tolerance(exact=True))
