@@ -486,7 +486,7 @@ def conv_3d(*, transpose: bool = False) -> Build:
 
 
 def table_cases() -> list[Case]:
-    """Returns the cases of every row of TABLE_LOOKUP."""
+    """Returns the cases of every form of a table that is looked up."""
     table, positions = noise(10, 16, seed=1), np.array([3, 0, 9, 3], np.int32)
     values, scales = quantize(table, None)
     nd = Graph()

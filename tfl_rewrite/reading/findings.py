@@ -36,7 +36,7 @@ class Kind:
         title: What it is.
         fact: What follows from it, and how that is known.
         source: Where the fact is from: a file of LiteRT, or a measurement on the runtimes that
-            :mod:`tfl_rewrite.kernels.hybrid` names.
+            :mod:`tfl_rewrite.kernels.table` names.
         remedy: What to do where it cannot be repaired; IN and OUT stand for files.
     """
 
