@@ -10,7 +10,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite import load
-from tfl_rewrite.interpreter.child import CARRIERS, KEEPERS
+from tfl_rewrite.interpreter.interface import CARRIERS, KEEPERS
 from tfl_rewrite.judge.matching import HANDLES
 from tfl_rewrite.kernels import runtimes, table
 from tfl_rewrite.kernels.operators import SideEffect
@@ -23,7 +23,7 @@ NAMES = frozenset(schema().enums["BuiltinOperator"].values)
 TABLE = "kernels/table.py"
 # The judge shares no code with what it judges, so its wing may not ask the rows. The tests below compare.
 WING = {
-    "interpreter/child.py": "which inputs are indices is found in the runtime's process, without the package",
+    "interpreter/interface.py": "which inputs are indices is found beside the runtime, without the rows",
     "judge/matching.py": "what an operator output is matched by does not come from the rewriter",
 }
 # Words that are the name of an operator by chance.
@@ -72,7 +72,7 @@ def test_an_operator_has_one_row() -> None:
 def test_the_judge_knows_the_same_handles_and_lookups() -> None:
     assert {name for name, row in ROWS.items() if row.handle} == HANDLES
     lookups = {name for name, row in ROWS.items() if row.looks_up_rows or row.table is not None}
-    child = {name for _, name in spelled((HERE / "interpreter/child.py").read_text(encoding="utf-8"))}
+    child = {name for _, name in spelled((HERE / "interpreter/interface.py").read_text(encoding="utf-8"))}
     assert child - CARRIERS == lookups
 
 

@@ -12,11 +12,11 @@ import pytest
 from tfl_rewrite import UsageError, load, quantize_weights, save
 from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.runtimes import parse_runtime, quantize_weights_pass
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, operator_number
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.passes.calls import parse_runtime, quantize_weights_pass
 
 from ..nets import Array, Net, codes, data_of, decibels, dequantized, named, readers, run
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfl_rewrite.editing.metadata import is_shared, set_content
-from tfl_rewrite.errors import UnsupportedError, whole_number
-from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.editing.metadata import is_shared, raise_min_runtime
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels.operators import Granularity, OperatorRow
 from tfl_rewrite.kernels.table import CAST, DEQUANTIZE, MUL, dequantize_form, row_of
 from tfl_rewrite.model import dtypes
@@ -349,17 +348,10 @@ class Editor:
 
     def _update_min_runtime(self) -> None:
         """Raises the ``min_runtime_version`` metadata to what the stamped versions need."""
-        entry = self.model.metadata_named("min_runtime_version")
-        if entry is None or entry.buffer.blob is None or not self._asked:
-            return
-        said = bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("ascii", "replace")
         # Only what these edits ask for: the entry answers for the rest already.
-        needed = runtimes.min_runtime_text(self._asked)
-        if _parts(needed) <= _parts(said):
-            return
-        size = max(16, len(needed) + 1)
-        set_content(self.model, entry, needed.encode("ascii").ljust(size, b"\0"))
-        self.notes.append(f"min_runtime_version raised from {said or 'nothing'} to {needed}")
+        raised = raise_min_runtime(self.model, self._asked)
+        if raised is not None:
+            self.notes.append(f"min_runtime_version raised from {raised[0]} to {raised[1]}")
 
     def _drop_stale_metadata(self) -> None:
         """Drops metadata that lists tensors by position once tensors were added.
@@ -384,7 +376,3 @@ def _options_table(row: OperatorRow) -> str:
 
 def _position(subgraph: SubGraph, operator: Operator) -> int:
     return next(index for index, item in enumerate(subgraph.operators) if item is operator)
-
-
-def _parts(text: str) -> tuple[int, ...]:
-    return tuple(whole_number(part) or 0 for part in text.split("."))

@@ -10,15 +10,18 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
 
 COMPRESSION = "COMPRESSION_METADATA"
 _MEMORY_PLAN = "OfflineMemoryAllocation"
 _DESCRIPTIONS = "TFLITE_METADATA"
+_MIN_RUNTIME = "min_runtime_version"
+_MIN_RUNTIME_NBYTES = 16
 
 # Slots of ``metadata_schema.fbs`` (tflite-support).
 _SUBGRAPH_METADATA = 3
@@ -81,6 +84,29 @@ def set_content(model: Model, entry: Metadata, data: bytes) -> None:
         entry.buffer = Buffer()
         model.buffers.append(entry.buffer)
     entry.buffer.blob = OwnedBlob(data)
+
+
+def said_runtime(model: Model) -> str | None:
+    """Returns what the ``min_runtime_version`` metadata says, or None where there is none."""
+    entry = model.metadata_named(_MIN_RUNTIME)
+    if entry is None or entry.buffer.blob is None:
+        return None
+    return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("utf-8", "replace")
+
+
+def raise_min_runtime(model: Model, pairs: Iterable[tuple[str, int]]) -> tuple[str, str] | None:
+    """Makes ``min_runtime_version`` say no less than what some operators in some versions need.
+
+    Returns:
+        What it said and what it says now, or None where it stays.
+    """
+    entry, said = model.metadata_named(_MIN_RUNTIME), said_runtime(model)
+    needed = runtimes.min_runtime_text(pairs)
+    if entry is None or said is None or runtimes.version_key(needed) <= runtimes.version_key(said):
+        return None
+    size = max(_MIN_RUNTIME_NBYTES, entry.buffer.nbytes, len(needed) + 1)
+    set_content(model, entry, needed.encode("ascii").ljust(size, b"\0"))
+    return said or "nothing", needed
 
 
 def interface_changed(

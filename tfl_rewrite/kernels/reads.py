@@ -5,6 +5,7 @@ Read by the pass that repairs files and by whoever reports on them, so that both
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,15 @@ class WeightRead:
         granularity = Granularity.BLOCK if self.blockwise else self.granularity
         forms = self.row.forms_for(runtimes.NEWEST_RUNTIME, self.weight.dtype_name, by_default=False)
         return min((form.first_runtime for form in forms if form.granularity is granularity), default=(0, 0))
+
+
+def version_counts(model: Model) -> Counter[tuple[str, int]]:
+    """Returns how many operators of each builtin type and version a model has, in the order of the first."""
+    return Counter(
+        (operator.code.name, operator.code.version)
+        for _, operator in model.operators()
+        if operator.code.custom is None
+    )
 
 
 def weight_reads(model: Model) -> Iterator[WeightRead]:

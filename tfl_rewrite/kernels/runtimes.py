@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+from tfl_rewrite.errors import UsageError, whole_number
 
 Runtime = tuple[int, int]
 
@@ -67,14 +70,20 @@ def version_text(operator: str, version: int) -> str | None:
     return versions().get(operator, {}).get(version, (None, ()))[0]
 
 
-def _parts(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
+def version_key(text: str) -> tuple[int, ...]:
+    """Returns a version for comparison; what is no number counts as 0."""
+    return tuple(whole_number(part) or 0 for part in text.split(".")) if text else ()
 
 
 def runtime_of(text: str) -> Runtime:
     """Returns major and minor number of a version as :func:`version_text` gives it."""
-    major, minor, *_ = _parts(text)
+    major, minor, *_ = version_key(text)
     return major, minor
+
+
+def runtime_text(runtime: Runtime) -> str:
+    """Returns a runtime as users write it, such as ``2.14``."""
+    return f"{runtime[0]}.{runtime[1]}"
 
 
 def min_runtime_text(pairs: Iterable[tuple[str, int]]) -> str:
@@ -88,16 +97,7 @@ def min_runtime_text(pairs: Iterable[tuple[str, int]]) -> str:
         The highest of their first runtimes; the empty string if none is listed.
     """
     listed = [text for pair in pairs if (text := version_text(*pair)) is not None]
-    return max(listed, key=_parts, default="")
-
-
-def min_runtime(pairs: Iterable[tuple[str, int]]) -> Runtime:
-    """Returns major and minor number of :func:`min_runtime_text`; ``(0, 0)`` if no pair is listed."""
-    text = min_runtime_text(pairs)
-    if not text:
-        return (0, 0)
-    major, minor, *_ = _parts(text)
-    return (major, minor)
+    return max(listed, key=version_key, default="")
 
 
 def max_version(operator: str, runtime: Runtime) -> int:
@@ -112,12 +112,51 @@ def max_version(operator: str, runtime: Runtime) -> int:
         (
             version
             for version, (text, _) in versions().get(operator, {}).items()
-            if text is not None and _parts(text)[:2] <= runtime
+            if text is not None and runtime_of(text) <= runtime
         ),
         default=0,
     )
 
 
-def runtime_text(runtime: Runtime) -> str:
-    """Returns a runtime as users write it, such as ``2.14``."""
-    return f"{runtime[0]}.{runtime[1]}"
+def parse_runtime(text: str | None) -> Runtime:
+    """Reads a runtime version: TensorFlow's count (``2.14``), or LiteRT's (``litert-2.3``).
+
+    Raises:
+        UsageError: It is neither, or newer than all that is known: a slip, such as 21.4 for 2.14, would
+            otherwise make a file that nothing old reads.
+    """
+    if text is None:
+        return NEWEST_RUNTIME
+    if text.startswith("litert-"):
+        return _litert(text)
+    match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})(\.[0-9]{1,4})?", text)
+    if match is None:
+        raise UsageError(
+            f"min runtime {text!r} is not a version",
+            remedy="give a TensorFlow version such as 2.14, or litert-2.3",
+        )
+    found = int(match[1]), int(match[2])
+    if found > NEWEST_RUNTIME:
+        raise _too_new(text, runtime_text(NEWEST_RUNTIME))
+    return found
+
+
+def _too_new(text: str, newest: str) -> UsageError:
+    return UsageError(
+        f"min runtime {text!r} is newer than {newest}, the newest that is known",
+        remedy="give that or an older one, or leave it out",
+    )
+
+
+def _litert(text: str) -> Runtime:
+    """Returns the place of a LiteRT release in TensorFlow's count: that of the newest listed one up to it."""
+    match = re.fullmatch(r"litert-([0-9]{1,4})\.([0-9]{1,4})(?:\.([0-9]{1,4}))?", text)
+    wanted = tuple(int(part or 999) for part in match.groups()) if match else (0, 0, 0)
+    listed = [runtime for release, runtime in LITERT_RUNTIME.items() if version_key(release) <= wanted]
+    if not listed:
+        known = ", ".join(f"litert-{release}" for release in LITERT_RUNTIME)
+        raise UsageError(f"min runtime {text!r} is not a known LiteRT release", remedy=f"such are {known}")
+    newest = max(LITERT_RUNTIME, key=version_key)
+    if wanted[:2] > version_key(newest)[:2]:
+        raise _too_new(text, f"litert-{newest}")
+    return max(listed)

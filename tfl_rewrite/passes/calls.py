@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,7 +71,7 @@ def quantize_weights_pass(
     """
     if min_elements is not None:
         check_number("min_elements", min_elements)
-    runtime = parse_runtime(min_runtime)
+    runtime = runtimes.parse_runtime(min_runtime)
     diligence = _member(Effort, effort, "effort")
     encoding = _encoding(dtype, granularity)
     recipe = Recipe.parse(map, default=replace(encoding, form=Encoding().form)) if map is not None else None
@@ -340,54 +339,6 @@ def _texts(texts: Iterable[str]) -> list[str]:
 def _strip_passes(words: Iterable[str]) -> list[Strip]:
     wanted = _texts(words)
     return [Strip(Wanted.parse(wanted))] if wanted else []
-
-
-def parse_runtime(text: str | None) -> runtimes.Runtime:
-    """Reads a runtime version: TensorFlow's count (``2.14``), or LiteRT's (``litert-2.3``).
-
-    Raises:
-        UsageError: It is neither, or newer than all that is known: a slip, such as 21.4 for 2.14, would
-            otherwise make a file that nothing old reads.
-    """
-    if text is None:
-        return runtimes.NEWEST_RUNTIME
-    if text.startswith("litert-"):
-        return _litert(text)
-    match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})(\.[0-9]{1,4})?", text)
-    if match is None:
-        raise UsageError(
-            f"min runtime {text!r} is not a version",
-            remedy="give a TensorFlow version such as 2.14, or litert-2.3",
-        )
-    found = int(match[1]), int(match[2])
-    if found > runtimes.NEWEST_RUNTIME:
-        raise _too_new(text, ".".join(map(str, runtimes.NEWEST_RUNTIME)))
-    return found
-
-
-def _too_new(text: str, newest: str) -> UsageError:
-    return UsageError(
-        f"min runtime {text!r} is newer than {newest}, the newest that is known",
-        remedy="give that or an older one, or leave it out",
-    )
-
-
-def _litert(text: str) -> runtimes.Runtime:
-    """Returns the place of a LiteRT release in TensorFlow's count: that of the newest listed one up to it."""
-    match = re.fullmatch(r"litert-([0-9]{1,4})\.([0-9]{1,4})(?:\.([0-9]{1,4}))?", text)
-    wanted = tuple(int(part or 999) for part in match.groups()) if match else (0, 0, 0)
-    listed = [
-        runtime
-        for release, runtime in runtimes.LITERT_RUNTIME.items()
-        if tuple(map(int, release.split("."))) <= wanted
-    ]
-    if not listed:
-        known = ", ".join(f"litert-{release}" for release in runtimes.LITERT_RUNTIME)
-        raise UsageError(f"min runtime {text!r} is not a known LiteRT release", remedy=f"such are {known}")
-    newest = max(runtimes.LITERT_RUNTIME, key=lambda release: tuple(map(int, release.split("."))))
-    if wanted[:2] > tuple(map(int, newest.split(".")[:2])):
-        raise _too_new(text, f"litert-{newest}")
-    return max(listed)
 
 
 def _member(kind: Any, value: str, what: str) -> Any:

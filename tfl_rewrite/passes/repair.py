@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UsageError, whole_number
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.record import ScalarVector, misaligned
 from tfl_rewrite.flatbuf.schema import INT32
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import lacks_shape, operators_of, recorded_shape
-from tfl_rewrite.kernels.reads import lacks_bias, too_high, weight_reads
-from tfl_rewrite.model.blob import MappedBlob, OwnedBlob
+from tfl_rewrite.kernels.reads import lacks_bias, too_high, version_counts, weight_reads
+from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.weights import repairs
 
@@ -123,23 +124,10 @@ def tell_shapes(model: Model, editor: Editor) -> Done:
     return done
 
 
-def raise_min_runtime(model: Model, editor: Editor) -> Done:
+def raise_min_runtime(model: Model, _editor: Editor) -> Done:
     """Makes ``min_runtime_version`` say what the operators need."""
-    entry = model.metadata_named("min_runtime_version")
-    if entry is None or entry.buffer.blob is None:
-        return []
-    pairs = {(op.code.name, op.code.version) for _, op in model.operators() if op.code.custom is None}
-    said, needed = said_runtime(model), runtimes.min_runtime_text(pairs)
-    if said is None or not needed or version_key(needed) <= version_key(said):
-        return []
-    data = needed.encode("ascii").ljust(max(16, entry.buffer.nbytes, len(needed) + 1), b"\0")
-    holders = [item.buffer for item in model.metadata] + list(model.metadata_buffers)
-    holders += [tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors]
-    if sum(buffer is entry.buffer for buffer in holders) > 1:
-        entry.buffer = editor.add_buffer(data)
-    else:
-        entry.buffer.blob = OwnedBlob(data)
-    return [Edit("metadata min_runtime_version", f"{said or 'nothing'} -> {needed}")]
+    raised = metadata.raise_min_runtime(model, version_counts(model))
+    return [Edit("metadata min_runtime_version", f"{raised[0]} -> {raised[1]}")] if raised else []
 
 
 def take_in_buffers(model: Model, _editor: Editor) -> Done:
@@ -333,16 +321,3 @@ def unaligned(model: Model) -> int:
         for buffer in model.buffers
         if buffer.nbytes
     )
-
-
-def said_runtime(model: Model) -> str | None:
-    """Returns what the ``min_runtime_version`` metadata says, or None where there is none."""
-    entry = model.metadata_named("min_runtime_version")
-    if entry is None or entry.buffer.blob is None:
-        return None
-    return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("utf-8", "replace")
-
-
-def version_key(text: str) -> tuple[int, ...]:
-    """Returns a version for comparison; what is no number counts as 0."""
-    return tuple(whole_number(part) or 0 for part in text.split(".")) if text else ()

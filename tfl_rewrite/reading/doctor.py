@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import load
+from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.options.json_data import JsonData, computed
-from tfl_rewrite.passes import calls
 from tfl_rewrite.reading.content_findings import check_file, check_quantization, check_values
 from tfl_rewrite.reading.findings import KINDS, Finding, Severity
 from tfl_rewrite.reading.operator_findings import check_operators, check_versions
@@ -67,7 +67,7 @@ def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> D
         UsageError: ``min_runtime`` is no version.
         FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
     """
-    wanted = None if min_runtime is None else calls.parse_runtime(min_runtime)
+    wanted = None if min_runtime is None else runtimes.parse_runtime(min_runtime)
     model = load(path)
     origin = origin_of(model)
     assert origin is not None

@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from tfl_rewrite.editing.metadata import said_runtime
 from tfl_rewrite.errors import check_number
 from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.files.store import load
 from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.reads import version_counts
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.model.likeness import equal_items
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.passes.repair import said_runtime
 from tfl_rewrite.reading.metadata import zip_members
 from tfl_rewrite.work import current
 
@@ -162,7 +163,7 @@ def inspect_model(model: Model, file: str, *, largest: int = 20) -> Inspection:
         ),
         inputs=tuple(_row(tensor, 0, readers) for tensor in model.subgraphs[0].inputs),
         outputs=tuple(_row(tensor, 0, readers) for tensor in model.subgraphs[0].outputs),
-        min_runtime=_min_runtime(model),
+        min_runtime=runtimes.min_runtime_text(version_counts(model)) or None,
         says_min_runtime=said_runtime(model),
         refusals=tuple(str(refusal) for refusal in origin.refusals),
     )
@@ -263,12 +264,3 @@ def _zip_members(origin: Source) -> tuple[str, ...]:
         return tuple(item.filename for item in zip_members(origin.tail.moved(0)))
     except ValueError:
         return ("(unreadable)",)
-
-
-def _min_runtime(model: Model) -> str | None:
-    pairs = {
-        (operator.code.name, operator.code.version)
-        for _, operator in model.operators()
-        if operator.code.custom is None
-    }
-    return runtimes.min_runtime_text(pairs) or None

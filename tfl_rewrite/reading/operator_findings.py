@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tfl_rewrite.editing.metadata import said_runtime
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import (
     input_of,
@@ -23,13 +24,13 @@ from tfl_rewrite.kernels.reads import (
     lacks_bias,
     scales_equal,
     too_high,
+    version_counts,
     weight_reads,
 )
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import customs
 from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.passes.repair import said_runtime, version_key
 from tfl_rewrite.reading.findings import Finding
 from tfl_rewrite.weights.repairs import undefined_depthwise
 from tfl_rewrite.weights.state import LateForm, late_forms
@@ -72,7 +73,7 @@ def _form_version(read: WeightRead, where: str) -> Iterator[Finding]:
         return
     forms = read.whole_forms
     if forms and not read.blockwise and not any(form.version_tells for form in forms):
-        first = ".".join(map(str, forms[0].first_runtime))
+        first = runtimes.runtime_text(forms[0].first_runtime)
         yield Finding("hybrid-untold", where, f"{read.form}: right from {first} on. {forms[0].note}")
 
 
@@ -174,11 +175,7 @@ def check_versions(model: Model, wanted: Runtime | None) -> Iterator[Finding]:
         model: The model.
         wanted: The oldest runtime that is to run it, or None for no particular one.
     """
-    pairs: dict[tuple[str, int], int] = {}
-    for _, operator in model.operators():
-        if operator.code.custom is None:
-            key = (operator.code.name, operator.code.version)
-            pairs[key] = pairs.get(key, 0) + 1
+    pairs = version_counts(model)
     yield from _said(model, list(pairs))
     high = _high(model)
     for pair, count in pairs.items():
@@ -188,7 +185,8 @@ def check_versions(model: Model, wanted: Runtime | None) -> Iterator[Finding]:
         for pair, count in pairs.items():
             yield from _too_new(pair, count, wanted, high.get(pair), late)
         for item in late:
-            detail = f"{item.form}: right from {_shown(item.first)} on; asked for {_shown(wanted)}"
+            first, asked = map(runtimes.runtime_text, (item.first, wanted))
+            detail = f"{item.form}: right from {first} on; asked for {asked}"
             yield Finding("too-new", f"{item.place} {item.operator}", detail, advice=_requantize(wanted))
 
 
@@ -229,29 +227,25 @@ def _too_new(
     text = runtimes.version_text(name, version)
     if text is None or runtimes.runtime_of(text) <= wanted:
         return
-    first = _shown(runtimes.runtime_of(text))
+    first = runtimes.runtime_text(runtimes.runtime_of(text))
     advice = f"use a runtime of {first} or newer: no older form of it is known"
     lower = runtimes.version_text(name, needed) if needed is not None else None
     if lower is not None and runtimes.runtime_of(lower) <= wanted:
         advice = "tfl-rewrite repair IN OUT --only version-high"
     elif any(item.operator == name for item in late):
         advice = _requantize(wanted)
-    detail = f"{count} x version {version}, first in {text}; asked for {_shown(wanted)}"
+    detail = f"{count} x version {version}, first in {text}; asked for {runtimes.runtime_text(wanted)}"
     yield Finding("too-new", f"operator {name}", detail, advice=advice)
 
 
 def _requantize(wanted: Runtime) -> str:
-    return f"tfl-rewrite quantize-weights IN OUT --min-runtime {_shown(wanted)}"
+    return f"tfl-rewrite quantize-weights IN OUT --min-runtime {runtimes.runtime_text(wanted)}"
 
 
 def _said(model: Model, pairs: list[tuple[str, int]]) -> Iterator[Finding]:
     said, needed = said_runtime(model), runtimes.min_runtime_text(pairs)
-    if said is None or not needed or version_key(needed) <= version_key(said):
+    if said is None or not needed or runtimes.version_key(needed) <= runtimes.version_key(said):
         return
     owner = next(pair for pair in pairs if runtimes.version_text(*pair) == needed)
     detail = f"it says {said or 'nothing'}; {owner[0]} version {owner[1]} needs {needed}"
     yield Finding("min-runtime", "metadata min_runtime_version", detail, repairable=True)
-
-
-def _shown(runtime: Runtime) -> str:
-    return ".".join(map(str, runtime))

@@ -10,7 +10,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
 from tfl_rewrite.kernels.operators import Granularity
-from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, TooHigh, too_high, weight_reads
+from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, TooHigh, too_high, version_counts, weight_reads
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, dequantize_form, row_of
 from tfl_rewrite.model.ir import Model, Tensor
@@ -200,13 +200,8 @@ def still_late(model: Model, runtime: Runtime) -> tuple[list[LateForm], list[str
     Returns:
         The weights, and the operators in words.
     """
-    pairs: dict[tuple[str, int], int] = {}
-    for _, operator, _ in operators_of(model):
-        if operator.code.custom is None:
-            key = (operator.code.name, operator.code.version)
-            pairs[key] = pairs.get(key, 0) + 1
     missing = []
-    for (name, version), count in pairs.items():
+    for (name, version), count in version_counts(model).items():
         text = runtimes.version_text(name, version)
         if text is not None and runtimes.runtime_of(text) > runtime:
             missing.append(f"{count} x {name} version {version}, first in {text}")

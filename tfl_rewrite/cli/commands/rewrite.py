@@ -16,6 +16,7 @@ from tfl_rewrite.errors import (
     UsageError,
     VerificationError,
 )
+from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
@@ -250,7 +251,7 @@ def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | Non
     version = ".".join(judge.version.split(".")[:2])
     known = f"{'litert-' if judge.runtime == 'ai-edge-litert' else ''}{version}"
     try:
-        calls.parse_runtime(known)
+        runtimes.parse_runtime(known)
     except UsageError:
         return None
     return f"--min-runtime {known} chooses forms that this runtime knows"
