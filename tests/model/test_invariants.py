@@ -10,7 +10,7 @@ import pytest
 from tfl_rewrite import check
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
+from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, UINT8
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -165,6 +165,60 @@ def test_sparse_and_string_tensors_are_not_measured_by_their_shape() -> None:
     assert problems(model) == []
 
 
+EMPTY = ScalarVector.of(UINT8, [])
+MISSES = "has an empty vector of constant bytes"
+
+
+def told_of_weights(**changes: object) -> list[str]:
+    """Problems of a model whose weights have no bytes, but a vector of bytes, and some changes."""
+    model = sound_model()
+    weights = graph_of(model).tensors[1]
+    weights.buffer.blob, weights.buffer.rest = None, weights.buffer.rest.replace(data=EMPTY)
+    for name, value in changes.items():
+        setattr(weights.buffer if name in ("blob", "outside") else weights, name, value)
+    return [problem.what for problem in problems(model)]
+
+
+def test_an_empty_vector_is_a_constant_without_its_bytes() -> None:
+    (told,) = told_of_weights()
+    assert told.startswith(MISSES)
+    assert told_of_weights(outside=True) == [told]
+    assert told_of_weights(is_variable=True, shape=(0, 2)) == [told]
+    assert told_of_weights(is_variable=True, dtype=dtypes.BY_NAME["STRING"].value) == [told]
+
+
+def test_where_no_bytes_are_enough() -> None:
+    assert told_of_weights(blob=OwnedBlob(bytes(16))) == []
+    assert told_of_weights(shape=(0, 2)) == []
+    assert told_of_weights(dtype=dtypes.BY_NAME["STRING"].value) == []
+    assert told_of_weights(rest=new_record("Tensor").replace(sparsity=new_record("SparsityParameters"))) == []
+    assert told_of_weights(dtype=99) == ["has the unknown type 99"]
+    # That of the empty buffer is none.
+    model = sound_model()
+    model.buffers[0].rest = model.buffers[0].rest.replace(data=EMPTY)
+    assert problems(model) == []
+
+
+def test_no_bytes_at_an_offset_are_an_empty_vector() -> None:
+    model = sound_model()
+    buffer = graph_of(model).tensors[1].buffer
+    buffer.outside = True
+    assert problems(model) == []
+    buffer.blob = None
+    (problem,) = problems(model)
+    assert problem.what.startswith(MISSES)
+
+
+def test_a_model_without_buffers() -> None:
+    model = sound_model()
+    model.buffers.clear()
+    graph_of(model).tensors[1].buffer = Buffer()
+    assert broken(model) == []
+    assert [problem.where for problem in problems(model)] == ["buffers"]
+    model.rest = model.rest.replace(buffers=[])
+    assert problems(model) == []
+
+
 def test_fixture_has_no_problem(sound: Path) -> None:
     assert check(sound) == []
 
@@ -223,6 +277,6 @@ def test_graph_lists_readers_makers_and_what_is_exposed() -> None:
 
 def test_tensors_of_blockwise_scales_are_given() -> None:
     model = sound_model()
-    source, weights, *_ = graph_of(model).tensors
-    weights.quantization = Quantization(scales_tensor=source)
-    assert id(source) in Graph.of(model).given
+    source, weights, middle, target = graph_of(model).tensors
+    target.quantization = Quantization(scales_tensor=weights, zero_points_tensor=middle)
+    assert Graph.of(model).given == {id(source), id(weights), id(middle)}

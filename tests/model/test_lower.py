@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tfl_rewrite.errors import FormatError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import is_changed
@@ -61,3 +62,15 @@ def test_empty_lists_are_as_they_were(present: bool) -> None:
     root = make("Model", version=3, subgraphs=[graph], **(lists if present else {}))
     found = lower(read_again(root))
     assert [name in found for name in lists] == [present] * 3
+
+
+@pytest.mark.parametrize("index", [-1, 0, 1, 2])
+def test_an_index_past_the_last_is_refused(index: int) -> None:
+    graph = make("SubGraph", tensors=[], operators=[])
+    signature = make("SignatureDef", subgraph_index=index & 0xFFFFFFFF)
+    root = make("Model", version=3, subgraphs=[graph], signature_defs=[signature])
+    if index == 0:
+        assert read_again(root).signatures[0].subgraph is not None
+        return
+    with pytest.raises(FormatError, match=r"index \d+ is out of range; there are 1"):
+        read_again(root)
