@@ -118,7 +118,7 @@ class Rounded:
 
     def values(self) -> Float64:
         """Returns what the integers stand for."""
-        return self.integers * _spread(self.scale, self.integers.shape[2])
+        return self.integers * spread(self.scale, self.integers.shape[2])
 
 
 class Factored(Protocol):
@@ -196,11 +196,11 @@ def quantize(
     start = ties.stored(np.asarray(scale, np.float64))
     length = target.shape[2]
     search = _Search(target, metric, levels, ties)
-    search.offer(nearest(target, _spread(start, length), levels), start)
+    search.offer(nearest(target, spread(start, length), levels), start)
     before = float(search.cost.sum())
     for share in effort.shares:
         tried = ties.stored(start * share)
-        search.offer(feedback(target, _spread(tried, length), metric, levels), tried)
+        search.offer(feedback(target, spread(tried, length), metric, levels), tried)
     for _ in range(effort.rounds):
         if ties.fitted:
             search.fit()
@@ -296,7 +296,8 @@ def _factor(moments: Float64, order: Labels) -> Float64:
     return np.ascontiguousarray(upper / np.einsum("gii->gi", upper)[:, None, :])
 
 
-def _spread(scale: Float64, length: int) -> Float64:
+def spread(scale: Float64, length: int) -> Float64:
+    """Returns scales of blocks so that they broadcast to ``[groups, rows, length]``."""
     blocks = scale.shape[2]
     wide: Float64 = scale if blocks == 1 else scale.repeat(length // blocks, axis=2)
     return wide
@@ -358,7 +359,7 @@ class _Search:
         """Sets each integer, column by column, to the best one given all others."""
         length = self.weight.shape[2]
         pull = self._pulled()
-        wide = _spread(self.scale, length)
+        wide = spread(self.scale, length)
         for begin in range(0, length, _PIECE):
             part = slice(begin, min(length, begin + _PIECE))
             # Columns in one piece each: [groups, columns, rows].
@@ -400,12 +401,12 @@ class _Search:
 
     def _pulled(self) -> Float64:
         if self._pull is None:
-            off = self.weight - self.integers * _spread(self.scale, self.weight.shape[2])
+            off = self.weight - self.integers * spread(self.scale, self.weight.shape[2])
             self._pull = off @ self.metric.moments
         return self._pull
 
     def _cost(self, integers: Float64, scale: Float64) -> Float64:
-        off = self.weight - integers * _spread(scale, self.weight.shape[2])
+        off = self.weight - integers * spread(scale, self.weight.shape[2])
         return _sum_by(self.metric.cost(off), self.ties.unit, int(self.ties.unit.max()) + 1)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.numerics.symmetric import Error
+from tfl_rewrite.numerics.symmetric import Channels, Error
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements per block, as far as whole rows allow."""
@@ -60,19 +60,14 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """How a row-major constant falls into channels, and what a kernel sums.
-
-    Elements are ``[outer, channels, inner]``; a row is all elements of one channel.
+class Rows(Channels):
+    """How a row-major constant falls into channels, and what a kernel sums: a row is all of one channel.
 
     Attributes:
         taps: Of a convolution's weight, positions of its window: ``inner`` is ``[taps, depth]``. 1 elsewhere.
         balanced: Whether kernels sum products over a row, so that its errors are worth balancing.
     """
 
-    outer: int
-    channels: int
-    inner: int
     taps: int = 1
     balanced: bool = False
 
@@ -82,15 +77,11 @@ class Rows:
         return cls(1, 1, elements)
 
     @classmethod
-    def along(cls, shape: Sequence[int], axis: int, *, taps: int = 1, balanced: bool = False) -> Rows:
-        """Splits a shape at a channel axis."""
-        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        return cls(outer, shape[axis], inner, taps, balanced and 1 in (outer, inner))
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return self.outer * self.channels * self.inner
+    def along(cls, shape: Sequence[int], axis: int | None, *, taps: int = 1, balanced: bool = False) -> Rows:
+        """Splits a shape at a channel axis; balanced where the elements of a channel lie so."""
+        found = Channels.along(shape, axis)
+        outer, inner = found.outer, found.inner
+        return cls(outer, found.channels, inner, taps, balanced and 1 in (outer, inner))
 
     @property
     def each(self) -> int:

@@ -28,6 +28,7 @@ from tfl_rewrite.numerics.gptq import (
     nearest,
     quantize,
     restore,
+    spread,
 )
 from tfl_rewrite.numerics.moments import Covariances, Drift, Moments
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
@@ -199,7 +200,7 @@ class LayerRounding:
             step = nearest_scale.astype(np.float64)[self._ties.scale]
             for rows in _slices(self._own.shape, self._ties):
                 own = self._own[:, rows]
-                wide = _wide(step[:, rows], own.shape[2])
+                wide = spread(step[:, rows], own.shape[2])
                 values = nearest(np.asarray(own, np.float64), wide, self._plan.levels) * wide
                 total += self._moments.error(own, values, None, half)
             return total
@@ -276,8 +277,3 @@ def _slices(shape: tuple[int, ...], ties: Ties) -> list[slice]:
     if tied or step >= rows:
         return [slice(0, rows)]
     return [slice(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
-
-
-def _wide(scale: Float64, length: int) -> Float64:
-    wide: Float64 = scale if scale.shape[2] == 1 else scale.repeat(length // scale.shape[2], axis=2)
-    return wide

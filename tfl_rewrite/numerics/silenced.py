@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.numerics.grids import Rows
+from tfl_rewrite.numerics.symmetric import Channels
 
 Array = npt.NDArray[Any]
 _LONG = 64
@@ -25,7 +25,7 @@ class Silenced:
         zero: The number that stands for zero.
     """
 
-    def __init__(self, rows: Rows, zero: float = 0.0) -> None:
+    def __init__(self, rows: Channels, zero: float = 0.0) -> None:
         self._rows = rows
         self._zero = zero
         self._alive = np.zeros(rows.channels, bool)

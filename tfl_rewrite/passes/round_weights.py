@@ -22,7 +22,8 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.numerics.grids import KINDS
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
-from tfl_rewrite.weights.grids import Choice, Constant, find_constants, skip
+from tfl_rewrite.weights.candidates import stays
+from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 from tfl_rewrite.weights.payloads import GridPayload
 from tfl_rewrite.weights.rounders import Effort, Fitting, activations_of
 from tfl_rewrite.weights.state import nothing_to_round
@@ -173,7 +174,7 @@ class RoundWeights(Pass):
         for item in items:
             reason, steps = self._steps(item)
             if steps is None:
-                skips.append(skip(item.tensors[0], item.readers, *reason))
+                skips.append(stays(item.tensors[0], item.where, item.readers, *reason))
             else:
                 rounded.append((item, steps))
         fitting, activations = self.fitting, activations_of(context)

@@ -195,18 +195,19 @@ def expanded(tensor: Tensor, graph: Graph, steps: int = _LONGEST_EXPANSION) -> I
 
 
 def skip(item: Candidate, rule: str, reason: str) -> Skip:
+    """Makes the report of a candidate that stays."""
+    return stays(item.stored, item.value.name, item.readers, rule, reason)
+
+
+def stays(tensor: Tensor, name: str, readers: Sequence[str], rule: str, reason: str) -> Skip:
     """Makes the report of a constant that stays."""
-    return Skip(
-        item.value.name or UNNAMED,
-        reason,
-        rule,
-        {
-            "dtype": item.stored.dtype_name,
-            "shape": list(item.shape),
-            "nbytes": item.stored.buffer.nbytes,
-            "readers": item.readers,
-        },
-    )
+    data = {
+        "dtype": tensor.dtype_name,
+        "shape": list(tensor.shape or ()),
+        "nbytes": tensor.buffer.nbytes,
+        "readers": list(readers),
+    }
+    return Skip(name or UNNAMED, reason, rule, data)
 
 
 def first_and_last(items: Sequence[Candidate], least: tuple[int, int]) -> set[int]:

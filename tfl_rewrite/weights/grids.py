@@ -15,6 +15,7 @@ from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS, Kind, Profile, Rows
+from tfl_rewrite.weights.candidates import UNNAMED, stays
 
 _WINDOWED = (ProductKind.CONVOLUTION, ProductKind.TRANSPOSED)
 
@@ -69,7 +70,7 @@ class Constant:
     @property
     def where(self) -> str:
         """The first tensor's name."""
-        return self.tensors[0].name or "(unnamed)"
+        return self.tensors[0].name or UNNAMED
 
     @property
     def elements(self) -> int:
@@ -145,7 +146,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
     external = [item for graph_ in model.subgraphs for item in graph_.tensors if item.external is not None]
     for tensor in external:
         if tensor.dtype_name in KINDS:
-            skips.append(skip(tensor, (), "external", "its bytes are in another file"))
+            skips.append(stays(tensor, tensor.name, (), "external", "its bytes are in another file"))
     for position, buffer in enumerate(model.buffers):
         tensors = holders.get(id(buffer), [])
         if not tensors or not buffer.nbytes or tensors[0].dtype_name not in KINDS:
@@ -158,7 +159,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
         if reason is None and not kept.isdisjoint({id(buffer), *(id(tensor.buffer) for tensor in tensors)}):
             reason = "metadata", "metadata refers to its bytes"
         if reason is not None:
-            skips.append(skip(tensors[0], readers, *reason))
+            skips.append(stays(tensors[0], tensors[0].name, readers, *reason))
             continue
         kind = KINDS[tensors[0].dtype_name]
         rows, zero = _rows(tensors[0], uses), _zero(tensors[0])
@@ -244,18 +245,3 @@ def _zero(tensor: Tensor) -> float:
     if details is None or not details.zero_point:
         return 0.0
     return float(details.zero_point[0])
-
-
-def skip(tensor: Tensor, readers: tuple[str, ...], rule: str, reason: str) -> Skip:
-    """Says why a constant stays."""
-    return Skip(
-        tensor.name or "(unnamed)",
-        reason,
-        rule,
-        {
-            "dtype": tensor.dtype_name,
-            "shape": list(tensor.shape or ()),
-            "nbytes": tensor.buffer.nbytes,
-            "readers": list(readers),
-        },
-    )

@@ -19,7 +19,7 @@ from tfl_rewrite.numerics.deflate import deflated
 from tfl_rewrite.numerics.grids import Rows
 from tfl_rewrite.numerics.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics.silenced import Silenced
-from tfl_rewrite.numerics.symmetric import Error, Float32, Int8
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant
 from tfl_rewrite.weights.rounders import Calibrating, Fitting, Rounder, Work
@@ -134,7 +134,7 @@ class QuantizedPayload(Payload):
         axis = axes.pop() if len(axes) == 1 else None
         if axis is None or axis == work.axis or work.block is not None:
             return None
-        return Silenced(Rows.along(work.shape, axis))
+        return Silenced(Channels.along(work.shape, axis))
 
     def gains(self) -> dict[str, float] | None:
         """Returns what each step of rounding won on the calibration inputs, in dB."""
