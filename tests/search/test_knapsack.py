@@ -82,6 +82,21 @@ def test_room_goes_to_what_saves_most_for_it() -> None:
     assert knapsack.solve(units[::-1], 4.0) == [0, 1]
 
 
+def test_an_option_that_takes_the_place_of_another_needs_the_difference() -> None:
+    """The third one lies above the line from the second to the last: no price picks it; it fits exactly."""
+    one = unit_of((100.0, 0.0), (60.0, 1.0), (59.5, 1.5), (10.0, 3.5))
+    assert knapsack.solve([one], 1.5) == [2]
+    assert knapsack.solve([one], 1.4) == [1]
+
+
+def test_what_an_option_adds_counts_and_not_what_it_has() -> None:
+    """One unit is at 5.0 already: from there to 6.0 costs less noise than from none to 2.0."""
+    first = unit_of((100.0, 0.0), (50.0, 5.0), (49.0, 6.0), (1.0, 10.0))
+    second = unit_of((100.0, 0.0), (99.0, 2.0), (0.0, 20.0))
+    assert knapsack.solve([first, second], 7.5) == [2, 0]
+    assert knapsack.solve([first, second], 8.0) == [2, 1]
+
+
 def test_what_is_expected_is_the_sum_of_noises() -> None:
     units = [unit_of((2.0, 0.25), (1.0, 0.5)), unit_of((2.0, 0.125), (1.0, 4.0))]
     assert knapsack.expected(units, [1, 0]).tolist() == [0.625]
