@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfl_rewrite.cli.render import comparison_lines, inspection_lines, report_lines, safe
+from tfl_rewrite.cli.render import report_lines, safe
+from tfl_rewrite.cli.render_reading import comparison_lines, inspection_lines
 from tfl_rewrite.editing.base import Pass, run_passes
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container

@@ -11,7 +11,7 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.cli import main
-from tfl_rewrite.files import store
+from tfl_rewrite.files import source
 from tfl_rewrite.flatbuf.reader import read
 
 
@@ -122,6 +122,6 @@ def test_a_file_is_parsed_once(
         parsed.append(arguments)
         return read(*arguments, **words)
 
-    monkeypatch.setattr(store, "read", counted)
+    monkeypatch.setattr(source, "read", counted)
     assert call(capsys, command, fixtures / "mtcnn_rnet.tflite", *options)[0] == 0
     assert len(parsed) == 1

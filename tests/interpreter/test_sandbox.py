@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tfl_rewrite import UsageError, verify
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.interpreter import sandbox as sandbox_module
 from tfl_rewrite.interpreter.process import INHERITED, Walls, environment
 from tfl_rewrite.judge.judge import Judge, RunResult, run_model
@@ -437,7 +438,7 @@ def test_the_report_says_in_what_it_ran(tmp_path):
     known = {"landlock": bool(VERSION), "seccomp": HAS_SECCOMP, "no network": HAS_SECCOMP}
     assert [wall for wall, there in known.items() if there] == [*verdict.judge.sandbox]
     assert verdict.to_dict()["judge"]["sandbox"] == list(verdict.judge.sandbox)
-    told = "\n".join(verdict.summary_lines())
+    told = "\n".join(verdict_lines(verdict))
     assert f"in a sandbox ({', '.join(verdict.judge.sandbox)})" in told
 
 

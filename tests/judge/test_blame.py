@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfl_rewrite.cli.render_judge import blame_lines
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import EntryPoint, TensorFacts
 from tfl_rewrite.judge import blame as blame_module
@@ -78,7 +79,7 @@ def test_equal_models(tmp_path):
     path = chain(tmp_path / "a.tflite", [2, 3])
     found = blame(path, path, Judging(samples=1))
     assert found.marked() == [] and {layer.snr_db for layer in found.layers} == {math.inf}
-    assert "  all of them are equal" in found.summary_lines()
+    assert "  all of them are equal" in blame_lines(found)
 
 
 @pytest.mark.runtime
@@ -170,7 +171,7 @@ def test_models_that_do_not_run(tmp_path):
     good, bad = chain(tmp_path / "a.tflite", [2]), tiny_models.custom_op(tmp_path / "b.tflite")
     found = blame(bad, good)
     assert found.failure is not None and found.failure.startswith("the original: ") and found.layers == ()
-    assert found.summary_lines() == [f"blame: not possible: {found.failure}"]
+    assert blame_lines(found) == [f"blame: not possible: {found.failure}"]
     crashed = blame(good, tiny_models.crashing(tmp_path / "c.tflite"))
     assert "died" in str(crashed.failure)
     endless = tiny_models.hanging(tmp_path / "d.tflite")
@@ -223,7 +224,7 @@ def test_the_short_table_keeps_what_tells(tmp_path):
     before = chain(tmp_path / "a.tflite", factors)
     factors[50] *= 1.2
     found = blame(before, chain(tmp_path / "b.tflite", factors), Judging(samples=1))
-    short, long = found.summary_lines(), found.summary_lines(verbose=True)
+    short, long = blame_lines(found), blame_lines(found, verbose=True)
     assert len(long) - len(short) == 60 - 40 - 1
     assert sum("step50" in line and "#1 enters" in line for line in short) == 1
     assert sum(line.endswith("output") for line in short) == 1

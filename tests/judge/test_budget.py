@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.interpreter import process, worker
 from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import EntryPoint, TensorFacts
@@ -96,7 +97,7 @@ def test_fewer_samples_of_large_outputs(tmp_path, peak, small, declared):
     assert any(text.startswith("2 of 4 samples (outputs take 1 MB each") for text in verdict.not_judged)
     # Those of the original, and one of each side on its way.
     assert most < 4.5 * MB
-    told = "\n".join(verdict.summary_lines())
+    told = "\n".join(verdict_lines(verdict))
     assert "not judged: 2 of 4 samples" in told
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.judge.compare import compared
@@ -514,7 +515,7 @@ def test_report_is_json_and_printable():
     )
     text = json.dumps(verdict.to_dict(), allow_nan=False)
     assert json.loads(text)["outputs"][0]["snr_db"] == "inf"
-    assert all(line.isprintable() for line in verdict.summary_lines())
+    assert all(line.isprintable() for line in verdict_lines(verdict))
 
 
 arrays = st.lists(st.floats(width=32), min_size=1, max_size=8)

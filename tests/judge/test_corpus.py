@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.pipeline.verify import verify
@@ -50,12 +51,12 @@ def test_every_model_equals_itself(path):
     if name in UNRUNNABLE:
         assert verdict.status == "unverified" and UNRUNNABLE[name] in verdict.reasons[0]
         return
-    assert all(output.bit_exact for output in verdict.outputs), verdict.summary_lines()
+    assert all(output.bit_exact for output in verdict.outputs), verdict_lines(verdict)
     if all(output.silence is not None for output in verdict.outputs):
         # What is the same whatever goes in proves nothing, even of a file against itself.
         assert verdict.status == "unverified" and "no output says anything" in verdict.reasons[0]
         return
-    assert verdict.status == "pass", verdict.summary_lines()
+    assert verdict.status == "pass", verdict_lines(verdict)
     assert ("without default delegates" in verdict.judge.resolver) is (name in ONLY_WITHOUT_DELEGATES)
     assert verdict.sample_source == "made" if not inputs_of(name) else verdict.sample_source != "made"
 
@@ -64,7 +65,7 @@ def test_float_against_its_quantized_neighbour():
     before = MODELS / "breizhn+DTLN__model_1.tflite"
     after = MODELS / "breizhn+DTLN__model_quant_1.tflite"
     verdict = verify(before, after, Judging(inputs=inputs_of("breizhn+DTLN__model_1")))
-    assert verdict.status == "pass", verdict.summary_lines()
+    assert verdict.status == "pass", verdict_lines(verdict)
     assert 10 < verdict.worst_snr() < 60
 
 

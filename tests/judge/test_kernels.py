@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
@@ -82,7 +83,7 @@ def test_worst_of_several_judges(tmp_path, runtime):
     assert [one.status for one in verdict.verdicts] == ["pass", "pass", "fail"]
     judge = f"{verdict.judge.runtime} {verdict.judge.version}"
     assert verdict.reasons[0].startswith(f"{judge}, reference kernels: y: SNR")
-    lines = verdict.summary_lines()
+    lines = verdict_lines(verdict)
     assert lines[0] == "FAIL (made samples): the worst of 3 judges (1 fail, 2 pass)"
     assert sum(f"judged by {judge}" in line for line in lines) == 3
     # One that cannot judge is worse than a pass, and better than a failure.
@@ -106,7 +107,7 @@ def test_differences_of_the_original_between_judges_are_told(tmp_path, runtime, 
     judge = f"{verdict.judge.runtime} {verdict.judge.version}"
     text = f"the original's own outputs differ between {judge} (default delegates (XNNPACK)) and {judge} ("
     assert [note.startswith(text) for note in verdict.notes] == [True]
-    assert verdict.summary_lines()[-1] == f"  note: {verdict.notes[0]}"
+    assert verdict_lines(verdict)[-1] == f"  note: {verdict.notes[0]}"
     steady = fake_runtime.model(tmp_path / "b")
     assert verify(steady, steady, Judging(runtime=runtime, resolver=["default", "builtin"])).notes == ()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
@@ -39,7 +40,7 @@ def test_pass_exact_and_fail(plus):
     assert verdict.status == "fail"
     assert "y: SNR" in verdict.reasons[0]
     assert verdict.sample_source == "made" and verdict.sample_count == 4
-    assert "ai-edge-litert" in verdict.summary_lines()[1]
+    assert "ai-edge-litert" in verdict_lines(verdict)[1]
 
 
 @pytest.mark.runtime
@@ -53,7 +54,7 @@ def test_failures_to_run(tmp_path, plus):
         assert verdict.status == "unverified" and text in verdict.reasons[0]
         verdict = verify(good, bad)
         assert verdict.status == "fail" and text in verdict.reasons[0]
-        assert all(line.isprintable() for line in verdict.summary_lines())
+        assert all(line.isprintable() for line in verdict_lines(verdict))
     with pytest.raises(UsageError, match="no such file"):
         verify(good, tmp_path / "missing.tflite")
 
@@ -117,7 +118,7 @@ def test_names_alone_are_a_note(plus):
     verdict = verify(plus([1.0]), plus([1.0], names=("x\n2", "z")))
     assert verdict.status == "pass"
     assert "input 0 ('x') of the model is named 'x\\n2'" in verdict.notes
-    assert all(line.isprintable() for line in verdict.summary_lines())
+    assert all(line.isprintable() for line in verdict_lines(verdict))
 
 
 @pytest.mark.runtime

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import Judging, RewriteFailed, rewrite
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.calls import quantize_weights_pass
 from tfl_rewrite.pipeline.verify import verify
@@ -262,11 +263,11 @@ def test_what_a_verdict_rests_on_stands_in_its_first_line(tmp_path: Path) -> Non
     file = dense(tmp_path / "a.tflite", weights(0))
     verdict = verify(file, file)
     assert verdict.assumed == ("made samples",)
-    assert verdict.summary_lines()[0] == "PASS (made samples)"
-    assert "  not judged: nothing" in verdict.summary_lines()
+    assert verdict_lines(verdict)[0] == "PASS (made samples)"
+    assert "  not judged: nothing" in verdict_lines(verdict)
     assert verdict.to_dict()["headline"] == "PASS (made samples)"
     np.savez(tmp_path / "in.npz", x=np.random.default_rng(0).standard_normal((4, 1, SIZE)).astype(np.float32))
-    assert verify(file, file, Judging(inputs=[tmp_path / "in.npz"])).summary_lines()[0] == "PASS"
+    assert verdict_lines(verify(file, file, Judging(inputs=[tmp_path / "in.npz"])))[0] == "PASS"
 
 
 def eye(path: Path, *, limit: float) -> Path:

@@ -23,6 +23,7 @@ from tfl_rewrite import (
     load,
     save,
 )
+from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
@@ -87,7 +88,7 @@ def test_it_runs_with_other_kernels_too(
             tolerance=tfl_rewrite.Tolerance(min_snr=30.0),
         ),
     )
-    assert verdict.passed, verdict.summary_lines()
+    assert verdict.passed, verdict_lines(verdict)
 
 
 @pytest.mark.runtime
@@ -107,7 +108,7 @@ def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Judging, Path], tm
             target,
             tfl_rewrite.Judging(inputs=[digits[2]], runtime=f"python:{old}", tolerance=bound),
         )
-        assert verdict.passed, verdict.summary_lines()
+        assert verdict.passed, verdict_lines(verdict)
 
 
 @pytest.mark.runtime

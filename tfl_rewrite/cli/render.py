@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tfl_rewrite.cli.render_judge import blame_lines, verdict_lines
 from tfl_rewrite.cli.text import decibels as decibels
 from tfl_rewrite.cli.text import escaped
 from tfl_rewrite.cli.text import safe as safe
@@ -18,11 +19,17 @@ from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.rewrite import Report
 
 if TYPE_CHECKING:
-    from tfl_rewrite.reading.diff import Comparison
-    from tfl_rewrite.reading.inspect import Inspection, Share
+    from tfl_rewrite.judge.verdict import Verdict
+    from tfl_rewrite.shards.report import ShardReport
 
 _ROWS = 20
-_DIFFERENCES = 60
+_FILES = 10
+_WORDS = {
+    "new": "written",
+    "kept": "there already",
+    "fetched": "fetched",
+    "read": "read",
+}
 
 
 def report_lines(report: Report, *, verbose: int) -> list[str]:
@@ -39,15 +46,15 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
             lines.append(f"{result.name}: {safe(_named(result.idle, report), limit=1000)}")
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
     if report.verdict is not None:
-        first, *rest = report.verdict.summary_lines()
-        lines += [first if report.verdict.status == "unverified" else f"verified: {first}", *rest]
+        unsaid = report.verdict.status == "unverified"
+        lines += verdict_lines(report.verdict) if unsaid else _verified(report.verdict)
         lines += _loss(report)
     elif report.unverified is not None and report.outcome != "failed":
         lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
     lines += _finer_lines(report, verbose)
     lines += _damage_lines(report)
     if report.blame is not None:
-        lines += report.blame.summary_lines(verbose=verbose > 0)
+        lines += blame_lines(report.blame, verbose=verbose > 0)
     return lines
 
 
@@ -322,112 +329,57 @@ def _quoted(name: str) -> str:
     return shlex.quote("".join(map(escaped, exact(name))))
 
 
-def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
-    """Shows what changed between two files."""
-    names = f"{safe(found.before)} -> {safe(found.after)}"
-    if found.identical:
-        return [f"{names}: equal, byte for byte ({size(found.nbytes_before)} bytes)"]
-    lines = [f"{names}: {size(found.nbytes_before)} -> {size(found.nbytes_after)} bytes"]
-    lines += table(
-        ("", "before", "after", "change"),
-        [
-            (safe(row.name), size(row.before), size(row.after), f"{row.after - row.before:+,}")
-            for row in found.balance
-        ],
-        right=(1, 2, 3),
-    )
-    if not found.differences:
-        return [*lines, "the same content, stored differently"]
-    kinds = list(dict.fromkeys(row.kind for row in found.differences))
-    rows = sorted(found.differences, key=lambda row: kinds.index(row.kind))
-    shown = rows if verbose else rows[:_DIFFERENCES]
-    kind = ""
-    for row in shown:
-        if row.kind != kind:
-            kind = row.kind
-            count = sum(other.kind == kind for other in found.differences)
-            lines.append(f"{kind}: {count} difference{'' if count == 1 else 's'}")
-        moved = row.nbytes_before != row.nbytes_after
-        tail = f" ({size(row.nbytes_before)} -> {size(row.nbytes_after)} bytes)" if moved else ""
-        lines.append(f"  {safe(row.where, limit=100)}: {safe(row.what, limit=300)}{tail}")
-    if len(shown) < len(rows):
-        lines.append(f"... and {len(rows) - len(shown)} more (-v shows all)")
-    return lines
-
-
-def inspection_lines(found: Inspection) -> list[str]:
-    """Shows what is in a file."""
-    lines = [f"{safe(found.file)}: {size(found.nbytes)} bytes"]
-    facts = [
-        ("description", safe(found.description or "-")),
-        ("subgraphs, tensors", f"{found.subgraphs}, {found.tensors}"),
-        ("operator codes", found.opcode_age),
-        (
-            "oldest runtime",
-            f"TensorFlow {found.min_runtime or 'unknown'} "
-            f"(it says {safe(found.says_min_runtime or 'nothing')})",
-        ),
-        ("constants", f"{size(found.constants)} bytes"),
-        ("tables and padding", f"{size(found.structure)} bytes"),
-        ("duplicate constants", f"{size(found.duplicates)} bytes"),
-        ("unused constants", f"{size(found.unused)} bytes"),
-        ("unexplained bytes", size(found.dead)),
-        (
-            "after the FlatBuffer",
-            f"{size(found.outside)} bytes of buffers, {size(found.zip_nbytes)} bytes of ZIP",
-        ),
+def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
+    """Says what ``shard`` or ``join`` did."""
+    lines = [_shard_headline(report)]
+    counts = {status: [item for item in report.files if item.status == status] for status in _WORDS}
+    lines += [
+        f"  {len(items)} file{'' if len(items) == 1 else 's'} {_word(status, report)}, "
+        f"{size(sum(item.stored_nbytes for item in items))} bytes"
+        for status, items in counts.items()
+        if items
     ]
-    if found.zip_members:
-        facts.append(("ZIP members", ", ".join(safe(name) for name in found.zip_members)))
-    if found.external:
-        facts.append(("weight files", ", ".join(safe(name) for name in found.external)))
-    width = max(len(name) for name, _ in facts)
-    lines += [f"  {name.ljust(width)}  {value}" for name, value in facts]
-    lines += _interface_lines(found)
-    lines += ["operators:"] + [f"  {row.count:5d}  {safe(row.name)}" for row in found.operators]
-    lines += ["constants by the operator that reads them:", *_share_table(found.weights_by_operator, found)]
-    lines += ["constants by type:", *_share_table(found.by_dtype, found)]
-    if found.metadata:
-        lines += ["metadata:"] + [f"  {safe(row.name)}  {size(row.nbytes)} bytes" for row in found.metadata]
-    if found.largest:
-        lines.append("largest tensors:")
+    if verbose:
+        shown = report.files if verbose > 1 else report.files[:_FILES]
         lines += table(
-            ("tensor", "type", "shape", "bytes", "read by"),
+            ("file", "bytes", "stored", ""),
             [
-                (
-                    safe(row.name or "(unnamed)", limit=60),
-                    row.dtype,
-                    str(list(row.shape)),
-                    size(row.nbytes),
-                    safe(",".join(row.readers) or "-", limit=40),
-                )
-                for row in found.largest
+                (safe(item.name), size(item.nbytes), size(item.stored_nbytes), _word(item.status, report))
+                for item in shown
             ],
-            right=(3,),
+            right=(1, 2),
         )
-    lines += [f"a rewrite would be refused: {safe(text, limit=400)}" for text in found.refusals]
+        if len(shown) < len(report.files):
+            lines.append(f"  ... and {len(report.files) - len(shown)} more (-vv shows all)")
+    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+    if report.outcome == "failed":
+        return lines
+    if report.unverified is not None:
+        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+    elif report.verdict is not None:
+        lines += _verified(report.verdict)
+    elif report.command == "shard":
+        lines.append(
+            "verified: would be read back and compared" if report.dry_run else "verified: read back, equal"
+        )
+        lines.append(f"SHA-256 of the model: {report.sha256}")
+    else:
+        lines.append(f"verified: SHA-256 {report.sha256}")
     return lines
 
 
-def _interface_lines(found: Inspection) -> list[str]:
-    lines = []
-    for title, rows in (("inputs", found.inputs), ("outputs", found.outputs)):
-        lines.append(f"{title}:")
-        lines += [f"  {safe(row.name or '(unnamed)')}  {row.dtype}  {list(row.shape)}" for row in rows]
-    for item in found.signatures:
-        inputs, outputs = (", ".join(safe(name) for name in names) for names in (item.inputs, item.outputs))
-        lines.append(f"signature {safe(item.key)} (subgraph {item.subgraph}): ({inputs}) -> ({outputs})")
-    return lines
+def _word(status: str, report: ShardReport) -> str:
+    return "would be written" if report.dry_run and status == "new" else _WORDS[status]
 
 
-def _share_table(rows: Sequence[Share], found: Inspection) -> list[str]:
-    if not rows:
-        return ["  none"]
-    return table(
-        ("", "tensors", "bytes", "of file"),
-        [
-            (safe(row.name), str(row.count), size(row.nbytes), f"{100 * row.nbytes / found.nbytes:.1f} %")
-            for row in rows
-        ],
-        right=(1, 2, 3),
-    )
+def _shard_headline(report: ShardReport) -> str:
+    source = safe(report.source)
+    target = safe(report.entry if report.command == "shard" else report.target)
+    arrow = "-X->" if report.outcome == "failed" else "->"
+    tail = " (dry run, not written)" if report.dry_run else ""
+    return f"{source} {arrow} {target}: a model of {size(report.nbytes)} bytes{tail}"
+
+
+def _verified(verdict: Verdict) -> list[str]:
+    first, *rest = verdict_lines(verdict)
+    return [f"verified: {first}", *rest]

@@ -1,4 +1,4 @@
-"""Where the error enters and grows: a row for each operator, as data, as JSON and as lines of text."""
+"""Where the error enters and grows: a row for each operator, as data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfl_rewrite.interpreter.interface import printable
 from tfl_rewrite.judge.matching import HANDLES, Match, Node, TensorTally, Trace, weight_tensors
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.options.json_data import JsonData
 
-ROWS = 40
-"""How many operators the short table shows."""
 MARKED = 5
 """How many operators are named as those where the ratio falls most."""
 EQUAL_DB = 150.0
@@ -118,108 +115,6 @@ class Blame(JsonData):
                 "thresholds": [{"value": bound, "bgColor": colour} for bound, colour in _COLOURS],
             }
         }
-
-    def summary_lines(self, *, verbose: bool = False) -> list[str]:
-        """For people: what was compared, the table, and what was not seen."""
-        if self.failure is not None:
-            return [f"blame: not possible: {self.failure}"]
-        plural = "" if self.sample_count == 1 else "s"
-        count = len(self.layers)
-        who = "" if self.judge is None else f" by {self.judge}, {self.judge.enclosure},"
-        lines = [
-            f"blame: {count} operator output{'' if count == 1 else 's'} compared on {self.sample_count} "
-            f"{self.sample_source} sample{plural}{who} all tensors kept, in {self.seconds:.1f} s"
-        ]
-        lines += self._table(verbose)
-        if self.inserted:
-            texts = ", ".join(f"{number} {printable(name)}" for name, number in sorted(self.inserted.items()))
-            lines.append(f"  only after the rewrite: {texts}")
-        if self.unmatched:
-            shown = self.unmatched if verbose else self.unmatched[:5]
-            more = (
-                f", and {len(self.unmatched) - len(shown)} more" if len(shown) < len(self.unmatched) else ""
-            )
-            lines.append(f"  not compared: {', '.join(shown)}{more}")
-        return lines + [f"  note: {note}" for note in self.notes]
-
-    def _table(self, verbose: bool) -> list[str]:
-        if not self.layers:
-            return []
-        if all(layer.role == "equal" for layer in self.layers):
-            return ["  all of them are equal"]
-        shown = list(self.layers) if verbose else _telling(self.layers)
-        rows = [_HEAD, *(_row(layer) for layer in shown)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-        lines = []
-        for row in rows:
-            cells = [
-                cell.rjust(width) if column in _RIGHT else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  " + "  ".join(cells).rstrip())
-        if len(shown) < len(self.layers):
-            lines.append(f"  ... and {len(self.layers) - len(shown)} more (-v shows all)")
-        marked = self.marked()
-        if marked:
-            worst = ", ".join(
-                f"{layer.index} {printable(layer.operator)} ({layer.fall_db:.1f} dB)" for layer in marked
-            )
-            lines.append(f"  the ratio falls most at: {worst}")
-        return lines
-
-
-_HEAD = ("op", "after", "type", "tensor", "shape", "SNR dB", "inputs", "falls", "weights", "")
-_RIGHT = (0, 1, 5, 6, 7)
-
-
-def _telling(layers: tuple[Layer, ...]) -> list[Layer]:
-    """The rows of the short table: what is marked, the outputs, and what falls most of the rest."""
-    if len(layers) <= ROWS:
-        return list(layers)
-    order = sorted(
-        range(len(layers)),
-        key=lambda at: (
-            layers[at].rank is None,
-            not layers[at].is_output,
-            layers[at].role != "differs",
-            -(layers[at].fall_db or 0.0),
-            at,
-        ),
-    )
-    return [layers[at] for at in sorted(order[:ROWS])]
-
-
-def _row(layer: Layer) -> tuple[str, ...]:
-    name = printable(layer.tensor) or f"(unnamed, output {layer.position})"
-    if len(name) > 44:
-        name = "..." + name[-41:]
-    tail = [f"<- #{layer.rank} {layer.role}"] if layer.rank else []
-    if layer.equal_share is not None and layer.role != "equal":
-        tail.append(f"{layer.equal_share:.2%} equal")
-    if layer.nonfinite_mismatches:
-        tail.append(f"{layer.nonfinite_mismatches} NaN or infinite on one side only")
-    if layer.note:
-        tail.append(layer.note)
-    if layer.is_output:
-        tail.append("output")
-    return (
-        str(layer.index),
-        str(layer.after_index),
-        printable(layer.operator, limit=28),
-        name,
-        "x".join(map(str, layer.shape)) or "scalar",
-        _decibels(layer.snr_db),
-        _decibels(layer.input_snr_db),
-        f"{layer.fall_db:.1f}" if layer.fall_db and layer.fall_db >= 0.05 else "",
-        layer.weights or "",
-        "; ".join(tail),
-    )
-
-
-def _decibels(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "equal" if value == math.inf else f"{value:.1f}"
 
 
 # Noise that lies this far below that of the worst output is a hundredth of it: no matter who adds it.

@@ -1,4 +1,4 @@
-"""The verdict on a file and on each of its outputs: as data, as JSON and as lines of text."""
+"""The verdict on a file and on each of its outputs: as data."""
 
 from __future__ import annotations
 
@@ -152,30 +152,6 @@ class OutputComparison(JsonData):
         name = printable(self.name) or f"output {self.position}"
         return name if self.signature is None else f"{printable(self.signature)}/{name}"
 
-    def summary(self) -> str:
-        """One line."""
-        parts = []
-        if self.bit_exact:
-            parts.append("bit-exact")
-        else:
-            if self.snr_db is not None:
-                parts.append(f"SNR {self.snr_db:.1f} dB")
-            if self.max_abs_error is not None:
-                steps = " steps" if self.unit == "steps" else ""
-                parts.append(f"max error {self.max_abs_error:.4g}{steps}")
-            if self.equal_share is not None:
-                parts.append(f"{self.equal_share:.2%} equal")
-            if self.argmax_agreement is not None:
-                parts.append(f"argmax {self.argmax_agreement:.1%}")
-            if self.channel is not None:
-                parts.append(f"lowest channel {self.channel.number}: {self.channel.snr_db:.1f} dB")
-        text = f"{self.label}: {', '.join(parts) or 'not comparable'}"
-        if not self.passed:
-            text += "; FAILED"
-        if self.silence:
-            text += f"; says nothing: {self.silence}"
-        return text + "".join(f"; {note}" for note in self.notes)
-
 
 Key = tuple[str | None, int]
 """Signature (None for the primary subgraph) and position of an output."""
@@ -302,43 +278,6 @@ class Verdict(JsonData):
         """
         found = (output.short_db for output in self.outputs)
         return max(found, default=0.0) if self.measured else math.inf
-
-    def summary_lines(self) -> list[str]:
-        """For people: the status, the outputs, the notes; with several judges, those of each."""
-        if len(self.verdicts) < 2:
-            return self._own_lines()
-        counts = [(status, sum(one.status == status for one in self.verdicts)) for status in STATUSES]
-        told = ", ".join(f"{count} {status}" for status, count in counts if count)
-        lines = [f"{self.headline}: the worst of {len(self.verdicts)} judges ({told})"]
-        for verdict in self.verdicts:
-            lines += [f"  {line}" for line in verdict._own_lines()]
-        shown = {note for verdict in self.verdicts for note in verdict.notes}
-        lines += self._entry_lines()
-        return lines + [f"  note: {note}" for note in self.notes if note not in shown]
-
-    def _entry_lines(self) -> list[str]:
-        """What is said of each entry point, where that is not the same for all."""
-        if len({entry.status for entry in self.entries}) < 2:
-            return []
-        return ["  " + "; ".join(f"{entry.label} {entry.status.upper()}" for entry in self.entries)]
-
-    def _own_lines(self) -> list[str]:
-        head = self.headline
-        if self.reasons:
-            head += f": {'; '.join(self.reasons)}"
-        lines = [head]
-        lines += self._entry_lines()
-        if self.judge is not None:
-            plural = "" if self.sample_count == 1 else "s"
-            apart = " that nothing was fitted to" if self.unfitted else ""
-            lines.append(
-                f"  judged by {self.judge}, {self.judge.enclosure}, on {self.sample_count}"
-                f" {self.sample_source} sample{plural}{apart} in {self.seconds:.1f} s"
-            )
-        lines += [f"  {output.summary()}" for output in self.outputs]
-        lines.append(f"  not judged: {'; '.join(self.not_judged) or 'nothing'}")
-        lines += [f"  note: {note}" for note in dict.fromkeys(self.notes)]
-        return lines
 
 
 _LOST = {"unreached": "no sample entered it, and it cannot be judged by itself"}

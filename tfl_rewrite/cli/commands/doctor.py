@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
-
-if TYPE_CHECKING:
-    from tfl_rewrite.reading.doctor import Diagnosis
-    from tfl_rewrite.reading.findings import Finding
 
 FOUND = 4
 """Exit code of ``--fail-on``: what was asked to hold does not."""
 
-_SHOWN = 3
 
 DOCTORING = (
     Command(
@@ -76,6 +69,7 @@ DOCTORING = (
 
 def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli.render_reading import diagnosis_lines
     from tfl_rewrite.cli.text import print_lines
     from tfl_rewrite.reading.doctor import doctor
     from tfl_rewrite.reading.findings import Severity
@@ -99,48 +93,3 @@ def repair_file(arguments: argparse.Namespace) -> int:
 
     names = [name.strip() for text in arguments.only for name in text.split(",")]
     return rewrite_file(arguments, [calls.repair_pass(only=filter(None, names))])
-
-
-def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
-    """Shows findings, those of a kind together."""
-    from tfl_rewrite.cli.text import safe, size
-    from tfl_rewrite.reading.findings import UNASKED, Severity
-
-    counts = [(found.count(severity), severity.value) for severity in Severity]
-    said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
-    lines = [f"{safe(found.file)}: {size(found.nbytes)} bytes; {said}"]
-    groups: dict[str, list[Finding]] = {}
-    for finding in found.findings:
-        groups.setdefault(finding.kind, []).append(finding)
-    for name, findings in groups.items():
-        lines += _group_lines(name, findings, verbose, found.file)
-    fixed = [name for name in found.repairable if name in UNASKED]
-    if fixed:
-        lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")
-    return lines
-
-
-def _group_lines(name: str, findings: Sequence[Finding], verbose: int, file: str) -> list[str]:
-    from tfl_rewrite.cli.text import safe
-
-    row = findings[0].row
-    count = f" ({len(findings)} places)" if len(findings) > 1 else ""
-    lines = [f"{row.severity.value}: {row.title} [{name}]{count}"]
-    shown = findings if verbose else findings[:_SHOWN]
-    lines += [f"  {safe(item.where, limit=100)}: {safe(item.detail, limit=240)}" for item in shown]
-    if len(shown) < len(findings):
-        lines.append(f"  ... and {len(findings) - len(shown)} more (-v shows all)")
-    lines.append(f"  why: {row.fact}")
-    if verbose:
-        lines.append(f"  source: {row.source}")
-    for remedy in dict.fromkeys(item.remedy for item in findings):
-        lines.append(f"  remedy: {remedy.replace(' IN OUT', f' {_quoted(file)} OUT')}")
-    return lines
-
-
-def _quoted(path: str) -> str:
-    import shlex
-
-    from tfl_rewrite.cli.text import safe
-
-    return shlex.quote(safe(path))

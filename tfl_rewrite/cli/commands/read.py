@@ -15,7 +15,7 @@ from tfl_rewrite.work import working
 
 def inspect_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite inspect MODEL``."""
-    from tfl_rewrite.cli.render import inspection_lines
+    from tfl_rewrite.cli.render_reading import inspection_lines
     from tfl_rewrite.reading.inspect import inspect
 
     with Bar.of(arguments) as bar, working(progress=bar):

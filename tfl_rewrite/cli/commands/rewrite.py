@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.cli.render_judge import blame_lines, verdict_lines
 from tfl_rewrite.cli.text import print_lines, print_report, safe, warn
 from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.editing.base import Pass
@@ -116,7 +117,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
 
 def diff_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite diff BEFORE AFTER``."""
-    from tfl_rewrite.cli.render import comparison_lines
+    from tfl_rewrite.cli.render_reading import comparison_lines
     from tfl_rewrite.reading.diff import diff
 
     with Bar.of(arguments) as bar, working(progress=bar):
@@ -197,8 +198,8 @@ def verify_files(arguments: argparse.Namespace) -> int:
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
     if not arguments.quiet:
-        print_lines(verdict.summary_lines())
-        print_lines(found.summary_lines(verbose=arguments.verbose > 0) if found else [])
+        print_lines(verdict_lines(verdict))
+        print_lines(blame_lines(found, verbose=arguments.verbose > 0) if found else [])
         print_lines(_no_blame(arguments, found))
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.render import shard_lines
 from tfl_rewrite.cli.settings import judging_of
-from tfl_rewrite.cli.shard_render import shard_lines
 from tfl_rewrite.cli.text import print_report, safe, warn
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard

@@ -244,7 +244,9 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if report.proven is not None:
         where = "held-out inputs" if report.split.held_out else "the inputs of the search"
         lines.append(f"verified on {where}:")
-        lines += [f"  {line}" for line in report.proven.summary_lines()]
+        from tfl_rewrite.cli.render_judge import verdict_lines
+
+        lines += [f"  {line}" for line in verdict_lines(report.proven)]
     if report.promised_snr is not None:
         lines.append(_promise(report))
     lines += [f"note: {safe(note, limit=400)}" for note in report.notes]

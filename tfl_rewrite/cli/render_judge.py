@@ -1,0 +1,175 @@
+"""Text for people about what running models showed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tfl_rewrite.cli.text import table
+from tfl_rewrite.interpreter.interface import printable
+from tfl_rewrite.judge.verdict import STATUSES
+
+if TYPE_CHECKING:
+    from tfl_rewrite.judge.layers import Blame, Layer
+    from tfl_rewrite.judge.verdict import OutputComparison, Verdict
+
+_ROWS = 40
+"""How many operators the short table shows."""
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """Says the status, the outputs, the notes; with several judges, those of each."""
+    judges = verdict.verdicts
+    if len(judges) < 2:
+        return _one_judge(verdict)
+    counts = [(status, sum(one.status == status for one in judges)) for status in STATUSES]
+    told = ", ".join(f"{count} {status}" for status, count in counts if count)
+    lines = [f"{verdict.headline}: the worst of {len(judges)} judges ({told})"]
+    for one in judges:
+        lines += [f"  {line}" for line in _one_judge(one)]
+    shown = {note for one in judges for note in one.notes}
+    lines += _entries(verdict)
+    return lines + [f"  note: {note}" for note in verdict.notes if note not in shown]
+
+
+def _entries(verdict: Verdict) -> list[str]:
+    """What is said of each entry point, where that is not the same for all."""
+    if len({entry.status for entry in verdict.entries}) < 2:
+        return []
+    return ["  " + "; ".join(f"{entry.label} {entry.status.upper()}" for entry in verdict.entries)]
+
+
+def _one_judge(verdict: Verdict) -> list[str]:
+    head = verdict.headline
+    if verdict.reasons:
+        head += f": {'; '.join(verdict.reasons)}"
+    lines = [head, *_entries(verdict)]
+    if verdict.judge is not None:
+        plural = "" if verdict.sample_count == 1 else "s"
+        apart = " that nothing was fitted to" if verdict.unfitted else ""
+        lines.append(
+            f"  judged by {verdict.judge}, {verdict.judge.enclosure}, on {verdict.sample_count}"
+            f" {verdict.sample_source} sample{plural}{apart} in {verdict.seconds:.1f} s"
+        )
+    lines += [f"  {_output(output)}" for output in verdict.outputs]
+    lines.append(f"  not judged: {'; '.join(verdict.not_judged) or 'nothing'}")
+    lines += [f"  note: {note}" for note in dict.fromkeys(verdict.notes)]
+    return lines
+
+
+def _output(output: OutputComparison) -> str:
+    parts = []
+    if output.bit_exact:
+        parts.append("bit-exact")
+    else:
+        if output.snr_db is not None:
+            parts.append(f"SNR {output.snr_db:.1f} dB")
+        if output.max_abs_error is not None:
+            steps = " steps" if output.unit == "steps" else ""
+            parts.append(f"max error {output.max_abs_error:.4g}{steps}")
+        if output.equal_share is not None:
+            parts.append(f"{output.equal_share:.2%} equal")
+        if output.argmax_agreement is not None:
+            parts.append(f"argmax {output.argmax_agreement:.1%}")
+        if output.channel is not None:
+            parts.append(f"lowest channel {output.channel.number}: {output.channel.snr_db:.1f} dB")
+    text = f"{output.label}: {', '.join(parts) or 'not comparable'}"
+    if not output.passed:
+        text += "; FAILED"
+    if output.silence:
+        text += f"; says nothing: {output.silence}"
+    return text + "".join(f"; {note}" for note in output.notes)
+
+
+def blame_lines(found: Blame, *, verbose: bool = False) -> list[str]:
+    """Says what was compared, the table of operators, and what was not seen."""
+    if found.failure is not None:
+        return [f"blame: not possible: {found.failure}"]
+    plural = "" if found.sample_count == 1 else "s"
+    count = len(found.layers)
+    who = "" if found.judge is None else f" by {found.judge}, {found.judge.enclosure},"
+    lines = [
+        f"blame: {count} operator output{'' if count == 1 else 's'} compared on {found.sample_count} "
+        f"{found.sample_source} sample{plural}{who} all tensors kept, in {found.seconds:.1f} s"
+    ]
+    lines += _layers(found, verbose)
+    if found.inserted:
+        texts = ", ".join(f"{number} {printable(name)}" for name, number in sorted(found.inserted.items()))
+        lines.append(f"  only after the rewrite: {texts}")
+    if found.unmatched:
+        shown = found.unmatched if verbose else found.unmatched[:5]
+        left = len(found.unmatched) - len(shown)
+        lines.append(f"  not compared: {', '.join(shown)}" + (f", and {left} more" if left else ""))
+    return lines + [f"  note: {note}" for note in found.notes]
+
+
+def _layers(found: Blame, verbose: bool) -> list[str]:
+    if not found.layers:
+        return []
+    if all(layer.role == "equal" for layer in found.layers):
+        return ["  all of them are equal"]
+    shown = list(found.layers) if verbose else _telling(found.layers)
+    lines = table(_HEAD, [_row(layer) for layer in shown], right=_RIGHT)
+    if len(shown) < len(found.layers):
+        lines.append(f"  ... and {len(found.layers) - len(shown)} more (-v shows all)")
+    marked = found.marked()
+    if marked:
+        worst = ", ".join(
+            f"{layer.index} {printable(layer.operator)} ({layer.fall_db:.1f} dB)" for layer in marked
+        )
+        lines.append(f"  the ratio falls most at: {worst}")
+    return lines
+
+
+_HEAD = ("op", "after", "type", "tensor", "shape", "SNR dB", "inputs", "falls", "weights", "")
+_RIGHT = (0, 1, 5, 6, 7)
+
+
+def _telling(layers: tuple[Layer, ...]) -> list[Layer]:
+    """The rows of the short table: what is marked, the outputs, and what falls most of the rest."""
+    if len(layers) <= _ROWS:
+        return list(layers)
+    order = sorted(
+        range(len(layers)),
+        key=lambda at: (
+            layers[at].rank is None,
+            not layers[at].is_output,
+            layers[at].role != "differs",
+            -(layers[at].fall_db or 0.0),
+            at,
+        ),
+    )
+    return [layers[at] for at in sorted(order[:_ROWS])]
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    name = printable(layer.tensor) or f"(unnamed, output {layer.position})"
+    if len(name) > 44:
+        name = "..." + name[-41:]
+    tail = [f"<- #{layer.rank} {layer.role}"] if layer.rank else []
+    if layer.equal_share is not None and layer.role != "equal":
+        tail.append(f"{layer.equal_share:.2%} equal")
+    if layer.nonfinite_mismatches:
+        tail.append(f"{layer.nonfinite_mismatches} NaN or infinite on one side only")
+    if layer.note:
+        tail.append(layer.note)
+    if layer.is_output:
+        tail.append("output")
+    return (
+        str(layer.index),
+        str(layer.after_index),
+        printable(layer.operator, limit=28),
+        name,
+        "x".join(map(str, layer.shape)) or "scalar",
+        _decibels(layer.snr_db),
+        _decibels(layer.input_snr_db),
+        f"{layer.fall_db:.1f}" if layer.fall_db and layer.fall_db >= 0.05 else "",
+        layer.weights or "",
+        "; ".join(tail),
+    )
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "equal" if value == math.inf else f"{value:.1f}"
