@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
 from tfl_rewrite.calibration.probe import Place, Probe, Runner
-from tfl_rewrite.calibration.rounder import Settings, file_of
+from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings, file_of
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
@@ -34,6 +34,7 @@ from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.grids import Constant
+from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import one_blas_thread
 
 LARGEST_FACTOR_NBYTES = 256 << 20
@@ -234,6 +235,39 @@ class Fitter:
         mapped: npt.NDArray[np.float32] = np.memmap(file, np.float32, "r", shape=factor.shape)
         self._files.append(file)
         return _Known(product, metric.order, mapped)
+
+
+class InputActivations:
+    """Runs the model on the user's inputs; see :class:`tfl_rewrite.weights.rounders.Activations`.
+
+    Args:
+        settings: The inputs, and what runs the model.
+        progress: Called with what is going on, and how many of how many bytes are done.
+    """
+
+    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._rounders: dict[int, Calibrated] = {}
+        self._fitters: dict[int, Fitter] = {}
+
+    def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Calibrated:
+        """Returns the rounder of a pass."""
+        if number not in self._rounders:
+            settings = replace(
+                self._settings,
+                effort=EFFORTS[effort],
+                in_order=effort is Effort.BEST,
+                correct_bias=correct_bias,
+            )
+            self._rounders[number] = Calibrated(settings, self._progress)
+        return self._rounders[number]
+
+    def fitting(self, number: int) -> Fitter:
+        """Returns the fitter of a pass."""
+        if number not in self._fitters:
+            self._fitters[number] = Fitter(self._settings, self._progress)
+        return self._fitters[number]
 
 
 def _key(item: Constant) -> Hashable:

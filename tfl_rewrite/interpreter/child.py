@@ -23,17 +23,40 @@ import threading
 import time
 from collections.abc import Iterable
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# Names under which the interpreter is published, in the order in which a foreign Python is searched.
+
+class Published(NamedTuple):
+    """A runtime: the package to install, the module to import, and what in it is what.
+
+    Attributes:
+        own: Whether this Python's own may be asked for by name.
+    """
+
+    distribution: str
+    module: str
+    interpreter: str = "Interpreter"
+    resolvers: str = "OpResolverType"
+    own: bool = True
+
+    @property
+    def package(self) -> str:
+        """What is imported, without its parts."""
+        return self.module.split(".")[0]
+
+
 RUNTIMES = {
-    "litert": ("ai-edge-litert", "ai_edge_litert.interpreter"),
-    "tflite_runtime": ("tflite-runtime", "tflite_runtime.interpreter"),
-    "tensorflow": ("tensorflow", "tensorflow"),
+    "litert": Published("ai-edge-litert", "ai_edge_litert.interpreter"),
+    "tflite_runtime": Published("tflite-runtime", "tflite_runtime.interpreter", own=False),
+    "tensorflow": Published(
+        "tensorflow", "tensorflow", "lite.Interpreter", "lite.experimental.OpResolverType"
+    ),
 }
+"""Where the interpreter is published, in the order in which a foreign Python is searched."""
 COMPILED = "ai_edge_litert.compiled_model"
 """What ``compiled`` runs models with: the only runtime that reads external buffers."""
 MMAP_FROM_NBYTES = 1 << 20
@@ -133,14 +156,11 @@ class Runtime:
     """One importable interpreter: its class, its resolver names, what it is called and its version."""
 
     def __init__(self, kind: str) -> None:
-        self.distribution, module_name = RUNTIMES[kind]
-        module = importlib.import_module(module_name)
-        if kind == "tensorflow":
-            self.interpreter: Any = module.lite.Interpreter
-            self.resolvers: Any = module.lite.experimental.OpResolverType
-        else:
-            self.interpreter = module.Interpreter
-            self.resolvers = module.OpResolverType
+        row = RUNTIMES[kind]
+        module = importlib.import_module(row.module)
+        self.distribution = row.distribution
+        self.interpreter: Any = attrgetter(row.interpreter)(module)
+        self.resolvers: Any = attrgetter(row.resolvers)(module)
         self.version = _version(self.distribution, module)
 
     def build(self, model: str, resolver: str, threads: int, keeps_tensors: bool = False) -> Any:
@@ -175,7 +195,7 @@ def find_runtime(wanted: str) -> Runtime:
             return Runtime(kind)
         except Exception as error:
             # Not only ImportError: an extension built for another numpy raises whatever it likes.
-            reasons.append(f"{RUNTIMES[kind][0]}: {type(error).__name__}: {error}")
+            reasons.append(f"{RUNTIMES[kind].distribution}: {type(error).__name__}: {error}")
     raise ImportError("; ".join(reasons))
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tfl_rewrite.interpreter.child import RUNTIMES
 from tfl_rewrite.interpreter.memory import MemoryWatch
 
 START_SECONDS = 180.0
@@ -71,6 +72,7 @@ class Walls:
         """How to start a script inside."""
         walls = {
             "read": [str(path) for path in (_PACKAGE, *self.readable)],
+            "packages": ["numpy", *(row.package for row in RUNTIMES.values())],
             "scratch": str(self.scratch),
             "cpu": self.cpu_seconds,
             # The system takes the end of the thread that starts a process for that of the parent.

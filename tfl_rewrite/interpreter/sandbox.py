@@ -42,8 +42,6 @@ TASKS = 1 << 14
 CPU_GRACE_SECONDS = 5
 """Between the signal that says that its time is over and the one that cannot be ignored."""
 
-RUNTIMES = ("numpy", "ai_edge_litert", "tflite_runtime", "tensorflow")
-"""Packages that may lie where no folder of ``sys.path`` is, as those that are installed to be edited do."""
 SYSTEM = (
     # Libraries, and the loader's list of them.
     *(
@@ -143,11 +141,16 @@ def _allow(libc: _Libc, ruleset: int, path: str, rights: int) -> None:
         os.close(descriptor)
 
 
-def installation(scratch: str) -> list[str]:
+def installation(scratch: str, packages: Sequence[str]) -> list[str]:
     """Returns what must be read so that this Python can import what it has: files and folders.
 
     A folder of ``sys.path`` that holds the home folder, or the temporary ones, is left out: of it the
-    runtimes alone are read.
+    packages alone are read.
+
+    Args:
+        scratch: The folder that may be written to.
+        packages: Such as may lie where no folder of ``sys.path`` is, as those that are installed to be edited
+            do.
     """
     kept = [Path(place).resolve() for place in (_home(), scratch)]
     found = list(SYSTEM)
@@ -159,7 +162,7 @@ def installation(scratch: str) -> list[str]:
     prefixes.add(str(Path(sys.executable).resolve().parent.parent))
     found += [f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64", "pyvenv.cfg")]
     found += filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
-    for name in RUNTIMES:
+    for name in packages:
         try:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError):
@@ -401,11 +404,11 @@ def enter(walls: dict[str, Any]) -> Sandbox:
     """Shuts this process in.
 
     Args:
-        walls: ``read``: paths of files and folders; ``scratch``: the folder that it may write to;
-            ``cpu``: seconds of processor time; ``dies``: whether the end of the thread that started it, which
-            is that of its process, is its own as well.
+        walls: ``read``: paths of files and folders; ``packages``: of Python, to be read as well;
+            ``scratch``: the folder that it may write to; ``cpu``: seconds of processor time; ``dies``:
+            whether the end of the thread that started it, which is that of its process, is its own too.
     """
-    readable = [*installation(walls["scratch"]), *walls["read"]]
+    readable = [*installation(walls["scratch"], walls["packages"]), *walls["read"]]
     _limit(walls["cpu"])
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl

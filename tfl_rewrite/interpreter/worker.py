@@ -38,11 +38,7 @@ NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|co
 
 
 _SCRIPT = Path(__file__).with_name("child.py")
-_NAMES = {
-    name: kind
-    for kind, (package, module) in RUNTIMES.items()
-    for name in (kind, package, module.split(".")[0])
-}
+_NAMES = {name: kind for kind, row in RUNTIMES.items() for name in (kind, row.distribution, row.package)}
 """What a runtime may be called, and its kind."""
 
 
@@ -67,7 +63,8 @@ class RuntimeChoice:
         Raises:
             UsageError: Another word, or PATH is not an executable file.
         """
-        if runtime in ("litert", "tensorflow"):
+        own = [kind for kind, row in RUNTIMES.items() if row.own]
+        if runtime in own:
             if not sys.executable:
                 raise UsageError(
                     "this program does not know its own Python", remedy="name one with runtime 'python:PATH'"
@@ -77,7 +74,7 @@ class RuntimeChoice:
         if kind != "python" or not path:
             raise UsageError(
                 f"unknown runtime {printable(runtime)!r}",
-                remedy="use litert, tensorflow, python:PATH or python:PATH:RUNTIME",
+                remedy=f"use {', '.join(own)}, python:PATH or python:PATH:RUNTIME",
             )
         wanted = ",".join(RUNTIMES)
         found = shutil.which(Path(path).expanduser())
@@ -97,7 +94,7 @@ class RuntimeChoice:
     @property
     def remedy(self) -> str:
         """What to do when nothing can be imported."""
-        packages = [RUNTIMES[kind][0] for kind in self.wanted.split(",")]
+        packages = [RUNTIMES[kind].distribution for kind in self.wanted.split(",")]
         if self.given in RUNTIMES:
             return f"install it with: pip install {packages[0]}"
         others = f" (or {', or '.join(packages[1:])})" if packages[1:] else ""

@@ -419,7 +419,7 @@ def _context(passes: Sequence[Pass], settings: Judging, progress: Callable[[str,
     """Lets passes look at the user's inputs, where there are some and a pass asks for them."""
     if not settings.inputs or not any(item.is_fitted for item in passes):
         return Context()
-    from tfl_rewrite.calibration.activations import InputActivations
+    from tfl_rewrite.calibration.fitter import InputActivations
     from tfl_rewrite.calibration.rounder import Settings
 
     return Context(activations=InputActivations(Settings.of(settings), progress))
