@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics.grids import Rows
-from tfl_rewrite.numerics.silenced import Silenced
+from tfl_rewrite.numerics.symmetric import Silenced
 
 
 @pytest.mark.parametrize("inner", [1, 3, 64, 100])

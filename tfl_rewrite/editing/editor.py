@@ -254,9 +254,7 @@ class Editor:
 
     def release(self, *buffers: Buffer) -> None:
         """Empties buffers that nothing refers to any more; their places in the list stay."""
-        used = {id(tensor.buffer) for item in self.model.subgraphs for tensor in item.tensors}
-        entries = [*(entry.buffer for entry in self.model.metadata), *self.model.metadata_buffers]
-        used |= set(map(id, entries))
+        used = {*self.model.holders(), *self.model.pinned}
         for buffer in buffers:
             if id(buffer) not in used:
                 buffer.blob = None

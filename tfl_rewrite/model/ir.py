@@ -274,6 +274,19 @@ class Model:
     places: dict[int, tuple[object, str]] | None = None
     """Where things were before the first of some passes, by identity."""
 
+    @property
+    def pinned(self) -> set[int]:
+        """Ids of the buffers that metadata refers to."""
+        return {id(entry.buffer) for entry in self.metadata} | set(map(id, self.metadata_buffers))
+
+    def holders(self) -> dict[int, list[Tensor]]:
+        """Returns the tensors of each buffer, by its id."""
+        found: dict[int, list[Tensor]] = {}
+        for subgraph in self.subgraphs:
+            for tensor in subgraph.tensors:
+                found.setdefault(id(tensor.buffer), []).append(tensor)
+        return found
+
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Has `place_of` name things by where they are now, whatever passes do."""

@@ -118,6 +118,9 @@ def blocks(channels: Channels) -> Iterator[tuple[int, int, int, int]]:
             yield base + channel * inner, rows, channel, inner
 
 
+_LONG_RUN = 64
+"""Elements of a channel in one piece that are looked at together."""
+
 Spent = Callable[[int, int], None]
 """Called with the first byte and the number of bytes of a stretch of the values that is done with."""
 
@@ -231,3 +234,61 @@ def _energy(block: Float32) -> float:
         wide = flat.astype(np.float64)
         total = float(np.dot(wide, wide))
     return total
+
+
+class Silenced:
+    """Watches new values while they are made, block by block.
+
+    With one scale for many channels, one that is much weaker than the strongest may keep nothing; the error
+    of the whole weight does not show that.
+
+    Args:
+        rows: How the weight falls into channels.
+        zero: The number that stands for zero.
+    """
+
+    def __init__(self, rows: Channels, zero: float = 0.0) -> None:
+        self._rows = rows
+        self._zero = zero
+        self._alive = np.zeros(rows.channels, bool)
+
+    def watch(self, start: int, block: npt.NDArray[Any]) -> None:
+        """Notes which channels hold a number.
+
+        Args:
+            start: Position of the block's first element in the flat weight.
+            block: Flat new values.
+        """
+        if self._alive.all():
+            return
+        inner, channels = self._rows.inner, self._rows.channels
+        block = block.reshape(-1)
+        if inner < _LONG_RUN:
+            found = (np.flatnonzero(block != self._zero) + start) // inner % channels
+            self._alive[found] = True
+            return
+        for row in range(start // inner, -(-(start + block.size) // inner)):
+            if not self._alive[row % channels]:
+                part = block[max(0, row * inner - start) : (row + 1) * inner - start]
+                self._alive[row % channels] = bool((part != self._zero).any())
+
+    def beside(
+        self, emit: Callable[[int, npt.NDArray[Any]], None]
+    ) -> Callable[[int, npt.NDArray[Any]], None]:
+        """Returns a function that hands blocks on and watches them."""
+
+        def both(start: int, block: npt.NDArray[Any]) -> None:
+            self.watch(start, block)
+            emit(start, block)
+
+        return both
+
+    def among(self, values: npt.NDArray[Any]) -> tuple[int, ...]:
+        """Returns the channels that hold nothing but zeros now and did not before.
+
+        Args:
+            values: The flat weight as it was.
+        """
+        before = values.reshape(self._rows.outer, self._rows.channels, self._rows.inner)
+        silent = np.flatnonzero(~self._alive)
+        return tuple(int(channel) for channel in silent if (before[:, channel] != self._zero).any())

@@ -203,7 +203,7 @@ def _empty_buffers(model: Model) -> list[Edit]:
         return []
     tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
     kept = {id(tensor.buffer) for tensor in tensors if tensor.is_variable or tensor.external is not None}
-    kept |= {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
+    kept |= model.pinned
     gone = {id(item) for item in model.buffers[1:] if item.is_nothing and id(item) not in kept}
     for tensor in tensors:
         if id(tensor.buffer) in gone:

@@ -80,7 +80,7 @@ def constant_buffers(model: Model) -> list[Buffer]:
     used = {id(tensor.buffer) for tensor in tensors}
     fixed = {id(tensor.buffer) for tensor in tensors if tensor.is_variable}
     fixed |= {id(tensor.buffer) for subgraph in model.subgraphs for tensor in subgraph.inputs}
-    fixed |= {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
+    fixed |= model.pinned
     return [item for item in model.buffers[1:] if id(item) in used and id(item) not in fixed]
 
 

@@ -77,11 +77,7 @@ def _edit(reader: Operator, channels: int, decibels: float) -> Edit:
 def _pairs(model: Model) -> Iterator[tuple[Operator, Operator]]:
     """Yields operators whose channels lead to one other only."""
     graph = Graph.of(model)
-    owners: dict[int, int] = {}
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            owners[id(tensor.buffer)] = owners.get(id(tensor.buffer), 0) + 1
-    kept = {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
+    owners, pinned = model.holders(), model.pinned
 
     def own(tensor: Tensor | None) -> bool:
         return (
@@ -92,8 +88,8 @@ def _pairs(model: Model) -> Iterator[tuple[Operator, Operator]]:
             and not tensor.is_sparse
             and tensor.external is None
             and tensor.buffer.nbytes == 4 * tensor.elements
-            and owners[id(tensor.buffer)] == 1
-            and id(tensor.buffer) not in kept
+            and len(owners[id(tensor.buffer)]) == 1
+            and id(tensor.buffer) not in pinned
             and id(tensor) not in graph.exposed
             and len(graph.uses_of(tensor)) == 1
         )

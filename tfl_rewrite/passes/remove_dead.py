@@ -164,9 +164,7 @@ def _remove_unreferenced(model: Model, live: _Live) -> list[Edit]:
 
 def _remove_buffers(model: Model) -> list[Edit]:
     changes = []
-    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
-    used = {id(tensor.buffer) for tensor in tensors} | {id(entry.buffer) for entry in model.metadata}
-    used |= set(map(id, model.metadata_buffers)) | set(map(id, model.buffers[:1]))
+    used = {*model.holders(), *model.pinned, *map(id, model.buffers[:1])}
     kept: list[Buffer] = [buffer for buffer in model.buffers if id(buffer) in used]
     stored = {buffer.blob.identity for buffer in kept if buffer.blob is not None}
     for index, buffer in enumerate(model.buffers):
@@ -179,6 +177,7 @@ def _remove_buffers(model: Model) -> list[Edit]:
         where = model.place_of(buffer, f"buffers[{index}]")
         changes.append(Edit(where, "buffer removed: nothing refers to it", saved))
     model.buffers = kept
+    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
     slices = {id(tensor.external) for tensor in tensors if tensor.external is not None}
     for row in model.external_buffers:
         if id(row) not in slices:

@@ -243,7 +243,7 @@ def _duplicates(model: Model) -> int:
 
 
 def _unused(model: Model, readers: dict[int, list[str]]) -> int:
-    used = {id(entry.buffer) for entry in model.metadata} | {id(item) for item in model.metadata_buffers}
+    used = model.pinned
     for subgraph in model.subgraphs:
         exposed = {id(tensor) for tensor in [*subgraph.inputs, *subgraph.outputs]}
         for tensor in subgraph.tensors:

@@ -152,11 +152,8 @@ def move_in(model: Model, open_slice: Callable[[str, int, int], Blob]) -> list[s
         FormatError: A name leads out of the folder, or a slice is not of its tensor's size.
         UnsupportedError: Bytes are packed in a way that only an accelerator reads.
     """
-    users: dict[int, list[Tensor]] = {}
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            users.setdefault(id(tensor.buffer), []).append(tensor)
-    named = {id(item.buffer) for item in model.metadata} | set(map(id, model.metadata_buffers))
+    users = model.holders()
+    named = model.pinned
     made: dict[tuple[str, int, int], Buffer] = {}
     used: set[int] = set()
     restored: set[int] = set()
@@ -203,7 +200,7 @@ def _movable(model: Model) -> list[tuple[Buffer, list[Tensor]]]:
     graph = Graph.of(model)
     listed: dict[int, list[Tensor]] = {}
     order: dict[int, Buffer] = {}
-    pinned = {id(item.buffer) for item in model.metadata} | set(map(id, model.metadata_buffers))
+    pinned = model.pinned
     for subgraph in model.subgraphs:
         for tensor in subgraph.tensors:
             listed.setdefault(id(tensor.buffer), []).append(tensor)

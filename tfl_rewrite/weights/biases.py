@@ -179,12 +179,9 @@ def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
 def _alone(editor: Editor, stored: Tensor, bias: Tensor, operator: Operator) -> bool:
     """Whether the constant serves as the bias of this operator and as nothing else."""
     model = editor.model
-    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
-    if sum(tensor.buffer is stored.buffer for tensor in tensors) > 1:
+    if len(model.holders()[id(stored.buffer)]) > 1:
         return False
-    if any(entry.buffer is stored.buffer for entry in model.metadata):
-        return False
-    if any(buffer is stored.buffer for buffer in model.metadata_buffers):
+    if id(stored.buffer) in model.pinned:
         return False
     exposed = [*(t for s in model.subgraphs for t in [*s.inputs, *s.outputs])]
     if any(tensor is bias or tensor is stored for tensor in exposed):

@@ -139,7 +139,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
         min_elements: Of those that can.
     """
     graph = Graph.of(model)
-    kept = {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
+    pinned = model.pinned
     holders = _holders(model)
     found: list[Constant] = []
     skips: list[Skip] = []
@@ -156,7 +156,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
         uses = [use for tensor in tensors for use in _uses(tensor, graph)]
         readers = tuple(dict.fromkeys(use.operator.code.name for use in uses))
         reason = _fixed(tensors, graph, min_elements)
-        if reason is None and not kept.isdisjoint({id(buffer), *(id(tensor.buffer) for tensor in tensors)}):
+        if reason is None and not pinned.isdisjoint({id(buffer), *(id(tensor.buffer) for tensor in tensors)}):
             reason = "metadata", "metadata refers to its bytes"
         if reason is not None:
             skips.append(stays(tensors[0], tensors[0].name, readers, *reason))
@@ -173,10 +173,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
 
 def _holders(model: Model) -> dict[int, list[Tensor]]:
     """Returns the tensors of each buffer; of buffers that are stored once, all by the first of them."""
-    named: dict[int, list[Tensor]] = {}
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            named.setdefault(id(tensor.buffer), []).append(tensor)
+    named = model.holders()
     first: dict[object, int] = {}
     holders: dict[int, list[Tensor]] = {}
     for buffer in model.buffers:

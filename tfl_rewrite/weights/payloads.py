@@ -18,8 +18,7 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.deflate import deflated
 from tfl_rewrite.numerics.grids import Rows
 from tfl_rewrite.numerics.packing import Packer, packed_nbytes
-from tfl_rewrite.numerics.silenced import Silenced
-from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant
 from tfl_rewrite.weights.rounders import Calibrating, Fitting, Rounder, Work

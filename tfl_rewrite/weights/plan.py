@@ -413,11 +413,7 @@ def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int
         decisions: What is to become of them.
         blocked: Id of each candidate that stays, with ``(rule, reason)``; added to.
     """
-    sharing: dict[int, list[Tensor]] = {}
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            sharing.setdefault(id(tensor.buffer), []).append(tensor)
-    kept = {id(entry.buffer) for entry in model.metadata} | set(map(id, model.metadata_buffers))
+    sharing, pinned = model.holders(), model.pinned
     groups: dict[int, list[Decision]] = {}
     for made in decisions:
         groups.setdefault(id(made.item.stored.buffer), []).append(made)
@@ -427,7 +423,7 @@ def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int
         reason: tuple[str, str] | None = None
         if other is not None:
             reason = ("shared", f"shares its bytes with {other.name!r}, which stays {other.dtype_name}")
-        elif key in kept:
+        elif key in pinned:
             reason = ("shared", "metadata refers to its bytes")
         elif not any(map(together, group)):
             saved = group[0].item.stored.buffer.nbytes - group_nbytes(group)
