@@ -40,7 +40,8 @@ if TYPE_CHECKING:
         round_weights_pass,
     )
     from tfl_rewrite.passes.catalog import passes_of, preset
-    from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
+    from tfl_rewrite.pipeline.report import Report, RewriteFailed
+    from tfl_rewrite.pipeline.rewrite import rewrite
     from tfl_rewrite.pipeline.verify import verify
     from tfl_rewrite.reading.blame import blame
     from tfl_rewrite.reading.check import check
@@ -59,8 +60,8 @@ _HOMES = {
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
-    "Report": "pipeline.rewrite",
-    "RewriteFailed": "pipeline.rewrite",
+    "Report": "pipeline.report",
+    "RewriteFailed": "pipeline.report",
     "ShardFailed": "shards.report",
     "ShardReport": "shards.report",
     "ShardedModel": "shards.calls",

@@ -31,7 +31,7 @@ from tfl_rewrite.passes.calls import (
     round_weights_pass,
 )
 from tfl_rewrite.passes.equalize import Equalize
-from tfl_rewrite.pipeline.rewrite import Report
+from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.reading.check import examine_model
 from tfl_rewrite.reading.diff import diff
 from tfl_rewrite.reading.inspect import inspect_model

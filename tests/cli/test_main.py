@@ -33,7 +33,7 @@ from tfl_rewrite.model.ir import (
     operator_number,
 )
 from tfl_rewrite.model.ir import schema as tflite
-from tfl_rewrite.pipeline.rewrite import Report
+from tfl_rewrite.pipeline.report import Report
 
 from ..helpers import ROOT
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from tfl_rewrite import (
     save,
 )
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.calls import quantize_weights_pass
@@ -308,6 +311,48 @@ def test_a_larger_result_is_not_written(dense: Path, folder: Path) -> None:
     assert report.outcome == "rewritten" and report.nbytes_after > report.nbytes_before + 9000
 
 
+# -- How often a file is parsed ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was parsed, by the name that it was opened by."""
+    counts: Counter[str] = Counter()
+    parse = Source.__init__
+
+    def counted(self: Source, container: Container) -> None:
+        counts[container.path] += 1
+        parse(self, container)
+
+    monkeypatch.setattr(Source, "__init__", counted)
+    return counts
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("name", ["dense", "if_branches", "two_signatures_shared_weights"])
+def test_source_and_output_are_parsed_once(
+    fixtures: Path, folder: Path, parsed: Counter[str], name: str
+) -> None:
+    source = fixtures / f"{name}.tflite"
+    rewrite(source, folder / "out.tflite", [quantize_weights_pass(min_elements=1)], judging=QUICK)
+    assert parsed[str(source)] == 1 and set(parsed.values()) == {1}
+
+
+@pytest.mark.runtime
+def test_a_rescue_parses_its_source_once(dense: Path, folder: Path, parsed: Counter[str]) -> None:
+    strict = Judging(samples=2, tolerance=Tolerance(min_snr=60))
+    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=strict)
+    assert report.finer and parsed[str(dense)] == 1
+
+
+def test_a_file_that_was_opened_is_not_parsed_again(dense: Path, folder: Path, parsed: Counter[str]) -> None:
+    source = Source.open(dense)
+    for number in range(2):
+        rewrite(source, folder / f"{number}.tflite", [quantize_weights_pass()], judging=OFF)
+    assert parsed[str(dense)] == 1
+    assert (folder / "0.tflite").read_bytes() == (folder / "1.tflite").read_bytes()
+
+
 # -- Which passes are judged how ----------------------------------------------------------------------------
 
 
@@ -434,7 +479,7 @@ def test_interrupted_while_judging(
             pass
 
         def compare(self, path: Path) -> None:
-            assert path.is_file()
+            assert Path(path).is_file()
             raise error
 
     monkeypatch.setattr(verify, "FullPanel", lambda *_, **__: Interrupted())

@@ -44,7 +44,8 @@ from tfl_rewrite.batch.plan import ROWS, Job, sha256_of
 from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.passes import catalog
-from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
+from tfl_rewrite.pipeline.report import Report, RewriteFailed
+from tfl_rewrite.pipeline.rewrite import rewrite
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -47,8 +47,8 @@ _METADATA = frozenset(
 _CONTENT = ((b"PK\x03\x04", "a ZIP archive"), (b"PK\x05\x06", "a ZIP archive"), (b"TFL3", "another model"))
 
 
-class Source:
-    """A model's file, parsed and checked.
+class Source(os.PathLike[str]):
+    """A model's file, parsed and checked; taken wherever a path is, so that nothing is parsed again.
 
     The file is mapped, not copied: constants are read when they are used.
 
@@ -101,6 +101,17 @@ class Source:
             FormatError, UnsupportedError: See :class:`Source`.
         """
         return cls(Container.open(path))
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Source:
+        """Returns the same where it is open already, else opens it; see :meth:`open`."""
+        return path if isinstance(path, Source) else cls.open(path)
+
+    def __fspath__(self) -> str:
+        return self.container.path
+
+    def __str__(self) -> str:
+        return self.container.path
 
     @property
     def path(self) -> str:

@@ -49,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         FormatError: It is damaged; the error names the place.
         UnsupportedError: It is of a schema version other than 3.
     """
-    return Source.open(path).model()
+    return Source.of(path).model()
 
 
 def is_changed(model: Model) -> bool:
@@ -81,6 +81,11 @@ class Layout:
     base: Container | None = None
     patches: tuple[tuple[int, Blob], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: Source) -> Layout:
+        """The source as it is."""
+        return cls(None, source.container, None, 0, source.nbytes)
 
     def write_to(
         self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None
@@ -146,7 +151,7 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
 
     origin = origin_of(model)
     if origin is not None and packing is None and not is_changed(model):
-        return Layout(None, origin.container, None, 0, origin.container.nbytes)
+        return Layout.of(origin)
     if origin is not None and packing is None:
         # Where no field and no size changed, nothing needs to move: not even what nobody can explain.
         patches = _patches(lower(model), origin.root, origin.shared)
@@ -160,7 +165,7 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
     made = plan(root, schema(), packing=packing)
     tail = origin.tail if origin is not None else None
     if origin is not None and packing is not None and _lies_so(made, tail, origin.container):
-        return Layout(None, origin.container, None, 0, origin.container.nbytes)
+        return Layout.of(origin)
     notes = _left_out(origin)
     if tail is None:
         return Layout(made, None, None, 0, made.nbytes, notes=notes)

@@ -295,25 +295,6 @@ class Repair(Pass):
             self.run(model, context)
 
 
-def undefined_reads(model: Model) -> list[tuple[str, str]]:
-    """Returns where kernels read past what the file gives them, each place with the reason.
-
-    What such a model computes depends on what lies behind in the file, so no rewrite can be compared with it.
-    """
-    found = [
-        (f"{read.place} {read.operator.code.name}", read.reading.value)
-        for read in repairs.wrong_types(model)
-        if read.reading is repairs.Reading.PAST_ITS_END
-    ]
-    return found + [
-        (
-            f"{read.place} {read.name}",
-            "its weight has no scale for each channel, and the kernel reads past them",
-        )
-        for read in repairs.undefined_depthwise(model)
-    ]
-
-
 def unaligned(model: Model) -> int:
     """Counts constants inside the FlatBuffer that do not start on a multiple of 16."""
     return sum(

@@ -155,6 +155,7 @@ class Trials:
     ) -> None:
         self._source = source
         self.passes = passes
+        self._results = results
         self._judge = judge
         self._path = path
         self._context = context
@@ -177,6 +178,26 @@ class Trials:
         """What a constant is stored as at a level above 0."""
         return self.passes[place[0]].finer[min(level, self.top(place)) - 1]
 
+    def finer(self, levels: Levels, damage: Damage, results: Sequence[PassResult]) -> tuple[Finer, ...]:
+        """Returns what is stored finer at some levels.
+
+        Args:
+            damage: What was measured.
+            results: What the passes did at these levels.
+        """
+        stored = [_nbytes_stored(made, self.names) for made in (self._results, results)]
+        costs = {item.place: item.snr for item in damage.culprits}
+        return tuple(
+            Finer(
+                self.names[place],
+                self.form(place, level),
+                stored[1].get(place, 0) - stored[0].get(place, 0),
+                costs.get(place),
+            )
+            for place, level in levels.items()
+            if level
+        )
+
     def at(self, level: int, places: Iterable[Place]) -> dict[Place, int]:
         """The levels with some constants at one of them; all others are as was asked for."""
         return {place: min(level, self.top(place)) for place in places}
@@ -192,6 +213,17 @@ class Trials:
             return None
         self.nbytes = save(model, self._path, force=True, packing=last_packing(results))
         return self._judge.compare(self._path)
+
+
+def _nbytes_stored(results: Sequence[PassResult], places: Iterable[Place]) -> dict[Place, int]:
+    """Returns how many bytes constants saved less."""
+    found = dict.fromkeys(places, 0)
+    for number, result in enumerate(results):
+        for change in result.changes:
+            place = number, getattr(change, "buffer", -1)
+            if place in found:
+                found[place] -= getattr(change, "saved", 0)
+    return found
 
 
 def measure_damage(trials: Trials, *, seconds: float) -> Damage:

@@ -46,8 +46,8 @@ class FullPanel:
     def __init__(
         self, before: PathLike, judging: Judging, *, progress: Callable[[str], None] | None = None
     ) -> None:
-        self._before = before
-        self._judging = with_media(judging, before).for_judges
+        self._before = _parsed(before) if judging.inputs or judging.holdout else before
+        self._judging = with_media(judging, self._before).for_judges
         self._progress = progress
         self._guard = TerminationGuard()
         self._stack = contextlib.ExitStack()
@@ -75,6 +75,9 @@ class FullPanel:
         if not verdict.measured:
             return verdict
         verdict = self._opened(after, verdict)
+        settled = self.judge_of(verdict).settled
+        if settled is not None and settled.interface.all_are_called:
+            return verdict
         return self._with_bodies(after, verdict)
 
     def judge_of(self, verdict: Verdict) -> Judge:
@@ -107,8 +110,11 @@ class FullPanel:
     def _opened(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges what goes into a last SOFTMAX, LOGISTIC or TANH whose output says nothing."""
         silent = {(item.signature, item.position) for item in verdict.outputs if item.silence is not None}
+        if not silent:
+            return verdict
+        self._before = _parsed(self._before)
         paths = self._path("opened"), self._path("opened-after")
-        if not silent or not self._open(self._before, paths[0]) or not self._open(after, paths[1]):
+        if not self._open(self._before, paths[0]) or not self._open(after, paths[1]):
             return verdict
         found = self._panel("opened", paths[0], self._judging.inputs).compare(paths[1], repeat=False)
         inside = {(item.signature, item.position): item for item in found.outputs}
@@ -134,12 +140,10 @@ class FullPanel:
 
     def _with_bodies(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges by themselves the bodies that changed and that no sample entered."""
-        settled = self.judge_of(verdict).settled
-        if settled is not None and settled.interface.all_are_called:
-            return verdict
         from tfl_rewrite.files.store import load
         from tfl_rewrite.pipeline.bodies import changed_bodies
 
+        self._before, after = _parsed(self._before), _parsed(after)
         try:
             bodies = changed_bodies(load(self._before), load(after))
         except TflRewriteError:
@@ -208,6 +212,16 @@ class FullPanel:
 
 
 _NAMED = 5
+
+
+def _parsed(path: PathLike) -> PathLike:
+    """Returns the file, parsed once for all that look into it; as it was given where it cannot be parsed."""
+    from tfl_rewrite.files.source import Source
+
+    try:
+        return Source.of(path)
+    except TflRewriteError:
+        return path
 
 
 def guessed(verdict: Verdict) -> str:

@@ -15,7 +15,7 @@ from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
-from tfl_rewrite.pipeline.rewrite import Report
+from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.trials import Measured

@@ -23,7 +23,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.pipeline.rewrite import check_present, claims_of, rewrite
+from tfl_rewrite.pipeline.rewrite import Plan, carry_out, check_present, claims_of
 from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
@@ -38,6 +38,7 @@ from tfl_rewrite.search.trials import Fold, Measured, PassMaker, Trials, deflate
 from tfl_rewrite.search.units import ENCODINGS, base_pass, find_units
 from tfl_rewrite.weights.recipe import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
+from tfl_rewrite.work import working
 
 _ROUNDING = 0.4
 """Of the time limit: what is not rounded for its activations by then is rounded without them."""
@@ -379,16 +380,17 @@ def shrink(
         lossy = settled.rounding or Chosen(weights, settled.promised.choice)
         # Nothing is fitted any more: these judge only.
         last = replace(opened.far, inputs=(), holdout=opened.far.inputs, tolerance=goal.tolerance)
-        report = rewrite(
-            source,
-            target,
-            [*before, lossy, *after],
-            judging=last,
+        plan = Plan(
+            source=source,
+            target=target,
+            passes=(*before, lossy, *after),
+            settings=last,
             force=force,
             dry_run=dry_run,
-            threads=threads,
-            ready=None if ready is None else lambda report: ready(replace(made, report=report)),
+            ready=lambda report: ready(replace(made, report=report)) if ready is not None else None,
         )
+        with working(threads=threads):
+            report = carry_out(plan)
     return replace(made, report=report)
 
 

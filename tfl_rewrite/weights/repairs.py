@@ -508,3 +508,22 @@ def tensors_of(model: Model) -> list[tuple[str, Tensor]]:
         for index, subgraph in enumerate(model.subgraphs)
         for position, tensor in enumerate(subgraph.tensors)
     ]
+
+
+def undefined_reads(model: Model) -> list[tuple[str, str]]:
+    """Returns where kernels read past what the file gives them, each place with the reason.
+
+    What such a model computes depends on what lies behind in the file, so no rewrite can be compared with it.
+    """
+    found = [
+        (f"{read.place} {read.operator.code.name}", read.reading.value)
+        for read in wrong_types(model)
+        if read.reading is Reading.PAST_ITS_END
+    ]
+    return found + [
+        (
+            f"{read.place} {read.name}",
+            "its weight has no scale for each channel, and the kernel reads past them",
+        )
+        for read in undefined_depthwise(model)
+    ]

@@ -20,7 +20,8 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.pipeline.rewrite import Report, RewriteFailed, rewrite
+from tfl_rewrite.pipeline.report import Report, RewriteFailed
+from tfl_rewrite.pipeline.rewrite import Plan, carry_out
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
@@ -212,17 +213,17 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     bar = Bar.of(arguments)
     side = SideFiles(arguments)
     try:
-        report = rewrite(
-            arguments.source,
-            arguments.target,
-            passes,
-            judging=judging,
+        plan = Plan(
+            source=arguments.source,
+            target=arguments.target,
+            passes=tuple(passes),
+            settings=judging,
             force=arguments.force,
             dry_run=arguments.dry_run,
-            threads=arguments.threads,
-            progress=bar,
             ready=lambda report: _add_reports(side, arguments, report),
         )
+        with working(threads=arguments.threads, progress=bar):
+            report = carry_out(plan)
         side.publish()
     except RewriteFailed as error:
         bar.close()
