@@ -20,8 +20,8 @@ from tfl_rewrite.model.ir import schema
 from tfl_rewrite.pipeline.rewrite import claims_of
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole, join_parts
 from tfl_rewrite.shards.manifest import Manifest, parse, parse_size
-from tfl_rewrite.shards.parts import COMPRESSIONS, MANIFEST_NAME, write_parts
-from tfl_rewrite.shards.report import MODEL_NAME, ShardFile, ShardReport
+from tfl_rewrite.shards.parts import MANIFEST_NAME, PartOptions, write_parts
+from tfl_rewrite.shards.report import MODEL_NAME, ShardReport
 from tfl_rewrite.shards.sources import FolderSource, Source, find_source, read_manifest_text
 from tfl_rewrite.work import Progress, Work
 
@@ -66,12 +66,16 @@ def shard(
     """
     settings = _checked(judging, jobs)
     _choice(format, FORMATS, "format")
-    _choice(compress, COMPRESSIONS, "compression")
-    max_nbytes = parse_size(max_size)
+    options = PartOptions(
+        max_nbytes=parse_size(max_size),
+        compression=compress,
+        manifest_name=manifest,
+        force=force,
+        jobs=jobs,
+        dry_run=dry_run,
+    )
     if format == "external" and compress != "none":
         raise UsageError("external buffers are mapped as they are", remedy="leave --compress away")
-    if Path(manifest).name != manifest or not manifest.isprintable() or manifest[:1] in (".", ""):
-        raise UsageError(f"{manifest!r} is not a plain file name", remedy="such as manifest-v2.json")
     container = Container.open(source)
     ensure_model(container)
     with _folder(folder, dry_run=dry_run) as place:
@@ -87,7 +91,7 @@ def shard(
                 container,
                 place,
                 folder=os.fspath(folder),
-                max_nbytes=max_nbytes,
+                max_nbytes=options.max_nbytes,
                 settings=settings,
                 force=force,
                 dry_run=dry_run,
@@ -97,26 +101,16 @@ def shard(
         made = write_parts(
             container,
             place,
-            max_nbytes=max_nbytes,
-            compression=compress,
-            manifest_name=manifest,
-            force=force,
-            jobs=jobs,
-            dry_run=dry_run,
-            tick=_ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
+            options,
+            _ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
         )
-    files = tuple(
-        ShardFile.of_part(part, "kept" if part.name in made.reused else "new") for part in made.manifest.parts
-    )
-    return ShardReport(
+    return ShardReport.of_parts(
+        made.manifest,
+        lambda part: "kept" if part.name in made.reused else "new",
         command="shard",
-        format="parts",
         source=os.fspath(source),
         target=os.fspath(folder),
         entry=os.fspath(Path(folder) / manifest),
-        nbytes=container.nbytes,
-        sha256=made.manifest.sha256,
-        files=files,
         notes=made.notes,
         dry_run=dry_run,
     )
@@ -188,17 +182,13 @@ def join(
         error.file = error.file or where
         raise
     read = "fetched" if origin.remote else "read"
-    return ShardReport(
+    return ShardReport.of_parts(
+        manifest,
+        lambda part: "kept" if part.name in kept else read,
         command="join",
-        format="parts",
         source=where,
         target=os.fspath(target),
         entry=where,
-        nbytes=manifest.nbytes,
-        sha256=manifest.sha256,
-        files=tuple(
-            ShardFile.of_part(part, "kept" if part.name in kept else read) for part in manifest.parts
-        ),
         dry_run=dry_run,
     )
 

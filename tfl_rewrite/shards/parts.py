@@ -160,17 +160,43 @@ class Parted:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOptions:
+    """How a model is cut and stored.
+
+    Attributes:
+        max_nbytes: Of a part, packed or not.
+        compression: ``none`` or ``gzip``; a part that gzip does not shrink is stored as it is.
+        manifest_name: A plain file name.
+        force: Whether files of other content with these names may be replaced.
+        jobs: Threads; 0 for one per processor.
+        dry_run: Do not write anything.
+    """
+
+    max_nbytes: int
+    compression: str = "none"
+    manifest_name: str = MANIFEST_NAME
+    force: bool = False
+    jobs: int = 0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what is a text.
+
+        Raises:
+            UsageError: The compression is unknown, or the name could lead out of the folder.
+        """
+        name = self.manifest_name
+        if self.compression not in COMPRESSIONS:
+            raise UsageError(
+                f"compression {self.compression!r} is unknown", remedy=f"use one of {', '.join(COMPRESSIONS)}"
+            )
+        if Path(name).name != name or not name.isprintable() or name[:1] in (".", ""):
+            raise UsageError(f"{name!r} is not a plain file name", remedy="such as manifest-v2.json")
+
+
 def write_parts(
-    container: Container,
-    folder: Path,
-    *,
-    max_nbytes: int,
-    compression: str = "none",
-    manifest_name: str = MANIFEST_NAME,
-    force: bool = False,
-    jobs: int = 0,
-    dry_run: bool = False,
-    tick: Callable[[int], None] | None = None,
+    container: Container, folder: Path, options: PartOptions, tick: Callable[[int], None] | None = None
 ) -> Parted:
     """Cuts a file, writes its parts and, last, the manifest.
 
@@ -180,23 +206,18 @@ def write_parts(
     Args:
         container: The file.
         folder: Exists.
-        max_nbytes: Of a part, packed or not.
-        compression: ``none`` or ``gzip``; a part that gzip does not shrink is stored as it is.
-        manifest_name: A plain file name.
-        force: Whether files of other content with these names may be replaced.
-        jobs: Threads; 0 for one per processor.
-        dry_run: Do not write anything.
+        options: How.
         tick: Called with bytes done, from any thread.
 
     Raises:
         UsageError: A file with other content is in the way, or there would be too many parts.
         FileAccessError: The folder cannot be written.
     """
-    cuts, notes = cut(container, max_nbytes)
+    cuts, notes = cut(container, options.max_nbytes)
     tick = tick or (lambda _nbytes: None)
-    writer = _Writer(container, folder, compression == "gzip", force, dry_run, tick)
+    writer = _Writer(container, folder, options, tick)
     try:
-        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(options.jobs or os.cpu_count() or 1) as pool:
             # The longest job, since it cannot be divided, goes first.
             whole = pool.submit(sha256_of, container.pieces())
             made = list(pool.map(writer.part, cuts))
@@ -204,14 +225,14 @@ def write_parts(
             text = manifest.dump()
             if len(text) > MAX_MANIFEST_NBYTES:
                 raise UsageError(f"{len(made)} parts are too many", remedy="use a larger --max-size")
-            if not dry_run:
-                _check(parse(text, manifest_name), folder, container, pool, tick)
+            if not options.dry_run:
+                _check(parse(text, options.manifest_name), folder, container, pool, tick)
                 container.ensure_unchanged()
                 _publish(
-                    folder / manifest_name,
+                    folder / options.manifest_name,
                     len(text),
                     lambda: iter([text]),
-                    force=force,
+                    force=options.force,
                     access=writer.access,
                 )
     except BaseException:
@@ -294,19 +315,13 @@ def gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
 
 class _Writer:
     def __init__(
-        self,
-        container: Container,
-        folder: Path,
-        gzip: bool,
-        force: bool,
-        dry_run: bool,
-        tick: Callable[[int], None],
+        self, container: Container, folder: Path, options: PartOptions, tick: Callable[[int], None]
     ) -> None:
         self.container = container
         self.folder = folder
-        self.gzip = gzip
-        self.force = force
-        self.dry_run = dry_run
+        self.gzip = options.compression == "gzip"
+        self.force = options.force
+        self.dry_run = options.dry_run
         self.tick = tick
         # Who may not read the model may not read it in parts either.
         self.access = access_of(container.path) & PLAIN

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfl_rewrite.errors import UnsupportedError, VerificationError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.shards.manifest import Part, sha256_of
+from tfl_rewrite.shards.manifest import Manifest, Part, sha256_of
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
@@ -80,6 +81,12 @@ class ShardReport(JsonData):
     verdict: Verdict | None = None
     unverified: str | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_parts(cls, manifest: Manifest, status: Callable[[Part], str], **facts: Any) -> ShardReport:
+        """Of a model in parts: what its manifest says, and what became of each part."""
+        files = tuple(ShardFile.of_part(part, status(part)) for part in manifest.parts)
+        return cls(format="parts", nbytes=manifest.nbytes, sha256=manifest.sha256, files=files, **facts)
 
 
 class ShardFailed(VerificationError):
