@@ -304,8 +304,9 @@ def test_names_are_those_of_findings() -> None:
 # -- Biases --------------------------------------------------------------------------------------------------
 
 
-def outputs(path: Path, *, resolver: str | None = None, runtime: str = "litert") -> np.ndarray[Any, Any]:
-    result = run_model(path, Judging(samples=1, resolver=resolver, runtime=runtime))
+def outputs(path: Path, *, resolver: str = "", runtime: str = "litert") -> np.ndarray[Any, Any]:
+    asked = (resolver,) if resolver else ()
+    result = run_model(path, Judging(samples=1, resolver=asked, runtime=runtime))
     assert result.failure is None, result.failure
     (value,) = result.outputs[0].values
     assert value is not None
