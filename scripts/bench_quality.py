@@ -34,7 +34,10 @@ from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Tolerance
-from tfl_rewrite.passes import calls
+from tfl_rewrite.passes.compact import Compact
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.shrink import Wanted, session
 from tfl_rewrite.weights.rounders import Effort
@@ -180,17 +183,15 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
     }
     for effort, dtype, granularity, scheme in UNIFORM:
         began = time.monotonic()
-        weights = calls.quantize_weights_pass(
-            dtype=dtype, granularity=granularity, scheme=scheme, effort=effort
-        )
+        weights = QuantizeWeights(dtype=dtype, granularity=granularity, scheme=scheme, effort=effort)
         weights = replace(weights, rounder=rounders.get(Effort(effort), weights.rounder))
         model = load(path)
         point = Point(path.stem, "ours", f"{dtype}:{granularity}:{scheme} {effort}")
         points.append(point)
         try:
-            run_passes(model, [*calls.remove_dead_passes(), calls.dedup_pass(), weights])
+            run_passes(model, [*[RemoveDead()], Dedup(), weights])
             # With the strings and defaults stored once, as the search stores them.
-            packing = [result.packing for result in run_passes(model, calls.compact_passes())]
+            packing = [result.packing for result in run_passes(model, [Compact()])]
             save(model, made, force=True, packing=next((item for item in packing[::-1] if item), None))
         except TflRewriteError as error:
             point.error = str(error)
@@ -205,9 +206,9 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     """Searches with the calibration inputs, and measures what was found with the others."""
     wanted = Wanted(
         goal=Goal(min_snr=THRESHOLDS[0]),
-        settings=calls.quantize_weights_pass(effort="balanced"),
-        before=[*calls.remove_dead_passes(), calls.dedup_pass()],
-        after=calls.compact_passes(),
+        settings=QuantizeWeights(effort="balanced"),
+        before=[*[RemoveDead()], Dedup()],
+        after=[Compact()],
         time_limit=limit,
         judging=Judging(inputs=(inputs / f"{path.stem}.calib.npz",)),
         # The whole of the other file serves for searching: what judges lies in another one.

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from bench_models import bench_parser, inputs_of
 
-from tfl_rewrite import load, round_weights_pass, save
+from tfl_rewrite import load, save
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.editing.base import Context
@@ -163,7 +163,7 @@ class Contest:
 
     def by_steps(self, judging: Judging) -> None:
         """Tries plain numbers of steps, finest first."""
-        tried, plain = [], replace(round_weights_pass(), fitting=Fitter(Settings.of(judging)))
+        tried, plain = [], replace(RoundWeights(), fitting=Fitter(Settings.of(judging)))
         for steps in (512, 256, 128, 64, 32):
             tried.append((steps, self.snr_of(replace(plain, steps=steps))))
             if tried[-1][1] < self.wanted:
@@ -247,7 +247,7 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
         contest = Contest(path, ours, judge, row)
         settings = Judging(inputs=(calib,))
         contest.by_steps(settings)
-        with RoundingSearch(path, round_weights_pass(), settings, aim=contest.wanted) as search:
+        with RoundingSearch(path, RoundWeights(), settings, aim=contest.wanted) as search:
             contest.by_search(search)
             if row.broken:
                 # Not broken by its own measure: what is wanted is no more than the reference has.

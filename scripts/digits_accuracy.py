@@ -12,6 +12,7 @@ import numpy as np
 
 import tfl_rewrite
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 FORMS: tuple[dict[str, str], ...] = (
     {"dtype": "int8", "scheme": "auto"},
@@ -50,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tfl-rewrite-digits-") as folder:
         for number, options in enumerate(FORMS):
             made = Path(folder) / f"{number}.tflite"
-            passes = [tfl_rewrite.quantize_weights_pass(**options)]
+            passes = [QuantizeWeights(**options)]
             settings = Judging(inputs=(calibration,), tolerance=tfl_rewrite.Tolerance(min_snr=0))
             tfl_rewrite.rewrite(model, made, passes, judging=settings)
             name = ", ".join(options.values())

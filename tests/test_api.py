@@ -21,6 +21,8 @@ from tfl_rewrite import (
     UsageError,
     VerificationError,
 )
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 
 def test_public_names() -> None:
@@ -122,7 +124,7 @@ def test_no_public_name_is_that_of_a_module() -> None:
     "statement",
     [
         "import tfl_rewrite",
-        "import tfl_rewrite; tfl_rewrite.load, tfl_rewrite.rewrite, tfl_rewrite.quantize_weights",
+        "import tfl_rewrite; tfl_rewrite.load, tfl_rewrite.rewrite, tfl_rewrite.QuantizeWeights",
         "import tfl_rewrite.cli",
         "import sys; from tfl_rewrite.cli import main; main(['check', sys.argv[1]])",
         "import sys; from tfl_rewrite.cli import main; main(['inspect', sys.argv[1]])",
@@ -146,7 +148,7 @@ def test_no_interpreter_is_loaded(fixtures: Path, tmp_path: Path, statement: str
 def test_load_quantize_save_verify(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
     model = tfl_rewrite.load(source)
-    result = tfl_rewrite.quantize_weights(model, granularity="channel", exclude=["^FULLY_CONNECTED$"])
+    result = run_passes(model, [QuantizeWeights(granularity="channel", exclude=["^FULLY_CONNECTED$"])])[0]
     assert result.modified and result.name == "quantize-weights"
     assert tfl_rewrite.save(model, target) == target.stat().st_size < source.stat().st_size
     verdict = tfl_rewrite.verify(source, target, tfl_rewrite.Judging(samples=2))
@@ -160,9 +162,9 @@ def test_load_quantize_save_verify(fixtures: Path, tmp_path: Path) -> None:
 def test_same_bytes_as_rewrite(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "mtcnn_rnet.tflite"
     model = tfl_rewrite.load(source)
-    tfl_rewrite.quantize_weights(model)
+    run_passes(model, [QuantizeWeights()])[0]
     tfl_rewrite.save(model, tmp_path / "one.tflite")
-    passes = [tfl_rewrite.quantize_weights_pass()]
+    passes = [QuantizeWeights()]
     tfl_rewrite.rewrite(source, tmp_path / "two.tflite", passes, judging=Judging(mode="off"))
     assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
 
@@ -182,7 +184,7 @@ def test_the_input_may_be_replaced_while_it_is_mapped(fixtures: Path, tmp_path: 
     expected = tfl_rewrite.load(fixtures / "digits_cnn.tflite")
     model = tfl_rewrite.load(path)
     for one in (model, expected):
-        tfl_rewrite.quantize_weights(one)
+        run_passes(one, [QuantizeWeights()])[0]
     tfl_rewrite.save(model, path, force=True)
     tfl_rewrite.save(expected, tmp_path / "expected.tflite")
     assert path.read_bytes() == (tmp_path / "expected.tflite").read_bytes()

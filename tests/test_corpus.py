@@ -18,7 +18,8 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite import Judging, RewriteFailed, TflRewriteError, rewrite
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 CORPUS = os.environ.get("TFL_REWRITE_CORPUS")
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
@@ -209,7 +210,7 @@ def test_quantize_weights(path: Path, tmp_path: Path) -> None:
     judging = Judging(inputs=_inputs(path, "calib"), samples=2, blame_seconds=0)
     before = path.stat()
     try:
-        report = rewrite(path, target, [quantize_weights_pass()], judging=judging)
+        report = rewrite(path, target, [QuantizeWeights()], judging=judging)
     except TflRewriteError as error:
         assert list(target.parent.iterdir()) == [], "a refusal leaves nothing behind"
         assert error.exit_code in DOCUMENTED[1:]
@@ -238,7 +239,7 @@ def test_quantize_weights(path: Path, tmp_path: Path) -> None:
     assert row.nbytes is None or size <= row.nbytes
     if report.outcome == "rewritten":
         again = tfl_rewrite.load(target)
-        assert not tfl_rewrite.quantize_weights(again).modified, "a second run changes nothing"
+        assert not run_passes(again, [QuantizeWeights()])[0].modified, "a second run changes nothing"
         assert len(tfl_rewrite.check(target)) <= len(tfl_rewrite.check(path))
     if path.stem in JUDGED_AGAIN:
         verdict = tfl_rewrite.verify(path, target, tfl_rewrite.Judging(inputs=_inputs(path, "eval")))
@@ -284,7 +285,7 @@ def test_old_runtime(path: Path, tmp_path: Path) -> None:
         pytest.skip(UNDEFINED_ON_OLD[path.stem])
     target = tmp_path / "out.tflite"
     model = tfl_rewrite.load(path)
-    tfl_rewrite.quantize_weights(model, min_runtime="2.14")
+    run_passes(model, [QuantizeWeights(min_runtime="2.14")])[0]
     tfl_rewrite.save(model, target)
     verdict = tfl_rewrite.verify(
         path, target, tfl_rewrite.Judging(inputs=_inputs(path, "calib"), samples=1, runtime=f"python:{OLD}")
@@ -312,7 +313,7 @@ def test_other_forms_are_sound(path: Path, tmp_path: Path, options: dict[str, st
     if _row(path).inspect:
         pytest.skip("it cannot be read")
     model = tfl_rewrite.load(path)
-    result = tfl_rewrite.quantize_weights(model, **options)
+    result = run_passes(model, [QuantizeWeights(**options)])[0]
     if not result.modified:
         return
     target = tmp_path / "out.tflite"
@@ -323,4 +324,4 @@ def test_other_forms_are_sound(path: Path, tmp_path: Path, options: dict[str, st
     assert renewed or nbytes < path.stat().st_size
     again = tfl_rewrite.load(target)
     assert len(tfl_rewrite.check(target)) <= len(tfl_rewrite.check(path))
-    assert not tfl_rewrite.quantize_weights(again, **options).modified
+    assert not run_passes(again, [QuantizeWeights(**options)])[0].modified

@@ -13,7 +13,7 @@ import pytest
 
 from tfl_rewrite import check, load
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.rewrite import rewrite
 from tfl_rewrite.weights import plan
 
@@ -126,8 +126,8 @@ def test_threads_are_those_asked_for(fixtures: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(plan, "ThreadPoolExecutor", counted)
     source = fixtures / "digits_cnn.tflite"
-    rewrite(source, tmp_path / "3.tflite", [quantize_weights_pass()], judging=OFF, threads=3)
+    rewrite(source, tmp_path / "3.tflite", [QuantizeWeights()], judging=OFF, threads=3)
     assert set(asked) == {3}
     asked.clear()
-    rewrite(source, tmp_path / "0.tflite", [quantize_weights_pass()], judging=OFF)
+    rewrite(source, tmp_path / "0.tflite", [QuantizeWeights()], judging=OFF)
     assert set(asked) == {os.cpu_count()}

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
+    from tfl_rewrite.editing.base import run_passes as run
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -24,22 +26,16 @@ if TYPE_CHECKING:
     from tfl_rewrite.files.store import load, save
     from tfl_rewrite.judge.settings import Judging, Tolerance
     from tfl_rewrite.judge.verdict import Verdict
-    from tfl_rewrite.passes.calls import (
-        compact,
-        compact_passes,
-        dedup,
-        dedup_pass,
-        dequantize,
-        dequantize_pass,
-        quantize_weights,
-        quantize_weights_pass,
-        remove_dead,
-        remove_dead_passes,
-        repair_pass,
-        round_weights,
-        round_weights_pass,
-    )
+    from tfl_rewrite.options.option import option
     from tfl_rewrite.passes.catalog import passes_of, preset
+    from tfl_rewrite.passes.compact import Compact
+    from tfl_rewrite.passes.dedup import Dedup
+    from tfl_rewrite.passes.dequantize import Dequantize
+    from tfl_rewrite.passes.equalize import Equalize
+    from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+    from tfl_rewrite.passes.remove_dead import RemoveDead
+    from tfl_rewrite.passes.repair import Repair
+    from tfl_rewrite.passes.round_weights import RoundWeights
     from tfl_rewrite.pipeline.report import Report, RewriteFailed
     from tfl_rewrite.pipeline.rewrite import rewrite
     from tfl_rewrite.pipeline.verify import verify
@@ -55,13 +51,26 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.report import ShardFailed, ShardReport
 
 _HOMES = {
+    "Compact": "passes.compact",
     "Comparison": "reading.diff",
+    "Context": "editing.base",
+    "Dedup": "passes.dedup",
+    "Dequantize": "passes.dequantize",
     "Diagnosis": "reading.doctor",
+    "Effect": "editing.base",
+    "Equalize": "passes.equalize",
     "FileAccessError": "errors",
     "FormatError": "errors",
     "InvariantError": "errors",
+    "Judging": "judge.settings",
+    "Pass": "editing.base",
+    "PassResult": "editing.base",
+    "QuantizeWeights": "passes.quantize_weights",
+    "RemoveDead": "passes.remove_dead",
+    "Repair": "passes.repair",
     "Report": "pipeline.report",
     "RewriteFailed": "pipeline.report",
+    "RoundWeights": "passes.round_weights",
     "ShardFailed": "shards.report",
     "ShardReport": "shards.report",
     "ShardedModel": "shards.calls",
@@ -72,32 +81,20 @@ _HOMES = {
     "UnsupportedError": "errors",
     "UsageError": "errors",
     "Verdict": "judge.verdict",
-    "Judging": "judge.settings",
     "VerificationError": "errors",
     "blame": "reading.blame",
     "check": "reading.check",
-    "compact": "passes.calls",
-    "compact_passes": "passes.calls",
-    "dedup": "passes.calls",
-    "dedup_pass": "passes.calls",
-    "dequantize": "passes.calls",
-    "dequantize_pass": "passes.calls",
     "diff": "reading.diff",
     "doctor": "reading.doctor",
     "inspect": "reading.inspect",
     "join": "shards.calls",
     "load": "files.store",
     "open_sharded": "shards.calls",
+    "option": "options.option",
     "passes_of": "passes.catalog",
     "preset": "passes.catalog",
-    "quantize_weights": "passes.calls",
-    "quantize_weights_pass": "passes.calls",
-    "remove_dead": "passes.calls",
-    "remove_dead_passes": "passes.calls",
-    "repair_pass": "passes.calls",
     "rewrite": "pipeline.rewrite",
-    "round_weights": "passes.calls",
-    "round_weights_pass": "passes.calls",
+    "run": "editing.base:run_passes",
     "save": "files.store",
     "search_rounding": "search.rounding",
     "shard": "shards.calls",
@@ -106,14 +103,26 @@ _HOMES = {
 }
 
 __all__ = [
+    "Compact",
     "Comparison",
+    "Context",
+    "Dedup",
+    "Dequantize",
     "Diagnosis",
+    "Effect",
+    "Equalize",
     "FileAccessError",
     "FormatError",
     "InvariantError",
     "Judging",
+    "Pass",
+    "PassResult",
+    "QuantizeWeights",
+    "RemoveDead",
+    "Repair",
     "Report",
     "RewriteFailed",
+    "RoundWeights",
     "ShardFailed",
     "ShardReport",
     "ShardedModel",
@@ -128,28 +137,17 @@ __all__ = [
     "__version__",
     "blame",
     "check",
-    "compact",
-    "compact_passes",
-    "dedup",
-    "dedup_pass",
-    "dequantize",
-    "dequantize_pass",
     "diff",
     "doctor",
     "inspect",
     "join",
     "load",
     "open_sharded",
+    "option",
     "passes_of",
     "preset",
-    "quantize_weights",
-    "quantize_weights_pass",
-    "remove_dead",
-    "remove_dead_passes",
-    "repair_pass",
     "rewrite",
-    "round_weights",
-    "round_weights_pass",
+    "run",
     "save",
     "search_rounding",
     "shard",
@@ -162,7 +160,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    module, _, own = home.partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), own or name)
     globals()[name] = value
     return value
 

@@ -21,16 +21,14 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import layout
 from tfl_rewrite.model.blob import MemorySink
-from tfl_rewrite.passes.calls import (
-    compact_passes,
-    dedup_pass,
-    dequantize_pass,
-    quantize_weights_pass,
-    remove_dead_passes,
-    repair_pass,
-    round_weights_pass,
-)
+from tfl_rewrite.passes.compact import Compact
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.repair import Repair
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.reading.check import examine_model
 from tfl_rewrite.reading.diff import diff
@@ -54,20 +52,20 @@ class Breach(Exception):
 
 
 def _orders() -> list[tuple[str, Sequence[Pass]]]:
-    weights = quantize_weights_pass(min_elements=16)
+    weights = QuantizeWeights(min_elements=16)
     return [
-        ("lossless", [*remove_dead_passes(), dedup_pass(), *compact_passes()]),
-        ("strip", remove_dead_passes(strip=["names", "min-max", "metadata:min_runtime_version"])),
+        ("lossless", [*[RemoveDead()], Dedup(), *[Compact()]]),
+        ("strip", [RemoveDead(strip=["names", "min-max", "metadata:min_runtime_version"])]),
         ("int8", [weights]),
-        ("expanded", [quantize_weights_pass(scheme="dequantize", granularity="tensor", min_elements=1)]),
-        ("packed", [Equalize(), quantize_weights_pass(dtype="int4", granularity="block:32", min_elements=1)]),
-        ("int2", [quantize_weights_pass(dtype="int2", min_elements=1)]),
-        ("int6", [quantize_weights_pass(dtype="int6", min_elements=1)]),
-        ("half", [quantize_weights_pass(dtype="float16", min_elements=1)]),
-        ("floats", [dequantize_pass()]),
-        ("repaired", [repair_pass()]),
-        ("rounded", [round_weights_pass(steps=16, min_elements=16)]),
-        ("all", [*remove_dead_passes(), dedup_pass(), round_weights_pass(), weights, *compact_passes()]),
+        ("expanded", [QuantizeWeights(scheme="dequantize", granularity="tensor", min_elements=1)]),
+        ("packed", [Equalize(), QuantizeWeights(dtype="int4", granularity="block:32", min_elements=1)]),
+        ("int2", [QuantizeWeights(dtype="int2", min_elements=1)]),
+        ("int6", [QuantizeWeights(dtype="int6", min_elements=1)]),
+        ("half", [QuantizeWeights(dtype="float16", min_elements=1)]),
+        ("floats", [Dequantize()]),
+        ("repaired", [Repair()]),
+        ("rounded", [RoundWeights(steps=16, min_elements=16)]),
+        ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]
 
 

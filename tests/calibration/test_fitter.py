@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, load, rewrite, round_weights_pass, search_rounding
+from tfl_rewrite import Judging, load, rewrite, search_rounding
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.cli import main
@@ -18,6 +18,7 @@ from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.numerics.products import Dense
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.opened import open_outputs
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.pipeline.verify import verify
@@ -43,7 +44,7 @@ def rounded(
     tolerance = Tolerance(min_snr=None)
     apart = () if holdout is None else (holdout,)
     settings = Judging(inputs=(inputs,), holdout=apart, tolerance=tolerance)
-    return rewrite(source, target, [round_weights_pass(**options)], judging=settings, force=True)
+    return rewrite(source, target, [RoundWeights(**options)], judging=settings, force=True)
 
 
 def fitter_of(source: Path, inputs: Path) -> tuple[Fitter, dict[str, Constant]]:
@@ -193,7 +194,7 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
         np.savez(tmp_path / "judge.npz", **{name: held[name][8:] for name in held.files})
     judge = tmp_path / "judge.npz"
     settings = Judging(inputs=(tmp_path / "calib.npz",), holdout=(judge,))
-    found = search_rounding(source, round_weights_pass(), settings, min_snr=25)
+    found = search_rounding(source, RoundWeights(), settings, min_snr=25)
     assert found.snr is not None and 25 <= found.snr < 33
     dealt = "4 + 4 samples, each half with weights rounded for the other"
     assert any(dealt in note for note in found.settings.notes)
@@ -206,7 +207,7 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
     # On its own inputs the file looks better than was measured; the others, which judge, keep what was asked.
     assert own is not None and other is not None and report.verdict.unfitted
     assert own > found.snr + 2 and other >= 25
-    plain = search_rounding(source, round_weights_pass(effort="fast"), settings, min_snr=25)
+    plain = search_rounding(source, RoundWeights(effort="fast"), settings, min_snr=25)
     assert plain.settings.fitting is None
     by_weights = rewrite(source, tmp_path / "plain.tflite", [plain.settings], judging=settings)
     assert by_weights.deflated is not None and report.deflated[1] < by_weights.deflated[1]
@@ -215,7 +216,7 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
 def test_the_search_looks_behind_a_softmax(fixtures: Path, tmp_path: Path, few: Path) -> None:
     """Twenty-four digits that the net is sure of: behind the SOFTMAX next to nothing shows."""
     source, settings = fixtures / "digits_cnn.tflite", Judging(inputs=(few,))
-    found = search_rounding(source, round_weights_pass(), settings, min_snr=25)
+    found = search_rounding(source, RoundWeights(), settings, min_snr=25)
     hidden = next(note for note in found.settings.notes if "what goes into the last SOFTMAX" in note)
     assert float(hidden.split()[-2]) >= 25
     # Other digits, of which the net is not so sure.
@@ -232,7 +233,7 @@ def test_too_few_samples_are_not_fitted_in_a_search(fixtures: Path, tmp_path: Pa
     with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
         np.savez(tmp_path / "one.npz", **{name: held[name][:1] for name in held.files})
     settings = Judging(inputs=(tmp_path / "one.npz",))
-    found = search_rounding(fixtures / "digits_cnn.tflite", round_weights_pass(), settings, min_snr=25)
+    found = search_rounding(fixtures / "digits_cnn.tflite", RoundWeights(), settings, min_snr=25)
     assert found.settings.fitting is None
     assert not any("each half" in note for note in found.settings.notes)
 
@@ -246,7 +247,7 @@ def test_another_grid_is_taken_only_where_it_deflates_better(fixtures: Path, tmp
     # Multiples of one and a half times a power of two, as a search may choose them.
     items, _ = find_constants(load(source), int8=False, min_elements=16)
     choices = {item.position: Choice(1.5 * 2.0**-9) for item in items}
-    searched = rewrite(source, tmp_path / "searched.tflite", [replace(round_weights_pass(), choices=choices)])
+    searched = rewrite(source, tmp_path / "searched.tflite", [replace(RoundWeights(), choices=choices)])
     report = rounded(tmp_path / "searched.tflite", tmp_path / "again.tflite", inputs, steps=256)
     assert searched.deflated is not None
     if report.deflated is not None:

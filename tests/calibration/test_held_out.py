@@ -18,15 +18,15 @@ from tfl_rewrite import (
     Judging,
     Tolerance,
     load,
-    quantize_weights_pass,
     rewrite,
-    round_weights_pass,
     save,
 )
 from tfl_rewrite.calibration.holdout import divide
 from tfl_rewrite.cli import main
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.model.ir import Operator, OperatorCode, Tensor, operator_number
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.work import BLAS_THREADS, blas_environment, one_blas_thread
 
 Array = np.ndarray[Any, Any]
@@ -227,7 +227,7 @@ def test_what_judges_is_never_written_to(
         assert "--holdout" in capsys.readouterr().err
     with pytest.raises(UsageError, match="holdout"):
         given = Judging(inputs=(inputs,), holdout=(apart,))
-        rewrite(source, linked, [quantize_weights_pass()], judging=given, force=True)
+        rewrite(source, linked, [QuantizeWeights()], judging=given, force=True)
     assert apart.read_bytes() == before and not (tmp_path / "a.tflite").exists()
 
 
@@ -289,13 +289,13 @@ def test_missing_inputs_are_told_before_anything_is_made(
     monkeypatch.setattr("tfl_rewrite.pipeline.rewrite.load", ran)
     settings = Judging(**{name: (tmp_path / "no.npz",)})
     with pytest.raises(UsageError, match=r"no\.npz: no such file"):
-        rewrite(rnet[0], tmp_path / "out.tflite", [quantize_weights_pass()], judging=settings)
+        rewrite(rnet[0], tmp_path / "out.tflite", [QuantizeWeights()], judging=settings)
 
 
 @pytest.mark.runtime
 def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
-    for item in (quantize_weights_pass(), round_weights_pass()):
+    for item in (QuantizeWeights(), RoundWeights()):
         report = rewrite(source, tmp_path / "a.tflite", [item], judging=Judging(inputs=(inputs,)), force=True)
         assert report.verdict is not None and report.verdict.unfitted
         assert report.verdict.sample_count == 3
@@ -306,7 +306,7 @@ def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     plain = rewrite(
         source,
         tmp_path / "b.tflite",
-        [quantize_weights_pass(effort="fast")],
+        [QuantizeWeights(effort="fast")],
         judging=Judging(inputs=(inputs,)),
     )
     assert plain.verdict is not None and plain.verdict.sample_count == 12 and not plain.verdict.unfitted

@@ -17,6 +17,7 @@ from tfl_rewrite.cli.arguments import COMMANDS
 from tfl_rewrite.cli.options import Role
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
+from tfl_rewrite.passes.dedup import Dedup
 
 MODEL = b"a model"
 
@@ -286,7 +287,7 @@ def test_names_that_differ_in_case_where_case_does_not_count(tmp_path: Path) -> 
 def test_calls_check_as_commands_do(here: Path) -> None:
     os.link("in.tflite", "link.tflite")
     os.link("calib.npz", "link.npz")
-    passes = [tfl_rewrite.dedup_pass()]
+    passes = [Dedup()]
     given = tfl_rewrite.Judging(inputs=("calib.npz",))
     before = content(here)
     with pytest.raises(UsageError, match=r"is another name of in\.tflite"):

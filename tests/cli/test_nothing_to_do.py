@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import dequantize, load, quantize_weights, save
+from tfl_rewrite import load, save
 from tfl_rewrite.cli import main
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.passes.dequantize import Dequantize
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 CASES = {
     ("quantize-weights", "already_int4"): "quantized already: 1 per-channel int4 weight of FULLY_CONNECTED",
@@ -64,15 +67,15 @@ def test_constants_behind_dequantize_and_names_with_spaces(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = load(fixtures / "dense.tflite")
-    quantize_weights(model, dtype="int2", scheme="dequantize", min_elements=1)
+    run_passes(model, [QuantizeWeights(dtype="int2", scheme="dequantize", min_elements=1)])[0]
     source, target = tmp_path / "two bits.tflite", tmp_path / "out.tflite"
     save(model, source)
     said = run(["quantize-weights", str(source), str(target), "--verify", "off"], capsys)
     assert re.search(r"\d+ per-\w+ int2 constants? behind DEQUANTIZE", said)
     assert f"'{source}' OUT" in said
-    assert dequantize(load(source)).idle == ""
+    assert run_passes(load(source), [Dequantize()])[0].idle == ""
 
 
 def test_the_report_says_it_too(fixtures: Path, tmp_path: Path) -> None:
-    result = dequantize(load(fixtures / "digits_cnn.tflite"))
+    result = run_passes(load(fixtures / "digits_cnn.tflite"), [Dequantize()])[0]
     assert result.idle == result.to_dict()["idle"] != ""

@@ -10,7 +10,7 @@ import pytest
 from tfl_rewrite import Judging, RewriteFailed, rewrite
 from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.judge.settings import Tolerance
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.verify import verify
 
 from .. import tiny_models
@@ -203,7 +203,7 @@ def test_nan_says_nothing(tmp_path: Path) -> None:
     assert verdict.status == "unverified" and verdict.cause == "nothing"
     assert "all its values are NaN" in verdict.reasons[0]
     with pytest.raises(RewriteFailed) as caught:
-        made = quantize_weights_pass(min_elements=1)
+        made = QuantizeWeights(min_elements=1)
         rewrite(before, tmp_path / "out.tflite", [made], judging=Judging(mode="require"))
     assert caught.value.exit_code == 3 and not (tmp_path / "out.tflite").exists()
 
@@ -319,7 +319,7 @@ def test_an_assumed_range_does_not_satisfy_require(tmp_path: Path, photos: Path)
     graph.op("RESHAPE", [x, shape], [flat], newShape=[1, 192])
     graph.outputs = [layer(graph, flat, weights(0, 16, 192))]
     file = model.write(tmp_path / "a.tflite")
-    made = [quantize_weights_pass(min_elements=1)]
+    made = [QuantizeWeights(min_elements=1)]
     with pytest.raises(RewriteFailed, match="pixel range assumed") as caught:
         checked = Judging(mode="require", inputs=(photos,))
         rewrite(file, tmp_path / "out.tflite", made, judging=checked)

@@ -13,7 +13,7 @@ from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels import reads, runtimes
 from tfl_rewrite.kernels.reads import needed_version
 from tfl_rewrite.model.ir import Operator, Tensor, schema
-from tfl_rewrite.passes.calls import repair_pass
+from tfl_rewrite.passes.repair import Repair
 
 from ..faulty_models import dense, scaled, sixteen, too_high
 from ..nets import Net, codes
@@ -165,7 +165,7 @@ def test_what_only_ancient_runtimes_lack_is_not_worth_a_word() -> None:
 def test_lowered_for_whom_it_helps(version: int, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(too_high(version, version), source)
-    report = rewrite(source, target, [repair_pass()], judging=Judging(samples=1))
+    report = rewrite(source, target, [Repair()], judging=Judging(samples=1))
     assert codes(load(target)) == [("ADD", 1)] * 2 and len(load(target).operator_codes) == 1
     assert doctor(target, min_runtime="2.14").findings == ()
     if version <= 6:

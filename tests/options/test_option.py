@@ -57,7 +57,7 @@ def test_rows_are_those_of_the_fields_in_order() -> None:
 
 def test_the_help_tells_the_default_once() -> None:
     assert ROWS["steps"].text == "how many (default: 256)"
-    assert ROWS["min_snr"].text == "least ratio (default: 20.0)"
+    assert ROWS["min_snr"].text == "least ratio (default: 20)"
     assert ROWS["exclude"].text == "what stays"
     assert ROWS["correct"].text == "leave biases as they are"
 

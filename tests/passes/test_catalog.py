@@ -12,6 +12,7 @@ from tfl_rewrite.editing.base import Effect
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.patterns import Pattern
 from tfl_rewrite.passes import catalog
+from tfl_rewrite.passes.dedup import Dedup
 
 from ..helpers import ROOT
 from ..nets import Net
@@ -33,9 +34,43 @@ def test_a_preset_without_loss_has_no_lossy_pass():
     assert any(item.effect is Effect.TOLERANCE for item in catalog.preset("small"))
 
 
-@pytest.mark.parametrize("entry", catalog.CATALOG, ids=lambda entry: entry.name)
-def test_entries_tell_the_truth_about_loss(entry):
-    assert any(item.effect is Effect.TOLERANCE for item in catalog.passes_of([entry.name])) is entry.lossy
+@pytest.mark.parametrize("kind", catalog.CATALOG, ids=lambda kind: kind.name)
+def test_passes_say_what_they_do_and_why_they_stand_there(kind):
+    assert kind.place and catalog.summary(kind) and not catalog.summary(kind).endswith(".")
+    assert [part.name for part in catalog.passes_of([kind.name])[0].parts()] == [kind.name]
+
+
+class Point:
+    """An entry point of a package that is not installed."""
+
+    dist = None
+
+    def __init__(self, name, value):
+        self.name = name
+        self.value = value
+
+    def load(self):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+def test_passes_of_other_packages_are_found_and_loaded_when_named(monkeypatch):
+    class Theirs(Dedup):
+        """Does more."""
+
+    points = [
+        Point("theirs", Theirs),
+        Point("dedup", Theirs),
+        Point("broken", ImportError("no")),
+        Point("odd", int),
+    ]
+    monkeypatch.setattr(catalog.importlib.metadata, "entry_points", lambda group: points)
+    assert catalog.find("theirs") is Theirs and catalog.find("dedup") is Dedup
+    assert catalog.passes_of(["theirs:pure-custom=A"])[0].pure_custom == ("A",)
+    for name, said in (("broken", "cannot be loaded: no"), ("odd", "is no subclass"), ("their", "'theirs'")):
+        with pytest.raises(tfl_rewrite.UsageError, match=said):
+            catalog.find(name)
 
 
 def test_options_reach_the_pass():
@@ -75,7 +110,7 @@ def test_what_does_not_fit_is_a_usage_error(text):
         ("Dedup", "did you mean 'dedup'"),
         ("remove_dead", "did you mean 'remove-dead'"),
         ("compact:alin=16", "did you mean 'align'"),
-        ("dequantize:foo=1", "it has none"),
+        ("dequantize:foo=1", "there is none"),
         ("compact:align", "write align=VALUE"),
         ("compact:align=wide", "'wide' is no whole number"),
     ],
@@ -89,8 +124,9 @@ def test_signs_between_items_may_stand_in_values_when_written_twice():
     (made,) = catalog.passes_of(["quantize-weights:exclude=a++b{1,,2}+c,map=^a/=int4,,DENSE=int8,"])
     assert made.selection.exclude == (Pattern.compile("a+b{1,2}"), Pattern.compile("c"))
     assert [rule.match.pattern for rule in made.assignment.rules] == ["^a/", "DENSE"]
-    cut = catalog.passes_of(["remove-dead:outputs=a,,b"])[0]
-    assert cut.outputs == ["a,b"]
+    (made,) = catalog.passes_of(["remove-dead:outputs=a,,b,strip=names"])
+    assert made.outputs == ("a,b",)
+    assert [part.name for part in made.parts()] == ["cut", "strip", "remove-dead"]
 
 
 def test_a_preset_that_does_not_exist_is_a_usage_error():

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tflite
 
-from tfl_rewrite import UsageError, compact, load, save
+from tfl_rewrite import UsageError, load, save
 from tfl_rewrite.cli import main
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
@@ -23,7 +24,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, new_record, schema
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.passes.calls import compact_passes
+from tfl_rewrite.passes.compact import Compact
 
 from ..nets import Net, data_of, named, run, stored_apart
 
@@ -33,7 +34,7 @@ ONES = np.ones((1, 4), np.float32)
 def packed(source: Path, target: Path, **options: object) -> Path:
     """Compacts a file without running it."""
     model = load(source)
-    save(model, target, force=True, packing=compact(model, **options)[-1].packing)
+    save(model, target, force=True, packing=run_passes(model, [Compact(**options)])[-1].packing)
     return target
 
 
@@ -76,7 +77,7 @@ def net_of_layers(layers: int = 6) -> Net:
 def test_a_rewrite_alone_shrinks_and_loses_nothing_but_defaults(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "dense_defaults_present.tflite"
     model = load(source)
-    result = compact(model)[-1]
+    result = run_passes(model, [Compact()])[-1]
     target = tmp_path / "packed.tflite"
     nbytes = save(model, target, packing=result.packing)
     assert nbytes == target.stat().st_size < source.stat().st_size
@@ -101,7 +102,7 @@ def test_empty_buffers_become_the_sentinel_but_for_variables_and_present_ones() 
     # Present and empty: the runtime takes such a tensor for a constant without elements.
     hollow = net.tensor("hollow", (0,), buffer=empties[3])
     empties[3].rest = empties[3].rest.replace(data=ScalarVector(UINT8, b""))
-    result = compact(net.model)[-1]
+    result = run_passes(net.model, [Compact()])[-1]
     assert net.model.buffers[1:] == empties[2:]
     assert x.buffer is y.buffer is net.model.buffers[0]
     assert hollow.buffer is empties[3] and state.buffer is empties[2]
@@ -113,7 +114,7 @@ def test_buffers_stay_where_metadata_counts_them() -> None:
     net.output(net.add("ABS", [net.input("x", (1, 4))], "y", (1, 4)))
     net.model.buffers.append(Buffer())
     net.metadata("COMPRESSION_METADATA", bytes(16))
-    result = compact(net.model)[-1]
+    result = run_passes(net.model, [Compact()])[-1]
     assert len(net.model.buffers) == 3
     assert any("COMPRESSION_METADATA" in note for note in result.notes)
 
@@ -137,7 +138,7 @@ def test_empty_quantization_goes_and_what_says_something_stays() -> None:
     }
     for name, details in cases.items():
         net.input(name, (1,)).quantization = details
-    compact(net.model)
+    run_passes(net.model, [Compact()])
     found = {
         tensor.name: None if tensor.quantization is None else set(plain(_lowered(net.model, tensor.name))[1])  # type: ignore[index]
         for tensor in net.graph.tensors
@@ -149,7 +150,7 @@ def test_empty_quantization_goes_and_what_says_something_stays() -> None:
         "scales without zero points": {"scale", "zero_point"},
         "all": {"scale", "zero_point"},
     }
-    assert not compact(net.model)[-1].modified
+    assert not run_passes(net.model, [Compact()])[-1].modified
 
 
 def _lowered(model: Model, name: str) -> Record:
@@ -162,7 +163,7 @@ def test_a_signature_of_shapes_goes_only_where_all_sizes_are_known() -> None:
     net = Net()
     known, free = net.input("known", (1, 4)), net.input("free", (1, 4))
     known.signature, free.signature = (1, 4), (-1, 4)
-    compact(net.model)
+    run_passes(net.model, [Compact()])
     assert (known.signature, free.signature) == (None, (-1, 4))
 
 
@@ -177,7 +178,7 @@ def test_equal_constants_are_stored_once_and_stay_two_buffers(tmp_path: Path) ->
         stored_apart(named(net.model, name))
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(net.model, source)
-    result = compact(load(source))[-1]
+    result = run_passes(load(source), [Compact()])[-1]
     assert [(c.where, c.to_dict()["saved"]) for c in result.changes] == [("buffers[2]", 1600)]
     packed(source, target)
     after = load(target)
@@ -195,7 +196,7 @@ def test_empty_vectors_of_operators_go(field: str) -> None:
     scalar = schema().tables["Operator"].by_name[field].scalar
     assert scalar is not None
     operator.rest = operator.rest.replace(**{field: ScalarVector(scalar, b"")})
-    compact(net.model)
+    run_passes(net.model, [Compact()])
     assert field not in lower(net.model)["subgraphs"][0]["operators"][0]
 
 
@@ -256,7 +257,7 @@ def test_a_file_that_would_grow_is_copied(tmp_path: Path) -> None:
     net.output(net.add("ADD", [x, net.constant("c", ONES)], "y", (1, 4)))
     net.model.subgraphs[0].name = None
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
-    save(net.model, source, packing=compact(net.model)[-1].packing)
+    save(net.model, source, packing=run_passes(net.model, [Compact()])[-1].packing)
     code, text = command("compact", source, target, "--verify", "off")
     assert (code, "is a verbatim copy" in text) == (0, True)
     assert target.read_bytes() == source.read_bytes()
@@ -265,7 +266,7 @@ def test_a_file_that_would_grow_is_copied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("align", [0, 8, 24, 100_000, 1 << 17, -16])
 def test_alignments_that_make_no_sense_are_refused(align: int) -> None:
     with pytest.raises(UsageError, match="power of two"):
-        compact_passes(align=align)
+        [Compact(align=align)]
 
 
 # -- Where constants lie -------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ def test_constants_outside_the_flatbuffer_start_on_pages_too(
     monkeypatch.setattr(store, "_INLINE_LIMIT", 1000)
     net = net_of_layers(3)
     target = tmp_path / "out.tflite"
-    save(net.model, target, packing=compact(net.model, align=4096)[-1].packing)
+    save(net.model, target, packing=run_passes(net.model, [Compact(align=4096)])[-1].packing)
     buffers = [buffer for buffer in load(target).buffers if buffer.nbytes]
     assert all(buffer.outside for buffer in buffers)
     assert all(getattr(buffer.blob, "offset", 1) % 4096 == 0 for buffer in buffers)
@@ -381,6 +382,6 @@ def test_a_changed_model_is_laid_out_as_asked_for(fixtures: Path) -> None:
     origin = origin_of(model)
     assert origin is not None
     assert layout(model).verbatim is origin.container
-    made = layout(model, packing=compact(model)[-1].packing)
+    made = layout(model, packing=run_passes(model, [Compact()])[-1].packing)
     assert made.verbatim is None
     assert made.nbytes < origin.container.nbytes

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import UnsupportedError, dedup, load, remove_dead, save
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite import UnsupportedError, load, save
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32
 from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Operator, OperatorCode, Quantization, Tensor, new_record
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.remove_dead import RemoveDead
 
 from ..nets import Net, named, run, stored_apart
 
@@ -53,13 +55,13 @@ def test_equal_parts_become_one_down_the_line(tmp_path: Path) -> None:
     save(net.model, path)
     before = run(path, {"x": x})
     stored_apart(named(net.model, "d"))
-    result = dedup(net.model)
+    result = run_passes(net.model, [Dedup()])[0]
     assert names(net.model) == ["x", "c", "p", "r", "y"]
     assert kinds(net.model) == ["MUL", "ADD", "SUB"]
     assert whats(result) == [("buffers[2]", 16), ("d", 0), ("MUL -> q", 0), ("ADD -> s", 0)]
     save(net.model, path, force=True)
     assert run(path, {"x": x})["y"].tobytes() == before["y"].tobytes()
-    assert not dedup(net.model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
 
 
 def test_hashes_propose_and_bytes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +69,8 @@ def test_hashes_propose_and_bytes_decide(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(likeness, "digest", lambda _blob: b"all alike")
     net = twice()
     named(net.model, "d").buffer.blob = OwnedBlob((4 * ONES).tobytes())
-    assert not dedup(net.model).modified
-    assert dedup(twice().model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
+    assert run_passes(twice().model, [Dedup()])[0].modified
 
 
 def test_buffers_of_variables_and_metadata_stay_apart() -> None:
@@ -78,7 +80,7 @@ def test_buffers_of_variables_and_metadata_stay_apart() -> None:
     net.metadata("same bytes", bytes(data.blob.view()))
     state = net.constant("state", 3 * ONES)
     state.is_variable = True
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert len(net.model.buffers) == 4
     assert len({id(state.buffer), id(data), id(net.model.metadata[0].buffer)}) == 3
     assert "state" in names(net.model)
@@ -120,7 +122,7 @@ def thin_out(net: Net) -> None:
 def test_constants_that_differ_in_more_than_the_name_stay(change: object) -> None:
     net = twice()
     change(net)  # type: ignore[operator]
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert {"c", "d"} <= set(names(net.model))
     assert named(net.model, "c").buffer is named(net.model, "d").buffer
     assert kinds(net.model).count("MUL") == 2
@@ -130,7 +132,7 @@ def test_equal_quantization_does_not_keep_constants_apart() -> None:
     net = twice()
     quantize(net, "c", 2.0)
     quantize(net, "d", 2.0)
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert "d" not in names(net.model)
 
 
@@ -138,12 +140,12 @@ def test_names_that_others_know_stay() -> None:
     net = twice()
     net.output(named(net.model, "d"))
     net.output(named(net.model, "q"))
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     # What is known by name takes the place of what came first.
     assert names(net.model) == ["x", "d", "q", "r", "y"]
     assert kinds(net.model) == ["MUL", "ADD", "SUB"]
     assert not broken(net.model)
-    assert not dedup(net.model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
 
 
 @pytest.mark.runtime
@@ -151,7 +153,7 @@ def test_two_outputs_stay_two(tmp_path: Path) -> None:
     net = twice()
     for name in ("c", "d", "p", "q"):
         net.output(named(net.model, name))
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert {"c", "d", "p", "q"} <= set(names(net.model))
     path = tmp_path / "model.tflite"
     save(net.model, path)
@@ -165,7 +167,7 @@ def test_an_input_with_a_default_is_no_constant() -> None:
     x = net.input("x", (1, 4))
     first = net.add("ADD", [x, given], "p", (1, 4))
     net.output(net.add("MUL", [first, net.constant("c", ONES.copy())], "y", (1, 4)))
-    result = dedup(net.model)
+    result = run_passes(net.model, [Dedup()])[0]
     assert not result.modified
     assert len({id(tensor.buffer) for tensor in net.graph.tensors if tensor.is_constant}) == 2
 
@@ -175,7 +177,7 @@ def test_arguments_of_signatures_are_names_that_others_know() -> None:
     net.sign("serve")
     row = new_record("TensorMap").replace(name="inner")
     net.model.signatures[0].outputs.append((row, named(net.model, "s")))
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert "s" in names(net.model)
     assert "r" not in names(net.model)
 
@@ -184,7 +186,7 @@ def test_scales_of_blocks_follow_the_tensor_that_stays() -> None:
     net = twice()
     weights = named(net.model, "x")
     weights.quantization = Quantization(scales_tensor=named(net.model, "d"))
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert weights.quantization is not None
     assert weights.quantization.scales_tensor is named(net.model, "c")
     assert not broken(net.model)
@@ -195,7 +197,7 @@ def test_random_and_stateful_operators_are_never_merged(kind: str) -> None:
     net = Net()
     x = net.input("x", (2,), np.int32)
     net.output(net.add("SUB", [net.add(kind, [x], name, (2,)) for name in ("a", "b")], "y", (2,)))
-    assert not dedup(net.model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
 
 
 def test_custom_operators_are_merged_on_request_only() -> None:
@@ -207,7 +209,7 @@ def test_custom_operators_are_merged_on_request_only() -> None:
         made: list[Tensor | None] = [net.tensor(name, (1, 4)) for name in ("a", "b")]
         net.graph.operators += [Operator(code, [x], [tensor]) for tensor in made]
         net.output(net.add("SUB", made, "y", (1, 4)))
-        dedup(net.model, pure_custom=pure)
+        run_passes(net.model, [Dedup(pure_custom=pure)])[0]
         assert len(net.graph.operators) == left
 
 
@@ -217,7 +219,7 @@ def test_operators_with_a_variable_are_never_merged() -> None:
     state.is_variable = True
     net.model.buffers.append(state.buffer)
     net.output(net.add("SUB", [net.add("SVDF", [x, state], name, (1, 4)) for name in "ab"], "y", (1, 4)))
-    assert not dedup(net.model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
 
 
 @pytest.mark.parametrize("what", ["options", "version", "order", "output type", "custom options", "absent"])
@@ -241,14 +243,14 @@ def test_operators_that_differ_stay(what: str) -> None:
         second.rest = second.rest.replace(custom_options=ScalarVector(FLOAT32, b"\1\0\0\0"))
     else:
         second.inputs.append(None)
-    assert not dedup(net.model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
 
 
 def test_a_tensor_that_two_operators_write_is_no_single_value() -> None:
     net = twice()
     net.graph.operators[1].outputs = [named(net.model, "p")]
     before = list(net.graph.operators)
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert net.graph.operators == before
 
 
@@ -259,7 +261,7 @@ def test_a_tensor_that_a_caller_and_an_operator_write_is_no_single_value() -> No
     net.add("NEG", [first], "spare", (1, 4))
     net.graph.operators[-1].outputs = [x]
     net.output(net.add("SUB", [first, net.add("ABS", [x], "after", (1, 4))], "y", (1, 4)))
-    assert not dedup(net.model).modified
+    assert not run_passes(net.model, [Dedup()])[0].modified
 
 
 @pytest.mark.parametrize("known_by", ["subgraph", "signature"])
@@ -271,7 +273,7 @@ def test_an_input_with_bytes_is_no_constant_because_callers_may_overwrite_it(kno
         net.graph.inputs.append(given)
     row = new_record("TensorMap").replace(name="c")
     net.model.signatures[0].inputs.append((row, given))
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert {"c", "d", "p", "q"} <= set(names(net.model))
 
 
@@ -280,7 +282,7 @@ def test_results_in_empty_buffers_of_their_own_are_alike() -> None:
     for name in ("p", "q"):
         named(net.model, name).buffer = Buffer()
         net.model.buffers.append(named(net.model, name).buffer)
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert kinds(net.model) == ["MUL", "ADD", "SUB"]
 
 
@@ -289,7 +291,7 @@ def test_a_buffer_with_a_vector_of_no_bytes_is_not_like_none() -> None:
     buffer = Buffer(rest=new_record("Buffer").replace(data=ScalarVector(FLOAT32, b"")))
     net.model.buffers.append(buffer)
     named(net.model, "q").buffer = buffer
-    dedup(net.model)
+    run_passes(net.model, [Dedup()])[0]
     assert kinds(net.model).count("MUL") == 2
 
 
@@ -307,8 +309,8 @@ def test_reads_of_a_variable_around_a_write_stay_two_and_in_order(tmp_path: Path
     second = net.add("READ_VARIABLE", [handle], "second", (1, 4))
     net.output(net.add("SUB", [second, first], "y", (1, 4)))
     before = kinds(net.model)
-    remove_dead(net.model)
-    dedup(net.model)
+    run_passes(net.model, [RemoveDead()])
+    run_passes(net.model, [Dedup()])[0]
     assert kinds(net.model) == before
 
 
@@ -316,11 +318,11 @@ def test_compressed_constants_are_refused() -> None:
     net = twice()
     net.metadata("COMPRESSION_METADATA", bytes(16))
     with pytest.raises(UnsupportedError, match="COMPRESSION_METADATA"):
-        dedup(net.model)
+        run_passes(net.model, [Dedup()])[0]
 
 
 def test_a_second_run_finds_nothing(sound: Path) -> None:
     model = load(sound)
-    dedup(model)
+    run_passes(model, [Dedup()])[0]
     assert not broken(model)
-    assert not dedup(model).modified
+    assert not run_passes(model, [Dedup()])[0].modified

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import dequantize, load, quantize_weights, save
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite import load, save
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.dequantize import Dequantize
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 from ..nets import Array, Net, codes, data_of, decibels, dequantized, named, run
 
@@ -32,12 +34,12 @@ ENCODINGS: list[dict[str, Any]] = [
 
 def floats(source: Path, target: Path) -> tuple[Model, PassResult]:
     model = load(source)
-    result = dequantize(model)
+    result = run_passes(model, [Dequantize()])[0]
     assert not broken(model)
     save(model, target)
     after = load(target)
     assert not problems(after)
-    assert not dequantize(load(target)).modified
+    assert not run_passes(load(target), [Dequantize()])[0].modified
     return after, result
 
 
@@ -91,7 +93,7 @@ def test_there_and_back(
     source: Path, inputs: dict[str, Array], tmp_path: Path, options: dict[str, Any]
 ) -> None:
     model = load(source)
-    assert quantize_weights(model, **options).modified
+    assert run_passes(model, [QuantizeWeights(**options)])[0].modified
     save(model, tmp_path / "small.tflite")
     after, result = floats(tmp_path / "small.tflite", tmp_path / "large.tflite")
     stored = {tensor.dtype_name for tensor in after.subgraphs[0].tensors if tensor.is_constant}
@@ -107,7 +109,7 @@ def test_there_and_back(
             assert decibels(expected, two[key]) >= (120 if exact else 30), (key, reference)
     # The same integers again, in the same places.
     again = load(tmp_path / "large.tflite")
-    assert quantize_weights(again, **options).modified
+    assert run_passes(again, [QuantizeWeights(**options)])[0].modified
     save(again, tmp_path / "again.tflite")
     assert small_constants(load(tmp_path / "again.tflite")) == small_constants(
         load(tmp_path / "small.tflite")
@@ -117,14 +119,14 @@ def test_there_and_back(
 
 
 def _changes(source: Path, options: dict[str, Any]) -> tuple[Any, ...]:
-    return quantize_weights(load(source), **options).changes
+    return run_passes(load(source), [QuantizeWeights(**options)])[0].changes
 
 
 def test_the_graph_is_as_it_was(source: Path, tmp_path: Path) -> None:
     before = load(source)
     for number, options in enumerate(({"dtype": "int4", "granularity": "block:32"}, {"dtype": "float16"})):
         model = load(source)
-        quantize_weights(model, **options)
+        run_passes(model, [QuantizeWeights(**options)])[0]
         save(model, tmp_path / f"{number}.tflite")
         after, _ = floats(tmp_path / f"{number}.tflite", tmp_path / f"{number}.large.tflite")
         assert codes(after) == codes(before)
@@ -135,7 +137,7 @@ def test_the_graph_is_as_it_was(source: Path, tmp_path: Path) -> None:
 
 def test_values_are_those_of_the_integers(source: Path, tmp_path: Path) -> None:
     model = load(source)
-    quantize_weights(model)
+    run_passes(model, [QuantizeWeights()])[0]
     save(model, tmp_path / "small.tflite")
     small = load(tmp_path / "small.tflite")
     after, _ = floats(tmp_path / "small.tflite", tmp_path / "large.tflite")
@@ -147,7 +149,7 @@ def test_values_are_those_of_the_integers(source: Path, tmp_path: Path) -> None:
 
 def test_operators_get_their_float_version(source: Path, tmp_path: Path) -> None:
     model = load(source)
-    quantize_weights(model)
+    run_passes(model, [QuantizeWeights()])[0]
     assert ("FULLY_CONNECTED", 12) in codes(model) and ("CONV_2D", 5) in codes(model)
     save(model, tmp_path / "small.tflite")
     after, _ = floats(tmp_path / "small.tflite", tmp_path / "large.tflite")
@@ -188,5 +190,5 @@ def test_scales_of_half_a_number(fixtures: Path) -> None:
     ]
     assert tables and tables[0] is not None and tables[0].buffer.blob is not None
     tables[0].buffer.blob = OwnedBlob(bytes(tables[0].buffer.blob.view())[:-1])
-    result = dequantize(model)
+    result = run_passes(model, [Dequantize()])[0]
     assert [item.rule for item in result.skips] == ["form"] and not result.modified

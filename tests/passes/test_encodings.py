@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import UsageError, dequantize, load, quantize_weights, save
+from tfl_rewrite import UsageError, load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.numerics.packing import unpack
 from tfl_rewrite.numerics.symmetric import Error, Float32
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
@@ -38,7 +38,7 @@ def passed(source: Path, target: Path, item: QuantizeWeights) -> tuple[Model, Pa
 
 
 def quantized(source: Path, target: Path, **options: Any) -> tuple[Model, PassResult]:
-    return passed(source, target, quantize_weights_pass(**options))
+    return passed(source, target, QuantizeWeights(**options))
 
 
 def encodings(result: PassResult) -> dict[str, str]:
@@ -54,7 +54,7 @@ def integers(tensor: Tensor) -> Array:
 def expanded(path: Path) -> Path:
     """The same file with the float32 values that its integers mean."""
     model = load(path)
-    assert dequantize(model).modified
+    assert run_passes(model, [Dequantize()])[0].modified
     target = path.with_suffix(".expanded.tflite")
     save(model, target)
     return target
@@ -158,7 +158,7 @@ def test_each_encoding(
         if not (name in ("table", "odd") and "channel" in text):
             assert found[name] == text, name
     assert target.stat().st_size < mixed.stat().st_size
-    assert not quantize_weights(load(target), dtype=dtype, granularity=granularity).modified
+    assert not run_passes(load(target), [QuantizeWeights(dtype=dtype, granularity=granularity)])[0].modified
     agrees(target, inputs, 30)
     del after
 
@@ -285,7 +285,7 @@ def test_by_call_and_by_name(mixed: Path, tmp_path: Path) -> None:
     def chosen(item: Candidate) -> Encoding | None:
         return Encoding.parse("int4") if "CONV_2D" in item.readers else None
 
-    base = quantize_weights_pass(dtype="float32")
+    base = QuantizeWeights(dtype="float32")
     by_call = replace(base, assignment=chosen)
     by_name = replace(base, assignment={"kernel": Encoding.parse("int4")})
     outputs = []
@@ -341,7 +341,7 @@ def test_weights_that_go_together_are_all_int8_or_none(tmp_path: Path) -> None:
 )
 def test_what_cannot_be(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        quantize_weights_pass(**options)
+        QuantizeWeights(**options)
 
 
 def test_an_older_runtime_gets_what_it_takes(mixed: Path, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_an_older_runtime_gets_what_it_takes(mixed: Path, tmp_path: Path) -> Non
     assert found["rows"] == "int4:block:32 dequantize" and found["kernel"] == "int4:channel dequantize"
     assert found["dense"] == "int4:channel hybrid"
     assigned = replace(
-        quantize_weights_pass(min_runtime="2.14"), assignment=lambda _: Encoding.parse("int4:channel")
+        QuantizeWeights(min_runtime="2.14"), assignment=lambda _: Encoding.parse("int4:channel")
     )
     _, result = passed(mixed, tmp_path / "c.tflite", assigned)
     assert not result.modified
@@ -416,7 +416,7 @@ class Coarse:
 def test_a_rounder_plugs_in(mixed: Path, tmp_path: Path, encoding: str) -> None:
     coarse = Coarse()
     item = replace(
-        quantize_weights_pass(dtype="float32"),
+        QuantizeWeights(dtype="float32"),
         assignment={"dense": Encoding.parse(encoding)},
         rounder=coarse,
     )
@@ -455,7 +455,7 @@ def test_six_bits_are_an_int4_and_an_int2(mixed: Path, tmp_path: Path) -> None:
     assert (off[inside] <= 0.5001 * np.broadcast_to(scale[1][:, None], off.shape)[inside]).all()
     # dequantize adds them up, and leaves no ADD behind.
     model = load(target)
-    dequantize(model)
+    run_passes(model, [Dequantize()])[0]
     adds = [[name for name, _ in codes(each)].count("ADD") for each in (model, load(mixed), after)]
     assert adds == [1, 1, 6]
     assert not any(tensor.dtype_name in ("INT4", "INT2") for tensor in model.subgraphs[0].tensors)

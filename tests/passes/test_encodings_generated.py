@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from tfl_rewrite import dequantize, load, save
+from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken, problems
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
@@ -61,7 +61,7 @@ def drawn(texts: list[str], **options: Any) -> QuantizeWeights:
     def assignment(item: Candidate) -> Encoding:
         return Encoding.parse(texts[sum(map(ord, item.value.name)) % len(texts)])
 
-    return replace(quantize_weights_pass(**options), assignment=assignment)
+    return replace(QuantizeWeights(**options), assignment=assignment)
 
 
 @pytest.mark.runtime
@@ -87,7 +87,7 @@ def test_files_compute_what_their_integers_mean(
         assert after.stat().st_size < before.stat().st_size
         assert not run_passes(load(after), [item])[0].modified
         model = load(after)
-        dequantize(model)
+        run_passes(model, [Dequantize()])[0]
         assert not broken(model)
         save(model, large)
         expanded = load(large)

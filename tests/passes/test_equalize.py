@@ -12,8 +12,8 @@ from tfl_rewrite.editing.base import Context, run_passes
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.equalize import Equalize, _pairs
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.verify import verify
 
 
@@ -70,7 +70,7 @@ def test_outputs_stay_equal_to_the_bit_and_rounding_gains(
     ratios = []
     for path in (source, balanced):
         rounded = load(path)
-        calls.quantize_weights(rounded, dtype="int4", scheme="dequantize", effort="fast")
+        run_passes(rounded, [QuantizeWeights(dtype="int4", scheme="dequantize", effort="fast")])[0]
         out = tmp_path / "rounded.tflite"
         save(rounded, out, force=True)
         verdict = verify(source, out, Judging(inputs=[inputs], tolerance=Tolerance(min_snr=None)))
@@ -86,9 +86,11 @@ def test_a_second_run_changes_nothing(source: Path) -> None:
 
 def test_best_effort_does_it_first(source: Path) -> None:
     model = load(source)
-    notes = calls.quantize_weights(model, dtype="int4", effort="best").notes
+    notes = run_passes(model, [QuantizeWeights(dtype="int4", effort="best")])[0].notes
     assert any("balanced" in note for note in notes)
-    assert not any("balanced" in note for note in calls.quantize_weights(load(source), dtype="int4").notes)
+    assert not any(
+        "balanced" in note for note in run_passes(load(source), [QuantizeWeights(dtype="int4")])[0].notes
+    )
 
 
 def test_what_another_operator_sees_stays(source: Path) -> None:

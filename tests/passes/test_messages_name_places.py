@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import FormatError, UsageError, dedup, load, remove_dead, repair_pass, rewrite, save
+from tfl_rewrite import FormatError, UsageError, load, rewrite, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.calls import dedup_pass, remove_dead_passes
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.reading.doctor import doctor
 
 from ..faulty_models import scaled
@@ -41,7 +43,7 @@ def beyond_repair() -> Model:
 def test_what_does_not_run_is_named_by_its_place_in_the_input(tmp_path: Path) -> None:
     source = tmp_path / "in.tflite"
     save(beyond_repair(), source)
-    passes = remove_dead_passes()
+    passes = [RemoveDead()]
     with pytest.raises(FormatError) as caught:
         rewrite(source, tmp_path / "out.tflite", passes)
     assert caught.value.where == "subgraphs[0].tensors[5]" == problems(load(source))[0].where
@@ -57,7 +59,7 @@ def test_a_later_pass_names_places_of_the_input(tmp_path: Path) -> None:
     save(net.model, path)
     model = load(path)
     first = [item.where for item in doctor(path).findings if item.kind == "zero-scale"]
-    results = run_passes(model, [*remove_dead_passes(), repair_pass()])
+    results = run_passes(model, [*[RemoveDead()], Repair()])
     assert [edit.where for edit in results[-1].changes] == first != []  # type: ignore[attr-defined]
     assert model.places is None
 
@@ -86,20 +88,20 @@ def test_numbers_of_tensors_are_those_of_the_input(
     assert [tensor.name for tensor in load(target).subgraphs[0].outputs] == ["y"]
     model = load(path)
     # Of the model as it is when a call begins.
-    dedup(model)
-    remove_dead(model)
+    run_passes(model, [Dedup()])[0]
+    run_passes(model, [RemoveDead()])
     now = [tensor.name for tensor in model.subgraphs[0].tensors].index("y")
-    remove_dead(model, outputs=[f"#{now}"])
+    run_passes(model, [RemoveDead(outputs=[f"#{now}"])])
     assert [tensor.name for tensor in model.subgraphs[0].outputs] == ["y"]
     with pytest.raises(UsageError, match="there is no tensor #99"):
-        remove_dead(model, outputs=["#99"])
+        run_passes(model, [RemoveDead(outputs=["#99"])])
 
 
 def test_buffers_too(tmp_path: Path) -> None:
     net = after_dead_ones()
     same = net.constant("same", np.ones((2, 8), np.float32))
     net.output(net.add("ADD", [net.graph.tensors[0], same], "z", (2, 8)))
-    result = run_passes(net.model, [*remove_dead_passes(), dedup_pass()])[-1]
+    result = run_passes(net.model, [*[RemoveDead()], Dedup()])[-1]
     assert result.changes[0].where == "buffers[4]"  # type: ignore[attr-defined]
     assert result.changes[0].what.endswith("buffers[3]")  # type: ignore[attr-defined]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import load, quantize_weights, save
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite import load, save
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model import dtypes
@@ -21,6 +21,7 @@ from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.numerics import symmetric
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 from ..nets import Array, codes, data_of, decibels, dequantized, named, readers, run
 
@@ -139,7 +140,7 @@ def skip_renewed(name: str, options: dict[str, Any]) -> None:
 
 def quantized(path: Path, **options: Any) -> tuple[Model, PassResult]:
     model = load(path)
-    return model, quantize_weights(model, **options)
+    return model, run_passes(model, [QuantizeWeights(**options)])[0]
 
 
 def test_the_table_is_complete(fixtures: Path) -> None:
@@ -333,7 +334,7 @@ def test_nothing_else_changes(sound: Path, options: dict[str, Any]) -> None:
         key: (list(item.inputs), list(item.outputs), item.code.name) for key, (item, _) in operators.items()
     }
     buffers = [(buffer, buffer.blob) for buffer in model.buffers]
-    result = quantize_weights(model, **options)
+    result = run_passes(model, [QuantizeWeights(**options)])[0]
     new = lower(model)
     rewritten = {id(buffers[change.buffer][0]) for change in result.changes}
     tensors_after, operators_after = _rows(model, new, "tensors"), _rows(model, new, "operators")
@@ -608,7 +609,7 @@ def test_a_float16_bias_that_is_an_output_too_stays(fixtures: Path, tmp_path: Pa
     half = next(op.inputs[0] for op in subgraph.operators if id(op.outputs[0]) in read)
     assert half is not None
     subgraph.outputs.append(half)
-    assert quantize_weights(model, min_elements=16).modified
+    assert run_passes(model, [QuantizeWeights(min_elements=16)])[0].modified
     save(model, tmp_path / "out.tflite")
     made = load(tmp_path / "out.tflite").subgraphs[0]
     assert made.outputs[-1].name == half.name and made.outputs[-1].buffer.blob is not None
@@ -621,6 +622,6 @@ def test_what_a_second_operator_writes_to_stays(fixtures: Path, tmp_path: Path) 
     weight = next(op.inputs[1] for op in subgraph.operators if op.code.name == "FULLY_CONNECTED")
     assert weight is not None
     subgraph.operators[-1].outputs.append(weight)
-    assert quantize_weights(model, min_elements=16).modified
+    assert run_passes(model, [QuantizeWeights(min_elements=16)])[0].modified
     save(model, tmp_path / "out.tflite")
     assert load(tmp_path / "out.tflite").subgraphs[0].operators[-1].outputs[-1].name == weight.name

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from tfl_rewrite import load, quantize_weights, save
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite import load, save
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 from ..nets import Array, decibels, run
 from .generated import ROWS, WIDTH, Recipe, build, recipes
@@ -41,7 +42,7 @@ def rewritten(model: Model, folder: Path, **options: Any) -> tuple[Path, Path, P
     save(model, before)
     loaded = load(before)
     assert not problems(loaded)
-    result = quantize_weights(loaded, **options)
+    result = run_passes(loaded, [QuantizeWeights(**options)])[0]
     assert not broken(loaded)
     assert is_changed(loaded) == result.modified
     save(loaded, after)
@@ -75,7 +76,7 @@ def check(before: Path, after: Path, result: PassResult, **options: Any) -> None
             if tensor.dtype == dtypes.INT8.value and tensor.quantization is not None:
                 assert set(tensor.quantization.zero_point or ()) == {0}
     again = load(after)
-    assert not quantize_weights(again, **options).modified
+    assert not run_passes(again, [QuantizeWeights(**options)])[0].modified
 
 
 @given(recipes, options)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import UsageError, load, quantize_weights, save, verify
+from tfl_rewrite import UsageError, load, save, verify
 from tfl_rewrite.cli import main
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
@@ -48,7 +50,7 @@ MISREAD = {"already_int8": "FULLY_CONNECTED with scales per channel, stamped too
 def test_old_runtime(sound: Path, fixtures: Path, tmp_path: Path, options: dict[str, str]) -> None:
     model = load(sound)
     try:
-        result = quantize_weights(model, min_runtime="2.14", **options)
+        result = run_passes(model, [QuantizeWeights(min_runtime="2.14", **options)])[0]
     except UsageError:
         pytest.skip("a rule matches nothing")
     if not result.modified:

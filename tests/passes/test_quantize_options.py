@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import UsageError, load, quantize_weights, save
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite import UsageError, load, save
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.runtimes import parse_runtime, quantize_weights_pass
+from tfl_rewrite.kernels.runtimes import parse_runtime
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, operator_number
 from tfl_rewrite.model.lower import lower
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 from ..nets import Array, Net, codes, data_of, decibels, dequantized, named, readers, run
 
@@ -28,7 +29,7 @@ def written(net: Net, path: Path) -> Path:
 
 def quantized(source: Path, target: Path, **options: Any) -> tuple[Model, PassResult]:
     model = load(source)
-    result = quantize_weights(model, **options)
+    result = run_passes(model, [QuantizeWeights(**options)])[0]
     save(model, target)
     return load(target), result
 
@@ -145,7 +146,7 @@ def test_reasons_of_selection(chain: Path, tmp_path: Path) -> None:
 )
 def test_wrong_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
-        quantize_weights_pass(**options)
+        QuantizeWeights(**options)
 
 
 def test_runtimes_by_name() -> None:
@@ -722,7 +723,7 @@ def test_a_pattern_that_matches_no_constant_is_named(
     fixtures: Path, options: dict[str, list[str]], said: list[str]
 ) -> None:
     """It is no error: what is given for many models need not match in each."""
-    result = quantize_weights(load(fixtures / "dense.tflite"), **options)
+    result = run_passes(load(fixtures / "dense.tflite"), [QuantizeWeights(**options)])[0]
     notes = [note for note in result.notes if "matches no" in note]
     assert len(notes) == len(said) and all(map(str.startswith, notes, said)), notes
     assert not said or notes[0] in result.to_dict()["notes"]
@@ -737,7 +738,7 @@ def test_a_second_run_finds_the_names_of_the_first(
         pytest.skip("there are no such blocks")
     model = load(fixtures / "dense.tflite")
     options: dict[str, Any] = {"dtype": dtype, "granularity": granularity, "include": ["^dense/weights$"]}
-    assert quantize_weights(model, scheme="dequantize", **options).changes
+    assert run_passes(model, [QuantizeWeights(scheme="dequantize", **options)])[0].changes
     save(model, tmp_path / "out.tflite")
-    again = quantize_weights(load(tmp_path / "out.tflite"), **options)
+    again = run_passes(load(tmp_path / "out.tflite"), [QuantizeWeights(**options)])[0]
     assert not any("matches no" in note for note in again.notes)

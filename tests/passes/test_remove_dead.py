@@ -13,9 +13,9 @@ import flatbuffers
 import numpy as np
 import pytest
 
-from tfl_rewrite import UnsupportedError, UsageError, dedup, load, remove_dead, save
+from tfl_rewrite import UnsupportedError, UsageError, load, save
 from tfl_rewrite.cli import main
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.effects import Effects
 from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
@@ -33,7 +33,8 @@ from tfl_rewrite.model.ir import (
     new_record,
     schema,
 )
-from tfl_rewrite.passes.calls import remove_dead_passes
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.remove_dead import RemoveDead
 
 from ..nets import Array, Net, named, run
 
@@ -79,7 +80,7 @@ def test_operators_that_reach_no_output_go_with_all_that_they_needed(tmp_path: P
     net = chain()
     x = np.arange(4, dtype=np.float32).reshape(1, 4)
     before = outputs(net.model, tmp_path, x=x)
-    results = remove_dead(net.model)
+    results = run_passes(net.model, [RemoveDead()])
     assert removed(results) == [
         "operator: SUB -> dead",
         "operator: MUL -> deader",
@@ -92,14 +93,14 @@ def test_operators_that_reach_no_output_go_with_all_that_they_needed(tmp_path: P
     assert sum(change.to_dict()["saved"] for change in results[-1].changes) == 16
     assert names(net.model) == ["x", "one", "a", "b", "y"]
     assert outputs(net.model, tmp_path, x=x)["y"].tobytes() == before["y"].tobytes()
-    assert not remove_dead(net.model)[-1].modified
+    assert not run_passes(net.model, [RemoveDead()])[-1].modified
 
 
 def test_an_output_that_only_a_signature_names_is_needed() -> None:
     net = chain()
     signature = net.model.signatures[0]
     signature.outputs.append((new_record("TensorMap").replace(name="extra"), named(net.model, "dead")))
-    assert removed(remove_dead(net.model)) == ["operator: MUL -> deader", "tensor: deader"]
+    assert removed(run_passes(net.model, [RemoveDead()])) == ["operator: MUL -> deader", "tensor: deader"]
 
 
 def custom(net: Net, kind: str) -> Operator:
@@ -115,7 +116,7 @@ def test_custom_operators_stay_unless_they_are_said_to_be_pure() -> None:
     net = chain()
     custom(net, "Logger")
     custom(net, "Halver")
-    result = remove_dead(net.model, pure_custom=["Halver"])[-1]
+    result = run_passes(net.model, [RemoveDead(pure_custom=["Halver"])])[-1]
     assert [code.name for code in net.model.operator_codes] == ["ADD", "MUL", "Logger"]
     assert [(skip.where, skip.rule) for skip in result.skips] == [("Logger -> Logger_out", "side-effect")]
     assert "--pure-custom" in result.skips[0].reason
@@ -129,7 +130,7 @@ def test_custom_operators_stay_unless_they_are_said_to_be_pure() -> None:
 def test_effectful_builtins_stay_and_random_ones_go(row: OperatorRow) -> None:
     net = chain()
     net.add(row.name, [], "effect", (1, 4))
-    remove_dead(net.model)
+    run_passes(net.model, [RemoveDead()])
     assert ("effect" in names(net.model)) == (row.effect is not SideEffect.RANDOM)
 
 
@@ -144,7 +145,7 @@ def test_an_operator_newer_than_the_schema_stays() -> None:
     code = OperatorCode(100_000)
     net.model.operator_codes.append(code)
     net.graph.operators.append(Operator(code, [], [net.tensor("new", (1,))]))
-    remove_dead(net.model)
+    run_passes(net.model, [RemoveDead()])
     assert "new" in names(net.model)
 
 
@@ -156,7 +157,7 @@ def test_what_keeps_state_in_a_variable_tensor_stays() -> None:
     net.add("SVDF", [net.graph.inputs[0], state], "unread", (1, 4))
     lone = net.tensor("lone_state", (1, 4))
     lone.is_variable = True
-    result = remove_dead(net.model)[-1]
+    result = run_passes(net.model, [RemoveDead()])[-1]
     assert {"state", "unread", "lone_state"} <= set(names(net.model))
     assert state.buffer in net.model.buffers
     assert "state" in result.skips[0].reason
@@ -178,7 +179,7 @@ def test_control_flow_has_the_effects_of_what_it_runs() -> None:
     effects = Effects()
     assert effects.of(first)[0] is SideEffect.NONE
     assert effects.of(second) == (SideEffect.STATE, "runs ASSIGN_VARIABLE, which changes a resource variable")
-    assert "subgraph: subgraphs[1] quiet" in removed(remove_dead(net.model))
+    assert "subgraph: subgraphs[1] quiet" in removed(run_passes(net.model, [RemoveDead()]))
     assert [graph.name for graph in net.model.subgraphs] == ["main", "loud"]
 
 
@@ -187,7 +188,7 @@ def test_a_subgraph_that_runs_itself_is_followed_to_an_end() -> None:
     graph = net.graph
     options = new_record("CallOptions").replace(subgraph=graph)
     graph.operators.append(Operator(net.code("CALL", 1), [net.input("x", (1,))], [], [], options))
-    assert not remove_dead(net.model)[-1].modified
+    assert not run_passes(net.model, [RemoveDead()])[-1].modified
 
 
 def test_subgraphs_that_nothing_runs_go_but_not_the_first_and_not_those_found_by_name() -> None:
@@ -195,7 +196,7 @@ def test_subgraphs_that_nothing_runs_go_but_not_the_first_and_not_those_found_by
     for name in ("orphan", "VALIDATION:main"):
         net.next_subgraph(name)
         net.output(net.add("ADD", [net.input("p", (1, 4)), net.weights("w", (1, 4))], "q", (1, 4)))
-    results = remove_dead(net.model)
+    results = run_passes(net.model, [RemoveDead()])
     assert "subgraph: subgraphs[1] orphan" in removed(results)
     assert [graph.name for graph in net.model.subgraphs] == ["main", "VALIDATION:main"]
     assert not broken(net.model)
@@ -206,7 +207,7 @@ def test_subgraphs_that_nothing_runs_go_but_not_the_first_and_not_those_found_by
 )
 def test_what_options_and_scales_refer_to_stays(fixtures: Path, name: str) -> None:
     before, after = load(fixtures / f"{name}.tflite"), load(fixtures / f"{name}.tflite")
-    remove_dead(after)
+    run_passes(after, [RemoveDead()])
     assert len(after.subgraphs) == len(before.subgraphs)
     assert len(after.operator_codes) <= len(before.operator_codes)
     assert [len(g.operators) for g in after.subgraphs] == [len(g.operators) for g in before.subgraphs]
@@ -223,7 +224,7 @@ def test_the_scales_of_a_dead_blockwise_tensor_go_with_it() -> None:
     lone = named(net.model, "lone")
     lone.quantization = Quantization(scales_tensor=scales)
     named(net.model, "one").quantization = Quantization(scales_tensor=net.constant("kept_scales", 3 * ONES))
-    remove_dead(net.model)
+    run_passes(net.model, [RemoveDead()])
     assert "scales" not in names(net.model)
     assert "kept_scales" in names(net.model)
 
@@ -234,7 +235,7 @@ def test_the_sentinel_and_buffers_of_metadata_stay() -> None:
     old = net.buffer(b"old")
     net.model.metadata_buffers.append(old)
     net.buffer(b"nobody's")
-    results = remove_dead(net.model)
+    results = run_passes(net.model, [RemoveDead()])
     assert [buffer.nbytes for buffer in net.model.buffers] == [0, 16, 16, 3]
     assert sum(change.to_dict()["saved"] for change in results[-1].changes) == 16 + len(b"nobody's")
 
@@ -246,14 +247,14 @@ def test_the_first_buffer_stays_though_no_tensor_refers_to_it() -> None:
     for tensor in net.graph.tensors:
         tensor.buffer = empty if tensor.buffer is net.model.buffers[0] else tensor.buffer
     first = net.model.buffers[0]
-    remove_dead(net.model)
+    run_passes(net.model, [RemoveDead()])
     assert net.model.buffers[0] is first
 
 
 def test_a_memory_plan_is_dropped_with_a_message() -> None:
     net = chain()
     net.metadata("OfflineMemoryAllocation", bytes(48))
-    result = remove_dead(net.model)[-1]
+    result = run_passes(net.model, [RemoveDead()])[-1]
     assert not net.model.metadata
     assert any("OfflineMemoryAllocation dropped" in note for note in result.notes)
 
@@ -262,11 +263,11 @@ def test_compressed_constants_are_refused_only_if_something_would_move() -> None
     net = chain()
     net.metadata("COMPRESSION_METADATA", bytes(16))
     with pytest.raises(UnsupportedError, match="COMPRESSION_METADATA"):
-        remove_dead(net.model)
+        run_passes(net.model, [RemoveDead()])
     clean = Net()
     clean.output(clean.add("ABS", [clean.input("x", (1, 4))], "y", (1, 4)))
     clean.metadata("COMPRESSION_METADATA", bytes(16))
-    assert not remove_dead(clean.model)[-1].modified
+    assert not run_passes(clean.model, [RemoveDead()])[-1].modified
 
 
 # -- Cuts ----------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ def test_compressed_constants_are_refused_only_if_something_would_move() -> None
 def test_outputs_become_inner_tensors_and_hold_what_they_held(tmp_path: Path) -> None:
     x = np.arange(4, dtype=np.float32).reshape(1, 4)
     net = chain()
-    results = remove_dead(net.model, outputs=["b,a"])
+    results = run_passes(net.model, [RemoveDead(outputs=["b,a"])])
     assert [result.name for result in results] == ["cut", "remove-dead"]
     assert names(net.model) == ["x", "one", "a", "b"]
     signature = net.model.signatures[0]
@@ -289,13 +290,13 @@ def test_outputs_become_inner_tensors_and_hold_what_they_held(tmp_path: Path) ->
     np.testing.assert_array_equal(found["b"], (x + 1) ** 2)
     np.testing.assert_array_equal(run(path, {"x": x}, signature="serve")["b"], found["b"])
     again = load(path)
-    assert not any(result.modified for result in remove_dead(again, outputs=["b", "a"]))
+    assert not any(result.modified for result in run_passes(again, [RemoveDead(outputs=["b", "a"])]))
 
 
 @pytest.mark.runtime
 def test_inputs_become_inner_tensors(tmp_path: Path) -> None:
     net = chain()
-    results = remove_dead(net.model, inputs=["b"])
+    results = run_passes(net.model, [RemoveDead(inputs=["b"])])
     assert [change.where for change in results[0].changes][:2] == ["input x", "input b"]
     assert names(net.model) == ["one", "b", "y"]
     assert [row.get("name") for row, _ in net.model.signatures[0].inputs] == ["b"]
@@ -306,7 +307,7 @@ def test_arguments_stay_as_they_are_where_the_inputs_do() -> None:
     net = chain()
     net.input("second", (1, 4))
     rows = list(net.model.signatures[0].inputs)
-    remove_dead(net.model, outputs=["b"])
+    run_passes(net.model, [RemoveDead(outputs=["b"])])
     assert net.model.signatures[0].inputs == rows
 
 
@@ -318,14 +319,14 @@ def test_operators_out_of_order_are_followed_in_good_time() -> None:
     net.output(last)
     net.graph.operators.reverse()
     started = time.perf_counter()
-    assert not remove_dead(net.model)[-1].modified
+    assert not run_passes(net.model, [RemoveDead()])[-1].modified
     assert time.perf_counter() - started < 2
 
 
 @pytest.mark.runtime
 def test_what_makes_a_new_input_goes_although_it_could_be_computed(tmp_path: Path) -> None:
     net = chain()
-    remove_dead(net.model, inputs=["x", "b"])
+    run_passes(net.model, [RemoveDead(inputs=["x", "b"])])
     assert [operator.code.name for operator in net.graph.operators] == ["ADD"]
     assert names(net.model) == ["x", "one", "b", "y"]
     np.testing.assert_array_equal(outputs(net.model, tmp_path, x=ONES, b=3 * ONES)["y"], 4 * ONES)
@@ -335,13 +336,13 @@ def test_an_argument_of_the_signature_keeps_its_name() -> None:
     net = chain()
     signature = net.model.signatures[0]
     signature.outputs = [(new_record("TensorMap").replace(name="a"), named(net.model, "y"))]
-    remove_dead(net.model, outputs=["y", "dead"])
+    run_passes(net.model, [RemoveDead(outputs=["y", "dead"])])
     assert [row.get("name") for row, _ in signature.outputs] == ["a", "dead"]
     again = chain()
     again.model.signatures[0].outputs = [
         (new_record("TensorMap").replace(name="dead"), named(again.model, "y"))
     ]
-    remove_dead(again.model, outputs=["y", "#5"])
+    run_passes(again.model, [RemoveDead(outputs=["y", "#5"])])
     assert [row.get("name") for row, _ in again.model.signatures[0].outputs] == ["dead", "dead_1"]
 
 
@@ -361,12 +362,12 @@ def test_an_argument_of_the_signature_keeps_its_name() -> None:
 )
 def test_a_cut_that_makes_no_sense_says_what_would(options: dict[str, list[str]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        remove_dead(chain().model, **options)
+        run_passes(chain().model, [RemoveDead(**options)])
 
 
 def test_a_name_alone_is_one_name_and_not_its_letters() -> None:
     net = chain()
-    remove_dead(net.model, outputs="b", inputs="a", strip="names", pure_custom="Halver")
+    run_passes(net.model, [RemoveDead(outputs="b", inputs="a", strip="names", pure_custom="Halver")])
     assert [tensor.name for tensor in net.graph.outputs] == ["b"]
     assert names(net.model) == ["a", "b"]
 
@@ -375,8 +376,8 @@ def test_a_custom_operator_that_is_not_there_is_named_with_those_that_are() -> N
     net = chain()
     net.model.operator_codes.append(OperatorCode(32, "Halver"))
     for results in (
-        remove_dead(net.model, pure_custom=["Havler"]),
-        [dedup(net.model, pure_custom=["Havler"])],
+        run_passes(net.model, [RemoveDead(pure_custom=["Havler"])]),
+        [run_passes(net.model, [Dedup(pure_custom=["Havler"])])[0]],
     ):
         (note,) = results[-1].notes
         assert "'Havler'" in note and ("it has Halver" in note or "it has none" in note)
@@ -386,7 +387,7 @@ def test_what_no_operator_makes_cannot_become_an_output() -> None:
     net = chain()
     net.tensor("never made", (1, 4))
     with pytest.raises(UsageError, match="'never made' is made by no operator"):
-        remove_dead(net.model, outputs=["never made"])
+        run_passes(net.model, [RemoveDead(outputs=["never made"])])
 
 
 def remembers(read_name: str = "state") -> Net:
@@ -410,14 +411,14 @@ def remembers(read_name: str = "state") -> Net:
 
 def test_a_cut_that_parts_who_writes_a_variable_from_who_reads_it_is_refused() -> None:
     with pytest.raises(UsageError, match="READ_VARIABLE -> read reads what ASSIGN_VARIABLE -> nothing"):
-        remove_dead(remembers().model, inputs=["k"])
+        run_passes(remembers().model, [RemoveDead(inputs=["k"])])
     # Nothing is lost where another variable is read, where the read value is given, or is not needed.
-    remove_dead(remembers("another").model, inputs=["k"])
-    remove_dead(remembers().model, inputs=["k", "read"])
+    run_passes(remembers("another").model, [RemoveDead(inputs=["k"])])
+    run_passes(remembers().model, [RemoveDead(inputs=["k", "read"])])
     net = remembers()
     net.output(net.add("NEG", [named(net.model, "k")], "z", (1, 4)))
-    remove_dead(net.model, inputs=["k"], outputs=["z"])
-    remove_dead(remembers().model, outputs=["read"])
+    run_passes(net.model, [RemoveDead(inputs=["k"], outputs=["z"])])
+    run_passes(remembers().model, [RemoveDead(outputs=["read"])])
 
 
 def test_a_cut_between_two_users_of_a_variable_tensor_is_refused() -> None:
@@ -428,15 +429,15 @@ def test_a_cut_between_two_users_of_a_variable_tensor_is_refused() -> None:
     a = net.add("SVDF", [x, state], "a", (1, 4))
     net.output(net.add("SVDF", [a, state], "y", (1, 4)))
     with pytest.raises(UsageError, match="SVDF -> y reads what SVDF -> a changes"):
-        remove_dead(net.model, inputs=["a"])
+        run_passes(net.model, [RemoveDead(inputs=["a"])])
 
 
 def test_a_name_that_stands_for_several_tensors_must_be_said_by_index() -> None:
     net = chain()
     named(net.model, "deader").name = "a"
     with pytest.raises(UsageError, match=r"2 tensors are named 'a'; say which: #2, #6"):
-        remove_dead(net.model, outputs=["a"])
-    remove_dead(net.model, outputs=["#2"])
+        run_passes(net.model, [RemoveDead(outputs=["a"])])
+    run_passes(net.model, [RemoveDead(outputs=["#2"])])
     assert names(net.model) == ["x", "one", "a"]
 
 
@@ -448,15 +449,15 @@ def test_a_cut_below_one_of_two_outputs_of_an_operator_needs_both() -> None:
     net.graph.operators[-1].outputs.append(right)
     net.output(net.add("ADD", [left, right], "y", (4,)))
     with pytest.raises(UsageError, match="output 'y' also needs 'right'"):
-        remove_dead(net.model, inputs=["left"])
-    remove_dead(net.model, inputs=["left", "right"])
+        run_passes(net.model, [RemoveDead(inputs=["left"])])
+    run_passes(net.model, [RemoveDead(inputs=["left", "right"])])
     assert names(net.model) == ["left", "right", "y"]
 
 
 def test_an_input_that_is_not_needed_any_more_stays_with_a_note() -> None:
     net = chain()
     net.input("spare", (1, 4))
-    notes = remove_dead(net.model, outputs=["a"])[0].notes
+    notes = run_passes(net.model, [RemoveDead(outputs=["a"])])[0].notes
     assert any("no output needs the input 'spare'" in note for note in notes)
     assert "spare" in names(net.model)
 
@@ -508,7 +509,7 @@ def test_descriptions_follow_the_outputs_that_stay() -> None:
     data = described(["image"], ["scores", "dead ends", "squares"])
     assert descriptions(data) == [["image"], ["scores", "dead ends", "squares"]]
     net.metadata("TFLITE_METADATA", data)
-    notes = remove_dead(net.model, outputs=["b", "y"])[0].notes
+    notes = run_passes(net.model, [RemoveDead(outputs=["b", "y"])])[0].notes
     blob = net.model.metadata[0].buffer.blob
     assert blob is not None
     assert descriptions(bytes(blob.view())) == [["image"], ["squares", "scores"]]
@@ -522,7 +523,7 @@ def test_descriptions_that_cannot_follow_are_dropped_with_a_message(damage: str)
     count = {"too few": 1, "too many": 3}.get(damage, 2)
     data = described(["image"], ["scores", "squares", "spare"][:count])
     net.metadata("TFLITE_METADATA", data[:20] if damage == "cut short" else data)
-    notes = remove_dead(net.model, outputs=["a"] if damage == "new output" else ["b"])[0].notes
+    notes = run_passes(net.model, [RemoveDead(outputs=["a"] if damage == "new output" else ["b"])])[0].notes
     assert not net.model.metadata
     assert any("TFLITE_METADATA dropped" in note for note in notes)
 
@@ -535,7 +536,7 @@ def test_names_inside_go_and_those_of_the_interface_and_of_variables_stay(tmp_pa
     net = chain()
     state = net.tensor("state", (1, 4))
     state.is_variable = True
-    result = remove_dead(net.model, strip=["names"])[0]
+    result = run_passes(net.model, [RemoveDead(strip=["names"])])[0]
     assert names(net.model) == ["x", "", "", "", "y", "state"]
     assert result.changes[0].to_dict()["count"] == 6
     assert "name" not in named(net.model, "").rest
@@ -550,7 +551,7 @@ def test_min_and_max_go_and_scales_stay_shared() -> None:
     shared = Quantization(limits["scale"], rest=record)
     for name in ("a", "b"):
         named(net.model, name).quantization = shared
-    remove_dead(net.model, strip=["min-max"])
+    run_passes(net.model, [RemoveDead(strip=["min-max"])])
     first, second = (named(net.model, name).quantization for name in ("a", "b"))
     assert first is second
     assert first is not None and first.scale is not None
@@ -563,7 +564,7 @@ def test_metadata_goes_by_name_and_is_not_missed() -> None:
     net.metadata("two", b"2" * 16)
     shared = net.model.metadata[0].buffer
     net.model.metadata.append(Metadata("three", shared))
-    result = remove_dead(net.model, strip=["metadata:one,metadata:two", "metadata:four"])[0]
+    result = run_passes(net.model, [RemoveDead(strip=["metadata:one,metadata:two", "metadata:four"])])[0]
     assert [entry.name for entry in net.model.metadata] == ["three"]
     assert shared in net.model.buffers
     assert [change.to_dict()["saved"] for change in result.changes] == [0, 16]
@@ -573,7 +574,7 @@ def test_metadata_goes_by_name_and_is_not_missed() -> None:
 @pytest.mark.parametrize("word", ["name", "", "metadata:", "metadata:COMPRESSION_METADATA"])
 def test_what_cannot_be_stripped_is_said(word: str) -> None:
     with pytest.raises(UsageError):
-        remove_dead_passes(strip=[word])
+        [RemoveDead(strip=[word])]
 
 
 # -- From the command line -----------------------------------------------------------------------------------
@@ -626,9 +627,9 @@ def test_outputs_in_another_order_are_not_taken_for_nothing_to_do(fixtures: Path
 
 def test_a_second_run_finds_nothing(sound: Path) -> None:
     model = load(sound)
-    remove_dead(model, strip=["names", "min-max"])
+    run_passes(model, [RemoveDead(strip=["names", "min-max"])])
     assert not broken(model)
-    assert not any(result.modified for result in remove_dead(model, strip=["names", "min-max"]))
+    assert not any(result.modified for result in run_passes(model, [RemoveDead(strip=["names", "min-max"])]))
 
 
 def test_integer_vectors_of_options_are_followed() -> None:
@@ -643,7 +644,7 @@ def test_integer_vectors_of_options_are_followed() -> None:
     y = net.tensor("y", (1,), np.int32)
     net.graph.operators.append(Operator(net.code("STABLEHLO_CASE", 1), [x], [y], options2=options))
     net.output(y)
-    remove_dead(net.model)
+    run_passes(net.model, [RemoveDead()])
     assert [graph.name for graph in net.model.subgraphs] == ["main", "one", "two"]
 
 
@@ -671,7 +672,7 @@ def codec() -> Net:
 @pytest.mark.parametrize("options", [{"outputs": ["q"]}, {"outputs": ["q"], "signature": "encode"}], ids=str)
 def test_the_subgraph_that_has_the_names_is_cut(options: dict[str, Any], tmp_path: Path) -> None:
     model = codec().model
-    cut, dead = remove_dead(model, **options)
+    cut, dead = run_passes(model, [RemoveDead(**options)])
     assert [change.where for change in cut.changes] == ["encode: output s", "encode: output q"]
     assert {change.where for change in dead.changes} >= {"MUL -> r", "SUB -> s"}
     other = model.signatures[1]
@@ -686,7 +687,7 @@ def test_the_subgraph_that_has_the_names_is_cut(options: dict[str, Any], tmp_pat
 @pytest.mark.runtime
 def test_inputs_of_another_subgraph(tmp_path: Path) -> None:
     model = codec().model
-    remove_dead(model, inputs=["r"])
+    run_passes(model, [RemoveDead(inputs=["r"])])
     assert [tensor.name for tensor in model.subgraphs[1].inputs] == ["r"]
     assert [tensor.name for tensor in model.subgraphs[0].inputs] == ["x"]
     save(model, tmp_path / "cut.tflite")
@@ -696,23 +697,25 @@ def test_inputs_of_another_subgraph(tmp_path: Path) -> None:
 
 def test_a_name_of_two_subgraphs_is_that_of_the_main_one_unless_said() -> None:
     model = codec().model
-    remove_dead(model, outputs=["a"])
+    run_passes(model, [RemoveDead(outputs=["a"])])
     assert [tensor.name for tensor in model.subgraphs[0].outputs] == ["a"]
     model = codec().model
-    remove_dead(model, outputs=["a"], signature="encode")
+    run_passes(model, [RemoveDead(outputs=["a"], signature="encode")])
     assert [tensor.name for tensor in model.subgraphs[1].outputs] == ["a"]
     assert [tensor.name for tensor in model.subgraphs[0].outputs] == ["y"]
 
 
 def test_a_second_cut_of_another_subgraph_finds_nothing() -> None:
     model = codec().model
-    remove_dead(model, outputs=["q"], signature="encode")
-    assert not any(result.modified for result in remove_dead(model, outputs=["q"], signature="encode"))
+    run_passes(model, [RemoveDead(outputs=["q"], signature="encode")])
+    assert not any(
+        result.modified for result in run_passes(model, [RemoveDead(outputs=["q"], signature="encode")])
+    )
 
 
 def test_arguments_and_indices_name_tensors_of_the_signature() -> None:
     model = codec().model
-    remove_dead(model, inputs=["frame"], outputs=["#2"], signature="encode")
+    run_passes(model, [RemoveDead(inputs=["frame"], outputs=["#2"], signature="encode")])
     assert [tensor.name for tensor in model.subgraphs[1].outputs] == ["q"]
 
 
@@ -730,7 +733,7 @@ def test_arguments_and_indices_name_tensors_of_the_signature() -> None:
 )
 def test_cuts_of_another_subgraph_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        remove_dead(codec().model, **options)
+        run_passes(codec().model, [RemoveDead(**options)])
 
 
 def test_names_of_two_other_subgraphs_must_be_told_apart() -> None:
@@ -739,9 +742,9 @@ def test_names_of_two_other_subgraphs_must_be_told_apart() -> None:
     net.output(net.add("ADD", [net.input("p", (1, 4)), net.constant("four", ONES)], "q", (1, 4)))
     net.sign("third")
     with pytest.raises(UsageError, match="--signature encode or third"):
-        remove_dead(net.model, inputs=["q"])
+        run_passes(net.model, [RemoveDead(inputs=["q"])])
     with pytest.raises(UsageError, match="--signature encode or third"):
-        remove_dead(net.model, outputs=["q"], inputs=["p"])
+        run_passes(net.model, [RemoveDead(outputs=["q"], inputs=["p"])])
 
 
 def test_a_subgraph_that_an_operator_runs_is_not_cut(fixtures: Path) -> None:
@@ -750,7 +753,7 @@ def test_a_subgraph_that_an_operator_runs_is_not_cut(fixtures: Path) -> None:
     inner = list(body.subgraphs())[1]
     name = next(t.name for o in inner.operators for t in o.outputs if t and t.name and t not in inner.outputs)
     with pytest.raises(UsageError, match="WHILE runs this subgraph"):
-        remove_dead(model, outputs=[name])
+        run_passes(model, [RemoveDead(outputs=[name])])
 
 
 @pytest.mark.runtime

@@ -20,7 +20,6 @@ from tfl_rewrite.kernels.reads import weight_reads
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
-from tfl_rewrite.passes.calls import repair_pass
 from tfl_rewrite.passes.repair import NAMES, Repair
 from tfl_rewrite.reading.check import examine
 from tfl_rewrite.reading.findings import UNASKED
@@ -58,7 +57,7 @@ def repaired(model: Model, *only: str) -> list[str]:
 def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(fault.model(), source)
-    report = rewrite(source, target, [repair_pass()], judging=Judging(samples=2))
+    report = rewrite(source, target, [Repair()], judging=Judging(samples=2))
     assert report.outcome == "rewritten"
     assert not [item for item in doctor(target).findings if item.repairable and item.kind in UNASKED]
     alone = run_model(target, Judging(samples=1))
@@ -71,7 +70,7 @@ def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) ->
         assert report.verdict is not None and report.verdict.passed
     if fault.taken == "plain":
         assert any("XNNPACK" in note and "the original:" in note for note in report.notes)
-    again = rewrite(target, tmp_path / "again.tflite", [repair_pass()], judging=OFF)
+    again = rewrite(target, tmp_path / "again.tflite", [Repair()], judging=OFF)
     assert again.outcome == "unchanged"
 
 
@@ -79,7 +78,7 @@ def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) ->
 def test_sound_models_are_copied(number: int, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(SOUND[number](), source)
-    report = rewrite(source, target, [repair_pass()], judging=OFF)
+    report = rewrite(source, target, [Repair()], judging=OFF)
     assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
     assert report.results[0].idle.startswith("nothing to repair")
 
@@ -89,7 +88,7 @@ NOT_SOUND = ("conv_without_bias", "offset_buffers")
 
 def test_fixtures_without_a_fault_are_copied(sound: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.tflite"
-    report = rewrite(sound, target, [repair_pass()], judging=OFF)
+    report = rewrite(sound, target, [Repair()], judging=OFF)
     assert (report.outcome == "unchanged") is (sound.stem not in NOT_SOUND)
     if report.outcome == "unchanged":
         assert target.read_bytes() == sound.read_bytes()
@@ -151,7 +150,7 @@ def test_depthwise_scales_are_spread_and_right(scales: list[float], tmp_path: Pa
     model = depthwise(scales=scales, axis=0)
     floats = data_of(named(model, "w")).astype(np.float32) * np.asarray(scales, np.float32)
     save(model, source)
-    report = rewrite(source, target, [repair_pass()])
+    report = rewrite(source, target, [Repair()])
     made = load(target)
     weight = named(made, "w")
     assert weight.quantization is not None and weight.quantization.dimension == 3
@@ -173,7 +172,7 @@ def test_depthwise_scales_are_spread_and_right(scales: list[float], tmp_path: Pa
 def test_what_is_undefined_is_compared_with_floats(tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(depthwise(), source)
-    report = rewrite(source, target, [repair_pass()])
+    report = rewrite(source, target, [Repair()])
     assert any("as float32" in note for note in report.notes)
 
 
@@ -182,7 +181,7 @@ def test_only_what_is_named_is_repaired() -> None:
     assert [text.split(":")[0] for text in repaired(model, "hybrid-version")] == ["hybrid-version"]
     assert codes(model) == [("FULLY_CONNECTED", 12)] and scales_of(named(model, "w"))[0] == 0
     with pytest.raises(UsageError, match="hybrid-version"):
-        repair_pass(only=["everything"])
+        Repair(only=["everything"])
 
 
 def test_versions_that_were_stamped_count_for_the_minimum_runtime() -> None:
@@ -206,7 +205,7 @@ def test_a_bias_of_zeros() -> None:
 @pytest.mark.runtime
 def test_buffers_outside_are_taken_in(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "offset_buffers.tflite", tmp_path / "out.tflite"
-    report = rewrite(source, target, [repair_pass()])
+    report = rewrite(source, target, [Repair()])
     assert report.verdict is not None and report.verdict.passed
     before, after = load(source), load(target)
     assert any(buffer.outside for buffer in before.buffers)
@@ -234,8 +233,8 @@ def test_constants_are_aligned_when_asked(tmp_path: Path) -> None:
             break
     else:
         pytest.fail("all four happen to be aligned")
-    assert rewrite(path, tmp_path / "copy.tflite", [repair_pass()]).outcome == "unchanged"
-    report = rewrite(path, target, [repair_pass(only=["unaligned"])])
+    assert rewrite(path, tmp_path / "copy.tflite", [Repair()]).outcome == "unchanged"
+    report = rewrite(path, target, [Repair(only=["unaligned"])])
     assert report.verdict is not None and report.verdict.passed
     assert "unaligned" not in {item.kind for item in doctor(target).findings}
 
@@ -251,12 +250,12 @@ def test_vectors_of_8_byte_numbers_are_aligned(fixtures: Path, tmp_path: Path, n
     assert not problems and any(place in note and f"offset {offset}" in note for note in notes)
     found = {item.kind: item for item in doctor(source).findings}
     assert found["misaligned"].repairable and found["misaligned"].where == place
-    report = rewrite(source, target, [repair_pass()])
+    report = rewrite(source, target, [Repair()])
     assert report.verdict is not None and report.verdict.passed
     assert not askew(load(target).rest) and "misaligned" not in {
         item.kind for item in doctor(target).findings
     }
-    assert rewrite(target, tmp_path / "again.tflite", [repair_pass()], judging=OFF).outcome == "unchanged"
+    assert rewrite(target, tmp_path / "again.tflite", [Repair()], judging=OFF).outcome == "unchanged"
 
 
 def test_any_rewrite_aligns_vectors_and_a_copy_leaves_them(fixtures: Path, tmp_path: Path) -> None:
@@ -318,7 +317,7 @@ def outputs(path: Path, *, resolver: str = "", runtime: str = "litert") -> np.nd
 def test_biases_beside_int16_become_int64(kind: str, tmp_path: Path) -> None:
     source, target, told = tmp_path / "in.tflite", tmp_path / "out.tflite", tmp_path / "told.tflite"
     save(sixteen(kind), source)
-    rewrite(source, target, [repair_pass()])
+    rewrite(source, target, [Repair()])
     bias = named(load(target), "b")
     assert bias.dtype_name == "INT64" and data_of(bias).tolist() == [1000, -2000, 3000, 70000]
     got = [outputs(target, resolver=resolver) for resolver in ("default", "builtin", "reference")]

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, load, rewrite, round_weights, round_weights_pass, save
+from tfl_rewrite import Judging, load, rewrite, save
 from tfl_rewrite.cli.main import main
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.store import is_changed
 from tfl_rewrite.model.ir import Metadata
-from tfl_rewrite.passes.round_weights import RoundedChange
+from tfl_rewrite.passes.round_weights import RoundedChange, RoundWeights
 
 from ..nets import Net, data_of, named, stored_apart
 
@@ -29,7 +30,7 @@ def deflated(path: Path) -> int:
 @pytest.mark.parametrize("name", FLOAT_FIXTURES)
 def test_a_fixture_keeps_its_size_and_deflates_better(name: str, fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
-    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
+    report = rewrite(source, target, [RoundWeights()], judging=Judging(mode="require"))
     assert report.outcome == "rewritten"
     assert report.verdict is not None and report.verdict.passed
     assert target.stat().st_size == source.stat().st_size
@@ -75,8 +76,8 @@ def twins(tmp_path: Path, second: str, *, apart: bool = False) -> Path:
 def test_what_would_not_deflate_better_is_copied(tmp_path: Path) -> None:
     """One of two equal constants is an output and stays: apart, they deflate to more than together."""
     source, target = twins(tmp_path, "output", apart=True), tmp_path / "out.tflite"
-    assert round_weights(load(source)).modified
-    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
+    assert run_passes(load(source), [RoundWeights()])[0].modified
+    report = rewrite(source, target, [RoundWeights()], judging=Judging(mode="require"))
     assert report.outcome == "unchanged" and report.verdict is None and report.deflated is None
     assert not report.results[0].changes and "nothing was changed" in report.notes[0]
     assert target.read_bytes() == source.read_bytes()
@@ -85,7 +86,7 @@ def test_what_would_not_deflate_better_is_copied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", ["output", "metadata"])
 def test_bytes_stored_once_stay_for_all_where_one_has_to(tmp_path: Path, second: str) -> None:
     source, target = twins(tmp_path, second), tmp_path / "out.tflite"
-    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
+    report = rewrite(source, target, [RoundWeights()], judging=Judging(mode="require"))
     assert report.outcome == "unchanged" and target.read_bytes() == source.read_bytes()
 
 
@@ -93,7 +94,7 @@ def test_bytes_stored_once_stay_for_all_where_one_has_to(tmp_path: Path, second:
 @pytest.mark.parametrize("second", ["dense", "summand"])
 def test_bytes_stored_once_are_rounded_once(tmp_path: Path, second: str) -> None:
     source, target = twins(tmp_path, second), tmp_path / "out.tflite"
-    report = rewrite(source, target, [round_weights_pass()], judging=Judging(mode="require"))
+    report = rewrite(source, target, [RoundWeights()], judging=Judging(mode="require"))
     assert report.outcome == "rewritten" and len(report.results[0].changes) == 1
     assert target.stat().st_size == source.stat().st_size
     made = load(target)
@@ -113,19 +114,19 @@ def test_biases_take_finer_steps_than_weights() -> None:
     net.output(net.add("MUL", [x, scale], "scaled", (1, 40)))
     slope = net.constant("slope", np.linspace(-1, 0, 40, dtype=np.float32) / 3)
     net.output(net.add("PRELU", [x, slope], "bent", (1, 40)))
-    result = round_weights(net.model, steps=64)
+    result = run_passes(net.model, [RoundWeights(steps=64)])[0]
     found = {change.where: change.steps[1] for change in result.changes}  # type: ignore[union-attr]
     # The least power of two that is a 64th, or a 1024th, of the range.
     assert (found["bias"], found["scale"]) == (2.0**-10, 2.0**-11)
     assert min(found["w"], found["last"]) > 2.0**-6 and found["slope"] == 2.0**-7
-    assert not round_weights(net.model, steps=64).modified
+    assert not run_passes(net.model, [RoundWeights(steps=64)])[0].modified
 
 
 @pytest.mark.parametrize("steps", [16, 256, 1000])
 @pytest.mark.parametrize("granularity", ["auto", "channel", "tensor"])
 def test_a_second_run_changes_nothing(sound: Path, granularity: str, steps: int, tmp_path: Path) -> None:
     model = load(sound)
-    round_weights(model, granularity=granularity, steps=steps, int8=True)
+    run_passes(model, [RoundWeights(granularity=granularity, steps=steps, int8=True)])[0]
     if not is_changed(model):
         return
     target = tmp_path / "once.tflite"
@@ -134,7 +135,7 @@ def test_a_second_run_changes_nothing(sound: Path, granularity: str, steps: int,
     except Exception as error:
         pytest.skip(f"cannot be saved: {error}")
     again = load(target)
-    assert round_weights(again, granularity=granularity, steps=steps, int8=True).changes == ()
+    assert run_passes(again, [RoundWeights(granularity=granularity, steps=steps, int8=True)])[0].changes == ()
     assert not is_changed(again)
 
 
@@ -154,7 +155,7 @@ def test_what_is_not_finite_small_variable_or_interface_stays() -> None:
     variable = net.constant("variable", np.nan_to_num(values))
     variable.is_variable = True
     net.output(shown)
-    result = round_weights(net.model)
+    result = run_passes(net.model, [RoundWeights()])[0]
     assert result.changes == ()
     rules = {skip.where: skip.rule for skip in result.skips}
     assert rules["weight"] == "not-finite" and rules["small"] == "small" and rules["shown"] == "interface"
@@ -165,8 +166,8 @@ def test_what_is_not_finite_small_variable_or_interface_stays() -> None:
 def test_int8_is_rounded_only_when_asked() -> None:
     values = np.random.default_rng(0).integers(-127, 128, (32, 64)).astype(np.int8)
     net = net_of(values)
-    assert round_weights(net.model, steps=32).changes == ()
-    result = round_weights(net.model, steps=32, int8=True)
+    assert run_passes(net.model, [RoundWeights(steps=32)])[0].changes == ()
+    result = run_passes(net.model, [RoundWeights(steps=32, int8=True)])[0]
     assert len(result.changes) == 1
     made = data_of(named(net.model, "weight"))
     assert made.dtype == np.int8 and len(np.unique(made)) <= 35
@@ -175,10 +176,10 @@ def test_int8_is_rounded_only_when_asked() -> None:
 
 def test_a_model_of_int8_constants_is_told_how_they_are_rounded(fixtures: Path) -> None:
     full, float_only = fixtures / "digits_cnn_full_int8.tflite", fixtures / "digits_cnn.tflite"
-    (note,) = round_weights(load(full)).notes
+    (note,) = run_passes(load(full), [RoundWeights()])[0].notes
     assert "--int8" in note
-    assert not round_weights(load(full), int8=True).notes
-    assert not round_weights(load(float_only)).notes
+    assert not run_passes(load(full), [RoundWeights(int8=True)])[0].notes
+    assert not run_passes(load(float_only), [RoundWeights()])[0].notes
 
 
 def test_buffers_shared_by_tensors_are_rounded_once() -> None:
@@ -188,7 +189,7 @@ def test_buffers_shared_by_tensors_are_rounded_once() -> None:
     first = net.constant("first", values)
     second = net.constant("second", values, first.buffer)
     net.output(net.dense(net.dense(source, first, "a"), second, "b"))
-    assert len(round_weights(net.model).changes) == 1
+    assert len(run_passes(net.model, [RoundWeights()])[0].changes) == 1
     assert (data_of(first) == data_of(second)).all() and (data_of(first) != values).any()
 
 
@@ -197,7 +198,7 @@ def test_buffers_shared_by_tensors_are_rounded_once() -> None:
 )
 def test_senseless_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        round_weights_pass(**options)  # type: ignore[arg-type]
+        RoundWeights(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.runtime
@@ -246,7 +247,7 @@ def test_steps_below_the_ratio_are_refused(
 
 def test_more_steps_than_int8_has_change_nothing() -> None:
     values = np.random.default_rng(0).integers(-127, 128, (32, 64)).astype(np.int8)
-    assert round_weights(net_of(values).model, steps=1000, int8=True).changes == ()
+    assert run_passes(net_of(values).model, [RoundWeights(steps=1000, int8=True)])[0].changes == ()
 
 
 @pytest.mark.runtime

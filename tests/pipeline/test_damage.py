@@ -19,7 +19,9 @@ from tfl_rewrite import Judging, RewriteFailed, Tolerance, load, rewrite, save
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.passes.calls import quantize_weights_pass, remove_dead_passes, round_weights_pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.damage import rescue
 
 pytestmark = pytest.mark.runtime
@@ -88,7 +90,7 @@ def judging(seconds: float, *, rescue: bool = False) -> Judging:
 
 def refused(source: Path, target: Path, seconds: float = 60, **options: Any) -> RewriteFailed:
     with pytest.raises(RewriteFailed) as caught:
-        rewrite(source, target, [quantize_weights_pass(**options)], judging=judging(seconds))
+        rewrite(source, target, [QuantizeWeights(**options)], judging=judging(seconds))
     assert not target.exists()
     return caught.value
 
@@ -123,7 +125,7 @@ def test_what_is_proposed_passes(outlier: Path, tmp_path: Path) -> None:
     error = refused(outlier, tmp_path / "out.tflite")
     damage, options = error.report.damage, proposed(error)
     assert damage is not None and list(options) == ["exclude"]
-    report = rewrite(outlier, tmp_path / "out.tflite", [quantize_weights_pass(**options)], judging=judging(0))
+    report = rewrite(outlier, tmp_path / "out.tflite", [QuantizeWeights(**options)], judging=judging(0))
     assert report.verdict is not None and report.verdict.passed
     assert report.nbytes_after == damage.nbytes and report.verdict.worst_snr() == damage.snr
 
@@ -135,7 +137,7 @@ def test_another_scheme_is_proposed_where_it_passes(loud: Path, tmp_path: Path) 
     assert "--scheme dequantize" in str(error)
     options = proposed(error)
     assert options["scheme"] == "dequantize"
-    made = quantize_weights_pass(scheme="dequantize")
+    made = QuantizeWeights(scheme="dequantize")
     report = rewrite(loud, tmp_path / "out.tflite", [made], judging=judging(0))
     assert report.verdict is not None and report.verdict.passed
     assert (report.verdict.worst_snr(), report.nbytes_after) == damage.expanded
@@ -174,7 +176,7 @@ def test_names_in_proposals_are_safe_and_still_match(outlier: Path, tmp_path: Pa
     report = rewrite(
         tmp_path / "named.tflite",
         tmp_path / "out.tflite",
-        [quantize_weights_pass(**options)],
+        [QuantizeWeights(**options)],
         judging=judging(0),
     )
     assert report.outcome == "rewritten"
@@ -183,7 +185,7 @@ def test_names_in_proposals_are_safe_and_still_match(outlier: Path, tmp_path: Pa
 
 
 def test_constants_of_all_passes_are_looked_at(outlier: Path, tmp_path: Path) -> None:
-    passes = [quantize_weights_pass(exclude=["CONV"]), quantize_weights_pass()]
+    passes = [QuantizeWeights(exclude=["CONV"]), QuantizeWeights()]
     with pytest.raises(RewriteFailed) as caught:
         rewrite(outlier, tmp_path / "out.tflite", passes, judging=judging(60))
     damage = caught.value.report.damage
@@ -194,7 +196,7 @@ def test_constants_of_all_passes_are_looked_at(outlier: Path, tmp_path: Path) ->
 def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.tflite"
     checked = judging(60, rescue=True)
-    report = rewrite(outlier, target, [quantize_weights_pass()], judging=checked)
+    report = rewrite(outlier, target, [QuantizeWeights()], judging=checked)
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert report.refused is not None and report.refused.status == "fail"
     assert [item.tensor for item in report.finer] == [DENSE] and report.finer[0].added > 0
@@ -206,14 +208,14 @@ def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["finer"][0]["tensor"] == DENSE and data["refused"]["status"] == "fail"
     # The same in a longer chain of passes, and without time to look for the culprit.
-    chain = [*remove_dead_passes(), quantize_weights_pass()]
+    chain = [*[RemoveDead()], QuantizeWeights()]
     other = rewrite(outlier, tmp_path / "chain.tflite", chain, judging=judging(0, rescue=True), force=True)
     assert other.outcome == "rewritten" and DENSE in {item.tensor for item in other.finer}
 
 
 def test_where_nothing_passes_the_file_stays_as_it_was(outlier: Path, tmp_path: Path) -> None:
     checked = Judging(samples=1, tolerance=Tolerance(min_snr=300), blame_seconds=0)
-    report = rewrite(outlier, tmp_path / "out.tflite", [quantize_weights_pass()], judging=checked)
+    report = rewrite(outlier, tmp_path / "out.tflite", [QuantizeWeights()], judging=checked)
     assert report.outcome == "unchanged" and report.refused is not None
     assert (tmp_path / "out.tflite").read_bytes() == outlier.read_bytes()
     assert "as asked for" in "\n".join(report_lines(report, verbose=0)) or report.finer
@@ -222,7 +224,7 @@ def test_where_nothing_passes_the_file_stays_as_it_was(outlier: Path, tmp_path: 
 def test_rounding_is_rescued_too(outlier: Path, tmp_path: Path) -> None:
     checked = Judging(samples=2, tolerance=Tolerance(min_snr=60), blame_seconds=20)
     target = tmp_path / "out.tflite"
-    report = rewrite(outlier, target, [round_weights_pass(steps=64)], judging=checked)
+    report = rewrite(outlier, target, [RoundWeights(steps=64)], judging=checked)
     assert report.outcome == "rewritten" and report.refused is not None
     assert {item.form for item in report.finer} <= {"16 times as many steps", "as it is"} and report.finer
 

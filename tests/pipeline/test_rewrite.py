@@ -34,7 +34,7 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline import verify
 
 IMPOSSIBLE = Judging(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
@@ -156,7 +156,7 @@ def strict(report: Report) -> dict[str, Any]:
 @pytest.mark.runtime
 def test_success(dense: Path, folder: Path) -> None:
     before = dense.read_bytes()
-    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK)
+    report = rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=QUICK)
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert report.nbytes_before == len(before) == dense.stat().st_size
     assert report.nbytes_after == (folder / "out.tflite").stat().st_size < report.nbytes_before
@@ -172,7 +172,7 @@ def test_unchanged_is_a_verbatim_copy(fixtures: Path, folder: Path, mode: str) -
     for name in ("already_int8", "external_buffers/model", "malformed/unexplained_trailing_bytes"):
         source = fixtures / f"{name}.tflite"
         target = folder / f"{source.stem}.tflite"
-        report = rewrite(source, target, [quantize_weights_pass(exclude=["."])], judging=Judging(mode=mode))
+        report = rewrite(source, target, [QuantizeWeights(exclude=["."])], judging=Judging(mode=mode))
         assert report.outcome == "unchanged" and report.verdict is None
         assert target.read_bytes() == source.read_bytes()
         strict(report)
@@ -188,7 +188,7 @@ def test_no_pass_is_a_copy(dense: Path, folder: Path) -> None:
 @pytest.mark.runtime
 def test_refused_by_the_judge(dense: Path, folder: Path) -> None:
     with pytest.raises(RewriteFailed, match="differs too much, nothing was written") as caught:
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=IMPOSSIBLE)
+        rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=IMPOSSIBLE)
     assert caught.value.exit_code == 4 and names(folder) == []
     report = caught.value.report
     assert report.outcome == "failed" and report.verdict is not None and report.verdict.status == "fail"
@@ -202,7 +202,7 @@ def test_a_refusal_leaves_an_existing_target(dense: Path, folder: Path) -> None:
     target.write_bytes(b"precious")
     os.utime(target, ns=(1, 1))
     with pytest.raises(RewriteFailed):
-        rewrite(dense, target, [quantize_weights_pass()], judging=IMPOSSIBLE, force=True)
+        rewrite(dense, target, [QuantizeWeights()], judging=IMPOSSIBLE, force=True)
     assert target.read_bytes() == b"precious" and target.stat().st_mtime_ns == 1
     assert names(folder) == ["out.tflite"]
 
@@ -212,9 +212,9 @@ def test_an_existing_target_needs_force(dense: Path, folder: Path) -> None:
     target.write_bytes(b"precious")
     target.chmod(0o640)
     with pytest.raises(UsageError, match="--force"):
-        rewrite(dense, target, [quantize_weights_pass()], judging=OFF)
+        rewrite(dense, target, [QuantizeWeights()], judging=OFF)
     assert target.read_bytes() == b"precious"
-    rewrite(dense, target, [quantize_weights_pass()], judging=OFF, force=True)
+    rewrite(dense, target, [QuantizeWeights()], judging=OFF, force=True)
     assert target.stat().st_size == load_size(target) and stat.S_IMODE(target.stat().st_mode) == 0o640
     assert names(folder) == ["out.tflite"]
 
@@ -229,15 +229,15 @@ def load_size(path: Path) -> int:
 
 @pytest.mark.runtime
 def test_in_place(dense: Path, folder: Path) -> None:
-    made = rewrite(dense, folder / "aside.tflite", [quantize_weights_pass()], judging=QUICK)
+    made = rewrite(dense, folder / "aside.tflite", [QuantizeWeights()], judging=QUICK)
     with pytest.raises(UsageError, match="--force"):
-        rewrite(dense, dense, [quantize_weights_pass()], judging=QUICK)
+        rewrite(dense, dense, [QuantizeWeights()], judging=QUICK)
     with pytest.raises(UsageError, match="--force"):
-        rewrite(dense, dense.parent / "out" / ".." / dense.name, [quantize_weights_pass()], judging=QUICK)
-    report = rewrite(dense, dense, [quantize_weights_pass()], judging=QUICK, force=True)
+        rewrite(dense, dense.parent / "out" / ".." / dense.name, [QuantizeWeights()], judging=QUICK)
+    report = rewrite(dense, dense, [QuantizeWeights()], judging=QUICK, force=True)
     assert report.nbytes_after == made.nbytes_after
     assert dense.read_bytes() == (folder / "aside.tflite").read_bytes()
-    assert rewrite(dense, dense, [quantize_weights_pass()], judging=QUICK, force=True).outcome == "unchanged"
+    assert rewrite(dense, dense, [QuantizeWeights()], judging=QUICK, force=True).outcome == "unchanged"
     assert names(dense.parent) == ["in.tflite", "out"]
 
 
@@ -275,7 +275,7 @@ def test_through_a_link(dense: Path, folder: Path) -> None:
     real.write_bytes(b"old")
     link = dense.parent / "link.tflite"
     link.symlink_to(real)
-    rewrite(dense, link, [quantize_weights_pass()], judging=OFF, force=True)
+    rewrite(dense, link, [QuantizeWeights()], judging=OFF, force=True)
     assert link.is_symlink() and real.read_bytes()[4:8] == b"TFL3"
     assert names(folder) == ["real.tflite"]
 
@@ -285,13 +285,13 @@ def test_dry_run(dense: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK, dry_run=True)
+    report = rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=QUICK, dry_run=True)
     assert report.dry_run and report.verdict is not None and report.verdict.passed
     assert report.nbytes_after < report.nbytes_before
     assert names(folder) == [] and names(scratch) == []
     assert strict(report)["dry_run"] is True
     with pytest.raises(RewriteFailed):
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=IMPOSSIBLE, dry_run=True)
+        rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=IMPOSSIBLE, dry_run=True)
     assert names(folder) == [] and names(scratch) == []
 
 
@@ -334,21 +334,21 @@ def test_source_and_output_are_parsed_once(
     fixtures: Path, folder: Path, parsed: Counter[str], name: str
 ) -> None:
     source = fixtures / f"{name}.tflite"
-    rewrite(source, folder / "out.tflite", [quantize_weights_pass(min_elements=1)], judging=QUICK)
+    rewrite(source, folder / "out.tflite", [QuantizeWeights(min_elements=1)], judging=QUICK)
     assert parsed[str(source)] == 1 and set(parsed.values()) == {1}
 
 
 @pytest.mark.runtime
 def test_a_rescue_parses_its_source_once(dense: Path, folder: Path, parsed: Counter[str]) -> None:
     strict = Judging(samples=2, tolerance=Tolerance(min_snr=60))
-    report = rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=strict)
+    report = rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=strict)
     assert report.finer and parsed[str(dense)] == 1
 
 
 def test_a_file_that_was_opened_is_not_parsed_again(dense: Path, folder: Path, parsed: Counter[str]) -> None:
     source = Source.open(dense)
     for number in range(2):
-        rewrite(source, folder / f"{number}.tflite", [quantize_weights_pass()], judging=OFF)
+        rewrite(source, folder / f"{number}.tflite", [QuantizeWeights()], judging=OFF)
     assert parsed[str(dense)] == 1
     assert (folder / "0.tflite").read_bytes() == (folder / "1.tflite").read_bytes()
 
@@ -396,7 +396,7 @@ def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> N
 @pytest.mark.runtime
 def test_unknown_operator(dense: Path, folder: Path) -> None:
     source = unknown_operator(dense, dense.parent / "custom.tflite")
-    report = rewrite(source, folder / "auto.tflite", [quantize_weights_pass()], judging=QUICK)
+    report = rewrite(source, folder / "auto.tflite", [QuantizeWeights()], judging=QUICK)
     assert report.outcome == "rewritten" and report.unverified is not None
     assert "NobodyKnowsIt" in report.unverified or "does not run" in report.unverified
     # What the runtime says takes several lines.
@@ -404,10 +404,10 @@ def test_unknown_operator(dense: Path, folder: Path) -> None:
     assert strict(report)["unverified"] == report.unverified
     with pytest.raises(RewriteFailed, match="could not be verified, nothing was written") as caught:
         required = Judging(mode="require", samples=1)
-        rewrite(source, folder / "require.tflite", [quantize_weights_pass()], judging=required)
+        rewrite(source, folder / "require.tflite", [QuantizeWeights()], judging=required)
     assert caught.value.exit_code == 3 and "--verify auto" in str(caught.value)
     strict(caught.value.report)
-    report = rewrite(source, folder / "off.tflite", [quantize_weights_pass()], judging=OFF)
+    report = rewrite(source, folder / "off.tflite", [QuantizeWeights()], judging=OFF)
     assert report.unverified is not None and "as asked" in report.unverified
     assert names(folder) == ["auto.tflite", "off.tflite"]
     assert (folder / "auto.tflite").read_bytes() == (folder / "off.tflite").read_bytes()
@@ -418,7 +418,7 @@ def test_damage_that_only_the_runtime_minds(dense: Path, folder: Path) -> None:
     """The original does not run, and we can say why: that is no foreign kernel."""
     source = broken(dense, dense.parent / "broken.tflite")
     with pytest.raises(FormatError, match="buffer holds 124 bytes") as caught:
-        rewrite(source, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK)
+        rewrite(source, folder / "out.tflite", [QuantizeWeights()], judging=QUICK)
     assert caught.value.exit_code == 2
     assert "tfl-rewrite doctor" in str(caught.value) and "tfl-rewrite repair" in str(caught.value)
     assert names(folder) == []
@@ -456,7 +456,7 @@ def test_what_cannot_be_carried_over(fixtures: Path, folder: Path, name: str) ->
 def test_malformed_files(malformed: Path, folder: Path) -> None:
     """Each ends in one of the documented classes, or in a file."""
     try:
-        report = rewrite(malformed, folder / "out.tflite", [quantize_weights_pass()], judging=OFF)
+        report = rewrite(malformed, folder / "out.tflite", [QuantizeWeights()], judging=OFF)
     except (FormatError, UnsupportedError):
         assert names(folder) == []
     else:
@@ -484,7 +484,7 @@ def test_interrupted_while_judging(
 
     monkeypatch.setattr(verify, "FullPanel", lambda *_, **__: Interrupted())
     with pytest.raises(error):
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()])
+        rewrite(dense, folder / "out.tflite", [QuantizeWeights()])
     assert names(folder) == []
 
 
@@ -493,7 +493,7 @@ def test_interrupted_while_writing(dense: Path, folder: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=OFF, progress=stop)
+        rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=OFF, progress=stop)
     assert names(folder) == []
 
 
@@ -502,7 +502,7 @@ def test_progress_counts_to_the_end(fixtures: Path, folder: Path) -> None:
     report = rewrite(
         fixtures / "digits_cnn.tflite",
         folder / "out.tflite",
-        [quantize_weights_pass()],
+        [QuantizeWeights()],
         judging=OFF,
         progress=lambda *step: seen.append(step) if step[0] == "writing" else None,
         threads=1,
@@ -518,13 +518,13 @@ def test_threads_do_not_change_the_bytes(fixtures: Path, folder: Path) -> None:
     for threads in (0, 1, 7):
         target = folder / f"{threads}.tflite"
         source = fixtures / "mtcnn_rnet.tflite"
-        rewrite(source, target, [quantize_weights_pass()], judging=OFF, threads=threads)
+        rewrite(source, target, [QuantizeWeights()], judging=OFF, threads=threads)
         made.append(target.read_bytes())
     assert made[0] == made[1] == made[2]
 
 
 def test_bad_calls(dense: Path, folder: Path) -> None:
-    passes: list[Pass] = [quantize_weights_pass()]
+    passes: list[Pass] = [QuantizeWeights()]
     cases: list[tuple[Path, Path, dict[str, Any], type[Exception]]] = [
         (dense, folder, {}, UsageError),
         (dense, folder / "missing" / "out.tflite", {}, UsageError),
@@ -547,7 +547,7 @@ def test_the_disk_is_full(dense: Path, folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(FileAccessError, match="No space left on device"):
-        rewrite(dense, folder / "out.tflite", [quantize_weights_pass()], judging=OFF)
+        rewrite(dense, folder / "out.tflite", [QuantizeWeights()], judging=OFF)
     assert names(folder) == []
 
 
@@ -559,7 +559,7 @@ def test_somebody_else_makes_the_target_meanwhile(dense: Path, folder: Path) -> 
             target.write_bytes(b"theirs")
 
     with pytest.raises(UsageError, match="appeared"):
-        rewrite(dense, target, [quantize_weights_pass()], judging=OFF, progress=appear)
+        rewrite(dense, target, [QuantizeWeights()], judging=OFF, progress=appear)
     assert target.read_bytes() == b"theirs" and names(folder) == ["out.tflite"]
 
 
@@ -567,7 +567,7 @@ def test_somebody_else_makes_the_target_meanwhile(dense: Path, folder: Path) -> 
 def test_every_model_is_rewritten_and_verified(sound: Path, folder: Path) -> None:
     """The whole way for each committed model; reports are JSON."""
     expected = {"conv_without_bias": "unverified"}.get(sound.stem)
-    report = rewrite(sound, folder / "out.tflite", [quantize_weights_pass()], judging=QUICK)
+    report = rewrite(sound, folder / "out.tflite", [QuantizeWeights()], judging=QUICK)
     strict(report)
     assert names(folder) == ["out.tflite"]
     assert report.nbytes_after <= report.nbytes_before

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import tfl_rewrite
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, UINT8
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Metadata, Quantization, SubGraph, new_record
+from tfl_rewrite.passes.compact import Compact
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.reading.diff import diff
 
 from ..helpers import ROOT
@@ -26,7 +29,7 @@ RNET = ROOT / "fixtures" / "mtcnn_rnet.tflite"
 def quantized(tmp_path_factory):
     made = tmp_path_factory.mktemp("diff") / "int8.tflite"
     model = tfl_rewrite.load(RNET)
-    tfl_rewrite.quantize_weights(model)
+    run_passes(model, [QuantizeWeights()])[0]
     tfl_rewrite.save(model, made)
     return made
 
@@ -46,7 +49,7 @@ def test_the_balance_adds_up_to_the_files(quantized):
 
 def test_each_quantized_tensor_and_operator_is_named(quantized):
     found = diff(RNET, quantized)
-    result = tfl_rewrite.quantize_weights(tfl_rewrite.load(RNET))
+    result = run_passes(tfl_rewrite.load(RNET), [QuantizeWeights()])[0]
     tensors = {row.where: row for row in found.differences if row.kind == "tensor"}
     assert set(tensors) == {change.where for change in result.changes}
     assert all("FLOAT32 became INT8" in row.what for row in tensors.values())
@@ -122,7 +125,7 @@ FIXTURES = sorted((ROOT / "fixtures").glob("*.tflite"))
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
 def test_what_compact_and_strip_do_is_told_as_what_it_is(path, tmp_path):
     model = tfl_rewrite.load(path)
-    packing = tfl_rewrite.compact(model, strip=["names", "min-max"])[-1].packing
+    packing = run_passes(model, [Compact(strip=["names", "min-max"])])[-1].packing
     tfl_rewrite.save(model, tmp_path / "small.tflite", packing=packing)
     found = diff(path, tmp_path / "small.tflite")
     said = {(row.kind, row.what.split(" ", 1)[-1]) for row in found.differences}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tfl_rewrite import FormatError, Judging, UnsupportedError, doctor, rewrite
-from tfl_rewrite.passes.calls import repair_pass
+from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.reading.findings import UNASKED, Severity
 
 OFF = Judging(mode="off")
@@ -19,7 +19,7 @@ def test_every_file_that_can_be_read_is_diagnosed_and_only_faulty_ones_change(
     except (FormatError, UnsupportedError):
         return
     target = tmp_path / "out.tflite"
-    report = rewrite(public, target, [repair_pass()], judging=OFF)
+    report = rewrite(public, target, [Repair()], judging=OFF)
     faulty = any(item.repairable and item.kind in UNASKED for item in found.findings)
     assert (report.outcome == "rewritten") is faulty
     if not faulty:

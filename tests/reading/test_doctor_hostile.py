@@ -13,7 +13,7 @@ import pytest
 
 from tfl_rewrite import Judging, TflRewriteError, doctor, load, rewrite
 from tfl_rewrite.errors import InvariantError
-from tfl_rewrite.passes.calls import repair_pass
+from tfl_rewrite.passes.repair import Repair
 
 COUNT = int(os.environ.get("TFL_REWRITE_DOCTOR_MUTATIONS", "12"))
 FILES = ("already_int8", "blockwise_int4", "metadata_label_zip", "rnn", "two_signatures_shared_weights")
@@ -39,7 +39,7 @@ def test_damaged_files(fixtures: Path, name: str, tmp_path: Path) -> None:
         except TflRewriteError:
             continue
         try:
-            rewrite(path, out, [repair_pass()], judging=OFF, force=True)
+            rewrite(path, out, [Repair()], judging=OFF, force=True)
         except InvariantError:
             raise
         except TflRewriteError:

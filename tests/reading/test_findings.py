@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import FormatError, UsageError, doctor, load, quantize_weights, save
+from tfl_rewrite import FormatError, UsageError, doctor, load, save
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.reading.findings import BY_NAME, KINDS, REPAIRABLE, Severity
 from tfl_rewrite.reading.metadata import associated_files
 
@@ -73,7 +75,7 @@ def test_fixtures(sound: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"scheme": "dequantize"}, {"min_runtime": "2.14"}], ids=str)
 def test_what_this_program_makes_is_sound(sound: Path, options: dict[str, str], tmp_path: Path) -> None:
     model = load(sound)
-    quantize_weights(model, **options)
+    run_passes(model, [QuantizeWeights(**options)])[0]
     path = tmp_path / "out.tflite"
     save(model, path)
     before = {item.kind for item in doctor(sound, min_runtime=options.get("min_runtime")).findings}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import Judging, UsageError, load, rewrite, round_weights_pass, search_rounding
+from tfl_rewrite import Judging, UsageError, load, rewrite, search_rounding
 from tfl_rewrite.editing.base import Context
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search import rounding as module
 from tfl_rewrite.search.rounding import RoundingSearch
 
@@ -24,16 +25,16 @@ def deflated(path: Path) -> int:
 def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "lstm.tflite"
     settings = Judging()
-    plain = rewrite(source, tmp_path / "plain.tflite", [round_weights_pass(steps=256)])
+    plain = rewrite(source, tmp_path / "plain.tflite", [RoundWeights(steps=256)])
     assert plain.verdict is not None
     ratio = plain.verdict.worst_snr()
     assert ratio is not None
-    found = search_rounding(source, round_weights_pass(), settings, min_snr=ratio)
+    found = search_rounding(source, RoundWeights(), settings, min_snr=ratio)
     assert found.snr is not None and found.snr >= ratio
     rewrite(source, tmp_path / "searched.tflite", [found.settings])
     assert deflated(tmp_path / "searched.tflite") < deflated(tmp_path / "plain.tflite")
     # Searching again finds everything on its grid.
-    second = search_rounding(tmp_path / "searched.tflite", round_weights_pass(), settings, min_snr=ratio)
+    second = search_rounding(tmp_path / "searched.tflite", RoundWeights(), settings, min_snr=ratio)
     assert second.files == 0
     report = rewrite(tmp_path / "searched.tflite", tmp_path / "again.tflite", [second.settings])
     assert report.outcome == "unchanged"
@@ -42,30 +43,30 @@ def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_pa
 @pytest.mark.parametrize("bounds", [{"min_snr": math.inf}, {"min_snr": 30, "max_abs_error": math.inf}])
 def test_a_bound_is_finite(fixtures: Path, bounds: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="is inf"):
-        search_rounding(fixtures / "dense.tflite", round_weights_pass(), Judging(), **bounds)
+        search_rounding(fixtures / "dense.tflite", RoundWeights(), Judging(), **bounds)
 
 
 def test_the_search_is_deterministic(fixtures: Path) -> None:
     source = fixtures / "dense.tflite"
-    first, second = (search_rounding(source, round_weights_pass(), Judging(), min_snr=35) for _ in range(2))
+    first, second = (search_rounding(source, RoundWeights(), Judging(), min_snr=35) for _ in range(2))
     assert first.settings == second.settings and first.files == second.files
 
 
 def test_the_search_rounds_int8_and_finds_it_done(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "out.tflite"
-    found = search_rounding(source, round_weights_pass(int8=True), Judging(), min_snr=15)
+    found = search_rounding(source, RoundWeights(int8=True), Judging(), min_snr=15)
     report = rewrite(source, target, [found.settings])
     assert report.outcome == "rewritten" and report.deflated is not None
     assert report.deflated[1] < 0.8 * report.deflated[0]
     assert target.stat().st_size == source.stat().st_size
-    second = search_rounding(target, round_weights_pass(int8=True), Judging(), min_snr=15)
+    second = search_rounding(target, RoundWeights(int8=True), Judging(), min_snr=15)
     assert second.settings.choices == {} and second.files == 0
 
 
 def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "mtcnn_rnet.tflite"
     made = {}
-    with RoundingSearch(source, round_weights_pass(), Judging(), aim=40) as search:
+    with RoundingSearch(source, RoundWeights(), Judging(), aim=40) as search:
         for aim in (10, 25, 40, 55):
             settings, expected = search.propose(aim)
             target = tmp_path / f"{aim}.tflite"
@@ -80,15 +81,15 @@ def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: P
 @pytest.mark.parametrize("ratio", [12.0, 45.0])
 def test_a_target_far_from_the_probes_is_reached_closely(fixtures: Path, ratio: float) -> None:
     source = fixtures / "digits_cnn.tflite"
-    with RoundingSearch(source, round_weights_pass(), Judging(), aim=25) as search:
+    with RoundingSearch(source, RoundWeights(), Judging(), aim=25) as search:
         found = search.find(ratio)
     assert found.snr is not None and ratio <= found.snr < ratio + 3
 
 
 def test_a_model_without_constants_has_nothing_to_propose(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "digits_cnn.tflite"
-    rewrite(source, tmp_path / "done.tflite", [round_weights_pass(steps=16)])
-    with RoundingSearch(tmp_path / "done.tflite", round_weights_pass(), Judging(), aim=25) as search:
+    rewrite(source, tmp_path / "done.tflite", [RoundWeights(steps=16)])
+    with RoundingSearch(tmp_path / "done.tflite", RoundWeights(), Judging(), aim=25) as search:
         settings, expected = search.propose(25)
     assert settings.choices == {} and expected == 0
     model = load(tmp_path / "done.tflite")
@@ -105,7 +106,7 @@ def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
 
     monkeypatch.setattr(module, "open_outputs", foreign)
     source = fixtures / "digits_cnn.tflite"
-    with RoundingSearch(source, round_weights_pass(), Judging(), aim=25) as search:
+    with RoundingSearch(source, RoundWeights(), Judging(), aim=25) as search:
         found = search.find(25)
     assert found.snr is not None and found.snr >= 25
     assert not any("last SOFTMAX" in note for note in found.settings.notes)

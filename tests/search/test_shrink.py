@@ -28,6 +28,7 @@ from tfl_rewrite.editing.base import Context
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
 from tfl_rewrite.weights.payloads import WeightChange
 
@@ -201,7 +202,7 @@ def test_the_recipe_gives_the_same_encodings(
     report = found[0]
     assert report.promised is not None
     (tmp_path / "map.toml").write_text(report.recipe())
-    made = tfl_rewrite.quantize_weights_pass(map=str(tmp_path / "map.toml"), min_elements=64)
+    made = QuantizeWeights(map=str(tmp_path / "map.toml"), min_elements=64)
     model = tfl_rewrite.load(digits[0])
     result = made.run(model, Context())
     assert report.report is not None

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import FileAccessError, FormatError, UsageError, load, quantize_weights, save
+from tfl_rewrite import FileAccessError, FormatError, UsageError, load, save
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.recipe import Recipe
 
@@ -114,7 +116,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_first_match_decides(source: Path) -> None:
     model = load(source)
-    result = quantize_weights(model, map="first=float32,^encoder=int4,FULLY_CONNECTED=int8:tensor")
+    result = run_passes(
+        model, [QuantizeWeights(map="first=float32,^encoder=int4,FULLY_CONNECTED=int8:tensor")]
+    )[0]
     assert {change.where: change.encoding for change in result.changes} == {
         "encoder/second": "int4:channel",
         "decoder/last": "int8:tensor",
@@ -123,7 +127,7 @@ def test_the_first_match_decides(source: Path) -> None:
 
 
 def test_what_no_rule_matches_gets_the_default(source: Path) -> None:
-    result = quantize_weights(load(source), map="last=float32", dtype="float16")
+    result = run_passes(load(source), [QuantizeWeights(map="last=float32", dtype="float16")])[0]
     assert {change.where: change.encoding for change in result.changes} == {
         "encoder/first": "float16",
         "encoder/second": "float16",
@@ -132,13 +136,13 @@ def test_what_no_rule_matches_gets_the_default(source: Path) -> None:
 
 def test_a_rule_that_matches_nothing_names_what_is_near(source: Path) -> None:
     with pytest.raises(UsageError, match=re.escape("'^encodr/secnd'")) as caught:
-        quantize_weights(load(source), map="first=int8,^encodr/secnd=int4")
+        run_passes(load(source), [QuantizeWeights(map="first=int8,^encodr/secnd=int4")])[0]
     assert "encoder/second" in str(caught.value)
 
 
 def test_a_second_run_is_no_error(source: Path, tmp_path: Path) -> None:
     rules = "first=int4:block:32,second=int4:channel:dequantize,last=float16"
     model = load(source)
-    assert len(quantize_weights(model, map=rules).changes) == 3
+    assert len(run_passes(model, [QuantizeWeights(map=rules)])[0].changes) == 3
     save(model, tmp_path / "out.tflite")
-    assert not quantize_weights(load(tmp_path / "out.tflite"), map=rules).modified
+    assert not run_passes(load(tmp_path / "out.tflite"), [QuantizeWeights(map=rules)])[0].modified

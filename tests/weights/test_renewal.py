@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import UnsupportedError, doctor, load, quantize_weights, rewrite, save
+from tfl_rewrite import UnsupportedError, doctor, load, rewrite, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.operands import scales_of
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.calls import quantize_weights_pass
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.state import late_forms
 
 from ..faulty_models import batch_matmul, blockwise, convolution, dense, full_integer, ints, scaled
@@ -32,7 +33,10 @@ def expanded(dtype: str, *, granularity: str = "channel") -> Model:
     net = Net(21)
     source = net.input("x", (2, 64))
     net.output(net.dense(source, net.weights("w", (64, 64)), "y"))
-    quantize_weights(net.model, dtype=dtype, scheme="dequantize", granularity=granularity, min_elements=1)
+    run_passes(
+        net.model,
+        [QuantizeWeights(dtype=dtype, scheme="dequantize", granularity=granularity, min_elements=1)],
+    )[0]
     return net.model
 
 
@@ -71,9 +75,7 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(make(), source)
     assert list(late_forms(load(source), OLDEST))
-    report = rewrite(
-        source, target, [quantize_weights_pass(min_runtime="2.14", scheme=scheme, min_elements=1)]
-    )
+    report = rewrite(source, target, [QuantizeWeights(min_runtime="2.14", scheme=scheme, min_elements=1)])
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert any("stored anew" in note for note in report.results[0].notes)
     said = "\n".join(report_lines(report, verbose=0))
@@ -84,9 +86,7 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
     assert not list(late_forms(made, OLDEST))
     found = doctor(target, min_runtime="2.14").findings
     assert not [item for item in found if item.severity.value != "note"]
-    again = rewrite(
-        target, tmp_path / "again.tflite", [quantize_weights_pass(min_runtime="2.14", min_elements=1)]
-    )
+    again = rewrite(target, tmp_path / "again.tflite", [QuantizeWeights(min_runtime="2.14", min_elements=1)])
     assert again.outcome == "unchanged"
     if OLD:
         wanted = run_model(source, Judging(samples=2))
@@ -99,7 +99,7 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
 def test_what_a_runtime_knows_stays() -> None:
     for runtime, renewed in (("2.14", True), ("2.16", True), ("2.17", False)):
         model = dense()
-        result = quantize_weights(model, min_runtime=runtime, min_elements=1)
+        result = run_passes(model, [QuantizeWeights(min_runtime=runtime, min_elements=1)])[0]
         assert result.modified is renewed
         assert (len(scales_of(named(model, "w"))) == 1) is renewed
 
@@ -108,20 +108,20 @@ def test_what_a_runtime_knows_stays() -> None:
 def test_sizes_are_those_of_the_file(tmp_path: Path) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(dense(), source)
-    report = rewrite(source, target, [quantize_weights_pass(min_runtime="2.14", min_elements=1)])
+    report = rewrite(source, target, [QuantizeWeights(min_runtime="2.14", min_elements=1)])
     (change,) = report.results[0].changes
     assert change.to_dict()["nbytes_before"] == 128 and change.to_dict()["saved"] < 0
 
 
 def test_what_the_user_keeps_is_refused_where_it_would_be_misread() -> None:
     with pytest.raises(UnsupportedError, match=r"2\.14 misreads a per-channel int8 weight") as caught:
-        quantize_weights(dense(), min_runtime="2.14", exclude=["^w$"])
+        run_passes(dense(), [QuantizeWeights(min_runtime="2.14", exclude=["^w$"])])[0]
     assert caught.value.remedy is not None and "2.17" in caught.value.remedy
 
 
 def test_operators_that_a_runtime_does_not_have_are_named(fixtures: Path) -> None:
     model = load(fixtures / "composite.tflite")
-    result = quantize_weights(model, min_runtime="2.14")
+    result = run_passes(model, [QuantizeWeights(min_runtime="2.14")])[0]
     assert any("STABLEHLO_COMPOSITE version 1, first in 2.17" in note for note in result.notes)
 
 
@@ -130,7 +130,7 @@ def test_versions_are_lowered_for_the_runtime() -> None:
     source = net.input("x", (2, 64))
     half = net.add("ADD", [source, source], "m", (2, 64), version=6)
     net.output(net.dense(half, net.weights("w", (64, 64)), "y"))
-    result = quantize_weights(net.model, min_runtime="2.14")
+    result = run_passes(net.model, [QuantizeWeights(min_runtime="2.14")])[0]
     assert ("ADD", 1) in codes(net.model) and any(
         "ADD: version 6 lowered to 1" in note for note in result.notes
     )

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import dequantize, load, quantize_weights, save
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite import load, save
+from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes.dequantize import Dequantize
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.payloads import WeightChange
 
 from ..nets import Array, Net, codes, decibels, named, run
@@ -72,9 +74,9 @@ def quantized(net: Net, target: Path, **options: Any) -> tuple[Model, PassResult
     source = target.with_suffix(".in.tflite")
     save(net.model, source, force=True)
     model = load(source)
-    result = quantize_weights(
-        model, **{"scheme": "dequantize", "min_elements": 64, "effort": "fast", **options}
-    )
+    result = run_passes(
+        model, [QuantizeWeights(**{"scheme": "dequantize", "min_elements": 64, "effort": "fast", **options})]
+    )[0]
     save(model, target, force=True)
     return load(target), result
 
@@ -170,7 +172,7 @@ def test_what_stays_does_not_change_what_others_get(tmp_path: Path) -> None:
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     after, _ = quantized(convolutional(), tmp_path / "out.tflite")
-    again = quantize_weights(after, scheme="dequantize", min_elements=64, effort="fast")
+    again = run_passes(after, [QuantizeWeights(scheme="dequantize", min_elements=64, effort="fast")])[0]
     assert not again.modified
 
 
@@ -188,13 +190,13 @@ def test_filters_of_float16_are_weighed_with_what_they_take_now(tmp_path: Path) 
     model = net.model
     save(model, tmp_path / "plain.tflite")
     half = load(tmp_path / "plain.tflite")
-    assert quantize_weights(half, dtype="float16", min_elements=64).modified
+    assert run_passes(half, [QuantizeWeights(dtype="float16", min_elements=64)])[0].modified
     save(half, tmp_path / "half.tflite")
     again = load(tmp_path / "half.tflite")
-    result = quantize_weights(again, scheme="dequantize", min_elements=64, effort="fast")
+    result = run_passes(again, [QuantizeWeights(scheme="dequantize", min_elements=64, effort="fast")])[0]
     save(again, tmp_path / "int8.tflite")
     assert axes(result)["first"] == (0, CHANNELS)
     assert (tmp_path / "int8.tflite").stat().st_size < (tmp_path / "half.tflite").stat().st_size
     # Exact behind DEQUANTIZE: the same integers come back.
     back = load(tmp_path / "int8.tflite")
-    assert dequantize(back).modified
+    assert run_passes(back, [Dequantize()])[0].modified

@@ -6,13 +6,9 @@ import argparse
 from collections.abc import Callable
 
 from tfl_rewrite.cli.commands.rewrite import (
-    compact,
-    dedup,
-    dequantize,
     diff_files,
     list_passes,
-    quantize_weights,
-    remove_dead,
+    rewrite_with_pass,
     round_weights,
     run_passes,
     verify_files,
@@ -33,13 +29,6 @@ def join_model(arguments: argparse.Namespace) -> int:
     return shard.join_model(arguments)
 
 
-def repair_file(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite repair IN OUT``."""
-    from tfl_rewrite.cli.commands import doctor
-
-    return doctor.repair_file(arguments)
-
-
 def batch_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
     from tfl_rewrite.cli.commands import batch
@@ -55,19 +44,19 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
 
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
-    "quantize-weights": quantize_weights,
-    "dequantize": dequantize,
+    "quantize-weights": rewrite_with_pass,
+    "dequantize": rewrite_with_pass,
     "round-weights": round_weights,
     "shrink": shrink_file,
-    "remove-dead": remove_dead,
-    "dedup": dedup,
-    "compact": compact,
+    "remove-dead": rewrite_with_pass,
+    "dedup": rewrite_with_pass,
+    "compact": rewrite_with_pass,
     "run": run_passes,
     "passes": list_passes,
     "diff": diff_files,
     "verify": verify_files,
     "shard": shard_model,
     "join": join_model,
-    "repair": repair_file,
+    "repair": rewrite_with_pass,
     "batch": batch_files,
 }

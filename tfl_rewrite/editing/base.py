@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +17,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
+from tfl_rewrite.options.option import check_options
 from tfl_rewrite.work import Work, current
 
 
@@ -140,12 +141,14 @@ class Context:
 class Pass(ABC):
     """A rewrite of a model in place.
 
-    A subclass says what it is by the class variables and rewrites in :meth:`run`. The other members have
-    neutral defaults.
+    A subclass says what it is by its docstring, whose first line is its help, and by the class variables; its
+    fields made by :func:`tfl_rewrite.options.option.option` are its options; and it rewrites in :meth:`run`.
+    The other members have neutral defaults.
 
     Attributes:
         name: Its name on the command line.
         effect: How it may change what the model computes.
+        place: Why it stands where it stands in the catalogue.
         for_download: Whether what gets smaller is the deflated file rather than the file itself.
     """
 
@@ -153,11 +156,24 @@ class Pass(ABC):
 
     name: ClassVar[str]
     effect: ClassVar[Effect] = Effect.EXACT
+    place: ClassVar[str] = ""
     for_download: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Brings the options into form.
+
+        Raises:
+            UsageError: A value is of another kind, out of bounds, or none of the choices.
+        """
+        check_options(self)
 
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model and says what it did."""
+
+    def parts(self) -> Sequence[Pass]:
+        """Returns the passes that it consists of, in order; most are one."""
+        return (self,)
 
     @property
     def is_fitted(self) -> bool:
@@ -204,6 +220,11 @@ def last_packing(results: Sequence[PassResult]) -> Packing | None:
     return next((result.packing for result in reversed(results) if result.packing is not None), None)
 
 
+def expanded(passes: Iterable[Pass]) -> list[Pass]:
+    """Returns the passes with those that consist of others in parts."""
+    return [part for item in passes for part in item.parts()]
+
+
 def run_passes(model: Model, passes: Sequence[Pass], context: Context | None = None) -> list[PassResult]:
     """Runs passes in order and checks the model after each.
 
@@ -216,6 +237,7 @@ def run_passes(model: Model, passes: Sequence[Pass], context: Context | None = N
         InvariantError: A pass broke a rule that held before it; names the pass and those before it.
     """
     context = context or Context()
+    passes = expanded(passes)
     known = len(broken(model))
     results = []
     with model.remembering():

@@ -8,6 +8,9 @@ from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.kernels.table import row_named
 from tfl_rewrite.model.ir import Model, Operator, schema
 
+PURE_CUSTOM = "a custom operator that only computes outputs from inputs, so that it may go; repeatable"
+"""Help of an option of several passes."""
+
 
 class Effects:
     """Tells the effect of the operators of one model.

@@ -118,6 +118,11 @@ def max_version(operator: str, runtime: Runtime) -> int:
     )
 
 
+def taken_runtime(value: str | Runtime | None) -> Runtime:
+    """Returns a runtime version that is text, or was read before; see :func:`parse_runtime`."""
+    return value if isinstance(value, tuple) else parse_runtime(value)
+
+
 def parse_runtime(text: str | None) -> Runtime:
     """Reads a runtime version: TensorFlow's count (``2.14``), or LiteRT's (``litert-2.3``).
 

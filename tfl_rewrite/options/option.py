@@ -45,6 +45,7 @@ class Option:
         nullable: Whether None is a value.
         metavar: What stands for its value in the help.
         choices: Its values, where those are few.
+        member: The enumeration whose members they become, if any.
         bounds: Least and largest value of a number.
         role: What is done with the files that it names.
         flags: Its names on the command line; one without dashes is an argument that stands alone.
@@ -57,6 +58,7 @@ class Option:
     nullable: bool
     metavar: str | None
     choices: tuple[str, ...]
+    member: type[Enum] | None
     bounds: tuple[float, float] | None
     role: Role | None
     flags: tuple[str, ...]
@@ -67,7 +69,9 @@ class Option:
         plain = self.default is None or isinstance(self.default, bool) or self.default in ((), "")
         if plain or "default" in self.help:
             return self.help
-        return f"{self.help} (default: {self.default})"
+        shown = self.default.value if isinstance(self.default, Enum) else self.default
+        told = f"{shown:g}" if isinstance(shown, float) else shown
+        return f"{self.help} (default: {told})"
 
     def read(self, text: str) -> Any:
         """Returns the value that a text stands for.
@@ -114,7 +118,7 @@ class Option:
                 raise UsageError(
                     f"{self.name} is {number_text(value)}", remedy=f"give {least:,} or more, {most:,} at most"
                 )
-        return value
+        return value if self.member is None else self.member(value)
 
 
 def option(
@@ -123,7 +127,7 @@ def option(
     *,
     kind: Kind | None = None,
     metavar: str | None = None,
-    choices: Iterable[str] = (),
+    choices: Iterable[str | Enum] = (),
     bounds: tuple[float, float] | None = None,
     role: Role | None = None,
     flags: tuple[str, ...] = (),
@@ -135,17 +139,19 @@ def option(
         help: What it does: one phrase, or a few sentences, that begins in lower case.
         kind: Which values it takes; by default as its annotation says.
         metavar: What stands for its value in the help.
-        choices: Its values, where those are few.
+        choices: Its values, where those are few; members of an enumeration are what texts become.
         bounds: Least and largest value of a number.
         role: What is done with the files that it names.
         flags: Its names on the command line; by default its own, with dashes, and ``--no-`` before that of a
             switch that is on.
     """
+    values = tuple(choices)
     facts = {
         "help": help,
         "kind": kind,
         "metavar": metavar,
-        "choices": tuple(choices),
+        "choices": tuple(item.value if isinstance(item, Enum) else item for item in values),
+        "member": next((type(item) for item in values if isinstance(item, Enum)), None),
         "bounds": bounds,
         "role": role,
         "flags": flags,
@@ -173,7 +179,8 @@ def options_of(made: type[Any]) -> tuple[Option, ...]:
 def _option(item: Field[Any]) -> Option:
     facts = dict(item.metadata["option"])
     annotation = str(item.type)
-    kind = facts.pop("kind") or BY_ANNOTATION[annotation.removesuffix(" | None")]
+    named = "str" if facts["member"] is not None else annotation.removesuffix(" | None")
+    kind = facts.pop("kind") or BY_ANNOTATION[named]
     flags = facts.pop("flags")
     if not flags:
         negation = "no-" if kind is SWITCH and item.default else ""

@@ -11,17 +11,19 @@ larger unless ``--align`` asks for more than 16. A second run finds nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.metadata import COMPRESSION
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import UsageError, number_text
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model, Quantization
+from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import buffer_places, constant_buffers, equal_blobs
+from tfl_rewrite.passes.strip import STRIP, strips
 from tfl_rewrite.work import Work
 
 LEAST_ALIGN = 16
@@ -58,25 +60,40 @@ ABSENT_ALIKE: tuple[AbsentAlike, ...] = (
 _ALIKE: Mapping[str, tuple[str, ...]] = {row.table: row.fields for row in ABSENT_ALIKE}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Compact(Pass):
-    """The pass; see the module.
+    """Stores the same content in fewer bytes.
 
-    Args:
-        align: Constants of at least this many bytes start on a multiple of it in the file.
-
-    Raises:
-        UsageError: ``align`` is no power of two from 16 to 65536.
+    Lays the file out anew: equal vectors, strings, tables and constants once, defaults and empty fields left
+    out, offset buffers taken in while the file is under 2 GiB. Outputs stay equal to the bit; a file that
+    would not get smaller is copied.
     """
 
     name: ClassVar[str] = "compact"
     effect: ClassVar[Effect] = Effect.EXACT
+    place: ClassVar[str] = "last: it lays out what the others left"
 
-    def __init__(self, align: int = LEAST_ALIGN) -> None:
-        if not LEAST_ALIGN <= align <= MOST_ALIGN or align & (align - 1):
+    strip: tuple[str, ...] = option((), STRIP, metavar="WHAT,...")
+    align: int = option(
+        LEAST_ALIGN,
+        "constants of at least N bytes start on a multiple of N in the file, such as 4096 for pages that are "
+        "mapped; the file may grow then",
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what is no power of two."""
+        check_options(self)
+        if not LEAST_ALIGN <= self.align <= MOST_ALIGN or self.align & (self.align - 1):
             raise UsageError(
-                f"align is {align}", remedy=f"give a power of two from {LEAST_ALIGN} to {MOST_ALIGN}"
+                f"align is {number_text(self.align)}",
+                remedy=f"give a power of two from {LEAST_ALIGN} to {MOST_ALIGN}",
             )
-        self.align = align
+        self.parts()
+
+    def parts(self) -> Sequence[Pass]:
+        """Returns what drops more, where that is asked for, and this."""
+        return (*strips(self.strip), Compact(align=self.align)) if self.strip else (self,)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Takes out what says nothing, and asks for the file to be laid out anew."""

@@ -10,33 +10,35 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
-from tfl_rewrite.editing.effects import Effects, not_there
+from tfl_rewrite.editing.effects import PURE_CUSTOM, Effects, not_there
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.likeness import equal_items
+from tfl_rewrite.options.option import option
 from tfl_rewrite.work import Work
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dedup(Pass):
-    """The pass; see the module.
+    """Stores equal constants once and computes equal operators once.
 
-    Attributes:
-        pure_custom: Names of custom operators that only compute.
+    Merges equal constant buffers, constant tensors that differ in nothing but the name, and operators that
+    compute the same from the same. Outputs stay equal to the bit.
     """
 
     name: ClassVar[str] = "dedup"
     effect: ClassVar[Effect] = Effect.EXACT
+    place: ClassVar[str] = "before quantization, so that one constant is rounded once"
 
-    pure_custom: Collection[str] = ()
+    pure_custom: tuple[str, ...] = option((), PURE_CUSTOM, metavar="NAME")
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Merges what is equal.

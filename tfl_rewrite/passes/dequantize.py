@@ -22,7 +22,11 @@ from tfl_rewrite.weights.state import nothing_to_expand
 
 @dataclass(frozen=True, slots=True)
 class Dequantize(Pass):
-    """The pass; see the module.
+    """Turns integer and float16 weights back into float32; the file grows.
+
+    Turns weights back into the float32 values that they stand for, for tools and delegates that want those.
+    What stands behind DEQUANTIZE stays equal to the bit; an operator that read integers itself no longer
+    rounds its activations, so outputs change a little. Operators that compute in integers stay.
 
     Attributes:
         only: If given, only constants that pass.
@@ -30,6 +34,7 @@ class Dequantize(Pass):
 
     name: ClassVar[str] = "dequantize"
     effect: ClassVar[Effect] = Effect.TOLERANCE
+    place: ClassVar[str] = "before round-weights and quantize-weights, which take float weights"
 
     only: Callable[[Tensor], bool] | None = None
 

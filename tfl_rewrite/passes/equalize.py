@@ -41,12 +41,13 @@ _LEAST_GAIN = 0.95
 _ROUNDS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Equalize(Pass):
-    """The pass; see the module."""
+    """Balances channels between operators by powers of two, so that rounding costs less."""
 
     name: ClassVar[str] = "equalize"
     effect: ClassVar[Effect] = Effect.EXACT
+    place: ClassVar[str] = "before quantize-weights, which does it itself with effort=best"
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place."""

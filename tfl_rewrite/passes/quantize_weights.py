@@ -17,20 +17,23 @@ from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.operators import Granularity, Reading
+from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
+from tfl_rewrite.options.kinds import Kind
+from tfl_rewrite.options.option import Role, check_options, option
+from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
-from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, Stored
+from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, Stored, forms
 from tfl_rewrite.weights.expansion import renew
 from tfl_rewrite.weights.payloads import Payload, WeightChange
 from tfl_rewrite.weights.plan import Assignment, WeightPlan
-from tfl_rewrite.weights.recipe import unmatched_notes
+from tfl_rewrite.weights.recipe import Recipe, Rule, unmatched_notes
 from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, Work, activations_of
 from tfl_rewrite.weights.state import lower_for, nothing_to_quantize, still_late
 
@@ -38,38 +41,121 @@ FINER = ("int8:channel:dequantize", "float16", "float32")
 """What a constant is stored as where the outputs lose too much by what was asked for, one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
+RUNTIME = Kind("a runtime version", runtimes.parse_runtime, runtimes.taken_runtime)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeWeights(Pass):
-    """The pass; see the module.
+    """Stores float weights as int8, int6, int4, int2 or float16.
+
+    Stores float weights smaller, with float activations: as int8 (default), or as --dtype and --map say.
+    Runs the model before and after, and writes OUT only if every output keeps --min-snr. LOSSY: outputs
+    change a little. Biases, small constants and what is quantized already stay as they are.
 
     Attributes:
-        scheme: ``hybrid``: the runtime's dynamic-range kernels only. ``dequantize``: integer constant,
-            DEQUANTIZE, float kernel. ``auto``: hybrid where a kernel takes it, else the other.
-        granularity: Scales per channel where the kernel takes them, or one per tensor; of the default
-            encoding where that is not given.
-        selection: Which constants.
-        min_runtime: The oldest runtime that must compute the file correctly, as ``(major, minor)``.
-        encoding: How constants are stored that ``assignment`` says nothing about; None for int8.
-        assignment: How each constant is stored, by a call or by the name of the tensor.
+        encoding: How constants are stored that ``assignment`` says nothing about; None for what ``dtype`` and
+            ``granularity`` say.
+        assignment: How each constant is stored, by a call or by the name of the tensor; None for what ``map``
+            says.
         rounder: Makes scales and integers from values; None for what ``effort`` says.
-        effort: How much work rounding is worth.
-        correct_bias: Whether biases may take back mean errors; where there are activations.
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
+        selection: Which constants, of what the options say.
     """
 
     name: ClassVar[str] = "quantize-weights"
     effect: ClassVar[Effect] = Effect.TOLERANCE
+    place: ClassVar[str] = "after the graph is clean, before it is packed"
 
-    scheme: Scheme = Scheme.AUTO
-    granularity: Granularity = Granularity.CHANNEL
-    selection: Selection = field(default_factory=Selection)
-    min_runtime: runtimes.Runtime = runtimes.NEWEST_RUNTIME
+    dtype: str = option(
+        "int8",
+        "what weights become: int8 (default), int6 (an int4 and an int2 that add up), int4, int2, "
+        "float16, or float32 to keep all but what --map names",
+        choices=forms(),
+    )
+    map: str | None = option(
+        None,
+        "mixed precision by hand: rules between commas, such as 'conv.*=int4:block:32,logits=float32', "
+        "or a TOML file. A rule matches names and operator types; the first that matches decides, --dtype "
+        "the rest",
+        metavar="REGEX=ENCODING,...|FILE.toml",
+        role=Role.READ_MAP,
+    )
+    scheme: Scheme = option(
+        Scheme.AUTO,
+        "hybrid: the runtime's dynamic-range kernels read the integers (smaller and faster). "
+        "dequantize: integer constant, DEQUANTIZE, float kernel (smaller file, same memory as float; same "
+        "speed with int8 and float16). auto (default): hybrid where a kernel takes it, dequantize elsewhere",
+        choices=Scheme,
+    )
+    granularity: str = option(
+        "channel",
+        "one scale per channel where the kernel takes it (default), per tensor, or per block of so many "
+        "elements: block:32, block:64, block:128",
+        metavar="channel|tensor|block:N",
+    )
+    min_elements: int | None = option(
+        None,
+        "keep smaller constants as they are (default: 1024; in a small model fewer for weights of "
+        "hybrid kernels: a 400th of all constant elements, at least 64)",
+        metavar="N",
+        bounds=(1, 1 << 40),
+    )
+    include: tuple[str, ...] = option(
+        (),
+        "rewrite only constants whose name, or the type of an operator that reads them, matches; repeatable",
+        metavar="REGEX",
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "keep constants whose name or reader's type matches; wins over --include; repeatable",
+        metavar="REGEX",
+    )
+    keep_first_last: bool = option(False, "keep the weights of the first and the last weighted operator")
+    effort: Effort = option(
+        Effort.BALANCED,
+        "fast: scales that cover the largest value, nearest integers. balanced (default): scales of "
+        "least squared error; with --inputs, integers chosen for what the weights are multiplied with. best: "
+        "with --inputs, weight by weight, each for what it meets behind those before it (runs parts of the "
+        "model for every weight)",
+        choices=Effort,
+    )
+    bias_correction: bool = option(
+        True,
+        "with --inputs: leave biases as they are, instead of letting them take back what rounding does "
+        "to mean outputs",
+    )
+    min_runtime: runtimes.Runtime = option(
+        runtimes.NEWEST_RUNTIME,
+        "oldest TensorFlow Lite release that must compute OUT, such as 2.14 (default: the newest)",
+        kind=RUNTIME,
+        metavar="VERSION",
+    )
     encoding: Encoding | None = None
     assignment: Assignment | None = None
     rounder: Rounder | None = None
-    effort: Effort = Effort.FAST
-    correct_bias: bool = True
     levels: Mapping[int, int] = field(default_factory=dict)
+    selection: Selection = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reads the rules and patterns.
+
+        Raises:
+            UsageError: A value is not one that exists, or no constant could be stored so on the runtime.
+            FileAccessError, FormatError: The rules lie in a file that cannot be read.
+        """
+        check_options(self)
+        patterns = compile_all([*self.include, *self.exclude])
+        count = len(self.include)
+        chosen = Selection(self.min_elements, patterns[:count], patterns[count:], self.keep_first_last)
+        object.__setattr__(self, "selection", chosen)
+        default = self.default
+        rules: tuple[Rule, ...] = ()
+        if self.assignment is None and self.map is not None:
+            recipe = Recipe.parse(self.map, default=replace(default, form=Encoding().form))
+            object.__setattr__(self, "assignment", recipe)
+            rules = recipe.rules
+        for wanted in (default, *(rule.encoding for rule in rules)):
+            _check_encoding(wanted, self.min_runtime)
 
     @property
     def finer(self) -> tuple[str, ...]:
@@ -106,7 +192,7 @@ class QuantizeWeights(Pass):
     @property
     def default(self) -> Encoding:
         """How constants are stored that are not assigned."""
-        return self.encoding if self.encoding is not None else Encoding(granularity=self.granularity)
+        return self.encoding if self.encoding is not None else Encoding.of(self.dtype, self.granularity)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
@@ -143,7 +229,7 @@ class QuantizeWeights(Pass):
         activations = activations_of(context)
         if activations is None:
             return Clipped()
-        return activations.rounder(context.number, self.effort, correct_bias=self.correct_bias)
+        return activations.rounder(context.number, self.effort, correct_bias=self.bias_correction)
 
     def _may_renew(self, tensor: Tensor, graph: Graph) -> bool:
         """Whether a weight may be stored in another form: not where the user wants it to stay."""
@@ -171,6 +257,21 @@ class QuantizeWeights(Pass):
         if missing:
             notes.append(f"runtime {text} refuses the file all the same: {'; '.join(missing)}")
         return notes
+
+
+def _check_encoding(encoding: Encoding, runtime: runtimes.Runtime) -> None:
+    """Refuses an encoding that no constant could have on a runtime.
+
+    Raises:
+        UsageError: Names the first runtime that has it.
+    """
+    first = encoding.form.first_runtime
+    if runtime < first:
+        raise UsageError(
+            f"{encoding.text} needs runtime {first[0]}.{first[1]} or newer, and {runtime[0]}.{runtime[1]} "
+            "is asked for",
+            remedy="use int8, or a newer --min-runtime",
+        )
 
 
 def _balance(model: Model, context: Context) -> tuple[str, ...]:

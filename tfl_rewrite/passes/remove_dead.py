@@ -9,33 +9,72 @@ refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run fi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
-from tfl_rewrite.editing.effects import Effects, not_there
+from tfl_rewrite.editing.effects import PURE_CUSTOM, Effects, not_there
 from tfl_rewrite.editing.metadata import positions_moved
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
+from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.passes.cut import Cut
+from tfl_rewrite.passes.strip import STRIP, strips
 
 VALIDATION = "VALIDATION:"
 """What the names of subgraphs start with that the acceleration tools call by name
 (``kValidationSubgraphNamePrefix`` of ``interpreter_builder.cc``)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RemoveDead(Pass):
-    """The pass; see the module.
+    """Removes what no output needs, or cuts the model down to a part.
 
-    Attributes:
-        pure_custom: Names of custom operators that only compute.
+    Removes operators that reach no output and have no effect of their own, and tensors, buffers, operator
+    codes and subgraphs that nothing refers to. With --outputs or --inputs, a subgraph is cut first to the
+    part between them. Outputs stay equal to the bit.
     """
 
     name: ClassVar[str] = "remove-dead"
     effect: ClassVar[Effect] = Effect.EXACT
+    place: ClassVar[str] = "first: what is gone needs no work"
 
-    pure_custom: Collection[str] = ()
+    outputs: tuple[str, ...] | None = option(
+        None,
+        "tensors that become the outputs: names, or #INDEX where names are missing or not unique; "
+        "between commas, or repeated",
+        metavar="NAME,...",
+    )
+    inputs: tuple[str, ...] | None = option(
+        None,
+        "tensors that become the inputs; what the outputs need must follow from them",
+        metavar="NAME,...",
+    )
+    signature: str | None = option(
+        None,
+        "cut the subgraph of this signature (default: the main subgraph, or the only one that has "
+        "all of the names)",
+        metavar="KEY",
+    )
+    strip: tuple[str, ...] = option((), STRIP, metavar="WHAT,...")
+    pure_custom: tuple[str, ...] = option((), PURE_CUSTOM, metavar="NAME")
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be cut to or dropped."""
+        check_options(self)
+        if self.inputs is None and self.outputs is None and self.signature is not None:
+            raise UsageError("a signature says where to cut", remedy="name inputs or outputs too")
+        self.parts()
+
+    def parts(self) -> Sequence[Pass]:
+        """Returns what cuts and what drops more, where that is asked for, and this."""
+        cuts: tuple[Pass, ...] = ()
+        if self.inputs is not None or self.outputs is not None:
+            cuts = (Cut(self.inputs, self.outputs, self.signature),)
+        before = (*cuts, *strips(self.strip))
+        return (*before, RemoveDead(pure_custom=self.pure_custom)) if before else (self,)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Removes what is dead.

@@ -11,7 +11,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -19,7 +19,6 @@ from typing import ClassVar
 from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.record import ScalarVector, misaligned
 from tfl_rewrite.flatbuf.schema import INT32
 from tfl_rewrite.flatbuf.writer import Packing
@@ -28,6 +27,7 @@ from tfl_rewrite.kernels.operands import lacks_shape, operators_of, recorded_sha
 from tfl_rewrite.kernels.reads import lacks_bias, too_high, version_counts, weight_reads
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.option import check_options, option, unknown
 from tfl_rewrite.weights import repairs
 
 Done = list[Edit | Skip]
@@ -228,24 +228,35 @@ _UNDEFINED = {
 _BY_LAYOUT = ("offset-buffers", "misaligned", "unaligned")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Repair(Pass):
-    """The pass; see the module.
+    """Puts right what keeps a file from being read right.
 
-    Args:
-        only: Names of fixes; none for all but those that must be asked for.
-
-    Raises:
-        UsageError: There is no such fix.
+    Puts right what 'tfl-rewrite doctor' finds, where every runtime that reads the file correctly computes the
+    same before and after. Outputs stay equal to the bit, or within --min-snr where kernels read past what the
+    original gives them; where it does not run, the repaired file is run by itself and the report says so. A
+    file with nothing to repair is copied.
     """
 
     name: ClassVar[str] = "repair"
     effect: ClassVar[Effect] = Effect.REPAIR
+    place: ClassVar[str] = "before all others: they read the model too"
 
-    def __init__(self, only: Iterable[str] = ()) -> None:
-        self.only = tuple(only)
-        for name in self.only:
+    only: tuple[str, ...] = option(
+        (),
+        "repair only these findings; repeatable or between commas. Without it: all that can be repaired, but "
+        "for 'unaligned'",
+        metavar="ID,...",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses names of no fix."""
+        check_options(self)
+        names = tuple(name.strip() for text in self.only for name in text.split(",") if name.strip())
+        object.__setattr__(self, "only", names)
+        for name in names:
             if name not in NAMES:
-                raise UsageError(f"repair {name!r} is unknown", remedy=f"use {', '.join(NAMES)}")
+                raise unknown("repair", name, NAMES)
 
     @property
     def chosen(self) -> tuple[Fix, ...]:

@@ -22,6 +22,7 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
 from tfl_rewrite.numerics.grids import KINDS
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
+from tfl_rewrite.options.option import option
 from tfl_rewrite.weights.candidates import stays
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 from tfl_rewrite.weights.payloads import GridPayload
@@ -118,20 +119,19 @@ class RoundedChange(JsonData):
         return self.payload.silenced
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoundWeights(Pass):
-    """The pass; see the module.
+    """Rounds float weights so that the file compresses well; same size, same speed.
+
+    Rounds float constants to values that deflate well: the file keeps its size, its types and its speed,
+    and the compressed download gets smaller. The model is run before and after. LOSSY: outputs change a
+    little.
 
     Attributes:
         steps: How many steps the range of a channel or tensor has at most; that of a vector that nothing
             sums over, such as a bias, :data:`FINER` times as many.
-        granularity: ``auto``: a step per channel for weights that a kernel sums over, if a channel has
-            elements enough; one per tensor elsewhere.
-        int8: Whether int8 constants are rounded too.
-        min_elements: Smaller constants stay.
         choices: If given, the grids by position of the buffer; what is not in it stays. ``steps`` is not
             used then.
-        effort: ``FAST``: whoever runs the pass gives it no ``fitting``.
         fitting: Chooses levels for what weights meet; see :class:`Fitting`.
         notes: Further lines for the report.
         levels: Constants that are rounded less, by position of the buffer; see :meth:`refined`.
@@ -139,15 +139,34 @@ class RoundWeights(Pass):
 
     name: ClassVar[str] = "round-weights"
     effect: ClassVar[Effect] = Effect.TOLERANCE
+    place: ClassVar[str] = "instead of quantize-weights, or for what that leaves float"
     for_download: ClassVar[bool] = True
     """What gets smaller is the deflated file."""
 
-    steps: int = STEPS
-    granularity: Granularity = Granularity.AUTO
-    int8: bool = False
-    min_elements: int = LEAST_ELEMENTS
+    steps: int = option(
+        STEPS,
+        "at most N steps between the smallest and the largest value of a channel or tensor, 16 N for "
+        "vectors such as biases (default: 256, unless --min-snr is given)",
+        metavar="N",
+        bounds=(1, LARGEST_STEPS),
+    )
+    granularity: Granularity = option(
+        Granularity.AUTO,
+        "which values share a step. auto (default): those of a channel of weights that are summed, else "
+        "of the tensor; a search decides by measurement",
+        choices=Granularity,
+    )
+    effort: Effort = option(
+        Effort.BALANCED,
+        "balanced (default): with --inputs, levels are chosen for what the weights are multiplied with. "
+        "fast: by the weights alone",
+        choices=(Effort.FAST, Effort.BALANCED),
+    )
+    int8: bool = option(False, "round int8 constants too: fewer different values, same type")
+    min_elements: int = option(
+        LEAST_ELEMENTS, "keep smaller constants as they are", metavar="N", bounds=(1, 1 << 40)
+    )
     choices: Mapping[int, Choice] | None = None
-    effort: Effort = Effort.FAST
     fitting: Fitting | None = field(default=None, compare=False, repr=False)
     notes: tuple[str, ...] = ()
     levels: Mapping[int, int] = field(default_factory=dict)

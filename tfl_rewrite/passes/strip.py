@@ -7,7 +7,7 @@ buffer. Outputs are equal to the bit. A second run finds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -52,14 +52,18 @@ class Wanted:
         return cls("names" in parts, "min-max" in parts, frozenset(metadata))
 
 
+STRIP = "drop more: names (of tensors inside), min-max (ranges that the converter noted), metadata:NAME"
+"""Help of an option of several passes."""
+
+
 class Strip(Pass):
     """The pass; see the module."""
 
     name: ClassVar[str] = "strip"
     effect: ClassVar[Effect] = Effect.EXACT
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
+    def __init__(self, words: Iterable[str]) -> None:
+        self.wanted = Wanted.parse(words)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Drops what is wanted."""
@@ -123,3 +127,8 @@ def _min_max(model: Model) -> list[Edit]:
 
 
 __all__ = ["Strip", "Wanted"]
+
+
+def strips(words: Sequence[str]) -> Sequence[Strip]:
+    """Returns the pass that drops what these words say; none without any."""
+    return (Strip(words),) if words else ()

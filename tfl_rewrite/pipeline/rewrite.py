@@ -13,7 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, last_packing, run_passes
+from tfl_rewrite.editing.base import (
+    Context,
+    Edit,
+    Effect,
+    Pass,
+    PassResult,
+    expanded,
+    last_packing,
+    run_passes,
+)
 from tfl_rewrite.errors import (
     FileAccessError,
     FormatError,
@@ -54,7 +63,7 @@ class Plan:
     Attributes:
         source: The file to read, or one that was opened already.
         target: The file to make.
-        passes: In order.
+        passes: In order, those that consist of others in parts.
         settings: How to verify.
         force: Whether the target may exist.
         dry_run: Do everything but the publishing.
@@ -69,6 +78,10 @@ class Plan:
     force: bool = False
     dry_run: bool = False
     ready: Callable[[Report], None] = lambda _report: None
+
+    def __post_init__(self) -> None:
+        """Takes passes apart that consist of others."""
+        object.__setattr__(self, "passes", tuple(expanded(self.passes)))
 
 
 def rewrite(

@@ -60,7 +60,7 @@ def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> D
     Args:
         path: The file.
         min_runtime: The oldest runtime that is to run it, as for
-            :func:`tfl_rewrite.passes.calls.quantize_weights_pass`; None for no particular one.
+            :class:`tfl_rewrite.QuantizeWeights`; None for no particular one.
 
     Raises:
         FormatError: It is damaged so far that it cannot be read.

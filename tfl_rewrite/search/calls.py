@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.passes import calls
+from tfl_rewrite.options.option import made_with
+from tfl_rewrite.passes.compact import Compact
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.search import shrink as work
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.report import ShrinkReport
@@ -53,7 +57,7 @@ def shrink(
         min_metric: Its least value.
         max_nbytes: Largest file; with nothing else the error is made as small as it can be.
         objective: ``file``, ``download``, ``ram`` or ``latency``.
-        effort: As for :func:`tfl_rewrite.quantize_weights_pass`.
+        effort: As for :class:`tfl_rewrite.QuantizeWeights`.
         encodings: What is tried for each constant, such as ``int4:block:32``.
         include: Patterns of names or of operator types; only what matches one is changed.
         exclude: The same; what matches stays.
@@ -90,15 +94,14 @@ def shrink(
         max_nbytes=max_nbytes,
         objective=Objective(objective),
     )
+    options = {"include": include, "exclude": exclude, "min_runtime": min_runtime, "effort": effort}
     return work.shrink(
         source,
         target,
         goal,
-        settings=calls.quantize_weights_pass(
-            include=include, exclude=exclude, min_runtime=min_runtime, effort=effort
-        ),
-        before=[*calls.remove_dead_passes(), calls.dedup_pass()],
-        after=calls.compact_passes(),
+        settings=made_with(QuantizeWeights, options),
+        before=[*[RemoveDead()], Dedup()],
+        after=[Compact()],
         judging=judging,
         metric=metric,
         encodings=wanted,

@@ -21,8 +21,8 @@ from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.passes import calls
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.rewrite import Plan, carry_out, check_present, claims_of
 from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.search.goals import Goal, Objective
@@ -163,7 +163,7 @@ def _equipped(
     calibration = replace(
         Settings.of(replace(judging, inputs=tuple(inputs))),
         effort=EFFORTS[base.effort],
-        correct_bias=base.correct_bias,
+        correct_bias=base.bias_correction,
     )
 
     def hundredths(what: str, done: int, total: int) -> None:
@@ -191,7 +191,7 @@ def _key(
                 while piece := opened.read(1 << 20):
                     digest.update(piece)
     words = (judging.samples, judging.seed, judging.runtime, judging.resolver)
-    settings = (base.effort, base.min_runtime, base.correct_bias, tuple(encodings), parted.crossed)
+    settings = (base.effort, base.min_runtime, base.bias_correction, tuple(encodings), parted.crossed)
     digest.update(repr((__version__, words, settings)).encode())
     return digest.hexdigest()
 
@@ -241,8 +241,8 @@ def _rounded(
     near = replace(wanted.judging, inputs=opened.parted.everything, holdout=())
     path = opened.trials.path.with_name("rounded.tflite")
     room, best = Room(0.0, in_db=True), None
-    effort = "fast" if wanted.settings.effort is Effort.FAST else "balanced"
-    settings, prepared = calls.round_weights_pass(effort=effort), opened.trials.prepared
+    effort = Effort.FAST if wanted.settings.effort is Effort.FAST else Effort.BALANCED
+    settings, prepared = RoundWeights(effort=effort), opened.trials.prepared
     if prepared is None:
         return None
     with (

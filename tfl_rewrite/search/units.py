@@ -106,10 +106,7 @@ def assigned(base: QuantizeWeights, choice: Choice, model: Model) -> QuantizeWei
 
 def base_pass(settings: QuantizeWeights) -> QuantizeWeights:
     """Returns the user's pass, with all constants of some size in it."""
-    selection = settings.selection
-    if selection.min_elements is None:
-        selection = replace(selection, min_elements=LEAST_ELEMENTS)
-    return replace(settings, selection=selection)
+    return replace(settings, min_elements=LEAST_ELEMENTS) if settings.min_elements is None else settings
 
 
 def find_units(

@@ -260,6 +260,26 @@ class Encoding:
             raise UsageError(f"no kernel reads {self.form.name} weights itself", remedy="leave out hybrid")
 
     @classmethod
+    def of(cls, dtype: str, granularity: str) -> Encoding:
+        """Makes one from the name of a type, and ``channel``, ``tensor`` or ``block:N`` for integers.
+
+        Raises:
+            UsageError: There is no such type or granularity.
+        """
+        form = forms()[dtype]
+        if not form.is_integer:
+            return cls(form)
+        words = granularity.split(":")
+        if words[0] == "block" and len(words) == 2 and (size := whole_number(words[1])) is not None:
+            return cls(form, Granularity.BLOCK, size)
+        if granularity not in ("channel", "tensor"):
+            raise UsageError(
+                f"granularity {granularity!r} is unknown",
+                remedy=f"use one of channel, tensor, {', '.join(f'block:{size}' for size in BLOCKS)}",
+            )
+        return cls(form, Granularity(granularity))
+
+    @classmethod
     def parse(cls, text: str, *, default: Encoding | None = None) -> Encoding:
         """Reads ``DTYPE[:channel|:tensor|:block:N][:auto|:hybrid|:dequantize]``.
 

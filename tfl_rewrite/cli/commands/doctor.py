@@ -84,12 +84,3 @@ def doctor_file(arguments: argparse.Namespace) -> int:
     if arguments.fail_on is not None and found.reaches(Severity(arguments.fail_on)):
         return FOUND
     return 0
-
-
-def repair_file(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite repair IN OUT``."""
-    from tfl_rewrite.cli.commands.rewrite import rewrite_file
-    from tfl_rewrite.passes import calls
-
-    names = [name.strip() for text in arguments.only for name in text.split(",")]
-    return rewrite_file(arguments, [calls.repair_pass(only=filter(None, names))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.progress import Bar
@@ -11,15 +11,17 @@ from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_lines
 from tfl_rewrite.cli.text import print_lines, print_report, safe, warn
 from tfl_rewrite.cli.waiting import Waiting
-from tfl_rewrite.editing.base import Pass
+from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.errors import (
     UnsupportedError,
     UsageError,
     VerificationError,
 )
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.passes import calls
+from tfl_rewrite.options.kinds import SWITCH
+from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Report, RewriteFailed
 from tfl_rewrite.pipeline.rewrite import Plan, carry_out
 from tfl_rewrite.weights.rounders import Effort
@@ -30,49 +32,23 @@ if TYPE_CHECKING:
 from tfl_rewrite.cli.settings import judging_of
 
 
-def quantize_weights(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite quantize-weights IN OUT``."""
-    made = calls.quantize_weights_pass(
-        dtype=arguments.dtype,
-        scheme=arguments.scheme,
-        granularity=arguments.granularity,
-        map=arguments.map,
-        min_elements=arguments.min_elements,
-        include=arguments.include,
-        exclude=arguments.exclude,
-        keep_first_last=arguments.keep_first_last,
-        min_runtime=arguments.min_runtime,
-        effort=arguments.effort,
-        bias_correction=not arguments.no_bias_correction,
-    )
-    return rewrite_file(arguments, [made])
+def rewrite_with_pass(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite PASS IN OUT``, for a command that is one pass."""
+    return rewrite_file(arguments, [pass_of(arguments)])
 
 
-def dequantize(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite dequantize IN OUT``."""
-    return rewrite_file(arguments, [calls.dequantize_pass()])
+def pass_of(arguments: argparse.Namespace) -> Pass:
+    """Returns the pass that a command is about, from its options."""
+    from tfl_rewrite.passes import catalog
 
-
-def remove_dead(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite remove-dead IN OUT``."""
-    made = calls.remove_dead_passes(
-        inputs=arguments.cut_inputs,
-        outputs=arguments.cut_outputs,
-        signature=arguments.signature,
-        strip=arguments.strip,
-        pure_custom=arguments.pure_custom,
-    )
-    return rewrite_file(arguments, made)
-
-
-def dedup(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite dedup IN OUT``."""
-    return rewrite_file(arguments, [calls.dedup_pass(pure_custom=arguments.pure_custom)])
-
-
-def compact(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite compact IN OUT``."""
-    return rewrite_file(arguments, calls.compact_passes(strip=arguments.strip, align=arguments.align))
+    kind = catalog.find(arguments.command)
+    given: dict[str, Any] = {}
+    for row in options_of(kind):
+        flag = row.flags[-1].lstrip("-").replace("-", "_")
+        value = getattr(arguments, f"cut_{flag}" if hasattr(arguments, f"cut_{flag}") else flag, None)
+        if value is not None:
+            given[row.name] = not value if row.kind is SWITCH and row.default else value
+    return made_with(kind, given)
 
 
 def run_passes(arguments: argparse.Namespace) -> int:
@@ -94,23 +70,27 @@ def list_passes(arguments: argparse.Namespace) -> int:
 
         rows = [
             {
-                "name": entry.name,
-                "summary": entry.summary,
-                "lossy": entry.lossy,
-                "place": entry.place,
-                "options": list(entry.options),
+                "name": kind.name,
+                "summary": catalog.summary(kind),
+                "lossy": kind.effect is Effect.TOLERANCE,
+                "place": kind.place,
+                "options": [row.name for row in options_of(kind)],
             }
-            for entry in catalog.CATALOG
+            for kind in catalog.CATALOG
         ]
+        others = [{"name": name, "from": catalog.origin(point)} for name, point in catalog.offered().items()]
         presets = {name: list(items) for name, items in catalog.PRESETS.items()}
-        print_lines([json.dumps({"schema": 1, "passes": rows, "presets": presets}, indent=2)])
+        data = {"schema": 1, "passes": rows, "others": others, "presets": presets}
+        print_lines([json.dumps(data, indent=2)])
         return 0
     lines = []
-    for entry in catalog.CATALOG:
-        lines.append(f"{entry.name}{' (lossy)' if entry.lossy else ''}: {entry.summary}")
-        if entry.options:
-            lines.append(f"  options: {', '.join(name.replace('_', '-') for name in entry.options)}")
-        lines.append(f"  place: {entry.place}")
+    for kind in catalog.CATALOG:
+        lossy = " (lossy)" if kind.effect is Effect.TOLERANCE else ""
+        lines.append(f"{kind.name}{lossy}: {catalog.summary(kind)}")
+        if options := options_of(kind):
+            lines.append(f"  options: {', '.join(row.name.replace('_', '-') for row in options)}")
+        lines.append(f"  place: {kind.place}")
+    lines += [f"{name}: of {catalog.origin(point)}" for name, point in catalog.offered().items()]
     lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
     print_lines(lines)
     return 0
@@ -135,13 +115,8 @@ def diff_files(arguments: argparse.Namespace) -> int:
 def round_weights(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite round-weights IN OUT``."""
     searched = arguments.steps is None and arguments.min_snr is not None
-    made = calls.round_weights_pass(
-        steps=arguments.steps,
-        granularity=arguments.granularity,
-        int8=arguments.int8,
-        min_elements=arguments.min_elements,
-        effort=arguments.effort,
-    )
+    made = pass_of(arguments)
+    assert isinstance(made, RoundWeights)
     if arguments.min_snr is None:
         arguments.min_snr = 20.0
     if searched:
