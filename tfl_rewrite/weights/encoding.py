@@ -197,9 +197,7 @@ def forms() -> Mapping[str, StorageForm]:
     modules = [importlib.import_module(f"{__package__}.forms.{name}") for name in names]
     found: list[StorageForm] = [form for module in modules for form in module.FORMS]
     # Integers first, those of many bits before those of few; then floats from the smallest on.
-    found.sort(
-        key=lambda form: (not form.is_integer, -form.bits if form.is_integer else form.bits, form.name)
-    )
+    found.sort(key=lambda form: (-form.bits if form.is_integer else form.bits, form.name))
     return {form.name: form for form in found}
 
 
