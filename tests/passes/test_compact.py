@@ -385,3 +385,15 @@ def test_a_changed_model_is_laid_out_as_asked_for(fixtures: Path) -> None:
     made = layout(model, packing=run_passes(model, [Compact()])[-1].packing)
     assert made.verbatim is None
     assert made.nbytes < origin.container.nbytes
+
+
+def test_a_signature_that_equals_the_shape_says_nothing() -> None:
+    """Also that of a scalar; one with an unknown size, or without a shape to equal, stays."""
+    net = Net()
+    scalar, known, unknown = net.input("s", ()), net.input("k", (3,)), net.input("u", (4,))
+    scalar.signature, known.signature, unknown.signature = (), (3,), (-1,)
+    net.output(known)
+    (result,) = run_passes(net.model, [Compact()])
+    assert [item.signature for item in (scalar, known, unknown)] == [None, None, (-1,)]
+    (told,) = (change for change in result.changes if change.where == "Tensor.shape_signature")
+    assert told.to_dict()["count"] == 2

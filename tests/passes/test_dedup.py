@@ -326,3 +326,32 @@ def test_a_second_run_finds_nothing(sound: Path) -> None:
     run_passes(model, [Dedup()])[0]
     assert not broken(model)
     assert not run_passes(model, [Dedup()])[0].modified
+
+
+@pytest.mark.parametrize("what", ["intermediates", "large_custom"])
+def test_operators_with_more_than_inputs_and_options_stay(what: str) -> None:
+    net = twice()
+    for operator in net.graph.operators[:2]:
+        setattr(operator, what, [None] if what == "intermediates" else OwnedBlob(b"x"))
+    run_passes(net.model, [Dedup()])
+    assert kinds(net.model) == ["MUL", "MUL", "ADD", "ADD", "SUB"]
+
+
+def test_zero_points_of_blocks_follow_the_tensor_that_stays() -> None:
+    net = Net()
+    x = net.input("x", (1, 4))
+    kept, gone = net.constant("c", 3 * ONES), net.constant("d", 3 * ONES)
+    x.quantization = Quantization(zero_points_tensor=gone)
+    net.output(net.add("ADD", [net.add("MUL", [x, kept], "p", (1, 4)), gone], "y", (1, 4)))
+    run_passes(net.model, [Dedup()])
+    assert names(net.model) == ["x", "c", "p", "y"]
+    assert x.quantization is not None and x.quantization.zero_points_tensor is kept
+
+
+def test_what_is_saved_is_counted_once() -> None:
+    """Bytes that two buffers share are in the file once, so that merging the buffers saves none."""
+    net = twice()
+    assert whats(run_passes(net.model, [Dedup()])[0])[0] == ("buffers[2]", 0)
+    net = twice()
+    stored_apart(named(net.model, "d"))
+    assert whats(run_passes(net.model, [Dedup()])[0])[0] == ("buffers[2]", 16)
