@@ -39,7 +39,9 @@ from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.shrink import Wanted, session
+from tfl_rewrite.search.session import Wanted, session
+from tfl_rewrite.search.trials import Frame
+from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.rounders import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)
@@ -206,9 +208,8 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     """Searches with the calibration inputs, and measures what was found with the others."""
     wanted = Wanted(
         goal=Goal(min_snr=THRESHOLDS[0]),
-        settings=QuantizeWeights(effort="balanced"),
-        before=[*[RemoveDead()], Dedup()],
-        after=[Compact()],
+        base=base_pass(QuantizeWeights(effort="balanced")),
+        frame=Frame(path, [RemoveDead(), Dedup()], [Compact()]),
         time_limit=limit,
         judging=Judging(inputs=(inputs / f"{path.stem}.calib.npz",)),
         # The whole of the other file serves for searching: what judges lies in another one.
@@ -216,12 +217,13 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     )
     points = []
     began = time.monotonic()
-    with session(path, wanted, lambda *_: None) as opened:
+    with session(wanted, lambda *_: None) as opened:
+        search = opened.encodings()
         # What search and evaluation inputs say differs: steps around each threshold.
-        opened.search.until = 1.0
+        search.until = 1.0
         for target in dict.fromkeys(threshold + step for step in ABOVE for threshold in THRESHOLDS):
-            opened.search.find(Goal(min_snr=target))
-        known = sorted(opened.search.curve, key=lambda item: item.nbytes)
+            search.find(Goal(min_snr=target))
+        known = sorted(search.curve, key=lambda item: item.nbytes)
         best = -math.inf
         plain, ordered = [], []
         for item in known:

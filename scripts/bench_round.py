@@ -24,7 +24,7 @@ import math
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,9 @@ from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.search.rounding import RoundingSearch
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.round import rounding_session
+from tfl_rewrite.search.session import Session
 
 STEPS = 256
 LEAST_ELEMENTS = 16
@@ -51,6 +53,7 @@ GOAL = 0.85
 # Beyond this an output is as good as equal, and no ratio is worth raising a target for.
 EXACT = 100.0
 ATTEMPTS = 12
+Propose = Callable[[float], tuple[RoundWeights, float]]
 # Proposals under the aim that holds: how far apart at least, what is close by, how far down at most (in dB),
 # and how many.
 GAP, NEAR, REACH, DRAWS = 0.15, 6.0, 16.0, 60
@@ -172,13 +175,13 @@ class Contest:
         self.snr_of(replace(plain, steps=steps))
         self.enter(snr, f"--steps {steps}")
 
-    def by_search(self, search: RoundingSearch) -> None:
+    def by_search(self, propose: Propose) -> None:
         """Moves the aim until ours just holds; then tries a little under it."""
         aim, low, high = self.wanted, -math.inf, math.inf
         surplus: dict[float, float] = {}
         holding: tuple[float, RoundWeights] | None = None
         for _ in range(ATTEMPTS):
-            made = search.propose(aim)[0]
+            made = propose(aim)[0]
             if not made.choices:
                 return
             snr = min(self.snr_of(made), 200.0)
@@ -200,16 +203,16 @@ class Contest:
         # Far from the aim the surplus changes for good reasons; what counts is how it scatters close to it.
         near = [value for aim, value in surplus.items() if abs(aim - holding[0]) < NEAR]
         scatter = max(near) - min(near)
-        self.by_draws(search, holding[0], min(REACH, 2 * scatter))
+        self.by_draws(propose, holding[0], min(REACH, 2 * scatter))
 
-    def by_draws(self, search: RoundingSearch, aim: float, reach: float) -> None:
+    def by_draws(self, propose: Propose, aim: float, reach: float) -> None:
         """Tries proposals a little under an aim that holds, smallest first, and goes on from what holds."""
         seen: set[float] = set()
         count = min(2 * DRAWS // 3, int(reach / GAP))
         while len(seen) < DRAWS:
             # Closer together near the aim, where more of them hold.
             aims = [aim - reach * ((number + 1) / count) ** 1.5 for number in range(count)]
-            draws = [(search.propose(lower), lower) for lower in aims if round(lower, 2) not in seen]
+            draws = [(propose(lower), lower) for lower in aims if round(lower, 2) not in seen]
             for (made, _), lower in sorted(draws, key=lambda draw: draw[0][1])[: DRAWS - len(seen)]:
                 seen.add(round(lower, 2))
                 snr = self.snr_of(made)
@@ -219,6 +222,19 @@ class Contest:
                     break
             else:
                 return
+
+
+def proposals_of(opened: Session, aim: float) -> Propose:
+    """Measures constants near a ratio; returns what proposes a rounding for one, with its expected size."""
+    search = opened.grids(aim)
+
+    def propose(aim: float) -> tuple[RoundWeights, float]:
+        choice, nbytes = search.propose(aim)
+        (made,) = opened.trials.passes(choice)
+        assert isinstance(made, RoundWeights)
+        return made, nbytes
+
+    return propose
 
 
 def _coarsest(tried: tuple[int, float]) -> int:
@@ -247,14 +263,16 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
         contest = Contest(path, ours, judge, row)
         settings = Judging(inputs=(calib,))
         contest.by_steps(settings)
-        with RoundingSearch(path, RoundWeights(), settings, aim=contest.wanted) as search:
-            contest.by_search(search)
+        goal = Goal(min_snr=contest.wanted)
+        with rounding_session(path, RoundWeights(), settings, goal) as opened:
+            propose = proposals_of(opened, contest.wanted)
+            contest.by_search(propose)
             if row.broken:
                 # Not broken by its own measure: what is wanted is no more than the reference has.
                 loose = replace(row, cosine=1.0, ours=1 << 62, ours_snr=-math.inf)
-                Contest(path, ours, judge, loose).by_search(search)
+                Contest(path, ours, judge, loose).by_search(propose)
                 row.loose = loose.ours
-            row.files = search.files
+            row.files = opened.trials.files
     row.seconds = time.monotonic() - started
     return row
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.reading.inspect import inspect
     from tfl_rewrite.search.calls import shrink
     from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
-    from tfl_rewrite.search.rounding import search_rounding
+    from tfl_rewrite.search.round import search_rounding
     from tfl_rewrite.shards.calls import ShardedModel, join, open_sharded, shard
     from tfl_rewrite.shards.report import ShardFailed, ShardReport
 
@@ -96,7 +96,7 @@ _HOMES = {
     "rewrite": "pipeline.rewrite",
     "run": "editing.base:run_passes",
     "save": "files.store",
-    "search_rounding": "search.rounding",
+    "search_rounding": "search.round",
     "shard": "shards.calls",
     "shrink": "search.calls",
     "verify": "pipeline.verify",

@@ -129,7 +129,7 @@ def test_a_metric_that_is_none_is_told_before_anything_is_run(
     def ran(*_: object, **__: object) -> None:
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr("tfl_rewrite.search.shrink.Trials", ran)
+    monkeypatch.setattr("tfl_rewrite.search.session.Trials", ran)
     with pytest.raises(UsageError, match=f"metric {metric}"):
         shrink(fixtures / "dense.tflite", tmp_path / "out.tflite", metric=metric, min_metric=1.0)
 

@@ -11,9 +11,10 @@ import pytest
 
 from tfl_rewrite import Judging, UsageError, load, rewrite, search_rounding
 from tfl_rewrite.editing.base import Context
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.search import rounding as module
-from tfl_rewrite.search.rounding import RoundingSearch
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.round import rounding_session
 
 pytestmark = pytest.mark.runtime
 
@@ -55,7 +56,8 @@ def test_the_search_is_deterministic(fixtures: Path) -> None:
 def test_the_search_rounds_int8_and_finds_it_done(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "out.tflite"
     found = search_rounding(source, RoundWeights(int8=True), Judging(), min_snr=15)
-    report = rewrite(source, target, [found.settings])
+    asked = Judging(tolerance=Tolerance(min_snr=15))
+    report = rewrite(source, target, [found.settings], judging=asked)
     assert report.outcome == "rewritten" and report.deflated is not None
     assert report.deflated[1] < 0.8 * report.deflated[0]
     assert target.stat().st_size == source.stat().st_size
@@ -66,9 +68,11 @@ def test_the_search_rounds_int8_and_finds_it_done(fixtures: Path, tmp_path: Path
 def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "mtcnn_rnet.tflite"
     made = {}
-    with RoundingSearch(source, RoundWeights(), Judging(), aim=40) as search:
+    with rounding_session(source, RoundWeights(), Judging(), Goal(min_snr=40)) as opened:
+        search = opened.grids(40)
         for aim in (10, 25, 40, 55):
-            settings, expected = search.propose(aim)
+            choice, expected = search.propose(aim)
+            (settings,) = opened.trials.passes(choice)
             target = tmp_path / f"{aim}.tflite"
             rewrite(source, target, [settings], judging=Judging(mode="off"))
             made[aim] = expected, deflated(target)
@@ -79,21 +83,19 @@ def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("ratio", [12.0, 45.0])
-def test_a_target_far_from_the_probes_is_reached_closely(fixtures: Path, ratio: float) -> None:
+def test_a_target_is_reached_closely(fixtures: Path, ratio: float) -> None:
     source = fixtures / "digits_cnn.tflite"
-    with RoundingSearch(source, RoundWeights(), Judging(), aim=25) as search:
-        found = search.find(ratio)
+    found = search_rounding(source, RoundWeights(), Judging(), min_snr=ratio)
     assert found.snr is not None and ratio <= found.snr < ratio + 3
 
 
 def test_a_model_without_constants_has_nothing_to_propose(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "digits_cnn.tflite"
     rewrite(source, tmp_path / "done.tflite", [RoundWeights(steps=16)])
-    with RoundingSearch(tmp_path / "done.tflite", RoundWeights(), Judging(), aim=25) as search:
-        settings, expected = search.propose(25)
-    assert settings.choices == {} and expected == 0
+    found = search_rounding(tmp_path / "done.tflite", RoundWeights(), Judging(), min_snr=25)
+    assert found.settings.choices == {} and found.files == 0
     model = load(tmp_path / "done.tflite")
-    assert settings.run(model, Context()).changes == ()
+    assert found.settings.run(model, Context()).changes == ()
 
 
 def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
@@ -104,9 +106,8 @@ def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
         shutil.copyfile(fixtures / "malformed" / "custom_unknown_op.tflite", target)
         return 1
 
-    monkeypatch.setattr(module, "open_outputs", foreign)
+    monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", foreign)
     source = fixtures / "digits_cnn.tflite"
-    with RoundingSearch(source, RoundWeights(), Judging(), aim=25) as search:
-        found = search.find(25)
+    found = search_rounding(source, RoundWeights(), Judging(), min_snr=25)
     assert found.snr is not None and found.snr >= 25
     assert not any("last SOFTMAX" in note for note in found.settings.notes)

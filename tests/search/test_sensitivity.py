@@ -41,13 +41,13 @@ def test_told_from_other_units_by_the_median() -> None:
 def test_hybrid_kernels_are_measured_or_left_out() -> None:
     made = unit(option("int8:channel", 1e-5), option("int8:channel:dequantize", 1e-5, 1e-4))
     complete([made])
-    assert [item.encoding.text for item in made.options[1:]] == ["int8:channel:dequantize"]
+    assert [item.form.text for item in made.options[1:]] == ["int8:channel:dequantize"]
 
 
 def test_what_did_not_run_is_left_out() -> None:
     made = unit(option("int4:channel:dequantize", 1e-2, ran=False), option("float16", 1e-8, 1e-7))
     complete([made])
-    assert [item.encoding.text for item in made.options[1:]] == ["float16"]
+    assert [item.form.text for item in made.options[1:]] == ["float16"]
 
 
 def test_what_the_inputs_do_not_use_counts_a_little() -> None:

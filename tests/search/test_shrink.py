@@ -97,7 +97,7 @@ def test_an_old_runtime_gets_what_it_runs(digits: tuple[Path, Judging, Path], tm
     every = ("int8:channel:dequantize", "int6:channel:dequantize", "int4:channel:dequantize", "float16")
     target = tmp_path / "out.tflite"
     report = search(digits, target, min_snr=40.0, encodings=every, min_runtime="2.14")
-    tried = {option.encoding.text for unit in report.units for option in unit.options[1:]}
+    tried = {str(option.form) for unit in report.units for option in unit.options[1:]}
     assert tried == {"int8:channel:dequantize", "float16"}
     stamped = tfl_rewrite.inspect(target).to_dict()["min_runtime"]
     assert tuple(int(part) for part in stamped.split(".")[:2]) <= (2, 14)
@@ -132,6 +132,7 @@ def test_what_was_rounded_in_order_is_what_is_published(
     assert made[0] != made[1] == target.read_bytes()
 
 
+@pytest.mark.runtime
 def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
     report = found[0]
     assert report.promised is not None and report.promised.hidden is not None
@@ -167,6 +168,7 @@ def test_an_opened_original_that_does_not_run_is_left_closed(
     assert (report.promised_snr or 0.0) >= 25.0
 
 
+@pytest.mark.runtime
 def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport, Path]) -> None:
     points = found[0].pareto
     assert len(points) > 2
@@ -196,6 +198,7 @@ def test_a_state_of_something_else_is_named(digits: tuple[Path, Judging, Path], 
     assert not (tmp_path / "out.tflite").exists()
 
 
+@pytest.mark.runtime
 def test_the_recipe_gives_the_same_encodings(
     found: tuple[ShrinkReport, Path], digits: tuple[Path, Judging, Path], tmp_path: Path
 ) -> None:

@@ -186,6 +186,16 @@ class RoundWeights(Pass):
         """Returns the pass with some constants rounded less, at these levels of :attr:`finer`."""
         return replace(self, levels=dict(levels))
 
+    def unrounded(self, model: Model) -> list[Constant]:
+        """Returns what a search finds grids for: nothing, where this was done before."""
+        items, _ = find_constants(model, int8=self.int8, min_elements=self.min_elements)
+        sound = [item for item in items if item.profile().finite]
+        floats = [item for item in sound if item.kind is not KINDS["INT8"]]
+        integers = [item for item in sound if item.kind is KINDS["INT8"]]
+        rest = [item for item in floats if not item.is_rounded]
+        done = not rest if floats else any(item.is_rounded for item in integers)
+        return [] if done else [*rest, *integers]
+
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place; the new values are made when the file is written."""
         items, skips = find_constants(model, int8=self.int8, min_elements=self.min_elements)
@@ -249,6 +259,8 @@ class RoundWeights(Pass):
             return ("needed", "the outputs lose too much without it as it is"), None
         if self.choices is not None:
             choice = self.choices.get(item.position)
+            if choice is None and not item.is_rounded:
+                return ("needed", "the outputs need it as it is"), None
             if choice is None:
                 return ("on-grid", "it is rounded already; to round further, start from the original"), None
             steps = item.steps(choice)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tfl_rewrite.errors import UsageError, check_number
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData
 
 _STEP = 1.0
 """By how many dB a search moves on where what is bounded is not counted in dB."""
@@ -24,7 +25,7 @@ class Objective(str, enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
+class Goal(JsonData):
     """The budget.
 
     Attributes:
@@ -34,6 +35,8 @@ class Goal:
         min_metric: Least value of the user's own figure.
         max_nbytes: Largest file; with nothing else, the error is to be as small as it can be.
         objective: What is to be small.
+        sure: Whether ratios are to hold on as many other samples, most likely; see
+            :attr:`OutputComparison.doubt_db`. Otherwise on those at hand.
     """
 
     min_snr: float | None = None
@@ -42,6 +45,7 @@ class Goal:
     min_metric: float | None = None
     max_nbytes: int | None = None
     objective: Objective = Objective.FILE
+    sure: bool = field(default=True, metadata=LEFT_OUT)
 
     def __post_init__(self) -> None:
         """Refuses budgets that cannot be.
@@ -101,7 +105,7 @@ class Goal:
         if self.min_snr is not None:
             # What is judged by another rule is no worse than it may be.
             kept = [
-                item.snr_db - (item.doubt_db if chance else 0.0)
+                item.snr_db - (item.doubt_db if chance and self.sure else 0.0)
                 for item in verdict.outputs
                 if item.snr_db is not None and item.rule == "snr"
             ]

@@ -81,9 +81,10 @@ class Figures(JsonData):
     def missing(self, goal: Goal) -> float:
         """Returns by how much as many other samples may miss the bounds; see :meth:`Goal.shortfall`."""
         own = goal.shortfall(self.verdict, self.metric, chance=self.hidden_sure is None)
-        if goal.min_snr is None or self.hidden_sure is None:
+        hidden = self.hidden_sure if goal.sure else self.hidden
+        if goal.min_snr is None or hidden is None:
             return own
-        return max(own, goal.min_snr - self.hidden_sure)
+        return max(own, goal.min_snr - hidden)
 
 
 def counts_hidden(goal: Goal, decisions: int) -> bool:

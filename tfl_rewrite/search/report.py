@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +19,8 @@ from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.trials import Measured
-from tfl_rewrite.search.units import LEAST_ELEMENTS, Choice, Unit
+from tfl_rewrite.search.units import LEAST_ELEMENTS, Unit, encodings_of
+from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.recipe import VERSION
 
 
@@ -97,7 +98,7 @@ class ShrinkReport(JsonData):
     @computed(after="files")
     def constants(self) -> list[dict[str, Any]]:
         """The constants, each with the encoding that was chosen."""
-        choice = self.promised.choice if self.promised is not None else {}
+        choice = self.encodings
         return [
             {
                 "tensor": unit.name,
@@ -109,12 +110,17 @@ class ShrinkReport(JsonData):
             for unit in self.units
         ]
 
+    @property
+    def encodings(self) -> dict[int, Encoding]:
+        """How constants are stored, by the position of the buffer; what is not there stays as it is."""
+        return encodings_of(self.promised.choice) if self.promised is not None else {}
+
     def recipe(self) -> str:
         """Returns the assignment as a recipe for ``quantize-weights --map``, in TOML.
 
         Constants without a name, or with that of another, cannot be told apart there: they are left out.
         """
-        return recipe_text(self.units, self.promised.choice if self.promised is not None else {})
+        return recipe_text(self.units, self.encodings)
 
 
 class ShrinkFailed(VerificationError):
@@ -125,7 +131,7 @@ class ShrinkFailed(VerificationError):
         self.report = report
 
 
-def recipe_text(units: Sequence[Unit], choice: Choice) -> str:
+def recipe_text(units: Sequence[Unit], choice: Mapping[int, Encoding]) -> str:
     """Returns a recipe: a rule for each constant that is stored otherwise, and one that keeps the rest."""
     counts = Counter(unit.name for unit in units)
     lines = [
@@ -224,11 +230,11 @@ def _matplotlib() -> Any:
 
 
 def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:
-    chosen = report.promised.choice if report.promised is not None else {}
+    chosen = report.encodings
     names, sizes, labels = [], [], []
     for unit in reversed(units):
         encoding = chosen.get(unit.position)
-        option = next((item for item in unit.options if item.encoding == encoding), unit.kept)
+        option = next((item for item in unit.options if item.form == encoding), unit.kept)
         # What a font has no sign for, or what would be read as a formula, is not for a label.
         name = "".join(sign if sign.isprintable() and sign != "$" else "?" for sign in unit.name)
         names.append(name[-40:])

@@ -20,12 +20,13 @@ from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import QUIET, Figures
 from tfl_rewrite.search.sensitivity import Clock, Progress, State, TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
-from tfl_rewrite.search.units import KEPT, Choice, Option, Unit
-from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Unit
+from tfl_rewrite.weights.grids import Choice as Grid
 
 ROUNDS = 14
 """Files that are run to find the allowed noise, at most."""
 REFINEMENTS = 24
+MOST_REFINEMENTS = 64
 FIRST_SHARE = 0.7
 """Of the time limit: the first file is to be found by then, so that there is time to correct it."""
 _RESORTS = (3.0, 8.0)
@@ -59,7 +60,12 @@ class Search:
     ) -> None:
         self._trials = trials
         self.units = units
-        self._bytes = goal.objective in (Objective.FILE, Objective.DOWNLOAD)
+        grids = any(isinstance(option.form, Grid) for unit in units for option in unit.options)
+        # To deflate each file would take longer than to run it: what grids save is estimated.
+        self._bytes = goal.objective in (Objective.FILE, Objective.DOWNLOAD) and not grids
+        # A coarser grid spares less than a smaller encoding: there is more to try.
+        most = min(4 * len(units), MOST_REFINEMENTS) if grids else 0
+        self._refinements = max(REFINEMENTS, most)
         self._state = state
         self._clock = clock
         self._progress = progress
@@ -199,7 +205,7 @@ class Search:
                 if option.noise is not None and option is not unit.kept
             ]
             if noises:
-                finest[unit.position] = unit.options[min(noises)[1]].encoding
+                finest[unit.position] = unit.options[min(noises)[1]].form
         yield self._measured(finest, timed=False)
 
     def _optimism(self) -> float:
@@ -242,12 +248,18 @@ class Search:
         self._known[("in order", key_of(found.choice))] = made
         return made
 
-    def choice(self, picked: Sequence[int]) -> dict[int, Encoding]:
-        """Returns the encodings of what is not kept as it is."""
+    def propose(self, aim: float) -> tuple[dict[int, Form], float]:
+        """Returns the cheapest choice that is expected to keep an SNR in dB, and what it costs; not tried."""
+        picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+        cost = sum(unit.options[index].cost for unit, index in zip(self.units, picked, strict=True))
+        return self.choice(picked), cost
+
+    def choice(self, picked: Sequence[int]) -> dict[int, Form]:
+        """Returns the forms of what is not kept as it is."""
         return {
-            unit.position: unit.options[index].encoding
+            unit.position: unit.options[index].form
             for unit, index in zip(self.units, picked, strict=True)
-            if unit.options[index].encoding != KEPT
+            if unit.options[index].form != KEPT
         }
 
     def _measured(self, choice: Choice, *, timed: bool = True) -> Measured:
@@ -264,26 +276,26 @@ class Search:
 
     def _option(self, unit: Unit, choice: Choice) -> Option:
         wanted = choice.get(unit.position, KEPT)
-        return next(option for option in unit.options if option.encoding == wanted)
+        return next(option for option in unit.options if option.form == wanted)
 
     def _refine(self, best: Measured, missing_of: Callable[[Measured], float]) -> Measured:
         """Stores single constants smaller while the file still measures well."""
         refused: set[tuple[int, str]] = set()
-        for tried in range(REFINEMENTS):
+        for tried in range(self._refinements):
             moves = [
                 move
                 for move in self._moves(best, missing_of(best))
-                if (move[1].position, move[2].encoding.text) not in refused
+                if (move[1].position, str(move[2].form)) not in refused
             ]
             if not moves:
                 break
             _, unit, option = max(moves, key=lambda move: (move[0], -move[1].position))
-            self._progress("refining", tried, REFINEMENTS)
-            found = self._measured({**best.choice, unit.position: option.encoding})
+            self._progress("refining", tried, self._refinements)
+            found = self._measured({**best.choice, unit.position: option.form})
             if missing_of(found) <= 0 and _rank(found) < _rank(best):
                 best = found
             else:
-                refused.add((unit.position, option.encoding.text))
+                refused.add((unit.position, str(option.form)))
         return best
 
     def _moves(self, best: Measured, missing: float) -> list[tuple[float, Unit, Option]]:
@@ -323,4 +335,4 @@ def _rank(item: Measured) -> tuple[float, float]:
 
 def key_of(choice: Choice) -> Hashable:
     """Returns what tells an assignment from others."""
-    return tuple(sorted((position, encoding.text) for position, encoding in choice.items()))
+    return tuple(sorted((position, str(form)) for position, form in choice.items()))

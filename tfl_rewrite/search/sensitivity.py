@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -14,9 +14,13 @@ import numpy as np
 
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, write_whole
+from tfl_rewrite.numerics.grids import finest
 from tfl_rewrite.search.holdout_judge import QUIET
 from tfl_rewrite.search.trials import Trials
-from tfl_rewrite.search.units import Float64, Option, Unit
+from tfl_rewrite.search.units import Float64, Form, Option, Unit, grid_at, grid_forms, grid_unit, grids_around
+from tfl_rewrite.weights.grids import Choice as Grid
+from tfl_rewrite.weights.grids import Constant
+from tfl_rewrite.weights.payloads import GridPayload
 
 
 class TimeIsUp(Exception):
@@ -106,7 +110,7 @@ class State:
 
 
 def _name(unit: Unit, option: Option) -> str:
-    return f"{unit.position}/{option.encoding}"
+    return f"{unit.position}/{option.form}"
 
 
 Progress = Callable[[str, int, int], None]
@@ -115,6 +119,12 @@ PROBES = 240
 _LEAST_PROBES = 60
 _PROBED_NBYTES = 400_000_000
 """So many bytes of files are run to measure constants; what is left then is told from what was measured."""
+
+GRID_PROBES = 160
+"""Constants that are measured alone on grids, and groups of the rest."""
+_TOGETHER = 10
+_LARGE = 1 / 256
+"""Constants with so much of all elements are measured twice."""
 
 LEAST_GAIN = 0.01
 """Of the median over all constants: no rounding counts for less, however little the inputs show of it."""
@@ -147,7 +157,7 @@ def measure(
             progress("measuring encodings", done, min(limit, len(wanted)))
             if not state.knows(unit, option):
                 clock.check(0.6)
-                state.put(unit, option, trials.noise({unit.position: option.encoding}))
+                state.put(unit, option, trials.noise({unit.position: option.form}))
             option.noise, option.measured = state.get(unit, option), True
     except TimeIsUp:
         notes.append("the time limit left some encodings unmeasured: their noise is told from others")
@@ -159,15 +169,100 @@ def measure(
     return notes
 
 
+def measure_grids(trials: Trials, aim: float, *, by_channel: bool, progress: Progress) -> list[Unit]:
+    """Finds the constants that can take values of coarser grids, and what each grid costs at the outputs.
+
+    Each is rounded alone, near the noise that it is going to have, and the file is run: that gives what a
+    unit of its noise costs. The smallest of a model with many are measured together.
+
+    Args:
+        trials: Makes and runs files.
+        aim: About the ratio that outputs are to keep, in dB.
+        by_channel: Whether channels may have steps of their own.
+        progress: Called with what is going on, and how many of how many steps are done.
+    """
+    items = trials.prepare_grids()
+    elements = sum(item.elements for item in items)
+    groups = groups_of(items)
+    units = {item.position: grid_unit(item) for item in items}
+    for number, group in enumerate(groups):
+        progress("measuring constants", number, len(groups))
+        for form in dict.fromkeys(form for item in group for form in grid_forms(item, by_channel=by_channel)):
+            large = sum(item.elements for item in group) >= elements * _LARGE
+            cost, grids = _cost_of_noise(group, trials, min(max(aim, 0.0), 120.0), form, twice=large)
+            if cost is None:
+                continue
+            for item in group:
+                for option in grids_around(item, grids[item.position].step, form):
+                    option.noise, option.measured = np.maximum(cost * option.wnoise, QUIET), True
+                    units[item.position].options.append(option)
+    outputs = [option.noise for unit in units.values() for option in unit.options[1:]]
+    for unit in units.values():
+        unit.kept.noise = np.zeros(1 if not outputs or outputs[0] is None else outputs[0].size)
+    return [unit for unit in units.values() if len(unit.options) > 1]
+
+
+def groups_of(items: Sequence[Constant]) -> list[list[Constant]]:
+    """Returns what is measured together: each of the largest alone, the rest in ten groups."""
+    large = sorted(items, key=lambda item: (-item.elements, item.position))
+    alone, rest = large[: GRID_PROBES - _TOGETHER], large[GRID_PROBES - _TOGETHER :]
+    size = -(-len(rest) // _TOGETHER)
+    return [[item] for item in alone] + [rest[at : at + size] for at in range(0, len(rest), max(1, size))]
+
+
+def _cost_of_noise(
+    group: Sequence[Constant], trials: Trials, aim: float, form: Grid, *, twice: bool
+) -> tuple[Float64 | None, dict[int, Grid]]:
+    """Measures what the noise of a group costs: a step is looked for that makes about the noise allowed.
+
+    Args:
+        group: Constants that are measured together.
+        trials: Makes and runs files.
+        aim: In dB.
+        form: Of the grids.
+        twice: Whether a second step is measured: one grid may hit by chance what matters most.
+
+    Returns:
+        The noise of each output per squared error of the values, None if no such file runs; and the grids.
+    """
+    ratio, noise = aim + 8.0, None
+    grids: dict[int, Grid] = {}
+    for _ in range(4):
+        grids = {item.position: grid_at(item, ratio, form) for item in group}
+        noise = trials.noise(grids)
+        largest = (math.inf if noise is None else float(noise.max(initial=0.0))) * 10.0 ** (aim / 10.0)
+        if largest > 1.0:
+            ratio += min(40.0, 10.0 * math.log10(largest) + 6.0)
+        elif largest < 1e-4 and ratio > -10.0:
+            ratio -= min(25.0, -10.0 * math.log10(max(largest, 1e-12)) - 20.0)
+        else:
+            break
+    if noise is None:
+        return None, grids
+    cost: Float64 = noise / max(_squared_error(group, grids), 1e-300)
+    if twice:
+        halved = {
+            item.position: replace(
+                grids[item.position],
+                step=max(grids[item.position].step / 2, finest(item.profile(), item.kind)),
+            )
+            for item in group
+        }
+        noise = trials.noise(halved)
+        if noise is not None:
+            cost = (cost + noise / max(_squared_error(group, halved), 1e-300)) / 2
+    return cost, grids
+
+
+def _squared_error(group: Sequence[Constant], grids: Mapping[int, Grid]) -> float:
+    return sum(GridPayload.of(item, grids[item.position]).error().noise for item in group)
+
+
 def _round(units: Sequence[Unit], trials: Trials, progress: Progress) -> None:
     """Rounds every constant in every way, and notes the noise of its values."""
-    encodings = list(dict.fromkeys(option.encoding for unit in units for option in unit.options[1:]))
-    choices = [
-        {
-            unit.position: encoding
-            for unit in units
-            if any(option.encoding == encoding for option in unit.options)
-        }
+    encodings = list(dict.fromkeys(option.form for unit in units for option in unit.options[1:]))
+    choices: list[dict[int, Form]] = [
+        {unit.position: encoding for unit in units if any(option.form == encoding for option in unit.options)}
         for encoding in encodings
     ]
     progress("rounding", 0, len(encodings))
@@ -177,7 +272,7 @@ def _round(units: Sequence[Unit], trials: Trials, progress: Progress) -> None:
         stored = trials.rounded(choice)
         for unit in units:
             for option in unit.options[1:]:
-                if option.encoding == encoding and unit.position in stored:
+                if option.form == encoding and unit.position in stored:
                     option.wnoise = stored[unit.position].noise
                     option.cost -= stored[unit.position].deflated
 
@@ -187,7 +282,7 @@ def _order(units: Sequence[Unit]) -> list[tuple[Unit, Option]]:
     large = sorted(units, key=lambda unit: (-unit.nbytes, unit.position))
     first: list[tuple[Unit, Option]] = []
     for unit in large:
-        by_text = {option.encoding.text: option for option in unit.options[1:]}
+        by_text = {str(option.form): option for option in unit.options[1:]}
         picked = next((by_text[text] for text in _FIRST if text in by_text), unit.options[-1])
         first.append((unit, picked))
     taken = {id(option) for _, option in first}

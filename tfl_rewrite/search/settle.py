@@ -10,17 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
-from tfl_rewrite.model.ir import Model
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge
 from tfl_rewrite.search.search import Search, key_of, snr_of
 from tfl_rewrite.search.sensitivity import TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
-from tfl_rewrite.search.units import Choice, assigned
 from tfl_rewrite.weights.rounders import Effort
 
 TRIES = 4
@@ -41,35 +36,18 @@ _SURE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen(Pass):
-    """The weight pass with an encoding for each buffer, by position."""
-
-    name: ClassVar[str] = QuantizeWeights.name
-    effect: ClassVar[Effect] = Effect.TOLERANCE
-
-    base: QuantizeWeights
-    choice: Choice
-
-    def run(self, model: Model, context: Context) -> PassResult:
-        """Rewrites the model in place."""
-        return assigned(self.base, self.choice, model).run(model, context)
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """What the search came to.
 
     Attributes:
         promised: On the inputs of the search; None if no file keeps the bounds.
         proven: The file itself on held-out inputs.
-        rounding: The pass that makes the file instead of the weight pass, or None.
         margin: By how many dB the search was told to keep the bounds.
     """
 
     promised: Measured | None = None
     proven: Figures | None = None
     notes: tuple[str, ...] = ()
-    rounding: Pass | None = None
     margin: float = 0.0
 
 

@@ -40,7 +40,7 @@ class Stopwatch:
             paths = []
             for index, option in enumerate(unit.options[1:]):
                 path = self._folder / f"{index}.tflite"
-                self._trials.write({unit.position: option.encoding}, path)
+                self._trials.write({unit.position: option.form}, path)
                 paths.append(path)
             base, *times = self.seconds([original, *paths])
             unit.kept.cost = unit.nbytes * 1e-13

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.base import Context, Pass, last_packing, run_passes
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
+from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.opened import open_outputs
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import (
@@ -31,13 +35,16 @@ from tfl_rewrite.search.holdout_judge import (
     judged_inside,
     noise_of,
 )
-from tfl_rewrite.search.units import Choice, Float64, assigned, ratio
-from tfl_rewrite.weights.payloads import WeightChange
-from tfl_rewrite.weights.rounders import Calibrating
+from tfl_rewrite.search.units import Choice, Float64, assigned, encodings_of, grids_of, ratio
+from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.weights.grids import Choice as Grid
+from tfl_rewrite.weights.grids import Constant
+from tfl_rewrite.weights.payloads import GridPayload, WeightChange
+from tfl_rewrite.weights.rounders import Calibrating, Fitting
 
 
 def _texts(choice: Choice) -> dict[str, str]:
-    return {str(position): encoding.text for position, encoding in sorted(choice.items())}
+    return {str(position): form.text for position, form in sorted(encodings_of(choice).items())}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +69,117 @@ PassMaker = Callable[[], QuantizeWeights]
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen(Pass):
+    """The weight pass with an encoding for each buffer, by position."""
+
+    name: ClassVar[str] = QuantizeWeights.name
+    effect: ClassVar[Effect] = Effect.TOLERANCE
+
+    base: QuantizeWeights
+    encodings: Mapping[int, Encoding]
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Rewrites the model in place."""
+        return assigned(self.base, self.encodings, model).run(model, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounders:
+    """What makes the constants of a file, looking at some inputs.
+
+    Attributes:
+        base: The weight pass, where encodings are chosen.
+        ordered: Makes the weight pass with a rounder that goes weight by weight, each for what it meets
+            behind those before it. What it decides on one weight depends on all others, so each file
+            takes a new one. None where nothing is rounded for inputs.
+        grids: The pass that rounds values, where grids are chosen.
+    """
+
+    base: QuantizeWeights | None = None
+    ordered: PassMaker | None = None
+    grids: RoundWeights | None = None
+
+    def passes(self, choice: Choice, *, ordered: bool = False) -> list[Pass]:
+        """Returns what gives constants the forms that were chosen."""
+        encodings, grids = encodings_of(choice), grids_of(choice)
+        made: list[Pass] = []
+        base = self.ordered() if ordered and self.ordered is not None else self.base
+        if base is not None and (encodings or not grids):
+            made.append(Chosen(base, encodings))
+        if self.grids is not None and (grids or not made):
+            made.append(replace(self.grids, choices=grids))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
 class Fold:
     """A part of the inputs.
 
     Attributes:
-        base: The weight pass, with a rounder that does not look at this part.
         judge: Makes the judge of files rewritten from another one, on this part.
-        ordered: Makes the weight pass with a rounder that goes weight by weight, each for what it meets
-            behind those before it. What it decides on one weight depends on all others, so each file
-            takes a new one. None where nothing is rounded for inputs.
+        rounders: They do not look at this part.
     """
 
-    base: QuantizeWeights
     judge: JudgeMaker
-    ordered: PassMaker | None = None
+    rounders: Rounders
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What is done around the choice of forms.
+
+    Attributes:
+        source: The original.
+        before: Passes that lose nothing, run first.
+        after: The same, run last.
+    """
+
+    source: str | os.PathLike[str]
+    before: Sequence[Pass] = ()
+    after: Sequence[Pass] = ()
+
+
+class Patched:
+    """A copy of a file in which the values of constants are replaced in place.
+
+    Args:
+        source: The file; constants lie where its buffers do.
+        path: The copy.
+        constants: By position of their buffers, as they were.
+    """
+
+    def __init__(self, source: Path, path: Path, constants: Mapping[int, Constant]) -> None:
+        shutil.copyfile(source, path)
+        path.chmod(0o600)
+        self.path = path
+        self._constants = constants
+        self._offsets = {
+            position: buffer.blob.offset
+            for position, buffer in enumerate(load(source).buffers)
+            if isinstance(buffer.blob, MappedBlob)
+        }
+        self._held: dict[int, Grid] = {}
+
+    def takes(self, choice: Choice) -> bool:
+        """Whether files of that choice differ from this one in values alone."""
+        return bool(choice) and len(grids_of(choice)) == len(choice) and choice.keys() <= self._offsets.keys()
+
+    def hold(self, choice: Choice, fitting: Fitting | None = None) -> None:
+        """Rounds these constants, and puts back all others.
+
+        Args:
+            choice: Grids alone; see :meth:`takes`.
+            fitting: Chooses levels.
+        """
+        chosen = grids_of(choice)
+        with open(self.path, "r+b") as file:
+            for position in self._held.keys() - chosen.keys():
+                os.pwrite(file.fileno(), self._constants[position].blob.view(), self._offsets[position])
+            for position, grid in chosen.items():
+                if self._held.get(position) != grid:
+                    data = GridPayload.of(self._constants[position], grid, fitting).data()
+                    os.pwrite(file.fileno(), data, self._offsets[position])
+        self._held = chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +199,9 @@ class Trials:
     """Files made from one original, one at a time in the same place; a context manager.
 
     Args:
-        source: The original.
-        before: Passes that lose nothing, run before constants are stored otherwise.
+        frame: The original, and what is done around.
         folds: The inputs of the search.
-        final: The weight pass whose rounder may look at all of them.
-        ordered: The same with a rounder that goes weight by weight; see :class:`Fold`.
-        after: Passes that lose nothing, run last.
+        final: What may look at all of them.
         folder: For the files.
         goal: What figures are judged by.
         metric: The user's own figure.
@@ -111,35 +212,33 @@ class Trials:
         prepared: The original as the first passes leave it; None where constants lie otherwise in a file.
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
         decisions: How many things each call decides there, at least.
+        constants: What can be rounded to grids, by position of the buffer; filled by :meth:`prepare_grids`.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
-        *,
-        before: Sequence[Pass],
+        frame: Frame,
         folds: Sequence[Fold],
-        final: QuantizeWeights,
-        after: Sequence[Pass],
+        final: Rounders,
+        *,
         folder: Path,
         goal: Goal,
         metric: Metric | None = None,
-        ordered: PassMaker | None = None,
     ) -> None:
-        self._source = source
-        self._ordered = ordered
-        self._before = before
+        self._frame = frame
         self._folds = folds
         self._final = final
-        self._after = after
         self._goal = goal
         self._metric = metric
+        self._folder = folder
         self._paths = [folder / f"trial{number}.tflite" for number in range(len(folds))]
         self.path = folder / "final.tflite"
         self.files = 0
         self.prepared = self._prepare(folder / "prepared.tflite")
         self.decisions = 0
         self.opened = self._open(folder / "opened.tflite")
+        self.constants: dict[int, Constant] = {}
+        self._patched: dict[tuple[int, bool], Patched] = {}
         self._judges: dict[tuple[int, bool], Judge] = {}
 
     def __enter__(self) -> Trials:
@@ -151,8 +250,8 @@ class Trials:
 
     def _prepare(self, path: Path) -> Path | None:
         """Writes what the first passes make, so that they need not be run each time."""
-        model = load(self._source)
-        run_passes(model, self._before)
+        model = load(self._frame.source)
+        run_passes(model, self._frame.before)
         try:
             save(model, path)
         except TflRewriteError:
@@ -175,8 +274,8 @@ class Trials:
         """Loads the original as the first passes leave it."""
         if self.prepared is not None:
             return load(self.prepared)
-        model = load(self._source)
-        run_passes(model, self._before)
+        model = load(self._frame.source)
+        run_passes(model, self._frame.before)
         return model
 
     def rest(self) -> None:
@@ -188,16 +287,30 @@ class Trials:
     def prepare(self, choices: Sequence[Choice]) -> None:
         """Lets the rounders look at the model once for all encodings."""
         for fold in self._folds:
-            if isinstance(fold.base.rounder, Calibrating):
+            base = fold.rounders.base
+            if base is not None and isinstance(base.rounder, Calibrating):
                 model = self.fresh()
-                prepare(model, [assigned(fold.base, choice, model) for choice in choices], fold.base.rounder)
+                passes = [assigned(base, encodings_of(choice), model) for choice in choices]
+                prepare(model, passes, base.rounder)
+
+    def prepare_grids(self) -> list[Constant]:
+        """Finds what can be rounded to grids, and lets those who choose levels look at the model."""
+        model = self.fresh()
+        settings = self._final.grids
+        assert settings is not None
+        self.constants = {item.position: item for item in settings.unrounded(model)}
+        found = list(self.constants.values())
+        for rounders in (self._final, *(fold.rounders for fold in self._folds)):
+            if found and rounders.grids is not None and rounders.grids.fitting is not None:
+                rounders.grids.fitting.prepare(model, found)
+        return found
 
     def rounded(self, choice: Choice) -> dict[int, Stored]:
         """Stores constants otherwise, without writing a file; by the positions of their buffers."""
         model = self.fresh()
-        result = assigned(self._folds[0].base, choice, model).run(model, Context())
+        (made,) = self._folds[0].rounders.passes(choice)
         found = {}
-        for change in result.changes:
+        for change in made.run(model, Context()).changes:
             if isinstance(change, WeightChange):
                 blob = model.buffers[change.buffer].blob
                 spared = 0
@@ -213,15 +326,14 @@ class Trials:
         None where such a file cannot be made or does not run.
         """
         verdicts = []
-        for number, fold in enumerate(self._folds):
-            model = load(self.opened) if self.opened is not None else self.fresh()
+        for number in range(len(self._folds)):
+            opened = self.opened is not None
             try:
-                assigned(fold.base, choice, model).run(model, Context())
-                save(model, self._paths[number], force=True)
+                path = self._single(number, choice)
             except TflRewriteError:
                 return None
             try:
-                verdicts.append(self._judged(number, opened=self.opened is not None))
+                verdicts.append(self._judged(number, path, opened=opened))
             except UnsupportedError:
                 if self.opened is None:
                     raise
@@ -232,16 +344,44 @@ class Trials:
         noise = noise_of(verdict)
         return noise if verdict.measured and np.isfinite(noise).all() else None
 
+    def _single(self, number: int, choice: Choice) -> Path:
+        """Makes a file with some constants in other forms and nothing else done, opened where it can be."""
+        patched = self._in_place(number, choice, opened=self.opened is not None)
+        if patched is not None:
+            return patched
+        model = load(self.opened) if self.opened is not None else self.fresh()
+        for item in self._folds[number].rounders.passes(choice):
+            item.run(model, Context())
+        save(model, self._paths[number], force=True)
+        return self._paths[number]
+
+    def _in_place(self, number: int, choice: Choice, *, opened: bool) -> Path | None:
+        """Puts values into a copy, where that is all there is to do; returns its path."""
+        source, settings = self.opened if opened else self.prepared, self._folds[number].rounders.grids
+        if source is None or settings is None or not choice or encodings_of(choice):
+            return None
+        patched = self._patched.get((number, opened))
+        if patched is None:
+            path = self._folder / f"patched{number}{'opened' if opened else ''}.tflite"
+            patched = self._patched[number, opened] = Patched(source, path, self.constants)
+        if not patched.takes(choice):
+            return None
+        patched.hold(choice, settings.fitting)
+        return patched.path
+
     def write(self, choice: Choice, path: Path) -> None:
         """Makes a file, without running it."""
         model = self.fresh()
-        assigned(self._folds[0].base, choice, model).run(model, Context())
+        for item in self._folds[0].rounders.passes(choice):
+            item.run(model, Context())
         save(model, path, force=True)
 
     @property
     def can_order(self) -> bool:
         """Whether weights can be rounded one after the other."""
-        return self._ordered is not None and all(fold.ordered is not None for fold in self._folds)
+        return all(
+            each.ordered is not None for each in (self._final, *(fold.rounders for fold in self._folds))
+        )
 
     def measure(self, choice: Choice, cost: float | None = None, *, ordered: bool = False) -> Measured:
         """Makes the whole file, for each part of the inputs, and runs it on that part.
@@ -254,15 +394,20 @@ class Trials:
         sizes, deflated = [], []
         verdicts: list[Verdict] = []
         inside: list[Verdict | None] = []
+        paths = []
         for number, fold in enumerate(self._folds):
-            base = fold.ordered() if ordered and fold.ordered is not None else fold.base
-            sizes.append(self._make(base, choice, self._paths[number]))
-            if self._goal.objective is Objective.DOWNLOAD:
-                deflated.append(deflated_nbytes(self._paths[number]))
-            verdicts.append(self._judged(number))
-            inside.append(self._inside(number) if verdicts[-1].measured else None)
+            path = self._in_place(number, choice, opened=False)
+            if path is None:
+                path = self._paths[number]
+                self._make(fold.rounders.passes(choice, ordered=ordered), path)
+            paths.append(path)
+            sizes.append(path.stat().st_size)
+            if self._goal.objective is Objective.DOWNLOAD and cost is None:
+                deflated.append(deflated_nbytes(path))
+            verdicts.append(self._judged(number, path))
+            inside.append(self._inside(number, path, choice) if verdicts[-1].measured else None)
         found = figures_of(verdicts, inside, self._goal)
-        metric = self._metric(self._paths) if self._metric is not None and found.runs else None
+        metric = self._metric(paths) if self._metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
         return Measured(
             verdict=found.verdict,
@@ -281,47 +426,58 @@ class Trials:
         """The original as it is opened before a last SOFTMAX and the like, where that counts."""
         return self.opened if counts_hidden(self._goal, self.decisions) else None
 
-    def _inside(self, number: int) -> Verdict | None:
+    def _inside(self, number: int, path: Path, choice: Choice) -> Verdict | None:
         """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
         if self.inside is None:
             return None
         self.files += 1
-        return judged_inside(self._judge(number, opened=True), self._paths[number])
+        judge, patched = self._judge(number, opened=True), self._in_place(number, choice, opened=True)
+        if patched is None:
+            return judged_inside(judge, path)
+        verdict = judge.compare(patched, tolerance=INSIDE)
+        return verdict if verdict.measured else None
 
-    def final(self, *, ordered: bool = False) -> QuantizeWeights:
-        """Returns the weight pass that makes what is to be published."""
-        return self._ordered() if ordered and self._ordered is not None else self._final
+    def passes(self, choice: Choice, *, ordered: bool = False) -> list[Pass]:
+        """Returns the passes that make what is to be published, but those around."""
+        return self._final.passes(choice, ordered=ordered)
 
     def finish(self, found: Measured) -> int:
         """Makes the file that is to be published, at :attr:`path`; returns its size."""
-        return self._make(self.final(ordered=found.ordered), found.choice, self.path)
+        return self._make(self.passes(found.choice, ordered=found.ordered), self.path)
 
-    def _make(self, base: QuantizeWeights, choice: Choice, path: Path) -> int:
+    def _make(self, passes: Sequence[Pass], path: Path) -> int:
         model = self.fresh()
-        assigned(base, choice, model).run(model, Context())
-        packing = last_packing(run_passes(model, self._after))
+        for item in passes:
+            item.run(model, Context())
+        packing = last_packing(run_passes(model, self._frame.after))
         return save(model, path, force=True, packing=packing)
 
     def _judge(self, number: int, *, opened: bool) -> Judge:
         judge = self._judges.get((number, opened))
         if judge is None:
-            source = self.opened if opened and self.opened is not None else self._source
+            source = self.opened if opened and self.opened is not None else self._frame.source
             judge = self._judges[number, opened] = self._folds[number].judge(source)
         return judge
+
+    @property
+    def _without(self) -> str:
+        """What does without a search."""
+        grids = self._final.base is None
+        return "round-weights with --steps" if grids else "quantize-weights with --dtype or --map"
 
     def _tolerance(self, *, opened: bool) -> Tolerance:
         """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
         return INSIDE if opened else self._goal.tolerance
 
-    def _judged(self, number: int, *, opened: bool = False) -> Verdict:
+    def _judged(self, number: int, path: Path, *, opened: bool = False) -> Verdict:
         self.files += 1
         tolerance = self._tolerance(opened=opened)
-        verdict = self._judge(number, opened=opened).compare(self._paths[number], tolerance=tolerance)
+        verdict = self._judge(number, opened=opened).compare(path, tolerance=tolerance)
         if not verdict.measured and verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
-                file=self._source,
-                remedy="use quantize-weights with --dtype or --map instead",
+                file=self._frame.source,
+                remedy=f"use {self._without} instead",
             )
         return verdict
 

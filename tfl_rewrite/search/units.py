@@ -1,4 +1,11 @@
-"""What there is to choose: for each constant, the encodings that it can have and what each costs."""
+"""What there is to choose: for each constant, the encodings or grids that it can have and what each costs.
+
+Grids have steps of 1, 1.25, 1.5 and 1.75 times a power of two, four in an octave. Deflated sizes are taken at
+the powers of two and lie between on a straight line, as far as measured: there the third byte of a float32
+would stop being zero once a value needs more than eight significant bits, which costs up to a bit a value. So
+on the steps between, values keep eight significant bits; the largest of a constant are off by a little more
+then.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +18,18 @@ import numpy.typing as npt
 
 from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.numerics import grids
+from tfl_rewrite.numerics.deflate import deflated, estimated
+from tfl_rewrite.numerics.grids import KINDS, Rows
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, forms
+from tfl_rewrite.weights.grids import Choice as Grid
+from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.plan import WeightPlan
 
+Form = Encoding | Grid
 Float64 = npt.NDArray[np.float64]
 
 KEPT = Encoding.parse("float32")
@@ -33,13 +46,26 @@ noise is all there is; ``int8:channel`` takes the runtime's hybrid kernels, whic
 HYBRID = tuple(text for form in forms().values() for text in form.tried_in_kernels)
 """What is tried besides, where memory or time count, for kernels that read such integers."""
 
+_SAMPLE = 1 << 13
+"""Of each constant, what the deflated size on a grid is estimated from: as far as deflate looks back."""
+_KEPT_SAMPLE = 1 << 17
+_ESTIMATE_LEVEL = 6
+_SPREADS = (0.0, 1.0)
+_HEAD = 6
+# How coarse a constant may be beyond its probe, and how fine: octaves.
+_COARSER, _FINER = 7, 5
+_BETWEEN = (1.25, 1.5, 1.75)
+_SHORT = 8
+# From so many steps up to the largest value, eight bits are felt; from so many they are too few.
+_FELT, _TOO_FEW = 36.0, 900.0
+
 
 @dataclass(slots=True, eq=False)
 class Option:
     """One way to store a unit.
 
     Attributes:
-        encoding: How.
+        form: How: an encoding, or a grid that its values are rounded to.
         nbytes: In the file, with scales and operators.
         cost: What the objective counts; bytes for most.
         noise: Noise of each output relative to its signal if only this unit is stored so; None until it
@@ -47,7 +73,7 @@ class Option:
         wnoise: Squared error of the values relative to their energy, for estimates.
     """
 
-    encoding: Encoding
+    form: Form
     nbytes: float
     cost: float
     noise: Float64 | None = None
@@ -57,7 +83,9 @@ class Option:
     @property
     def only_weights(self) -> bool:
         """Whether the noise is that of the values alone, not of activations that a kernel rounds too."""
-        return self.encoding.scheme is Scheme.DEQUANTIZE or not self.encoding.form.is_integer
+        if isinstance(self.form, Grid):
+            return True
+        return self.form.scheme is Scheme.DEQUANTIZE or not self.form.form.is_integer
 
 
 @dataclass(slots=True, eq=False)
@@ -90,13 +118,23 @@ def encodings_for(objective: Objective) -> tuple[str, ...]:
     return ENCODINGS if objective in (Objective.FILE, Objective.DOWNLOAD) else (*ENCODINGS, *HYBRID)
 
 
-Choice = Mapping[int, Encoding]
-"""Encodings by position of the buffer; what is not there stays as it is."""
+Choice = Mapping[int, Form]
+"""Forms by position of the buffer; what is not there stays as it is."""
 
 
-def assigned(base: QuantizeWeights, choice: Choice, model: Model) -> QuantizeWeights:
+def encodings_of(choice: Choice) -> dict[int, Encoding]:
+    """Returns what is stored in another form."""
+    return {position: form for position, form in choice.items() if isinstance(form, Encoding)}
+
+
+def grids_of(choice: Choice) -> dict[int, Grid]:
+    """Returns what takes other values in the same form."""
+    return {position: form for position, form in choice.items() if isinstance(form, Grid)}
+
+
+def assigned(base: QuantizeWeights, encodings: Mapping[int, Encoding], model: Model) -> QuantizeWeights:
     """Returns the pass that stores the constants of a loaded model so."""
-    by_buffer = {id(model.buffers[position]): encoding for position, encoding in choice.items()}
+    by_buffer = {id(model.buffers[position]): encoding for position, encoding in encodings.items()}
 
     def of(item: Candidate) -> Encoding:
         return by_buffer.get(id(item.stored.buffer), KEPT)
@@ -153,9 +191,10 @@ def _as_good_as_known(unit: Unit, wanted: Encoding, nbytes: float) -> bool:
     others = [
         option.nbytes
         for option in unit.options
-        if option.encoding.form == wanted.form
-        and option.encoding.scheme is wanted.scheme
-        and option.encoding.granularity is Granularity.CHANNEL
+        if isinstance(option.form, Encoding)
+        and option.form.form == wanted.form
+        and option.form.scheme is wanted.scheme
+        and option.form.granularity is Granularity.CHANNEL
     ]
     return bool(others) and nbytes > (1 - _LEAST_SPARED) * min(others)
 
@@ -193,3 +232,114 @@ def _cost(group: Sequence[Decision], nbytes: float, objective: Objective) -> flo
 def ratio(snr: float) -> float:
     """Returns noise over signal of a ratio in dB."""
     return 0.0 if snr == math.inf else 10.0 ** (-snr / 10.0)
+
+
+def grid_unit(item: Constant) -> Unit:
+    """Returns a constant that can take other values, as it is at first; see :func:`grids_around`."""
+    unit = Unit(item.position, item.where, item.readers, item.elements, item.blob.nbytes)
+    unit.options.append(Option(KEPT, unit.nbytes, estimated(item.blob.view(), _KEPT_SAMPLE)))
+    item.blob.release()
+    return unit
+
+
+def grid_forms(item: Constant, *, by_channel: bool) -> list[Grid]:
+    """Returns what the grids of a constant may look like apart from their step, which is 1 here."""
+    if not by_channel:
+        return [Grid(1.0)]
+    if item.table:
+        return [Grid(1.0), Grid(1.0, head=_HEAD)]
+    may = item.rows.channels > 1 and item.rows.each >= 4 and item.kind is not KINDS["INT8"]
+    return [Grid(1.0, spread) for spread in (_SPREADS if may else _SPREADS[:1])]
+
+
+def grid_at(item: Constant, ratio: float, form: Grid) -> Grid:
+    """Returns the power of two whose noise is expected at so many dB below the constant itself."""
+    found = item.profile()
+    power = float(found.power.sum()) / max(1, item.elements)
+    step = math.sqrt(12.0 * power * 10.0 ** (-ratio / 10.0)) if power else 1.0
+    coarsest = 4.0 * float(found.largest.max(initial=0.0)) or 1.0
+    step = min(max(step, grids.finest(found, item.kind)), coarsest)
+    return replace(form, step=2.0 ** round(math.log2(step)))
+
+
+def grids_around(item: Constant, center: float, form: Grid) -> list[Option]:
+    """Returns the grids around a center; ``wnoise`` of each is its squared error.
+
+    Args:
+        item: The constant.
+        center: A power of two.
+        form: What they look like apart from their step.
+    """
+    made: dict[Form, Option] = {}
+    coarser: Option | None = None
+    for octave in range(_COARSER, -_FINER - 1, -1):
+        step = center * 2.0**octave
+        grid = _grid(item, step, form)
+        if coarser is not None and grid == coarser.form:
+            break
+        size, noise = _estimate(item, grid)
+        finer = Option(grid, item.blob.nbytes, size, wnoise=noise)
+        made.setdefault(grid, finer)
+        for factor in _BETWEEN if coarser is not None else ():
+            assert coarser is not None
+            between = _between(item, _grid(item, step * factor, form), finer, coarser, math.log2(factor))
+            if between is not None:
+                made.setdefault(between.form, between)
+        coarser = finer
+    return list(made.values())
+
+
+def _grid(item: Constant, step: float, form: Grid) -> Grid:
+    """Returns a grid of that step, none finer than what counts as rounded."""
+    return replace(form, step=max(step, grids.finest(item.profile(), item.kind)))
+
+
+def _between(item: Constant, grid: Grid, finer: Option, coarser: Option, part: float) -> Option | None:
+    """Returns a grid between two powers of two, part of the way; None where one of those does better."""
+    if item.kind is KINDS["INT8"]:
+        return None
+    cost = (1 - part) * finer.cost + part * coarser.cost
+    noise = finer.wnoise ** (1 - part) * coarser.wnoise**part
+    if item.kind is KINDS["FLOAT32"]:
+        levels = float(item.profile().largest.max(initial=0.0)) / grid.step
+        if levels >= _TOO_FEW:
+            return None
+        if levels >= _FELT:
+            grid = replace(grid, bits=_SHORT)
+            noise = _estimate(item, grid, sized=False)[1]
+    return Option(grid, item.blob.nbytes, cost, wnoise=noise)
+
+
+def _sampled(item: Constant) -> tuple[int, int]:
+    """Returns first channel and number of channels of what stands for the whole."""
+    rows = item.rows
+    if rows.elements <= _SAMPLE or rows.outer > 1 or rows.channels == 1:
+        return 0, rows.channels
+    count = max(1, _SAMPLE // rows.inner)
+    return (rows.channels - count) // 2, min(count, rows.channels)
+
+
+def _estimate(item: Constant, grid: Grid, *, sized: bool = True) -> tuple[float, float]:
+    """Returns the deflated size (0 unless asked for) and the squared error of a constant on a grid."""
+    first, count = _sampled(item)
+    rows = item.rows
+    # What the head of a table takes is next to nothing.
+    steps = item.steps(replace(grid, head=0))
+    values = item.values()
+    if count < rows.channels:
+        values = values[first * rows.inner : (first + count) * rows.inner]
+        steps = steps if steps.size == 1 else steps[first : first + count]
+        rows = Rows(1, count, rows.inner, rows.taps, rows.balanced)
+    elif rows.channels == 1 and rows.elements > _SAMPLE:
+        start = (rows.elements - _SAMPLE) // 2
+        values = values[start : start + _SAMPLE]
+        rows = Rows.flat(_SAMPLE)
+    made = np.empty(values.size, values.dtype)
+
+    def emit(start: int, block: grids.Array) -> None:
+        made[start : start + block.size] = block
+
+    error = grids.round_values(values, steps, rows, item.kind, emit, item.zero, bits=grid.bits)
+    scale = item.elements / max(1, values.size)
+    size = deflated(made.data, level=_ESTIMATE_LEVEL) if sized else 0
+    return size * scale, error.noise * scale

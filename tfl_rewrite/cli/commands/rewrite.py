@@ -120,7 +120,7 @@ def round_weights(arguments: argparse.Namespace) -> int:
     if arguments.min_snr is None:
         arguments.min_snr = 20.0
     if searched:
-        from tfl_rewrite.search.rounding import search_rounding
+        from tfl_rewrite.search.round import search_rounding
 
         with Bar.of(arguments, unit="run") as bar:
             found = search_rounding(

@@ -223,13 +223,13 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
     if found is not None and report.units:
         counts = Counter(
-            found.choice[unit.position].text if unit.position in found.choice else "kept as it is"
+            report.encodings[unit.position].text if unit.position in report.encodings else "kept as it is"
             for unit in report.units
         )
         lines.append("constants: " + ", ".join(f"{count} x {name}" for name, count in counts.most_common()))
         if verbose:
             for unit in sorted(report.units, key=lambda unit: -unit.nbytes):
-                encoding = found.choice.get(unit.position)
+                encoding = report.encodings.get(unit.position)
                 lines.append(f"  {unit.nbytes:>12,}  {encoding or 'kept'!s:28s} {safe(unit.name, limit=80)}")
     lines.append("size against error, on the inputs of the search:")
     points = report.pareto
