@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ class Watch:
         self.started: list[str] = []
         self._patched: set[str] = set()
         sys.addaudithook(self._hear)
+        # No event tells of these.
+        BaseProcess.start = self._counting(BaseProcess.start, "a process of multiprocessing")
 
     def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
         if event in STARTS:
@@ -65,12 +68,12 @@ class Watch:
             if module in sys.modules:
                 self._patched.add(module)
                 kind = getattr(sys.modules[module], INTERPRETERS[module])
-                kind.__init__ = self._counting(kind.__init__)
+                kind.__init__ = self._counting(kind.__init__, "an interpreter in this process")
 
-    def _counting(self, build: Callable[..., None]) -> Callable[..., None]:
+    def _counting(self, build: Callable[..., None], what: str) -> Callable[..., None]:
         @functools.wraps(build)
         def counted(*arguments: object, **options: object) -> None:
-            self.started.append("an interpreter in this process")
+            self.started.append(what)
             build(*arguments, **options)
 
         return counted

@@ -42,6 +42,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.runtime
 def test_rewrites_of_random_models(runner: rewritten.Runner, folder: Path) -> None:
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -61,6 +62,7 @@ def test_rewrites_of_random_models(runner: rewritten.Runner, folder: Path) -> No
     assert outcomes["beyond on other samples"] <= 1 + outcomes.total() // 200
 
 
+@pytest.mark.runtime
 def test_the_generator_makes_what_it_says(runner: rewritten.Runner, folder: Path) -> None:
     """Many operator types, several subgraphs, variables, shared buffers; and all of it runs."""
     models = [make(Random(f"kinds/{number}")) for number in range(150)]
@@ -87,6 +89,7 @@ def test_equal_sources_make_equal_examples() -> None:
     assert words[0] == words[1]
 
 
+@pytest.mark.runtime
 def test_a_changed_weight_is_noticed(
     runner: rewritten.Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +97,7 @@ def test_a_changed_weight_is_noticed(
     from tfl_rewrite.editing.base import Edit, PassResult
     from tfl_rewrite.passes.dedup import Dedup
 
-    def damaging(_: Dedup, model: object) -> PassResult:
+    def damaging(_: Dedup, model: object, _context: object) -> PassResult:
         for graph in model.subgraphs:  # type: ignore[attr-defined]
             for tensor in graph.tensors:
                 if tensor.is_constant and tensor.dtype_name == "FLOAT32":
@@ -111,6 +114,7 @@ def test_a_changed_weight_is_noticed(
     assert found
 
 
+@pytest.mark.runtime
 def test_a_model_that_cannot_run_is_a_breach(runner: rewritten.Runner, folder: Path, fixtures: Path) -> None:
     model = load(fixtures / "dense.tflite")
     model.operator_codes[0].version = 99
