@@ -16,7 +16,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
 from tfl_rewrite.interpreter.worker import Execution, Failure, OnRan, RuntimeChoice, Worker
 from tfl_rewrite.judge.compare import compared
-from tfl_rewrite.judge.reference import Options, Original, PathLike, Reference
+from tfl_rewrite.judge.reference import Original, PathLike, Reference, request_for
 from tfl_rewrite.judge.repeats import KernelNoise, Repeats, Tallying, differences, differing
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import (
@@ -87,11 +87,11 @@ class Judge:
         self._before = _existing(before)
         settings = judging or Judging()
         limit = default_limit() if settings.memory_limit is None else settings.memory_limit
-        self._options = Options.of(settings, limit)
+        self._judging = replace(settings.for_judges, memory_limit=limit)
         self._tolerance = settings.tolerance
         timeout = settings.timeout
         choice = RuntimeChoice.parse(settings.runtime[0])
-        expand_paths(self._options.inputs)
+        expand_paths(self._judging.inputs)
         self._guard = TerminationGuard()
         self._scratch = Scratch()
         watch = MemoryWatch(limit)
@@ -101,9 +101,9 @@ class Judge:
             Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
         )
         self._rewritten = self._workers[1]
-        self._original = Original(self._before, self._options, self._workers[0], self._scratch, given)
-        self._repeats = Repeats(self._before, self._options, self._workers, self._scratch)
-        self._noise = KernelNoise(self._before, self._options, self._workers[0], self._scratch, kernels)
+        self._original = Original(self._before, self._judging, self._workers[0], self._scratch, given)
+        self._repeats = Repeats(self._before, self._judging, self._workers, self._scratch)
+        self._noise = KernelNoise(self._before, self._judging, self._workers[0], self._scratch, kernels)
 
     def __enter__(self) -> Judge:
         self._guard.__enter__()
@@ -204,7 +204,7 @@ class Judge:
 
     def _compare(self, after: Path, tolerance: Tolerance, repeat: bool, timeout: float | None) -> Verdict:
         started = time.monotonic()
-        limit = self._options.timeout if timeout is None else timeout
+        limit = self._judging.timeout if timeout is None else timeout
 
         for worker in self._workers:
             # Each of them runs both, one time or another.
@@ -217,7 +217,7 @@ class Judge:
             if outputs is not None:
                 self._scratch.discard(outputs)
             tallying, outputs = Tallying(reference), self._scratch.folder()
-            request = self._options.request("run", after, reference.resolver, reference.steps)
+            request = request_for(self._judging, "run", after, reference.resolver, reference.steps)
             self._rewritten.begin(request, outputs, on_ran=tallying.take)
             # Call by call beside the original, of which that many outputs are kept by then.
             return lambda _, step: self._rewritten.advance(step)
@@ -229,7 +229,7 @@ class Judge:
                 reasons=(f"the original does not run: {reference.message}",),
                 cause=reference.kind,
                 judge=self._original.judge,
-                sample_source="real" if self._options.inputs else "made",
+                sample_source="real" if self._judging.inputs else "made",
                 seconds=time.monotonic() - started,
             )
         if not self._rewritten.busy:

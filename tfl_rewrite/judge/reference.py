@@ -43,44 +43,19 @@ PATIENCE_SECONDS = 5.0
 """How long an original may fail before no gentler inputs and no other resolver are tried."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How files are run; the same for every file that one judge sees."""
-
-    inputs: tuple[PathLike, ...]
-    samples: int
-    seed: int
-    timeout: float
-    threads: int
-    resolver: str | None
-    memory_limit: int | None
-    independent: bool
-
-    @classmethod
-    def of(cls, judging: Judging, memory_limit: int | None) -> Options:
-        """Returns how one judge runs files: with the first resolver, on the inputs that judge."""
-        return cls(
-            inputs=judging.judging_inputs,
-            samples=judging.samples,
-            seed=judging.seed,
-            timeout=judging.timeout,
-            threads=judging.threads,
-            resolver=next(iter(judging.resolver), None),
-            memory_limit=memory_limit,
-            independent=judging.independent,
-        )
-
-    def request(self, do: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
-        """A message to the child process."""
-        request: dict[str, object] = {
-            "do": do,
-            "model": str(path),
-            "resolver": resolver,
-            "threads": self.threads,
-            "memory": self.memory_limit,
-            "independent": self.independent,
-        }
-        return request if steps is None else {**request, "steps": str(steps)}
+def request_for(
+    judging: Judging, verb: str, path: Path, resolver: str, steps: Path | None = None
+) -> dict[str, object]:
+    """What the child process is asked to do with a file."""
+    asked: dict[str, object] = {
+        "do": verb,
+        "model": str(path),
+        "resolver": resolver,
+        "threads": judging.threads,
+        "memory": judging.memory_limit,
+        "independent": judging.independent,
+    }
+    return asked if steps is None else {**asked, "steps": str(steps)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +130,9 @@ class Original:
         given: The folder that inputs are written to, which the process of the worker may read.
     """
 
-    def __init__(self, path: Path, options: Options, worker: Worker, scratch: Scratch, given: Path) -> None:
+    def __init__(self, path: Path, judging: Judging, worker: Worker, scratch: Scratch, given: Path) -> None:
         self._path = path
-        self._options = options
+        self._judging = judging
         self._worker = worker
         self._scratch = scratch
         self._given = given
@@ -208,8 +183,8 @@ class Original:
         """The run with the first resolver that takes it, in the runtime that the worker has."""
         failures: list[tuple[Failure, JudgeInfo | None]] = []
         self._began = time.monotonic()
-        asked = self._options.resolver
-        for resolver in UNASKED if asked is None else (asked,):
+        asked = self._judging.resolver[:1]
+        for resolver in asked or UNASKED:
             result = self._try_resolver(resolver, beside, abandon)
             if isinstance(result, Reference):
                 return result
@@ -229,7 +204,7 @@ class Original:
         interface = self._describe(resolver)
         if isinstance(interface, Failure):
             return interface
-        real = real_inputs(interface, self._options.inputs) if self._options.inputs else None
+        real = real_inputs(interface, self._judging.inputs) if self._judging.inputs else None
         made = [entry for entry in interface.entry_points if real is None or entry.key not in real.covered]
         # What is left to try for each entry point that samples are made for, the next one first.
         gentler = {entry.key: [VARIED, *gentler_recipes(entry)] for entry in made}
@@ -287,9 +262,9 @@ class Original:
 
     def _describe(self, resolver: str) -> Interface | Failure:
         """What the model takes and gives, if it opens and allocates with this resolver."""
-        self._worker.begin(self._options.request("open", self._path, resolver), self._scratch.folder())
-        self.judge = judge_info(self._worker, resolver, self._options.threads)
-        described = self._worker.finish(self._options.timeout)
+        self._worker.begin(request_for(self._judging, "open", self._path, resolver), self._scratch.folder())
+        self.judge = judge_info(self._worker, resolver, self._judging.threads)
+        described = self._worker.finish(self._judging.timeout)
         if described.failure is not None:
             return described.failure
         if described.interface is None:
@@ -312,7 +287,7 @@ class Original:
         entries = [entry for entry in interface.entry_points if entry.key not in failed]
         steps = [] if real is None else [step for step in real.steps if step.signature not in failed]
         notes = [] if real is None else list(real.notes)
-        seed, count = self._options.seed, self._options.samples
+        seed, count = self._judging.seed, self._judging.samples
         for entry in entries:
             if real is not None and entry.key in real.covered:
                 continue
@@ -373,7 +348,7 @@ class Original:
         beside: Beside | None,
         abandon: Callable[[], None] | None,
     ) -> Execution:
-        request = self._options.request("run", self._path, resolver, listed)
+        request = request_for(self._judging, "run", self._path, resolver, listed)
         advance: OnRan | None = None
 
         def on_ran(execution: Execution, step: int) -> None:
@@ -400,14 +375,14 @@ class Original:
                     notes=(),
                 )
             )
-        execution = self._worker.finish(self._options.timeout)
+        execution = self._worker.finish(self._judging.timeout)
         failure = execution.failure
         if failure is not None and failure.crowded and abandon is not None:
             # Both files at once are too much: one after the other, then.
             abandon()
             advance = None
             begin()
-            execution = self._worker.finish(self._options.timeout)
+            execution = self._worker.finish(self._judging.timeout)
             failure = execution.failure
         if failure is not None and failure.step is not None and failure.step >= len(steps):
             # Told by a process that is not itself any more.
@@ -441,7 +416,7 @@ class Original:
         resolver: str,
     ) -> list[str]:
         notes = []
-        if resolver != (self._options.resolver or UNASKED[0]):
+        if resolver != (self._judging.resolver or UNASKED)[0]:
             notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
         for key, recipe in recipes.items():
             if recipe is VARIED or all(step.signature != key for step in steps):

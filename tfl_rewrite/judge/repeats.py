@@ -21,8 +21,8 @@ from tfl_rewrite.interpreter.interface import quoted
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan, Worker
 from tfl_rewrite.judge.compare import NOTICEABLE_DB, compared
-from tfl_rewrite.judge.reference import Options, Reference
-from tfl_rewrite.judge.settings import Tolerance
+from tfl_rewrite.judge.reference import Reference, request_for
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Key, OutputComparison
 
@@ -142,10 +142,10 @@ class Repeats:
     """
 
     def __init__(
-        self, path: Path, options: Options, workers: tuple[Worker, Worker], scratch: Scratch
+        self, path: Path, judging: Judging, workers: tuple[Worker, Worker], scratch: Scratch
     ) -> None:
         self._path = path
-        self._options = options
+        self._judging = judging
         self._workers = workers
         self._scratch = scratch
         self._again: Tallies | Failure | None = None
@@ -173,14 +173,14 @@ class Repeats:
         probing = None
         if not self._probed:
             # Twice, one after the other: what differs then is carried over from call to call.
-            times = 2 if reference.interface.keeps_state and not self._options.independent else 1
+            times = 2 if reference.interface.keeps_state and not self._judging.independent else 1
             probing = _Probing(reference, calls, times)
             self._begin(second, reference, self._path, probing.asked, probing.take)
-        rerun = first.finish(self._options.timeout)
+        rerun = first.finish(self._judging.timeout)
         self._scratch.discard(rerun.folder)
         if probing is not None:
             self._probed = True
-            self._notes = self._judge_original(reference, probing, second.finish(self._options.timeout))
+            self._notes = self._judge_original(reference, probing, second.finish(self._judging.timeout))
         reason: str | None = None
         found: list[str] = []
         if rerun.failure is not None or differing(ours.tallies):
@@ -240,7 +240,7 @@ class Repeats:
         return None, [f"the last bits of the rewritten file's outputs vary from run to run: {names}"]
 
     def _request(self, reference: Reference, path: Path, only: list[int] | None) -> dict[str, object]:
-        request = self._options.request("run", path, reference.resolver, reference.steps)
+        request = request_for(self._judging, "run", path, reference.resolver, reference.steps)
         return {**request, "poison": POISON} if only is None else {**request, "poison": POISON, "only": only}
 
     def _anew(self, reference: Reference, path: Path, on_ran: OnRan) -> Execution:
@@ -250,7 +250,7 @@ class Repeats:
         worker = self._workers[0]
         request = self._request(reference, path, None)
         worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
-        return worker.finish(self._options.timeout)
+        return worker.finish(self._judging.timeout)
 
 
 def _likeness(tally: OutputTally) -> float:
@@ -304,10 +304,10 @@ class KernelNoise:
     """
 
     def __init__(
-        self, path: Path, options: Options, worker: Worker, scratch: Scratch, others: Sequence[str]
+        self, path: Path, judging: Judging, worker: Worker, scratch: Scratch, others: Sequence[str]
     ) -> None:
         self._path = path
-        self._options = options
+        self._judging = judging
         self._worker = worker
         self._scratch = scratch
         self._others = tuple(others)
@@ -347,10 +347,10 @@ class KernelNoise:
             for resolver in self._others or OTHER[reference.resolver]:
                 if resolver == reference.resolver:
                     continue
-                request = self._options.request("run", self._path, resolver, reference.steps)
+                request = request_for(self._judging, "run", self._path, resolver, reference.steps)
                 tallying = Tallying(reference)
                 self._worker.begin(request, self._scratch.folder(), on_ran=tallying.take, keeps=0)
-                execution = self._worker.finish(self._options.timeout)
+                execution = self._worker.finish(self._judging.timeout)
                 self._measured[resolver] = tallying.tallies
                 self._scratch.discard(execution.folder)
         return self._measured
