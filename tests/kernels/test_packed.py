@@ -114,6 +114,7 @@ def test_expanded_blocks_are_exact(measured: dict[str, dict[str, Outcome]], bits
         assert outcome.ok(EXACT_SNR), f"{resolver}: {outcome}"
 
 
+@pytest.mark.runtime
 @needs_new
 @pytest.mark.parametrize(
     ("name", "resolvers"),
