@@ -159,7 +159,7 @@ BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
         ('[batch]\ninputs = ["a"]\npreset = "small"', "no folder"),
         (BATCH, "nothing to run"),
         (BATCH + 'preset = "best"', "unknown"),
-        (BATCH + 'passes = ["dedup:what=1"]', "no option"),
+        (BATCH + 'passes = ["dedup:what=1"]', "option 'what' is unknown"),
         (BATCH + 'preset = "small"\nspeed = 3', "'speed' is unknown"),
         (BATCH + 'preset = "small"\njobs = -1', "jobs"),
         (BATCH + 'preset = "small"\nexecutor = "moon"', "executor"),

@@ -113,8 +113,8 @@ def test_a_damaged_picture_is_one_line(capsys, digits, photos, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--input-range", "0"), "invalid LO,HI value: '0'"),
-        (("--input-range", "0,1,2"), "invalid LO,HI value"),
+        (("--input-range", "0"), "is not LO,HI"),
+        (("--input-range", "0,1,2"), "is not LO,HI"),
         (("--input-layout", "NHX"), "each axis once"),
         (("--sample-rate", "16000"), "is for pictures and sound"),
     ],

@@ -122,9 +122,7 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str], command: Any) -> 
         ["quantize-weights"],
         ["quantize-weights", "a"],
         ["quantize-weights", "a", "b", "--nonsense"],
-        ["quantize-weights", "a", "b", "--scheme", "best"],
         ["quantize-weights", "a", "b", "--min-elements", "many"],
-        ["quantize-weights", "a", "b", "--verify", "maybe"],
         ["verify", "a"],
         ["inspect"],
         ["check"],
@@ -133,6 +131,22 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str], command: Any) -> 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     code, text, error = call(capsys, *arguments)
     assert code == 2 and text == "" and "usage:" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--scheme", "hybird", "scheme 'hybird' is unknown; did you mean 'hybrid'? use one of auto, hybrid"),
+        ("--verify", "maybe", "mode 'maybe' is unknown; use one of auto, require, off"),
+        ("--resolver", "builtins", "did you mean 'builtin'?"),
+        ("--effort", "bets", "did you mean 'best'?"),
+    ],
+)
+def test_values_that_do_not_exist(
+    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, option: str, value: str, said: str
+) -> None:
+    code, text, error = call(capsys, "quantize-weights", dense, out, option, value)
+    assert code == 2 and text == "" and said in error and not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -875,9 +889,11 @@ def test_an_option_means_the_same_everywhere() -> None:
 
 
 def test_parser_takes_every_row() -> None:
-    made = parser("0")
-    parsed = made.parse_args(["quantize-weights", "a", "b"])
-    assert parsed.source == "a" and parsed.verify == "auto" and parsed.exclude == []
+    given = ["quantize-weights", "a", "b", "--exclude", "x", "--no-rescue"]
+    parsed = parser("0", given).parse_args(given)
+    assert parsed.source == "a" and parsed.pass_exclude == ["x"]
+    # What is not given is left to the object that has the option.
+    assert parsed.mode is None and parsed.pass_dtype is None and parsed.rescue is False
 
 
 def test_commands_do_not_share_state(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> None:

@@ -14,14 +14,19 @@ from tfl_rewrite.cli.commands.read_rows import READING
 from tfl_rewrite.cli.commands.rewrite_rows import REWRITING
 from tfl_rewrite.cli.commands.shard_rows import SHARDING
 from tfl_rewrite.cli.commands.shrink import SHRINKING
-from tfl_rewrite.cli.options import Argument
+from tfl_rewrite.cli.options import Argument, Command
 
 COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING)
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
-def parser(version: str) -> argparse.ArgumentParser:
-    """Builds the parser from the rows."""
+def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Builds the parser from the rows.
+
+    Args:
+        version: Of the program.
+        argv: The arguments: only the command that they name gets its own.
+    """
     top = _Parser(
         prog="tfl-rewrite",
         description="Rewrites somebody else's .tflite file: smaller, nothing lost, verified by running it "
@@ -34,12 +39,25 @@ def parser(version: str) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        made = commands.add_parser(command.name, help=command.help, description=command.description)
+        if command.name not in argv:
+            commands.add_parser(command.name, help=command.help)
+            continue
+        groups = command.groups
+        made = commands.add_parser(command.name, help=command.help, description=_description(command))
         # A range may begin with a negative number, as in --input-range -1,1.
         made._negative_number_matcher = re.compile(r"^-\.?\d")
-        for title, arguments in command.groups:
-            _add(made.add_argument_group(title), arguments)
+        for title, arguments in groups:
+            if arguments:
+                _add(made.add_argument_group(title), arguments)
     return top
+
+
+def _description(command: Command) -> str:
+    if command.description:
+        return command.description
+    from tfl_rewrite.passes import catalog
+
+    return catalog.description(catalog.find(command.name))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tfl_rewrite.cli.options import Argument, Command, Role
+from tfl_rewrite.cli.options import Argument, Command
 from tfl_rewrite.cli.streams import STREAM, paths, shown
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
+from tfl_rewrite.options.option import Role
 
 # What is written beside the manifest, or model.tflite, of a folder: named by its content.
 _OF_A_FOLDER = (".part", ".bin")

@@ -43,7 +43,8 @@ def _main(argv: Sequence[str] | None) -> int:
     unraisable, sys.unraisablehook = sys.unraisablehook, _send_again
     arguments = None
     try:
-        arguments = parser(__version__).parse_args(argv)
+        given = sys.argv[1:] if argv is None else argv
+        arguments = parser(__version__, given).parse_args(given)
         # Late, so that --version and --help stay quick.
         from tfl_rewrite.cli import bus, files, streams
         from tfl_rewrite.cli.commands import read

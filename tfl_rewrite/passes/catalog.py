@@ -82,6 +82,13 @@ def summary(kind: type[Pass]) -> str:
     return text[:1].lower() + text[1:]
 
 
+def description(kind: type[Pass]) -> str:
+    """Returns what a pass does in a few sentences, for the help of its command."""
+    head, _, rest = (kind.__doc__ or "").partition("\n\n")
+    text = " ".join(rest.partition("\n\n")[0].split())
+    return text or head.strip()
+
+
 def passes_of(texts: Sequence[str]) -> list[Pass]:
     """Makes passes from texts such as ``dedup`` or ``quantize-weights:scheme=dequantize,exclude=^logits/``.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.cli.options import HOLDOUT, TALKING, VERIFYING, Argument, Command
+from tfl_rewrite.cli import options
+from tfl_rewrite.cli.options import TALKING, Argument, Command, rows_of
 from tfl_rewrite.cli.progress import AFTER_SECONDS
 from tfl_rewrite.cli.text import decibels, safe, size, table
 
@@ -20,34 +20,15 @@ if TYPE_CHECKING:
 _ROWS = 100
 
 _GIVEN = ("out", "passes", "preset", "jobs", "executor")
-_JUDGED = (
-    "verify",
-    "inputs",
-    "holdout",
-    "missing_inputs",
-    "input_range",
-    "input_layout",
-    "sample_rate",
-    "samples",
-    "seed",
-    "min_snr",
-    "min_agreement",
-    "max_abs_error",
-    "runtime",
-    "resolver",
-    "independent",
-    "timeout",
-    "memory_limit",
-    "no_rescue",
-    "blame_seconds",
-)
 
-# What is not given is left to the file, so nothing has a default here.
-_VERIFYING = tuple(
-    replace(row, extra={**row.extra, "default": None})
-    for row in (*HOLDOUT, *VERIFYING)
-    if row.names[-1].removeprefix("--").replace("-", "_") in _JUDGED
-)
+
+def _settings() -> tuple[Argument, ...]:
+    from tfl_rewrite.batch.settings import OPTIONS, Settings
+
+    names = [row.name for row in OPTIONS if row.name not in _GIVEN]
+    # What is not given is left to the file.
+    return rows_of(Settings, only=names)
+
 
 BATCHING = (
     Command(
@@ -57,7 +38,7 @@ BATCHING = (
         "writes OUT/summary.json and OUT/summary.csv. Run again, it does what is left: files whose input, "
         "settings and output are as they were are not run twice. Exit 0: every file is done; else the worst "
         "of them: 4 an output differs too much, 2 a file cannot be read or its process died, 3 unsupported.",
-        (
+        lambda: (
             (
                 "files",
                 (
@@ -88,15 +69,7 @@ BATCHING = (
             ),
             (
                 "verification",
-                (
-                    *_VERIFYING,
-                    Argument(
-                        ("--missing-inputs",),
-                        "where a path of --inputs or --holdout (which may hold {stem}, {name} or {folder}) "
-                        "names no file: made (default): make inputs. fail: the file fails",
-                        {"choices": ("made", "fail"), "default": None},
-                    ),
-                ),
+                _settings(),
             ),
             (
                 "how to run",
@@ -150,13 +123,11 @@ def batch_files(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> BatchConfig:
     from tfl_rewrite.batch.config import plain_config, read_config
+    from tfl_rewrite.batch.settings import Settings
 
+    values = options.given(Settings, arguments)
+    judged = {name: value for name, value in values.items() if name not in _GIVEN}
     given = {name: value for name in _GIVEN if (value := getattr(arguments, name)) is not None}
-    judged = {name: value for name in _JUDGED if (value := getattr(arguments, name)) is not None}
-    if "verify" in judged:
-        judged["mode"] = judged.pop("verify")
-    if "no_rescue" in judged:
-        judged["rescue"] = not judged.pop("no_rescue")
     if "passes" in given and "preset" not in given:
         given["preset"] = None
     if "preset" in given and "passes" not in given:

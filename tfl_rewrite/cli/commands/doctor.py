@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+from tfl_rewrite.cli.options import TALKING, Argument, Command
+from tfl_rewrite.options.option import Role
 
 FOUND = 4
 """Exit code of ``--fail-on``: what was asked to hold does not."""
@@ -17,7 +18,7 @@ DOCTORING = (
         "Reads a file, whoever made it, and lists what runtimes will refuse, misread or miss, with the fact "
         "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 0 whatever "
         "is found, unless --fail-on; 2: the file cannot be read.",
-        (
+        lambda: (
             ("file", (Argument(("model",), "the .tflite file", {"metavar": "MODEL"}, Role.READ),)),
             (
                 "what to look for",
@@ -36,31 +37,6 @@ DOCTORING = (
                 ),
             ),
             ("output", (Argument(("--json",), "print JSON", {"action": "store_true"}),)),
-            ("talk", TALKING),
-        ),
-    ),
-    Command(
-        "repair",
-        "put right what keeps a file from being read right",
-        "Puts right what 'tfl-rewrite doctor' finds, where every runtime that reads the file correctly "
-        "computes the same before and after. Outputs stay equal to the bit, or within --min-snr where "
-        "kernels read past what the original gives them; where it does not run, the repaired file is run by "
-        "itself and the report says so. A file with nothing to repair is copied.",
-        (
-            ("files", IN_OUT),
-            (
-                "what to repair",
-                (
-                    Argument(
-                        ("--only",),
-                        "repair only these findings; repeatable or between commas. Without it: all that can "
-                        "be repaired, but for 'unaligned'",
-                        {"metavar": "ID,...", "action": "append", "default": []},
-                    ),
-                ),
-            ),
-            ("verification", VERIFYING),
-            ("writing", WRITING),
             ("talk", TALKING),
         ),
     ),

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tfl_rewrite.cli.options import JUDGING, REPORT, TALKING, Command, Role, flag, value
+from tfl_rewrite.cli.options import REPORT, TALKING, Command, flag, judging, value
+from tfl_rewrite.options.option import Role
 
 READING = (
     Command(
         "passes",
         "list the passes, their options and the presets",
         "Lists the passes in the order of the presets, with the reason for it.",
-        (("output", (flag("--json", help="print JSON"),)), ("talk", TALKING)),
+        lambda: (("output", (flag("--json", help="print JSON"),)), ("talk", TALKING)),
     ),
     Command(
         "diff",
         "show what changed between two files",
         "Compares two files tensor by tensor and operator by operator, and says where the bytes went. "
         "Nothing is run. Exit 0 whether they differ or not.",
-        (
+        lambda: (
             (
                 "files",
                 (
@@ -36,7 +37,7 @@ READING = (
         "Runs both files in processes of their own, twice, on the same inputs and compares every output of "
         "every signature. Exit 0: within the tolerance; 4: not, or AFTER crashes, hangs, takes too much "
         "memory or does not repeat its outputs; 0 with UNVERIFIED when that is so of BEFORE.",
-        (
+        lambda: (
             (
                 "files",
                 (
@@ -47,8 +48,7 @@ READING = (
             (
                 "judgement",
                 (
-                    *JUDGING,
-                    flag("--exact", help="outputs must be equal to the bit"),
+                    *judging(without=("mode", "holdout", "rescue", "blame_seconds")),
                     flag("--require", help="exit 3 when UNVERIFIED"),
                     replace(REPORT, help="write the verdict as JSON"),
                     flag("--force", help="overwrite files that exist, such as an older report"),
@@ -62,7 +62,7 @@ READING = (
         "show what is in a file and where its bytes are",
         "Shows operators, constants by operator and type, the largest tensors, duplicates, dead bytes, "
         "metadata, the appended ZIP, signatures and the oldest runtime that knows the file's operators.",
-        (
+        lambda: (
             ("file", (value("model", help="the .tflite file", metavar="MODEL", role=Role.READ),)),
             (
                 "output",
@@ -79,7 +79,7 @@ READING = (
         "check that files are structurally sound",
         "Checks every offset, every index, and buffer sizes against shapes. Nothing is run. Exit 0: all "
         "sound; 2: at least one is not, with the place of the fault.",
-        (
+        lambda: (
             ("files", (value("models", help=".tflite files", metavar="MODEL", nargs="+", role=Role.READ),)),
             ("output", (flag("--json", help="print JSON"),)),
             ("talk", TALKING),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tfl_rewrite.cli.commands.rewrite_rows import PREFIX
 from tfl_rewrite.cli.files import SideFiles
+from tfl_rewrite.cli.options import given
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_lines
@@ -18,7 +20,6 @@ from tfl_rewrite.errors import (
     VerificationError,
 )
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.options.kinds import SWITCH
 from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
@@ -42,13 +43,7 @@ def pass_of(arguments: argparse.Namespace) -> Pass:
     from tfl_rewrite.passes import catalog
 
     kind = catalog.find(arguments.command)
-    given: dict[str, Any] = {}
-    for row in options_of(kind):
-        flag = row.flags[-1].lstrip("-").replace("-", "_")
-        value = getattr(arguments, f"cut_{flag}" if hasattr(arguments, f"cut_{flag}") else flag, None)
-        if value is not None:
-            given[row.name] = not value if row.kind is SWITCH and row.default else value
-    return made_with(kind, given)
+    return made_with(kind, given(kind, arguments, PREFIX))
 
 
 def run_passes(arguments: argparse.Namespace) -> int:
@@ -114,11 +109,9 @@ def diff_files(arguments: argparse.Namespace) -> int:
 
 def round_weights(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite round-weights IN OUT``."""
-    searched = arguments.steps is None and arguments.min_snr is not None
+    searched = arguments.pass_steps is None and arguments.min_snr is not None
     made = pass_of(arguments)
     assert isinstance(made, RoundWeights)
-    if arguments.min_snr is None:
-        arguments.min_snr = 20.0
     if searched:
         from tfl_rewrite.search.round import search_rounding
 
@@ -207,9 +200,10 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
         _show(arguments, error.report, product=False)
         error.remedy = error.remedy or _for_older(arguments, error)
         if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
-            budget = f"--min-snr {arguments.min_snr:g}"
-            if arguments.max_abs_error is not None:
-                budget += f" --max-error {arguments.max_abs_error:g}"
+            tolerance = judging.tolerance
+            budget = f"--min-snr {tolerance.min_snr:g}"
+            if tolerance.max_abs_error is not None:
+                budget += f" --max-error {tolerance.max_abs_error:g}"
             error.remedy = f"'tfl-rewrite shrink {budget}' looks for the smallest file that keeps it"
         raise
     finally:
@@ -222,7 +216,7 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
 def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | None:
     """Says how to write a file for the runtime that judged, where it knows no such operators."""
     judge = error.report.verdict.judge if error.report.verdict is not None else None
-    asked = getattr(arguments, "min_runtime", "")
+    asked = getattr(arguments, f"{PREFIX}min_runtime", "")
     if judge is None or asked is not None or "Didn't find op for builtin opcode" not in str(error):
         return None
     version = ".".join(judge.version.split(".")[:2])

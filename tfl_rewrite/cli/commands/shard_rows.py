@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tfl_rewrite.cli.options import IN_OUT, JUDGING, MEDIA, REPORT, TALKING, Command, Role, flag, value
+from tfl_rewrite.cli.options import IN_OUT, REPORT, TALKING, Argument, Command, flag, judging, value
+from tfl_rewrite.options.option import Role
 
-_RUNNING = (
-    value(
-        "--verify",
-        help="for external buffers. auto (default): run both in CompiledModel; if the original cannot run, "
-        "say UNVERIFIED and still write. require: refuse then. off: run nothing. Parts are always compared "
-        "byte by byte",
-        choices=("auto", "require", "off"),
-        default="auto",
-    ),
-    *(
-        row
-        for row in JUDGING
-        if row in MEDIA or row.names[0] in ("--inputs", "--samples", "--seed", "--timeout")
-    ),
+_MODE = (
+    "for external buffers. auto (default): run both in CompiledModel; if the original cannot run, "
+    "say UNVERIFIED and still write. require: refuse then. off: run nothing. Parts are always compared "
+    "byte by byte"
 )
+
+
+def _running() -> tuple[Argument, ...]:
+    media = ("input_range", "input_layout", "sample_rate")
+    rows = judging(only=("mode", "inputs", *media, "samples", "seed", "timeout"))
+    return tuple(replace(row, help=_MODE) if "--verify" in row.names else row for row in rows)
+
 
 _KEEPING = (
     flag("--dry-run", help="do everything but the write"),
@@ -35,7 +33,7 @@ SHARDING = (
         "and a manifest; any web server can serve them, 'join' restores the file byte for byte, and a second "
         "version in the same folder shares what did not change. external: a small model.tflite and weight "
         "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter).",
-        (
+        lambda: (
             (
                 "files",
                 (
@@ -78,7 +76,7 @@ SHARDING = (
                     ),
                 ),
             ),
-            ("verification", _RUNNING),
+            ("verification", _running()),
             (
                 "writing",
                 (
@@ -102,7 +100,7 @@ SHARDING = (
         "Makes OUT of a manifest of parts (a path, an http or https URL, or a URL of a store that fsspec "
         "reads), with every hash checked; a join that was stopped goes on where it was. Or of a model with "
         "external buffers, whose weights come back into one file.",
-        (
+        lambda: (
             (
                 "files",
                 (
@@ -130,7 +128,7 @@ SHARDING = (
                     ),
                 ),
             ),
-            ("verification", _RUNNING),
+            ("verification", _running()),
             (
                 "writing",
                 (

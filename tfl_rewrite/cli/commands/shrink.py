@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.options import HOLDOUT, IN_OUT, TALKING, VERIFYING, WRITING, Argument, Command, Role
+from tfl_rewrite.cli.options import IN_OUT, TALKING, WRITING, Argument, Command, judging
 from tfl_rewrite.cli.text import safe
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.options.option import Role
 
 if TYPE_CHECKING:
     from tfl_rewrite.cli.files import SideFiles
@@ -68,7 +69,6 @@ _BUDGET = (
 )
 
 _SEARCHING = (
-    *HOLDOUT,
     Argument(
         ("--effort",),
         "as for quantize-weights (default: balanced)",
@@ -123,12 +123,9 @@ _SHOWING = (
     ),
 )
 
-_VERIFYING = tuple(
-    row
-    for row in VERIFYING
-    if not {"--min-snr", "--min-agreement", "--max-abs-error", "--verify", "--no-rescue"} & set(row.names)
-    and not any(name.startswith("--blame") for name in row.names)
-)
+_JUDGED_BY_THE_GOAL = ("exact", "min_snr", "min_agreement", "max_abs_error", "mode")
+_NEVER_FAILS = ("rescue", "blame", "blame_seconds")
+
 
 SHRINKING = (
     Command(
@@ -137,12 +134,12 @@ SHRINKING = (
         "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
         "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
         "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
-        (
+        lambda: (
             ("files", IN_OUT),
             ("the budget", _BUDGET),
             ("the search", _SEARCHING),
             ("what to show", _SHOWING),
-            ("verification", _VERIFYING),
+            ("verification", judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))),
             ("writing", WRITING),
             ("talk", TALKING),
         ),
