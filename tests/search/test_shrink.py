@@ -25,6 +25,8 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.editing.base import Context
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
@@ -382,3 +384,20 @@ def test_usage(
     with pytest.raises(UsageError, match=expected):
         search(digits, tmp_path / "out.tflite", **more)
     assert not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.runtime
+def test_a_search_parses_its_source_once(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = fixtures / "dense.tflite"
+    parsed: list[str] = []
+    parse = Source.__init__
+
+    def counted(self: Source, container: Container) -> None:
+        parsed.append(container.path)
+        parse(self, container)
+
+    monkeypatch.setattr(Source, "__init__", counted)
+    tfl_rewrite.shrink(dense, tmp_path / "out.tflite", min_snr=20, judging=Judging(samples=2))
+    assert parsed.count(str(dense)) == 1

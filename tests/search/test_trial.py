@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import load
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.trials import Patched
@@ -20,7 +21,7 @@ def test_constants_that_are_not_chosen_any_more_come_back(fixtures: Path, tmp_pa
     settings = RoundWeights()
     items, _ = find_constants(load(source), int8=False, min_elements=settings.min_elements)
     path, first = tmp_path / "trial.tflite", items[0].position
-    patched = Patched(source, path, {item.position: item for item in items})
+    patched = Patched(Source.open(source), path, {item.position: item for item in items})
     grids = {first: Choice(0.25)}
     assert patched.takes(grids) and not patched.takes({}) and not patched.takes({first: KEPT})
     patched.hold(grids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ class Probe:
         runner: Runs the parts.
     """
 
-    def __init__(self, path: Path, runner: Runner) -> None:
+    def __init__(self, path: str | os.PathLike[str], runner: Runner) -> None:
         self.model: Model = load(path)
         self._runner = runner
         self._own: set[int] = set()

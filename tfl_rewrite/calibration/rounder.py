@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Wanted, as_floats, collect, steps_of
 from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.files.store import is_changed, save
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
@@ -255,7 +255,7 @@ class Calibrated:
                 jobs.append(_Job(work, places[id(use.operator)], use.position, product, plan))
         return sorted(jobs, key=lambda job: (job.place.subgraph, job.place.operator))
 
-    def _calibrate(self, path: Path, jobs: Sequence[_Job]) -> None:
+    def _calibrate(self, path: Source, jobs: Sequence[_Job]) -> None:
         settings = self._settings
         choice = RuntimeChoice.parse(settings.runtime)
         watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
@@ -274,7 +274,7 @@ class Calibrated:
         ):
             probe = Probe(path, first)
             calls = probe.calls(self._steps)
-            if settings.in_order and path.stat().st_size <= IN_ORDER_NBYTES:
+            if settings.in_order and path.nbytes <= IN_ORDER_NBYTES:
                 self._ordered = True
                 self._one_by_one(probe, Probe(path, second), jobs, calls)
             else:
@@ -448,11 +448,11 @@ def _key(work: Work) -> Hashable:
     return (work.position, work.channels, work.bits, work.levels)
 
 
-def file_of(model: Model, folder: Path) -> Path:
+def file_of(model: Model, folder: Path) -> Source:
     """Returns a file that holds the model as it is: its own where nothing was changed yet."""
     origin = origin_of(model)
     if origin is not None and not is_changed(model):
-        return Path(origin.container.path)
+        return origin
     path = folder / "float.tflite"
     save(model, path)
-    return path
+    return Source.open(path)

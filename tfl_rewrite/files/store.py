@@ -150,18 +150,20 @@ def layout(model: Model, *, packing: Packing | None = None) -> Layout:
     from tfl_rewrite.model.lower import lower
 
     origin = origin_of(model)
-    if origin is not None and packing is None and not is_changed(model):
-        return Layout.of(origin)
+    root = lower(model)
     if origin is not None and packing is None:
         # Where no field and no size changed, nothing needs to move: not even what nobody can explain.
-        patches = _patches(lower(model), origin.root, origin.shared)
+        patches = _patches(root, origin.root, origin.shared)
+        if patches == ():
+            return Layout.of(origin)
         if patches is not None:
             nbytes = origin.container.nbytes
             return Layout(None, None, None, 0, nbytes, base=origin.container, patches=patches)
     if origin is not None and origin.refusals:
         raise origin.refusals[0]
     inline = sum(buffer.nbytes for buffer in model.buffers)
-    root = lower(model, outside_from=_OUTSIDE_FROM if inline > _INLINE_LIMIT else None)
+    if inline > _INLINE_LIMIT:
+        root = lower(model, outside_from=_OUTSIDE_FROM)
     made = plan(root, schema(), packing=packing)
     tail = origin.tail if origin is not None else None
     if origin is not None and packing is not None and _lies_so(made, tail, origin.container):

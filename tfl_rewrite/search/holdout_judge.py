@@ -165,7 +165,7 @@ class HoldoutJudge:
     def __init__(
         self,
         source: str | os.PathLike[str],
-        opened: Path | None,
+        opened: str | os.PathLike[str] | None,
         judging: Judging,
         goal: Goal,
         metric: Metric | None = None,

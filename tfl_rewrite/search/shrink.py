@@ -10,6 +10,7 @@ from pathlib import Path
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UsageError, check_number
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import load
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
@@ -109,6 +110,8 @@ def shrink(
         writes.append(Claim("state", os.fspath(state), mine=True))
     check_claims(reads, writes, force=force)
     check_present(*checked.inputs, *checked.holdout)
+    # Whatever looks into it below gets it parsed.
+    source = Source.of(source)
     checked = with_media(checked, source)
     if (goal.min_metric is None) != (metric is None):
         raise UsageError("a metric and its bound go together", remedy="give both --metric and --min-metric")

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
@@ -148,14 +149,14 @@ class Patched:
         constants: By position of their buffers, as they were.
     """
 
-    def __init__(self, source: Path, path: Path, constants: Mapping[int, Constant]) -> None:
+    def __init__(self, source: Source, path: Path, constants: Mapping[int, Constant]) -> None:
         shutil.copyfile(source, path)
         path.chmod(0o600)
         self.path = path
         self._constants = constants
         self._offsets = {
             position: buffer.blob.offset
-            for position, buffer in enumerate(load(source).buffers)
+            for position, buffer in enumerate(source.model().buffers)
             if isinstance(buffer.blob, MappedBlob)
         }
         self._held: dict[int, Grid] = {}
@@ -248,7 +249,7 @@ class Trials:
         for judge in self._judges.values():
             judge.close()
 
-    def _prepare(self, path: Path) -> Path | None:
+    def _prepare(self, path: Path) -> Source | None:
         """Writes what the first passes make, so that they need not be run each time."""
         model = load(self._frame.source)
         run_passes(model, self._frame.before)
@@ -257,9 +258,10 @@ class Trials:
         except TflRewriteError:
             return None
         # Constants are told apart by the positions of their buffers.
-        return path if _sizes(load(path)) == _sizes(model) else None
+        made = Source.open(path)
+        return made if _sizes(made.model()) == _sizes(model) else None
 
-    def _open(self, path: Path) -> Path | None:
+    def _open(self, path: Path) -> Source | None:
         """Writes a copy that is open before a last SOFTMAX and the like; None where there is none."""
         if self.prepared is None:
             return None
@@ -267,13 +269,13 @@ class Trials:
         if not self.decisions:
             return None
         # Constants may have been added, but none moved.
-        sizes = _sizes(load(self.prepared))
-        return path if _sizes(load(path))[: len(sizes)] == sizes else None
+        sizes, made = _sizes(self.prepared.model()), Source.open(path)
+        return made if _sizes(made.model())[: len(sizes)] == sizes else None
 
     def fresh(self) -> Model:
         """Loads the original as the first passes leave it."""
         if self.prepared is not None:
-            return load(self.prepared)
+            return self.prepared.model()
         model = load(self._frame.source)
         run_passes(model, self._frame.before)
         return model
@@ -349,7 +351,7 @@ class Trials:
         patched = self._in_place(number, choice, opened=self.opened is not None)
         if patched is not None:
             return patched
-        model = load(self.opened) if self.opened is not None else self.fresh()
+        model = self.opened.model() if self.opened is not None else self.fresh()
         for item in self._folds[number].rounders.passes(choice):
             item.run(model, Context())
         save(model, self._paths[number], force=True)
@@ -422,7 +424,7 @@ class Trials:
         )
 
     @property
-    def inside(self) -> Path | None:
+    def inside(self) -> Source | None:
         """The original as it is opened before a last SOFTMAX and the like, where that counts."""
         return self.opened if counts_hidden(self._goal, self.decisions) else None
 
