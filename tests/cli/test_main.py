@@ -134,6 +134,22 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["quantise-weights", "a", "b"],
+            "command 'quantise-weights' is unknown; did you mean 'quantize-weights'?",
+        ),
+        (["dedup", "a", "b", "--froce"], "unrecognized arguments: --froce; did you mean --force?"),
+        (["verify", "a", "b", "--min-snt=3"], "unrecognized arguments: --min-snt=3; did you mean --min-snr?"),
+    ],
+)
+def test_what_is_near_is_named(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    code, text, error = call(capsys, *arguments)
+    assert code == 2 and text == "" and said in error
+
+
+@pytest.mark.parametrize(
     ("option", "value", "said"),
     [
         ("--scheme", "hybird", "scheme 'hybird' is unknown; did you mean 'hybrid'? use one of auto, hybrid"),

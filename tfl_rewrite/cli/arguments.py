@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tfl_rewrite.cli.commands.batch import BATCHING
 from tfl_rewrite.cli.commands.doctor import DOCTORING
@@ -15,6 +15,8 @@ from tfl_rewrite.cli.commands.rewrite_rows import REWRITING
 from tfl_rewrite.cli.commands.shard_rows import SHARDING
 from tfl_rewrite.cli.commands.shrink import SHRINKING
 from tfl_rewrite.cli.options import Argument, Command
+from tfl_rewrite.errors import near_names
+from tfl_rewrite.options.option import unknown
 
 COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING)
 BY_NAME = {command.name: command for command in COMMANDS}
@@ -61,7 +63,23 @@ def _description(command: Command) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are printed as all others are."""
+    """One whose errors are printed as all others are, and name what is near."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reads the arguments; of an option that does not exist, the nearest one is named."""
+        arguments, rest = self.parse_known_args(args, namespace)
+        if rest:
+            command = BY_NAME[arguments.command]
+            known = [name for _, group in command.groups for row in group for name in row.names]
+            near = near_names(rest[0].partition("=")[0], [name for name in known if name.startswith("--")])
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return arguments
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "command" and value not in BY_NAME:
+            raise argparse.ArgumentError(None, str(unknown("command", value, BY_NAME)))
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with the arguments, and ends the program."""

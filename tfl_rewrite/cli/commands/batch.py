@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli import options
 from tfl_rewrite.cli.options import TALKING, Argument, Command, rows_of
-from tfl_rewrite.cli.progress import AFTER_SECONDS
 from tfl_rewrite.cli.text import decibels, safe, size, table
 
 if TYPE_CHECKING:
@@ -190,6 +189,8 @@ class _Progress:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._wanted = sys.stderr is not None and not arguments.quiet
         self._shown = self._wanted and sys.stderr.isatty()
+        from tfl_rewrite.cli.progress import AFTER_SECONDS
+
         self._next = time.monotonic() + AFTER_SECONDS
         self.done = self.total = self._failed = 0
 
