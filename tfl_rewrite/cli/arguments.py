@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from tfl_rewrite.cli.commands.batch import BATCHING
 from tfl_rewrite.cli.commands.doctor import DOCTORING
 from tfl_rewrite.cli.commands.read_rows import READING
-from tfl_rewrite.cli.commands.rewrite_rows import REWRITING
+from tfl_rewrite.cli.commands.rewrite_rows import REWRITING, commands_of_passes
 from tfl_rewrite.cli.commands.shard_rows import SHARDING
 from tfl_rewrite.cli.commands.shrink import SHRINKING
 from tfl_rewrite.cli.options import Argument, Command
@@ -40,7 +40,10 @@ def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    asked = next((word for word in argv if not word.startswith("-")), "")
+    if asked not in BY_NAME and "--version" not in argv:
+        BY_NAME.update((command.name, command) for command in commands_of_passes(BY_NAME))
+    for command in BY_NAME.values():
         if command.name not in argv:
             commands.add_parser(command.name, help=command.help)
             continue

@@ -44,19 +44,18 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
 
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
-    "quantize-weights": rewrite_with_pass,
-    "dequantize": rewrite_with_pass,
     "round-weights": round_weights,
     "shrink": shrink_file,
-    "remove-dead": rewrite_with_pass,
-    "dedup": rewrite_with_pass,
-    "compact": rewrite_with_pass,
     "run": run_passes,
     "passes": list_passes,
     "diff": diff_files,
     "verify": verify_files,
     "shard": shard_model,
     "join": join_model,
-    "repair": rewrite_with_pass,
     "batch": batch_files,
 }
+
+
+def function_of(name: str) -> Callable[[argparse.Namespace], int]:
+    """Returns what carries out a command; those without a row here are a pass."""
+    return BY_NAME.get(name, rewrite_with_pass)

@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> int:
             # What rewrites files takes longer to import than a small one to check.
             from tfl_rewrite.cli import dispatch
 
-            run = dispatch.BY_NAME[arguments.command]
+            run = dispatch.function_of(arguments.command)
         with streams.standard_streams(arguments):
             files.check(BY_NAME[arguments.command], arguments)
             bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])

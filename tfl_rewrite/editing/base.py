@@ -149,6 +149,7 @@ class Pass(ABC):
         name: Its name on the command line.
         effect: How it may change what the model computes.
         place: Why it stands where it stands in the catalogue.
+        command: Whether it is a command of its own, too.
         for_download: Whether what gets smaller is the deflated file rather than the file itself.
     """
 
@@ -157,6 +158,7 @@ class Pass(ABC):
     name: ClassVar[str]
     effect: ClassVar[Effect] = Effect.EXACT
     place: ClassVar[str] = ""
+    command: ClassVar[bool] = True
     for_download: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

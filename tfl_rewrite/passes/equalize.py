@@ -47,6 +47,7 @@ class Equalize(Pass):
 
     name: ClassVar[str] = "equalize"
     effect: ClassVar[Effect] = Effect.EXACT
+    command: ClassVar[bool] = False
     place: ClassVar[str] = "before quantize-weights, which does it itself with effort=best"
 
     def run(self, model: Model, context: Context) -> PassResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection
 from dataclasses import replace
 
 from tfl_rewrite.cli.options import (
@@ -61,6 +63,24 @@ def _plain(name: str) -> Groups:
 
 def _exact(name: str) -> Groups:
     return _groups(name, judging(without=(*_TOLERATED, "holdout")))
+
+
+def commands_of_passes(known: Collection[str]) -> list[Command]:
+    """Returns a command for each pass of the catalogue that has no row."""
+    from tfl_rewrite.editing.base import Effect
+    from tfl_rewrite.passes import catalog
+
+    makers = {Effect.EXACT: _exact, Effect.INTERFACE: _exact}
+    return [
+        Command(
+            kind.name,
+            catalog.summary(kind),
+            catalog.description(kind),
+            functools.partial(makers.get(kind.effect, _fitted), kind.name),
+        )
+        for kind in catalog.CATALOG
+        if kind.command and kind.name not in known
+    ]
 
 
 def _cutting() -> Groups:
