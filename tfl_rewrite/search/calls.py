@@ -100,7 +100,7 @@ def shrink(
         target,
         goal,
         settings=made_with(QuantizeWeights, options),
-        before=[*[RemoveDead()], Dedup()],
+        before=[RemoveDead(), Dedup()],
         after=[Compact()],
         judging=judging,
         metric=metric,
