@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
+    from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
     from tfl_rewrite.editing.base import run_passes as run
+    from tfl_rewrite.editing.editor import Editor
     from tfl_rewrite.errors import (
         FileAccessError,
         FormatError,
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tfl_rewrite.files.store import load, save
+    from tfl_rewrite.judge.layers import Blame
     from tfl_rewrite.judge.settings import Judging, Tolerance
     from tfl_rewrite.judge.verdict import Verdict
+    from tfl_rewrite.model.graph import Graph
+    from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
     from tfl_rewrite.options.option import option
     from tfl_rewrite.passes.catalog import passes_of, preset
     from tfl_rewrite.passes.compact import Compact
@@ -42,8 +46,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.reading.blame import blame
     from tfl_rewrite.reading.check import check
     from tfl_rewrite.reading.diff import Comparison, diff
-    from tfl_rewrite.reading.doctor import Diagnosis, doctor
-    from tfl_rewrite.reading.inspect import inspect
+    from tfl_rewrite.reading.doctor import Diagnosis, diagnose
+    from tfl_rewrite.reading.inspect import Inspection, inspect
     from tfl_rewrite.search.calls import shrink
     from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
     from tfl_rewrite.search.round import search_rounding
@@ -51,18 +55,25 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.report import ShardFailed, ShardReport
 
 _HOMES = {
+    "Blame": "judge.layers",
     "Compact": "passes.compact",
     "Comparison": "reading.diff",
     "Context": "editing.base",
     "Dedup": "passes.dedup",
     "Dequantize": "passes.dequantize",
     "Diagnosis": "reading.doctor",
+    "Edit": "editing.base",
+    "Editor": "editing.editor",
     "Effect": "editing.base",
     "Equalize": "passes.equalize",
     "FileAccessError": "errors",
     "FormatError": "errors",
+    "Graph": "model.graph",
+    "Inspection": "reading.inspect",
     "InvariantError": "errors",
     "Judging": "judge.settings",
+    "Model": "model.ir",
+    "Operator": "model.ir",
     "Pass": "editing.base",
     "PassResult": "editing.base",
     "QuantizeWeights": "passes.quantize_weights",
@@ -76,6 +87,9 @@ _HOMES = {
     "ShardedModel": "shards.calls",
     "ShrinkFailed": "search.report",
     "ShrinkReport": "search.report",
+    "Skip": "editing.base",
+    "SubGraph": "model.ir",
+    "Tensor": "model.ir",
     "TflRewriteError": "errors",
     "Tolerance": "judge.settings",
     "UnsupportedError": "errors",
@@ -84,8 +98,8 @@ _HOMES = {
     "VerificationError": "errors",
     "blame": "reading.blame",
     "check": "reading.check",
+    "diagnose": "reading.doctor",
     "diff": "reading.diff",
-    "doctor": "reading.doctor",
     "inspect": "reading.inspect",
     "join": "shards.calls",
     "load": "files.store",
@@ -103,18 +117,25 @@ _HOMES = {
 }
 
 __all__ = [
+    "Blame",
     "Compact",
     "Comparison",
     "Context",
     "Dedup",
     "Dequantize",
     "Diagnosis",
+    "Edit",
+    "Editor",
     "Effect",
     "Equalize",
     "FileAccessError",
     "FormatError",
+    "Graph",
+    "Inspection",
     "InvariantError",
     "Judging",
+    "Model",
+    "Operator",
     "Pass",
     "PassResult",
     "QuantizeWeights",
@@ -128,6 +149,9 @@ __all__ = [
     "ShardedModel",
     "ShrinkFailed",
     "ShrinkReport",
+    "Skip",
+    "SubGraph",
+    "Tensor",
     "TflRewriteError",
     "Tolerance",
     "UnsupportedError",
@@ -137,8 +161,8 @@ __all__ = [
     "__version__",
     "blame",
     "check",
+    "diagnose",
     "diff",
-    "doctor",
     "inspect",
     "join",
     "load",

@@ -22,6 +22,13 @@ class TflRewriteError(Exception):
         where: A path inside the file in the words of the schema, such as ``subgraphs[0].tensors[3].shape``.
         offset: Byte position in the file.
         remedy: What the user can do about it.
+
+    Example:
+        >>> try:
+        ...     tfl_rewrite.load("missing.tflite")
+        ... except tfl_rewrite.TflRewriteError as error:
+        ...     print(error.exit_code, error.file)
+        2 missing.tflite
     """
 
     exit_code: int = 1
@@ -55,37 +62,82 @@ class TflRewriteError(Exception):
 
 
 class UsageError(TflRewriteError):
-    """The call cannot be carried out as asked: an option, a pattern, a missing or existing file."""
+    """The call cannot be carried out as asked: an option, a pattern, a missing or existing file.
+
+    Example:
+        >>> tfl_rewrite.Dedup(pure_custom=7)
+        Traceback (most recent call last):
+        tfl_rewrite.errors.UsageError: ...
+    """
 
     exit_code = 2
 
 
 class FormatError(TflRewriteError):
-    """The bytes are not a valid file of their format. Malformed input raises this and nothing else."""
+    """The bytes are not a valid file of their format. Malformed input raises this and nothing else.
+
+    Example:
+        >>> tfl_rewrite.load("labels.txt")
+        Traceback (most recent call last):
+        tfl_rewrite.errors.FormatError: ...
+    """
 
     exit_code = 2
 
 
 class FileAccessError(TflRewriteError):
-    """The operating system refused to read or write."""
+    """The operating system refused to read or write.
+
+    Example:
+        >>> tfl_rewrite.load("missing.tflite")
+        Traceback (most recent call last):
+        tfl_rewrite.errors.FileAccessError: missing.tflite: cannot read: No such file or directory
+    """
 
     exit_code = 2
 
 
 class UnsupportedError(TflRewriteError):
-    """The file is valid, but rewriting it would lose something that we cannot carry over."""
+    """The file is valid, but rewriting it would lose something that we cannot carry over.
+
+    Example:
+        >>> from pathlib import Path
+        >>> extra = Path("model.tflite").read_bytes() + b"TFL3, another model"
+        >>> size = Path("extra.tflite").write_bytes(extra)
+        >>> model = tfl_rewrite.load("extra.tflite")
+        >>> model.description = "digits"
+        >>> try:
+        ...     tfl_rewrite.save(model, "out.tflite")
+        ... except tfl_rewrite.UnsupportedError as error:
+        ...     print(error.remedy)
+        if they are not needed, keep only the first 102424 bytes of the file
+    """
 
     exit_code = 3
 
 
 class VerificationError(TflRewriteError):
-    """The rewritten model was run and its outputs differ beyond the tolerance; nothing was published."""
+    """The rewritten model was run and its outputs differ beyond the tolerance; nothing was published.
+
+    Example:
+        >>> issubclass(tfl_rewrite.RewriteFailed, tfl_rewrite.VerificationError)
+        True
+    """
 
     exit_code = 4
 
 
 class InvariantError(TflRewriteError):
-    """A pass left a model that breaks a rule which every model must keep: our own bug."""
+    """A pass left a model that breaks a rule which every model must keep: our own bug.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> model.subgraphs[0].tensors.pop()
+        <Tensor 'StatefulPartitionedCall_1:0' FLOAT32 [1, 10]>
+        >>> tfl_rewrite.save(model, "broken.tflite")
+        Traceback (most recent call last):
+        tfl_rewrite.errors.InvariantError: ...
+    """
 
     exit_code = 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import doctor, load, save
+from tfl_rewrite import diagnose, load, save
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.operands import allows, lacks_shape, recorded_shape, wrong_operands
@@ -72,7 +72,7 @@ def test_the_runtime_refuses_what_the_table_does(fixtures: Path, tmp_path: Path,
             path = tmp_path / f"{position}-{count}.tflite"
             save(model, path)
             assert wrong_operands(changed), operator.code.name
-            assert "operands" in {item.kind for item in doctor(path).findings}
+            assert "operands" in {item.kind for item in diagnose(path).findings}
             # XNNPACK overlooks some.
             ran = run_model(path, Judging(samples=1, resolver="builtin"))
             assert ran.failure is not None, f"{operator.code.name} with {count} inputs"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, TflRewriteError, doctor, load, rewrite, save
+from tfl_rewrite import Judging, TflRewriteError, diagnose, load, rewrite, save
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels import reads, runtimes
 from tfl_rewrite.kernels.reads import needed_version
@@ -167,7 +167,7 @@ def test_lowered_for_whom_it_helps(version: int, tmp_path: Path) -> None:
     save(too_high(version, version), source)
     report = rewrite(source, target, [Repair()], judging=Judging(samples=1))
     assert codes(load(target)) == [("ADD", 1)] * 2 and len(load(target).operator_codes) == 1
-    assert doctor(target, min_runtime="2.14").findings == ()
+    assert diagnose(target, min_runtime="2.14").findings == ()
     if version <= 6:
         assert report.verdict is not None and report.verdict.passed
     else:
@@ -179,11 +179,11 @@ def test_lowered_for_whom_it_helps(version: int, tmp_path: Path) -> None:
 def test_the_doctor_names_the_remedy_that_helps(tmp_path: Path) -> None:
     source = tmp_path / "in.tflite"
     save(too_high(6), source)
-    found = {item.kind: item for item in doctor(source, min_runtime="2.14").findings}
+    found = {item.kind: item for item in diagnose(source, min_runtime="2.14").findings}
     assert found["version-high"].remedy == "tfl-rewrite repair IN OUT --only version-high"
     assert found["too-new"].remedy == "tfl-rewrite repair IN OUT --only version-high"
     net = Net()
     net.output(net.add("GELU", [net.input("x", (2, 8))], "y", (2, 8)))
     save(net.model, source, force=True)
-    (finding,) = doctor(source, min_runtime="2.8").findings
+    (finding,) = diagnose(source, min_runtime="2.8").findings
     assert finding.kind == "too-new" and "2.9 or newer" in finding.remedy

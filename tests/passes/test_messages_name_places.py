@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import FormatError, UsageError, load, rewrite, save
+from tfl_rewrite import FormatError, UsageError, diagnose, load, rewrite, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.model.blob import OwnedBlob
@@ -16,7 +16,6 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import Repair
-from tfl_rewrite.reading.doctor import doctor
 
 from ..faulty_models import scaled
 from ..nets import Net
@@ -58,7 +57,7 @@ def test_a_later_pass_names_places_of_the_input(tmp_path: Path) -> None:
     path = tmp_path / "in.tflite"
     save(net.model, path)
     model = load(path)
-    first = [item.where for item in doctor(path).findings if item.kind == "zero-scale"]
+    first = [item.where for item in diagnose(path).findings if item.kind == "zero-scale"]
     results = run_passes(model, [*[RemoveDead()], Repair()])
     assert [edit.where for edit in results[-1].changes] == first != []  # type: ignore[attr-defined]
     assert model.places is None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, UnsupportedError, UsageError, doctor, load, passes_of, rewrite, save
+from tfl_rewrite import Judging, UnsupportedError, UsageError, diagnose, load, passes_of, rewrite, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.record import misaligned as askew
@@ -59,7 +59,7 @@ def test_each_fault_is_gone_and_the_result_runs(fault: Fault, tmp_path: Path) ->
     save(fault.model(), source)
     report = rewrite(source, target, [Repair()], judging=Judging(samples=2))
     assert report.outcome == "rewritten"
-    assert not [item for item in doctor(target).findings if item.repairable and item.kind in UNASKED]
+    assert not [item for item in diagnose(target).findings if item.repairable and item.kind in UNASKED]
     alone = run_model(target, Judging(samples=1))
     assert alone.failure is None and alone.judge is not None
     assert alone.judge.resolver.startswith("default")
@@ -229,14 +229,14 @@ def test_constants_are_aligned_when_asked(tmp_path: Path) -> None:
         builder = flatbuffers.Builder(64)
         builder.Finish(model.Pack(builder), b"TFL3")
         path.write_bytes(bytes(builder.Output()))
-        if "unaligned" in {item.kind for item in doctor(path).findings}:
+        if "unaligned" in {item.kind for item in diagnose(path).findings}:
             break
     else:
         pytest.fail("all four happen to be aligned")
     assert rewrite(path, tmp_path / "copy.tflite", [Repair()]).outcome == "unchanged"
     report = rewrite(path, target, [Repair(only=["unaligned"])])
     assert report.verdict is not None and report.verdict.passed
-    assert "unaligned" not in {item.kind for item in doctor(target).findings}
+    assert "unaligned" not in {item.kind for item in diagnose(target).findings}
 
 
 @pytest.mark.runtime
@@ -248,12 +248,12 @@ def test_vectors_of_8_byte_numbers_are_aligned(fixtures: Path, tmp_path: Path, n
     assert offset % 8 == 4
     problems, notes = examine(source)
     assert not problems and any(place in note and f"offset {offset}" in note for note in notes)
-    found = {item.kind: item for item in doctor(source).findings}
+    found = {item.kind: item for item in diagnose(source).findings}
     assert found["misaligned"].repairable and found["misaligned"].where == place
     report = rewrite(source, target, [Repair()])
     assert report.verdict is not None and report.verdict.passed
     assert not askew(load(target).rest) and "misaligned" not in {
-        item.kind for item in doctor(target).findings
+        item.kind for item in diagnose(target).findings
     }
     assert rewrite(target, tmp_path / "again.tflite", [Repair()], judging=OFF).outcome == "unchanged"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, TflRewriteError, doctor, load, rewrite
+from tfl_rewrite import Judging, TflRewriteError, diagnose, load, rewrite
 from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.passes.repair import Repair
 
@@ -32,7 +32,7 @@ def test_damaged_files(fixtures: Path, name: str, tmp_path: Path) -> None:
             damaged[int(random.integers(8, len(damaged)))] = int(random.choice([0, 1, 2, 127, 255]))
         path.write_bytes(damaged)
         try:
-            found = doctor(path)
+            found = diagnose(path)
             found.to_dict()
         except InvariantError:
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import FormatError, UsageError, doctor, load, save
+from tfl_rewrite import FormatError, UsageError, diagnose, load, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
@@ -22,7 +22,7 @@ from ..faulty_models import FAULTS, SOUND, Fault, dense
 
 
 def kinds(path: Path, **options: str) -> list[str]:
-    return [finding.kind for finding in doctor(path, **options).findings]
+    return [finding.kind for finding in diagnose(path, **options).findings]
 
 
 @pytest.fixture(params=FAULTS, ids=lambda fault: f"{fault.kind}-{FAULTS.index(fault)}")
@@ -34,7 +34,7 @@ def fault(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Fault, Path]:
 
 def test_each_fault_is_found_and_nothing_worse(fault: tuple[Fault, Path]) -> None:
     what, path = fault
-    found = doctor(path).findings
+    found = diagnose(path).findings
     assert what.kind in [finding.kind for finding in found]
     rank = BY_NAME[what.kind].severity.rank
     others = {finding.kind for finding in found if finding.severity.rank < rank} - {what.kind}
@@ -56,7 +56,7 @@ def test_the_runtime_takes_each_fault_as_the_finding_says(fault: tuple[Fault, Pa
 def test_sound_models_have_no_error_and_no_warning(number: int, tmp_path: Path) -> None:
     path = tmp_path / "sound.tflite"
     save(SOUND[number](), path)
-    assert not doctor(path).reaches(Severity.WARNING)
+    assert not diagnose(path).reaches(Severity.WARNING)
 
 
 # What is wrong with files that are committed for what they show.
@@ -68,7 +68,7 @@ KNOWN = {
 
 
 def test_fixtures(sound: Path) -> None:
-    found = {item.kind for item in doctor(sound).findings if item.severity is not Severity.NOTE}
+    found = {item.kind for item in diagnose(sound).findings if item.severity is not Severity.NOTE}
     assert found == KNOWN.get(sound.stem, set())
 
 
@@ -78,8 +78,8 @@ def test_what_this_program_makes_is_sound(sound: Path, options: dict[str, str], 
     run_passes(model, [QuantizeWeights(**options)])[0]
     path = tmp_path / "out.tflite"
     save(model, path)
-    before = {item.kind for item in doctor(sound, min_runtime=options.get("min_runtime")).findings}
-    made = doctor(path, min_runtime=options.get("min_runtime")).findings
+    before = {item.kind for item in diagnose(sound, min_runtime=options.get("min_runtime")).findings}
+    made = diagnose(path, min_runtime=options.get("min_runtime")).findings
     found = {item.kind for item in made if item.severity is not Severity.NOTE}
     # Weight files were not copied along.
     assert found - {"external-missing"} <= before
@@ -95,7 +95,7 @@ def test_malformed_files_are_format_errors_or_found(malformed: Path) -> None:
     if malformed.stem in ODD:
         pytest.skip("odd, but nothing that will go wrong")
     try:
-        found = doctor(malformed)
+        found = diagnose(malformed)
     except (FormatError, UnsupportedError):
         return
     assert found.findings, "nothing is said of it"
@@ -108,7 +108,7 @@ def test_what_is_too_new_for_a_runtime(tmp_path: Path) -> None:
     assert "too-new" not in kinds(path, min_runtime="2.17")
     assert kinds(path, min_runtime="2.16").count("too-new") == 2  # the version, and the form of the weight
     with pytest.raises(UsageError):
-        doctor(path, min_runtime="soon")
+        diagnose(path, min_runtime="soon")
 
 
 def test_weight_files_are_looked_for(fixtures: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_names_in_damaged_metadata_are_an_error_of_value() -> None:
 
 def test_bytes_that_nothing_reaches(fixtures: Path) -> None:
     for name, goes in (("unexplained_trailing_bytes", True), ("dispatch_op_custom", False)):
-        found = doctor(fixtures / "malformed" / f"{name}.tflite").findings
+        found = diagnose(fixtures / "malformed" / f"{name}.tflite").findings
         dead = next(item for item in found if item.kind == "dead-bytes")
         assert dead.saves > 0 and ("compact" in dead.remedy) is goes
         assert ("fixed-in-place" in {item.kind for item in found}) is not goes
@@ -167,7 +167,7 @@ def test_rows_are_whole() -> None:
 def test_order_and_json(tmp_path: Path) -> None:
     path = tmp_path / "dense.tflite"
     save(dense(version=9, scales=[0, *np.linspace(0.01, 0.02, 15)]), path)
-    found = doctor(path)
+    found = diagnose(path)
     ranks = [item.severity.rank for item in found.findings]
     assert ranks == sorted(ranks)
     data = found.to_dict()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import UnsupportedError, doctor, load, rewrite, save
+from tfl_rewrite import UnsupportedError, diagnose, load, rewrite, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.editing.base import run_passes
@@ -84,7 +84,7 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
     assert all(change.to_dict()["renewed"] for change in report.results[0].changes)
     made = load(target)
     assert not list(late_forms(made, OLDEST))
-    found = doctor(target, min_runtime="2.14").findings
+    found = diagnose(target, min_runtime="2.14").findings
     assert not [item for item in found if item.severity.value != "note"]
     again = rewrite(target, tmp_path / "again.tflite", [QuantizeWeights(min_runtime="2.14", min_elements=1)])
     assert again.outcome == "unchanged"
@@ -153,9 +153,9 @@ def test_the_doctor_recommends_what_does_something(
 ) -> None:
     source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
     save(dense(), source)
-    found = [item for item in doctor(source, min_runtime="2.14").findings if item.kind == "too-new"]
+    found = [item for item in diagnose(source, min_runtime="2.14").findings if item.kind == "too-new"]
     assert {item.remedy for item in found} == {"tfl-rewrite quantize-weights IN OUT --min-runtime 2.14"}
     words = found[0].remedy.split()[1:]
     code = main([{"IN": str(source), "OUT": str(target)}.get(word, word) for word in words])
     assert code == 0 and "nothing to do" not in capsys.readouterr().out
-    assert not doctor(target, min_runtime="2.14").reaches(found[0].severity)
+    assert not diagnose(target, min_runtime="2.14").reaches(found[0].severity)

@@ -41,6 +41,10 @@ class Edit(JsonData):
         what: What was done to it.
         saved: Bytes of content that are gone; 0 where only bytes of structure went.
         data: Further facts.
+
+    Example:
+        >>> tfl_rewrite.Edit("logits", "rounded to 8 bits", saved=512).to_dict()
+        {'where': 'logits', 'what': 'rounded to 8 bits', 'saved': 512}
     """
 
     where: str
@@ -58,6 +62,10 @@ class Skip(JsonData):
         reason: Why, in words.
         rule: A short stable name of the reason, for programs.
         data: Further facts.
+
+    Example:
+        >>> tfl_rewrite.Skip("logits", "a bias is not rounded", "bias").rule
+        'bias'
     """
 
     where: str = field(metadata=shown("tensor"))
@@ -86,6 +94,12 @@ class PassResult(JsonData):
         reading: How the original is to be read to compare with (:meth:`Pass.define`), where what it computes
             is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
         idle: Where it changed nothing: why, and what does something instead.
+
+    Example:
+        >>> tfl_rewrite.PassResult("clean", (tfl_rewrite.Edit("subgraphs[0]", "name removed"),)).modified
+        True
+        >>> tfl_rewrite.PassResult("clean", idle="there is nothing to remove").modified
+        False
     """
 
     name: str = field(metadata=shown("pass"))
@@ -114,6 +128,10 @@ class Effect(enum.Enum):
 
     ``REPAIR``: the model may run, or be read right, where it did not before. The original is no measure then
     where it does not run; the judge at least runs the result.
+
+    Example:
+        >>> tfl_rewrite.QuantizeWeights.effect is tfl_rewrite.Effect.TOLERANCE
+        True
     """
 
     EXACT = "exact"
@@ -131,6 +149,10 @@ class Context:
             such as :class:`tfl_rewrite.weights.rounders.Activations`. None where there are no inputs.
         number: Of the pass among those that run; what was found for one is not for another.
         work: Threads, and the hook for progress.
+
+    Example:
+        >>> tfl_rewrite.Context().activations is None
+        True
     """
 
     activations: object | None = None
@@ -151,6 +173,24 @@ class Pass(ABC):
         place: Why it stands where it stands in the catalogue.
         command: Whether it is a command of its own, too.
         for_download: Whether what gets smaller is the deflated file rather than the file itself.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, kw_only=True, slots=True)
+        ... class Describe(tfl_rewrite.Pass):
+        ...     '''Sets the description of the model.'''
+        ...
+        ...     name = "describe"
+        ...     text: str = tfl_rewrite.option("", "what it says", metavar="TEXT")
+        ...
+        ...     def run(self, model, context):
+        ...         if model.description == self.text:
+        ...             return tfl_rewrite.PassResult(self.name)
+        ...         model.description = self.text
+        ...         return tfl_rewrite.PassResult(self.name, (tfl_rewrite.Edit("description", "set"),))
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> tfl_rewrite.run(model, [Describe(text="digits")])[0].modified
+        True
     """
 
     __slots__ = ()
@@ -237,6 +277,12 @@ def run_passes(model: Model, passes: Sequence[Pass], context: Context | None = N
 
     Raises:
         InvariantError: A pass broke a rule that held before it; names the pass and those before it.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> results = tfl_rewrite.run(model, [tfl_rewrite.RemoveDead(), tfl_rewrite.QuantizeWeights()])
+        >>> [(result.name, result.modified) for result in results]
+        [('remove-dead', False), ('quantize-weights', True)]
     """
     context = context or Context()
     passes = expanded(passes)

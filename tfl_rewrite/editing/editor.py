@@ -31,6 +31,15 @@ class Editor:
 
     Attributes:
         notes: What the user should know beside the changes themselves.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> editor = tfl_rewrite.Editor(model)
+        >>> subgraph = model.subgraphs[0]
+        >>> place = editor.drop_operator(subgraph, subgraph.operators[-1])
+        >>> subgraph.outputs = list(subgraph.operators[-1].outputs)
+        >>> editor.removed()
+        >>> editor.finish()
     """
 
     def __init__(self, model: Model) -> None:

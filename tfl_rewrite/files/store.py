@@ -48,6 +48,11 @@ def load(path: str | os.PathLike[str]) -> Model:
         FileAccessError: It cannot be read.
         FormatError: It is damaged; the error names the place.
         UnsupportedError: It is of a schema version other than 3.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> [operator.code.name for operator in model.subgraphs[0].operators][-2:]
+        ['FULLY_CONNECTED', 'SOFTMAX']
     """
     return Source.of(path).model()
 
@@ -205,6 +210,12 @@ def save(
         UsageError: The target is a directory, exists, or its folder does not.
         UnsupportedError: See :func:`layout`.
         FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> model.description = "digits"
+        >>> tfl_rewrite.save(model, "described.tflite") > 0
+        True
     """
     made = layout(model, packing=packing)
     origin = origin_of(model)

@@ -42,6 +42,11 @@ class Tolerance:
 
     Raises:
         UsageError: A bound is none, or out of its range.
+
+    Example:
+        >>> strict = tfl_rewrite.Tolerance(min_snr=40, min_agreement=1)
+        >>> strict.min_channel_snr
+        25.0
     """
 
     exact: bool = option(False, "outputs must be equal to the bit")
@@ -111,6 +116,13 @@ class Judging:
 
     Raises:
         UsageError: A value is of another kind or out of bounds.
+
+    Example:
+        >>> judging = tfl_rewrite.Judging(
+        ...     inputs=("inputs.npz",), tolerance=tfl_rewrite.Tolerance(min_snr=30), resolver=("builtin",)
+        ... )
+        >>> judging.mode
+        'auto'
     """
 
     mode: str = option(

@@ -206,6 +206,11 @@ class Verdict(JsonData):
             outputs; 0 where that was not asked for, or not possible.
         verdicts: Of several judges, all of them in their order; this one is then the worst of them. Empty
             for one judge.
+
+    Example:
+        >>> verdict = tfl_rewrite.verify("model.tflite", "new.tflite")
+        >>> verdict.headline
+        'PASS (made samples)'
     """
 
     status: str

@@ -25,6 +25,12 @@ class Graph:
         makers: Tensor id to the operator that makes it.
         exposed: Ids of tensors that a subgraph or a signature takes in or gives out, or that a blockwise
             quantization refers to: their type and content are part of an interface.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> graph = tfl_rewrite.Graph.of(model)
+        >>> [use.operator.code.name for use in graph.uses_of(model.subgraphs[0].inputs[0])]
+        ['CONV_2D']
     """
 
     uses: dict[int, list[Use]] = field(default_factory=dict)

@@ -55,6 +55,9 @@ class Buffer:
     outside: bool = False
     rest: Record = field(default_factory=lambda: new_record("Buffer"))
 
+    def __repr__(self) -> str:
+        return f"<Buffer {self.nbytes:,} bytes>"
+
     @property
     def nbytes(self) -> int:
         """Size in bytes, 0 where there are none."""
@@ -110,6 +113,11 @@ class Tensor:
         buffer: Its constant bytes; the model's first buffer is the empty sentinel.
         signature: ``shape_signature``: as shape, with -1 where the size is only known at run time.
         external: The record of the weight-file slice that holds its bytes.
+
+    Example:
+        >>> (output,) = tfl_rewrite.load("model.tflite").subgraphs[0].outputs
+        >>> output.dtype_name, output.shape
+        ('FLOAT32', (1, 10))
     """
 
     name: str
@@ -121,6 +129,11 @@ class Tensor:
     signature: tuple[int, ...] | None = None
     external: ExternalBuffer | None = None
     rest: Record = field(default_factory=lambda: new_record("Tensor"))
+
+    def __repr__(self) -> str:
+        shape = "" if self.shape is None else f" {list(self.shape)}"
+        constant = f" constant, {self.buffer.nbytes:,} bytes" if self.is_constant else ""
+        return f"<Tensor {self.name!r} {self.dtype_name}{shape}{constant}>"
 
     @property
     def dtype_name(self) -> str:
@@ -177,6 +190,11 @@ class Operator:
         options: The builtin options with subgraph indices as :class:`SubGraph` objects, or None.
         options2: The same for ``builtin_options_2``.
         large_custom: Custom options that lie after the FlatBuffer.
+
+    Example:
+        >>> operator = tfl_rewrite.load("model.tflite").subgraphs[0].operators[0]
+        >>> operator.code.name, operator.option("stride_w")
+        ('CONV_2D', 1)
     """
 
     code: OperatorCode
@@ -187,6 +205,13 @@ class Operator:
     options2: Record | None = None
     large_custom: Blob | None = None
     rest: Record = field(default_factory=lambda: new_record("Operator"))
+
+    def __repr__(self) -> str:
+        inputs, outputs = (
+            ", ".join("none" if tensor is None else repr(tensor.name) for tensor in tensors)
+            for tensors in (self.inputs, self.outputs)
+        )
+        return f"<Operator {self.code.name} ({inputs}) -> ({outputs})>"
 
     def option(self, name: str) -> Any:
         """Returns an option, its default where absent, or None where the options have no such field."""
@@ -205,7 +230,13 @@ class Operator:
 
 @dataclass(slots=True, eq=False)
 class SubGraph:
-    """Tensors and the operators over them, in the order of execution."""
+    """Tensors and the operators over them, in the order of execution.
+
+    Example:
+        >>> subgraph = tfl_rewrite.load("model.tflite").subgraphs[0]
+        >>> [tensor.shape for tensor in subgraph.inputs]
+        [(1, 8, 8, 1)]
+    """
 
     tensors: list[Tensor]
     inputs: list[Tensor]
@@ -213,6 +244,10 @@ class SubGraph:
     operators: list[Operator]
     name: str | None = None
     rest: Record = field(default_factory=lambda: new_record("SubGraph"))
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"<SubGraph{name}: {len(self.tensors)} tensors, {len(self.operators)} operators>"
 
 
 @dataclass(slots=True, eq=False)
@@ -256,7 +291,13 @@ class ExternalBuffer:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A whole model; ``subgraphs[0]`` is the main one, ``buffers[0]`` the empty sentinel."""
+    """A whole model; ``subgraphs[0]`` is the main one, ``buffers[0]`` the empty sentinel.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> len(model.subgraphs), len(model.subgraphs[0].operators)
+        (1, 7)
+    """
 
     operator_codes: list[OperatorCode]
     subgraphs: list[SubGraph]
@@ -273,6 +314,15 @@ class Model:
     """The file that it was loaded from; only :mod:`tfl_rewrite.pipeline.rewrite` looks at it."""
     places: dict[int, tuple[object, str]] | None = None
     """Where things were before the first of some passes, by identity."""
+
+    def __repr__(self) -> str:
+        tensors = sum(len(item.tensors) for item in self.subgraphs)
+        operators = sum(len(item.operators) for item in self.subgraphs)
+        nbytes = sum(buffer.nbytes for buffer in self.buffers)
+        return (
+            f"<Model: {len(self.subgraphs)} subgraphs, {tensors} tensors, {operators} operators, "
+            f"{nbytes:,} bytes of constants>"
+        )
 
     @property
     def pinned(self) -> set[int]:

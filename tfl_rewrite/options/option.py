@@ -144,6 +144,17 @@ def option(
         role: What is done with the files that it names.
         flags: Its names on the command line; by default its own, with dashes, and ``--no-`` before that of a
             switch that is on.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, kw_only=True, slots=True)
+        ... class Clamp(tfl_rewrite.Dedup):
+        ...     '''Limits constants.'''
+        ...
+        ...     most: float = tfl_rewrite.option(6.0, "largest value", metavar="X", bounds=(0, 1e6))
+        >>> Clamp(most=-1)
+        Traceback (most recent call last):
+        tfl_rewrite.errors.UsageError: most is -1.0; give 0 or more, 1,000,000.0 at most
     """
     values = tuple(choices)
     facts = {
@@ -178,7 +189,8 @@ def options_of(made: type[Any]) -> tuple[Option, ...]:
 
 def _option(item: Field[Any]) -> Option:
     facts = dict(item.metadata["option"])
-    annotation = str(item.type)
+    # A name where annotations are put off, which they are in most modules; a type elsewhere.
+    annotation = item.type.__name__ if type(item.type) is type else str(item.type)
     named = "str" if facts["member"] is not None else annotation.removesuffix(" | None")
     kind = facts.pop("kind") or BY_ANNOTATION[named]
     flags = facts.pop("flags")

@@ -98,6 +98,10 @@ def passes_of(texts: Sequence[str]) -> list[Pass]:
 
     Raises:
         UsageError: A pass or option is unknown, or a value does not fit.
+
+    Example:
+        >>> [item.name for item in tfl_rewrite.passes_of(["dedup", "compact:align=4096"])]
+        ['dedup', 'compact']
     """
     made = []
     for text in texts:
@@ -127,6 +131,10 @@ def preset(name: str) -> list[Pass]:
 
     Raises:
         UsageError: There is no such preset.
+
+    Example:
+        >>> [item.name for item in tfl_rewrite.preset("lossless")]
+        ['remove-dead', 'dedup', 'compact']
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

@@ -67,6 +67,9 @@ class Compact(Pass):
     Lays the file out anew: equal vectors, strings, tables and constants once, defaults and empty fields left
     out, offset buffers taken in while the file is under 2 GiB. Outputs stay equal to the bit; a file that
     would not get smaller is copied.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("model.tflite", "paged.tflite", [tfl_rewrite.Compact(align=4096)])
     """
 
     name: ClassVar[str] = "compact"

@@ -32,6 +32,11 @@ class Dedup(Pass):
 
     Merges equal constant buffers, constant tensors that differ in nothing but the name, and operators that
     compute the same from the same. Outputs stay equal to the bit.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("model.tflite", "once.tflite", [tfl_rewrite.Dedup()])
+        >>> report.outcome
+        'unchanged'
     """
 
     name: ClassVar[str] = "dedup"

@@ -30,6 +30,11 @@ class Dequantize(Pass):
 
     Attributes:
         only: If given, only constants that pass.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("new.tflite", "float.tflite", [tfl_rewrite.Dequantize()])
+        >>> report.nbytes_after > report.nbytes_before
+        True
     """
 
     name: ClassVar[str] = "dequantize"

@@ -43,7 +43,12 @@ _ROUNDS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Equalize(Pass):
-    """Balances channels between operators by powers of two, so that rounding costs less."""
+    """Balances channels between operators by powers of two, so that rounding costs less.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> results = tfl_rewrite.run(model, [tfl_rewrite.Equalize(), tfl_rewrite.QuantizeWeights()])
+    """
 
     name: ClassVar[str] = "equalize"
     effect: ClassVar[Effect] = Effect.EXACT

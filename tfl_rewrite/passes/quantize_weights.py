@@ -60,6 +60,12 @@ class QuantizeWeights(Pass):
         rounder: Makes scales and integers from values; None for what ``effort`` says.
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
         selection: Which constants, of what the options say.
+
+    Example:
+        >>> passes = [tfl_rewrite.QuantizeWeights(dtype="int4", granularity="block:32", exclude=("^logits",))]
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> tfl_rewrite.run(model, passes)[0].modified
+        True
     """
 
     name: ClassVar[str] = "quantize-weights"

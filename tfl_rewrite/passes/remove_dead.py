@@ -35,6 +35,11 @@ class RemoveDead(Pass):
     Removes operators that reach no output and have no effect of their own, and tensors, buffers, operator
     codes and subgraphs that nothing refers to. With --outputs or --inputs, a subgraph is cut first to the
     part between them. Outputs stay equal to the bit.
+
+    Example:
+        >>> last = tfl_rewrite.load("model.tflite").subgraphs[0].operators[-1].inputs[0]
+        >>> cut = tfl_rewrite.RemoveDead(outputs=(last.name,))
+        >>> report = tfl_rewrite.rewrite("model.tflite", "logits.tflite", [cut])
     """
 
     name: ClassVar[str] = "remove-dead"

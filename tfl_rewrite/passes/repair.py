@@ -236,6 +236,11 @@ class Repair(Pass):
     same before and after. Outputs stay equal to the bit, or within --min-snr where kernels read past what the
     original gives them; where it does not run, the repaired file is run by itself and the report says so. A
     file with nothing to repair is copied.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("model.tflite", "repaired.tflite", [tfl_rewrite.Repair()])
+        >>> report.results[0].idle
+        "nothing to repair; 'tfl-rewrite doctor' says what else is worth knowing"
     """
 
     name: ClassVar[str] = "repair"

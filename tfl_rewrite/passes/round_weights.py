@@ -135,6 +135,12 @@ class RoundWeights(Pass):
         fitting: Chooses levels for what weights meet; see :class:`Fitting`.
         notes: Further lines for the report.
         levels: Constants that are rounded less, by position of the buffer; see :meth:`refined`.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("model.tflite", "steps.tflite", [tfl_rewrite.RoundWeights(steps=64)])
+        >>> before, after = report.deflated
+        >>> after < before
+        True
     """
 
     name: ClassVar[str] = "round-weights"

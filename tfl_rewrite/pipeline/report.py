@@ -32,6 +32,11 @@ class Report(JsonData):
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
         estimated: Whether those are estimated from pieces of the file.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("model.tflite", "report.tflite", [tfl_rewrite.QuantizeWeights()])
+        >>> report.verdict.status, report.results[0].name
+        ('pass', 'quantize-weights')
     """
 
     schema: ClassVar[int] = 1
@@ -62,7 +67,17 @@ class Report(JsonData):
 
 
 class RewriteFailed(VerificationError):
-    """Verification refused the result; ``report`` has all figures."""
+    """Verification refused the result; ``report`` has all figures.
+
+    Example:
+        >>> strict = tfl_rewrite.Judging(tolerance=tfl_rewrite.Tolerance(exact=True), rescue=False)
+        >>> try:
+        ...     passes = [tfl_rewrite.QuantizeWeights()]
+        ...     tfl_rewrite.rewrite("model.tflite", "exact.tflite", passes, judging=strict)
+        ... except tfl_rewrite.RewriteFailed as error:
+        ...     print(error.report.outcome, error.report.verdict.status)
+        failed fail
+    """
 
     def __init__(self, what: str, report: Report, remedy: str | None = None) -> None:
         super().__init__(what, file=report.source, remedy=remedy)

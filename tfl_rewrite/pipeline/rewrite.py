@@ -112,6 +112,11 @@ def rewrite(
         RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
         UsageError, FileAccessError, FormatError, UnsupportedError: As for
             :func:`tfl_rewrite.files.store.load` and :func:`tfl_rewrite.files.store.save`.
+
+    Example:
+        >>> report = tfl_rewrite.rewrite("model.tflite", "int8.tflite", [tfl_rewrite.QuantizeWeights()])
+        >>> report.outcome, report.nbytes_after < report.nbytes_before / 2
+        ('rewritten', True)
     """
     plan = Plan(
         source=source,

@@ -259,6 +259,12 @@ def verify(
     Raises:
         UsageError: The runtime is not installed, a file does not exist, or an input does not fit. That a file
             does not run is a verdict, not an error.
+
+    Example:
+        >>> judging = tfl_rewrite.Judging(inputs=("inputs.npz",))
+        >>> verdict = tfl_rewrite.verify("model.tflite", "new.tflite", judging)
+        >>> verdict.passed, verdict.worst_snr() > 20
+        (True, True)
     """
     with FullPanel(before, judging or Judging(), progress=progress) as panel:
         return panel.compare(after, repeat=repeat)

@@ -23,6 +23,11 @@ def blame(
 
     Raises:
         UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
+
+    Example:
+        >>> found = tfl_rewrite.blame("model.tflite", "new.tflite")
+        >>> [layer.operator for layer in found.layers if layer.role == "enters"]
+        ['CONV_2D']
     """
     found = tracing.blame(before, after, with_media(judging or Judging(), before))
     try:

@@ -20,6 +20,10 @@ def check(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         FormatError: The file is damaged so far that it cannot be read.
         FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+
+    Example:
+        >>> tfl_rewrite.check("model.tflite")
+        []
     """
     return examine(path)[0]
 

@@ -56,6 +56,10 @@ class Comparison(JsonData):
         identical: Whether the files are equal byte for byte.
         balance: Bytes by what they are (:mod:`tfl_rewrite.reading.balance`); sums to the sizes of the
             files.
+
+    Example:
+        >>> tfl_rewrite.diff("model.tflite", "model.tflite").identical
+        True
     """
 
     schema: ClassVar[int] = 1
@@ -81,6 +85,11 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Compa
 
     Raises:
         FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+
+    Example:
+        >>> found = tfl_rewrite.diff("model.tflite", "new.tflite")
+        >>> sum(row.nbytes_before - row.nbytes_after for row in found.differences) > 60_000
+        True
     """
     models = load(before), load(after)
     origins = origin_of(models[0]), origin_of(models[1])

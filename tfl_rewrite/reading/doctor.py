@@ -27,6 +27,10 @@ class Diagnosis(JsonData):
 
     Attributes:
         findings: Worst first, then in the order of :data:`tfl_rewrite.reading.findings.KINDS`.
+
+    Example:
+        >>> tfl_rewrite.diagnose("model.tflite").repairable
+        ('unaligned',)
     """
 
     schema: ClassVar[int] = 1
@@ -54,7 +58,7 @@ class Diagnosis(JsonData):
         return any(finding.severity.rank <= severity.rank for finding in self.findings)
 
 
-def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> Diagnosis:
+def diagnose(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> Diagnosis:
     """Reads a file and says what will go wrong where. Nothing is run, nothing is written.
 
     Args:
@@ -66,6 +70,11 @@ def doctor(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> D
         FormatError: It is damaged so far that it cannot be read.
         UsageError: ``min_runtime`` is no version.
         FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+
+    Example:
+        >>> found = tfl_rewrite.diagnose("model.tflite", min_runtime="2.14")
+        >>> [(finding.kind, finding.severity.value) for finding in found.findings]
+        [('unaligned', 'note')]
     """
     wanted = None if min_runtime is None else runtimes.parse_runtime(min_runtime)
     model = load(path)

@@ -71,6 +71,11 @@ class Inspection(JsonData):
             operator is listed.
         says_min_runtime: What the file's own metadata says of that.
         refusals: Why a rewrite of the file would be refused.
+
+    Example:
+        >>> found = tfl_rewrite.inspect("model.tflite")
+        >>> [(row.name, row.dtype, row.shape) for row in found.outputs]
+        [('StatefulPartitionedCall_1:0', 'FLOAT32', (1, 10))]
     """
 
     schema: ClassVar[int] = 1
@@ -112,6 +117,11 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
     Raises:
         FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
         UsageError: ``largest`` is negative.
+
+    Example:
+        >>> found = tfl_rewrite.inspect("model.tflite")
+        >>> found.nbytes, found.operators[0].name
+        (102424, 'CONV_2D')
     """
     check_number("largest", largest)
     return inspect_model(load(path), os.fspath(path), largest=largest)

@@ -78,6 +78,17 @@ def shrink(
     Raises:
         ShrinkFailed: No file keeps the budget; its ``report`` has the trade-offs.
         UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.rewrite`.
+
+    Example:
+        >>> report = tfl_rewrite.shrink(
+        ...     "model.tflite",
+        ...     "small.tflite",
+        ...     min_snr=20,
+        ...     effort="fast",
+        ...     judging=tfl_rewrite.Judging(inputs=("inputs.npz",)),
+        ... )
+        >>> report.report.nbytes_after < report.nbytes_before
+        True
     """
     if objective not in [known.value for known in Objective]:
         raise UsageError(f"objective {objective!r}", remedy="use file, download, ram or latency")

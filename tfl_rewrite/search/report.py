@@ -40,6 +40,10 @@ class ShrinkReport(JsonData):
         units: The constants and their options.
         split: Which inputs were used for what.
         files: How many files were run.
+
+    Example:
+        >>> def summary(report: tfl_rewrite.ShrinkReport) -> str:
+        ...     return f"{report.nbytes_before} bytes, {report.files} files run, {report.promised_snr} dB"
     """
 
     schema: ClassVar[int] = 1
@@ -124,7 +128,14 @@ class ShrinkReport(JsonData):
 
 
 class ShrinkFailed(VerificationError):
-    """No file keeps the budget; ``report`` has the trade-offs that were found."""
+    """No file keeps the budget; ``report`` has the trade-offs that were found.
+
+    Example:
+        >>> try:
+        ...     report = tfl_rewrite.shrink("model.tflite", "tiny.tflite", min_snr=300, effort="fast")
+        ... except tfl_rewrite.ShrinkFailed as error:
+        ...     report = error.report
+    """
 
     def __init__(self, what: str, report: ShrinkReport, remedy: str | None = None) -> None:
         super().__init__(what, file=report.source, remedy=remedy)

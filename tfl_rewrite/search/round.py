@@ -66,6 +66,14 @@ def search_rounding(
     Raises:
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: A bound is out of its range.
+
+    Example:
+        >>> found = tfl_rewrite.search_rounding(
+        ...     "model.tflite", tfl_rewrite.RoundWeights(effort="fast"), tfl_rewrite.Judging(), min_snr=30
+        ... )
+        >>> found.snr >= 30
+        True
+        >>> report = tfl_rewrite.rewrite("model.tflite", "rounded.tflite", [found.settings])
     """
     check_number("min_snr", min_snr)
     if max_abs_error is not None:

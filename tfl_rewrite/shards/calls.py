@@ -63,6 +63,11 @@ def shard(
         ShardFailed: The runtime computes something else from the external buffers.
         UsageError: An option makes no sense, or a file is in the way.
         FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+
+    Example:
+        >>> report = tfl_rewrite.shard("model.tflite", "public", max_size="64KB", compress="gzip")
+        >>> len(report.files), report.files[0].nbytes <= 64 * 1024
+        (5, True)
     """
     settings = _checked(judging, jobs)
     _choice(format, FORMATS, "format")
@@ -146,6 +151,11 @@ def join(
         ShardFailed: The runtime computes something else from the one file.
         FormatError: Something is damaged; the error names the part. Nothing was written.
         UsageError, FileAccessError, UnsupportedError: As for :func:`shard`.
+
+    Example:
+        >>> report = tfl_rewrite.shard("model.tflite", "parts")
+        >>> tfl_rewrite.join("parts/manifest.json", "joined.tflite").sha256 == report.sha256
+        True
     """
     settings = _checked(judging, jobs)
     where = os.fspath(source)
@@ -201,6 +211,12 @@ class ShardedModel:
     Attributes:
         manifest: What it was made of.
         content: All bytes, read-only, not copied.
+
+    Example:
+        >>> report = tfl_rewrite.shard("model.tflite", "parts")
+        >>> with tfl_rewrite.open_sharded("parts/manifest.json") as model:
+        ...     interpreter = model.interpreter()
+        ...     interpreter.allocate_tensors()
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -285,6 +301,12 @@ def open_sharded(
         FileAccessError: Something is missing or cannot be read.
         UnsupportedError: A newer manifest.
         UsageError: The URL makes no sense, or the model is larger than ``max_nbytes``.
+
+    Example:
+        >>> report = tfl_rewrite.shard("model.tflite", "parts")
+        >>> with tfl_rewrite.open_sharded("parts/manifest.json") as model:
+        ...     len(model.content)
+        102424
     """
     where = os.fspath(manifest)
     _check_jobs(jobs)

@@ -65,6 +65,11 @@ class ShardReport(JsonData):
         sha256: Of the whole model.
         verdict: Of the runtime, for external buffers; parts are compared byte by byte instead.
         unverified: Why nothing could be run, or None.
+
+    Example:
+        >>> report = tfl_rewrite.shard("model.tflite", "parts")
+        >>> report.entry
+        'parts/manifest.json'
     """
 
     schema: ClassVar[int] = 1
@@ -90,7 +95,14 @@ class ShardReport(JsonData):
 
 
 class ShardFailed(VerificationError):
-    """Verification refused the result; ``report`` has all figures."""
+    """Verification refused the result; ``report`` has all figures.
+
+    Example:
+        >>> try:
+        ...     report = tfl_rewrite.shard("model.tflite", "weights", format="external")
+        ... except tfl_rewrite.ShardFailed as error:
+        ...     report = error.report
+    """
 
     def __init__(self, what: str, report: ShardReport, remedy: str | None = None) -> None:
         super().__init__(what, file=report.source, remedy=remedy)

@@ -47,10 +47,10 @@ def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
     from tfl_rewrite.cli.render_reading import diagnosis_lines
     from tfl_rewrite.cli.text import print_lines
-    from tfl_rewrite.reading.doctor import doctor
+    from tfl_rewrite.reading.doctor import diagnose
     from tfl_rewrite.reading.findings import Severity
 
-    found = doctor(arguments.model, min_runtime=arguments.min_runtime)
+    found = diagnose(arguments.model, min_runtime=arguments.min_runtime)
     if arguments.json:
         import json
 

@@ -1,0 +1,50 @@
+"""The examples in the docstrings of the public names run, and show what they say."""
+
+from __future__ import annotations
+
+import doctest
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tfl_rewrite
+
+NAMES = [name for name in tfl_rewrite.__all__ if name != "__version__"]
+# These run files, or something in them does.
+RUN = {"blame", "rewrite", "search_rounding", "shrink", "verify", "Blame", "Compact", "Dedup", "Dequantize"}
+RUN |= {"RemoveDead", "Repair", "Report", "RewriteFailed", "RoundWeights", "ShardFailed", "ShardedModel"}
+RUN |= {"ShrinkFailed", "UnsupportedError", "Verdict"}
+FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+
+
+@pytest.fixture(scope="session")
+def files(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the examples work on: a model, its int8 version, inputs of it, and a file that is no model."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copy(fixtures / "digits_cnn.tflite", folder / "model.tflite")
+    shutil.copy(fixtures / "inputs" / "digits_calib.npz", folder / "inputs.npz")
+    model = tfl_rewrite.load(folder / "model.tflite")
+    tfl_rewrite.run(model, [tfl_rewrite.QuantizeWeights()])
+    tfl_rewrite.save(model, folder / "new.tflite")
+    (folder / "labels.txt").write_text("zero\none\ntwo\n")
+    return folder
+
+
+def marked(name: str) -> object:
+    return pytest.param(name, marks=pytest.mark.runtime) if name in RUN else name
+
+
+@pytest.mark.parametrize("name", [*map(marked, NAMES)])
+def test_the_example_of_a_public_name_runs(
+    name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in files.iterdir():
+        shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = getattr(tfl_rewrite, name).__doc__
+    found = doctest.DocTestParser().get_doctest(text, {"tfl_rewrite": tfl_rewrite}, name, None, 0)
+    assert found.examples, text
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    assert runner.run(found, out=said.append).failed == 0, "".join(said)
