@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.damage import rescue
+from tfl_rewrite.pipeline.damage import most_measured, rescue
 
 pytestmark = pytest.mark.runtime
 
@@ -211,6 +213,33 @@ def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
     chain = [*[RemoveDead()], QuantizeWeights()]
     other = rewrite(outlier, tmp_path / "chain.tflite", chain, judging=judging(0, rescue=True), force=True)
     assert other.outcome == "rewritten" and DENSE in {item.tensor for item in other.finer}
+
+
+def test_what_is_written_does_not_depend_on_the_time_there_is(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine on which each look at the clock takes a minute makes the same file."""
+
+    def made(name: str, seconds: float) -> tuple[bytes, list[str]]:
+        target = tmp_path / name
+        passes = [QuantizeWeights(dtype="int4", granularity="block:32")]
+        report = rewrite(
+            fixtures / "lstm.tflite", target, passes, judging=Judging(samples=2, blame_seconds=seconds)
+        )
+        assert report.refused is not None and report.finer
+        return target.read_bytes(), [item.tensor for item in report.finer]
+
+    usual = made("usual.tflite", 600)
+    now = itertools.count(0, 60)
+    clock = SimpleNamespace(monotonic=lambda: float(next(now)))
+    monkeypatch.setattr("tfl_rewrite.pipeline.damage.time", clock)
+    assert made("slow.tflite", 5) == usual
+    assert made("none.tflite", 0) == usual
+
+
+@pytest.mark.parametrize(("nbytes", "count"), [(0, 64), (8 << 20, 64), (100 << 20, 5), (1 << 40, 0)])
+def test_how_many_are_measured_follows_from_the_size_of_the_file(nbytes: int, count: int) -> None:
+    assert most_measured(nbytes) == count
 
 
 def test_where_nothing_passes_the_file_stays_as_it_was(outlier: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Judging:
         blame: Whether to run both files operator by operator as well, after the verdict.
         rescue: Whether, after a failure, the constants that did the damage are stored finer, so that the file
             passes; otherwise it is refused.
-        blame_seconds: How long to look for those constants.
+        blame_seconds: How long to look for those constants where the file is refused; it is only told then.
 
     Raises:
         UsageError: A value is of another kind or out of bounds.
@@ -213,7 +213,7 @@ class Judging:
     )
     blame_seconds: float = option(
         5.0,
-        "after a failure, how long to look for the constants that did it",
+        "after a failure with --no-rescue, how long to look for the constants that did it, to name them",
         metavar="S",
         bounds=(0, 1e6),
     )

@@ -7,7 +7,6 @@ finer, more and more of them, until the rest passes. All of it is measured.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,8 @@ from typing import TypeVar
 
 from tfl_rewrite.editing.base import Context, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.store import save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, finite, shown
@@ -142,11 +142,12 @@ class Trials:
     Attributes:
         names: Of the constants that were changed; those that lost most themselves first.
         nbytes: Of the last file.
+        nbytes_before: Of the original.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: Source,
         passes: Sequence[Pass],
         results: Sequence[PassResult],
         judge: Judge,
@@ -160,6 +161,7 @@ class Trials:
         self._path = path
         self._context = context
         self.nbytes = 0
+        self.nbytes_before = source.nbytes
         found: list[tuple[float, Place, str]] = []
         for number in refiners(passes):
             for change in results[number].changes:
@@ -178,15 +180,17 @@ class Trials:
         """What a constant is stored as at a level above 0."""
         return self.passes[place[0]].finer[min(level, self.top(place)) - 1]
 
-    def finer(self, levels: Levels, damage: Damage, results: Sequence[PassResult]) -> tuple[Finer, ...]:
+    def finer(
+        self, levels: Levels, culprits: Sequence[Culprit], results: Sequence[PassResult]
+    ) -> tuple[Finer, ...]:
         """Returns what is stored finer at some levels.
 
         Args:
-            damage: What was measured.
+            culprits: What was measured.
             results: What the passes did at these levels.
         """
         stored = [_nbytes_stored(made, self.names) for made in (self._results, results)]
-        costs = {item.place: item.snr for item in damage.culprits}
+        costs = {item.place: item.snr for item in culprits}
         return tuple(
             Finer(
                 self.names[place],
@@ -204,7 +208,7 @@ class Trials:
 
     def judge(self, levels: Levels) -> Verdict | None:
         """Makes a file and runs it; None if that changes nothing, or cannot be made."""
-        model = load(self._source)
+        model = self._source.model()
         try:
             results = run_passes(model, refined(self.passes, levels), self._context)
         except TflRewriteError:
@@ -231,33 +235,30 @@ def measure_damage(trials: Trials, *, seconds: float) -> Damage:
 
     Args:
         trials: Of the rewrite that was refused.
-        seconds: How long to search; half for the constants, half for a set to spare.
+        seconds: How long to search; half for the constants, half for a set to spare. What is found depends
+            on the machine, so it is told and no file is made of it.
     """
     clock = _Clock(seconds)
     names = trials.names
-    culprits: list[Culprit] = []
     found = Damage((), len(names))
-
-    def attempt(levels: Levels) -> Verdict | None:
-        with clock:
-            return trials.judge(levels)
-
     only = trials.passes[0] if len(trials.passes) == 1 else None
     if only is not None and only.expanding and clock.allows(1.0):
-        verdict = attempt(trials.at(1, names))
+        with clock:
+            verdict = trials.judge(trials.at(1, names))
         if verdict is not None and verdict.passed:
             found = replace(found, expanded=(verdict.worst_snr(), trials.nbytes))
-    for place, name in names.items():
+    culprits: list[Culprit] = []
+    for place in names:
         if not clock.allows(0.6):
             break
-        verdict = attempt(trials.at(_TOP, (other for other in names if other != place)))
-        if verdict is not None:
-            culprits.append(Culprit(name, place, verdict.worst_snr(), verdict.short_db()))
+        with clock:
+            culprits += measured_alone(trials, place)
     culprits.sort(key=lambda item: item.severity)
     found = replace(found, culprits=tuple(culprits), unmeasured=len(names) - len(culprits))
     count = 1
     while count < len(culprits) and clock.allows(1.0):
-        verdict = attempt(trials.at(_TOP, (item.place for item in culprits[:count])))
+        with clock:
+            verdict = trials.judge(trials.at(_TOP, (item.place for item in culprits[:count])))
         if verdict is not None and verdict.passed:
             spare = tuple(item.tensor for item in culprits[:count])
             if any(name == UNNAMED for name in spare):
@@ -268,8 +269,27 @@ def measure_damage(trials: Trials, *, seconds: float) -> Damage:
     return found
 
 
+def measured_alone(trials: Trials, place: Place) -> list[Culprit]:
+    """Rewrites one constant and leaves all others as they are; returns nothing where that is no file."""
+    verdict = trials.judge(trials.at(_TOP, (other for other in trials.names if other != place)))
+    if verdict is None:
+        return []
+    return [Culprit(trials.names[place], place, verdict.worst_snr(), verdict.short_db())]
+
+
 _TOP = 99
 """A level that no pass has: the constant as it was."""
+
+MOST_MEASURED, MEASURED_NBYTES = 64, 512 << 20
+"""So many constants are measured alone before a rescue, and no more than makes files of so many bytes.
+
+Counted, not timed: what is written must not depend on how busy the machine is.
+"""
+
+
+def most_measured(nbytes: int) -> int:
+    """Returns how many constants of a model of so many bytes are measured alone before a rescue."""
+    return min(MOST_MEASURED, MEASURED_NBYTES // max(1, nbytes))
 
 
 def rescue(order: Sequence[T], top: int, passes: Callable[[Mapping[T, int]], bool]) -> dict[T, int]:
@@ -305,10 +325,26 @@ def _fewest(most: int, passes: Callable[[int], bool]) -> int:
     return high
 
 
-def find_rescue(trials: Trials, damage: Damage) -> dict[Place, int]:
-    """Finds how finely constants have to be stored for the file to pass; see :func:`rescue`."""
-    measured = [item.place for item in damage.culprits]
-    order = [*measured, *(place for place in trials.names if place not in set(measured))]
+def most_costly(trials: Trials) -> list[Culprit]:
+    """Measures the constants that may cost most alone; returns them, the worst first.
+
+    How many, follows from the size of the file (:func:`most_measured`), and which, from what they lost
+    themselves.
+    """
+    few = list(trials.names)[: most_measured(trials.nbytes_before)]
+    culprits = [found for place in few for found in measured_alone(trials, place)]
+    return sorted(culprits, key=lambda item: item.severity)
+
+
+def find_rescue(trials: Trials, culprits: Sequence[Culprit]) -> dict[Place, int]:
+    """Finds how finely constants have to be stored for the file to pass; see :func:`rescue`.
+
+    Args:
+        culprits: Those that were measured alone, the worst first; others follow as :attr:`Trials.names` has
+            them.
+    """
+    measured = dict.fromkeys(item.place for item in culprits)
+    order = list(measured | dict.fromkeys(trials.names))
     top = max(trials.top(place) for place in order)
 
     def passes(levels: Mapping[Place, int]) -> bool:

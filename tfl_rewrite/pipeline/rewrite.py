@@ -435,7 +435,7 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
     if verdict is None or verdict.status != "fail" or not verdict.measured:
         raise failed
     from tfl_rewrite.interpreter.scratch import Scratch
-    from tfl_rewrite.pipeline.damage import Trials, find_rescue, measure_damage, refined
+    from tfl_rewrite.pipeline.damage import Trials, find_rescue, measure_damage, most_costly, refined
 
     with Scratch() as scratch:
         judge = opened.judges.panel(report.results).judge_of(verdict)
@@ -444,18 +444,19 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
         if not trials.names:
             raise failed
         _say("looking for the constants that lose most")
-        damage = measure_damage(trials, seconds=opened.settings.blame_seconds)
         if not opened.settings.rescue:
+            damage = measure_damage(trials, seconds=opened.settings.blame_seconds)
             failed.report = replace(report, damage=damage)
             if len(passes) == 1 and passes[0].excluding:
                 failed.remedy = damage.remedy(passes[0])
             raise failed
+        culprits = most_costly(trials)
         _say("storing constants finer until the outputs pass")
-        levels = find_rescue(trials, damage)
+        levels = find_rescue(trials, culprits)
     while True:
 
         def complete(made: Report, levels: Levels = levels) -> Report:
-            finer = trials.finer(levels, damage, made.results)
+            finer = trials.finer(levels, culprits, made.results)
             return replace(made, finer=finer, refused=verdict)
 
         try:
