@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite import FileAccessError, FormatError, UsageError
-from tfl_rewrite.batch.config import BatchConfig, plain_config, read_config
+from tfl_rewrite.batch.config import BatchConfig, Settings, plain_config, read_config
 from tfl_rewrite.batch.plan import Job, plan
-from tfl_rewrite.batch.settings import Settings
 from tfl_rewrite.cli import main
 
 GIVEN = {"out": "out", "passes": ("dedup",)}
@@ -119,7 +118,7 @@ def test_a_configuration_file(tree: Path) -> None:
         verify.mode = "off"
         """,
     )
-    assert (config.out, config.jobs, config.executor) == (tree / "made", 3, "local")
+    assert (config.folder, config.jobs, config.executor) == (tree / "made", 3, "local")
     with pytest.raises(UsageError):  # a/one and c/one
         plan(config)
     shutil.rmtree(tree / "c")
@@ -141,7 +140,7 @@ def test_the_command_line_wins(tree: Path) -> None:
     config = read_config(
         tree / "batch.toml", {"out": "other", "passes": ("dedup",), "preset": None}, {"samples": 7}
     )
-    assert (config.out, config.settings.passes, config.settings.judging.samples) == (
+    assert (config.folder, config.settings.passes, config.settings.judging.samples) == (
         tree / "other",
         ("dedup",),
         7,

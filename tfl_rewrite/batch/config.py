@@ -1,18 +1,128 @@
-"""The configuration of a batch: a TOML file, or what the command line says."""
+"""The configuration of a batch: a TOML file, or what the command line says, and what is done to one file."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfl_rewrite.batch.settings import Override, Settings
-from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.toml import read_toml
+from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.options.option import (
+    check_options,
+    made_with,
+    option,
+    options_of,
+    take_options,
+    unknown,
+    values_of,
+)
+from tfl_rewrite.passes import catalog
 
-_BATCH = ("inputs", "out", "jobs", "executor", "passes", "preset")
+_PLACES = ("stem", "name", "folder")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def _judging() -> Judging:
+    # Nobody waits for the report of one file among many.
+    return Judging(blame_seconds=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Passes and judging of one file, as plain data that can be hashed and sent to another process.
+
+    In the paths of real inputs, ``{stem}``, ``{name}`` and ``{folder}`` stand for those of the model.
+
+    Raises:
+        UsageError: A value is of another kind or out of bounds.
+    """
+
+    passes: tuple[str, ...] = option(
+        (), "as for 'run'; repeatable, in order", metavar="NAME[:OPTION=VALUE,...]", flags=("--pass",)
+    )
+    preset: str | None = option(None, "lossless or small", metavar="NAME")
+    missing_inputs: str = option(
+        "made",
+        "where a path of --inputs or --holdout (which may hold {stem}, {name} or {folder}) "
+        "names no file: made (default): make inputs. fail: the file fails",
+        choices=("made", "fail"),
+    )
+    judging: Judging = field(default_factory=_judging, metadata={"options": Judging})
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit."""
+        check_options(self)
+
+    def checked(self) -> Settings:
+        """Returns itself.
+
+        Raises:
+            UsageError: A pass, preset or value is not one of those that exist.
+        """
+        if bool(self.passes) == (self.preset is not None):
+            raise UsageError("nothing to run, or two orders", remedy="give either passes or a preset")
+        if self.preset is not None:
+            catalog.preset(self.preset)
+        catalog.passes_of(self.passes)
+        for what in ("inputs", "holdout"):
+            for text in map(str, getattr(self.judging, what)):
+                if any(found[1] not in _PLACES for found in _BRACES.finditer(text)):
+                    places = ", ".join(f"{{{name}}}" for name in _PLACES)
+                    raise UsageError(
+                        f"{what} {text[:80]!r} has an unknown placeholder", remedy=f"use {places}"
+                    )
+        return self
+
+    def paths_of(self, name: str, source: Path) -> tuple[str, ...]:
+        """Returns ``inputs`` or ``holdout`` for a model, its names in place of the placeholders."""
+        names = {"stem": source.stem, "name": source.name, "folder": str(source.parent)}
+        # Nothing but these three words, in one go: a name may hold braces too.
+        return tuple(
+            _BRACES.sub(lambda found: names.get(found[1], found[0]), str(text))
+            for text in getattr(self.judging, name)
+        )
+
+    def changed(self, values: Mapping[str, Any], where: str) -> Settings:
+        """Returns settings with some values replaced; either of passes and preset replaces the other.
+
+        Raises:
+            UsageError: A name is unknown or a value is of the wrong type.
+        """
+        made = take_options(values, OPTIONS, where)
+        if "passes" in made and "preset" not in made:
+            made["preset"] = None
+        if "preset" in made and "passes" not in made:
+            made["passes"] = ()
+        return made_with(Settings, {**values_of(self), **made})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data, which :meth:`changed` takes."""
+        values = values_of(self)
+        return {row.name: values[row.name] for row in OPTIONS}
+
+
+OPTIONS = tuple(row for row in options_of(Settings) if row.name not in ("blame", "exact"))
+"""Of a report for each operator nobody would see anything here; how exact a pass is, it says itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """Settings for the files that match.
+
+    Attributes:
+        match: A shell pattern for the path below the folder of inputs, or for the file's name.
+        skip: Leave these files out.
+        values: As for :meth:`Settings.changed`.
+    """
+
+    match: str
+    skip: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,24 +130,53 @@ class BatchConfig:
     """A batch, not yet looked for on disk.
 
     Attributes:
-        patterns: Files and shell patterns (``**`` for any depth) of models; relative ones to ``base``.
-        out: The folder to write to.
+        inputs: Relative ones count from ``base``.
         settings: For every file, unless an override matches.
         overrides: In order; all that match apply, one after the other.
-        jobs: How many files at once.
-        executor: ``local``, or ``dask://HOST:PORT``.
         base: The folder that relative paths count from.
         file: Where it was read from, if from a file.
+
+    Raises:
+        UsageError: A value, a pass or a preset is not one of those that exist, or something is missing.
     """
 
-    patterns: tuple[str, ...]
-    out: Path
-    settings: Settings
+    inputs: tuple[str, ...] = option((), "files and shell patterns (** for any depth) of models")
+    out: str = option("", "the folder to write to; made if missing", metavar="DIR")
+    jobs: int = option(0, "files at once (default: one per processor)", metavar="N", bounds=(0, 1024))
+    executor: str = option(
+        "local",
+        "local (default), or dask://HOST:PORT for the workers of a Dask scheduler, which "
+        "read and write the same paths",
+        metavar="WHERE",
+    )
+    settings: Settings = field(default_factory=Settings)
     overrides: tuple[Override, ...] = ()
-    jobs: int = 0
-    executor: str = "local"
     base: Path = Path()
     file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit; a wrong name shows before the first file is touched."""
+        check_options(self)
+        if not self.out:
+            raise UsageError("no folder to write to", remedy="give --out DIR, or out in [batch]")
+        if not self.inputs:
+            raise UsageError("no files", file=self.file, remedy="give inputs in [batch], a list of patterns")
+        if self.executor != "local" and not self.executor.startswith("dask://"):
+            raise UsageError(f"executor {self.executor!r} is unknown", remedy="use local or dask://HOST:PORT")
+        self.settings.checked()
+        for item in self.overrides:
+            self.settings.changed(item.values, f"settings for {item.match!r}").checked()
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write to, as an absolute path."""
+        return Path(os.path.abspath(self.out))  # noqa: PTH100
+
+
+ORDER = ("passes", "preset")
+"""Settings that stand in the table ``[batch]``."""
+
+_BATCH = (*options_of(BatchConfig), *(row for row in OPTIONS if row.name in ORDER))
 
 
 def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]) -> BatchConfig:
@@ -55,10 +194,11 @@ def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]
     """
     data = read_toml(path)
     base = path.absolute().parent
-    _known(data, ("batch", "verify", "file"), str(path))
-    batch = dict(_table(data, "batch", path))
-    _known(batch, _BATCH, f"{path} [batch]")
-    if isinstance(batch.get("out"), str):
+    for name in data:
+        if name not in ("batch", "verify", "file"):
+            raise unknown(f"{path}: table", name, ("batch", "verify", "file"))
+    batch = take_options(_table(data, "batch", path), _BATCH, f"{path} [batch]")
+    if batch.get("out"):
         batch["out"] = str(base / batch["out"])
     if batch.get("executor", "local") != "local":
         raise UsageError(
@@ -66,8 +206,7 @@ def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]
             file=path,
             remedy="give --executor dask://HOST:PORT there",
         )
-    batch |= given
-    verify = dict(_table(data, "verify", path))
+    verify = _table(data, "verify", path)
     _starts_nothing(verify, path)
     rows = data.get("file", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -76,51 +215,23 @@ def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]
     for item in overrides:
         _starts_nothing(item.values, path)
     settings = Settings().changed(verify, f"{path} [verify]").changed(judging, "the command line")
-    return replace(_config(batch, settings, overrides, base, str(path)), file=path)
+    return _config({**batch, **given}, settings, overrides=overrides, base=base, file=path)
 
 
-def plain_config(
-    patterns: Sequence[str], given: Mapping[str, Any], judging: Mapping[str, Any]
-) -> BatchConfig:
+def plain_config(inputs: Sequence[str], given: Mapping[str, Any], judging: Mapping[str, Any]) -> BatchConfig:
     """Makes the configuration of a call without a file.
 
     Raises:
         UsageError: See :func:`read_config`.
     """
     settings = Settings().changed(judging, "the command line")
-    return _config({**given, "inputs": list(patterns)}, settings, (), Path.cwd(), "the command line")
+    return _config({**given, "inputs": list(inputs)}, settings, base=Path.cwd())
 
 
-def _config(
-    batch: Mapping[str, Any], settings: Settings, overrides: tuple[Override, ...], base: Path, where: str
-) -> BatchConfig:
-    order = {name: batch[name] for name in ("passes", "preset") if batch.get(name)}
-    settings = settings.changed(order, where)
-    out, jobs = batch.get("out"), batch.get("jobs", 0)
-    executor, patterns = batch.get("executor", "local"), batch.get("inputs")
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(out, (str, os.PathLike)) or not os.fspath(out):
-        raise UsageError("no folder to write to", remedy="give --out DIR, or out in [batch]")
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(item, str) for item in patterns):
-        raise UsageError(f"{where}: no files", remedy="give inputs in [batch], a list of patterns")
-    if not isinstance(jobs, int) or isinstance(jobs, bool):
-        raise UsageError(f"jobs is {jobs!r}", remedy="give 1 or more, or 0 for one per processor")
-    check_number("jobs", jobs)
-    if not isinstance(executor, str) or not (executor == "local" or executor.startswith("dask://")):
-        raise UsageError(f"executor {executor!r} is unknown", remedy="use local or dask://HOST:PORT")
-    # A wrong name shows before the first file is touched.
-    settings.checked()
-    for item in overrides:
-        settings.changed(item.values, where).checked()
-    return BatchConfig(
-        patterns=tuple(patterns),
-        out=Path(os.path.abspath(out)),  # noqa: PTH100
-        settings=settings,
-        overrides=overrides,
-        jobs=jobs,
-        executor=executor,
-        base=base,
-    )
+def _config(batch: Mapping[str, Any], settings: Settings, **more: Any) -> BatchConfig:
+    values = dict(batch)
+    order = {name: value for name in ORDER if (value := values.pop(name, None))}
+    return BatchConfig(**values, settings=settings.changed(order, "[batch]"), **more)
 
 
 def _starts_nothing(values: Mapping[str, Any], path: Path) -> None:
@@ -155,9 +266,3 @@ def _table(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{name} is not a table", file=path, remedy=f"write [{name}]")
     return found
-
-
-def _known(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    for name in data:
-        if name not in names:
-            raise UsageError(f"{where}: {name!r} is unknown", remedy=f"use {', '.join(names)}")

@@ -39,8 +39,8 @@ from types import FrameType
 from typing import Any
 
 from tfl_rewrite import __version__
-from tfl_rewrite.batch.places import folder_below, write_below
 from tfl_rewrite.batch.plan import ROWS, Job, sha256_of
+from tfl_rewrite.batch.state import folder_below, write_below
 from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.passes import catalog

@@ -13,8 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tfl_rewrite import __version__
-from tfl_rewrite.batch.config import BatchConfig
-from tfl_rewrite.batch.settings import Settings
+from tfl_rewrite.batch.config import BatchConfig, Settings
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import Claim, check_shared
@@ -79,24 +78,25 @@ def plan(config: BatchConfig, *, force: bool = False) -> list[Job]:
     """
     found, inside = _find(config)
     if not found:
-        patterns = ", ".join(config.patterns)
+        patterns = ", ".join(config.inputs)
         if inside:
             count = "the file" if inside == 1 else f"all {inside:,} files"
             raise UsageError(
-                f"{count} that {patterns} names lie{'s' * (inside == 1)} in the output folder {config.out}",
+                f"{count} that {patterns} names lie{'s' * (inside == 1)} in the output folder "
+                f"{config.folder}",
                 remedy="use another --out",
             )
         raise UsageError(f"no file matches {patterns}", remedy="check the patterns")
     sources = {os.path.realpath(source) for source, _ in found}
-    home, targets, jobs = config.out / HOME, dict[str, str](), []
+    home, targets, jobs = config.folder / HOME, dict[str, str](), []
     reads = [Claim("the configuration", os.fspath(config.file))] if config.file is not None else []
     writes = [Claim("the state of the batch", os.fspath(home / STATE))]
-    writes += [Claim("the summary", os.fspath(config.out / name)) for name in SUMMARIES]
+    writes += [Claim("the summary", os.fspath(config.folder / name)) for name in SUMMARIES]
     for source, name in sorted(found, key=lambda item: item[1]):
         settings = _settings(config, name)
         if settings is None:
             continue
-        target = config.out / name
+        target = config.folder / name
         real = os.path.realpath(target)
         if real in targets:
             raise UsageError(
@@ -156,14 +156,14 @@ def _find(config: BatchConfig) -> tuple[list[tuple[Path, str]], int]:
         Each file once, with its path below the folder that its pattern starts from; and how many were left
         out.
     """
-    plain = [config.base / text for text in config.patterns if not any(char in text for char in _MAGIC)]
+    plain = [config.base / text for text in config.inputs if not any(char in text for char in _MAGIC)]
     for path in plain:
         if not path.is_file():
             raise UsageError("no such file", file=path, remedy="check the path")
     roots = [_absolute(path).parent for path in plain]
     shared = Path(os.path.commonpath(roots)) if roots else Path()
     rows: list[tuple[Path, Path]] = [(path, shared) for path in plain]
-    for text in config.patterns:
+    for text in config.inputs:
         if any(char in text for char in _MAGIC):
             start = _absolute(config.base / _fixed(text))
             matches = glob.glob(str(config.base / _plain(text)), recursive=True)  # noqa: PTH207
@@ -172,7 +172,7 @@ def _find(config: BatchConfig) -> tuple[list[tuple[Path, str]], int]:
     inside: set[Path] = set()
     for path, start in rows:
         path = _absolute(path)
-        if config.out in path.parents:
+        if config.folder in path.parents:
             inside.update([path] if path.is_file() else [])
         elif path not in found and path.is_file():
             found[path] = path.relative_to(start).as_posix()

@@ -115,9 +115,12 @@ def _read(item: Option, text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
-def given(made: Any, arguments: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
+def given(
+    made: Any, arguments: argparse.Namespace, prefix: str = "", *, without: Collection[str] = ()
+) -> dict[str, Any]:
     """Returns the options of a dataclass that were given, by name."""
-    values = {item.name: getattr(arguments, prefix + item.name, None) for item in options_of(made)}
+    names = [item.name for item in options_of(made) if item.name not in without]
+    values = {name: getattr(arguments, prefix + name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 

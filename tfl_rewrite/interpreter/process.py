@@ -230,6 +230,21 @@ class Child:
             pass
 
 
+def death_of(code: int) -> str:
+    """Says how a process ended, to go behind its name.
+
+    Args:
+        code: Its exit code; the negative of a signal's number where one ended it.
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (out of memory, perhaps)" if code == -signal.SIGKILL else ""
+    try:
+        return f"died of {signal.Signals(-code).name}{hint}"
+    except ValueError:
+        return f"died of signal {-code}"
+
+
 class _Mailbox:
     """Messages of one process between the thread that reads them and the one that wants them."""
 

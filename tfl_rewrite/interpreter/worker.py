@@ -21,7 +21,7 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import RUNTIMES, load_array
 from tfl_rewrite.interpreter.interface import Array, Interface, printable
 from tfl_rewrite.interpreter.memory import REFUSED, SCRATCH_NBYTES, MemoryWatch, amount
-from tfl_rewrite.interpreter.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds
+from tfl_rewrite.interpreter.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds, death_of
 from tfl_rewrite.interpreter.scratch import is_scratch, unwritable
 
 RESOLVERS = {
@@ -536,13 +536,7 @@ def _death(child: Child) -> str:
     code = child.wait(10)
     if code is None:
         return "the interpreter process closed its channel"
-    if code >= 0:
-        return f"the interpreter process ended with exit code {code}"
-    hint = " (out of memory, perhaps)" if code == -9 else ""
-    try:
-        return f"the interpreter process died of {signal.Signals(-code).name}{hint}"
-    except ValueError:
-        return f"the interpreter process died of signal {-code}"
+    return f"the interpreter process {death_of(code)}"
 
 
 def _doing(stage: dict[str, Any]) -> str:

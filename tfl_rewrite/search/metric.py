@@ -17,6 +17,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array
+from tfl_rewrite.interpreter.process import death_of
 from tfl_rewrite.judge.judge import RunResult, run_model
 from tfl_rewrite.judge.settings import Judging
 
@@ -90,7 +91,7 @@ class MetricProcess:
         try:
             value = json.loads(done.stdout.strip().splitlines()[-1])["value"]
         except (IndexError, ValueError, KeyError, TypeError):
-            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            last = (done.stderr.strip().splitlines() or [f"its process {death_of(done.returncode)}"])[-1]
             raise UsageError(
                 f"metric {self._what}: {last}", remedy="call it as function(outputs, reference)"
             ) from None

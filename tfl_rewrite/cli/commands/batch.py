@@ -9,24 +9,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli import options
-from tfl_rewrite.cli.options import TALKING, Argument, Command, rows_of
+from tfl_rewrite.cli.options import TALKING, Command, Groups, flag, rows_of, value
 from tfl_rewrite.cli.text import decibels, safe, size, table
 
 if TYPE_CHECKING:
     from tfl_rewrite.batch.config import BatchConfig
-    from tfl_rewrite.batch.summary import Summary
+    from tfl_rewrite.batch.run import Summary
 
 _ROWS = 100
+WHAT = value(
+    "what",
+    help="a TOML file that says everything, or .tflite files and patterns (** for any depth); "
+    "folders below the start of a pattern are kept in DIR",
+    metavar="CONFIG.toml|GLOB",
+    nargs="+",
+)
 
-_GIVEN = ("out", "passes", "preset", "jobs", "executor")
 
+def _groups() -> Groups:
+    """Makes its arguments; what is not given is left to the file."""
+    from tfl_rewrite.batch.config import OPTIONS, ORDER, BatchConfig, Settings
 
-def _settings() -> tuple[Argument, ...]:
-    from tfl_rewrite.batch.settings import OPTIONS, Settings
-
-    names = [row.name for row in OPTIONS if row.name not in _GIVEN]
-    # What is not given is left to the file.
-    return rows_of(Settings, only=names)
+    return (
+        ("files", (WHAT, *rows_of(BatchConfig, only=("out",)))),
+        ("what to do", rows_of(Settings, only=ORDER)),
+        ("verification", rows_of(Settings, only=[row.name for row in OPTIONS if row.name not in ORDER])),
+        (
+            "how to run",
+            (
+                *rows_of(BatchConfig, only=("jobs", "executor")),
+                flag("--force", help="overwrite files that no batch made"),
+                flag("--json", help="print the summary as JSON"),
+            ),
+        ),
+        ("talk", TALKING),
+    )
 
 
 BATCHING = (
@@ -37,59 +54,7 @@ BATCHING = (
         "writes OUT/summary.json and OUT/summary.csv. Run again, it does what is left: files whose input, "
         "settings and output are as they were are not run twice. Exit 0: every file is done; else the worst "
         "of them: 4 an output differs too much, 2 a file cannot be read or its process died, 3 unsupported.",
-        lambda: (
-            (
-                "files",
-                (
-                    Argument(
-                        ("what",),
-                        "a TOML file that says everything, or .tflite files and patterns (** for any depth); "
-                        "folders below the start of a pattern are kept in DIR",
-                        {"metavar": "CONFIG.toml|GLOB", "nargs": "+"},
-                    ),
-                    Argument(("--out",), "the folder to write to; made if missing", {"metavar": "DIR"}),
-                ),
-            ),
-            (
-                "what to do",
-                (
-                    Argument(
-                        ("--pass",),
-                        "as for 'run'; repeatable, in order",
-                        {
-                            "action": "append",
-                            "dest": "passes",
-                            "default": None,
-                            "metavar": "NAME[:OPTION=VALUE,...]",
-                        },
-                    ),
-                    Argument(("--preset",), "lossless or small", {"metavar": "NAME"}),
-                ),
-            ),
-            (
-                "verification",
-                _settings(),
-            ),
-            (
-                "how to run",
-                (
-                    Argument(
-                        ("--jobs",),
-                        "files at once (default: one per processor)",
-                        {"type": int, "metavar": "N", "default": None},
-                    ),
-                    Argument(
-                        ("--executor",),
-                        "local (default), or dask://HOST:PORT for the workers of a Dask scheduler, which "
-                        "read and write the same paths",
-                        {"metavar": "WHERE", "default": None},
-                    ),
-                    Argument(("--force",), "overwrite files that no batch made", {"action": "store_true"}),
-                    Argument(("--json",), "print the summary as JSON", {"action": "store_true"}),
-                ),
-            ),
-            ("talk", TALKING),
-        ),
+        _groups,
     ),
 )
 
@@ -116,24 +81,22 @@ def batch_files(arguments: argparse.Namespace) -> int:
 
         print_report([json.dumps(summary.to_dict(), indent=2)])
     elif not arguments.quiet:
-        print_report(summary_lines(summary, config.out, verbose=arguments.verbose))
+        print_report(summary_lines(summary, config.folder, verbose=arguments.verbose))
     return summary.exit_code
 
 
 def _config(arguments: argparse.Namespace) -> BatchConfig:
-    from tfl_rewrite.batch.config import plain_config, read_config
-    from tfl_rewrite.batch.settings import Settings
+    from tfl_rewrite.batch.config import ORDER, BatchConfig, Settings, plain_config, read_config
 
     values = options.given(Settings, arguments)
-    judged = {name: value for name, value in values.items() if name not in _GIVEN}
-    given = {name: value for name in _GIVEN if (value := getattr(arguments, name)) is not None}
-    if "passes" in given and "preset" not in given:
-        given["preset"] = None
-    if "preset" in given and "passes" not in given:
-        given["passes"] = ()
-    if len(arguments.what) == 1 and arguments.what[0].endswith(".toml"):
-        return read_config(Path(arguments.what[0]), given, judged)
-    return plain_config(arguments.what, given, judged)
+    order = {name: values.pop(name) for name in ORDER if name in values}
+    # Either of passes and preset replaces the other, also that of the file.
+    given = {**dict.fromkeys(ORDER if order else ()), **order}
+    given |= options.given(BatchConfig, arguments, without=("inputs",))
+    inputs = arguments.what
+    if len(inputs) == 1 and inputs[0].endswith(".toml"):
+        return read_config(Path(inputs[0]), given, values)
+    return plain_config(inputs, given, values)
 
 
 def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
