@@ -31,7 +31,7 @@ from bench_quality import Point, judged
 
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.pipeline.opened import open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 
 EXACT = 100.0
 """Beyond this an output is as good as equal, and would decide all means."""

@@ -42,6 +42,11 @@ class Work:
         """How many threads may run at once; at least 1."""
         return self.wanted_threads or os.cpu_count() or 1
 
+    def say(self, what: str) -> None:
+        """Tells what is going on, where that is not counted in bytes."""
+        if self.progress is not None:
+            self.progress(what, 0, 0)
+
     def stage(self, what: str, total: int) -> Stage:
         """Begins a part of the work.
 

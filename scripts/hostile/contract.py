@@ -33,6 +33,7 @@ from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.reading.check import examine_model
 from tfl_rewrite.reading.diff import diff
 from tfl_rewrite.reading.inspect import inspect_model
+from tfl_rewrite.work import Work
 
 REFUSED = (FormatError, UnsupportedError)
 SECONDS = 10.0
@@ -133,7 +134,7 @@ def _written(data: bytes, passes: Sequence[Pass]) -> bytes:
     packing = next((item.packing for item in reversed(results) if item.packing is not None), None)
     made = layout(model, packing=packing)
     sink = MemorySink(made.nbytes)
-    made.write_to(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, Work(wanted_threads=1))
     # The report on rounding deflates each constant, which takes long and reads nothing of the structure.
     if results and len(data) <= _REPORTED_NBYTES:
         report = Report(

@@ -33,6 +33,7 @@ from tfl_rewrite.model.ir import (
     Tensor,
     new_record,
 )
+from tfl_rewrite.work import Work
 
 _MOST_ELEMENTS = 512
 
@@ -176,7 +177,7 @@ def packed(model: Model) -> bytes:
     """Returns the file of a model."""
     made = layout(model)
     sink = MemorySink(made.nbytes)
-    made.write_to(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, Work(wanted_threads=1))
     return bytes(sink.data)
 
 

@@ -19,7 +19,7 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.numerics.products import Dense
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.opened import open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants

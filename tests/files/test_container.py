@@ -21,6 +21,7 @@ from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import UINT8
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
+from tfl_rewrite.work import Work
 
 MEMBERS = {"labels.txt": b"cat\ndog\n", "ü/vocab.txt": bytes(range(256)), "empty": b""}
 
@@ -50,7 +51,7 @@ def changed(data: bytes) -> bytes:
     model.description = "x" * 3000
     made = layout(model)
     sink = MemorySink(made.nbytes)
-    made.write_to(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, Work(wanted_threads=1))
     return bytes(sink.data)
 
 
@@ -352,7 +353,7 @@ def with_custom(fixtures: Path, name: str, options: bytes, extra: bytes, *, meta
         else:
             operator.rest = operator.rest.replace(custom_options=ScalarVector(UINT8, raw))
         sink = MemorySink(layout(model).nbytes)
-        layout(model).write_to(sink)  # type: ignore[arg-type]
+        layout(model).write_to(sink)
         return bytes(sink.data)
 
     size = len(made(0x7FFFFFF0)) if b"ATD" not in options else len(made(1000))

@@ -8,7 +8,6 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tfl_rewrite.files.store import is_changed, layout
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, schema
+from tfl_rewrite.work import Work
 
 from ..helpers import ROOT
 
@@ -303,7 +303,7 @@ def test_same_model_same_bytes_whatever_the_threads(fixtures: Path, tmp_path: Pa
     for threads in (1, 2, 7):
         made = layout(changed(fixtures / "digits_cnn.tflite"))
         with atomic_write(tmp_path / f"{threads}", force=False, nbytes=made.nbytes) as output:
-            made.write_to(output.sink, threads=threads)
+            made.write_to(output.sink, Work(wanted_threads=threads))
             output.publish()
         results.add((tmp_path / f"{threads}").read_bytes())
     assert len(results) == 1
@@ -311,16 +311,13 @@ def test_same_model_same_bytes_whatever_the_threads(fixtures: Path, tmp_path: Pa
 
 def test_ticks_add_up_to_the_constants(fixtures: Path, tmp_path: Path) -> None:
     model = changed(fixtures / "digits_cnn.tflite")
-    made, counted, lock = layout(model), [], threading.Lock()
-
-    def tick(nbytes: int) -> None:
-        with lock:
-            counted.append(nbytes)
-
+    made, told = layout(model), list[tuple[str, int, int]]()
+    work = Work(progress=lambda *what: told.append(what))
     with atomic_write(tmp_path / "out", force=False, nbytes=made.nbytes) as output:
-        made.write_to(output.sink, tick=tick)
+        made.write_to(output.sink, work)
     constants = sum(buffer.nbytes for buffer in model.buffers)
-    assert constants <= sum(counted) <= made.nbytes
+    assert {(what, total) for what, _, total in told} == {("writing", made.nbytes)}
+    assert constants <= max(done for _, done, _ in told) <= made.nbytes
 
 
 # -- Past two gibibytes --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import schema
+from tfl_rewrite.work import Work
 
 from ..strategies import Edit, edits
 
@@ -138,7 +139,7 @@ def use(data: bytes) -> None:
     except UnsupportedError:
         return
     sink = MemorySink(made.nbytes)
-    made.write_to(sink, threads=1)  # type: ignore[arg-type]
+    made.write_to(sink, Work(wanted_threads=1))
     assert Source(Container.of_bytes(bytes(sink.data))).model().description == "changed"
 
 

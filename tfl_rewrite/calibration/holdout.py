@@ -18,6 +18,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import VAR_HANDLE
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
@@ -91,6 +92,28 @@ def divide(
         code.custom is None and code.name == VAR_HANDLE.name for code in model.operator_codes
     )
     return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
+
+
+def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, bool, tuple[str, ...]]:
+    """Sets samples aside that judge, where weights are to be fitted to the user's inputs.
+
+    Args:
+        model: That the inputs are for.
+        judging: Has them.
+        folder: For the parts of files.
+
+    Returns:
+        How to verify, with what may be fitted to as its inputs; whether weights might be fitted to the
+        samples that judge, and are not; and notes for the report.
+
+    Raises:
+        UsageError: See :func:`divide`.
+    """
+    parted = divide(model, judging.inputs, judging.holdout, folder)
+    if parted.crossed:
+        return replace(judging, inputs=parted.everything, holdout=parted.judge), True, ()
+    note = f"weights are rounded without looking at inputs: {parted.reason}"
+    return replace(judging, inputs=(), holdout=parted.judge), False, (note,)
 
 
 def split(

@@ -262,6 +262,17 @@ def last_packing(results: Sequence[PassResult]) -> Packing | None:
     return next((result.packing for result in reversed(results) if result.packing is not None), None)
 
 
+def with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:
+    """Adds what the new layout did to the result of the pass that asked for it."""
+    known = sum(getattr(change, "saved", 0) for result in results for change in result.changes)
+    index = max(index for index, result in enumerate(results) if result.packing is not None)
+    what = "what is equal is stored once" if saved >= known else "constants start where --align says"
+    edit = Edit("the file", f"laid out anew: {what}", saved - known)
+    changed = list(results)
+    changed[index] = replace(results[index], changes=(*results[index].changes, edit))
+    return changed
+
+
 def expanded(passes: Iterable[Pass]) -> list[Pass]:
     """Returns the passes with those that consist of others in parts."""
     return [part for item in passes for part in item.parts()]

@@ -36,6 +36,17 @@ class Claim:
     mine: bool = False
 
 
+def claims_of(
+    model: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    holdout: Iterable[str | os.PathLike[str]],
+) -> list[Claim]:
+    """Returns what a rewrite reads: the model, and what it is verified with."""
+    reads = [Claim(INPUT, os.fspath(model))]
+    reads += [Claim("inputs", os.fspath(path)) for path in inputs]
+    return reads + [Claim("holdout", os.fspath(path)) for path in holdout]
+
+
 def check_claims(reads: Iterable[Claim], writes: Sequence[Claim], *, force: bool) -> None:
     """Checks what is read and written before anything is.
 

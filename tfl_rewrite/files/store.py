@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, atomic_write
+from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
 from tfl_rewrite.files.container import Container, ZipTail
 from tfl_rewrite.files.source import Source, bytes_text, origin_of
 from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.work import Work
 
 # The writer is loaded when something is written: it takes longer to import than a small file to read.
 if TYPE_CHECKING:
@@ -92,17 +93,15 @@ class Layout:
         """The source as it is."""
         return cls(None, source.container, None, 0, source.nbytes)
 
-    def write_to(
-        self, sink: FileSink, *, threads: int = 0, tick: Callable[[int], None] | None = None
-    ) -> None:
+    def write_to(self, sink: Sink, work: Work | None = None) -> None:
         """Writes the file, several blobs at a time.
 
         Args:
             sink: The open file.
-            threads: How many at once; 0 for one per processor.
-            tick: Called with the bytes written, from any thread.
+            work: Says how many at once, and is told of the progress.
         """
-        counted = _Ticking(sink, tick) if tick else sink
+        work = work or Work()
+        counted = _Ticking(sink, work.stage("writing", self.nbytes).tick)
         if self.verbatim is not None:
             MappedBlob(self.verbatim, 0, self.nbytes).write_to(counted, 0)
             return
@@ -113,7 +112,7 @@ class Layout:
             assert self.plan is not None
             sink.write_at(self.plan.head, 0)
             writes = self.plan.writes
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(work.threads) as pool:
             jobs = [pool.submit(blob.write_to, counted, offset) for offset, blob in writes]
             for job in jobs:
                 job.result()

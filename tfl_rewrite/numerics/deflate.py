@@ -47,3 +47,8 @@ def estimated(data: bytes | bytearray | memoryview, nbytes: int = SAMPLED_NBYTES
         packer = zlib.compressobj(9, zlib.DEFLATED, _RAW, zdict=bytes(view[max(0, start - _WINDOW) : start]))
         made += len(packer.compress(view[start : start + _PIECE])) + len(packer.flush())
     return round(made * len(view) / (count * _PIECE))
+
+
+def deflated_or_estimated(data: memoryview) -> int:
+    """Returns the deflated size, estimated where there is more than :data:`EXACT_NBYTES`."""
+    return deflated(data) if len(data) <= EXACT_NBYTES else estimated(data)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,98 +19,12 @@ from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
-from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, finite, shown
+from tfl_rewrite.pipeline.report import Culprit, Damage, Finer, Place, RewriteFailed
 from tfl_rewrite.weights.candidates import UNNAMED
 
-Place = tuple[int, int]
-"""A constant: the number of the pass that changes it, and the position of its buffer."""
 Levels = Mapping[Place, int]
 """How much finer constants are stored than was asked for; see :attr:`Pass.finer`."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Culprit(JsonData):
-    """One constant, rewritten alone.
-
-    Attributes:
-        snr: The lowest SNR over the outputs in dB; None if the model did not run or had none.
-        short: By how many dB it alone misses the tolerance; 0 if it does not.
-    """
-
-    tensor: str
-    place: Place = field(metadata=LEFT_OUT)
-    snr: float | None = field(metadata=shown("snr_db", made=finite()))
-    short: float = field(default=0.0, metadata=shown("short_db", made=finite()))
-
-    @property
-    def severity(self) -> tuple[float, float]:
-        """For sorting: lower is worse."""
-        return -self.short, -math.inf if self.snr is None else self.snr
-
-
-def _expanded(value: tuple[float | None, int] | None) -> tuple[float | None, int] | None:
-    return None if value is None else (finite()(value[0]), value[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Damage(JsonData):
-    """What was found in the time given.
-
-    Attributes:
-        culprits: Worst first.
-        unmeasured: How many constants there was no time for.
-        spare: Names that, left as they are, let the rest pass; empty if no such set was found.
-        nbytes: Size of the file then.
-        snr: Its lowest SNR.
-        expanded: Lowest SNR, and size, with every constant behind a DEQUANTIZE instead of in a hybrid kernel,
-            if that passes.
-    """
-
-    culprits: tuple[Culprit, ...]
-    unmeasured: int
-    spare: tuple[str, ...] = ()
-    nbytes: int = 0
-    snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
-    expanded: tuple[float | None, int] | None = field(default=None, metadata=shown(made=_expanded))
-
-    def remedy(self, item: Pass) -> str:
-        """Returns what the user can do, as measured.
-
-        Args:
-            item: The pass that did it.
-        """
-        if self.expanded is not None:
-            ratio = "" if self.expanded[0] is None else f", {self.expanded[0]:.1f} dB"
-            return (
-                f"use {item.expanding} ({self.expanded[1]} bytes{ratio}; then only weights are rounded, "
-                "not activations); or accept the loss (--min-snr)"
-            )
-        if not self.spare:
-            return (
-                f"see which tensors did it; exclude them ({item.excluding}), or accept the loss (--min-snr)"
-            )
-        ratio = f", {self.snr:.1f} dB" if self.snr is not None else ""
-        return (
-            f"keep the {len(self.spare)} worst tensor(s) as they are ({item.excluding}, see below): "
-            f"{self.nbytes} bytes{ratio}; or accept the loss (--min-snr)"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Finer(JsonData):
-    """A constant that is stored finer than was asked for, so that the file passes.
-
-    Attributes:
-        form: What it is stored as.
-        added: Bytes that it takes more.
-        snr: Lowest SNR of the outputs with it alone stored as asked; None where that was not measured.
-    """
-
-    tensor: str
-    form: str
-    added: int
-    snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
 
 
 def refiners(passes: Sequence[Pass]) -> list[int]:
@@ -269,6 +183,15 @@ def measure_damage(trials: Trials, *, seconds: float) -> Damage:
     return found
 
 
+def with_damage(failed: RewriteFailed, trials: Trials, *, seconds: float) -> RewriteFailed:
+    """Adds to a refusal what did it, and what would be accepted; see :func:`measure_damage`."""
+    damage = measure_damage(trials, seconds=seconds)
+    failed.report = replace(failed.report, damage=damage)
+    if len(trials.passes) == 1 and trials.passes[0].excluding:
+        failed.remedy = damage.remedy(trials.passes[0])
+    return failed
+
+
 def measured_alone(trials: Trials, place: Place) -> list[Culprit]:
     """Rewrites one constant and leaves all others as they are; returns nothing where that is no file."""
     verdict = trials.judge(trials.at(_TOP, (other for other in trials.names if other != place)))
@@ -334,6 +257,21 @@ def most_costly(trials: Trials) -> list[Culprit]:
     few = list(trials.names)[: most_measured(trials.nbytes_before)]
     culprits = [found for place in few for found in measured_alone(trials, place)]
     return sorted(culprits, key=lambda item: item.severity)
+
+
+def rescues(trials: Trials, culprits: Sequence[Culprit]) -> Iterator[dict[Place, int]]:
+    """Yields levels at which the file passes, as far as was measured, then finer and finer ones.
+
+    The search saw one judge only, and each file once.
+
+    Args:
+        culprits: As for :func:`find_rescue`.
+    """
+    levels = find_rescue(trials, culprits)
+    yield levels
+    while any(levels.get(place, 0) < trials.top(place) for place in trials.names):
+        levels = {place: min(levels.get(place, 0) + 1, trials.top(place)) for place in trials.names}
+        yield levels
 
 
 def find_rescue(trials: Trials, culprits: Sequence[Culprit]) -> dict[Place, int]:

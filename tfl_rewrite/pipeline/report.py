@@ -1,19 +1,138 @@
-"""What a rewrite did, and the error that holds the same."""
+"""What a rewrite is told, what it did, and the error that holds the same."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.base import Pass, PassResult, expanded
 from tfl_rewrite.errors import VerificationError
-from tfl_rewrite.options.json_data import JsonData, computed, shown, spread
+from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.judge.layers import Blame
     from tfl_rewrite.judge.verdict import Verdict
-    from tfl_rewrite.pipeline.damage import Damage, Finer
+
+
+Place = tuple[int, int]
+"""A constant: the number of the pass that changes it, and the position of its buffer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that a rewrite is told before anything is opened.
+
+    Attributes:
+        source: The file to read, or one that was opened already.
+        target: The file to make.
+        passes: In order, those that consist of others in parts.
+        settings: How to verify.
+        force: Whether the target may exist.
+        dry_run: Do everything but the publishing.
+        ready: Called with the report just before the file gets its name; what it raises keeps that from
+            happening.
+    """
+
+    source: str | os.PathLike[str]
+    target: str | os.PathLike[str]
+    passes: tuple[Pass, ...]
+    settings: Judging
+    force: bool = False
+    dry_run: bool = False
+    ready: Callable[[Report], None] = lambda _report: None
+
+    def __post_init__(self) -> None:
+        """Takes passes apart that consist of others."""
+        object.__setattr__(self, "passes", tuple(expanded(self.passes)))
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit(JsonData):
+    """One constant, rewritten alone.
+
+    Attributes:
+        snr: The lowest SNR over the outputs in dB; None if the model did not run or had none.
+        short: By how many dB it alone misses the tolerance; 0 if it does not.
+    """
+
+    tensor: str
+    place: Place = field(metadata=LEFT_OUT)
+    snr: float | None = field(metadata=shown("snr_db", made=finite()))
+    short: float = field(default=0.0, metadata=shown("short_db", made=finite()))
+
+    @property
+    def severity(self) -> tuple[float, float]:
+        """For sorting: lower is worse."""
+        return -self.short, -math.inf if self.snr is None else self.snr
+
+
+def _expanded(value: tuple[float | None, int] | None) -> tuple[float | None, int] | None:
+    return None if value is None else (finite()(value[0]), value[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Damage(JsonData):
+    """What was found in the time given.
+
+    Attributes:
+        culprits: Worst first.
+        unmeasured: How many constants there was no time for.
+        spare: Names that, left as they are, let the rest pass; empty if no such set was found.
+        nbytes: Size of the file then.
+        snr: Its lowest SNR.
+        expanded: Lowest SNR, and size, with every constant behind a DEQUANTIZE instead of in a hybrid kernel,
+            if that passes.
+    """
+
+    culprits: tuple[Culprit, ...]
+    unmeasured: int
+    spare: tuple[str, ...] = ()
+    nbytes: int = 0
+    snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
+    expanded: tuple[float | None, int] | None = field(default=None, metadata=shown(made=_expanded))
+
+    def remedy(self, item: Pass) -> str:
+        """Returns what the user can do, as measured.
+
+        Args:
+            item: The pass that did it.
+        """
+        if self.expanded is not None:
+            ratio = "" if self.expanded[0] is None else f", {self.expanded[0]:.1f} dB"
+            return (
+                f"use {item.expanding} ({self.expanded[1]} bytes{ratio}; then only weights are rounded, "
+                "not activations); or accept the loss (--min-snr)"
+            )
+        if not self.spare:
+            return (
+                f"see which tensors did it; exclude them ({item.excluding}), or accept the loss (--min-snr)"
+            )
+        ratio = f", {self.snr:.1f} dB" if self.snr is not None else ""
+        return (
+            f"keep the {len(self.spare)} worst tensor(s) as they are ({item.excluding}, see below): "
+            f"{self.nbytes} bytes{ratio}; or accept the loss (--min-snr)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finer(JsonData):
+    """A constant that is stored finer than was asked for, so that the file passes.
+
+    Attributes:
+        form: What it is stored as.
+        added: Bytes that it takes more.
+        snr: Lowest SNR of the outputs with it alone stored as asked; None where that was not measured.
+    """
+
+    tensor: str
+    form: str
+    added: int
+    snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,22 +15,84 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, run_passes
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.store import load, save
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.judge.judge import Judge, Panel
+from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, weighed
 from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
+from tfl_rewrite.work import current
 
 # What looks into files is loaded where that is needed: most verdicts do without.
 if TYPE_CHECKING:
-    from tfl_rewrite.pipeline.bodies import Body
+    from tfl_rewrite.pipeline.copies import Body
 
 PathLike = str | os.PathLike[str]
 
 _SLOWER, _LEAST_SECONDS = 5.0, 10.0
 """How much longer than the original garbage may run before it counts as something else."""
+
+
+class Judges:
+    """The judges of what a rewrite makes, and the file whose outputs it must have; made when first asked for.
+
+    Args:
+        source: The original.
+        passes: Of the rewrite.
+        judging: How files are run and compared.
+        stack: Closes them.
+    """
+
+    def __init__(
+        self, source: Source, passes: Sequence[Pass], judging: Judging, stack: contextlib.ExitStack
+    ) -> None:
+        self._source = source
+        self._passes = passes
+        self._judging = judging
+        self._stack = stack
+        self._panel: FullPanel | None = None
+        self._expected: PathLike | None = None
+
+    def expected(self, results: Sequence[PassResult]) -> PathLike:
+        """The file whose outputs the result must have (:class:`Effect`).
+
+        Args:
+            results: Of the first attempt.
+        """
+        if self._expected is None:
+            self._expected = self._made(results)
+        return self._expected
+
+    def panel(self, results: Sequence[PassResult]) -> FullPanel:
+        """All judges.
+
+        Args:
+            results: Of the first attempt.
+        """
+        if self._panel is None:
+            lossy = any(item.effect is Effect.TOLERANCE for item in self._passes)
+            exact = not lossy and not any(result.reading for result in results)
+            judging = self._judging.exactly if exact else self._judging
+            panel = FullPanel(self.expected(results), judging, progress=current().say)
+            self._panel = self._stack.enter_context(panel)
+        return self._panel
+
+    def _made(self, results: Sequence[PassResult]) -> PathLike:
+        marked = [item for item in self._passes if item.effect is Effect.INTERFACE]
+        undefined = [item for item, result in zip(self._passes, results, strict=True) if result.reading]
+        if not marked and not undefined:
+            return self._source
+        model = self._source.model()
+        for item in undefined:
+            item.define(model, Context())
+        run_passes(model, marked)
+        path = self._stack.enter_context(Scratch()).path / "expected.tflite"
+        save(model, path)
+        return path
 
 
 class FullPanel:
@@ -140,8 +202,7 @@ class FullPanel:
 
     def _with_bodies(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges by themselves the bodies that changed and that no sample entered."""
-        from tfl_rewrite.files.store import load
-        from tfl_rewrite.pipeline.bodies import changed_bodies
+        from tfl_rewrite.pipeline.copies import changed_bodies
 
         self._before, after = _parsed(self._before), _parsed(after)
         try:
@@ -158,7 +219,7 @@ class FullPanel:
 
     def _is_reached(self, body: Body, verdict: Verdict) -> bool:
         """Whether anything that was compared depends on the constants that changed in a body."""
-        from tfl_rewrite.pipeline.bodies import poisoned
+        from tfl_rewrite.pipeline.copies import poisoned
 
         path = self._path("poisoned")
         try:
@@ -172,7 +233,7 @@ class FullPanel:
 
     def _by_itself(self, after: PathLike, body: Body) -> EntryVerdict:
         """Judges a body as a model of its own, on made samples."""
-        from tfl_rewrite.pipeline.bodies import cut_out
+        from tfl_rewrite.pipeline.copies import cut_out
 
         paths = self._path(f"body-{body.before}"), self._path("body-after")
         try:
@@ -203,7 +264,7 @@ class FullPanel:
         return self._scratch.path / f"{name}.tflite"
 
     def _open(self, path: PathLike, target: Path) -> bool:
-        from tfl_rewrite.pipeline.opened import open_outputs
+        from tfl_rewrite.pipeline.copies import open_outputs
 
         try:
             return open_outputs(path, target, centred=True) > 0
@@ -216,8 +277,6 @@ _NAMED = 5
 
 def _parsed(path: PathLike) -> PathLike:
     """Returns the file, parsed once for all that look into it; as it was given where it cannot be parsed."""
-    from tfl_rewrite.files.source import Source
-
     try:
         return Source.of(path)
     except TflRewriteError:
@@ -268,3 +327,27 @@ def verify(
     """
     with FullPanel(before, judging or Judging(), progress=progress) as panel:
         return panel.compare(after, repeat=repeat)
+
+
+def run_alone(made: Source, results: Sequence[PassResult], judging: Judging, verdict: Verdict) -> list[str]:
+    """Runs a repaired file by itself where the original does not run, or only with plain kernels.
+
+    Returns:
+        Notes for the report.
+    """
+    notes = []
+    plain = verdict.judge is not None and not verdict.judge.resolver.startswith("default")
+    readings = [result.reading for result in results if result.reading]
+    if readings:
+        notes.append(f"compared with the original {' and '.join(readings)}: its own reading is undefined")
+    elif verdict.status == "pass" and (judging.resolver or not plain):
+        return notes
+    if verdict.status == "fail":
+        return notes
+    alone = run_model(made, judging)
+    if alone.failure is not None:
+        return [*notes, f"the repaired file does not run either: {alone.failure.message}"]
+    ran = f"the repaired file runs: {alone.judge}, {len(alone.outputs)} samples"
+    if verdict.status == "unverified":
+        return [*notes, f"{ran}; there is nothing to compare its outputs with"]
+    return [*notes, f"{ran}; the original: {verdict.judge}"]

@@ -16,7 +16,7 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
-from tfl_rewrite.pipeline.opened import MANY_DECISIONS, open_outputs
+from tfl_rewrite.pipeline.copies import MANY_DECISIONS, open_outputs
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.units import Float64, ratio
 

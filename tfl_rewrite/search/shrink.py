@@ -9,15 +9,17 @@ from pathlib import Path
 
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UsageError, check_number
-from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims
+from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import load
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.rewrite import Plan, carry_out, check_present, claims_of
+from tfl_rewrite.pipeline.report import Plan
+from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.reading.metadata import with_media
+from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
@@ -104,12 +106,12 @@ def shrink(
     checked = judging or Judging()
     if time_limit is not None:
         check_number("time_limit", time_limit)
-    reads = claims_of(source, checked)
+    reads = claims_of(source, checked.inputs, checked.holdout)
     writes = [Claim(OUTPUT, os.fspath(target))]
     if state is not None:
         writes.append(Claim("state", os.fspath(state), mine=True))
     check_claims(reads, writes, force=force)
-    check_present(*checked.inputs, *checked.holdout)
+    expand_paths([*checked.inputs, *checked.holdout])
     # Whatever looks into it below gets it parsed.
     source = Source.of(source)
     checked = with_media(checked, source)

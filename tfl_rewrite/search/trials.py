@@ -25,7 +25,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.opened import open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import (
     INSIDE,

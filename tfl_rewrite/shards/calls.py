@@ -12,12 +12,11 @@ from typing import Any
 
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of
-from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, is_same
+from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of, is_same
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import ensure_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import schema
-from tfl_rewrite.pipeline.rewrite import claims_of
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole, join_parts
 from tfl_rewrite.shards.manifest import Manifest, parse, parse_size
 from tfl_rewrite.shards.parts import MANIFEST_NAME, PartOptions, write_parts
@@ -88,7 +87,8 @@ def shard(
         entry = os.fspath(place / (MODEL_NAME if format == "external" else manifest))
         _not_its_own(Path(entry), [Path(source)])
         if place.is_dir():
-            check_claims(claims_of(source, settings), [Claim("OUTDIR", entry, mine=True)], force=force)
+            reads = claims_of(source, settings.inputs, settings.holdout)
+            check_claims(reads, [Claim("OUTDIR", entry, mine=True)], force=force)
         if format == "external":
             from tfl_rewrite.shards.external_folder import shard_external
 
@@ -162,7 +162,8 @@ def join(
     origin, name = find_source(where, allow_private=allow_private)
     if isinstance(origin, FolderSource):
         _not_its_own(Path(target), [origin.folder / name])
-    reads = claims_of(where, settings) if isinstance(origin, FolderSource) else []
+    folder = isinstance(origin, FolderSource)
+    reads = claims_of(where, settings.inputs, settings.holdout) if folder else []
     check_claims(reads, [Claim(OUTPUT, os.fspath(target))], force=force)
     path = Path(os.path.realpath(target))
     if isinstance(origin, FolderSource) and (origin.folder / name).is_dir():

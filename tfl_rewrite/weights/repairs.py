@@ -11,6 +11,7 @@ an int32 bias is read past its end, so the outputs depend on what lies behind it
 from __future__ import annotations
 
 import enum
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
 from tfl_rewrite.kernels.operands import input_of, is_blockwise, operators_of, scales_of, zero_points_of
@@ -527,3 +529,22 @@ def undefined_reads(model: Model) -> list[tuple[str, str]]:
         )
         for read in undefined_depthwise(model)
     ]
+
+
+def refuse_undefined(model: Model, file: str) -> None:
+    """Refuses to judge what is computed from bytes that no one meant (:func:`undefined_reads`).
+
+    Args:
+        file: What the model is called.
+
+    Raises:
+        UnsupportedError: There is such a place.
+    """
+    for where, why in undefined_reads(model):
+        raise UnsupportedError(
+            f"{why}; what the model computes depends on how its file is laid out, "
+            "so no rewrite can be judged",
+            file=file,
+            where=where,
+            remedy=f"repair it first: tfl-rewrite repair {shlex.quote(file)} OUT",
+        )

@@ -23,8 +23,8 @@ from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.report import Report, RewriteFailed
-from tfl_rewrite.pipeline.rewrite import Plan, carry_out
+from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
+from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 

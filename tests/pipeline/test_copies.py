@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load, save
-from tfl_rewrite.pipeline.opened import open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 
 from ..nets import Net, run
 
