@@ -48,7 +48,7 @@ OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 
 def repaired(model: Model, *only: str) -> list[str]:
     """Repairs in place; what was done, a line each."""
-    result = run_passes(model, [Repair(only)])[0]
+    result = run_passes(model, [Repair(only=only)])[0]
     return [change.to_dict()["what"] for change in result.changes]
 
 
