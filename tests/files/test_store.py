@@ -16,7 +16,7 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
-from tfl_rewrite.files import store
+from tfl_rewrite.files import layout as layouts
 from tfl_rewrite.files.atomic import AtomicFile, atomic_write
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import is_changed, layout
@@ -49,8 +49,8 @@ def test_bytes_stored_once_are_patched_for_all_or_not_at_all(
     dense: Path, tmp_path: Path, outside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if outside:
-        monkeypatch.setattr(store, "_INLINE_LIMIT", 0)
-        monkeypatch.setattr(store, "_OUTSIDE_FROM", 16)
+        monkeypatch.setattr(layouts, "_INLINE_LIMIT", 0)
+        monkeypatch.setattr(layouts, "_OUTSIDE_FROM", 16)
     model = load(dense)
     weights = next(buffer for buffer in model.buffers if buffer.nbytes == 5120)
     model.buffers.append(Buffer(weights.blob))
@@ -343,7 +343,7 @@ def test_buffers_go_outside_when_they_do_not_fit(
 ) -> None:
     path, target = fixtures / f"{name}.tflite", tmp_path / "out.tflite"
     before = changed(path)
-    monkeypatch.setattr(store, "_INLINE_LIMIT", 50_000)
+    monkeypatch.setattr(layouts, "_INLINE_LIMIT", 50_000)
     save(before, target)
     after = load(target)
     for one, two in zip(before.buffers, after.buffers, strict=True):

@@ -16,6 +16,7 @@ import tflite
 from tfl_rewrite import UsageError, load, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.files import layout as layouts
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
@@ -348,9 +349,8 @@ def test_exchanged_constants_are_not_taken_for_a_file_that_lies_so_already(tmp_p
 def test_constants_outside_the_flatbuffer_start_on_pages_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tfl_rewrite.files import store
 
-    monkeypatch.setattr(store, "_INLINE_LIMIT", 1000)
+    monkeypatch.setattr(layouts, "_INLINE_LIMIT", 1000)
     net = net_of_layers(3)
     target = tmp_path / "out.tflite"
     save(net.model, target, packing=run_passes(net.model, [Compact(align=4096)])[-1].packing)

@@ -451,7 +451,7 @@ def _key(work: Work) -> Hashable:
 def file_of(model: Model, folder: Path) -> Source:
     """Returns a file that holds the model as it is: its own where nothing was changed yet."""
     origin = origin_of(model)
-    if origin is not None and not is_changed(model):
+    if origin is not None and origin.file is not None and not is_changed(model):
         return origin
     path = folder / "float.tflite"
     save(model, path)

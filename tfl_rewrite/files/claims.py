@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.atomic import check_target
+from tfl_rewrite.files.source import Source
 
 INPUT, OUTPUT = "IN", "OUT"
 """What the model that is read, and the one that is written, are called."""
@@ -42,7 +43,9 @@ def claims_of(
     holdout: Iterable[str | os.PathLike[str]],
 ) -> list[Claim]:
     """Returns what a rewrite reads: the model, and what it is verified with."""
-    reads = [Claim(INPUT, os.fspath(model))]
+    # What is in memory only may be written to wherever one likes.
+    in_memory = isinstance(model, Source) and model.file is None
+    reads = [] if in_memory else [Claim(INPUT, os.fspath(model))]
     reads += [Claim("inputs", os.fspath(path)) for path in inputs]
     return reads + [Claim("holdout", os.fspath(path)) for path in holdout]
 

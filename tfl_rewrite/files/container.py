@@ -14,8 +14,9 @@ import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError
+from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.foreign import recognize_folder
 
 _PIECE = 4 << 20
@@ -85,6 +86,44 @@ class Container:
         if not data:
             raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
         return cls(name, memoryview(data), None)
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO) -> Container:
+        """Maps the file of a path, and takes bytes or what is left to read of an open file as they are.
+
+        Raises:
+            FileAccessError: It cannot be read.
+            FormatError: It is empty.
+            UsageError: It is none of these.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            return cls.open(source)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return cls.of_bytes(bytes(source))
+        read = getattr(source, "read", None)
+        name = str(getattr(source, "name", "<file>"))
+        try:
+            data = read() if read is not None else None
+        except OSError as error:
+            raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
+        if not isinstance(data, bytes):
+            raise UsageError(
+                f"{type(source).__name__} is no model",
+                remedy="give a path, bytes, a file that is open for reading bytes, or a Model",
+            )
+        return cls.of_bytes(data, name)
+
+    def is_at(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path still leads to the file that was opened."""
+        try:
+            return self._state is not None and os.path.samestat(os.stat(path), os.fstat(self._state[0]))  # noqa: PTH116
+        except OSError:
+            return False
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is a file that was opened by its path."""
+        return self._map is not None
 
     @property
     def nbytes(self) -> int:

@@ -9,14 +9,17 @@ number in them that lies within such a range counts as an address.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
-from tfl_rewrite.errors import FormatError, TflRewriteError, UnsupportedError
+from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
 from tfl_rewrite.files.foreign import recognize
+from tfl_rewrite.files.layout import bytes_text, planned
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import ReadResult, read
 from tfl_rewrite.flatbuf.record import Record
@@ -29,6 +32,8 @@ SCHEMA_VERSION = 3
 """The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
 
 Ranges = Sequence[tuple[int, int]]
+ModelLike = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Model
+"""What is taken wherever a model is: a path, the bytes of a file, a file open for reading, or a model."""
 
 _SMALL_FILE = 1 << 16
 _MOST_NBYTES = 1 << 20
@@ -50,12 +55,15 @@ _CONTENT = ((b"PK\x03\x04", "a ZIP archive"), (b"PK\x05\x06", "a ZIP archive"), 
 class Source(os.PathLike[str]):
     """A model's file, parsed and checked; taken wherever a path is, so that nothing is parsed again.
 
-    The file is mapped, not copied: constants are read when they are used.
+    The file is mapped, not copied: constants are read when they are used. It may also be in memory only, as
+    bytes that somebody gave; then :func:`tfl_rewrite.reading.on_disk.on_disk` gives it a file for as long as
+    something has to open it by a path.
 
     Args:
         container: The mapped file.
 
     Attributes:
+        file: Path of a file that holds it; None where it is in memory only.
         root: The records as read.
         tail: The ZIP after the model, if any.
         refusals: Why a changed model must not be saved; empty for nearly all files.
@@ -67,11 +75,12 @@ class Source(os.PathLike[str]):
         UnsupportedError: It is of a schema version other than 3.
     """
 
-    __slots__ = ("_checked", "container", "dead", "refusals", "root", "shared", "tail")
+    __slots__ = ("_checked", "container", "dead", "file", "refusals", "root", "shared", "tail")
 
     def __init__(self, container: Container) -> None:
         ensure_model(container)
         self.container = container
+        self.file: str | None = container.path if container.on_disk else None
         try:
             result = read(container.data, schema(), release=container.release_all)
             model = _checked_model(result.root, container)
@@ -103,12 +112,36 @@ class Source(os.PathLike[str]):
         return cls(Container.open(path))
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str]) -> Source:
-        """Returns the same where it is open already, else opens it; see :meth:`open`."""
-        return path if isinstance(path, Source) else cls.open(path)
+    def of(cls, source: ModelLike) -> Source:
+        """Returns what a path, bytes, an open file or a model stands for.
+
+        What is parsed already is not parsed again: an open source, and a model that is as it was loaded.
+
+        Raises:
+            FileAccessError: It cannot be read.
+            UsageError: It is none of these.
+            FormatError, UnsupportedError: See :class:`Source`; or a changed model cannot be written.
+        """
+        if isinstance(source, Source):
+            return source
+        if not isinstance(source, Model):
+            return cls(Container.of(source))
+        origin = origin_of(source)
+        made = planned(source, origin)
+        if origin is not None and made.verbatim is origin.container:
+            return origin
+        return cls(Container.of_bytes(made.to_bytes(), "<model>"))
+
+    def placed(self, file: str | os.PathLike[str]) -> Source:
+        """Returns the same, of which another file holds the bytes; nothing is parsed again."""
+        made = copy.copy(self)
+        made.file, made._checked = os.fspath(file), None
+        return made
 
     def __fspath__(self) -> str:
-        return self.container.path
+        if self.file is None:
+            raise FileAccessError("is in memory, not in a file", file=self.path)
+        return self.file
 
     def __str__(self) -> str:
         return self.container.path
@@ -122,6 +155,10 @@ class Source(os.PathLike[str]):
     def nbytes(self) -> int:
         """Size of the file."""
         return self.container.nbytes
+
+    def to_bytes(self, model: Model) -> bytes:
+        """Returns the file of a model that was built here, as it is now; see :meth:`Model.to_bytes`."""
+        return planned(model, self).to_bytes()
 
     def model(self) -> Model:
         """Builds a model of the file as it was opened; nothing is parsed again."""
@@ -215,12 +252,6 @@ def _dead(model: Model, container: Container, ranges: list[tuple[int, int]]) -> 
         remedy = f"if they are not needed, keep only the first {ranges[0][0]} bytes of the file"
     what = f"no offset of the model reaches {bytes_text(ranges)}, and they are not zero: {reason}"
     return [UnsupportedError(what, where=where, offset=ranges[0][0], remedy=remedy)]
-
-
-def bytes_text(ranges: Sequence[tuple[int, int]]) -> str:
-    """Says how many bytes lie between where."""
-    count = sum(stop - start for start, stop in ranges)
-    return f"{count:,} byte{'' if count == 1 else 's'} between {ranges[0][0]} and {ranges[-1][1]}"
 
 
 def _absolute_operators(model: Model) -> list[UnsupportedError]:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.flatbuf.bootstrap import load_schema
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, Schema
@@ -289,6 +290,13 @@ class ExternalBuffer:
     rest: Record = field(default_factory=lambda: new_record("ExternalBuffer"))
 
 
+class Origin(Protocol):
+    """What a model was loaded from; a :class:`tfl_rewrite.files.source.Source` is one."""
+
+    def to_bytes(self, model: Model) -> bytes:
+        """Returns the file of the model as it is now."""
+
+
 @dataclass(slots=True, eq=False)
 class Model:
     """A whole model; ``subgraphs[0]`` is the main one, ``buffers[0]`` the empty sentinel.
@@ -297,6 +305,9 @@ class Model:
         >>> model = tfl_rewrite.load("model.tflite")
         >>> len(model.subgraphs), len(model.subgraphs[0].operators)
         (1, 7)
+        >>> data = model.to_bytes()
+        >>> tfl_rewrite.inspect(data).nbytes == len(data)
+        True
     """
 
     operator_codes: list[OperatorCode]
@@ -310,8 +321,8 @@ class Model:
     version: int = 3
     description: str | None = None
     rest: Record = field(default_factory=lambda: new_record("Model"))
-    origin: object = None
-    """The file that it was loaded from; only :mod:`tfl_rewrite.pipeline.rewrite` looks at it."""
+    origin: Origin | None = None
+    """The file that it was loaded from."""
     places: dict[int, tuple[object, str]] | None = None
     """Where things were before the first of some passes, by identity."""
 
@@ -323,6 +334,17 @@ class Model:
             f"<Model: {len(self.subgraphs)} subgraphs, {tensors} tensors, {operators} operators, "
             f"{nbytes:,} bytes of constants>"
         )
+
+    def to_bytes(self) -> bytes:
+        """Returns the bytes of its file, which :func:`tfl_rewrite.save` would write; it is not verified.
+
+        Raises:
+            UsageError: It was not loaded, but made in memory.
+            UnsupportedError: It was changed, and its file holds something that cannot be carried over.
+        """
+        if self.origin is None:
+            raise UsageError("this model was made in memory", remedy="write it with tfl_rewrite.save")
+        return self.origin.to_bytes(self)
 
     @property
     def pinned(self) -> set[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tfl_rewrite.editing.base import Pass, PassResult, expanded
 from tfl_rewrite.errors import VerificationError
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
@@ -29,7 +30,7 @@ class Plan:
 
     Attributes:
         source: The file to read, or one that was opened already.
-        target: The file to make.
+        target: The file to make; None for a model in memory.
         passes: In order, those that consist of others in parts.
         settings: How to verify.
         force: Whether the target may exist.
@@ -39,7 +40,7 @@ class Plan:
     """
 
     source: str | os.PathLike[str]
-    target: str | os.PathLike[str]
+    target: str | os.PathLike[str] | None
     passes: tuple[Pass, ...]
     settings: Judging
     force: bool = False
@@ -150,12 +151,15 @@ class Report(JsonData):
         blame: Where the error enters and grows; None where that was not asked for, or nothing was run.
         deflated: Size before and after as a store or a server compresses the file (zlib, level 9); only where
             a pass is about that.
+        model: What was made, where it was not written to a file; else None.
         estimated: Whether those are estimated from pieces of the file.
 
     Example:
         >>> report = tfl_rewrite.rewrite("model.tflite", "report.tflite", [tfl_rewrite.QuantizeWeights()])
         >>> report.verdict.status, report.results[0].name
         ('pass', 'quantize-weights')
+        >>> tfl_rewrite.rewrite("model.tflite", passes=[tfl_rewrite.Compact()]).model
+        <Model: 1 subgraphs, 19 tensors, 7 operators, 97,440 bytes of constants>
     """
 
     schema: ClassVar[int] = 1
@@ -177,6 +181,7 @@ class Report(JsonData):
     )
     estimated: bool = field(default=False, metadata=shown("deflated_is_estimated"))
     notes: tuple[str, ...] = ()
+    model: Model | None = field(default=None, metadata=LEFT_OUT, repr=False)
 
     @property
     @computed(after="verdict")

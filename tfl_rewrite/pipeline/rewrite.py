@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes, with_packing
@@ -17,8 +18,9 @@ from tfl_rewrite.errors import FormatError, UnsupportedError, check_number
 from tfl_rewrite.files.atomic import AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import Layout, layout
+from tfl_rewrite.files.layout import Layout
+from tfl_rewrite.files.source import ModelLike, Source
+from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.invariants import Problem, problems
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
+IN_MEMORY = "<memory>"
+"""What stands for the target where there is none."""
+
 _UNSOUND = (
     "the runtime refuses such a file; 'tfl-rewrite doctor' lists all that is wrong with it, and "
     "'tfl-rewrite repair' puts right what it can"
@@ -41,9 +46,9 @@ _UNSOUND = (
 
 
 def rewrite(
-    source: PathLike,
-    target: PathLike,
-    passes: Sequence[Pass],
+    source: ModelLike,
+    target: PathLike | None = None,
+    passes: Sequence[Pass] = (),
     *,
     judging: Judging | None = None,
     force: bool = False,
@@ -54,8 +59,8 @@ def rewrite(
     """Rewrites a file by some passes, proves the result, and gives it its name.
 
     Args:
-        source: The file to read; never changed, unless it is the target too.
-        target: The file to make.
+        source: A path, bytes, an open file or a model; never changed, unless it is the target too.
+        target: The file to make; None for none: the report has the model then.
         passes: In order.
         judging: How to verify; by default in mode ``auto``.
         force: Whether the target may exist.
@@ -75,7 +80,7 @@ def rewrite(
         ('rewritten', True)
     """
     plan = Plan(
-        source=source,
+        source=source if isinstance(source, (str, os.PathLike)) else Source.of(source),
         target=target,
         passes=tuple(passes),
         settings=judging or Judging(),
@@ -114,8 +119,7 @@ def _attempt(
     ran = _run(opened, passes)
     with _write(opened, ran) as (output, report):
         report = complete(_judge(opened, output, report, ran.flaws))
-        _publish(opened, output, report)
-    return report
+        return _publish(opened, output, report)
 
 
 @dataclass(slots=True)
@@ -170,7 +174,8 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     settings = plan.settings
     check_number("threads", current().wanted_threads)
     reads = claims_of(plan.source, settings.inputs, settings.holdout)
-    check_claims(reads, [Claim(OUTPUT, os.fspath(plan.target))], force=plan.force)
+    writes = [] if plan.target is None else [Claim(OUTPUT, os.fspath(plan.target))]
+    check_claims(reads, writes, force=plan.force)
     real = (*settings.inputs, *settings.holdout)
     if real:
         from tfl_rewrite.samples.inputs import expand_paths
@@ -231,7 +236,7 @@ def _write(opened: _Opened, ran: _Ran) -> Iterator[tuple[AtomicFile, Report]]:
     plan, source, results, notes = opened.plan, opened.source, ran.results, ran.notes
     nbytes, unchanged = ran.layout.nbytes, ran.layout.verbatim is not None
     sizes: tuple[int, int] | None = None
-    with _place(plan, nbytes, access_of(source)) as output:
+    with _place(plan, nbytes, access_of(source.path)) as output:
         ran.layout.write_to(output.sink, current())
         if not unchanged and any(item.for_download for item in plan.passes):
             sizes = _deflated(source, output, results)
@@ -243,7 +248,7 @@ def _write(opened: _Opened, ran: _Ran) -> Iterator[tuple[AtomicFile, Report]]:
                 Layout.of(source).write_to(output.sink, current())
         report = Report(
             source=source.path,
-            target=os.fspath(plan.target),
+            target=IN_MEMORY if plan.target is None else os.fspath(plan.target),
             outcome="unchanged" if unchanged else "rewritten",
             dry_run=plan.dry_run,
             nbytes_before=source.nbytes,
@@ -310,12 +315,16 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     return report
 
 
-def _publish(opened: _Opened, output: AtomicFile, report: Report) -> None:
-    """Gives the file its name, unless its source was changed meanwhile."""
+def _publish(opened: _Opened, output: AtomicFile, report: Report) -> Report:
+    """Gives the file its name, unless its source was changed meanwhile; reads it where it gets none."""
     opened.source.container.ensure_unchanged()
+    if opened.plan.target is None:
+        made = Container.of_bytes(Path(output.path).read_bytes(), IN_MEMORY)
+        report = replace(report, model=Source(made).model())
     opened.plan.ready(report)
-    if not opened.plan.dry_run:
+    if not opened.plan.dry_run and opened.plan.target is not None:
         output.publish()
+    return report
 
 
 def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
@@ -370,15 +379,15 @@ def _unverified(report: Report, reason: str, settings: Judging) -> Report:
 
 @contextlib.contextmanager
 def _place(plan: Plan, nbytes: int, access: int) -> Iterator[AtomicFile]:
-    """Opens the file to write to: beside the target, or, for a dry run, in a temporary folder."""
-    if not plan.dry_run:
+    """Opens the file to write to: beside the target; in a temporary folder where it gets no name."""
+    if plan.target is not None and not plan.dry_run:
         with atomic_write(plan.target, force=plan.force, nbytes=nbytes, access=access) as output:
             yield output
         return
     from tfl_rewrite.interpreter.scratch import Scratch
 
     with Scratch() as scratch:
-        target = scratch.path / "dry-run.tflite"
+        target = scratch.path / "unnamed.tflite"
         with atomic_write(target, force=False, nbytes=nbytes) as output:
             yield output
 

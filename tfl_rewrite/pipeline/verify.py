@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, run_passes
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, weighed
 from tfl_rewrite.reading.metadata import with_media
+from tfl_rewrite.reading.on_disk import on_disk
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 from tfl_rewrite.work import current
 
@@ -85,7 +86,7 @@ class Judges:
         marked = [item for item in self._passes if item.effect is Effect.INTERFACE]
         undefined = [item for item, result in zip(self._passes, results, strict=True) if result.reading]
         if not marked and not undefined:
-            return self._source
+            return self._stack.enter_context(on_disk(self._source))
         model = self._source.model()
         for item in undefined:
             item.define(model, Context())
@@ -294,8 +295,8 @@ def _with_entries(verdict: Verdict, entries: Sequence[EntryVerdict]) -> Verdict:
 
 
 def verify(
-    before: PathLike,
-    after: PathLike,
+    before: ModelLike,
+    after: ModelLike,
     judging: Judging | None = None,
     *,
     repeat: bool = True,
@@ -309,8 +310,8 @@ def verify(
     ``verdicts`` are those of all.
 
     Args:
-        before: The original.
-        after: The rewritten file.
+        before: The original: a path, bytes, an open file or a model.
+        after: The rewritten one.
         judging: How both are run and compared.
         repeat: Run both files again, to see that they repeat their outputs.
         progress: Called with what is being done.
@@ -325,8 +326,12 @@ def verify(
         >>> verdict.passed, verdict.worst_snr() > 20
         (True, True)
     """
-    with FullPanel(before, judging or Judging(), progress=progress) as panel:
-        return panel.compare(after, repeat=repeat)
+    with (
+        on_disk(before) as original,
+        on_disk(after) as rewritten,
+        FullPanel(original, judging or Judging(), progress=progress) as panel,
+    ):
+        return panel.compare(rewritten, repeat=repeat)
 
 
 def run_alone(made: Source, results: Sequence[PassResult], judging: Judging, verdict: Verdict) -> list[str]:

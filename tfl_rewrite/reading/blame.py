@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.files.source import ModelLike
 from tfl_rewrite.files.store import load
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.reading.metadata import with_media
+from tfl_rewrite.reading.on_disk import on_disk
 
 
-def blame(
-    before: str | os.PathLike[str], after: str | os.PathLike[str], judging: Judging | None = None
-) -> Blame:
+def blame(before: ModelLike, after: ModelLike, judging: Judging | None = None) -> Blame:
     """Says where the error of a rewritten file enters and grows, operator by operator.
 
-    For the arguments see :func:`tfl_rewrite.judge.blame.blame.blame`.
+    Args:
+        before: The original: a path, bytes, an open file or a model.
+        after: The rewritten one.
+        judging: Inputs, samples, runtime and timeout; see :func:`tfl_rewrite.judge.blame.blame`.
 
     Raises:
         UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
@@ -29,13 +31,14 @@ def blame(
         >>> [layer.operator for layer in found.layers if layer.role == "enters"]
         ['CONV_2D']
     """
-    found = tracing.blame(before, after, with_media(judging or Judging(), before))
-    try:
-        graph = graph_name(load(after))
-    except TflRewriteError:
-        # The interpreter takes files that we do not; what it found is worth showing all the same.
-        graph = "main"
-    return replace(found, graph=graph)
+    with on_disk(before) as original, on_disk(after) as rewritten:
+        found = tracing.blame(original, rewritten, with_media(judging or Judging(), original))
+        try:
+            graph = graph_name(load(rewritten))
+        except TflRewriteError:
+            # The interpreter takes files that we do not; what it found is worth showing all the same.
+            graph = "main"
+        return replace(found, graph=graph)
 
 
 def graph_name(model: Model) -> str:

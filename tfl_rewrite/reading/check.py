@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
-from tfl_rewrite.files.source import origin_of
+from tfl_rewrite.files.source import ModelLike, origin_of
 from tfl_rewrite.files.store import load
 from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 
 
-def check(path: str | os.PathLike[str]) -> list[str]:
+def check(model: ModelLike) -> list[str]:
     """Checks a file: every offset and index, buffer sizes against shapes, order of execution.
+
+    Args:
+        model: A path, bytes, an open file or a model.
 
     Returns:
         What the runtime would refuse, one line each; empty for a sound file.
@@ -25,16 +26,16 @@ def check(path: str | os.PathLike[str]) -> list[str]:
         >>> tfl_rewrite.check("model.tflite")
         []
     """
-    return examine(path)[0]
+    return examine(model)[0]
 
 
-def examine(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+def examine(model: ModelLike) -> tuple[list[str], list[str]]:
     """As :func:`check`, with what is no fault but would keep the file from being rewritten.
 
     Returns:
         Problems and notes, one line each.
     """
-    return examine_model(load(path))
+    return examine_model(load(model))
 
 
 def examine_model(model: Model) -> tuple[list[str], list[str]]:

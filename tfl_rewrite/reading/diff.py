@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tfl_rewrite.files.source import origin_of
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.pairs import subgraph_pairs, tensor_labels
@@ -72,7 +70,7 @@ class Comparison(JsonData):
     differences: tuple[Difference, ...]
 
 
-def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Comparison:
+def diff(before: ModelLike, after: ModelLike) -> Comparison:
     """Compares the contents of two files; nothing is run.
 
     Subgraphs are matched by name, else by position; tensors by name within their subgraph, and where a side
@@ -80,7 +78,7 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Compa
     What the runtime reads alike (absent and empty, equal constants stored once or twice) is no difference.
 
     Args:
-        before: The first file.
+        before: The first: a path, bytes, an open file or a model.
         after: The second.
 
     Raises:
@@ -91,19 +89,16 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Compa
         >>> sum(row.nbytes_before - row.nbytes_after for row in found.differences) > 60_000
         True
     """
-    models = load(before), load(after)
-    origins = origin_of(models[0]), origin_of(models[1])
-    assert origins[0] is not None and origins[1] is not None
+    origins = Source.of(before), Source.of(after)
+    models = origins[0].model(), origins[1].model()
     data = origins[0].container.data, origins[1].container.data
     found = [
         *_model_differences(*models),
-        *_zip_difference(
-            *(origin.tail.data if origin.tail else memoryview(b"") for origin in origins if origin)
-        ),
+        *_zip_difference(*(origin.tail.data if origin.tail else memoryview(b"") for origin in origins)),
     ]
     return Comparison(
-        os.fspath(before),
-        os.fspath(after),
+        origins[0].path,
+        origins[1].path,
         len(data[0]),
         len(data[1]),
         len(data[0]) == len(data[1]) and data[0] == data[1],

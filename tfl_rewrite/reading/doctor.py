@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tfl_rewrite.files.source import origin_of
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
@@ -58,11 +56,11 @@ class Diagnosis(JsonData):
         return any(finding.severity.rank <= severity.rank for finding in self.findings)
 
 
-def diagnose(path: str | os.PathLike[str], *, min_runtime: str | None = None) -> Diagnosis:
+def diagnose(model: ModelLike, *, min_runtime: str | None = None) -> Diagnosis:
     """Reads a file and says what will go wrong where. Nothing is run, nothing is written.
 
     Args:
-        path: The file.
+        model: A path, bytes, an open file or a model.
         min_runtime: The oldest runtime that is to run it, as for
             :class:`tfl_rewrite.QuantizeWeights`; None for no particular one.
 
@@ -77,9 +75,8 @@ def diagnose(path: str | os.PathLike[str], *, min_runtime: str | None = None) ->
         [('unaligned', 'note')]
     """
     wanted = None if min_runtime is None else runtimes.parse_runtime(min_runtime)
-    model = load(path)
-    origin = origin_of(model)
-    assert origin is not None
+    origin = Source.of(model)
+    model = origin.model()
     found = [
         *check_quantization(model, Graph.of(model)),
         *check_operators(model),
@@ -91,4 +88,4 @@ def diagnose(path: str | os.PathLike[str], *, min_runtime: str | None = None) ->
             found.append(Finding("structure", problem.where, problem.what))
     found += check_file(model)
     found.sort(key=lambda finding: (finding.severity.rank, _ORDER[finding.kind]))
-    return Diagnosis(os.fspath(path), origin.container.nbytes, tuple(found))
+    return Diagnosis(origin.path, origin.container.nbytes, tuple(found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from typing import Any, ClassVar
 
 from tfl_rewrite.editing.metadata import said_runtime
 from tfl_rewrite.errors import check_number
-from tfl_rewrite.files.source import Source, origin_of
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import ModelLike, Source, origin_of
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import version_counts
 from tfl_rewrite.model.blob import Blob
@@ -107,11 +105,11 @@ class Inspection(JsonData):
     refusals: tuple[str, ...]
 
 
-def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
+def inspect(model: ModelLike, *, largest: int = 20) -> Inspection:
     """Looks into a file.
 
     Args:
-        path: The file.
+        model: A path, bytes, an open file or a model.
         largest: How many of the largest tensors to list.
 
     Raises:
@@ -124,7 +122,8 @@ def inspect(path: str | os.PathLike[str], *, largest: int = 20) -> Inspection:
         (102424, 'CONV_2D')
     """
     check_number("largest", largest)
-    return inspect_model(load(path), os.fspath(path), largest=largest)
+    source = Source.of(model)
+    return inspect_model(source.model(), source.path, largest=largest)
 
 
 def inspect_model(model: Model, file: str, *, largest: int = 20) -> Inspection:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.files.source import ModelLike
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.option import made_with
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.reading.on_disk import on_disk
 from tfl_rewrite.search import shrink as work
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.report import ShrinkReport
@@ -20,7 +22,7 @@ from tfl_rewrite.weights.encoding import Encoding
 
 
 def shrink(
-    source: str | os.PathLike[str],
+    source: ModelLike,
     target: str | os.PathLike[str],
     *,
     min_snr: float | None = None,
@@ -47,7 +49,7 @@ def shrink(
     """Writes the smallest file that keeps a budget.
 
     Args:
-        source: The file to read; never changed, unless it is the target too.
+        source: A path, bytes, an open file or a model; never changed, unless it is the target too.
         target: The file to make.
         min_snr: Least signal-to-noise ratio of every output, in dB.
         max_error: Largest error of any element of an output.
@@ -106,21 +108,22 @@ def shrink(
         objective=Objective(objective),
     )
     options = {"include": include, "exclude": exclude, "min_runtime": min_runtime, "effort": effort}
-    return work.shrink(
-        source,
-        target,
-        goal,
-        settings=made_with(QuantizeWeights, options),
-        before=[RemoveDead(), Dedup()],
-        after=[Compact()],
-        judging=judging,
-        metric=metric,
-        encodings=wanted,
-        time_limit=time_limit,
-        state=state,
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
-        progress=progress,
-        ready=ready,
-    )
+    with on_disk(source) as file:
+        return work.shrink(
+            file,
+            target,
+            goal,
+            settings=made_with(QuantizeWeights, options),
+            before=[RemoveDead(), Dedup()],
+            after=[Compact()],
+            judging=judging,
+            metric=metric,
+            encodings=wanted,
+            time_limit=time_limit,
+            state=state,
+            force=force,
+            dry_run=dry_run,
+            threads=threads,
+            progress=progress,
+            ready=ready,
+        )

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tfl_rewrite.errors import check_number
+from tfl_rewrite.files.source import ModelLike
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.reading.metadata import with_media
+from tfl_rewrite.reading.on_disk import on_disk
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
@@ -45,7 +47,7 @@ class FoundRounding:
 
 
 def search_rounding(
-    source: str | os.PathLike[str],
+    source: ModelLike,
     settings: RoundWeights,
     judging: Judging,
     *,
@@ -56,7 +58,7 @@ def search_rounding(
     """Searches; see the module.
 
     Args:
-        source: The file.
+        source: A path, bytes, an open file or a model.
         settings: Granularity and which constants; its steps are not used.
         judging: What to measure with; its tolerance is not used.
         min_snr: What every output must keep, in dB.
@@ -79,7 +81,7 @@ def search_rounding(
     if max_abs_error is not None:
         check_number("max_abs_error", max_abs_error)
     goal = Goal(min_snr=min_snr, max_error=max_abs_error, objective=Objective.DOWNLOAD, sure=False)
-    with rounding_session(source, settings, judging, goal, progress) as opened:
+    with on_disk(source) as file, rounding_session(file, settings, judging, goal, progress) as opened:
         search = opened.grids(min_snr)
         if not search.units:
             return FoundRounding(replace(settings, choices={}), None, opened.trials.files)

@@ -144,7 +144,7 @@ def shrink(
             found = _on_grids(opened, found, judge)
         made = ShrinkReport(
             goal=goal,
-            source=os.fspath(source),
+            source=source.path,
             target=os.fspath(target),
             nbytes_before=Path(source).stat().st_size,
             report=None,

@@ -14,9 +14,10 @@ from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, Us
 from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of, is_same
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import ensure_model
+from tfl_rewrite.files.source import ModelLike, ensure_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import schema
+from tfl_rewrite.reading.on_disk import on_disk
 from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole, join_parts
 from tfl_rewrite.shards.manifest import Manifest, parse, parse_size
 from tfl_rewrite.shards.parts import MANIFEST_NAME, PartOptions, write_parts
@@ -29,7 +30,7 @@ DEFAULT_SIZE = "4MB"
 
 
 def shard(
-    source: str | os.PathLike[str],
+    source: ModelLike,
     folder: str | os.PathLike[str],
     *,
     format: str = "parts",
@@ -45,7 +46,7 @@ def shard(
     """Writes a model as several files.
 
     Args:
-        source: The ``.tflite`` file; not changed.
+        source: A path, bytes, an open file or a model; not changed.
         folder: Where the files go; made if it is missing. Files that it has already, byte for byte, stay.
         format: ``parts`` (with a manifest; :func:`join` restores the file byte for byte) or ``external``
             (weights in files that LiteRT 2.1 and newer reads by itself).
@@ -80,40 +81,41 @@ def shard(
     )
     if format == "external" and compress != "none":
         raise UsageError("external buffers are mapped as they are", remedy="leave --compress away")
-    container = Container.open(source)
-    ensure_model(container)
-    with _folder(folder, dry_run=dry_run) as place:
-        # Whatever --force allows, what is read stays as it is.
-        entry = os.fspath(place / (MODEL_NAME if format == "external" else manifest))
-        _not_its_own(Path(entry), [Path(source)])
-        if place.is_dir():
-            reads = claims_of(source, settings.inputs, settings.holdout)
-            check_claims(reads, [Claim("OUTDIR", entry, mine=True)], force=force)
-        if format == "external":
-            from tfl_rewrite.shards.external_folder import shard_external
+    with on_disk(source) as file:
+        container = Container.open(file)
+        ensure_model(container)
+        with _folder(folder, dry_run=dry_run) as place:
+            # Whatever --force allows, what is read stays as it is.
+            entry = os.fspath(place / (MODEL_NAME if format == "external" else manifest))
+            _not_its_own(Path(entry), [Path(file)])
+            if place.is_dir():
+                reads = claims_of(file, settings.inputs, settings.holdout)
+                check_claims(reads, [Claim("OUTDIR", entry, mine=True)], force=force)
+            if format == "external":
+                from tfl_rewrite.shards.external_folder import shard_external
 
-            return shard_external(
+                return shard_external(
+                    container,
+                    place,
+                    folder=os.fspath(folder),
+                    max_nbytes=options.max_nbytes,
+                    settings=settings,
+                    force=force,
+                    dry_run=dry_run,
+                )
+            if (place / manifest).exists() and not force:
+                _same_model_or_refuse(place, manifest, container)
+            made = write_parts(
                 container,
                 place,
-                folder=os.fspath(folder),
-                max_nbytes=options.max_nbytes,
-                settings=settings,
-                force=force,
-                dry_run=dry_run,
+                options,
+                _ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
             )
-        if (place / manifest).exists() and not force:
-            _same_model_or_refuse(place, manifest, container)
-        made = write_parts(
-            container,
-            place,
-            options,
-            _ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
-        )
     return ShardReport.of_parts(
         made.manifest,
         lambda part: "kept" if part.name in made.reused else "new",
         command="shard",
-        source=os.fspath(source),
+        source=str(file),
         target=os.fspath(folder),
         entry=os.fspath(Path(folder) / manifest),
         notes=made.notes,
