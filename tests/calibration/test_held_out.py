@@ -286,7 +286,7 @@ def test_missing_inputs_are_told_before_anything_is_made(
     def ran(*_: object, **__: object) -> None:
         raise AssertionError("something was loaded")
 
-    monkeypatch.setattr("tfl_rewrite.pipeline.rewrite.load", ran)
+    monkeypatch.setattr("tfl_rewrite.files.source.Source.model", ran)
     settings = Judging(**{name: (tmp_path / "no.npz",)})
     with pytest.raises(UsageError, match=r"no\.npz: no such file"):
         rewrite(rnet[0], tmp_path / "out.tflite", [QuantizeWeights()], judging=settings)
