@@ -9,9 +9,10 @@ import pytest
 
 from tfl_rewrite import load
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels.products import before_steep
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor, operator_number
-from tfl_rewrite.weights.biases import Correction, before_steep, correct, takes_bias
+from tfl_rewrite.weights.biases import Correction, correct, takes_bias
 
 from ..nets import Net
 

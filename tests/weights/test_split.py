@@ -6,7 +6,7 @@ import numpy as np
 
 from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.encoding import forms
-from tfl_rewrite.weights.forms.split import SplitInteger
+from tfl_rewrite.weights.forms.integers import SplitInteger
 
 INT6 = forms()["int6"]
 STEP = 4

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.files.toml import read_toml
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.option import (
     check_options,
@@ -21,6 +20,7 @@ from tfl_rewrite.options.option import (
     unknown,
     values_of,
 )
+from tfl_rewrite.options.toml import read_toml
 from tfl_rewrite.passes import catalog
 
 _PLACES = ("stem", "name", "folder")

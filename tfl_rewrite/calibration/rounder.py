@@ -25,7 +25,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.interpreter.worker import RuntimeChoice
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.kernels.products import product_of
+from tfl_rewrite.kernels.products import before_steep, product_of
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import symmetric
@@ -35,7 +35,7 @@ from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.samples.made import Step
-from tfl_rewrite.weights.biases import Correction, before_steep, takes_bias
+from tfl_rewrite.weights.biases import Correction, takes_bias
 from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Work
 from tfl_rewrite.work import current, one_blas_thread
 

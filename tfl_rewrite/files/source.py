@@ -23,7 +23,7 @@ from tfl_rewrite.files.layout import bytes_text, planned
 from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import ReadResult, read
 from tfl_rewrite.flatbuf.record import Record
-from tfl_rewrite.model import customs
+from tfl_rewrite.model import references
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
@@ -263,7 +263,8 @@ def _absolute_operators(model: Model) -> list[UnsupportedError]:
             remedy="rewrite the model before it is compiled for the accelerator",
         )
         for index, code in enumerate(model.operator_codes)
-        if code.custom == customs.DISPATCH and any(operator.code is code for _, operator in model.operators())
+        if code.custom == references.DISPATCH
+        and any(operator.code is code for _, operator in model.operators())
     ]
 
 
@@ -283,7 +284,7 @@ def _who_needs(model: Model, container: Container, ranges: Ranges) -> tuple[str 
             if _find(container, magic, start, stop):
                 return None, f"they hold what looks like {what}"
     for place, holder, data in _opaque(model):
-        if len(data) > _MOST_NBYTES or customs.DISPATCH in holder:
+        if len(data) > _MOST_NBYTES or references.DISPATCH in holder:
             return place, f"{holder} may address them by their position"
         number = _address(bytes(data), ranges, container.nbytes)
         if number is not None:
@@ -306,7 +307,7 @@ def _opaque(model: Model) -> Iterator[tuple[str, str, memoryview]]:
         for position, operator in enumerate(subgraph.operators):
             place = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
             name = operator.code.custom
-            if name is None or name in customs.KNOWN_CUSTOM or name.startswith("Flex"):
+            if name is None or name in references.KNOWN_CUSTOM or name.startswith("Flex"):
                 continue
             options = operator.rest.get("custom_options")
             if options is not None and id(options) not in seen:

@@ -1,13 +1,17 @@
-"""How an operator of a model multiplies its weight."""
+"""How an operator of a model multiplies its weight, and where its products go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from tfl_rewrite.kernels.operands import input_of
-from tfl_rewrite.kernels.operators import ProductKind
-from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model.ir import Operator, Tensor
+from tfl_rewrite.kernels.operators import ProductKind, Steep
+from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.numerics.floats import constant_values
 from tfl_rewrite.numerics.products import BatchMatmul, Convolution, Dense, Depthwise, Product, Window
 
 _SAME = 0
@@ -99,3 +103,80 @@ def _window(operator: Operator, shape: tuple[int, ...]) -> Window:
         pair("dilation_h_factor", "dilation_w_factor"),
         (operator.option("padding") or 0) == _SAME,
     )
+
+
+def before_steep(model: Model) -> set[int]:
+    """Returns the ids of the weighted operators whose result reaches a steep one as it is.
+
+    That is (:class:`Steep`), without another weighted operator between. Bodies
+    that operators call are taken to pass all of their inputs on to all outputs, and a variable what is
+    assigned to any.
+    """
+    graph = Graph.of(model)
+    callers: dict[int, list[Operator]] = {}
+    within: dict[int, SubGraph] = {}
+    stored: list[Tensor] = []
+    for _, operator in model.operators():
+        for inner in operator.subgraphs():
+            callers.setdefault(id(inner), []).append(operator)
+        if row_of(operator) is ASSIGN_VARIABLE:
+            stored += _present(operator.inputs)
+    for subgraph in model.subgraphs:
+        within.update((id(tensor), subgraph) for tensor in subgraph.tensors)
+    waiting = [tensor for _, operator in model.operators() for tensor in _steep_inputs(operator, graph)]
+    seen = {id(tensor) for tensor in waiting}
+    found: set[int] = set()
+    while waiting:
+        tensor = waiting.pop()
+        maker = graph.maker_of(tensor)
+        if maker is not None and _is_weighted(maker, graph):
+            found.add(id(maker))
+            continue
+        behind: list[Tensor] = []
+        if maker is None:
+            home = within.get(id(tensor))
+            if home is not None and any(item is tensor for item in home.inputs):
+                behind = [item for caller in callers.get(id(home), []) for item in _present(caller.inputs)]
+        else:
+            behind = list(_present(maker.inputs))
+            behind += [item for inner in maker.subgraphs() for item in inner.outputs]
+            behind += stored if row_of(maker) is READ_VARIABLE else []
+        waiting += [item for item in behind if id(item) not in seen]
+        seen.update(map(id, behind))
+    return found
+
+
+def _steep_inputs(operator: Operator, graph: Graph) -> Iterator[Tensor]:
+    """Yields the inputs of an operator that it is steep in."""
+    steep = row_of(operator).steep
+    second = operator.inputs[1] if len(operator.inputs) > 1 else None
+    constant = second is not None and graph.maker_of(second) is None and second.is_constant
+    if steep is Steep.DIVISION and constant:
+        # By a constant: a straight line.
+        return
+    if steep is Steep.POWER and second is not None and _least(second) >= 1:
+        return
+    if steep is not None:
+        yield from _present(operator.inputs[: 1 if steep is Steep.ALWAYS else 2])
+
+
+def _least(exponents: Tensor) -> float:
+    """Returns the least of some constant float32 exponents; -inf where they are not known."""
+    values = constant_values(exponents, "FLOAT32")
+    return -np.inf if values is None or not values.size else float(values.min())
+
+
+def _is_weighted(operator: Operator, graph: Graph) -> bool:
+    """Whether an operator multiplies by constant weights and sums up."""
+    row = row_of(operator)
+    if row.product is not ProductKind.MATMUL:
+        return bool(row.summed)
+    return any(
+        tensor.is_constant or ((maker := graph.maker_of(tensor)) is not None and row_of(maker) is DEQUANTIZE)
+        for tensor in _present(operator.inputs)
+        if tensor is not activation_of(operator, 1)
+    )
+
+
+def _present(tensors: list[Tensor | None]) -> Iterator[Tensor]:
+    return (tensor for tensor in tensors if tensor is not None)

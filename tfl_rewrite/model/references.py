@@ -1,4 +1,4 @@
-"""Every field of the schema that is an index, and into what.
+"""Every field of the schema that is an index, and into what; and which custom operators refer to the file.
 
 Lifting turns these into objects and lowering turns them back, so that a pass which adds, drops or moves
 something cannot leave a number pointing at the wrong thing. A test compares the rows with all integer
@@ -81,3 +81,18 @@ BY_TABLE: dict[str, tuple[Reference, ...]] = {
     table: tuple(row for row in REFERENCES if row.table == table)
     for table in {row.table for row in REFERENCES}
 }
+
+BUILT_IN_CUSTOM = (
+    "NumericVerify",
+    "Mfcc",
+    "AudioSpectrogram",
+    "TFLite_Detection_PostProcess",
+    "aeq.hadamard_rotation",
+)
+"""Custom operators that the runtime registers itself (``tflite/core/kernels/register.cc``)."""
+DELEGATE_CUSTOM = ("Convolution2DTransposeBias", "MaxPoolingWithArgmax2D", "MaxUnpooling2D")
+"""Custom operators that only XNNPACK takes (``xnnpack_delegate.cc``)."""
+KNOWN_CUSTOM = frozenset((*BUILT_IN_CUSTOM, *DELEGATE_CUSTOM, "edgetpu-custom-op"))
+"""Custom operators whose options are known to hold no position in the file."""
+DISPATCH = "DISPATCH_OP"
+"""The custom operator that addresses compiled code by its position in the file (LiteRT, ``litert/core``)."""

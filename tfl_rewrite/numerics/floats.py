@@ -10,15 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
+from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.numerics.packing import unpack
 from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Channels, Float32
+
+
+def constant_values(tensor: Tensor, *types: str) -> npt.NDArray[Any] | None:
+    """Returns the elements of a constant, flat and not copied; None where they are not in the file as such.
+
+    Args:
+        tensor: The constant.
+        types: Those that it may have, none of them packed.
+    """
+    row, blob = dtypes.BY_VALUE.get(tensor.dtype), tensor.buffer.blob
+    if row is None or row.name not in types or blob is None:
+        return None
+    if tensor.is_sparse or tensor.external is not None:
+        return None
+    return np.frombuffer(blob.view(), row.numpy) if blob.nbytes == row.nbytes(tensor.elements) else None
 
 
 class Floats(Protocol):

@@ -16,8 +16,8 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
+from tfl_rewrite.editing.effects import lost_change
 from tfl_rewrite.editing.metadata import interface_changed, positions_moved
-from tfl_rewrite.editing.state import lost_change
 from tfl_rewrite.errors import UsageError, near_names, whole_number
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record

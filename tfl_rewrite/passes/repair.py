@@ -28,9 +28,8 @@ from tfl_rewrite.kernels.reads import lacks_bias, too_high, version_counts, weig
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.option import check_options, option, unknown
-from tfl_rewrite.weights import repairs
-
-Done = list[Edit | Skip]
+from tfl_rewrite.weights import biases, repairs
+from tfl_rewrite.weights.biases import Done
 
 BLOB_ALIGN = 16
 """``force_align`` of ``Buffer.data`` in the schema."""
@@ -184,19 +183,19 @@ FIXES: tuple[Fix, ...] = (
         "int16-bias",
         "stores an int32 bias beside int16 activations as int64, or tells the kernel its type",
         False,
-        repairs.widen_biases,
+        biases.widen_biases,
     ),
     Fix(
         "bias-scale",
         "gives a bias of zeros the scale of its input times that of its weight, where kernels refuse it",
         False,
-        partial(repairs.scale_zero_biases, refused=True),
+        partial(biases.scale_zero_biases, refused=True),
     ),
     Fix(
         "zero-bias-scale",
         "gives a bias of zeros the scale of its input times that of its weight",
         False,
-        partial(repairs.scale_zero_biases, refused=False),
+        partial(biases.scale_zero_biases, refused=False),
     ),
     Fix("operands", "tells a RESHAPE the shape that is recorded for its output", False, tell_shapes),
     Fix(
@@ -305,7 +304,7 @@ class Repair(Pass):
 
     def define(self, model: Model, context: Context) -> None:
         """Gives what kernels read past its meaning in another way than this pass does."""
-        repairs.tell_types(model)
+        biases.tell_types(model)
         if repairs.expand_depthwise(model):
             # What else is wrong keeps it from being run.
             self.run(model, context)

@@ -26,14 +26,12 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import unaligned
 from tfl_rewrite.reading.findings import Finding
 from tfl_rewrite.reading.metadata import associated_files, zip_members
+from tfl_rewrite.weights.biases import Reading, wrong_scales, wrong_types
 from tfl_rewrite.weights.repairs import (
-    Reading,
     right_dimension,
     scale_values,
     tensors_of,
     wrong_dimension,
-    wrong_scales,
-    wrong_types,
     zero_scales,
 )
 

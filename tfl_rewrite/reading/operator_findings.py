@@ -29,7 +29,7 @@ from tfl_rewrite.kernels.reads import (
 )
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model import customs
+from tfl_rewrite.model import references
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.reading.findings import Finding
 from tfl_rewrite.weights.repairs import undefined_depthwise
@@ -99,9 +99,9 @@ def _weight(read: WeightRead, where: str) -> Iterator[Finding]:
 
 def _custom(operator: Operator, where: str) -> Iterator[Finding]:
     name = operator.code.custom
-    if name is None or name in customs.BUILT_IN_CUSTOM:
+    if name is None or name in references.BUILT_IN_CUSTOM:
         return
-    if name in customs.DELEGATE_CUSTOM:
+    if name in references.DELEGATE_CUSTOM:
         yield Finding("delegate-operator", where, "custom operator")
     elif name.startswith("Flex"):
         yield Finding("custom-operator", where, "a TensorFlow operator: needs the select-ops (Flex) library")

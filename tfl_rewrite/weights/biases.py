@@ -1,22 +1,37 @@
-"""Biases that take back what rounding a weight does to the mean of its products."""
+"""Biases: those that take back what rounding a weight does to the mean of its products, and broken ones.
+
+Beside int16 activations the kernels of LiteRT read a bias as int64 unless ``quantized_bias_type`` says int32:
+an int32 bias is read past its end, so the outputs depend on what lies behind it in the file. TensorFlow Lite
+2.14 went by the type of the tensor. Measured on 2.14 and 2.3 with every resolver: int64 is right in both.
+"""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.kernels.operators import ProductKind, Steep
-from tfl_rewrite.kernels.products import activation_of
-from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
+from tfl_rewrite.flatbuf.record import ScalarVector
+from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
+from tfl_rewrite.kernels.operands import input_of, operators_of, scales_of
+from tfl_rewrite.kernels.operators import ProductKind
+from tfl_rewrite.kernels.reads import first_version_with
+from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
+from tfl_rewrite.numerics.floats import constant_values
 
+Done = list[Edit | Skip]
+"""What a repair did, and what it looked at and left alone."""
+
+_INTEGERS = ("INT8", "UINT8", "INT16", "INT4", "INT2")
 _BIAS = 2
 
 ADDED_SHARE = 0.02
@@ -24,6 +39,18 @@ ADDED_SHARE = 0.02
 
 ADDED_NBYTES = 128
 """Of the tensor and the buffer of an added bias."""
+
+
+_OPTION = "quantized_bias_type"
+_UNTOLD = dtypes.FLOAT32.value
+_WIDE = dtypes.BY_NAME["INT64"]
+_INTEGERS = ("INT8", "UINT8", "INT16", "INT4", "INT2")
+
+_ALLOWED = 0.02
+"""Of an output step, by which a per-tensor kernel lets the scale of a bias be off (``kernel_util.cc``,
+``GetQuantizedConvolutionMultipler``)."""
+_RELATIVE = 0.01
+"""Below it, the difference is what rounding a product of float32 scales several times leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,85 +82,6 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
     return bias.elements == outputs and _stored(subgraph, bias) is not None
 
 
-def before_steep(model: Model) -> set[int]:
-    """Returns the ids of the weighted operators whose result reaches a steep one as it is.
-
-    That is (:class:`~tfl_rewrite.kernels.operators.Steep`), without another weighted operator between. Bodies
-    that operators call are taken to pass all of their inputs on to all outputs, and a variable what is
-    assigned to any.
-    """
-    graph = Graph.of(model)
-    callers: dict[int, list[Operator]] = {}
-    within: dict[int, SubGraph] = {}
-    stored: list[Tensor] = []
-    for _, operator in model.operators():
-        for inner in operator.subgraphs():
-            callers.setdefault(id(inner), []).append(operator)
-        if row_of(operator) is ASSIGN_VARIABLE:
-            stored += _present(operator.inputs)
-    for subgraph in model.subgraphs:
-        within.update((id(tensor), subgraph) for tensor in subgraph.tensors)
-    waiting = [tensor for _, operator in model.operators() for tensor in _steep_inputs(operator, graph)]
-    seen = {id(tensor) for tensor in waiting}
-    found: set[int] = set()
-    while waiting:
-        tensor = waiting.pop()
-        maker = graph.maker_of(tensor)
-        if maker is not None and _is_weighted(maker, graph):
-            found.add(id(maker))
-            continue
-        behind: list[Tensor] = []
-        if maker is None:
-            home = within.get(id(tensor))
-            if home is not None and any(item is tensor for item in home.inputs):
-                behind = [item for caller in callers.get(id(home), []) for item in _present(caller.inputs)]
-        else:
-            behind = list(_present(maker.inputs))
-            behind += [item for inner in maker.subgraphs() for item in inner.outputs]
-            behind += stored if row_of(maker) is READ_VARIABLE else []
-        waiting += [item for item in behind if id(item) not in seen]
-        seen.update(map(id, behind))
-    return found
-
-
-def _steep_inputs(operator: Operator, graph: Graph) -> Iterator[Tensor]:
-    """Yields the inputs of an operator that it is steep in."""
-    steep = row_of(operator).steep
-    second = operator.inputs[1] if len(operator.inputs) > 1 else None
-    constant = second is not None and graph.maker_of(second) is None and second.is_constant
-    if steep is Steep.DIVISION and constant:
-        # By a constant: a straight line.
-        return
-    if steep is Steep.POWER and second is not None and _least(second) >= 1:
-        return
-    if steep is not None:
-        yield from _present(operator.inputs[: 1 if steep is Steep.ALWAYS else 2])
-
-
-def _least(exponents: Tensor) -> float:
-    """Returns the least of some constant float32 exponents; -inf where they are not known."""
-    blob = exponents.buffer.blob
-    if exponents.dtype != dtypes.FLOAT32.value or blob is None or not blob.nbytes:
-        return -np.inf
-    return float(np.frombuffer(blob.view(), np.float32).min())
-
-
-def _is_weighted(operator: Operator, graph: Graph) -> bool:
-    """Whether an operator multiplies by constant weights and sums up."""
-    row = row_of(operator)
-    if row.product is not ProductKind.MATMUL:
-        return bool(row.summed)
-    return any(
-        tensor.is_constant or ((maker := graph.maker_of(tensor)) is not None and row_of(maker) is DEQUANTIZE)
-        for tensor in _present(operator.inputs)
-        if tensor is not activation_of(operator, 1)
-    )
-
-
-def _present(tensors: list[Tensor | None]) -> Iterator[Tensor]:
-    return (tensor for tensor in tensors if tensor is not None)
-
-
 def correct(editor: Editor, item: Correction) -> None:
     """Adds to a bias; other operators that read the same constant keep the old one."""
     subgraph, operator = item.subgraph, item.operator
@@ -147,14 +95,13 @@ def correct(editor: Editor, item: Correction) -> None:
         operator.inputs[_BIAS:] = [editor.add_tensor(subgraph, added)]
         return
     stored = _stored(subgraph, bias)
-    assert stored is not None and stored.buffer.blob is not None
-    dtype = dtypes.BY_VALUE[stored.dtype].numpy
-    old = np.frombuffer(stored.buffer.blob.view(), dtype).astype(np.float64)
-    new = old + item.change.reshape(old.shape)
-    if not np.isfinite(new.astype(dtype)).all():
+    old = constant_values(stored, "FLOAT32", "FLOAT16") if stored is not None else None
+    assert stored is not None and old is not None
+    new = old.astype(np.float64) + item.change.reshape(old.shape)
+    if not np.isfinite(new.astype(old.dtype)).all():
         return
     if _alone(editor, stored, bias, operator):
-        stored.buffer.blob = OwnedBlob(new.astype(dtype).tobytes())
+        stored.buffer.blob = OwnedBlob(new.astype(old.dtype).tobytes())
         return
     data = new.astype("<f4").tobytes()
     copy = Tensor(f"{bias.name}_own", bias.shape, dtypes.FLOAT32.value, editor.add_buffer(data))
@@ -168,12 +115,9 @@ def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
         maker = next((item for item in subgraph.operators if any(o is bias for o in item.outputs)), None)
         expands = maker is not None and row_of(maker) is DEQUANTIZE and maker.inputs
         found = maker.inputs[0] if maker is not None and expands else None
-    if found is None or not found.is_constant or found.is_sparse or found.external is not None:
+    if found is None or not found.is_constant:
         return None
-    row = dtypes.BY_VALUE.get(found.dtype)
-    if row is None or row.name not in ("FLOAT32", "FLOAT16") or found.buffer.blob is None:
-        return None
-    return found if found.buffer.nbytes == row.nbytes(found.elements) else None
+    return found if constant_values(found, "FLOAT32", "FLOAT16") is not None else None
 
 
 def _alone(editor: Editor, stored: Tensor, bias: Tensor, operator: Operator) -> bool:
@@ -190,3 +134,213 @@ def _alone(editor: Editor, stored: Tensor, bias: Tensor, operator: Operator) -> 
         tensor is bias or tensor is stored for _, other in model.operators() for tensor in other.inputs
     )
     return readers == (1 if stored is bias else 2)
+
+
+class Reading(enum.Enum):
+    """How kernels take a bias whose type is not the one that they expect; the value says it in words."""
+
+    PAST_ITS_END = (
+        "int32 bias, which the kernel reads as int64: past its end, unless quantized_bias_type tells"
+    )
+    REFUSED = "int32 bias, and the kernel takes int64 only"
+    CONTRADICTED = "quantized_bias_type is not the type of the bias"
+
+
+@dataclass(frozen=True, slots=True)
+class BiasRead:
+    """A bias beside int16 activations that is not of the type that its kernel takes."""
+
+    subgraph: SubGraph
+    operator: Operator
+    bias: Tensor
+    reading: Reading
+    place: str
+
+
+def _operands(operator: Operator) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Returns the activation, the weight and the bias of a product that has a bias."""
+    row = row_of(operator)
+    if not row.multiplies or row.product is ProductKind.MATMUL:
+        return None, None, None
+    return input_of(operator, row.activation), input_of(operator, 1), input_of(operator, row.biases[0])
+
+
+def wrong_types(model: Model) -> Iterator[BiasRead]:
+    """Yields biases beside int16 activations whose type kernels misread or refuse."""
+    for subgraph, operator, place in operators_of(model):
+        row, (activation, weight, bias) = row_of(operator), _operands(operator)
+        if activation is None or weight is None or bias is None or activation.dtype_name != "INT16":
+            continue
+        if weight.dtype_name not in ("INT8", "INT4") or bias.dtype_name not in ("INT32", "INT64"):
+            continue
+        reads_option = first_version_with(row, _OPTION) is not None
+        told = operator.option(_OPTION) if reads_option else _UNTOLD
+        if told not in (None, _UNTOLD, bias.dtype):
+            yield BiasRead(subgraph, operator, bias, Reading.CONTRADICTED, place)
+        elif bias.dtype_name == "INT32" and told != bias.dtype:
+            reading = Reading.PAST_ITS_END if reads_option else Reading.REFUSED
+            yield BiasRead(subgraph, operator, bias, reading, place)
+
+
+def widen_biases(model: Model, editor: Editor) -> Done:
+    """Stores biases beside int16 activations as int64, or tells the type where they are computed."""
+    done: Done = []
+    found = list(wrong_types(model))
+    graph = Graph.of(model)
+    wide: dict[int, Tensor] = {}
+    for read in found:
+        operator, bias = read.operator, read.bias
+        where = f"{read.place} {operator.code.name}"
+        if bias.dtype == _WIDE.value:
+            editor.set_option(operator, _OPTION, _UNTOLD)
+            done.append(Edit(where, f"{_OPTION} taken away: the bias is int64"))
+            continue
+        values = _integers(bias)
+        if values is None:
+            done.append(_tell(read, editor, where))
+            continue
+        if operator.option(_OPTION) not in (None, _UNTOLD):
+            editor.set_option(operator, _OPTION, _UNTOLD)
+        made = wide.get(id(bias))
+        if made is None:
+            own = {id(item.operator) for item in found if item.bias is bias}
+            alone = (
+                all(id(use.operator) in own for use in graph.uses_of(bias)) and id(bias) not in graph.exposed
+            )
+            buffer = editor.add_buffer(values.astype("<i8").tobytes())
+            if alone:
+                old, bias.buffer, bias.dtype = bias.buffer, buffer, _WIDE.value
+                editor.release(old)
+                made = bias
+            else:
+                made = editor.add_tensor(
+                    read.subgraph,
+                    Tensor(f"{bias.name}_int64", bias.shape, _WIDE.value, buffer, bias.quantization),
+                )
+            wide[id(bias)] = made
+        operator.inputs[row_of(operator).biases[0]] = made
+        done.append(Edit(where, "bias int32 -> int64"))
+    return done
+
+
+def tell_types(model: Model) -> bool:
+    """Tells kernels that a bias beside int16 activations is int32, where they would read past it.
+
+    Versions stay: 2.14 goes by the type, newer runtimes by the option.
+
+    Returns:
+        Whether there was any.
+    """
+    editor = Editor(model)
+    found = [read for read in wrong_types(model) if read.reading is Reading.PAST_ITS_END]
+    for read in found:
+        editor.set_option(read.operator, _OPTION, read.bias.dtype)
+    return bool(found)
+
+
+def _integers(bias: Tensor) -> npt.NDArray[np.int64] | None:
+    """Returns the elements of a constant integer bias, or None where they are not in the file."""
+    values = constant_values(bias, "INT32", "INT64") if bias.is_constant else None
+    return None if values is None else values.astype(np.int64)
+
+
+def _tell(read: BiasRead, editor: Editor, where: str) -> Edit | Skip:
+    """Sets the option for a bias whose values are not in the file."""
+    version = first_version_with(row_of(read.operator), _OPTION)
+    if version is None:
+        return Skip(where, "its int32 bias is computed, and no option tells the kernel", "computed-bias")
+    editor.set_option(read.operator, _OPTION, read.bias.dtype)
+    editor.stamp(read.operator, version)
+    return Edit(where, f"{_OPTION} says int32; version {version}")
+
+
+@dataclass(frozen=True, slots=True)
+class BiasScale:
+    """A bias whose scale is not that of its input times that of its weight.
+
+    Attributes:
+        products: What the scales are to be.
+        detail: The numbers.
+        refused: Whether per-tensor kernels refuse the file for it.
+        zero: Whether all of its values are zero, so that any scale means the same.
+    """
+
+    subgraph: SubGraph
+    operator: Operator
+    bias: Tensor
+    place: str
+    products: tuple[float, ...]
+    detail: str
+    refused: bool
+    zero: bool
+
+
+def wrong_scales(model: Model) -> Iterator[BiasScale]:
+    """Yields integer biases whose scale is off."""
+    for subgraph, operator, place in operators_of(model):
+        activation, weight, bias = _operands(operator)
+        output = operator.outputs[0] if operator.outputs else None
+        if activation is None or weight is None or bias is None or output is None:
+            continue
+        if bias.dtype_name not in ("INT32", "INT64") or activation.dtype_name not in _INTEGERS:
+            continue
+        inputs, weights, biases = scales_of(activation), scales_of(weight), scales_of(bias)
+        if len(inputs) != 1 or not weights or not biases or len(biases) not in (1, len(weights)):
+            continue
+        products = [inputs[0] * scale for scale in weights]
+        stated = biases if len(biases) == len(products) else biases * len(products)
+        off = [
+            (abs(one - other) / max(abs(one), abs(other)), one, other)
+            for one, other in zip(products, stated, strict=True)
+            if one != other
+        ]
+        worst = max(off, default=(0.0, 0.0, 0.0))
+        if worst[0] <= _RELATIVE:
+            continue
+        detail = f"{operator.code.name}: the bias says {worst[2]:.4g}, input times weight is {worst[1]:.4g}"
+        results, refused = scales_of(output), False
+        if len(weights) == 1 and len(results) == 1 and results[0] > 0:
+            steps = abs(worst[1] - worst[2]) / results[0]
+            refused = steps > _ALLOWED
+            detail += f" ({steps:.3g} output steps{'; more than 0.02: refused' if refused else ''})"
+        else:
+            wrong = sum(share > _RELATIVE for share, _, _ in off)
+            detail += f" ({wrong} of {len(products)} channels)"
+        values = _integers(bias)
+        zero = values is not None and not values.any()
+        yield BiasScale(subgraph, operator, bias, place, tuple(products), detail, refused, zero)
+
+
+def scale_zero_biases(model: Model, editor: Editor, *, refused: bool) -> Done:
+    """Gives biases that are all zero the scale of their input times that of their weight.
+
+    Args:
+        model: Changed in place.
+        editor: Of the model.
+        refused: Those that per-tensor kernels refuse, or the others.
+    """
+    done: Done = []
+    graph = Graph.of(model)
+    for item in wrong_scales(model):
+        if not item.zero or item.refused is not refused:
+            continue
+        raw = np.array(item.products, "<f4").tobytes()
+        points = ScalarVector(INT64, bytes(8 * len(item.products)))
+        old = item.bias.quantization or Quantization()
+        made = replace(old, scale=ScalarVector(FLOAT32, raw), zero_point=points, dimension=0)
+        tensor = item.bias
+        if len(graph.uses_of(tensor)) > 1:
+            name = f"{tensor.name}_of_{_name_of(item.operator)}"
+            tensor = editor.add_tensor(
+                item.subgraph, Tensor(name, tensor.shape, tensor.dtype, tensor.buffer, made)
+            )
+            item.operator.inputs[row_of(item.operator).biases[0]] = tensor
+        else:
+            tensor.quantization = made
+        done.append(Edit(f"{item.place} {item.bias.name}".rstrip(), "the scale is input times weight now"))
+    return done
+
+
+def _name_of(operator: Operator) -> str:
+    output = operator.outputs[0] if operator.outputs else None
+    return output.name if output is not None else operator.code.name

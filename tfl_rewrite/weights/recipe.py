@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.errors import UsageError, near_names
-from tfl_rewrite.files.toml import read_toml
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.patterns import Budget, Pattern
+from tfl_rewrite.options.toml import read_toml
 from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
 from tfl_rewrite.weights.encoding import Encoding, forms
 
