@@ -17,6 +17,7 @@ MODULES = sorted(path.relative_to(HERE) for path in HERE.rglob("*.py"))
 WHOLE = {
     "test_api",
     "test_corpus",
+    "test_examples",
     "test_fixtures",
     "test_fixtures_malformed",
     "test_large",

@@ -27,7 +27,7 @@ WING = {
     "judge/matching.py": "what an operator output is matched by does not come from the rewriter",
 }
 # Words that are the name of an operator by chance.
-CHANCE = {("cli/commands/batch.py", "WHERE"): "a metavar"}
+CHANCE = {("batch/config.py", "WHERE"): "a metavar"}
 
 
 def spelled(source: str) -> Iterator[tuple[int, str]]:
