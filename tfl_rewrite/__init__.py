@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.search.round import search_rounding
     from tfl_rewrite.shards.calls import ShardedModel, join, open_sharded, shard
     from tfl_rewrite.shards.report import ShardFailed, ShardReport
+    from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 _HOMES = {
     "Blame": "judge.layers",
@@ -71,6 +72,7 @@ _HOMES = {
     "Graph": "model.graph",
     "Inspection": "reading.inspect",
     "InvariantError": "errors",
+    "JoinOptions": "shards.settings",
     "Judging": "judge.settings",
     "Model": "model.ir",
     "Operator": "model.ir",
@@ -83,6 +85,7 @@ _HOMES = {
     "RewriteFailed": "pipeline.report",
     "RoundWeights": "passes.round_weights",
     "ShardFailed": "shards.report",
+    "ShardOptions": "shards.settings",
     "ShardReport": "shards.report",
     "ShardedModel": "shards.calls",
     "ShrinkFailed": "search.report",
@@ -133,6 +136,7 @@ __all__ = [
     "Graph",
     "Inspection",
     "InvariantError",
+    "JoinOptions",
     "Judging",
     "Model",
     "Operator",
@@ -145,6 +149,7 @@ __all__ = [
     "RewriteFailed",
     "RoundWeights",
     "ShardFailed",
+    "ShardOptions",
     "ShardReport",
     "ShardedModel",
     "ShrinkFailed",

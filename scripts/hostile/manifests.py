@@ -13,6 +13,7 @@ from hostile.contract import Breach
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import join, shard
+from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 TEXTS = (
     "../outside.part",
@@ -70,7 +71,7 @@ class Manifests:
         self._parts = self._home / "parts"
         self._home.mkdir()
         (self._home / "outside.part").write_bytes(b"not to be read")
-        shard(model, self._parts, max_size=20_000, judging=Judging(mode="off"))
+        shard(model, self._parts, ShardOptions(max_size=20_000), judging=Judging(mode="off"))
         (self._manifest,) = self._parts.glob("*.json")
         self._good = self._manifest.read_bytes()
         self._digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -87,7 +88,7 @@ class Manifests:
         made.mkdir()
         self._manifest.write_bytes(text)
         try:
-            join(self._manifest, made / "out.tflite", judging=Judging(mode="off"), jobs=1)
+            join(self._manifest, made / "out.tflite", JoinOptions(jobs=1), judging=Judging(mode="off"))
             outcome = "joined"
             digest = hashlib.sha256((made / "out.tflite").read_bytes()).hexdigest()
             if digest != self._digest and _says(text) != digest:

@@ -13,6 +13,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.shards import web
+from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 from tfl_rewrite.shards.sources import FolderSource, find_source
 from tfl_rewrite.shards.web import WebSource
 
@@ -21,7 +22,7 @@ from .serving import Server, serve
 
 @pytest.fixture
 def folder(fixtures: Path, tmp_path: Path) -> Path:
-    tfl_rewrite.shard(fixtures / "dense.tflite", tmp_path / "shards", max_size="1KiB")
+    tfl_rewrite.shard(fixtures / "dense.tflite", tmp_path / "shards", ShardOptions(max_size="1KiB"))
     return tmp_path / "shards"
 
 
@@ -55,7 +56,7 @@ def test_private_addresses_in_a_chain(chain: str, host: str, server: Server, tmp
 
 @pytest.mark.parametrize("chain", CACHES)
 def test_when_they_are_allowed(chain: str, server: Server, model: bytes, tmp_path: Path) -> None:
-    tfl_rewrite.join(f"{chain}{server.url}/manifest.json", tmp_path / "out", allow_private=True)
+    tfl_rewrite.join(f"{chain}{server.url}/manifest.json", tmp_path / "out", JoinOptions(allow_private=True))
     assert (tmp_path / "out").read_bytes() == model
 
 
@@ -109,14 +110,14 @@ def test_other_kinds_of_addresses(
         assert isinstance(find_source(url)[0], FolderSource)  # No more than a strange name.
         return
     with pytest.raises(UsageError, match=r"is not read from|is not the last link"):
-        tfl_rewrite.join(url, tmp_path / "out", allow_private=private)
+        tfl_rewrite.join(url, tmp_path / "out", JoinOptions(allow_private=private))
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_archives_on_the_web(scheme: str, tmp_path: Path) -> None:
     url = f"zip://manifest.json::simplecache::{scheme}://127.0.0.1/a.zip"
     with pytest.raises(UsageError, match="is in an archive on a web server; fetch the archive"):
-        tfl_rewrite.join(url, tmp_path / "out", allow_private=True)
+        tfl_rewrite.join(url, tmp_path / "out", JoinOptions(allow_private=True))
 
 
 def archive(folder: Path, kind: str, path: Path) -> Path:

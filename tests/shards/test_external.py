@@ -13,12 +13,14 @@ import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.judge import compiled
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.shards import compiled, external_folder
+from tfl_rewrite.shards import external_folder
 from tfl_rewrite.shards.external import move_out
+from tfl_rewrite.shards.settings import ShardOptions
 
 UNRUN = Judging(mode="off")
 
@@ -54,7 +56,9 @@ def movable(path: Path) -> bool:
 
 
 def round_trip(path: Path, folder: Path, judging: Judging | None = None) -> None:
-    report = tfl_rewrite.shard(path, folder / "e", format="external", max_size="64KiB", judging=judging)
+    report = tfl_rewrite.shard(
+        path, folder / "e", ShardOptions(format="external", max_size="64KiB"), judging=judging
+    )
     assert judging is not None or (report.verdict is not None and report.verdict.passed)
     assert sorted(item.name for item in report.files) == sorted(
         file.name for file in (folder / "e").iterdir()
@@ -68,7 +72,7 @@ def round_trip(path: Path, folder: Path, judging: Judging | None = None) -> None
 def test_every_fixture_comes_back_record_equal(sound: Path, tmp_path: Path) -> None:
     if not movable(sound):
         with pytest.raises(UnsupportedError) as caught:
-            tfl_rewrite.shard(sound, tmp_path / "e", format="external")
+            tfl_rewrite.shard(sound, tmp_path / "e", ShardOptions(format="external"))
         assert caught.value.exit_code == 3 and not list(tmp_path.iterdir())
         return
     round_trip(sound, tmp_path, UNRUN)
@@ -113,7 +117,9 @@ def test_compiled_model_may_be_wrong_about_the_original(tmp_path: Path) -> None:
         pytest.skip(NO_CORPUS)
     # It hands out memory that nobody wrote as the output of a RESHAPE whose shape it learns at run time.
     report = tfl_rewrite.shard(
-        Path(CORPUS) / "sipeed+TinyMaix__mbnet96_0.25_f.tflite", tmp_path / "e", format="external"
+        Path(CORPUS) / "sipeed+TinyMaix__mbnet96_0.25_f.tflite",
+        tmp_path / "e",
+        ShardOptions(format="external"),
     )
     assert report.unverified is not None and "as the classic interpreter does" in report.unverified
 
@@ -125,7 +131,10 @@ def test_int64_outputs_are_compared_too(tmp_path: Path) -> None:
         pytest.skip(NO_CORPUS)
     model = Path(CORPUS) / "google-coral+test_data__deeplabv3_mnv2_dm05_pascal_quant.tflite"
     report = tfl_rewrite.shard(
-        model, tmp_path / "e", format="external", judging=Judging(samples=1, mode="require")
+        model,
+        tmp_path / "e",
+        ShardOptions(format="external"),
+        judging=Judging(samples=1, mode="require"),
     )
     assert report.verdict is not None and report.verdict.outputs[0].dtype == "int64"
 
@@ -134,8 +143,7 @@ def test_what_the_runtime_reads_and_how_it_is_laid_out(fixtures: Path, tmp_path:
     tfl_rewrite.shard(
         fixtures / "digits_cnn.tflite",
         tmp_path / "e",
-        format="external",
-        max_size="48KiB",
+        ShardOptions(format="external", max_size="48KiB"),
         judging=UNRUN,
     )
     model = load(tmp_path / "e" / "model.tflite")
@@ -157,8 +165,7 @@ def test_a_large_tensor_gets_a_file_of_its_own(fixtures: Path, tmp_path: Path) -
     report = tfl_rewrite.shard(
         fixtures / "digits_cnn.tflite",
         tmp_path / "e",
-        format="external",
-        max_size="16KiB",
+        ShardOptions(format="external", max_size="16KiB"),
         judging=UNRUN,
     )
     assert sum("cannot be divided" in note for note in report.notes) == 2
@@ -177,27 +184,29 @@ def test_a_failed_verification_publishes_nothing(
 
     monkeypatch.setattr(external_folder, "_write", broken)
     with pytest.raises(tfl_rewrite.ShardFailed, match="computes something else") as caught:
-        tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", format="external")
+        tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", ShardOptions(format="external"))
     assert caught.value.exit_code == 4 and caught.value.report.outcome == "failed"
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(external_folder, "_write", lambda file, path: None)
     with pytest.raises(FileAccessError):
-        tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", format="external")
+        tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", ShardOptions(format="external"))
 
 
 @pytest.mark.runtime
 def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> None:
-    report = tfl_rewrite.shard(fixtures / "lstm.tflite", tmp_path / "e", format="external")
+    report = tfl_rewrite.shard(fixtures / "lstm.tflite", tmp_path / "e", ShardOptions(format="external"))
     assert report.unverified is not None and "does not run in CompiledModel" in report.unverified
     with pytest.raises(tfl_rewrite.ShardFailed, match="could not be verified") as caught:
         tfl_rewrite.shard(
             fixtures / "lstm.tflite",
             tmp_path / "r",
-            format="external",
+            ShardOptions(format="external"),
             judging=Judging(mode="require"),
         )
     assert caught.value.exit_code == 3 and not (tmp_path / "r").exists()
-    report = tfl_rewrite.shard(fixtures / "string_input.tflite", tmp_path / "s", format="external")
+    report = tfl_rewrite.shard(
+        fixtures / "string_input.tflite", tmp_path / "s", ShardOptions(format="external")
+    )
     assert report.unverified is not None
 
 
@@ -205,27 +214,31 @@ def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> Non
 def test_runs_with_given_inputs(fixtures: Path, tmp_path: Path) -> None:
     given = Judging(inputs=(fixtures / "inputs" / "mtcnn_rnet.npz",), mode="require")
     report = tfl_rewrite.shard(
-        fixtures / "mtcnn_rnet.tflite", tmp_path / "e", format="external", judging=given
+        fixtures / "mtcnn_rnet.tflite",
+        tmp_path / "e",
+        ShardOptions(format="external"),
+        judging=given,
     )
     assert report.verdict is not None and report.verdict.sample_source == "real"
 
 
 def test_existing_files(fixtures: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"format": "external", "judging": UNRUN}
-    tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", **options)
-    again = tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", **options)
+    external = ShardOptions(format="external")
+    tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", external, judging=UNRUN)
+    again = tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", external, judging=UNRUN)
     assert {item.status for item in again.files} == {"kept"}
     before = {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
     with pytest.raises(UsageError, match="exists already, with other content"):
-        tfl_rewrite.shard(fixtures / "mtcnn_rnet.tflite", tmp_path / "e", **options)
+        tfl_rewrite.shard(fixtures / "mtcnn_rnet.tflite", tmp_path / "e", external, judging=UNRUN)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
-    tfl_rewrite.shard(fixtures / "mtcnn_rnet.tflite", tmp_path / "e", force=True, **options)
+    forced = ShardOptions(format="external", force=True)
+    tfl_rewrite.shard(fixtures / "mtcnn_rnet.tflite", tmp_path / "e", forced, judging=UNRUN)
     # Weights are named by their content, so those of the first model are still there.
     assert {name for name in before if name != "model.tflite"} < {p.name for p in (tmp_path / "e").iterdir()}
     with pytest.raises(UnsupportedError, match="use 'tfl-rewrite join' first"):
-        tfl_rewrite.shard(tmp_path / "e" / "model.tflite", tmp_path / "f", **options)
+        tfl_rewrite.shard(tmp_path / "e" / "model.tflite", tmp_path / "f", external, judging=UNRUN)
     with pytest.raises(UsageError, match="leave --compress away"):
-        tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "f", compress="gzip", **options)
+        ShardOptions(format="external", compress="gzip")
     with pytest.raises(UsageError, match="is a whole model already"):
         tfl_rewrite.join(fixtures / "digits_cnn.tflite", tmp_path / "g")
 
@@ -304,6 +317,6 @@ def test_compiled_model_may_take_no_more_memory_than_allowed(
     # The classic interpreter, which runs first, is let through: it asks for itself.
     monkeypatch.setattr(compiled, "default_limit", lambda: 1 << 20)
     whole = fixtures / "digits_cnn.tflite"
-    verdict = compiled.judge_compiled(whole, whole, whole, Judging())
+    verdict = compiled.judge_compiled(whole, whole, whole, Judging(), beside=((), ()))
     assert verdict.status == "unverified"
     assert "took more memory than 1 MB" in verdict.reasons[0]

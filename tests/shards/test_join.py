@@ -23,6 +23,7 @@ import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 from tfl_rewrite.shards import web
 from tfl_rewrite.shards.join import work_folder
+from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 from .serving import Server, serve
 
@@ -36,7 +37,7 @@ def model(fixtures: Path) -> Path:
 def folder(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "host" / "shards"
     path.parent.mkdir()
-    tfl_rewrite.shard(model, path, max_size="8KiB")
+    tfl_rewrite.shard(model, path, ShardOptions(max_size="8KiB"))
     return path
 
 
@@ -65,7 +66,9 @@ def parts_of(folder: Path) -> list[str]:
 
 
 def test_over_the_web(server: Server, folder: Path, model: Path, here: Path) -> None:
-    report = tfl_rewrite.join(f"{server.url}/manifest.json?key=1", here / "out", allow_private=True)
+    report = tfl_rewrite.join(
+        f"{server.url}/manifest.json?key=1", here / "out", JoinOptions(allow_private=True)
+    )
     assert (here / "out").read_bytes() == model.read_bytes()
     assert [path.name for path in here.iterdir()] == ["out"]
     assert {item.status for item in report.files} == {"fetched"}
@@ -80,7 +83,7 @@ def test_what_is_there_and_right_is_not_fetched_again(
     missing = names[3]
     server.answer = lambda path: (404, {}, b"") if missing in path else None
     with pytest.raises(FileAccessError, match=f"{missing}: is missing"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True, jobs=1)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True, jobs=1))
     work = here / "out.parts"
     assert not (here / "out").exists() and work.is_dir()
     kept = set(parts_of(work))
@@ -91,7 +94,7 @@ def test_what_is_there_and_right_is_not_fetched_again(
     (work / ".stray.tmp").write_bytes(b"?")
     server.answer = lambda _path: None
     server.asked.clear()
-    report = tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+    report = tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
     assert (here / "out").read_bytes() == model.read_bytes() and not work.exists()
     assert {item.name for item in report.files if item.status == "kept"} == kept - {damaged}
     assert {path.strip("/") for path in server.asked} == {*names, "manifest.json"} - (kept - {damaged})
@@ -110,7 +113,7 @@ def test_a_wrong_part_is_named(body: object, what: str, server: Server, folder: 
     wrong = body((folder / name).read_bytes())  # type: ignore[operator]
     server.answer = lambda path: (200, {}, wrong) if name in path else None
     with pytest.raises(FormatError, match=what) as caught:
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
     assert name in str(caught.value) and not (here / "out").exists()
     assert name not in parts_of(here / "out.parts")
     with pytest.raises(FormatError, match=what):
@@ -122,17 +125,17 @@ def test_a_server_that_stumbles(server: Server, model: Path, here: Path) -> None
         return (503, {}, b"busy") if server.asked[path] == 1 else None
 
     server.answer = stumble
-    tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+    tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
     assert (here / "out").read_bytes() == model.read_bytes()
     server.answer = lambda _path: (403, {}, b"")
     with pytest.raises(FileAccessError, match="the server answers 403"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "two", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "two", JoinOptions(allow_private=True))
 
 
 def test_a_server_that_packs(server: Server, here: Path) -> None:
     server.answer = lambda _path: (200, {"Content-Encoding": "br"}, b"")
     with pytest.raises(FileAccessError, match="packs it"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
 
 
 def test_private_addresses_need_to_be_allowed(server: Server, here: Path) -> None:
@@ -172,7 +175,7 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
 def test_redirects_to_other_kinds(target: str, server: Server, here: Path) -> None:
     server.answer = lambda _path: (302, {"Location": target}, b"")
     with pytest.raises(FileAccessError, match=r"not allowed|not followed"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
 
 
 def test_redirects(server: Server, model: Path, here: Path, folder: Path) -> None:
@@ -182,11 +185,11 @@ def test_redirects(server: Server, model: Path, here: Path, folder: Path) -> Non
         return 302, {"Location": f"/new{path}"}, b""
 
     server.answer = moved
-    tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+    tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
     assert (here / "out").read_bytes() == model.read_bytes()
     server.answer = lambda path: (302, {"Location": path}, b"")
     with pytest.raises(FileAccessError, match="302"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "two", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "two", JoinOptions(allow_private=True))
 
 
 def test_never_down_from_https() -> None:
@@ -242,8 +245,8 @@ def test_fsspec_is_optional(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_known_hash(folder: Path, model: Path, here: Path) -> None:
     right = hashlib.sha256(model.read_bytes()).hexdigest()
     with pytest.raises(UsageError, match="another version, or it was tampered with"):
-        tfl_rewrite.join(folder / "manifest.json", here / "out", sha256="0" * 64)
-    tfl_rewrite.join(folder / "manifest.json", here / "out", sha256=right.upper())
+        tfl_rewrite.join(folder / "manifest.json", here / "out", JoinOptions(sha256="0" * 64))
+    tfl_rewrite.join(folder / "manifest.json", here / "out", JoinOptions(sha256=right.upper()))
 
 
 def test_an_existing_file_stays(folder: Path, model: Path, here: Path) -> None:
@@ -251,20 +254,20 @@ def test_an_existing_file_stays(folder: Path, model: Path, here: Path) -> None:
     (here / "out").chmod(0o640)
     with pytest.raises(UsageError, match="exists already"):
         tfl_rewrite.join(folder / "manifest.json", here / "out")
-    tfl_rewrite.join(folder / "manifest.json", here / "out", force=True, dry_run=True)
+    tfl_rewrite.join(folder / "manifest.json", here / "out", JoinOptions(force=True, dry_run=True))
     assert (here / "out").read_bytes() == b"mine"
-    tfl_rewrite.join(folder / "manifest.json", here / "out", force=True)
+    tfl_rewrite.join(folder / "manifest.json", here / "out", JoinOptions(force=True))
     assert (here / "out").read_bytes() == model.read_bytes()
     assert (here / "out").stat().st_mode & 0o777 == 0o640
 
 
 def test_two_joins_of_one_file(server: Server, here: Path) -> None:
     with work_folder(here / "out"), pytest.raises(UsageError, match="another join works in it"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
     assert not list(here.iterdir())
     (here / "out.parts").write_text("mine")
     with pytest.raises(UsageError, match="is in the way"):
-        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
 
 
 @pytest.mark.runtime
@@ -342,7 +345,7 @@ def test_killed_at_any_moment(
     server.delay = 0.02
     remote, local = f"{server.url}/manifest.json", str(folder / "manifest.json")
     started = time.monotonic()
-    tfl_rewrite.join(remote, here / "timed", allow_private=True, jobs=2)
+    tfl_rewrite.join(remote, here / "timed", JoinOptions(allow_private=True, jobs=2))
     longest = time.monotonic() - started
     (here / "timed").unlink()
     each = max(4, KILLS // 5)
@@ -371,7 +374,7 @@ def test_killed_at_any_moment(
         kept = set(parts_of(work))
         server.asked.clear()
         target = work.with_suffix("")
-        tfl_rewrite.join(remote, target, allow_private=True)
+        tfl_rewrite.join(remote, target, JoinOptions(allow_private=True))
         assert target.read_bytes() == good and not work.exists()
         assert not kept & {path.strip("/") for path in server.asked}
 
@@ -387,14 +390,14 @@ def test_mistakes_are_errors_of_ours(here: Path, folder: Path) -> None:
             tfl_rewrite.join(source, target)
         assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="jobs is -1"):
-        tfl_rewrite.join(folder / "manifest.json", here / "out", jobs=-1)
+        tfl_rewrite.join(folder / "manifest.json", here / "out", JoinOptions(jobs=-1))
     assert json.loads((folder / "manifest.json").read_bytes())["version"] == 1
 
 
 def test_a_manifest_that_is_too_large_is_named_in_full(folder: Path, tmp_path: Path) -> None:
     (folder / "large.json").write_bytes(b" " * (9 << 20))
     with serve(folder) as server, pytest.raises(FormatError) as caught:
-        tfl_rewrite.join(f"{server.url}/large.json", tmp_path / "out.tflite", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/large.json", tmp_path / "out.tflite", JoinOptions(allow_private=True))
     assert caught.value.file == f"{server.url}/large.json"
 
 
@@ -412,6 +415,6 @@ def test_a_server_that_does_not_speak_http(tmp_path: Path) -> None:
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/manifest.json"
         with pytest.raises(FileAccessError, match="the server does not speak HTTP"):
-            tfl_rewrite.join(url, tmp_path / "out.tflite", allow_private=True)
+            tfl_rewrite.join(url, tmp_path / "out.tflite", JoinOptions(allow_private=True))
     finally:
         listener.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tfl_rewrite
+from tfl_rewrite.shards.settings import ShardOptions
 
 from ..helpers import ROOT
 from .serving import serve
@@ -85,7 +86,7 @@ def test_it_downloads_checks_and_maps(run: Run, fixtures: Path, tmp_path: Path) 
     model = fixtures / "mtcnn_rnet.tflite"
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     parts, place = tmp_path / "parts", tmp_path / "app"
-    tfl_rewrite.shard(model, parts, max_size=32 << 10, compress="gzip")
+    tfl_rewrite.shard(model, parts, ShardOptions(max_size=32 << 10, compress="gzip"))
     last = json.loads((parts / "manifest.json").read_text())["parts"][-1]["name"]
     whole = (parts / last).read_bytes()
     with serve(parts) as server:

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, parse
+from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
     folder = tmp_path_factory.mktemp("manifest") / "shards"
-    tfl_rewrite.shard(fixtures / "digits_cnn.tflite", folder, max_size="16KiB", compress="gzip")
+    tfl_rewrite.shard(fixtures / "digits_cnn.tflite", folder, ShardOptions(max_size="16KiB", compress="gzip"))
     return folder
 
 
@@ -232,7 +233,7 @@ def test_more_than_the_disk_has_room_for(shards: Path, good: dict[str, Any], tmp
     from tfl_rewrite.shards.sources import FolderSource
 
     with pytest.raises(FileAccessError, match="do not fit on the disk"):
-        join_parts(replace(manifest, nbytes=1 << 50), FolderSource(shards), tmp_path / "out")
+        join_parts(replace(manifest, nbytes=1 << 50), FolderSource(shards), tmp_path / "out", JoinOptions())
 
 
 def test_links_and_pipes_are_not_followed(shards: Path, good: dict[str, Any], tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_any_change_is_refused_or_harmless(data: st.DataObject, shards: Path, tm
     path, out = shards / "mutated.json", tmp_path / "mutated.tflite"
     path.write_bytes(text)
     try:
-        tfl_rewrite.join(path, out, force=True)
+        tfl_rewrite.join(path, out, JoinOptions(force=True))
     except TflRewriteError as error:
         assert error.exit_code in (2, 3)
         assert not out.exists()

@@ -7,6 +7,7 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,14 @@ from tfl_rewrite.errors import FormatError, UsageError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.shards import parts as writing
-from tfl_rewrite.shards.manifest import parse, parse_size
+from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.parts import cut
+from tfl_rewrite.shards.settings import ShardOptions
 
 
-def there_and_back(model: Path, folder: Path, **options: object) -> tfl_rewrite.ShardReport:
+def there_and_back(model: Path, folder: Path, **options: Any) -> tfl_rewrite.ShardReport:
     folder.mkdir(exist_ok=True)
-    report = tfl_rewrite.shard(model, folder / "shards", **options)  # type: ignore[arg-type]
+    report = tfl_rewrite.shard(model, folder / "shards", ShardOptions(**options))
     tfl_rewrite.join(folder / "shards" / "manifest.json", folder / "out.tflite")
     assert (folder / "out.tflite").read_bytes() == model.read_bytes()
     assert {path.name for path in folder.iterdir()} == {"shards", "out.tflite"}
@@ -56,7 +58,7 @@ def test_every_public_model_comes_back(public: Path, tmp_path: Path) -> None:
     assert max(item.stored_nbytes for item in report.files) <= 256 << 10
     with tfl_rewrite.open_sharded(tmp_path / "shards" / "manifest.json") as model:
         assert model.content == public.read_bytes()
-    again = tfl_rewrite.shard(public, tmp_path / "shards", max_size="256KiB", compress=how)
+    again = tfl_rewrite.shard(public, tmp_path / "shards", ShardOptions(max_size="256KiB", compress=how))
     assert {item.status for item in again.files} == {"kept"}
 
 
@@ -85,10 +87,10 @@ def test_a_second_version_shares_what_did_not_change(fixtures: Path, tmp_path: P
     second = tmp_path / "second.tflite"
     save(model, second)
     folder = tmp_path / "shards"
-    tfl_rewrite.shard(first, folder, max_size="16KiB")
+    tfl_rewrite.shard(first, folder, ShardOptions(max_size="16KiB"))
     with pytest.raises(UsageError, match="for another model"):
-        tfl_rewrite.shard(second, folder, max_size="16KiB")
-    report = tfl_rewrite.shard(second, folder, max_size="16KiB", manifest="v2.json")
+        tfl_rewrite.shard(second, folder, ShardOptions(max_size="16KiB"))
+    report = tfl_rewrite.shard(second, folder, ShardOptions(max_size="16KiB", manifest="v2.json"))
     new = sum(item.stored_nbytes for item in report.files if item.status == "new")
     assert new < 10_000 < sum(item.stored_nbytes for item in report.files if item.status == "kept")
     for manifest, model_file in (("manifest.json", first), ("v2.json", second)):
@@ -121,7 +123,11 @@ def there_and_back_in(model: Path, folder: Path) -> tfl_rewrite.ShardReport:
 def test_same_input_same_bytes(fixtures: Path, tmp_path: Path) -> None:
     contents = []
     for name in "ab":
-        tfl_rewrite.shard(fixtures / "mtcnn_rnet.tflite", tmp_path / name, compress="gzip", max_size="64KiB")
+        tfl_rewrite.shard(
+            fixtures / "mtcnn_rnet.tflite",
+            tmp_path / name,
+            ShardOptions(compress="gzip", max_size="64KiB"),
+        )
         contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
     packed = [data for data in contents[0].values() if data[:2] == b"\x1f\x8b"]
@@ -153,12 +159,12 @@ def test_files_are_never_overwritten_unasked(fixtures: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="exists already, with other content"):
         tfl_rewrite.shard(model, folder)
     assert part.read_bytes() != good
-    tfl_rewrite.shard(model, folder, force=True)
+    tfl_rewrite.shard(model, folder, ShardOptions(force=True))
     assert part.read_bytes() == good and (folder / "other.txt").read_text() == "mine"
     part.unlink()
     part.symlink_to(fixtures / "lstm.tflite")
     with pytest.raises(UsageError, match="is not a plain file"):
-        tfl_rewrite.shard(model, folder, force=True)
+        tfl_rewrite.shard(model, folder, ShardOptions(force=True))
 
 
 def test_a_failed_run_leaves_nothing(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +175,10 @@ def test_a_failed_run_leaves_nothing(fixtures: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(writing, "_check", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tfl_rewrite.shard(model, folder, max_size="16KiB")
+        tfl_rewrite.shard(model, folder, ShardOptions(max_size="16KiB"))
     assert not folder.exists()
     monkeypatch.undo()
-    report = tfl_rewrite.shard(model, folder, max_size="16KiB", dry_run=True)
+    report = tfl_rewrite.shard(model, folder, ShardOptions(max_size="16KiB", dry_run=True))
     assert report.dry_run and len(report.files) > 3 and not folder.exists()
 
 
@@ -186,23 +192,23 @@ def test_weights_beside_the_model_are_mentioned(fixtures: Path, tmp_path: Path) 
     [("4MB", 4_000_000), ("512KiB", 1 << 19), ("1.5 MiB", 3 << 19), (4096, 4096), ("1gib", 1 << 30)],
 )
 def test_sizes(text: str | int, nbytes: int) -> None:
-    assert parse_size(text) == nbytes
+    assert ShardOptions(max_size=text).max_nbytes == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "4XB", "-1", "1e9", "0", "1000", "2GiB", "٤MB" * 20, "nan"])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UsageError):
-        parse_size(text)
+        ShardOptions(max_size=text)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../m.json", ".hidden", "..", "/abs", "x\n"])
 def test_bad_manifest_names(name: str, fixtures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a plain file name"):
-        tfl_rewrite.shard(fixtures / "dense.tflite", tmp_path / "shards", manifest=name)
+        tfl_rewrite.shard(fixtures / "dense.tflite", tmp_path / "shards", ShardOptions(manifest=name))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_manifest_reads_back(fixtures: Path, tmp_path: Path) -> None:
-    tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "shards", max_size="16KiB")
+    tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "shards", ShardOptions(max_size="16KiB"))
     text = (tmp_path / "shards" / "manifest.json").read_bytes()
     assert parse(text, "m").dump() == text

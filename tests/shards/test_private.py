@@ -12,6 +12,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError
 from tfl_rewrite.shards import web
+from tfl_rewrite.shards.settings import JoinOptions
 
 from .serving import Server, serve
 
@@ -118,5 +119,5 @@ def test_a_redirect_to_a_private_address(
 
 def test_private_addresses_when_allowed(server: Server, tmp_path: Path) -> None:
     with pytest.raises(FileAccessError, match="is missing"):
-        tfl_rewrite.join(f"{server.url}/m.json", tmp_path / "out.tflite", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/m.json", tmp_path / "out.tflite", JoinOptions(allow_private=True))
     assert set(server.asked) == {"/m.json"}

@@ -15,6 +15,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError
 from tfl_rewrite.shards import sources, web
+from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 from .serving import serve
 
@@ -34,7 +35,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(fixtures: Path, tmp_path: Path) -> Path:
-    tfl_rewrite.shard(fixtures / "dense.tflite", tmp_path / "shards", max_size="1KiB")
+    tfl_rewrite.shard(fixtures / "dense.tflite", tmp_path / "shards", ShardOptions(max_size="1KiB"))
     return tmp_path / "shards"
 
 
@@ -117,7 +118,9 @@ def test_a_server_that_sends_a_byte_now_and_then(
         started = time.monotonic()
         with pytest.raises(FileAccessError, match=reason):
             tfl_rewrite.join(
-                f"{scheme}://{address}/manifest.json", tmp_path / "here" / "out", allow_private=True
+                f"{scheme}://{address}/manifest.json",
+                tmp_path / "here" / "out",
+                JoinOptions(allow_private=True),
             )
         assert time.monotonic() - started < 20
         # It is not asked again.
@@ -127,7 +130,9 @@ def test_a_server_that_sends_a_byte_now_and_then(
 
 def test_an_encrypted_connection_is_ended_too(tmp_path: Path) -> None:
     with talking(silent) as (address, asked), pytest.raises(FileAccessError, match="gave no answer within"):
-        tfl_rewrite.join(f"https://{address}/manifest.json", tmp_path / "out", allow_private=True)
+        tfl_rewrite.join(
+            f"https://{address}/manifest.json", tmp_path / "out", JoinOptions(allow_private=True)
+        )
     assert len(asked) == 1
 
 
@@ -148,7 +153,7 @@ def test_a_part_that_never_comes(folder: Path, tmp_path: Path, jobs: int) -> Non
     (tmp_path / "here").mkdir()
     with talking(talk) as (address, _), pytest.raises(FileAccessError, match="sends less than") as caught:
         url = f"http://{address}/manifest.json"
-        tfl_rewrite.join(url, tmp_path / "here" / "out", allow_private=True, jobs=jobs)
+        tfl_rewrite.join(url, tmp_path / "here" / "out", JoinOptions(allow_private=True, jobs=jobs))
     assert names[-1] in str(caught.value)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["out.parts"]
     kept = {path.name for path in (tmp_path / "here" / "out.parts").glob("*.part")}
@@ -170,7 +175,7 @@ def test_a_slow_line_is_no_fault(folder: Path, fixtures: Path, tmp_path: Path) -
 
     with talking(talk) as (address, _):
         url = f"http://{address}/manifest.json"
-        tfl_rewrite.join(url, tmp_path / "out", allow_private=True, jobs=4)
+        tfl_rewrite.join(url, tmp_path / "out", JoinOptions(allow_private=True, jobs=4))
     assert (tmp_path / "out").read_bytes() == (fixtures / "dense.tflite").read_bytes()
 
 
@@ -186,7 +191,11 @@ def test_time_that_nobody_waited_does_not_count(
 
     monkeypatch.setattr("tfl_rewrite.files.atomic.FileSink.write_at", slow)
     with serve(folder) as server:
-        tfl_rewrite.join(f"{server.url}/manifest.json", tmp_path / "out", allow_private=True, jobs=1)
+        tfl_rewrite.join(
+            f"{server.url}/manifest.json",
+            tmp_path / "out",
+            JoinOptions(allow_private=True, jobs=1),
+        )
     assert (tmp_path / "out").exists()
 
 
@@ -194,14 +203,18 @@ def test_the_whole_has_a_limit(folder: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(web, "LONGEST_SECONDS", 0.5)
     with serve(folder) as server, pytest.raises(FileAccessError, match=r"took more than 0\.5 s"):
         server.delay = 0.15
-        tfl_rewrite.join(f"{server.url}/manifest.json", tmp_path / "out", allow_private=True, jobs=1)
+        tfl_rewrite.join(
+            f"{server.url}/manifest.json",
+            tmp_path / "out",
+            JoinOptions(allow_private=True, jobs=1),
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_nobody_looks_when_nothing_is_asked(folder: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     with serve(folder) as server:
-        tfl_rewrite.join(f"{server.url}/manifest.json", tmp_path / "out", allow_private=True)
+        tfl_rewrite.join(f"{server.url}/manifest.json", tmp_path / "out", JoinOptions(allow_private=True))
     time.sleep(0.5)
     assert threading.active_count() <= before + 1
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tfl_rewrite.cli.options import Argument, Command
+from tfl_rewrite.cli.options import Argument, Command, given
 from tfl_rewrite.cli.streams import STREAM, paths, shown
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
@@ -44,7 +44,7 @@ def check(command: Command, arguments: argparse.Namespace) -> None:
                 writes += _of_a_folder(what, path, arguments)
             else:
                 reads += [Claim(what, name) for name in _read(row.role, path)]
-    check_claims(reads, writes, force=getattr(arguments, "force", False))
+    check_claims(reads, writes, force=bool(getattr(arguments, "force", False)))
     folders = [row.names[0] for row in rows if row.role is Role.FOLDER]
     for folder in [path for name in folders for path in paths(arguments, name)]:
         for claim in writes:
@@ -71,11 +71,11 @@ def _destination(row: Argument) -> str:
 
 def _of_a_folder(what: str, path: str, arguments: argparse.Namespace) -> Iterator[Claim]:
     """The file by which a folder of shards is opened; its writer looks whether it has the same content."""
-    from tfl_rewrite.shards.report import MODEL_NAME
+    from tfl_rewrite.shards.settings import ShardOptions
 
     if Path(path).is_dir():
-        name = MODEL_NAME if arguments.format == "external" else arguments.manifest
-        yield Claim(what, os.fspath(Path(path) / name), mine=True)
+        entry = ShardOptions(**given(ShardOptions, arguments)).entry
+        yield Claim(what, os.fspath(Path(path) / entry), mine=True)
 
 
 def _read(role: Role | None, path: str) -> list[str]:

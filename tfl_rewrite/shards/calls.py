@@ -18,29 +18,21 @@ from tfl_rewrite.files.source import ModelLike, ensure_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import schema
 from tfl_rewrite.reading.on_disk import on_disk
-from tfl_rewrite.shards.join import DEFAULT_JOBS, MOST_JOBS, assemble, check_whole, join_parts
-from tfl_rewrite.shards.manifest import Manifest, parse, parse_size
-from tfl_rewrite.shards.parts import MANIFEST_NAME, PartOptions, write_parts
-from tfl_rewrite.shards.report import MODEL_NAME, ShardReport
+from tfl_rewrite.shards.join import assemble, check_whole, join_parts
+from tfl_rewrite.shards.manifest import Manifest, parse
+from tfl_rewrite.shards.parts import write_parts
+from tfl_rewrite.shards.report import ShardReport
+from tfl_rewrite.shards.settings import DEFAULT_JOBS, MANIFEST_NAME, MODEL_NAME, JoinOptions, ShardOptions
 from tfl_rewrite.shards.sources import FolderSource, Source, find_source, read_manifest_text
 from tfl_rewrite.work import Progress, Work
-
-FORMATS = ("parts", "external")
-DEFAULT_SIZE = "4MB"
 
 
 def shard(
     source: ModelLike,
     folder: str | os.PathLike[str],
+    options: ShardOptions | None = None,
     *,
-    format: str = "parts",
-    max_size: int | str = DEFAULT_SIZE,
-    compress: str = "none",
-    manifest: str = MANIFEST_NAME,
     judging: Judging | None = None,
-    force: bool = False,
-    jobs: int = 0,
-    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ShardReport:
     """Writes a model as several files.
@@ -48,91 +40,58 @@ def shard(
     Args:
         source: A path, bytes, an open file or a model; not changed.
         folder: Where the files go; made if it is missing. Files that it has already, byte for byte, stay.
-        format: ``parts`` (with a manifest; :func:`join` restores the file byte for byte) or ``external``
-            (weights in files that LiteRT 2.1 and newer reads by itself).
-        max_size: Of a file: bytes, or text such as ``4MB``.
-        compress: ``none`` or ``gzip``, for parts.
-        manifest: File name of the manifest of parts.
+        options: Parts or external buffers, how large a file may be, and how it is written.
         judging: How to verify external buffers; parts are always read back and compared.
-        force: Whether files with other content may be replaced.
-        jobs: Threads; 0 for one per processor.
-        dry_run: Do everything but the write.
         progress: Called with what is going on, and how many of how many bytes are done.
 
     Raises:
         ShardFailed: The runtime computes something else from the external buffers.
-        UsageError: An option makes no sense, or a file is in the way.
+        UsageError: A file is in the way.
         FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
 
     Example:
-        >>> report = tfl_rewrite.shard("model.tflite", "public", max_size="64KB", compress="gzip")
+        >>> options = tfl_rewrite.ShardOptions(max_size="64KB", compress="gzip")
+        >>> report = tfl_rewrite.shard("model.tflite", "public", options)
         >>> len(report.files), report.files[0].nbytes <= 64 * 1024
         (5, True)
     """
-    settings = _checked(judging, jobs)
-    _choice(format, FORMATS, "format")
-    options = PartOptions(
-        max_nbytes=parse_size(max_size),
-        compression=compress,
-        manifest_name=manifest,
-        force=force,
-        jobs=jobs,
-        dry_run=dry_run,
-    )
-    if format == "external" and compress != "none":
-        raise UsageError("external buffers are mapped as they are", remedy="leave --compress away")
+    options, settings = options or ShardOptions(), judging or Judging()
     with on_disk(source) as file:
         container = Container.open(file)
         ensure_model(container)
-        with _folder(folder, dry_run=dry_run) as place:
+        with _folder(folder, dry_run=options.dry_run) as place:
             # Whatever --force allows, what is read stays as it is.
-            entry = os.fspath(place / (MODEL_NAME if format == "external" else manifest))
-            _not_its_own(Path(entry), [Path(file)])
+            entry = place / options.entry
+            _not_its_own(entry, [Path(file)])
             if place.is_dir():
                 reads = claims_of(file, settings.inputs, settings.holdout)
-                check_claims(reads, [Claim("OUTDIR", entry, mine=True)], force=force)
-            if format == "external":
+                check_claims(reads, [Claim("OUTDIR", os.fspath(entry), mine=True)], force=options.force)
+            if options.format == "external":
                 from tfl_rewrite.shards.external_folder import shard_external
 
-                return shard_external(
-                    container,
-                    place,
-                    folder=os.fspath(folder),
-                    max_nbytes=options.max_nbytes,
-                    settings=settings,
-                    force=force,
-                    dry_run=dry_run,
-                )
-            if (place / manifest).exists() and not force:
-                _same_model_or_refuse(place, manifest, container)
-            made = write_parts(
-                container,
-                place,
-                options,
-                _ticks(progress, "sharding", container.nbytes * (1 if dry_run else 2)),
-            )
+                return shard_external(container, place, options, folder=os.fspath(folder), settings=settings)
+            if entry.exists() and not options.force:
+                _same_model_or_refuse(place, options.manifest, container)
+            total = container.nbytes * (1 if options.dry_run else 2)
+            made = write_parts(container, place, options, _ticks(progress, "sharding", total))
     return ShardReport.of_parts(
         made.manifest,
         lambda part: "kept" if part.name in made.reused else "new",
         command="shard",
         source=str(file),
         target=os.fspath(folder),
-        entry=os.fspath(Path(folder) / manifest),
+        entry=os.fspath(Path(folder) / options.entry),
         notes=made.notes,
-        dry_run=dry_run,
+        dry_run=options.dry_run,
     )
 
 
 def join(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
+    options: JoinOptions | None = None,
     *,
     judging: Judging | None = None,
-    force: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    allow_private: bool = False,
-    sha256: str | None = None,
-    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ShardReport:
     """Makes one file of a model in several.
@@ -141,12 +100,8 @@ def join(
         source: Path or URL of a manifest, or path of a model whose weights lie in files beside it.
         target: The file to make. Parts that come over a network are kept in ``TARGET.parts`` until it is
             complete, so that a join which was stopped does not fetch them again.
+        options: What is trusted, and how the file is written.
         judging: How to verify a model with external buffers; parts are checked by their hashes.
-        force: Whether the target may exist.
-        jobs: Parts at once.
-        allow_private: Whether http may connect to private and loopback addresses.
-        sha256: What the model of a manifest must be, if it is known from elsewhere.
-        dry_run: Fetch and check everything, but keep nothing.
         progress: Called with what is going on, and how many of how many bytes are done.
 
     Raises:
@@ -159,38 +114,24 @@ def join(
         >>> tfl_rewrite.join("parts/manifest.json", "joined.tflite").sha256 == report.sha256
         True
     """
-    settings = _checked(judging, jobs)
+    options, settings = options or JoinOptions(), judging or Judging()
     where = os.fspath(source)
-    origin, name = find_source(where, allow_private=allow_private)
-    if isinstance(origin, FolderSource):
-        _not_its_own(Path(target), [origin.folder / name])
-    folder = isinstance(origin, FolderSource)
-    reads = claims_of(where, settings.inputs, settings.holdout) if folder else []
-    check_claims(reads, [Claim(OUTPUT, os.fspath(target))], force=force)
-    path = Path(os.path.realpath(target))
-    if isinstance(origin, FolderSource) and (origin.folder / name).is_dir():
-        raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
-    if isinstance(origin, FolderSource) and is_model(origin.folder / name):
+    origin, name = find_source(where, allow_private=options.allow_private)
+    here = origin.folder / name if isinstance(origin, FolderSource) else None
+    path = _target(target, here, where, settings, force=options.force)
+    if here is not None and is_model(here):
         from tfl_rewrite.shards.external_folder import join_external
 
-        if sha256 is not None:
+        if options.sha256 is not None:
             raise UsageError("a model with external buffers has no hash of the whole", file=where)
-        return join_external(origin.folder / name, path, settings=settings, force=force, dry_run=dry_run)
-    manifest = _manifest(origin, name, where, sha256)
-    if isinstance(origin, FolderSource):
-        own = [origin.folder / item for item in (name, *(part.name for part in manifest.parts))]
-        _not_its_own(path, own)
+        return join_external(here, path, options, settings=settings)
+    manifest = _manifest(origin, name, where, options.sha256)
+    if here is not None:
+        _not_its_own(path, [here, *(here.with_name(part.name) for part in manifest.parts)])
+    access = PLAIN if here is None else access_of(here)
+    tick = _ticks(progress, "joining", 2 * manifest.nbytes)
     try:
-        kept = join_parts(
-            manifest,
-            origin,
-            path,
-            force=force,
-            access=access_of(origin.folder / name) if isinstance(origin, FolderSource) else PLAIN,
-            jobs=jobs,
-            dry_run=dry_run,
-            tick=_ticks(progress, "joining", 2 * manifest.nbytes),
-        )
+        kept = join_parts(manifest, origin, path, options, access=access, tick=tick)
     except FormatError as error:
         error.file = error.file or where
         raise
@@ -202,8 +143,21 @@ def join(
         source=where,
         target=os.fspath(target),
         entry=where,
-        dry_run=dry_run,
+        dry_run=options.dry_run,
     )
+
+
+def _target(
+    target: str | os.PathLike[str], here: Path | None, where: str, settings: Judging, *, force: bool
+) -> Path:
+    """Returns the file to make, which is none of those that are read."""
+    if here is not None:
+        _not_its_own(Path(target), [here])
+    reads = claims_of(where, settings.inputs, settings.holdout) if here is not None else []
+    check_claims(reads, [Claim(OUTPUT, os.fspath(target))], force=force)
+    if here is not None and here.is_dir():
+        raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
+    return Path(os.path.realpath(target))
 
 
 class ShardedModel:
@@ -312,14 +266,14 @@ def open_sharded(
         102424
     """
     where = os.fspath(manifest)
-    _check_jobs(jobs)
+    options = JoinOptions(jobs=jobs, allow_private=allow_private, sha256=sha256)
     source, name = find_source(where, allow_private=allow_private)
-    found = _manifest(source, name, where, sha256)
+    found = _manifest(source, name, where, options.sha256)
     if max_nbytes is not None and found.nbytes > max_nbytes:
         raise UsageError(f"the model takes {found.nbytes} bytes, more than {max_nbytes}", file=where)
     model = ShardedModel(found)
     try:
-        assemble(found, source, model, jobs=jobs)
+        assemble(found, source, model, jobs=options.jobs)
         check_whole(found, [model.content])
     except BaseException as error:
         model.close()
@@ -327,17 +281,6 @@ def open_sharded(
             error.file = error.file or where
         raise
     return model
-
-
-def _checked(judging: Judging | None, jobs: int) -> Judging:
-    settings = judging or Judging()
-    _check_jobs(jobs)
-    return settings
-
-
-def _check_jobs(jobs: int) -> None:
-    if not 0 <= jobs <= MOST_JOBS:
-        raise UsageError(f"jobs is {jobs}", remedy=f"give 1 to {MOST_JOBS}, or 0 for one per processor")
 
 
 def _manifest(source: Source, name: str, where: str, sha256: str | None) -> Manifest:
@@ -350,11 +293,6 @@ def _manifest(source: Source, name: str, where: str, sha256: str | None) -> Mani
             remedy="it is another version, or it was tampered with",
         )
     return manifest
-
-
-def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
-    if value not in choices:
-        raise UsageError(f"{what} {value!r} is unknown", remedy=f"use one of {', '.join(choices)}")
 
 
 @contextlib.contextmanager

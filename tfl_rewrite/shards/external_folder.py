@@ -22,7 +22,8 @@ from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
 from tfl_rewrite.shards.manifest import sha256_of
 from tfl_rewrite.shards.parts import is_in_the_way, is_present
-from tfl_rewrite.shards.report import MODEL_NAME, ShardFailed, ShardFile, ShardReport
+from tfl_rewrite.shards.report import ShardFailed, ShardFile, ShardReport
+from tfl_rewrite.shards.settings import MODEL_NAME, JoinOptions, ShardOptions
 from tfl_rewrite.shards.sources import open_plain
 
 if TYPE_CHECKING:
@@ -30,14 +31,7 @@ if TYPE_CHECKING:
 
 
 def shard_external(
-    container: Container,
-    place: Path,
-    *,
-    folder: str,
-    max_nbytes: int,
-    settings: Judging,
-    force: bool,
-    dry_run: bool,
+    container: Container, place: Path, options: ShardOptions, *, folder: str, settings: Judging
 ) -> ShardReport:
     """Writes ``model.tflite`` and its weight files into a folder; see :func:`tfl_rewrite.shard`.
 
@@ -48,12 +42,12 @@ def shard_external(
     """
     model = Source(container).model()
     try:
-        moved = move_out(model, max_nbytes=max_nbytes)
+        moved = move_out(model, max_nbytes=options.max_nbytes)
         made = layout(model)
     except TflRewriteError as error:
         error.file = error.file or container.path
         raise
-    with _staging(None if dry_run else place) as stage:
+    with _staging(None if options.dry_run else place) as stage:
         staged = stage / MODEL_NAME
         access = access_of(container.path) & PLAIN
         with atomic_write(staged, force=False, nbytes=made.nbytes, access=access) as output:
@@ -63,17 +57,17 @@ def shard_external(
             _write(file, stage / file.name)
         names = [*(file.name for file in moved.files), MODEL_NAME]
         # Looked at before the long part, so that a refusal does not take it.
-        fresh = {name: _is_new(stage / name, place / name, force=force) for name in names}
-        report = _report(container, folder, moved, stage, fresh, dry_run=dry_run)
+        fresh = {name: _is_new(stage / name, place / name, force=options.force) for name in names}
+        report = _report(container, folder, moved, stage, fresh, dry_run=options.dry_run)
         report = verified(report, Path(container.path), staged, Path(container.path), settings)
-        if not dry_run:
+        if not options.dry_run:
             for name in names:
                 if fresh[name]:
-                    _publish(stage / name, place / name, force=force)
+                    _publish(stage / name, place / name, force=options.force)
     return report
 
 
-def join_external(path: Path, target: Path, *, settings: Judging, force: bool, dry_run: bool) -> ShardReport:
+def join_external(path: Path, target: Path, options: JoinOptions, *, settings: Judging) -> ShardReport:
     """Brings weights from the files beside a model into one file; see :func:`tfl_rewrite.join`.
 
     Raises:
@@ -110,11 +104,11 @@ def join_external(path: Path, target: Path, *, settings: Judging, force: bool, d
                 ShardFile.of_file(name, item, "read") for name, item in sorted(weights.opened.items())
             ),
             notes=tuple(notes),
-            dry_run=dry_run,
+            dry_run=options.dry_run,
         )
         report = verified(report, path, file.path, file.path, settings)
-        if not dry_run:
-            file.publish(target, force=force)
+        if not options.dry_run:
+            file.publish(target, force=options.force)
     return report
 
 
@@ -126,9 +120,10 @@ def verified(report: ShardReport, before: Path, after: Path, whole: Path, settin
     """
     if settings.mode == "off":
         return replace(report, unverified="not run, as asked")
-    from tfl_rewrite.shards.compiled import judge_compiled
+    from tfl_rewrite.judge.compiled import judge_compiled
 
-    verdict: Verdict = judge_compiled(before, after, whole, settings)
+    beside = [_weights_of(path) for path in (before, after)]
+    verdict: Verdict = judge_compiled(before, after, whole, settings, beside=beside)
     report = replace(report, verdict=verdict)
     reasons = "; ".join(verdict.reasons)
     if verdict.passed:
@@ -146,6 +141,13 @@ def verified(report: ShardReport, before: Path, after: Path, whole: Path, settin
         f"CompiledModel computes something else, nothing was written: {reasons}",
         replace(report, outcome="failed"),
     )
+
+
+def _weights_of(model: Path) -> list[Path]:
+    """Returns the weight files beside a model."""
+    names = {group.name for group in load(model).external_groups if group.name}
+    # A name that leads elsewhere was refused when the model was opened.
+    return [model.absolute().parent / name for name in sorted(names) if Path(name).name == name]
 
 
 class _Weights:

@@ -21,12 +21,11 @@ from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, nameless_file
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.shards.manifest import Manifest, Part
+from tfl_rewrite.shards.settings import DEFAULT_JOBS, JOBS, JoinOptions
 from tfl_rewrite.shards.sources import FolderSource, Source, Stream
 from tfl_rewrite.shards.web import TooSlow
 from tfl_rewrite.work import leads_to, lock, opened_folder
 
-DEFAULT_JOBS = 4
-MOST_JOBS = 64
 _PIECE = 1 << 20
 _MARKER = ".tfl-rewrite-join"
 _ATTEMPTS = 2
@@ -291,11 +290,9 @@ def join_parts(
     manifest: Manifest,
     source: Source,
     target: Path,
+    options: JoinOptions,
     *,
-    force: bool = False,
-    jobs: int = DEFAULT_JOBS,
     access: int = PLAIN,
-    dry_run: bool = False,
     tick: Callable[[int], None] | None = None,
 ) -> frozenset[str]:
     """Makes the file of a manifest, byte for byte; returns the names of parts that were fetched before.
@@ -306,10 +303,8 @@ def join_parts(
         manifest: Checked.
         source: Where its parts are.
         target: The file to make; see :func:`tfl_rewrite.files.atomic.check_target`.
-        force: Whether it may exist.
-        jobs: Parts at once.
+        options: How many parts at once, and whether it may exist.
         access: Who may read the file, as for :func:`tfl_rewrite.files.atomic.nameless_file`.
-        dry_run: Fetch and check everything, but keep nothing.
         tick: Called with bytes done, from any thread.
 
     Raises:
@@ -319,13 +314,13 @@ def join_parts(
     """
     with contextlib.ExitStack() as stack:
         work: WorkFolder | None = None
-        if source.remote and not dry_run:
+        if source.remote and not options.dry_run:
             work = stack.enter_context(work_folder(target))
         with nameless_file(target.parent, nbytes=manifest.nbytes, access=access) as file:
-            kept = assemble(manifest, source, file.sink, jobs=jobs, work=work, tick=tick)
+            kept = assemble(manifest, source, file.sink, jobs=options.jobs, work=work, tick=tick)
             check_whole(manifest, file.pieces(), tick=tick)
-            if not dry_run:
-                file.publish(target, force=force)
+            if not options.dry_run:
+                file.publish(target, force=options.force)
         if work is not None:
             work.remove(part.name for part in manifest.parts)
     return kept
@@ -353,7 +348,7 @@ def assemble(
             write_part(part, slices, stream, sink, stop=stop, tick=tick)
         return fetched
 
-    pool = ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, MOST_JOBS)))
+    pool = ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, JOBS[1])))
     try:
         pairs = zip(manifest.parts, manifest.slices(), strict=True)
         futures = [pool.submit(one, part, slices) for part, slices in pairs]

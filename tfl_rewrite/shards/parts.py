@@ -28,6 +28,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.likeness import equal_pieces
 from tfl_rewrite.shards.join import write_part
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse, sha256_of
+from tfl_rewrite.shards.settings import ShardOptions
 from tfl_rewrite.shards.sources import FolderSource
 
 LARGE = 64 << 10
@@ -141,8 +142,6 @@ def _at_ends(offset: int, nbytes: int, most: int, ends: set[int]) -> list[tuple[
     return pieces
 
 
-MANIFEST_NAME = "manifest.json"
-COMPRESSIONS = ("none", "gzip")
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
 
 
@@ -160,43 +159,8 @@ class Parted:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartOptions:
-    """How a model is cut and stored.
-
-    Attributes:
-        max_nbytes: Of a part, packed or not.
-        compression: ``none`` or ``gzip``; a part that gzip does not shrink is stored as it is.
-        manifest_name: A plain file name.
-        force: Whether files of other content with these names may be replaced.
-        jobs: Threads; 0 for one per processor.
-        dry_run: Do not write anything.
-    """
-
-    max_nbytes: int
-    compression: str = "none"
-    manifest_name: str = MANIFEST_NAME
-    force: bool = False
-    jobs: int = 0
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks what is a text.
-
-        Raises:
-            UsageError: The compression is unknown, or the name could lead out of the folder.
-        """
-        name = self.manifest_name
-        if self.compression not in COMPRESSIONS:
-            raise UsageError(
-                f"compression {self.compression!r} is unknown", remedy=f"use one of {', '.join(COMPRESSIONS)}"
-            )
-        if Path(name).name != name or not name.isprintable() or name[:1] in (".", ""):
-            raise UsageError(f"{name!r} is not a plain file name", remedy="such as manifest-v2.json")
-
-
 def write_parts(
-    container: Container, folder: Path, options: PartOptions, tick: Callable[[int], None] | None = None
+    container: Container, folder: Path, options: ShardOptions, tick: Callable[[int], None] | None = None
 ) -> Parted:
     """Cuts a file, writes its parts and, last, the manifest.
 
@@ -226,10 +190,10 @@ def write_parts(
             if len(text) > MAX_MANIFEST_NBYTES:
                 raise UsageError(f"{len(made)} parts are too many", remedy="use a larger --max-size")
             if not options.dry_run:
-                _check(parse(text, options.manifest_name), folder, container, pool, tick)
+                _check(parse(text, options.manifest), folder, container, pool, tick)
                 container.ensure_unchanged()
                 _publish(
-                    folder / options.manifest_name,
+                    folder / options.manifest,
                     len(text),
                     lambda: iter([text]),
                     force=options.force,
@@ -315,11 +279,11 @@ def gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
 
 class _Writer:
     def __init__(
-        self, container: Container, folder: Path, options: PartOptions, tick: Callable[[int], None]
+        self, container: Container, folder: Path, options: ShardOptions, tick: Callable[[int], None]
     ) -> None:
         self.container = container
         self.folder = folder
-        self.gzip = options.compression == "gzip"
+        self.gzip = options.compress == "gzip"
         self.force = options.force
         self.dry_run = options.dry_run
         self.tick = tick

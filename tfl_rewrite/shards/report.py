@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
 
 
-MODEL_NAME = "model.tflite"
-"""What the model of a folder with external buffers is called."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
     """One file of a folder of shards.
@@ -98,8 +94,9 @@ class ShardFailed(VerificationError):
     """Verification refused the result; ``report`` has all figures.
 
     Example:
+        >>> external = tfl_rewrite.ShardOptions(format="external")
         >>> try:
-        ...     report = tfl_rewrite.shard("model.tflite", "weights", format="external")
+        ...     report = tfl_rewrite.shard("model.tflite", "weights", external)
         ... except tfl_rewrite.ShardFailed as error:
         ...     report = error.report
     """

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tfl_rewrite.cli.files import SideFiles
+from tfl_rewrite.cli.options import given
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import shard_lines
 from tfl_rewrite.cli.settings import judging_of
@@ -15,43 +16,24 @@ from tfl_rewrite.cli.text import print_report, safe, warn
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.report import ShardFailed, ShardReport
+from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 
 def shard_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shard IN OUTDIR``."""
+    chosen = ShardOptions(**given(ShardOptions, arguments))
     return _run_shards(
         arguments,
-        lambda judging, bar: shard(
-            arguments.source,
-            arguments.target,
-            format=arguments.format,
-            max_size=arguments.max_size,
-            compress=arguments.compress,
-            manifest=arguments.manifest,
-            judging=judging,
-            force=arguments.force,
-            jobs=arguments.jobs,
-            dry_run=arguments.dry_run,
-            progress=bar,
-        ),
+        lambda judging, bar: shard(arguments.source, arguments.target, chosen, judging=judging, progress=bar),
     )
 
 
 def join_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite join MANIFEST OUT``."""
+    chosen = JoinOptions(**given(JoinOptions, arguments))
     return _run_shards(
         arguments,
-        lambda judging, bar: join(
-            arguments.source,
-            arguments.target,
-            judging=judging,
-            force=arguments.force,
-            jobs=arguments.jobs,
-            allow_private=arguments.allow_private,
-            sha256=arguments.sha256,
-            dry_run=arguments.dry_run,
-            progress=bar,
-        ),
+        lambda judging, bar: join(arguments.source, arguments.target, chosen, judging=judging, progress=bar),
     )
 
 
