@@ -92,12 +92,26 @@ def test_judge_is_there_to_be_tested() -> None:
     assert {room_of(module) for module in MODULES} >= set(WING)
 
 
+# Constants as arrays: loaded when somebody asks for one.
+LATE = {Path("model/values.py"), Path("model/packing.py")}
+
+
+def without_types(tree: ast.Module) -> ast.Module:
+    """The same without what only type checkers import."""
+    kept = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    return ast.Module(kept, [])
+
+
 @pytest.mark.parametrize("room", ["errors", "work", "options", "flatbuf", "files", "model"])
 def test_lower_half_needs_no_numbers_and_no_interpreter(room: str) -> None:
     for module in MODULES:
-        if room_of(module) != room:
+        if room_of(module) != room or module in LATE:
             continue
-        for node in ast.walk(PACKAGE.trees[module]):
+        for node in ast.walk(without_types(PACKAGE.trees[module])):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {"numpy", "ai_edge_litert", "tensorflow"} & {name.partition(".")[0] for name in names}

@@ -26,7 +26,7 @@ class Problem:
 
 def broken(model: Model) -> list[Problem]:
     """Returns the broken rules of structure: what refers to what, and in which order it is computed."""
-    buffers = {id(item) for item in model.buffers}
+    buffers = {id(item) for item in model.adopt()}
     codes = {id(item) for item in model.operator_codes}
     subgraphs = {id(item) for item in model.subgraphs}
     found = []

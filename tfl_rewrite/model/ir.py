@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
 from tfl_rewrite.flatbuf.bootstrap import load_schema
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, Schema
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.model.blob import Blob, OwnedBlob
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @lru_cache(maxsize=1)
@@ -50,11 +53,13 @@ class Buffer:
         blob: The bytes; None where the buffer has none.
         outside: Whether the input holds them after the FlatBuffer, by file offset. Only a record of
             where they came from: the writer decides where they go.
+        is_new: Whether a tensor was given it by :meth:`Tensor.set_values`; see :meth:`Model.adopt`.
     """
 
     blob: Blob | None = None
     outside: bool = False
     rest: Record = field(default_factory=lambda: new_record("Buffer"))
+    is_new: bool = False
 
     def __repr__(self) -> str:
         return f"<Buffer {self.nbytes:,} bytes>"
@@ -119,6 +124,12 @@ class Tensor:
         >>> (output,) = tfl_rewrite.load("model.tflite").subgraphs[0].outputs
         >>> output.dtype_name, output.shape
         ('FLOAT32', (1, 10))
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> weights = model.subgraphs[0].tensor("functional_1_1/sequential_1/dense_1/MatMul")
+        >>> weights.values.shape
+        (10, 1024)
+        >>> weights.set_values(weights.values * 2)
+        >>> report = tfl_rewrite.rewrite(model, passes=[tfl_rewrite.QuantizeWeights()])
     """
 
     name: str
@@ -154,6 +165,55 @@ class Tensor:
     def is_constant(self) -> bool:
         """Whether its bytes are in the file (or in a weight file beside it)."""
         return (self.buffer.nbytes > 0 or self.external is not None) and not self.is_variable
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """What a constant stores, of its shape; read-only.
+
+        Of a quantized tensor the stored integers: ``(values - zero_point) * scale`` are what they stand for.
+        Integers of less than a byte come unpacked, as int8 or uint8; all else is a view of the file.
+
+        Raises:
+            UsageError: It is computed, not stored.
+            UnsupportedError: It is sparse, lies in a file beside the model, or is of a type that numpy does
+                not have, such as STRING and BFLOAT16.
+        """
+        from tfl_rewrite.model.values import array_of
+
+        self._check_dense()
+        blob = self.buffer.blob
+        if blob is None or self.is_variable:
+            raise UsageError("it is computed, not stored", where=f"tensor {self.name!r}")
+        return array_of(blob.view(), self.dtype, self.shape or ())
+
+    def set_values(self, values: npt.ArrayLike) -> None:
+        """Stores other values in a constant, of the same shape and type.
+
+        The tensor gets a buffer of its own: other tensors, and metadata, that shared its buffer keep what
+        they had. Scales and zero points stay, so of a quantized tensor these are the integers to store.
+
+        Args:
+            values: An array of the type that :attr:`values` has, which is copied; or numbers, or lists of
+                them, which are converted.
+
+        Raises:
+            UsageError: It is computed, not stored; or the values are of another shape or type, or do not fit.
+            UnsupportedError: As for :attr:`values`.
+        """
+        from tfl_rewrite.model.values import bytes_of
+
+        self._check_dense()
+        if not self.is_constant:
+            raise UsageError("it is computed, not stored", where=f"tensor {self.name!r}")
+        data = bytes_of(values, self.dtype, self.shape or ())
+        self.buffer = Buffer(OwnedBlob(data), is_new=True)
+
+    def _check_dense(self) -> None:
+        where = f"tensor {self.name!r}"
+        if self.is_sparse:
+            raise UnsupportedError("its values are stored in a sparse form", where=where)
+        if self.external is not None:
+            raise UnsupportedError("its values lie in a file beside the model", where=where)
 
     @property
     def is_sparse(self) -> bool:
@@ -237,6 +297,8 @@ class SubGraph:
         >>> subgraph = tfl_rewrite.load("model.tflite").subgraphs[0]
         >>> [tensor.shape for tensor in subgraph.inputs]
         [(1, 8, 8, 1)]
+        >>> subgraph.tensor("arith.constant").values
+        array([   1, 1024], dtype=int32)
     """
 
     tensors: list[Tensor]
@@ -245,6 +307,23 @@ class SubGraph:
     operators: list[Operator]
     name: str | None = None
     rest: Record = field(default_factory=lambda: new_record("SubGraph"))
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns the tensor of a name.
+
+        Raises:
+            UsageError: None has it, or several have.
+        """
+        found = [tensor for tensor in self.tensors if tensor.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            places = ", ".join(str(at) for at, tensor in enumerate(self.tensors) if tensor.name == name)
+            raise UsageError(f"{len(found)} tensors are named {name!r}", remedy=f"take tensors[I]: {places}")
+        near = near_names(name, [tensor.name for tensor in self.tensors])
+        raise UsageError(
+            f"no tensor is named {name!r}", remedy=f"did you mean {near[0]!r}?" if near else None
+        )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -345,6 +424,15 @@ class Model:
         if self.origin is None:
             raise UsageError("this model was made in memory", remedy="write it with tfl_rewrite.save")
         return self.origin.to_bytes(self)
+
+    def adopt(self) -> list[Buffer]:
+        """Takes the buffers that tensors were given by :meth:`Tensor.set_values` among its own."""
+        known = set(map(id, self.buffers))
+        for tensor in (item for subgraph in self.subgraphs for item in subgraph.tensors):
+            if tensor.buffer.is_new and id(tensor.buffer) not in known:
+                known.add(id(tensor.buffer))
+                self.buffers.append(tensor.buffer)
+        return self.buffers
 
     @property
     def pinned(self) -> set[int]:

@@ -45,7 +45,7 @@ class _Lowerer:
     def __init__(self, model: Model, outside_from: int | None) -> None:
         self.model = model
         self.outside_from = outside_from
-        self.buffers = _positions(model.buffers)
+        self.buffers = _positions(model.adopt())
         self.subgraphs = _positions(model.subgraphs)
         self.codes = _positions(model.operator_codes)
         self.groups = _positions(model.external_groups)

@@ -25,8 +25,8 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
+from tfl_rewrite.model.packing import pack, unpack
 from tfl_rewrite.numerics.floats import constant_values
-from tfl_rewrite.numerics.packing import pack, unpack
 from tfl_rewrite.weights.biases import Done, Reading, wrong_types
 
 Ints = npt.NDArray[np.int32]
