@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-import time
 from collections.abc import Callable, Generator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,8 +33,6 @@ def _corpus() -> list[object]:
 
 # -- Two speeds ----------------------------------------------------------------------------------------------
 
-MOST_SECONDS = 5.0
-"""Of processor time that a test without a mark may take."""
 STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec"}
 INTERPRETERS = {
     "ai_edge_litert.interpreter": "Interpreter",
@@ -46,7 +43,7 @@ INTERPRETERS = {
 class Watch:
     """What the test that runs has started, which only tests with a mark may.
 
-    So the tests without a mark stay those that need no interpreter and take little time.
+    So the tests without a mark stay those that need no interpreter.
     """
 
     def __init__(self) -> None:
@@ -97,9 +94,7 @@ def pytest_runtest_setup() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Fails a test without a mark that needs one."""
-    begin = time.process_time()
     result = yield
-    seconds = time.process_time() - begin
     if item.get_closest_marker("runtime") or item.get_closest_marker("slow"):
         return result
     if WATCH.started:
@@ -107,8 +102,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         pytest.fail(
             f"runs something else: mark it runtime (an interpreter) or slow: {started}", pytrace=False
         )
-    if seconds > MOST_SECONDS:
-        pytest.fail(f"takes {seconds:.1f} s of processor time: mark it slow", pytrace=False)
     return result
 
 
