@@ -17,7 +17,7 @@ from tfl_rewrite.options import patterns
 from tfl_rewrite.options.patterns import Budget, Pattern, compile_all, exact
 from tfl_rewrite.search.report import recipe_text
 from tfl_rewrite.search.units import KEPT, Option, Unit
-from tfl_rewrite.weights.recipe import Recipe
+from tfl_rewrite.weights.encoding import Recipe
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tfl_rewrite import UsageError
 from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.numerics.symmetric import Levels
-from tfl_rewrite.weights.encoding import Encoding, Scheme, forms
+from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.forms.blocks import block_length
+from tfl_rewrite.weights.storage import forms
 
 TEXTS = [
     "int8:channel",

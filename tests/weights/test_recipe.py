@@ -11,8 +11,7 @@ import pytest
 from tfl_rewrite import FileAccessError, FormatError, UsageError, load, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.weights.encoding import Encoding
-from tfl_rewrite.weights.recipe import Recipe
+from tfl_rewrite.weights.encoding import Encoding, Recipe
 
 from ..nets import Net
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tfl_rewrite.numerics.symmetric import Levels
-from tfl_rewrite.weights.encoding import forms
 from tfl_rewrite.weights.forms.integers import SplitInteger
+from tfl_rewrite.weights.storage import forms
 
 INT6 = forms()["int6"]
 STEP = 4

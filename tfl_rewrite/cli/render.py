@@ -14,9 +14,9 @@ from tfl_rewrite.cli.text import safe as safe
 from tfl_rewrite.cli.text import size as size
 from tfl_rewrite.cli.text import table as table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
-from tfl_rewrite.passes.quantize_weights import WeightChange
 from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.report import Report
+from tfl_rewrite.weights.payloads import WeightChange
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict

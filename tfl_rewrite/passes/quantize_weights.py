@@ -11,7 +11,7 @@ what became of it or why it stayed; where it is stored otherwise than asked for,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -29,17 +29,20 @@ from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
-from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, Stored, forms
+from tfl_rewrite.weights.encoding import Encoding, Recipe, Rule, Scheme, unmatched_notes
 from tfl_rewrite.weights.expansion import renew
 from tfl_rewrite.weights.payloads import Payload, WeightChange
-from tfl_rewrite.weights.plan import Assignment, WeightPlan
-from tfl_rewrite.weights.recipe import Recipe, Rule, unmatched_notes
-from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, Work, activations_of
+from tfl_rewrite.weights.plan import WeightPlan
+from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, activations_of
 from tfl_rewrite.weights.state import lower_for, nothing_to_quantize, still_late
+from tfl_rewrite.weights.storage import Decision, Stored, forms
 
 FINER = ("int8:channel:dequantize", "float16", "float32")
 """What a constant is stored as where the outputs lose too much by what was asked for, one after the other."""
 
+
+Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
+"""Which constant is stored how; None, or a name that is not there, leaves it to the default."""
 
 RUNTIME = Kind("a runtime version", runtimes.parse_runtime, runtimes.taken_runtime)
 
@@ -188,17 +191,29 @@ class QuantizeWeights(Pass):
         """Returns the pass with some constants stored finer, at these levels of :attr:`finer`."""
         return replace(self, levels=dict(levels))
 
-    def finer_encoding(self, position: int, wanted: Encoding) -> Encoding:
-        """Returns how the constant of a buffer is stored, where ``wanted`` was asked for."""
-        level = self.levels.get(position, 0)
-        forms = [Encoding.parse(text) for text in self.finer[:level]]
-        # Never coarser: what was asked for may be finer than the first forms are.
-        return next((form for form in reversed(forms) if form.form.bits >= wanted.form.bits), wanted)
-
     @property
     def default(self) -> Encoding:
         """How constants are stored that are not assigned."""
         return self.encoding if self.encoding is not None else Encoding.of(self.dtype, self.granularity)
+
+    def plan(self, model: Model) -> WeightPlan:
+        """Returns what decides what becomes of the constants of a model."""
+        recipe = self.assignment if isinstance(self.assignment, Recipe) else None
+        return WeightPlan(model, self.selection, self.min_runtime, self._encoding, recipe, self.levels)
+
+    def _encoding(self, item: Candidate, position: int) -> Encoding:
+        """Returns what a constant is to become: as it was assigned, or as all are; or finer."""
+        found: Encoding | None = None
+        if isinstance(self.assignment, Mapping):
+            found = self.assignment.get(item.value.name)
+        elif self.assignment is not None:
+            found = self.assignment(item)
+        wanted = found or self.default
+        if wanted.scheme is Scheme.AUTO:
+            wanted = replace(wanted, scheme=self.scheme)
+        finer = [Encoding.parse(text) for text in self.finer[: self.levels.get(position, 0)]]
+        # Never coarser: what was asked for may be finer than the first forms are.
+        return next((form for form in reversed(finer) if form.form.bits >= wanted.form.bits), wanted)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
@@ -206,14 +221,14 @@ class QuantizeWeights(Pass):
         Constants are read for their scales now; the integers are made when the file is written.
         """
         renewed, said = renew(model, self.min_runtime, self._may_renew)
-        plan = WeightPlan(self, model)
+        plan = self.plan(model)
         decisions, skips = plan.decide()
         idle_patterns = unmatched_notes(self.selection, model, plan.graph)
         balanced: tuple[str, ...] = ()
         if self.effort is Effort.BEST and any(made.form.is_integer for made in decisions):
             balanced = _balance(model, context)
             if balanced:
-                plan = WeightPlan(self, model)
+                plan = self.plan(model)
                 decisions, skips = plan.decide()
         changes, notes = _Application(model, plan, self._rounder(context)).apply(decisions)
         if self.min_runtime < runtimes.NEWEST_RUNTIME:
@@ -294,28 +309,8 @@ def prepare(model: Model, passes: Sequence[QuantizeWeights], rounder: Calibratin
 
     So that what it has to know of the model is collected once for all of them. The model is not changed.
     """
-    positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
-    works = []
-    for settings in passes:
-        plan = WeightPlan(settings, model)
-        works += _works(plan, plan.decide()[0], positions)
-    rounder.prepare(model, works)
-
-
-def _works(plan: WeightPlan, decisions: Sequence[Decision], positions: Mapping[int, int]) -> list[Work]:
-    """Returns what a rounder is told of, while the model is as it was."""
-    works: dict[tuple[object, ...], Work] = {}
-    for made in decisions:
-        buffer = made.item.stored.buffer
-        if made.form.is_integer and buffer.blob is not None:
-            key = (id(buffer), made.content)
-            if key in works:
-                # Read through another tensor as well: what all of them do is not one product.
-                uses = (*works[key].uses, *made.item.uses)
-                works[key] = replace(works[key], uses=uses)
-            else:
-                works[key] = plan.work(made, buffer.blob, positions[id(buffer)])
-    return list(works.values())
+    plans = [settings.plan(model) for settings in passes]
+    rounder.prepare(model, [work for plan in plans for work in plan.works(plan.decide()[0])])
 
 
 class _Application:
@@ -328,11 +323,12 @@ class _Application:
         self._editor = Editor(model)
         self._stored: dict[tuple[object, ...], Stored] = {}
         self._quantizations: dict[tuple[object, ...], Quantization] = {}
-        self._positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
 
     def apply(self, decisions: list[Decision]) -> tuple[list[WeightChange], list[str]]:
         """Changes the model; returns the changes and notes."""
-        self._prepare(decisions)
+        if isinstance(self._rounder, Calibrating):
+            # While the model is as it was.
+            self._rounder.prepare(self._model, self._plan.works(decisions))
         changes: list[WeightChange] = []
         known: set[int] = set()
         # Rewiring replaces the blob and the type of what other decisions still refer to as their source.
@@ -349,10 +345,12 @@ class _Application:
             if stored is None:
                 saved -= made.nbytes
                 buffer = made.item.stored.buffer if first else self._editor.add_buffer(None)
-                work = self._plan.work(made, blob, self._positions[key])
+                work = self._plan.work(made, blob, self._plan.positions[key])
                 stored = made.form.store(self._editor, made, work, self._rounder, buffer)
                 self._stored[(key, made.content)] = stored
-            change = _change(made, self._positions[key], blob.nbytes, saved, stored.payload, shared=shared)
+            change = _change(
+                made, self._plan.positions[key], blob.nbytes, saved, stored.payload, shared=shared
+            )
             changes.append(change)
             quantization = made.form.quantization(made, stored)
             if quantization is not None:
@@ -374,12 +372,6 @@ class _Application:
             notes += self._rounder.notes()
         self._editor.finish()
         return changes, [*notes, *self._editor.notes]
-
-    def _prepare(self, decisions: list[Decision]) -> None:
-        """Tells a rounder that looks at activations of all constants, while the model is as it was."""
-        if not isinstance(self._rounder, Calibrating):
-            return
-        self._rounder.prepare(self._model, _works(self._plan, decisions, self._positions))
 
 
 def _change(
@@ -404,14 +396,3 @@ def _change(
         granularity=form.granularity(made.axis),
         encoding=form.text(made.axis),
     )
-
-
-__all__ = [
-    "Assignment",
-    "Encoding",
-    "QuantizeWeights",
-    "Reading",
-    "Rounder",
-    "Scheme",
-    "WeightChange",
-]

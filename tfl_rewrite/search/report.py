@@ -20,8 +20,7 @@ from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.search.units import LEAST_ELEMENTS, Unit, encodings_of
-from tfl_rewrite.weights.encoding import Encoding
-from tfl_rewrite.weights.recipe import VERSION
+from tfl_rewrite.weights.encoding import VERSION, Encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import ORDERED_TRIES, Found, caveats, in_order, settle
 from tfl_rewrite.search.trials import Frame, deflated_nbytes
 from tfl_rewrite.search.units import ENCODINGS, base_pass
-from tfl_rewrite.weights.recipe import unmatched_notes
+from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 

@@ -24,10 +24,10 @@ from tfl_rewrite.numerics.grids import KINDS, Rows
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, forms
+from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
-from tfl_rewrite.weights.plan import WeightPlan
+from tfl_rewrite.weights.storage import Decision, forms
 
 Form = Encoding | Grid
 Float64 = npt.NDArray[np.float64]
@@ -163,7 +163,7 @@ def find_units(
         wanted = Encoding.parse(text)
         model = load()
         positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
-        decisions, _ = WeightPlan(replace(base, encoding=wanted, assignment=None), model).decide()
+        decisions, _ = replace(base, encoding=wanted, assignment=None).plan(model).decide()
         groups: dict[int, list[Decision]] = {}
         for made in decisions:
             groups.setdefault(positions[id(made.item.stored.buffer)], []).append(made)

@@ -1,47 +1,37 @@
-"""How one constant is stored: what can be asked for, the forms that do it, and what is decided of each.
+"""How constants are to be stored: encodings, and mixed precision by hand.
 
-A form is one object: how many bytes it takes, how the bytes are made, what readers are given, and how it is
-read from a file. The modules of :mod:`tfl_rewrite.weights.forms` hold them, and nothing else names them:
-encodings, decisions, reports and recipes, the search and the command line are made from what lies there.
+Rules say which constants are stored how, as text or as a TOML file.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
-import importlib
-import pkgutil
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UsageError, whole_number
-from tfl_rewrite.kernels.operators import Form, Granularity, Need, Reading
-from tfl_rewrite.kernels.runtimes import Runtime
-from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
-from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor
-from tfl_rewrite.model.packing import packed_nbytes
-from tfl_rewrite.numerics.floats import Floats
-from tfl_rewrite.numerics.symmetric import Channels, Levels
-from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.payloads import Payload
-from tfl_rewrite.weights.rounders import Rounder, Work
+from tfl_rewrite.errors import UsageError, near_names, whole_number
+from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.patterns import Budget, Pattern
+from tfl_rewrite.options.toml import read_toml
+from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
+from tfl_rewrite.weights.storage import StorageForm, forms
 
 BLOCKS = (32, 64, 128)
 """Elements of a block that may be asked for; XNNPACK's own kernel wants a multiple of 32."""
 
-# What a rewrite adds to the file beside the elements, in bytes: upper estimates, so that "smaller" holds.
-QUANTIZATION_NBYTES = 64
-TENSOR_NBYTES = 96
-OPERATOR_NBYTES = 56
-BUFFER_NBYTES = 32
-_ZERO_POINT_NBYTES = 8
-_SCALE_NBYTES = 4
+VERSION = 1
+"""Of the TOML form."""
 
-_OLDEST = ("INT8", "FLOAT32")
+_NAMES = "|".join(forms())
+# A rule ends where an encoding ends and a comma or the text follows; the expression may hold both signs.
+_RULE = re.compile(rf"(?P<match>.+?)=(?P<encoding>(?:{_NAMES})(?::[a-z0-9]+)*)\s*(?:,\s*|$)", re.DOTALL)
+_NEAR = 5
+_LONGEST_SHOWN = 80
 
 
 class Scheme(str, enum.Enum):
@@ -50,178 +40,6 @@ class Scheme(str, enum.Enum):
     AUTO = "auto"
     HYBRID = "hybrid"
     DEQUANTIZE = "dequantize"
-
-
-@dataclass(frozen=True)
-class StorageForm(ABC):
-    """One way to store the elements of a constant.
-
-    Attributes:
-        name: The first word of an encoding, such as ``int4``.
-        parts: Types of the tensors that hold the elements, as in ``TensorType``; integers in several parts
-            are their sum, each part in steps that the next one divides.
-        full_range: Whether readers take the lowest integer, which has no positive counterpart.
-        tried: Encodings of it that a search tries, where the file is to be small.
-        tried_in_kernels: Those that it tries besides, where memory or time count, for kernels that read them.
-    """
-
-    name: str
-    parts: tuple[str, ...]
-    full_range: bool = True
-    tried: tuple[str, ...] = ()
-    tried_in_kernels: tuple[str, ...] = ()
-
-    @property
-    def bits(self) -> int:
-        """Bits of an element."""
-        return sum(dtypes.BY_NAME[part].bits for part in self.parts)
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether it needs scales."""
-        return self.parts[0].startswith("INT")
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether one tensor of integers holds it, so that kernels and lookups may read it themselves."""
-        return self.is_integer and len(self.parts) == 1
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether the oldest kernels and lookups read it, and the default asks for it."""
-        return self.parts == ("INT8",)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether it leaves a float32 constant as it is."""
-        return self.parts == ("FLOAT32",)
-
-    @property
-    def levels(self) -> Levels:
-        """The integers that DEQUANTIZE and lookups read right; ``(0, 0)`` for floats."""
-        low, high = 0, 0
-        for part in self.parts if self.is_integer else ():
-            bits = dtypes.BY_NAME[part].bits
-            own = Levels.full(bits) if self.full_range else Levels.narrow(bits)
-            low, high = low * 2**bits + own.low, high * 2**bits + own.high
-        return Levels(low, high)
-
-    @property
-    def block(self) -> int | None:
-        """Elements of a block that shares a scale; None where scales are not by block."""
-        return None
-
-    @property
-    def native(self) -> bool:
-        """Whether a kernel reads scales that lie in a tensor of their own."""
-        return False
-
-    @property
-    def first_runtime(self) -> Runtime:
-        """The oldest runtime that expands it; what all runtimes read in some way is as old as they are."""
-        late = [part for part in self.parts if part not in _OLDEST]
-        first = [min(row.first_runtime for row in DEQUANTIZE.forms if row.dtype == part) for part in late]
-        return max(first, default=(0, 0))
-
-    def channels(self, shape: Sequence[int], axis: int | None) -> Channels:
-        """Returns how a constant falls into groups with a scale each."""
-        return Channels.along(shape, axis)
-
-    def granularity(self, _axis: int | None) -> str:
-        """Returns which elements share a scale: ``tensor``, ``channel``, ``block``; ``none`` for floats."""
-        return "none"
-
-    def text(self, _axis: int | None) -> str:
-        """Returns it as an encoding is written."""
-        return self.name
-
-    def data_nbytes(self, elements: int) -> int:
-        """Returns the bytes of elements alone."""
-        return sum(packed_nbytes(elements, dtypes.BY_NAME[part].bits) for part in self.parts)
-
-    def scales_nbytes(self, count: int) -> int:
-        """Returns the bytes of so many scales, without zero points."""
-        return _SCALE_NBYTES * count * len(self.parts)
-
-    def nbytes(self, made: Decision) -> int:
-        """Returns the bytes of the new elements and their scales."""
-        return self.data_nbytes(made.item.elements)
-
-    def zero_points_nbytes(self, _made: Decision) -> int:
-        """Returns the bytes of zero points, as far as it does not share them with other constants."""
-        return 0
-
-    def overhead(self, made: Decision) -> int:
-        """Returns the bytes of tensors and operators that readers need beside the elements and scales."""
-        return QUANTIZATION_NBYTES + made.dequantize_nbytes
-
-    @abstractmethod
-    def store(self, editor: Editor, made: Decision, work: Work, rounder: Rounder, buffer: Buffer) -> Stored:
-        """Gives a buffer the new bytes; adds the buffers of what belongs to them.
-
-        Args:
-            editor: Of the model.
-            made: The decision.
-            work: The constant as it was.
-            rounder: Makes integers.
-            buffer: Takes the elements.
-        """
-
-    def quantization(self, _made: Decision, _stored: Stored) -> Quantization | None:
-        """Returns what the tensor says of its scales; None where it says nothing or they are not its own."""
-        return None
-
-    @abstractmethod
-    def rewire(
-        self, editor: Editor, made: Decision, stored: Stored, quantization: Quantization | None
-    ) -> None:
-        """Gives the tensor its new type, and each reader what it takes.
-
-        Args:
-            editor: Of the model.
-            made: The decision.
-            stored: Where the new bytes are.
-            quantization: Scales of the tensor; equal ones are one object, so that they are written once.
-        """
-
-    @abstractmethod
-    def read(self, tensor: Tensor) -> Floats | None:
-        """Returns what a constant of a file means, if it is stored so; else None."""
-
-
-@functools.cache
-def forms() -> Mapping[str, StorageForm]:
-    """Returns the forms that an encoding can name: the ``FORMS`` of the modules of ``weights/forms``."""
-    folder = Path(__file__).parent / "forms"
-    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
-    modules = [importlib.import_module(f"{__package__}.forms.{name}") for name in names]
-    found: list[StorageForm] = [form for module in modules for form in module.FORMS]
-    # Integers first, those of many bits before those of few; then floats from the smallest on.
-    found.sort(key=lambda form: (-form.bits if form.is_integer else form.bits, form.name))
-    return {form.name: form for form in found}
-
-
-@dataclass(slots=True)
-class Stored:
-    """Where the new bytes of a constant are.
-
-    Attributes:
-        payload: Makes them.
-        buffers: The elements, then what belongs to them: a second part, or scales.
-    """
-
-    payload: Payload
-    buffers: tuple[Buffer, ...]
-
-
-def zero_points_nbytes(count: int, sharing: int = 1) -> int:
-    """Returns the bytes of one tensor's zero points: all are 0, and the file holds equal vectors once.
-
-    Args:
-        count: How many scales.
-        sharing: Among how many constants with as many scales they are divided.
-    """
-    return -(-_ZERO_POINT_NBYTES * count // max(1, sharing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,98 +148,162 @@ class Encoding:
         return self.text
 
 
-@dataclass(slots=True, eq=False)
-class Decision:
-    """What is to become of one candidate.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Constants whose name, or the type of an operator that reads them, matches are stored so."""
+
+    match: Pattern
+    encoding: Encoding
+
+    @classmethod
+    def of(cls, match: str, encoding: str, default: Encoding, budget: Budget | None = None) -> Rule:
+        """Makes a rule from text.
+
+        Args:
+            match: The expression.
+            encoding: As text.
+            default: Gives the granularity and scheme where the encoding names none.
+            budget: Of all rules together.
+
+        Raises:
+            UsageError: The expression or the encoding is not one.
+        """
+        return cls(Pattern.compile(match, budget), Encoding.parse(encoding, default=default))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Rules in order; the first that matches a constant says how it is stored.
 
     Attributes:
-        item: The constant.
-        readings: How each use gets at it, in the order of ``item.uses``.
-        kernels: What each use that reads integers takes, and last what DEQUANTIZE does, if any use needs it.
-        axis: Channel axis of the scales; None for one scale, for blocks and for floats.
-        form: How the elements are stored.
-        sharing: How many constants are likely to have as many scales, and so the same zero points.
+        rules: In order.
     """
 
-    item: Candidate
-    readings: list[Reading]
-    kernels: list[Form]
-    axis: int | None
-    form: StorageForm
-    sharing: int = 1
-    stored_dtype: int = field(init=False)
-    """Number of the type that the constant has in the input; rewiring changes the tensor's."""
+    rules: tuple[Rule, ...]
 
-    def __post_init__(self) -> None:
-        self.stored_dtype = self.item.stored.dtype
+    @classmethod
+    def parse(cls, text: str, *, default: Encoding | None = None) -> Recipe:
+        """Reads ``REGEX=ENCODING,REGEX=ENCODING,...``, or the TOML file of that name (``*.toml``).
 
-    @property
-    def channels(self) -> Channels:
-        """How it falls into channels, each with a scale."""
-        return self.form.channels(self.item.shape, self.axis)
+        Args:
+            text: The rules, or a path.
+            default: Gives the granularity and scheme where an encoding names none.
 
-    @property
-    def levels(self) -> Levels:
-        """The integers that all of its readers read right."""
-        full = all(form.full_range for form in self.kernels if form.reading is Reading.HYBRID)
-        return self.form.levels if full else Levels.narrow(self.form.bits)
+        Raises:
+            UsageError: The text, an expression or an encoding is not of the form.
+            FileAccessError, FormatError: The file cannot be read, or is no TOML.
+        """
+        if text.endswith(".toml"):
+            return cls.load(text, default=default)
+        rules, position, budget = [], 0, Budget()
+        text = text.strip()
+        while position < len(text):
+            found = _RULE.match(text, position)
+            if found is None:
+                raise UsageError(
+                    f"rule {text[position:][:80]!r} is not REGEX=ENCODING",
+                    remedy="write such as 'conv.*=int4:block:32,logits=float32'",
+                )
+            rules.append(Rule.of(found["match"], found["encoding"], default or Encoding(), budget))
+            position = found.end()
+        return cls(_some(rules, "the map"))
 
-    @property
-    def kinds(self) -> tuple[Reading, ...]:
-        """The readings, each once."""
-        return tuple(dict.fromkeys(self.readings))
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, default: Encoding | None = None) -> Recipe:
+        """Reads a TOML file: ``version = 1`` and ``[[rule]]`` tables with ``match`` and ``encoding``.
 
-    @property
-    def content(self) -> tuple[StorageForm, Channels | None, Levels]:
-        """Equal for decisions of one constant that can share the new bytes."""
-        return self.form, self.channels if self.form.is_integer else None, self.levels
+        Raises:
+            UsageError: The file is not of this form.
+            FileAccessError: It cannot be read.
+            FormatError: It is no TOML.
+        """
+        content = read_toml(path)
+        if content.get("version") != VERSION:
+            raise UsageError(
+                f"says version {content.get('version')!r}",
+                file=str(path),
+                remedy=f"write version = {VERSION}",
+            )
+        unknown = [key for key in content if key not in ("version", "rule")]
+        if unknown:
+            raise UsageError(f"{unknown[0]!r} is no key of a recipe", file=str(path), remedy=_TOML_FORM)
+        base = default or Encoding()
+        rows = content.get("rule", [])
+        if not isinstance(rows, list) or not all(_is_rule(row) for row in rows):
+            raise UsageError("a rule is not of the form", file=str(path), remedy=_TOML_FORM)
+        budget = Budget()
+        rules = [Rule.of(row["match"], row["encoding"], base, budget) for row in rows]
+        return cls(_some(rules, str(path)))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the new elements and their scales."""
-        return self.form.nbytes(self)
+    def __call__(self, item: Candidate) -> Encoding | None:
+        """Returns what the first rule that matches says; None where none does."""
+        rule = next((rule for rule in self.rules if _matches(rule, _words(item))), None)
+        return rule.encoding if rule is not None else None
 
-    @property
-    def overhead(self) -> int:
-        """Bytes beside elements and scales."""
-        return self.form.overhead(self)
+    def check(self, model: Model, items: Sequence[Candidate]) -> None:
+        """Checks that every rule matches something in a model.
 
-    @property
-    def dequantize_nbytes(self) -> int:
-        """Bytes of a DEQUANTIZE, if any reader needs one; where there is one already, of another version."""
-        if Reading.DEQUANTIZE not in self.readings:
-            return 0
-        return OPERATOR_NBYTES + (self.tensor_nbytes if self.item.expand is None else 0)
+        What is stored in integers already counts: a second run changes nothing and is no error.
 
-    @property
-    def tensor_nbytes(self) -> int:
-        """Bytes of one tensor more, whose name is made from its own."""
-        return TENSOR_NBYTES + len(self.item.value.name)
+        Args:
+            model: The model.
+            items: The constants that may change.
 
-    @property
-    def rows(self) -> bool:
-        """Whether it is looked up with one scale per row."""
-        return any(
-            form.reading is Reading.LOOKUP and form.granularity is Granularity.CHANNEL
-            for form in self.kernels
+        Raises:
+            UsageError: A rule matches no tensor; names those that are spelled alike.
+        """
+        operators = {operator.code.name for _, operator in model.operators()}
+        names = {tensor.name for subgraph in model.subgraphs for tensor in subgraph.tensors}
+        for rule in self.rules:
+            if not _matches(rule, [*names, *operators]):
+                known = sorted({word for item in items for word in _words(item) if word})
+                raise UsageError(
+                    f"rule {rule.match.pattern!r} matches no tensor and no operator type",
+                    remedy=_near(rule.match.pattern, known),
+                )
+
+
+def unmatched_notes(selection: Selection, model: Model, graph: Graph) -> list[str]:
+    """Names the patterns of a selection that match no constant: a slip would go unseen otherwise.
+
+    No error: what is given for many models need not match in each.
+    """
+    return [
+        f"{name} {item.pattern[:_LONGEST_SHOWN]!r} matches no constant; {_near(item.pattern, known)}"
+        for name, item, known in unmatched(selection, model, graph)
+    ]
+
+
+_TOML_FORM = "write version = 1, and [[rule]] tables with match = 'REGEX' and encoding = 'int4:block:32'"
+
+
+def _is_rule(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"match", "encoding"}
+        and all(isinstance(value, str) for value in row.values())
+    )
+
+
+def _some(rules: list[Rule], where: str) -> tuple[Rule, ...]:
+    if not rules:
+        raise UsageError(f"{where} holds no rule", remedy="write such as 'conv.*=int4:block:32'")
+    return tuple(rules)
+
+
+def _words(item: Candidate) -> list[str]:
+    return [item.value.name, item.stored.name, *item.readers]
+
+
+def _matches(rule: Rule, words: Iterable[str]) -> bool:
+    return any(rule.match.search(word) for word in words)
+
+
+def _near(pattern: str, known: Sequence[str]) -> str:
+    plain = re.sub(r"[\\^$*+?{}()|\[\]]|\.\*", "", pattern)
+    found = near_names(plain, known, cutoff=0.4)
+    if not found:
+        found = [word for word in known if plain and plain.lower() in word.lower()][:_NEAR] or list(
+            known[:_NEAR]
         )
-
-
-def together(made: Decision) -> bool:
-    """Whether its size is judged with the other weights of its operator."""
-    return made.item.together > 0 and Reading.HYBRID in made.readings
-
-
-def group_nbytes(group: Sequence[Decision]) -> int:
-    """Returns the bytes that the decisions of one buffer take."""
-    distinct = {made.content: made.nbytes for made in group}
-    return sum(distinct.values()) + sum(made.overhead for made in group)
-
-
-def fit(editor: Editor, made: Decision, operator: Operator, form: Form) -> None:
-    """Gives an operator what its hybrid kernel needs."""
-    row = row_of(operator)
-    if Need.FLOAT_BIAS in row.needs:
-        editor.ensure_bias(made.item.subgraph, operator, made.item.shape[row.scales_axis() or 0])
-    if form.asymmetric_inputs is not None:
-        editor.set_option(operator, "asymmetric_quantize_inputs", form.asymmetric_inputs)
+    return f"near it are {', '.join(found)}" if found else "the model has no float constant"

@@ -31,8 +31,8 @@ from tfl_rewrite.numerics.floats import (
     float_blob,
 )
 from tfl_rewrite.weights.candidates import UNNAMED, expanded
-from tfl_rewrite.weights.encoding import forms
 from tfl_rewrite.weights.state import late_forms
+from tfl_rewrite.weights.storage import forms
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from tfl_rewrite.editing.base import Skip
-from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operators import Form, Granularity, Reading
-from tfl_rewrite.kernels.runtimes import runtime_text
+from tfl_rewrite.kernels.runtimes import Runtime, runtime_text
 from tfl_rewrite.kernels.table import BLOCKS_IN_CALLED_SUBGRAPHS, dequantize_form
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph
@@ -33,50 +31,16 @@ from tfl_rewrite.weights.candidates import (
     skip,
     stored_already,
 )
-from tfl_rewrite.weights.encoding import Decision, Encoding, Scheme, group_nbytes, together
+from tfl_rewrite.weights.encoding import Encoding, Recipe, Scheme
 from tfl_rewrite.weights.forms.blocks import Blocks, block_channels, block_length, direct
 from tfl_rewrite.weights.readers import WeightForms, agree, scales_axis, settle_scales
-from tfl_rewrite.weights.recipe import Recipe
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
+from tfl_rewrite.weights.storage import Decision, block_useless
 from tfl_rewrite.work import current
 
 # Names in a note.
 _NAMED = 5
-
-Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
-"""Which constant is stored how; None, or a name that is not there, leaves it to the default."""
-
-
-class Settings(Protocol):
-    """What the plan needs to know of what the user asked for; the pass has it."""
-
-    @property
-    def scheme(self) -> Scheme:
-        """How operators get at weights whose encoding does not say it."""
-
-    @property
-    def selection(self) -> Selection:
-        """Which constants."""
-
-    @property
-    def min_runtime(self) -> runtimes.Runtime:
-        """The oldest runtime that must compute the file correctly."""
-
-    @property
-    def assignment(self) -> Assignment | None:
-        """How each constant is stored."""
-
-    @property
-    def levels(self) -> Mapping[int, int]:
-        """Constants that are stored finer, by position of the buffer."""
-
-    @property
-    def default(self) -> Encoding:
-        """How constants are stored that are not assigned."""
-
-    def finer_encoding(self, position: int, wanted: Encoding) -> Encoding:
-        """Returns how the constant of a buffer is stored, where ``wanted`` was asked for."""
 
 
 @dataclass(slots=True)
@@ -84,8 +48,12 @@ class WeightPlan:
     """The decisions for one model.
 
     Attributes:
-        settings: What the user asked for.
         model: Looked at, not changed.
+        selection: Which constants the user wants changed.
+        min_runtime: The oldest runtime that must compute the file correctly.
+        encode: How a constant is to be stored, by it and the position of its buffer.
+        recipe: Rules that ``encode`` follows, each of which must match something.
+        levels: Constants that are stored finer than was asked for, by position of the buffer.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read.
@@ -99,8 +67,12 @@ class WeightPlan:
         fallbacks: Where another encoding is used than was asked for, by candidate, in words.
     """
 
-    settings: Settings
     model: Model
+    selection: Selection
+    min_runtime: Runtime
+    encode: Callable[[Candidate, int], Encoding]
+    recipe: Recipe | None = None
+    levels: Mapping[int, int] = field(default_factory=dict)
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
@@ -127,8 +99,8 @@ class WeightPlan:
         items, skips = find_candidates(self.model, self.graph)
         self.by_value = {id(item.value): item for item in items}
         self.sharers = Counter(id(item.stored.buffer) for item in items)
-        if isinstance(self.settings.assignment, Recipe):
-            self.settings.assignment.check(self.model, items)
+        if self.recipe is not None:
+            self.recipe.check(self.model, items)
         self.called = {id(inner) for _, operator in self.model.operators() for inner in operator.subgraphs()}
         self.encodings = {id(item): self._encoding(item) for item in items}
         self._select(items)
@@ -174,6 +146,20 @@ class WeightPlan:
             made.stored_dtype,
         )
 
+    def works(self, decisions: Sequence[Decision]) -> list[Work]:
+        """Returns what a rounder is told of what becomes integers, while the model is as it was."""
+        works: dict[tuple[object, ...], Work] = {}
+        for made in decisions:
+            buffer = made.item.stored.buffer
+            if made.form.is_integer and buffer.blob is not None:
+                key = (id(buffer), made.content)
+                if key in works:
+                    # Read through another tensor as well: what all of them do is not one product.
+                    works[key] = replace(works[key], uses=(*works[key].uses, *made.item.uses))
+                else:
+                    works[key] = self.work(made, buffer.blob, self.positions[id(buffer)])
+        return list(works.values())
+
     def _already(self) -> list[Skip]:
         """Returns the constants that are integers already, but not those that were asked for."""
         found = []
@@ -186,19 +172,13 @@ class WeightPlan:
         return found
 
     def _encoding(self, item: Candidate) -> Encoding:
-        """Returns what a constant is to become: as it was assigned, or as all are."""
-        settings = self.settings
-        found: Encoding | None = None
-        if isinstance(settings.assignment, Mapping):
-            found = settings.assignment.get(item.value.name)
-        elif settings.assignment is not None:
-            found = settings.assignment(item)
-        found = found or settings.default
-        found = replace(found, scheme=settings.scheme) if found.scheme is Scheme.AUTO else found
-        return settings.finer_encoding(self.positions[id(item.stored.buffer)], found)
+        return self.encode(item, self._position(item))
+
+    def _position(self, item: Candidate) -> int:
+        return self.positions[id(item.stored.buffer)]
 
     def _select(self, items: list[Candidate]) -> None:
-        selection = self.settings.selection
+        selection = self.selection
         least = self.least = selection.least(self.model, scale_constants(self.graph, self.model))
         ends = first_and_last(items, least) if selection.keep_first_last else set()
         for item in items:
@@ -211,7 +191,7 @@ class WeightPlan:
         self.axes = ScaleAxes(self.by_value, self.magnitudes)
         while True:
             self.forms = WeightForms(
-                self.settings.min_runtime, self.by_value, self._can_be_int8, self.magnitudes, self.axes
+                self.min_runtime, self.by_value, self._can_be_int8, self.magnitudes, self.axes
             )
             decisions = {}
             before = len(self.blocked)
@@ -235,14 +215,14 @@ class WeightPlan:
         """Returns the decision for one constant, or ``(rule, reason)`` why it stays."""
         encoding = self.encodings[id(item)]
         if encoding.form.keeps:
-            if self.settings.levels.get(self.positions[id(item.stored.buffer)]):
+            if self.levels.get(self._position(item)):
                 return "needed", "the outputs lose too much without it as it is"
             return "float32", "asked for float32"
         if not encoding.form.is_integer:
             return self._decide_cast(item, encoding)
         if encoding.block is not None:
             length = block_length(item.shape, encoding.block)
-            old = self.settings.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
+            old = self.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
             called = old and id(item.subgraph) in self.called
             if length is not None and not called:
                 if length != encoding.block:
@@ -257,7 +237,7 @@ class WeightPlan:
             asked = self.encodings[id(item)].block
             why = f"no blocks of up to {asked} fit"
             if called:
-                old_runtime = runtime_text(self.settings.min_runtime)
+                old_runtime = runtime_text(self.min_runtime)
                 why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
             self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
         return self._decide_channels(item, encoding)
@@ -293,7 +273,7 @@ class WeightPlan:
                 0
             ] if reasons else f"its rows are not blocks of {encoding.block}"
         form = self.forms.dequantize(encoding.form, None)
-        half = dequantize_form("FLOAT16", None, self.settings.min_runtime)
+        half = dequantize_form("FLOAT16", None, self.min_runtime)
         if form is None or half is None:
             return self.forms.no_dequantize(encoding.form)
         if item.elements < self.least[0] and not item.is_weight:
@@ -403,50 +383,3 @@ class WeightPlan:
 def _list(names: Sequence[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + rest
-
-
-def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int, tuple[str, str]]) -> None:
-    """Blocks constants whose bytes would have to stay, or whose new form is not smaller.
-
-    Args:
-        model: Whose constants they are.
-        decisions: What is to become of them.
-        blocked: Id of each candidate that stays, with ``(rule, reason)``; added to.
-    """
-    sharing, pinned = model.holders(), model.pinned
-    groups: dict[int, list[Decision]] = {}
-    for made in decisions:
-        groups.setdefault(id(made.item.stored.buffer), []).append(made)
-    for key, group in groups.items():
-        changing = {id(made.item.stored) for made in group if id(made.item) not in blocked}
-        other = next((item for item in sharing[key] if id(item) not in changing), None)
-        reason: tuple[str, str] | None = None
-        if other is not None:
-            reason = ("shared", f"shares its bytes with {other.name!r}, which stays {other.dtype_name}")
-        elif key in pinned:
-            reason = ("shared", "metadata refers to its bytes")
-        elif not any(map(together, group)):
-            saved = group[0].item.stored.buffer.nbytes - group_nbytes(group)
-            if saved <= 0:
-                kind = group[0].form.name
-                reason = ("not-smaller", f"{kind} with its scales and operators takes {-saved} bytes more")
-        if reason is not None:
-            for made in group:
-                blocked.setdefault(id(made.item), reason)
-    _block_together(groups, blocked)
-
-
-def _block_together(groups: dict[int, list[Decision]], blocked: dict[int, tuple[str, str]]) -> None:
-    """Blocks the weights of operators that take all or none, where all of them are not smaller."""
-    operators: dict[int, dict[int, list[Decision]]] = {}
-    for key, group in groups.items():
-        for made in group:
-            if together(made) and id(made.item) not in blocked:
-                for use in made.item.uses:
-                    operators.setdefault(id(use.operator), {})[key] = group
-    for buffers in operators.values():
-        saved = sum(group[0].item.stored.buffer.nbytes - group_nbytes(group) for group in buffers.values())
-        if saved <= 0:
-            reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
-            for made in (made for group in buffers.values() for made in group):
-                blocked.setdefault(id(made.item), reason)

@@ -18,8 +18,9 @@ from tfl_rewrite.model.ir import Operator, Tensor
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.symmetric import Channels
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.encoding import Encoding, Scheme, StorageForm
+from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes, weight_axis
+from tfl_rewrite.weights.storage import StorageForm
 
 # The axis of the scales (None for one scale), and the axis over which a kernel would spread a single one
 # (None where it does not).

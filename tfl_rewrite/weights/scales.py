@@ -30,7 +30,7 @@ from tfl_rewrite.model.ir import Operator
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 from tfl_rewrite.weights.candidates import Candidate
-from tfl_rewrite.weights.encoding import StorageForm, zero_points_nbytes
+from tfl_rewrite.weights.storage import StorageForm, zero_points_nbytes
 from tfl_rewrite.work import current
 
 _LOOKED_AT = 1 << 12

@@ -14,7 +14,7 @@ from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, TooHigh, too_high, versio
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, dequantize_form, row_of
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.weights.encoding import forms
+from tfl_rewrite.weights.storage import forms
 
 _ACTIVATIONS = ("INT8", "UINT8", "INT16")
 _FLOATS = ("FLOAT32", "FLOAT16")

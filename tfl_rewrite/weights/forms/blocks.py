@@ -30,7 +30,9 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
 from tfl_rewrite.numerics.floats import Floats, Integers
 from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Channels, Float32
-from tfl_rewrite.weights.encoding import (
+from tfl_rewrite.weights.payloads import QuantizedPayload
+from tfl_rewrite.weights.rounders import Rounder, Work
+from tfl_rewrite.weights.storage import (
     BUFFER_NBYTES,
     OPERATOR_NBYTES,
     QUANTIZATION_NBYTES,
@@ -39,8 +41,6 @@ from tfl_rewrite.weights.encoding import (
     Stored,
     fit,
 )
-from tfl_rewrite.weights.payloads import QuantizedPayload
-from tfl_rewrite.weights.rounders import Rounder, Work
 
 _TOP = 14  # The largest quotient lies in [2^14, 2^15): far from what float16 cannot hold.
 _HALF_NORMAL = np.float32(np.finfo(np.float16).tiny)

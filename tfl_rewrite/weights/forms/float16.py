@@ -18,9 +18,9 @@ from tfl_rewrite.model.blob import ComputedBlob
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
 from tfl_rewrite.numerics.floats import Floats, Halves
 from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Error
-from tfl_rewrite.weights.encoding import Decision, StorageForm, Stored
 from tfl_rewrite.weights.payloads import Emit, Payload
 from tfl_rewrite.weights.rounders import Rounder, Work
+from tfl_rewrite.weights.storage import Decision, StorageForm, Stored
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)

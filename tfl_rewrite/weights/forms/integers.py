@@ -20,7 +20,10 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
 from tfl_rewrite.numerics.floats import Floats, Integers
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Int8, Levels
-from tfl_rewrite.weights.encoding import (
+from tfl_rewrite.weights.forms.blocks import read_blocks
+from tfl_rewrite.weights.payloads import QuantizedPayload
+from tfl_rewrite.weights.rounders import Rounder, Work
+from tfl_rewrite.weights.storage import (
     BUFFER_NBYTES,
     OPERATOR_NBYTES,
     QUANTIZATION_NBYTES,
@@ -30,9 +33,6 @@ from tfl_rewrite.weights.encoding import (
     fit,
     zero_points_nbytes,
 )
-from tfl_rewrite.weights.forms.blocks import read_blocks
-from tfl_rewrite.weights.payloads import QuantizedPayload
-from tfl_rewrite.weights.rounders import Rounder, Work
 
 _ROW_SCALE_NBYTES = 4
 
