@@ -8,7 +8,7 @@ used, and our own bug. An error prints as ``file (where, offset N): what; remedy
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 
@@ -142,41 +142,22 @@ class InvariantError(TflRewriteError):
     exit_code = 1
 
 
-# Bounds of the numbers that a user, or a configuration from somebody else, may give.
-
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "samples": (1, 10_000),
-    "seed": (0, (1 << 63) - 1),
-    "threads": (0, 1024),
-    "jobs": (0, 1024),
-    "timeout": (0.001, 1e6),
-    "time_limit": (0, 1e6),
-    "blame_seconds": (0, 1e6),
-    "min_snr": (-1000, 1000),
-    "max_abs_error": (0, 1e300),
-    "max_error": (0, 1e300),
-    "min_metric": (-1e300, 1e300),
-    "largest": (0, 1 << 40),
-    "min_agreement": (0, 1),
-    "min_elements": (1, 1 << 40),
-}
-"""Least and largest value, by the name of the setting."""
-
 _MOST_DIGITS = 20
 _MOST_COMPARED, _LONGEST_COMPARED = 2000, 200
 
 
-def check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float, bounds: tuple[float, float]) -> None:
     """Refuses a number that is out of its bounds, or none.
 
     Args:
-        name: Of the setting, one of :data:`BOUNDS`.
+        name: Of the setting.
         value: The number.
+        bounds: Its least and its largest value.
 
     Raises:
         UsageError: It is.
     """
-    least, most = BOUNDS[name]
+    least, most = bounds
     # Also what is no number: it is neither above nor below.
     if not least <= value <= most:
         raise UsageError(

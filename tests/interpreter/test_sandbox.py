@@ -578,7 +578,8 @@ def test_numbers_of_calls() -> None:
 def test_a_process_that_holds_everything_up_ends_with_its_parent(tmp_path, stranger):
     # It does not hear that its input has closed: the system ends it.
     model = fake_runtime.model(tmp_path / "a", running=["hold_up"])
-    code = "import sys, tfl_rewrite.judge.judge as v; v.run_model(sys.argv[1], runtime=sys.argv[2])"
+    code = "import sys, tfl_rewrite.judge.judge as v; from tfl_rewrite import Judging as J; "
+    code += "v.run_model(sys.argv[1], J(runtime=(sys.argv[2],)))"
     process = subprocess.Popen([sys.executable, "-c", code, str(model), stranger])
     try:
         children = wait_for(lambda: [pid for pid in children_of(process.pid) if is_sealed(pid)])

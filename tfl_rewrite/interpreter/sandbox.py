@@ -30,7 +30,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -303,26 +303,32 @@ def program(machine: str, pid: int, *, writes: bool) -> list[Instruction]:
         (_RETURN, 0, 0, _UNKNOWN),
     ]
 
-    def rule(call: Number, body: list[Instruction]) -> None:
+    for call, body in _rules(pid, writes=writes):
         # A body may lose the number of the call, so it must end in a decision.
         number = call[column]
         if number is not None:
             made.extend([(_EQUAL, 0, len(body), number), *body])
+    made.append((_RETURN, 0, 0, _ALLOW))
+    return made
+
+
+def _rules(pid: int, *, writes: bool) -> Iterator[tuple[Number, list[Instruction]]]:
+    """Yields what is not simply allowed: the number of a call, and what decides over it."""
 
     def low(argument: int) -> Instruction:
         return (_LOAD, 0, 0, 16 + 8 * argument)
 
     refuse, allow = (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)
     for call in (*CALLS.values(), *(() if writes else WRITES.values())):
-        rule(call, [refuse])
+        yield call, [refuse]
     for call in ABSENT.values():
-        rule(call, [(_RETURN, 0, 0, _UNKNOWN)])
+        yield call, [(_RETURN, 0, 0, _UNKNOWN)]
     for call in OWN.values():
-        rule(call, [low(0), (_EQUAL, 0, 1, pid), allow, refuse])
-    rule(AFFINITY, [low(0), (_EQUAL, 1, 0, 0), (_EQUAL, 0, 1, pid), allow, refuse])
-    rule(CLONE, [low(0), (_ANY_OF, 0, 1, _CLONE_THREAD), allow, refuse])
+        yield call, [low(0), (_EQUAL, 0, 1, pid), allow, refuse]
+    yield AFFINITY, [low(0), (_EQUAL, 1, 0, 0), (_EQUAL, 0, 1, pid), allow, refuse]
+    yield CLONE, [low(0), (_ANY_OF, 0, 1, _CLONE_THREAD), allow, refuse]
     # Reading limits, or setting that of memory, of this process.
-    rule(
+    yield (
         PRLIMIT,
         [
             low(0),
@@ -338,19 +344,17 @@ def program(machine: str, pid: int, *, writes: bool) -> list[Instruction]:
             refuse,
         ],
     )
-    rule(SETRLIMIT, [low(0), (_EQUAL, 0, 1, _RLIMIT_DATA), allow, refuse])
+    yield SETRLIMIT, [low(0), (_EQUAL, 0, 1, _RLIMIT_DATA), allow, refuse]
     for call, (argument, values) in _FORBIDDEN.items():
         tests = [(_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
-        rule(call, [low(argument), *tests, allow, refuse])
+        yield call, [low(argument), *tests, allow, refuse]
     for call, argument in OPEN:
         if writes:
             # The first versions of Landlock let what is opened for reading be cut to nothing.
             body = [(_AND, 0, 0, _O_ACCMODE | _O_TRUNC), (_EQUAL, 0, 1, _O_TRUNC), refuse, allow]
         else:
             body = [(_ANY_OF, 0, 1, _O_ACCMODE | _O_CREAT | _O_TRUNC), refuse, allow]
-        rule(call, [low(argument), *body])
-    made.append(allow)
-    return made
+        yield call, [low(argument), *body]
 
 
 def _filter(*, writes: bool) -> bool:

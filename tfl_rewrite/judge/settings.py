@@ -17,6 +17,8 @@ Channels are weaker and stronger, and few samples tell little of one: of 27 real
 encodings, judged on real inputs, none that keeps 25 dB as a whole has a channel that is 15 dB worse than
 20 dB; one that drowned beside stronger channels keeps 0 dB or less.
 """
+SNR_BOUNDS = (-1000.0, 1000.0)
+ERROR_BOUNDS = (0.0, 1e300)
 MODES = ("auto", "require", "off")
 RESOLVERS = ("default", "builtin", "reference")
 LEAST_MEMORY_NBYTES = 64 << 20
@@ -54,7 +56,7 @@ class Tolerance:
         20.0,
         "least signal-to-noise ratio of every output, in dB",
         metavar="DB",
-        bounds=(-1000, 1000),
+        bounds=SNR_BOUNDS,
     )
     min_agreement: float = option(
         0.9,
@@ -64,7 +66,7 @@ class Tolerance:
         bounds=(0, 1),
     )
     max_abs_error: float | None = option(
-        None, "largest error of any element of an output", metavar="X", bounds=(0, 1e300)
+        None, "largest error of any element of an output", metavar="X", bounds=ERROR_BOUNDS
     )
 
     def __post_init__(self) -> None:

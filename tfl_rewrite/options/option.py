@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from typing import Any, TypeVar
 
-from tfl_rewrite.errors import UsageError, near_names, number_text
+from tfl_rewrite.errors import UsageError, check_number, near_names
 from tfl_rewrite.options.kinds import BY_ANNOTATION, SWITCH, Kind, split
 
 Made = TypeVar("Made")
@@ -112,12 +112,7 @@ class Option:
                 if item not in self.choices:
                     raise unknown(self.name.replace("_", "-"), item, self.choices)
         if self.bounds is not None:
-            least, most = self.bounds
-            # Also what is no number: it is neither above nor below.
-            if not least <= value <= most:
-                raise UsageError(
-                    f"{self.name} is {number_text(value)}", remedy=f"give {least:,} or more, {most:,} at most"
-                )
+            check_number(self.name, value, self.bounds)
         return value if self.member is None else self.member(value)
 
 

@@ -172,7 +172,7 @@ class _Ran:
 def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     """Checks what was asked for, opens the source, and divides the user's inputs."""
     settings = plan.settings
-    check_number("threads", current().wanted_threads)
+    check_number("threads", current().wanted_threads, (0, 1024))
     reads = claims_of(plan.source, settings.inputs, settings.holdout)
     writes = [] if plan.target is None else [Claim(OUTPUT, os.fspath(plan.target))]
     check_claims(reads, writes, force=plan.force)

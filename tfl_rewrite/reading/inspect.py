@@ -121,7 +121,7 @@ def inspect(model: ModelLike, *, largest: int = 20) -> Inspection:
         >>> found.nbytes, found.operators[0].name
         (102424, 'CONV_2D')
     """
-    check_number("largest", largest)
+    check_number("largest", largest, (0, 1 << 40))
     source = Source.of(model)
     return inspect_model(source.model(), source.path, largest=largest)
 

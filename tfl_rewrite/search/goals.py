@@ -7,12 +7,15 @@ import math
 from dataclasses import dataclass, field
 
 from tfl_rewrite.errors import UsageError, check_number
-from tfl_rewrite.judge.settings import Tolerance
+from tfl_rewrite.judge.settings import ERROR_BOUNDS, SNR_BOUNDS, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData
 
 _STEP = 1.0
 """By how many dB a search moves on where what is bounded is not counted in dB."""
+
+
+_BOUNDS = {"min_snr": SNR_BOUNDS, "max_error": ERROR_BOUNDS, "min_metric": (-1e300, 1e300)}
 
 
 class Objective(str, enum.Enum):
@@ -59,10 +62,10 @@ class Goal(JsonData):
             )
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(f"min_agreement is {self.min_agreement}", remedy="give a share, such as 0.99")
-        for name in ("min_snr", "max_error", "min_metric"):
+        for name, bounds in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None:
-                check_number(name, value)
+                check_number(name, value, bounds)
         if self.max_nbytes is not None and self.max_nbytes < 1:
             raise UsageError(f"max_nbytes is {self.max_nbytes}", remedy="give 1 or more")
 

@@ -105,7 +105,7 @@ def shrink(
     """
     checked = judging or Judging()
     if time_limit is not None:
-        check_number("time_limit", time_limit)
+        check_number("time_limit", time_limit, (0, 1e6))
     reads = claims_of(source, checked.inputs, checked.holdout)
     writes = [Claim(OUTPUT, os.fspath(target))]
     if state is not None:

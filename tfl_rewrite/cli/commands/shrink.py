@@ -6,7 +6,6 @@ import argparse
 import csv
 import io
 import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from tfl_rewrite.cli.options import IN_OUT, TALKING, WRITING, Argument, Command, judging
 from tfl_rewrite.cli.text import safe
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.options.kinds import nbytes_of
 from tfl_rewrite.options.option import Role
 
 if TYPE_CHECKING:
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.search.report import ShrinkReport
 
 _ROWS = 20
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 1000,
-    "MB": 1000**2,
-    "GB": 1000**3,
-    "KIB": 1024,
-    "MIB": 1024**2,
-    "GIB": 1024**3,
-}
 
 _BUDGET = (
     Argument(
@@ -304,15 +294,10 @@ def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> No
 
 
 def _nbytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
-    unit = found[2].upper() if found else "?"
-    if found and unit in ("K", "M", "G"):
-        unit += "B"
-    if found is None or unit not in _UNITS:
-        raise UsageError(f"--max-size {text[:40]!r}", remedy="write such as 500000, 480KB, 5MB or 4MiB")
-    return int(float(found[1]) * _UNITS[unit])
+    try:
+        return None if text is None else nbytes_of(text)
+    except ValueError as error:
+        raise UsageError(f"--max-size {text!r:.40} {error}") from None
 
 
 __all__ = ["SHRINKING", "lines_of", "shrink_file"]
