@@ -174,3 +174,10 @@ def test_order_and_json(tmp_path: Path) -> None:
     assert data["counts"]["error"] == 2
     assert {"id", "severity", "where", "detail", "why", "source", "remedy"} <= set(data["findings"][0])
     assert found.repairable[:2] == ("zero-scale", "hybrid-version")
+
+
+def test_the_docs_list_every_finding_as_its_row_says() -> None:
+    rows = [f"| `{kind.name}` | {kind.severity.value} | {kind.title} | {kind.repair} |" for kind in KINDS]
+    head = ["| finding | severity | what it is | what `repair` does |", "|---|---|---|---|"]
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert "\n".join([*head, *rows, ""]) in text

@@ -47,6 +47,11 @@ class Kind:
     source: str
     remedy: str = ""
 
+    @property
+    def repair(self) -> str:
+        """What ``repair`` does about it; empty where it does nothing."""
+        return next((fix.summary for fix in FIXES if fix.name == self.name), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Finding(JsonData):
