@@ -207,13 +207,13 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
 def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float | None) -> list[Point]:
     """Searches with the calibration inputs, and measures what was found with the others."""
     wanted = Wanted(
-        goal=Goal(min_snr=THRESHOLDS[0]),
+        goal=Goal(min_snr=THRESHOLDS[0], time_limit=limit),
         base=base_pass(QuantizeWeights(effort="balanced")),
         frame=Frame(path, [RemoveDead(), Dedup()], [Compact()]),
-        time_limit=limit,
-        judging=Judging(inputs=(inputs / f"{path.stem}.calib.npz",)),
         # The whole of the other file serves for searching: what judges lies in another one.
-        holdout=(inputs / f"{path.stem}.eval.npz",),
+        judging=Judging(
+            inputs=(inputs / f"{path.stem}.calib.npz",), holdout=(inputs / f"{path.stem}.eval.npz",)
+        ),
     )
     points = []
     began = time.monotonic()

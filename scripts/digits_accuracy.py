@@ -57,7 +57,8 @@ def main() -> None:
             name = ", ".join(options.values())
             print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         made = Path(folder) / "shrunk.tflite"
-        report = tfl_rewrite.shrink(model, made, min_agreement=0.99, judging=Judging(inputs=(calibration,)))
+        goal = tfl_rewrite.Goal(min_agreement=0.99)
+        report = tfl_rewrite.shrink(model, made, goal, judging=Judging(inputs=(calibration,)))
         print(f"{'shrink, 99 %':18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         for note in report.notes:
             print(f"  {note}")

@@ -48,9 +48,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.reading.diff import Comparison, diff
     from tfl_rewrite.reading.doctor import Diagnosis, diagnose
     from tfl_rewrite.reading.inspect import Inspection, inspect
-    from tfl_rewrite.search.calls import shrink
+    from tfl_rewrite.search.goals import Goal
     from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
     from tfl_rewrite.search.round import search_rounding
+    from tfl_rewrite.search.shrink import shrink
     from tfl_rewrite.shards.calls import ShardedModel, join, open_sharded, shard
     from tfl_rewrite.shards.report import ShardFailed, ShardReport
     from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
@@ -71,6 +72,7 @@ _HOMES = {
     "FormatError": "errors",
     "Graph": "model.graph",
     "Inspection": "reading.inspect",
+    "Goal": "search.goals",
     "InvariantError": "errors",
     "JoinOptions": "shards.settings",
     "Judging": "judge.settings",
@@ -115,7 +117,7 @@ _HOMES = {
     "save": "files.store",
     "search_rounding": "search.round",
     "shard": "shards.calls",
-    "shrink": "search.calls",
+    "shrink": "search.shrink",
     "verify": "pipeline.verify",
 }
 
@@ -133,6 +135,7 @@ __all__ = [
     "Equalize",
     "FileAccessError",
     "FormatError",
+    "Goal",
     "Graph",
     "Inspection",
     "InvariantError",

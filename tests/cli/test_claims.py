@@ -295,17 +295,16 @@ def test_calls_check_as_commands_do(here: Path) -> None:
     with pytest.raises(UsageError, match="read as inputs"):
         tfl_rewrite.rewrite("in.tflite", "link.npz", passes, judging=given, force=True)
     with pytest.raises(UsageError, match="read as inputs"):
-        tfl_rewrite.shrink("in.tflite", "link.npz", min_snr=20, judging=given, force=True)
+        tfl_rewrite.shrink("in.tflite", "link.npz", tfl_rewrite.Goal(min_snr=20), judging=given, force=True)
     with pytest.raises(UsageError, match="read as holdout"):
         tfl_rewrite.shrink(
             "in.tflite",
             "out.tflite",
-            min_snr=20,
+            tfl_rewrite.Goal(min_snr=20, state="link.npz"),
             judging=tfl_rewrite.Judging(holdout=["calib.npz"]),
-            state="link.npz",
         )
     with pytest.raises(UsageError, match="are the same file"):
-        tfl_rewrite.shrink("in.tflite", "out.tflite", min_snr=20, state="OUT.tflite")
+        tfl_rewrite.shrink("in.tflite", "out.tflite", tfl_rewrite.Goal(min_snr=20, state="OUT.tflite"))
     with pytest.raises(UsageError, match="no file name"):
         tfl_rewrite.rewrite("in.tflite", "out\0.tflite", passes)
     assert content(here) == before

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import shrink
-from tfl_rewrite.cli.commands.shrink import _nbytes
+from tfl_rewrite import Goal, shrink
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.options.kinds import nbytes_of
 
 TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
 QUICK = ("--effort", "fast", "--encodings", "int8:channel:dequantize,int4:channel:dequantize")
@@ -104,7 +104,7 @@ def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: P
     ("arguments", "expected"),
     [
         ((), "no budget"),
-        (("--max-size", "much"), "--max-size 'much'"),
+        (("--max-size", "much"), "max_nbytes = 'much' is no amount of bytes"),
         (("--min-snr", "30", "--curve", "x.txt"), "--curve x.txt"),
         (("--min-snr", "30", "--plot", "x.gif"), "--plot x.gif"),
         (("--min-snr", "30", "--encodings", "int3"), "int3"),
@@ -131,7 +131,7 @@ def test_a_metric_that_is_none_is_told_before_anything_is_run(
 
     monkeypatch.setattr("tfl_rewrite.search.session.Trials", ran)
     with pytest.raises(UsageError, match=f"metric {metric}"):
-        shrink(fixtures / "dense.tflite", tmp_path / "out.tflite", metric=metric, min_metric=1.0)
+        shrink(fixtures / "dense.tflite", tmp_path / "out.tflite", Goal(metric=metric, min_metric=1.0))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_a_metric_that_is_none_is_told_before_anything_is_run(
     [("500", 500), ("5MB", 5_000_000), ("4MiB", 4 << 20), ("1.5 kb", 1500), ("2K", 2000)],
 )
 def test_sizes(text: str, expected: int) -> None:
-    assert _nbytes(text) == expected
+    assert nbytes_of(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-5MB", "5 parsecs", "1e6"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="max-size"):
-        _nbytes(text)
+    with pytest.raises(ValueError, match="amount of bytes"):
+        nbytes_of(text)
 
 
 @pytest.mark.runtime
@@ -159,5 +159,5 @@ def test_nothing_to_choose_is_said_plainly(fixtures: Path, tmp_path: Path) -> No
 @pytest.mark.runtime
 def test_a_pattern_that_matches_nothing_is_named(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "dense.tflite", tmp_path / "out.tflite"
-    report = shrink(source, target, max_nbytes=4000, exclude=["dense/weigts"], effort="fast")
+    report = shrink(source, target, Goal(max_nbytes=4000, exclude=("dense/weigts",), effort="fast"))
     assert any("exclude 'dense/weigts' matches no constant" in note for note in report.notes)

@@ -173,7 +173,8 @@ def test_the_judge_runs_the_bytes_that_were_loaded_not_what_lies_there_now(
 def test_searches_and_shards_take_it(kind: str, model: Path, few: Path, tmp_path: Path) -> None:
     judging = Judging(inputs=(few,))
     with given(kind, model) as source:
-        made = tfl_rewrite.shrink(source, tmp_path / "out", min_snr=20, effort="fast", judging=judging)
+        goal = tfl_rewrite.Goal(min_snr=20, effort="fast")
+        made = tfl_rewrite.shrink(source, tmp_path / "out", goal, judging=judging)
     assert made.source == ("<model>" if kind == "changed model" else "<bytes>")
     with given(kind, model) as source:
         found = tfl_rewrite.search_rounding(

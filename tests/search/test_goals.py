@@ -25,7 +25,9 @@ from .helpers import verdict
         ({"max_error": math.inf}, "max_error"),
         ({"min_metric": math.nan}, "min_metric"),
         ({"min_metric": -math.inf}, "min_metric"),
+        ({"min_metric": 1.0}, "go together"),
         ({"max_nbytes": 0}, "max_nbytes"),
+        ({"min_snr": 30.0, "encodings": ["int3"]}, "int3"),
     ],
 )
 def test_refused(budget: dict[str, Any], expected: str) -> None:
@@ -53,9 +55,9 @@ def test_largest_error_in_db() -> None:
 def test_agreement_and_metric_are_kept_or_not() -> None:
     assert Goal(min_agreement=0.9).shortfall(verdict({})) > 0
     assert Goal(min_agreement=0.75).shortfall(verdict({})) < 0
-    assert Goal(min_metric=0.5).shortfall(verdict({}), 0.4) > 0
-    assert Goal(min_metric=0.5).shortfall(verdict({}), 0.5) < 0
-    assert Goal(min_metric=0.5).shortfall(verdict({}), math.nan) > 0
+    assert Goal(min_metric=0.5, metric="a:b").shortfall(verdict({}), 0.4) > 0
+    assert Goal(min_metric=0.5, metric="a:b").shortfall(verdict({}), 0.5) < 0
+    assert Goal(min_metric=0.5, metric="a:b").shortfall(verdict({}), math.nan) > 0
 
 
 @pytest.mark.parametrize("cause", ["error", "crash", "interface", "timeout"])

@@ -15,6 +15,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite import (
+    Goal,
     Judging,
     ShrinkFailed,
     ShrinkReport,
@@ -49,8 +50,8 @@ def digits(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def search(digits: tuple[Path, Judging, Path], target: Path, **more: Any) -> ShrinkReport:
-    settings: dict[str, Any] = {"effort": "fast", "encodings": FEW, "judging": digits[1], **more}
-    return tfl_rewrite.shrink(digits[0], target, **settings)
+    settings: dict[str, Any] = {"effort": "fast", "encodings": FEW, **more}
+    return tfl_rewrite.shrink(digits[0], target, Goal(**settings), judging=digits[1])
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +305,7 @@ def test_downloads_are_found_where_the_first_passes_move_constants(
 @pytest.mark.runtime
 def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None:
     report = tfl_rewrite.shrink(
-        fixtures / "dense.tflite", tmp_path / "out.tflite", min_snr=30.0, encodings=FEW
+        fixtures / "dense.tflite", tmp_path / "out.tflite", Goal(min_snr=30.0, encodings=FEW)
     )
     assert report.proven is not None and report.proven.sample_source == "made"
     assert "made inputs" in report.split.text
@@ -312,7 +313,8 @@ def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None
 
 @pytest.mark.runtime
 def test_nothing_to_choose_is_a_copy(fixtures: Path, tmp_path: Path) -> None:
-    report = tfl_rewrite.shrink(fixtures / "already_int8.tflite", tmp_path / "out.tflite", min_snr=30.0)
+    goal = Goal(min_snr=30.0)
+    report = tfl_rewrite.shrink(fixtures / "already_int8.tflite", tmp_path / "out.tflite", goal)
     assert not report.units and report.report is not None
     assert (tmp_path / "out.tflite").stat().st_size <= report.nbytes_before
 
@@ -321,7 +323,7 @@ def test_nothing_to_choose_is_a_copy(fixtures: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_run_cannot_be_searched(fixtures: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="nothing can be measured"):
         tfl_rewrite.shrink(
-            fixtures / "malformed" / "custom_unknown_op.tflite", tmp_path / "out.tflite", min_snr=30.0
+            fixtures / "malformed" / "custom_unknown_op.tflite", tmp_path / "out.tflite", Goal(min_snr=30.0)
         )
     assert not (tmp_path / "out.tflite").exists()
 
@@ -399,5 +401,5 @@ def test_a_search_parses_its_source_once(
         parse(self, container)
 
     monkeypatch.setattr(Source, "__init__", counted)
-    tfl_rewrite.shrink(dense, tmp_path / "out.tflite", min_snr=20, judging=Judging(samples=2))
+    tfl_rewrite.shrink(dense, tmp_path / "out.tflite", Goal(min_snr=20), judging=Judging(samples=2))
     assert parsed.count(str(dense)) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from tfl_rewrite import UnsupportedError
 from tfl_rewrite.search import knapsack
-from tfl_rewrite.search.timing import Stopwatch
+from tfl_rewrite.search.session import Stopwatch
 from tfl_rewrite.search.trials import Trials
 from tfl_rewrite.search.units import KEPT, Option, Unit
 from tfl_rewrite.weights.encoding import Encoding

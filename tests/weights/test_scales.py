@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.weights.encoding import Scheme
 from tfl_rewrite.weights.payloads import WeightChange
+from tfl_rewrite.weights.rounders import Effort
+from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
 
 from ..nets import Array, Net, codes, decibels, named, run
 
@@ -200,3 +206,32 @@ def test_filters_of_float16_are_weighed_with_what_they_take_now(tmp_path: Path) 
     # Exact behind DEQUANTIZE: the same integers come back.
     back = load(tmp_path / "int8.tflite")
     assert run_passes(back, [Dequantize()])[0].modified
+
+
+def test_what_passes_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = convolutional()
+    save(net.model, tmp_path / "net.tflite")
+    source = Source.open(tmp_path / "net.tflite")
+    read: list[str] = []
+    measured, absmax = ScaleAxes._measured, symmetric.absmax
+
+    def counted(*arguments: Any) -> float:
+        read.append("rounded")
+        return measured(*arguments)
+
+    def largest(*arguments: Any, **more: Any) -> Any:
+        read.append("largest")
+        return absmax(*arguments, **more)
+
+    monkeypatch.setattr(ScaleAxes, "_measured", counted)
+    monkeypatch.setattr(symmetric, "absmax", largest)
+    plain = QuantizeWeights(dtype="int4", scheme=Scheme.DEQUANTIZE, min_elements=64, effort=Effort.FAST)
+    shared = replace(plain, magnitudes=Magnitudes())
+    found, counts = [], []
+    for settings in (plain, shared, shared, plain):
+        (result,) = run_passes(source.model(), [settings])
+        found.append(axes(result))
+        counts.append(len(read))
+        read.clear()
+    assert found[0] == found[1] == found[2] == found[3] and found[0]
+    assert counts[0] == counts[1] == counts[3] > 0 == counts[2]

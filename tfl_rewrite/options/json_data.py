@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -57,6 +57,11 @@ def shown(
 
 LEFT_OUT: Mapping[str, Key] = MappingProxyType({_MARK: Key(left_out=True)})
 """The metadata of a field that is no part of the data."""
+
+
+def left_out(made: Any) -> Any:
+    """Returns a field of a dataclass as no part of the data."""
+    return field(default=made.default, metadata={**made.metadata, **LEFT_OUT})
 
 
 def computed(

@@ -77,6 +77,15 @@ def _paths(value: Any) -> tuple[str | os.PathLike[str], ...]:
     return tuple(item if isinstance(item, os.PathLike) else _text(item) for item in _items(value))
 
 
+def _path(value: Any) -> str | os.PathLike[str]:
+    return value if isinstance(value, os.PathLike) else _text(value)
+
+
+def listed(value: Any) -> tuple[str, ...]:
+    """Returns the texts of a list, or those between the commas of one text."""
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else _texts(value)
+
+
 def _items(value: Any) -> list[Any]:
     if isinstance(value, (str, os.PathLike)):
         return [value]
@@ -137,6 +146,7 @@ WHOLE = Kind("a whole number", _read_whole, _whole)
 NUMBER = Kind("a number", _read_number, _number)
 SWITCH = Kind("true or false", _read_switch, _switch)
 TEXTS = Kind("a list of texts", _read_texts, _texts, many=True)
+PATH = Kind("a path", str, _path)
 PATHS = Kind("a list of paths", _read_texts, _paths, many=True)
 RANGE = Kind("a list of two numbers", _read_range, _range)
 NBYTES = Kind("an amount of bytes", nbytes_of, nbytes_of)

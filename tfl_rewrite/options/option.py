@@ -165,6 +165,12 @@ def option(
     return field(default=default, metadata={"option": facts})
 
 
+def option_of(owner: type[Any], name: str, help: str) -> Any:
+    """Returns a field that is an option of another dataclass, with a help of its own."""
+    made = next(item for item in fields(owner) if item.name == name)
+    return field(default=made.default, metadata={"option": {**made.metadata["option"], "help": help}})
+
+
 def options_within(made: type) -> Any:
     """Returns a field that holds another dataclass, whose options count as those of the outer one."""
     return field(default_factory=made, metadata={"options": made})

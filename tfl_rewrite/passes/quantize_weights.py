@@ -34,6 +34,7 @@ from tfl_rewrite.weights.expansion import renew
 from tfl_rewrite.weights.payloads import Payload, WeightChange
 from tfl_rewrite.weights.plan import WeightPlan
 from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, activations_of
+from tfl_rewrite.weights.scales import Magnitudes
 from tfl_rewrite.weights.state import lower_for, nothing_to_quantize, still_late
 from tfl_rewrite.weights.storage import Decision, Stored, forms
 
@@ -62,6 +63,8 @@ class QuantizeWeights(Pass):
             says.
         rounder: Makes scales and integers from values; None for what ``effort`` says.
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
+        magnitudes: What was read of the constants of a file, for many passes over it; see
+            :class:`Magnitudes`.
         selection: Which constants, of what the options say.
 
     Example:
@@ -143,6 +146,7 @@ class QuantizeWeights(Pass):
     assignment: Assignment | None = None
     rounder: Rounder | None = None
     levels: Mapping[int, int] = field(default_factory=dict)
+    magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
     selection: Selection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -199,7 +203,9 @@ class QuantizeWeights(Pass):
     def plan(self, model: Model) -> WeightPlan:
         """Returns what decides what becomes of the constants of a model."""
         recipe = self.assignment if isinstance(self.assignment, Recipe) else None
-        return WeightPlan(model, self.selection, self.min_runtime, self._encoding, recipe, self.levels)
+        return WeightPlan(
+            model, self.selection, self.min_runtime, self._encoding, recipe, self.levels, self.magnitudes
+        )
 
     def _encoding(self, item: Candidate, position: int) -> Encoding:
         """Returns what a constant is to become: as it was assigned, or as all are; or finer."""

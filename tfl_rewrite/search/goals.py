@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 from dataclasses import dataclass, field
 
-from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.settings import ERROR_BOUNDS, SNR_BOUNDS, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
-from tfl_rewrite.options.json_data import LEFT_OUT, JsonData
+from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, left_out
+from tfl_rewrite.options.kinds import NBYTES, PATH, Kind, listed
+from tfl_rewrite.options.option import Role, check_options, made_with, option, option_of, values_of
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.weights.encoding import Encoding
+from tfl_rewrite.weights.rounders import Effort
 
 _STEP = 1.0
 """By how many dB a search moves on where what is bounded is not counted in dB."""
 
-
-_BOUNDS = {"min_snr": SNR_BOUNDS, "max_error": ERROR_BOUNDS, "min_metric": (-1e300, 1e300)}
+_ENCODINGS = Kind("encodings", listed, listed)
 
 
 class Objective(str, enum.Enum):
@@ -29,45 +35,127 @@ class Objective(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal(JsonData):
-    """The budget.
+    """What a search is to find: the budget, what is to be small, and what is tried.
 
     Attributes:
         min_snr: Least signal-to-noise ratio of every output, in dB.
         max_error: Largest error of any element of an output.
         min_agreement: Least share of samples with the same largest element, of each output of scores.
-        min_metric: Least value of the user's own figure.
+        metric: ``module:function``, called as ``function(outputs, reference)`` with dicts of arrays
+            ``[samples, ...]`` in a process of its own; larger is better.
+        min_metric: Its least value.
         max_nbytes: Largest file; with nothing else, the error is to be as small as it can be.
         objective: What is to be small.
+        effort, include, exclude, min_runtime: As for :class:`QuantizeWeights`.
+        encodings: What is tried for each constant, such as ``int4:block:32``; None for all that the
+            objective gains by.
+        time_limit: Seconds after which the search ends with the best that it has; None for no limit.
+        state: A file that measurements are kept in, so that a search can be continued.
         sure: Whether ratios are to hold on as many other samples, most likely; see
             :attr:`OutputComparison.doubt_db`. Otherwise on those at hand.
+
+    Example:
+        >>> tfl_rewrite.Goal(min_snr=30, max_nbytes=4_000_000).text()
+        'SNR of 30 dB, at most 4,000,000 bytes'
     """
 
-    min_snr: float | None = None
-    max_error: float | None = None
-    min_agreement: float | None = None
-    min_metric: float | None = None
-    max_nbytes: int | None = None
-    objective: Objective = Objective.FILE
+    min_snr: float | None = option(
+        None, "least signal-to-noise ratio of every output, in dB", metavar="DB", bounds=SNR_BOUNDS
+    )
+    max_error: float | None = option(
+        None, "largest error of any element of an output", metavar="X", bounds=ERROR_BOUNDS
+    )
+    min_agreement: float | None = option(
+        None,
+        "least share of samples whose largest element is the same, of every output of scores, such as 0.99",
+        metavar="SHARE",
+        bounds=(0, 1),
+    )
+    metric: str | None = left_out(
+        option(
+            None,
+            "your own figure: function(outputs, reference), both dicts of arrays by output name; larger is "
+            "better. Called in a process of its own",
+            metavar="MODULE:FUNCTION",
+        )
+    )
+    min_metric: float | None = option(None, "its least value", metavar="X", bounds=(-1e300, 1e300))
+    max_nbytes: int | None = option(
+        None,
+        "largest file, such as 5MB; with nothing else, the error is made as small as it can be",
+        kind=NBYTES,
+        metavar="SIZE",
+        bounds=(1, 1 << 60),
+        flags=("--max-size",),
+    )
+    objective: Objective = option(
+        Objective.FILE,
+        "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
+        "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
+        choices=Objective,
+    )
+    effort: Effort = left_out(
+        option_of(QuantizeWeights, "effort", "as for quantize-weights (default: balanced)")
+    )
+    encodings: tuple[str, ...] | None = left_out(
+        option(
+            None,
+            "what to try for each constant, between commas (default: all that quantize-weights knows and "
+            "--min-runtime allows)",
+            kind=_ENCODINGS,
+            metavar="ENCODING,...",
+        )
+    )
+    include: tuple[str, ...] = left_out(option_of(QuantizeWeights, "include", "as for quantize-weights"))
+    exclude: tuple[str, ...] = left_out(option_of(QuantizeWeights, "exclude", "as for quantize-weights"))
+    min_runtime: Runtime = left_out(
+        option_of(QuantizeWeights, "min_runtime", "as for quantize-weights (default: the newest)")
+    )
+    time_limit: float | None = left_out(
+        option(
+            None,
+            "seconds after which the search ends with the best that it has. A search that is not ended by it "
+            "gives the same file each time",
+            metavar="S",
+            bounds=(1e-9, 1e9),
+        )
+    )
+    state: str | os.PathLike[str] | None = left_out(
+        option(
+            None,
+            "keep measurements in this file; a search that was stopped goes on from it. It is read and "
+            "written; one of another search, or of other inputs, is replaced with --force only",
+            kind=PATH,
+            metavar="FILE.json",
+            role=Role.KEEP,
+        )
+    )
     sure: bool = field(default=True, metadata=LEFT_OUT)
 
     def __post_init__(self) -> None:
         """Refuses budgets that cannot be.
 
         Raises:
-            UsageError: Nothing is given, or a number is out of its range.
+            UsageError: Nothing is given, a metric without its bound, or a value is out of its range.
         """
+        check_options(self)
+        if (self.min_metric is None) != (self.metric is None):
+            raise UsageError(
+                "a metric and its bound go together", remedy="give both --metric and --min-metric"
+            )
         if not self.bounds_error and self.max_nbytes is None:
             raise UsageError(
                 "no budget", remedy="give --min-snr, --max-error, --min-agreement, --metric or --max-size"
             )
-        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
-            raise UsageError(f"min_agreement is {self.min_agreement}", remedy="give a share, such as 0.99")
-        for name, bounds in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None:
-                check_number(name, value, bounds)
-        if self.max_nbytes is not None and self.max_nbytes < 1:
-            raise UsageError(f"max_nbytes is {self.max_nbytes}", remedy="give 1 or more")
+        if self.min_agreement == 0:
+            raise UsageError("min_agreement is 0", remedy="give a share, such as 0.99")
+        for text in self.encodings or ():
+            Encoding.parse(text)
+
+    @property
+    def weights(self) -> QuantizeWeights:
+        """Which constants are stored otherwise, and how they are rounded; how is what is searched."""
+        return made_with(QuantizeWeights, values_of(self))
 
     @property
     def bounds_error(self) -> bool:

@@ -130,8 +130,9 @@ class ShrinkFailed(VerificationError):
     """No file keeps the budget; ``report`` has the trade-offs that were found.
 
     Example:
+        >>> goal = tfl_rewrite.Goal(min_snr=300, effort="fast")
         >>> try:
-        ...     report = tfl_rewrite.shrink("model.tflite", "tiny.tflite", min_snr=300, effort="fast")
+        ...     report = tfl_rewrite.shrink("model.tflite", "tiny.tflite", goal)
         ... except tfl_rewrite.ShrinkFailed as error:
         ...     report = error.report
     """

@@ -15,9 +15,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tfl_rewrite.errors import check_number
 from tfl_rewrite.files.source import ModelLike
-from tfl_rewrite.judge.settings import ERROR_BOUNDS, SNR_BOUNDS, Judging
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.reading.on_disk import on_disk
@@ -77,10 +76,13 @@ def search_rounding(
         True
         >>> report = tfl_rewrite.rewrite("model.tflite", "rounded.tflite", [found.settings])
     """
-    check_number("min_snr", min_snr, SNR_BOUNDS)
-    if max_abs_error is not None:
-        check_number("max_abs_error", max_abs_error, ERROR_BOUNDS)
-    goal = Goal(min_snr=min_snr, max_error=max_abs_error, objective=Objective.DOWNLOAD, sure=False)
+    goal = Goal(
+        min_snr=min_snr,
+        max_error=max_abs_error,
+        objective=Objective.DOWNLOAD,
+        effort=settings.effort,
+        sure=False,
+    )
     with on_disk(source) as file, rounding_session(file, settings, judging, goal, progress) as opened:
         search = opened.grids(min_snr)
         if not search.units:

@@ -12,23 +12,25 @@ from pathlib import Path
 
 from tfl_rewrite import __version__
 from tfl_rewrite.calibration.holdout import Split, divide
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.store import load
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import Granularity, RoundWeights
 from tfl_rewrite.search.goals import Goal, Objective
-from tfl_rewrite.search.holdout_judge import HoldoutJudge
-from tfl_rewrite.search.metric import MetricProcess
+from tfl_rewrite.search.holdout_judge import HoldoutJudge, MetricProcess
 from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.sensitivity import Clock, Progress, State, measure_grids
-from tfl_rewrite.search.timing import Stopwatch
 from tfl_rewrite.search.trials import Fold, Frame, Rounders, Trials
-from tfl_rewrite.search.units import ENCODINGS, find_units
+from tfl_rewrite.search.units import Unit, encodings_for, find_units
 from tfl_rewrite.weights.rounders import Effort
 
+_TIMEOUT = 600.0
 _ROUNDING = 0.4
 """Of the time limit: what is not rounded for its activations by then is rounded without them."""
 
@@ -38,18 +40,14 @@ class Wanted:
     """What to search for, and with what.
 
     Attributes:
-        goal: The bounds.
+        goal: The bounds, and what is tried.
         frame: The original, and what is done around the choice of forms.
         judging: What to measure with; its tolerance is not used. Its ``holdout`` judges the end result only;
             without any, a part of the other inputs does.
         base: The weight pass, where encodings are searched; its encodings are not used.
         grids: The pass that rounds values, where grids are searched; its steps are not used.
         others: Whether made inputs that judge the end result are other ones than those of the search.
-        metric: ``module:function`` for ``goal.min_metric``.
-        encodings: What is tried for each constant.
-        time_limit: Seconds after which the search ends with the best that it has.
-        state: A file that measurements are kept in.
-        force: Whether that may hold the measurements of another search.
+        force: Whether ``goal.state`` may hold the measurements of another search.
     """
 
     goal: Goal
@@ -58,17 +56,7 @@ class Wanted:
     base: QuantizeWeights | None = None
     grids: RoundWeights | None = None
     others: bool = True
-    metric: str | None = None
-    encodings: Sequence[str] = ENCODINGS
-    time_limit: float | None = None
-    state: str | os.PathLike[str] | None = None
     force: bool = False
-
-    @property
-    def effort(self) -> Effort:
-        """How much work rounding is worth."""
-        settings = self.base or self.grids
-        return settings.effort if settings is not None else Effort.FAST
 
 
 class Session:
@@ -105,7 +93,8 @@ class Session:
 
     def judge(self) -> HoldoutJudge:
         """Returns what judges by the inputs that were held out; to be entered once something was measured."""
-        goal, metric, source = self.wanted.goal, self.wanted.metric, self.wanted.frame.source
+        goal, source = self.wanted.goal, self.wanted.frame.source
+        metric = goal.metric
         figure = MetricProcess(metric, source, [self.far], self._folder) if metric is not None else None
         return HoldoutJudge(source, self.trials.inside, self.far, goal, figure)
 
@@ -114,10 +103,11 @@ class Session:
         wanted, goal, source = self.wanted, self.wanted.goal, self.wanted.frame.source
         base = wanted.base
         assert base is not None
-        units = find_units(self.trials.fresh, base, wanted.encodings, goal.objective)
+        tried = encodings_for(goal)
+        units = find_units(self.trials.fresh, base, tried, goal.objective)
         state = State(
-            Path(wanted.state) if wanted.state is not None else None,
-            _key(wanted, base, self.split),
+            Path(goal.state) if goal.state is not None else None,
+            _key(wanted, base, tried, self.split),
             force=wanted.force,
             access=access_of(source) & PLAIN,
         )
@@ -155,8 +145,8 @@ def session(wanted: Wanted, progress: Progress) -> Iterator[Session]:
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: An input does not fit.
     """
-    checked, goal, metric, source = wanted.judging, wanted.goal, wanted.metric, wanted.frame.source
-    clock = Clock(wanted.time_limit)
+    checked, goal, source = wanted.judging, wanted.goal, wanted.frame.source
+    clock = Clock(goal.time_limit)
     with Scratch() as scratch:
         split = _split(wanted, scratch)
         parts = [replace(checked, inputs=part, holdout=()) for part in split.folds]
@@ -170,7 +160,9 @@ def session(wanted: Wanted, progress: Progress) -> Iterator[Session]:
             until = _ROUNDING * (number + 1) / len(parts)
             rounders = _rounders(wanted, others, progress, partial(clock.is_past, until))
             folds.append(Fold(partial(Judge, judging=part), rounders))
-        figure = MetricProcess(metric, source, parts, scratch.folder()) if metric is not None else None
+        figure = None
+        if goal.metric is not None:
+            figure = MetricProcess(goal.metric, source, parts, scratch.folder())
         if figure is not None:
             figure.check()
         with Trials(wanted.frame, folds, final, folder=scratch.folder(), goal=goal, metric=figure) as trials:
@@ -183,7 +175,7 @@ def _split(wanted: Wanted, scratch: Scratch) -> Split:
     if not judging.inputs:
         text = "made inputs; " + ("those of --holdout" if judging.holdout else "other ones") + " held out"
         return Split(((),), judging.holdout, text, True)
-    halves = wanted.effort is not Effort.FAST
+    halves = wanted.goal.effort is not Effort.FAST
     model = load(wanted.frame.source)
     return divide(model, judging.inputs, judging.holdout, scratch.folder(), halves=halves)
 
@@ -199,7 +191,7 @@ def _rounders(
     from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
 
     base, grids = wanted.base, wanted.grids
-    if not inputs or wanted.effort is Effort.FAST:
+    if not inputs or wanted.goal.effort is Effort.FAST:
         return Rounders(base, None, grids)
     settings = Settings.of(replace(wanted.judging, inputs=tuple(inputs)))
 
@@ -220,7 +212,7 @@ def _rounders(
     return Rounders(replace(base, rounder=Calibrated(calibration, hundredths, time_is_up)), ordered, grids)
 
 
-def _key(wanted: Wanted, base: QuantizeWeights, split: Split) -> str:
+def _key(wanted: Wanted, base: QuantizeWeights, tried: Sequence[str], split: Split) -> str:
     """Returns what measurements belong to: the file, the inputs and the settings."""
     digest = hashlib.sha256()
     for path in (wanted.frame.source, *split.everything):
@@ -230,6 +222,61 @@ def _key(wanted: Wanted, base: QuantizeWeights, split: Split) -> str:
                     digest.update(piece)
     checked = wanted.judging
     words = (checked.samples, checked.seed, checked.runtime, checked.resolver)
-    settings = (base.effort, base.min_runtime, base.bias_correction, tuple(wanted.encodings), split.crossed)
+    settings = (base.effort, base.min_runtime, base.bias_correction, tuple(tried), split.crossed)
     digest.update(repr((__version__, words, settings)).encode())
     return digest.hexdigest()
+
+
+class Stopwatch:
+    """Times files.
+
+    Args:
+        trials: Makes them.
+        folder: For them.
+        runtime: That runs them.
+    """
+
+    def __init__(self, trials: Trials, folder: Path, runtime: str) -> None:
+        self._trials = trials
+        self._folder = folder
+        self._runtime = runtime
+
+    def price(self, units: Sequence[Unit], progress: Progress) -> None:
+        """Puts into each option what it adds to the time of the model, in seconds; bytes settle a tie."""
+        original = self._folder / "original.tflite"
+        self._trials.write({}, original)
+        for number, unit in enumerate(units):
+            progress("timing encodings", number, len(units))
+            paths = []
+            for index, option in enumerate(unit.options[1:]):
+                path = self._folder / f"{index}.tflite"
+                self._trials.write({unit.position: option.form}, path)
+                paths.append(path)
+            base, *times = self.seconds([original, *paths])
+            unit.kept.cost = unit.nbytes * 1e-13
+            for option, taken in zip(unit.options[1:], times, strict=True):
+                # Differences within the jitter of the clock are none.
+                difference = taken - base
+                option.cost = (difference if abs(difference) > 0.02 * base else 0.0) + option.nbytes * 1e-13
+
+    def seconds(self, paths: Sequence[Path]) -> list[float]:
+        """Returns the lower quartile of one call of each file, with made inputs and one thread.
+
+        Raises:
+            UnsupportedError: One of them does not run.
+        """
+        with contextlib.closing(Scratch()) as scratch:
+            choice, watch = RuntimeChoice.parse(self._runtime), MemoryWatch(default_limit())
+            worker = Worker(choice, scratch.folder(), watch, timeout=_TIMEOUT)
+            try:
+                worker.admit(*paths)
+                request = {"do": "time", "models": [str(path) for path in paths], "threads": 1}
+                worker.begin(request, scratch.folder())
+                done = worker.finish(_TIMEOUT)
+            finally:
+                worker.kill()
+        if done.failure is not None:
+            raise UnsupportedError(
+                f"cannot be timed: {done.failure.message}", remedy="use another --objective"
+            )
+        return [float(item) for item in done.answer["seconds"]]

@@ -3,34 +3,180 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from tfl_rewrite.editing.base import Pass
-from tfl_rewrite.errors import UsageError, check_number
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.compact import Compact
+from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan
-from tfl_rewrite.pipeline.rewrite import carry_out
+from tfl_rewrite.pipeline.rewrite import PathLike, carry_out
 from tfl_rewrite.reading.metadata import with_media
+from tfl_rewrite.reading.on_disk import on_disk
 from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
+from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import ORDERED_TRIES, Found, caveats, in_order, settle
 from tfl_rewrite.search.trials import Frame, deflated_nbytes
-from tfl_rewrite.search.units import ENCODINGS, base_pass
+from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
+
+_BEFORE: tuple[Pass, ...] = (RemoveDead(), Dedup())
+_AFTER: tuple[Pass, ...] = (Compact(),)
+
+
+def shrink(
+    source: ModelLike,
+    target: PathLike,
+    goal: Goal,
+    *,
+    judging: Judging | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> ShrinkReport:
+    """Writes the smallest file that keeps a budget.
+
+    Args:
+        source: A path, bytes, an open file or a model; never changed, unless it is the target too.
+        target: The file to make.
+        goal: The budget, and what is tried.
+        judging: What to measure with; its tolerance is not used. Its ``holdout`` judges the end result only;
+            without any, a quarter of the other inputs does.
+        force: Whether the target may exist, and ``goal.state`` hold the measurements of another search, which
+            it loses then.
+        dry_run: Do everything but the publishing.
+        threads: For rounding and writing; 0 for one per processor.
+        progress: Called with what is going on, and how many of how many steps are done.
+
+    Raises:
+        ShrinkFailed: No file keeps the budget; its ``report`` has the trade-offs.
+        UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.rewrite`.
+
+    Example:
+        >>> report = tfl_rewrite.shrink(
+        ...     "model.tflite",
+        ...     "small.tflite",
+        ...     tfl_rewrite.Goal(min_snr=20, effort="fast"),
+        ...     judging=tfl_rewrite.Judging(inputs=("inputs.npz",)),
+        ... )
+        >>> report.report.nbytes_after < report.nbytes_before
+        True
+    """
+    settings = judging or Judging()
+    with on_disk(source) as file, working(threads=threads):
+        plan = Plan(source=file, target=target, passes=(), settings=settings, force=force, dry_run=dry_run)
+        return search_and_publish(plan, goal, progress=progress)
+
+
+def search_and_publish(
+    plan: Plan,
+    goal: Goal,
+    *,
+    ready: Callable[[ShrinkReport], None] = lambda _report: None,
+    progress: Progress | None = None,
+) -> ShrinkReport:
+    """Does what :func:`shrink` says, with the threads of the work that goes on.
+
+    Args:
+        plan: The files and the judging; its passes are found.
+        goal: The budget, and what is tried.
+        ready: Called with the report just before the file gets its name; what it raises keeps that from
+            happening.
+        progress: As for :func:`shrink`.
+
+    Raises:
+        ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
+    """
+    with session(_wanted(plan, goal), progress or (lambda _what, _done, _total: None)) as opened:
+        search, trials = opened.encodings(), opened.trials
+        with opened.judge() as judge:
+            found = settle(search, trials, goal, judge)
+            found = in_order(search, trials, goal, judge, found, ORDERED_TRIES[goal.effort])
+            found = _on_grids(opened, found, judge)
+        made = _report(plan, opened, search, found)
+        if found.promised is None or found.proven is None:
+            raise ShrinkFailed(
+                f"no file was found that keeps {goal.text()}, nothing was written",
+                made,
+                "choose a point of the table, or another budget",
+            )
+        lossy = trials.passes(found.promised.choice, ordered=found.promised.ordered)
+        last = Plan(
+            source=opened.wanted.frame.source,
+            target=plan.target,
+            passes=(*_BEFORE, *lossy, *_AFTER),
+            # Nothing is fitted any more: these judge only.
+            settings=replace(opened.far, inputs=(), holdout=opened.far.inputs, tolerance=goal.tolerance),
+            force=plan.force,
+            dry_run=plan.dry_run,
+            ready=lambda report: ready(replace(made, report=report)),
+        )
+        return replace(made, report=carry_out(last))
+
+
+def _wanted(plan: Plan, goal: Goal) -> Wanted:
+    """Checks what was asked for, and opens the source."""
+    judging = plan.settings
+    assert plan.target is not None
+    writes = [Claim(OUTPUT, os.fspath(plan.target))]
+    if goal.state is not None:
+        writes.append(Claim("state", os.fspath(goal.state), mine=True))
+    reads = claims_of(plan.source, judging.inputs, judging.holdout)
+    check_claims(reads, writes, force=plan.force)
+    expand_paths([*judging.inputs, *judging.holdout])
+    # Whatever looks into it below gets it parsed.
+    source = Source.of(plan.source)
+    if judging.mode == "off":
+        raise UsageError("a search has to run the files", remedy="leave out --verify off")
+    grids = None
+    if goal.objective is Objective.DOWNLOAD and goal.min_snr is not None and goal.in_db:
+        grids = RoundWeights(effort=Effort.FAST if goal.effort is Effort.FAST else Effort.BALANCED)
+    return Wanted(
+        goal=goal,
+        frame=Frame(source, _BEFORE, _AFTER),
+        judging=with_media(judging, source),
+        base=base_pass(goal.weights),
+        grids=grids,
+        force=plan.force,
+    )
+
+
+def _report(plan: Plan, opened: Session, search: Search, found: Found) -> ShrinkReport:
+    """Returns what the search came to, before anything is published."""
+    goal, source = opened.wanted.goal, Source.of(opened.wanted.frame.source)
+    model = source.model()
+    unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
+    return ShrinkReport(
+        goal=goal,
+        source=source.path,
+        target="" if plan.target is None else os.fspath(plan.target),
+        nbytes_before=source.nbytes,
+        report=None,
+        promised=found.promised,
+        proven=found.proven.verdict if found.proven is not None else None,
+        proven_snr=found.proven.snr if found.proven is not None else None,
+        proven_sure=found.proven.sure if found.proven is not None else None,
+        curve=tuple(search.curve),
+        units=tuple(search.units),
+        split=opened.split,
+        files=opened.trials.files,
+        notes=(*unmatched, *search.notes, *found.notes, *caveats(goal, found, search.curve)),
+    )
 
 
 def _on_grids(opened: Session, found: Found, judge: HoldoutJudge) -> Found:
@@ -55,137 +201,3 @@ def _on_grids(opened: Session, found: Found, judge: HoldoutJudge) -> Found:
     if other <= deflated:
         return replace(found, notes=notes)
     return replace(on_grids, notes=(*notes, note))
-
-
-def shrink(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    goal: Goal,
-    *,
-    settings: QuantizeWeights,
-    before: Sequence[Pass],
-    after: Sequence[Pass],
-    judging: Judging | None = None,
-    metric: str | None = None,
-    encodings: Sequence[str] = ENCODINGS,
-    time_limit: float | None = None,
-    state: str | os.PathLike[str] | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    threads: int = 0,
-    progress: Progress | None = None,
-    ready: Callable[[ShrinkReport], None] | None = None,
-) -> ShrinkReport:
-    """Finds the smallest file that keeps a budget, and publishes it; see :func:`tfl_rewrite.shrink`.
-
-    Args:
-        source: The file to read.
-        target: The file to make.
-        goal: The budget.
-        settings: Which constants, how much effort, and the oldest runtime; its encodings are not used.
-        before: Passes that lose nothing, run first.
-        after: The same, run last.
-        judging: What to measure with; its tolerance is not used.
-        metric: ``module:function`` for ``goal.min_metric``.
-        encodings: What is tried for each constant.
-        time_limit: Seconds after which the search ends with the best that it has.
-        state: A file that measurements are kept in, so that a search can be continued. It is read and
-            written.
-        force: Whether the target may exist, and ``state`` hold the measurements of another search.
-        dry_run: Do everything but the publishing.
-        threads: For rounding and writing.
-        progress: Called with what is going on, and how many of how many steps are done.
-        ready: Called with the report just before the file gets its name; what it raises keeps that from
-            happening.
-
-    Raises:
-        ShrinkFailed: No file keeps the bounds.
-        UnsupportedError: The original cannot be run, so nothing can be measured.
-        UsageError: The target cannot be written, or an input does not fit.
-    """
-    checked = judging or Judging()
-    if time_limit is not None:
-        check_number("time_limit", time_limit, (0, 1e6))
-    reads = claims_of(source, checked.inputs, checked.holdout)
-    writes = [Claim(OUTPUT, os.fspath(target))]
-    if state is not None:
-        writes.append(Claim("state", os.fspath(state), mine=True))
-    check_claims(reads, writes, force=force)
-    expand_paths([*checked.inputs, *checked.holdout])
-    # Whatever looks into it below gets it parsed.
-    source = Source.of(source)
-    checked = with_media(checked, source)
-    if (goal.min_metric is None) != (metric is None):
-        raise UsageError("a metric and its bound go together", remedy="give both --metric and --min-metric")
-    if checked.mode == "off":
-        raise UsageError("a search has to run the files", remedy="leave out --verify off")
-    talk = progress or (lambda _what, _done, _total: None)
-    grids = None
-    if goal.objective is Objective.DOWNLOAD and goal.min_snr is not None and goal.in_db:
-        effort = Effort.FAST if settings.effort is Effort.FAST else Effort.BALANCED
-        grids = RoundWeights(effort=effort)
-    wanted = Wanted(
-        goal=goal,
-        frame=Frame(source, before, after),
-        judging=checked,
-        base=base_pass(settings),
-        grids=grids,
-        metric=metric,
-        encodings=encodings,
-        time_limit=time_limit,
-        state=state,
-        force=force,
-    )
-    with session(wanted, talk) as opened:
-        search, trials = opened.encodings(), opened.trials
-        with opened.judge() as judge:
-            found = settle(search, trials, goal, judge)
-            found = in_order(search, trials, goal, judge, found, ORDERED_TRIES[settings.effort])
-            found = _on_grids(opened, found, judge)
-        made = ShrinkReport(
-            goal=goal,
-            source=source.path,
-            target=os.fspath(target),
-            nbytes_before=Path(source).stat().st_size,
-            report=None,
-            promised=found.promised,
-            proven=found.proven.verdict if found.proven is not None else None,
-            proven_snr=found.proven.snr if found.proven is not None else None,
-            proven_sure=found.proven.sure if found.proven is not None else None,
-            curve=tuple(search.curve),
-            units=tuple(search.units),
-            split=opened.split,
-            files=trials.files,
-            notes=(
-                *_unmatched(source, settings),
-                *search.notes,
-                *found.notes,
-                *caveats(goal, found, search.curve),
-            ),
-        )
-        if found.promised is None or found.proven is None:
-            raise ShrinkFailed(
-                f"no file was found that keeps {goal.text()}, nothing was written",
-                made,
-                "choose a point of the table, or another budget",
-            )
-        lossy = trials.passes(found.promised.choice, ordered=found.promised.ordered)
-        # Nothing is fitted any more: these judge only.
-        last = replace(opened.far, inputs=(), holdout=opened.far.inputs, tolerance=goal.tolerance)
-        plan = Plan(
-            source=source,
-            target=target,
-            passes=(*before, *lossy, *after),
-            settings=last,
-            force=force,
-            dry_run=dry_run,
-            ready=lambda report: ready(replace(made, report=report)) if ready is not None else None,
-        )
-        with working(threads=threads):
-            report = carry_out(plan)
-    return replace(made, report=report)
-
-
-def _unmatched(source: str | os.PathLike[str], settings: QuantizeWeights) -> list[str]:
-    model = load(source)
-    return unmatched_notes(settings.selection, model, Graph.of(model))

@@ -281,9 +281,9 @@ class Trials:
         return model
 
     def rest(self) -> None:
-        """Ends the processes that measure single constants."""
+        """Ends the processes that measure single constants, unless they judge whole files as well."""
         for (_, opened), judge in self._judges.items():
-            if opened:
+            if opened and self.inside is None:
                 judge.rest()
 
     def prepare(self, choices: Sequence[Choice]) -> None:

@@ -22,11 +22,12 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.deflate import deflated, estimated
 from tfl_rewrite.numerics.grids import KINDS, Rows
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.search.goals import Objective
+from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
+from tfl_rewrite.weights.scales import Magnitudes
 from tfl_rewrite.weights.storage import Decision, forms
 
 Form = Encoding | Grid
@@ -113,9 +114,11 @@ class Unit:
         return self.options[0]
 
 
-def encodings_for(objective: Objective) -> tuple[str, ...]:
+def encodings_for(goal: Goal) -> tuple[str, ...]:
     """Returns what to try."""
-    return ENCODINGS if objective in (Objective.FILE, Objective.DOWNLOAD) else (*ENCODINGS, *HYBRID)
+    if goal.encodings is not None:
+        return goal.encodings
+    return ENCODINGS if goal.objective in (Objective.FILE, Objective.DOWNLOAD) else (*ENCODINGS, *HYBRID)
 
 
 Choice = Mapping[int, Form]
@@ -143,8 +146,9 @@ def assigned(base: QuantizeWeights, encodings: Mapping[int, Encoding], model: Mo
 
 
 def base_pass(settings: QuantizeWeights) -> QuantizeWeights:
-    """Returns the user's pass, with all constants of some size in it."""
-    return replace(settings, min_elements=LEAST_ELEMENTS) if settings.min_elements is None else settings
+    """Returns the user's pass, with all constants of some size in it, each of them read once."""
+    least = LEAST_ELEMENTS if settings.min_elements is None else settings.min_elements
+    return replace(settings, min_elements=least, magnitudes=Magnitudes())
 
 
 def find_units(
@@ -161,6 +165,8 @@ def find_units(
     units: dict[int, Unit] = {}
     for text in encodings:
         wanted = Encoding.parse(text)
+        if base.min_runtime < wanted.form.first_runtime:
+            continue
         model = load()
         positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
         decisions, _ = replace(base, encoding=wanted, assignment=None).plan(model).decide()

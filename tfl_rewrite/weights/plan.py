@@ -16,7 +16,7 @@ from tfl_rewrite.editing.base import Skip
 from tfl_rewrite.kernels.operators import Form, Granularity, Reading
 from tfl_rewrite.kernels.runtimes import Runtime, runtime_text
 from tfl_rewrite.kernels.table import BLOCKS_IN_CALLED_SUBGRAPHS, dequantize_form
-from tfl_rewrite.model.blob import Blob
+from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.numerics import symmetric
@@ -54,6 +54,7 @@ class WeightPlan:
         encode: How a constant is to be stored, by it and the position of its buffer.
         recipe: Rules that ``encode`` follows, each of which must match something.
         levels: Constants that are stored finer than was asked for, by position of the buffer.
+        known: What was read of the constants of the file before, by other plans.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read.
@@ -73,6 +74,7 @@ class WeightPlan:
     encode: Callable[[Candidate, int], Encoding]
     recipe: Recipe | None = None
     levels: Mapping[int, int] = field(default_factory=dict)
+    known: Magnitudes | None = None
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
@@ -98,6 +100,9 @@ class WeightPlan:
         self.positions = {id(buffer): index for index, buffer in enumerate(self.model.buffers)}
         items, skips = find_candidates(self.model, self.graph)
         self.by_value = {id(item.value): item for item in items}
+        # What a pass made lives no longer than its model, and is not met again.
+        if all(isinstance(item.stored.buffer.blob, MappedBlob) for item in items):
+            self.magnitudes = self.known or self.magnitudes
         self.sharers = Counter(id(item.stored.buffer) for item in items)
         if self.recipe is not None:
             self.recipe.check(self.model, items)

@@ -57,12 +57,17 @@ def weight_axis(row: OperatorRow, operator: Operator, rank: int) -> int | None:
 class Magnitudes:
     """What was read of the constants of one model; several threads may ask at a time.
 
+    Whoever plans many rewrites of one file gives all of them the same, so that its constants are read once.
+
     Attributes:
         known: Float32 ``[channels]``: the largest magnitude of each, by constant and channels.
+        noise: The error that rounding to the nearest leaves; see :meth:`ScaleAxes.noise`.
     """
 
     known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
+    noise: dict[tuple[object, ...], float] = field(default_factory=dict)
     _finer: dict[object, Float32] = field(default_factory=dict)
+    _held: dict[object, Blob] = field(default_factory=dict)
 
     def of(self, item: Candidate, channels: Channels) -> Float32:
         """Returns the largest magnitude of each channel, float32 ``[channels]``."""
@@ -76,6 +81,8 @@ class Magnitudes:
                 known = finer.max(keepdims=True)
             else:
                 known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
+            # A blob that is gone would leave its identity to another one.
+            self._held[blob.identity] = blob
             self.known[key] = self._finer[blob.identity] = known
         return known
 
@@ -98,7 +105,6 @@ class ScaleAxes:
     magnitudes: Magnitudes
     _prices: dict[StorageForm, float] = field(default_factory=dict)
     _counts: Counter[int] = field(default_factory=Counter)
-    _noise: dict[tuple[int, Channels, StorageForm], float] = field(default_factory=dict)
 
     def best(self, item: Candidate, form: StorageForm, options: Mapping[Channels, int]) -> Channels:
         """Returns the option of which error, and bytes at what they are worth, are least together.
@@ -142,12 +148,15 @@ class ScaleAxes:
 
         0 for what holds NaN or infinite values: it cannot be rounded.
         """
-        key = (id(item), channels, form)
-        found = self._noise.get(key)
+        blob = item.stored.buffer.blob
+        assert blob is not None
+        axis = next(iter(_output_axes(item)), None)
+        key = (blob.identity, item.shape, axis, channels, form.levels)
+        found = self.magnitudes.noise.get(key)
         if found is None:
             finite = bool(np.isfinite(self.magnitudes.of(item, channels)).all())
-            found = self._measured(item, channels, form.levels) if finite else 0.0
-            self._noise[key] = found
+            found = self._measured(item, axis, channels, form.levels) if finite else 0.0
+            self.magnitudes.noise[key] = found
         return found
 
     def _price(self, form: StorageForm) -> float:
@@ -173,10 +182,9 @@ class ScaleAxes:
         count = channels.channels
         return form.scales_nbytes(count) + zero_points_nbytes(count, self.shared(item, count))
 
-    def _measured(self, item: Candidate, channels: Channels, levels: Levels) -> float:
+    def _measured(self, item: Candidate, axis: int | None, channels: Channels, levels: Levels) -> float:
         blob = item.stored.buffer.blob
         assert blob is not None
-        axis = next(iter(_output_axes(item)), None)
         lines = Channels.along(item.shape, 0 if axis is None and len(item.shape) > 1 else axis)
         flat = _looked_at(lines)
         every = np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)

@@ -7,90 +7,36 @@ import csv
 import io
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.options import IN_OUT, TALKING, WRITING, Argument, Command, judging
+from tfl_rewrite.cli.options import (
+    IN_OUT,
+    TALKING,
+    WRITING,
+    Argument,
+    Command,
+    Groups,
+    given,
+    judging,
+    rows_of,
+)
 from tfl_rewrite.cli.text import safe
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.kinds import nbytes_of
-from tfl_rewrite.options.option import Role
+from tfl_rewrite.options.option import Role, made_with
+from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
     from tfl_rewrite.cli.files import SideFiles
+    from tfl_rewrite.search.goals import Goal
     from tfl_rewrite.search.report import ShrinkReport
 
 _ROWS = 20
-
-_BUDGET = (
-    Argument(
-        ("--min-snr",),
-        "least signal-to-noise ratio of every output, in dB",
-        {"type": float, "default": None, "metavar": "DB"},
-    ),
-    Argument(
-        ("--max-error",),
-        "largest error of any element of an output",
-        {"type": float, "default": None, "metavar": "X"},
-    ),
-    Argument(
-        ("--min-agreement",),
-        "least share of samples whose largest element is the same, of every output of scores, such as 0.99",
-        {"type": float, "default": None, "metavar": "SHARE"},
-    ),
-    Argument(
-        ("--metric",),
-        "your own figure: function(outputs, reference), both dicts of arrays by output name; larger is "
-        "better. Called in a process of its own",
-        {"default": None, "metavar": "MODULE:FUNCTION"},
-    ),
-    Argument(("--min-metric",), "its least value", {"type": float, "default": None, "metavar": "X"}),
-    Argument(
-        ("--max-size",),
-        "largest file, such as 5MB; with nothing else, the error is made as small as it can be",
-        {"default": None, "metavar": "SIZE"},
-    ),
-    Argument(
-        ("--objective",),
-        "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
-        "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
-        {"choices": ("file", "download", "ram", "latency"), "default": "file"},
-    ),
-)
-
-_SEARCHING = (
-    Argument(
-        ("--effort",),
-        "as for quantize-weights (default: balanced)",
-        {"choices": ("fast", "balanced", "best"), "default": "balanced"},
-    ),
-    Argument(
-        ("--encodings",),
-        "what to try for each constant, between commas (default: all that quantize-weights knows and "
-        "--min-runtime allows)",
-        {"default": None, "metavar": "ENCODING,..."},
-    ),
-    Argument(
-        ("--include",), "as for quantize-weights", {"action": "append", "default": [], "metavar": "REGEX"}
-    ),
-    Argument(
-        ("--exclude",), "as for quantize-weights", {"action": "append", "default": [], "metavar": "REGEX"}
-    ),
-    Argument(("--min-runtime",), "as for quantize-weights", {"default": None, "metavar": "VERSION"}),
-    Argument(
-        ("--time-limit",),
-        "seconds after which the search ends with the best that it has (default: 480; 0: none). A search "
-        "that is not ended by it gives the same file each time",
-        {"type": float, "default": 480.0, "metavar": "S"},
-    ),
-    Argument(
-        ("--state",),
-        "keep measurements in this file; a search that was stopped goes on from it. It is read and written; "
-        "one of another search, or of other inputs, is replaced with --force only",
-        {"default": None, "metavar": "FILE.json"},
-        Role.KEEP,
-    ),
-)
+_PREFIX = "goal_"
+"""Of the values of the options of the goal: some have the name of one that says how files are judged."""
+_SECONDS = 480.0
+_BUDGET = ("min_snr", "max_error", "min_agreement", "metric", "min_metric", "max_nbytes", "objective")
 
 _SHOWING = (
     Argument(
@@ -117,6 +63,25 @@ _JUDGED_BY_THE_GOAL = ("exact", "min_snr", "min_agreement", "max_abs_error", "mo
 _NEVER_FAILS = ("rescue", "blame", "blame_seconds")
 
 
+def _groups() -> Groups:
+    from tfl_rewrite.search.goals import Goal
+
+    limit = f" (default: {_SECONDS:g}; 0: none)"
+    searching = tuple(
+        replace(row, help=row.help + limit) if "--time-limit" in row.names else row
+        for row in rows_of(Goal, without=_BUDGET, prefix=_PREFIX)
+    )
+    return (
+        ("files", IN_OUT),
+        ("the budget", rows_of(Goal, only=_BUDGET, prefix=_PREFIX)),
+        ("the search", searching),
+        ("what to show", _SHOWING),
+        ("verification", judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))),
+        ("writing", WRITING),
+        ("talk", TALKING),
+    )
+
+
 SHRINKING = (
     Command(
         "shrink",
@@ -124,15 +89,7 @@ SHRINKING = (
         "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
         "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
         "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
-        lambda: (
-            ("files", IN_OUT),
-            ("the budget", _BUDGET),
-            ("the search", _SEARCHING),
-            ("what to show", _SHOWING),
-            ("verification", judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))),
-            ("writing", WRITING),
-            ("talk", TALKING),
-        ),
+        _groups,
     ),
 )
 
@@ -143,8 +100,9 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.progress import Bar
     from tfl_rewrite.cli.settings import judging_of
     from tfl_rewrite.cli.text import print_report
-    from tfl_rewrite.search.calls import shrink
+    from tfl_rewrite.pipeline.report import Plan
     from tfl_rewrite.search.report import ShrinkFailed
+    from tfl_rewrite.search.shrink import search_and_publish
 
     _check_ending(arguments.curve, "--curve", (".json", ".csv"))
     _check_ending(arguments.plot, "--plot", (".svg", ".png"))
@@ -156,30 +114,21 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     side = SideFiles(arguments)
     bar = Bar.of(arguments, unit="run")
     try:
-        report = shrink(
-            arguments.source,
-            arguments.target,
-            min_snr=arguments.min_snr,
-            max_error=arguments.max_error,
-            min_agreement=arguments.min_agreement,
-            metric=arguments.metric,
-            min_metric=arguments.min_metric,
-            max_nbytes=_nbytes(arguments.max_size),
-            objective=arguments.objective,
-            effort=arguments.effort,
-            encodings=arguments.encodings.split(",") if arguments.encodings else None,
-            include=arguments.include,
-            exclude=arguments.exclude,
-            min_runtime=arguments.min_runtime,
-            judging=judging_of(arguments),
-            time_limit=arguments.time_limit if arguments.time_limit != 0 else None,
-            state=arguments.state,
+        plan = Plan(
+            source=arguments.source,
+            target=arguments.target,
+            passes=(),
+            settings=judging_of(arguments),
             force=arguments.force,
             dry_run=arguments.dry_run,
-            threads=arguments.threads,
-            progress=bar,
-            ready=lambda report: _add_files(side, arguments, report),
         )
+        with working(threads=arguments.threads):
+            report = search_and_publish(
+                plan,
+                goal_of(arguments),
+                ready=lambda report: _add_files(side, arguments, report),
+                progress=bar,
+            )
         side.publish()
     except ShrinkFailed as error:
         bar.close()
@@ -194,6 +143,16 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print_report(lines_of(report, verbose=arguments.verbose), product=arguments.dry_run)
     return 0
+
+
+def goal_of(arguments: argparse.Namespace) -> Goal:
+    """Returns what a search is to find, from the options of the command."""
+    from tfl_rewrite.search.goals import Goal
+
+    values = {"time_limit": _SECONDS, **given(Goal, arguments, _PREFIX)}
+    if values["time_limit"] == 0:
+        values["time_limit"] = None
+    return made_with(Goal, values)
 
 
 def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
@@ -291,13 +250,6 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
 def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> None:
     if path is not None and not path.endswith(endings):
         raise UsageError(f"{option} {path}", remedy=f"name a file that ends in {' or '.join(endings)}")
-
-
-def _nbytes(text: str | None) -> int | None:
-    try:
-        return None if text is None else nbytes_of(text)
-    except ValueError as error:
-        raise UsageError(f"--max-size {text!r:.40} {error}") from None
 
 
 __all__ = ["SHRINKING", "lines_of", "shrink_file"]
