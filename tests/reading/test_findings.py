@@ -15,7 +15,8 @@ from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.reading.findings import BY_NAME, KINDS, REPAIRABLE, Severity
+from tfl_rewrite.passes.repair import NAMES as FIXES
+from tfl_rewrite.reading.findings import BY_NAME, KINDS, Severity
 from tfl_rewrite.reading.metadata import associated_files
 
 from ..faulty_models import FAULTS, SOUND, Fault, dense
@@ -160,8 +161,8 @@ def test_rows_are_whole() -> None:
     assert len(BY_NAME) == len(KINDS)
     for kind in KINDS:
         assert kind.title and kind.fact and kind.source
-        assert kind.remedy or kind.name in REPAIRABLE
-    assert set(BY_NAME) >= REPAIRABLE
+        assert kind.remedy or kind.repair
+    assert set(BY_NAME) >= set(FIXES)
 
 
 def test_order_and_json(tmp_path: Path) -> None:

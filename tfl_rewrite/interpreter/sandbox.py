@@ -188,7 +188,6 @@ Number = tuple[Optional[int], Optional[int]]  # noqa: UP045
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """The values of ``seccomp_data.arch``, in the order of the numbers in `CALLS`."""
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
-X32_BIT = 0x40000000
 LAST_CALL = 469
 """What the kernel learned later than this list is unknown to it: refused as not there."""
 

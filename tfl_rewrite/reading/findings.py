@@ -473,6 +473,5 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in KINDS})
-REPAIRABLE = frozenset(fix.name for fix in FIXES)
 UNASKED = frozenset(fix.name for fix in FIXES if not fix.asked)
 """What ``repair`` settles without being told to by name."""
