@@ -28,7 +28,7 @@ from pathlib import Path
 from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import Judging, load
-from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
+from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.store import save
@@ -175,11 +175,9 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
     points = []
     rounders = {
         effort: Calibrated(
-            Settings(
-                inputs=(inputs / f"{path.stem}.calib.npz",),
-                effort=EFFORTS[effort],
-                in_order=effort is Effort.BEST,
-            )
+            Judging(inputs=(inputs / f"{path.stem}.calib.npz",)),
+            effort=effort,
+            in_order=effort is Effort.BEST,
         )
         for effort in (Effort.BALANCED, Effort.BEST)
     }

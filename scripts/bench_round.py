@@ -33,7 +33,6 @@ from bench_models import bench_parser, inputs_of
 
 from tfl_rewrite import load, save
 from tfl_rewrite.calibration.fitter import Fitter
-from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.judge.judge import Judge
@@ -166,7 +165,7 @@ class Contest:
 
     def by_steps(self, judging: Judging) -> None:
         """Tries plain numbers of steps, finest first."""
-        tried, plain = [], replace(RoundWeights(), fitting=Fitter(Settings.of(judging)))
+        tried, plain = [], replace(RoundWeights(), fitting=Fitter(judging))
         for steps in (512, 256, 128, 64, 32):
             tried.append((steps, self.snr_of(replace(plain, steps=steps))))
             if tried[-1][1] < self.wanted:

@@ -12,7 +12,6 @@ import pytest
 
 from tfl_rewrite import Judging, load, rewrite, search_rounding
 from tfl_rewrite.calibration.fitter import Fitter
-from tfl_rewrite.calibration.rounder import Settings
 from tfl_rewrite.cli import main
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.numerics import grids
@@ -50,7 +49,7 @@ def rounded(
 def fitter_of(source: Path, inputs: Path) -> tuple[Fitter, dict[str, Constant]]:
     model = load(source)
     items, _ = find_constants(model, int8=False, min_elements=16)
-    fitter = Fitter(Settings.of(Judging(inputs=(inputs,))))
+    fitter = Fitter(Judging(inputs=(inputs,)))
     fitter.prepare(model, items)
     return fitter, {item.where: item for item in items}
 

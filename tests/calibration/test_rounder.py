@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load
-from tfl_rewrite.calibration.rounder import Calibrated, Settings
+from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.judge.settings import Judging, Tolerance
@@ -157,7 +157,7 @@ def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path,
         asked += 1
         return asked > 3
 
-    rounder = Calibrated(Settings(inputs=(few,), in_order=in_order), time_is_up=time_is_up)
+    rounder = Calibrated(Judging(inputs=(few,)), in_order=in_order, time_is_up=time_is_up)
     settings = QuantizeWeights(encoding=Encoding.parse("int4:channel:dequantize"), rounder=rounder)
     for _ in range(2):
         model = load(fixtures / "digits_cnn.tflite")

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
 from tfl_rewrite.calibration.probe import Place, Probe, Runner
-from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings, file_of
+from tfl_rewrite.calibration.rounder import Calibrated, file_of
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.session import ModelFailed
 from tfl_rewrite.interpreter.worker import RuntimeChoice
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.gptq import Metric, feedback
@@ -74,12 +75,12 @@ class Fitter:
     """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`.
 
     Args:
-        settings: The inputs, and what runs the model.
+        judging: Has the inputs, and what runs the model: the first of its runtimes.
         progress: Called with what is going on, and how many of how many bytes are done.
     """
 
-    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
-        self._settings = settings
+    def __init__(self, judging: Judging, progress: Callable[[str, int, int], None] | None = None) -> None:
+        self._judging = judging
         self._progress = progress or (lambda _what, _done, _total: None)
         self._known: dict[Hashable, _Known] = {}
         self._reasons: dict[Hashable, str] = {}
@@ -189,19 +190,19 @@ class Fitter:
         return jobs
 
     def _collect(self, path: Any, jobs: Sequence[tuple[Hashable, Wanted]]) -> None:
-        settings = self._settings
-        watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
+        judging = self._judging
+        watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
         steps = steps_of(
             path,
-            settings.inputs,
-            runtime=settings.runtime,
-            timeout=settings.timeout,
-            memory_limit=settings.memory_limit,
+            judging.inputs,
+            runtime=judging.runtime[0],
+            timeout=judging.timeout,
+            memory_limit=judging.memory_limit,
             progress=self._progress,
         )
         self._samples = len(steps)
-        choice = RuntimeChoice.parse(settings.runtime)
-        with Runner(choice, timeout=settings.timeout, watch=watch) as runner:
+        choice = RuntimeChoice.parse(judging.runtime[0])
+        with Runner(choice, timeout=judging.timeout, watch=watch) as runner:
             probe = Probe(path, runner)
             wanted = [item for _, item in jobs]
             pending = Counter(key for key, _ in jobs)
@@ -241,12 +242,12 @@ class InputActivations:
     """Runs the model on the user's inputs; see :class:`tfl_rewrite.weights.rounders.Activations`.
 
     Args:
-        settings: The inputs, and what runs the model.
+        judging: Has the inputs, and what runs the model: the first of its runtimes.
         progress: Called with what is going on, and how many of how many bytes are done.
     """
 
-    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
-        self._settings = settings
+    def __init__(self, judging: Judging, progress: Callable[[str, int, int], None] | None = None) -> None:
+        self._judging = judging
         self._progress = progress
         self._rounders: dict[int, Calibrated] = {}
         self._fitters: dict[int, Fitter] = {}
@@ -254,19 +255,19 @@ class InputActivations:
     def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Calibrated:
         """Returns the rounder of a pass."""
         if number not in self._rounders:
-            settings = replace(
-                self._settings,
-                effort=EFFORTS[effort],
+            self._rounders[number] = Calibrated(
+                self._judging,
+                effort=effort,
                 in_order=effort is Effort.BEST,
                 correct_bias=correct_bias,
+                progress=self._progress,
             )
-            self._rounders[number] = Calibrated(settings, self._progress)
         return self._rounders[number]
 
     def fitting(self, number: int) -> Fitter:
         """Returns the fitter of a pass."""
         if number not in self._fitters:
-            self._fitters[number] = Fitter(self._settings, self._progress)
+            self._fitters[number] = Fitter(self._judging, self._progress)
         return self._fitters[number]
 
 

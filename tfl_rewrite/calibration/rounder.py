@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -65,39 +64,6 @@ _EMITTED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How to calibrate.
-
-    Attributes:
-        inputs: Files with real inputs.
-        runtime: Which interpreter runs the model.
-        timeout: Seconds for each request to it.
-        memory_limit: Bytes that it may take; None for what :func:`memory.default_limit` says.
-        effort: How much work each weight is worth.
-        in_order: Round weight after weight, each for what it meets behind those before it.
-        correct_bias: Whether biases take mean errors back.
-    """
-
-    inputs: tuple[str | os.PathLike[str], ...]
-    runtime: str = "litert"
-    timeout: float = 600.0
-    memory_limit: int | None = None
-    effort: GptqEffort = field(default_factory=GptqEffort)
-    in_order: bool = False
-    correct_bias: bool = True
-
-    @classmethod
-    def of(cls, judging: Judging) -> Settings:
-        """Returns how to look at what weights meet: with the inputs, in the first of the runtimes."""
-        return cls(
-            inputs=judging.inputs,
-            runtime=judging.runtime[0],
-            timeout=judging.timeout,
-            memory_limit=judging.memory_limit,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """One weight that can be calibrated."""
 
@@ -126,18 +92,28 @@ class Calibrated:
     What was decided on a constant is kept, so that preparing it again costs nothing.
 
     Args:
-        settings: How to calibrate.
+        judging: Has the real inputs, and what runs the model: the first of its runtimes.
+        effort: How much work each weight is worth.
+        in_order: Round weight after weight, each for what it meets behind those before it.
+        correct_bias: Whether biases take mean errors back.
         progress: Called with what is going on, and how many of how many bytes are done.
         time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        judging: Judging,
+        *,
+        effort: Effort = Effort.BALANCED,
+        in_order: bool = False,
+        correct_bias: bool = True,
         progress: Callable[[str, int, int], None] | None = None,
         time_is_up: Callable[[], bool] | None = None,
     ) -> None:
-        self._settings = settings
+        self._judging = judging
+        self._effort = EFFORTS[effort]
+        self._in_order = in_order
+        self._correct_bias = correct_bias
         self._progress = progress or (lambda _what, _done, _total: None)
         self._time_is_up = time_is_up or (lambda: False)
         self._plain = Clipped()
@@ -239,7 +215,7 @@ class Calibrated:
             for position, operator in enumerate(subgraph.operators)
         }
         jobs = []
-        steep = before_steep(model) if self._settings.correct_bias else set()
+        steep = before_steep(model) if self._correct_bias else set()
         for work in works:
             product = product_of(work.uses[0].operator, work.uses[0].position) if work.uses else None
             if len(work.uses) != 1:
@@ -250,31 +226,31 @@ class Calibrated:
                 self._reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
             else:
                 use = work.uses[0]
-                may = self._settings.correct_bias and id(use.operator) not in steep
+                may = self._correct_bias and id(use.operator) not in steep
                 plan = _plan(work, may_correct=may)
                 jobs.append(_Job(work, places[id(use.operator)], use.position, product, plan))
         return sorted(jobs, key=lambda job: (job.place.subgraph, job.place.operator))
 
     def _calibrate(self, path: Source, jobs: Sequence[_Job]) -> None:
-        settings = self._settings
-        choice = RuntimeChoice.parse(settings.runtime)
-        watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
+        judging = self._judging
+        choice = RuntimeChoice.parse(judging.runtime[0])
+        watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
         if self._steps is None:
             self._steps = steps_of(
                 path,
-                settings.inputs,
-                runtime=settings.runtime,
-                timeout=settings.timeout,
-                memory_limit=settings.memory_limit,
+                judging.inputs,
+                runtime=judging.runtime[0],
+                timeout=judging.timeout,
+                memory_limit=judging.memory_limit,
                 progress=self._progress,
             )
         with (
-            Runner(choice, timeout=settings.timeout, watch=watch) as first,
-            Runner(choice, timeout=settings.timeout, watch=watch) as second,
+            Runner(choice, timeout=judging.timeout, watch=watch) as first,
+            Runner(choice, timeout=judging.timeout, watch=watch) as second,
         ):
             probe = Probe(path, first)
             calls = probe.calls(self._steps)
-            if settings.in_order and path.nbytes <= IN_ORDER_NBYTES:
+            if self._in_order and path.nbytes <= IN_ORDER_NBYTES:
                 self._ordered = True
                 self._one_by_one(probe, Probe(path, second), jobs, calls)
             else:
@@ -375,7 +351,7 @@ class Calibrated:
             moments = ONE_SAMPLE
         if isinstance(moments, str):
             return job, moments, None
-        rounding = LayerRounding(job.weight(), job.plan, moments, self._settings.effort, metrics)
+        rounding = LayerRounding(job.weight(), job.plan, moments, self._effort, metrics)
         trial = rounding.tried(self._plain.scales(job.work), run)
         if trial.best is Fit.NEAREST:
             return job, trial, None

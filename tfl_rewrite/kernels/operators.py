@@ -17,9 +17,6 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from tfl_rewrite.kernels.runtimes import Runtime
 
-SMALLEST_SCALE = 2.0**-126
-"""The smallest normal float32: the least scale that XNNPACK takes (:attr:`Need.NORMAL_SCALES`)."""
-
 
 class Granularity(str, enum.Enum):
     """How many scales a quantized tensor has."""
@@ -53,7 +50,7 @@ class Need(enum.Enum):
     )
     ZERO_POINT_ZERO = "every zero point must be 0"
     NORMAL_SCALES = (
-        "every scale must be finite and at least SMALLEST_SCALE: XNNPACK refuses a FULLY_CONNECTED with a "
+        "every scale must be finite and at least 2^-126: XNNPACK refuses a FULLY_CONNECTED with a "
         "zero or subnormal scale; an all-zero channel gets scale 1"
     )
     SAME_CHANNEL_AXIS = (

@@ -197,9 +197,8 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
         settings, unfitted, notes = set_aside(model, settings, stack.enter_context(Scratch()).path)
     if settings.inputs and any(item.is_fitted for item in plan.passes):
         from tfl_rewrite.calibration.fitter import InputActivations
-        from tfl_rewrite.calibration.rounder import Settings
 
-        activations = InputActivations(Settings.of(settings), current().progress)
+        activations = InputActivations(settings, current().progress)
         context = Context(activations=activations)
     return _Opened(plan, source, settings, context, stack, unfitted, notes)
 

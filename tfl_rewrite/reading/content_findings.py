@@ -15,12 +15,12 @@ from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.flatbuf.record import misaligned
 from tfl_rewrite.kernels.operands import scales_of, zero_points_of
-from tfl_rewrite.kernels.operators import SMALLEST_SCALE
 from tfl_rewrite.kernels.reads import weight_reads
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import unaligned

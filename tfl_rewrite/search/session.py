@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -188,28 +189,30 @@ def _rounders(
 ) -> Rounders:
     """Gives the passes what looks at inputs; one for all trials, so that nothing is done twice."""
     from tfl_rewrite.calibration.fitter import Fitter
-    from tfl_rewrite.calibration.rounder import EFFORTS, Calibrated, Settings
+    from tfl_rewrite.calibration.rounder import Calibrated
 
     base, grids = wanted.base, wanted.grids
     if not inputs or wanted.goal.effort is Effort.FAST:
         return Rounders(base, None, grids)
-    settings = Settings.of(replace(wanted.judging, inputs=tuple(inputs)))
+    judging = replace(wanted.judging, inputs=tuple(inputs))
 
     def hundredths(what: str, done: int, total: int) -> None:
         # A rounder counts bytes, and a search steps.
         progress(what, min(99, 100 * done // total) if total else 0, 100)
 
     if grids is not None:
-        grids = replace(grids, fitting=Fitter(settings, hundredths))
+        grids = replace(grids, fitting=Fitter(judging, hundredths))
     if base is None:
         return Rounders(None, None, grids)
     plain = base
-    calibration = replace(settings, effort=EFFORTS[base.effort], correct_bias=base.bias_correction)
+    calibrated = functools.partial(
+        Calibrated, judging, effort=plain.effort, correct_bias=plain.bias_correction, progress=hundredths
+    )
 
     def ordered() -> QuantizeWeights:
-        return replace(plain, rounder=Calibrated(replace(calibration, in_order=True), hundredths))
+        return replace(plain, rounder=calibrated(in_order=True))
 
-    return Rounders(replace(base, rounder=Calibrated(calibration, hundredths, time_is_up)), ordered, grids)
+    return Rounders(replace(plain, rounder=calibrated(time_is_up=time_is_up)), ordered, grids)
 
 
 def _key(wanted: Wanted, base: QuantizeWeights, tried: Sequence[str], split: Split) -> str:
