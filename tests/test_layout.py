@@ -16,6 +16,7 @@ MODULES = sorted(path.relative_to(HERE) for path in HERE.rglob("*.py"))
 # About the whole, or about what stands beside the package.
 WHOLE = {
     "test_api",
+    "test_client",
     "test_corpus",
     "test_examples",
     "test_fixtures",
@@ -24,6 +25,7 @@ WHOLE = {
     "test_layers",
     "test_layout",
     "test_lazy_imports",
+    "test_own_pass",
     "test_scripts",
 }
 # What is done to the whole, from outside.

@@ -1,0 +1,125 @@
+"""A program that uses every public name, held by a strict type checker; it is read, not run."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+import tfl_rewrite as tfl
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Halve(tfl.Pass):
+    """Halves a constant."""
+
+    name: ClassVar[str] = "halve"
+    effect: ClassVar[tfl.Effect] = tfl.Effect.TOLERANCE
+
+    tensor: str = tfl.option("", "the constant to halve", metavar="NAME")
+
+    def run(self, model: tfl.Model, context: tfl.Context) -> tfl.PassResult:
+        """Rewrites in place."""
+        editor, graph = tfl.Editor(model), tfl.Graph.of(model)
+        skips: list[tfl.Skip] = []
+        subgraph: tfl.SubGraph = model.subgraphs[0]
+        constant: tfl.Tensor = subgraph.tensor(self.tensor)
+        readers: list[tfl.Operator] = [use.operator for use in graph.uses_of(constant)]
+        if not readers:
+            skips.append(tfl.Skip(constant.name, "nothing reads it", "unread"))
+            return tfl.PassResult(self.name, (), tuple(skips))
+        constant.set_values(constant.values / np.float32(2))
+        editor.finish()
+        return tfl.PassResult(self.name, (tfl.Edit(constant.name, "halved"),))
+
+
+def passes() -> list[tfl.Pass]:
+    """One of each."""
+    made: list[tfl.Pass] = [
+        tfl.Repair(),
+        tfl.RemoveDead(outputs=("logits",)),
+        tfl.Dedup(pure_custom=("Mine",)),
+        tfl.Dequantize(),
+        tfl.RoundWeights(steps=64),
+        tfl.Equalize(),
+        tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime=(2, 14)),
+        tfl.Compact(align=4096),
+        Halve(tensor="weights"),
+    ]
+    return made + tfl.passes_of(["dedup"]) + tfl.preset("lossless")
+
+
+def rewrites(source: Path, target: Path) -> tfl.Report:
+    """From a file to a file, and in memory."""
+    tolerance = tfl.Tolerance(min_snr=30)
+    judging = tfl.Judging(inputs=("inputs.npz",), tolerance=tolerance)
+    try:
+        report: tfl.Report = tfl.rewrite(source, target, passes(), judging=judging)
+    except tfl.RewriteFailed as failed:
+        return failed.report
+    verdict: tfl.Verdict | None = report.verdict
+    print(report.nbytes_after, verdict.headline if verdict is not None else "not run")
+    made: tfl.Model | None = tfl.rewrite(source.read_bytes(), passes=[tfl.Dedup()]).model
+    if made is not None:
+        size: int = tfl.save(made, target, force=True)
+        print(size, tfl.verify(io.BytesIO(made.to_bytes()), made).passed)
+    model = tfl.load(source)
+    results: list[tfl.PassResult] = tfl.run(model, passes())
+    print([result.modified for result in results])
+    return report
+
+
+def searches(source: Path, target: Path) -> int:
+    """The smallest file, and the fewest values."""
+    found = tfl.search_rounding(source, tfl.RoundWeights(), tfl.Judging(), min_snr=30)
+    print(found.settings, found.snr)
+    try:
+        made: tfl.ShrinkReport = tfl.shrink(source, target, tfl.Goal(min_snr=30))
+    except tfl.ShrinkFailed as failed:
+        made = failed.report
+    return made.nbytes_before
+
+
+def shards(source: Path, folder: Path, target: Path) -> bytes:
+    """Apart and together."""
+    try:
+        report: tfl.ShardReport = tfl.shard(source, folder, tfl.ShardOptions(compress="gzip"))
+    except tfl.ShardFailed as failed:
+        report = failed.report
+    tfl.join(report.entry, target, tfl.JoinOptions(force=True))
+    with tfl.open_sharded(report.entry) as opened:
+        sharded: tfl.ShardedModel = opened
+        return bytes(sharded.content)
+
+
+def reads(source: Path, other: Path) -> list[str]:
+    """What is in files."""
+    inspection: tfl.Inspection = tfl.inspect(source)
+    diagnosis: tfl.Diagnosis = tfl.diagnose(source, min_runtime="2.14")
+    comparison: tfl.Comparison = tfl.diff(source, other)
+    blamed: tfl.Blame = tfl.blame(source, other)
+    print(inspection.nbytes, diagnosis.repairable, comparison.identical, blamed.marked())
+    with open(source, "rb") as file:
+        return tfl.check(file)
+
+
+def main() -> int:
+    """Tells errors apart."""
+    print(tfl.__version__)
+    try:
+        rewrites(Path("in.tflite"), Path("out.tflite"))
+    except (tfl.UsageError, tfl.FileAccessError, tfl.FormatError) as error:
+        print(error.what, error.remedy)
+    except (tfl.UnsupportedError, tfl.VerificationError, tfl.InvariantError) as error:
+        print(error)
+    except tfl.TflRewriteError as error:
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What a user's type checker and a reader of the docs meet: typed names, and programs that run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tfl_rewrite
+
+CLIENT = Path(__file__).with_name("client.py")
+
+
+def test_the_client_uses_every_public_name() -> None:
+    tree = ast.parse(CLIENT.read_text("utf-8"))
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tfl"
+    }
+    assert used == set(tfl_rewrite.__all__)
+
+
+@pytest.mark.slow
+def test_the_client_passes_a_strict_type_checker(tmp_path: Path) -> None:
+    """Types are those of the package as it is installed, which ``py.typed`` offers."""
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--follow-imports=silent", "--ignore-missing-imports", str(CLIENT)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_blocks_of_the_docs_run(root: Path, fixtures: Path, tmp_path: Path, page: str) -> None:
+    shutil.copy(fixtures / "digits_cnn.tflite", tmp_path / "model.tflite")
+    shutil.copy(fixtures / "inputs" / "digits_calib.npz", tmp_path / "inputs.npz")
+    text = (root / page).read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    # What the text around a block says that the reader has.
+    blocks.insert(0, "import numpy\nimages = numpy.zeros((2, 8, 8, 1), numpy.float32)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
