@@ -37,7 +37,7 @@ except SystemExit as stop:
 def test_nothing_heavy_is_loaded(code: str) -> None:
     names = loaded_by(code)
     assert "tfl_rewrite" in names
-    assert not names & {"numpy", "flatbuffers", "tqdm", *INTERPRETERS}
+    assert not names & {"numpy", "flatbuffers", "rich", "shtab", *INTERPRETERS}
 
 
 @pytest.mark.parametrize("call", ["load", "check", "inspect"])
@@ -49,7 +49,7 @@ def test_reading_a_model_loads_no_interpreter(fixtures: Path, call: str) -> None
 @pytest.mark.parametrize("call", ["tfl_rewrite.check({0!r})", "tfl_rewrite.cli.main(['check', {0!r}])"])
 def test_checking_a_model_loads_nothing_that_computes_or_writes(fixtures: Path, call: str) -> None:
     names = loaded_by(f"import tfl_rewrite.cli; {call.format(str(fixtures / 'digits_cnn.tflite'))}")
-    assert "tfl_rewrite" in names and not names & {"numpy", "flatbuffers", "tqdm", *INTERPRETERS}
+    assert "tfl_rewrite" in names and not names & {"numpy", "flatbuffers", "rich", "shtab", *INTERPRETERS}
 
 
 def test_media_are_decoded_by_packages_that_are_loaded_when_there_are_media() -> None:

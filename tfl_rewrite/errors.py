@@ -82,7 +82,7 @@ class FormatError(TflRewriteError):
         tfl_rewrite.errors.FormatError: ...
     """
 
-    exit_code = 2
+    exit_code = 5
 
 
 class FileAccessError(TflRewriteError):

@@ -96,7 +96,7 @@ def exercise(data: bytes, *, orders: int | None = None, folder: Path | None = No
     problems, notes = examine_model(model)
     _lines([safe(line) for line in [*problems, *notes]])
     found = inspect_model(model, "<bytes>")
-    _lines(inspection_lines(found))
+    _lines(inspection_lines(found, verbose=1))
     json.dumps(found.to_dict(), allow_nan=False).encode("ascii")
     if _written(data, ()) != data:
         raise Breach("an unchanged model is not written byte for byte")

@@ -35,7 +35,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
         (["--dtype", "int4", "--granularity", "block:32"], [r"int4:block:\d+ dequantize"]),
         (["--dtype", "float16"], ["are float16 now", "float16 dequantize"]),
         (["--map", "weights=int4:channel:dequantize"], [r"int4:(channel|tensor) dequantize"]),
-        (["--dtype", "int4", "--map", "FULLY_CONNECTED=int8"], ["are int8 now", " hybrid "]),
+        (["--dtype", "int4", "--map", "FULLY_CONNECTED=int8"], ["are int8 now", r"x hybrid\)"]),
     ],
     ids=str,
 )

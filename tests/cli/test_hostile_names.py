@@ -119,6 +119,8 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
     "doctor": [["MODEL", "-v"], ["MODEL", "--json"]],
     "repair": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "batch": [["MODEL", "--out", "FOLDER", "--pass", "dedup", "--verify", "off", "--jobs", "1", "-v"]],
+    "help": [["--man"]],
+    "completion": [["fish"]],
     "join": [["MANIFEST", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
 }
 
@@ -181,7 +183,7 @@ def test_errors_show_names_escaped(named: Path, tmp_path: Path, capsys: pytest.C
     assert first.name
     save(model, tmp_path / "\x1b[31m.tflite")
     code, text = call(capsys, "check", tmp_path / "\x1b[31m.tflite", "-v")
-    assert code == 2 and "\\x1b" in text
+    assert code == 5 and "\\x1b" in text
     code, text = call(capsys, "inspect", tmp_path / "\x1b[2J missing")
     assert code == 2 and "\\x1b[2J missing" in text
     code, text = call(

@@ -59,7 +59,7 @@ def test_all_that_it_writes(fixtures: Path, inputs: Path, tmp_path: Path) -> Non
     done = run(
         fixtures / "digits_cnn.tflite",
         target,
-        *("--min-snr", "40", "--metric", "mine:same", "--min-metric", "1", "--inputs", inputs),
+        *("--min-snr", "40", "--metric", "mine:same", "--min-metric", "1", "--inputs", inputs, "-v"),
         *QUICK,
         *options,
         cwd=tmp_path,

@@ -207,7 +207,7 @@ def test_every_command_says_it(
     more = ["--min-snr", "30"] if name == "shrink" else []
     code = main([name, str(path), *rest, *more])
     said = capsys.readouterr()
-    assert code == 2 and "Git LFS pointer" in said.out + said.err and "git lfs pull" in said.out + said.err
+    assert code == 5 and "Git LFS pointer" in said.out + said.err and "git lfs pull" in said.out + said.err
     assert not out.exists()
 
 

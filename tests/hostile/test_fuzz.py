@@ -153,7 +153,7 @@ def test_breaches_are_noticed(
     model = load(tmp_path_of(data, tmp_path))
     assert model.description
     with monkeypatch.context() as patch, pytest.raises(contract.Breach, match="terminal obeys"):
-        patch.setattr("hostile.contract.inspection_lines", lambda _: ["\x1b[2J"])
+        patch.setattr("hostile.contract.inspection_lines", lambda *_, **__: ["\x1b[2J"])
         contract.exercise(data, orders=0)
 
 

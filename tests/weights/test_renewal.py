@@ -79,7 +79,9 @@ def test_late_forms_become_older_ones(make: Callable[[], Model], scheme: str, tm
     assert report.outcome == "rewritten" and report.verdict is not None and report.verdict.passed
     assert any("stored anew" in note for note in report.results[0].notes)
     said = "\n".join(report_lines(report, verbose=0))
-    assert re.search(r"^\d integer constants? stored anew as int8; ", said, re.MULTILINE), said
+    assert re.search(
+        r"^quantize-weights: \d integer constants? stored anew as int8 \(", said, re.MULTILINE
+    ), said
     assert "float constants are" not in said
     assert all(change.to_dict()["renewed"] for change in report.results[0].changes)
     made = load(target)

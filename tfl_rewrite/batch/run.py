@@ -40,7 +40,7 @@ COLUMNS = (
 )
 _FORMULAS = tuple("=+-@＝＋－＠")
 """What a formula begins with; also in full width, as some editions of spreadsheets take it."""
-_WORST_FIRST = (4, 2, 3, 0)
+_WORST_FIRST = (4, 5, 2, 3, 0)
 """Outputs differ; then what could not be read or died; then what was refused as unsupported."""
 
 
@@ -58,7 +58,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """130 if it was interrupted; 0 if every file is done; else the worst: 4, then 2, then 3."""
+        """130 if it was interrupted; 0 if every file is done; else the worst: 4, then 5, 2 and 3."""
         if self.stopped:
             return 130
         codes = {row["exit_code"] for row in self.rows}

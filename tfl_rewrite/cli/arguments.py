@@ -10,15 +10,17 @@ from typing import Any, NoReturn
 
 from tfl_rewrite.cli.commands.batch import BATCHING
 from tfl_rewrite.cli.commands.doctor import DOCTORING
-from tfl_rewrite.cli.commands.read_rows import READING
+from tfl_rewrite.cli.commands.read_rows import MANUAL, READING
 from tfl_rewrite.cli.commands.rewrite_rows import REWRITING, commands_of_passes
 from tfl_rewrite.cli.commands.shard_rows import SHARDING
 from tfl_rewrite.cli.commands.shrink import SHRINKING
+from tfl_rewrite.cli.exits import EXIT_CODES
 from tfl_rewrite.cli.options import Argument, Command
 from tfl_rewrite.errors import near_names
 from tfl_rewrite.options.option import unknown
 
-COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING)
+COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING, *MANUAL)
+_EXAMPLES = "examples:"
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
@@ -33,22 +35,25 @@ def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="tfl-rewrite",
         description="Rewrites somebody else's .tflite file: smaller, nothing lost, verified by running it "
         "before and after.",
-        epilog="Exit codes: 0 done, or nothing to do; 2 usage or input error; 3 refused as unsupported; "
-        "4 outputs differ beyond the tolerance (or doctor --fail-on found something); 130 interrupted "
-        "(143 by SIGTERM, 129 by SIGHUP). No model is written unless it is 0; batch keeps the files "
-        "that are done.",
+        epilog=EXIT_CODES,
     )
     top.add_argument("--version", action="version", version=f"tfl-rewrite {version}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parts = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in argv if not word.startswith("-")), "")
     if asked not in BY_NAME and "--version" not in argv:
-        BY_NAME.update((command.name, command) for command in commands_of_passes(BY_NAME))
+        commands()
     for command in BY_NAME.values():
         if command.name not in argv:
-            commands.add_parser(command.name, help=command.help)
+            parts.add_parser(command.name, help=command.help)
             continue
         groups = command.groups
-        made = commands.add_parser(command.name, help=command.help, description=_description(command))
+        made = parts.add_parser(
+            command.name,
+            help=command.help,
+            description=command.text,
+            epilog=_EXAMPLES + "\n  ".join(["", *command.examples]) if command.examples else None,
+            formatter_class=_Formatter,
+        )
         # A range may begin with a negative number, as in --input-range -1,1.
         made._negative_number_matcher = re.compile(r"^-\.?\d")
         for title, arguments in groups:
@@ -57,12 +62,17 @@ def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     return top
 
 
-def _description(command: Command) -> str:
-    if command.description:
-        return command.description
-    from tfl_rewrite.passes import catalog
+def commands() -> list[Command]:
+    """Returns all of them, those that are a pass of the catalogue too."""
+    BY_NAME.update((command.name, command) for command in commands_of_passes(BY_NAME))
+    return list(BY_NAME.values())
 
-    return catalog.description(catalog.find(command.name))
+
+class _Formatter(argparse.HelpFormatter):
+    """One that leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,11 +98,13 @@ class _Parser(argparse.ArgumentParser):
         """Says what is wrong with the arguments, and ends the program."""
         from tfl_rewrite.cli.text import complain
 
-        self.print_usage(sys.stderr)
-        complain(message, sys.argv[1:], self.prog)
+        end = "" if message.endswith("?") else ";"
+        complain(f"{message}{end} '{self.prog} --help' lists what there is", sys.argv[1:])
         self.exit(2)
 
 
 def _add(group: argparse._ArgumentGroup, arguments: Sequence[Argument]) -> None:
     for argument in arguments:
-        group.add_argument(*argument.names, help=argument.help.replace("%", "%%"), **argument.extra)
+        made = group.add_argument(*argument.names, help=argument.help.replace("%", "%%"), **argument.extra)
+        # For the completion of file names.
+        made.role = argument.role  # type: ignore[attr-defined]

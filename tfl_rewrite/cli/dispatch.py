@@ -43,6 +43,20 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     return shrink.shrink_file(arguments)
 
 
+def show_help(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite help [COMMAND]``."""
+    from tfl_rewrite.cli.commands import manual
+
+    return manual.show_help(arguments)
+
+
+def show_completion(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite completion SHELL``."""
+    from tfl_rewrite.cli.commands import manual
+
+    return manual.show_completion(arguments)
+
+
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "round-weights": round_weights,
     "shrink": shrink_file,
@@ -53,6 +67,8 @@ BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
     "shard": shard_model,
     "join": join_model,
     "batch": batch_files,
+    "help": show_help,
+    "completion": show_completion,
 }
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from tfl_rewrite import __version__
 from tfl_rewrite.cli.arguments import BY_NAME, parser
 from tfl_rewrite.cli.exits import INTERRUPTED, Terminated
-from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.errors import FormatError, TflRewriteError
 from tfl_rewrite.work import blas_environment
 
 _WORDS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit code of DESIGN's contract: 0, 2, 3, 4, 129, 130, 143; 1 never on purpose.
+        The exit code of DESIGN's contract: 0, 2, 3, 4, 5, 129, 130, 143; 1 never on purpose.
     """
     with blas_environment(), warnings.catch_warnings():
         # What libraries warn programmers of is none of a user's business; who wants it says so to Python.
@@ -70,7 +70,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return _stopped(_WORDS[ended.number], arguments, 128 + ended.number)
     except RecursionError:
         _complain("the file nests too deep")
-        return 2
+        return FormatError.exit_code
     except MemoryError:
         _complain("out of memory")
         return 2

@@ -33,12 +33,23 @@ class Command:
     Attributes:
         description: What its help says first; of a command that is a pass, what the pass says.
         make: Makes its arguments, in groups: what they are made of may take long to import.
+        examples: Calls of it, as a shell takes them.
     """
 
     name: str
     help: str
     description: str
     make: Callable[[], Groups]
+    examples: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What it does, in a few sentences."""
+        if self.description:
+            return self.description
+        from tfl_rewrite.passes import catalog
+
+        return catalog.description(catalog.find(self.name))
 
     @property
     def groups(self) -> Groups:
@@ -142,6 +153,7 @@ def judging(*, only: Collection[str] = (), without: Collection[str] = ()) -> tup
 
 
 TALKING = (
+    flag("--json", help="print the whole report as JSON, and nothing else"),
     flag("-q", "--quiet", help="print errors only"),
     Argument(("-v", "--verbose"), "print more; twice: tracebacks too", {"action": "count", "default": 0}),
 )

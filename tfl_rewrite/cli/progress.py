@@ -8,11 +8,16 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli.waiting import Waiting
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 AFTER_SECONDS = 1.0
+_COLUMNS, _WIDE = 80, 60
+"""Columns of a terminal that does not say how many it has, and from how many on the time left is shown."""
 _EVERY_SECONDS = 0.1
 
 
@@ -33,7 +38,9 @@ class Bar:
         self._unit = unit
         self._started = time.monotonic()
         self._shown = 0.0
-        self._bar: Any = None
+        self._bar: Progress | None = None
+        self._first = 0
+        self._since = 0.0
         self._what = ""
         self._lock = threading.Lock()
         self._waiting = Waiting(enabled=self._enabled)
@@ -73,22 +80,20 @@ class Bar:
                 return
             self._shown = now
             if self._bar is None:
-                from tqdm import tqdm
+                self._bar, self._what = _begin(what, total, self._unit), what
+                self._first = min(done, total)
+            # Its rate counts from here on: what was done before took an unknown time.
+            task = self._bar.tasks[0]
+            done = max(int(task.completed), min(done, total))
+            self._bar.update(task.id, completed=done, rate=self._rate(now, done))
+            self._bar.refresh()
 
-                # Its rate counts from here on: what was done before took an unknown time.
-                self._bar = tqdm(
-                    total=total,
-                    initial=min(done, total),
-                    desc=what,
-                    unit=self._unit,
-                    unit_scale=self._unit == "B" or total > 9999,
-                    leave=False,
-                    mininterval=0,
-                    **_size(),
-                    file=sys.stderr,
-                )
-                self._what = what
-            self._bar.update(max(0, min(done, total) - self._bar.n))
+    def _rate(self, now: float, done: int) -> str:
+        if done <= self._first:
+            self._since = now
+            return ""
+        rate = (done - self._first) / max(now - self._since, 1e-6)
+        return f"{_scaled(rate, self._unit)}/s"
 
     def close(self) -> None:
         """Removes the bar, or the line."""
@@ -98,7 +103,7 @@ class Bar:
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
             self._bar = None
             self._what = ""
 
@@ -111,10 +116,37 @@ class Bar:
         self.close()
 
 
-def _size() -> dict[str, Any]:
-    """Returns a size for terminals that do not know theirs (serial lines, some containers)."""
+def _begin(what: str, total: int, unit: str) -> Progress:
+    """Shows a bar; it goes when it is stopped."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    # A terminal that does not know its size (a serial line, some containers) has 80 columns.
+    console = Console(file=sys.stderr, width=None if _knows_its_size() else _COLUMNS)
+    columns: list[Any] = [
+        TextColumn("{task.description}:", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+    ]
+    if console.width >= _WIDE:
+        columns += [TextColumn("{task.fields[rate]}"), TextColumn("<"), TimeRemainingColumn()]
+    bar = Progress(*columns, console=console, transient=True, auto_refresh=False, expand=True)
+    bar.add_task(what, total=total, rate="")
+    bar.start()
+    return bar
+
+
+def _scaled(number: float, unit: str) -> str:
+    """Returns such as ``3.2 MB``."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 1000 or prefix == "G":
+            break
+        number /= 1000
+    return f"{number:.3g} {prefix}{unit}"
+
+
+def _knows_its_size() -> bool:
     try:
-        known = bool(os.get_terminal_size(sys.stderr.fileno()).columns)
+        return bool(os.get_terminal_size(sys.stderr.fileno()).columns)
     except (OSError, ValueError):
-        known = False
-    return {} if known else {"ncols": 80, "nrows": 24}
+        return False

@@ -1,19 +1,20 @@
-"""Text for people. Names from files are shown escaped, so that they cannot write to the terminal."""
+"""What is said of a file that was written: six lines; with ``-v`` the tables, too.
+
+Names from files are shown escaped, so that they cannot write to the terminal.
+"""
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.render_judge import blame_lines, verdict_lines
-from tfl_rewrite.cli.text import decibels as decibels
-from tfl_rewrite.cli.text import escaped
-from tfl_rewrite.cli.text import safe as safe
-from tfl_rewrite.cli.text import size as size
-from tfl_rewrite.cli.text import table as table
-from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
+from tfl_rewrite.cli.render_tables import finer_table, pass_tables
+from tfl_rewrite.cli.text import counted, decibels, escaped, safe, size, table
+from tfl_rewrite.editing.base import Edit, PassResult
 from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.weights.payloads import WeightChange
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.shards.report import ShardReport
 
-_ROWS = 20
 _FILES = 10
+_NOTICEABLE_DB = 20.0
 _WORDS = {
     "new": "written",
     "kept": "there already",
@@ -33,34 +34,34 @@ _WORDS = {
 
 
 def report_lines(report: Report, *, verbose: int) -> list[str]:
-    """Says what a rewrite did."""
+    """Says what a rewrite did: sizes, what was done, notes, the verdict, its gaps, the next step."""
     lines = [_headline(report)]
-    if report.deflated is not None:
-        before, after = report.deflated
-        share = 100 * after / max(1, before)
-        how = ", estimated" if report.estimated else ""
-        lines.append(f"deflated (zlib, level 9{how}): {size(before)} -> {size(after)} bytes ({share:.1f} %)")
-    for result in report.results:
-        lines += _pass_lines(result, verbose)
-        if report.outcome == "unchanged" and result.idle:
-            lines.append(f"{result.name}: {safe(_named(result.idle, report), limit=1000)}")
-    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+    if verbose:
+        for result in report.results:
+            lines += [line for line in (_done(result, report),) if line]
+            lines += pass_tables(result)
+            lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
+        lines += _finer_lines(report, verbose)
+    else:
+        told = [*(_done(result, report) for result in report.results), *_finer_lines(report, verbose)]
+        lines += ["; ".join(filter(None, told))] if any(told) else []
+    lines += _noted(_notes(report, verbose), verbose)
     if report.verdict is not None:
-        unsaid = report.verdict.status == "unverified"
-        lines += verdict_lines(report.verdict) if unsaid else _verified(report.verdict)
-        lines += _loss(report)
+        lines += verified_lines(report.verdict, verbose=verbose)
     elif report.unverified is not None and report.outcome != "failed":
         lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-    lines += _finer_lines(report, verbose)
-    lines += _damage_lines(report)
+    lines += _damage_lines(report, verbose)
     if report.blame is not None:
         lines += blame_lines(report.blame, verbose=verbose > 0)
-    return lines
+    return lines + _next(report)
 
 
-def _named(advice: str, report: Report) -> str:
-    """Puts the file's name into the commands that a pass recommends."""
-    return advice.replace(" IN OUT", f" {shlex.quote(report.source)} OUT")
+def verified_lines(verdict: Verdict, *, verbose: int) -> list[str]:
+    """Says the verdict of a file that was made in two lines, or with all that was measured."""
+    head = "" if verdict.status == "unverified" else "verified: "
+    if verbose:
+        return [f"{head}{verdict_line(verdict)}", *verdict_lines(verdict)[1:]]
+    return [f"{head}{verdict_line(verdict)}", verdict_rest(verdict)]
 
 
 def _headline(report: Report) -> str:
@@ -71,58 +72,79 @@ def _headline(report: Report) -> str:
     ratio = 100 * report.nbytes_after / report.nbytes_before
     verb = {"rewritten": "->", "failed": "-X->"}[report.outcome]
     tail = " (dry run, not written)" if report.dry_run else ""
+    if report.deflated is not None:
+        before, after = report.deflated
+        how = ", estimated" if report.estimated else ""
+        tail += (
+            f"; deflated (zlib, level 9{how}): {size(before)} -> {size(after)} bytes "
+            f"({100 * after / max(1, before):.1f} %)"
+        )
     return (
         f"{source} {verb} {target}: {size(report.nbytes_before)} -> {size(report.nbytes_after)} bytes "
         f"({ratio:.1f} %){tail}"
     )
 
 
-def _pass_lines(result: PassResult, verbose: int) -> list[str]:
+def _done(result: PassResult, report: Report) -> str:
+    """Says in one line what a pass did, and what it left; nothing where that is nothing."""
     weights = [change for change in result.changes if isinstance(change, WeightChange)]
-    lines = _edit_lines(result, verbose)
-    if weights:
-        saved = sum(change.saved for change in weights)
-        kinds = sorted({change.stored for change in weights})
-        now = " or ".join(kinds)
-        won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
-        renewed = sum(change.renewed for change in weights)
-        fresh = len(weights) - renewed
-        done = [f"{fresh} of {fresh + len(result.skips)} float constants are {now} now"] if fresh else []
-        if renewed:
-            done.append(f"{renewed} integer constant{'' if renewed == 1 else 's'} stored anew as {now}")
-        lines.append(f"{', '.join(done)}; {won}")
-        lines += _lost_lines(weights)
-        blocks = any(change.block for change in weights)
-        ordered = sorted(weights, key=lambda change: -change.saved)
-        shown = ordered if verbose else ordered[:_ROWS]
-        lines += table(
-            ("tensor", "read by", "form", "scales", "bytes", "saved", "SNR dB"),
-            [
-                (
-                    safe(change.where, limit=60),
-                    safe(",".join(change.readers), limit=40),
-                    change.scheme
-                    if kinds == ["int8"] and not blocks
-                    else f"{change.encoding} {change.scheme}",
-                    f"{change.channels}" if change.channels else "",
-                    _bytes(change),
-                    size(change.saved),
-                    decibels(change.snr),
-                )
-                for change in shown
-            ],
-            right=(3, 4, 5, 6),
-        )
-        if len(shown) < len(ordered):
-            lines.append(f"  ... and {len(ordered) - len(shown)} more (-v shows all)")
-    lines += _rounded_lines(result, verbose)
-    lines += _skip_lines([item for item in result.skips if "dtype" in item.data], verbose)
-    lines += _kept_lines([item for item in result.skips if "dtype" not in item.data], verbose)
-    lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
-    return lines
+    rounded = [change for change in result.changes if isinstance(change, RoundedChange)]
+    edits = [change for change in result.changes if isinstance(change, Edit)]
+    parts = [*_edited(edits), *_stored(weights, result), *_fewer_values(rounded, result)]
+    parts += _lost(weights) + _silenced([*weights, *rounded])
+    stay = Counter(item.rule for item in result.skips)
+    if stay:
+        told = ", ".join(f"{number} x {safe(rule)}" for rule, number in stay.most_common())
+        parts.append(f"{sum(stay.values())} stay{'s' if sum(stay.values()) == 1 else ''} ({told})")
+    if report.outcome == "unchanged" and result.idle:
+        parts.append(_named(result.idle, report))
+    return f"{result.name}: {'; '.join(parts)}" if parts else ""
 
 
-def _lost_lines(weights: Sequence[WeightChange]) -> list[str]:
+def _named(advice: str, report: Report) -> str:
+    """Puts the file's name into the commands that a pass recommends."""
+    return safe(advice.replace(" IN OUT", f" {shlex.quote(report.source)} OUT"), limit=1000)
+
+
+def _won(saved: int) -> str:
+    # What the passes before counted as saved may be less once the file is laid out.
+    return f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
+
+
+def _edited(edits: Sequence[Edit]) -> list[str]:
+    if not edits:
+        return []
+    count = sum(edit.data.get("count", 1) for edit in edits)
+    saved = sum(edit.saved for edit in edits)
+    parts = [counted(count, "change") + (f", {_won(saved)}" if saved else "")]
+    first = edits[0]
+    more = f", and {len(edits) - 1} more (-v)" if len(edits) > 1 else ""
+    return [*parts, f"{safe(first.where, limit=60)}: {safe(first.what, limit=120)}{more}"]
+
+
+def _stored(weights: Sequence[WeightChange], result: PassResult) -> list[str]:
+    if not weights:
+        return []
+    kinds = " or ".join(sorted({change.stored for change in weights}))
+    renewed = sum(change.renewed for change in weights)
+    fresh = len(weights) - renewed
+    done = [f"{fresh} of {fresh + len(result.skips)} float constants are {kinds} now"] if fresh else []
+    if renewed:
+        done.append(f"{counted(renewed, 'integer constant')} stored anew as {kinds}")
+    forms = Counter(
+        change.scheme if kinds == "int8" else f"{change.encoding} {change.scheme}" for change in weights
+    )
+    told = ", ".join(f"{number} x {form}" for form, number in forms.most_common())
+    return [f"{', '.join(done)} ({told})", _won(sum(change.saved for change in weights))]
+
+
+def _fewer_values(rounded: Sequence[RoundedChange], result: PassResult) -> list[str]:
+    if not rounded:
+        return []
+    return [f"{len(rounded)} of {len(rounded) + len(result.skips)} constants are rounded now"]
+
+
+def _lost(weights: Sequence[WeightChange]) -> list[str]:
     """Says what did not fit in float16."""
     lost: Counter[str] = Counter()
     for change in weights:
@@ -134,127 +156,33 @@ def _lost_lines(weights: Sequence[WeightChange]) -> list[str]:
         "subnormal": "so small that they lost bits",
     }
     said = [f"{size(lost[key])} {text}" for key, text in words.items() if lost[key]]
-    lines = [f"float16: {', '.join(said)}"] if said else []
-    return lines + _silenced_lines(weights)
+    return [f"float16: {', '.join(said)}"] if said else []
 
 
-def _silenced_lines(changes: Sequence[WeightChange | RoundedChange]) -> list[str]:
+def _silenced(changes: Sequence[WeightChange | RoundedChange]) -> list[str]:
     """Names the weights of which whole channels became zero."""
-    lines = [
+    found = [change for change in changes if change.silenced]
+    if not found:
+        return []
+    said = [
         f"{safe(change.where, limit=60)}: {size(len(change.silenced))} channels are all zero now, such as "
         f"{change.silenced[0]}"
-        for change in changes
-        if change.silenced
+        for change in found[:3]
     ]
-    return (
-        lines if len(lines) <= _ROWS else [*lines[:_ROWS], f"... and {len(lines) - _ROWS} more such weights"]
-    )
+    return said + ([f"{len(found) - 3} more such weights"] if len(found) > 3 else [])
 
 
-def _edit_lines(result: PassResult, verbose: int) -> list[str]:
-    """Shows the changes that a few words tell; those that say the same in a row, once."""
-    edits = [change for change in result.changes if isinstance(change, Edit)]
-    if not edits:
-        return []
-    count = sum(edit.data.get("count", 1) for edit in edits)
-    saved = sum(edit.saved for edit in edits)
-    # What the passes before counted as saved may be less once the file is laid out.
-    won = f"{size(saved)} bytes saved" if saved >= 0 else f"{size(-saved)} bytes added"
-    lines = [f"{result.name}: {count} change{'' if count == 1 else 's'}, {won}"]
-    shown = edits if verbose else edits[:_ROWS]
-    lines += table(
-        ("where", "what", "saved"),
-        [
-            (safe(edit.where, limit=60), safe(edit.what, limit=90), size(edit.saved) if edit.saved else "")
-            for edit in shown
-        ],
-        right=(2,),
-    )
-    if len(shown) < len(edits):
-        lines.append(f"  ... and {len(edits) - len(shown)} more (-v shows all)")
-    return lines
+def _notes(report: Report, verbose: int) -> list[str]:
+    """Returns the notes that stand nowhere else, those that concern the inputs first."""
+    judged = [] if verbose or report.verdict is None else list(report.verdict.notes)
+    of_passes = [] if verbose else [note for result in report.results for note in result.notes]
+    return list(dict.fromkeys([*judged, *report.notes, *of_passes]))
 
 
-def _rounded_lines(result: PassResult, verbose: int) -> list[str]:
-    rounded = [change for change in result.changes if isinstance(change, RoundedChange)]
-    if not rounded:
-        return []
-    total = len(rounded) + len(result.skips)
-    lines = [f"{len(rounded)} of {total} constants are rounded now", *_silenced_lines(rounded)]
-    ordered = sorted(rounded, key=lambda change: -change.nbytes)
-    shown = ordered if verbose else ordered[:_ROWS]
-    lines += table(
-        ("tensor", "read by", "step", "of each", "bytes", "deflated", "SNR dB"),
-        [
-            (
-                safe(change.where, limit=60),
-                safe(",".join(change.readers), limit=40),
-                _step(change),
-                change.granularity,
-                size(change.nbytes),
-                f"{size(change.deflated[0])} -> {size(change.deflated[1])}",
-                decibels(change.snr),
-            )
-            for change in shown
-        ],
-        right=(4, 5, 6),
-    )
-    if len(shown) < len(ordered):
-        lines.append(f"  ... and {len(ordered) - len(shown)} more (-v shows all)")
-    return lines
-
-
-def _step(change: RoundedChange) -> str:
-    finest, coarsest = change.steps
-    return f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
-
-
-def _kept_lines(skips: Sequence[Skip], verbose: int) -> list[str]:
-    lines = [f"kept: {safe(item.where, limit=60)} ({safe(item.reason, limit=160)})" for item in skips]
-    if len(lines) > _ROWS and not verbose:
-        lines[_ROWS:] = [f"  ... and {len(lines) - _ROWS} more kept (-v shows all)"]
-    return lines
-
-
-def _bytes(change: WeightChange) -> str:
-    if change.shared:
-        return "shared"
-    return f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}"
-
-
-def _skip_lines(skips: Sequence[Skip], verbose: int) -> list[str]:
-    if not skips:
-        return []
-    if verbose:
-        lines = [f"{len(skips)} float constants stay:"]
-        rows = sorted(skips, key=lambda item: -item.data.get("nbytes", 0))
-        return lines + table(
-            ("tensor", "bytes", "why"),
-            [
-                (safe(item.where, limit=60), size(item.data.get("nbytes", 0)), safe(item.reason, limit=200))
-                for item in rows
-            ],
-            right=(1,),
-        )
-    count = Counter(item.rule for item in skips)
-    nbytes: Counter[str] = Counter()
-    example = {item.rule: item for item in reversed(skips)}
-    for item in skips:
-        nbytes[item.rule] += item.data.get("nbytes", 0)
-    parts = []
-    for rule, number in count.most_common():
-        text = example[rule].reason if number == 1 else f"such as: {example[rule].reason}"
-        parts.append(f"  {number} x {rule}, {size(nbytes[rule])} bytes ({safe(text, limit=160)})")
-    return [f"{len(skips)} float constant(s) stay (-v lists them):", *parts]
-
-
-def _loss(report: Report) -> list[str]:
-    """Says it when the loss is within the tolerance and still large."""
-    verdict = report.verdict
-    worst = verdict.worst_snr() if verdict is not None else None
-    if verdict is None or not verdict.passed or worst is None or worst >= 20:
-        return []
-    return [f"the loss is noticeable: {worst:.1f} dB at the lowest; judge it on your own data (--inputs)"]
+def _noted(notes: Sequence[str], verbose: int) -> list[str]:
+    if verbose or len(notes) < 2:
+        return [f"note: {safe(note, limit=400)}" for note in notes]
+    return [f"note: {safe(notes[0], limit=200)}; {counted(len(notes) - 1, 'more note')} with -v"]
 
 
 def _finer_lines(report: Report, verbose: int) -> list[str]:
@@ -267,43 +195,27 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     notes = [f"note: {safe(note, limit=400)}" for note in told]
     if not report.finer:
         return [f"as asked for, it failed: {why}", *notes]
-    count = len(report.finer)
-    plural = "" if count == 1 else "s"
+    forms = Counter(item.form for item in report.finer)
     lines = [
-        f"{count} constant{plural} had to be stored finer than asked for (--no-rescue refuses instead);"
-        f" without that it failed: {why}"
+        f"{counted(len(report.finer), 'constant')} had to be stored finer than asked for, as "
+        f"{', '.join(forms)} (--no-rescue refuses instead); without that it failed: {why}"
     ]
-    rows = sorted(report.finer, key=lambda item: -item.added)
-    shown = rows if verbose else rows[:_ROWS]
-    lines += table(
-        ("tensor", "stored as", "bytes more", "dB as asked, alone"),
-        [
-            (
-                safe(item.tensor, limit=60),
-                item.form,
-                f"{item.added:+,}",
-                "" if item.snr is None else decibels(item.snr),
-            )
-            for item in shown
-        ],
-        right=(2, 3),
-    )
-    more = [f"  ... and {len(rows) - len(shown)} more (-v lists them)"] if len(shown) < len(rows) else []
-    return [*lines, *more, *notes]
+    return [*lines, *(finer_table(report.finer) if verbose else []), *notes]
 
 
-def _damage_lines(report: Report) -> list[str]:
+def _damage_lines(report: Report, verbose: int) -> list[str]:
     damage = report.damage
     if damage is None:
         return []
     lines = []
     if damage.culprits:
+        shown = damage.culprits[:10] if verbose else damage.culprits[:1]
         lines.append("what each constant costs when it alone is rewritten, worst first:")
         lines += table(
             ("tensor", "lowest SNR dB"),
             [
                 (safe(item.tensor, limit=90), "does not run" if item.snr is None else decibels(item.snr))
-                for item in damage.culprits[:10]
+                for item in shown
             ],
             right=(1,),
         )
@@ -320,10 +232,33 @@ def _damage_lines(report: Report) -> list[str]:
     return lines
 
 
+def _next(report: Report) -> list[str]:
+    """Says what to do with the file; after a failure, the error says it."""
+    if report.outcome != "rewritten":
+        return []
+    source, target = _shell(report.source), _shell(report.target)
+    verdict = report.verdict
+    worst = None if verdict is None or not verdict.passed else verdict.worst_snr()
+    lossy = worst is not None and math.isfinite(worst)
+    made = verdict is not None and verdict.sample_source == "made"
+    if report.dry_run:
+        return ["next: the same without --dry-run writes it"]
+    if worst is not None and worst < _NOTICEABLE_DB:
+        how = "judge it on your own data (--inputs)" if made else "--min-snr asks for less"
+        return [f"next: the loss is noticeable: {worst:.1f} dB at the lowest; {how}"]
+    if verdict is None or verdict.status == "unverified":
+        return [f"next: try it where it is to run; 'tfl-rewrite diff {source} {target}' shows what changed"]
+    if made and lossy:
+        return ["next: judge it on your own data: --inputs FILE.npz, or a folder of pictures or sound"]
+    return [f"next: 'tfl-rewrite diff {source} {target}' shows what changed; -v shows each constant"]
+
+
+def _shell(path: str) -> str:
+    return shlex.quote(safe(path))
+
+
 def _quoted(name: str) -> str:
     """Returns a pattern for the shell that matches just this name; what terminals must not see, escaped."""
-    import shlex
-
     from tfl_rewrite.options.patterns import exact
 
     return shlex.quote("".join(map(escaped, exact(name))))
@@ -357,7 +292,7 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
     if report.unverified is not None:
         lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
     elif report.verdict is not None:
-        lines += _verified(report.verdict)
+        lines += verified_lines(report.verdict, verbose=verbose)
     elif report.command == "shard":
         lines.append(
             "verified: would be read back and compared" if report.dry_run else "verified: read back, equal"
@@ -365,6 +300,9 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         lines.append(f"SHA-256 of the model: {report.sha256}")
     else:
         lines.append(f"verified: SHA-256 {report.sha256}")
+    if report.command == "shard" and not report.dry_run:
+        entry, what = _shell(report.entry), "joins it" if report.format == "parts" else "makes it one file"
+        lines.append(f"next: 'tfl-rewrite join {entry} OUT' {what} again")
     return lines
 
 
@@ -378,8 +316,3 @@ def _shard_headline(report: ShardReport) -> str:
     arrow = "-X->" if report.outcome == "failed" else "->"
     tail = " (dry run, not written)" if report.dry_run else ""
     return f"{source} {arrow} {target}: a model of {size(report.nbytes)} bytes{tail}"
-
-
-def _verified(verdict: Verdict) -> list[str]:
-    first, *rest = verdict_lines(verdict)
-    return [f"verified: {first}", *rest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.text import table
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.judge.layers import Blame, Layer
     from tfl_rewrite.judge.verdict import OutputComparison, Verdict
 
+_REASONS = 2
+"""How many of a verdict's reasons stand in its line."""
 _ROWS = 40
 """How many operators the short table shows."""
 
@@ -30,6 +33,57 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     shown = {note for one in judges for note in one.notes}
     lines += _entries(verdict)
     return lines + [f"  note: {note}" for note in verdict.notes if note not in shown]
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """Says in one line whether the outputs agree, on what, and which of them is furthest off."""
+    head = verdict.headline
+    if len(verdict.verdicts) > 1:
+        counts = [(status, sum(one.status == status for one in verdict.verdicts)) for status in STATUSES]
+        told = ", ".join(f"{count} {status}" for status, count in counts if count)
+        head += f": the worst of {len(verdict.verdicts)} judges ({told})"
+    if verdict.reasons:
+        more = len(verdict.reasons) - _REASONS
+        return f"{head}: {'; '.join(verdict.reasons[:_REASONS])}" + (
+            f"; and {more} more (-v)" if more > 0 else ""
+        )
+    apart = " that nothing was fitted to" if verdict.unfitted else ""
+    samples = (
+        f"{verdict.sample_count} {verdict.sample_source} sample{'' if verdict.sample_count == 1 else 's'}"
+    )
+    heard = [output for output in verdict.outputs if output.silence is None]
+    count = "the output" if len(heard) == 1 else f"all {len(heard)} outputs"
+    if all(output.bit_exact for output in heard):
+        return f"{head}: {count} {'is' if len(heard) == 1 else 'are'} equal to the bit on {samples}{apart}"
+    agree = "agrees" if len(heard) == 1 else "agree"
+    return f"{head}: {count} {agree} on {samples}{apart}; {_furthest(heard)}"
+
+
+def _furthest(outputs: Sequence[OutputComparison]) -> str:
+    """Names the output that differs most and by how much, in words and as the ratio."""
+    worst = min(
+        (output for output in outputs if not output.bit_exact),
+        key=lambda output: math.inf if output.snr_db is None else output.snr_db,
+    )
+    parts = []
+    if worst.snr_db is not None and math.isfinite(worst.snr_db):
+        share = 100 * 10 ** (-worst.snr_db / 20)
+        parts.append(f"is off by {share:.2g} % of its size (SNR {worst.snr_db:.1f} dB)")
+    elif worst.max_abs_error is not None:
+        steps = " steps" if worst.unit == "steps" else ""
+        parts.append(f"is off by {worst.max_abs_error:.4g}{steps} at most")
+    elif worst.equal_share is not None:
+        parts.append(f"is equal in {worst.equal_share:.2%} of its elements")
+    if worst.argmax_agreement is not None:
+        parts.append(f"has the same largest score in {worst.argmax_agreement:.1%} of rows")
+    one = "it" if len(outputs) == 1 else f"the furthest, {worst.label},"
+    return f"{one} {' and '.join(parts) or 'differs'}"
+
+
+def verdict_rest(verdict: Verdict) -> str:
+    """Says in one line what the verdict does not speak of."""
+    first, *rest = verdict.not_judged or ("nothing",)
+    return f"not judged: {first}" + (f"; and {len(rest)} more (-v)" if rest else "")
 
 
 def _entries(verdict: Verdict) -> list[str]:

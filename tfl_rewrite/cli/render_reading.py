@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from tfl_rewrite.cli.text import safe, size, table
@@ -11,8 +12,8 @@ from tfl_rewrite.reading.doctor import Diagnosis
 from tfl_rewrite.reading.findings import UNASKED, Finding, Severity
 from tfl_rewrite.reading.inspect import Inspection, Share
 
-_DIFFERENCES = 60
 _SHOWN = 3
+_FEW = 4
 
 
 def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
@@ -21,6 +22,8 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
     if found.identical:
         return [f"{names}: equal, byte for byte ({size(found.nbytes_before)} bytes)"]
     lines = [f"{names}: {size(found.nbytes_before)} -> {size(found.nbytes_after)} bytes"]
+    if not verbose:
+        return lines + _short_comparison(found)
     lines += table(
         ("", "before", "after", "change"),
         [
@@ -33,9 +36,8 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
         return [*lines, "the same content, stored differently"]
     kinds = list(dict.fromkeys(row.kind for row in found.differences))
     rows = sorted(found.differences, key=lambda row: kinds.index(row.kind))
-    shown = rows if verbose else rows[:_DIFFERENCES]
     kind = ""
-    for row in shown:
+    for row in rows:
         if row.kind != kind:
             kind = row.kind
             count = sum(other.kind == kind for other in found.differences)
@@ -43,14 +45,31 @@ def comparison_lines(found: Comparison, *, verbose: int) -> list[str]:
         moved = row.nbytes_before != row.nbytes_after
         tail = f" ({size(row.nbytes_before)} -> {size(row.nbytes_after)} bytes)" if moved else ""
         lines.append(f"  {safe(row.where, limit=100)}: {safe(row.what, limit=300)}{tail}")
-    if len(shown) < len(rows):
-        lines.append(f"... and {len(rows) - len(shown)} more (-v shows all)")
     return lines
 
 
-def inspection_lines(found: Inspection) -> list[str]:
+def _short_comparison(found: Comparison) -> list[str]:
+    """Says where the bytes went, what differs, and the first of it."""
+    moved = [row for row in found.balance if row.after != row.before]
+    moved.sort(key=lambda row: -abs(row.after - row.before))
+    told = [f"{safe(row.name)} {row.after - row.before:+,}" for row in moved[:_SHOWN]]
+    rest = sum(row.after - row.before for row in moved[_SHOWN:])
+    told += [f"all else {rest:+,}"] if len(moved) > _SHOWN else []
+    lines = [f"bytes: {', '.join(told)}"] if told else []
+    if not found.differences:
+        return [*lines, "the same content, stored differently"]
+    counts = Counter(row.kind for row in found.differences)
+    lines.append("differences: " + ", ".join(f"{count} x {kind}" for kind, count in counts.most_common()))
+    first = max(found.differences, key=lambda row: abs(row.nbytes_before - row.nbytes_after))
+    lines.append(f"such as {first.kind} {safe(first.where, limit=100)}: {safe(first.what, limit=200)}")
+    return [*lines, "next: -v lists them; 'tfl-rewrite verify' runs both files and compares their outputs"]
+
+
+def inspection_lines(found: Inspection, *, verbose: int) -> list[str]:
     """Shows what is in a file."""
     lines = [f"{safe(found.file)}: {size(found.nbytes)} bytes"]
+    if not verbose:
+        return lines + _short_inspection(found)
     facts = [
         ("description", safe(found.description or "-")),
         ("subgraphs, tensors", f"{found.subgraphs}, {found.tensors}"),
@@ -102,6 +121,32 @@ def inspection_lines(found: Inspection) -> list[str]:
     return lines
 
 
+def _short_inspection(found: Inspection) -> list[str]:
+    """Says what goes in and out, what it computes, what it weighs, and what runs it."""
+    lines = []
+    for title, rows in (("inputs", found.inputs), ("outputs", found.outputs)):
+        told = [f"{safe(row.name or '(unnamed)')} {row.dtype} {list(row.shape)}" for row in rows]
+        lines.append(f"{title}: {_few(told)}")
+    if found.signatures:
+        lines.append(f"signatures: {_few([safe(item.key) for item in found.signatures])}")
+    count = sum(row.count for row in found.operators)
+    told = [f"{row.count} x {safe(row.name)}" for row in found.operators]
+    lines.append(f"operators: {count}: {_few(told)}")
+    types = [f"{row.count} x {safe(row.name)} ({size(row.nbytes)} bytes)" for row in found.by_dtype]
+    waste = ((found.duplicates, "twice"), (found.unused, "unused"), (found.dead, "unexplained"))
+    spare = [f"{size(number)} bytes {what}" for number, what in waste if number]
+    lines.append(f"constants: {_few(types) or 'none'}" + (f"; {', '.join(spare)}" if spare else ""))
+    runtime = found.min_runtime or "unknown"
+    lines.append(f"oldest runtime: TensorFlow {runtime}; next: -v shows tensors and metadata")
+    return lines + [f"a rewrite would be refused: {safe(text, limit=400)}" for text in found.refusals]
+
+
+def _few(texts: Sequence[str]) -> str:
+    """Joins the first of some texts, and counts the others."""
+    more = len(texts) - _FEW
+    return ", ".join(texts[:_FEW]) + (f", and {more} more" if more > 0 else "")
+
+
 def _interface_lines(found: Inspection) -> list[str]:
     lines = []
     for title, rows in (("inputs", found.inputs), ("outputs", found.outputs)):
@@ -135,24 +180,28 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     for finding in found.findings:
         groups.setdefault(finding.kind, []).append(finding)
     for name, findings in groups.items():
-        lines += _group_lines(name, findings, verbose, found.file)
+        lines += _group_lines(name, findings, found.file) if verbose else [_group_line(name, findings)]
     fixed = [name for name in found.repairable if name in UNASKED]
     if fixed:
         lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")
+    if groups and not verbose:
+        lines.append("next: -v says why each matters, where the fact is from, and what puts it right")
     return lines
 
 
-def _group_lines(name: str, findings: Sequence[Finding], verbose: int, file: str) -> list[str]:
+def _group_line(name: str, findings: Sequence[Finding]) -> str:
+    row, first = findings[0].row, findings[0]
+    more = f", and {len(findings) - 1} more places" if len(findings) > 1 else ""
+    place = f"{safe(first.where, limit=80)}: {safe(first.detail, limit=160)}"
+    return f"{row.severity.value}: {row.title} [{name}]: {place}{more}"
+
+
+def _group_lines(name: str, findings: Sequence[Finding], file: str) -> list[str]:
     row = findings[0].row
     count = f" ({len(findings)} places)" if len(findings) > 1 else ""
     lines = [f"{row.severity.value}: {row.title} [{name}]{count}"]
-    shown = findings if verbose else findings[:_SHOWN]
-    lines += [f"  {safe(item.where, limit=100)}: {safe(item.detail, limit=240)}" for item in shown]
-    if len(shown) < len(findings):
-        lines.append(f"  ... and {len(findings) - len(shown)} more (-v shows all)")
-    lines.append(f"  why: {row.fact}")
-    if verbose:
-        lines.append(f"  source: {row.source}")
+    lines += [f"  {safe(item.where, limit=100)}: {safe(item.detail, limit=240)}" for item in findings]
+    lines += [f"  why: {row.fact}", f"  source: {row.source}"]
     for remedy in dict.fromkeys(item.remedy for item in findings):
         lines.append(f"  remedy: {remedy.replace(' IN OUT', f' {_quoted(file)} OUT')}")
     return lines

@@ -51,6 +51,8 @@ def standard_streams(arguments: argparse.Namespace) -> Iterator[None]:
     if not wanted and not writes:
         yield
         return
+    if writes and arguments.json:
+        raise UsageError("standard output takes the model, not --json too", remedy="give --report FILE.json")
     from tfl_rewrite.interpreter.scratch import Scratch
 
     if sum(paths(arguments, name).count(STREAM) for name in wanted) > 1:

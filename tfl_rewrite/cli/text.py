@@ -47,6 +47,38 @@ def size(nbytes: int) -> str:
     return f"{nbytes:,}"
 
 
+def counted(number: int, what: str) -> str:
+    """Returns such as ``1 change`` and ``2 changes``."""
+    return f"{size(number)} {what}{'' if number == 1 else 's'}"
+
+
+def short_names(names: Sequence[str], *, limit: int) -> list[str]:
+    """Shortens names for a table, where they agree rather than where they differ.
+
+    Folders that all of them begin or end with are left out; of a name that is still too long, the middle,
+    unless it is told from another by that.
+
+    Args:
+        names: Of tensors, in which folders stand between slashes.
+        limit: How long one is to be.
+    """
+    paths = [name.split("/") for name in names]
+    begin = end = 0
+    if len(set(names)) > 1 and max(map(len, names)) > limit // 2:
+        shortest = min(map(len, paths))
+        while begin < shortest - 1 and len({path[begin] for path in paths}) == 1:
+            begin += 1
+        while end < shortest - 1 - begin and len({path[-1 - end] for path in paths}) == 1:
+            end += 1
+    kept = ["/".join(path[begin : len(path) - end]) for path in paths]
+    shown = [(".../" if begin else "") + name + ("/..." if end else "") for name in kept]
+    while True:
+        cut = [safe(name, limit=limit) for name in shown]
+        if len(set(cut)) == len(set(shown)) or limit > LONGEST_WORD:
+            return cut
+        limit += 20
+
+
 def decibels(value: float) -> str:
     """Formats an SNR."""
     return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "-inf"
@@ -117,8 +149,12 @@ def print_lines(lines: Sequence[str]) -> None:
     text = streams.shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
+    plain = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+            _print_coloured(plain)
+        else:
+            sys.stdout.write(plain)
         sys.stdout.flush()
     except OSError as error:
         # Nothing more can be said there; without this, Python tries again at exit.
@@ -128,3 +164,23 @@ def print_lines(lines: Sequence[str]) -> None:
             raise FileAccessError(
                 f"cannot write: {error.strerror or error}", file="standard output"
             ) from error
+
+
+_COLOURS = (
+    (r"(?m)^(verified: )?PASS\b|^verified\b|: sound$", "green"),
+    (r"(?m)^(verified: )?FAIL\b|^error: |NOT SOUND$|-X->", "bold red"),
+    (r"(?m)^(UNVERIFIED|warning: |not judged: (?!nothing))|\(made samples[^)]*\)", "yellow"),
+    (r"(?m)^(note|next): ", "cyan"),
+)
+"""What stands out on a terminal, and how."""
+
+
+def _print_coloured(text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    told = Text(text)
+    for pattern, style in _COLOURS:
+        told.highlight_regex(pattern, style)
+    # The terminal breaks lines, so that what is copied from it has none that are not ours.
+    Console(file=sys.stdout, highlight=False).print(told, soft_wrap=True, end="")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.batch.config import BatchConfig
     from tfl_rewrite.batch.run import Summary
 
-_ROWS = 100
+_FAILURES = 10
 WHAT = value(
     "what",
     help="a TOML file that says everything, or .tflite files and patterns (** for any depth); "
@@ -39,7 +40,6 @@ def _groups() -> Groups:
             (
                 *rows_of(BatchConfig, only=("jobs", "executor")),
                 flag("--force", help="overwrite files that no batch made"),
-                flag("--json", help="print the summary as JSON"),
             ),
         ),
         ("talk", TALKING),
@@ -53,8 +53,13 @@ BATCHING = (
         "Applies the same passes to many files, each in a process of its own, goes on past failures, and "
         "writes OUT/summary.json and OUT/summary.csv. Run again, it does what is left: files whose input, "
         "settings and output are as they were are not run twice. Exit 0: every file is done; else the worst "
-        "of them: 4 an output differs too much, 2 a file cannot be read or its process died, 3 unsupported.",
+        "of them: 4 an output differs too much, 5 a file is damaged, 2 it cannot be read or its process "
+        "died, 3 unsupported.",
         _groups,
+        (
+            "tfl-rewrite batch 'models/**/*.tflite' --out small --preset small",
+            "tfl-rewrite batch batch.toml --json",
+        ),
     ),
 )
 
@@ -63,7 +68,8 @@ def batch_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
     from tfl_rewrite.batch.run import run_batch
     from tfl_rewrite.cli.exits import INTERRUPTED, Terminated
-    from tfl_rewrite.cli.text import print_report, warn
+    from tfl_rewrite.cli.show import show
+    from tfl_rewrite.cli.text import warn
 
     config = _config(arguments)
     progress = _Progress(arguments)
@@ -76,12 +82,12 @@ def batch_files(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         progress.close()
-    if arguments.json:
-        import json
-
-        print_report([json.dumps(summary.to_dict(), indent=2)])
-    elif not arguments.quiet:
-        print_report(summary_lines(summary, config.folder, verbose=arguments.verbose))
+    show(
+        arguments,
+        summary.to_dict,
+        lambda: summary_lines(summary, config.folder, verbose=arguments.verbose),
+        product=False,
+    )
     return summary.exit_code
 
 
@@ -102,19 +108,21 @@ def _config(arguments: argparse.Namespace) -> BatchConfig:
 def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     """Shows a row for each file, and the sum."""
 
-    rows = summary.rows if verbose else summary.rows[:_ROWS]
-    lines = table(
-        ("file", "status", "before", "after", "", "verified", "SNR dB", "s"),
-        [_cells(row) for row in rows],
-        right=(2, 3, 4, 6, 7),
-    )
-    if len(rows) < len(summary.rows):
-        lines.append(f"  ... and {len(summary.rows) - len(rows)} more (-v shows all)")
-    lines += [
+    lines = []
+    if verbose:
+        lines += table(
+            ("file", "status", "before", "after", "", "verified", "SNR dB", "s"),
+            [_cells(row) for row in summary.rows],
+            right=(2, 3, 4, 6, 7),
+        )
+    failed = [
         f"{safe(row['name'])}: exit {row['exit_code']}: {safe(row['message'], limit=400)}"
         for row in summary.rows
         if row["exit_code"] and row["message"]
     ]
+    lines += failed if verbose else failed[:_FAILURES]
+    if not verbose and len(failed) > _FAILURES:
+        lines.append(f"... and {len(failed) - _FAILURES} more failed (-v lists them)")
     data = summary.to_dict()
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
     count = len(summary.rows)
@@ -122,7 +130,13 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     before, after = data["nbytes_before"], data["nbytes_after"]
     if before:
         lines.append(f"done: {size(before)} -> {size(after)} bytes ({100 * after / before:.1f} %)")
-    lines.append(f"summary: {safe(str(out / 'summary.json'))}, {safe(str(out / 'summary.csv'))}")
+    ratios = [row["snr_db"] for row in summary.rows if row.get("snr_db") is not None]
+    verdicts = Counter(row.get("verdict") or "unverified" for row in summary.rows if not row["exit_code"])
+    if verdicts:
+        told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+        worst = f"; lowest SNR {decibels(min(map(float, ratios)))} dB" if ratios else ""
+        lines.append(f"verified: {told}{worst}")
+    lines.append(f"next: {safe(str(out / 'summary.json'))} and summary.csv have each file; so has -v")
     return lines
 
 

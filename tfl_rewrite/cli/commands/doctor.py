@@ -16,8 +16,8 @@ DOCTORING = (
         "doctor",
         "say what will go wrong with a file, where and why",
         "Reads a file, whoever made it, and lists what runtimes will refuse, misread or miss, with the fact "
-        "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 0 whatever "
-        "is found, unless --fail-on; 2: the file cannot be read.",
+        "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 4: an "
+        "error was found (or what --fail-on says); 5: the file is too damaged to be read.",
         lambda: (
             ("file", (Argument(("model",), "the .tflite file", {"metavar": "MODEL"}, Role.READ),)),
             (
@@ -31,13 +31,16 @@ DOCTORING = (
                     ),
                     Argument(
                         ("--fail-on",),
-                        "exit 4 if anything is as bad as that",
-                        {"choices": ("error", "warning", "note"), "default": None},
+                        "exit 4 if anything is as bad as that (default: error)",
+                        {"choices": ("error", "warning", "note"), "default": "error"},
                     ),
                 ),
             ),
-            ("output", (Argument(("--json",), "print JSON", {"action": "store_true"}),)),
             ("talk", TALKING),
+        ),
+        (
+            "tfl-rewrite doctor model.tflite -v",
+            "tfl-rewrite doctor model.tflite --min-runtime 2.14 --fail-on warning",
         ),
     ),
 )
@@ -46,17 +49,12 @@ DOCTORING = (
 def doctor_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite doctor MODEL``."""
     from tfl_rewrite.cli.render_reading import diagnosis_lines
-    from tfl_rewrite.cli.text import print_lines
+    from tfl_rewrite.cli.show import show
     from tfl_rewrite.reading.doctor import diagnose
     from tfl_rewrite.reading.findings import Severity
 
     found = diagnose(arguments.model, min_runtime=arguments.min_runtime)
-    if arguments.json:
-        import json
-
-        print_lines([json.dumps(found.to_dict(), indent=2)])
-    elif not arguments.quiet:
-        print_lines(diagnosis_lines(found, verbose=arguments.verbose))
-    if arguments.fail_on is not None and found.reaches(Severity(arguments.fail_on)):
+    show(arguments, found.to_dict, lambda: diagnosis_lines(found, verbose=arguments.verbose))
+    if found.reaches(Severity(arguments.fail_on)):
         return FOUND
     return 0

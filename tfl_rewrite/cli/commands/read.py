@@ -8,8 +8,9 @@ from typing import Any
 
 from tfl_rewrite.cli.commands.doctor import doctor_file
 from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.show import show
 from tfl_rewrite.cli.text import print_lines, safe
-from tfl_rewrite.errors import TflRewriteError, UsageError
+from tfl_rewrite.errors import FormatError, TflRewriteError
 from tfl_rewrite.work import working
 
 
@@ -20,12 +21,7 @@ def inspect_file(arguments: argparse.Namespace) -> int:
 
     with Bar.of(arguments) as bar, working(progress=bar):
         found = inspect(arguments.model, largest=arguments.largest)
-    if arguments.json:
-        import json
-
-        print_lines([json.dumps(found.to_dict(), indent=2)])
-    else:
-        print_lines(inspection_lines(found))
+    show(arguments, found.to_dict, lambda: inspection_lines(found, verbose=arguments.verbose))
     return 0
 
 
@@ -34,13 +30,16 @@ def check_files(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.reading.check import examine
 
     rows: list[dict[str, Any]] = []
+    worst = 0
     for path in arguments.models:
         notes: list[str] = []
         try:
             problems, notes = examine(path)
+            worst = max(worst, FormatError.exit_code if problems else 0)
         except TflRewriteError as error:
             error.file = None
             problems = [str(error)]
+            worst = max(worst, error.exit_code)
         rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
             lines = [f"{safe(path) or repr(path)}: {'sound' if not problems else 'NOT SOUND'}"]
@@ -54,7 +53,7 @@ def check_files(arguments: argparse.Namespace) -> int:
         import json
 
         print_lines([json.dumps({"schema": 1, "files": rows}, indent=2)])
-    return 0 if all(row["sound"] for row in rows) else UsageError.exit_code
+    return worst
 
 
 BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {

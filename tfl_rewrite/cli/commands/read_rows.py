@@ -12,7 +12,11 @@ READING = (
         "passes",
         "list the passes, their options and the presets",
         "Lists the passes in the order of the presets, with the reason for it.",
-        lambda: (("output", (flag("--json", help="print JSON"),)), ("talk", TALKING)),
+        lambda: (("talk", TALKING),),
+        (
+            "tfl-rewrite passes",
+            "tfl-rewrite passes --json",
+        ),
     ),
     Command(
         "diff",
@@ -27,9 +31,9 @@ READING = (
                     value("after", help="the second file", metavar="AFTER", role=Role.READ),
                 ),
             ),
-            ("output", (flag("--json", help="print JSON"),)),
             ("talk", TALKING),
         ),
+        ("tfl-rewrite diff before.tflite after.tflite -v",),
     ),
     Command(
         "verify",
@@ -56,6 +60,7 @@ READING = (
             ),
             ("talk", TALKING),
         ),
+        ("tfl-rewrite verify before.tflite after.tflite --inputs samples.npz --min-snr 30",),
     ),
     Command(
         "inspect",
@@ -66,23 +71,65 @@ READING = (
             ("file", (value("model", help="the .tflite file", metavar="MODEL", role=Role.READ),)),
             (
                 "output",
-                (
-                    flag("--json", help="print JSON"),
-                    value("--largest", help="how many tensors to list (default: 20)", type=int, default=20),
-                ),
+                (value("--largest", help="how many tensors to list (default: 20)", type=int, default=20),),
             ),
             ("talk", TALKING),
+        ),
+        (
+            "tfl-rewrite inspect model.tflite -v",
+            "tfl-rewrite inspect model.tflite --json",
         ),
     ),
     Command(
         "check",
         "check that files are structurally sound",
         "Checks every offset, every index, and buffer sizes against shapes. Nothing is run. Exit 0: all "
-        "sound; 2: at least one is not, with the place of the fault.",
+        "sound; 5: at least one is not, with the place of the fault; 2: one cannot be read.",
         lambda: (
             ("files", (value("models", help=".tflite files", metavar="MODEL", nargs="+", role=Role.READ),)),
-            ("output", (flag("--json", help="print JSON"),)),
             ("talk", TALKING),
+        ),
+        (
+            "tfl-rewrite check model.tflite",
+            "tfl-rewrite check first.tflite second.tflite -q",
+        ),
+    ),
+)
+
+SHELLS = ("bash", "zsh", "fish")
+
+MANUAL = (
+    Command(
+        "help",
+        "explain a command, or print the manual page",
+        "Prints what '--help' after a command prints.",
+        lambda: (
+            (
+                "what to explain",
+                (
+                    value("topic", help="a command (default: all of them)", metavar="COMMAND", nargs="?"),
+                    flag("--man", help="print the manual page of all commands, for man(1)"),
+                ),
+            ),
+            ("talk", TALKING),
+        ),
+        ("tfl-rewrite help quantize-weights", "tfl-rewrite help --man >tfl-rewrite.1"),
+    ),
+    Command(
+        "completion",
+        "print what makes a shell complete commands and options",
+        "Prints a script that completes commands, options, their values and file names.",
+        lambda: (
+            (
+                "the shell",
+                (value("shell", help="bash, zsh or fish", metavar="SHELL", choices=SHELLS),),
+            ),
+            ("talk", TALKING),
+        ),
+        (
+            "tfl-rewrite completion bash >~/.local/share/bash-completion/completions/tfl-rewrite",
+            "tfl-rewrite completion zsh >~/.zfunc/_tfl-rewrite",
+            "tfl-rewrite completion fish >~/.config/fish/completions/tfl-rewrite.fish",
         ),
     ),
 )

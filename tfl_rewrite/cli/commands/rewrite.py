@@ -10,8 +10,9 @@ from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines
-from tfl_rewrite.cli.render_judge import blame_lines, verdict_lines
-from tfl_rewrite.cli.text import print_lines, print_report, safe, warn
+from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
+from tfl_rewrite.cli.show import show
+from tfl_rewrite.cli.text import print_lines, safe, warn
 from tfl_rewrite.cli.waiting import Waiting
 from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.errors import (
@@ -98,12 +99,7 @@ def diff_files(arguments: argparse.Namespace) -> int:
 
     with Bar.of(arguments) as bar, working(progress=bar):
         found = diff(arguments.before, arguments.after)
-    if arguments.json:
-        import json
-
-        print_lines([json.dumps(found.to_dict(), indent=2)])
-    elif not arguments.quiet:
-        print_lines(comparison_lines(found, verbose=arguments.verbose))
+    show(arguments, found.to_dict, lambda: comparison_lines(found, verbose=arguments.verbose))
     return 0
 
 
@@ -166,10 +162,10 @@ def verify_files(arguments: argparse.Namespace) -> int:
         side.add_json(arguments.report, {"schema": 1, **facts})
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
-    if not arguments.quiet:
-        print_lines(verdict_lines(verdict))
-        print_lines(blame_lines(found, verbose=arguments.verbose > 0) if found else [])
-        print_lines(_no_blame(arguments, found))
+    rest = verdict_lines(verdict)[1:] if arguments.verbose else [verdict_rest(verdict)]
+    lines = [verdict_line(verdict), *rest]
+    lines += blame_lines(found, verbose=arguments.verbose > 0) if found else _no_blame(arguments, found)
+    show(arguments, lambda: {"schema": 1, **facts}, lambda: lines)
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
@@ -229,10 +225,11 @@ def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | Non
 
 
 def _show(arguments: argparse.Namespace, report: Report, *, product: bool) -> None:
-    if not arguments.quiet:
-        lines = report_lines(report, verbose=arguments.verbose)
-        print_report([*lines, *_no_blame(arguments, report.blame)], product=product)
-    elif report.unverified is not None:
+    def lines() -> list[str]:
+        return [*report_lines(report, verbose=arguments.verbose), *_no_blame(arguments, report.blame)]
+
+    show(arguments, report.to_dict, lines, product=product)
+    if arguments.quiet and report.unverified is not None:
         warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
 
 

@@ -77,6 +77,7 @@ def commands_of_passes(known: Collection[str]) -> list[Command]:
             catalog.summary(kind),
             catalog.description(kind),
             functools.partial(makers.get(kind.effect, _fitted), kind.name),
+            (f"tfl-rewrite {kind.name} in.tflite out.tflite",),
         )
         for kind in catalog.CATALOG
         if kind.command and kind.name not in known
@@ -122,16 +123,49 @@ REWRITING = (
         "store float weights as int8, int6, int4, int2 or float16 (lossy)",
         "",
         lambda: _fitted("quantize-weights"),
+        (
+            "tfl-rewrite quantize-weights in.tflite out.tflite --inputs samples.npz",
+            "tfl-rewrite quantize-weights in.tflite out.tflite --dtype int4 --exclude '^logits'",
+        ),
     ),
-    Command("round-weights", "round constants so that the file compresses better (lossy)", "", _rounding),
     Command(
-        "dequantize", "turn integer and float16 weights back into float32", "", lambda: _plain("dequantize")
+        "round-weights",
+        "round constants so that the file compresses better (lossy)",
+        "",
+        _rounding,
+        ("tfl-rewrite round-weights in.tflite out.tflite --min-snr 30 --inputs samples.npz",),
     ),
-    Command("remove-dead", "remove what no output needs, or cut the model down to a part", "", _cutting),
     Command(
-        "dedup", "store equal constants once and compute equal operators once", "", lambda: _exact("dedup")
+        "dequantize",
+        "turn integer and float16 weights back into float32",
+        "",
+        lambda: _plain("dequantize"),
+        ("tfl-rewrite dequantize in.tflite out.tflite",),
     ),
-    Command("compact", "store the same content in fewer bytes", "", lambda: _exact("compact")),
+    Command(
+        "remove-dead",
+        "remove what no output needs, or cut the model down to a part",
+        "",
+        _cutting,
+        (
+            "tfl-rewrite remove-dead in.tflite out.tflite",
+            "tfl-rewrite remove-dead in.tflite part.tflite --outputs embedding",
+        ),
+    ),
+    Command(
+        "dedup",
+        "store equal constants once and compute equal operators once",
+        "",
+        lambda: _exact("dedup"),
+        ("tfl-rewrite dedup in.tflite out.tflite",),
+    ),
+    Command(
+        "compact",
+        "store the same content in fewer bytes",
+        "",
+        lambda: _exact("compact"),
+        ("tfl-rewrite compact in.tflite out.tflite --strip min-max",),
+    ),
     Command(
         "run",
         "apply several passes with one read, one write and one verification",
@@ -139,6 +173,19 @@ REWRITING = (
         " --min-snr if a pass is lossy, else bit by bit. 'tfl-rewrite passes' lists passes, their "
         "options and the presets.",
         _running,
+        (
+            "tfl-rewrite run in.tflite out.tflite --preset lossless",
+            "tfl-rewrite run in.tflite out.tflite --pass dedup --pass quantize-weights:dtype=float16",
+        ),
     ),
-    Command("repair", "put right what keeps a file from being read right", "", lambda: _plain("repair")),
+    Command(
+        "repair",
+        "put right what keeps a file from being read right",
+        "",
+        lambda: _plain("repair"),
+        (
+            "tfl-rewrite repair in.tflite out.tflite",
+            "tfl-rewrite repair in.tflite out.tflite --only unaligned",
+        ),
+    ),
 )

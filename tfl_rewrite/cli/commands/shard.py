@@ -12,7 +12,8 @@ from tfl_rewrite.cli.options import given
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import shard_lines
 from tfl_rewrite.cli.settings import judging_of
-from tfl_rewrite.cli.text import print_report, safe, warn
+from tfl_rewrite.cli.show import show
+from tfl_rewrite.cli.text import safe, warn
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.report import ShardFailed, ShardReport
@@ -53,10 +54,13 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Judging, Bar], Sh
     with SideFiles(arguments) as side:
         side.add_json(arguments.report, report.to_dict())
         side.publish()
-    if not arguments.quiet:
-        lines = shard_lines(report, verbose=arguments.verbose)
-        print_report(lines, product=arguments.dry_run and failure is None)
-    elif report.unverified is not None:
+    show(
+        arguments,
+        report.to_dict,
+        lambda: shard_lines(report, verbose=arguments.verbose),
+        product=arguments.dry_run and failure is None,
+    )
+    if arguments.quiet and report.unverified is not None:
         warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
     if failure is not None:
         raise failure

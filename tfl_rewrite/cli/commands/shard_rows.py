@@ -75,6 +75,10 @@ SHARDING = (
         "version in the same folder shares what did not change. external: a small model.tflite and weight "
         "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter).",
         _sharding,
+        (
+            "tfl-rewrite shard in.tflite parts --max-size 4MB",
+            "tfl-rewrite shard in.tflite folder --format external",
+        ),
     ),
     Command(
         "join",
@@ -83,5 +87,6 @@ SHARDING = (
         "reads), with every hash checked; a join that was stopped goes on where it was. Or of a model with "
         "external buffers, whose weights come back into one file.",
         _joining,
+        ("tfl-rewrite join parts/manifest.json out.tflite",),
     ),
 )

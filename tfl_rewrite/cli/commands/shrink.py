@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import math
 from collections import Counter
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.search.goals import Goal
     from tfl_rewrite.search.report import ShrinkReport
 
-_ROWS = 20
 _PREFIX = "goal_"
 """Of the values of the options of the goal: some have the name of one that says how files are judged."""
 _SECONDS = 480.0
@@ -90,6 +90,10 @@ SHRINKING = (
         "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
         "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
         _groups,
+        (
+            "tfl-rewrite shrink in.tflite out.tflite --min-snr 30 --inputs samples.npz",
+            "tfl-rewrite shrink in.tflite out.tflite --max-size 5MB",
+        ),
     ),
 )
 
@@ -99,7 +103,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.cli.files import SideFiles
     from tfl_rewrite.cli.progress import Bar
     from tfl_rewrite.cli.settings import judging_of
-    from tfl_rewrite.cli.text import print_report
+    from tfl_rewrite.cli.show import show
     from tfl_rewrite.pipeline.report import Plan
     from tfl_rewrite.search.report import ShrinkFailed
     from tfl_rewrite.search.shrink import search_and_publish
@@ -134,14 +138,14 @@ def shrink_file(arguments: argparse.Namespace) -> int:
         bar.close()
         _add_files(side, arguments, error.report)
         side.publish()
-        if not arguments.quiet:
-            print_report(lines_of(error.report, verbose=arguments.verbose))
+        failed = error.report
+        show(arguments, failed.to_dict, lambda: lines_of(failed, verbose=arguments.verbose), product=False)
         raise
     finally:
         bar.close()
         side.close()
-    if not arguments.quiet:
-        print_report(lines_of(report, verbose=arguments.verbose), product=arguments.dry_run)
+    text = functools.partial(lines_of, report, verbose=arguments.verbose)
+    show(arguments, report.to_dict, text, product=arguments.dry_run)
     return 0
 
 
@@ -177,25 +181,28 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
             for unit in sorted(report.units, key=lambda unit: -unit.nbytes):
                 encoding = report.encodings.get(unit.position)
                 lines.append(f"  {unit.nbytes:>12,}  {encoding or 'kept'!s:28s} {safe(unit.name, limit=80)}")
-    lines.append("size against error, on the inputs of the search:")
-    points = report.pareto
-    shown = points if verbose or len(points) <= _ROWS else points[:_ROWS]
-    for item in shown:
-        snr = _snr(item.snr)
+    if verbose or found is None:
+        lines += _curve(report)
+    if report.proven is not None:
+        from tfl_rewrite.cli.render import verified_lines
+
+        lines += verified_lines(report.proven, verbose=verbose)
+    if report.promised_snr is not None:
+        lines.append(_promise(report))
+    notes = [f"note: {safe(note, limit=400)}" for note in report.notes]
+    return lines + (notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"])
+
+
+def _curve(report: ShrinkReport) -> list[str]:
+    """Shows what else there is to choose."""
+    found = report.promised
+    lines = ["size against error, on the inputs of the search:"]
+    for item in report.pareto:
         mark = "  <- this one" if found is not None and item.choice == found.choice else ""
         size = f"{item.nbytes:>12,} bytes"
         if item.deflated:
             size += f" ({item.deflated:,} deflated)"
-        lines.append(f"  {size}  {snr:>9s}{mark}")
-    if report.proven is not None:
-        where = "held-out inputs" if report.split.held_out else "the inputs of the search"
-        lines.append(f"verified on {where}:")
-        from tfl_rewrite.cli.render_judge import verdict_lines
-
-        lines += [f"  {line}" for line in verdict_lines(report.proven)]
-    if report.promised_snr is not None:
-        lines.append(_promise(report))
-    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+        lines.append(f"  {size}  {_snr(item.snr):>9s}{mark}")
     return lines
 
 
