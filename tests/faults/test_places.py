@@ -336,7 +336,7 @@ def test_standard_input_that_is_no_model(place: Place, data: bytes | None) -> No
     data = place.kept[:1000] if data is None else data
     done = place.run(*QUICK, "-", "-", input=data)
     assert done.stdout == b""
-    place.check(done, 2, "<stdin>")
+    place.check(done, 5, "<stdin>")
 
 
 @pytest.mark.runtime
