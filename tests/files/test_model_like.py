@@ -186,5 +186,5 @@ def test_searches_and_shards_take_it(kind: str, model: Path, few: Path, tmp_path
     assert report.source == made.source
     assert tfl_rewrite.join(report.entry, tmp_path / "joined").sha256 == report.sha256
     with given(kind, model) as source:
-        report = tfl_rewrite.shard(source, tmp_path / "weights", format="external")
+        report = tfl_rewrite.shard(source, tmp_path / "weights", tfl_rewrite.ShardOptions(format="external"))
     assert report.verdict is not None and np.isfinite(report.nbytes)

@@ -367,7 +367,7 @@ def test_the_report_tells_every_byte(fixtures: Path, tmp_path: Path) -> None:
     import json
 
     source, report = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "report.json"
-    words = ("--strip", "names,min-max", "--report", report)
+    words = ("--strip", "names,min-max", "--report", report, "-v")
     code, text = command("compact", source, tmp_path / "out.tflite", *words)
     assert (code, "verified: PASS" in text) == (0, True), text
     told = json.loads(report.read_text())

@@ -17,7 +17,10 @@ from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
-pytestmark = pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
+pytestmark = [
+    pytest.mark.runtime,
+    pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python"),
+]
 
 # Models that the old runtime itself cannot run, and why.
 BEYOND_IT = {

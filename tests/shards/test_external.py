@@ -91,6 +91,7 @@ def test_compiled_model_computes_the_same(name: str, fixtures: Path, tmp_path: P
     round_trip(fixtures / f"{name}.tflite", tmp_path)
 
 
+@pytest.mark.runtime
 def test_a_public_mobilenet(tmp_path: Path) -> None:
     from ..helpers import CORPUS, NO_CORPUS
 
@@ -110,6 +111,7 @@ def test_a_public_mobilenet(tmp_path: Path) -> None:
             assert one.buffer.blob.view() == two.buffer.blob.view()
 
 
+@pytest.mark.runtime
 def test_compiled_model_may_be_wrong_about_the_original(tmp_path: Path) -> None:
     from ..helpers import CORPUS, NO_CORPUS
 
@@ -124,6 +126,7 @@ def test_compiled_model_may_be_wrong_about_the_original(tmp_path: Path) -> None:
     assert report.unverified is not None and "as the classic interpreter does" in report.unverified
 
 
+@pytest.mark.runtime
 def test_int64_outputs_are_compared_too(tmp_path: Path) -> None:
     from ..helpers import CORPUS, NO_CORPUS
 

@@ -303,7 +303,8 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         try:
-            tfl_rewrite.join(source, target, force=force == "force", allow_private=True, jobs=2)
+            options = tfl_rewrite.JoinOptions(allow_private=True, jobs=2, force=force == "force")
+            tfl_rewrite.join(source, target, options)
         finally:
             os._exit(0)
     print(child, flush=True)
