@@ -59,6 +59,7 @@ def test_the_same_bytes_as_on_this_machine(cluster: str, fixtures: Path, tmp_pat
     assert len(results[0][1]) == len(MODELS)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_said_at_once(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

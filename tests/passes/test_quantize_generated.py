@@ -79,6 +79,7 @@ def check(before: Path, after: Path, result: PassResult, **options: Any) -> None
     assert not run_passes(again, [QuantizeWeights(**options)])[0].modified
 
 
+@pytest.mark.slow
 @given(recipes, options)
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 def test_invariants(recipe: Recipe, chosen: dict[str, Any]) -> None:

@@ -19,6 +19,9 @@ from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 from .serving import serve
 
+# They wait for servers that let them wait.
+pytestmark = pytest.mark.slow
+
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
