@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,3 +24,14 @@ def script(name: str) -> ModuleType:
     if str(SCRIPTS) not in sys.path:
         sys.path.append(str(SCRIPTS))
     return importlib.import_module(name)
+
+
+def run_script(name: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program of scripts/ as a user does."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / name), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

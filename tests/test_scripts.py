@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,23 +10,13 @@ import pytest
 
 from tfl_rewrite import check
 
-from .helpers import script
-
-
-def run(root: Path, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(root / "scripts" / name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+from .helpers import run_script, script
 
 
 @pytest.mark.slow
-def test_mutants_keep_the_contract(root: Path, fixtures: Path) -> None:
+def test_mutants_keep_the_contract(fixtures: Path) -> None:
     models = [fixtures / "dense.tflite", fixtures / "two_signatures_shared_weights.tflite"]
-    done = run(root, "mutate.py", *models, "--count", "12", "--seed", "1", "--limit", "30")
+    done = run_script("mutate.py", *models, "--count", "12", "--seed", "1", "--limit", "30")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 breach(es) of the contract in 12 mutants" in done.stdout
     assert (
@@ -45,9 +34,9 @@ def test_mutants_are_reproducible_and_differ(fixtures: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_breach_is_told(root: Path, fixtures: Path) -> None:
+def test_a_breach_is_told(fixtures: Path) -> None:
     """No run ends within no time at all, so each is a breach."""
-    done = run(root, "mutate.py", fixtures / "dense.tflite", "--count", "1", "--limit", "0.0001")
+    done = run_script("mutate.py", fixtures / "dense.tflite", "--count", "1", "--limit", "0.0001")
     assert done.returncode == 1 and "breach" in done.stdout
 
 
@@ -63,7 +52,7 @@ def test_model_of_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="needs qualified names of code objects")
-def test_mutants_that_no_test_notices_are_named(root: Path, tmp_path: Path) -> None:
+def test_mutants_that_no_test_notices_are_named(tmp_path: Path) -> None:
     """One function is tested on both sides of its bound, one on one side, and one not at all."""
     (tmp_path / "ages.py").write_text(
         "def is_old(age):\n    return age >= 50\n\n\n"
@@ -75,7 +64,7 @@ def test_mutants_that_no_test_notices_are_named(root: Path, tmp_path: Path) -> N
         "def test_old():\n    assert is_old(50) is True and is_old(49) is False\n"
         "def test_tall():\n    assert is_tall(9)\n"
     )
-    done = run(root, "mutants.py", tmp_path / "ages.py", "--tests", tmp_path / "test_ages.py")
+    done = run_script("mutants.py", tmp_path / "ages.py", "--tests", tmp_path / "test_ages.py")
     assert done.returncode == 0, done.stdout + done.stderr
     told = [line.split(": ", 2) for line in done.stdout.splitlines()]
     assert [(row[0], row[1].split()[-1]) for row in told if len(row) == 3 and ".py" in row[1]] == [
@@ -111,6 +100,6 @@ def test_the_house_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["house.py", "bench.py", "mutate.py", "compile_schema.py"])
-def test_help(root: Path, name: str) -> None:
-    done = run(root, name, "--help")
+def test_help(name: str) -> None:
+    done = run_script(name, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and done.stderr == ""

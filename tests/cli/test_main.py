@@ -213,7 +213,7 @@ def test_what_is_empty_or_negative_is_shown(
 ) -> None:
     code, text, error = call(capsys, *({"IN": str(dense), "OUT": str(out)}.get(w, w) for w in words))
     assert code == 2 and left(out) == []
-    assert "\n'': NOT SOUND\n" in text if words[0] == "check" else f"error: {said}" in error
+    assert "\n'': NOT CHECKED\n" in text if words[0] == "check" else f"error: {said}" in error
 
 
 # -- quantize-weights ---------------------------------------------------------------------------------------
@@ -521,12 +521,13 @@ def test_check(capsys: pytest.CaptureFixture[str], fixtures: Path, malformed: Pa
     code, text, _ = call(capsys, "check", good[0], malformed, good[1])
     assert text.count(": sound") in (2, 3) and text.index(str(good[0])) < text.index(str(malformed))
     if code:
-        assert code in (3, 5) and f"{malformed}: NOT SOUND" in text
+        assert f"{malformed}: {({5: 'NOT SOUND', 3: 'NOT CHECKED'})[code]}" in text
     code_json, text, _ = call(capsys, "check", good[0], malformed, good[1], "--json")
     data = json.loads(text)
     assert code_json == code and data["schema"] == 1
     assert [row["file"] for row in data["files"]] == [str(good[0]), str(malformed), str(good[1])]
-    assert all(row["sound"] == (not row["problems"]) for row in data["files"])
+    assert [row["sound"] for row in data["files"]] == [True, {0: True, 3: None, 5: False}[code], True]
+    assert all((row["sound"] is True) == (not row["problems"]) for row in data["files"])
 
 
 @pytest.mark.parametrize(
@@ -549,7 +550,9 @@ def test_check_names_the_place(
 
 def test_check_of_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, text, _ = call(capsys, "check", tmp_path / "missing.tflite", tmp_path)
-    assert code == 2 and "No such file" in text and text.count("NOT SOUND") == 2
+    assert code == 2 and "No such file" in text and text.count("NOT CHECKED") == 2
+    code, text, _ = call(capsys, "check", tmp_path / "missing.tflite", "--json")
+    assert code == 2 and json.loads(text)["files"][0]["sound"] is None
 
 
 # -- Text ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,17 @@ from .place import FIXTURES
 TOOL = [str(Path(sys.executable).parent / "tfl-rewrite")]
 POISON = (
     *("json", "numpy", "queue", "ctypes", "platform", "tempfile", "hashlib", "tomllib", "logging", "secrets"),
-    *("ai_edge_litert", "flatbuffers", "tflite_runtime", "rich", "shtab", "re2", "child", "landing"),
+    *(
+        "ai_edge_litert",
+        "flatbuffers",
+        "tflite_runtime",
+        "rich",
+        "shtab",
+        "re2",
+        "child",
+        "interface",
+        "sandbox",
+    ),
 )
 """Names of modules that the program or its children import, or would if they were there."""
 

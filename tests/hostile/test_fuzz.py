@@ -6,8 +6,6 @@ import argparse
 import importlib.util
 import json
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 from random import Random
@@ -22,7 +20,7 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.passes.dedup import Dedup
 
-from ..helpers import script
+from ..helpers import run_script, script
 
 fuzz, fuzz_atheris, contract = script("fuzz"), script("fuzz_atheris"), script("hostile.contract")
 make, packed = script("hostile.models").make, script("hostile.models").packed
@@ -163,19 +161,11 @@ def tmp_path_of(data: bytes, folder: Path) -> Path:
     return folder / "model.tflite"
 
 
-def run(root: Path, name: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(root / "scripts" / name), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
 @pytest.mark.runtime
-def test_fuzz_runs(root: Path, fixtures: Path) -> None:
-    done = run(root, "fuzz.py", fixtures / "dense.tflite", "--count", "60", "--jobs", "2", "--generated", "2")
+def test_fuzz_runs(fixtures: Path) -> None:
+    done = run_script(
+        "fuzz.py", fixtures / "dense.tflite", "--count", "60", "--jobs", "2", "--generated", "2"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 breach(es) of the contract in 60 mutants of 3 models" in done.stdout
 
@@ -201,28 +191,28 @@ def test_fuzz_outlives_what_kills_it(
 
 
 @pytest.mark.runtime
-def test_atheris_target(root: Path, fixtures: Path, tmp_path: Path) -> None:
+def test_atheris_target(fixtures: Path, tmp_path: Path) -> None:
     fuzz_atheris.one_input((fixtures / "dense.tflite").read_bytes())
     if importlib.util.find_spec("atheris") is None:
-        done = run(root, "fuzz_atheris.py")
+        done = run_script("fuzz_atheris.py")
         assert done.returncode == 2 and "atheris is not installed" in done.stderr
     else:
         (tmp_path / "one").write_bytes((fixtures / "malformed" / "zero_subgraphs.tflite").read_bytes())
-        done = run(root, "fuzz_atheris.py", tmp_path, "-runs=5", "-seed=1")
+        done = run_script("fuzz_atheris.py", tmp_path, "-runs=5", "-seed=1")
         assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fuzz.py", "fuzz_atheris.py", "agreement.py"])
-def test_help(root: Path, name: str) -> None:
-    done = run(root, name, "--help")
+def test_help(name: str) -> None:
+    done = run_script(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
 
 
 @pytest.mark.slow
-def test_agreement_runs(root: Path, fixtures: Path) -> None:
-    done = run(
-        root, "agreement.py", fixtures / "dense.tflite", fixtures / "while_loop.tflite", "--count", "40"
+def test_agreement_runs(fixtures: Path) -> None:
+    done = run_script(
+        "agreement.py", fixtures / "dense.tflite", fixtures / "while_loop.tflite", "--count", "40"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "refused by its verifier, and not sound for us" in done.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import FileAccessError, FormatError, UsageError, load, save
+from tfl_rewrite import FileAccessError, UsageError, load, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.encoding import Encoding, Recipe
@@ -101,7 +101,7 @@ def test_toml_says_the_same(tmp_path: Path) -> None:
 def test_toml_that_is_none(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(content)
-    with pytest.raises((UsageError, FormatError), match=re.escape(words)):
+    with pytest.raises(UsageError, match=re.escape(words)):
         Recipe.parse(str(path))
 
 
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileAccessError, match="cannot read"):
         Recipe.parse(str(tmp_path / "missing.toml"))
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FormatError, match="UTF-8"):
+    with pytest.raises(UsageError, match="UTF-8"):
         Recipe.parse(str(tmp_path / "bytes.toml"))
 
 

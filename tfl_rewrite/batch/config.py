@@ -189,8 +189,7 @@ def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]
 
     Raises:
         FileAccessError: It cannot be read.
-        FormatError: It is no TOML.
-        UsageError: A name or a value is not one of those that exist, or would start a program.
+        UsageError: It is no TOML; a name or a value is not one of those that exist, or would start a program.
     """
     data = read_toml(path)
     base = path.absolute().parent

@@ -168,7 +168,7 @@ def print_lines(lines: Sequence[str]) -> None:
 
 _COLOURS = (
     (r"(?m)^(verified: )?PASS\b|^verified\b|: sound$", "green"),
-    (r"(?m)^(verified: )?FAIL\b|^error: |NOT SOUND$|-X->", "bold red"),
+    (r"(?m)^(verified: )?FAIL\b|^error: |NOT (SOUND|CHECKED)$|-X->", "bold red"),
     (r"(?m)^(UNVERIFIED|warning: |not judged: (?!nothing))|\(made samples[^)]*\)", "yellow"),
     (r"(?m)^(note|next): ", "cyan"),
 )

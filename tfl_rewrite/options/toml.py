@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from tfl_rewrite.errors import FileAccessError, FormatError
+from tfl_rewrite.errors import FileAccessError, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +30,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileAccessError: It cannot be read.
-        FormatError: It is no TOML, or holds a number of more than 64 bits, or is too large or too deep.
+        UsageError: It is no TOML, or holds a number of more than 64 bits, or is too large or too deep.
     """
     try:
         with open(path, "rb") as file:
@@ -38,22 +38,22 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise FileAccessError(f"cannot read: {error.strerror or error}", file=path) from error
     if len(data) > MOST_NBYTES:
-        raise FormatError(f"is no TOML file of ours: it has more than {MOST_NBYTES} bytes", file=path)
+        raise UsageError(f"is no TOML file of ours: it has more than {MOST_NBYTES} bytes", file=path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(f"is no TOML: not UTF-8 text: {error.reason}", file=path) from error
+        raise UsageError(f"is no TOML: not UTF-8 text: {error.reason}", file=path) from error
     if _LONG_KEY.search(text) is not None:
-        raise FormatError(f"has a key of more than {MOST_PARTS} parts", file=path)
+        raise UsageError(f"has a key of more than {MOST_PARTS} parts", file=path)
     try:
         content: dict[str, Any] = tomllib.loads(text.replace("\r\n", "\n"))
     except RecursionError:
-        raise FormatError("is no TOML: it nests too deep", file=path) from None
+        raise UsageError("is no TOML: it nests too deep", file=path) from None
     except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"is no TOML: {error}", file=path) from error
+        raise UsageError(f"is no TOML: {error}", file=path) from error
     except ValueError as error:
         # Of so many digits that Python does not read it.
-        raise FormatError(_TOO_LONG, file=path) from error
+        raise UsageError(_TOO_LONG, file=path) from error
     _check_numbers(content, path)
     return content
 
@@ -67,4 +67,4 @@ def _check_numbers(content: dict[str, Any], path: str | os.PathLike[str]) -> Non
         elif isinstance(value, list):
             waiting += [(name, item) for item in value]
         elif isinstance(value, int) and not _LEAST <= value <= _MOST:
-            raise FormatError(_TOO_LONG, file=path, where=name)
+            raise UsageError(_TOO_LONG, file=path, where=name)

@@ -213,9 +213,8 @@ class Recipe:
         """Reads a TOML file: ``version = 1`` and ``[[rule]]`` tables with ``match`` and ``encoding``.
 
         Raises:
-            UsageError: The file is not of this form.
+            UsageError: The file is not of this form, or no TOML.
             FileAccessError: It cannot be read.
-            FormatError: It is no TOML.
         """
         content = read_toml(path)
         if content.get("version") != VERSION:

@@ -25,6 +25,9 @@ def inspect_file(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_SOUND = {True: "sound", False: "NOT SOUND", None: "NOT CHECKED"}
+
+
 def check_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite check MODEL...``."""
     from tfl_rewrite.reading.check import examine
@@ -33,16 +36,19 @@ def check_files(arguments: argparse.Namespace) -> int:
     worst = 0
     for path in arguments.models:
         notes: list[str] = []
+        code = 0
         try:
             problems, notes = examine(path)
-            worst = max(worst, FormatError.exit_code if problems else 0)
+            code = FormatError.exit_code if problems else 0
         except TflRewriteError as error:
             error.file = None
-            problems = [str(error)]
-            worst = max(worst, error.exit_code)
-        rows.append({"file": path, "sound": not problems, "problems": problems, "notes": notes})
+            problems, code = [str(error)], error.exit_code
+        worst = max(worst, code)
+        # Of a file that is not there, or of a kind that this program does not know, nothing is known.
+        sound = None if code not in (0, FormatError.exit_code) else code == 0
+        rows.append({"file": path, "sound": sound, "problems": problems, "notes": notes})
         if not arguments.json and not (arguments.quiet and not problems):
-            lines = [f"{safe(path) or repr(path)}: {'sound' if not problems else 'NOT SOUND'}"]
+            lines = [f"{safe(path) or repr(path)}: {_SOUND[sound]}"]
             first = problems if arguments.verbose else problems[:10]
             lines += [f"  {safe(problem, limit=400)}" for problem in first]
             if len(first) < len(problems):
