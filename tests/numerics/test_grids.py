@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from tfl_rewrite.numerics import grids
-from tfl_rewrite.numerics.grids import KINDS, Rows
+from tfl_rewrite.numerics.grids import KINDS, Rows, deflated, estimated
 
 Array = np.ndarray[Any, Any]
 
@@ -195,3 +196,34 @@ def test_large_constants_are_cut_into_blocks_that_cover_them() -> None:
                 start = block.start + row * block.stride
                 seen[start : start + block.columns] += 1
         assert (seen == 1).all()
+
+
+def on_a_grid(elements: int, step: float) -> bytes:
+    values = np.random.default_rng(0).normal(0, 0.05, elements)
+    return (np.rint(values / step) * step + 0.0).astype("<f4").tobytes()
+
+
+@pytest.mark.slow
+def test_deflated_is_what_zlib_says() -> None:
+    data = on_a_grid(700_000, 2.0**-5)
+    assert abs(deflated(data) - len(zlib.compress(data, 9))) <= 16
+    assert deflated(memoryview(data).cast("f")) == deflated(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2.0**-4, 2.0**-7])
+def test_an_estimate_is_close(step: float) -> None:
+    data = on_a_grid(400_000, step)
+    assert estimated(data, 1 << 19) == pytest.approx(len(zlib.compress(data, 9)), rel=0.02)
+
+
+def test_an_estimate_sees_all_parts_of_what_changes_on_the_way() -> None:
+    noise = np.random.default_rng(1).bytes(1 << 21)
+    data = bytes(1 << 21) + noise
+    assert estimated(data, 1 << 20) == pytest.approx(1 << 21, rel=0.05)
+
+
+def test_what_is_no_more_than_the_pieces_is_deflated_whole() -> None:
+    data = on_a_grid(10_000, 2.0**-5)
+    assert estimated(data, 1 << 16) == deflated(data)
+    assert estimated(b"", 1 << 16) == deflated(b"")

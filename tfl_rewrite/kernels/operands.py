@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.kernels.operators import Need, OperatorRow
 from tfl_rewrite.kernels.table import RESHAPE, row_of
@@ -45,6 +49,21 @@ def zero_points_of(tensor: Tensor) -> list[int]:
     if details is None or not details.zero_point:
         return []
     return [int(value) for value in details.zero_point]
+
+
+def constant_values(tensor: Tensor, *types: str) -> npt.NDArray[Any] | None:
+    """Returns the elements of a constant, flat and not copied; None where they are not in the file as such.
+
+    Args:
+        tensor: The constant.
+        types: Those that it may have, none of them packed.
+    """
+    row, blob = dtypes.BY_VALUE.get(tensor.dtype), tensor.buffer.blob
+    if row is None or row.name not in types or blob is None:
+        return None
+    if tensor.is_sparse or tensor.external is not None:
+        return None
+    return np.frombuffer(blob.view(), row.numpy) if blob.nbytes == row.nbytes(tensor.elements) else None
 
 
 def operators_of(model: Model) -> Iterator[tuple[SubGraph, Operator, str]]:

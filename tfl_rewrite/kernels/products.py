@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tfl_rewrite.kernels.operands import input_of
+from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind, Steep
 from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.numerics.floats import constant_values
 from tfl_rewrite.numerics.products import BatchMatmul, Convolution, Dense, Depthwise, Product, Window
 
 _SAME = 0

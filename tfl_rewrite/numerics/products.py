@@ -7,8 +7,9 @@ and all rows of a group meet the same vectors. The activation becomes ``[groups,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,24 +19,45 @@ from tfl_rewrite.numerics.symmetric import Float32
 _GATHERED_ELEMENTS = 1 << 23
 """Elements of patches taken at once: 32 MB of float32."""
 
+_Sides = tuple[int, int, int]
 
-class Product(Protocol):
-    """The geometry of one weighted operator."""
+
+@dataclass(frozen=True, slots=True)
+class Product(ABC):
+    """The geometry of one weighted operator, for a weight of some shape."""
+
+    shape: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def layout(self) -> tuple[_Sides, _Sides]:
+        """Three sides that a weight is cut into, and which of them are groups, rows and ``inner``."""
 
     @property
     def groups(self) -> int:
         """Number of groups."""
+        sides, order = self.layout
+        return sides[order[0]]
 
     @property
     def inner(self) -> int:
         """Length of the vectors."""
+        sides, order = self.layout
+        return sides[order[2]]
 
     def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Returns the weight as ``[groups, rows, inner]``; a view where possible."""
+        sides, order = self.layout
+        cut: npt.NDArray[Any] = weight.reshape(sides).transpose(order)
+        return cut
 
     def weight(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turns such a matrix back into the shape of the weight."""
+        back = np.argsort(self.layout[1])
+        whole: npt.NDArray[Any] = np.ascontiguousarray(matrix.transpose(back)).reshape(self.shape)
+        return whole
 
+    @abstractmethod
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
         """Returns at most ``limit`` vectors of an activation, drawn at random where there are more.
 
@@ -45,64 +67,35 @@ class Product(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class Dense(Product):
     """FULLY_CONNECTED: weight ``[outputs, inputs]``."""
 
-    shape: tuple[int, ...]
-
     @property
-    def groups(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def inner(self) -> int:
-        """Inputs."""
-        return self.shape[-1]
-
-    def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns ``[1, outputs, inputs]``."""
-        return weight.reshape(1, -1, self.inner)
-
-    def weight(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turns it back."""
-        return matrix.reshape(self.shape)
+    def layout(self) -> tuple[_Sides, _Sides]:
+        """One group."""
+        return (1, math.prod(self.shape[:-1]), self.shape[-1]), (0, 1, 2)
 
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
-        """Returns ``[1, vectors, inputs]``."""
+        """Rows of inputs."""
         rows = activation.reshape(-1, self.inner)
         return rows[_chosen(len(rows), limit, stream)][None]
 
 
 @dataclass(frozen=True, slots=True)
-class BatchMatmul:
+class BatchMatmul(Product):
     """BATCH_MATMUL with a constant right side, ``[..., inner, outputs]`` or, transposed, the other way."""
 
-    shape: tuple[int, ...]
     adj_x: bool
     adj_y: bool
 
     @property
-    def groups(self) -> int:
-        """Matrices of the right side."""
-        return math.prod(self.shape[:-2])
-
-    @property
-    def inner(self) -> int:
-        """Length of the sums."""
-        return self.shape[-1] if self.adj_y else self.shape[-2]
-
-    def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns ``[groups, outputs, inner]``."""
-        stacked = weight.reshape(-1, *self.shape[-2:])
-        return stacked if self.adj_y else stacked.swapaxes(1, 2)
-
-    def weight(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turns it back."""
-        return np.ascontiguousarray(matrix if self.adj_y else matrix.swapaxes(1, 2)).reshape(self.shape)
+    def layout(self) -> tuple[_Sides, _Sides]:
+        """A group for each matrix of the right side."""
+        *stacked, first, second = self.shape
+        return (math.prod(stacked), first, second), (0, 1, 2) if self.adj_y else (0, 2, 1)
 
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
-        """Returns ``[groups, vectors, inner]``."""
+        """Rows of the left side."""
         left = activation.swapaxes(-1, -2) if self.adj_x else activation
         if self.groups == 1:
             rows = left.reshape(1, -1, self.inner)
@@ -127,13 +120,17 @@ class Window:
     dilation: tuple[int, int]
     same: bool
 
-    def gather(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
+    def gather(self, activation: Float32, wanted: int, limit: int, stream: np.random.Generator) -> Float32:
         """Returns ``[vectors, height, width, channels]``, padded with zeros as the kernels pad.
 
         Args:
             activation: ``[batch, height, width, channels]``.
+            wanted: How many channels it must have.
             limit: How many vectors at most.
             stream: To draw them with.
+
+        Raises:
+            ValueError: It has another number of channels.
         """
         batch, *sides, channels = activation.shape
         before, after, counts = [], [], []
@@ -146,6 +143,8 @@ class Window:
             before.append(total // 2)
             after.append(total - total // 2)
             counts.append(count)
+        if channels != wanted:
+            raise ValueError(f"its activation has {channels} channels, not {wanted}")
         limit = min(limit, max(1, _GATHERED_ELEMENTS // max(1, math.prod(self.kernel) * channels)))
         picked = _chosen(batch * counts[0] * counts[1], limit, stream)
         image, rest = np.divmod(picked, max(1, counts[0] * counts[1]))
@@ -158,76 +157,42 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Convolution:
+class Convolution(Product):
     """CONV_2D: weight ``[outputs, height, width, inputs of a group]``."""
 
-    shape: tuple[int, ...]
-    groups: int
+    split: int
     window: Window
 
     @property
-    def inner(self) -> int:
-        """Taps times inputs of a group."""
-        return math.prod(self.shape[1:])
-
-    def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns ``[groups, outputs of a group, inner]``."""
-        return weight.reshape(self.groups, -1, self.inner)
-
-    def weight(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turns it back."""
-        return matrix.reshape(self.shape)
+    def layout(self) -> tuple[_Sides, _Sides]:
+        """As many groups as it is split into."""
+        return (self.split, self.shape[0] // self.split, math.prod(self.shape[1:])), (0, 1, 2)
 
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
-        """Returns ``[groups, vectors, inner]``."""
-        found = self.window.gather(activation, limit, stream)
-        _check(found, self.groups * self.shape[3])
-        if self.groups == 1:
-            return found.reshape(1, len(found), self.inner)
-        split = found.reshape(*found.shape[:3], self.groups, -1)
-        return np.ascontiguousarray(split.transpose(3, 0, 1, 2, 4)).reshape(
-            self.groups, len(found), self.inner
-        )
+        """Windows of the inputs of each group."""
+        found = self.window.gather(activation, self.split * self.shape[3], limit, stream)
+        by_group = found.reshape(*found.shape[:3], self.split, -1).transpose(3, 0, 1, 2, 4)
+        return np.ascontiguousarray(by_group).reshape(self.split, len(found), self.inner)
 
 
 @dataclass(frozen=True, slots=True)
-class Depthwise:
+class Depthwise(Product):
     """DEPTHWISE_CONV_2D: weight ``[1, height, width, inputs * multiplier]``; a group an input channel."""
 
-    shape: tuple[int, ...]
     multiplier: int
     window: Window
 
     @property
-    def groups(self) -> int:
-        """Input channels."""
-        return self.shape[3] // self.multiplier
-
-    @property
-    def inner(self) -> int:
-        """Taps."""
-        return self.shape[1] * self.shape[2]
-
-    def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns ``[inputs, multiplier, taps]``."""
-        found: npt.NDArray[Any] = weight.reshape(self.inner, self.groups, self.multiplier).transpose(1, 2, 0)
-        return found
-
-    def weight(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turns it back."""
-        return np.ascontiguousarray(matrix.transpose(2, 0, 1)).reshape(self.shape)
+    def layout(self) -> tuple[_Sides, _Sides]:
+        """A group for each input, a row for each of its outputs."""
+        _, height, width, outputs = self.shape
+        return (height * width, outputs // self.multiplier, self.multiplier), (1, 2, 0)
 
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
-        """Returns ``[inputs, vectors, taps]``."""
-        found = self.window.gather(activation, limit, stream)
-        _check(found, self.groups)
+        """Windows of each input."""
+        found = self.window.gather(activation, self.groups, limit, stream)
         flat = found.reshape(len(found), self.inner, self.groups)
         return np.ascontiguousarray(flat.transpose(2, 0, 1))
-
-
-def _check(found: Float32, channels: int) -> None:
-    if found.shape[-1] != channels:
-        raise ValueError(f"its activation has {found.shape[-1]} channels, not {channels}")
 
 
 def _chosen(count: int, limit: int, stream: np.random.Generator) -> npt.NDArray[np.int64]:

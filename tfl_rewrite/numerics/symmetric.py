@@ -1,4 +1,4 @@
-"""Symmetric int8 quantization in cache-sized blocks.
+"""Symmetric int8 quantization in cache-sized blocks; and what integers of a file mean, as floats.
 
 Narrow range [-127, 127], zero point 0, scale = max|w| / 127: what the runtime's hybrid kernels expect
 (``tflite/g3doc/performance/quantization_spec.md``). A constant of any size is gone through in blocks of a
@@ -8,12 +8,18 @@ few hundred kilobytes, once for the scales and once while the integers are writt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob, ComputedBlob
+from tfl_rewrite.model.ir import Tensor
+from tfl_rewrite.model.packing import unpack
 
 LEVELS = 127
 """Largest magnitude of the narrow range."""
@@ -292,3 +298,106 @@ class Silenced:
         before = values.reshape(self._rows.outer, self._rows.channels, self._rows.inner)
         silent = np.flatnonzero(~self._alive)
         return tuple(int(channel) for channel in silent if (before[:, channel] != self._zero).any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Floats:
+    """Constant values as the float32 that they mean, read a part at a time.
+
+    The arithmetic is that of the kernels: integers less their zero point become float32 and are multiplied by
+    a float32 scale (``tflite/kernels/internal/reference/integer_ops/dequantize.h``), so the values are those
+    that the runtime computes, to the bit.
+
+    Attributes:
+        shape: Dimensions.
+        key: Equal for two that have the same values by construction.
+        read: Returns flat values from a position to another, row-major.
+    """
+
+    shape: tuple[int, ...]
+    key: Hashable
+    read: Callable[[int, int], Float32]
+
+    def blob(self) -> ComputedBlob:
+        """Returns the values as bytes that are made while they are written."""
+        elements = math.prod(self.shape)
+
+        def write_to(sink: Sink, offset: int) -> None:
+            for start in range(0, elements, BLOCK_ELEMENTS):
+                part = self.read(start, min(elements, start + BLOCK_ELEMENTS))
+                sink.write_at(part.astype("<f4").data, offset + 4 * start)
+
+        return ComputedBlob(4 * elements, write_to)
+
+
+def scaled_integers(
+    tensor: Tensor, blob: Blob, channels: Channels, scale: Float32, zero: npt.NDArray[np.int64]
+) -> Floats:
+    """Returns integers times scales.
+
+    Args:
+        tensor: Has the type: 8, 4 or 2 bits.
+        blob: The packed integers.
+        channels: How they fall into groups with a scale each.
+        scale: Float32 ``[channels]``.
+        zero: Int64 ``[channels]``: zero points.
+    """
+    bits, signed = dtypes.BY_VALUE[tensor.dtype].bits, not tensor.dtype_name.startswith("U")
+
+    def read(start: int, stop: int) -> Float32:
+        each = 8 // bits
+        first = start - start % each
+        data = blob.view()[first // each : -(-stop // each)]
+        if signed:
+            raw = unpack(data, bits, stop - first)[start - first :].astype(np.int32)
+        else:
+            raw = np.frombuffer(data, np.uint8)[start - first : stop - first].astype(np.int32)
+        which = 0 if channels.channels == 1 else np.arange(start, stop) // channels.inner % channels.channels
+        # As the kernel does it: what leaves the range becomes infinite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            made: Float32 = (raw - zero[which].astype(np.int32)).astype(np.float32) * scale[which]
+        return made
+
+    key = (blob.identity, bits, signed, channels, scale.tobytes(), zero.tobytes())
+    return Floats(tensor.shape or (), key, read)
+
+
+def halves(shape: tuple[int, ...], blob: Blob) -> Floats:
+    """Returns float16 values; each is a float32 too."""
+
+    def read(start: int, stop: int) -> Float32:
+        return np.frombuffer(blob.view()[2 * start : 2 * stop], "<f2").astype(np.float32)
+
+    return Floats(shape, ("half", blob.identity), read)
+
+
+def product_of(one: Floats, two: Floats) -> Floats | None:
+    """Returns each row of a matrix times a factor of its own, or all times one; None for other forms."""
+    for left, factors in ((one, two), (two, one)):
+        count = math.prod(factors.shape)
+        if count == 1 or (len(left.shape) == 2 and factors.shape == (left.shape[0], 1)):
+            return Floats(left.shape, ("product", left.key, factors.key), _product(left, factors, count))
+    return None
+
+
+def _product(left: Floats, factors: Floats, count: int) -> Callable[[int, int], Float32]:
+    row = math.prod(left.shape) // max(1, count)
+
+    def read(start: int, stop: int) -> Float32:
+        first = start // row
+        each = factors.read(first, -(-stop // row))
+        made: Float32 = left.read(start, stop) * each[np.arange(start, stop) // row - first]
+        return made
+
+    return read
+
+
+def sum_of(left: Floats, right: Floats) -> Floats:
+    """Returns the sum of two constants of the same shape."""
+
+    def read(start: int, stop: int) -> Float32:
+        with np.errstate(over="ignore", invalid="ignore"):
+            made: Float32 = left.read(start, stop) + right.read(start, stop)
+        return made
+
+    return Floats(left.shape, ("sum", left.key, right.key), read)

@@ -19,8 +19,7 @@ from typing import ClassVar
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids
-from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated, estimated
-from tfl_rewrite.numerics.grids import KINDS
+from tfl_rewrite.numerics.grids import EXACT_NBYTES, KINDS, deflated, estimated
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 from tfl_rewrite.options.option import option
 from tfl_rewrite.weights.candidates import stays

@@ -24,7 +24,7 @@ from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.invariants import Problem, problems
-from tfl_rewrite.numerics.deflate import EXACT_NBYTES, deflated_or_estimated
+from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
 from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
 from tfl_rewrite.work import current, working

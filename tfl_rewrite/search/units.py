@@ -19,8 +19,7 @@ import numpy.typing as npt
 from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids
-from tfl_rewrite.numerics.deflate import deflated, estimated
-from tfl_rewrite.numerics.grids import KINDS, Rows
+from tfl_rewrite.numerics.grids import KINDS, Rows, deflated, estimated
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.weights.candidates import Candidate

@@ -18,7 +18,7 @@ from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
-from tfl_rewrite.kernels.operands import input_of, operators_of, scales_of
+from tfl_rewrite.kernels.operands import constant_values, input_of, operators_of, scales_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.reads import first_version_with
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
@@ -26,7 +26,6 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
-from tfl_rewrite.numerics.floats import constant_values
 
 Done = list[Edit | Skip]
 """What a repair did, and what it looked at and left alone."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,13 +23,7 @@ from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, EXPANDING, MUL, RESHAPE, 
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
-from tfl_rewrite.numerics.floats import (
-    Floats,
-    Product,
-    Reshaped,
-    Sum,
-    float_blob,
-)
+from tfl_rewrite.numerics.symmetric import Floats, product_of, sum_of
 from tfl_rewrite.weights.candidates import UNNAMED, expanded
 from tfl_rewrite.weights.state import late_forms
 from tfl_rewrite.weights.storage import forms
@@ -287,12 +281,12 @@ class _Expansion:
             made: Floats | None = None
             if row is RESHAPE and known and known[0] is not None and not output.signature:
                 fits = output.shape is not None and output.elements == int(np.prod(known[0].shape))
-                made = Reshaped(known[0], output.shape or ()) if fits else None
+                made = replace(known[0], shape=output.shape or ()) if fits else None
             elif len(known) == 2 and not operator.option("fused_activation_function"):
                 one, two = known
                 if one is not None and two is not None:
                     same = row is ADD and one.shape == two.shape
-                    made = Product.of(one, two) if row is MUL else Sum(one, two) if same else None
+                    made = product_of(one, two) if row is MUL else sum_of(one, two) if same else None
                 if made is not None and made.shape != output.shape:
                     made = None
             if made is not None:
@@ -302,7 +296,7 @@ class _Expansion:
         buffer = self._buffers.get(floats.key)
         if buffer is None:
             buffer = self._buffers[floats.key] = self._editor.add_buffer(None)
-            buffer.blob = float_blob(floats)
+            buffer.blob = floats.blob()
         self._editor.store(tensor, "FLOAT32", buffer, None)
 
     def _settle(self, old: list[Buffer]) -> None:

@@ -16,8 +16,7 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.blob import ComputedBlob, MemorySink
 from tfl_rewrite.model.packing import Packer, packed_nbytes
 from tfl_rewrite.numerics import grids
-from tfl_rewrite.numerics.deflate import deflated
-from tfl_rewrite.numerics.grids import Rows
+from tfl_rewrite.numerics.grids import Rows, deflated
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant

@@ -17,7 +17,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
-from tfl_rewrite.kernels.operands import is_blockwise, scales_of, zero_points_of
+from tfl_rewrite.kernels.operands import constant_values, is_blockwise, scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.reads import WeightRead, weight_reads
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
@@ -26,7 +26,6 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
 from tfl_rewrite.model.packing import pack, unpack
-from tfl_rewrite.numerics.floats import constant_values
 from tfl_rewrite.weights.biases import Done, Reading, wrong_types
 
 Ints = npt.NDArray[np.int32]

@@ -22,8 +22,7 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.model.packing import packed_nbytes
-from tfl_rewrite.numerics.floats import Floats
-from tfl_rewrite.numerics.symmetric import Channels, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Floats, Levels
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.payloads import Payload
 from tfl_rewrite.weights.rounders import Rounder, Work

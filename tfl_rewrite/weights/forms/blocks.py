@@ -28,8 +28,7 @@ from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.kernels.table import DEQUANTIZE, MUL, RESHAPE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
-from tfl_rewrite.numerics.floats import Floats, Integers
-from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Channels, Float32
+from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Channels, Float32, Floats, scaled_integers
 from tfl_rewrite.weights.payloads import QuantizedPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
 from tfl_rewrite.weights.storage import (
@@ -248,7 +247,7 @@ def read_blocks(tensor: Tensor, details: Quantization) -> Floats | None:
     channels = block_channels(shape, block)
     if scale.size != channels.channels:
         return None
-    return Integers.of(tensor.dtype_name, shape, blob, channels, scale, np.zeros(scale.size, np.int64))
+    return scaled_integers(tensor, blob, channels, scale, np.zeros(scale.size, np.int64))
 
 
 def block_channels(shape: Sequence[int], block: int) -> Channels:

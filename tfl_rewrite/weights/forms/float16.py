@@ -16,8 +16,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.blob import ComputedBlob
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
-from tfl_rewrite.numerics.floats import Floats, Halves
-from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Error
+from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Error, Floats, halves
 from tfl_rewrite.weights.payloads import Emit, Payload
 from tfl_rewrite.weights.rounders import Rounder, Work
 from tfl_rewrite.weights.storage import Decision, StorageForm, Stored
@@ -125,7 +124,7 @@ class Float16(StorageForm):
         """Each value is a float32 too."""
         if tensor.dtype_name not in self.parts or tensor.buffer.blob is None:
             return None
-        return Halves(tensor.shape or (), tensor.buffer.blob)
+        return halves(tensor.shape or (), tensor.buffer.blob)
 
 
 class Float32(Float16):

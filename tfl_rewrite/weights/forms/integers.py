@@ -18,8 +18,7 @@ from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
-from tfl_rewrite.numerics.floats import Floats, Integers
-from tfl_rewrite.numerics.symmetric import Channels, Float32, Int8, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Floats, Int8, Levels, scaled_integers
 from tfl_rewrite.weights.forms.blocks import read_blocks
 from tfl_rewrite.weights.payloads import QuantizedPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
@@ -130,7 +129,7 @@ def _read(tensor: Tensor, details: Quantization) -> Floats | None:
     channels = Channels.along(shape, details.dimension if scale.size > 1 else None)
     if scale.size != channels.channels:
         return None
-    return Integers.of(tensor.dtype_name, shape, blob, channels, scale, zero)
+    return scaled_integers(tensor, blob, channels, scale, zero)
 
 
 _INT8 = Levels.full(8)
