@@ -13,8 +13,8 @@ from tfl_rewrite import load, save
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
 from tfl_rewrite.calibration.probe import Place, Probe, Runner
 from tfl_rewrite.editing.base import run_passes
-from tfl_rewrite.interpreter.session import ModelFailed
-from tfl_rewrite.interpreter.worker import RuntimeChoice
+from tfl_rewrite.interpreter.process import RuntimeChoice
+from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of

@@ -10,8 +10,8 @@ import pytest
 
 from tfl_rewrite.calibration.probe import Runner
 from tfl_rewrite.interpreter.memory import MemoryWatch
-from tfl_rewrite.interpreter.session import ModelFailed
-from tfl_rewrite.interpreter.worker import RuntimeChoice
+from tfl_rewrite.interpreter.process import RuntimeChoice
+from tfl_rewrite.interpreter.worker import ModelFailed
 
 
 @pytest.mark.runtime

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.probe import Call, Place, Probe
-from tfl_rewrite.interpreter.session import ModelFailed
+from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.numerics.moments import Moments, memory_rounds

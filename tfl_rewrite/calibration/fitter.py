@@ -23,9 +23,9 @@ from tfl_rewrite.calibration.probe import Place, Probe, Runner
 from tfl_rewrite.calibration.rounder import Calibrated, file_of
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.session import ModelFailed
-from tfl_rewrite.interpreter.worker import RuntimeChoice
+from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.interpreter.child import save_array
 from tfl_rewrite.interpreter.memory import MemoryWatch
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.interpreter.session import ModelFailed, Session
-from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
+from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
@@ -76,8 +76,7 @@ class Runner:
     ) -> None:
         self._scratch = Scratch()
         self.folder = self._scratch.folder()
-        self.worker = Worker(runtime, self._scratch.folder(), watch, timeout=timeout, readable=[self.folder])
-        self._session = Session(self.worker, self._scratch, timeout)
+        self.worker = Worker(runtime, self._scratch, watch, timeout=timeout, readable=[self.folder])
         self._threads = threads
         self._outputs: tuple[int, ...] = ()
         self._stored: dict[int, tuple[object, str]] = {}
@@ -97,21 +96,21 @@ class Runner:
             delegates: Whether the default delegates may run it.
         """
         resolver = "default" if delegates else "builtin"
-        interface, _ = self._session.open("open", model, resolver, self._threads)
+        interface, _ = self.worker.open("open", model, resolver, self._threads)
         self._outputs = tuple(facts.index for facts in interface.primary.outputs)
 
     def run(self, values: Sequence[Array]) -> None:
         """Runs the primary subgraph on its inputs, in order."""
-        self._session.begin(0, None, [("", self._store(value)) for value in values])
-        self._session.finish()
+        self.worker.call(0, None, [("", self._store(value)) for value in values])
+        self.worker.ended()
 
     def output(self, position: int) -> Array:
         """Returns an output of the last run."""
         index = self._outputs[position]
-        with self._session.get(0, [index]) as found:
+        with self.worker.get(0, [index]) as found:
             if index in found.unreadable:
                 raise ModelFailed(found.unreadable[index])
-            return np.array(found.array(index))
+            return np.array(found.tensor(index))
 
     def _store(self, value: Array) -> str:
         known = self._stored.get(id(value))

@@ -20,9 +20,9 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.files.store import is_changed, save
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.session import ModelFailed
-from tfl_rewrite.interpreter.worker import RuntimeChoice
+from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import before_steep, product_of
 from tfl_rewrite.kernels.table import row_of

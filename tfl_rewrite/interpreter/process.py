@@ -14,8 +14,10 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import RUNTIMES
+from tfl_rewrite.interpreter.interface import printable
 from tfl_rewrite.interpreter.memory import MemoryWatch
 
 START_SECONDS = 180.0
@@ -52,6 +56,75 @@ _PACKAGE = Path(__file__).parents[1]
 _NAME = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _DTYPE = re.compile(r"[<>|=]?[biufcV]\d{1,3}")
 _CHUNK = 1 << 20
+_NAMES = {name: kind for kind, row in RUNTIMES.items() for name in (kind, row.distribution, row.package)}
+"""What a runtime may be called, and its kind."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RuntimeChoice:
+    """Which interpreter judges: the Python to start, and what to import there.
+
+    Those who share one fall back to the next runtime together (`fall_back`).
+
+    Attributes:
+        wanted: Kinds of runtimes between commas; the first that can be imported judges.
+    """
+
+    python: str
+    wanted: str
+    given: str
+
+    @classmethod
+    def parse(cls, runtime: str) -> RuntimeChoice:
+        """From ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
+
+        Raises:
+            UsageError: Another word, or PATH is not an executable file.
+        """
+        own = [kind for kind, row in RUNTIMES.items() if row.own]
+        if runtime in own:
+            if not sys.executable:
+                raise UsageError(
+                    "this program does not know its own Python", remedy="name one with runtime 'python:PATH'"
+                )
+            return cls(python=sys.executable, wanted=runtime, given=runtime)
+        kind, _, path = runtime.partition(":")
+        if kind != "python" or not path:
+            raise UsageError(
+                f"unknown runtime {printable(runtime)!r}",
+                remedy=f"use {', '.join(own)}, python:PATH or python:PATH:RUNTIME",
+            )
+        wanted = ",".join(RUNTIMES)
+        found = shutil.which(Path(path).expanduser())
+        if found is None and ":" in path:
+            path, _, name = path.rpartition(":")
+            found = shutil.which(Path(path).expanduser())
+            if found is not None and name not in _NAMES:
+                raise UsageError(
+                    f"unknown runtime {printable(name)!r} of {printable(path)}",
+                    remedy=f"use one of {', '.join(RUNTIMES)}, or leave it away for the first that it has",
+                )
+            wanted = _NAMES.get(name, wanted)
+        if found is None:
+            raise UsageError("not an executable file", file=path, remedy="name a Python with an interpreter")
+        return cls(python=found, wanted=wanted, given=runtime)
+
+    @property
+    def remedy(self) -> str:
+        """What to do when nothing can be imported."""
+        packages = [RUNTIMES[kind].distribution for kind in self.wanted.split(",")]
+        if self.given in RUNTIMES:
+            return f"install it with: pip install {packages[0]}"
+        others = f" (or {', or '.join(packages[1:])})" if packages[1:] else ""
+        return f"install {packages[0]}{others} for {self.python}"
+
+    def drop(self, package: str) -> bool:
+        """Goes on to the runtimes after one; returns False, and stays, where there is none."""
+        kinds = self.wanted.split(",")
+        left = kinds[kinds.index(_NAMES[package]) + 1 :] if _NAMES.get(package) in kinds else []
+        if left:
+            self.wanted = ",".join(left)
+        return bool(left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

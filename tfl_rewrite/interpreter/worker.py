@@ -6,23 +6,31 @@ with a sentence; here alone it is said how a child ended. For a `Worker` it is n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.interpreter.child import RUNTIMES, load_array
+from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import Array, Interface, printable
 from tfl_rewrite.interpreter.memory import REFUSED, SCRATCH_NBYTES, MemoryWatch, amount
-from tfl_rewrite.interpreter.process import CPU_REQUESTS, START_SECONDS, Child, Walls, cpu_seconds, death_of
-from tfl_rewrite.interpreter.scratch import is_scratch, unwritable
+from tfl_rewrite.interpreter.process import (
+    CPU_REQUESTS,
+    START_SECONDS,
+    Child,
+    RuntimeChoice,
+    Walls,
+    cpu_seconds,
+    death_of,
+)
+from tfl_rewrite.interpreter.scratch import Scratch, is_scratch, unwritable
 
 RESOLVERS = {
     "default": "default delegates (XNNPACK)",
@@ -38,75 +46,6 @@ NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|co
 
 
 _SCRIPT = Path(__file__).with_name("child.py")
-_NAMES = {name: kind for kind, row in RUNTIMES.items() for name in (kind, row.distribution, row.package)}
-"""What a runtime may be called, and its kind."""
-
-
-@dataclass(slots=True, kw_only=True)
-class RuntimeChoice:
-    """Which interpreter judges: the Python to start, and what to import there.
-
-    Those who share one fall back to the next runtime together (`fall_back`).
-
-    Attributes:
-        wanted: Kinds of runtimes between commas; the first that can be imported judges.
-    """
-
-    python: str
-    wanted: str
-    given: str
-
-    @classmethod
-    def parse(cls, runtime: str) -> RuntimeChoice:
-        """From ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``.
-
-        Raises:
-            UsageError: Another word, or PATH is not an executable file.
-        """
-        own = [kind for kind, row in RUNTIMES.items() if row.own]
-        if runtime in own:
-            if not sys.executable:
-                raise UsageError(
-                    "this program does not know its own Python", remedy="name one with runtime 'python:PATH'"
-                )
-            return cls(python=sys.executable, wanted=runtime, given=runtime)
-        kind, _, path = runtime.partition(":")
-        if kind != "python" or not path:
-            raise UsageError(
-                f"unknown runtime {printable(runtime)!r}",
-                remedy=f"use {', '.join(own)}, python:PATH or python:PATH:RUNTIME",
-            )
-        wanted = ",".join(RUNTIMES)
-        found = shutil.which(Path(path).expanduser())
-        if found is None and ":" in path:
-            path, _, name = path.rpartition(":")
-            found = shutil.which(Path(path).expanduser())
-            if found is not None and name not in _NAMES:
-                raise UsageError(
-                    f"unknown runtime {printable(name)!r} of {printable(path)}",
-                    remedy=f"use one of {', '.join(RUNTIMES)}, or leave it away for the first that it has",
-                )
-            wanted = _NAMES.get(name, wanted)
-        if found is None:
-            raise UsageError("not an executable file", file=path, remedy="name a Python with an interpreter")
-        return cls(python=found, wanted=wanted, given=runtime)
-
-    @property
-    def remedy(self) -> str:
-        """What to do when nothing can be imported."""
-        packages = [RUNTIMES[kind].distribution for kind in self.wanted.split(",")]
-        if self.given in RUNTIMES:
-            return f"install it with: pip install {packages[0]}"
-        others = f" (or {', or '.join(packages[1:])})" if packages[1:] else ""
-        return f"install {packages[0]}{others} for {self.python}"
-
-    def drop(self, package: str) -> bool:
-        """Goes on to the runtimes after one; returns False, and stays, where there is none."""
-        kinds = self.wanted.split(",")
-        left = kinds[kinds.index(_NAMES[package]) + 1 :] if _NAMES.get(package) in kinds else []
-        if left:
-            self.wanted = ",".join(left)
-        return bool(left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,22 +68,56 @@ class Failure:
     crowded: bool = False
 
 
+class ModelFailed(Exception):
+    """A model does not run; the text says why.
+
+    Attributes:
+        failure: The same, where the child process told it.
+    """
+
+    def __init__(self, why: Failure | str) -> None:
+        super().__init__(why if isinstance(why, str) else why.message)
+        self.failure = None if isinstance(why, str) else why
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """The protocol is ours: a process that does not keep to it is not itself any more.
+
+    Raises:
+        ModelFailed: Instead of what an answer of another form raises.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        text = f"the interpreter process sent what is no answer: {printable(str(error))}"
+        raise ModelFailed(Failure(kind="crash", stage="running", step=None, message=text)) from error
+
+
 @dataclass(slots=True, kw_only=True)
 class Execution:
-    """What one request left: the outputs of the calls that ended, in ``folder``.
+    """What one request left: the outputs of the calls that ended, or tensors, in ``folder``.
+
+    A context manager that removes them.
 
     Attributes:
         keeps: Bytes of outputs that stay there; later ones go once they have been looked at.
+        keeps_all: Whether more than that is a failure.
+        on_ran: Called whenever a call has ended: its outputs can be read now.
         ran: For each call that ended, why an output could not be read (None where it could).
         nbytes: For each call that ended, the bytes of its outputs; of one that was too much as well.
         kept: The calls whose outputs stayed; ``kept_nbytes`` of them.
         dropped: The optional call that was refused, and the reason.
         left_out: How many samples were not run, since their outputs would not have been kept.
         answer: What the verb that was asked for tells.
+        unreadable: Of tensors that were fetched: why some cannot be read, by number.
+        stage: What the process said last of where it is.
     """
 
     folder: Path
     keeps: int = KEPT_NBYTES
+    keeps_all: bool = False
+    on_ran: OnRan | None = None
     interface: Interface | None = None
     ran: list[list[str | None]] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
@@ -154,13 +127,29 @@ class Execution:
     failure: Failure | None = None
     left_out: int = 0
     answer: dict[str, Any] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    stage: dict[str, Any] = field(default_factory=lambda: {"stage": "opening"})
+    ended: bool = False
+    began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
 
-    def output(self, step: int, position: int) -> Array:
-        """One output: large ones are mapped, so the folder must still exist.
+    def __enter__(self) -> Execution:
+        return self
 
-        Only of a call that was `kept`, or that is being looked at.
-        """
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Removes what lies in the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tensor(self, number: int) -> Array:
+        """A tensor that was fetched; mapped when large, so the folder must still exist."""
+        array: Array = load_array(self.folder / str(number))
+        return array
+
+    def output(self, step: int, position: int) -> Array:
+        """One output, likewise; only of a call that was `kept`, or that is being looked at."""
         array: Array = load_array(self.folder / f"{step}.{position}")
         return array
 
@@ -176,7 +165,7 @@ class Execution:
 
 
 OnRan = Callable[[Execution, int], None]
-"""Called with a run that goes on and the number of a call that has ended: its outputs can be read now."""
+"""Called with a run that goes on and the number of a call that has ended."""
 
 
 class Worker:
@@ -187,7 +176,7 @@ class Worker:
 
     Args:
         runtime: What to start.
-        folder: Its own: for its standard error, and for what it may write.
+        scratch: For its standard error, what it may write, and what it sends.
         watch: Of its memory.
         timeout: Seconds that a request takes at most; bounds its processor time.
         readable: What it may read beside models: files and folders.
@@ -197,7 +186,7 @@ class Worker:
     def __init__(
         self,
         runtime: RuntimeChoice,
-        folder: Path,
+        scratch: Scratch,
         watch: MemoryWatch | None = None,
         *,
         timeout: float = 600.0,
@@ -205,10 +194,11 @@ class Worker:
         modules: Iterable[str] = (),
     ) -> None:
         self._runtime = runtime
-        self._folder = folder
+        self._scratch = scratch
+        self._folder = scratch.folder()
         self._watch = watch or MemoryWatch(None)
-        self._stderr_path = folder / "stderr"
-        self._cpu_seconds = cpu_seconds(timeout)
+        self._stderr_path = self._folder / "stderr"
+        self._timeout = timeout
         self._readable = tuple(readable)
         self._modules = tuple(modules)
         self._admitted: dict[Path, _Identity] = {}
@@ -217,12 +207,7 @@ class Worker:
         self._starts = 0
         self._child: Child | None = None
         self._stderr_start = 0
-        self._began = 0.0
         self._execution: Execution | None = None
-        self._on_ran: OnRan | None = None
-        self._keeps_all = False
-        self._stage: dict[str, Any] = {}
-        self._ended = False
         self._started = ""
         self.hello: dict[str, Any] = {}
 
@@ -254,20 +239,12 @@ class Worker:
     def begin(
         self,
         request: dict[str, Any],
-        folder: Path,
         *,
         on_ran: OnRan | None = None,
         keeps: int = KEPT_NBYTES,
         keeps_all: bool = False,
     ) -> Execution:
-        """Sends a request; `finish` must follow. What it returns grows until then.
-
-        Args:
-            request: What to do.
-            folder: An empty one, for the arrays that come back; the process does not see it.
-            on_ran: Called in `advance` and `finish` whenever a call has ended.
-            keeps: Bytes of outputs that are not removed after that.
-            keeps_all: Whether more than that is a failure.
+        """Sends a request; `finish` must follow. What it returns grows until then, see there.
 
         Raises:
             UsageError: The runtime cannot be started.
@@ -283,11 +260,9 @@ class Worker:
             self._start()
         assert self._child is not None
         self._stderr_start = self._stderr_path.stat().st_size
-        self._began = time.monotonic()
-        self._execution = Execution(folder=folder, keeps=keeps)
-        self._on_ran, self._keeps_all = on_ran, keeps_all
-        self._stage = {"stage": "opening"}
-        self._ended = False
+        # The process does not see the folder.
+        folder = self._scratch.folder()
+        self._execution = Execution(folder=folder, keeps=keeps, keeps_all=keeps_all, on_ran=on_ran)
         if model is not None:
             request = {**request, "model": str(self._as_seen(model))}
         self._child.ask(request, folder)
@@ -296,29 +271,110 @@ class Worker:
     def advance(self, calls: int) -> None:
         """Looks at what has come in so far, until so many calls have ended; does not wait."""
         execution = self._execution
-        while execution is not None and not self._ended and len(execution.ran) < calls:
+        while execution is not None and not execution.ended and len(execution.ran) < calls:
             try:
                 self._take(execution, 0.0)
             except TimeoutError:
                 return
 
-    def finish(self, timeout: float) -> Execution:
+    def finish(self, timeout: float | None = None) -> Execution:
         """Waits for the answer to what was begun, at most ``timeout`` seconds from then on.
 
         A process that crashed or did not answer in time is gone afterwards. Time that `on_ran` takes does not
         count.
         """
+        timeout = self._timeout if timeout is None else timeout
         execution = self._execution
         if execution is None:
             raise RuntimeError("nothing was begun")
-        while not self._ended:
+        while not execution.ended:
             try:
-                self._take(execution, self._began + timeout - time.monotonic())
+                self._take(execution, execution.began + timeout - time.monotonic())
             except TimeoutError:
-                text = f"was stopped after {timeout:g} s, {_doing(self._stage)}"
-                self._fail(execution, _failure("timeout", self._stage, text))
-        self._execution = self._on_ran = None
-        execution.seconds = time.monotonic() - self._began
+                self._fail(
+                    execution, "timeout", f"was stopped after {timeout:g} s, {_doing(execution.stage)}"
+                )
+        self._execution = None
+        execution.seconds = time.monotonic() - execution.began
+        return execution
+
+    def ask(self, request: dict[str, Any]) -> Execution:
+        """Sends a request and waits.
+
+        Raises:
+            UsageError: The runtime cannot be started.
+            ModelFailed: The model does not run.
+        """
+        self.begin(request)
+        return self.answer()
+
+    def answer(self) -> Execution:
+        """Waits for what was begun.
+
+        Raises:
+            ModelFailed: The model does not run.
+        """
+        execution = self.finish()
+        if execution.failure is not None:
+            execution.discard()
+            raise ModelFailed(execution.failure)
+        return execution
+
+    def open(self, verb: str, model: Path, resolver: str, threads: int) -> tuple[Interface, dict[str, Any]]:
+        """Opens a model, again if it is open, for `call` and `get`.
+
+        Args:
+            verb: ``open``, or ``trace`` to fetch what operators inside give.
+            model: The file.
+            resolver: Which kernels.
+            threads: Of the interpreter.
+
+        Returns:
+            What it takes and gives, and the answer of the verb.
+
+        Raises:
+            UsageError, ModelFailed: See `ask`.
+        """
+        with self.ask({"do": verb, "model": str(model), "resolver": resolver, "threads": threads}) as opened:
+            if opened.interface is None:
+                raise ModelFailed("the interpreter process does not describe the model")
+            return opened.interface, opened.answer
+
+    def call(
+        self, step: int, signature: str | None, inputs: Sequence[Sequence[str]], *, sizes: bool = False
+    ) -> None:
+        """Starts to run one call of the open model; `ended` must follow.
+
+        Args:
+            step: Its number, for messages.
+            signature: That it enters; None for the primary subgraph.
+            inputs: Names, and where their arrays are stored.
+            sizes: Whether `ended` returns them.
+        """
+        self.begin({"do": "call", "step": step, "signature": signature, "inputs": inputs, "sizes": sizes})
+
+    def ended(self) -> dict[int, int]:
+        """Waits for the call that was begun; returns the size in bytes of what each operator gave.
+
+        Raises:
+            ModelFailed: See `ask`.
+        """
+        with self.answer() as execution, understood():
+            return {int(key): int(nbytes) for key, nbytes in execution.answer.get("sizes", {}).items()}
+
+    def get(self, step: int, tensors: Sequence[int]) -> Execution:
+        """Fetches some tensors of the call that was run last.
+
+        Raises:
+            UsageError, ModelFailed: See `ask`.
+        """
+        execution = self.ask({"do": "get", "step": step, "tensors": list(tensors)})
+        with understood():
+            told = execution.answer["unreadable"].items()
+            execution.unreadable = {int(key): printable(why) for key, why in told}
+        for tensor in tensors:
+            if not list(execution.folder.glob(f"{tensor}.*")):
+                execution.unreadable.setdefault(tensor, "it was not sent")
         return execution
 
     def fall_back(self) -> bool:
@@ -339,7 +395,7 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process and whatever it started, and forgets what was begun."""
-        self._execution = self._on_ran = None
+        self._execution = None
         self._end()
 
     def _end(self) -> None:
@@ -353,10 +409,10 @@ class Worker:
             shutil.rmtree(self._walls.scratch, ignore_errors=True)
             self._walls = None
 
-    def _fail(self, execution: Execution, failure: Failure) -> None:
+    def _fail(self, execution: Execution, kind: str, message: str) -> None:
         """The run is over, and so is the process."""
-        execution.failure = failure
-        self._ended = True
+        execution.failure = _failure(kind, execution.stage, message)
+        execution.ended = True
         self._end()
 
     def _take(self, execution: Execution, seconds: float) -> None:
@@ -370,7 +426,9 @@ class Worker:
         assert child is not None
         message = child.message(seconds)
         if message is None:
-            self._fail(execution, self._died(child, self._stage))
+            execution.failure = self._died(child, execution.stage)
+            execution.ended = True
+            self._end()
             return
         if "unwritable" in message:
             self.kill()
@@ -381,35 +439,35 @@ class Worker:
             ran = self._understand(execution, message)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             # The protocol is ours: a process that does not keep to it is not itself any more.
-            text = f"the interpreter process sent what is no answer {_doing(self._stage)}: {error}"
-            self._fail(execution, _failure("crash", self._stage, text))
+            text = f"the interpreter process sent what is no answer {_doing(execution.stage)}: {error}"
+            self._fail(execution, "crash", text)
             return
         if not ran:
             return
         began = time.monotonic()
         step = len(execution.ran) - 1
-        if self._on_ran is not None:
-            self._on_ran(execution, step)
+        if execution.on_ran is not None:
+            execution.on_ran(execution, step)
         execution.settle(step)
         child.release(execution.nbytes[step])
-        self._began += time.monotonic() - began
-        if self._keeps_all and step not in execution.kept:
+        execution.began += time.monotonic() - began
+        if execution.keeps_all and step not in execution.kept:
             execution.ran.pop()
-            text = f"its outputs take more than {amount(execution.keeps)} {_doing(self._stage)}"
-            self._fail(execution, _failure("disk", self._stage, text))
+            text = f"its outputs take more than {amount(execution.keeps)} {_doing(execution.stage)}"
+            self._fail(execution, "disk", text)
 
     def _understand(self, execution: Execution, message: dict[str, Any]) -> bool:
         """Takes one message of the process in; whether a call has ended."""
         if "error" in message:
             kind = "memory" if REFUSED.search(message["error"]) else "error"
             execution.failure = _failure(kind, message, f"{_refused(message)}: {message['error']}")
-            self._ended = True
+            execution.ended = True
         elif "done" in message:
             execution.answer = message.get("answer", {})
-            self._ended = True
+            execution.ended = True
         elif "stage" in message:
             _doing(message)
-            self._stage = message
+            execution.stage = message
         elif "facts" in message:
             execution.interface = Interface.from_dict(message["facts"])
         elif "dropped" in message:
@@ -427,7 +485,7 @@ class Worker:
 
     def _is_spent(self, child: Child) -> bool:
         """Whether another request might take the process beyond its processor time."""
-        return child.used_seconds() > (CPU_REQUESTS - 1) * self._cpu_seconds
+        return child.used_seconds() > (CPU_REQUESTS - 1) * cpu_seconds(self._timeout)
 
     def _as_seen(self, path: Path) -> Path:
         """Where the process finds a file: one that has no name, among its own descriptors."""
@@ -455,7 +513,7 @@ class Worker:
         walls = self._walls = Walls(
             scratch=scratch,
             readable=(*self._readable, *readable),
-            cpu_seconds=CPU_REQUESTS * self._cpu_seconds,
+            cpu_seconds=CPU_REQUESTS * cpu_seconds(self._timeout),
         )
         command = walls.command(self._runtime.python, _SCRIPT, self._runtime.wanted, *self._modules)
         try:

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, TensorFacts
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.session import ModelFailed, Session
-from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
+from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.judge.layers import Blame, inserted_operators, layers_of, unmatched_outputs
 from tfl_rewrite.judge.matching import Match, TensorTally, Trace, is_real, match_outputs, real_pieces
-from tfl_rewrite.judge.reference import judge_info
+from tfl_rewrite.judge.reference import existing, judge_info
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import real_inputs
@@ -59,22 +58,14 @@ def blame(before: PathLike, after: PathLike, judging: Judging | None = None) -> 
             That a model does not run this way is a result, not an error.
     """
     started = time.monotonic()
-    for path in (before, after):
-        if not Path(path).is_file():
-            raise UsageError("no such file", file=path, remedy="check the path")
+    paths = [existing(path) for path in (before, after)]
     settings = judging or Judging()
     samples, timeout, threads = min(settings.samples, SAMPLES), settings.timeout, settings.threads
     choice = RuntimeChoice.parse(settings.runtime[0])
     with TerminationGuard(), contextlib.closing(Scratch()) as scratch:
         folder = scratch.folder()
-        workers = [
-            Worker(choice, scratch.folder(), timeout=timeout, readable=[Path(path).absolute(), folder])
-            for path in (before, after)
-        ]
-        traced = [
-            _Traced(Path(path).absolute(), Session(worker, scratch, timeout), threads)
-            for path, worker in zip((before, after), workers, strict=True)
-        ]
+        workers = [Worker(choice, scratch, timeout=timeout, readable=[path, folder]) for path in paths]
+        traced = [_Traced(path, worker, threads) for path, worker in zip(paths, workers, strict=True)]
         try:
             work = _Blaming(traced[0], traced[1], scratch, folder)
             try:
@@ -92,16 +83,16 @@ class _Traced:
     """One of the models, which its process holds open with all tensors kept."""
 
     path: Path
-    session: Session
+    worker: Worker
     threads: int
 
     def open(self) -> Trace:
         """Loads it, again if it was loaded before."""
-        return Trace.of(*self.session.open("trace", self.path, "builtin", self.threads))
+        return Trace.of(*self.worker.open("trace", self.path, "builtin", self.threads))
 
     def begin(self, step: int, call: Call) -> None:
-        """Starts to run one sample; `Session.finish` must follow."""
-        self.session.begin(step, call["signature"], call["inputs"], sizes=True)
+        """Starts to run one sample; `Worker.ended` must follow."""
+        self.worker.call(step, call["signature"], call["inputs"], sizes=True)
 
 
 class _Blaming:
@@ -118,7 +109,7 @@ class _Blaming:
     def run(self, inputs: tuple[PathLike, ...], samples: int, seed: int) -> Blame:
         self.whose = "the original: "
         first = self._before.open()
-        self.judge = judge_info(self._before.session.worker, "builtin", self._before.threads)
+        self.judge = judge_info(self._before.worker, "builtin", self._before.threads)
         self.whose = "the rewritten file: "
         second = self._after.open()
         if not first.nodes or not second.nodes:
@@ -164,7 +155,7 @@ class _Blaming:
             calls = json.loads(listed.read_text(encoding="utf-8"))
             try:
                 self._before.begin(0, calls[0])
-                sizes = self._before.session.finish()
+                sizes = self._before.worker.ended()
             except ModelFailed as failed:
                 # The same as for a verdict: made inputs that a model fails on are made gentler.
                 if recipe is recipes[-1] or (failed.failure and failed.failure.kind == "timeout"):
@@ -194,9 +185,9 @@ class _Blaming:
             self._after.begin(number, call_after)
             self.whose = "the original: "
             if number:
-                sizes = self._before.session.finish()
+                sizes = self._before.worker.ended()
             self.whose = "the rewritten file: "
-            sizes_after = self._after.session.finish()
+            sizes_after = self._after.worker.ended()
             self.whose = "reading tensors: "
             need = [
                 sizes.get(match.before_tensor, 0) + sizes_after.get(match.after_tensor, 0)
@@ -208,15 +199,15 @@ class _Blaming:
 
     def _compare(self, step: int, matches: list[Match], tallies: list[TensorTally]) -> None:
         with (
-            self._before.session.get(step, [match.before_tensor for match in matches]) as ours,
-            self._after.session.get(step, [match.after_tensor for match in matches]) as theirs,
+            self._before.worker.get(step, [match.before_tensor for match in matches]) as ours,
+            self._after.worker.get(step, [match.after_tensor for match in matches]) as theirs,
         ):
             for match, tally in zip(matches, tallies, strict=True):
                 why = ours.unreadable.get(match.before_tensor) or theirs.unreadable.get(match.after_tensor)
                 if why is not None:
                     tally.problem = f"cannot be read: {why}"
                 else:
-                    tally.add(ours.array(match.before_tensor), theirs.array(match.after_tensor))
+                    tally.add(ours.tensor(match.before_tensor), theirs.tensor(match.after_tensor))
 
 
 def _for_rewritten(

@@ -20,8 +20,9 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import COMPILED
 from tfl_rewrite.interpreter.interface import Interface
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.worker import Execution, RuntimeChoice, Worker
+from tfl_rewrite.interpreter.worker import Execution, Worker
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.judge import RunResult, run_model
 from tfl_rewrite.judge.reference import SINGLE_NBYTES
@@ -139,7 +140,7 @@ class _Bench:
             for model in models:
                 worker = Worker(
                     choice,
-                    self.scratch.folder(),
+                    self.scratch,
                     watch,
                     timeout=settings.timeout,
                     readable=[self.given, *model.beside],
@@ -147,8 +148,8 @@ class _Bench:
                 )
                 workers.append(worker)
                 request = {"do": "compiled", "model": str(model.path.absolute()), "steps": str(self.steps)}
-                worker.begin(request, self.scratch.folder(), keeps=SINGLE_NBYTES, keeps_all=True)
-            return [_Run(worker.finish(settings.timeout), worker.walls) for worker in workers]
+                worker.begin(request, keeps=SINGLE_NBYTES, keeps_all=True)
+            return [_Run(worker.finish(), worker.walls) for worker in workers]
         finally:
             for worker in workers:
                 worker.kill()

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
-from tfl_rewrite.interpreter.worker import Execution, Failure, OnRan, RuntimeChoice, Worker
+from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
 from tfl_rewrite.judge.compare import compared
-from tfl_rewrite.judge.reference import Original, PathLike, Reference, request_for
-from tfl_rewrite.judge.repeats import KernelNoise, Repeats, Tallying, differences, differing
+from tfl_rewrite.judge.reference import Original, PathLike, Reference, existing
+from tfl_rewrite.judge.repeats import Repeats, Tallying, differences, differing
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import (
     EntryVerdict,
@@ -84,26 +84,21 @@ class Judge:
     def __init__(
         self, before: PathLike, judging: Judging | None = None, *, kernels: Sequence[str] = ()
     ) -> None:
-        self._before = _existing(before)
+        path = existing(before)
         settings = judging or Judging()
         limit = default_limit() if settings.memory_limit is None else settings.memory_limit
         self._judging = replace(settings.for_judges, memory_limit=limit)
-        self._tolerance = settings.tolerance
-        timeout = settings.timeout
         choice = RuntimeChoice.parse(settings.runtime[0])
         expand_paths(self._judging.inputs)
         self._guard = TerminationGuard()
         self._scratch = Scratch()
-        watch = MemoryWatch(limit)
-        given = self._scratch.folder()
+        given, watch = self._scratch.folder(), MemoryWatch(limit)
         self._workers = (
-            Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
-            Worker(choice, self._scratch.folder(), watch, timeout=timeout, readable=[given]),
+            Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[given]),
+            Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[given]),
         )
-        self._rewritten = self._workers[1]
-        self._original = Original(self._before, self._judging, self._workers[0], self._scratch, given)
-        self._repeats = Repeats(self._before, self._judging, self._workers, self._scratch)
-        self._noise = KernelNoise(self._before, self._judging, self._workers[0], self._scratch, kernels)
+        self._original = Original(path, self._judging, self._workers, given)
+        self._repeats = Repeats(self._original, kernels)
 
     def __enter__(self) -> Judge:
         self._guard.__enter__()
@@ -151,10 +146,10 @@ class Judge:
             UsageError: The runtime is not installed, an input file does not fit the model, or ``after`` does
                 not exist.
         """
-        path = _existing(after)
+        path = existing(after)
         with TerminationGuard(), scratch_errors():
             try:
-                return self._compare(path, tolerance or self._tolerance, repeat, timeout)
+                return self._compare(path, tolerance or self._judging.tolerance, repeat, timeout)
             except BaseException:
                 # Nobody is going to wait for what they are doing now.
                 self.rest()
@@ -204,25 +199,22 @@ class Judge:
 
     def _compare(self, after: Path, tolerance: Tolerance, repeat: bool, timeout: float | None) -> Verdict:
         started = time.monotonic()
-        limit = self._judging.timeout if timeout is None else timeout
-
+        rewritten = self._workers[1]
         for worker in self._workers:
             # Each of them runs both, one time or another.
-            worker.admit(self._before, after)
+            worker.admit(self._original.path, after)
         tallying: Tallying
-        outputs: Path | None = None
+        execution: Execution | None = None
 
-        def begin(reference: Reference) -> OnRan:
-            nonlocal tallying, outputs
-            if outputs is not None:
-                self._scratch.discard(outputs)
-            tallying, outputs = Tallying(reference), self._scratch.folder()
-            request = request_for(self._judging, "run", after, reference.resolver, reference.steps)
-            self._rewritten.begin(request, outputs, on_ran=tallying.take)
-            # Call by call beside the original, of which that many outputs are kept by then.
-            return lambda _, step: self._rewritten.advance(step)
+        def begin(reference: Reference) -> None:
+            nonlocal tallying, execution
+            if execution is not None:
+                execution.discard()
+            tallying = Tallying(reference)
+            request = self._original.request("run", after, reference.resolver, reference.steps)
+            execution = rewritten.begin(request, on_ran=tallying.take)
 
-        reference = self._original.settle(beside=begin, abandon=self._rewritten.kill)
+        reference = self._original.settle(begin)
         if isinstance(reference, Failure):
             return Verdict(
                 status="unverified",
@@ -232,19 +224,19 @@ class Judge:
                 sample_source="real" if self._judging.inputs else "made",
                 seconds=time.monotonic() - started,
             )
-        if not self._rewritten.busy:
+        if not rewritten.busy:
             begin(reference)
-        execution = self._rewritten.finish(limit)
+        execution = rewritten.finish(timeout)
         if execution.failure is not None and execution.failure.crowded:
             self.rest()
             begin(reference)
-            execution = self._rewritten.finish(limit)
+            execution = rewritten.finish(timeout)
         verdict = self._judged(reference, execution, tallying, tolerance)
-        if repeat:
-            verdict = self._repeated(reference, execution, after, verdict)
+        if repeat and verdict.cause in ("", "outputs", "nothing") and execution.failure is None:
+            verdict = self._repeats.check(execution, after, verdict)
         if verdict.cause == "outputs":
             verdict = self._excused(reference, verdict, tolerance, repeat)
-        self._scratch.discard(execution.folder)
+        execution.discard()
         return replace(
             verdict,
             assumed=_assumed(reference) if verdict.sample_count else (),
@@ -276,8 +268,7 @@ class Judge:
             cause = cause or "error"
         tallies, unread = tallying.tallies, tallying.notes
         outputs = tuple(
-            compared(tally, tolerance, partial(self._noise.of, reference, key))
-            for key, tally in tallies.items()
+            compared(tally, tolerance, partial(self._repeats.noisiest, key)) for key, tally in tallies.items()
         )
         entries = tuple(_of_entry(reference, entry, outputs) for entry in reference.interface.entry_points)
         status, why, differences = weighed(entries)
@@ -296,19 +287,9 @@ class Judge:
             notes=(*notes, *unread),
         )
 
-    def _repeated(self, reference: Reference, execution: Execution, after: Path, verdict: Verdict) -> Verdict:
-        """Adds what running both files again shows."""
-        if verdict.cause not in ("", "outputs", "nothing") or execution.failure is not None:
-            return verdict
-        found = self._repeats.check(reference, execution, after)
-        verdict = replace(verdict, repeated=found.calls, notes=(*verdict.notes, *found.notes))
-        if found.reason is None:
-            return verdict
-        return replace(verdict, status="fail", cause="unrepeatable", reasons=(found.reason, *verdict.reasons))
-
     def _excused(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, repeat: bool) -> Verdict:
         """A difference proves nothing where the original differs from itself: runs it once more."""
-        again = self._repeats.original_again(reference)
+        again = self._repeats.original_again()
         failed = {(output.signature, output.position) for output in verdict.outputs if not output.passed}
         differences = "; ".join(verdict.reasons)
         if isinstance(again, Failure):
@@ -321,7 +302,7 @@ class Judge:
             key = output.signature, output.position
             if output.passed or key in excuses:
                 continue
-            excused, said = self._noise.excuse(reference, output, tolerance)
+            excused, said = self._repeats.excuse(output, tolerance)
             notes += [] if said is None else [said]
             if excused:
                 excuses[key] = _KERNELS
@@ -370,13 +351,6 @@ def _of_entry(
         )
     own = [output for output in outputs if output.signature == entry.key]
     return entry_verdict(entry.key, entry.label, own, excuses)
-
-
-def _existing(path: PathLike) -> Path:
-    found = Path(path)
-    if not found.is_file():
-        raise UsageError("no such file", file=path, remedy="check the path")
-    return found.absolute()
 
 
 def run_model(path: PathLike, judging: Judging | None = None) -> RunResult:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfl_rewrite.interpreter.interface import Array, Interface, TensorFacts
-from tfl_rewrite.interpreter.session import understood
+from tfl_rewrite.interpreter.worker import understood
 
 # Operators that make a weight of a stored constant, not an activation.
 _UNPACKING = frozenset(["CAST", "DENSIFY", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"])

@@ -12,8 +12,7 @@ from pathlib import Path
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
-from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan, Worker
+from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.tally import Movement
 from tfl_rewrite.judge.verdict import JudgeInfo
@@ -43,28 +42,16 @@ PATIENCE_SECONDS = 5.0
 """How long an original may fail before no gentler inputs and no other resolver are tried."""
 
 
-def request_for(
-    judging: Judging, verb: str, path: Path, resolver: str, steps: Path | None = None
-) -> dict[str, object]:
-    """What the child process is asked to do with a file."""
-    asked: dict[str, object] = {
-        "do": verb,
-        "model": str(path),
-        "resolver": resolver,
-        "threads": judging.threads,
-        "memory": judging.memory_limit,
-        "independent": judging.independent,
-    }
-    return asked if steps is None else {**asked, "steps": str(steps)}
+def existing(path: PathLike) -> Path:
+    """A file by its whole path.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What remains of a `Step` once its arrays are written."""
-
-    signature: str | None
-    optional: bool
-    real: bool
+    Raises:
+        UsageError: There is none.
+    """
+    found = Path(path)
+    if not found.is_file():
+        raise UsageError("no such file", file=path, remedy="check the path")
+    return found.absolute()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +59,7 @@ class Reference:
     """A run of the original that ended: with it every rewritten file is compared.
 
     Attributes:
-        calls: All that were asked for; the last, optional ones may not have been run.
+        calls: All that were asked for, without their values; the last, optional ones may not have been run.
         failed: Entry points that do not run; there are no calls of them.
         assumed: What was assumed of the model's inputs, as in `media.PLAUSIBLE`.
         steps: The list of calls for the child process, beside the arrays of inputs.
@@ -80,11 +67,11 @@ class Reference:
 
     execution: Execution
     interface: Interface
-    calls: tuple[Call, ...]
+    calls: tuple[Step, ...]
     steps: Path
     resolver: str
     judge: JudgeInfo
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     failed: Mapping[str | None, Failure] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
@@ -106,16 +93,11 @@ class Reference:
             f"{left_out} of {asked} samples (outputs take {each} each, and {amount(KEPT_NBYTES)} are kept)",
         )
 
-    def entry(self, call: Call) -> EntryPoint:
+    def entry(self, call: Step) -> EntryPoint:
         """The entry point of a call."""
         found = self.interface.find(call.signature)
         assert found is not None
         return found
-
-
-Beside = Callable[[Reference], OnRan]
-"""Begins another run on the calls of a run of the original that has just begun; what it returns is called
-whenever one of those has ended."""
 
 
 class Original:
@@ -127,47 +109,63 @@ class Original:
 
     Args:
         path: The original.
-        given: The folder that inputs are written to, which the process of the worker may read.
+        workers: That of the original, and that of the rewritten files.
+        given: The folder that inputs are written to, which the processes may read.
     """
 
-    def __init__(self, path: Path, judging: Judging, worker: Worker, scratch: Scratch, given: Path) -> None:
-        self._path = path
-        self._judging = judging
-        self._worker = worker
-        self._scratch = scratch
-        self._given = given
-        self._outputs = given / "none yet"
-        self._settled: Reference | Failure | None = None
-        self._began = 0.0
+    def __init__(self, path: Path, judging: Judging, workers: tuple[Worker, Worker], given: Path) -> None:
+        self.path = path
+        self.judging = judging
+        self.workers = workers
         self.judge: JudgeInfo | None = None
+        self._given = given
+        self._settled: Reference | Failure | None = None
+        self._beside: Callable[[Reference], None] = lambda reference: None
+        self._execution: Execution | None = None
+        self._began = 0.0
 
     @property
     def settled(self) -> Reference | None:
         """The run of the original, once there is one that ended."""
         return self._settled if isinstance(self._settled, Reference) else None
 
-    def settle(
-        self,
-        *,
-        beside: Beside | None = None,
-        abandon: Callable[[], None] | None = None,
-    ) -> Reference | Failure:
+    @property
+    def reference(self) -> Reference:
+        """The same, of which it is known that there is one."""
+        assert isinstance(self._settled, Reference)
+        return self._settled
+
+    def request(self, verb: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
+        """What a process is asked to do with a file."""
+        asked: dict[str, object] = {
+            "do": verb,
+            "model": str(path),
+            "resolver": resolver,
+            "threads": self.judging.threads,
+            "memory": self.judging.memory_limit,
+            "independent": self.judging.independent,
+        }
+        return asked if steps is None else {**asked, "steps": str(steps)}
+
+    def settle(self, beside: Callable[[Reference], None] | None = None) -> Reference | Failure:
         """The run that all comparisons use, or why there is none.
 
         Args:
-            beside: Called when a run begins, to begin another.
-            abandon: Called when that run of the original failed.
+            beside: Called whenever a run begins, to begin another on the same calls in the second worker.
+                That one is looked at whenever a call of the original has ended, and killed where it fails.
 
         Raises:
             UsageError: The runtime cannot be started, or the user's inputs do not fit the model.
         """
         if self._settled is not None:
             return self._settled
-        result = self._try_runtime(beside, abandon)
+        if beside is not None:
+            self._beside = beside
+        result = self._try_runtime()
         first, judge = result, self.judge
         # The next runtime of that Python may have operators that this one lacks, such as TensorFlow's (Flex).
-        while isinstance(result, Failure) and _lacks_something(result) and self._worker.fall_back():
-            result = self._try_runtime(beside, abandon)
+        while isinstance(result, Failure) and _lacks_something(result) and self.workers[0].fall_back():
+            result = self._try_runtime()
         if isinstance(first, Failure) and isinstance(result, Reference):
             assert judge is not None
             lacking = f"{judge.runtime} {judge.version} does not run the original ({first.message})"
@@ -179,13 +177,13 @@ class Original:
         self._settled = result
         return result
 
-    def _try_runtime(self, beside: Beside | None, abandon: Callable[[], None] | None) -> Reference | Failure:
+    def _try_runtime(self) -> Reference | Failure:
         """The run with the first resolver that takes it, in the runtime that the worker has."""
         failures: list[tuple[Failure, JudgeInfo | None]] = []
         self._began = time.monotonic()
-        asked = self._judging.resolver[:1]
+        asked = self.judging.resolver[:1]
         for resolver in asked or UNASKED:
-            result = self._try_resolver(resolver, beside, abandon)
+            result = self._try_resolver(resolver)
             if isinstance(result, Reference):
                 return result
             failures.append((result, self.judge))
@@ -195,16 +193,11 @@ class Original:
         failure, self.judge = failures[0]
         return failure
 
-    def _try_resolver(
-        self,
-        resolver: str,
-        beside: Beside | None,
-        abandon: Callable[[], None] | None,
-    ) -> Reference | Failure:
+    def _try_resolver(self, resolver: str) -> Reference | Failure:
         interface = self._describe(resolver)
         if isinstance(interface, Failure):
             return interface
-        real = real_inputs(interface, self._judging.inputs) if self._judging.inputs else None
+        real = real_inputs(interface, self.judging.inputs) if self.judging.inputs else None
         made = [entry for entry in interface.entry_points if real is None or entry.key not in real.covered]
         # What is left to try for each entry point that samples are made for, the next one first.
         gentler = {entry.key: [VARIED, *gentler_recipes(entry)] for entry in made}
@@ -219,35 +212,30 @@ class Original:
                 return Failure(kind="error", stage="running", step=None, message=str(error))
             if not steps:
                 return next(iter(failed.values()))
-            listed, execution = self._run(steps, interface, resolver, beside, abandon)
-            failure = execution.failure
+            tried = self._run(steps, interface, resolver)
+            failure = tried.execution.failure
             if failure is None:
-                assert self.judge is not None
-                reference = Reference(
-                    execution=execution,
-                    interface=interface,
-                    calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
-                    steps=listed,
-                    resolver=resolver,
-                    judge=self.judge,
-                    notes=(*notes, *self._notes(interface, execution, steps, chosen, resolver)),
-                    failed=failed,
-                    assumed=() if real is None else real.assumed,
-                )
+                notes += self._notes(tried, chosen)
+                assumed = () if real is None else real.assumed
+                reference = replace(tried, notes=tuple(notes), failed=failed, assumed=assumed)
                 quiet = [key for key in _silent(reference) if louder.get(key)]
                 if not quiet or self._out_of_patience():
                     return reference
                 for key in quiet:
                     gentler[key] = [louder[key].pop(0)]
-                if abandon is not None:
-                    abandon()
+                self.workers[1].kill()
                 continue
-            if abandon is not None:
-                abandon()
-            self._blame_inputs(failure, steps)
-            if failure.stage != "running" or failure.step is None:
+            self.workers[1].kill()
+            step = None if failure.step is None else tried.calls[failure.step]
+            if step is not None and step.real and step.shapes:
+                raise UsageError(
+                    f"the model does not run at the sizes of the samples, {step.shapes}: {failure.message}",
+                    file=self.path,
+                    remedy="give samples of the declared sizes",
+                )
+            if failure.stage != "running" or step is None:
                 return failure
-            key = steps[failure.step].signature
+            key = step.signature
             first.setdefault(key, failure)
             hopeless = failure.kind in ("timeout", "disk") or self._out_of_patience()
             if len(gentler.get(key, ())) > 1 and not hopeless:
@@ -262,9 +250,11 @@ class Original:
 
     def _describe(self, resolver: str) -> Interface | Failure:
         """What the model takes and gives, if it opens and allocates with this resolver."""
-        self._worker.begin(request_for(self._judging, "open", self._path, resolver), self._scratch.folder())
-        self.judge = judge_info(self._worker, resolver, self._judging.threads)
-        described = self._worker.finish(self._judging.timeout)
+        worker = self.workers[0]
+        worker.begin(self.request("open", self.path, resolver))
+        self.judge = judge_info(worker, resolver, self.judging.threads)
+        described = worker.finish()
+        described.discard()
         if described.failure is not None:
             return described.failure
         if described.interface is None:
@@ -287,7 +277,7 @@ class Original:
         entries = [entry for entry in interface.entry_points if entry.key not in failed]
         steps = [] if real is None else [step for step in real.steps if step.signature not in failed]
         notes = [] if real is None else list(real.notes)
-        seed, count = self._judging.seed, self._judging.samples
+        seed, count = self.judging.seed, self.judging.samples
         for entry in entries:
             if real is not None and entry.key in real.covered:
                 continue
@@ -307,129 +297,78 @@ class Original:
             steps += [step for step in extra if step is not None]
         return steps, notes
 
-    def _run(
-        self,
-        steps: list[Step],
-        interface: Interface,
-        resolver: str,
-        beside: Beside | None,
-        abandon: Callable[[], None] | None,
-    ) -> tuple[Path, Execution]:
-        """Runs all calls, or of each entry point the first few whose outputs can be kept.
-
-        Returns:
-            The list of calls for the child process, and the run. What was not run is taken out of ``steps``.
-        """
+    def _run(self, steps: list[Step], interface: Interface, resolver: str) -> Reference:
+        """Runs all calls, or of each entry point the first few whose outputs can be kept."""
+        assert self.judge is not None
         asked = sum(not step.optional for step in steps)
         most = _affordable(interface, steps, [])
         while True:
-            steps[:] = _first_samples(steps, most)
+            steps = _first_samples(steps, most)
             for path in self._given.iterdir():
                 # Of inputs that the model did not take, or that were too many.
                 path.unlink()
-            listed = write_steps(steps, self._given)
-            keeps = SINGLE_NBYTES if most == 1 else KEPT_NBYTES
-            execution = self._run_all(steps, interface, resolver, listed, keeps, beside, abandon)
+            unrun = Reference(
+                execution=Execution(folder=self._given),
+                interface=interface,
+                calls=tuple(replace(step, values=()) for step in steps),
+                steps=write_steps(steps, self._given),
+                resolver=resolver,
+                judge=self.judge,
+            )
+            execution = self._run_all(unrun, SINGLE_NBYTES if most == 1 else KEPT_NBYTES)
             execution.left_out = asked - sum(not step.optional for step in steps)
             failure = execution.failure
             if failure is None or failure.kind != "disk" or failure.stage != "running" or most == 1:
-                return listed, execution
-            if abandon is not None:
-                abandon()
+                return replace(unrun, execution=execution)
+            self.workers[1].kill()
             most = min(most - 1, _affordable(interface, steps, execution.nbytes))
 
-    def _run_all(
-        self,
-        steps: list[Step],
-        interface: Interface,
-        resolver: str,
-        listed: Path,
-        keeps: int,
-        beside: Beside | None,
-        abandon: Callable[[], None] | None,
-    ) -> Execution:
-        request = request_for(self._judging, "run", self._path, resolver, listed)
-        advance: OnRan | None = None
-
-        def on_ran(execution: Execution, step: int) -> None:
-            if advance is not None:
-                advance(execution, step)
+    def _run_all(self, unrun: Reference, keeps: int) -> Execution:
+        worker, other = self.workers
+        request = self.request("run", self.path, unrun.resolver, unrun.steps)
 
         def begin() -> Execution:
             # What an earlier try gave is not compared with.
-            self._scratch.discard(self._outputs)
-            folder = self._outputs = self._scratch.folder()
-            return self._worker.begin(request, folder, on_ran=on_ran, keeps=keeps, keeps_all=True)
-
-        begun = begin()
-        if beside is not None:
-            assert self.judge is not None
-            advance = beside(
-                Reference(
-                    execution=begun,
-                    interface=interface,
-                    calls=tuple(Call(signature=s.signature, optional=s.optional, real=s.real) for s in steps),
-                    steps=listed,
-                    resolver=resolver,
-                    judge=self.judge,
-                    notes=(),
-                )
+            if self._execution is not None:
+                self._execution.discard()
+            self._execution = worker.begin(
+                request, on_ran=lambda _, step: other.advance(step), keeps=keeps, keeps_all=True
             )
-        execution = self._worker.finish(self._judging.timeout)
-        failure = execution.failure
-        if failure is not None and failure.crowded and abandon is not None:
+            return self._execution
+
+        self._beside(replace(unrun, execution=begin()))
+        execution = worker.finish()
+        if execution.failure is not None and execution.failure.crowded:
             # Both files at once are too much: one after the other, then.
-            abandon()
-            advance = None
+            other.kill()
             begin()
-            execution = self._worker.finish(self._judging.timeout)
-            failure = execution.failure
-        if failure is not None and failure.step is not None and failure.step >= len(steps):
+            execution = worker.finish()
+        failure, calls = execution.failure, unrun.calls
+        if failure is not None and failure.step is not None and failure.step >= len(calls):
             # Told by a process that is not itself any more.
             failure = execution.failure = replace(failure, step=None)
-        if failure is not None and failure.step is not None and steps[failure.step].optional:
+        if failure is not None and failure.step is not None and calls[failure.step].optional:
             # It took the whole process with it, but what was asked for is there.
             execution.dropped = (failure.step, failure.message)
             execution.failure = None
         return execution
 
-    def _blame_inputs(self, failure: Failure, steps: list[Step]) -> None:
-        """The sizes of the user's samples are at fault where they are not those that the model declares.
-
-        Raises:
-            UsageError: They are.
-        """
-        step = None if failure.step is None else steps[failure.step]
-        if step is not None and step.real and step.shapes:
-            raise UsageError(
-                f"the model does not run at the sizes of the samples, {step.shapes}: {failure.message}",
-                file=self._path,
-                remedy="give samples of the declared sizes",
-            )
-
-    def _notes(
-        self,
-        interface: Interface,
-        execution: Execution,
-        steps: list[Step],
-        recipes: Mapping[str | None, Recipe],
-        resolver: str,
-    ) -> list[str]:
+    def _notes(self, reference: Reference, recipes: Mapping[str | None, Recipe]) -> list[str]:
         notes = []
-        if resolver != (self._judging.resolver or UNASKED)[0]:
+        if reference.resolver != (self.judging.resolver or UNASKED)[0]:
             notes.append("the original runs only without the default delegates (XNNPACK): so were both files")
         for key, recipe in recipes.items():
-            if recipe is VARIED or all(step.signature != key for step in steps):
+            if recipe is VARIED or all(call.signature != key for call in reference.calls):
                 continue
-            entry = interface.find(key)
+            entry = reference.interface.find(key)
             assert entry is not None
             why = "gives always the same on" if recipe in LOUDER else "fails on"
             notes.append(f"{entry.label} {why} varied made samples; used instead: {recipe.name}")
-        for number, step in enumerate(steps):
-            if step.optional:
-                ran = number < len(execution.ran)
+        for number, call in enumerate(reference.calls):
+            if call.optional:
+                ran = number < len(reference.execution.ran)
                 what = "judged as well" if ran else "refused by the original, not judged"
-                notes.append(f"a sample with larger free sizes ({step.shapes}): {what}")
+                notes.append(f"a sample with larger free sizes ({call.shapes}): {what}")
         return notes
 
 

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from tfl_rewrite.interpreter.interface import quoted
-from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan, Worker
+from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan
 from tfl_rewrite.judge.compare import NOTICEABLE_DB, compared
-from tfl_rewrite.judge.reference import Reference, request_for
-from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.judge.reference import Original, Reference
+from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
-from tfl_rewrite.judge.verdict import Key, OutputComparison
+from tfl_rewrite.judge.verdict import Key, OutputComparison, Verdict
 
 Tallies = dict[Key, OutputTally]
 
@@ -83,14 +82,6 @@ class Tallying:
                 self.tallies[key].add(ours.output(number, position), theirs.output(place, position))
 
 
-def tally_runs(reference: Reference, execution: Execution) -> tuple[Tallies, list[str]]:
-    """Sums up two runs that ended, output by output, as far as outputs were kept."""
-    tallying = Tallying(reference)
-    for call in sorted(execution.kept):
-        tallying.take(execution, call)
-    return tallying.tallies, tallying.notes
-
-
 def differing(tallies: Mapping[Key, OutputTally], tolerance: Tolerance = EXACT) -> set[Key]:
     """The outputs that are not equal enough; without a tolerance, not equal to the bit."""
     return {key for key, tally in tallies.items() if not compared(tally, tolerance).passed}
@@ -103,134 +94,109 @@ LAST_BITS_DB = 60.0
 """Sums in another order, as by the alignment of a buffer, are 120 dB apart in float32; garbage is not."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeated:
-    """What running both files again showed.
-
-    Attributes:
-        calls: How many calls of the rewritten file were repeated.
-        reason: Why the rewritten file fails, or None.
-    """
-
-    calls: int = 0
-    reason: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-class _Probing:
-    """The original asked for some calls again, each so many times, and what that showed."""
-
-    def __init__(self, reference: Reference, calls: list[int], times: int) -> None:
-        self.asked = [call for call in calls for _ in range(times)]
-        ends = len(self.asked)
-        first = range(0, ends, times)
-        second = range(1, ends, times) if times == 2 else range(0)
-        self.first = Tallying(reference, pairs={place: self.asked[place] for place in first})
-        self.second = Tallying(reference, pairs={place: self.asked[place] for place in second})
-
-    def take(self, rerun: Execution, place: int) -> None:
-        for tallying in (self.first, self.second):
-            tallying.take(rerun, place)
+# What is compared with when no other resolver was asked for: users meet one or the other of these. The
+# reference kernels are too slow to run unasked.
+OTHER = {"default": ("builtin",), "builtin": ("default",), "reference": ("builtin",)}
 
 
 class Repeats:
     """Runs files again, and remembers what that showed of the original.
 
     Args:
-        path: The original.
-        workers: That of the original, and that of the rewritten files.
+        original: Which was run.
+        others: Resolvers that it is compared with itself under; without any, see `OTHER`.
     """
 
-    def __init__(
-        self, path: Path, judging: Judging, workers: tuple[Worker, Worker], scratch: Scratch
-    ) -> None:
-        self._path = path
-        self._judging = judging
-        self._workers = workers
-        self._scratch = scratch
+    def __init__(self, original: Original, others: Sequence[str] = ()) -> None:
+        self._original = original
+        self._others = tuple(others)
         self._again: Tallies | Failure | None = None
-        self._probed = False
-        self._notes: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] | None = None
+        self._measured: dict[str, Tallies] | None = None
 
-    def original_again(self, reference: Reference) -> Tallies | Failure:
+    def original_again(self) -> Tallies | Failure:
         """The original against itself, all calls, in a new process; run once."""
         if self._again is None:
-            tallying = Tallying(reference)
-            again = self._anew(reference, self._path, tallying.take)
+            tallying = Tallying(self._original.reference)
+            again = self._anew(self._original.path, tallying.take)
             self._again = again.failure or tallying.tallies
-            self._scratch.discard(again.folder)
         return self._again
 
-    def check(self, reference: Reference, execution: Execution, after: Path) -> Repeated:
-        """Runs both files again; ``execution`` is the first run of the rewritten file, which ended."""
+    def check(self, execution: Execution, after: Path, verdict: Verdict) -> Verdict:
+        """Adds what running both files again shows.
+
+        Args:
+            execution: The first run of the rewritten file, which ended.
+            after: The rewritten file.
+            verdict: On that run.
+        """
+        reference, (first, second) = self._original.reference, self._original.workers
         calls = _first_calls(reference, execution)
-        notes = tuple(_too_large(reference, execution))
+        large = _too_large(reference, execution)
         if not calls:
-            return Repeated(notes=notes)
-        first, second = self._workers
+            return replace(verdict, notes=(*verdict.notes, *large))
         ours = Tallying(reference, execution, dict(enumerate(calls)))
-        self._begin(first, reference, after, calls, ours.take)
-        probing = None
-        if not self._probed:
+        first.begin({**self._request(after), "only": calls}, on_ran=ours.take, keeps=0)
+        if self._notes is None:
             # Twice, one after the other: what differs then is carried over from call to call.
-            times = 2 if reference.interface.keeps_state and not self._judging.independent else 1
-            probing = _Probing(reference, calls, times)
-            self._begin(second, reference, self._path, probing.asked, probing.take)
-        rerun = first.finish(self._judging.timeout)
-        self._scratch.discard(rerun.folder)
-        if probing is not None:
-            self._probed = True
-            self._notes = self._judge_original(reference, probing, second.finish(self._judging.timeout))
+            stateful = reference.interface.keeps_state and not self._original.judging.independent
+            times = 2 if stateful else 1
+            asked = [call for call in calls for _ in range(times)]
+            turns = [
+                Tallying(reference, pairs={place: asked[place] for place in range(turn, len(asked), times)})
+                for turn in range(times)
+            ]
+            second.begin(
+                {**self._request(self._original.path), "only": asked},
+                on_ran=lambda rerun, place: turns[place % times].take(rerun, place),
+                keeps=0,
+            )
+        rerun = first.finish()
+        rerun.discard()
+        if self._notes is None:
+            again = second.finish()
+            again.discard()
+            self._notes = tuple(self._judge_original(again.failure is not None, turns))
         reason: str | None = None
         found: list[str] = []
         if rerun.failure is not None or differing(ours.tallies):
-            reason, found = self._judge_rewritten(reference, execution, after)
-        return Repeated(calls=len(calls), reason=reason, notes=(*self._notes, *notes, *found))
+            reason, found = self._judge_rewritten(execution, after)
+        notes = (*verdict.notes, *self._notes, *large, *found)
+        verdict = replace(verdict, repeated=len(calls), notes=notes)
+        if reason is None:
+            return verdict
+        return replace(verdict, status="fail", cause="unrepeatable", reasons=(reason, *verdict.reasons))
 
-    def _begin(
-        self, worker: Worker, reference: Reference, path: Path, calls: list[int], on_ran: OnRan
-    ) -> None:
-        request = self._request(reference, path, calls)
-        worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
-
-    def _judge_original(self, reference: Reference, probing: _Probing, rerun: Execution) -> tuple[str, ...]:
-        self._scratch.discard(rerun.folder)
-        notes: list[str] = []
-        if rerun.failure is not None or differing(probing.first.tallies):
-            again = self.original_again(reference)
+    def _judge_original(self, failed: bool, turns: Sequence[Tallying]) -> list[str]:
+        if failed or differing(turns[0].tallies):
+            again = self.original_again()
             if isinstance(again, Failure):
-                notes.append(f"the original does not run a second time: {again.message}")
-            elif unstable := differing(again):
-                notes.append(
-                    "the original does not repeat its own outputs from one run to the next: "
-                    + _names(reference, unstable)
-                )
-        elif differing(probing.second.tallies):
+                return [f"the original does not run a second time: {again.message}"]
+            unstable = self._names(differing(again))
+            text = "the original does not repeat its own outputs from one run to the next"
+            return [f"{text}: {unstable}"] if unstable else []
+        if any(differing(turn.tallies) for turn in turns[1:]):
             # The same call gives something else the second time.
-            ran = len(reference.execution.ran)
-            notes.append(f"state carries over from call to call: the {ran} calls were run as one sequence")
-        return tuple(notes)
+            ran = len(self._original.reference.execution.ran)
+            return [f"state carries over from call to call: the {ran} calls were run as one sequence"]
+        return []
 
-    def _judge_rewritten(
-        self, reference: Reference, execution: Execution, after: Path
-    ) -> tuple[str | None, list[str]]:
+    def _judge_rewritten(self, execution: Execution, after: Path) -> tuple[str | None, list[str]]:
         """Runs the whole rewritten file again, since a part of it was not the same."""
-        tallying = Tallying(reference, execution)
-        full = self._anew(reference, after, tallying.take)
-        self._scratch.discard(full.folder)
+        tallying = Tallying(self._original.reference, execution)
+        full = self._anew(after, tallying.take)
         if full.failure is not None and len(full.ran) < len(execution.ran):
             return f"the rewritten file does not run a second time: {full.failure.message}", []
-        tallies = tallying.tallies
-        changed = differing(tallies)
+        changed = differing(tallying.tallies)
         if not changed:
             # State that an earlier call left explains it.
             return None, []
-        again = self.original_again(reference)
+        again = self.original_again()
         blamed = changed if isinstance(again, Failure) else changed - differing(again)
         if not blamed or isinstance(again, Failure):
-            return None, [f"nor does the rewritten file repeat its outputs: {_names(reference, changed)}"]
-        names = _names(reference, blamed)
-        worst = min(_likeness(tallies[key]) for key in blamed)
+            return None, [f"nor does the rewritten file repeat its outputs: {self._names(changed)}"]
+        names = self._names(blamed)
+        worst = min(_likeness(tallying.tallies[key]) for key in blamed)
         if worst < LAST_BITS_DB:
             return (
                 f"the rewritten file does not repeat its own outputs from one run to the next: {names}"
@@ -239,18 +205,71 @@ class Repeats:
             )
         return None, [f"the last bits of the rewritten file's outputs vary from run to run: {names}"]
 
-    def _request(self, reference: Reference, path: Path, only: list[int] | None) -> dict[str, object]:
-        request = request_for(self._judging, "run", path, reference.resolver, reference.steps)
-        return {**request, "poison": POISON} if only is None else {**request, "poison": POISON, "only": only}
+    def _request(self, path: Path) -> dict[str, object]:
+        reference = self._original.reference
+        request = self._original.request("run", path, reference.resolver, reference.steps)
+        return {**request, "poison": POISON}
 
-    def _anew(self, reference: Reference, path: Path, on_ran: OnRan) -> Execution:
+    def _anew(self, path: Path, on_ran: OnRan) -> Execution:
         """Runs all calls in a process that has done nothing else, with no other beside it."""
-        for worker in self._workers:
+        for worker in self._original.workers:
             worker.kill()
-        worker = self._workers[0]
-        request = self._request(reference, path, None)
-        worker.begin(request, self._scratch.folder(), on_ran=on_ran, keeps=0)
-        return worker.finish(self._judging.timeout)
+        return self._run(self._request(path), on_ran)
+
+    def _run(self, request: dict[str, object], on_ran: OnRan) -> Execution:
+        worker = self._original.workers[0]
+        worker.begin(request, on_ran=on_ran, keeps=0)
+        with worker.finish() as execution:
+            return execution
+
+    def _names(self, keys: set[Key]) -> str:
+        names = []
+        for signature, position in sorted(keys, key=lambda key: (key[0] or "", key[1])):
+            entry = self._original.reference.interface.find(signature)
+            assert entry is not None
+            label = quoted(entry.outputs[position].name)
+            names.append(label if signature is None else f"{label} of {quoted(signature)}")
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    def noisiest(self, key: Key) -> OutputTally | None:
+        """The original against itself, in the kernels that repeat this output least; None without any."""
+        found = [tallies[key] for tallies in self._kernels().values() if key in tallies]
+        return min(found, key=lambda tally: tally.snr_db, default=None)
+
+    def excuse(self, output: OutputComparison, tolerance: Tolerance) -> tuple[bool, str | None]:
+        """Whether a failed output is within what the original differs from itself; and what to say.
+
+        An output is excused if other kernels put the original beyond the tolerance too, and at least as far
+        as the rewrite did. Not if one of its channels is lost that other kernels repeat, whatever becomes of
+        the others.
+        """
+        said: str | None = None
+        lost = output.channel is not None and output.channel.reason is not None
+        for resolver, tallies in self._kernels().items():
+            tally = tallies.get((output.signature, output.position))
+            noise = None if tally is None else compared(tally, tolerance)
+            if noise is None or noise.passed:
+                continue
+            what = f"{output.label}: the original itself differs between kernels"
+            said = f"{what} ({self._original.reference.resolver} and {resolver}): {noise.reason}"
+            if not lost and _no_worse(output, noise):
+                return True, said
+            said += "; the rewritten file is further off"
+        return False, said
+
+    def _kernels(self) -> dict[str, Tallies]:
+        """The original against itself in other kernels; run once."""
+        if self._measured is None:
+            self._measured = {}
+            reference = self._original.reference
+            for resolver in self._others or OTHER[reference.resolver]:
+                if resolver == reference.resolver:
+                    continue
+                tallying = Tallying(reference)
+                request = self._original.request("run", self._original.path, resolver, reference.steps)
+                self._run(request, tallying.take)
+                self._measured[resolver] = tallying.tallies
+        return self._measured
 
 
 def _likeness(tally: OutputTally) -> float:
@@ -280,82 +299,6 @@ def _too_large(reference: Reference, execution: Execution) -> list[str]:
     ]
 
 
-def _names(reference: Reference, keys: set[Key]) -> str:
-    names = []
-    for signature, position in sorted(keys, key=lambda key: (key[0] or "", key[1])):
-        entry = reference.interface.find(signature)
-        assert entry is not None
-        label = quoted(entry.outputs[position].name)
-        names.append(label if signature is None else f"{label} of {quoted(signature)}")
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# What is compared with when no other resolver was asked for: users meet one or the other of these. The
-# reference kernels are too slow to run unasked.
-OTHER = {"default": ("builtin",), "builtin": ("default",), "reference": ("builtin",)}
-
-
-class KernelNoise:
-    """Runs the original with other kernels, when first asked.
-
-    Args:
-        path: The original.
-        others: Resolvers to compare with; without any, see `OTHER`.
-    """
-
-    def __init__(
-        self, path: Path, judging: Judging, worker: Worker, scratch: Scratch, others: Sequence[str]
-    ) -> None:
-        self._path = path
-        self._judging = judging
-        self._worker = worker
-        self._scratch = scratch
-        self._others = tuple(others)
-        self._measured: dict[str, Tallies] | None = None
-
-    def of(self, reference: Reference, key: Key) -> OutputTally | None:
-        """The original against itself, in the kernels that repeat this output least; None without any."""
-        found = [tallies[key] for tallies in self._measure(reference).values() if key in tallies]
-        return min(found, key=lambda tally: tally.snr_db, default=None)
-
-    def excuse(
-        self, reference: Reference, output: OutputComparison, tolerance: Tolerance
-    ) -> tuple[bool, str | None]:
-        """Whether a failed output is within what the original differs from itself; and what to say.
-
-        An output is excused if other kernels put the original beyond the tolerance too, and at least as far
-        as the rewrite did. Not if one of its channels is lost that other kernels repeat, whatever becomes of
-        the others.
-        """
-        said: str | None = None
-        lost = output.channel is not None and output.channel.reason is not None
-        for resolver, tallies in self._measure(reference).items():
-            tally = tallies.get((output.signature, output.position))
-            noise = None if tally is None else compared(tally, tolerance)
-            if noise is None or noise.passed:
-                continue
-            what = f"{output.label}: the original itself differs between kernels"
-            said = f"{what} ({reference.resolver} and {resolver}): {noise.reason}"
-            if not lost and _no_worse(output, noise):
-                return True, said
-            said += "; the rewritten file is further off"
-        return False, said
-
-    def _measure(self, reference: Reference) -> dict[str, Tallies]:
-        if self._measured is None:
-            self._measured = {}
-            for resolver in self._others or OTHER[reference.resolver]:
-                if resolver == reference.resolver:
-                    continue
-                request = request_for(self._judging, "run", self._path, resolver, reference.steps)
-                tallying = Tallying(reference)
-                self._worker.begin(request, self._scratch.folder(), on_ran=tallying.take, keeps=0)
-                execution = self._worker.finish(self._judging.timeout)
-                self._measured[resolver] = tallying.tallies
-                self._scratch.discard(execution.folder)
-        return self._measured
-
-
 def differences(first: Reference, second: Reference, tolerance: Tolerance) -> list[str]:
     """Says where two judges see different outputs of the original, if the difference is noticeable."""
     same = first.calls == second.calls and first.interface == second.interface
@@ -363,8 +306,10 @@ def differences(first: Reference, second: Reference, tolerance: Tolerance) -> li
         return []
     least = NOTICEABLE_DB if tolerance.min_snr is None else max(tolerance.min_snr, NOTICEABLE_DB)
     noticeable = Tolerance(min_snr=least, min_agreement=tolerance.min_agreement)
-    tallies, _ = tally_runs(first, second.execution)
-    found = [compared(tally, noticeable) for tally in tallies.values()]
+    tallying = Tallying(first)
+    for call in sorted(second.execution.kept):
+        tallying.take(second.execution, call)
+    found = [compared(tally, noticeable) for tally in tallying.tallies.values()]
     who = f"{_name(first)} and {_name(second)}"
     return [
         f"the original's own outputs differ between {who}: {one.label}: {one.reason}"

@@ -17,8 +17,9 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.store import load
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.interpreter.worker import RuntimeChoice, Worker
+from tfl_rewrite.interpreter.worker import Worker
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -270,12 +271,12 @@ class Stopwatch:
         """
         with contextlib.closing(Scratch()) as scratch:
             choice, watch = RuntimeChoice.parse(self._runtime), MemoryWatch(default_limit())
-            worker = Worker(choice, scratch.folder(), watch, timeout=_TIMEOUT)
+            worker = Worker(choice, scratch, watch, timeout=_TIMEOUT)
             try:
                 worker.admit(*paths)
                 request = {"do": "time", "models": [str(path) for path in paths], "threads": 1}
-                worker.begin(request, scratch.folder())
-                done = worker.finish(_TIMEOUT)
+                worker.begin(request)
+                done = worker.finish()
             finally:
                 worker.kill()
         if done.failure is not None:
