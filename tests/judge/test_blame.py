@@ -18,8 +18,8 @@ from tfl_rewrite.interpreter.interface import EntryPoint, TensorFacts
 from tfl_rewrite.judge import blame as blame_module
 from tfl_rewrite.judge.blame import blame
 from tfl_rewrite.judge.layers import EQUAL_DB, Layer, _ranked
-from tfl_rewrite.judge.matching import TensorTally
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.tally import TensorTally
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.samples.made import Step
 
@@ -280,7 +280,7 @@ def facts(dtype: str, **more: object) -> TensorFacts:
 def test_tally_of_floats_and_quantized_integers():
     tally = TensorTally(facts("float32"), facts("int8", scales=(0.5,), zero_points=(2,)))
     tally.add(np.array([1.0, 3.0], np.float32), np.array([4, 6], np.int8))
-    assert (tally.power, tally.noise, tally.peak_error) == (10.0, 1.0, 1.0)
+    assert (tally.power, tally.noise, tally.max_error) == (10.0, 1.0, 1.0)
     assert tally.ratio == pytest.approx(0.1)
     per_channel = facts("int8", scales=(0.5, 2.0), zero_points=(0, 0), quantized_dimension=1)
     tally = TensorTally(facts("float32"), per_channel)
@@ -291,7 +291,7 @@ def test_tally_of_floats_and_quantized_integers():
 def test_tally_counts_what_is_not_finite():
     tally = TensorTally(facts("float32"), facts("float32"))
     tally.add(np.array([np.nan, 1, np.inf, -np.inf]), np.array([np.nan, 1, 5, -np.inf]))
-    assert (tally.nonfinite, tally.measured, tally.ratio) == (1, 1, 0.0)
+    assert (tally.nonfinite, tally.finite, tally.ratio) == (1, 1, 0.0)
 
 
 def test_tally_of_shapes_and_shares():

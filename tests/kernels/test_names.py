@@ -11,7 +11,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite import load
 from tfl_rewrite.interpreter.interface import CARRIERS, KEEPERS
-from tfl_rewrite.judge.matching import HANDLES
+from tfl_rewrite.judge.layers import HANDLES
 from tfl_rewrite.kernels import runtimes, table
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.kernels.table import ROWS
@@ -24,7 +24,7 @@ TABLE = "kernels/table.py"
 # The judge shares no code with what it judges, so its wing may not ask the rows. The tests below compare.
 WING = {
     "interpreter/interface.py": "which inputs are indices is found beside the runtime, without the rows",
-    "judge/matching.py": "what an operator output is matched by does not come from the rewriter",
+    "judge/layers.py": "what an operator output is matched by does not come from the rewriter",
 }
 # Words that are the name of an operator by chance.
 CHANCE = {("batch/config.py", "WHERE"): "a metavar"}

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +22,10 @@ from tfl_rewrite.interpreter.interface import Array, TensorFacts
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed, Worker
-from tfl_rewrite.judge.layers import Blame, inserted_operators, layers_of, unmatched_outputs
-from tfl_rewrite.judge.matching import Match, TensorTally, Trace, is_real, match_outputs, real_pieces
+from tfl_rewrite.judge.layers import HANDLES, Blame, Match, Trace, layers_of, match_outputs
 from tfl_rewrite.judge.reference import existing, judge_info
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.tally import TensorTally, is_real, real_pieces
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
@@ -129,8 +130,8 @@ class _Blaming:
             sample_source="real" if steps else "made",
             sample_count=len(calls),
             layers=tuple(layers),
-            unmatched=tuple(unmatched_outputs(first, matches, tallies)),
-            inserted=inserted_operators(second, matches),
+            unmatched=tuple(_unmatched(first, matches, tallies)),
+            inserted=_inserted(second, matches),
             notes=(*notes, *_unseen(first, second)),
         )
 
@@ -294,3 +295,31 @@ def _unseen(first: Trace, second: Trace) -> list[str]:
     if max(0, count) != max(0, other):
         notes.append(f"the rewritten file has {other} subgraphs instead of {count}")
     return notes
+
+
+def _unmatched(trace: Trace, matches: list[Match], tallies: list[TensorTally]) -> list[str]:
+    """Operator outputs of the original that were not compared, as ``index TYPE name`` or with the reason."""
+    paired = {match.before_tensor for match in matches}
+    texts = [
+        f"{node.index} {node.operator} {trace.tensors[tensor].tensor!a}"
+        for node in trace.nodes
+        for tensor in node.outputs
+        if tensor in trace.tensors and tensor not in paired and tensor not in trace.unpacked
+        if node.operator not in HANDLES
+    ]
+    return texts + [
+        f"{match.before.index} {match.before.operator} ({tally.problem})"
+        for match, tally in zip(matches, tallies, strict=True)
+        if tally.problem is not None
+    ]
+
+
+def _inserted(trace: Trace, matches: list[Match]) -> dict[str, int]:
+    """Operators of the rewritten model that give something and are the counterpart of none, by type."""
+    paired = {match.after.index for match in matches}
+    lone = (
+        node
+        for node in trace.nodes
+        if node.index not in paired and node.outputs and node.operator not in HANDLES
+    )
+    return dict(Counter(node.operator for node in lone))

@@ -116,6 +116,67 @@ class ChannelSums:
         return np.where(np.isfinite(ratio), ratio, 0.0)
 
 
+class Movement:
+    """Whether an output of the original is the same for all samples.
+
+    Attributes:
+        samples: How many there were.
+        span: Largest distance of any value from that of the first sample; infinite where the shapes differ.
+        inner: Largest distance between two values of one sample.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.span = self.inner = 0.0
+        self._shape: tuple[int, ...] = ()
+        self._first: Array | None = None
+
+    def add(self, values: Array) -> None:
+        """Takes in one sample."""
+        self.samples += 1
+        # Of large outputs some values, evenly spread, tell enough.
+        kept = np.array(values.reshape(-1)[:: max(1, values.size // PIECE)])
+        forget(values)
+        if self._first is None:
+            self._first, self._shape = kept, values.shape
+        elif values.shape != self._shape:
+            self.span = math.inf
+        else:
+            self.span = max(self.span, _distance(self._first, kept))
+        if kept.size and kept.dtype.kind in "biufc":
+            lowest = np.full(kept.shape, kept[np.isfinite(kept)].min()) if np.isfinite(kept).any() else kept
+            self.inner = max(self.inner, _distance(lowest, kept))
+
+    def joined(self, other: Movement) -> Movement:
+        """What the samples of both show."""
+        both = Movement()
+        both._first, both._shape = self._first, self._shape
+        both.samples = self.samples + other.samples
+        both.span, both.inner = max(self.span, other.span), max(self.inner, other.inner)
+        if self._first is not None and other._first is not None:
+            apart = math.inf if self._shape != other._shape else _distance(self._first, other._first)
+            both.span = max(both.span, apart)
+        return both
+
+
+def _distance(one: Array, other: Array) -> float:
+    """Largest absolute difference; infinite where that is not a number and the values are not equal."""
+    if one.dtype.kind not in "biufc":
+        return 0.0 if np.array_equal(one, other) else math.inf
+    if one.size == 0:
+        return 0.0
+    wide = np.complex128 if one.dtype.kind == "c" else np.float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(one.astype(wide) - other.astype(wide))
+    unlike = ~np.isfinite(apart)
+    if unlike.any():
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        if not same[unlike].all():
+            return math.inf
+        apart = apart[~unlike]
+    return float(apart.max()) if apart.size else 0.0
+
+
 class Stillness:
     """Which slices of an output along each axis are one constant after the rewrite and were not before.
 

@@ -1,15 +1,218 @@
-"""Where the error enters and grows: a row for each operator, as data."""
+"""Which operator output of one model is which of another, and where the error enters and grows: as data."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
-from tfl_rewrite.judge.matching import HANDLES, Match, Node, TensorTally, Trace, weight_tensors
+from tfl_rewrite.interpreter.interface import Interface, TensorFacts
+from tfl_rewrite.interpreter.worker import understood
+from tfl_rewrite.judge.tally import TensorTally, without_ones
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.options.json_data import JsonData
+
+# Operators that make a weight of a stored constant, not an activation.
+_UNPACKING = frozenset(["CAST", "DENSIFY", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "TRANSPOSE"])
+# What they give is a handle: reading its value yields rubbish, or ends the process.
+HANDLES = frozenset(["VAR_HANDLE", "HASHTABLE"])
+# Aligning takes time that grows with the square of the repetitions; longer lists are matched by count alone.
+_ALIGN_UP_TO = 4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One operator of the primary subgraph.
+
+    Attributes:
+        index: Its place in the file, which is the order of execution.
+        operator: Its type, or the name of a custom operator.
+        inputs: Tensors by number; -1 for an input that is left out.
+        outputs: Tensors by number.
+    """
+
+    index: int
+    operator: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The primary subgraph of one opened model.
+
+    Attributes:
+        tensors: What its operators read and give, by number.
+    """
+
+    interface: Interface
+    nodes: tuple[Node, ...]
+    tensors: dict[int, TensorFacts]
+
+    @classmethod
+    def of(cls, interface: Interface, answer: dict[str, Any]) -> Trace:
+        """From what the child process tells of a model that it traces.
+
+        Raises:
+            ModelFailed: It is no such answer.
+        """
+        with understood():
+            return cls(
+                interface=interface,
+                nodes=tuple(
+                    Node(index=index, operator=operator, inputs=tuple(inputs), outputs=tuple(outputs))
+                    for index, (operator, inputs, outputs) in enumerate(answer["operators"])
+                ),
+                tensors={int(key): TensorFacts.from_dict(facts) for key, facts in answer["tensors"].items()},
+            )
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Its inputs by number."""
+        return tuple(facts.index for facts in self.interface.primary.inputs)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Its outputs by number."""
+        return tuple(facts.index for facts in self.interface.primary.outputs)
+
+    @functools.cached_property
+    def producers(self) -> dict[int, Node]:
+        """For each tensor that an operator gives: that operator."""
+        return {tensor: node for node in self.nodes for tensor in node.outputs}
+
+    @functools.cached_property
+    def unpacked(self) -> set[int]:
+        """Tensors that operators only unpack from constants: weights."""
+        given = {*self.inputs, *self.producers}
+        found: set[int] = set()
+        for node in self.nodes:
+            if node.operator in _UNPACKING and node.inputs:
+                used = {tensor for tensor in node.inputs if tensor >= 0}
+                if all(tensor in found or tensor not in given for tensor in used):
+                    found.update(node.outputs)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An operator output before and after: which of the outputs of each it is.
+
+    Attributes:
+        by: ``name`` or ``place``.
+    """
+
+    before: Node
+    after: Node
+    position: int
+    after_position: int
+    by: str
+
+    @property
+    def before_tensor(self) -> int:
+        """Of the original, by number."""
+        return self.before.outputs[self.position]
+
+    @property
+    def after_tensor(self) -> int:
+        """Of the rewritten model."""
+        return self.after.outputs[self.after_position]
+
+
+def match_outputs(before: Trace, after: Trace) -> list[Match]:
+    """Pairs the operator outputs of two models, in the order in which the first computes them.
+
+    Names that are unique on both sides decide. What has no such name is aligned by the order of the
+    operators, their types and the shapes of what they give, between those that names have settled.
+    """
+    found = _by_name(before, after)
+    found += _by_place(before, after, found)
+    return sorted(found, key=lambda match: (match.before.index, match.position))
+
+
+def _by_name(before: Trace, after: Trace) -> list[Match]:
+    names_after = _unique_names(after)
+    # An output that is converted back keeps its name on the conversion, the operator gets another.
+    result = []
+    for name, (node, position) in _unique_names(before).items():
+        if name in names_after:
+            match = Match(node, names_after[name][0], position, names_after[name][1], "name")
+            if _may_be_same(before.tensors[match.before_tensor], after.tensors[match.after_tensor]):
+                result.append(match)
+    return result
+
+
+def _may_be_same(one: TensorFacts, other: TensorFacts) -> bool:
+    """Whether the sizes agree, but for axes of one element; free sizes are known only when it runs."""
+    if -1 in one.shape_signature or -1 in other.shape_signature or 0 in (*one.shape, *other.shape):
+        return True
+    return without_ones(one.shape) == without_ones(other.shape)
+
+
+def _unique_names(trace: Trace) -> dict[str, tuple[Node, int]]:
+    given = [
+        (trace.tensors[tensor].tensor, node, position)
+        for node in trace.nodes
+        for position, tensor in enumerate(node.outputs)
+        if tensor in trace.tensors and tensor not in trace.unpacked and node.operator not in HANDLES
+    ]
+    count = Counter(name for name, *_ in given)
+    return {name: (node, position) for name, node, position in given if name and count[name] == 1}
+
+
+def _by_place(before: Trace, after: Trace, settled: list[Match]) -> list[Match]:
+    # Operators with the same key align; one that a name has settled has the same key on both sides only.
+    first = _candidates(before, {match.before.index: number for number, match in enumerate(settled)})
+    second = _candidates(after, {match.after.index: number for number, match in enumerate(settled)})
+    # What is left to be paired: tensors whose value can be read.
+    left = before.tensors.keys() - {match.before_tensor for match in settled}
+    left_after = after.tensors.keys() - {match.after_tensor for match in settled}
+    return [
+        Match(node, other, position, position, "place")
+        for node, other in _aligned(first, second)
+        if node.operator not in HANDLES
+        for position, (tensor, counterpart) in enumerate(zip(node.outputs, other.outputs, strict=False))
+        if tensor in left and counterpart in left_after
+    ]
+
+
+Key = tuple[object, ...]
+
+
+def _candidates(trace: Trace, anchors: dict[int, int]) -> list[tuple[Key, Node]]:
+    rows: list[tuple[Key, Node]] = []
+    for node in trace.nodes:
+        shapes = tuple(trace.tensors[tensor].shape for tensor in node.outputs if tensor in trace.tensors)
+        settled = node.index in anchors
+        rows.append((("settled", anchors[node.index]) if settled else (node.operator, *shapes), node))
+    return rows
+
+
+def _aligned(first: list[tuple[Key, Node]], second: list[tuple[Key, Node]]) -> list[tuple[Node, Node]]:
+    keys = [key for key, _ in first], [key for key, _ in second]
+    if max(len(first), len(second)) > _ALIGN_UP_TO:
+        return _counted(first, second)
+    matcher = SequenceMatcher(None, *keys, autojunk=False)
+    return [
+        (first[block.a + step][1], second[block.b + step][1])
+        for block in matcher.get_matching_blocks()
+        for step in range(block.size)
+    ]
+
+
+def _counted(first: list[tuple[Key, Node]], second: list[tuple[Key, Node]]) -> list[tuple[Node, Node]]:
+    """The n-th of a key with the n-th of the same key, where both sides have as many."""
+    ours: dict[Key, list[Node]] = {}
+    theirs: dict[Key, list[Node]] = {}
+    for rows, side in ((first, ours), (second, theirs)):
+        for key, node in rows:
+            side.setdefault(key, []).append(node)
+    both = [(nodes, theirs.get(key, [])) for key, nodes in ours.items()]
+    return [pair for one, other in both if len(one) == len(other) for pair in zip(one, other, strict=True)]
+
 
 MARKED = 5
 """How many operators are named as those where the ratio falls most."""
@@ -131,48 +334,6 @@ _NOTABLE = 0.5
 _GROWS = 1.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """A model and what follows from it alone."""
-
-    trace: Trace
-    producers: dict[int, Node]
-    unpacked: set[int]
-
-    @classmethod
-    def of(cls, trace: Trace) -> _View:
-        return cls(trace=trace, producers=trace.producers(), unpacked=weight_tensors(trace))
-
-
-def unmatched_outputs(trace: Trace, matches: list[Match], tallies: list[TensorTally]) -> list[str]:
-    """Operator outputs of the original that were not compared, as ``index TYPE name`` or with the reason."""
-    paired = {match.before_tensor for match in matches}
-    unpacked = weight_tensors(trace)
-    texts = [
-        f"{node.index} {node.operator} {trace.tensors[tensor].tensor!a}"
-        for node in trace.nodes
-        for tensor in node.outputs
-        if tensor in trace.tensors and tensor not in paired and tensor not in unpacked
-        if node.operator not in HANDLES
-    ]
-    return texts + [
-        f"{match.before.index} {match.before.operator} ({tally.problem})"
-        for match, tally in zip(matches, tallies, strict=True)
-        if tally.problem is not None
-    ]
-
-
-def inserted_operators(trace: Trace, matches: list[Match]) -> dict[str, int]:
-    """Operators of the rewritten model that give something and are the counterpart of none, by type."""
-    paired = {match.after.index for match in matches}
-    lone = (
-        node
-        for node in trace.nodes
-        if node.index not in paired and node.outputs and node.operator not in HANDLES
-    )
-    return dict(Counter(node.operator for node in lone))
-
-
 def layers_of(first: Trace, second: Trace, matches: list[Match], tallies: list[TensorTally]) -> list[Layer]:
     """The rows, those that add most marked.
 
@@ -182,33 +343,34 @@ def layers_of(first: Trace, second: Trace, matches: list[Match], tallies: list[T
         matches: Pairs of operator outputs, in the order in which the original computes them.
         tallies: What was measured of each.
     """
-    views = _View.of(first), _View.of(second)
-    unpacked = views[0].unpacked
     measured = {
         match.before_tensor: tally.ratio
         for match, tally in zip(matches, tallies, strict=True)
-        if tally.ratio is not None and tally.problem is None and match.before_tensor not in unpacked
+        if tally.ratio is not None and tally.problem is None and match.before_tensor not in first.unpacked
     }
-    carried = _carried(first, measured)
+    # Noise to signal of what every operator gives; through what was not measured, the worst of what goes in.
+    carried: dict[int, float] = {}
+    for node in first.nodes:
+        worst = max((carried[tensor] for tensor in node.inputs if tensor in carried), default=0.0)
+        carried.update({tensor: measured.get(tensor, worst) for tensor in node.outputs})
     layers = []
     for match, tally in zip(matches, tallies, strict=True):
-        if match.before_tensor in unpacked or tally.problem is not None or not tally.elements:
+        if match.before_tensor in first.unpacked or tally.problem is not None or not tally.elements:
             continue
         known = [carried[tensor] for tensor in match.before.inputs if tensor in carried]
-        layers.append(_layer(views, match, tally, max(known, default=0.0)))
+        layers.append(_layer((first, second), match, tally, max(known, default=0.0)))
     return _ranked(layers)
 
 
 def _ranked(layers: list[Layer]) -> list[Layer]:
     """With the fall of each, and the rank of those that fall most."""
-    ratios = [layer.snr_db for layer in layers if layer.snr_db is not None and math.isfinite(layer.snr_db)]
-    outputs = [
-        layer.snr_db
+    ratios = [
+        (layer.is_output, layer.snr_db)
         for layer in layers
-        if layer.is_output and layer.snr_db is not None and math.isfinite(layer.snr_db)
+        if layer.snr_db is not None and math.isfinite(layer.snr_db)
     ]
-    reference = min(outputs or ratios, default=_CEILING)
-    cap = min(reference, _CEILING) + _MARGIN
+    outputs = [snr for is_output, snr in ratios if is_output]
+    cap = min([*(outputs or [snr for _, snr in ratios]), _CEILING]) + _MARGIN
     fallen = [replace(layer, fall_db=_fall(layer, cap)) for layer in layers]
     order = sorted(
         (at for at, layer in enumerate(fallen) if (layer.fall_db or 0.0) >= _NOTABLE),
@@ -225,20 +387,9 @@ def _fall(layer: Layer, cap: float) -> float | None:
     return max(0.0, start - min(cap, layer.snr_db))
 
 
-def _carried(trace: Trace, measured: dict[int, float]) -> dict[int, float]:
-    """Noise-to-signal ratio of every tensor that an operator gives; through what was not measured, the worst
-    of what goes in."""
-    carried: dict[int, float] = {}
-    for node in trace.nodes:
-        known = [carried[tensor] for tensor in node.inputs if tensor in carried]
-        for tensor in node.outputs:
-            carried[tensor] = measured.get(tensor, max(known, default=0.0))
-    return carried
-
-
-def _layer(views: tuple[_View, _View], match: Match, tally: TensorTally, worst_input: float) -> Layer:
-    facts = views[0].trace.tensors[match.before_tensor]
-    other = views[1].trace.tensors[match.after_tensor]
+def _layer(traces: tuple[Trace, Trace], match: Match, tally: TensorTally, worst_input: float) -> Layer:
+    facts = traces[0].tensors[match.before_tensor]
+    other = traces[1].tensors[match.after_tensor]
     ratio = tally.ratio
     share = None if tally.has_distance else tally.equal / tally.elements
     if share is not None or ratio is None:
@@ -262,13 +413,13 @@ def _layer(views: tuple[_View, _View], match: Match, tally: TensorTally, worst_i
         input_snr_db=input_snr,
         added=added,
         drop_db=None if snr is None or input_snr is None else input_snr - snr,
-        max_abs_error=tally.peak_error if tally.measured else None,
+        max_abs_error=tally.max_error if tally.finite else None,
         cosine=tally.cosine,
         equal_share=share,
         nonfinite_mismatches=tally.nonfinite,
         role=role,
-        weights=_weights(views, match),
-        is_output=match.before_tensor in views[0].trace.outputs,
+        weights=_weights(traces, match),
+        is_output=match.before_tensor in traces[0].outputs,
         note=None if match.before.operator == match.after.operator else f"by {match.after.operator}",
     )
 
@@ -289,9 +440,9 @@ def _snr(ratio: float) -> float:
     return -10 * math.log10(ratio) if ratio < math.inf else -math.inf
 
 
-def _weights(views: tuple[_View, _View], match: Match) -> str | None:
+def _weights(traces: tuple[Trace, Trace], match: Match) -> str | None:
     """How the types of an operator's constants changed."""
-    before, after = _constant_types(views[0], match.before), _constant_types(views[1], match.after)
+    before, after = _constant_types(traces[0], match.before), _constant_types(traces[1], match.after)
     changed = [
         f"{old} -> {new}"
         for old, new in zip(before, after, strict=False)
@@ -300,15 +451,15 @@ def _weights(views: tuple[_View, _View], match: Match) -> str | None:
     return ", ".join(dict.fromkeys(changed)) or None
 
 
-def _constant_types(view: _View, node: Node) -> list[str | None]:
+def _constant_types(trace: Trace, node: Node) -> list[str | None]:
     """For each input its stored type when it is a constant, directly or unpacked by operators."""
     types: list[str | None] = []
     for given in node.inputs:
         tensor, through = given, ""
-        while tensor in view.unpacked:
-            through = f" via {view.producers[tensor].operator}"
-            tensor = view.producers[tensor].inputs[0]
-        stored = tensor >= 0 and tensor not in view.producers and tensor not in view.trace.inputs
-        facts = view.trace.tensors.get(tensor)
+        while tensor in trace.unpacked:
+            through = f" via {trace.producers[tensor].operator}"
+            tensor = trace.producers[tensor].inputs[0]
+        stored = tensor >= 0 and tensor not in trace.producers and tensor not in trace.inputs
+        facts = trace.tensors.get(tensor)
         types.append(f"{facts.dtype}{through}" if stored and facts is not None else None)
     return types

@@ -13,8 +13,8 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
+from tfl_rewrite.judge.channels import Movement
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.judge.tally import Movement
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import RealInputs, real_inputs
 from tfl_rewrite.samples.made import (

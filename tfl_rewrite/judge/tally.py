@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from tfl_rewrite.judge.channels import (
     MOST_CLASSES,
     ChannelSums,
     Float64,
+    Movement,
     Stillness,
     channel_axes,
     channel_pieces,
-    forget,
     pieces,
 )
 
@@ -89,71 +89,46 @@ _SUM_SLACK = 0.02
 """Of 1: what rounding to 8 bits may make of the sum of a row of probabilities."""
 
 
-class Movement:
-    """Whether an output of the original is the same for all samples.
+def unlike(before: Array, after: Array, finite: Array) -> int:
+    """How many of the elements that are not finite on both sides are not the same."""
+    same = (np.isnan(before) & np.isnan(after)) | (np.isinf(before) & (before == after))
+    return int(np.count_nonzero(~finite & ~same))
 
-    Attributes:
-        samples: How many there were.
-        span: Largest distance of any value from that of the first sample; infinite where the shapes differ.
-        inner: Largest distance between two values of one sample.
-    """
+
+class ErrorSums:
+    """Sums over elements that are finite on both sides, in float64."""
 
     def __init__(self) -> None:
-        self.samples = 0
-        self.span = self.inner = 0.0
-        self._shape: tuple[int, ...] = ()
-        self._first: Array | None = None
+        self.power = self.power_after = self.noise = self.dot = 0.0
+        self.peak = self.max_error = 0.0
+        self.elements = self.equal = self.finite = self.nonfinite = 0
 
-    def add(self, values: Array) -> None:
-        """Takes in one sample."""
-        self.samples += 1
-        # Of large outputs some values, evenly spread, tell enough.
-        kept = np.array(values.reshape(-1)[:: max(1, values.size // _MOST_KEPT)])
-        forget(values)
-        if self._first is None:
-            self._first, self._shape = kept, values.shape
-        elif values.shape != self._shape:
-            self.span = math.inf
-        else:
-            self.span = max(self.span, _distance(self._first, kept))
-        if kept.size and kept.dtype.kind in "biufc":
-            lowest = np.full(kept.shape, kept[np.isfinite(kept)].min()) if np.isfinite(kept).any() else kept
-            self.inner = max(self.inner, _distance(lowest, kept))
+    def measure(self, before: Float64, after: Float64) -> tuple[float, float]:
+        """Takes in flat values, one at least; returns the power of the original and of the error."""
+        error = before - after
+        self.finite += before.size
+        # float64 overflows past 1e154 squared; the ratio is then taken of infinities and judged as unequal.
+        with np.errstate(over="ignore", invalid="ignore"):
+            power, noise = self._dot(before, before), self._dot(error, error)
+            self.power += power
+            self.power_after += self._dot(after, after)
+            self.dot += self._dot(before, after)
+            self.noise += noise
+        self.peak = max(self.peak, float(np.abs(before).max()))
+        self.max_error = max(self.max_error, float(np.abs(error).max()))
+        return power, noise
 
-    def joined(self, other: Movement) -> Movement:
-        """What the samples of both show."""
-        both = Movement()
-        both._first, both._shape = self._first, self._shape
-        both.samples = self.samples + other.samples
-        both.span, both.inner = max(self.span, other.span), max(self.inner, other.inner)
-        if self._first is not None and other._first is not None:
-            apart = math.inf if self._shape != other._shape else _distance(self._first, other._first)
-            both.span = max(both.span, apart)
-        return both
+    def _dot(self, one: Float64, other: Float64) -> float:
+        return float(np.dot(one, other))
+
+    @property
+    def cosine(self) -> float | None:
+        """Between all values before and after."""
+        norms = math.sqrt(self.power) * math.sqrt(self.power_after)
+        return self.dot / norms if 0 < norms < math.inf else None
 
 
-_MOST_KEPT = 1 << 20
-
-
-def _distance(one: Array, other: Array) -> float:
-    """Largest absolute difference; infinite where that is not a number and the values are not equal."""
-    if one.dtype.kind not in "biufc":
-        return 0.0 if np.array_equal(one, other) else math.inf
-    if one.size == 0:
-        return 0.0
-    wide = np.complex128 if one.dtype.kind == "c" else np.float64
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(one.astype(wide) - other.astype(wide))
-    unlike = ~np.isfinite(apart)
-    if unlike.any():
-        same = (one == other) | (np.isnan(one) & np.isnan(other))
-        if not same[unlike].all():
-            return math.inf
-        apart = apart[~unlike]
-    return float(apart.max()) if apart.size else 0.0
-
-
-class OutputTally:
+class OutputTally(ErrorSums):
     """Sums over the samples of one output.
 
     Floats are compared in float64, integers as integers (a difference of 1 at 2**53 is a difference),
@@ -169,15 +144,13 @@ class OutputTally:
     def __init__(
         self, facts: TensorFacts, *, signature: str | None, position: int, fixed: bool = False
     ) -> None:
+        super().__init__()
         self.facts, self.signature, self.position, self.fixed = facts, signature, position, fixed
         self.problems: list[str] = []
-        self.samples = self.elements = self.equal = self.nonfinite = self.all_nan = 0
-        self.finite = self.max_integer_error = 0
+        self.samples = self.all_nan = self.max_integer_error = 0
         self.same_bytes = True
-        self.power = self.noise = self.dot = self.power_after = 0.0
         self.energies: list[tuple[float, float]] = []
         self._summed = False
-        self.peak = self.max_error = 0.0
         self.movement = Movement()
         self.rows = RowSums(max(facts.scales) if facts.is_quantized else 1.0)
         self.channels: dict[int, ChannelSums | None] = {}
@@ -305,8 +278,7 @@ class OutputTally:
         energy = [0.0, 0.0]
         for one, two in pieces(before, after):
             finite = np.isfinite(one) & np.isfinite(two)
-            same = (np.isnan(one) & np.isnan(two)) | (np.isinf(one) & (one == two))
-            self.nonfinite += int(np.count_nonzero(~finite & ~same))
+            self.nonfinite += unlike(one, two, finite)
             self._add_sums(one[finite].astype(np.float64), two[finite].astype(np.float64), energy)
             if real:
                 self._add_rows(one.astype(np.float64), two.astype(np.float64), before.shape)
@@ -332,19 +304,9 @@ class OutputTally:
     def _add_sums(self, before: Float64, after: Float64, energy: list[float]) -> None:
         if before.size == 0:
             return
-        error = before - after
-        self.finite += before.size
-        # float64 overflows past 1e154 squared; the ratio is then taken of infinities and judged as unequal.
-        with np.errstate(over="ignore", invalid="ignore"):
-            power, noise = float(np.dot(before, before)), float(np.dot(error, error))
-            self.power += power
-            self.power_after += float(np.dot(after, after))
-            self.dot += float(np.dot(before, after))
-            self.noise += noise
-            energy[0] += power
-            energy[1] += noise
-        self.peak = max(self.peak, float(np.abs(before).max()))
-        self.max_error = max(self.max_error, float(np.abs(error).max()))
+        power, noise = self.measure(before, after)
+        energy[0] += power
+        energy[1] += noise
         self._summed = True
 
     def _end_sample(self, energy: list[float]) -> None:
@@ -377,12 +339,6 @@ class OutputTally:
             return -math.inf
         ratio = self.power / self.noise
         return 10 * math.log10(ratio) if 0 < ratio < math.inf else (math.nan if ratio else -math.inf)
-
-    @property
-    def cosine(self) -> float | None:
-        """Between all values before and after."""
-        norms = math.sqrt(self.power) * math.sqrt(self.power_after)
-        return self.dot / norms if 0 < norms < math.inf else None
 
     @property
     def silence(self) -> str | None:
@@ -420,3 +376,94 @@ def _zero_points(facts: TensorFacts, rank: int) -> Array:
     if zeros.size == 1 or rank == 0:
         return zeros[:1].reshape(())
     return zeros.reshape([-1 if axis == facts.quantized_dimension else 1 for axis in range(rank)])
+
+
+# Small enough for the processor's cache, and for sums that no threads are started for.
+_PIECE = 1 << 16
+
+
+class TensorTally(ErrorSums):
+    """Sums over the samples of one operator output.
+
+    Quantized integers count as the real numbers that they stand for, so that a float and a quantized tensor
+    compare. Elements that are not finite on both sides are counted, not measured.
+    """
+
+    def __init__(self, before: TensorFacts, after: TensorFacts) -> None:
+        super().__init__()
+        self._facts = before, after
+        self.shape: tuple[int, ...] | None = None
+        self.problem: str | None = None
+
+    @property
+    def has_distance(self) -> bool:
+        """Whether both sides hold real numbers."""
+        return all(is_real(facts) for facts in self._facts)
+
+    def add(self, before: Array, after: Array) -> None:
+        """Takes in one sample."""
+        self.shape = self.shape or before.shape
+        if before.shape != after.shape:
+            if without_ones(before.shape) != without_ones(after.shape):
+                self.problem = f"shape {list(after.shape)} instead of {list(before.shape)}"
+                return
+            after = after.reshape(before.shape)
+        if self.has_distance:
+            pieces = zip(real_pieces(before, self._facts[0]), real_pieces(after, self._facts[1]), strict=True)
+            for first, second in pieces:
+                self._measure_finite(first, second)
+        elif before.dtype.kind == after.dtype.kind or {before.dtype.kind, after.dtype.kind} <= set("biu"):
+            self.elements += before.size
+            self.equal += int(np.count_nonzero(before == after))
+        else:
+            self.problem = f"{self._facts[1].dtype} instead of {self._facts[0].dtype}"
+
+    def _measure_finite(self, first: Array, second: Array) -> None:
+        self.elements += first.size
+        finite = np.isfinite(first) & np.isfinite(second)
+        if not finite.all():
+            self.nonfinite += unlike(first, second, finite)
+            first, second = first[finite], second[finite]
+        if first.size:
+            self.measure(first, second)
+
+    def _dot(self, one: Float64, other: Float64) -> float:
+        # Not np.dot: its threads wait for each other on a busy machine.
+        return float(np.einsum("i,i->", one, other))
+
+    @property
+    def ratio(self) -> float | None:
+        """Noise to signal, in power; None where nothing was measured."""
+        if not self.finite:
+            return None
+        if self.noise == 0:
+            return 0.0
+        return self.noise / self.power if self.power > 0 else math.inf
+
+
+def is_real(facts: TensorFacts) -> bool:
+    """Whether a tensor holds real numbers, as they are or quantized."""
+    return facts.is_quantized or facts.dtype.startswith(("float", "bfloat", "complex"))
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of all axes but those of one element."""
+    return tuple(size for size in shape if size != 1)
+
+
+def real_pieces(values: Array, facts: TensorFacts) -> Iterator[Array]:
+    """The values as float64, flat, some at a time."""
+    if values.dtype.kind == "c":
+        values = np.ascontiguousarray(values).view(np.dtype(f"f{values.dtype.itemsize // 2}"))
+    scales = np.asarray(facts.scales or (1.0,), dtype=np.float64)
+    zeros = np.asarray(facts.zero_points or (0,), dtype=np.float64)
+    if facts.is_quantized and scales.size > 1 and values.ndim:
+        along = [-1 if axis == facts.quantized_dimension else 1 for axis in range(values.ndim)]
+        zeros = np.broadcast_to(zeros, scales.shape)
+        values = (values.astype(np.float64) - zeros.reshape(along)) * scales.reshape(along)
+        scales, zeros = np.ones(1), np.zeros(1)
+    elif not facts.is_quantized:
+        scales, zeros = np.ones(1), np.zeros(1)
+    flat = np.reshape(values, -1)
+    for start in range(0, flat.size, _PIECE):
+        yield (flat[start : start + _PIECE].astype(np.float64) - zeros[0]) * scales[0]

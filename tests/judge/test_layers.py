@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface, TensorFacts
-from tfl_rewrite.judge import matching
-from tfl_rewrite.judge.matching import Node, Trace, match_outputs, weight_tensors
+from tfl_rewrite.judge import layers
+from tfl_rewrite.judge.layers import Node, Trace, match_outputs
 
 Row = tuple[str, list[int], list[tuple[int, str, tuple[int, ...]]]]
 
@@ -42,7 +42,7 @@ def test_names_win_over_places():
 
 @pytest.mark.parametrize("limit", [4000, 1], ids=["aligned", "counted"])
 def test_repeated_and_missing_names_go_by_place(monkeypatch, limit):
-    monkeypatch.setattr(matching, "_ALIGN_UP_TO", limit)
+    monkeypatch.setattr(layers, "_ALIGN_UP_TO", limit)
     before = trace(
         [("ADD", [0], [(1, "", (4,))]), ("MUL", [1], [(2, "same", (4,))]), ("ADD", [2], [(3, "same", (4,))])]
     )
@@ -95,4 +95,4 @@ def test_weights_are_unpacked_from_constants_only():
             ("READ_VARIABLE", [12], [(4, "state", (4,))]),
         ]
     )
-    assert weight_tensors(model) == {1, 2}
+    assert model.unpacked == {1, 2}
