@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from tfl_rewrite.cli.commands.batch import BATCHING
-from tfl_rewrite.cli.commands.doctor import DOCTORING
-from tfl_rewrite.cli.commands.read_rows import MANUAL, READING
-from tfl_rewrite.cli.commands.rewrite_rows import REWRITING, commands_of_passes
-from tfl_rewrite.cli.commands.shard_rows import SHARDING
-from tfl_rewrite.cli.commands.shrink import SHRINKING
-from tfl_rewrite.cli.exits import EXIT_CODES
+from tfl_rewrite.cli.commands.read_rows import DOCTORING, MANUAL, READING
+from tfl_rewrite.cli.commands.rewrite_rows import (
+    BATCHING,
+    REWRITING,
+    SHARDING,
+    SHRINKING,
+    commands_of_passes,
+)
 from tfl_rewrite.cli.options import Argument, Command
 from tfl_rewrite.errors import near_names
 from tfl_rewrite.options.option import unknown
@@ -22,6 +23,14 @@ from tfl_rewrite.options.option import unknown
 COMMANDS = (*REWRITING, *READING, *SHRINKING, *SHARDING, *DOCTORING, *BATCHING, *MANUAL)
 _EXAMPLES = "examples:"
 BY_NAME = {command.name: command for command in COMMANDS}
+
+EXIT_CODES = (
+    "Exit codes: 0 done, or nothing to do; 2 usage, or a file cannot be read or written; 3 refused as "
+    "unsupported; 4 a judgement failed: outputs differ beyond the tolerance, no file keeps the budget, or "
+    "doctor found an error; 5 the input is damaged or unsound; 130 interrupted (143 by SIGTERM, 129 by "
+    "SIGHUP). No model is written unless it is 0; batch keeps the files that are done."
+)
+"""What each means; 1 is never meant."""
 
 
 def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:

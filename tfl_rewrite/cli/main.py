@@ -14,12 +14,14 @@ from types import FrameType
 
 from tfl_rewrite import __version__
 from tfl_rewrite.cli.arguments import BY_NAME, parser
-from tfl_rewrite.cli.exits import INTERRUPTED, Terminated
 from tfl_rewrite.errors import FormatError, TflRewriteError
 from tfl_rewrite.work import blas_environment
 
-_WORDS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-"""Signals that end the program in order, and what is said of them."""
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+"""Signals that end the program in order, and what is said of them.
+
+Each unwinds as KeyboardInterrupt, so that files and children are cleaned up; its argument is the signal.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,16 +49,11 @@ def _main(argv: Sequence[str] | None) -> int:
         arguments = parser(__version__, given).parse_args(given)
         # Late, so that --version and --help stay quick.
         from tfl_rewrite.cli import bus, files, streams
-        from tfl_rewrite.cli.commands import read
 
-        run = read.BY_NAME.get(arguments.command)
-        if run is None:
-            # What rewrites files takes longer to import than a small one to check.
-            from tfl_rewrite.cli import dispatch
-
-            run = dispatch.function_of(arguments.command)
+        command = BY_NAME[arguments.command]
+        run = command.function
         with streams.standard_streams(arguments):
-            files.check(BY_NAME[arguments.command], arguments)
+            files.check(command, arguments)
             bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
             return run(arguments)
     except TflRewriteError as error:
@@ -64,10 +61,8 @@ def _main(argv: Sequence[str] | None) -> int:
             raise
         _complain(str(error), argv)
         return error.exit_code
-    except KeyboardInterrupt:
-        return _stopped("interrupted", arguments, INTERRUPTED)
-    except Terminated as ended:
-        return _stopped(_WORDS[ended.number], arguments, 128 + ended.number)
+    except KeyboardInterrupt as stop:
+        return _stopped(stop.args[0] if stop.args else signal.SIGINT, arguments)
     except RecursionError:
         _complain("the file nests too deep")
         return FormatError.exit_code
@@ -80,16 +75,16 @@ def _main(argv: Sequence[str] | None) -> int:
             signal.signal(number, handler)
 
 
-def _stopped(how: str, arguments: argparse.Namespace | None, code: int) -> int:
+def _stopped(number: signal.Signals, arguments: argparse.Namespace | None) -> int:
     """Says what a signal came to; one that comes after the output got its name is too late."""
     from tfl_rewrite.files.atomic import published
 
     target = getattr(arguments, "target", None)
     if target is not None and Path(os.path.realpath(target)) in published:
-        _complain(f"{how} after {target} was written")
+        _complain(f"{_WORDS[number]} after {target} was written")
         return 0
-    _complain(f"{how}; nothing was written")
-    return code
+    _complain(f"{_WORDS[number]}; nothing was written")
+    return 128 + number
 
 
 def _complain(text: str, argv: Sequence[str] | None = None) -> None:
@@ -100,10 +95,9 @@ def _complain(text: str, argv: Sequence[str] | None = None) -> None:
 
 def _send_again(lost: sys.UnraisableHookArgs) -> None:
     """Sends a signal again whose exception came up where none can be raised, such as in a finalizer."""
-    name = lost.exc_type.__name__
-    if lost.exc_type is KeyboardInterrupt:
-        number = signal.SIGINT
-    elif name in (Terminated.__name__, "Terminated"):
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        number = lost.exc_value.args[0] if lost.exc_value.args else signal.SIGINT
+    elif lost.exc_type.__name__ == "Terminated":
         number = getattr(lost.exc_value, "number", signal.SIGTERM)
     else:
         sys.__unraisablehook__(lost)
@@ -118,12 +112,12 @@ def _on_terminate() -> dict[signal.Signals, signal._HANDLER]:
     """Takes the signals that end programs; returns who had them."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(signal.Signals(number))
+        raise KeyboardInterrupt(signal.Signals(number))
 
     taken: dict[signal.Signals, signal._HANDLER] = {}
     # Not in the main thread they are the caller's business; and what is ignored, as by nohup, stays ignored.
     if threading.current_thread() is threading.main_thread():
-        for number in _WORDS:
+        for number in (signal.SIGTERM, signal.SIGHUP):
             if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 taken[number] = signal.signal(number, stop)
     return taken

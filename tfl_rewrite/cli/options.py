@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.options.kinds import NUMBER, RANGE, SWITCH, WHOLE
-from tfl_rewrite.options.option import Option, Role, options_of
+from tfl_rewrite.options.option import Option, Role, made_with, options_of
+
+if TYPE_CHECKING:
+    from tfl_rewrite.judge.settings import Judging
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Command:
 
     Attributes:
         description: What its help says first; of a command that is a pass, what the pass says.
+        run: What carries it out: ``module:function`` of :mod:`tfl_rewrite.cli.commands`, loaded late.
         make: Makes its arguments, in groups: what they are made of may take long to import.
         examples: Calls of it, as a shell takes them.
     """
@@ -39,6 +44,7 @@ class Command:
     name: str
     help: str
     description: str
+    run: str
     make: Callable[[], Groups]
     examples: tuple[str, ...] = ()
 
@@ -54,7 +60,16 @@ class Command:
     @property
     def groups(self) -> Groups:
         """Its arguments, in groups."""
-        return self.make()
+        return (*self.make(), ("talk", TALKING))
+
+    @property
+    def function(self) -> Callable[[argparse.Namespace], int]:
+        """What carries it out."""
+        module, _, name = self.run.partition(":")
+        made: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(f"tfl_rewrite.cli.commands.{module}"), name
+        )
+        return made
 
 
 def flag(*names: str, help: str) -> Argument:
@@ -133,6 +148,16 @@ def given(
     names = [item.name for item in options_of(made) if item.name not in without]
     values = {name: getattr(arguments, prefix + name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def judging_of(arguments: argparse.Namespace) -> Judging:
+    """Returns how a command is to judge, from its options."""
+    from tfl_rewrite.judge.settings import Judging
+
+    values = given(Judging, arguments)
+    if getattr(arguments, "blame_out", None) is not None:
+        values["blame"] = True
+    return made_with(Judging, values)
 
 
 BLAME_OUT = value(

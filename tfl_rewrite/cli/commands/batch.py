@@ -1,85 +1,36 @@
-"""``batch``: its options, what it does and how it is shown."""
+"""``batch``: what it does and how it is shown."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tfl_rewrite.batch.config import ORDER, BatchConfig, Settings, plain_config, read_config
+from tfl_rewrite.batch.run import Summary, run_batch
 from tfl_rewrite.cli import options
-from tfl_rewrite.cli.options import TALKING, Command, Groups, flag, rows_of, value
-from tfl_rewrite.cli.text import decibels, safe, size, table
-
-if TYPE_CHECKING:
-    from tfl_rewrite.batch.config import BatchConfig
-    from tfl_rewrite.batch.run import Summary
+from tfl_rewrite.cli.progress import AFTER_SECONDS
+from tfl_rewrite.cli.show import show
+from tfl_rewrite.cli.text import decibels, safe, size, table, warn
 
 _FAILURES = 10
-WHAT = value(
-    "what",
-    help="a TOML file that says everything, or .tflite files and patterns (** for any depth); "
-    "folders below the start of a pattern are kept in DIR",
-    metavar="CONFIG.toml|GLOB",
-    nargs="+",
-)
-
-
-def _groups() -> Groups:
-    """Makes its arguments; what is not given is left to the file."""
-    from tfl_rewrite.batch.config import OPTIONS, ORDER, BatchConfig, Settings
-
-    return (
-        ("files", (WHAT, *rows_of(BatchConfig, only=("out",)))),
-        ("what to do", rows_of(Settings, only=ORDER)),
-        ("verification", rows_of(Settings, only=[row.name for row in OPTIONS if row.name not in ORDER])),
-        (
-            "how to run",
-            (
-                *rows_of(BatchConfig, only=("jobs", "executor")),
-                flag("--force", help="overwrite files that no batch made"),
-            ),
-        ),
-        ("talk", TALKING),
-    )
-
-
-BATCHING = (
-    Command(
-        "batch",
-        "apply passes to many files, several at once",
-        "Applies the same passes to many files, each in a process of its own, goes on past failures, and "
-        "writes OUT/summary.json and OUT/summary.csv. Run again, it does what is left: files whose input, "
-        "settings and output are as they were are not run twice. Exit 0: every file is done; else the worst "
-        "of them: 4 an output differs too much, 5 a file is damaged, 2 it cannot be read or its process "
-        "died, 3 unsupported.",
-        _groups,
-        (
-            "tfl-rewrite batch 'models/**/*.tflite' --out small --preset small",
-            "tfl-rewrite batch batch.toml --json",
-        ),
-    ),
-)
 
 
 def batch_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite batch CONFIG.toml|GLOB... --out DIR``."""
-    from tfl_rewrite.batch.run import run_batch
-    from tfl_rewrite.cli.exits import INTERRUPTED, Terminated
-    from tfl_rewrite.cli.show import show
-    from tfl_rewrite.cli.text import warn
-
     config = _config(arguments)
     progress = _Progress(arguments)
     try:
         summary = run_batch(config, force=arguments.force, progress=progress)
-    except (KeyboardInterrupt, Terminated):
+    except KeyboardInterrupt:
         progress.close()
         done = f"{progress.done} of {progress.total} files are done"
         warn(f"tfl-rewrite: interrupted; {done}; run it again to go on")
-        return INTERRUPTED
+        return 128 + signal.SIGINT
     finally:
         progress.close()
     show(
@@ -92,8 +43,6 @@ def batch_files(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> BatchConfig:
-    from tfl_rewrite.batch.config import ORDER, BatchConfig, Settings, plain_config, read_config
-
     values = options.given(Settings, arguments)
     order = {name: values.pop(name) for name in ORDER if name in values}
     # Either of passes and preset replaces the other, also that of the file.
@@ -107,7 +56,6 @@ def _config(arguments: argparse.Namespace) -> BatchConfig:
 
 def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     """Shows a row for each file, and the sum."""
-
     lines = []
     if verbose:
         lines += table(
@@ -141,7 +89,6 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-
     before, after = row.get("nbytes_before"), row.get("nbytes_after")
     ratio = f"{100 * after / before:.1f} %" if before and after else ""
     snr = row.get("snr_db")
@@ -166,14 +113,10 @@ class _Progress:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._wanted = sys.stderr is not None and not arguments.quiet
         self._shown = self._wanted and sys.stderr.isatty()
-        from tfl_rewrite.cli.progress import AFTER_SECONDS
-
         self._next = time.monotonic() + AFTER_SECONDS
         self.done = self.total = self._failed = 0
 
     def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
-        from tfl_rewrite.cli.text import warn
-
         self.done, self.total = done, total
         self._failed += row["exit_code"] != 0
         files = "file" if total == 1 else "files"

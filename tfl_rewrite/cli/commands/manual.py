@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from tfl_rewrite import __version__
-from tfl_rewrite.cli.exits import EXIT_CODES
+from tfl_rewrite.cli.arguments import BY_NAME, EXIT_CODES, commands, parser
 from tfl_rewrite.cli.options import TALKING, Argument
 from tfl_rewrite.cli.text import print_lines
 from tfl_rewrite.options.option import Role
@@ -14,8 +14,6 @@ from tfl_rewrite.options.option import Role
 
 def show_help(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite help [COMMAND]``."""
-    from tfl_rewrite.cli.arguments import parser
-
     if arguments.man:
         if arguments.json:
             print_json({"man": "\n".join(man_page())})
@@ -45,8 +43,6 @@ def show_completion(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite completion SHELL``."""
     import shtab
 
-    from tfl_rewrite.cli.arguments import BY_NAME, commands, parser
-
     made = parser(__version__, [command.name for command in commands()])
     for command, part in _parsers(made).items():
         part.description = BY_NAME[command].help
@@ -73,8 +69,6 @@ def _parsers(made: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser
 
 def man_page() -> list[str]:
     """Returns the manual page in the language of man(7)."""
-    from tfl_rewrite.cli.arguments import commands
-
     lines = [
         f'.TH TFL-REWRITE 1 "" "tfl-rewrite {__version__}" "User Commands"',
         ".SH NAME",

@@ -1,16 +1,15 @@
-"""``check``, ``inspect`` and ``doctor``: they read one file, and import no more than that takes."""
+"""``check``, ``inspect``, ``doctor`` and ``diff``: they read files, and import no more than that takes."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
 from typing import Any
 
-from tfl_rewrite.cli.commands.doctor import doctor_file
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.show import show
 from tfl_rewrite.cli.text import print_lines, safe
-from tfl_rewrite.errors import FormatError, TflRewriteError
+from tfl_rewrite.errors import FormatError, TflRewriteError, VerificationError
 from tfl_rewrite.work import working
 
 
@@ -23,6 +22,28 @@ def inspect_file(arguments: argparse.Namespace) -> int:
         found = inspect(arguments.model, largest=arguments.largest)
     show(arguments, found.to_dict, lambda: inspection_lines(found, verbose=arguments.verbose))
     return 0
+
+
+def diff_files(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite diff BEFORE AFTER``."""
+    from tfl_rewrite.cli.render_reading import comparison_lines
+    from tfl_rewrite.reading.diff import diff
+
+    with Bar.of(arguments) as bar, working(progress=bar):
+        found = diff(arguments.before, arguments.after)
+    show(arguments, found.to_dict, lambda: comparison_lines(found, verbose=arguments.verbose))
+    return 0
+
+
+def doctor_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite doctor MODEL``."""
+    from tfl_rewrite.cli.render_reading import diagnosis_lines
+    from tfl_rewrite.reading.doctor import diagnose
+    from tfl_rewrite.reading.findings import Severity
+
+    found = diagnose(arguments.model, min_runtime=arguments.min_runtime)
+    show(arguments, found.to_dict, lambda: diagnosis_lines(found, verbose=arguments.verbose))
+    return VerificationError.exit_code if found.reaches(Severity(arguments.fail_on)) else 0
 
 
 _SOUND = {True: "sound", False: "NOT SOUND", None: "NOT CHECKED"}
@@ -56,14 +77,5 @@ def check_files(arguments: argparse.Namespace) -> int:
             lines += [f"  note: {safe(note, limit=400)}" for note in notes]
             print_lines(lines)
     if arguments.json:
-        import json
-
         print_lines([json.dumps({"schema": 1, "files": rows}, indent=2)])
     return worst
-
-
-BY_NAME: dict[str, Callable[[argparse.Namespace], int]] = {
-    "check": check_files,
-    "doctor": doctor_file,
-    "inspect": inspect_file,
-}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.commands.rewrite_rows import PREFIX
 from tfl_rewrite.cli.files import SideFiles
-from tfl_rewrite.cli.options import given
+from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
@@ -31,7 +31,6 @@ from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.layers import Blame
-from tfl_rewrite.cli.settings import judging_of
 
 
 def rewrite_with_pass(arguments: argparse.Namespace) -> int:
@@ -89,17 +88,6 @@ def list_passes(arguments: argparse.Namespace) -> int:
     lines += [f"{name}: of {catalog.origin(point)}" for name, point in catalog.offered().items()]
     lines += [f"preset {name}: {', '.join(items)}" for name, items in catalog.PRESETS.items()]
     print_lines(lines)
-    return 0
-
-
-def diff_files(arguments: argparse.Namespace) -> int:
-    """``tfl-rewrite diff BEFORE AFTER``."""
-    from tfl_rewrite.cli.render_reading import comparison_lines
-    from tfl_rewrite.reading.diff import diff
-
-    with Bar.of(arguments) as bar, working(progress=bar):
-        found = diff(arguments.before, arguments.after)
-    show(arguments, found.to_dict, lambda: comparison_lines(found, verbose=arguments.verbose))
     return 0
 
 

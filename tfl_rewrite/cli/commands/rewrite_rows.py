@@ -1,4 +1,4 @@
-"""The options of the commands that write a rewritten model."""
+"""The options of the commands that write models: one that is rewritten, one in several files, or many."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from tfl_rewrite.cli.options import (
     IN_OUT,
-    TALKING,
+    REPORT,
     WRITING,
     Argument,
     Command,
     Groups,
+    flag,
     judging,
     rows_of,
     value,
@@ -38,7 +39,6 @@ def _groups(name: str, judged: tuple[Argument, ...]) -> Groups:
         ("what to do", _pass(name)),
         ("verification", judged),
         ("writing", WRITING),
-        ("talk", TALKING),
     )
 
 
@@ -76,6 +76,7 @@ def commands_of_passes(known: Collection[str]) -> list[Command]:
             kind.name,
             catalog.summary(kind),
             catalog.description(kind),
+            "rewrite:rewrite_with_pass",
             functools.partial(makers.get(kind.effect, _fitted), kind.name),
             (f"tfl-rewrite {kind.name} in.tflite out.tflite",),
         )
@@ -113,7 +114,6 @@ def _running() -> Groups:
         ("what to do", what),
         ("verification", judging(without=("exact",))),
         ("writing", WRITING),
-        ("talk", TALKING),
     )
 
 
@@ -122,6 +122,7 @@ REWRITING = (
         "quantize-weights",
         "store float weights as int8, int6, int4, int2 or float16 (lossy)",
         "",
+        "rewrite:rewrite_with_pass",
         lambda: _fitted("quantize-weights"),
         (
             "tfl-rewrite quantize-weights in.tflite out.tflite --inputs samples.npz",
@@ -132,6 +133,7 @@ REWRITING = (
         "round-weights",
         "round constants so that the file compresses better (lossy)",
         "",
+        "rewrite:round_weights",
         _rounding,
         ("tfl-rewrite round-weights in.tflite out.tflite --min-snr 30 --inputs samples.npz",),
     ),
@@ -139,6 +141,7 @@ REWRITING = (
         "dequantize",
         "turn integer and float16 weights back into float32",
         "",
+        "rewrite:rewrite_with_pass",
         lambda: _plain("dequantize"),
         ("tfl-rewrite dequantize in.tflite out.tflite",),
     ),
@@ -146,6 +149,7 @@ REWRITING = (
         "remove-dead",
         "remove what no output needs, or cut the model down to a part",
         "",
+        "rewrite:rewrite_with_pass",
         _cutting,
         (
             "tfl-rewrite remove-dead in.tflite out.tflite",
@@ -156,6 +160,7 @@ REWRITING = (
         "dedup",
         "store equal constants once and compute equal operators once",
         "",
+        "rewrite:rewrite_with_pass",
         lambda: _exact("dedup"),
         ("tfl-rewrite dedup in.tflite out.tflite",),
     ),
@@ -163,6 +168,7 @@ REWRITING = (
         "compact",
         "store the same content in fewer bytes",
         "",
+        "rewrite:rewrite_with_pass",
         lambda: _exact("compact"),
         ("tfl-rewrite compact in.tflite out.tflite --strip min-max",),
     ),
@@ -172,6 +178,7 @@ REWRITING = (
         "Applies passes in the order given, or a preset. Outputs are judged once, for the whole: by"
         " --min-snr if a pass is lossy, else bit by bit. 'tfl-rewrite passes' lists passes, their "
         "options and the presets.",
+        "rewrite:run_passes",
         _running,
         (
             "tfl-rewrite run in.tflite out.tflite --preset lossless",
@@ -182,10 +189,192 @@ REWRITING = (
         "repair",
         "put right what keeps a file from being read right",
         "",
+        "rewrite:rewrite_with_pass",
         lambda: _plain("repair"),
         (
             "tfl-rewrite repair in.tflite out.tflite",
             "tfl-rewrite repair in.tflite out.tflite --only unaligned",
+        ),
+    ),
+)
+
+
+GOAL_PREFIX = "goal_"
+"""Of the values of the options of the goal: some have the name of one that says how files are judged."""
+SEARCH_SECONDS = 480.0
+_BUDGET = ("min_snr", "max_error", "min_agreement", "metric", "min_metric", "max_nbytes", "objective")
+
+_SHOWING = (
+    value(
+        "--recipe-out",
+        help="write the encodings as a recipe for quantize-weights --map",
+        metavar="FILE.toml",
+        role=Role.WRITE,
+    ),
+    value("--curve", help="write size against error", metavar="FILE.json|FILE.csv", role=Role.WRITE),
+    value(
+        "--plot",
+        help="draw size against error, and what became of each constant",
+        metavar="FILE.svg|FILE.png",
+        role=Role.WRITE,
+    ),
+)
+
+_JUDGED_BY_THE_GOAL = ("exact", "min_snr", "min_agreement", "max_abs_error", "mode")
+_NEVER_FAILS = ("rescue", "blame", "blame_seconds")
+
+
+def _shrinking() -> Groups:
+    from tfl_rewrite.search.goals import Goal
+
+    limit = f" (default: {SEARCH_SECONDS:g}; 0: none)"
+    searching = tuple(
+        replace(row, help=row.help + limit) if "--time-limit" in row.names else row
+        for row in rows_of(Goal, without=_BUDGET, prefix=GOAL_PREFIX)
+    )
+    return (
+        ("files", IN_OUT),
+        ("the budget", rows_of(Goal, only=_BUDGET, prefix=GOAL_PREFIX)),
+        ("the search", searching),
+        ("what to show", _SHOWING),
+        ("verification", judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))),
+        ("writing", WRITING),
+    )
+
+
+SHRINKING = (
+    Command(
+        "shrink",
+        "find the smallest file within a budget (lossy)",
+        "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
+        "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
+        "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
+        "shrink:shrink_file",
+        _shrinking,
+        (
+            "tfl-rewrite shrink in.tflite out.tflite --min-snr 30 --inputs samples.npz",
+            "tfl-rewrite shrink in.tflite out.tflite --max-size 5MB",
+        ),
+    ),
+)
+
+
+_MODE = (
+    "for external buffers. auto (default): run both in CompiledModel; if the original cannot run, "
+    "say UNVERIFIED and still write. require: refuse then. off: run nothing. Parts are always compared "
+    "byte by byte"
+)
+
+
+def _comparing() -> tuple[Argument, ...]:
+    media = ("input_range", "input_layout", "sample_rate")
+    rows = judging(only=("mode", "inputs", *media, "samples", "seed", "timeout"))
+    return tuple(replace(row, help=_MODE) if "--verify" in row.names else row for row in rows)
+
+
+_WRITING = ("dry_run", "force", "jobs")
+
+
+def _sharding() -> Groups:
+    from tfl_rewrite.shards.settings import ShardOptions
+
+    folder = value(
+        "target", help="the folder to write to; made if missing", metavar="OUTDIR", role=Role.FOLDER
+    )
+    return (
+        ("files", (IN_OUT[0], folder)),
+        ("what to write", rows_of(ShardOptions, without=_WRITING)),
+        ("verification", _comparing()),
+        ("writing", (*rows_of(ShardOptions, only=_WRITING), REPORT)),
+    )
+
+
+def _joining() -> Groups:
+    from tfl_rewrite.shards.settings import JoinOptions
+
+    source = value(
+        "source",
+        help="path or URL of a manifest, or a model whose weights lie beside it",
+        metavar="MANIFEST|URL|MODEL",
+        role=Role.READ,
+    )
+    return (
+        ("files", (source, replace(IN_OUT[1], role=Role.WRITE))),
+        ("trust", rows_of(JoinOptions, without=_WRITING)),
+        ("verification", _comparing()),
+        ("writing", (*rows_of(JoinOptions, only=_WRITING), REPORT)),
+    )
+
+
+SHARDING = (
+    Command(
+        "shard",
+        "write a model as several files",
+        "Writes IN as files of at most --max-size. parts (default): pieces with names made of their content, "
+        "and a manifest; any web server can serve them, 'join' restores the file byte for byte, and a second "
+        "version in the same folder shares what did not change. external: a small model.tflite and weight "
+        "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter).",
+        "shard:shard_model",
+        _sharding,
+        (
+            "tfl-rewrite shard in.tflite parts --max-size 4MB",
+            "tfl-rewrite shard in.tflite folder --format external",
+        ),
+    ),
+    Command(
+        "join",
+        "make one file of a model in several",
+        "Makes OUT of a manifest of parts (a path, an http or https URL, or a URL of a store that fsspec "
+        "reads), with every hash checked; a join that was stopped goes on where it was. Or of a model with "
+        "external buffers, whose weights come back into one file.",
+        "shard:join_model",
+        _joining,
+        ("tfl-rewrite join parts/manifest.json out.tflite",),
+    ),
+)
+
+
+_MODELS = value(
+    "what",
+    help="a TOML file that says everything, or .tflite files and patterns (** for any depth); "
+    "folders below the start of a pattern are kept in DIR",
+    metavar="CONFIG.toml|GLOB",
+    nargs="+",
+)
+
+
+def _batching() -> Groups:
+    """Makes its arguments; what is not given is left to the file."""
+    from tfl_rewrite.batch.config import OPTIONS, ORDER, BatchConfig, Settings
+
+    return (
+        ("files", (_MODELS, *rows_of(BatchConfig, only=("out",)))),
+        ("what to do", rows_of(Settings, only=ORDER)),
+        ("verification", rows_of(Settings, only=[row.name for row in OPTIONS if row.name not in ORDER])),
+        (
+            "how to run",
+            (
+                *rows_of(BatchConfig, only=("jobs", "executor")),
+                flag("--force", help="overwrite files that no batch made"),
+            ),
+        ),
+    )
+
+
+BATCHING = (
+    Command(
+        "batch",
+        "apply passes to many files, several at once",
+        "Applies the same passes to many files, each in a process of its own, goes on past failures, and "
+        "writes OUT/summary.json and OUT/summary.csv. Run again, it does what is left: files whose input, "
+        "settings and output are as they were are not run twice. Exit 0: every file is done; else the worst "
+        "of them: 4 an output differs too much, 5 a file is damaged, 2 it cannot be read or its process "
+        "died, 3 unsupported.",
+        "batch:batch_files",
+        _batching,
+        (
+            "tfl-rewrite batch 'models/**/*.tflite' --out small --preset small",
+            "tfl-rewrite batch batch.toml --json",
         ),
     ),
 )

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tfl_rewrite.cli.files import SideFiles
-from tfl_rewrite.cli.options import given
+from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import shard_lines
-from tfl_rewrite.cli.settings import judging_of
 from tfl_rewrite.cli.show import show
 from tfl_rewrite.cli.text import safe, warn
 from tfl_rewrite.judge.settings import Judging

@@ -1,4 +1,4 @@
-"""``shrink``: its options, what it does and how it is shown."""
+"""``shrink``: what it does and how it is shown."""
 
 from __future__ import annotations
 
@@ -8,112 +8,30 @@ import functools
 import io
 import math
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tfl_rewrite.cli.options import (
-    IN_OUT,
-    TALKING,
-    WRITING,
-    Argument,
-    Command,
-    Groups,
-    given,
-    judging,
-    rows_of,
-)
+from tfl_rewrite.cli.commands.rewrite_rows import GOAL_PREFIX, SEARCH_SECONDS
+from tfl_rewrite.cli.files import SideFiles
+from tfl_rewrite.cli.options import given, judging_of
+from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.render import verified_lines
+from tfl_rewrite.cli.show import show
 from tfl_rewrite.cli.text import safe
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.option import Role, made_with
+from tfl_rewrite.options.option import made_with
+from tfl_rewrite.pipeline.report import Plan
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
+from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
-
-if TYPE_CHECKING:
-    from tfl_rewrite.cli.files import SideFiles
-    from tfl_rewrite.search.goals import Goal
-    from tfl_rewrite.search.report import ShrinkReport
-
-_PREFIX = "goal_"
-"""Of the values of the options of the goal: some have the name of one that says how files are judged."""
-_SECONDS = 480.0
-_BUDGET = ("min_snr", "max_error", "min_agreement", "metric", "min_metric", "max_nbytes", "objective")
-
-_SHOWING = (
-    Argument(
-        ("--recipe-out",),
-        "write the encodings as a recipe for quantize-weights --map",
-        {"default": None, "metavar": "FILE.toml"},
-        Role.WRITE,
-    ),
-    Argument(
-        ("--curve",),
-        "write size against error",
-        {"default": None, "metavar": "FILE.json|FILE.csv"},
-        Role.WRITE,
-    ),
-    Argument(
-        ("--plot",),
-        "draw size against error, and what became of each constant",
-        {"default": None, "metavar": "FILE.svg|FILE.png"},
-        Role.WRITE,
-    ),
-)
-
-_JUDGED_BY_THE_GOAL = ("exact", "min_snr", "min_agreement", "max_abs_error", "mode")
-_NEVER_FAILS = ("rescue", "blame", "blame_seconds")
-
-
-def _groups() -> Groups:
-    from tfl_rewrite.search.goals import Goal
-
-    limit = f" (default: {_SECONDS:g}; 0: none)"
-    searching = tuple(
-        replace(row, help=row.help + limit) if "--time-limit" in row.names else row
-        for row in rows_of(Goal, without=_BUDGET, prefix=_PREFIX)
-    )
-    return (
-        ("files", IN_OUT),
-        ("the budget", rows_of(Goal, only=_BUDGET, prefix=_PREFIX)),
-        ("the search", searching),
-        ("what to show", _SHOWING),
-        ("verification", judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))),
-        ("writing", WRITING),
-        ("talk", TALKING),
-    )
-
-
-SHRINKING = (
-    Command(
-        "shrink",
-        "find the smallest file within a budget (lossy)",
-        "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
-        "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
-        "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
-        _groups,
-        (
-            "tfl-rewrite shrink in.tflite out.tflite --min-snr 30 --inputs samples.npz",
-            "tfl-rewrite shrink in.tflite out.tflite --max-size 5MB",
-        ),
-    ),
-)
 
 
 def shrink_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shrink IN OUT``."""
-    from tfl_rewrite.cli.files import SideFiles
-    from tfl_rewrite.cli.progress import Bar
-    from tfl_rewrite.cli.settings import judging_of
-    from tfl_rewrite.cli.show import show
-    from tfl_rewrite.pipeline.report import Plan
-    from tfl_rewrite.search.report import ShrinkFailed
-    from tfl_rewrite.search.shrink import search_and_publish
-
     _check_ending(arguments.curve, "--curve", (".json", ".csv"))
     _check_ending(arguments.plot, "--plot", (".svg", ".png"))
     _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
     if arguments.plot is not None:
-        from tfl_rewrite.search.report import check_installed
-
         check_installed()
     side = SideFiles(arguments)
     bar = Bar.of(arguments, unit="run")
@@ -151,9 +69,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
 def goal_of(arguments: argparse.Namespace) -> Goal:
     """Returns what a search is to find, from the options of the command."""
-    from tfl_rewrite.search.goals import Goal
-
-    values = {"time_limit": _SECONDS, **given(Goal, arguments, _PREFIX)}
+    values = {"time_limit": SEARCH_SECONDS, **given(Goal, arguments, GOAL_PREFIX)}
     if values["time_limit"] == 0:
         values["time_limit"] = None
     return made_with(Goal, values)
@@ -161,7 +77,6 @@ def goal_of(arguments: argparse.Namespace) -> Goal:
 
 def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     """Returns the report as text."""
-
     lines = []
     found, before = report.promised, report.nbytes_before
     if found is not None:
@@ -184,8 +99,6 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if verbose or found is None:
         lines += _curve(report)
     if report.proven is not None:
-        from tfl_rewrite.cli.render import verified_lines
-
         lines += verified_lines(report.proven, verbose=verbose)
     if report.promised_snr is not None:
         lines.append(_promise(report))
@@ -249,14 +162,9 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
         else:
             side.add_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
     if arguments.plot is not None:
-        from tfl_rewrite.search.report import draw
-
         side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
 
 
 def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> None:
     if path is not None and not path.endswith(endings):
         raise UsageError(f"{option} {path}", remedy=f"name a file that ends in {' or '.join(endings)}")
-
-
-__all__ = ["SHRINKING", "lines_of", "shrink_file"]
