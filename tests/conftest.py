@@ -115,7 +115,7 @@ def _stem(path: object) -> str:
 @pytest.fixture(autouse=True)
 def _quiet_however_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that run in this process say nothing of their progress, which depends on the machine."""
-    monkeypatch.setattr("tfl_rewrite.cli.waiting.AFTER_SECONDS", 1e6)
+    monkeypatch.setattr("tfl_rewrite.cli.progress.AFTER_SECONDS", 1e6)
 
 
 @pytest.fixture(scope="session")

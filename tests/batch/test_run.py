@@ -17,9 +17,8 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.batch.config import plain_config, read_config
-from tfl_rewrite.batch.executors import run_isolated
 from tfl_rewrite.batch.plan import HOME, Job, plan
-from tfl_rewrite.batch.run import Summary, run_batch
+from tfl_rewrite.batch.run import Summary, run_batch, run_isolated
 from tfl_rewrite.batch.state import open_state
 from tfl_rewrite.cli import main
 from tfl_rewrite.errors import UsageError

@@ -67,9 +67,9 @@ def test_mistakes(tmp_path, capsys, options, text):
 def test_waiting_counts_on_a_terminal_and_is_silent_if_not_wanted(tmp_path):
     pty = pytest.importorskip("pty")
     code = (
-        "import time; from tfl_rewrite.cli.waiting import Waiting\n"
-        "with Waiting(enabled=True) as waiting:\n"
-        "    waiting('verifying'); time.sleep(1.3); waiting('still'); time.sleep(0.7)\n"
+        "import time; from tfl_rewrite.cli.progress import Bar\n"
+        "with Bar(wanted=True) as bar:\n"
+        "    bar('verifying'); time.sleep(1.3); bar('still'); time.sleep(0.7)\n"
     )
     ours, theirs = pty.openpty()
     subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, cwd=FIXTURES.parent)

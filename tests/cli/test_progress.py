@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.cli import progress, waiting
+from tfl_rewrite.cli import progress
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,6 @@ def test_a_bar_ends_the_line_that_counts_seconds(monkeypatch: pytest.MonkeyPatch
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(waiting, "AFTER_SECONDS", 0.0)
     monkeypatch.setattr(progress, "AFTER_SECONDS", 0.0)
     with progress.Bar() as bar:
         bar("thinking", 0, 0)

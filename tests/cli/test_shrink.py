@@ -14,7 +14,7 @@ import pytest
 
 from tfl_rewrite import Goal, shrink
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.kinds import nbytes_of
+from tfl_rewrite.options.option import nbytes_of
 
 TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
 QUICK = ("--effort", "fast", "--encodings", "int8:channel:dequantize,int4:channel:dequantize")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.kinds import NBYTES, PATHS, nbytes_of
 from tfl_rewrite.options.option import (
+    NBYTES,
+    PATHS,
     check_options,
     made_with,
+    nbytes_of,
     option,
     options_of,
     options_within,

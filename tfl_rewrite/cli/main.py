@@ -48,13 +48,13 @@ def _main(argv: Sequence[str] | None) -> int:
         given = sys.argv[1:] if argv is None else argv
         arguments = parser(__version__, given).parse_args(given)
         # Late, so that --version and --help stay quick.
-        from tfl_rewrite.cli import bus, files, streams
+        from tfl_rewrite.cli import files, streams
 
         command = BY_NAME[arguments.command]
         run = command.function
         with streams.standard_streams(arguments):
             files.check(command, arguments)
-            bus.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
+            files.watch([path for name in streams.READ for path in streams.paths(arguments, name)])
             return run(arguments)
     except TflRewriteError as error:
         if arguments is not None and arguments.verbose > 1:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.options.kinds import NUMBER, RANGE, SWITCH, WHOLE
-from tfl_rewrite.options.option import Option, Role, made_with, options_of
+from tfl_rewrite.options.option import NUMBER, RANGE, SWITCH, WHOLE, Option, Role, made_with, options_of
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.settings import Judging

@@ -1,4 +1,4 @@
-"""Progress bars on the terminal, for work that takes longer than a second."""
+"""How far work is, on standard error, for what takes longer than a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.cli.waiting import Waiting
+from tfl_rewrite.cli.text import warn
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,8 +24,9 @@ _EVERY_SECONDS = 0.1
 class Bar:
     """One bar after the other, each with its rate and the time left.
 
-    Nothing is printed within the first second, or if not wanted. What is no terminal gets one line for each
-    part of the work that takes over a second.
+    Nothing is printed within the first second, or if not wanted. On a terminal, work whose end nobody knows
+    has a line that counts seconds. What is no terminal (a log of a build) gets one line for each part of the
+    work that takes over a second. All of it is shown by a thread: who works says only how far it is.
 
     Args:
         wanted: Whether the user wants any talk.
@@ -34,78 +35,90 @@ class Bar:
 
     def __init__(self, *, wanted: bool = True, unit: str = "B") -> None:
         self._enabled = wanted and sys.stderr is not None
-        self._terminal = self._enabled and sys.stderr.isatty()
         self._unit = unit
-        self._started = time.monotonic()
-        self._shown = 0.0
-        self._bar: Progress | None = None
-        self._first = 0
-        self._since = 0.0
-        self._what = ""
         self._lock = threading.Lock()
-        self._waiting = Waiting(enabled=self._enabled)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._what, self._done, self._total = "", 0, 0
+        self._began = 0.0
+        self._line = ""
+        self._bar: Progress | None = None
+        self._first, self._since = 0, 0.0
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, *, unit: str = "B") -> Bar:
         """Returns the one that the options ask for."""
         return cls(wanted=not getattr(arguments, "quiet", False), unit=unit)
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Shows how far some work is; from any thread.
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Takes how far some work is; from any thread.
 
         Args:
             what: The part of the work; another one begins another bar.
             done: Bytes, or what else is counted, that are done.
-            total: Of so many; 0 for work whose end nobody knows, which gets a line that counts seconds.
+            total: Of so many; 0 for work whose end nobody knows.
         """
         if not self._enabled:
             return
-        if not self._terminal:
-            self._waiting(what)
-            return
-        if not total:
-            self.close()
-            self._waiting(what)
-            return
         with self._lock:
-            # Any thread may be the first that counts.
-            self._waiting.close()
+            if what != self._what or bool(total) != bool(self._total):
+                self._what, self._done, self._began = what, 0, time.monotonic()
+            # Of threads that count together, the last one to come here may know least.
+            self._done, self._total = max(self._done, min(done, total)), total
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._show, daemon=True)
+                self._thread.start()
+
+    def _show(self) -> None:
+        draw = self._draw if sys.stderr.isatty() else self._log
+        started, pause = time.monotonic(), AFTER_SECONDS
+        while not self._stop.wait(pause):
+            pause = _EVERY_SECONDS
+            with self._lock:
+                draw(time.monotonic() - started)
+
+    def _log(self, _seconds: float) -> None:
+        if self._what != self._line and time.monotonic() - self._began >= AFTER_SECONDS:
+            self._line = self._what
+            warn(f"tfl-rewrite: {self._what} ...")
+
+    def _draw(self, seconds: float) -> None:
+        if self._bar is not None and (self._bar.tasks[0].description != self._what or not self._total):
+            self._clear()
+        if not self._total:
+            line = f"{self._what} ({seconds:.0f} s)"
+            if line != self._line:
+                print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            self._line = line
+            return
         now = time.monotonic()
-        if now - self._started < AFTER_SECONDS:
-            return
-        with self._lock:
-            if what != self._what:
-                self._close()
-            elif now - self._shown < _EVERY_SECONDS and done < total:
-                return
-            self._shown = now
-            if self._bar is None:
-                self._bar, self._what = _begin(what, total, self._unit), what
-                self._first = min(done, total)
+        if self._bar is None:
+            self._clear()
+            self._bar = _begin(self._what, self._total)
             # Its rate counts from here on: what was done before took an unknown time.
-            task = self._bar.tasks[0]
-            done = max(int(task.completed), min(done, total))
-            self._bar.update(task.id, completed=done, rate=self._rate(now, done))
-            self._bar.refresh()
+            self._first, self._since = self._done, now
+        rate = ""
+        if self._done > self._first:
+            rate = f"{_scaled((self._done - self._first) / max(now - self._since, 1e-6), self._unit)}/s"
+        self._bar.update(self._bar.tasks[0].id, completed=self._done, rate=rate)
+        self._bar.refresh()
 
-    def _rate(self, now: float, done: int) -> str:
-        if done <= self._first:
-            self._since = now
-            return ""
-        rate = (done - self._first) / max(now - self._since, 1e-6)
-        return f"{_scaled(rate, self._unit)}/s"
-
-    def close(self) -> None:
+    def _clear(self) -> None:
         """Removes the bar, or the line."""
-        self._waiting.close()
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-            self._what = ""
+        elif self._line and sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._line = ""
+
+    def close(self) -> None:
+        """Shows nothing any more."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._clear()
+        self._enabled = False
 
     def __enter__(self) -> Bar:
         return self
@@ -116,7 +129,7 @@ class Bar:
         self.close()
 
 
-def _begin(what: str, total: int, unit: str) -> Progress:
+def _begin(what: str, total: int) -> Progress:
     """Shows a bar; it goes when it is stopped."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import math
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from tfl_rewrite.cli import streams
 from tfl_rewrite.errors import FileAccessError
@@ -124,18 +127,30 @@ def warn(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def print_report(lines: Sequence[str], *, product: bool = False) -> None:
-    """Prints what became of files that were written; where that cannot be, they are there all the same.
+def show(
+    arguments: argparse.Namespace,
+    data: Callable[[], dict[str, Any]],
+    lines: Callable[[], Sequence[str]],
+    *,
+    product: bool = True,
+) -> None:
+    """Prints what a command found or did, as its options say: text, or JSON; with ``--quiet`` only JSON.
 
     Args:
-        lines: The report.
-        product: Whether it is all that was asked for, as in a dry run; not to print it is an error then.
+        arguments: Of the command.
+        data: Makes the JSON data.
+        lines: Makes the text.
+        product: Whether it is all that was asked for; where it is not, a report that cannot be printed undoes
+            nothing.
 
     Raises:
-        FileAccessError: See :func:`print_lines`.
+        FileAccessError: It cannot be printed, and is all that was asked for.
     """
+    if arguments.quiet and not arguments.json:
+        return
+    made = [json.dumps(data(), indent=2)] if arguments.json else lines()
     try:
-        print_lines(lines)
+        print_lines(made)
     except FileAccessError as error:
         if product:
             raise

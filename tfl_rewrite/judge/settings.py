@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass, replace
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.kinds import NBYTES, PATHS
-from tfl_rewrite.options.option import Role, check_options, option, options_within
+from tfl_rewrite.options.option import NBYTES, PATHS, Role, check_options, option, options_within
 
 CHANNEL_SLACK_DB = 15.0
 """By how much less than a whole output one channel of it may keep.

@@ -7,17 +7,153 @@ keyword in Python, and the tables of the docs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from typing import Any, TypeVar
 
 from tfl_rewrite.errors import UsageError, check_number, near_names
-from tfl_rewrite.options.kinds import BY_ANNOTATION, SWITCH, Kind, split
 
 Made = TypeVar("Made")
 
 _LONGEST_SHOWN = 80
+
+
+_UNITS = {"": 1, "B": 1, "K": 1000, "KB": 1000, "M": 1000**2, "MB": 1000**2, "G": 1000**3, "GB": 1000**3}
+_UNITS |= {"T": 1000**4, "TB": 1000**4}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of value.
+
+    Attributes:
+        read: Returns the value that a text stands for; raises ``ValueError`` if it stands for none.
+        take: Returns a Python or TOML value in the form that the field has; raises ``ValueError`` likewise.
+        many: Whether it is a list of values, given one by one on the command line.
+    """
+
+    read: Callable[[str], Any]
+    take: Callable[[Any], Any]
+    many: bool = False
+
+
+def nbytes_of(size: int | str) -> int:
+    """Reads an amount of bytes: a number, or text such as ``4GB`` (decimal) or ``512MiB`` (binary).
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = _SIZE.fullmatch(str(size).strip())
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if isinstance(size, bool) or found is None or unit is None:
+        raise ValueError("is no amount of bytes, such as 500000, 4MB or 512KiB")
+    return int(float(found[1]) * unit)
+
+
+def _instance(what: str, *types: type) -> Callable[[Any], Any]:
+    """Returns what takes values of some types; True and False are no numbers."""
+
+    def take(value: Any) -> Any:
+        if isinstance(value, types) and (bool in types or not isinstance(value, bool)):
+            return value
+        raise ValueError(f"is {what}")
+
+    return take
+
+
+def _parsed(what: str, made: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns what reads texts as ``made`` does."""
+
+    def read(text: str) -> Any:
+        try:
+            return made(text)
+        except (ValueError, KeyError):
+            raise ValueError(f"is {what}") from None
+
+    return read
+
+
+_text = _instance("no text", str)
+_real = _instance("no number", float, int)
+
+
+def _number(value: Any) -> float:
+    return float(_real(value))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A text alone is one of them, not its letters."""
+    return tuple(_text(item) for item in _items(value))
+
+
+def _paths(value: Any) -> tuple[str | os.PathLike[str], ...]:
+    return tuple(item if isinstance(item, os.PathLike) else _text(item) for item in _items(value))
+
+
+def _path(value: Any) -> str | os.PathLike[str]:
+    return value if isinstance(value, os.PathLike) else _text(value)
+
+
+def listed(value: Any) -> tuple[str, ...]:
+    """Returns the texts of a list, or those between the commas of one text."""
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else _texts(value)
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, (str, os.PathLike)):
+        return [value]
+    try:
+        return list(value)
+    except TypeError:
+        raise ValueError("is no list of texts") from None
+
+
+def _range(value: Any) -> tuple[float, float]:
+    try:
+        low, high = value
+        return _number(low), _number(high)
+    except (TypeError, ValueError):
+        raise ValueError("is no list of two numbers") from None
+
+
+def _pair(text: str) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))
+    return low, high
+
+
+def split(text: str, sign: str) -> list[str]:
+    """Splits at a sign; the sign twice is the sign itself."""
+    parts = re.split(f"(?<!{re.escape(sign)}){re.escape(sign)}(?!{re.escape(sign)})", text)
+    return [part.replace(2 * sign, sign) for part in parts]
+
+
+TEXT = Kind(str, _text)
+WHOLE = Kind(_parsed("no whole number", int), _instance("no whole number", int))
+NUMBER = Kind(_parsed("no number", float), _number)
+SWITCH = Kind(
+    _parsed("neither yes nor no", {"yes": True, "no": False}.__getitem__),
+    _instance("neither true nor false", bool),
+)
+TEXTS = Kind(lambda text: tuple(split(text, "+")), _texts, many=True)
+PATH = Kind(str, _path)
+PATHS = Kind(TEXTS.read, _paths, many=True)
+RANGE = Kind(_parsed("not LO,HI: two numbers with a comma between them", _pair), _range)
+NBYTES = Kind(nbytes_of, nbytes_of)
+
+BY_ANNOTATION = {
+    "str": TEXT,
+    "int": WHOLE,
+    "float": NUMBER,
+    "bool": SWITCH,
+    "tuple[str, ...]": TEXTS,
+    "tuple[float, float]": RANGE,
+}
+"""The kind of a field that names none, by its annotation, without ``| None``."""
 
 
 class Role(Enum):

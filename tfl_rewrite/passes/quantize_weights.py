@@ -23,8 +23,7 @@ from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
-from tfl_rewrite.options.kinds import Kind
-from tfl_rewrite.options.option import Role, check_options, option
+from tfl_rewrite.options.option import Kind, Role, check_options, option
 from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.weights.biases import correct
@@ -45,7 +44,7 @@ FINER = ("int8:channel:dequantize", "float16", "float32")
 Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
 """Which constant is stored how; None, or a name that is not there, leaves it to the default."""
 
-RUNTIME = Kind("a runtime version", runtimes.parse_runtime, runtimes.taken_runtime)
+RUNTIME = Kind(runtimes.parse_runtime, runtimes.taken_runtime)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,18 @@ from tfl_rewrite.judge.settings import ERROR_BOUNDS, SNR_BOUNDS, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, left_out
-from tfl_rewrite.options.kinds import NBYTES, PATH, Kind, listed
-from tfl_rewrite.options.option import Role, check_options, made_with, option, option_of, values_of
+from tfl_rewrite.options.option import (
+    NBYTES,
+    PATH,
+    Kind,
+    Role,
+    check_options,
+    listed,
+    made_with,
+    option,
+    option_of,
+    values_of,
+)
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.rounders import Effort
@@ -21,7 +31,7 @@ from tfl_rewrite.weights.rounders import Effort
 _STEP = 1.0
 """By how many dB a search moves on where what is bounded is not counted in dB."""
 
-_ENCODINGS = Kind("encodings", listed, listed)
+_ENCODINGS = Kind(listed, listed)
 
 
 class Objective(str, enum.Enum):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.kinds import NBYTES
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import NBYTES, check_options, option
 
 MODEL_NAME = "model.tflite"
 """What the model of a folder with external buffers is called."""

@@ -14,8 +14,7 @@ from tfl_rewrite.batch.config import ORDER, BatchConfig, Settings, plain_config,
 from tfl_rewrite.batch.run import Summary, run_batch
 from tfl_rewrite.cli import options
 from tfl_rewrite.cli.progress import AFTER_SECONDS
-from tfl_rewrite.cli.show import show
-from tfl_rewrite.cli.text import decibels, safe, size, table, warn
+from tfl_rewrite.cli.text import decibels, safe, show, size, table, warn
 
 _FAILURES = 10
 

@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.show import show
-from tfl_rewrite.cli.text import print_lines, safe
+from tfl_rewrite.cli.text import print_lines, safe, show
 from tfl_rewrite.errors import FormatError, TflRewriteError, VerificationError
 from tfl_rewrite.work import working
 

@@ -11,9 +11,7 @@ from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
-from tfl_rewrite.cli.show import show
-from tfl_rewrite.cli.text import print_lines, safe, warn
-from tfl_rewrite.cli.waiting import Waiting
+from tfl_rewrite.cli.text import print_lines, safe, show, warn
 from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.errors import (
     UnsupportedError,
@@ -128,22 +126,13 @@ def verify_files(arguments: argparse.Namespace) -> int:
     for path in (arguments.before, arguments.after):
         ensure_model(Container.open(path))
     judging = judging_of(arguments)
-    with Waiting(enabled=not arguments.quiet) as waiting:
-        verdict = verify(
-            arguments.before,
-            arguments.after,
-            judging,
-            progress=waiting,
-        )
+    with Bar.of(arguments) as bar:
+        verdict = verify(arguments.before, arguments.after, judging, progress=bar)
     found = None
     if (arguments.blame or arguments.blame_out) and verdict.status != "unverified":
         from tfl_rewrite.reading.blame import blame
 
-        found = blame(
-            arguments.before,
-            arguments.after,
-            judging,
-        )
+        found = blame(arguments.before, arguments.after, judging)
     facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
     facts |= {"blame": found.to_dict()} if found else {}
     with SideFiles(arguments) as side:

@@ -11,8 +11,7 @@ from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import shard_lines
-from tfl_rewrite.cli.show import show
-from tfl_rewrite.cli.text import safe, warn
+from tfl_rewrite.cli.text import safe, show, warn
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.report import ShardFailed, ShardReport

@@ -15,8 +15,7 @@ from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import verified_lines
-from tfl_rewrite.cli.show import show
-from tfl_rewrite.cli.text import safe
+from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
 from tfl_rewrite.pipeline.report import Plan
