@@ -12,180 +12,114 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
-    from tfl_rewrite.editing.base import run_passes as run
-    from tfl_rewrite.editing.editor import Editor
-    from tfl_rewrite.errors import (
-        FileAccessError,
-        FormatError,
-        InvariantError,
-        TflRewriteError,
-        UnsupportedError,
-        UsageError,
-        VerificationError,
-    )
-    from tfl_rewrite.files.store import load, save
-    from tfl_rewrite.judge.layers import Blame
-    from tfl_rewrite.judge.settings import Judging, Tolerance
-    from tfl_rewrite.judge.verdict import Verdict
-    from tfl_rewrite.model.graph import Graph
-    from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-    from tfl_rewrite.options.option import option
-    from tfl_rewrite.passes.catalog import passes_of, preset
-    from tfl_rewrite.passes.compact import Compact
-    from tfl_rewrite.passes.dedup import Dedup
-    from tfl_rewrite.passes.dequantize import Dequantize
-    from tfl_rewrite.passes.equalize import Equalize
-    from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-    from tfl_rewrite.passes.remove_dead import RemoveDead
-    from tfl_rewrite.passes.repair import Repair
-    from tfl_rewrite.passes.round_weights import RoundWeights
-    from tfl_rewrite.pipeline.report import Report, RewriteFailed
-    from tfl_rewrite.pipeline.rewrite import rewrite
-    from tfl_rewrite.pipeline.verify import verify
-    from tfl_rewrite.reading.blame import blame
-    from tfl_rewrite.reading.check import check
-    from tfl_rewrite.reading.diff import Comparison, diff
-    from tfl_rewrite.reading.doctor import Diagnosis, diagnose
-    from tfl_rewrite.reading.inspect import Inspection, inspect
-    from tfl_rewrite.search.goals import Goal
-    from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
-    from tfl_rewrite.search.round import search_rounding
-    from tfl_rewrite.search.shrink import shrink
-    from tfl_rewrite.shards.calls import ShardedModel, join, open_sharded, shard
-    from tfl_rewrite.shards.report import ShardFailed, ShardReport
-    from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
+    from tfl_rewrite.editing.base import Context as Context
+    from tfl_rewrite.editing.base import Edit as Edit
+    from tfl_rewrite.editing.base import Effect as Effect
+    from tfl_rewrite.editing.base import Pass as Pass
+    from tfl_rewrite.editing.base import PassResult as PassResult
+    from tfl_rewrite.editing.base import Skip as Skip
+    from tfl_rewrite.editing.base import run_passes
+    from tfl_rewrite.editing.editor import Editor as Editor
+    from tfl_rewrite.errors import FileAccessError as FileAccessError
+    from tfl_rewrite.errors import FormatError as FormatError
+    from tfl_rewrite.errors import InvariantError as InvariantError
+    from tfl_rewrite.errors import TflRewriteError as TflRewriteError
+    from tfl_rewrite.errors import UnsupportedError as UnsupportedError
+    from tfl_rewrite.errors import UsageError as UsageError
+    from tfl_rewrite.errors import VerificationError as VerificationError
+    from tfl_rewrite.files.store import load as load
+    from tfl_rewrite.files.store import save as save
+    from tfl_rewrite.judge.layers import Blame as Blame
+    from tfl_rewrite.judge.settings import Judging as Judging
+    from tfl_rewrite.judge.settings import Tolerance as Tolerance
+    from tfl_rewrite.judge.verdict import Verdict as Verdict
+    from tfl_rewrite.model.graph import Graph as Graph
+    from tfl_rewrite.model.ir import Model as Model
+    from tfl_rewrite.model.ir import Operator as Operator
+    from tfl_rewrite.model.ir import SubGraph as SubGraph
+    from tfl_rewrite.model.ir import Tensor as Tensor
+    from tfl_rewrite.options.option import option as option
+    from tfl_rewrite.passes.catalog import passes_of as passes_of
+    from tfl_rewrite.passes.catalog import preset as preset
+    from tfl_rewrite.passes.compact import Compact as Compact
+    from tfl_rewrite.passes.dedup import Dedup as Dedup
+    from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
+    from tfl_rewrite.passes.equalize import Equalize as Equalize
+    from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
+    from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
+    from tfl_rewrite.passes.repair import Repair as Repair
+    from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
+    from tfl_rewrite.pipeline.report import Report as Report
+    from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
+    from tfl_rewrite.pipeline.rewrite import rewrite as rewrite
+    from tfl_rewrite.pipeline.verify import verify as verify
+    from tfl_rewrite.reading.blame import blame as blame
+    from tfl_rewrite.reading.check import check as check
+    from tfl_rewrite.reading.diff import Comparison as Comparison
+    from tfl_rewrite.reading.diff import diff as diff
+    from tfl_rewrite.reading.doctor import Diagnosis as Diagnosis
+    from tfl_rewrite.reading.doctor import diagnose as diagnose
+    from tfl_rewrite.reading.inspect import Inspection as Inspection
+    from tfl_rewrite.reading.inspect import inspect as inspect
+    from tfl_rewrite.search.goals import Goal as Goal
+    from tfl_rewrite.search.report import ShrinkFailed as ShrinkFailed
+    from tfl_rewrite.search.report import ShrinkReport as ShrinkReport
+    from tfl_rewrite.search.round import search_rounding as search_rounding
+    from tfl_rewrite.search.shrink import shrink as shrink
+    from tfl_rewrite.shards.calls import ShardedModel as ShardedModel
+    from tfl_rewrite.shards.calls import join as join
+    from tfl_rewrite.shards.calls import open_sharded as open_sharded
+    from tfl_rewrite.shards.calls import shard as shard
+    from tfl_rewrite.shards.report import ShardFailed as ShardFailed
+    from tfl_rewrite.shards.report import ShardReport as ShardReport
+    from tfl_rewrite.shards.settings import JoinOptions as JoinOptions
+    from tfl_rewrite.shards.settings import ShardOptions as ShardOptions
 
-_HOMES = {
-    "Blame": "judge.layers",
-    "Compact": "passes.compact",
-    "Comparison": "reading.diff",
-    "Context": "editing.base",
-    "Dedup": "passes.dedup",
-    "Dequantize": "passes.dequantize",
-    "Diagnosis": "reading.doctor",
-    "Edit": "editing.base",
-    "Editor": "editing.editor",
-    "Effect": "editing.base",
-    "Equalize": "passes.equalize",
-    "FileAccessError": "errors",
-    "FormatError": "errors",
-    "Graph": "model.graph",
-    "Inspection": "reading.inspect",
-    "Goal": "search.goals",
-    "InvariantError": "errors",
-    "JoinOptions": "shards.settings",
-    "Judging": "judge.settings",
-    "Model": "model.ir",
-    "Operator": "model.ir",
-    "Pass": "editing.base",
-    "PassResult": "editing.base",
-    "QuantizeWeights": "passes.quantize_weights",
-    "RemoveDead": "passes.remove_dead",
-    "Repair": "passes.repair",
-    "Report": "pipeline.report",
-    "RewriteFailed": "pipeline.report",
-    "RoundWeights": "passes.round_weights",
-    "ShardFailed": "shards.report",
-    "ShardOptions": "shards.settings",
-    "ShardReport": "shards.report",
-    "ShardedModel": "shards.calls",
-    "ShrinkFailed": "search.report",
-    "ShrinkReport": "search.report",
-    "Skip": "editing.base",
-    "SubGraph": "model.ir",
-    "Tensor": "model.ir",
-    "TflRewriteError": "errors",
-    "Tolerance": "judge.settings",
-    "UnsupportedError": "errors",
-    "UsageError": "errors",
-    "Verdict": "judge.verdict",
-    "VerificationError": "errors",
-    "blame": "reading.blame",
-    "check": "reading.check",
-    "diagnose": "reading.doctor",
-    "diff": "reading.diff",
-    "inspect": "reading.inspect",
-    "join": "shards.calls",
-    "load": "files.store",
-    "open_sharded": "shards.calls",
-    "option": "options.option",
-    "passes_of": "passes.catalog",
-    "preset": "passes.catalog",
-    "rewrite": "pipeline.rewrite",
-    "run": "editing.base:run_passes",
-    "save": "files.store",
-    "search_rounding": "search.round",
-    "shard": "shards.calls",
-    "shrink": "search.shrink",
-    "verify": "pipeline.verify",
-}
+    run = run_passes
 
-__all__ = [
-    "Blame",
-    "Compact",
-    "Comparison",
-    "Context",
-    "Dedup",
-    "Dequantize",
-    "Diagnosis",
-    "Edit",
-    "Editor",
-    "Effect",
-    "Equalize",
-    "FileAccessError",
-    "FormatError",
-    "Goal",
-    "Graph",
-    "Inspection",
-    "InvariantError",
-    "JoinOptions",
-    "Judging",
-    "Model",
-    "Operator",
-    "Pass",
-    "PassResult",
-    "QuantizeWeights",
-    "RemoveDead",
-    "Repair",
-    "Report",
-    "RewriteFailed",
-    "RoundWeights",
-    "ShardFailed",
-    "ShardOptions",
-    "ShardReport",
-    "ShardedModel",
-    "ShrinkFailed",
-    "ShrinkReport",
-    "Skip",
-    "SubGraph",
-    "Tensor",
-    "TflRewriteError",
-    "Tolerance",
-    "UnsupportedError",
-    "UsageError",
-    "Verdict",
+_NAMES = {
+    "editing.base": "Context Edit Effect Pass PassResult Skip",
+    "editing.base:run_passes": "run",
+    "editing.editor": "Editor",
+    "errors": "FileAccessError FormatError InvariantError TflRewriteError UnsupportedError UsageError "
     "VerificationError",
-    "__version__",
-    "blame",
-    "check",
-    "diagnose",
-    "diff",
-    "inspect",
-    "join",
-    "load",
-    "open_sharded",
-    "option",
-    "passes_of",
-    "preset",
-    "rewrite",
-    "run",
-    "save",
-    "search_rounding",
-    "shard",
-    "shrink",
-    "verify",
-]
+    "files.store": "load save",
+    "judge.layers": "Blame",
+    "judge.settings": "Judging Tolerance",
+    "judge.verdict": "Verdict",
+    "model.graph": "Graph",
+    "model.ir": "Model Operator SubGraph Tensor",
+    "options.option": "option",
+    "passes.catalog": "passes_of preset",
+    "passes.compact": "Compact",
+    "passes.dedup": "Dedup",
+    "passes.dequantize": "Dequantize",
+    "passes.equalize": "Equalize",
+    "passes.quantize_weights": "QuantizeWeights",
+    "passes.remove_dead": "RemoveDead",
+    "passes.repair": "Repair",
+    "passes.round_weights": "RoundWeights",
+    "pipeline.report": "Report RewriteFailed",
+    "pipeline.rewrite": "rewrite",
+    "pipeline.verify": "verify",
+    "reading.blame": "blame",
+    "reading.check": "check",
+    "reading.diff": "Comparison diff",
+    "reading.doctor": "Diagnosis diagnose",
+    "reading.inspect": "Inspection inspect",
+    "search.goals": "Goal",
+    "search.report": "ShrinkFailed ShrinkReport",
+    "search.round": "search_rounding",
+    "search.shrink": "shrink",
+    "shards.calls": "ShardedModel join open_sharded shard",
+    "shards.report": "ShardFailed ShardReport",
+    "shards.settings": "JoinOptions ShardOptions",
+}
+"""Modules, and the public names of each; behind a colon what a single one is called there."""
+
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
