@@ -132,7 +132,7 @@ def test_products_are_off_by_less_than_with_the_nearest_levels(fixtures: Path, f
     item = max(
         (item for item in items.values() if "FULLY_CONNECTED" in item.readers), key=lambda i: i.elements
     )
-    known = fitter._known[(item.position, item.rows, item.kind.numpy)]
+    known = fitter.found[(item.position, item.rows, item.kind.numpy)]
     # M D M' = H: with the factor alone, the errors of the columns in their order are whitened.
     weight = item.values().astype(np.float64).reshape(item.rows.channels, -1)
     step = grids.steps_of_range(item.profile().merged(), 16, item.kind)

@@ -20,7 +20,7 @@ from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
-from tfl_rewrite.weights.rounders import Emit, Work
+from tfl_rewrite.weights.rounders import Emit, Rounder, Work
 
 from ..nets import Array, Net, codes, decibels, named, run
 
@@ -390,7 +390,7 @@ def test_what_is_stored_in_integers_already_is_said(mixed: Path, tmp_path: Path)
 # -- Rounders -----------------------------------------------------------------------------------------------
 
 
-class Coarse:
+class Coarse(Rounder):
     """A rounder with scales twice too large, that remembers what it was told."""
 
     def __init__(self) -> None:

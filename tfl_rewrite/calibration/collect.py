@@ -1,25 +1,34 @@
-"""Collects the moments of a model's weighted operators."""
+"""Runs a model on the user's inputs, for whoever rounds its weights for what they meet."""
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.probe import Call, Place, Probe
+from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.files.source import Source, origin_of
+from tfl_rewrite.files.store import is_changed, save
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.moments import Moments, memory_rounds
 from tfl_rewrite.numerics.products import Product
-from tfl_rewrite.numerics.symmetric import Float32
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import Step
-from tfl_rewrite.work import Progress, Stage
+from tfl_rewrite.work import Progress, Stage, one_blas_thread
 
 OUT_OF_TIME = "there was no time left"
 COLLECTING = "collecting activations"
@@ -27,6 +36,120 @@ NOT_ENTERED = "no sample to fit to enters their subgraph"
 
 MEMORY_NBYTES = 512 << 20
 """Of moments at a time; the model is run again for those that do not fit."""
+
+HELD_NBYTES = 256 << 20
+"""Of what was found, in memory; more goes to temporary files."""
+
+Found = TypeVar("Found")
+Number = TypeVar("Number", bound=np.generic)
+
+
+class Observer(Generic[Found]):
+    """Looks at what weights meet. What was found of one is kept, so that asking again costs nothing.
+
+    Args:
+        judging: Has the inputs, and what runs the model: the first of its runtimes.
+        progress: Called with what is going on, and how many of how many bytes are done.
+
+    Attributes:
+        found: By the key of a weight.
+        reasons: Why nothing was found, likewise.
+        active: Keys of the weights that were asked for last.
+        steps: The calls that the inputs make, once they are read.
+    """
+
+    def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
+        self.judging = judging
+        self.progress = progress
+        self.found: dict[Hashable, Found] = {}
+        self.reasons: dict[Hashable, str] = {}
+        self.active: list[Hashable] = []
+        self.steps: list[Step] = []
+        self._held = 0
+        self._files: list[Any] = []
+
+    def is_known(self, key: Hashable) -> bool:
+        """Whether a weight was looked at, or cannot be."""
+        return key in self.found or key in self.reasons
+
+    @contextmanager
+    def running(self, model: Model, keys: Sequence[Hashable]) -> Iterator[tuple[Source, Callable[[], Probe]]]:
+        """Makes a file of a model and reads the inputs.
+
+        Args:
+            model: As it is; not changed.
+            keys: Of the weights; where the model does not run, the reason is noted of each.
+
+        Yields:
+            The file, and what opens probes of it.
+        """
+        judging = self.judging
+        watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
+        choice = RuntimeChoice.parse(judging.runtime[0])
+        try:
+            # A signal to end unwinds, so that processes and files are not left behind.
+            with TerminationGuard(), Scratch() as scratch, one_blas_thread(), ExitStack() as stack:
+                source = file_of(model, scratch.folder())
+                self.steps = self.steps or steps_of(source, judging, self.progress)
+
+                def probe() -> Probe:
+                    runner = Runner(choice, timeout=judging.timeout, watch=watch)
+                    return Probe(source, stack.enter_context(runner))
+
+                yield source, probe
+        except (ModelFailed, UnsupportedError) as error:
+            for key in keys:
+                if key not in self.found:
+                    self.reasons[key] = f"the model could not be run for its activations: {error}"
+
+    def kept(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """Moves an array to a file where too many are held."""
+        if self._held + array.nbytes <= HELD_NBYTES:
+            self._held += array.nbytes
+            return array
+        # The map lives as long as this object, and the nameless file as long as the map.
+        file = tempfile.TemporaryFile(prefix="tfl-rewrite-")  # noqa: SIM115
+        file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        self._files.append(file)
+        return np.memmap(file, array.dtype, "r", shape=array.shape)
+
+    def failures(self) -> list[str]:
+        """Returns why weights that were asked for last were not looked at, where a reason is said."""
+        counts = Counter(reason for key in self.active if (reason := self.reasons.get(key)))
+        return [f"{count} weight(s) rounded without activations: {why}" for why, count in counts.items()]
+
+
+def file_of(model: Model, folder: Path) -> Source:
+    """Returns a file that holds the model as it is: its own where nothing was changed yet."""
+    origin = origin_of(model)
+    if origin is not None and origin.file is not None and not is_changed(model):
+        return origin
+    path = folder / "float.tflite"
+    save(model, path)
+    return Source.open(path)
+
+
+def steps_of(path: str | Path | Source, judging: Judging, progress: Progress | None = None) -> list[Step]:
+    """Returns the calls that the user's inputs make; made samples are not among them.
+
+    Args:
+        path: The model.
+        judging: Has the inputs, and what runs the model: the first of its runtimes.
+        progress: Told that this begins; nobody knows when it ends.
+
+    Raises:
+        ModelFailed: The model does not run.
+        UsageError: The files do not fit the model, or the runtime is not there.
+    """
+    if progress is not None:
+        progress(COLLECTING, 0, 0)
+    inputs, runtime, limit = judging.inputs, judging.runtime[:1], judging.memory_limit
+    alone = Judging(inputs=inputs, runtime=runtime, timeout=judging.timeout, memory_limit=limit)
+    ran = run_model(path, alone)
+    if ran.failure is not None or ran.interface is None:
+        raise ModelFailed(ran.failure.message if ran.failure else "the model does not run")
+    return list(real_inputs(ran.interface, inputs).steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,44 +161,11 @@ class Wanted:
     product: Product
 
 
-def steps_of(
-    path: str | os.PathLike[str],
-    inputs: Sequence[str | os.PathLike[str]],
-    *,
-    runtime: str,
-    timeout: float,
-    memory_limit: int | None = None,
-    progress: Progress | None = None,
-) -> list[Step]:
-    """Returns the calls that the user's inputs make; made samples are not among them.
-
-    Args:
-        path: The model.
-        inputs: Of the user.
-        runtime: That runs it.
-        timeout: Seconds for each request to it.
-        memory_limit: Bytes that it may take; None for what :func:`memory.default_limit` says.
-        progress: Told that this begins; nobody knows when it ends.
-
-    Raises:
-        ModelFailed: The model does not run.
-        UsageError: The files do not fit the model, or the runtime is not there.
-    """
-    if progress is not None:
-        progress(COLLECTING, 0, 0)
-    judging = Judging(inputs=tuple(inputs), runtime=(runtime,), timeout=timeout, memory_limit=memory_limit)
-    ran = run_model(path, judging)
-    if ran.failure is not None or ran.interface is None:
-        raise ModelFailed(ran.failure.message if ran.failure else "the model does not run")
-    return list(real_inputs(ran.interface, inputs).steps)
-
-
 def collect(
     probe: Probe,
     wanted: Sequence[Wanted],
     calls: Sequence[Call],
     *,
-    seed: int = 0,
     enough: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Moments | str]]:
@@ -87,7 +177,6 @@ def collect(
         probe: The model.
         wanted: Operators.
         calls: What to run.
-        seed: Of the drawing from large activations.
         enough: Called before each run of the model; once it says so, there is none any more.
         progress: Called with what is going on, and how many of how many bytes of inputs were run.
 
@@ -110,7 +199,7 @@ def collect(
         if enough():
             yield from ((position, OUT_OF_TIME) for position in group)
             continue
-        yield from _collect(probe, wanted, group, calls, seed, stage)
+        yield from _collect(probe, wanted, group, calls, stage)
 
 
 def _nbytes(call: Call) -> int:
@@ -119,7 +208,7 @@ def _nbytes(call: Call) -> int:
 
 
 def _collect(
-    probe: Probe, wanted: Sequence[Wanted], group: list[int], calls: Sequence[Call], seed: int, stage: Stage
+    probe: Probe, wanted: Sequence[Wanted], group: list[int], calls: Sequence[Call], stage: Stage
 ) -> Iterator[tuple[int, Moments | str]]:
     found: dict[int, Moments | str] = {position: Moments(wanted[position].product) for position in group}
     try:
@@ -130,8 +219,8 @@ def _collect(
                 held = found[position]
                 if isinstance(held, Moments):
                     try:
-                        stream = stream_of(seed, wanted[position].place, number)
-                        held.add(as_floats(activation), stream, half)
+                        seed = wanted[position].place.seed(number)
+                        held.add(activation, np.random.default_rng(seed), half)
                     except ValueError as error:
                         found[position] = str(error)
             stage.tick(_nbytes(calls[number]))
@@ -139,19 +228,3 @@ def _collect(
         found = dict.fromkeys(group, str(error))
     for position in group:
         yield position, found.pop(position)
-
-
-def as_floats(activation: npt.NDArray[np.generic]) -> Float32:
-    """Returns an activation as it is.
-
-    Raises:
-        ValueError: It is not float32.
-    """
-    if activation.dtype != np.float32:
-        raise ValueError(f"its activation is {activation.dtype}")
-    return np.asarray(activation, np.float32)
-
-
-def stream_of(seed: int, place: Place, number: int) -> np.random.Generator:
-    """Returns the stream that vectors of an operator's activation in a call are drawn with."""
-    return np.random.default_rng([seed, place.subgraph, place.operator, number])

@@ -27,12 +27,25 @@ from tfl_rewrite.samples.made import Step
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """One operator: positions of its subgraph and in it."""
 
     subgraph: int
     operator: int
+
+    def seed(self, number: int) -> tuple[int, ...]:
+        """Returns the seed that vectors of the operator's activation in a call are drawn with."""
+        return 0, self.subgraph, self.operator, number
+
+
+def places_of(model: Model) -> dict[int, Place]:
+    """Returns the place of each operator, by its id."""
+    return {
+        id(operator): Place(number, position)
+        for number, subgraph in enumerate(model.subgraphs)
+        for position, operator in enumerate(subgraph.operators)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,6 @@ class Runner:
     Args:
         runtime: Which interpreter.
         timeout: Seconds for each request.
-        threads: Of the interpreter.
         watch: Of its memory.
 
     Attributes:
@@ -71,13 +83,11 @@ class Runner:
         runtime: RuntimeChoice,
         *,
         timeout: float = 600.0,
-        threads: int = 1,
         watch: MemoryWatch | None = None,
     ) -> None:
         self._scratch = Scratch()
         self.folder = self._scratch.folder()
         self.worker = Worker(runtime, self._scratch, watch, timeout=timeout, readable=[self.folder])
-        self._threads = threads
         self._outputs: tuple[int, ...] = ()
         self._stored: dict[int, tuple[object, str]] = {}
 
@@ -96,7 +106,7 @@ class Runner:
             delegates: Whether the default delegates may run it.
         """
         resolver = "default" if delegates else "builtin"
-        interface, _ = self.worker.open("open", model, resolver, self._threads)
+        interface, _ = self.worker.open("open", model, resolver, 1)
         self._outputs = tuple(facts.index for facts in interface.primary.outputs)
 
     def run(self, values: Sequence[Array]) -> None:

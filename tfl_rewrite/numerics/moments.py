@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Float32
 
+Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 LARGEST_BLOCK = 2304
@@ -107,7 +108,7 @@ class Moments:
         """Returns the memory that the moments of a product take."""
         return 8 * product.groups * product.inner * (product.inner // parts_for(product))
 
-    def add(self, activation: Float32, stream: np.random.Generator, half: int | None = None) -> None:
+    def add(self, activation: Array, stream: np.random.Generator, half: int | None = None) -> None:
         """Takes in the activation of one sample.
 
         Of large activations a part is drawn: as many vectors as are worth their time.
@@ -118,11 +119,14 @@ class Moments:
             half: That it counts for; without it, samples alternate.
 
         Raises:
-            ValueError: The activation holds NaN or infinite values, or is too large to be squared.
+            ValueError: The activation is not float32, holds NaN or infinite values, or is too large to be
+                squared.
         """
         self._add(self._vectors(activation, stream), half)
 
-    def _vectors(self, activation: Float32, stream: np.random.Generator) -> npt.NDArray[np.float32]:
+    def _vectors(self, activation: Array, stream: np.random.Generator) -> Float32:
+        if activation.dtype != np.float32:
+            raise ValueError(f"its activation is {activation.dtype}")
         limit = int(np.clip(_FLOPS / self.product.inner**2, _LEAST_VECTORS, _MOST_VECTORS))
         vectors = self.product.vectors(activation, limit, stream)
         if not np.isfinite(vectors).all():
@@ -331,7 +335,7 @@ class Drift(Moments):
         self.lack = np.zeros_like(self.square)
         self.wanted = np.zeros_like(self.total)
 
-    def add_pair(self, met: Float32, wanted: Float32, key: Sequence[int], half: int | None = None) -> None:
+    def add_pair(self, met: Array, wanted: Array, key: Sequence[int], half: int | None = None) -> None:
         """Takes in one sample: what the rounded model gives, and what the float model gives in its place.
 
         Args:
@@ -341,7 +345,7 @@ class Drift(Moments):
             half: That it counts for; without it, samples alternate.
 
         Raises:
-            ValueError: One holds NaN or infinite values, or is too large to be squared.
+            ValueError: See :meth:`add`.
         """
         cut = self._vectors(met, np.random.default_rng(key))
         other = self._vectors(wanted, np.random.default_rng(key))

@@ -32,7 +32,7 @@ from tfl_rewrite.weights.encoding import Encoding, Recipe, Rule, Scheme, unmatch
 from tfl_rewrite.weights.expansion import renew
 from tfl_rewrite.weights.payloads import Payload, WeightChange
 from tfl_rewrite.weights.plan import WeightPlan
-from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Nearest, Rounder, activations_of
+from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, activations_of
 from tfl_rewrite.weights.scales import Magnitudes
 from tfl_rewrite.weights.state import lower_for, nothing_to_quantize, still_late
 from tfl_rewrite.weights.storage import Decision, Stored, forms
@@ -251,7 +251,7 @@ class QuantizeWeights(Pass):
         if self.rounder is not None:
             return self.rounder
         if self.effort is Effort.FAST:
-            return Nearest()
+            return Rounder()
         activations = activations_of(context)
         if activations is None:
             return Clipped()
@@ -309,7 +309,7 @@ def _balance(model: Model, context: Context) -> tuple[str, ...]:
     return (f"input channels of {len(edits)} weight(s) balanced by powers of two, which is exact: {names}",)
 
 
-def prepare(model: Model, passes: Sequence[QuantizeWeights], rounder: Calibrating) -> None:
+def prepare(model: Model, passes: Sequence[QuantizeWeights], rounder: Rounder) -> None:
     """Tells a rounder of all constants that some passes would store otherwise, each on its own.
 
     So that what it has to know of the model is collected once for all of them. The model is not changed.
@@ -331,9 +331,8 @@ class _Application:
 
     def apply(self, decisions: list[Decision]) -> tuple[list[WeightChange], list[str]]:
         """Changes the model; returns the changes and notes."""
-        if isinstance(self._rounder, Calibrating):
-            # While the model is as it was.
-            self._rounder.prepare(self._model, self._plan.works(decisions))
+        # While the model is as it was.
+        self._rounder.prepare(self._model, self._plan.works(decisions))
         changes: list[WeightChange] = []
         known: set[int] = set()
         # Rewiring replaces the blob and the type of what other decisions still refer to as their source.
@@ -370,13 +369,10 @@ class _Application:
                 # with CONV_2D). A DEQUANTIZE of int8 is not affected.
                 if reading is Reading.HYBRID and row_of(use.operator).is_layer:
                     self._editor.store_bias_as_float32(use.subgraph, use.operator)
-        notes: list[str] = []
-        if isinstance(self._rounder, Calibrating):
-            for item in self._rounder.corrections():
-                correct(self._editor, item)
-            notes += self._rounder.notes()
+        for item in self._rounder.corrections():
+            correct(self._editor, item)
         self._editor.finish()
-        return changes, [*notes, *self._editor.notes]
+        return changes, [*self._rounder.notes(), *self._editor.notes]
 
 
 def _change(

@@ -41,7 +41,7 @@ from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.payloads import GridPayload, WeightChange
-from tfl_rewrite.weights.rounders import Calibrating, Fitting
+from tfl_rewrite.weights.rounders import Fitting
 
 
 def _texts(choice: Choice) -> dict[str, str]:
@@ -290,7 +290,7 @@ class Trials:
         """Lets the rounders look at the model once for all encodings."""
         for fold in self._folds:
             base = fold.rounders.base
-            if base is not None and isinstance(base.rounder, Calibrating):
+            if base is not None and base.rounder is not None:
                 model = self.fresh()
                 passes = [assigned(base, encodings_of(choice), model) for choice in choices]
                 prepare(model, passes, base.rounder)

@@ -20,7 +20,7 @@ from tfl_rewrite.numerics.grids import Rows, deflated
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant
-from tfl_rewrite.weights.rounders import Calibrating, Fitting, Rounder, Work
+from tfl_rewrite.weights.rounders import Fitting, Rounder, Work
 
 Emit = Callable[[int, npt.NDArray[Any]], None]
 """Takes the position of the first of some new values, and them."""
@@ -136,7 +136,7 @@ class QuantizedPayload(Payload):
 
     def gains(self) -> dict[str, float] | None:
         """Returns what each step of rounding won on the calibration inputs, in dB."""
-        return self.rounder.gains(self.work) if isinstance(self.rounder, Calibrating) else None
+        return self.rounder.gains(self.work)
 
 
 class GridPayload(Payload):

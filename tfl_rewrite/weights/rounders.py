@@ -77,8 +77,16 @@ class Work:
         self._blob.release(start, nbytes)
 
 
-class Rounder(Protocol):
-    """Makes scales and integers."""
+class Rounder:
+    """Makes scales and integers: the largest magnitude becomes the highest level, each value the nearest."""
+
+    def prepare(self, model: Model, works: Sequence[Work]) -> None:
+        """Is told of all constants before any of them is changed.
+
+        Args:
+            model: As it was before the pass changes it; not changed.
+            works: All constants that are to become integers, each once.
+        """
 
     def scales(self, work: Work) -> Float32:
         """Returns one scale for each channel or block.
@@ -87,6 +95,7 @@ class Rounder(Protocol):
             Float32 ``[channels]``: finite, at least ``symmetric.SMALLEST_SCALE``. They may be stored in fewer
             bits; :meth:`round` is given those that the file holds.
         """
+        return symmetric.scales(work.largest, work.levels.high)
 
     def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
         """Makes the integers; called again for each use of them, with equal results, from any thread.
@@ -100,19 +109,19 @@ class Rounder(Protocol):
         Returns:
             The squared signal and error.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """The largest magnitude becomes the highest level, and each value the nearest integer."""
-
-    def scales(self, work: Work) -> Float32:
-        """Returns ``max|w| / high`` of each channel."""
-        return symmetric.scales(work.largest, work.levels.high)
-
-    def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
-        """Rounds block by block."""
         return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)
+
+    def corrections(self) -> Sequence[Correction]:
+        """Returns what biases are to take back, for the constants that were prepared last."""
+        return ()
+
+    def gains(self, _work: Work) -> dict[str, float] | None:
+        """Returns what each step won for one constant, in dB; None where it was not calibrated."""
+        return None
+
+    def notes(self) -> Sequence[str]:
+        """Returns what to tell the user of the last preparation."""
+        return ()
 
 
 _SLICE_ELEMENTS = 1 << 19
@@ -122,8 +131,7 @@ _SAMPLED_ELEMENTS = 1 << 22
 """Of a channel with more, a part is looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clipped:
+class Clipped(Rounder):
     """Scales that leave the least squared error (:mod:`tfl_rewrite.numerics.clipping`), nearest integers.
 
     Of channels of many million elements every so-manieth is looked at, and the largest.
@@ -153,32 +161,6 @@ class Clipped:
         del values, whole, part, rows
         work.release()
         return result
-
-    def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
-        """Rounds block by block."""
-        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)
-
-
-@runtime_checkable
-class Calibrating(Rounder, Protocol):
-    """A rounder that is told of all constants before any of them is changed."""
-
-    def prepare(self, model: Model, works: Sequence[Work]) -> None:
-        """Decides on the integers of constants.
-
-        Args:
-            model: As it was before the pass changes it; not changed.
-            works: All constants that are to become integers, each once.
-        """
-
-    def corrections(self) -> Sequence[Correction]:
-        """Returns what biases are to take back, for the constants that were prepared last."""
-
-    def gains(self, work: Work) -> dict[str, float] | None:
-        """Returns what each step won for one constant, in dB; None where it was not calibrated."""
-
-    def notes(self) -> Sequence[str]:
-        """Returns what to tell the user of the last preparation."""
 
 
 class Fitting(Protocol):
@@ -216,7 +198,7 @@ class Activations(Protocol):
     The same pass (:attr:`Context.number`) gets the same object each time, with what that has found.
     """
 
-    def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Calibrating:
+    def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Rounder:
         """Returns what rounds weights to integers for what they meet.
 
         Args:
