@@ -13,10 +13,9 @@ import pytest
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.atomic import check_target
-from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
+from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
 from tfl_rewrite.files.source import Source, origin_of
 from tfl_rewrite.files.store import is_changed, layout
-from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import UINT8
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob

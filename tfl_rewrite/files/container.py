@@ -12,7 +12,7 @@ import shlex
 import stat
 import struct
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -23,6 +23,7 @@ _PIECE = 4 << 20
 # Gaps that are looked at before the pages around them are given back.
 _RELEASE_AFTER = 256
 _READ = 512 << 10
+_MAX_TABLE_NBYTES = 256
 _FAULT_AROUND = 64 << 10
 """Linux maps up to this much around a fault (``fault_around_bytes``)."""
 _ALL_AFTER = 64 << 20
@@ -323,3 +324,64 @@ def unexplained(
                 release()
         position = max(position, end)
     return found
+
+
+def explain_orphans(
+    data: memoryview, gaps: Iterable[tuple[int, int]], vtables: Mapping[int, tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Finds tables that a builder wrote and then did not use, in regions that no offset reaches.
+
+    Converters of 2018 wrote one operator code per operator and referred to the distinct ones only; the others
+    still lie in the file. They are recognised as what they are: every byte of the region must belong to a
+    table whose vtable is valid, or to such a vtable. Anything else stays unexplained.
+
+    Args:
+        data: The file.
+        gaps: The regions, as ``(start, end)``; bytes outside of them are not looked at, except vtables.
+        vtables: Those in use: ``{offset: (length, nbytes of the table)}``.
+
+    Returns:
+        The spans of unused tables and their vtables, as ``(start, end)``.
+    """
+    regions = list(gaps)
+    found: list[tuple[int, int]] = []
+    for start, end in regions:
+        position = -(-start // 4) * 4
+        while position + 4 <= min(end + 3, len(data)):
+            spans = _table(data, position, end, regions, vtables)
+            found += spans
+            # A region ends at its last byte that is not zero, which may lie inside of the table.
+            position = spans[0][1] if spans else position + 4
+            position = -(-position // 4) * 4
+    return found
+
+
+def _table(
+    data: memoryview,
+    position: int,
+    end: int,
+    regions: list[tuple[int, int]],
+    vtables: Mapping[int, tuple[int, int]],
+) -> list[tuple[int, int]]:
+    """Returns the spans of the table at ``position`` and of its own vtable, or nothing."""
+    vtable = position - struct.unpack_from("<i", data, position)[0]
+    if vtable == position or vtable < 0 or vtable % 2:
+        return []
+    known = vtables.get(vtable)
+    if known is not None:
+        length, nbytes = known
+        own = []
+    elif any(a <= vtable < b for a, b in regions) and vtable + 4 <= len(data):
+        length, nbytes = struct.unpack_from("<HH", data, vtable)
+        if length < 4 or length % 2 or vtable + length > len(data) or nbytes > _MAX_TABLE_NBYTES:
+            return []
+        entries = struct.unpack_from(f"<{length // 2 - 2}H", data, vtable + 4)
+        if any(entry and not 4 <= entry < nbytes for entry in entries):
+            return []
+        own = [(vtable, vtable + length)]
+    else:
+        return []
+    stop = position + nbytes
+    if nbytes < 4 or stop > end + 3 or stop > len(data):
+        return []
+    return [(position, stop), *own]

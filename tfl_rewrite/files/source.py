@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError
-from tfl_rewrite.files.container import Container, ZipTail, find_zip, unexplained
+from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
 from tfl_rewrite.files.foreign import recognize
 from tfl_rewrite.files.layout import bytes_text, planned
-from tfl_rewrite.flatbuf.orphans import explain_orphans
 from tfl_rewrite.flatbuf.reader import ReadResult, read
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model import references
