@@ -132,13 +132,7 @@ def _check_target(job: Job, place: int) -> None:
 
 def _figures(report: Report | None) -> dict[str, Any]:
     if report is None:
-        return {
-            "nbytes_before": None,
-            "nbytes_after": None,
-            "verdict": None,
-            "snr_db": None,
-            "unverified": None,
-        }
+        return {}
     verdict = report.verdict
     worst = verdict.worst_snr() if verdict is not None else None
     return {

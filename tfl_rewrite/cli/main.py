@@ -95,8 +95,9 @@ def _complain(text: str, argv: Sequence[str] | None = None) -> None:
 
 def _send_again(lost: sys.UnraisableHookArgs) -> None:
     """Sends a signal again whose exception came up where none can be raised, such as in a finalizer."""
-    if isinstance(lost.exc_value, KeyboardInterrupt):
-        number = lost.exc_value.args[0] if lost.exc_value.args else signal.SIGINT
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        # There may be no value, only its type.
+        number = next(iter(getattr(lost.exc_value, "args", ())), signal.SIGINT)
     elif lost.exc_type.__name__ == "Terminated":
         number = getattr(lost.exc_value, "number", signal.SIGTERM)
     else:

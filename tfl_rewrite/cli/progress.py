@@ -115,8 +115,9 @@ class Bar:
     def close(self) -> None:
         """Shows nothing any more."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is not None and self._thread.is_alive():
+            # One that a signal caught as it began, or whose terminal is stopped, ends with the program.
+            self._thread.join(_EVERY_SECONDS * 10)
             self._clear()
         self._enabled = False
 

@@ -40,7 +40,7 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
         for result in report.results:
             lines += [line for line in (_done(result, report),) if line]
             lines += pass_tables(result)
-            lines += [f"note: {safe(note, limit=400)}" for note in result.notes]
+            lines += _noted(result.notes, verbose)
         lines += _finer_lines(report, verbose)
     else:
         told = [*(_done(result, report) for result in report.results), *_finer_lines(report, verbose)]
@@ -192,7 +192,7 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     why = safe("; ".join(report.refused.reasons), limit=300)
     # Such as of inputs that are not finite, which may be the reason; a verdict on what was made has its own.
     told = report.refused.notes if report.verdict is None else ()
-    notes = [f"note: {safe(note, limit=400)}" for note in told]
+    notes = _noted(told, 1)
     if not report.finer:
         return [f"as asked for, it failed: {why}", *notes]
     forms = Counter(item.form for item in report.finer)
@@ -286,7 +286,7 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         )
         if len(shown) < len(report.files):
             lines.append(f"  ... and {len(report.files) - len(shown)} more (-vv shows all)")
-    lines += [f"note: {safe(note, limit=400)}" for note in report.notes]
+    lines += _noted(report.notes, 1)
     if report.outcome == "failed":
         return lines
     if report.unverified is not None:

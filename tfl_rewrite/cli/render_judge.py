@@ -25,9 +25,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     judges = verdict.verdicts
     if len(judges) < 2:
         return _one_judge(verdict)
-    counts = [(status, sum(one.status == status for one in judges)) for status in STATUSES]
-    told = ", ".join(f"{count} {status}" for status, count in counts if count)
-    lines = [f"{verdict.headline}: the worst of {len(judges)} judges ({told})"]
+    lines = [_head(verdict)]
     for one in judges:
         lines += [f"  {line}" for line in _one_judge(one)]
     shown = {note for one in judges for note in one.notes}
@@ -35,22 +33,31 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     return lines + [f"  note: {note}" for note in verdict.notes if note not in shown]
 
 
+def _head(verdict: Verdict) -> str:
+    """The status, and of several judges how many came to which."""
+    judges = verdict.verdicts
+    if len(judges) < 2:
+        return verdict.headline
+    counts = [(status, sum(one.status == status for one in judges)) for status in STATUSES]
+    told = ", ".join(f"{count} {status}" for status, count in counts if count)
+    return f"{verdict.headline}: the worst of {len(judges)} judges ({told})"
+
+
+def _samples(found: Verdict | Blame) -> str:
+    """Returns such as ``4 made samples``."""
+    return f"{found.sample_count} {found.sample_source} sample{'' if found.sample_count == 1 else 's'}"
+
+
 def verdict_line(verdict: Verdict) -> str:
     """Says in one line whether the outputs agree, on what, and which of them is furthest off."""
-    head = verdict.headline
-    if len(verdict.verdicts) > 1:
-        counts = [(status, sum(one.status == status for one in verdict.verdicts)) for status in STATUSES]
-        told = ", ".join(f"{count} {status}" for status, count in counts if count)
-        head += f": the worst of {len(verdict.verdicts)} judges ({told})"
+    head = _head(verdict)
     if verdict.reasons:
         more = len(verdict.reasons) - _REASONS
         return f"{head}: {'; '.join(verdict.reasons[:_REASONS])}" + (
             f"; and {more} more (-v)" if more > 0 else ""
         )
     apart = " that nothing was fitted to" if verdict.unfitted else ""
-    samples = (
-        f"{verdict.sample_count} {verdict.sample_source} sample{'' if verdict.sample_count == 1 else 's'}"
-    )
+    samples = _samples(verdict)
     heard = [output for output in verdict.outputs if output.silence is None]
     count = "the output" if len(heard) == 1 else f"all {len(heard)} outputs"
     if all(output.bit_exact for output in heard):
@@ -99,11 +106,10 @@ def _one_judge(verdict: Verdict) -> list[str]:
         head += f": {'; '.join(verdict.reasons)}"
     lines = [head, *_entries(verdict)]
     if verdict.judge is not None:
-        plural = "" if verdict.sample_count == 1 else "s"
         apart = " that nothing was fitted to" if verdict.unfitted else ""
         lines.append(
-            f"  judged by {verdict.judge}, {verdict.judge.enclosure}, on {verdict.sample_count}"
-            f" {verdict.sample_source} sample{plural}{apart} in {verdict.seconds:.1f} s"
+            f"  judged by {verdict.judge}, {verdict.judge.enclosure}, on "
+            f"{_samples(verdict)}{apart} in {verdict.seconds:.1f} s"
         )
     lines += [f"  {_output(output)}" for output in verdict.outputs]
     lines.append(f"  not judged: {'; '.join(verdict.not_judged) or 'nothing'}")
@@ -139,12 +145,11 @@ def blame_lines(found: Blame, *, verbose: bool = False) -> list[str]:
     """Says what was compared, the table of operators, and what was not seen."""
     if found.failure is not None:
         return [f"blame: not possible: {found.failure}"]
-    plural = "" if found.sample_count == 1 else "s"
     count = len(found.layers)
     who = "" if found.judge is None else f" by {found.judge}, {found.judge.enclosure},"
     lines = [
-        f"blame: {count} operator output{'' if count == 1 else 's'} compared on {found.sample_count} "
-        f"{found.sample_source} sample{plural}{who} all tensors kept, in {found.seconds:.1f} s"
+        f"blame: {count} operator output{'' if count == 1 else 's'} compared on "
+        f"{_samples(found)}{who} all tensors kept, in {found.seconds:.1f} s"
     ]
     lines += _layers(found, verbose)
     if found.inserted:

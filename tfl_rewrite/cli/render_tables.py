@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from tfl_rewrite.cli.text import decibels, safe, short_names, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
@@ -11,6 +12,21 @@ from tfl_rewrite.pipeline.report import Finer
 from tfl_rewrite.weights.payloads import WeightChange
 
 _NAME = 60
+T = TypeVar("T")
+
+
+def _named(
+    head: Sequence[str],
+    items: Sequence[T],
+    name: Callable[[T], str],
+    cells: Callable[[T], Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+) -> list[str]:
+    """Lays out a table whose first column holds names, cut where they agree; nothing without any items."""
+    names = short_names([name(item) for item in items], limit=_NAME)
+    rows = [(shown, *cells(item)) for shown, item in zip(names, items, strict=True)]
+    return table(head, rows, right=right) if rows else []
 
 
 def pass_tables(result: PassResult) -> list[str]:
@@ -34,28 +50,21 @@ def pass_tables(result: PassResult) -> list[str]:
 
 def finer_table(rows: Sequence[Finer]) -> list[str]:
     """Returns the constants that are stored finer than was asked for."""
-    ordered = sorted(rows, key=lambda item: -item.added)
-    names = short_names([item.tensor for item in ordered], limit=_NAME)
-    return table(
+    return _named(
         ("tensor", "stored as", "bytes more", "dB as asked, alone"),
-        [
-            (name, item.form, f"{item.added:+,}", "" if item.snr is None else decibels(item.snr))
-            for name, item in zip(names, ordered, strict=True)
-        ],
+        sorted(rows, key=lambda item: -item.added),
+        lambda item: item.tensor,
+        lambda item: (item.form, f"{item.added:+,}", "" if item.snr is None else decibels(item.snr)),
         right=(2, 3),
     )
 
 
 def _edits(edits: Sequence[Edit]) -> list[str]:
-    if not edits:
-        return []
-    names = short_names([edit.where for edit in edits], limit=_NAME)
-    return table(
+    return _named(
         ("where", "what", "saved"),
-        [
-            (name, safe(edit.what, limit=90), size(edit.saved) if edit.saved else "")
-            for name, edit in zip(names, edits, strict=True)
-        ],
+        edits,
+        lambda edit: edit.where,
+        lambda edit: (safe(edit.what, limit=90), size(edit.saved) if edit.saved else ""),
         right=(2,),
     )
 
@@ -93,47 +102,35 @@ def _form(change: WeightChange) -> str:
 
 
 def _weights(weights: Sequence[WeightChange]) -> list[str]:
-    if not weights:
-        return []
-    ordered = sorted(weights, key=lambda change: -change.saved)
-    names = short_names([change.where for change in ordered], limit=_NAME)
-    return table(
+    return _named(
         ("tensor", "read by", "form", "scales", "bytes", "saved", "SNR dB"),
-        [
-            (
-                name,
-                safe(",".join(change.readers), limit=40),
-                _form(change),
-                f"{change.channels}" if change.channels else "",
-                "shared" if change.shared else f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}",
-                size(change.saved),
-                decibels(change.snr),
-            )
-            for name, change in zip(names, ordered, strict=True)
-        ],
+        sorted(weights, key=lambda change: -change.saved),
+        lambda change: change.where,
+        lambda change: (
+            safe(",".join(change.readers), limit=40),
+            _form(change),
+            f"{change.channels}" if change.channels else "",
+            "shared" if change.shared else f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}",
+            size(change.saved),
+            decibels(change.snr),
+        ),
         right=(3, 4, 5, 6),
     )
 
 
 def _rounded(rounded: Sequence[RoundedChange]) -> list[str]:
-    if not rounded:
-        return []
-    ordered = sorted(rounded, key=lambda change: -change.nbytes)
-    names = short_names([change.where for change in ordered], limit=_NAME)
-    return table(
+    return _named(
         ("tensor", "read by", "step", "of each", "bytes", "deflated", "SNR dB"),
-        [
-            (
-                name,
-                safe(",".join(change.readers), limit=40),
-                _step(change),
-                change.granularity,
-                size(change.nbytes),
-                f"{size(change.deflated[0])} -> {size(change.deflated[1])}",
-                decibels(change.snr),
-            )
-            for name, change in zip(names, ordered, strict=True)
-        ],
+        sorted(rounded, key=lambda change: -change.nbytes),
+        lambda change: change.where,
+        lambda change: (
+            safe(",".join(change.readers), limit=40),
+            _step(change),
+            change.granularity,
+            size(change.nbytes),
+            f"{size(change.deflated[0])} -> {size(change.deflated[1])}",
+            decibels(change.snr),
+        ),
         right=(4, 5, 6),
     )
 
@@ -144,18 +141,11 @@ def _step(change: RoundedChange) -> str:
 
 
 def _skips(skips: Sequence[Skip]) -> list[str]:
-    if not skips:
-        return []
-    ordered = sorted(skips, key=lambda item: -item.data.get("nbytes", 0))
-    names = short_names([item.where for item in ordered], limit=_NAME)
-    return [
-        f"{len(skips)} float constants stay:",
-        *table(
-            ("tensor", "bytes", "why"),
-            [
-                (name, size(item.data.get("nbytes", 0)), safe(item.reason, limit=200))
-                for name, item in zip(names, ordered, strict=True)
-            ],
-            right=(1,),
-        ),
-    ]
+    rows = _named(
+        ("tensor", "bytes", "why"),
+        sorted(skips, key=lambda item: -item.data.get("nbytes", 0)),
+        lambda item: item.where,
+        lambda item: (size(item.data.get("nbytes", 0)), safe(item.reason, limit=200)),
+        right=(1,),
+    )
+    return [f"{len(skips)} float constants stay:", *rows] if rows else []
