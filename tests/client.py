@@ -93,6 +93,7 @@ def shards(source: Path, folder: Path, target: Path) -> bytes:
     tfl.join(report.entry, target, tfl.JoinOptions(force=True))
     with tfl.open_sharded(report.entry) as opened:
         sharded: tfl.ShardedModel = opened
+        sharded.interpreter(num_threads=4).allocate_tensors()
         return bytes(sharded.content)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -192,17 +192,19 @@ class ShardedModel:
         """A path under which this process can open it, while it is open; None where the system has none."""
         return None if self._descriptor < 0 else f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
-    def interpreter(self, **options: Any) -> Any:
+    def interpreter(self, *, num_threads: int | None = None, delegates: Sequence[Any] = ()) -> Any:
         """Makes a LiteRT interpreter of it, which maps the same pages.
 
         Args:
-            **options: Handed to ``ai_edge_litert.interpreter.Interpreter``.
+            num_threads: For its kernels; None for what the runtime chooses.
+            delegates: Those that ``ai_edge_litert.interpreter.load_delegate`` returned.
         """
         from ai_edge_litert.interpreter import Interpreter
 
-        if self.path is not None and Path(self.path).exists():
-            return Interpreter(model_path=self.path, **options)
-        return Interpreter(model_content=bytes(self.content), **options)
+        mapped = self.path is not None and Path(self.path).exists()
+        content = {"model_path": self.path} if mapped else {"model_content": bytes(self.content)}
+        chosen = list(delegates) or None
+        return Interpreter(**content, num_threads=num_threads, experimental_delegates=chosen)
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Fills it; only for who makes it."""
