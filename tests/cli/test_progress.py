@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -105,6 +106,35 @@ def test_a_bar_ends_the_line_that_counts_seconds(monkeypatch: pytest.MonkeyPatch
     seen = terminal.getvalue()
     assert "thinking (" in seen and "counting" in seen
     assert "thinking" not in seen[counted:]
+
+
+@pytest.mark.parametrize("total", [0, 10])
+def test_a_stopped_terminal_does_not_keep_the_program(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
+    """As by Ctrl-S: whoever writes to it waits, and may hold what drawing needs."""
+    stuck, go_on = threading.Event(), threading.Event()
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            stuck.set()
+            go_on.wait(60)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 0.0)
+    try:
+        bar = progress.Bar()
+        bar("counting", 1, total)
+        assert stuck.wait(30)
+        started = time.monotonic()
+        bar("counting", 2, total)
+        bar.close()
+        bar.close()
+        assert time.monotonic() - started < 5
+    finally:
+        go_on.set()
 
 
 def test_work_that_is_done_before_its_time_shows_nothing(fixtures: Path, tmp_path: Path) -> None:

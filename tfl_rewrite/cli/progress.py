@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 AFTER_SECONDS = 1.0
 _COLUMNS, _WIDE = 80, 60
 """Columns of a terminal that does not say how many it has, and from how many on the time left is shown."""
-_EVERY_SECONDS = 0.1
+_EVERY_SECONDS, _CLOSING_SECONDS = 0.1, 1.0
 
 
 class Bar:
@@ -36,11 +36,14 @@ class Bar:
     def __init__(self, *, wanted: bool = True, unit: str = "B") -> None:
         self._enabled = wanted and sys.stderr is not None
         self._unit = unit
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._now = ("", 0.0, 0, 0)
+        # One is taken by the call that starts the thread, the other released to end it. No conditions and no
+        # events: what a signal raises within those leaves them locked.
+        self._first_call = threading.Lock()
+        self._stop = threading.Lock()
+        self._stop.acquire()
         self._thread: threading.Thread | None = None
-        self._what, self._done, self._total = "", 0, 0
-        self._began = 0.0
+        # What follows belongs to the thread alone.
         self._line = ""
         self._bar: Progress | None = None
         self._first, self._since = 0, 0.0
@@ -60,33 +63,34 @@ class Bar:
         """
         if not self._enabled:
             return
-        with self._lock:
-            if what != self._what or bool(total) != bool(self._total):
-                self._what, self._done, self._began = what, 0, time.monotonic()
-            # Of threads that count together, the last one to come here may know least.
-            self._done, self._total = max(self._done, min(done, total)), total
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._show, daemon=True)
-                self._thread.start()
+        before, began, _, end = self._now
+        if what != before or bool(total) != bool(end):
+            began = time.monotonic()
+        self._now = (what, began, min(done, total), total)
+        if self._first_call.acquire(blocking=False):
+            self._thread = threading.Thread(target=self._show, daemon=True)
+            self._thread.start()
 
     def _show(self) -> None:
         draw = self._draw if sys.stderr.isatty() else self._log
         started, pause = time.monotonic(), AFTER_SECONDS
-        while not self._stop.wait(pause):
+        while not self._stop.acquire(timeout=pause):
             pause = _EVERY_SECONDS
-            with self._lock:
-                draw(time.monotonic() - started)
+            draw(time.monotonic() - started)
+        self._clear()
 
     def _log(self, _seconds: float) -> None:
-        if self._what != self._line and time.monotonic() - self._began >= AFTER_SECONDS:
-            self._line = self._what
-            warn(f"tfl-rewrite: {self._what} ...")
+        what, began, _, _ = self._now
+        if what != self._line and time.monotonic() - began >= AFTER_SECONDS:
+            self._line = what
+            warn(f"tfl-rewrite: {what} ...")
 
     def _draw(self, seconds: float) -> None:
-        if self._bar is not None and (self._bar.tasks[0].description != self._what or not self._total):
+        what, _, done, total = self._now
+        if self._bar is not None and (self._bar.tasks[0].description != what or not total):
             self._clear()
-        if not self._total:
-            line = f"{self._what} ({seconds:.0f} s)"
+        if not total:
+            line = f"{what} ({seconds:.0f} s)"
             if line != self._line:
                 print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
             self._line = line
@@ -94,13 +98,16 @@ class Bar:
         now = time.monotonic()
         if self._bar is None:
             self._clear()
-            self._bar = _begin(self._what, self._total)
+            self._bar = _begin(what, total)
             # Its rate counts from here on: what was done before took an unknown time.
-            self._first, self._since = self._done, now
+            self._first, self._since = done, now
+        task = self._bar.tasks[0]
+        # Of threads that count together, the last one to come here may know least.
+        done = max(int(task.completed), done)
         rate = ""
-        if self._done > self._first:
-            rate = f"{_scaled((self._done - self._first) / max(now - self._since, 1e-6), self._unit)}/s"
-        self._bar.update(self._bar.tasks[0].id, completed=self._done, rate=rate)
+        if done > self._first:
+            rate = f"{_scaled((done - self._first) / max(now - self._since, 1e-6), self._unit)}/s"
+        self._bar.update(task.id, completed=done, rate=rate)
         self._bar.refresh()
 
     def _clear(self) -> None:
@@ -114,12 +121,12 @@ class Bar:
 
     def close(self) -> None:
         """Shows nothing any more."""
-        self._stop.set()
-        if self._thread is not None and self._thread.is_alive():
-            # One that a signal caught as it began, or whose terminal is stopped, ends with the program.
-            self._thread.join(_EVERY_SECONDS * 10)
-            self._clear()
         self._enabled = False
+        if self._stop.locked():
+            self._stop.release()
+        if self._thread is not None and self._thread.is_alive():
+            # One whose terminal is stopped ends with the program.
+            self._thread.join(_CLOSING_SECONDS)
 
     def __enter__(self) -> Bar:
         return self
