@@ -217,3 +217,23 @@ def test_classes_of_errors(fixtures: Path, tmp_path: Path) -> None:
     model = tfl_rewrite.load(fixtures / "dense.tflite")
     with pytest.raises(UsageError):
         tfl_rewrite.save(model, fixtures / "dense.tflite")
+
+
+@pytest.mark.runtime
+def test_reports_are_one_line_at_a_prompt_and_a_table_in_a_notebook(fixtures: Path) -> None:
+    model = fixtures / "dense.tflite"
+    report = tfl_rewrite.rewrite(model, passes=[QuantizeWeights()], judging=Judging(samples=2))
+    assert report.model is not None and report.verdict is not None
+    sizes = f"{report.nbytes_before:,} -> {report.nbytes_after:,} bytes"
+    worst = report.verdict.worst_snr()
+    shown = [
+        (report, f"<Report: rewritten, {sizes}, <Verdict: "),
+        (report.verdict, f" with SNR {worst:.1f} dB>"),
+        (tfl_rewrite.inspect(model), f"<Inspection: {report.nbytes_before:,} bytes, 1 subgraphs, "),
+        (tfl_rewrite.diagnose(model), f"<Diagnosis: {report.nbytes_before:,} bytes, findings: 0 error, "),
+        (tfl_rewrite.diff(model, report.model), f"<Comparison: {sizes}, "),
+    ]
+    for item, words in shown:
+        assert words in repr(item) and repr(item).endswith(">") and "\n" not in repr(item)
+        assert item._repr_html_().startswith(f"<strong>{type(item).__name__}</strong><table>")
+    assert repr(tfl_rewrite.diff(model, model)).endswith(" bytes, identical>")

@@ -106,3 +106,20 @@ def test_what_has_a_form_of_its_own_keeps_it() -> None:
 
 def test_rounding_is_left_out_where_no_digits_are_named() -> None:
     assert finite()(1.23456) == 1.23456 and finite()(math.nan) is None and finite(1)(None) is None
+
+
+def test_a_notebook_shows_tables_and_escapes_everything() -> None:
+    found = Large(
+        name="<b>&\u202e\udc80\n", parts=(Small(ratio=1.5, facts={"<i>": '"'}), Small())
+    )._repr_html_()
+    assert found.startswith("<strong>Large</strong><table>") and "<b>" not in found and "<i>" not in found
+    assert "<tr><th>tensor</th><td>&lt;b&gt;&amp;\\u202e\\udc80\\n</td></tr>" in found
+    rows = "<tr><th>ratio_db</th><th>&lt;i&gt;</th></tr><tr><td>1.5</td><td>&quot;</td></tr>"
+    assert f"<td><table>{rows}<tr><td></td><td></td></tr></table></td>" in found
+    assert "<tr><th>place</th><td></td></tr>" in found
+
+
+def test_a_notebook_shows_long_lists_cut_with_a_count() -> None:
+    found = Large(name="a", notes=("x",) * 1021, parts=(Small(ratio=1.0),) * 20)._repr_html_()
+    assert found.count("x, ") == 19 and "x and 1,001 more</td>" in found and found.count("more") == 1
+    assert Large(name="a", parts=(Small(),) * 22)._repr_html_().count("</table> and 2 more") == 1

@@ -229,6 +229,9 @@ class Verdict(JsonData):
     outputs: tuple[OutputComparison, ...] = ()
     verdicts: tuple[Verdict, ...] = field(default=(), metadata=LEFT_OUT)
 
+    def __repr__(self) -> str:
+        return f"<Verdict: {self.headline}, {len(self.outputs)} outputs{self._worst_output()}>"
+
     @property
     def each(self) -> tuple[Verdict, ...]:
         """The verdicts of all judges: one or more."""
@@ -275,6 +278,14 @@ class Verdict(JsonData):
         """Least SNR over the outputs that have one, in dB."""
         ratios = [output.snr_db for output in self.outputs if output.snr_db is not None]
         return min(ratios, default=None)
+
+    def _worst_output(self) -> str:
+        """The output that misses the tolerance most, or else has the least SNR, behind a comma."""
+        found = [output for output in self.outputs if output.snr_db is not None]
+        if not found:
+            return ""
+        worst = min(found, key=lambda output: (output.passed, -output.short_db, output.snr_db))
+        return f", worst {worst.label} with SNR {worst.snr_db:.1f} dB"
 
     def short_db(self) -> float:
         """By how much the output that is furthest off misses the tolerance, in dB; 0 where all pass.

@@ -13,6 +13,7 @@ Each field is a key of the same name, in the order of the class. What differs st
 from __future__ import annotations
 
 import enum
+import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -21,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "json_key"
+_MOST_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,10 @@ class JsonData:
                 found[key.name or attribute] = data
         return found
 
+    def _repr_html_(self) -> str:
+        """Returns the data as a table, which a notebook shows; long lists are cut with a count."""
+        return f"<strong>{html.escape(type(self).__name__)}</strong>{_html(self.to_dict())}"
+
 
 def json_data(value: Any) -> Any:
     """Returns a value as JSON can say it: infinite and NaN as text, tuples as lists, dataclasses by field."""
@@ -144,6 +150,38 @@ def json_data(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_data(item) for item in value]
     return value
+
+
+def _html(data: Any) -> str:
+    """JSON data as HTML: mappings and lists of mappings as tables, other lists by commas."""
+    if isinstance(data, Mapping):
+        rows = [[f"<th>{_escaped(key)}</th>", _cell(value)] for key, value in data.items()]
+        return _table(rows) if rows else ""
+    if not isinstance(data, list):
+        return "" if data is None else _escaped(f"{data:,}" if type(data) is int else data)
+    kept, more = data[:_MOST_ROWS], max(len(data) - _MOST_ROWS, 0)
+    if kept and all(isinstance(item, Mapping) for item in kept):
+        names = list(dict.fromkeys(name for item in kept for name in item))
+        rows = [[f"<th>{_escaped(name)}</th>" for name in names]]
+        rows += [[_cell(item.get(name)) for name in names] for item in kept]
+        text = _table(rows)
+    else:
+        text = ", ".join(map(_html, kept))
+    return f"{text} and {more:,} more" if more else text
+
+
+def _escaped(value: Any) -> str:
+    """Text that is safe in a page: names come from files, and may hold anything."""
+    safe = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
+    return html.escape("".join(safe))
+
+
+def _cell(data: Any) -> str:
+    return f"<td>{_html(data)}</td>"
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in rows) + "</table>"
 
 
 def _keys(kind: type[Any]) -> tuple[tuple[str, Key], ...]:

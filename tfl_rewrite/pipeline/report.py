@@ -181,7 +181,11 @@ class Report(JsonData):
     )
     estimated: bool = field(default=False, metadata=shown("deflated_is_estimated"))
     notes: tuple[str, ...] = ()
-    model: Model | None = field(default=None, metadata=LEFT_OUT, repr=False)
+    model: Model | None = field(default=None, metadata=LEFT_OUT)
+
+    def __repr__(self) -> str:
+        judged = "not run" if self.verdict is None else repr(self.verdict)
+        return f"<Report: {self.outcome}, {self.nbytes_before:,} -> {self.nbytes_after:,} bytes, {judged}>"
 
     @property
     @computed(after="verdict")

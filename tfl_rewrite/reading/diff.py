@@ -69,6 +69,10 @@ class Comparison(JsonData):
     balance: tuple[Balance, ...]
     differences: tuple[Difference, ...]
 
+    def __repr__(self) -> str:
+        found = "identical" if self.identical else f"{len(self.differences)} differences"
+        return f"<Comparison: {self.nbytes_before:,} -> {self.nbytes_after:,} bytes, {found}>"
+
 
 def diff(before: ModelLike, after: ModelLike) -> Comparison:
     """Compares the contents of two files; nothing is run.

@@ -36,6 +36,10 @@ class Diagnosis(JsonData):
     nbytes: int
     findings: tuple[Finding, ...]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {severity}" for severity, count in self.counts.items())
+        return f"<Diagnosis: {self.nbytes:,} bytes, findings: {counts}>"
+
     @property
     @computed(after="nbytes")
     def counts(self) -> dict[str, int]:

@@ -104,6 +104,13 @@ class Inspection(JsonData):
     says_min_runtime: str | None
     refusals: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        operators = sum(row.count for row in self.operators)
+        return (
+            f"<Inspection: {self.nbytes:,} bytes, {self.subgraphs} subgraphs, {self.tensors} tensors, "
+            f"{operators} operators, {self.constants:,} bytes of constants>"
+        )
+
 
 def inspect(model: ModelLike, *, largest: int = 20) -> Inspection:
     """Looks into a file.
