@@ -27,6 +27,7 @@ WHOLE = {
     "test_lazy_imports",
     "test_own_pass",
     "test_scripts",
+    "test_sdist",
 }
 # What is done to the whole, from outside.
 SUBJECTS = {"faults", "hostile"}
