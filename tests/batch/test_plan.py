@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tfl_rewrite import FileAccessError, UsageError
 from tfl_rewrite.batch.config import BatchConfig, Settings, plain_config, read_config
 from tfl_rewrite.batch.plan import Job, plan
 from tfl_rewrite.cli import main
+from tfl_rewrite.search.goals import Goal, Objective
 
 GIVEN = {"out": "out", "passes": ("dedup",)}
 
@@ -93,8 +95,6 @@ def test_inputs_of_each_file(tree: Path) -> None:
 
 
 def test_a_job_survives_json(tree: Path) -> None:
-    import json
-
     job = plan(plain_config(["a/one.tflite"], {"out": "out", "preset": "small"}, {"max_abs_error": 0.5}))[0]
     assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
 
@@ -129,6 +129,23 @@ def test_a_configuration_file(tree: Path) -> None:
     assert (two.settings.judging.tolerance.min_snr, two.settings.judging.mode) == (30, "off")
 
 
+def test_a_search_is_configured_as_on_the_command_line(tree: Path) -> None:
+    text = '[batch]\ninputs = ["**/*.tflite"]\nout = "made"\n'
+    text += 'shrink = "objective=download,min-snr=30,encodings=int8,,float16,max-size=4KB"\n'
+    text += '[[file]]\nmatch = "b/*"\nshrink = "max-nbytes=5000"\n[[file]]\nmatch = "c/*"\npreset = "small"\n'
+    config = configured(tree, text.replace("**/*", "?/**/*"))
+    jobs = {job.name: job.settings for job in plan(config)}
+    goal = jobs["a/one.tflite"].goal
+    assert goal == Goal(
+        objective=Objective.DOWNLOAD, min_snr=30, encodings=("int8", "float16"), max_nbytes=4000
+    )
+    assert jobs["a/b/two.tflite"].goal == goal
+    assert (jobs["c/one.tflite"].goal, jobs["c/one.tflite"].preset) == (None, "small")
+    other = plain_config(["a/one.tflite"], {"out": "out", "shrink": "max-size=5000"}, {})
+    assert plan(other)[0].settings.goal == Goal(max_nbytes=5000)
+    assert Job.from_dict(json.loads(json.dumps(plan(other)[0].to_dict()))) == plan(other)[0]
+
+
 def test_files_can_be_left_out(tree: Path) -> None:
     text = '[batch]\ninputs = ["**/*.tflite"]\nout = "made"\npasses = ["dedup"]\n'
     text += '[[file]]\nmatch = "one.tflite"\nskip = true\n'
@@ -157,6 +174,13 @@ BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
         ('[batch]\nout = "x"\npreset = "small"', "no files"),
         ('[batch]\ninputs = ["a"]\npreset = "small"', "no folder"),
         (BATCH, "nothing to run"),
+        (BATCH + 'preset = "small"\nshrink = "min-snr=30"', "two orders"),
+        (BATCH + 'shrink = "effort=fast"', "no budget"),
+        (BATCH + 'shrink = "min-snr=loud"', "no number"),
+        (BATCH + 'shrink = "objective=beauty,min-snr=3"', "beauty"),
+        # A figure of the user's own is a function, which a configuration does not call.
+        (BATCH + 'shrink = "metric=os:system,min-metric=0"', "option 'metric' is unknown"),
+        (BATCH + 'shrink = "min-snr=30,state=/any/file"', "option 'state' is unknown"),
         (BATCH + 'preset = "best"', "unknown"),
         (BATCH + 'passes = ["dedup:what=1"]', "option 'what' is unknown"),
         (BATCH + 'preset = "small"\nspeed = 3', "'speed' is unknown"),

@@ -114,6 +114,30 @@ def test_a_failed_verification_is_exit_4(fixtures: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.runtime
+def test_a_search_for_each_file(fixtures: Path, tmp_path: Path) -> None:
+    """The same bytes as the single command makes; a budget that no file keeps is a failed row."""
+    out, model, single = tmp_path / "out", fixtures / "digits_cnn.tflite", tmp_path / "single.tflite"
+    config = tmp_path / "batch.toml"
+    config.write_text(
+        f'[batch]\ninputs = ["{model}", "{fixtures / "dense.tflite"}"]\nout = "out"\n'
+        'shrink = "min-snr=30,effort=fast,time-limit=400"\n[verify]\nsamples = 4\n'
+        '[[file]]\nmatch = "dense*"\nshrink = "max-size=1KB,min-snr=300,effort=fast"\n'
+    )
+    assert call(config, "-q") == 4
+    words = ["shrink", str(model), str(single), "--min-snr", "30", "--effort", "fast", "--samples", "4", "-q"]
+    assert main(words) == 0
+    assert outputs(out) == {"digits_cnn.tflite": single.read_bytes()}
+    found, failed = sorted(
+        json.loads((out / "summary.json").read_text())["files"], key=lambda row: row["exit_code"]
+    )
+    assert (found["status"], found["verdict"]) == ("rewritten", "pass") and found["snr_db"] >= 30
+    assert found["nbytes_before"] == model.stat().st_size > found["nbytes_after"] == single.stat().st_size
+    assert failed["status"] == "failed" and "no file was found that keeps" in failed["message"]
+    report = json.loads((out / HOME / "reports" / "digits_cnn.tflite.json").read_text())
+    assert report["promised_snr_db"] == 30 and report["target"] == str(out / "digits_cnn.tflite")
+
+
+@pytest.mark.runtime
 def test_a_job_that_dies_is_a_row(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel ends a process that takes more memory than it may."""
     (job,) = plan(

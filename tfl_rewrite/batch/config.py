@@ -16,12 +16,14 @@ from tfl_rewrite.options.option import (
     made_with,
     option,
     options_of,
+    read_options,
     take_options,
     unknown,
     values_of,
 )
 from tfl_rewrite.options.toml import read_toml
 from tfl_rewrite.passes import catalog
+from tfl_rewrite.search.goals import Goal
 
 _PLACES = ("stem", "name", "folder")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -46,6 +48,12 @@ class Settings:
         (), "as for 'run'; repeatable, in order", metavar="NAME[:OPTION=VALUE,...]", flags=("--pass",)
     )
     preset: str | None = option(None, "lossless or small", metavar="NAME")
+    shrink: str | None = option(
+        None,
+        "search the smallest file instead, as 'shrink' does: its options, such as "
+        "min-snr=30,objective=download. A comma in a value is written twice; no time limit unless given",
+        metavar="OPTION=VALUE,...",
+    )
     missing_inputs: str = option(
         "made",
         "where a path of --inputs or --holdout (which may hold {stem}, {name} or {folder}) "
@@ -64,8 +72,9 @@ class Settings:
         Raises:
             UsageError: A pass, preset or value is not one of those that exist.
         """
-        if bool(self.passes) == (self.preset is not None):
-            raise UsageError("nothing to run, or two orders", remedy="give either passes or a preset")
+        if [bool(self.passes), self.preset is not None, self.shrink is not None].count(True) != 1:
+            raise UsageError("nothing to run, or two orders", remedy="give passes, a preset or shrink")
+        _ = self.goal
         if self.preset is not None:
             catalog.preset(self.preset)
         catalog.passes_of(self.passes)
@@ -78,6 +87,17 @@ class Settings:
                     )
         return self
 
+    @property
+    def goal(self) -> Goal | None:
+        """What to search for, if that is what is to be done.
+
+        Raises:
+            UsageError: An option is unknown, a value does not fit, or there is no budget.
+        """
+        if self.shrink is None:
+            return None
+        return Goal(**read_options(self.shrink, _GOAL, "shrink"))
+
     def paths_of(self, name: str, source: Path) -> tuple[str, ...]:
         """Returns ``inputs`` or ``holdout`` for a model, its names in place of the placeholders."""
         names = {"stem": source.stem, "name": source.name, "folder": str(source.parent)}
@@ -88,23 +108,25 @@ class Settings:
         )
 
     def changed(self, values: Mapping[str, Any], where: str) -> Settings:
-        """Returns settings with some values replaced; either of passes and preset replaces the other.
+        """Returns settings with some values replaced; of what says what to do, one replaces the others.
 
         Raises:
             UsageError: A name is unknown or a value is of the wrong type.
         """
         made = take_options(values, OPTIONS, where)
-        if "passes" in made and "preset" not in made:
-            made["preset"] = None
-        if "preset" in made and "passes" not in made:
-            made["passes"] = ()
-        return made_with(Settings, {**values_of(self), **made})
+        values = values_of(self)
+        if any(name in made for name in ORDER):
+            values |= {row.name: row.default for row in OPTIONS if row.name in ORDER}
+        return made_with(Settings, {**values, **made})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data, which :meth:`changed` takes."""
         values = values_of(self)
         return {row.name: values[row.name] for row in OPTIONS}
 
+
+# A configuration may come from anywhere: it calls nothing; and measurements are of one file.
+_GOAL = tuple(row for row in options_of(Goal) if row.name not in ("metric", "min_metric", "state"))
 
 OPTIONS = tuple(row for row in options_of(Settings) if row.name not in ("blame", "exact"))
 """Of a report for each operator nobody would see anything here; how exact a pass is, it says itself."""
@@ -173,8 +195,8 @@ class BatchConfig:
         return Path(os.path.abspath(self.out))  # noqa: PTH100
 
 
-ORDER = ("passes", "preset")
-"""Settings that stand in the table ``[batch]``."""
+ORDER = ("passes", "preset", "shrink")
+"""Settings that say what to do: one of them. They stand in the table ``[batch]``."""
 
 _BATCH = (*options_of(BatchConfig), *(row for row in OPTIONS if row.name in ORDER))
 

@@ -46,6 +46,8 @@ from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.report import Report, RewriteFailed
 from tfl_rewrite.pipeline.rewrite import rewrite
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
+from tfl_rewrite.search.shrink import shrink
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -67,17 +69,16 @@ def run_job(job: Job) -> dict[str, Any]:
         ):
             _check_target(job, place)
             report = _rewritten(job, made)
-            _write_report(job, report)
             digest = sha256_of(made)
             _check_target(job, place)
             row |= {"status": report.outcome, "exit_code": 0, "message": "", "sha256": digest}
             # Told before it is done: who takes over from a batch that was killed must know its own output.
             _leave_row(job, {**row, **_figures(report)})
             os.replace(made.name, target.name, src_dir_fd=work, dst_dir_fd=place)
-    except RewriteFailed as error:
-        report = error.report
+    except (RewriteFailed, ShrinkFailed) as error:
+        report = error.report if isinstance(error, RewriteFailed) else None
         with contextlib.suppress(OSError):
-            _write_report(job, report)
+            _write_report(job, error.report)
         row |= {"status": "failed", "exit_code": error.exit_code, "message": _line(error)}
     except TflRewriteError as error:
         row |= {"status": "refused", "exit_code": error.exit_code or 2, "message": _line(error)}
@@ -93,13 +94,21 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def _rewritten(job: Job, made: Path) -> Report:
-    settings = job.settings
+    """Makes the file, and writes all that is known of it beside the batch."""
+    settings, goal = job.settings, job.settings.goal
+    if goal is not None:
+        found = shrink(job.source, made, goal, judging=settings.judging, force=True, threads=1)
+        _write_report(job, found)
+        assert found.report is not None
+        return found.report
     passes = catalog.preset(settings.preset) if settings.preset else catalog.passes_of(settings.passes)
     # Files run beside each other: one thread for each is enough.
-    return rewrite(job.source, made, passes, judging=settings.judging, force=True, threads=1)
+    report = rewrite(job.source, made, passes, judging=settings.judging, force=True, threads=1)
+    _write_report(job, report)
+    return report
 
 
-def _write_report(job: Job, report: Report) -> None:
+def _write_report(job: Job, report: Report | ShrinkReport) -> None:
     home = Path(job.home)
     text = json.dumps({**report.to_dict(), "target": job.target}, indent=2, allow_nan=False)
     place = PurePath(home.name, "reports", f"{job.name}.json")

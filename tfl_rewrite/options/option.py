@@ -392,18 +392,23 @@ def read_options(text: str, options: Iterable[Option], owner: str) -> dict[str, 
     Raises:
         UsageError: A name is unknown, or a value does not fit.
     """
-    known = {item.name: item for item in options}
+    rows = list(options)
+    known = {item.name: item for item in rows}
+    # One may be called otherwise on the command line.
+    shorter = {
+        flag[2:].replace("-", "_"): row for row in rows if row.kind is not SWITCH for flag in row.flags
+    }
     found: dict[str, Any] = {}
     for part in filter(None, split(text, ",")):
         name, sign, value = part.partition("=")
         key = name.strip().replace("-", "_")
-        row = known.get(key)
+        row = known.get(key) or shorter.get(key)
         if row is None:
             raise unknown(f"{owner}: option", name.strip(), [other.replace("_", "-") for other in known])
         if not sign:
             raise UsageError(f"{part!r} of {owner} has no value", remedy=f"write {name.strip()}=VALUE")
         try:
-            found[key] = row.read(value)
+            found[row.name] = row.read(value)
         except ValueError as error:
             raise UsageError(f"{owner}: {name} = {value!r} {error}") from None
     return found

@@ -44,7 +44,7 @@ def batch_files(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> BatchConfig:
     values = options.given(Settings, arguments)
     order = {name: values.pop(name) for name in ORDER if name in values}
-    # Either of passes and preset replaces the other, also that of the file.
+    # One replaces the others, also that of the file.
     given = {**dict.fromkeys(ORDER if order else ()), **order}
     given |= options.given(BatchConfig, arguments, without=("inputs",))
     inputs = arguments.what
