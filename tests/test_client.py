@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,3 +54,36 @@ def test_python_blocks_of_the_docs_run(root: Path, fixtures: Path, tmp_path: Pat
         [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RATIO = re.compile(r"(-?\d+\.\d+) dB")
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+@pytest.mark.parametrize("page", ["README.md", "docs/batch.md", "docs/doctor.md", "docs/passes.md"])
+def test_console_blocks_of_the_docs_print_what_they_show(
+    root: Path, fixtures: Path, tmp_path: Path, page: str
+) -> None:
+    shutil.copytree(fixtures, tmp_path / "fixtures")
+    blocks = BLOCK.findall((root / page).read_text("utf-8"))
+    for text in [text for kind, text in blocks if kind == "toml"]:
+        (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text)
+    shown = [text for kind, text in blocks if kind == "console"]
+    assert shown
+    for text in shown:
+        commands = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+        for command in commands:
+            program, *words = shlex.split(command)
+            tool = Path(sys.executable).parent / program
+            done = subprocess.run(
+                [tool, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            )
+        # What the last command prints; those before it are preparations.
+        expected = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("$ "))
+        printed = done.stdout.replace(str(tmp_path), "/home/me")
+        assert RATIO.sub("dB", printed) == RATIO.sub("dB", expected), done.stderr
+        # Kernels of other machines add in another order.
+        ratios = [[*map(float, RATIO.findall(each))] for each in (printed, expected)]
+        assert ratios[0] == pytest.approx(ratios[1], abs=0.11)
