@@ -1,0 +1,31 @@
+"""How lines get to standard output: with colour on a terminal that wants it, and as they are elsewhere."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from tfl_rewrite.cli.text import print_lines
+
+LINES = ["verified: PASS: all of it", "  " + "a" * 100 + "  12"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "unwanted", "coloured"), [(True, "", True), (True, "1", False), (False, "", False)]
+)
+def test_colour_is_for_terminals_that_want_it(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, unwanted: str, coloured: bool
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", unwanted)
+    monkeypatch.setenv("COLUMNS", "40")
+    print_lines(LINES)
+    said = stream.getvalue()
+    assert ("\x1b[" in said) == coloured
+    # A row that is wider than the terminal stays one line.
+    assert said.count("\n") == len(LINES) and LINES[1] in said
