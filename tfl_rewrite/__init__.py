@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.dedup import Dedup as Dedup
     from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
     from tfl_rewrite.passes.equalize import Equalize as Equalize
+    from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
     from tfl_rewrite.passes.repair import Repair as Repair
@@ -95,6 +96,7 @@ _NAMES = {
     "passes.dedup": "Dedup",
     "passes.dequantize": "Dequantize",
     "passes.equalize": "Equalize",
+    "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",
     "passes.repair": "Repair",

@@ -21,8 +21,9 @@ from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
+from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 from tfl_rewrite.samples.made import Step
+from tfl_rewrite.weights.rounders import Simulate
 
 Array = npt.NDArray[Any]
 
@@ -138,10 +139,14 @@ class Probe:
     Args:
         path: The model.
         runner: Runs the parts.
+        simulate: Changes the copy at once. Places stay those of the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], runner: Runner) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], runner: Runner, simulate: Simulate | None = None
+    ) -> None:
         self.model: Model = load(path)
+        self._places = None if simulate is None else simulate(self.model)
         self._runner = runner
         self._own: set[int] = set()
         self._number = 0
@@ -164,6 +169,12 @@ class Probe:
                 calls[position] = replace(call, half=1)
         return calls
 
+    def operator(self, place: Place) -> Operator:
+        """Returns the operator at a place."""
+        if self._places is not None:
+            return self._places[place.subgraph, place.operator]
+        return self.model.subgraphs[place.subgraph].operators[place.operator]
+
     def put(self, place: Place, position: int, values: npt.NDArray[np.floating]) -> None:
         """Replaces a constant input of an operator: itself, or what its DEQUANTIZE expands.
 
@@ -182,7 +193,7 @@ class Probe:
 
     def add(self, place: Place, position: int, change: npt.NDArray[np.floating]) -> None:
         """Adds to a constant input of an operator; where it has none, the change becomes it."""
-        operator = self.model.subgraphs[place.subgraph].operators[place.operator]
+        operator = self.operator(place)
         if len(operator.inputs) <= position or operator.inputs[position] is None:
             data = OwnedBlob(np.asarray(change, np.float32).tobytes())
             tensor = Tensor("bias", change.shape, dtypes.FLOAT32.value, Buffer(data))
@@ -211,13 +222,33 @@ class Probe:
             ModelFailed: The part does not run.
         """
         entered = weights[0][0].subgraph
+        tensors = [activation_of(self.operator(place), at) for place, at in weights]
+        assert all(tensor is not None for tensor in tensors)
+        yield from self.values_of(entered, [tensor for tensor in tensors if tensor is not None], calls)
+
+    def values_of(
+        self, entered: int, tensors: Sequence[Tensor], calls: Sequence[Call]
+    ) -> Iterator[tuple[int, list[Array]]]:
+        """Runs the calls that enter a subgraph and yields what some of its tensors hold.
+
+        Args:
+            entered: Position of the subgraph.
+            tensors: Inputs of it, or outputs of its operators.
+            calls: Those that enter other subgraphs are passed over.
+
+        Yields:
+            The number of the call and the values, one array for each tensor.
+
+        Raises:
+            ModelFailed: The part does not run.
+        """
         subgraph = self.model.subgraphs[entered]
-        tensors = [activation_of(subgraph.operators[place.operator], at) for place, at in weights]
         given = {id(tensor): position for position, tensor in enumerate(subgraph.inputs)}
         outputs: list[Tensor] = []
+        known: set[int] = set()
         for tensor in tensors:
-            assert tensor is not None
-            if id(tensor) not in given and not any(tensor is other for other in outputs):
+            if id(tensor) not in given and id(tensor) not in known:
+                known.add(id(tensor))
                 outputs.append(tensor)
         where = {id(tensor): position for position, tensor in enumerate(outputs)}
         mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]
@@ -290,7 +321,7 @@ class Probe:
 
     def _constant(self, place: Place, position: int) -> Tensor:
         subgraph = self.model.subgraphs[place.subgraph]
-        tensor = subgraph.operators[place.operator].inputs[position]
+        tensor = self.operator(place).inputs[position]
         assert tensor is not None
         if tensor.is_constant:
             return tensor

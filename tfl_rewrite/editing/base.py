@@ -173,6 +173,7 @@ class Pass(ABC):
         place: Why it stands where it stands in the catalogue.
         command: Whether it is a command of its own, too.
         for_download: Whether what gets smaller is the deflated file rather than the file itself.
+        resolvers: Which kernels judge what it makes where nobody says; they compute integers differently.
 
     Example:
         >>> from dataclasses import dataclass
@@ -200,6 +201,7 @@ class Pass(ABC):
     place: ClassVar[str] = ""
     command: ClassVar[bool] = True
     for_download: ClassVar[bool] = False
+    resolvers: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Brings the options into form.

@@ -110,7 +110,7 @@ class Editor:
             self.stamp(existing, version, exact=True)
             return
         value.buffer = self.sentinel()
-        operator = self._plain(DEQUANTIZE, version, [integers], value)
+        operator = self.plain(DEQUANTIZE, version, [integers], value)
         subgraph.operators.insert(self.first_reader(subgraph, value), operator)
 
     def dequantize_output(self, subgraph: SubGraph, operator: Operator, quantization: Quantization) -> None:
@@ -131,7 +131,7 @@ class Editor:
         operator.outputs[0] = integers
         form = dequantize_form("INT8", Granularity.TENSOR)
         assert form is not None
-        after = self._plain(DEQUANTIZE, form.version, [integers], output)
+        after = self.plain(DEQUANTIZE, form.version, [integers], output)
         subgraph.operators.insert(_position(subgraph, operator) + 1, after)
 
     def look_up_rows(
@@ -203,14 +203,14 @@ class Editor:
         **options: object,
     ) -> Operator:
         """Makes an operator with one output, and with options; the caller puts it in its place."""
-        operator = self._plain(row, version, inputs, output)
+        operator = self.plain(row, version, inputs, output)
         table = _options_table(row)
         number = schema().enums["BuiltinOptions"].values[table]
         operator.rest = operator.rest.replace(builtin_options_type=number)
         operator.options = new_record(table).replace(**options)
         return operator
 
-    def _plain(
+    def plain(
         self, row: OperatorRow, version: int, inputs: Sequence[Tensor | None], output: Tensor
     ) -> Operator:
         """Makes an operator with one output, and without options."""

@@ -16,6 +16,7 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import Repair
@@ -32,6 +33,7 @@ CATALOG: tuple[type[Pass], ...] = (
     RoundWeights,
     Equalize,
     QuantizeWeights,
+    Quantize,
     Compact,
 )
 BY_NAME = {item.name: item for item in CATALOG}

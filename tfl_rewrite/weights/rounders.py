@@ -8,7 +8,7 @@ values (what the reader's activations are, which axis is summed over) can use it
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from tfl_rewrite.editing.base import Context
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Use
-from tfl_rewrite.model.ir import Model
+from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.numerics.grids import Array, Float64
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
@@ -191,6 +191,11 @@ class Fitting(Protocol):
         """Returns what to tell the user of the last preparation."""
 
 
+Simulate = Callable[[Model], Mapping[tuple[int, int], Operator]]
+"""Makes a copy of a model round its activations as integer kernels do; returns the operators of the copy by
+where they were: positions of the subgraph and in it."""
+
+
 @runtime_checkable
 class Activations(Protocol):
     """Knows what weights meet.
@@ -204,6 +209,26 @@ class Activations(Protocol):
         Args:
             number: Of the pass.
             effort: How much work a weight is worth; ``best`` goes weight by weight.
+            correct_bias: Whether biases take mean errors back.
+        """
+
+    def ranges(self, number: int, model: Model) -> Mapping[int, tuple[float, float]]:
+        """Returns the least and the greatest value of float tensors, constants among them, by id.
+
+        Args:
+            number: Of the pass.
+            model: As it is now, with float weights. Tensors of it that no input reaches are missing.
+        """
+
+    def integer_rounder(
+        self, number: int, effort: Effort, simulate: Simulate, *, correct_bias: bool
+    ) -> Calibrating:
+        """Returns what rounds the weights of a model that computes in integers, weight by weight.
+
+        Args:
+            number: Of the pass.
+            effort: How much work a weight is worth.
+            simulate: Makes a copy of the model round its activations.
             correct_bias: Whether biases take mean errors back.
         """
 

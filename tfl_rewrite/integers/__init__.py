@@ -1,0 +1,1 @@
+"""Which operators of a model compute in integers, on which scales, and with which conversions."""

@@ -1,0 +1,183 @@
+"""Scale groups: the tensors of a graph that must share scale and zero point, and what those are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs
+from tfl_rewrite.kernels.integer import Scales
+from tfl_rewrite.model.ir import Operator, Tensor
+
+Range = tuple[float, float]
+"""Least and greatest value of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What the integers of a tensor mean: ``(integer - zero_point) * scale``.
+
+    Attributes:
+        width: 8 or 16 bits, signed.
+    """
+
+    width: int
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def over(cls, low: float, high: float, width: int) -> Grid:
+        """Returns the grid of a range, which is widened to hold 0; 16 bits are symmetric about it."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        least = float(np.finfo(np.float32).tiny) * 2**16
+        if high - low < least:
+            return cls(width, 1.0 / 256, 0)
+        if width == 16:
+            return cls(16, float(np.float32(max(-low, high) / 32767)), 0)
+        scale = float(np.float32((high - low) / 255))
+        zero = round(min(127.0, max(-128.0, -128 - low / scale)))
+        return cls(8, scale, zero)
+
+    @property
+    def range(self) -> Range:
+        """What it holds."""
+        half = 1 << (self.width - 1)
+        return (-half - self.zero_point) * self.scale, (half - 1 - self.zero_point) * self.scale
+
+    @property
+    def dtype(self) -> str:
+        """Name in ``TensorType``."""
+        return f"INT{self.width}"
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One integer form of a tensor: as its operator gives it, or as others read it.
+
+    Attributes:
+        fixed: The grid that its operator cannot but give.
+        wish: The grid that costs no conversion.
+    """
+
+    tensor: Tensor
+    width: int
+    fixed: Grid | None = None
+    wish: Grid | None = None
+    parent: Member | None = None
+    members: list[Member] = field(default_factory=list)
+
+    def group(self) -> Member:
+        """Returns the member that stands for its group."""
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        return root
+
+
+class Groups:
+    """The scale groups of one subgraph.
+
+    Args:
+        operators: In order.
+        modes: Which of them compute in integers.
+        ranges: By id, of float tensors and constants.
+        margins: By id of a tensor, by how much its range is widened.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[Operator],
+        modes: Modes,
+        ranges: Mapping[int, Range],
+        margins: Mapping[int, float],
+    ) -> None:
+        self._modes = modes
+        self._ranges = ranges
+        self._margins = margins
+        self._made: dict[int, Member] = {}
+        self._read: dict[tuple[int, int, int], Member] = {}
+        self._grids: dict[int, Grid] = {}
+        mine = [operator for operator in operators if modes.width(operator)]
+        for operator in mine:
+            self._make(operator)
+        for operator in mine:
+            kernel = modes.kernel(operator)
+            together = [self.read(operator, position) for position, _ in float_inputs(operator)]
+            if kernel.scales is Scales.SAME:
+                together += [self._made[id(tensor)] for tensor in float_outputs(operator)]
+                for other in together[1:]:
+                    _join(together[0], other)
+
+    def made(self, tensor: Tensor) -> Grid | None:
+        """Returns the grid on which an operator gives a tensor out; None where it gives floats."""
+        member = self._made.get(id(tensor))
+        return None if member is None else self._grid(member)
+
+    def given(self, operator: Operator, position: int) -> Grid:
+        """Returns the grid on which an operator reads an input."""
+        return self._grid(self.read(operator, position))
+
+    def read(self, operator: Operator, position: int) -> Member:
+        """Returns the form in which an operator reads an input."""
+        tensor = operator.inputs[position]
+        assert tensor is not None
+        width = self._modes.input_width(operator, position)
+        made = self._made.get(id(tensor))
+        if made is not None and made.width == width and made.fixed is None:
+            return made
+        same = self._modes.kernel(operator).scales is Scales.SAME
+        own = id(operator) if same and (made is not None or tensor.is_constant) else 0
+        key = id(tensor), width, own
+        if key not in self._read:
+            wish = made.fixed if made is not None and made.width == width else None
+            self._read[key] = _member(tensor, width, wish=wish)
+        return self._read[key]
+
+    def _make(self, operator: Operator) -> None:
+        kernel, width = self._modes.kernel(operator), self._modes.width(operator)
+        assert width
+        for tensor in float_outputs(operator):
+            fixed = Grid(width, *kernel.fixed[width]) if kernel.scales is Scales.FIXED else None
+            self._made[id(tensor)] = _member(tensor, width, fixed=fixed)
+
+    def _grid(self, member: Member) -> Grid:
+        if member.fixed is not None:
+            return member.fixed
+        root = member.group()
+        if id(root) not in self._grids:
+            self._grids[id(root)] = self._settled(root)
+        return self._grids[id(root)]
+
+    def _settled(self, root: Member) -> Grid:
+        wishes = {item.wish for item in root.members}
+        low, high = 0.0, 0.0
+        for item in root.members:
+            if item.wish is None:
+                own = self._ranges[id(item.tensor)]
+                margin = self._margins.get(id(item.tensor), 1.0)
+                low, high = min(low, own[0] * margin), max(high, own[1] * margin)
+        if len(wishes - {None}) == 1:
+            wish = next(iter(wishes - {None}))
+            assert wish is not None
+            first, last = wish.range
+            if None not in wishes or (first <= low and high <= last and high - low >= (last - first) / 2):
+                return wish
+        for item in root.members:
+            own = self._ranges[id(item.tensor)]
+            low, high = min(low, own[0]), max(high, own[1])
+        return Grid.over(low, high, root.width)
+
+
+def _member(tensor: Tensor, width: int, *, fixed: Grid | None = None, wish: Grid | None = None) -> Member:
+    member = Member(tensor, width, fixed, wish)
+    member.members.append(member)
+    return member
+
+
+def _join(first: Member, second: Member) -> None:
+    one, other = first.group(), second.group()
+    if one is not other:
+        other.parent = one
+        one.members += other.members

@@ -1,0 +1,204 @@
+"""Makes operators compute in integers, activations and weights alike, from what they hold on real inputs.
+
+Promise: what has an integer kernel on every resolver, and whose tensors were seen on the inputs, computes in
+int8 (weights int8 with a scale per channel, biases int32) or beside int16 activations (biases int64); what
+has none, or what integers would ruin, stays float, and is named with the reason. Inputs and outputs stay as
+they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first.
+Changes outputs; a model that computes in integers already is left as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
+from tfl_rewrite.integers.modes import could_compute
+from tfl_rewrite.integers.plan import Choice, IntegerPlan
+from tfl_rewrite.kernels.operands import operators_of
+from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.model.ir import Model, Operator
+from tfl_rewrite.numerics.symmetric import Int8
+from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.patterns import compile_all
+from tfl_rewrite.weights.expansion import expand_constants
+from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Rounder, Work, activations_of
+
+ACTIVATIONS = {"int8": 8, "int16": 16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantize(Pass):
+    """Makes operators compute in integers: int8 or int16 activations, int8 weights; needs real inputs.
+
+    Full-integer quantization for a model without its source: the ranges of all tensors come from --inputs,
+    and weights are rounded for what they meet behind quantized activations. Inputs and outputs stay float,
+    so that the file is a drop-in. What has no integer kernel stays float and is named.
+
+    Example:
+        >>> judging = tfl_rewrite.Judging(inputs=("inputs.npz",))
+        >>> passes = [tfl_rewrite.Quantize()]
+        >>> report = tfl_rewrite.rewrite("model.tflite", "integers.tflite", passes, judging=judging)
+        >>> report.nbytes_after < report.nbytes_before / 2
+        True
+    """
+
+    name: ClassVar[str] = "quantize"
+    effect: ClassVar[Effect] = Effect.TOLERANCE
+    place: ClassVar[str] = "in the place of quantize-weights: what computes in integers has integer weights"
+    resolvers: ClassVar[tuple[str, ...]] = ("default", "builtin", "reference")
+
+    activations: str = option(
+        "int8",
+        "int8 (default), or int16: twice the memory for activations and less error; weights are int8 beside "
+        "both",
+        choices=tuple(ACTIVATIONS),
+    )
+    float_islands: str = option(
+        "allow",
+        "allow (default): what has no integer kernel stays float. refuse: end with exit code 3 and name it",
+        choices=("allow", "refuse"),
+    )
+    include: tuple[str, ...] = option(
+        (),
+        "only operators whose type, or the name of one of whose outputs, matches compute in integers; "
+        "repeatable",
+        metavar="REGEX",
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "operators whose type, or the name of one of whose outputs, matches stay float; wins over "
+        "--include; repeatable",
+        metavar="REGEX",
+    )
+    effort: Effort = option(
+        Effort.BALANCED,
+        "fast: weights rounded to the nearest on scales of least squared error. balanced (default): "
+        "weight by weight, each for what it meets behind quantized activations and the weights before it. "
+        "best: the same with more work for each",
+        choices=Effort,
+    )
+    bias_correction: bool = option(
+        True, "leave biases as they are, instead of letting them take back what rounding does to mean outputs"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses options that are none.
+
+        Raises:
+            UsageError: A value is none of the choices, or a pattern is no regular expression.
+        """
+        check_options(self)
+        self._choice()
+
+    @property
+    def is_fitted(self) -> bool:
+        """It looks at the user's inputs."""
+        return True
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Rewrites the model in place.
+
+        Raises:
+            UsageError: There are no real inputs.
+            UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
+        """
+        if not any(could_compute(operator) for _, operator in model.operators()):
+            return PassResult(self.name, idle="no operator computes in floats that has an integer kernel")
+        activations = activations_of(context)
+        if activations is None:
+            raise UsageError(
+                "quantize needs real inputs: the ranges of made ones mean nothing",
+                remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples",
+            )
+        places = {id(operator): place for _, operator, place in operators_of(model)}
+        expanded = expand_constants(model)
+        ranges = activations.ranges(context.number, model)
+        plan = IntegerPlan(model, self._choice(), ranges)
+        skips = self._islands(model, plan, places)
+        rounder: Rounder = Clipped()
+        if self.effort is not Effort.FAST:
+            rounder = activations.integer_rounder(
+                context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
+            )
+        weight_of = _weights(model, plan, rounder)
+        edits = tuple(
+            Edit(places.get(id(operator), "(new)"), f"{operator.code.name} computes in int{width}")
+            for _, operator in model.operators()
+            if (width := plan.modes.width(operator))
+        )
+        editor = Editor(model)
+        conversions = plan.convert(editor, weight_of)
+        editor.finish()
+        notes = [f"{conversions} conversion(s) between floats and integers, or between integers"]
+        notes += [*expanded.notes, *editor.notes]
+        notes += rounder.notes() if isinstance(rounder, Calibrating) else []
+        return PassResult(self.name, edits, tuple(skips), tuple(notes), grows=True)
+
+    def _choice(self) -> Choice:
+        include, exclude = compile_all(self.include), compile_all(self.exclude)
+
+        def keeps(operator: Operator) -> bool:
+            words = [operator.code.name, *(tensor.name for tensor in operator.outputs if tensor is not None)]
+            if any(pattern.search(word) for pattern in exclude for word in words):
+                return True
+            return bool(include) and not any(pattern.search(word) for pattern in include for word in words)
+
+        return Choice(ACTIVATIONS[self.activations], keeps)
+
+    def _islands(self, model: Model, plan: IntegerPlan, places: dict[int, str]) -> list[Skip]:
+        reasons = plan.modes.reasons
+        skips = [
+            Skip(places.get(id(operator), operator.code.name), reasons[id(operator)], "float-island")
+            for _, operator in model.operators()
+            if id(operator) in reasons
+        ]
+        if not plan.modes.widths:
+            why = skips[0].reason if skips else "no sample reaches one"
+            raise UnsupportedError(f"no operator can compute in integers: {why}")
+        if skips and self.float_islands == "refuse":
+            named = "; ".join(f"{skip.where}: {skip.reason}" for skip in skips[:5])
+            more = f"; and {len(skips) - 5} more" if len(skips) > 5 else ""
+            raise UnsupportedError(
+                f"{len(skips)} operator(s) would stay float: {named}{more}", remedy="allow --float-islands"
+            )
+        return skips
+
+
+def _weights(model: Model, plan: IntegerPlan, rounder: Rounder) -> WeightOf:
+    """Rounds the weights and returns what gives them out, by operator."""
+    works = plan.works()
+    if isinstance(rounder, Calibrating):
+        rounder.prepare(model, works)
+    changes = {}
+    if isinstance(rounder, Calibrating):
+        changes = {id(item.operator): item.change for item in rounder.corrections()}
+    by_operator = {id(use.operator): work for work in works for use in work.uses}
+    made: dict[int, tuple[Int8, np.ndarray]] = {}
+
+    def weight_of(operator: Operator) -> IntegerWeight:
+        work = by_operator[id(operator)]
+        if id(work) not in made:
+            made[id(work)] = _rounded(work, rounder)
+        integers, scale = made[id(work)]
+        axis = row_of(operator).channel_axis
+        assert isinstance(axis, int)
+        return IntegerWeight(integers, scale, axis, changes.get(id(operator)))
+
+    return weight_of
+
+
+def _rounded(work: Work, rounder: Rounder) -> tuple[Int8, np.ndarray]:
+    scale = rounder.scales(work)
+    integers = np.empty(work.channels.elements, np.int8)
+
+    def keep(start: int, part: Int8) -> None:
+        integers[start : start + part.size] = part
+
+    rounder.round(work, scale, keep)
+    return integers.reshape(work.shape), scale
