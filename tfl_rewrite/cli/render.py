@@ -15,6 +15,7 @@ from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_line
 from tfl_rewrite.cli.render_tables import finer_table, pass_tables
 from tfl_rewrite.cli.text import counted, decibels, escaped, safe, size, table
 from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.passes.quantize import OperatorChange
 from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.weights.payloads import WeightChange
@@ -85,12 +86,18 @@ def _headline(report: Report) -> str:
     )
 
 
+_TYPES = 3
+"""Of operators that the line of a pass names."""
+
+
 def _done(result: PassResult, report: Report) -> str:
     """Says in one line what a pass did, and what it left; nothing where that is nothing."""
     weights = [change for change in result.changes if isinstance(change, WeightChange)]
     rounded = [change for change in result.changes if isinstance(change, RoundedChange)]
     edits = [change for change in result.changes if isinstance(change, Edit)]
+    operators = [change for change in result.changes if isinstance(change, OperatorChange)]
     parts = [*_edited(edits), *_stored(weights, result), *_fewer_values(rounded, result)]
+    parts += _in_integers(operators, result)
     parts += _lost(weights) + _silenced([*weights, *rounded])
     stay = Counter(item.rule for item in result.skips)
     if stay:
@@ -142,6 +149,17 @@ def _fewer_values(rounded: Sequence[RoundedChange], result: PassResult) -> list[
     if not rounded:
         return []
     return [f"{len(rounded)} of {len(rounded) + len(result.skips)} constants are rounded now"]
+
+
+def _in_integers(operators: Sequence[OperatorChange], result: PassResult) -> list[str]:
+    if not operators:
+        return []
+    kinds = " or ".join(sorted({change.activations for change in operators}))
+    types = Counter(change.operator for change in operators).most_common()
+    told = ", ".join(f"{number} x {name}" for name, number in types[:_TYPES])
+    more = f", {len(types) - _TYPES} more types" if len(types) > _TYPES else ""
+    total = len(operators) + len(result.skips)
+    return [f"{len(operators)} of {total} operators compute in {kinds} now ({told}{more})"]
 
 
 def _lost(weights: Sequence[WeightChange]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from tfl_rewrite.cli.text import decibels, safe, short_names, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.passes.quantize import OperatorChange
 from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.report import Finer
 from tfl_rewrite.weights.payloads import WeightChange
@@ -36,6 +38,7 @@ def pass_tables(result: PassResult) -> list[str]:
     edits = [change for change in result.changes if isinstance(change, Edit)]
     return [
         *_edits(edits),
+        *_operators([change for change in result.changes if isinstance(change, OperatorChange)]),
         *_by_operator(weights),
         *_weights(weights),
         *_rounded(rounded),
@@ -46,6 +49,14 @@ def pass_tables(result: PassResult) -> list[str]:
             if "dtype" not in item.data
         ],
     ]
+
+
+def _operators(changes: Sequence[OperatorChange]) -> list[str]:
+    if not changes:
+        return []
+    counts = Counter((change.operator, change.activations) for change in changes)
+    rows = [(name, kind, str(number)) for (name, kind), number in counts.most_common()]
+    return table(("operator", "computes in", "number"), rows, right=(2,))
 
 
 def finer_table(rows: Sequence[Finer]) -> list[str]:

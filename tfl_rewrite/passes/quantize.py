@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
@@ -24,12 +24,28 @@ from tfl_rewrite.kernels.operands import operators_of
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Int8
+from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.weights.expansion import expand_constants
 from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Rounder, Work, activations_of
 
 ACTIVATIONS = {"int8": 8, "int16": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorChange(JsonData):
+    """One operator that computes in integers now.
+
+    Attributes:
+        where: Its place in the file that was read.
+        operator: Its type.
+        activations: The type of what it reads and gives, such as ``int8``.
+    """
+
+    where: str
+    operator: str
+    activations: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +144,7 @@ class Quantize(Pass):
             )
         weight_of = _weights(model, plan, rounder)
         edits = tuple(
-            Edit(places.get(id(operator), "(new)"), f"{operator.code.name} computes in int{width}")
+            OperatorChange(places.get(id(operator), "(new)"), operator.code.name, f"int{width}")
             for _, operator in model.operators()
             if (width := plan.modes.width(operator))
         )
