@@ -28,6 +28,7 @@ from tfl_rewrite.numerics.moments import Moments, memory_rounds
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import Step
+from tfl_rewrite.weights.rounders import Simulate
 from tfl_rewrite.work import Progress, Stage, one_blas_thread
 
 OUT_OF_TIME = "there was no time left"
@@ -73,7 +74,9 @@ class Observer(Generic[Found]):
         return key in self.found or key in self.reasons
 
     @contextmanager
-    def running(self, model: Model, keys: Sequence[Hashable]) -> Iterator[tuple[Source, Callable[[], Probe]]]:
+    def running(
+        self, model: Model, keys: Sequence[Hashable]
+    ) -> Iterator[tuple[Source, Callable[[Simulate | None], Probe]]]:
         """Makes a file of a model and reads the inputs.
 
         Args:
@@ -81,7 +84,7 @@ class Observer(Generic[Found]):
             keys: Of the weights; where the model does not run, the reason is noted of each.
 
         Yields:
-            The file, and what opens probes of it.
+            The file, and what opens probes of it; of one that rounds its activations, where it is told how.
         """
         judging = self.judging
         watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
@@ -92,9 +95,9 @@ class Observer(Generic[Found]):
                 source = file_of(model, scratch.folder())
                 self.steps = self.steps or steps_of(source, judging, self.progress)
 
-                def probe() -> Probe:
+                def probe(simulate: Simulate | None) -> Probe:
                     runner = Runner(choice, timeout=judging.timeout, watch=watch)
-                    return Probe(source, stack.enter_context(runner))
+                    return Probe(source, stack.enter_context(runner), simulate)
 
                 yield source, probe
         except (ModelFailed, UnsupportedError) as error:

@@ -8,25 +8,19 @@ fitted is hardly ever worse on other inputs (0.3 dB at most on 14 models), so no
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
-from tfl_rewrite.calibration.probe import Place, Probe, Runner
-from tfl_rewrite.calibration.ranges import Range, ranges_of
-from tfl_rewrite.calibration.rounder import Calibrated, file_of
-from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.process import RuntimeChoice
-from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.worker import ModelFailed
+from tfl_rewrite.calibration.collect import Observer, Wanted, collect
+from tfl_rewrite.calibration.probe import Probe, places_of
+from tfl_rewrite.calibration.ranges import Range, Ranges
+from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
@@ -37,15 +31,13 @@ from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.rounders import Effort, Simulate
-from tfl_rewrite.work import one_blas_thread
+from tfl_rewrite.work import Progress, one_blas_thread
 
 LARGEST_FACTOR_NBYTES = 256 << 20
 """Of what is kept of the activations of one weight; one that would take more is rounded without them."""
 
 TOTAL_FACTOR_NBYTES = 4 << 30
-"""Of all of them, in a temporary file but for :data:`HELD_NBYTES`."""
-
-HELD_NBYTES = 256 << 20
+"""Of all of them; most may be in temporary files."""
 
 REMEMBERED_NBYTES = 128 << 20
 """Of the values that were asked for last: they are asked for again, to be written and to be told of."""
@@ -72,44 +64,26 @@ class _Known:
     factor: npt.NDArray[np.float32]
 
 
-class Fitter:
-    """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`.
+class Fitter(Observer[_Known]):
+    """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`."""
 
-    Args:
-        judging: Has the inputs, and what runs the model: the first of its runtimes.
-        progress: Called with what is going on, and how many of how many bytes are done.
-    """
-
-    def __init__(self, judging: Judging, progress: Callable[[str, int, int], None] | None = None) -> None:
-        self._judging = judging
-        self._progress = progress or (lambda _what, _done, _total: None)
-        self._known: dict[Hashable, _Known] = {}
-        self._reasons: dict[Hashable, str] = {}
-        self._active: list[Hashable] = []
-        self._samples = 0
+    def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
+        super().__init__(judging, progress)
         self._nbytes = 0
-        self._files: list[Any] = []
         self._remembered: OrderedDict[Hashable, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self, model: Model, items: Sequence[Constant]) -> None:
         """Runs the model for what it is not known yet."""
-        self._active = [_key(item) for item in items]
-        jobs = self._jobs(model, [item for item in items if not self._seen(_key(item))])
-        if not jobs:
-            return
-        try:
-            # A signal to end unwinds, so that processes and files are not left behind.
-            with TerminationGuard(), Scratch() as scratch, one_blas_thread():
-                self._collect(file_of(model, scratch.folder()), jobs)
-        except (ModelFailed, UnsupportedError) as error:
-            for key, _ in jobs:
-                if key not in self._known:
-                    self._reasons[key] = f"the model could not be run for its activations: {error}"
+        self.active = [_key(item) for item in items]
+        jobs = self._jobs(model, [item for item in items if not self.is_known(_key(item))])
+        if jobs:
+            with self.running(model, [key for key, _ in jobs]) as (_, probe):
+                self._collect(probe(None), jobs)
 
     def fit(self, item: Constant, values: Array, steps: Float64) -> Float64 | None:
         """Rounds one weight, columns that meet most first."""
-        known = self._known.get(_key(item))
+        known = self.found.get(_key(item))
         if known is None:
             return None
         asked = _key(item), steps.tobytes()
@@ -153,90 +127,52 @@ class Fitter:
 
     def notes(self) -> list[str]:
         """Returns how many weights were looked at, and why others were not."""
-        count = sum(key in self._known for key in self._active)
-        lines = []
-        if count:
-            lines.append(f"{count} weight(s) rounded for what they meet in {self._samples} sample(s)")
-        why = Counter(self._reasons[key] for key in self._active if self._reasons.get(key))
-        lines += [f"{number} weight(s) rounded without activations: {text}" for text, number in why.items()]
-        return lines
-
-    def _seen(self, key: Hashable) -> bool:
-        return key in self._known or key in self._reasons
+        count = sum(key in self.found for key in self.active)
+        said = f"{count} weight(s) rounded for what they meet in {len(self.steps)} sample(s)"
+        return [*([said] if count else []), *self.failures()]
 
     def _jobs(self, model: Model, items: Sequence[Constant]) -> list[tuple[Hashable, Wanted]]:
         """Returns which weights to look at; notes of the others why not (nothing, where none does)."""
-        places = {
-            id(operator): Place(number, position)
-            for number, subgraph in enumerate(model.subgraphs)
-            for position, operator in enumerate(subgraph.operators)
-        }
+        places = places_of(model)
         jobs = []
         for item in items:
             key, products = _key(item), [product_of(use.operator, use.position) for use in item.uses]
             product = products[0] if products else None
             if product is None or item.kind.numpy == "|i1":
-                self._reasons[key] = ""
+                self.reasons[key] = ""
             elif any(other != product for other in products):
-                self._reasons[key] = "operators multiply them in different ways"
+                self.reasons[key] = "operators multiply them in different ways"
             elif any(tensor.is_sparse or tensor.shape != item.tensors[0].shape for tensor in item.tensors):
-                self._reasons[key] = "they are sparse, or are read in several shapes"
+                self.reasons[key] = "they are sparse, or are read in several shapes"
             elif _nbytes_of(product) > LARGEST_FACTOR_NBYTES:
-                self._reasons[key] = "they meet vectors too long to be looked at"
+                self.reasons[key] = "they meet vectors too long to be looked at"
             elif self._nbytes + _nbytes_of(product) > TOTAL_FACTOR_NBYTES:
-                self._reasons[key] = "the model has too many weights to look at all"
+                self.reasons[key] = "the model has too many weights to look at all"
             else:
                 self._nbytes += _nbytes_of(product)
                 jobs += [(key, Wanted(places[id(use.operator)], use.position, product)) for use in item.uses]
         return jobs
 
-    def _collect(self, path: Any, jobs: Sequence[tuple[Hashable, Wanted]]) -> None:
-        judging = self._judging
-        watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
-        steps = steps_of(
-            path,
-            judging.inputs,
-            runtime=judging.runtime[0],
-            timeout=judging.timeout,
-            memory_limit=judging.memory_limit,
-            progress=self._progress,
-        )
-        self._samples = len(steps)
-        choice = RuntimeChoice.parse(judging.runtime[0])
-        with Runner(choice, timeout=judging.timeout, watch=watch) as runner:
-            probe = Probe(path, runner)
-            wanted = [item for _, item in jobs]
-            pending = Counter(key for key, _ in jobs)
-            sums: dict[Hashable, Moments] = {}
-            found = collect(probe, wanted, probe.calls(steps), progress=self._progress)
-            for position, moments in found:
-                key = jobs[position][0]
-                pending[key] -= 1
-                if isinstance(moments, str):
-                    self._reasons.setdefault(key, moments)
-                elif key in sums:
-                    sums[key].take(moments)
-                elif key not in self._known:
-                    sums[key] = moments
-                # Where too much would be held, one of the operators that read a weight speaks for all.
-                if key in sums and (
-                    not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING
-                ):
-                    self._known[key] = self._kept(wanted[position].product, sums.pop(key))
-                    self._reasons.pop(key, None)
-
-    def _kept(self, product: Product, moments: Moments) -> _Known:
-        metric = Metric.of(moments.covariance(centred=False))
-        factor = metric.factor.astype(np.float32)
-        if sum(item.factor.nbytes for item in self._known.values()) + factor.nbytes <= HELD_NBYTES:
-            return _Known(product, metric.order, factor)
-        # The map lives as long as this object, and the nameless file as long as the map.
-        file = tempfile.TemporaryFile(prefix="tfl-rewrite-")  # noqa: SIM115
-        file.write(factor.data)
-        file.flush()
-        mapped: npt.NDArray[np.float32] = np.memmap(file, np.float32, "r", shape=factor.shape)
-        self._files.append(file)
-        return _Known(product, metric.order, mapped)
+    def _collect(self, probe: Probe, jobs: Sequence[tuple[Hashable, Wanted]]) -> None:
+        wanted = [item for _, item in jobs]
+        pending = Counter(key for key, _ in jobs)
+        sums: dict[Hashable, Moments] = {}
+        found = collect(probe, wanted, probe.calls(self.steps), progress=self.progress)
+        for position, moments in found:
+            key = jobs[position][0]
+            pending[key] -= 1
+            if isinstance(moments, str):
+                self.reasons.setdefault(key, moments)
+            elif key in sums:
+                sums[key].take(moments)
+            elif key not in self.found:
+                sums[key] = moments
+            # Where too much would be held, one of the operators that read a weight speaks for all.
+            if key in sums and (not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING):
+                metric = Metric.of(sums.pop(key).covariance(centred=False))
+                factor = self.kept(metric.factor.astype(np.float32))
+                self.found[key] = _Known(wanted[position].product, metric.order, factor)
+                self.reasons.pop(key, None)
 
 
 class InputActivations:
@@ -247,35 +183,27 @@ class InputActivations:
         progress: Called with what is going on, and how many of how many bytes are done.
     """
 
-    def __init__(self, judging: Judging, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
         self._judging = judging
         self._progress = progress
         self._rounders: dict[int, Calibrated] = {}
         self._fitters: dict[int, Fitter] = {}
-        self._ranges: dict[int, list[dict[int, Range]]] = {}
+        self._ranges: dict[int, Ranges] = {}
 
     def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Calibrated:
         """Returns the rounder of a pass."""
-        if number not in self._rounders:
-            self._rounders[number] = Calibrated(
-                self._judging,
-                effort=effort,
-                in_order=effort is Effort.BEST,
-                correct_bias=correct_bias,
-                progress=self._progress,
-            )
-        return self._rounders[number]
+        made = Calibrated(
+            self._judging,
+            effort=effort,
+            in_order=effort is Effort.BEST,
+            correct_bias=correct_bias,
+            progress=self._progress,
+        )
+        return self._rounders.setdefault(number, made)
 
     def ranges(self, number: int, model: Model) -> dict[int, Range]:
         """Returns the ranges of the float tensors of a model, which is run for them once."""
-        if number not in self._ranges:
-            self._ranges[number] = ranges_of(model, self._judging, self._progress)
-        return {
-            id(tensor): seen[at]
-            for subgraph, seen in zip(model.subgraphs, self._ranges[number], strict=True)
-            for at, tensor in enumerate(subgraph.tensors)
-            if at in seen
-        }
+        return self._ranges.setdefault(number, Ranges(self._judging, self._progress)).of(model)
 
     def integer_rounder(
         self, number: int, effort: Effort, simulate: Simulate, *, correct_bias: bool
@@ -292,9 +220,7 @@ class InputActivations:
 
     def fitting(self, number: int) -> Fitter:
         """Returns the fitter of a pass."""
-        if number not in self._fitters:
-            self._fitters[number] = Fitter(self._judging, self._progress)
-        return self._fitters[number]
+        return self._fitters.setdefault(number, Fitter(self._judging, self._progress))
 
 
 def _key(item: Constant) -> Hashable:

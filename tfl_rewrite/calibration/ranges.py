@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from tfl_rewrite.calibration.collect import steps_of
-from tfl_rewrite.calibration.probe import Call, Probe, Runner
-from tfl_rewrite.calibration.rounder import file_of
+from tfl_rewrite.calibration.collect import Observer
+from tfl_rewrite.calibration.probe import Call, Probe
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.process import RuntimeChoice
-from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
-from tfl_rewrite.interpreter.worker import ModelFailed
-from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
@@ -26,47 +20,40 @@ HELD_NBYTES = 256 << 20
 """Of tensors that one run of the model keeps; it is run again for the rest."""
 
 
-def ranges_of(
-    model: Model, judging: Judging, progress: Callable[[str, int, int], None] | None = None
-) -> list[dict[int, Range]]:
-    """Runs a model and returns the ranges of its float tensors, constants among them.
+class Ranges(Observer[list[dict[int, Range]]]):
+    """Looks at the ranges of all float tensors, once."""
 
-    Args:
-        model: With float weights.
-        judging: Has the real inputs, and what runs the model: the first of its runtimes.
-        progress: Called with what is going on.
+    def of(self, model: Model) -> dict[int, Range]:
+        """Returns the ranges of a model's float tensors, constants among them, by id.
 
-    Returns:
-        For each subgraph, by the position of the tensor. Those that no sample reaches are missing.
+        Args:
+            model: With float weights; the same each time, or one like it.
 
-    Raises:
-        UnsupportedError: The model does not run.
-    """
-    found = [_constants(subgraph) for subgraph in model.subgraphs]
-    watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
-    choice = RuntimeChoice.parse(judging.runtime[0])
-    try:
-        with TerminationGuard(), Scratch() as scratch:
-            path = file_of(model, scratch.folder())
-            steps = steps_of(
-                path,
-                judging.inputs,
-                runtime=judging.runtime[0],
-                timeout=judging.timeout,
-                memory_limit=judging.memory_limit,
-                progress=progress,
-            )
-            with Runner(choice, timeout=judging.timeout, watch=watch) as runner:
-                probe = Probe(path, runner)
-                calls = probe.calls(steps)
+        Returns:
+            Those that no sample reaches are missing.
+
+        Raises:
+            UnsupportedError: The model does not run.
+        """
+        if not self.found:
+            found = [_constants(subgraph) for subgraph in model.subgraphs]
+            with self.running(model, [0]) as (_, probe):
+                copy = probe(None)
+                calls = copy.calls(self.steps)
                 for number in sorted({call.subgraph for call in calls}):
-                    found[number].update(_seen(probe, number, calls))
-    except ModelFailed as error:
-        raise UnsupportedError(
-            f"the model could not be run for the ranges of its tensors: {error}",
-            remedy="check --inputs; 'tfl-rewrite doctor' tells what is wrong with a model",
-        ) from error
-    return found
+                    found[number].update(_seen(copy, number, calls))
+                self.found[0] = found
+        if not self.found:
+            raise UnsupportedError(
+                self.reasons[0],
+                remedy="check --inputs; 'tfl-rewrite doctor' tells what is wrong with a model",
+            )
+        return {
+            id(tensor): seen[at]
+            for subgraph, seen in zip(model.subgraphs, self.found[0], strict=True)
+            for at, tensor in enumerate(subgraph.tensors)
+            if at in seen
+        }
 
 
 def _constants(subgraph: SubGraph) -> dict[int, Range]:

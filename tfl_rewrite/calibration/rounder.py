@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Wanted, as_floats, collect, steps_of
-from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
-from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.files.source import Source, origin_of
-from tfl_rewrite.files.store import is_changed, save
-from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.process import RuntimeChoice
-from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Observer, Wanted, collect
+from tfl_rewrite.calibration.probe import Call, Place, Probe, places_of
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import before_steep, product_of
@@ -31,15 +22,10 @@ from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.gptq import GptqEffort
 from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Metrics, Plan, Run, Trial
 from tfl_rewrite.numerics.moments import Drift, Moments
-from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Float32
-from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.biases import Correction, takes_bias
 from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Simulate, Work
-from tfl_rewrite.work import current, one_blas_thread
-
-HELD_NBYTES = 256 << 20
-"""Of integers in memory; more go to a temporary file."""
+from tfl_rewrite.work import Progress, Stage, current
 
 EFFORTS = {
     Effort.FAST: GptqEffort(rounds=0),
@@ -68,9 +54,7 @@ class _Job:
     """One weight that can be calibrated."""
 
     work: Work
-    place: Place
-    position: int
-    product: Product
+    wanted: Wanted
     plan: Plan
 
     def weight(self) -> Float32:
@@ -84,20 +68,18 @@ _Outcome = tuple[_Job, Trial | str, Layer | None]
 """What became of a weight: what was tried, or why nothing; and its integers, unless they are the nearest."""
 
 
-class Calibrated:
+class Calibrated(Observer[Trial], Clipped):
     """Rounds weights for the real activations that they meet, others as :class:`Clipped` does.
 
     So does it with those that fitting did not make better on samples that were not fitted to.
 
-    What was decided on a constant is kept, so that preparing it again costs nothing.
-
     Args:
-        judging: Has the real inputs, and what runs the model: the first of its runtimes.
+        judging: See :class:`Observer`.
         effort: How much work each weight is worth.
         in_order: Round weight after weight, each for what it meets behind those before it.
         simulate: Makes a copy of the model round its activations, too: what weights meet is seen there.
         correct_bias: Whether biases take mean errors back.
-        progress: Called with what is going on, and how many of how many bytes are done.
+        progress: See :class:`Observer`.
         time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
     """
 
@@ -109,63 +91,56 @@ class Calibrated:
         in_order: bool = False,
         simulate: Simulate | None = None,
         correct_bias: bool = True,
-        progress: Callable[[str, int, int], None] | None = None,
-        time_is_up: Callable[[], bool] | None = None,
+        progress: Progress | None = None,
+        time_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._judging = judging
+        super().__init__(judging, progress)
         self._effort = EFFORTS[effort]
         self._in_order = in_order
         self._simulate = simulate
         self._correct_bias = correct_bias
-        self._progress = progress or (lambda _what, _done, _total: None)
-        self._time_is_up = time_is_up or (lambda: False)
-        self._plain = Clipped()
+        self._time_is_up = time_is_up
         self._layers: dict[Hashable, Layer] = {}
-        self._trials: dict[Hashable, Trial] = {}
-        self._reasons: dict[Hashable, str] = {}
-        self._active: list[Work] = []
-        self._steps: list[Step] | None = None
+        self._works: list[Work] = []
         self._places: dict[int, Place] = {}
         self._ordered = False
-        self._done = 0
-        self._held = 0
-        self._spilled: list[Any] = []
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
-        """See :class:`tfl_rewrite.weights.rounders.Calibrating`."""
-        self._active = list(works)
-        self._done = 0
-        jobs = self._jobs(model, [work for work in works if not self._known(work)])
+        """Runs the model for what it is not known yet, and rounds."""
+        self._works, self.active = list(works), [_key(work) for work in works]
+        jobs = self._jobs(model, [work for work in works if not self.is_known(_key(work))])
         if not jobs:
             return
-        try:
-            # A signal to end unwinds, so that processes and files are not left behind.
-            with TerminationGuard(), Scratch() as scratch, one_blas_thread():
-                self._calibrate(file_of(model, scratch.folder()), jobs)
-        except (ModelFailed, UnsupportedError) as error:
-            for job in jobs:
-                if _key(job.work) not in self._trials:
-                    self._reasons[_key(job.work)] = f"the model could not be run for its activations: {error}"
+        total = sum(job.work.channels.elements for job in jobs)
+        self._stage = Stage("calibrating", 4 * total, self.progress)
+        with self.running(model, [_key(job.work) for job in jobs]) as (source, probe):
+            first = probe(None)
+            calls = first.calls(self.steps)
+            if self._in_order and source.nbytes <= IN_ORDER_NBYTES:
+                self._ordered = True
+                with ThreadPoolExecutor(current().threads) as pool:
+                    self._in_turn(first, probe(self._simulate), jobs, calls, pool.map)
+            else:
+                self._at_once(first, jobs, calls)
 
     def scales(self, work: Work) -> Float32:
         """Returns the scales that belong to the integers."""
         layer = self._layers.get(_key(work))
-        return layer.scale if layer is not None else self._plain.scales(work)
+        return layer.scale if layer is not None else super().scales(work)
 
     def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
         """Gives out the integers; the nearest ones where the file holds other scales than theirs."""
         layer = self._layers.get(_key(work))
         if layer is None or not np.array_equal(layer.scale, scale):
-            return self._plain.round(work, scale, emit)
+            return super().round(work, scale, emit)
         error = Error()
         flat, channels = layer.integers.reshape(-1), work.channels
         values = work.values()
-        number = np.arange(channels.channels)
         for start in range(0, flat.size, _EMITTED):
             part = np.array(flat[start : start + _EMITTED])
             index = (np.arange(start, start + part.size) // channels.inner) % channels.channels
             wanted = np.asarray(values[start : start + part.size], np.float64)
-            off = wanted - part * scale[number[index]].astype(np.float64)
+            off = wanted - part * scale[index].astype(np.float64)
             error.signal += float(np.dot(wanted, wanted))
             error.noise += float(np.dot(off, off))
             emit(start, part)
@@ -174,7 +149,7 @@ class Calibrated:
     def corrections(self) -> list[Correction]:
         """Returns what the biases of the weights prepared last are to take back."""
         found = []
-        for work in self._active:
+        for work in self._works:
             layer = self._layers.get(_key(work))
             if layer is not None and layer.bias is not None:
                 use = work.uses[0]
@@ -183,12 +158,12 @@ class Calibrated:
 
     def gains(self, work: Work) -> dict[str, float] | None:
         """Returns what each way won, in dB on samples not fitted to; None for a weight not calibrated."""
-        trial = self._trials.get(_key(work))
+        trial = self.found.get(_key(work))
         return None if trial is None else trial.decibels()
 
     def notes(self) -> list[str]:
         """Returns how many weights were calibrated, what that won, and why others were not."""
-        trials = [trial for work in self._active if (trial := self._trials.get(_key(work))) is not None]
+        trials = [self.found[key] for key in self.active if key in self.found]
         lines = []
         if trials:
             found = Counter(trial.best for trial in trials)
@@ -198,79 +173,42 @@ class Calibrated:
             won = round(median(max(0.0, *trial.decibels().values()) for trial in trials), 1) + 0.0
             how = ", each behind those before it" if self._ordered else ""
             lines.append(
-                f"calibrated {len(trials)} weight(s) on {len(self._steps or ())} sample(s){how}: {parts},"
+                f"calibrated {len(trials)} weight(s) on {len(self.steps)} sample(s){how}: {parts},"
                 " whichever errs least on the half of the samples that it was not fitted to; median gain"
                 f" there {won:.1f} dB"
             )
-        counts = Counter(
-            reason for work in self._active if (reason := self._reasons.get(_key(work))) is not None
-        )
-        lines += [f"{count} weight(s) rounded without activations: {why}" for why, count in counts.items()]
-        return lines
-
-    def _known(self, work: Work) -> bool:
-        return _key(work) in self._trials or _key(work) in self._reasons
+        return [*lines, *self.failures()]
 
     def _jobs(self, model: Model, works: Sequence[Work]) -> list[_Job]:
-        places = self._places = {
-            id(operator): Place(number, position)
-            for number, subgraph in enumerate(model.subgraphs)
-            for position, operator in enumerate(subgraph.operators)
-        }
+        places = self._places = places_of(model)
         jobs = []
         steep = before_steep(model) if self._correct_bias else set()
         for work in works:
             product = product_of(work.uses[0].operator, work.uses[0].position) if work.uses else None
             if len(work.uses) != 1:
-                self._reasons[_key(work)] = "several operators read them"
+                self.reasons[_key(work)] = "several operators read them"
             elif work.channels.elements > LARGEST_ELEMENTS:
-                self._reasons[_key(work)] = f"more than {LARGEST_ELEMENTS} elements, too many to be held"
+                self.reasons[_key(work)] = f"more than {LARGEST_ELEMENTS} elements, too many to be held"
             elif product is None:
-                self._reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
+                self.reasons[_key(work)] = f"read by {work.uses[0].operator.code.name}"
             else:
                 use = work.uses[0]
                 may = self._correct_bias and id(use.operator) not in steep
                 plan = _plan(work, may_correct=may)
-                jobs.append(_Job(work, places[id(use.operator)], use.position, product, plan))
-        return sorted(jobs, key=lambda job: (job.place.subgraph, job.place.operator))
-
-    def _calibrate(self, path: Source, jobs: Sequence[_Job]) -> None:
-        judging = self._judging
-        choice = RuntimeChoice.parse(judging.runtime[0])
-        watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
-        if self._steps is None:
-            self._steps = steps_of(
-                path,
-                judging.inputs,
-                runtime=judging.runtime[0],
-                timeout=judging.timeout,
-                memory_limit=judging.memory_limit,
-                progress=self._progress,
-            )
-        with (
-            Runner(choice, timeout=judging.timeout, watch=watch) as first,
-            Runner(choice, timeout=judging.timeout, watch=watch) as second,
-        ):
-            probe = Probe(path, first)
-            calls = probe.calls(self._steps)
-            if self._in_order and path.nbytes <= IN_ORDER_NBYTES:
-                self._ordered = True
-                self._one_by_one(probe, Probe(path, second, self._simulate), jobs, calls)
-            else:
-                self._at_once(probe, jobs, calls)
+                jobs.append(_Job(work, Wanted(places[id(use.operator)], use.position, product), plan))
+        return sorted(jobs, key=lambda job: job.wanted.place)
 
     def _at_once(self, probe: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
         # The same weight in several encodings meets the same activations.
-        groups: dict[tuple[Place, int], list[_Job]] = {}
+        groups: dict[Wanted, list[_Job]] = {}
         for job in {_key(job.work): job for job in jobs}.values():
-            groups.setdefault((job.place, job.position), []).append(job)
+            groups.setdefault(job.wanted, []).append(job)
         places = list(groups.values())
-        wanted = [Wanted(group[0].place, group[0].position, group[0].product) for group in places]
         threads = current().threads
         waiting: deque[tuple[Future[list[_Outcome]], int]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             try:
-                found = collect(probe, wanted, calls, enough=self._time_is_up, progress=self._progress)
+                found = collect(probe, list(groups), calls, enough=self._time_is_up, progress=self.progress)
                 for position, moments in found:
                     group = places[position]
                     nbytes = _nbytes_of(group)
@@ -278,10 +216,10 @@ class Calibrated:
                     while waiting and (
                         len(waiting) > threads or nbytes + sum(each for _, each in waiting) > AT_ONCE_NBYTES
                     ):
-                        self._keep(waiting.popleft()[0].result(), jobs)
+                        self._keep(waiting.popleft()[0].result())
                     waiting.append((pool.submit(self._rounded, group, moments), nbytes))
                 while waiting:
-                    self._keep(waiting.popleft()[0].result(), jobs)
+                    self._keep(waiting.popleft()[0].result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -296,43 +234,35 @@ class Calibrated:
             found.append(self._outcome(job, moments, metrics))
         return found
 
-    def _keep(self, outcomes: Sequence[_Outcome], jobs: Sequence[_Job]) -> None:
+    def _keep(self, outcomes: Sequence[_Outcome]) -> None:
         for job, found, layer in outcomes:
             self._take(job, found, layer)
-            self._tick(jobs, job)
-
-    def _one_by_one(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
-        with ThreadPoolExecutor(current().threads) as pool:
-            self._in_turn(probe, rounded, jobs, calls, pool.map)
+            self._stage.tick(4 * job.work.channels.elements)
 
     def _in_turn(
         self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call], run: Run
     ) -> None:
         entered = {call.subgraph for call in calls}
         calibrated = {_key(job.work) for job in jobs}
-        for work in self._active:
+        for work in self._works:
             if _key(work) not in calibrated and work.uses:
                 self._put(rounded, self._places[id(work.uses[0].operator)], work)
         for number, job in enumerate(jobs):
             if number:
-                self._tick(jobs, jobs[number - 1])
-            if job.place.subgraph not in entered:
-                self._reasons[_key(job.work)] = NOT_ENTERED
+                self._stage.tick(4 * jobs[number - 1].work.channels.elements)
+            place = job.wanted.place
+            if place.subgraph not in entered:
+                self.reasons[_key(job.work)] = NOT_ENTERED
                 continue
             moments = OUT_OF_TIME if self._time_is_up() else _drift(probe, rounded, job, calls)
             layer = self._take(*self._outcome(job, moments, run=run))
             if layer is None:
-                self._put(rounded, job.place, job.work)
+                self._put(rounded, place, job.work)
                 continue
             scale = layer.scale[_channel_index(job.work)]
-            rounded.put(job.place, job.position, layer.integers * scale)
+            rounded.put(place, job.wanted.position, layer.integers * scale)
             if layer.bias is not None:
-                rounded.add(job.place, 2, layer.bias)
-
-    def _tick(self, jobs: Sequence[_Job], done: _Job) -> None:
-        self._done += done.work.channels.elements
-        total = sum(job.work.channels.elements for job in jobs)
-        self._progress("calibrating", 4 * min(self._done, total), 4 * total)
+                rounded.add(place, 2, layer.bias)
 
     def _put(self, rounded: Probe, place: Place, work: Work) -> None:
         """Makes the model under way read a weight as it was rounded by another way."""
@@ -355,7 +285,7 @@ class Calibrated:
         if isinstance(moments, str):
             return job, moments, None
         rounding = LayerRounding(job.weight(), job.plan, moments, self._effort, metrics)
-        trial = rounding.tried(self._plain.scales(job.work), run)
+        trial = rounding.tried(super().scales(job.work), run)
         if trial.best is Fit.NEAREST:
             return job, trial, None
         return job, trial, rounding.layer(bias=trial.best is Fit.BIAS)
@@ -364,37 +294,23 @@ class Calibrated:
         """Keeps an outcome."""
         key = _key(job.work)
         if isinstance(found, str):
-            self._reasons[key] = found
+            self.reasons[key] = found
             return None
-        self._trials[key] = found
+        self.found[key] = found
         if layer is not None:
-            layer = self._layers[key] = self._kept(layer)
+            layer = self._layers[key] = replace(layer, integers=self.kept(layer.integers))
         return layer
-
-    def _kept(self, layer: Layer) -> Layer:
-        """Moves integers to a file where too many are held."""
-        self._held += layer.integers.nbytes
-        if self._held <= HELD_NBYTES:
-            return layer
-        self._held -= layer.integers.nbytes
-        # The map lives as long as this rounder, and the nameless file as long as the map.
-        file = tempfile.TemporaryFile(prefix="tfl-rewrite-")  # noqa: SIM115
-        file.write(layer.integers.tobytes())
-        file.flush()
-        mapped: npt.NDArray[np.int8] = np.memmap(file, np.int8, "r", shape=layer.integers.shape)
-        self._spilled.append(file)
-        return Layer(mapped, layer.scale, layer.bias)
 
 
 def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Moments | str:
     """Returns what a weight meets in the model rounded so far, and what it would meet in the float model."""
-    moments = Drift(job.product)
-    weight = [(job.place, job.position)]
+    place = job.wanted.place
+    moments = Drift(job.wanted.product)
+    weight = [(place, job.wanted.position)]
     pairs = zip(rounded.activations(weight, calls), probe.activations(weight, calls), strict=True)
     try:
         for (number, (met,)), (_, (wanted,)) in pairs:
-            key = (0, job.place.subgraph, job.place.operator, number)
-            moments.add_pair(as_floats(met), as_floats(wanted), key, calls[number].half)
+            moments.add_pair(met, wanted, place.seed(number), calls[number].half)
     except (ValueError, ModelFailed) as error:
         return str(error)
     return moments
@@ -412,7 +328,7 @@ def _plan(work: Work, *, may_correct: bool) -> Plan:
 
 def _nbytes_of(group: Sequence[_Job]) -> int:
     """Returns about how much memory rounding a weight takes."""
-    product, elements = group[0].product, group[0].work.channels.elements
+    product, elements = group[0].wanted.product, group[0].work.channels.elements
     return 6 * Moments.nbytes_of(product) + 80 * min(elements, 1 << 22) + 8 * elements
 
 
@@ -425,13 +341,3 @@ def _channel_index(work: Work) -> npt.NDArray[np.int64]:
 
 def _key(work: Work) -> Hashable:
     return (work.position, work.channels, work.bits, work.levels)
-
-
-def file_of(model: Model, folder: Path) -> Source:
-    """Returns a file that holds the model as it is: its own where nothing was changed yet."""
-    origin = origin_of(model)
-    if origin is not None and origin.file is not None and not is_changed(model):
-        return origin
-    path = folder / "float.tflite"
-    save(model, path)
-    return Source.open(path)

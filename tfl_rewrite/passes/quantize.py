@@ -28,7 +28,7 @@ from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.weights.expansion import expand_constants
-from tfl_rewrite.weights.rounders import Calibrating, Clipped, Effort, Rounder, Work, activations_of
+from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work, activations_of
 
 ACTIVATIONS = {"int8": 8, "int16": 16}
 
@@ -153,7 +153,7 @@ class Quantize(Pass):
         editor.finish()
         notes = [f"{conversions} conversion(s) between floats and integers, or between integers"]
         notes += [*expanded.notes, *editor.notes]
-        notes += rounder.notes() if isinstance(rounder, Calibrating) else []
+        notes += rounder.notes()
         return PassResult(self.name, edits, tuple(skips), tuple(notes), grows=True)
 
     def _choice(self) -> Choice:
@@ -189,11 +189,8 @@ class Quantize(Pass):
 def _weights(model: Model, plan: IntegerPlan, rounder: Rounder) -> WeightOf:
     """Rounds the weights and returns what gives them out, by operator."""
     works = plan.works()
-    if isinstance(rounder, Calibrating):
-        rounder.prepare(model, works)
-    changes = {}
-    if isinstance(rounder, Calibrating):
-        changes = {id(item.operator): item.change for item in rounder.corrections()}
+    rounder.prepare(model, works)
+    changes = {id(item.operator): item.change for item in rounder.corrections()}
     by_operator = {id(use.operator): work for work in works for use in work.uses}
     made: dict[int, tuple[Int8, np.ndarray]] = {}
 

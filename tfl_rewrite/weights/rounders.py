@@ -222,7 +222,7 @@ class Activations(Protocol):
 
     def integer_rounder(
         self, number: int, effort: Effort, simulate: Simulate, *, correct_bias: bool
-    ) -> Calibrating:
+    ) -> Rounder:
         """Returns what rounds the weights of a model that computes in integers, weight by weight.
 
         Args:
