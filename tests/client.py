@@ -46,6 +46,7 @@ def passes() -> list[tfl.Pass]:
         tfl.Dequantize(),
         tfl.RoundWeights(steps=64),
         tfl.Equalize(),
+        tfl.Quantize(activations="int16", float_islands="refuse"),
         tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime=(2, 14)),
         tfl.Compact(align=4096),
         Halve(tensor="weights"),

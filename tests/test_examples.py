@@ -13,7 +13,16 @@ import tfl_rewrite
 NAMES = [name for name in tfl_rewrite.__all__ if name != "__version__"]
 # These run files, or something in them does.
 RUN = {"blame", "rewrite", "search_rounding", "shrink", "verify", "Blame", "Compact", "Dedup", "Dequantize"}
-RUN |= {"RemoveDead", "Repair", "Report", "RewriteFailed", "RoundWeights", "ShardFailed", "ShardedModel"}
+RUN |= {
+    "Quantize",
+    "RemoveDead",
+    "Repair",
+    "Report",
+    "RewriteFailed",
+    "RoundWeights",
+    "ShardFailed",
+    "ShardedModel",
+}
 RUN |= {"Tensor", "ShrinkFailed", "UnsupportedError", "Verdict"}
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 

@@ -26,6 +26,7 @@ ROOMS = (
     "kernels",
     "editing",
     "weights",
+    "integers",
     "passes",
     "calibration",
     "reading",

@@ -248,6 +248,11 @@ class Pass(ABC):
         return ""
 
     @property
+    def milder(self) -> str:
+        """What to ask for instead where outputs differ too much and nothing can be stored finer."""
+        return ""
+
+    @property
     def excluding(self) -> str:
         """The option that leaves single constants as they are, such as ``--exclude``."""
         return ""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tfl_rewrite.kernels.integer import INTEGER_KERNELS, Caveat, IntegerKernel, Scales
+from tfl_rewrite.kernels.integer import Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.operands import input_of
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import row_of
@@ -34,7 +34,9 @@ def float_outputs(operator: Operator) -> Iterator[Tensor]:
 
 
 def _kernel(operator: Operator) -> IntegerKernel:
-    return INTEGER_KERNELS[operator.code.name]
+    kernel = row_of(operator).integer
+    assert kernel is not None
+    return kernel
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ def decide(
 
 def could_compute(operator: Operator) -> bool:
     """Whether an operator has an integer kernel and computes in floats."""
-    if operator.code.custom is not None or operator.code.name not in INTEGER_KERNELS:
+    if row_of(operator).integer is None:
         return False
     return any(
         tensor is not None and tensor.dtype == _FLOAT for tensor in operator.inputs[:3]
@@ -121,7 +123,7 @@ def _has_floats(operator: Operator) -> bool:
 def _obstacle(operator: Operator, ranges: Mapping[int, tuple[float, float]]) -> str | None:
     """Returns why an operator cannot compute in integers, or None."""
     name = operator.code.name
-    if operator.code.custom is not None or name not in INTEGER_KERNELS:
+    if row_of(operator).integer is None:
         return f"{name} has no integer kernel"
     kernel, row = _kernel(operator), row_of(operator)
     if Caveat.REFERENCE_WRONG in kernel.caveats:

@@ -15,6 +15,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
+from tfl_rewrite.kernels.integer import IntegerKernel
 from tfl_rewrite.kernels.runtimes import Runtime
 
 
@@ -226,6 +227,7 @@ class OperatorRow:
         effect_reason: That in words.
         only_reads: Whether it leaves the state that it meets as it is.
         calls: Whether it runs subgraphs, and does what those do.
+        integer: How it computes in integers; None where it cannot, or nobody has measured it.
         handle: The options by which the resource that it makes goes (``tflite/kernels/var_handle.cc``,
             ``hashtable.cc``).
     """
@@ -266,6 +268,7 @@ class OperatorRow:
     effect_reason: str = ""
     only_reads: bool = False
     calls: bool = False
+    integer: IntegerKernel | None = None
     handle: tuple[str, ...] = ()
 
     @property

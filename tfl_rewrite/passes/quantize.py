@@ -117,6 +117,12 @@ class Quantize(Pass):
         """It looks at the user's inputs."""
         return True
 
+    @property
+    def milder(self) -> str:
+        """16 bits, or some operators as floats."""
+        wider = "--activations int16, " if self.activations == "int8" else ""
+        return f"give {wider}more samples, --exclude for single operators, or a lower --min-snr"
+
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
 

@@ -313,7 +313,8 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
 
         report = replace(report, blame=blame(opened.judges.expected(results), made, settings))
     if not verdict.passed:
-        raise RewriteFailed(differs, replace(report, outcome="failed"))
+        milder = next((item.milder for item in opened.plan.passes if item.milder), None)
+        raise RewriteFailed(differs, replace(report, outcome="failed"), milder)
     return report
 
 
