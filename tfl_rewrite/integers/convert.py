@@ -16,7 +16,7 @@ from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs
 from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
-from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, row_of
+from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Operator, Quantization, SubGraph, Tensor
 
@@ -132,9 +132,11 @@ class Conversion:
         return grids, outputs
 
     def _keep(self, operator: Operator) -> None:
+        typeless = row_of(operator) in SHAPE_READERS
         for position, tensor in enumerate(operator.inputs):
-            if tensor is not None and self._native.get(id(tensor)) is not None:
-                operator.inputs[position] = self._form(tensor, None)
+            native = None if tensor is None else self._native.get(id(tensor))
+            if tensor is not None and native is not None:
+                operator.inputs[position] = self._form(tensor, native if typeless else None)
         self._operators.append(operator)
 
     def _convert(

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from tfl_rewrite.integers.patterns import masked_by, normed_by
 from tfl_rewrite.kernels.integer import Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.operands import input_of
 from tfl_rewrite.kernels.operators import Squash
-from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.kernels.table import SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
@@ -87,7 +88,7 @@ def decide(
     modes = Modes()
     inside = set(map(id, subgraphs))
     for subgraph, operator in model.operators():
-        if not _has_floats(operator):
+        if not _has_floats(operator) or row_of(operator) in SHAPE_READERS:
             continue
         if id(subgraph) not in inside:
             modes.reasons[id(operator)] = "no sample runs its subgraph as an entry point"
@@ -102,7 +103,29 @@ def decide(
             continue
         # What has no kernel of 16 bits is better off with one of 8 bits than with floats.
         modes.widths[id(operator)] = width if _kernel(operator).version(width) else 8
+    for subgraph in subgraphs:
+        _keep_patterns(subgraph, modes, ranges)
     return modes
+
+
+def _keep_patterns(subgraph: SubGraph, modes: Modes, ranges: Mapping[int, tuple[float, float]]) -> None:
+    """Keeps float what stands around an operator that integers ruin, and would be ruined with it."""
+    for operator in list(subgraph.operators):
+        if row_of(operator).integer is None or id(operator) not in modes.reasons:
+            continue
+        if Caveat.NARROW_RANGE in _kernel(operator).caveats and _is_wide(operator, ranges):
+            for near in normed_by(subgraph, operator):
+                if modes.width(near):
+                    modes.keep_float(near, "it is part of a norm whose deviations span orders of magnitude")
+        if row_of(operator).squashes is Squash.ROWS:
+            for near in masked_by(subgraph, operator, ranges, -_WIDE_RATIO):
+                if modes.width(near):
+                    modes.keep_float(near, "what it gives holds a mask that a softmax reads")
+
+
+def _is_wide(operator: Operator, ranges: Mapping[int, tuple[float, float]]) -> bool:
+    low, high = ranges.get(id(operator.inputs[0]), (1.0, 1.0))
+    return low <= 0 or high / low > _WIDE_RATIO
 
 
 def could_compute(operator: Operator) -> bool:
@@ -128,6 +151,8 @@ def _obstacle(operator: Operator, ranges: Mapping[int, tuple[float, float]]) -> 
     kernel, row = _kernel(operator), row_of(operator)
     if Caveat.REFERENCE_WRONG in kernel.caveats:
         return f"the integer kernels of {name} disagree"
+    if Caveat.REFERENCE_ABSENT in kernel.caveats:
+        return f"the reference resolver has no integer kernel of {name}"
     tensors = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor is not None]
     if any(tensor.is_variable for tensor in tensors):
         return f"{name} keeps a state"
@@ -152,10 +177,8 @@ def _obstacle(operator: Operator, ranges: Mapping[int, tuple[float, float]]) -> 
             return f"{tensor.name!r} is not finite"
     if row.squashes is Squash.ROWS and ranges[id(inputs[0][1])][0] < -_WIDE_RATIO:
         return f"{name} reads a mask: its values span too many orders of magnitude"
-    if Caveat.NARROW_RANGE in kernel.caveats:
-        low, high = ranges[id(inputs[0][1])]
-        if low <= 0 or high / low > _WIDE_RATIO:
-            return f"what {name} reads spans too many orders of magnitude"
+    if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges):
+        return f"what {name} reads spans too many orders of magnitude"
     return None
 
 

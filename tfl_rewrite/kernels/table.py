@@ -758,6 +758,13 @@ ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE = map(
     ROWS.__getitem__, ("ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE")
 )
 DEQUANTIZE, GATHER, QUANTIZE = ROWS["DEQUANTIZE"], ROWS["GATHER"], ROWS["QUANTIZE"]
+SHAPE_READERS = (ROWS["SHAPE"], ROWS["RANK"])
+"""What reads the shape of a tensor alone: integers do as well as floats."""
+NORM_APPLICATION = (ROWS["ADD"], ROWS["SUB"], ROWS["MUL"])
+"""What applies a mean and a deviation, after the RSQRT of a layer norm."""
+NORM_STATISTICS = (*NORM_APPLICATION, ROWS["MEAN"], ROWS["SQUARED_DIFFERENCE"], ROWS["SQUARE"])
+"""What computes a variance, before the RSQRT of a layer norm."""
+RESIDUAL = ROWS["ADD"]
 
 EXPANDING = (MUL, ADD, RESHAPE)
 """What makes floats of blocks of integers, and of the two parts of int6, behind DEQUANTIZE."""

@@ -1,0 +1,129 @@
+"""The whole command on the committed models: what computes in integers, what stays, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfl_rewrite import Judging, Quantize, Report, UnsupportedError, UsageError, load, rewrite
+from tfl_rewrite.cli.main import main
+
+FAST: dict[str, Any] = {"effort": "fast"}
+
+
+def judging(fixtures: Path, name: str = "digits_calib") -> Judging:
+    return Judging(inputs=(str(fixtures / "inputs" / f"{name}.npz"),))
+
+
+def made(source: Path, target: Path, inputs: Judging, **options: Any) -> Report:
+    return rewrite(source, target, [Quantize(**{**FAST, **options})], judging=inputs)
+
+
+def types_of(path: Path) -> set[int]:
+    return {
+        tensor.dtype
+        for subgraph in load(path).subgraphs
+        for operator in subgraph.operators
+        for tensor in operator.outputs
+        if tensor is not None
+    }
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_a_float_model_computes_in_integers(activations: str, fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    report = made(source, target, judging(fixtures), activations=activations)
+    assert report.verdict is not None and report.verdict.passed
+    assert len(report.verdict.verdicts) == 3, "each resolver judges"
+    worst = [item.worst_snr() for item in report.verdict.verdicts]
+    assert max(worst) - min(worst) < 3
+    assert {change.activations for change in report.results[0].changes} == {activations}  # type: ignore[attr-defined]
+    assert target.stat().st_size < 0.5 * source.stat().st_size
+    before, after = load(source).subgraphs[0], load(target).subgraphs[0]
+    assert [item.dtype for item in after.inputs] == [item.dtype for item in before.inputs]
+    assert [item.dtype for item in after.outputs] == [item.dtype for item in before.outputs]
+    assert [item.name for item in after.outputs] == [item.name for item in before.outputs]
+
+
+@pytest.mark.runtime
+def test_two_runs_give_the_same_bytes_and_a_second_pass_changes_nothing(
+    fixtures: Path, tmp_path: Path
+) -> None:
+    source, inputs = fixtures / "digits_cnn.tflite", judging(fixtures)
+    one, other, again = (tmp_path / f"{name}.tflite" for name in ("one", "other", "again"))
+    made(source, one, inputs)
+    made(source, other, inputs)
+    assert one.read_bytes() == other.read_bytes()
+    assert made(one, again, inputs).outcome == "unchanged"
+    assert again.read_bytes() == one.read_bytes()
+
+
+def test_an_integer_model_has_nothing_to_do(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "out.tflite"
+    report = rewrite(source, target, [Quantize()], judging=Judging(mode="off"))
+    assert report.outcome == "unchanged"
+    assert "no operator computes in floats" in report.results[0].idle
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_inputs_are_needed(fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    with pytest.raises(UsageError, match="needs real inputs"):
+        rewrite(source, target, [Quantize()], judging=Judging(mode="off"))
+    assert main(["quantize", str(source), str(target)]) == 2
+    assert "--inputs" in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.runtime
+def test_what_is_excluded_stays_float_and_is_named(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    report = made(source, target, judging(fixtures), exclude=("FULLY_CONNECTED",))
+    reasons = {skip.reason for skip in report.results[0].skips}
+    assert reasons == {"kept, as asked"}
+    assert "FULLY_CONNECTED" not in {change.operator for change in report.results[0].changes}  # type: ignore[attr-defined]
+    with pytest.raises(UnsupportedError, match="no operator can compute in integers"):
+        made(source, tmp_path / "none.tflite", judging(fixtures), exclude=(".",))
+    assert not (tmp_path / "none.tflite").exists()
+
+
+@pytest.mark.runtime
+def test_refused_islands_are_named(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    words = ["quantize", str(source), str(target), "--effort", "fast", "--float-islands", "refuse"]
+    words += ["--inputs", str(fixtures / "inputs" / "digits_calib.npz")]
+    assert main([*words, "--exclude", "SOFTMAX|FULLY_CONNECTED"]) == 3
+    error = capsys.readouterr().err
+    assert "would stay float" in error and "operators[" in error and "--float-islands" in error
+    assert not target.exists()
+    assert main(words) == 0, "nothing has to stay float otherwise"
+
+
+@pytest.mark.runtime
+def test_a_report_says_what_was_done(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    words = ["quantize", str(source), str(target), "--effort", "fast", "--json"]
+    assert main([*words, "--inputs", str(fixtures / "inputs" / "digits_calib.npz")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (done,) = report["passes"]
+    assert done["pass"] == "quantize"
+    assert {change["activations"] for change in done["changes"]} == {"int8"}
+    assert len(report["verdicts"]) == 3
+    assert any("conversion(s)" in note for note in done["notes"])
+
+
+def test_a_damaged_file_is_refused(fixtures: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    data = (fixtures / "digits_cnn.tflite").read_bytes()
+    source.write_bytes(data[: len(data) // 2])
+    inputs = str(fixtures / "inputs" / "digits_calib.npz")
+    assert main(["quantize", str(source), str(target), "--inputs", inputs]) == 5
+    assert not target.exists()
