@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfl_rewrite.model.blob import MemorySink
-from tfl_rewrite.model.packing import Packer, pack, unpack
+from tfl_rewrite.model.values import Packer, pack, unpack
 
 
 def test_low_bits_come_first() -> None:

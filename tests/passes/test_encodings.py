@@ -14,7 +14,7 @@ from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.model.packing import unpack
+from tfl_rewrite.model.values import unpack
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights

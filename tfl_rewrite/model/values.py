@@ -1,4 +1,9 @@
-"""The bytes of a constant as an array, and the other way round."""
+"""The bytes of a constant as an array, and the other way round.
+
+Integers of less than a byte are packed low bits first over the flat row-major tensor.
+``tflite/kernels/internal/reference/portable_tensor_utils.cc`` (``UnpackPackedIntToInt8``): two's complement,
+no padding but at the end of the tensor, so a row of odd length begins in the middle of a byte.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,12 @@ import numpy.typing as npt
 
 from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.packing import pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+Int8 = npt.NDArray[np.int8]
+UInt8 = npt.NDArray[np.uint8]
 
 _UNPACKED = {"INT4": np.int8, "INT2": np.int8, "UINT4": np.uint8}
 
@@ -73,3 +80,90 @@ def _row(dtype: int) -> dtypes.DType:
         name = row.name if row is not None else str(dtype)
         raise UnsupportedError(f"numpy has no type for {name}", remedy="look at tensor.buffer.blob.view()")
     return row
+
+
+def packed_nbytes(elements: int, bits: int) -> int:
+    """Returns the bytes of densely packed elements."""
+    return (elements * bits + 7) // 8
+
+
+def pack(integers: Int8, bits: int) -> UInt8:
+    """Packs flat integers; the bits after the last are zero.
+
+    Args:
+        integers: Int8 ``[elements]``, each within ``bits`` bits.
+        bits: 8, 4 or 2.
+    """
+    if bits == 8:
+        plain: UInt8 = integers.view(np.uint8)
+        return plain
+    each = 8 // bits
+    padded: UInt8 = np.zeros(-(-integers.size // each) * each, np.uint8)
+    np.bitwise_and(integers.view(np.uint8), (1 << bits) - 1, out=padded[: integers.size])
+    columns = padded.reshape(-1, each)
+    packed: UInt8 = columns[:, 0].copy()
+    for column in range(1, each):
+        packed |= columns[:, column] << np.uint8(bits * column)
+    return packed
+
+
+def unpack(data: bytes | memoryview | npt.NDArray[Any], bits: int, elements: int) -> Int8:
+    """Returns the integers that :func:`pack` packed, sign-extended.
+
+    Args:
+        data: The packed bytes.
+        bits: 8, 4 or 2.
+        elements: How many integers they hold.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    if bits == 8:
+        return raw[:elements].view(np.int8)
+    each = 8 // bits
+    wide = np.empty((raw.size, each), np.uint8)
+    for column in range(each):
+        # Up to the sign bit, and back with an arithmetic shift.
+        np.left_shift(raw, np.uint8(8 - bits * (column + 1)), out=wide[:, column])
+    made: Int8 = (wide.reshape(-1)[:elements].view(np.int8) >> np.int8(8 - bits)).astype(np.int8)
+    return made
+
+
+class Packer:
+    """Takes integers block by block, in order, and writes them packed.
+
+    Args:
+        bits: 8, 4 or 2.
+        write: Called with a position in bytes and the bytes that go there.
+    """
+
+    def __init__(self, bits: int, write: Callable[[int, memoryview], None]) -> None:
+        self._bits = bits
+        self._each = 8 // bits
+        self._write = write
+        self._left: Int8 = np.empty(0, np.int8)
+        self._done = 0
+
+    def __call__(self, start: int, integers: Int8) -> None:
+        """Takes the integers from position ``start`` on.
+
+        Raises:
+            ValueError: They do not follow those before.
+        """
+        if self._bits == 8:
+            self._write(start, integers.data)
+            return
+        if start != self._done + self._left.size:
+            raise ValueError(f"integers from {start}, after {self._done + self._left.size}")
+        if self._left.size:
+            integers = np.concatenate([self._left, integers])
+        whole = integers.size - integers.size % self._each
+        if whole:
+            self._write(self._done // self._each, pack(integers[:whole], self._bits).data)
+        self._left = integers[whole:].copy()
+        self._done += whole
+
+    def finish(self) -> None:
+        """Writes what does not fill a byte."""
+        if self._left.size:
+            self._write(self._done // self._each, pack(self._left, self._bits).data)
+            self._done += self._left.size
+            self._left = self._left[:0]

@@ -19,7 +19,7 @@ from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.ir import Tensor
-from tfl_rewrite.model.packing import unpack
+from tfl_rewrite.model.values import unpack
 
 LEVELS = 127
 """Largest magnitude of the narrow range."""

@@ -27,8 +27,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
-from tfl_rewrite.model.likeness import same_bytes
-from tfl_rewrite.model.pairs import subgraph_pairs, tensor_labels
+from tfl_rewrite.model.likeness import same_bytes, subgraph_pairs, tensor_labels
 
 MANY_DECISIONS = 100
 """Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""

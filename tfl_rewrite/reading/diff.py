@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.model.pairs import subgraph_pairs, tensor_labels
+from tfl_rewrite.model.likeness import subgraph_pairs, tensor_labels
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.reading.balance import byte_accounts, other_values
 from tfl_rewrite.reading.metadata import zip_members

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.blob import ComputedBlob, MemorySink
-from tfl_rewrite.model.packing import Packer, packed_nbytes
+from tfl_rewrite.model.values import Packer, packed_nbytes
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import Rows, deflated
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced

@@ -25,7 +25,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
-from tfl_rewrite.model.packing import pack, unpack
+from tfl_rewrite.model.values import pack, unpack
 from tfl_rewrite.weights.biases import Done, Reading, wrong_types
 
 Ints = npt.NDArray[np.int32]

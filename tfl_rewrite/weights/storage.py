@@ -21,7 +21,7 @@ from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
-from tfl_rewrite.model.packing import packed_nbytes
+from tfl_rewrite.model.values import packed_nbytes
 from tfl_rewrite.numerics.symmetric import Channels, Floats, Levels
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.payloads import Payload
