@@ -44,6 +44,8 @@ class IntegerWeight:
 _WITHOUT_BIAS = (ProductKind.DENSE, ProductKind.TRANSPOSED)
 """What needs no bias; the integer kernels of convolutions do."""
 
+_LEAST_STEP = 2.0**-100
+
 WeightOf = Callable[[Operator], IntegerWeight]
 
 
@@ -264,7 +266,9 @@ class Conversion:
         integers, scale = weight.values, weight.scale
         step = grid.scale * scale.astype(np.float64)
         limit = 2.0**30 if width == 8 else 2.0**46
-        raised = np.maximum(scale.astype(np.float64), np.abs(floats) / limit / grid.scale)
+        # A bias has to fit, and its scale to be a normal number: XNNPACK refuses the whole file otherwise.
+        least = np.maximum(np.abs(floats) / limit, _LEAST_STEP) / grid.scale
+        raised = np.maximum(scale.astype(np.float64), least)
         if (raised > scale.astype(np.float64) * (1 + 1e-6)).any():
             integers, scale = _regridded(integers, scale, raised, weight.axis)
             step = grid.scale * scale.astype(np.float64)
