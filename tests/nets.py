@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.integers.convert import IntegerWeight
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import ComputedBlob, OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -40,6 +42,7 @@ _TABLES = {
     "GATHER_ND": "GatherNdOptions",
     "MUL": "MulOptions",
     "RESHAPE": "ReshapeOptions",
+    "SOFTMAX": "SoftmaxOptions",
     "TRANSPOSE_CONV": "TransposeConvOptions",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
     "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
@@ -177,6 +180,19 @@ def dequantized(tensor: Tensor) -> Array:
     if scale.size > 1:
         shape[details.dimension] = scale.size
     return data_of(tensor).astype(np.float32) * scale.reshape(shape)
+
+
+def nearest(operator: Operator) -> IntegerWeight:
+    """The weight of an operator in int8, each value the nearest."""
+    tensor = operator.inputs[row_of(operator).weights[0]]
+    axis = row_of(operator).channel_axis
+    assert tensor is not None and isinstance(axis, int)
+    values = data_of(tensor)
+    over = tuple(at for at in range(values.ndim) if at != axis)
+    scale = np.maximum(np.abs(values).max(axis=over) / 127, 1e-30).astype(np.float32)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return IntegerWeight(np.rint(values / scale.reshape(shape)).astype(np.int8), scale, axis)
 
 
 def codes(model: Model) -> list[tuple[str, int]]:

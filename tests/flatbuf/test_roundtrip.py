@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.bootstrap import reflection_schema
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.record import NotANumber, Record, ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, UINT8, Kind, TableSpec
 from tfl_rewrite.flatbuf.writer import FilePosition, plan
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
@@ -106,6 +106,14 @@ def _assert_vector(field: Any, value: Any, there: Table, offset: int, seen: set[
             _assert_string(item, there, start + 4 * index)
         else:
             _assert_table(item, Table(there.Bytes, there.Indirect(start + 4 * index)), seen)
+
+
+@pytest.mark.parametrize("raw", [b"\0\0\xc0\x7f", b"\0\0\xc0\xff", b"\1\0\xe0\x7f", b"\1\0\xe0\xff"])
+def test_a_nan_of_any_bits_survives(raw: bytes) -> None:
+    spec = table("UnidirectionalSequenceLSTMOptions")
+    record = Record(spec, {"cell_clip": struct.unpack("<f", raw)[0]})
+    assert again(written(record), spec) == record
+    assert record != Record(spec, {"cell_clip": NotANumber(b"\2\0\xe0\x7f")})
 
 
 # -- Any record ----------------------------------------------------------------------------------------------

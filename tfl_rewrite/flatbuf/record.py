@@ -225,7 +225,7 @@ def _equal(scalar: Scalar | None, kind: Kind, one: Any, two: Any) -> bool:
         return True
     if kind is Kind.SCALAR and scalar is not None and scalar.code in "fd":
         # By bits: NaN equals itself and -0.0 is not 0.0.
-        if isinstance(one, NotANumber) and isinstance(two, NotANumber):
-            return one.raw == two.raw
+        if isinstance(one, NotANumber) or isinstance(two, NotANumber):
+            return packed(scalar, one) == packed(scalar, two)
         return struct.pack("<d", one) == struct.pack("<d", two)
     return bool(one == two)

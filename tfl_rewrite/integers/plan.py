@@ -36,6 +36,8 @@ model, 0.1 dB worse to equal for two; 2 in its place is 0.2 to 0.7 dB worse for 
 
 _SPREAD = {8: 2.0**17, 16: 2.0**12}
 """The kernel of ADD shifts by 20 or 15 bits, and ends the process where a multiplier is 1 or more."""
+_LEAST_SOFTMAX = 2.0**-25
+"""The int8 kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +157,15 @@ class IntegerPlan:
                 id(subgraph): Groups(subgraph.operators, self.modes, self._ranges, margins)
                 for subgraph in self.subgraphs
             }
-            apart = [
-                operator
+            unfit = {
+                id(operator): (operator, why)
                 for subgraph in self.subgraphs
                 for operator in subgraph.operators
-                if self._is_spread(operator, found[id(subgraph)])
-            ]
-            if not apart:
+                if (why := self._misfit(operator, found[id(subgraph)]))
+            }
+            if not unfit:
                 return found
-            for operator in apart:
-                why = "the scales of what it adds are too far apart for its integer kernel"
+            for operator, why in unfit.values():
                 self.modes.keep_float(operator, why)
 
     def _margins(self) -> dict[int, float]:
@@ -176,13 +177,18 @@ class IntegerPlan:
                     margins.update((id(tensor), SOFTMAX_MARGIN) for _, tensor in float_inputs(operator))
         return margins
 
-    def _is_spread(self, operator: Operator, groups: Groups) -> bool:
+    def _misfit(self, operator: Operator, groups: Groups) -> str:
+        """Returns why the kernel of an operator would end the process on its grids; empty where it works."""
         width = self.modes.width(operator)
-        if width is None or Caveat.SPREAD not in self.modes.kernel(operator).caveats:
-            return False
+        if width is None:
+            return ""
         scales = [groups.given(operator, position).scale for position, _ in float_inputs(operator)]
-        for tensor in float_outputs(operator):
-            made = groups.made(tensor)
-            assert made is not None
-            scales.append(made.scale)
-        return max(scales) / min(scales) > _SPREAD[width]
+        if row_of(operator).squashes is Squash.ROWS and width == 8:
+            beta = operator.option("beta") or 0.0
+            return "" if scales[0] * beta > _LEAST_SOFTMAX else "what it reads, times its beta, is too small"
+        if Caveat.SPREAD in self.modes.kernel(operator).caveats:
+            made = [groups.made(tensor) for tensor in float_outputs(operator)]
+            scales += [grid.scale for grid in made if grid is not None]
+            if max(scales) / min(scales) > _SPREAD[width]:
+                return "the scales of what it adds are too far apart for its integer kernel"
+        return ""

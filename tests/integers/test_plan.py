@@ -1,0 +1,212 @@
+"""Which operators compute in integers, which tensors share a grid, and what the graph becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.nets import Net, codes, data_of, named, nearest
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.integers.groups import Grid
+from tfl_rewrite.integers.plan import OUTPUT_MARGIN, SOFTMAX_MARGIN, Choice, IntegerPlan
+from tfl_rewrite.model.invariants import broken
+from tfl_rewrite.model.ir import Model, Tensor
+
+Range = tuple[float, float]
+
+
+def ranges_of(model: Model, **known: Range) -> dict[int, Range]:
+    """Ranges by name; of constants what they hold, of all else -1 to 1."""
+    found = {}
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors:
+            if tensor.dtype_name == "FLOAT32":
+                values = data_of(tensor) if tensor.is_constant else np.array([-1.0, 1.0])
+                found[id(tensor)] = known.get(tensor.name, (float(values.min()), float(values.max())))
+    return found
+
+
+def plan_of(net: Net, width: int = 8, keeps: Any = None, **known: Range) -> IntegerPlan:
+    return IntegerPlan(net.model, Choice(width, keeps or (lambda _: False)), ranges_of(net.model, **known))
+
+
+def converted(net: Net, plan: IntegerPlan) -> int:
+    editor = Editor(net.model)
+    made = plan.convert(editor, nearest)
+    editor.finish()
+    assert broken(net.model) == []
+    return made
+
+
+def grid(tensor: Tensor) -> tuple[float, int]:
+    details = tensor.quantization
+    assert details is not None and details.scale is not None and details.zero_point is not None
+    (scale,), (zero,) = details.scale, details.zero_point
+    return float(scale), int(zero)
+
+
+def test_a_grid_holds_its_range_and_zero() -> None:
+    made = Grid.over(2.0, 5.1, 8)
+    low, high = made.range
+    assert low <= 0.0 and high == pytest.approx(5.1, rel=0.01)
+    assert Grid.over(-3.0, 1.0, 16).zero_point == 0
+    assert Grid.over(-3.0, 1.0, 16).scale == pytest.approx(3 / 32767)
+    assert Grid.over(0.0, 0.0, 8).scale > 0
+
+
+def test_the_interface_stays_and_conversions_stand_at_the_border() -> None:
+    net = Net()
+    source = net.input("in", (1, 8))
+    hidden = net.dense(source, net.weights("w", (4, 8)), "hidden", net.constant("b", np.ones(4, np.float32)))
+    net.output(net.add("RELU", [hidden], "out", (1, 4)))
+    net.sign("serve")
+    assert converted(net, plan_of(net)) == 2
+    assert [name for name, _ in codes(net.model)] == ["QUANTIZE", "FULLY_CONNECTED", "RELU", "DEQUANTIZE"]
+    graph = net.model.subgraphs[0]
+    assert [(item.name, item.dtype_name) for item in (*graph.inputs, *graph.outputs)] == [
+        ("in", "FLOAT32"),
+        ("out", "FLOAT32"),
+    ]
+    operator = graph.operators[1]
+    _, weight, bias = operator.inputs
+    assert weight is not None and bias is not None
+    assert (weight.dtype_name, bias.dtype_name, operator.code.version) == ("INT8", "INT32", 4)
+    assert net.model.signatures[0].outputs[0][1] is graph.outputs[0]
+
+
+def test_what_copies_shares_a_grid_and_what_computes_has_its_own() -> None:
+    net = Net()
+    source = net.input("in", (1, 4, 4, 2))
+    pooled = net.add("MAX_POOL_2D", [source], "pooled", (1, 4, 4, 2))
+    moved = net.add(
+        "TRANSPOSE", [pooled, net.constant("order", np.arange(4, dtype=np.int32))], "moved", (1, 4, 4, 2)
+    )
+    net.output(net.add("RELU", [moved], "out", (1, 4, 4, 2)))
+    converted(net, plan_of(net, **{"in": (-4.0, 4.0), "pooled": (-3.0, 4.0), "out": (0.0, 4.0)}))
+    assert (
+        grid(named(net.model, "in_int8"))
+        == grid(named(net.model, "pooled"))
+        == grid(named(net.model, "moved"))
+    )
+    assert grid(named(net.model, "out_int8")) != grid(named(net.model, "moved"))
+
+
+def test_a_fixed_output_is_converted_for_a_concatenation_with_a_wider_one() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    share = net.add("SOFTMAX", [source], "share", (1, 4), beta=1.0)
+    both = net.add("CONCATENATION", [share, net.add("RELU", [source], "wide", (1, 4))], "both", (1, 8))
+    net.output(both)
+    converted(net, plan_of(net, share=(0.0, 1.0), wide=(0.0, 6.0), both=(0.0, 6.0)))
+    assert grid(named(net.model, "share")) == (1 / 256, -128)
+    assert [name for name, _ in codes(net.model)].count("QUANTIZE") == 2
+    joined = net.model.subgraphs[0].operators[-2]
+    assert joined.code.name == "CONCATENATION"
+    assert len({grid(item) for item in (*joined.inputs, *joined.outputs) if item is not None}) == 1
+
+
+def test_margins_of_a_softmax_and_of_outputs() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    scores = net.add("RELU", [source], "scores", (1, 4))
+    net.output(net.add("SOFTMAX", [scores], "share", (1, 4), beta=1.0))
+    net.output(net.add("ABS", [source], "sizes", (1, 4)))
+    converted(net, plan_of(net, scores=(0.0, 10.0), sizes=(0.0, 10.0)))
+    assert grid(named(net.model, "scores"))[0] == pytest.approx(SOFTMAX_MARGIN * 10 / 255)
+    assert grid(named(net.model, "sizes_int8"))[0] == pytest.approx(OUTPUT_MARGIN * 10 / 255)
+
+
+def test_a_bias_that_would_not_fit_makes_its_channel_coarser() -> None:
+    net = Net()
+    weights = np.array([[1.0, -1.0], [1e-20, 1e-20]], np.float32)
+    bias = net.constant("b", np.array([0.5, 3.0], np.float32))
+    net.output(net.dense(net.input("in", (1, 2)), net.constant("w", weights), "out", bias))
+    converted(net, plan_of(net))
+    operator = net.model.subgraphs[0].operators[1]
+    stored = operator.inputs[2]
+    assert stored is not None and stored.quantization is not None and stored.quantization.scale is not None
+    levels = data_of(stored).astype(np.float64)
+    assert np.abs(levels).max() < 2**31
+    assert levels * np.array(list(stored.quantization.scale)) == pytest.approx([0.5, 3.0], rel=1e-3)
+    weight = operator.inputs[1]
+    assert (
+        weight is not None and (data_of(weight)[1] == 0).all() and data_of(weight)[0].tolist() == [127, -127]
+    )
+
+
+def test_additions_of_far_scales_stay_float() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    mask = net.constant("mask", np.array([0, 0, -3.4e38, 0], np.float32))
+    net.output(net.add("ADD", [source, mask], "out", (1, 4)))
+    plan = plan_of(net, out=(-3.4e38, 1.0))
+    assert not plan.modes.widths
+    assert "too far apart" in next(iter(plan.modes.reasons.values()))
+
+
+@pytest.mark.parametrize(("beta", "largest"), [(0.0, 1.0), (1.0, 1e-6)])
+def test_a_softmax_that_would_end_the_process_stays_float(beta: float, largest: float) -> None:
+    net = Net()
+    net.output(net.add("SOFTMAX", [net.input("in", (1, 4))], "out", (1, 4), beta=beta))
+    plan = plan_of(net, **{"in": (0.0, largest), "out": (0.0, 1.0)})
+    assert not plan.modes.widths and "too small" in next(iter(plan.modes.reasons.values()))
+
+
+@pytest.mark.parametrize("kind", ["SUM", "FLOOR", "ELU"])
+def test_what_has_no_kernel_everywhere_stays_float_between_conversions(kind: str) -> None:
+    net = Net()
+    source = net.add("RELU", [net.input("in", (1, 4))], "before", (1, 4))
+    middle = net.add(kind, [source], "middle", (1, 4))
+    net.output(net.add("RELU", [middle], "out", (1, 4)))
+    assert converted(net, plan_of(net)) == 4
+    names = [name for name, _ in codes(net.model)]
+    assert names == ["QUANTIZE", "RELU", "DEQUANTIZE", kind, "QUANTIZE", "RELU", "DEQUANTIZE"]
+
+
+def test_beside_int16_what_knows_8_bits_only_has_8_and_slopes_too() -> None:
+    net = Net()
+    source = net.input("in", (1, 4, 4, 4))
+    sloped = net.add(
+        "PRELU", [source, net.constant("slopes", np.full(4, 0.1, np.float32))], "sloped", (1, 4, 4, 4)
+    )
+    net.output(net.add("HARD_SWISH", [sloped], "out", (1, 4, 4, 4)))
+    converted(net, plan_of(net, 16))
+    types = {item.name: item.dtype_name for item in net.model.subgraphs[0].tensors}
+    assert types["sloped"] == "INT16" and types["slopes"] == "INT8" and types["out_int8"] == "INT8"
+    assert grid(named(net.model, "sloped"))[1] == 0
+
+
+def test_what_the_user_keeps_stays_and_is_said() -> None:
+    net = Net()
+    net.output(net.add("RELU", [net.add("ABS", [net.input("in", (1, 4))], "a", (1, 4))], "out", (1, 4)))
+    plan = plan_of(net, keeps=lambda operator: operator.code.name == "ABS")
+    assert list(plan.modes.reasons.values()) == ["kept, as asked"]
+    assert len(plan.modes.widths) == 1
+
+
+def test_a_shape_is_read_from_integers_without_a_conversion() -> None:
+    net = Net()
+    made = net.add("RELU", [net.input("in", (1, 4))], "made", (1, 4))
+    net.output(made)
+    net.output(net.add("SHAPE", [made], "shape", (2,), dtype=np.int32))
+    plan = plan_of(net)
+    assert not plan.modes.reasons
+    assert converted(net, plan) == 2
+
+
+def test_the_simulation_rounds_activations_and_leaves_operators_and_weights() -> None:
+    net = Net()
+    weights = net.weights("w", (4, 8))
+    net.output(net.add("RELU", [net.dense(net.input("in", (1, 8)), weights, "hidden")], "out", (1, 4)))
+    copy = Net()
+    kept = copy.weights("w", (4, 8))
+    copy.output(copy.add("RELU", [copy.dense(copy.input("in", (1, 8)), kept, "hidden")], "out", (1, 4)))
+    places = plan_of(net).simulate(copy.model)
+    assert [places[0, at].code.name for at in range(2)] == ["FULLY_CONNECTED", "RELU"]
+    assert places[0, 0].inputs[1] is kept and kept.dtype_name == "FLOAT32"
+    names = [name for name, _ in codes(copy.model)]
+    assert names.count("QUANTIZE") == 3 and names.count("DEQUANTIZE") == 3
+    assert broken(copy.model) == []
+    assert [name for name, _ in codes(net.model)] == ["FULLY_CONNECTED", "RELU"], "the model itself stays"
