@@ -1,7 +1,8 @@
 """The integer kernels of operators: which of their tensors share a scale, and which runtimes compute right.
 
 Measured with one-operator files on tflite-runtime 2.14 and ai-edge-litert 2.3, each with XNNPACK, without it
-and with the reference kernels; the tests of these rows repeat the measurements. Activations are int8
+and with the reference kernels; the tests of these rows
+repeat the measurements for some of them, on 2.3. Activations are int8
 (asymmetric, one scale) or int16 (symmetric, zero point 0). Every float32 operand becomes integers: there is
 no operator that takes some of them as floats.
 """
