@@ -32,6 +32,12 @@ def plan_of(net: Net, width: int = 8, keeps: Any = None, **known: Range) -> Inte
     return IntegerPlan(net.model, Choice(width, keeps or (lambda _: False)), ranges_of(net.model, **known))
 
 
+def plan_of_any(net: Net) -> IntegerPlan:
+    """Where what the file says of shapes and what it holds may differ."""
+    ranges = {id(item): (-1.0, 1.0) for item in net.model.subgraphs[0].tensors}
+    return IntegerPlan(net.model, Choice(8, lambda _: False), ranges)
+
+
 def converted(net: Net, plan: IntegerPlan) -> int:
     editor = Editor(net.model)
     made = plan.convert(editor, nearest)
@@ -134,6 +140,80 @@ def test_a_bias_that_would_not_fit_makes_its_channel_coarser() -> None:
     assert (
         weight is not None and (data_of(weight)[1] == 0).all() and data_of(weight)[0].tolist() == [127, -127]
     )
+
+
+def test_equal_integers_on_other_scales_are_other_weights() -> None:
+    net = Net()
+    weights = net.constant("w", np.array([[1.0, -1.0], [0.0, 0.0]], np.float32))
+    for name, bias in (("a", 3.0), ("b", 3e12)):
+        held = net.constant(f"{name}_bias", np.array([0.5, bias], np.float32))
+        net.output(net.dense(net.input(f"{name}_in", (1, 2)), weights, name, held))
+    converted(net, plan_of(net))
+    layers = [item for _, item in net.model.operators() if item.code.name == "FULLY_CONNECTED"]
+    for layer in layers:
+        source, weight, bias = (item for item in layer.inputs if item is not None)
+        scales = [item.quantization.scale for item in (source, weight, bias) if item.quantization is not None]
+        steps = [np.array(list(scale)) for scale in scales if scale is not None]
+        assert steps[0] * steps[1] == pytest.approx(steps[2]), "a bias goes by the scale of its weight"
+
+
+def test_weights_of_one_buffer_are_rounded_once_for_all_who_read_them() -> None:
+    net = Net()
+    first = net.weights("first", (4, 4))
+    second = net.tensor("second", (4, 4), buffer=first.buffer)
+    net.output(net.dense(net.dense(net.input("in", (1, 4)), first, "hidden"), second, "out"))
+    works = plan_of(net).works()
+    assert len(works) == 2 and len({id(work) for work in works.values()}) == 1
+    assert len(next(iter(works.values())).uses) == 2
+
+
+def test_bytes_that_are_no_constant_are_not_frozen() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    source.buffer = net.buffer(np.ones(4, np.float32).tobytes())
+    made = net.add("RELU", [source], "made", (1, 4))
+    made.buffer = net.buffer(np.ones(4, np.float32).tobytes())
+    net.output(net.add("ABS", [made], "out", (1, 4)))
+    net.output(made)
+    assert converted(net, plan_of(net)) == 3
+    first, relu, *_ = net.model.subgraphs[0].operators
+    assert first.inputs == [source] and relu.inputs == first.outputs
+
+
+@pytest.mark.parametrize(
+    ("shape", "bias", "reason"),
+    [
+        ((4, 3), 4, "no float32 constant for the weight"),
+        ((16,), 4, "too few axes"),
+        ((4, 4), 3, "for the bias"),
+        ((0, 4), 4, "no float32 constant for the weight"),
+    ],
+)
+def test_a_weight_that_does_not_fit_stays_float(shape: tuple[int, ...], bias: int, reason: str) -> None:
+    net = Net()
+    weights = net.weights("w", (4, 4))
+    weights.shape = shape
+    biases = net.constant("b", np.ones(bias, np.float32))
+    net.output(net.add("FULLY_CONNECTED", [net.input("in", (1, 4)), weights, biases], "out", (1, 4)))
+    plan = plan_of_any(net)
+    assert not plan.modes.widths and reason in next(iter(plan.modes.reasons.values()))
+
+
+def test_what_has_operands_too_many_stays_float() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    net.output(net.add("FULLY_CONNECTED", [source, net.weights("w", (4, 4)), None, source], "out", (1, 4)))
+    plan = plan_of(net)
+    assert "its kernel takes" in next(iter(plan.modes.reasons.values()))
+
+
+def test_what_is_negated_has_zero_point_zero() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    net.output(net.add("NEG", [net.add("ABS", [source], "sizes", (1, 4))], "out", (1, 4)))
+    converted(net, plan_of(net, sizes=(0.0, 4.0), out=(-4.0, 0.0)))
+    assert grid(named(net.model, "sizes"))[1] == 0
+    assert grid(named(net.model, "sizes")) == grid(named(net.model, "out_int8"))
 
 
 def test_additions_of_far_scales_stay_float() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -73,18 +73,19 @@ class Observer(Generic[Found]):
         """Whether a weight was looked at, or cannot be."""
         return key in self.found or key in self.reasons
 
-    @contextmanager
-    def running(
-        self, model: Model, keys: Sequence[Hashable]
-    ) -> Iterator[tuple[Source, Callable[[Simulate | None], Probe]]]:
-        """Makes a file of a model and reads the inputs.
+    def observe(
+        self,
+        model: Model,
+        keys: Sequence[Hashable],
+        look: Callable[[Source, Callable[[Simulate | None], Probe]], None],
+    ) -> None:
+        """Makes a file of a model, reads the inputs, and has somebody look.
 
         Args:
             model: As it is; not changed.
             keys: Of the weights; where the model does not run, the reason is noted of each.
-
-        Yields:
-            The file, and what opens probes of it; of one that rounds its activations, where it is told how.
+            look: Is given the file, and what opens probes of it; of one that rounds its activations, where it
+                is told how.
         """
         judging = self.judging
         watch = MemoryWatch(default_limit() if judging.memory_limit is None else judging.memory_limit)
@@ -99,7 +100,7 @@ class Observer(Generic[Found]):
                     runner = Runner(choice, timeout=judging.timeout, watch=watch)
                     return Probe(source, stack.enter_context(runner), simulate)
 
-                yield source, probe
+                look(source, probe)
         except (ModelFailed, UnsupportedError) as error:
             for key in keys:
                 if key not in self.found:

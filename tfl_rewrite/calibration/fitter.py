@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Probe, places_of
-from tfl_rewrite.calibration.ranges import Range, Ranges
+from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.calibration.rounder import Calibrated
+from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
@@ -78,8 +79,8 @@ class Fitter(Observer[_Known]):
         self.active = [_key(item) for item in items]
         jobs = self._jobs(model, [item for item in items if not self.is_known(_key(item))])
         if jobs:
-            with self.running(model, [key for key, _ in jobs]) as (_, probe):
-                self._collect(probe(None), jobs)
+            keys = [key for key, _ in jobs]
+            self.observe(model, keys, lambda _, probe: self._collect(probe(None), jobs))
 
     def fit(self, item: Constant, values: Array, steps: Float64) -> Float64 | None:
         """Rounds one weight, columns that meet most first."""

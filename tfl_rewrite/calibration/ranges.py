@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tfl_rewrite.calibration.collect import Observer
 from tfl_rewrite.calibration.probe import Call, Probe
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
-
-Range = tuple[float, float]
+from tfl_rewrite.weights.rounders import Simulate
 
 HELD_NBYTES = 256 << 20
 """Of tensors that one run of the model keeps; it is run again for the rest."""
@@ -35,14 +36,17 @@ class Ranges(Observer[list[dict[int, Range]]]):
         Raises:
             UnsupportedError: The model does not run.
         """
-        if not self.found:
+
+        def look(_: Source, probe: Callable[[Simulate | None], Probe]) -> None:
+            copy = probe(None)
+            calls = copy.calls(self.steps)
             found = [_constants(subgraph) for subgraph in model.subgraphs]
-            with self.running(model, [0]) as (_, probe):
-                copy = probe(None)
-                calls = copy.calls(self.steps)
-                for number in sorted({call.subgraph for call in calls}):
-                    found[number].update(_seen(copy, number, calls))
-                self.found[0] = found
+            for number in sorted({call.subgraph for call in calls}):
+                found[number].update(_seen(copy, number, calls))
+            self.found[0] = found
+
+        if not self.found:
+            self.observe(model, [0], look)
         if not self.found:
             raise UnsupportedError(
                 self.reasons[0],
@@ -83,7 +87,8 @@ def _seen(probe: Probe, number: int, calls: Sequence[Call]) -> dict[int, Range]:
                 if not array.size:
                     continue
                 low, high = found.get(at, (math.inf, -math.inf))
-                found[at] = min(low, float(np.min(array))), max(high, float(np.max(array)))
+                # Unlike min and max of Python, these keep a NaN, whichever side it is on.
+                found[at] = float(np.minimum(low, array.min())), float(np.maximum(high, array.max()))
     return found
 
 

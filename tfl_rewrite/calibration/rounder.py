@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Call, Place, Probe, places_of
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import before_steep, product_of
@@ -113,7 +114,8 @@ class Calibrated(Observer[Trial], Clipped):
             return
         total = sum(job.work.channels.elements for job in jobs)
         self._stage = Stage("calibrating", 4 * total, self.progress)
-        with self.running(model, [_key(job.work) for job in jobs]) as (source, probe):
+
+        def look(source: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             first = probe(None)
             calls = first.calls(self.steps)
             if self._in_order and source.nbytes <= IN_ORDER_NBYTES:
@@ -122,6 +124,8 @@ class Calibrated(Observer[Trial], Clipped):
                     self._in_turn(first, probe(self._simulate), jobs, calls, pool.map)
             else:
                 self._at_once(first, jobs, calls)
+
+        self.observe(model, [_key(job.work) for job in jobs], look)
 
     def scales(self, work: Work) -> Float32:
         """Returns the scales that belong to the integers."""

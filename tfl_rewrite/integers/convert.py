@@ -12,15 +12,15 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import ScalarVector
 from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
 from tfl_rewrite.integers.groups import Grid, Groups
-from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs
+from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Quantization, SubGraph, Tensor
 
-_FLOAT = dtypes.FLOAT32.value
 Float64 = npt.NDArray[np.float64]
 
 
@@ -45,6 +45,10 @@ _WITHOUT_BIAS = (ProductKind.DENSE, ProductKind.TRANSPOSED)
 """What needs no bias; the integer kernels of convolutions do."""
 
 _LEAST_STEP = 2.0**-100
+"""Of the scale of a bias: XNNPACK refuses a file with one that is zero or subnormal."""
+
+_LARGEST_BIAS = {8: 2.0**30, 16: 2.0**46}
+"""Half of what int32 holds, and what a float64 still counts one by one beside int16."""
 
 WeightOf = Callable[[Operator], IntegerWeight]
 
@@ -54,36 +58,35 @@ class Conversion:
 
     Args:
         subgraph: Changed in place.
+        graph: Of its model, as it was.
         modes: Which operators compute in integers.
         groups: On which grids.
-        weight_of: Makes the integers of a weight; not needed where that is simulated.
+        weight_of: Makes the integers of a weight. None where operators stay float and read what the integers
+            stand for: nearly what the integer kernels compute, with weights as they were.
         editor: Makes the edits.
-        simulated: Whether operators stay float and read what the integers stand for: nearly what the integer
-            kernels compute, with weights as they were.
     """
 
     def __init__(
         self,
         subgraph: SubGraph,
+        graph: Graph,
         modes: Modes,
         groups: Groups,
         weight_of: WeightOf | None,
         editor: Editor,
-        *,
-        simulated: bool = False,
     ) -> None:
         self._subgraph = subgraph
+        self._graph = graph
         self._modes = modes
         self._groups = groups
         self._weight_of = weight_of
         self._editor = editor
-        self._simulated = simulated
-        self._real: dict[int, Tensor] = {}
         self._forms: dict[int, dict[Grid | None, Tensor]] = {}
         self._native: dict[int, Grid | None] = {}
         self._operators: list[Operator] = []
         self._stored: dict[tuple[int, Grid], Tensor] = {}
-        self._weights: dict[tuple[int, bytes], Tensor] = {}
+        self._real: dict[int, Tensor] = {}
+        self._weights: dict[tuple[int, bytes, bytes], Tensor] = {}
         self._replaced: set[int] = set()
         self._conversions = 0
 
@@ -94,19 +97,16 @@ class Conversion:
             How many conversions there are.
         """
         subgraph = self._subgraph
-        exposed = set(map(id, subgraph.outputs))
         plans = [(operator, self._planned(operator)) for operator in subgraph.operators]
-        for tensor in subgraph.inputs:
-            self._native[id(tensor)] = None
-            self._forms[id(tensor)] = {None: tensor}
         for operator, planned in plans:
             if planned is None:
                 self._keep(operator)
-                continue
-            grids, outputs = planned
-            self._convert(operator, grids, outputs, exposed)
-        for tensor in subgraph.outputs:
-            if id(tensor) in self._native:
+            elif self._weight_of is None:
+                self._simulate(operator, *planned)
+            else:
+                self._convert(operator, *planned, self._weight_of)
+        for tensor in list(subgraph.tensors):
+            if id(tensor) in self._graph.exposed:
                 self._form(tensor, None)
         subgraph.operators[:] = self._operators
         self._drop_replaced()
@@ -116,105 +116,93 @@ class Conversion:
         """Removes the float constants that nothing reads any more."""
         subgraph, gone = self._subgraph, {key for key, _ in self._stored} | self._replaced
         read = {id(item) for operator in subgraph.operators for item in (*operator.inputs, *operator.outputs)}
-        read |= set(map(id, (*subgraph.inputs, *subgraph.outputs)))
+        read |= self._graph.exposed
         dropped = [item for item in subgraph.tensors if id(item) in gone and id(item) not in read]
         subgraph.tensors = [item for item in subgraph.tensors if id(item) not in gone or id(item) in read]
         self._editor.release(*(item.buffer for item in dropped))
         self._editor.removed()
 
     def _planned(self, operator: Operator) -> tuple[dict[int, Grid], dict[int, Grid]] | None:
+        """Returns the grids of an operator's inputs, by position, and of its outputs, by id."""
         if self._modes.width(operator) is None:
             return None
         grids = {position: self._groups.given(operator, position) for position, _ in float_inputs(operator)}
-        outputs = {}
-        for tensor in float_outputs(operator):
-            grid = self._groups.made(tensor)
-            assert grid is not None
-            outputs[id(tensor)] = grid
-        return grids, outputs
+        made = {id(tensor): self._groups.made(tensor) for tensor in float_outputs(operator)}
+        return grids, {key: grid for key, grid in made.items() if grid is not None}
 
     def _keep(self, operator: Operator) -> None:
-        typeless = row_of(operator) in SHAPE_READERS
+        any_type = row_of(operator) in SHAPE_READERS
         for position, tensor in enumerate(operator.inputs):
             native = None if tensor is None else self._native.get(id(tensor))
             if tensor is not None and native is not None:
-                operator.inputs[position] = self._form(tensor, native if typeless else None)
+                operator.inputs[position] = self._form(tensor, native if any_type else None)
         self._operators.append(operator)
 
     def _convert(
-        self, operator: Operator, grids: Mapping[int, Grid], outputs: Mapping[int, Grid], exposed: set[int]
+        self, operator: Operator, grids: Mapping[int, Grid], outputs: Mapping[int, Grid], weight_of: WeightOf
     ) -> None:
-        if self._simulated:
-            self._simulate(operator, grids, outputs)
-            return
-        kernel, width = self._modes.kernel(operator), self._modes.width(operator)
+        kernel, width = kernel_of(operator), self._modes.width(operator)
         assert width
         if kernel.scales is Scales.WEIGHTS:
-            self._convert_weights(operator, grids)
-        for position, grid in grids.items():
-            tensor = operator.inputs[position]
-            assert tensor is not None
-            operator.inputs[position] = self._form(tensor, grid)
+            self._convert_weights(operator, grids, width, weight_of(operator))
+        for position, source in self._read(operator, grids):
+            operator.inputs[position] = self._form(source, grids[position])
         for position, tensor in enumerate(operator.outputs):
             if tensor is None or id(tensor) not in outputs:
                 continue
-            grid = outputs[id(tensor)]
-            self._native[id(tensor)] = grid
-            if id(tensor) in exposed:
+            grid, made = outputs[id(tensor)], tensor
+            if id(tensor) in self._graph.exposed:
+                # What others know by its name and type stays, and is converted to.
                 made = self._like(tensor, grid)
                 operator.outputs[position] = made
             else:
-                made = tensor
                 made.dtype, made.quantization = dtypes.BY_NAME[grid.dtype].value, quantization_of(grid)
-            self._forms[id(tensor)] = {grid: made}
+            self._native[id(tensor)], self._forms[id(tensor)] = grid, {grid: made}
         self._editor.stamp(operator, kernel.version(width))
         self._operators.append(operator)
 
     def _simulate(self, operator: Operator, grids: Mapping[int, Grid], outputs: Mapping[int, Grid]) -> None:
-        for position, grid in grids.items():
-            tensor = operator.inputs[position]
-            assert tensor is not None
-            operator.inputs[position] = self._dequantized(self._form(tensor, grid), grid)
+        for position, source in self._read(operator, grids):
+            integers = self._form(source, grids[position])
+            if id(integers) not in self._real:
+                self._real[id(integers)] = self._converted(integers, self._like(integers, None))
+            operator.inputs[position] = self._real[id(integers)]
         self._operators.append(operator)
         for position, tensor in enumerate(operator.outputs):
             if tensor is None or id(tensor) not in outputs:
                 continue
             grid = outputs[id(tensor)]
-            raw = operator.outputs[position] = self._like(tensor, None)
-            made = self._like(tensor, grid)
-            version = 1 if grid.width == 8 else 2
-            self._operators.append(self._editor.plain(QUANTIZE, version, [raw], made))
+            raw = self._like(tensor, None)
+            operator.outputs[position] = raw
+            made = self._converted(raw, self._like(tensor, grid))
             self._native[id(tensor)], self._forms[id(tensor)] = grid, {grid: made}
 
-    def _dequantized(self, integers: Tensor, grid: Grid) -> Tensor:
-        known = self._real.get(id(integers))
-        if known is None:
-            known = self._real[id(integers)] = self._like(integers, None)
-            version = 2 if grid.width == 8 else 3
-            self._operators.append(self._editor.plain(DEQUANTIZE, version, [integers], known))
-        return known
+    def _read(self, operator: Operator, grids: Mapping[int, Grid]) -> list[tuple[int, Tensor]]:
+        inputs = enumerate(operator.inputs)
+        return [(at, tensor) for at, tensor in inputs if tensor is not None and at in grids]
 
     def _form(self, tensor: Tensor, grid: Grid | None) -> Tensor:
         """Returns a tensor on a grid, or as floats; converts it where it is not there yet."""
-        if tensor.is_constant and tensor.dtype == _FLOAT:
-            assert grid is not None
+        if grid is not None and self._graph.is_constant(tensor):
             return self._constant(tensor, grid)
         forms = self._forms.setdefault(id(tensor), {None: tensor})
-        if grid in forms:
-            return forms[grid]
-        native = self._native.get(id(tensor))
-        source = forms[native]
-        if grid is None:
-            # What the subgraph gives out keeps its name.
-            mine = any(item is tensor for item in self._subgraph.outputs)
-            made = tensor if mine and source is not tensor else self._like(tensor, None)
-            row, version = DEQUANTIZE, 2 if native is not None and native.width == 8 else 3
+        if grid not in forms:
+            source = forms[self._native.get(id(tensor))]
+            # What others know by its name and type keeps them.
+            mine = grid is None and id(tensor) in self._graph.exposed
+            forms[grid] = self._converted(source, tensor if mine else self._like(tensor, grid))
+        return forms[grid]
+
+    def _converted(self, source: Tensor, made: Tensor) -> Tensor:
+        """Makes a tensor what an operator of its type gives of another one."""
+        floats = dtypes.FLOAT32.name
+        if made.dtype_name == floats:
+            row, version = DEQUANTIZE, 2 if source.dtype_name == "INT8" else 3
         else:
-            made = self._like(tensor, grid)
-            row, version = QUANTIZE, 1 if grid.width == 8 and native is None else 2
+            plain = source.dtype_name == floats and made.dtype_name == "INT8"
+            row, version = QUANTIZE, 1 if plain else 2
         self._operators.append(self._editor.plain(row, version, [source], made))
         self._conversions += 1
-        forms[grid] = made
         return made
 
     def _like(self, tensor: Tensor, grid: Grid | None) -> Tensor:
@@ -235,80 +223,64 @@ class Conversion:
             values = constant_values(tensor, "FLOAT32")
             assert values is not None
             half = 1 << (grid.width - 1)
-            levels = np.clip(
-                np.rint(values.astype(np.float64) / grid.scale) + grid.zero_point, -half, half - 1
-            )
-            data = levels.astype(f"<i{grid.width // 8}").tobytes()
-            known = Tensor(
-                tensor.name,
-                tensor.shape,
-                dtypes.BY_NAME[grid.dtype].value,
-                self._editor.constant(data),
-                quantization_of(grid),
-            )
-            self._stored[(id(tensor), grid)] = self._editor.add_tensor(self._subgraph, known)
+            levels = np.rint(values.astype(np.float64) / grid.scale) + grid.zero_point
+            data = np.clip(levels, -half, half - 1).astype(f"<i{grid.width // 8}").tobytes()
+            known = self._store(tensor.name, tensor.shape, grid.dtype, data, quantization_of(grid))
+            self._stored[(id(tensor), grid)] = known
         return known
 
-    def _convert_weights(self, operator: Operator, grids: Mapping[int, Grid]) -> None:
-        row, width = row_of(operator), self._modes.width(operator)
-        (grid,) = grids.values()
-        at = row.weights[0]
-        tensor = operator.inputs[at]
-        assert tensor is not None
-        assert self._weight_of is not None
-        weight = self._weight_of(operator)
-        bias_at = row.biases[0]
-        bias = input_of(operator, bias_at)
+    def _store(
+        self, name: str, shape: tuple[int, ...] | None, kind: str, data: bytes, quantization: Quantization
+    ) -> Tensor:
+        buffer = self._editor.constant(data)
+        made = Tensor(name, shape, dtypes.BY_NAME[kind].value, buffer, quantization)
+        return self._editor.add_tensor(self._subgraph, made)
+
+    def _convert_weights(
+        self, operator: Operator, grids: Mapping[int, Grid], width: int, weight: IntegerWeight
+    ) -> None:
+        row = row_of(operator)
+        at, bias_at = row.weights[0], row.biases[0]
+        tensor, bias = operator.inputs[at], input_of(operator, bias_at)
+        assert tensor is not None and row.activation is not None
+        grid = grids[row.activation]
         values = None if bias is None else constant_values(bias, "FLOAT32")
         floats = np.zeros(len(weight.scale)) if values is None else values.astype(np.float64)
         if weight.bias is not None:
             floats = floats + weight.bias
-        integers, scale = weight.values, weight.scale
-        step = grid.scale * scale.astype(np.float64)
-        limit = 2.0**30 if width == 8 else 2.0**46
-        # A bias has to fit, and its scale to be a normal number: XNNPACK refuses the whole file otherwise.
-        least = np.maximum(np.abs(floats) / limit, _LEAST_STEP) / grid.scale
-        raised = np.maximum(scale.astype(np.float64), least)
-        if (raised > scale.astype(np.float64) * (1 + 1e-6)).any():
-            integers, scale = _regridded(integers, scale, raised, weight.axis)
-            step = grid.scale * scale.astype(np.float64)
-        key = (id(tensor), integers.tobytes())
+        least = np.maximum(np.abs(floats) / _LARGEST_BIAS[width], _LEAST_STEP) / grid.scale
+        integers, scale = _regridded(weight, least)
+        # The bias goes by the scale: the same integers on another scale are another weight.
+        key = id(tensor), integers.tobytes(), scale.tobytes()
         if key not in self._weights:
-            made = Tensor(
-                tensor.name,
-                tensor.shape,
-                dtypes.BY_NAME["INT8"].value,
-                self._editor.constant(integers.tobytes()),
-                Quantization.symmetric(scale.astype("<f4").tobytes(), weight.axis),
-            )
-            self._weights[key] = self._editor.add_tensor(self._subgraph, made)
+            symmetric = Quantization.symmetric(scale.astype("<f4").tobytes(), weight.axis)
+            self._weights[key] = self._store(tensor.name, tensor.shape, "INT8", key[1], symmetric)
         operator.inputs[at] = self._weights[key]
         self._replaced.add(id(tensor))
         if bias is None and weight.bias is None and row.product in _WITHOUT_BIAS:
             return
+        step = grid.scale * scale.astype(np.float64)
         kind = "INT32" if width == 8 else "INT64"
-        data = np.rint(floats / step).astype("<i4" if width == 8 else "<i8").tobytes()
-        quantization = Quantization.symmetric(step.astype("<f4").tobytes(), 0)
+        data = np.rint(floats / step).astype(dtypes.BY_NAME[kind].numpy).tobytes()
         name = bias.name if bias is not None else f"{tensor.name}_bias"
-        added = Tensor(
-            name, (len(scale),), dtypes.BY_NAME[kind].value, self._editor.constant(data), quantization
-        )
+        symmetric = Quantization.symmetric(step.astype("<f4").tobytes(), 0)
         if bias is not None:
             self._replaced.add(id(bias))
         while len(operator.inputs) <= bias_at:
             operator.inputs.append(None)
-        operator.inputs[bias_at] = self._editor.add_tensor(self._subgraph, added)
+        operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
 
 
-def _regridded(
-    integers: npt.NDArray[np.int8], scale: npt.NDArray[np.float32], raised: Float64, axis: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Puts channels whose bias would not fit on coarser grids."""
+def _regridded(weight: IntegerWeight, least: Float64) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Puts channels on coarser grids whose scale is below the least one that is given."""
+    old = weight.scale.astype(np.float64)
+    raised = np.maximum(old, least)
+    if not (raised > old * (1 + 1e-6)).any():
+        return weight.values, weight.scale
     wide = raised.astype(np.float32)
-    shape = [1] * integers.ndim
-    shape[axis] = -1
-    ratio = (scale.astype(np.float64) / wide).reshape(shape)
-    return np.rint(integers * ratio).astype(np.int8), wide
+    shape = [1] * weight.values.ndim
+    shape[weight.axis] = -1
+    return np.rint(weight.values * (old / wide).reshape(shape)).astype(np.int8), wide
 
 
 def quantization_of(grid: Grid) -> Quantization:

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs
-from tfl_rewrite.kernels.integer import Scales
+from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of
+from tfl_rewrite.kernels.integer import Caveat, Scales
 from tfl_rewrite.model.ir import Operator, Tensor
-
-Range = tuple[float, float]
-"""Least and greatest value of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +25,14 @@ class Grid:
     zero_point: int
 
     @classmethod
-    def over(cls, low: float, high: float, width: int) -> Grid:
+    def over(cls, low: float, high: float, width: int, *, symmetric: bool = False) -> Grid:
         """Returns the grid of a range, which is widened to hold 0; 16 bits are symmetric about it."""
         low, high = min(low, 0.0), max(high, 0.0)
         least = float(np.finfo(np.float32).tiny) * 2**16
         if high - low < least:
             return cls(width, 1.0 / 256, 0)
-        if width == 16:
-            return cls(16, float(np.float32(max(-low, high) / 32767)), 0)
+        if symmetric or width == 16:
+            return cls(width, float(np.float32(max(-low, high) / ((1 << (width - 1)) - 1))), 0)
         scale = float(np.float32((high - low) / 255))
         zero = round(min(127.0, max(-128.0, -128 - low / scale)))
         return cls(8, scale, zero)
@@ -59,12 +56,14 @@ class Member:
     Attributes:
         fixed: The grid that its operator cannot but give.
         wish: The grid that costs no conversion.
+        symmetric: Whether an operator takes it with zero point 0 alone.
     """
 
     tensor: Tensor
     width: int
     fixed: Grid | None = None
     wish: Grid | None = None
+    symmetric: bool = False
     parent: Member | None = None
     members: list[Member] = field(default_factory=list)
 
@@ -103,12 +102,13 @@ class Groups:
         for operator in mine:
             self._make(operator)
         for operator in mine:
-            kernel = modes.kernel(operator)
+            kernel = kernel_of(operator)
             together = [self.read(operator, position) for position, _ in float_inputs(operator)]
             if kernel.scales is Scales.SAME:
                 together += [self._made[id(tensor)] for tensor in float_outputs(operator)]
                 for other in together[1:]:
                     _join(together[0], other)
+                together[0].symmetric |= Caveat.ZERO_POINT_ZERO in kernel.caveats
 
     def made(self, tensor: Tensor) -> Grid | None:
         """Returns the grid on which an operator gives a tensor out; None where it gives floats."""
@@ -127,7 +127,7 @@ class Groups:
         made = self._made.get(id(tensor))
         if made is not None and made.width == width and made.fixed is None:
             return made
-        same = self._modes.kernel(operator).scales is Scales.SAME
+        same = kernel_of(operator).scales is Scales.SAME
         own = id(operator) if same and (made is not None or tensor.is_constant) else 0
         key = id(tensor), width, own
         if key not in self._read:
@@ -136,7 +136,7 @@ class Groups:
         return self._read[key]
 
     def _make(self, operator: Operator) -> None:
-        kernel, width = self._modes.kernel(operator), self._modes.width(operator)
+        kernel, width = kernel_of(operator), self._modes.width(operator)
         assert width
         for tensor in float_outputs(operator):
             fixed = Grid(width, *kernel.fixed[width]) if kernel.scales is Scales.FIXED else None
@@ -152,6 +152,7 @@ class Groups:
 
     def _settled(self, root: Member) -> Grid:
         wishes = {item.wish for item in root.members}
+        symmetric = any(item.symmetric for item in root.members)
         low, high = 0.0, 0.0
         for item in root.members:
             if item.wish is None:
@@ -162,12 +163,13 @@ class Groups:
             wish = next(iter(wishes - {None}))
             assert wish is not None
             first, last = wish.range
-            if None not in wishes or (first <= low and high <= last and high - low >= (last - first) / 2):
+            fits = first <= low and high <= last and high - low >= (last - first) / 2
+            if (None not in wishes or fits) and not (symmetric and wish.zero_point):
                 return wish
         for item in root.members:
             own = self._ranges[id(item.tensor)]
             low, high = min(low, own[0]), max(high, own[1])
-        return Grid.over(low, high, root.width)
+        return Grid.over(low, high, root.width, symmetric=symmetric)
 
 
 def _member(tensor: Tensor, width: int, *, fixed: Grid | None = None, wish: Grid | None = None) -> Member:

@@ -10,17 +10,15 @@ import numpy as np
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.convert import Conversion, WeightOf
 from tfl_rewrite.integers.groups import Groups
-from tfl_rewrite.integers.modes import decide, float_inputs, float_outputs
+from tfl_rewrite.integers.modes import Range, decide, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import Caveat, Scales
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.graph import Graph, Use
+from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.numerics.symmetric import Channels, Levels
 from tfl_rewrite.weights.rounders import Work
-
-Range = tuple[float, float]
 
 LEVELS = Levels(-127, 127)
 """Of weights: XNNPACK takes -128 too, the quantization specification does not."""
@@ -71,42 +69,38 @@ class IntegerPlan:
         self._choice = choice
         self._ranges = ranges
         self._graph = Graph.of(model)
-        self.subgraphs = [subgraph for subgraph in model.subgraphs if self._is_entered(subgraph)]
-        self.modes = decide(model, self.subgraphs, choice.of, ranges)
+        called = {id(inner) for _, operator in model.operators() for inner in operator.subgraphs()}
+        self.subgraphs = [
+            subgraph
+            for subgraph in model.subgraphs
+            if id(subgraph) not in called
+            and any(id(tensor) in ranges for operator in subgraph.operators for tensor in operator.outputs)
+        ]
+        self.modes = decide(model, self._graph, self.subgraphs, choice.of, ranges)
         self._groups = self._settled()
 
-    def works(self) -> list[Work]:
-        """Returns the weights that become integers, each once, in order of execution."""
+    def works(self) -> dict[int, Work]:
+        """Returns the weights that become integers, in order of execution.
+
+        Returns:
+            By the id of the operator; one for all that read the same bytes along the same axis.
+        """
         positions = {id(buffer): position for position, buffer in enumerate(self._model.buffers)}
-        works: dict[int, Work] = {}
-        for _, operator, tensor in self._weighted():
-            if id(tensor) in works:
-                continue
-            shape, axis = tensor.shape or (), row_of(operator).channel_axis
-            values, blob = constant_values(tensor, "FLOAT32"), tensor.buffer.blob
-            assert isinstance(axis, int) and values is not None and blob is not None
-            channels = Channels.along(shape, axis)
-            cut = values.reshape(channels.outer, channels.channels, channels.inner)
-            works[id(tensor)] = Work(
-                tensor.name,
-                positions[id(tensor.buffer)],
-                shape,
-                8,
-                axis,
-                None,
-                channels,
-                LEVELS,
-                tuple(self._graph.uses_of(tensor)),
-                ("integer",),
-                np.abs(cut).max(axis=(0, 2)).astype(np.float32),
-                blob,
-                tensor.dtype,
-            )
-        return list(works.values())
+        holders = self._model.holders()
+        found: dict[int, Work] = {}
+        known: dict[tuple[int, tuple[int, ...], int], Work] = {}
+        for operator, tensor, axis in self._weighted():
+            key = id(tensor.buffer), tensor.shape or (), axis
+            if key not in known:
+                held = holders[id(tensor.buffer)]
+                uses = tuple(use for item in held for use in self._graph.uses_of(item))
+                known[key] = _work(tensor, axis, positions[id(tensor.buffer)], uses)
+            found[id(operator)] = known[key]
+        return found
 
     def convert(self, editor: Editor, weight_of: WeightOf) -> int:
         """Makes the operators compute in integers; returns how many conversions were put between them."""
-        return self._run(editor, weight_of, simulated=False)
+        return self._run(editor, weight_of)
 
     def simulate(self, copy: Model) -> dict[tuple[int, int], Operator]:
         """Makes a copy of the model round activations as the integer kernels do, with weights as they are.
@@ -125,29 +119,26 @@ class IntegerPlan:
             for number, subgraph in enumerate(copy.subgraphs)
             for position, operator in enumerate(subgraph.operators)
         }
-        IntegerPlan(copy, self._choice, ranges)._run(Editor(copy), None, simulated=True)
+        IntegerPlan(copy, self._choice, ranges)._run(Editor(copy), None)
         return before
 
-    def _run(self, editor: Editor, weight_of: WeightOf | None, *, simulated: bool) -> int:
-        conversions = 0
-        for subgraph in self.subgraphs:
-            groups = self._groups[id(subgraph)]
-            done = Conversion(subgraph, self.modes, groups, weight_of, editor, simulated=simulated)
-            conversions += done.run()
-        return conversions
+    def _run(self, editor: Editor, weight_of: WeightOf | None) -> int:
+        return sum(
+            Conversion(subgraph, self._graph, self.modes, self._groups[id(subgraph)], weight_of, editor).run()
+            for subgraph in self.subgraphs
+        )
 
-    def _is_entered(self, subgraph: SubGraph) -> bool:
-        called = {id(inner) for _, operator in self._model.operators() for inner in operator.subgraphs()}
-        makes = [tensor for operator in subgraph.operators for tensor in operator.outputs]
-        return id(subgraph) not in called and any(id(tensor) in self._ranges for tensor in makes)
-
-    def _weighted(self) -> Iterator[tuple[SubGraph, Operator, Tensor]]:
+    def _weighted(self) -> Iterator[tuple[Operator, Tensor, int]]:
+        """Yields the operators with a weight, with that and its axis."""
         for subgraph in self.subgraphs:
             for operator in subgraph.operators:
-                if self.modes.width(operator) and self.modes.kernel(operator).scales is Scales.WEIGHTS:
-                    tensor = operator.inputs[row_of(operator).weights[0]]
+                if self.modes.width(operator) and kernel_of(operator).scales is Scales.WEIGHTS:
+                    row = row_of(operator)
+                    tensor = operator.inputs[row.weights[0]]
                     assert tensor is not None
-                    yield subgraph, operator, tensor
+                    axis = row.output_axis(row.weights[0], len(tensor.shape or ()))
+                    assert axis is not None
+                    yield operator, tensor, axis
 
     def _settled(self) -> dict[int, Groups]:
         """Returns the groups, once no operator is left that cannot compute on its grids."""
@@ -186,9 +177,32 @@ class IntegerPlan:
         if row_of(operator).squashes is Squash.ROWS and width == 8:
             beta = operator.option("beta") or 0.0
             return "" if scales[0] * beta > _LEAST_SOFTMAX else "what it reads, times its beta, is too small"
-        if Caveat.SPREAD in self.modes.kernel(operator).caveats:
+        if Caveat.SPREAD in kernel_of(operator).caveats:
             made = [groups.made(tensor) for tensor in float_outputs(operator)]
             scales += [grid.scale for grid in made if grid is not None]
             if max(scales) / min(scales) > _SPREAD[width]:
                 return "the scales of what it adds are too far apart for its integer kernel"
         return ""
+
+
+def _work(tensor: Tensor, axis: int, position: int, uses: tuple[Use, ...]) -> Work:
+    shape, blob = tensor.shape or (), tensor.buffer.blob
+    values = constant_values(tensor, "FLOAT32")
+    assert values is not None and blob is not None
+    channels = Channels.along(shape, axis)
+    cut = np.abs(values.reshape(channels.outer, channels.channels, channels.inner))
+    return Work(
+        tensor.name,
+        position,
+        shape,
+        8,
+        axis,
+        None,
+        channels,
+        LEVELS,
+        uses,
+        ("integer",) * len(uses),
+        cut.max(axis=(0, 2)).astype(np.float32),
+        blob,
+        tensor.dtype,
+    )

@@ -1,8 +1,7 @@
 """The integer kernels of operators: which of their tensors share a scale, and which runtimes compute right.
 
 Measured with one-operator files on tflite-runtime 2.14 and ai-edge-litert 2.3, each with XNNPACK, without it
-and with the reference kernels; the tests of these rows
-repeat the measurements for some of them, on 2.3. Activations are int8
+and with the reference kernels; the tests of the rows repeat the measurements on 2.3. Activations are int8
 (asymmetric, one scale) or int16 (symmetric, zero point 0). Every float32 operand becomes integers: there is
 no operator that takes some of them as floats.
 """
@@ -31,6 +30,7 @@ class Caveat(enum.Enum):
     REFERENCE_ABSENT = "the reference resolver has no such kernel"
     NARROW_RANGE = "right only where the largest input is at most a thousand times the smallest"
     ALPHA_8_BITS = "beside int16 the slopes must be int8: int16 ones are read wrong without a check"
+    ZERO_POINT_ZERO = "right only where the zero point is 0: the kernel negates the integers"
     SPREAD = "the process ends where an input's scale is 2^19 times the output's"
 
 

@@ -613,7 +613,12 @@ _ROWS = (
     OperatorRow("MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3, micro=(8,))),
     OperatorRow("MUL", "2", "1", options="MulOptions", elementwise=True, integer=IntegerKernel(_OWN, 2, 4)),
     OperatorRow("MULTINOMIAL", "2", "1", effect=_RANDOM, effect_reason="draws random numbers"),
-    OperatorRow("NEG", "1", "1", integer=IntegerKernel(_SAME, 1, 1, old=(), micro=(8,))),
+    OperatorRow(
+        "NEG",
+        "1",
+        "1",
+        integer=IntegerKernel(_SAME, 1, 1, old=(), micro=(8,), caveats=(Caveat.ZERO_POINT_ZERO,)),
+    ),
     OperatorRow("NON_MAX_SUPPRESSION_V4", "5", "2"),
     OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
     OperatorRow("NOT_EQUAL", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),

@@ -67,6 +67,10 @@ class Graph:
         """Returns the places that read a tensor."""
         return self.uses.get(id(tensor), [])
 
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor has its bytes in the file, and neither a caller nor an operator gives it any."""
+        return tensor.is_constant and id(tensor) not in self.given and id(tensor) not in self.makers
+
     def maker_of(self, tensor: Tensor) -> Operator | None:
         """Returns the operator that makes a tensor, or None."""
         return self.makers.get(id(tensor))

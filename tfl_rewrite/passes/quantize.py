@@ -21,9 +21,8 @@ from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.modes import could_compute
 from tfl_rewrite.integers.plan import Choice, IntegerPlan
 from tfl_rewrite.kernels.operands import operators_of
-from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model, Operator
-from tfl_rewrite.numerics.symmetric import Int8
+from tfl_rewrite.numerics.symmetric import Float32, Int8
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.options.patterns import compile_all
@@ -195,24 +194,22 @@ class Quantize(Pass):
 def _weights(model: Model, plan: IntegerPlan, rounder: Rounder) -> WeightOf:
     """Rounds the weights and returns what gives them out, by operator."""
     works = plan.works()
-    rounder.prepare(model, works)
+    rounder.prepare(model, list({id(work): work for work in works.values()}.values()))
     changes = {id(item.operator): item.change for item in rounder.corrections()}
-    by_operator = {id(use.operator): work for work in works for use in work.uses}
-    made: dict[int, tuple[Int8, np.ndarray]] = {}
+    made: dict[int, tuple[Int8, Float32]] = {}
 
     def weight_of(operator: Operator) -> IntegerWeight:
-        work = by_operator[id(operator)]
+        work = works[id(operator)]
         if id(work) not in made:
             made[id(work)] = _rounded(work, rounder)
         integers, scale = made[id(work)]
-        axis = row_of(operator).channel_axis
-        assert isinstance(axis, int)
-        return IntegerWeight(integers, scale, axis, changes.get(id(operator)))
+        assert work.axis is not None
+        return IntegerWeight(integers, scale, work.axis, changes.get(id(operator)))
 
     return weight_of
 
 
-def _rounded(work: Work, rounder: Rounder) -> tuple[Int8, np.ndarray]:
+def _rounded(work: Work, rounder: Rounder) -> tuple[Int8, Float32]:
     scale = rounder.scales(work)
     integers = np.empty(work.channels.elements, np.int8)
 
