@@ -11,6 +11,11 @@ from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs
 from tfl_rewrite.kernels.integer import Caveat, Scales
 from tfl_rewrite.model.ir import Operator, Tensor
 
+MARGINS = {8: 1.0, 16: 2.0}
+"""By which every range is widened. Of 16 bits there are more than are needed, so that half of them go to what
+few samples do not show. Measured on eight samples, eval apart: 2.5 to 45 dB better for four models, 0.4 to
+1.7 dB worse for four."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -157,7 +162,7 @@ class Groups:
         for item in root.members:
             if item.wish is None:
                 own = self._ranges[id(item.tensor)]
-                margin = self._margins.get(id(item.tensor), 1.0)
+                margin = max(MARGINS[root.width], self._margins.get(id(item.tensor), 1.0))
                 low, high = min(low, own[0] * margin), max(high, own[1] * margin)
         if len(wishes - {None}) == 1:
             wish = next(iter(wishes - {None}))
