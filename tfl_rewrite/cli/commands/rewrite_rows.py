@@ -130,6 +130,17 @@ REWRITING = (
         ),
     ),
     Command(
+        "quantize",
+        "compute in integers: int8 or int16 activations, int8 weights (lossy)",
+        "",
+        "rewrite:rewrite_with_pass",
+        lambda: _fitted("quantize"),
+        (
+            "tfl-rewrite quantize in.tflite out.tflite --inputs samples.npz",
+            "tfl-rewrite quantize in.tflite out.tflite --inputs photos/ --activations int16",
+        ),
+    ),
+    Command(
         "round-weights",
         "round constants so that the file compresses better (lossy)",
         "",
