@@ -104,6 +104,7 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
         ["MODEL", "OUT", "-v", "--samples", "1", "--min-elements", "16", "--report", "REPORT"],
         ["MODEL", "OUT", "-v", "--verify", "off", "--min-snr", "10", "--report", "REPORT"],
     ],
+    "quantize": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "round-weights": [["MODEL", "OUT", "-v", "--verify", "off", "--steps", "16", "--report", "REPORT"]],
     "dequantize": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "remove-dead": [["MODEL", "OUT", "-v", "--verify", "off", "--strip", "names", "--report", "REPORT"]],

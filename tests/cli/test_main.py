@@ -876,6 +876,7 @@ def test_interrupted_while_verifying(
 
 # Where the work itself gives an option another sense, its help says so.
 OWN_SENSE = {
+    *(("quantize", option) for option in ("--effort", "--include", "--exclude", "--no-bias-correction")),
     ("round-weights", "--granularity"),
     ("round-weights", "--min-elements"),
     ("round-weights", "--min-snr"),
