@@ -40,6 +40,8 @@ def _head(verdict: Verdict) -> str:
         return verdict.headline
     counts = [(status, sum(one.status == status for one in judges)) for status in STATUSES]
     told = ", ".join(f"{count} {status}" for status, count in counts if count)
+    if all(one.status != verdict.status for one in judges):
+        return f"{verdict.headline}: {len(judges)} judges do not agree ({told} each alone)"
     return f"{verdict.headline}: the worst of {len(judges)} judges ({told})"
 
 

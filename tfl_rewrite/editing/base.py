@@ -173,7 +173,8 @@ class Pass(ABC):
         place: Why it stands where it stands in the catalogue.
         command: Whether it is a command of its own, too.
         for_download: Whether what gets smaller is the deflated file rather than the file itself.
-        resolvers: Which kernels judge what it makes where nobody says; they compute integers differently.
+        resolvers: Which kernels judge what it makes where nobody says: each that the original runs with. They
+            compute integers differently, and have to agree.
 
     Example:
         >>> from dataclasses import dataclass

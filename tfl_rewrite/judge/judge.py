@@ -15,6 +15,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
 from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
+from tfl_rewrite.judge.agreement import agreed
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.reference import Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, differences, differing
@@ -434,7 +435,8 @@ class Panel:
     Args:
         before: The original.
         judging: How files are run; each of its runtimes judges with each of its resolvers, and what is named
-            twice judges once.
+            twice judges once. Of those that are implied, one with which the original does not run leaves,
+            unless all do.
         progress: Called with what is being done.
 
     Raises:
@@ -449,9 +451,12 @@ class Panel:
         progress: Callable[[str], None] | None = None,
     ) -> None:
         settings = judging or Judging()
+        self._implied = bool(settings.implied) and not settings.resolver
+        self._must_agree = bool(settings.implied)
+        self._left: list[str] = []
         self._tolerance = settings.tolerance
         self._progress = progress
-        kernels = tuple(dict.fromkeys(settings.resolver))
+        kernels = tuple(dict.fromkeys(settings.resolver or settings.implied))
         self._judges: list[tuple[str, Judge]] = []
         try:
             for runtime in dict.fromkeys(settings.runtime):
@@ -464,16 +469,17 @@ class Panel:
         except BaseException:
             self.close()
             raise
+        self._first = self._judges[0][1]
 
     def __enter__(self) -> Panel:
-        self._judges[0][1].__enter__()
+        self._first.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         finally:
-            self._judges[0][1].__exit__(kind, error, trace)
+            self._first.__exit__(kind, error, trace)
 
     def close(self) -> None:
         """Ends all processes and removes the temporary folders."""
@@ -499,7 +505,25 @@ class Panel:
             if len(self._judges) > 1:
                 # Their memory is the next one's.
                 judge.rest()
-        return combined(verdicts, self._differences(tolerance or self._tolerance))
+        if self._implied:
+            verdicts = self._able(verdicts)
+        notes = [*self._left, *self._differences(tolerance or self._tolerance)]
+        verdict = combined(verdicts, notes)
+        return agreed(verdict) if self._must_agree else verdict
+
+    def _able(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Dismisses the judges with which the original does not run; returns the verdicts of the others."""
+        judges = list(zip(self._judges, verdicts, strict=True))
+        unable = [number for number, ((_, judge), _) in enumerate(judges) if judge.settled is None]
+        if not unable or len(unable) == len(judges):
+            return list(verdicts)
+        for number in unable:
+            (name, judge), verdict = judges[number]
+            judge.close()
+            self._left.append(f"not judged with {name}: {'; '.join(verdict.reasons)}")
+        kept = [item for number, item in enumerate(judges) if number not in unable]
+        self._judges = [item for item, _ in kept]
+        return [verdict for _, verdict in kept]
 
     def judge_of(self, verdict: Verdict) -> Judge:
         """The judge of the worst verdict that `compare` returned."""

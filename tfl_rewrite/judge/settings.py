@@ -110,6 +110,9 @@ class Judging:
         memory_limit: Bytes, or text such as ``4GB``, that the interpreters of both files may take together;
             None for four fifths of the machine's. One of them that takes more is ended.
         threads: Of each interpreter.
+        implied: Resolvers that judge where ``resolver`` names none, each where the original runs with it. A
+            file passes only where the kernels that judge agree
+            (:func:`tfl_rewrite.judge.agreement.agreed`). For what is computed in integers.
         blame: Whether to run both files operator by operator as well, after the verdict.
         rescue: Whether, after a failure, the constants that did the damage are stored finer, so that the file
             passes; otherwise it is refused.
@@ -202,6 +205,7 @@ class Judging:
         bounds=(LEAST_MEMORY_NBYTES, 1 << 60),
     )
     threads: int = 1
+    implied: tuple[str, ...] = ()
     blame: bool = option(
         False,
         "after the verdict, run both files again with all tensors kept, and print where the error "

@@ -186,9 +186,8 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
         from tfl_rewrite.reading.metadata import with_media
 
         settings = with_media(settings, source)
-    if not settings.resolver:
-        kernels = dict.fromkeys(name for item in plan.passes for name in item.resolvers)
-        settings = replace(settings, resolver=tuple(kernels))
+    kernels = dict.fromkeys(name for item in plan.passes for name in item.resolvers)
+    settings = replace(settings, implied=tuple(kernels))
     unfitted, notes = False, tuple[str, ...]()
     context = Context()
     if settings.inputs and any(item.is_fitted for item in plan.passes):

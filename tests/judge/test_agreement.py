@@ -1,0 +1,125 @@
+"""Kernels that compute integers must agree, and those that a pass implies judge where the original runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tfl_rewrite.cli.render_judge import verdict_lines
+from tfl_rewrite.judge.agreement import agreed
+from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.verdict import JudgeInfo, OutputComparison, Verdict, combined
+from tfl_rewrite.pipeline.verify import verify
+
+from ..interpreter import fake_runtime
+
+EVERY = ("default", "builtin", "reference")
+
+
+def output(snr_db: float, energies: tuple[tuple[float, float], ...] = ()) -> OutputComparison:
+    """One that passed."""
+    return OutputComparison(
+        signature=None,
+        name="y",
+        position=0,
+        dtype="float32",
+        unit="values",
+        samples=len(energies),
+        elements=4,
+        rule="snr",
+        passed=True,
+        reason=None,
+        bit_exact=False,
+        max_abs_error=None,
+        rmse=None,
+        snr_db=snr_db,
+        cosine=None,
+        equal_share=None,
+        argmax_agreement=None,
+        nonfinite_mismatches=0,
+        reference_peak=None,
+        energies=energies,
+    )
+
+
+def judged(*outputs: OutputComparison, status: str = "pass") -> Verdict:
+    """What three judges say of one output."""
+    verdicts = [
+        Verdict(
+            status=status,
+            outputs=(one,),
+            judge=JudgeInfo(runtime="r", version="1", resolver=name, threads=1, kernels=name),
+        )
+        for name, one in zip(EVERY, outputs, strict=True)
+    ]
+    return agreed(combined(verdicts))
+
+
+def test_ratios_far_apart_are_a_failure() -> None:
+    verdict = judged(output(51.7), output(39.9), output(24.6))
+    assert verdict.status == "fail" and verdict.cause == "outputs"
+    (reason,) = verdict.reasons
+    assert reason == "y: kernels disagree: 24.6 dB with reference kernels, 51.7 dB with default kernels"
+    head = verdict_lines(verdict)[0]
+    assert head == "FAIL: 3 judges do not agree (3 pass each alone)"
+
+
+def test_what_is_close_or_good_anyway_passes() -> None:
+    assert judged(output(28.0), output(25.1), output(26.0)).passed
+    assert judged(output(70.0), output(40.0), output(41.0)).passed
+    assert judged(output(28.0), output(24.9), output(26.0)).status == "fail"
+
+
+def test_few_samples_leave_room_for_chance() -> None:
+    even = tuple((1.0, 0.003) for _ in range(8))
+    one_sample = ((1.0, 0.02), *((1.0, 0.0001) for _ in range(7)))
+    assert output(25.0, even).doubt_db < 0.01 < 2 < output(25.0, one_sample).doubt_db
+    assert judged(output(29.0), output(25.0, even), output(29.0)).status == "fail"
+    assert judged(output(29.0), output(25.0, one_sample), output(29.0)).passed
+    assert judged(output(49.0), output(25.0, one_sample), output(49.0)).status == "fail"
+
+
+def test_what_says_nothing_and_what_failed_already_stay() -> None:
+    silent = replace(output(0.0), silence="constant")
+    assert judged(output(60.0), silent, output(60.0)).passed
+    failed = judged(output(60.0), output(10.0), output(60.0), status="fail")
+    assert failed.status == "fail" and failed.reasons == ()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> str:
+    return fake_runtime.install(tmp_path)
+
+
+@pytest.mark.runtime
+def test_only_implied_kernels_must_agree(tmp_path: Path, runtime: str) -> None:
+    before = fake_runtime.model(tmp_path / "a")
+    after = fake_runtime.model(tmp_path / "b", by_kernels={"reference": 0.95})
+    asked = Judging(runtime=(runtime,), resolver=EVERY)
+    assert verify(before, after, asked).passed
+    for judging in (replace(asked, implied=EVERY), replace(asked, resolver=(), implied=EVERY)):
+        verdict = verify(before, after, judging)
+        assert verdict.status == "fail" and "kernels disagree: 32.5 dB" in verdict.reasons[0]
+
+
+@pytest.mark.runtime
+def test_implied_kernels_that_the_original_does_not_run_with_do_not_judge(
+    tmp_path: Path, runtime: str
+) -> None:
+    lacks = [{"resolver": "reference", "error": "no such operator"}]
+    before = fake_runtime.model(tmp_path / "a", allocating=lacks)
+    after = fake_runtime.model(tmp_path / "b", factor=0.99)
+    implied = Judging(runtime=(runtime,), implied=EVERY)
+    verdict = verify(before, after, implied)
+    assert verdict.passed and [one.judge.kernels for one in verdict.verdicts if one.judge] == [*EVERY[:2]]
+    (note,) = verdict.notes
+    assert "reference kernels: the original does not run" in note and "no such operator" in note
+    # What the user asked for stays.
+    assert verify(before, after, Judging(runtime=(runtime,), resolver=EVERY)).status == "unverified"
+    # So does it where the rewritten file is what does not run, and where nobody could judge.
+    broken = fake_runtime.model(tmp_path / "c", allocating=lacks)
+    assert verify(after, broken, implied).status == "fail"
+    nowhere = fake_runtime.model(tmp_path / "d", allocating=[{"error": "never"}])
+    assert verify(nowhere, after, implied).status == "unverified"

@@ -1,0 +1,64 @@
+"""Whether kernels agree on a rewritten file: what is right with some and wrong with others is not published.
+
+Kernels of integers round in different ways, so ratios differ by chance. A kernel that reads an operand as
+what it is not, or accumulates wrongly, loses far more than that, and a lenient tolerance lets it pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tfl_rewrite.judge.verdict import OutputComparison, Verdict
+
+AGREED_DB = 40.0
+"""An output that keeps as much with all kernels is right with each."""
+
+APART_DB = 3.0
+"""By how much the ratio of an output may be lower with some kernels than with others."""
+
+
+def agreed(verdict: Verdict) -> Verdict:
+    """Returns a verdict of several judges; as a failure, where they passed a file and yet disagree.
+
+    The ratio of an output with one kernel is too low where it is below `AGREED_DB` and more than `APART_DB`
+    below that with another, and more than the chance of few samples explains
+    (:attr:`tfl_rewrite.judge.verdict.OutputComparison.doubt_db`).
+    """
+    if not verdict.passed:
+        return verdict
+    reasons = [
+        said for position in range(len(verdict.outputs)) if (said := _apart(verdict.verdicts, position))
+    ]
+    if not reasons:
+        return verdict
+    return replace(verdict, status="fail", cause="outputs", reasons=tuple(reasons))
+
+
+def _apart(verdicts: Sequence[Verdict], position: int) -> str:
+    """Returns how far ratios of one output lie apart; empty where they agree."""
+    found = [
+        (output.snr_db, output, verdict)
+        for verdict in verdicts
+        if (output := _output(verdict, position)) is not None and output.snr_db is not None
+    ]
+    if len(found) < 2:
+        return ""
+    least, output, low = min(found, key=lambda item: item[0])
+    most, _, high = max(found, key=lambda item: item[0])
+    if least >= AGREED_DB or most - least <= APART_DB + output.doubt_db:
+        return ""
+    return (
+        f"{output.label}: kernels disagree: {least:.1f} dB with {_kernels(low)}, {most:.1f} dB with"
+        f" {_kernels(high)}"
+    )
+
+
+def _output(verdict: Verdict, position: int) -> OutputComparison | None:
+    """Returns an output that says something; judges of one file see the same outputs in the same order."""
+    output = verdict.outputs[position] if position < len(verdict.outputs) else None
+    return None if output is None or output.silence is not None else output
+
+
+def _kernels(verdict: Verdict) -> str:
+    return f"{verdict.judge.kernels} kernels" if verdict.judge is not None else "others"
