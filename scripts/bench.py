@@ -3,7 +3,7 @@
     python scripts/bench.py [--runs N] [--peer-python PYTHON]
     python scripts/bench.py --sizes 1,4,8 [--folder FOLDER]
 
-Prints medians of paired runs: ``tfl-rewrite quantize-weights --verify off`` against ai-edge-quantizer's
+Prints medians of paired runs: ``tfl-rewrite quantize-weights --verify off`` against litert-quantizer's
 ``dynamic_wi8_afp32`` recipe and against ``cp``, and the start-up time of ``tfl-rewrite --version``. The peer
 is in the extra ``[bench]``; without it only the other lines are printed. ``--sizes`` prints what each command
 costs for models of so many GiB instead (``scripts/bench_sizes.py``).
@@ -80,7 +80,7 @@ def _sizes(text: str) -> list[float]:
 
 
 def _has_peer(python: str) -> bool:
-    probe = [python, "-c", "import ai_edge_quantizer"]
+    probe = [python, "-c", "import litert_quantizer"]
     if shutil.which(python) is None:
         return False
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
@@ -92,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=None, help="paired runs (default: 7, with --sizes 3)")
     parser.add_argument("--seed", type=int, default=50, help="seed of the weights")
-    parser.add_argument("--peer-python", default=sys.executable, help="Python that has ai-edge-quantizer")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python that has litert-quantizer")
     parser.add_argument(
         "--sizes", type=_sizes, help="GiB of generated models, such as 1,4,8", metavar="GIB,..."
     )
@@ -128,10 +128,10 @@ def main() -> None:
         )
         compare("quantize-weights vs cp", ours, ["cp", str(model), str(peer_file)], arguments.runs, print)
         if not _has_peer(arguments.peer_python):
-            print("  ai-edge-quantizer is not installed; skipped (pip install 'tfl-rewrite[bench]')")
+            print("  litert-quantizer is not installed; skipped (pip install 'tfl-rewrite[bench]')")
         else:
             peer = [arguments.peer_python, "-c", PEER, str(model), str(peer_file)]
-            compare("quantize-weights vs ai-edge-quantizer", ours, peer, arguments.runs, print)
+            compare("quantize-weights vs litert-quantizer", ours, peer, arguments.runs, print)
             print(
                 f"  sizes: ours {ours_file.stat().st_size:,} bytes, peer {peer_file.stat().st_size:,} bytes"
             )

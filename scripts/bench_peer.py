@@ -1,12 +1,14 @@
-"""Runs recipes of ai-edge-quantizer on one file; a process of its own, started by ``bench_quality.py``.
+"""Runs recipes of litert-quantizer on one file; a process of its own, started by other benches.
 
     python scripts/bench_peer.py list
-    python scripts/bench_peer.py RECIPE,... IN.tflite OUTDIR [--repair] [--calib FILE.npz]
+    python scripts/bench_peer.py RECIPE,... IN.tflite OUTDIR [--repair] [--float-io] [--calib FILE.npz]
 
 Each recipe writes ``OUTDIR/RECIPE.tflite``; a line of JSON tells how it went.
 
-Needs ``ai-edge-quantizer`` and nothing of ours. ``--repair`` first writes each operator's number into both of
-its fields: files from before TensorFlow 2.4 have it in the older one only, which this tool does not read.
+Needs ``litert-quantizer`` (``ai-edge-quantizer`` until 0.10) and nothing of ours. ``--repair`` first writes
+each operator's number into both of its fields: this tool does not read the older one, which alone holds it in
+files from before TensorFlow 2.4. It also writes a signature where there is none: this tool calibrates through
+signatures alone. ``--float-io`` leaves inputs and outputs float, which static recipes make integers.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_quantizer import algorithm_manager, quantizer, recipe, recipe_manager
+from litert_quantizer import algorithm_manager, quantizer, recipe, recipe_manager
 
 ALGORITHMS = algorithm_manager.AlgorithmName
 OPERATIONS = recipe.TFLOperationName
@@ -55,6 +57,8 @@ def repaired(source: Path, target: Path) -> Path:
     model = schema.ModelT.InitFromPackedBuf(source.read_bytes(), 0)
     for code in model.operatorCodes:
         code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+    if not model.signatureDefs:
+        model.signatureDefs = [signature(model.subgraphs[0])]
     import flatbuffers
 
     builder = flatbuffers.Builder(1 << 20)
@@ -63,19 +67,35 @@ def repaired(source: Path, target: Path) -> Path:
     return target
 
 
+def signature(graph: Any) -> Any:
+    """A signature of a graph, which names its inputs and outputs by their places."""
+
+    def maps(kind: str, tensors: Any) -> list[Any]:
+        found = []
+        for place, tensor in enumerate(tensors):
+            one = schema.TensorMapT()
+            one.name, one.tensorIndex = f"{kind}_{place}", int(tensor)
+            found.append(one)
+        return found
+
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = "serving_default", 0
+    made.inputs, made.outputs = maps("in", graph.inputs), maps("out", graph.outputs)
+    return made
+
+
 def calibration(path: Path, model: Path) -> dict[str, list[dict[str, Any]]]:
     """The samples of a file for each signature whose inputs it names."""
     from ai_edge_litert.interpreter import Interpreter
 
     arrays = dict(np.load(path))
     interpreter = Interpreter(str(model))
-    names = {detail["index"]: detail["name"] for detail in interpreter.get_input_details()}
     found = {}
     for key in interpreter.get_signature_list():
         details = interpreter.get_signature_runner(key).get_input_details()
-        if not all(names.get(detail["index"]) in arrays for detail in details.values()):
+        if not all(detail["name"] in arrays for detail in details.values()):
             continue
-        wanted = {name: (arrays[names[d["index"]]], tuple(d["shape"])) for name, d in details.items()}
+        wanted = {name: (arrays[detail["name"]], tuple(detail["shape"])) for name, detail in details.items()}
         count = min(len(values) for values, _ in wanted.values())
         found[key] = [
             {name: values[index].reshape(shape) for name, (values, shape) in wanted.items()}
@@ -95,20 +115,32 @@ def main() -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repair", action="store_true")
+    parser.add_argument("--float-io", action="store_true")
     parser.add_argument("--calib", type=Path)
     arguments = parser.parse_args()
     source = arguments.source
     if arguments.repair:
         source = repaired(source, arguments.folder / "repaired.model")
-    known = recipes()
+    known, failed = recipes(), False
     for name in arguments.recipes.split(","):
         error = None
         try:
-            quantize(source, arguments.folder / f"{name}.tflite", known[name](), arguments.calib)
+            wanted = with_float_io(known[name]()) if arguments.float_io else known[name]()
+            quantize(source, arguments.folder / f"{name}.tflite", wanted, arguments.calib)
         except Exception as problem:
             error = f"{type(problem).__name__}: {str(problem)[:300]}"
+            failed = True
+            print(" ".join(error.split()), file=sys.stderr)
         print(json.dumps({"recipe": name, "error": error}), flush=True)
-    return 0
+    return int(failed)
+
+
+def with_float_io(wanted: Any) -> Any:
+    made = recipe_manager.RecipeManager()
+    made.load_quantization_recipe(wanted)
+    for name in (OPERATIONS.INPUT, OPERATIONS.OUTPUT):
+        made.add_quantization_config(".*", name, algorithm_key=ALGORITHMS.NO_QUANTIZE)
+    return made.get_quantization_recipe()
 
 
 def quantize(source: Path, target: Path, wanted: Any, calib: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Measures size against error over a folder of float models, for ours and for ai-edge-quantizer.
+"""Measures size against error over a folder of float models, for ours and for litert-quantizer.
 
     python scripts/bench_quality.py [MODELS] [--inputs FOLDER] [--only WORD ...] [--peer-python PYTHON]
                                     [--work FOLDER] [--json FILE] [--plot FILE.svg]
@@ -359,7 +359,7 @@ def smallest(points: Iterable[Point], threshold: float) -> Point | None:
 
 def main() -> None:
     parser = bench_parser(__doc__)
-    parser.add_argument("--peer-python", default=sys.executable, help="Python that has ai-edge-quantizer")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python that has litert-quantizer")
     parser.add_argument("--json", type=Path, default=None, help="write the table and all points")
     parser.add_argument("--plot", type=Path, default=None, help="draw size against error")
     parser.add_argument("--known", action="store_true", help="only what the working folder knows already")

@@ -27,7 +27,7 @@ PEER_SECONDS = 1800.0
 
 PEER = """
 import sys
-from ai_edge_quantizer import quantizer, recipe
+from litert_quantizer import quantizer, recipe
 work = quantizer.Quantizer(sys.argv[1])
 work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
 work.quantize().export_model(sys.argv[2], overwrite=True)
@@ -102,7 +102,7 @@ def table(sizes: Sequence[float], *, runs: int, folder: Path, peer_python: str |
         sizes: GiB of each model.
         runs: Of each command; medians are printed.
         folder: For models and outputs; takes three times the largest size.
-        peer_python: Python that has ai-edge-quantizer, or None.
+        peer_python: Python that has litert-quantizer, or None.
         sparse: As for ``large_model.py``.
     """
     tool = str(Path(sys.executable).parent / "tfl-rewrite")
@@ -136,7 +136,7 @@ def table(sizes: Sequence[float], *, runs: int, folder: Path, peer_python: str |
             if peer_python is not None:
                 with _without(out):
                     peer = [peer_python, "-c", PEER, str(model), str(out)]
-                    _line("ai-edge-quantizer", gib, [measure(peer, memory=PEER_MEMORY, seconds=PEER_SECONDS)])
+                    _line("litert-quantizer", gib, [measure(peer, memory=PEER_MEMORY, seconds=PEER_SECONDS)])
 
 
 def _line(name: str, gib: float, costs: Sequence[Cost]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,7 +102,79 @@ def test_the_house_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["house.py", "bench.py", "mutate.py", "compile_schema.py"])
+@pytest.mark.parametrize(
+    "name", ["house.py", "bench.py", "bench_integer.py", "mutate.py", "compile_schema.py"]
+)
 def test_help(name: str) -> None:
     done = run_script(name, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and done.stderr == ""
+
+
+def integer_rows(bench: Any, tool: str, snrs: list[float | str | None], **given: Any) -> list[Any]:
+    """Rows of models a, b, ...: an SNR on all kernels, why there is none, or no file at all."""
+    rows = []
+    for model, snr in zip("abcdef", snrs, strict=False):
+        row = bench.Row(model, tool, "int8", "raised" if snr is None else "written", **given)
+        if snr is not None:
+            row.nbytes, row.figures = 100, dict.fromkeys(bench.RESOLVERS, snr)
+        rows.append(row)
+    return rows
+
+
+def test_tables_of_full_integers() -> None:
+    """Differences are of models that both have, and failures are counted."""
+    bench = script("bench_integer")
+    ours = integer_rows(bench, "ours", [30.0, 20.0, 25.0, math.inf])
+    ours[0].outcome, ours[1].nbytes = "starred", 101
+    cal = integer_rows(bench, "cal", [20.0, 22.0, None, 40.0])
+    aeq = integer_rows(bench, "AEQ", [f"{bench.FAILS}: refused", "no ratio; ", None, None])
+    assert bench.line("a", 200, [ours[0], cal[0], aeq[0]]) == (
+        "| a | 200 | 0.500: 30.0 / 30.0 / 30.0 * | 0.500: 20.0 / 20.0 / 20.0"
+        " | 0.500: fails / fails / fails | 0 | 0 |"
+    )
+    assert bench.line("c", 200, [ours[2], cal[2], aeq[1]]).endswith(
+        "| raised | 0.500: n.d. / n.d. / n.d. | 0 | 0 |"
+    )
+    assert bench.summary([*ours, *cal, *aeq]) == [
+        "- int8, ours over cal: median +10.0 dB on 3 models, more than 1 dB below on 1 (b -2.0), larger on 1",
+        "- int8, ours, of 4 models: 1 x written only with --verify off",
+        "- int8, cal, of 4 models: 1 x raised",
+        "- int8, AEQ, of 4 models: 2 x raised, 1 x does not run on XNNPACK, built-in, reference",
+    ]
+    assert bench.why(aeq)[0] == "- a, AEQ int8, written: " + "; ".join(
+        f"{name}: {bench.FAILS}: refused" for name in bench.RESOLVERS.values()
+    )
+
+
+@pytest.mark.slow
+def test_how_a_process_of_a_peer_ends() -> None:
+    bench = script("bench_integer")
+
+    def ended(program: str, limit: float = 60.0) -> tuple[str, str]:
+        outcome, told, _ = bench.ran([sys.executable, "-c", program], limit)
+        return outcome, told
+
+    assert ended("import sys; sys.stderr.write('noise')") == ("written", "")
+    assert ended("raise ValueError('no range')") == ("raised", "ValueError: no range")
+    assert ended("import os; os.abort()") == ("aborted", "signal 6")
+    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])"
+    assert ended(sleeper, 2.0) == ("stopped", "after 2 s")
+
+
+@pytest.mark.runtime
+def test_ours_is_made_and_judged(fixtures: Path, tmp_path: Path) -> None:
+    """One file that keeps the tolerance; a figure for each of the kernels."""
+    bench = script("bench_integer")
+    row = bench.Row("digits", "ours", "int8")
+    target = tmp_path / "out.tflite"
+    calib, evaluation = (fixtures / "inputs" / f"digits_{part}.npz" for part in ("calib", "eval"))
+    arguments = argparse.Namespace(effort="fast", limit=120.0)
+    bench.made(row, fixtures / "digits_cnn.tflite", target, calib, arguments)
+    assert (row.outcome, row.told) == ("written", "")
+    bench.measured(row, fixtures / "digits_cnn.tflite", target, evaluation, 60.0)
+    assert row.floats == 0 and row.nbytes == target.stat().st_size
+    assert all(value > 25 for value in row.figures.values()) and row.snr > 25
+    assert bench.float_operators(fixtures / "digits_cnn.tflite") > 5
+    target.write_bytes((fixtures / "dense.tflite").read_bytes())
+    bench.measured(row, fixtures / "digits_cnn.tflite", target, evaluation, 60.0)
+    assert row.snr is None and all("interface" in str(told) for told in row.figures.values())
