@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent.parent / PACKAGE
 FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
-MOST_FILES = 195
+MOST_FILES = 196
 """No more than there are; the design aims at 165."""
 MOST_FUNCTION_LINES = 60
 MOST_LONG_FUNCTIONS = 5

@@ -10,9 +10,9 @@ import pytest
 from tests.nets import Net, codes, data_of, named, nearest
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.groups import Grid
-from tfl_rewrite.integers.plan import OUTPUT_MARGIN, SOFTMAX_MARGIN, Choice, IntegerPlan
+from tfl_rewrite.integers.plan import OUTPUT_MARGIN, SOFTMAX_MARGIN, IntegerPlan
 from tfl_rewrite.model.invariants import broken
-from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.model.ir import Model, Operator, Tensor
 
 Range = tuple[float, float]
 
@@ -29,13 +29,16 @@ def ranges_of(model: Model, **known: Range) -> dict[int, Range]:
 
 
 def plan_of(net: Net, width: int = 8, keeps: Any = None, **known: Range) -> IntegerPlan:
-    return IntegerPlan(net.model, Choice(width, keeps or (lambda _: False)), ranges_of(net.model, **known))
+    def wanted(operator: Operator) -> int | None:
+        return None if keeps is not None and keeps(operator) else width
+
+    return IntegerPlan(net.model, wanted, ranges_of(net.model, **known))
 
 
 def plan_of_any(net: Net) -> IntegerPlan:
     """Where what the file says of shapes and what it holds may differ."""
     ranges = {id(item): (-1.0, 1.0) for item in net.model.subgraphs[0].tensors}
-    return IntegerPlan(net.model, Choice(8, lambda _: False), ranges)
+    return IntegerPlan(net.model, lambda _: 8, ranges)
 
 
 def converted(net: Net, plan: IntegerPlan) -> int:

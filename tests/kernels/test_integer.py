@@ -12,7 +12,7 @@ import pytest
 from tests.nets import Net, decibels, nearest
 from tfl_rewrite import save
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.integers.plan import Choice, IntegerPlan
+from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.kernels.integer import Caveat, Scales
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.ir import Model, Tensor
@@ -125,7 +125,7 @@ def test_an_operator_computes_in_integers_on_every_resolver(kind: str, width: in
     floats = [item for item in model.subgraphs[0].tensors if item.dtype_name == "FLOAT32"]
     held = [(item, item.values if item.is_constant else seen[item.name]) for item in floats]
     ranges = {id(item): (float(array.min()), float(array.max())) for item, array in held}
-    plan = IntegerPlan(model, Choice(width, lambda _: False), ranges)
+    plan = IntegerPlan(model, lambda _: width, ranges)
     own = width if row.version(width) else 8
     assert set(plan.modes.widths.values()) == {own}
     editor = Editor(model)

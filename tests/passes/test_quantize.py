@@ -92,6 +92,31 @@ def test_what_is_excluded_stays_float_and_is_named(fixtures: Path, tmp_path: Pat
 
 
 @pytest.mark.runtime
+def test_rules_say_what_operators_compute_in(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    rules = ("CONV=int16", "FULLY_CONNECTED=hybrid", "SOFTMAX=hybrid")
+    report = made(source, target, judging(fixtures), map=rules)
+    assert report.verdict is not None and report.verdict.passed
+    done = {change.operator: change.activations for change in report.results[0].changes}  # type: ignore[attr-defined]
+    assert done["CONV_2D"] == "int16" and done["FULLY_CONNECTED"] == "hybrid"
+    assert done["RESHAPE"] == "int8", "of which no rule says anything"
+    assert [skip.reason for skip in report.results[0].skips] == [
+        "no kernel of it reads int8 weights beside float activations"
+    ]
+    for _, operator in load(target).operators():
+        types = [item.dtype_name for item in (*operator.inputs, *operator.outputs) if item is not None]
+        if operator.code.name == "CONV_2D":
+            assert types == ["INT16", "INT8", "INT64", "INT16"]
+        if operator.code.name == "FULLY_CONNECTED":
+            assert types == ["FLOAT32", "INT8", "FLOAT32", "FLOAT32"]
+    with pytest.raises(UnsupportedError, match="1 operator"):
+        made(source, tmp_path / "none.tflite", judging(fixtures), map=rules, float_islands="refuse")
+    with pytest.raises(UsageError, match="matches no operator type"):
+        made(source, tmp_path / "none.tflite", judging(fixtures), map=("CONV_9=int16",))
+    assert not (tmp_path / "none.tflite").exists()
+
+
+@pytest.mark.runtime
 def test_refused_islands_are_named(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

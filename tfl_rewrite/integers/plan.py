@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,21 +37,8 @@ _LEAST_SOFTMAX = 2.0**-25
 """The int8 kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a user wants.
-
-    Attributes:
-        width: Bits of activations, 8 or 16.
-        keeps: Whether an operator is to stay float.
-    """
-
-    width: int
-    keeps: Callable[[Operator], bool]
-
-    def of(self, operator: Operator) -> int | None:
-        """Returns the bits that an operator should have."""
-        return None if self.keeps(operator) else self.width
+Wanted = Callable[[Operator], int | None]
+"""The bits of activations that an operator should have; None for floats."""
 
 
 class IntegerPlan:
@@ -60,13 +46,13 @@ class IntegerPlan:
 
     Args:
         model: With float weights; not changed.
-        choice: What the user wants.
+        wanted: Bits of operators. What has no kernel of so many bits has another one, or stays float.
         ranges: By id, of float tensors and constants; those that no sample reached are missing.
     """
 
-    def __init__(self, model: Model, choice: Choice, ranges: Mapping[int, Range]) -> None:
+    def __init__(self, model: Model, wanted: Wanted, ranges: Mapping[int, Range]) -> None:
         self._model = model
-        self._choice = choice
+        self._wanted = wanted
         self._ranges = ranges
         self._graph = Graph.of(model)
         called = {id(inner) for _, operator in model.operators() for inner in operator.subgraphs()}
@@ -76,7 +62,7 @@ class IntegerPlan:
             if id(subgraph) not in called
             and any(id(tensor) in ranges for operator in subgraph.operators for tensor in operator.outputs)
         ]
-        self.modes = decide(model, self._graph, self.subgraphs, choice.of, ranges)
+        self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges)
         self._groups = self._settled()
 
     def works(self) -> dict[int, Work]:
@@ -119,7 +105,13 @@ class IntegerPlan:
             for number, subgraph in enumerate(copy.subgraphs)
             for position, operator in enumerate(subgraph.operators)
         }
-        IntegerPlan(copy, self._choice, ranges)._run(Editor(copy), None)
+        widths = {
+            id(theirs): self._wanted(mine)
+            for one, other in zip(self._model.subgraphs, copy.subgraphs, strict=True)
+            for mine, theirs in zip(one.operators, other.operators, strict=True)
+        }
+        plan = IntegerPlan(copy, lambda operator: widths[id(operator)], ranges)
+        plan._run(Editor(copy), None)
         return before
 
     def _run(self, editor: Editor, weight_of: WeightOf | None) -> int:

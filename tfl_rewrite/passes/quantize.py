@@ -17,19 +17,22 @@ import numpy as np
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.modes import could_compute
-from tfl_rewrite.integers.plan import Choice, IntegerPlan
-from tfl_rewrite.kernels.operands import operators_of
+from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Float32, Int8
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import check_options, option
-from tfl_rewrite.options.patterns import compile_all
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.expansion import expand_constants
 from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work, activations_of
 
-ACTIVATIONS = {"int8": 8, "int16": 16}
+_NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class OperatorChange(JsonData):
     Attributes:
         where: Its place in the file that was read.
         operator: Its type.
-        activations: The type of what it reads and gives, such as ``int8``.
+        activations: The type of what it reads and gives, such as ``int8``; ``hybrid`` where its weights alone
+            are integers.
     """
 
     where: str
@@ -72,7 +76,7 @@ class Quantize(Pass):
         "int8",
         "int8 (default), or int16: twice the memory for activations and less error; weights are int8 beside "
         "both",
-        choices=tuple(ACTIVATIONS),
+        choices=(Computes.INT8.value, Computes.INT16.value),
     )
     float_islands: str = option(
         "allow",
@@ -90,6 +94,13 @@ class Quantize(Pass):
         "operators whose type, or the name of one of whose outputs, matches stay float; wins over "
         "--include; repeatable",
         metavar="REGEX",
+    )
+    map: tuple[str, ...] = option(
+        (),
+        "what operators compute in whose type, or the name of one of whose outputs, matches: int8 or int16 "
+        "activations, hybrid (int8 weights, float activations) or float; repeatable, the last that matches "
+        "decides; of those that --include and --exclude leave",
+        metavar="REGEX=int8|int16|hybrid|float",
     )
     effort: Effort = option(
         Effort.BALANCED,
@@ -126,7 +137,7 @@ class Quantize(Pass):
         """Rewrites the model in place.
 
         Raises:
-            UsageError: There are no real inputs.
+            UsageError: There are no real inputs, or a rule matches nothing.
             UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
         """
         if not any(could_compute(operator) for _, operator in model.operators()):
@@ -138,45 +149,77 @@ class Quantize(Pass):
                 remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples",
             )
         places = {id(operator): place for _, operator, place in operators_of(model)}
+        choice = self._choice()
+        choice.check(model)
         expanded = expand_constants(model)
         ranges = activations.ranges(context.number, model)
-        plan = IntegerPlan(model, self._choice(), ranges)
-        skips = self._islands(model, plan, places)
+        plan = IntegerPlan(model, choice.width, ranges)
+        operators = [operator for _, operator in model.operators()]
+        hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
+        reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
+        self._check(plan, operators, reasons, places)
         rounder: Rounder = Clipped()
         if self.effort is not Effort.FAST:
             rounder = activations.integer_rounder(
                 context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
             )
         weight_of = _weights(model, plan, rounder)
-        edits = tuple(
-            OperatorChange(places.get(id(operator), "(new)"), operator.code.name, f"int{width}")
-            for _, operator in model.operators()
-            if (width := plan.modes.width(operator))
-        )
+        computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
         conversions = plan.convert(editor, weight_of)
         editor.finish()
         notes = [f"{conversions} conversion(s) between floats and integers, or between integers"]
-        notes += [*expanded.notes, *editor.notes]
-        notes += rounder.notes()
-        return PassResult(self.name, edits, tuple(skips), tuple(notes), grows=True)
+        notes += [*expanded.notes, *editor.notes, *rounder.notes()]
+        for operator in self._hybrid(model, hybrid, context):
+            computes[id(operator)] = Computes.HYBRID.value
+        reasons |= {id(item): _NO_HYBRID for item in hybrid if id(item) not in computes}
+        edits = [
+            OperatorChange(places.get(id(item), "(new)"), item.code.name, computes[id(item)])
+            for item in operators
+            if id(item) in computes
+        ]
+        skips = self._check(plan, operators, reasons, places)
+        return PassResult(self.name, tuple(edits), tuple(skips), tuple(notes), grows=True)
 
     def _choice(self) -> Choice:
-        include, exclude = compile_all(self.include), compile_all(self.exclude)
+        return Choice.parse(Computes(self.activations), self.map, self.include, self.exclude)
 
-        def keeps(operator: Operator) -> bool:
-            words = [operator.code.name, *(tensor.name for tensor in operator.outputs if tensor is not None)]
-            if any(pattern.search(word) for pattern in exclude for word in words):
-                return True
-            return bool(include) and not any(pattern.search(word) for pattern in include for word in words)
+    def _hybrid(self, model: Model, operators: list[Operator], context: Context) -> list[Operator]:
+        """Stores the weights of operators for hybrid kernels; returns those that have one."""
+        wanted = set(map(id, operators))
+        if not wanted:
+            return []
 
-        return Choice(ACTIVATIONS[self.activations], keeps)
+        def encoding(item: Candidate) -> Encoding:
+            mine = all(id(use.operator) in wanted for use in item.uses)
+            return Encoding.parse("int8:channel:hybrid" if mine else "float32")
 
-    def _islands(self, model: Model, plan: IntegerPlan, places: dict[int, str]) -> list[Skip]:
-        reasons = plan.modes.reasons
+        # The best effort balances channels between operators, which have their grids by now.
+        effort = Effort.FAST if self.effort is Effort.FAST else Effort.BALANCED
+        QuantizeWeights(
+            assignment=encoding, min_elements=1, effort=effort, bias_correction=self.bias_correction
+        ).run(model, context)
+        return [
+            item
+            for item in operators
+            if any(weight.is_constant and weight.dtype_name == "INT8" for weight in weights_of(item))
+        ]
+
+    def _check(
+        self,
+        plan: IntegerPlan,
+        operators: list[Operator],
+        reasons: dict[int, str],
+        places: dict[int, str],
+    ) -> list[Skip]:
+        """Returns what stays float.
+
+        Raises:
+            UnsupportedError: That is all, or may not be.
+        """
         skips = [
             Skip(places.get(id(operator), operator.code.name), reasons[id(operator)], "float-island")
-            for _, operator in model.operators()
+            for operator in operators
             if id(operator) in reasons
         ]
         if not plan.modes.widths:
