@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tfl_rewrite.integers.patterns import masked_by, normed_by
 from tfl_rewrite.kernels.integer import Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
@@ -20,6 +22,8 @@ Range = tuple[float, float]
 
 _FLOAT = dtypes.FLOAT32.value
 _WIDE_RATIO = 1e3
+_LEAST_DIVISOR = 1 / 16
+"""Of the largest one: then 8 bits have sixteen steps below the least that was seen."""
 
 
 def kernel_of(operator: Operator) -> IntegerKernel:
@@ -178,7 +182,17 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> 
         return f"{name} reads a mask: its values span too many orders of magnitude"
     if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges):
         return f"what {name} reads spans too many orders of magnitude"
+    if Caveat.DIVIDES in kernel.caveats and _may_be_zero(inputs[-1][1], ranges):
+        return f"a divisor of {name} may round to 0"
     return ""
+
+
+def _may_be_zero(divisor: Tensor, ranges: Mapping[int, Range]) -> bool:
+    values = constant_values(divisor, "FLOAT32") if divisor.is_constant else None
+    sizes = np.abs(ranges[id(divisor)] if values is None else values)
+    low, high = ranges[id(divisor)]
+    crosses = values is None and low <= 0 <= high
+    return crosses or float(sizes.min()) < _LEAST_DIVISOR * float(sizes.max())
 
 
 def _weights_obstacle(operator: Operator, graph: Graph) -> str:

@@ -9,13 +9,14 @@ import numpy as np
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.convert import Conversion, WeightOf
 from tfl_rewrite.integers.groups import Groups
-from tfl_rewrite.integers.modes import Range, decide, float_inputs, float_outputs, kernel_of
-from tfl_rewrite.kernels.integer import Caveat, Scales
+from tfl_rewrite.integers.limits import misfit
+from tfl_rewrite.integers.modes import Range, decide, float_inputs, kernel_of
+from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph, Use
-from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.symmetric import Channels, Levels
 from tfl_rewrite.weights.rounders import Work
 
@@ -30,11 +31,6 @@ OUTPUT_MARGIN = 1.5
 """By which the ranges of outputs are widened: what a few samples do not show would be clipped, which costs
 more than a coarser step. Measured on eight samples, eval apart: 5.5 dB better for boxes and landmarks of one
 model, 0.1 dB worse to equal for two; 2 in its place is 0.2 to 0.7 dB worse for those."""
-
-_SPREAD = {8: 2.0**17, 16: 2.0**12}
-"""The kernel of ADD shifts by 20 or 15 bits, and ends the process where a multiplier is 1 or more."""
-_LEAST_SOFTMAX = 2.0**-25
-"""The int8 kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1."""
 
 
 Wanted = Callable[[Operator], int | None]
@@ -59,8 +55,7 @@ class IntegerPlan:
         self.subgraphs = [
             subgraph
             for subgraph in model.subgraphs
-            if id(subgraph) not in called
-            and any(id(tensor) in ranges for operator in subgraph.operators for tensor in operator.outputs)
+            if id(subgraph) not in called and any(id(tensor) in ranges for tensor in _activations(subgraph))
         ]
         self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges)
         self._groups = self._settled()
@@ -144,7 +139,7 @@ class IntegerPlan:
                 id(operator): (operator, why)
                 for subgraph in self.subgraphs
                 for operator in subgraph.operators
-                if (why := self._misfit(operator, found[id(subgraph)]))
+                if (why := misfit(operator, self.modes.width(operator), found[id(subgraph)]))
             }
             if not unfit:
                 return found
@@ -160,21 +155,12 @@ class IntegerPlan:
                     margins.update((id(tensor), SOFTMAX_MARGIN) for _, tensor in float_inputs(operator))
         return margins
 
-    def _misfit(self, operator: Operator, groups: Groups) -> str:
-        """Returns why the kernel of an operator would end the process on its grids; empty where it works."""
-        width = self.modes.width(operator)
-        if width is None:
-            return ""
-        scales = [groups.given(operator, position).scale for position, _ in float_inputs(operator)]
-        if row_of(operator).squashes is Squash.ROWS and width == 8:
-            beta = operator.option("beta") or 0.0
-            return "" if scales[0] * beta > _LEAST_SOFTMAX else "what it reads, times its beta, is too small"
-        if Caveat.SPREAD in kernel_of(operator).caveats:
-            made = [groups.made(tensor) for tensor in float_outputs(operator)]
-            scales += [grid.scale for grid in made if grid is not None]
-            if max(scales) / min(scales) > _SPREAD[width]:
-                return "the scales of what it adds are too far apart for its integer kernel"
-        return ""
+
+def _activations(subgraph: SubGraph) -> Iterator[Tensor | None]:
+    """Yields what a sample that runs a subgraph gives values to."""
+    yield from subgraph.inputs
+    for operator in subgraph.operators:
+        yield from operator.outputs
 
 
 def _work(tensor: Tensor, axis: int, position: int, uses: tuple[Use, ...]) -> Work:

@@ -17,7 +17,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tfl_rewrite.kernels.integer import BETWEEN_0_AND_1, BETWEEN_1_AND_1, Caveat, IntegerKernel, Scales
+from tfl_rewrite.kernels.integer import (
+    BETWEEN_0_AND_1,
+    BETWEEN_1_AND_1,
+    COMPARED,
+    QUOTIENT,
+    SCORES,
+    SUMMANDS,
+    Caveat,
+    IntegerKernel,
+    Scales,
+)
 from tfl_rewrite.kernels.operators import (
     Form,
     Granularity,
@@ -36,6 +46,7 @@ from tfl_rewrite.model.ir import Operator
 _HYBRID, _LOOKUP, _DEQUANTIZE = Reading.HYBRID, Reading.LOOKUP, Reading.DEQUANTIZE
 _TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity.BLOCK
 _OWN, _SAME, _FIXED, _WEIGHTS = Scales.OWN, Scales.SAME, Scales.FIXED, Scales.WEIGHTS
+_COMPARISON = IntegerKernel(_OWN, 2, old=(8,), micro=(8,), limits=COMPARED)
 _ABSENT = (Caveat.REFERENCE_ABSENT,)
 _STATE, _RANDOM, _UNKNOWN = SideEffect.STATE, SideEffect.RANDOM, SideEffect.UNKNOWN
 _CONSTANT_NEEDS = (Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT, Need.ZERO_POINT_ZERO, Need.NORMAL_SCALES)
@@ -493,7 +504,7 @@ _ROWS = (
         "1",
         options="AddOptions",
         elementwise=True,
-        integer=IntegerKernel(_OWN, 2, 3, caveats=(Caveat.SPREAD,)),
+        integer=IntegerKernel(_OWN, 2, 3, limits=SUMMANDS),
     ),
     OperatorRow("ADD_N", "2+", "1"),
     OperatorRow("ARG_MAX", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
@@ -529,12 +540,12 @@ _ROWS = (
         "1",
         elementwise=True,
         steep=Steep.DIVISION,
-        integer=IntegerKernel(_OWN, 2, 2, old=(), micro=(8,)),
+        integer=IntegerKernel(_OWN, 2, 2, old=(), micro=(8,), limits=QUOTIENT, caveats=(Caveat.DIVIDES,)),
     ),
     OperatorRow("DYNAMIC_UPDATE_SLICE", "3", "1"),
     OperatorRow("ELU", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,), caveats=_ABSENT)),
     OperatorRow("EMBEDDING_LOOKUP_SPARSE", "5", "1"),
-    OperatorRow("EQUAL", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
+    OperatorRow("EQUAL", "2", "1", integer=_COMPARISON),
     OperatorRow("EXP", "1", "1", integer=IntegerKernel(_OWN, 2, 2, micro=())),
     OperatorRow("EXPAND_DIMS", "2", "1", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)),
     OperatorRow("FAKE_QUANT", "1", "1"),
@@ -543,8 +554,8 @@ _ROWS = (
     OperatorRow("FLOOR_DIV", "2", "1", steep=Steep.DIVISION),
     OperatorRow("FLOOR_MOD", "2", "1", steep=Steep.DIVISION),
     OperatorRow("GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), micro=())),
-    OperatorRow("GREATER", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
-    OperatorRow("GREATER_EQUAL", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
+    OperatorRow("GREATER", "2", "1", integer=_COMPARISON),
+    OperatorRow("GREATER_EQUAL", "2", "1", integer=_COMPARISON),
     OperatorRow("HARD_SWISH", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,))),
     OperatorRow(
         "HASHTABLE",
@@ -583,8 +594,8 @@ _ROWS = (
     ),
     OperatorRow("L2_POOL_2D", "1", "1"),
     OperatorRow("LEAKY_RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 2)),
-    OperatorRow("LESS", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
-    OperatorRow("LESS_EQUAL", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
+    OperatorRow("LESS", "2", "1", integer=_COMPARISON),
+    OperatorRow("LESS_EQUAL", "2", "1", integer=_COMPARISON),
     OperatorRow("LOCAL_RESPONSE_NORMALIZATION", "1", "1"),
     OperatorRow("LOG", "1", "1", steep=Steep.ALWAYS, integer=IntegerKernel(_OWN, 2, 2, old=(), micro=())),
     OperatorRow("LOGICAL_AND", "2", "1"),
@@ -621,7 +632,7 @@ _ROWS = (
     ),
     OperatorRow("NON_MAX_SUPPRESSION_V4", "5", "2"),
     OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
-    OperatorRow("NOT_EQUAL", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
+    OperatorRow("NOT_EQUAL", "2", "1", integer=_COMPARISON),
     OperatorRow("ONE_HOT", "4", "1"),
     OperatorRow("PACK", "1+", "1", integer=IntegerKernel(_SAME, 2, 3)),
     OperatorRow("PAD", "2-3", "1", optional=(2,), homogeneous=True, integer=IntegerKernel(_SAME, 2, 3)),
@@ -691,7 +702,11 @@ _ROWS = (
     OperatorRow("SKIP_GRAM", "1", "1"),
     OperatorRow("SLICE", "3", "1", integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow(
-        "SOFTMAX", "1", "1", squashes=Squash.ROWS, integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1)
+        "SOFTMAX",
+        "1",
+        "1",
+        squashes=Squash.ROWS,
+        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1, limits=SCORES),
     ),
     OperatorRow("SPACE_TO_BATCH_ND", "3", "1", integer=IntegerKernel(_SAME, 2, 4, micro=(8,))),
     OperatorRow("SPACE_TO_DEPTH", "1", "1", integer=IntegerKernel(_SAME, 2, old=(8,), micro=(8,))),
@@ -723,7 +738,7 @@ _ROWS = (
         "1",
         options="SubOptions",
         elementwise=True,
-        integer=IntegerKernel(_OWN, 2, 5, caveats=(Caveat.SPREAD,)),
+        integer=IntegerKernel(_OWN, 2, 5, limits=SUMMANDS),
     ),
     OperatorRow("SUM", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), caveats=(Caveat.REFERENCE_WRONG,))),
     OperatorRow(
