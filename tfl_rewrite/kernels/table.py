@@ -774,6 +774,7 @@ ROWS: Mapping[str, OperatorRow] = MappingProxyType({row.name: row for row in _RO
 ADD, CAST, MEAN, MUL, PRELU, RESHAPE, SUB = map(
     ROWS.__getitem__, ("ADD", "CAST", "MEAN", "MUL", "PRELU", "RESHAPE", "SUB")
 )
+AVERAGE_POOL = ROWS["AVERAGE_POOL_2D"]
 ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE = map(
     ROWS.__getitem__, ("ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE")
 )

@@ -21,6 +21,7 @@ from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.modes import could_compute
 from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.rewrites import pools_to_means
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Float32, Int8
@@ -152,6 +153,8 @@ class Quantize(Pass):
         choice = self._choice()
         choice.check(model)
         expanded = expand_constants(model)
+        means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
+        places |= {id(mean): places[id(pool)] for pool, mean in means}
         ranges = activations.ranges(context.number, model)
         plan = IntegerPlan(model, choice.width, ranges)
         operators = [operator for _, operator in model.operators()]
@@ -169,6 +172,7 @@ class Quantize(Pass):
         conversions = plan.convert(editor, weight_of)
         editor.finish()
         notes = [f"{conversions} conversion(s) between floats and integers, or between integers"]
+        notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
         notes += [*expanded.notes, *editor.notes, *rounder.notes()]
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
