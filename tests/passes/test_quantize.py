@@ -6,9 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, Quantize, Report, UnsupportedError, UsageError, load, rewrite
+from tfl_rewrite import (
+    Judging,
+    Quantize,
+    QuantizeWeights,
+    Report,
+    UnsupportedError,
+    UsageError,
+    load,
+    rewrite,
+)
 from tfl_rewrite.cli.main import main
 
 FAST: dict[str, Any] = {"effort": "fast"}
@@ -77,6 +87,34 @@ def test_inputs_are_needed(fixtures: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["quantize", str(source), str(target)]) == 2
     assert "--inputs" in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_too_few_samples_are_told_apart_from_none(fixtures: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.npz"
+    with np.load(fixtures / "inputs" / "digits_calib.npz") as given:
+        np.savez(few, **{name: array[:3] for name, array in given.items()})
+    with pytest.raises(UsageError, match="needs real inputs: 3 samples are too few: give 4 or more"):
+        made(fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", Judging(inputs=(str(few),)))
+
+
+@pytest.mark.runtime
+def test_a_refusal_counts_its_reasons(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "composite.tflite", tmp_path / "out.tflite"
+    told = "in integers: 1 x STABLEHLO_COMPOSITE has no integer kernel; 1 x no sample runs its subgraph"
+    with pytest.raises(UnsupportedError, match=told):
+        made(source, target, judging(fixtures, "composite"))
+
+
+@pytest.mark.runtime
+def test_weights_of_float_islands_stay_as_they_are_stored(fixtures: Path, tmp_path: Path) -> None:
+    """The LSTM has no integer kernel here: its int8 weights would only grow to floats."""
+    source, target = tmp_path / "hybrid.tflite", tmp_path / "out.tflite"
+    rewrite(fixtures / "lstm.tflite", source, [QuantizeWeights()], judging=Judging(mode="off"))
+    report = made(source, target, judging(fixtures, "lstm"))
+    assert report.verdict is not None and report.verdict.passed
+    (kept,) = report.results[0].skips
+    assert kept.reason == "UNIDIRECTIONAL_SEQUENCE_LSTM has no integer kernel"
+    assert report.nbytes_after < 1.1 * report.nbytes_before < 0.5 * (fixtures / "lstm.tflite").stat().st_size
 
 
 @pytest.mark.runtime

@@ -94,7 +94,7 @@ def divide(
     return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
 
 
-def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, bool, tuple[str, ...]]:
+def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, str]:
     """Sets samples aside that judge, where weights are to be fitted to the user's inputs.
 
     Args:
@@ -103,17 +103,16 @@ def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, bo
         folder: For the parts of files.
 
     Returns:
-        How to verify, with what may be fitted to as its inputs; whether weights might be fitted to the
-        samples that judge, and are not; and notes for the report.
+        How to verify, with what may be fitted to as its inputs; and why nothing may, empty where something
+        is.
 
     Raises:
         UsageError: See :func:`divide`.
     """
     parted = divide(model, judging.inputs, judging.holdout, folder)
     if parted.crossed:
-        return replace(judging, inputs=parted.everything, holdout=parted.judge), True, ()
-    note = f"weights are rounded without looking at inputs: {parted.reason}"
-    return replace(judging, inputs=(), holdout=parted.judge), False, (note,)
+        return replace(judging, inputs=parted.everything, holdout=parted.judge), ""
+    return replace(judging, inputs=(), holdout=parted.judge), parted.reason
 
 
 def split(

@@ -149,6 +149,7 @@ class Context:
             such as :class:`tfl_rewrite.weights.rounders.Activations`. None where there are no inputs.
         number: Of the pass among those that run; what was found for one is not for another.
         work: Threads, and the hook for progress.
+        unfit: Why nothing can be fitted to the inputs that there are; empty where there are none, or it can.
 
     Example:
         >>> tfl_rewrite.Context().activations is None
@@ -158,6 +159,7 @@ class Context:
     activations: object | None = None
     number: int = 0
     work: Work = field(default_factory=current)
+    unfit: str = ""
 
 
 class Pass(ABC):

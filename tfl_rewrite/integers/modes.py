@@ -12,7 +12,7 @@ from tfl_rewrite.integers.patterns import masked_by, normed_by
 from tfl_rewrite.kernels.integer import Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
 from tfl_rewrite.kernels.operators import Squash
-from tfl_rewrite.kernels.table import SHAPE_READERS, row_of
+from tfl_rewrite.kernels.table import CONVERSIONS, SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -100,7 +100,7 @@ def decide(
     modes = Modes()
     inside = set(map(id, subgraphs))
     for subgraph, operator in model.operators():
-        if not _has_floats(operator) or row_of(operator) in SHAPE_READERS:
+        if not _has_floats(operator) or row_of(operator) in (*SHAPE_READERS, *CONVERSIONS):
             continue
         width = wanted(operator)
         if id(subgraph) not in inside:

@@ -787,6 +787,9 @@ NORM_STATISTICS = (*NORM_APPLICATION, ROWS["MEAN"], ROWS["SQUARED_DIFFERENCE"], 
 """What computes a variance, before the RSQRT of a layer norm."""
 RESIDUAL = ROWS["ADD"]
 
+CONVERSIONS = (QUANTIZE, DEQUANTIZE)
+"""What gives the same values in another type: no operator of a model that somebody misses in integers."""
+
 EXPANDING = (MUL, ADD, RESHAPE)
 """What makes floats of blocks of integers, and of the two parts of int6, behind DEQUANTIZE."""
 

@@ -3,12 +3,14 @@
 Promise: what has an integer kernel on every resolver, and whose tensors were seen on the inputs, computes in
 int8 (weights int8 with a scale per channel, biases int32) or beside int16 activations (biases int64); what
 has none, or what integers would ruin, stays float, and is named with the reason. Inputs and outputs stay as
-they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first.
-Changes outputs; a model that computes in integers already is left as it is.
+they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first, but
+for those that only float operators read: they stay as they are stored. Changes outputs; a model that computes
+in integers already is left as it is.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +24,7 @@ from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.modes import could_compute
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.rewrites import pools_to_means
+from tfl_rewrite.integers.stored import read_by_integers
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Float32, Int8
@@ -146,13 +149,14 @@ class Quantize(Pass):
         activations = activations_of(context)
         if activations is None:
             raise UsageError(
-                "quantize needs real inputs: the ranges of made ones mean nothing",
+                f"quantize needs real inputs: {context.unfit or 'the ranges of made ones mean nothing'}",
                 remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples",
             )
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice = self._choice()
         choice.check(model)
-        expanded = expand_constants(model)
+        wanted = read_by_integers(model, lambda operator: choice.of(operator) is not Computes.FLOAT)
+        expanded = expand_constants(model, wanted)
         means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
         places |= {id(mean): places[id(pool)] for pool, mean in means}
         ranges = activations.ranges(context.number, model)
@@ -227,7 +231,8 @@ class Quantize(Pass):
             if id(operator) in reasons
         ]
         if not plan.modes.widths:
-            why = skips[0].reason if skips else "no sample reaches one"
+            counts = Counter(skip.reason for skip in skips).most_common()
+            why = "; ".join(f"{count} x {reason}" for reason, count in counts) or "no sample reaches one"
             raise UnsupportedError(f"no operator can compute in integers: {why}")
         if skips and self.float_islands == "refuse":
             named = "; ".join(f"{skip.where}: {skip.reason}" for skip in skips[:5])

@@ -196,7 +196,10 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
 
         model = source.model()
         run_passes(model, [item for item in plan.passes if item.effect is Effect.INTERFACE])
-        settings, unfitted, notes = set_aside(model, settings, stack.enter_context(Scratch()).path)
+        settings, why = set_aside(model, settings, stack.enter_context(Scratch()).path)
+        unfitted = not why
+        notes = (f"weights are rounded without looking at inputs: {why}",) if why else ()
+        context = Context(unfit=why)
     if settings.inputs and any(item.is_fitted for item in plan.passes):
         from tfl_rewrite.calibration.fitter import InputActivations
 
