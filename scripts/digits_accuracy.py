@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 
 import tfl_rewrite
+from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
-FORMS: tuple[dict[str, str], ...] = (
-    {"dtype": "int8", "scheme": "auto"},
-    {"dtype": "int8", "scheme": "dequantize"},
-    {"dtype": "float16"},
-    {"dtype": "int6", "granularity": "channel"},
-    {"dtype": "int4", "granularity": "channel"},
-    {"dtype": "int4", "granularity": "block:32"},
-)
+FORMS: dict[str, Pass] = {
+    "int8, auto": QuantizeWeights(dtype="int8", scheme="auto"),
+    "int8, dequantize": QuantizeWeights(dtype="int8", scheme="dequantize"),
+    "float16": QuantizeWeights(dtype="float16"),
+    "int6, channel": QuantizeWeights(dtype="int6", granularity="channel"),
+    "int4, channel": QuantizeWeights(dtype="int4", granularity="channel"),
+    "int4, block:32": QuantizeWeights(dtype="int4", granularity="block:32"),
+    "quantize, int8": Quantize(),
+    "quantize, int16": Quantize(activations="int16"),
+}
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
@@ -49,12 +53,10 @@ def main() -> None:
     calibration = FIXTURES / "inputs" / "digits_calib.npz"
     print(f"{'float32':18s} {model.stat().st_size:8,} bytes  accuracy {accuracy(model):.4f}")
     with tempfile.TemporaryDirectory(prefix="tfl-rewrite-digits-") as folder:
-        for number, options in enumerate(FORMS):
+        for number, (name, item) in enumerate(FORMS.items()):
             made = Path(folder) / f"{number}.tflite"
-            passes = [QuantizeWeights(**options)]
             settings = Judging(inputs=(calibration,), tolerance=tfl_rewrite.Tolerance(min_snr=0))
-            tfl_rewrite.rewrite(model, made, passes, judging=settings)
-            name = ", ".join(options.values())
+            tfl_rewrite.rewrite(model, made, [item], judging=settings)
             print(f"{name:18s} {made.stat().st_size:8,} bytes  accuracy {accuracy(made):.4f}")
         made = Path(folder) / "shrunk.tflite"
         goal = tfl_rewrite.Goal(min_agreement=0.99)

@@ -21,6 +21,8 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.cli.main import main
 
+from ..helpers import script
+
 FAST: dict[str, Any] = {"effort": "fast"}
 
 
@@ -115,6 +117,19 @@ def test_weights_of_float_islands_stay_as_they_are_stored(fixtures: Path, tmp_pa
     (kept,) = report.results[0].skips
     assert kept.reason == "UNIDIRECTIONAL_SEQUENCE_LSTM has no integer kernel"
     assert report.nbytes_after < 1.1 * report.nbytes_before < 0.5 * (fixtures / "lstm.tflite").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+@pytest.mark.parametrize(("activations", "lost"), [("int8", 2), ("int16", 1)])
+def test_held_out_images_are_still_told_apart(
+    activations: str, lost: int, fixtures: Path, tmp_path: Path
+) -> None:
+    """446 of 450 are, in floats; so many fewer at most."""
+    accuracy, target = script("digits_accuracy").accuracy, tmp_path / "out.tflite"
+    source = fixtures / "digits_cnn.tflite"
+    made(source, target, judging(fixtures), activations=activations, effort="balanced")
+    assert accuracy(source) * 450 - accuracy(target) * 450 < lost + 0.5
 
 
 @pytest.mark.runtime
