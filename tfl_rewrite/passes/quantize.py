@@ -35,6 +35,7 @@ from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.expansion import expand_constants
 from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work, activations_of
+from tfl_rewrite.weights.sparse import make_dense
 
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
 
@@ -155,6 +156,7 @@ class Quantize(Pass):
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice = self._choice()
         choice.check(model)
+        dense = make_dense(model)
         wanted = read_by_integers(model, lambda operator: choice.of(operator) is not Computes.FLOAT)
         expanded = expand_constants(model, wanted)
         means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
@@ -176,6 +178,7 @@ class Quantize(Pass):
         conversions = plan.convert(editor, weight_of)
         editor.finish()
         notes = [f"{conversions} conversion(s) between floats and integers, or between integers"]
+        notes += [f"{dense} sparse constant(s) made dense"] if dense else []
         notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
         notes += [*expanded.notes, *editor.notes, *rounder.notes()]
         for operator in self._hybrid(model, hybrid, context):
