@@ -208,6 +208,21 @@ def test_what_does_not_vary_any_more_is_seen_in_any_layout(shape, axis):
     assert samples_of(before, before * np.float32(1.001)).passed
 
 
+@pytest.mark.parametrize("shape", [(40, 1), (1, 40, 1), (1, 40, 30, 1)])
+@pytest.mark.parametrize(("span", "passes"), [(1.0, True), (20.0, False)])
+def test_places_of_one_channel_may_rest_within_the_tolerance(shape, span, passes):
+    """Anchors where nothing is, on a coarse grid: the output varies by 30, a tenth of it is tolerated."""
+    rng = np.random.default_rng(3)
+    before = rng.normal(0, 30, (2, *shape)).astype(np.float32)
+    axis = 1 if len(shape) == 2 else 2
+    where = (slice(None),) * axis + (3,)
+    before[where] = np.linspace(0, span, before[where].size).reshape(before[where].shape)
+    after = before.copy()
+    after[where] = span / 2
+    result = samples_of(before, after, Tolerance(min_snr=20))
+    assert result.snr_db > 20 and result.passed is passes, result.reason
+
+
 def test_one_outlier_does_not_hide_what_is_dead():
     before = np.full((16, 1, 2), 300.0, np.float32)
     before[:, 0, 1] += np.arange(16) * 0.01

@@ -102,9 +102,20 @@ def test_too_few_samples_are_told_apart_from_none(fixtures: Path, tmp_path: Path
 @pytest.mark.runtime
 def test_a_refusal_counts_its_reasons(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "composite.tflite", tmp_path / "out.tflite"
-    told = "in integers: 1 x STABLEHLO_COMPOSITE has no integer kernel; 1 x no sample runs its subgraph"
+    told = "1 x STABLEHLO_COMPOSITE has no integer kernel; 1 x it is in a subgraph that STABLEHLO_COMPOSITE"
     with pytest.raises(UnsupportedError, match=told):
         made(source, target, judging(fixtures, "composite"))
+
+
+@pytest.mark.runtime
+def test_a_signature_without_samples_is_named(fixtures: Path, tmp_path: Path) -> None:
+    source, given = fixtures / "two_signatures_shared_weights.tflite", tmp_path / "one.npz"
+    with np.load(fixtures / "inputs" / "two_signatures_shared_weights.npz") as arrays:
+        name = sorted(arrays)[0]
+        np.savez(given, **{name: np.concatenate([arrays[name]] * 2)})
+    report = made(source, tmp_path / "out.tflite", Judging(inputs=(str(given),), mode="off"))
+    (reason,) = {skip.reason for skip in report.results[0].skips}
+    assert reason.startswith("no sample runs signature '")
 
 
 @pytest.mark.runtime

@@ -98,13 +98,13 @@ def decide(
         ranges: By id of the tensors that were seen.
     """
     modes = Modes()
-    inside = set(map(id, subgraphs))
+    inside, unreached = set(map(id, subgraphs)), _unreached(model)
     for subgraph, operator in model.operators():
         if not _has_floats(operator) or row_of(operator) in (*SHAPE_READERS, *CONVERSIONS):
             continue
         width = wanted(operator)
         if id(subgraph) not in inside:
-            reason = "no sample runs its subgraph as an entry point"
+            reason = unreached.get(id(subgraph), "no sample runs its subgraph")
         elif width is None:
             reason = "kept, as asked"
         else:
@@ -117,6 +117,18 @@ def decide(
     for subgraph in subgraphs:
         _keep_patterns(subgraph, graph, modes, ranges)
     return modes
+
+
+def _unreached(model: Model) -> dict[int, str]:
+    """Returns by subgraph why no sample tells what its operators meet."""
+    reasons = {
+        id(inner): f"it is in a subgraph that {operator.code.name} calls"
+        for _, operator in model.operators()
+        for inner in operator.subgraphs()
+    }
+    for signature in model.signatures:
+        reasons.setdefault(id(signature.subgraph), f"no sample runs signature {signature.key!r}")
+    return reasons
 
 
 def _keep_patterns(subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mapping[int, Range]) -> None:

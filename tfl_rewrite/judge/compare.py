@@ -207,7 +207,9 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
 
     A value that rests most of the time and moves once, such as one that a RELU lets through, is lost to any
     rounding. So two values at least must be others than the constant that is left; along an axis that may
-    count places instead of channels, a tenth of them.
+    count places instead of channels, a tenth of them. Where it counts nothing else, they must be apart by
+    more than the error that any place may have: the background of a mask, or an anchor where nothing is,
+    rests on a grid of 8 bits.
     """
     if tolerance.min_channel_snr is None:
         return _Frozen({})
@@ -220,6 +222,8 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
         moved = slices.still & (slices.span > 0) & (slices.moved > 0)
         if tally.rows.rows and tally.rows.are_shares:
             moved &= tally.rows.unit * slices.span >= 4 * LEAST_SHARE
+        if axis not in channels:
+            moved &= slices.span >= _tolerated(tally, tolerance)
         if not moved.any():
             continue
         needed = 2 if axis in channels else np.maximum(2, slices.count // 10)
@@ -240,6 +244,18 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
     if few and not tally.bit_exact:
         untold.append(f"channels: {few[0].count} values of each tell too little")
     return _Frozen(axes, "; ".join(untold) or None)
+
+
+def _tolerated(tally: OutputTally, tolerance: Tolerance) -> float:
+    """The error that the tolerance leaves to a value where all are of one channel, told by a last axis of 1.
+
+    A share of how far values are from their mean. 0 where other axes may count channels.
+    """
+    sums = next(iter(tally.channels.values()), None)
+    if sums is None or sums.signal.size > 1 or not sums.count or tolerance.min_snr is None:
+        return 0.0
+    least = float(np.sqrt(sums.signal[0] / sums.count)) * 10 ** (-tolerance.min_snr / 20)
+    return least if np.isfinite(least) else 0.0
 
 
 def _one_value_moves(moved: Bools, axis: int) -> list[str]:
