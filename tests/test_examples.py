@@ -23,7 +23,7 @@ RUN |= {
     "ShardFailed",
     "ShardedModel",
 }
-RUN |= {"Tensor", "ShrinkFailed", "UnsupportedError", "Verdict"}
+RUN |= {"Tensor", "TensorRanges", "ShrinkFailed", "UnsupportedError", "Verdict"}
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 

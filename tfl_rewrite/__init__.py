@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.errors import VerificationError as VerificationError
     from tfl_rewrite.files.store import load as load
     from tfl_rewrite.files.store import save as save
+    from tfl_rewrite.integers.ranges import TensorRanges as TensorRanges
     from tfl_rewrite.judge.layers import Blame as Blame
     from tfl_rewrite.judge.settings import Judging as Judging
     from tfl_rewrite.judge.settings import Tolerance as Tolerance
@@ -85,6 +86,7 @@ _NAMES = {
     "errors": "FileAccessError FormatError InvariantError TflRewriteError UnsupportedError UsageError "
     "VerificationError",
     "files.store": "load save",
+    "integers.ranges": "TensorRanges",
     "judge.layers": "Blame",
     "judge.settings": "Judging Tolerance",
     "judge.verdict": "Verdict",

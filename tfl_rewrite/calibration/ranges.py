@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer
 from tfl_rewrite.calibration.probe import Call, Probe
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.integers.modes import Range
-from tfl_rewrite.kernels.operands import constant_values
+from tfl_rewrite.integers.ranges import constant_range
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
 from tfl_rewrite.weights.rounders import Simulate
@@ -40,7 +42,14 @@ class Ranges(Observer[list[dict[int, Range]]]):
         def look(_: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             copy = probe(None)
             calls = copy.calls(self.steps)
-            found = [_constants(subgraph) for subgraph in model.subgraphs]
+            found: list[dict[int, Range]] = [
+                {
+                    at: held
+                    for at, item in enumerate(subgraph.tensors)
+                    if (held := constant_range(item)) is not None
+                }
+                for subgraph in model.subgraphs
+            ]
             for number in sorted({call.subgraph for call in calls}):
                 found[number].update(_seen(copy, number, calls))
             self.found[0] = found
@@ -60,39 +69,38 @@ class Ranges(Observer[list[dict[int, Range]]]):
         }
 
 
-def _constants(subgraph: SubGraph) -> dict[int, Range]:
+def _seen(probe: Probe, number: int, calls: Sequence[Call]) -> dict[int, Range]:
     found: dict[int, Range] = {}
-    for at, tensor in enumerate(subgraph.tensors):
-        values = constant_values(tensor, "FLOAT32") if tensor.is_constant else None
-        if values is not None and values.size:
-            found[at] = float(values.min()), float(values.max())
+    for part in memoryfuls(float_tensors(probe.model.subgraphs[number])):
+        for _, values in probe.values_of(number, [tensor for _, tensor in part], calls):
+            for (at, _), array in zip(part, values, strict=True):
+                widen(found, at, array)
     return found
 
 
-def _seen(probe: Probe, number: int, calls: Sequence[Call]) -> dict[int, Range]:
-    subgraph = probe.model.subgraphs[number]
+def float_tensors(subgraph: SubGraph) -> list[tuple[int, Tensor]]:
+    """Returns the float inputs of a subgraph and what its operators give, with their positions."""
     wanted = {
         id(tensor) for operator in subgraph.operators for tensor in operator.outputs if tensor is not None
     }
     wanted |= set(map(id, subgraph.inputs))
-    tensors = [
+    return [
         (at, tensor)
         for at, tensor in enumerate(subgraph.tensors)
         if id(tensor) in wanted and tensor.dtype == dtypes.FLOAT32.value and not tensor.is_variable
     ]
-    found: dict[int, Range] = {}
-    for part in _memoryfuls(tensors):
-        for _, values in probe.values_of(number, [tensor for _, tensor in part], calls):
-            for (at, _), array in zip(part, values, strict=True):
-                if not array.size:
-                    continue
-                low, high = found.get(at, (math.inf, -math.inf))
-                # Unlike min and max of Python, these keep a NaN, whichever side it is on.
-                found[at] = float(np.minimum(low, array.min())), float(np.maximum(high, array.max()))
-    return found
 
 
-def _memoryfuls(tensors: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+def widen(found: dict[int, Range], at: int, array: npt.NDArray[Any]) -> None:
+    """Lets the range of a tensor hold an array, too."""
+    if array.size:
+        low, high = found.get(at, (math.inf, -math.inf))
+        # Unlike min and max of Python, these keep a NaN, whichever side it is on.
+        found[at] = float(np.minimum(low, array.min())), float(np.maximum(high, array.max()))
+
+
+def memoryfuls(tensors: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+    """Divides tensors into lists that fit into memory, each as long as may be."""
     parts: list[list[tuple[int, Tensor]]] = []
     held = HELD_NBYTES + 1
     for item in tensors:

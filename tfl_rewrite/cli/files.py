@@ -36,16 +36,18 @@ def check(command: Command, arguments: argparse.Namespace) -> None:
     for row in rows:
         what = _what(row)
         for path in paths(arguments, _destination(row)):
-            if row.role in (Role.WRITE, Role.OUT, Role.KEEP):
-                if path == STREAM:
-                    raise UsageError(
-                        f"{what} is not for standard output", remedy="name a file, such as ./- for that name"
-                    )
-                writes.append(Claim(what, path, mine=row.role is Role.KEEP))
-            elif row.role is Role.FOLDER:
-                writes += _of_a_folder(what, path, arguments)
-            else:
-                reads += [Claim(what, name) for name in _read(row.role, path)]
+            for role, name in _files(row.role, path, arguments):
+                if role in (Role.WRITE, Role.OUT, Role.KEEP):
+                    if name == STREAM:
+                        raise UsageError(
+                            f"{what} is not for standard output",
+                            remedy="name a file, such as ./- for that name",
+                        )
+                    writes.append(Claim(what, name, mine=role is Role.KEEP))
+                elif role is Role.FOLDER:
+                    writes += _of_a_folder(what, name, arguments)
+                else:
+                    reads.append(Claim(what, name))
     check_claims(reads, writes, force=bool(getattr(arguments, "force", False)))
     folders = [row.names[0] for row in rows if row.role is Role.FOLDER]
     for folder in [path for name in folders for path in paths(arguments, name)]:
@@ -80,16 +82,20 @@ def _of_a_folder(what: str, path: str, arguments: argparse.Namespace) -> Iterato
         yield Claim(what, os.fspath(Path(path) / entry), mine=True)
 
 
-def _read(role: Role | None, path: str) -> list[str]:
-    if role is Role.READ_MAP:
-        return [path] if path.endswith(".toml") else []
+def _files(role: Role | None, path: str, arguments: argparse.Namespace) -> list[tuple[Role | None, str]]:
+    """Returns the files that a value names, and what is done with each."""
     if role is Role.READ_PASSES:
         from tfl_rewrite.passes import catalog
 
-        return catalog.files_of(path)
+        found = catalog.files_of(path)
+        return [row for item in found for row in _files(*item, arguments)]
+    if role is Role.READ_MAP:
+        return [(role, path)] if path.endswith(".toml") else []
     if role is Role.READ_RUNTIME:
-        return path.split(":")[1:2]
-    return [path]
+        return [(role, name) for name in path.split(":")[1:2]]
+    if role is Role.CALIBRATED:
+        return [(Role.WRITE if getattr(arguments, "inputs", None) else Role.READ, path)]
+    return [(role, path)]
 
 
 # The C library keeps a bare pointer to it.

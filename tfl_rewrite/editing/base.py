@@ -7,6 +7,7 @@ nor silence. After every pass the invariants of the model are checked.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,7 @@ class PassResult(JsonData):
         notes: Further lines for the user.
         packing: How the file is to be laid out, where that is what the pass is about.
         grows: Whether what it did is worth a larger file.
+        files: What else is to be written if the file gets its name: paths and bytes.
         reading: How the original is to be read to compare with (:meth:`Pass.define`), where what it computes
             is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
         idle: Where it changed nothing: why, and what does something instead.
@@ -108,6 +110,7 @@ class PassResult(JsonData):
     notes: tuple[str, ...] = ()
     packing: Packing | None = field(default=None, metadata=LEFT_OUT)
     grows: bool = field(default=False, metadata=LEFT_OUT)
+    files: tuple[tuple[str | os.PathLike[str], bytes], ...] = field(default=(), metadata=LEFT_OUT)
     reading: str = field(default="", metadata=LEFT_OUT)
     idle: str = ""
 
@@ -177,6 +180,8 @@ class Pass(ABC):
         for_download: Whether what gets smaller is the deflated file rather than the file itself.
         resolvers: Which kernels judge what it makes where nobody says: each that the original runs with. They
             compute integers differently, and have to agree.
+        calibrated: Whether what it makes is right only for inputs like those that it was calibrated on, so
+            that what made ones show is nothing against it.
 
     Example:
         >>> from dataclasses import dataclass
@@ -205,6 +210,7 @@ class Pass(ABC):
     command: ClassVar[bool] = True
     for_download: ClassVar[bool] = False
     resolvers: ClassVar[tuple[str, ...]] = ()
+    calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Brings the options into form.

@@ -192,7 +192,7 @@ class Verdict(JsonData):
             (outputs or temporary files took too much of it), or ``unrepeatable`` outputs. ``interface``,
             ``outputs``: they differ. ``kernels``: the original differs as much from itself between kernels.
             ``nothing``: there is no output that says anything. ``unreached``: constants that changed were
-            not read on any sample.
+            not read on any sample. ``unlike``: outputs differ on samples that the file was not made for.
         judge: The interpreter; None when none came to run.
         sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
         sample_count: Calls that were compared, over all entry points.
@@ -274,6 +274,29 @@ class Verdict(JsonData):
         """The same, as one on samples that were kept apart from those that the file was fitted to."""
         return replace(self, unfitted=True, verdicts=tuple(one.of_unfitted() for one in self.verdicts))
 
+    def of_unlike(self, why: str) -> Verdict:
+        """The same, as one on samples that the file was not made for: differences say nothing then.
+
+        Args:
+            why: What the samples are.
+        """
+        entries = tuple(
+            replace(
+                item,
+                status="unverified",
+                cause="unlike",
+                reasons=tuple(f"{why}: {one}" for one in item.reasons),
+            )
+            if item.cause == "outputs"
+            else item
+            for item in self.entries
+        )
+        made = self if entries == self.entries else with_entries(self, entries)
+        verdicts = tuple(one.of_unlike(why) for one in self.verdicts)
+        worst = min((made, *verdicts), key=lambda one: STATUSES.index(one.status))
+        told = {name: getattr(worst, name) for name in ("status", "cause", "reasons")}
+        return replace(made, verdicts=verdicts, **told)
+
     def worst_snr(self) -> float | None:
         """Least SNR over the outputs that have one, in dB."""
         ratios = [output.snr_db for output in self.outputs if output.snr_db is not None]
@@ -298,7 +321,7 @@ class Verdict(JsonData):
 
 _LOST = {"unreached": "no sample entered it, and it cannot be judged by itself"}
 # Its outputs were compared; which of them say nothing is told output by output.
-_JUDGED = ("nothing", "kernels", "unrepeatable")
+_JUDGED = ("nothing", "kernels", "unrepeatable", "unlike")
 
 
 def entry_verdict(
@@ -344,6 +367,12 @@ def weighed(entries: Sequence[EntryVerdict]) -> tuple[str, str, tuple[str, ...]]
     found = [entry for entry in entries if entry.status == status]
     reasons = tuple(dict.fromkeys(reason for entry in found for reason in entry.reasons))
     return status, next((entry.cause for entry in found), ""), reasons
+
+
+def with_entries(verdict: Verdict, entries: Sequence[EntryVerdict]) -> Verdict:
+    """Returns a verdict that says of its entry points something else, with what that comes to."""
+    status, cause, reasons = weighed(entries)
+    return replace(verdict, status=status, cause=cause, reasons=reasons, entries=tuple(entries))
 
 
 def combined(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> Verdict:

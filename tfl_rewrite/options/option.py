@@ -166,6 +166,7 @@ class Role(Enum):
     WRITE = "writes it"
     OUT = "writes it, maybe in place of IN"
     KEEP = "reads it and writes it, if it is of its own making"
+    CALIBRATED = "writes it where inputs are given, else reads it"
     FOLDER = "writes into it"
 
 

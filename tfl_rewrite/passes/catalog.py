@@ -113,8 +113,8 @@ def passes_of(texts: Sequence[str]) -> list[Pass]:
     return made
 
 
-def files_of(text: str) -> list[str]:
-    """Returns the files that the options of a pass, as for :func:`passes_of`, name.
+def files_of(text: str) -> list[tuple[Role, str]]:
+    """Returns the files that the options of a pass, as for :func:`passes_of`, name, each with its role.
 
     Raises:
         UsageError: See :func:`passes_of`.
@@ -124,8 +124,7 @@ def files_of(text: str) -> list[str]:
         return []
     options = options_of(BY_NAME[name])
     given = read_options(rest, options, name)
-    maps = [str(given[row.name]) for row in options if row.role is Role.READ_MAP and row.name in given]
-    return [path for path in maps if path.endswith(".toml")]
+    return [(row.role, str(given[row.name])) for row in options if row.role and row.name in given]
 
 
 def preset(name: str) -> list[Pass]:

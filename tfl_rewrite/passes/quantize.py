@@ -10,6 +10,7 @@ in integers already is left as it is.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,23 +19,24 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.modes import could_compute
 from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.rewrites import pools_to_means
 from tfl_rewrite.integers.stored import read_by_integers
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Float32, Int8
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import Role, check_options, option
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.expansion import expand_constants
-from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work, activations_of
+from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work
 from tfl_rewrite.weights.sparse import make_dense
 
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
@@ -76,6 +78,7 @@ class Quantize(Pass):
     effect: ClassVar[Effect] = Effect.TOLERANCE
     place: ClassVar[str] = "in the place of quantize-weights: what computes in integers has integer weights"
     resolvers: ClassVar[tuple[str, ...]] = ("default", "builtin", "reference")
+    calibrated: ClassVar[bool] = True
 
     activations: str = option(
         "int8",
@@ -114,6 +117,14 @@ class Quantize(Pass):
         "best: the same with more work for each",
         choices=Effort,
     )
+    ranges: TensorRanges | str | os.PathLike[str] | None = option(
+        None,
+        "keep the ranges of tensors: write them to this file where --inputs are given, and read them "
+        "otherwise, so that another run needs no inputs; weights are then rounded as by --effort fast",
+        kind=RANGES,
+        metavar="FILE.json",
+        role=Role.CALIBRATED,
+    )
     bias_correction: bool = option(
         True, "leave biases as they are, instead of letting them take back what rounding does to mean outputs"
     )
@@ -142,17 +153,13 @@ class Quantize(Pass):
         """Rewrites the model in place.
 
         Raises:
-            UsageError: There are no real inputs, or a rule matches nothing.
+            UsageError: There are neither inputs nor ranges, or of another model; or a rule matches nothing.
+            FileAccessError, FormatError: The ranges cannot be read, or are none.
             UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
         """
         if not any(could_compute(operator) for _, operator in model.operators()):
             return PassResult(self.name, idle="no operator computes in floats that has an integer kernel")
-        activations = activations_of(context)
-        if activations is None:
-            raise UsageError(
-                f"quantize needs real inputs: {context.unfit or 'the ranges of made ones mean nothing'}",
-                remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples",
-            )
+        calibration = Calibration(model, self.ranges, context)
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice = self._choice()
         choice.check(model)
@@ -161,15 +168,17 @@ class Quantize(Pass):
         expanded = expand_constants(model, wanted)
         means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
         places |= {id(mean): places[id(pool)] for pool, mean in means}
-        ranges = activations.ranges(context.number, model)
-        plan = IntegerPlan(model, choice.width, ranges)
+        plan = IntegerPlan(model, choice.width, calibration.ranges(model))
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
         self._check(plan, operators, reasons, places)
         rounder: Rounder = Clipped()
-        if self.effort is not Effort.FAST:
-            rounder = activations.integer_rounder(
+        notes = [*calibration.notes]
+        if self.effort is not Effort.FAST and calibration.activations is None:
+            notes.insert(0, f"weights are rounded as by --effort fast: {self.effort.value} needs --inputs")
+        elif self.effort is not Effort.FAST and calibration.activations is not None:
+            rounder = calibration.activations.integer_rounder(
                 context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
             )
         weight_of = _weights(model, plan, rounder)
@@ -177,7 +186,7 @@ class Quantize(Pass):
         editor = Editor(model)
         conversions = plan.convert(editor, weight_of)
         editor.finish()
-        notes = [f"{conversions} conversion(s) between floats and integers, or between integers"]
+        notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
         notes += [f"{dense} sparse constant(s) made dense"] if dense else []
         notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
         notes += [*expanded.notes, *editor.notes, *rounder.notes()]
@@ -190,7 +199,8 @@ class Quantize(Pass):
             if id(item) in computes
         ]
         skips = self._check(plan, operators, reasons, places)
-        return PassResult(self.name, tuple(edits), tuple(skips), tuple(notes), grows=True)
+        told = tuple(edits), tuple(skips), tuple(notes)
+        return PassResult(self.name, *told, grows=True, files=calibration.files)
 
     def _choice(self) -> Choice:
         return Choice.parse(Computes(self.activations), self.map, self.include, self.exclude)

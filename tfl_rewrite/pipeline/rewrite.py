@@ -9,13 +9,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes, with_packing
 from tfl_rewrite.errors import FormatError, UnsupportedError, check_number
-from tfl_rewrite.files.atomic import AtomicFile, access_of, atomic_write
+from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
@@ -25,6 +25,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
+from tfl_rewrite.options.option import Role, options_of
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
 from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
 from tfl_rewrite.work import current, working
@@ -175,6 +176,8 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     check_number("threads", current().wanted_threads, (0, 1024))
     reads = claims_of(plan.source, settings.inputs, settings.holdout)
     writes = [] if plan.target is None else [Claim(OUTPUT, os.fspath(plan.target))]
+    # What is calibrated is kept where there are inputs, and read otherwise.
+    (writes if settings.inputs else reads).extend(_kept_by(plan.passes))
     check_claims(reads, writes, force=plan.force)
     real = (*settings.inputs, *settings.holdout)
     if real:
@@ -206,6 +209,17 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
         activations = InputActivations(settings, current().progress)
         context = Context(activations=activations)
     return _Opened(plan, source, settings, context, stack, unfitted, notes)
+
+
+def _kept_by(passes: Sequence[Pass]) -> Iterator[Claim]:
+    """Yields the files in which passes keep what they are calibrated with."""
+    # A pass of somebody else's without options need be no dataclass.
+    for item in filter(is_dataclass, passes):
+        made: Any = type(item)
+        for row in options_of(made):
+            value = getattr(item, row.name) if row.role is Role.CALIBRATED else None
+            if isinstance(value, (str, os.PathLike)):
+                yield Claim(row.name, os.fspath(value))
 
 
 def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
@@ -298,6 +312,8 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     verdict = opened.judges.panel(results).compare(made)
     if opened.unfitted:
         verdict = verdict.of_unfitted()
+    if verdict.sample_source == "made" and any(item.calibrated for item in opened.plan.passes):
+        verdict = verdict.of_unlike("made samples are not what it was calibrated on (give --holdout)")
     if any(item.effect is Effect.REPAIR for item in opened.plan.passes):
         notes = (*report.notes, *run_alone(made, results, settings, verdict))
         report = replace(report, notes=notes)
@@ -326,10 +342,24 @@ def _publish(opened: _Opened, output: AtomicFile, report: Report) -> Report:
     if opened.plan.target is None:
         made = Container.of_bytes(Path(output.path).read_bytes(), IN_MEMORY)
         report = replace(report, model=Source(made).model())
-    opened.plan.ready(report)
-    if not opened.plan.dry_run and opened.plan.target is not None:
-        output.publish()
+    with contextlib.ExitStack() as stack:
+        beside = [] if opened.plan.dry_run else [*_beside(opened, report, stack)]
+        opened.plan.ready(report)
+        if not opened.plan.dry_run and opened.plan.target is not None:
+            output.publish()
+        for file in beside:
+            file.publish()
     return report
+
+
+def _beside(opened: _Opened, report: Report, stack: contextlib.ExitStack) -> Iterator[AtomicFile]:
+    """Writes what passes made beside the model, not yet named so."""
+    access = access_of(opened.source.path) & PLAIN
+    for path, data in (file for result in report.results for file in result.files):
+        writing = atomic_write(path, force=opened.plan.force, nbytes=len(data), access=access)
+        output = stack.enter_context(writing)
+        output.sink.write_at(data, 0)
+        yield output
 
 
 def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:

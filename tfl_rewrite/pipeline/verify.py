@@ -22,7 +22,7 @@ from tfl_rewrite.files.store import load, save
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
-from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, weighed
+from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
 from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.reading.on_disk import on_disk
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
@@ -199,7 +199,7 @@ class FullPanel:
             else entry
             for entry in verdict.entries
         ]
-        return _with_entries(replace(verdict, outputs=tuple(outputs)), entries)
+        return with_entries(replace(verdict, outputs=tuple(outputs)), entries)
 
     def _with_bodies(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges by themselves the bodies that changed and that no sample entered."""
@@ -216,7 +216,7 @@ class FullPanel:
         for body in bodies:
             if not self._is_reached(body, verdict):
                 entries.append(self._by_itself(after, body))
-        return verdict if len(entries) == len(verdict.entries) else _with_entries(verdict, entries)
+        return verdict if len(entries) == len(verdict.entries) else with_entries(verdict, entries)
 
     def _is_reached(self, body: Body, verdict: Verdict) -> bool:
         """Whether anything that was compared depends on the constants that changed in a body."""
@@ -287,11 +287,6 @@ def _parsed(path: PathLike) -> PathLike:
 def guessed(verdict: Verdict) -> str:
     """What the verdict assumed of the model that nobody said, in words; empty for nothing."""
     return ", ".join(text for text in verdict.assumed if text in PLAUSIBLE)
-
-
-def _with_entries(verdict: Verdict, entries: Sequence[EntryVerdict]) -> Verdict:
-    status, cause, reasons = weighed(entries)
-    return replace(verdict, status=status, cause=cause, reasons=reasons, entries=tuple(entries))
 
 
 def verify(

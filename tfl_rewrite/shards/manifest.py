@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.options.json_text import JsonFormat
 from tfl_rewrite.shards.settings import MAX_PART
 
 FORMAT = "tfl-rewrite-parts"
@@ -31,7 +32,13 @@ MAX_TOTAL = 1 << 40
 MAX_RATIO = 1032
 """What deflate shrinks at most (zlib's technical notes); more is not a gzip stream but a lie."""
 
-_REMEDY = "name the manifest.json that 'tfl-rewrite shard' wrote"
+_JSON = JsonFormat(
+    name=FORMAT,
+    version=VERSION,
+    what="a manifest",
+    most_nbytes=MAX_MANIFEST_NBYTES,
+    remedy="name the manifest.json that 'tfl-rewrite shard' wrote",
+)
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -113,7 +120,7 @@ def parse(text: bytes, file: str) -> Manifest:
         UnsupportedError: A newer version of the format.
     """
     try:
-        return _manifest(_json(text))
+        return _manifest(_JSON.parse(text))
     except (FormatError, UnsupportedError) as error:
         error.file = file
         raise
@@ -129,46 +136,7 @@ def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
 
 def too_long(file: str | None = None) -> FormatError:
     """The error about a manifest of more bytes than one may have."""
-    return FormatError(f"a manifest of over {MAX_MANIFEST_NBYTES} bytes", file=file, remedy=_REMEDY)
-
-
-def _json(text: bytes) -> dict[str, Any]:
-    if len(text) > MAX_MANIFEST_NBYTES:
-        raise too_long()
-    try:
-        data = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not a manifest: {_why(error)}", remedy=_REMEDY) from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise FormatError(f'not a manifest: "format" is not {FORMAT!r}', remedy=_REMEDY)
-    version = data.get("version")
-    if type(version) is not int or version < 1:
-        raise FormatError("is not a version number", where="version")
-    if version > VERSION:
-        raise UnsupportedError(
-            f"manifest version {version} is newer than this program's {VERSION}",
-            remedy="use a newer tfl-rewrite",
-        )
-    return data
-
-
-def _why(error: ValueError | RecursionError) -> str:
-    """Says in words why a text is no JSON."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"no JSON at line {error.lineno}, column {error.colno}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"no UTF-8 text at byte {error.start}"
-    if isinstance(error, RecursionError):
-        return "it nests too deep"
-    return str(error) if isinstance(error, _NoJsonError) else "it holds a number of too many digits"
-
-
-class _NoJsonError(ValueError):
-    """What Python reads as JSON, and is none."""
-
-
-def _no_constant(text: str) -> None:
-    raise _NoJsonError(f"{text} is not JSON")
+    return _JSON.too_long(file)
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
