@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
 from tfl_rewrite.integers.convert import IntegerWeight
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
@@ -20,6 +21,7 @@ from tfl_rewrite.model.ir import (
     Model,
     Operator,
     OperatorCode,
+    Quantization,
     Signature,
     SubGraph,
     Tensor,
@@ -166,6 +168,73 @@ class Net:
 
     def metadata(self, name: str, data: bytes) -> None:
         self.model.metadata.append(Metadata(name, self.buffer(data)))
+
+
+Parameters = tuple[float, int]
+"""A scale and a zero point."""
+
+
+def with_grid(tensor: Tensor, scale: float, zero: int) -> Tensor:
+    """The tensor, with this scale and zero point."""
+    tensor.quantization = Quantization(ScalarVector.of(FLOAT32, [scale]), ScalarVector.of(INT64, [zero]))
+    return tensor
+
+
+def parameters(tensor: Tensor | None) -> Parameters:
+    """The scale and the zero point of a tensor."""
+    assert tensor is not None and tensor.quantization is not None
+    details = tensor.quantization
+    assert details.scale is not None and details.zero_point is not None
+    (scale,), (zero,) = details.scale, details.zero_point
+    return float(scale), int(zero)
+
+
+class UnsignedNet(Net):
+    """Adds uint8 tensors with a scale and a zero point."""
+
+    def source(self, shape: tuple[int, ...] = (1, 4, 4, 2), scale: float = 0.5, zero: int = 128) -> Tensor:
+        return with_grid(self.input("in", shape, np.uint8), scale, zero)
+
+    def gives(
+        self, kind: str, inputs: list[Tensor | None], name: str, grid: Parameters = (0.5, 128), **more: Any
+    ) -> Tensor:
+        """Adds an operator; its output has the shape of its first input unless ``shape`` is given."""
+        first = next(item for item in inputs if item is not None)
+        shape = more.pop("shape", first.shape or ())
+        return with_grid(self.add(kind, inputs, name, shape, dtype=np.uint8, **more), *grid)
+
+    def convolution(
+        self, source: Tensor, weights: Array, zero: int, bias: bool = True, name: str = "out"
+    ) -> Tensor:
+        weight = with_grid(self.constant("w", weights.astype(np.uint8)), 0.25, zero)
+        channels = len(weights)
+        added = None
+        if bias:
+            added = self.constant("b", np.arange(10, 10 + channels, dtype=np.int32))
+            with_grid(added, 0.25 * parameters(source)[0], 0)
+        shape = (*(source.shape or ())[:3], channels)
+        options = {"stride_w": 1, "stride_h": 1}
+        return self.gives("CONV_2D", [source, weight, added], name, (1.0, 100), shape=shape, **options)
+
+
+def unsigned_layers() -> UnsignedNet:
+    """A model of all kinds of layers that old converters made, with unequal scales and a wide channel."""
+    net = UnsignedNet(7)
+    shape = (1, 8, 8, 4)
+    source = net.source(shape, 1 / 64, 120)
+    one = net.convolution(source, net.random.integers(90, 216, (4, 1, 1, 4)), 90, name="one")
+    filters = net.random.integers(20, 140, (1, 3, 3, 4))
+    filters[..., 2] += 110
+    two = with_grid(net.constant("dw", filters.astype(np.uint8)), 0.01, 77)
+    options = {"stride_w": 1, "stride_h": 1, "depth_multiplier": 1, "fused_activation_function": 1}
+    bias = with_grid(net.constant("db", np.array([5, -9, 40, 0], np.int32)), 0.01, 0)
+    deep = net.gives("DEPTHWISE_CONV_2D", [one, two, bias], "deep", (0.04, 0), **options)
+    both = net.gives("CONCATENATION", [deep, one], "both", (1.0, 90), shape=(1, 8, 8, 8))
+    axes = net.constant("axes", np.array([1, 2], np.int32))
+    mean = net.gives("MEAN", [both, axes], "mean", (0.3, 90), shape=(1, 8))
+    net.output(both)
+    net.output(net.gives("SOFTMAX", [mean], "out", (1 / 256, 0), beta=0.1))
+    return net
 
 
 def named(model: Model, name: str) -> Tensor:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.nets import nearest
+from tests.nets import UnsignedNet, nearest, run
+from tfl_rewrite import save
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.record import ScalarVector
@@ -256,3 +258,16 @@ def test_caveats_name_what_they_are_about() -> None:
         assert (item.scales is Scales.FIXED) == bool(item.fixed), name
         assert set(item.fixed) == ({8, 16} if item.version16 else {8}) or not item.fixed, name
         assert set(item.old) <= {8, 16} and set(item.micro) <= {8, 16}, name
+
+
+@pytest.mark.parametrize("kind", ["CONCATENATION", "RESHAPE"])
+def test_which_uint8_kernels_convert_between_scales(kind: str, tmp_path: Path) -> None:
+    net = UnsignedNet()
+    shape = [net.constant("shape", np.array([1, 4], np.int32))] if kind == "RESHAPE" else []
+    net.output(net.gives(kind, [net.source((1, 4), 1.0, 0), *shape], "out", (0.5, 10)))
+    save(net.model, tmp_path / "model.tflite")
+    found = run(tmp_path / "model.tflite", {"in": np.array([[0, 1, 50, 100]], np.uint8)}, reference=True)
+    row = ROWS[kind].integer
+    assert row is not None
+    converts = Caveat.UNSIGNED_RESCALES in row.caveats
+    assert found["out"].tolist() == [[10, 12, 110, 210] if converts else [0, 1, 50, 100]]

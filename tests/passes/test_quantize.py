@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.nets import UnsignedNet, codes, unsigned_layers
 from tfl_rewrite import (
     Judging,
     Quantize,
@@ -18,8 +19,10 @@ from tfl_rewrite import (
     UsageError,
     load,
     rewrite,
+    save,
 )
 from tfl_rewrite.cli.main import main
+from tfl_rewrite.model import dtypes
 
 from ..helpers import script
 
@@ -216,3 +219,62 @@ def test_a_damaged_file_is_refused(fixtures: Path, tmp_path: Path) -> None:
     inputs = str(fixtures / "inputs" / "digits_calib.npz")
     assert main(["quantize", str(source), str(target), "--inputs", inputs]) == 5
     assert not target.exists()
+
+
+@pytest.mark.runtime
+def test_a_uint8_model_becomes_int8_without_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target, again = (tmp_path / f"{name}.tflite" for name in ("in", "out", "again"))
+    save(unsigned_layers().model, source)
+    assert main(["quantize", str(source), str(target), "--min-snr", "15"]) == 0
+    said = capsys.readouterr().out
+    assert "5 of 5 operators compute in int8 now" in said and "1 of 8 channels of weights" in said
+    graph = load(target).subgraphs[0]
+    assert [item.dtype_name for item in (*graph.inputs, *graph.outputs)] == ["UINT8"] * 3
+    assert types_of(target) == {dtypes.BY_NAME["INT8"].value, dtypes.BY_NAME["UINT8"].value}
+    assert main(["quantize", str(target), str(again)]) == 0
+    assert again.read_bytes() == target.read_bytes()
+
+
+@pytest.mark.runtime
+def test_what_xnnpack_refuses_in_uint8_is_judged_as_it_was_meant(tmp_path: Path) -> None:
+    net = UnsignedNet()
+    size = net.constant("size", np.array([4, 4], np.int32))
+    inner = net.gives("RELU", [net.source((1, 2, 2, 2))], "inner", (0.25, 0))
+    grown = net.gives("RESIZE_BILINEAR", [inner, size], "grown", (0.5, 3), shape=(1, 4, 4, 2))
+    net.output(net.gives("RELU", [grown], "out", (0.5, 3)))
+    save(net.model, tmp_path / "in.tflite")
+    report = rewrite(tmp_path / "in.tflite", tmp_path / "out.tflite", [Quantize()])
+    assert report.verdict is not None and report.verdict.passed and len(report.verdict.verdicts) == 3
+    assert any("copy integers between unequal scales" in note for note in report.results[0].notes)
+
+
+def test_floats_of_a_uint8_model_stay_without_inputs(tmp_path: Path) -> None:
+    net = UnsignedNet()
+    inner = net.gives("RELU", [net.source((1, 4))], "inner")
+    floats = net.add("DEQUANTIZE", [inner], "floats", (1, 4))
+    net.output(net.add("ABS", [floats], "out", (1, 4)))
+    save(net.model, tmp_path / "in.tflite")
+    report = rewrite(
+        tmp_path / "in.tflite", tmp_path / "out.tflite", [Quantize()], judging=Judging(mode="off")
+    )
+    assert "without --inputs" in report.results[0].notes[-1]
+    assert [name for name, _ in codes(load(tmp_path / "out.tflite"))] == [
+        "QUANTIZE",
+        "RELU",
+        "DEQUANTIZE",
+        "ABS",
+    ]
+
+
+def test_what_is_excluded_stays_uint8(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(unsigned_layers().model, source)
+    report = rewrite(source, target, [Quantize(exclude=("MEAN",))], judging=Judging(mode="off"))
+    assert [(skip.reason, skip.rule) for skip in report.results[0].skips] == [
+        ("kept, as asked", "uint8-island")
+    ]
+    with pytest.raises(UsageError, match="matches no operator type"):
+        rewrite(source, tmp_path / "none.tflite", [Quantize(map=("CONV_9=int8",))])
+    assert not (tmp_path / "none.tflite").exists()

@@ -32,6 +32,7 @@ class Caveat(enum.Enum):
     NARROW_RANGE = "right only where the largest input is at most a thousand times the smallest"
     ALPHA_8_BITS = "beside int16 the slopes must be int8: int16 ones are read wrong without a check"
     ZERO_POINT_ZERO = "right only where the zero point is 0: the kernel negates the integers"
+    UNSIGNED_RESCALES = "the uint8 kernel converts inputs to the output's scale; that of int8 does not"
     DIVIDES = "fails when it runs where a divisor rounds to 0"
 
 

@@ -525,7 +525,9 @@ _ROWS = (
     OperatorRow("CAST", "1", "1", options="CastOptions"),
     OperatorRow("CEIL", "1", "1"),
     OperatorRow("COMPLEX_ABS", "1", "1"),
-    OperatorRow("CONCATENATION", "1+", "1", integer=IntegerKernel(_SAME, 2, 3)),
+    OperatorRow(
+        "CONCATENATION", "1+", "1", integer=IntegerKernel(_SAME, 2, 3, caveats=(Caveat.UNSIGNED_RESCALES,))
+    ),
     OperatorRow("COS", "1", "1"),
     OperatorRow("CUMSUM", "2", "1"),
     OperatorRow("CUSTOM", effect=_UNKNOWN, effect_reason="its kernel is not part of the runtime"),

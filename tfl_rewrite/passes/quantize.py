@@ -6,13 +6,16 @@ has none, or what integers would ruin, stays float, and is named with the reason
 they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first, but
 for those that only float operators read: they stay as they are stored. Changes outputs; a model that computes
 in integers already is left as it is.
+they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first. What
+computes in uint8, as old converters made it, computes in int8 then, on the scales that the file has, and
+needs no inputs. Changes outputs; what computes in int8 or int16 already is left as it is.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +29,7 @@ from tfl_rewrite.integers.modes import could_compute
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.rewrites import pools_to_means
+from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.stored import read_by_integers
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
@@ -36,7 +40,7 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.expansion import expand_constants
-from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work
+from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work, activations_of
 from tfl_rewrite.weights.sparse import make_dense
 
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
@@ -64,7 +68,8 @@ class Quantize(Pass):
 
     Full-integer quantization for a model without its source: the ranges of all tensors come from --inputs,
     and weights are rounded for what they meet behind quantized activations. Inputs and outputs stay float,
-    so that the file is a drop-in. What has no integer kernel stays float and is named.
+    so that the file is a drop-in. What has no integer kernel stays float and is named. A uint8 model becomes
+    an int8 one, with weights per channel, without inputs.
 
     Example:
         >>> judging = tfl_rewrite.Judging(inputs=("inputs.npz",))
@@ -157,9 +162,48 @@ class Quantize(Pass):
             FileAccessError, FormatError: The ranges cannot be read, or are none.
             UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
         """
+        signed = self._signed(model)
         if not any(could_compute(operator) for _, operator in model.operators()):
-            return PassResult(self.name, idle="no operator computes in floats that has an integer kernel")
-        calibration = Calibration(model, self.ranges, context)
+            idle = "" if signed.modified else "no operator computes in floats that has an integer kernel"
+            return replace(signed, idle=idle)
+        if signed.modified and self.ranges is None and activations_of(context) is None:
+            told = "what computes in floats stays so without --inputs"
+            return replace(signed, notes=(*signed.notes, told))
+        made = self._quantized(model, context, Calibration(model, self.ranges, context))
+        return replace(
+            made,
+            changes=(*signed.changes, *made.changes),
+            skips=(*signed.skips, *made.skips),
+            notes=(*signed.notes, *made.notes),
+            reading=signed.reading,
+        )
+
+    def define(self, model: Model, context: Context) -> None:
+        """Reads uint8 kernels that copy integers between unequal scales as XNNPACK and int8 ones want it."""
+        editor = Editor(model)
+        convert_copies(model, editor)
+        editor.finish()
+
+    def _signed(self, model: Model) -> PassResult:
+        """Makes what computes in uint8 compute in int8."""
+        places = {id(operator): place for _, operator, place in operators_of(model)}
+        choice, editor = self._choice(), Editor(model)
+        done = make_signed(model, lambda item: choice.of(item) is Computes.FLOAT, editor)
+        editor.finish()
+        if not done.operators:
+            return PassResult(self.name)
+        choice.check(model)
+        return PassResult(
+            self.name,
+            tuple(OperatorChange(places[id(item)], item.code.name, "int8") for item in done.operators),
+            tuple(Skip(places[key], why, "uint8-island") for key, why in done.reasons.items()),
+            (*done.notes(), *editor.notes),
+            grows=True,
+            reading=READING if done.unequal else "",
+        )
+
+    def _quantized(self, model: Model, context: Context, calibration: Calibration) -> PassResult:
+        """Makes what computes in floats compute in integers."""
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice = self._choice()
         choice.check(model)
