@@ -23,7 +23,16 @@ RUN |= {
     "ShardFailed",
     "ShardedModel",
 }
-RUN |= {"Tensor", "TensorRanges", "ShrinkFailed", "UnsupportedError", "Verdict"}
+RUN |= {
+    "Tensor",
+    "TensorRanges",
+    "record",
+    "Recorder",
+    "SignatureRunner",
+    "ShrinkFailed",
+    "UnsupportedError",
+    "Verdict",
+}
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tfl_rewrite.calibration.record import Recorder as Recorder
+    from tfl_rewrite.calibration.record import SignatureRunner as SignatureRunner
+    from tfl_rewrite.calibration.record import record as record
     from tfl_rewrite.editing.base import Context as Context
     from tfl_rewrite.editing.base import Edit as Edit
     from tfl_rewrite.editing.base import Effect as Effect
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     run = run_passes
 
 _NAMES = {
+    "calibration.record": "Recorder SignatureRunner record",
     "editing.base": "Context Edit Effect Pass PassResult Skip",
     "editing.base:run_passes": "run",
     "editing.editor": "Editor",

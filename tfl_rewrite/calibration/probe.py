@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class Runner:
         self.worker = Worker(runtime, self._scratch, watch, timeout=timeout, readable=[self.folder])
         self._outputs: tuple[int, ...] = ()
         self._stored: dict[int, tuple[object, str]] = {}
+        self._steps = 0
 
     def __enter__(self) -> Runner:
         return self
@@ -114,6 +115,28 @@ class Runner:
         """Runs the primary subgraph on its inputs, in order."""
         self.worker.call(0, None, [("", self._store(value)) for value in values])
         self.worker.ended()
+
+    def step(self, values: Sequence[Array]) -> None:
+        """Runs the primary subgraph on inputs that come once; what it keeps in variables carries over."""
+        self._steps += 1
+        stems = [self.folder / f"step{self._steps}.{position}" for position in range(len(values))]
+        try:
+            for stem, value in zip(stems, values, strict=True):
+                save_array(stem, value)
+            self.worker.call(0, None, [("", str(stem)) for stem in stems], carries_over=True)
+            self.worker.ended()
+        finally:
+            for path in self.folder.glob(f"step{self._steps}.*"):
+                path.unlink(missing_ok=True)
+
+    def outputs(self, count: int) -> list[Array]:
+        """Returns the first outputs of the last run."""
+        wanted = self._outputs[:count]
+        with self.worker.get(0, list(dict.fromkeys(wanted))) as found:
+            for index in wanted:
+                if index in found.unreadable:
+                    raise ModelFailed(found.unreadable[index])
+            return [np.array(found.tensor(index)) for index in wanted]
 
     def output(self, position: int) -> Array:
         """Returns an output of the last run."""
@@ -253,7 +276,7 @@ class Probe:
         where = {id(tensor): position for position, tensor in enumerate(outputs)}
         mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]
         if outputs and mine:
-            self._open(subgraph, outputs, mine[0][1])
+            self._open(subgraph, outputs, lambda: self._runner.run(mine[0][1].values))
         for number, call in mine:
             if outputs:
                 self._runner.run(call.values)
@@ -263,8 +286,31 @@ class Probe:
                 found.append(call.values[at] if at is not None else self._runner.output(where[id(tensor)]))
             yield number, found
 
-    def _open(self, subgraph: SubGraph, outputs: list[Tensor], call: Call) -> None:
-        """Opens the part that ends in some tensors.
+    def step(
+        self, entered: int, outputs: list[Tensor], values: Sequence[Array], *, first: bool
+    ) -> list[Array]:
+        """Runs the part that ends in some tensors once more; what it keeps in variables carries over.
+
+        Args:
+            entered: Position of the subgraph.
+            outputs: Outputs of its operators; the same as before unless it is the first call.
+            values: Inputs, in the order of the subgraph's.
+            first: Whether the part is opened for it, as it is in the file.
+
+        Returns:
+            The values of ``outputs``, copies.
+
+        Raises:
+            ModelFailed: The part does not run.
+        """
+        if first:
+            self._open(self.model.subgraphs[entered], outputs, lambda: self._runner.step(values))
+        else:
+            self._runner.step(values)
+        return self._runner.outputs(len(outputs))
+
+    def _open(self, subgraph: SubGraph, outputs: list[Tensor], run: Callable[[], None]) -> None:
+        """Opens the part that ends in some tensors, and runs it.
 
         Without delegates where they do not take it, and with all that follows where the part alone does not
         run: XNNPACK crashes where nothing reads what a MaxPoolingWithArgmax2D gives out.
@@ -277,7 +323,7 @@ class Probe:
                     self._save(path, subgraph, outputs, whole=whole)
                 try:
                     self._runner.open(path, delegates=delegates)
-                    self._runner.run(call.values)
+                    run()
                     return
                 except ModelFailed:
                     if not last_try:

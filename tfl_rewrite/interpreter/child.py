@@ -375,7 +375,7 @@ class Service:
         return {}, []
 
     def call(self, request: dict[str, Any]) -> Answer:
-        """Runs one call in what is open, its variables reset; `get` fetches what it gave."""
+        """Runs one call in what is open, its variables reset unless told; `get` fetches what it gave."""
         opened = self._known()
         self._enter("running", step=request["step"])
         entry = None if request["signature"] is None else opened.signature(request["signature"])
@@ -384,7 +384,7 @@ class Service:
         given = dict(values)
         if request["signature"] is not None and set(given) == {facts["name"] for facts in targets}:
             values = [(facts["name"], given[facts["name"]]) for facts in targets]
-        opened.invoke(_by_position(targets, values), reset=True)
+        opened.invoke(_by_position(targets, values), reset=not request["carries_over"])
         return {"sizes": opened.sizes()} if request["sizes"] else {}, []
 
     def get(self, request: dict[str, Any]) -> Answer:

@@ -341,7 +341,13 @@ class Worker:
             return opened.interface, opened.answer
 
     def call(
-        self, step: int, signature: str | None, inputs: Sequence[Sequence[str]], *, sizes: bool = False
+        self,
+        step: int,
+        signature: str | None,
+        inputs: Sequence[Sequence[str]],
+        *,
+        sizes: bool = False,
+        carries_over: bool = False,
     ) -> None:
         """Starts to run one call of the open model; `ended` must follow.
 
@@ -350,8 +356,10 @@ class Worker:
             signature: That it enters; None for the primary subgraph.
             inputs: Names, and where their arrays are stored.
             sizes: Whether `ended` returns them.
+            carries_over: Whether it meets its variables as the call before left them.
         """
-        self.begin({"do": "call", "step": step, "signature": signature, "inputs": inputs, "sizes": sizes})
+        request = {"do": "call", "step": step, "signature": signature, "inputs": inputs, "sizes": sizes}
+        self.begin({**request, "carries_over": carries_over})
 
     def ended(self) -> dict[int, int]:
         """Waits for the call that was begun; returns the size in bytes of what each operator gave.
