@@ -1,4 +1,4 @@
-"""Measures full-integer quantization over a folder of float models: ours, and what others make.
+"""Measures full-integer quantization over a folder of float and hybrid models: ours, and what others make.
 
     python scripts/bench_integer.py [MODELS] [--inputs FOLDER] [--only WORD ...] [--peer-python PYTHON]
                                     [--activations int8 int16] [--effort NAME] [--limit SECONDS]
@@ -38,7 +38,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from bench_models import bench_parser, float_models, inputs_of
+from bench_models import bench_parser, could_be_integer, float_models, inputs_of
 from bench_shrink import lowest
 
 from tfl_rewrite import Judging, load
@@ -273,7 +273,7 @@ def timed(arguments: argparse.Namespace, inputs: Path) -> None:
     """Prints the time of one call of the float file over that of each smaller form: medians of pairs."""
     print("| model | float ms | hybrid | int8 | int16 |")
     print("|---|---:|---:|---:|---:|", flush=True)
-    for path in float_models(arguments, inputs):
+    for path in float_models(arguments, inputs, could_be_integer):
         hybrid = arguments.work / f"{path.stem}.hybrid.tflite"
         if not hybrid.exists():
             command = [sys.executable, "-m", "tfl_rewrite", "quantize-weights", path, hybrid, "-q"]
@@ -335,7 +335,7 @@ def main() -> None:
     heads = " | ".join(f"{tool}: size, dB" for tool in TOOLS)
     print(f"| model | float bytes | {heads} | float operators | seconds |")
     print("|---|---:|---|---|---|---:|---:|", flush=True)
-    for path in float_models(arguments, inputs):
+    for path in float_models(arguments, inputs, could_be_integer):
         try:
             found = rows_of(path, inputs, arguments)
         except TflRewriteError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfl_rewrite import load
 from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.integers.modes import could_compute
 
 
 def bench_parser(text: str | None) -> argparse.ArgumentParser:
@@ -28,17 +29,24 @@ def inputs_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     return found
 
 
-def float_models(arguments: argparse.Namespace, inputs: Path) -> Iterator[Path]:
-    """Yields the float models that have inputs to be judged by, small ones first."""
+def float_models(
+    arguments: argparse.Namespace, inputs: Path, wanted: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
+    """Yields the float models, or those that are wanted, that have inputs to judge by, small ones first."""
     for path in sorted(arguments.models.glob("*.tflite"), key=lambda path: path.stat().st_size):
         if arguments.only and not any(word in path.stem for word in arguments.only):
             continue
         if (inputs / f"{path.stem}.eval.npz").exists():
             try:
-                if is_float(path):
+                if (wanted or is_float)(path):
                     yield path
             except TflRewriteError as error:
                 print(f"{path.stem}: {error}")
+
+
+def could_be_integer(path: Path) -> bool:
+    """Whether an operator of a model computes in floats, of whatever weights, that has an integer kernel."""
+    return any(could_compute(operator) for _, operator in load(path).operators())
 
 
 def is_float(path: Path) -> bool:

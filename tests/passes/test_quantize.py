@@ -183,6 +183,13 @@ def test_rules_say_what_operators_compute_in(fixtures: Path, tmp_path: Path) -> 
     assert not (tmp_path / "none.tflite").exists()
 
 
+def test_refused_islands_are_all_that_there_is(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "svdf.tflite", tmp_path / "out.tflite"
+    words = ["quantize", str(source), str(target), "--float-islands"]
+    assert main([*words, "refuse"]) == 3 and not target.exists()
+    assert main([*words, "allow"]) == 0 and target.read_bytes() == source.read_bytes()
+
+
 @pytest.mark.runtime
 def test_refused_islands_are_named(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,14 @@ def could_compute(operator: Operator) -> bool:
     return row_of(operator).integer is not None and any(True for _ in float_inputs(operator))
 
 
+def computes_in_floats(operator: Operator) -> bool:
+    """Whether an operator reads or gives floats, and does more than to give their shape or another type."""
+    floats = (
+        tensor is not None and tensor.dtype == _FLOAT for tensor in (*operator.inputs, *operator.outputs)
+    )
+    return row_of(operator) not in (*SHAPE_READERS, *CONVERSIONS) and any(floats)
+
+
 @dataclass(slots=True)
 class Modes:
     """The widths of operators.
@@ -100,7 +108,7 @@ def decide(
     modes = Modes()
     inside, unreached = set(map(id, subgraphs)), _unreached(model)
     for subgraph, operator in model.operators():
-        if not _has_floats(operator) or row_of(operator) in (*SHAPE_READERS, *CONVERSIONS):
+        if not computes_in_floats(operator):
             continue
         width = wanted(operator)
         if id(subgraph) not in inside:
@@ -157,12 +165,6 @@ def _is_wide(operator: Operator, ranges: Mapping[int, Range]) -> bool:
 
 def _is_mask(tensor: Tensor, ranges: Mapping[int, Range]) -> bool:
     return ranges.get(id(tensor), (0.0, 0.0))[0] < -_WIDE_RATIO
-
-
-def _has_floats(operator: Operator) -> bool:
-    return any(
-        tensor is not None and tensor.dtype == _FLOAT for tensor in (*operator.inputs, *operator.outputs)
-    )
 
 
 def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> str:

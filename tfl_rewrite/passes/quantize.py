@@ -25,7 +25,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
-from tfl_rewrite.integers.modes import could_compute
+from tfl_rewrite.integers.modes import computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.rewrites import pools_to_means
@@ -164,6 +164,7 @@ class Quantize(Pass):
         """
         signed = self._signed(model)
         if not any(could_compute(operator) for _, operator in model.operators()):
+            self._refuse(model)
             idle = "" if signed.modified else "no operator computes in floats that has an integer kernel"
             return replace(signed, idle=idle)
         if signed.modified and self.ranges is None and activations_of(context) is None:
@@ -183,6 +184,16 @@ class Quantize(Pass):
         editor = Editor(model)
         convert_copies(model, editor)
         editor.finish()
+
+    def _refuse(self, model: Model) -> None:
+        """Refuses a model that is all float islands, where there may be none."""
+        kept = {item.code.name: None for _, item in model.operators() if computes_in_floats(item)}
+        if kept and self.float_islands == "refuse":
+            told = ", ".join(kept)
+            raise UnsupportedError(
+                f"{len(kept)} type(s) of operators would stay float: there is no integer kernel of {told}",
+                remedy="allow --float-islands",
+            )
 
     def _signed(self, model: Model) -> PassResult:
         """Makes what computes in uint8 compute in int8."""
