@@ -77,13 +77,20 @@ class Judge:
             are left out where it has others for judging.
         kernels: Resolvers that the original is compared with itself under when outputs differ; without any,
             the built-in kernels or the default ones, whichever do not judge.
+        beside: A judge whose processes and folder this one uses as well, one after the other; it is closed
+            later, and both run files with the same runtime and limits.
 
     Raises:
         UsageError: An option makes no sense, or a path does not exist.
     """
 
     def __init__(
-        self, before: PathLike, judging: Judging | None = None, *, kernels: Sequence[str] = ()
+        self,
+        before: PathLike,
+        judging: Judging | None = None,
+        *,
+        kernels: Sequence[str] = (),
+        beside: Judge | None = None,
     ) -> None:
         path = existing(before)
         settings = judging or Judging()
@@ -92,12 +99,20 @@ class Judge:
         choice = RuntimeChoice.parse(settings.runtime[0])
         expand_paths(self._judging.inputs)
         self._guard = TerminationGuard()
-        self._scratch = Scratch()
-        given, watch = self._scratch.folder(), MemoryWatch(limit)
-        self._workers = (
-            Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[given]),
-            Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[given]),
-        )
+        self._owns = beside is None
+        if beside is None:
+            self._scratch = Scratch()
+            self._inputs, watch = self._scratch.folder(), MemoryWatch(limit)
+            self._workers = (
+                Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[self._inputs]),
+                Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[self._inputs]),
+            )
+        else:
+            self._scratch, self._inputs, self._workers = beside._scratch, beside._inputs, beside._workers
+        for worker in self._workers:
+            # Each of them runs both files, one time or another.
+            worker.admit(path)
+        given = self._scratch.folder(self._inputs)
         self._original = Original(path, self._judging, self._workers, given)
         self._repeats = Repeats(self._original, kernels)
 
@@ -116,9 +131,10 @@ class Judge:
         self._guard.__exit__(kind, error, trace)
 
     def close(self) -> None:
-        """Ends the processes and removes the temporary folder."""
-        self.rest()
-        self._scratch.close()
+        """Ends the processes and removes the temporary folder, unless they are those of another judge."""
+        if self._owns:
+            self.rest()
+            self._scratch.close()
 
     def rest(self) -> None:
         """Ends the processes; they are started again when they are needed."""
@@ -202,7 +218,6 @@ class Judge:
         started = time.monotonic()
         rewritten = self._workers[1]
         for worker in self._workers:
-            # Each of them runs both, one time or another.
             worker.admit(self._original.path, after)
         tallying: Tallying
         execution: Execution | None = None

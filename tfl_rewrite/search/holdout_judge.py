@@ -172,6 +172,7 @@ class HoldoutJudge:
         judging: What to judge with.
         goal: What is judged by.
         metric: The user's own figure on those inputs.
+        beside: A judge whose processes are used; it is closed later.
     """
 
     def __init__(
@@ -181,19 +182,22 @@ class HoldoutJudge:
         judging: Judging,
         goal: Goal,
         metric: Metric | None = None,
+        *,
+        beside: Judge,
     ) -> None:
         self._source = source
         self._opened = opened
         self._judging = judging
         self._goal = goal
         self._metric = metric
+        self._beside = beside
 
     def __enter__(self) -> HoldoutJudge:
         with contextlib.ExitStack() as stack:
-            self._judge = stack.enter_context(Judge(self._source, self._judging))
+            self._judge = stack.enter_context(Judge(self._source, self._judging, beside=self._beside))
             self._inside = None
             if self._opened is not None:
-                self._inside = stack.enter_context(Judge(self._opened, self._judging))
+                self._inside = stack.enter_context(Judge(self._opened, self._judging, beside=self._beside))
             # Both are there: from now on they end together.
             self._stack = stack.pop_all()
         return self

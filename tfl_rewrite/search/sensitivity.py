@@ -163,7 +163,6 @@ def measure(
         notes.append("the time limit left some encodings unmeasured: their noise is told from others")
     if len(wanted) > limit:
         notes.append(f"{limit} of {len(wanted)} encodings were measured, the others told from those")
-    trials.rest()
     complete(units)
     units[:] = [unit for unit in units if len(unit.options) > 1]
     return notes

@@ -20,7 +20,6 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import Worker
-from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import Granularity, RoundWeights
@@ -98,7 +97,8 @@ class Session:
         goal, source = self.wanted.goal, self.wanted.frame.source
         metric = goal.metric
         figure = MetricProcess(metric, source, [self.far], self._folder) if metric is not None else None
-        return HoldoutJudge(source, self.trials.inside, self.far, goal, figure)
+        beside = self.trials.first_judge
+        return HoldoutJudge(source, self.trials.inside, self.far, goal, figure, beside=beside)
 
     def encodings(self) -> Search:
         """Measures what each encoding of each constant costs; returns what finds assignments of them."""
@@ -161,7 +161,7 @@ def session(wanted: Wanted, progress: Progress) -> Iterator[Session]:
             others = split.others(number) if split.crossed else ()
             until = _ROUNDING * (number + 1) / len(parts)
             rounders = _rounders(wanted, others, progress, partial(clock.is_past, until))
-            folds.append(Fold(partial(Judge, judging=part), rounders))
+            folds.append(Fold(part, rounders))
         figure = None
         if goal.metric is not None:
             figure = MetricProcess(goal.metric, source, parts, scratch.folder())

@@ -18,7 +18,7 @@ from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
-from tfl_rewrite.judge.settings import Tolerance
+from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
@@ -65,7 +65,6 @@ class Measured(Figures):
     choice: Choice = field(metadata=shown("encodings", made=_texts))
 
 
-JudgeMaker = Callable[[str | os.PathLike[str]], Judge]
 PassMaker = Callable[[], QuantizeWeights]
 
 
@@ -117,11 +116,11 @@ class Fold:
     """A part of the inputs.
 
     Attributes:
-        judge: Makes the judge of files rewritten from another one, on this part.
+        judging: How files are run on this part.
         rounders: They do not look at this part.
     """
 
-    judge: JudgeMaker
+    judging: Judging
     rounders: Rounders
 
 
@@ -279,12 +278,6 @@ class Trials:
         model = load(self._frame.source)
         run_passes(model, self._frame.before)
         return model
-
-    def rest(self) -> None:
-        """Ends the processes that measure single constants, unless they judge whole files as well."""
-        for (_, opened), judge in self._judges.items():
-            if opened and self.inside is None:
-                judge.rest()
 
     def prepare(self, choices: Sequence[Choice]) -> None:
         """Lets the rounders look at the model once for all encodings."""
@@ -458,8 +451,16 @@ class Trials:
         judge = self._judges.get((number, opened))
         if judge is None:
             source = self.opened if opened and self.opened is not None else self._frame.source
-            judge = self._judges[number, opened] = self._folds[number].judge(source)
+            judge = Judge(source, self._folds[number].judging, beside=self.first_judge)
+            self._judges[number, opened] = judge
         return judge
+
+    @property
+    def first_judge(self) -> Judge:
+        """The judge of whole files on the first part of the inputs; all others use its processes."""
+        if not self._judges:
+            self._judges[0, False] = Judge(self._frame.source, self._folds[0].judging)
+        return self._judges[0, False]
 
     @property
     def _without(self) -> str:
