@@ -175,7 +175,7 @@ class Worker:
     nothing else of the user's. It is started again when it is asked for another file.
 
     Args:
-        runtime: What to start.
+        runtime: What to start; once it is another one, the next request starts that.
         scratch: For its standard error, what it may write, and what it sends.
         watch: Of its memory.
         timeout: Seconds that a request takes at most; bounds its processor time.
@@ -193,7 +193,7 @@ class Worker:
         readable: Iterable[Path] = (),
         modules: Iterable[str] = (),
     ) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._scratch = scratch
         self._folder = scratch.folder()
         self._watch = watch or MemoryWatch(None)
@@ -219,7 +219,7 @@ class Worker:
     @property
     def given(self) -> str:
         """The runtime as it was asked for."""
-        return self._runtime.given
+        return self.runtime.given
 
     @property
     def walls(self) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ class Worker:
         model = Path(request["model"]) if "model" in request else None
         if model is not None:
             self.admit(model)
-        child, other = self._child, self._started != self._runtime.wanted
+        child, other = self._child, self._started != self.runtime.wanted
         # What is asked of a model that is open can only be answered where it is.
         spent = child is not None and model is not None and self._is_spent(child)
         if child is None or child.has_ended or other or spent:
@@ -390,14 +390,14 @@ class Worker:
 
         Whoever shares the `RuntimeChoice` goes along when it next begins something.
         """
-        before = self._runtime.wanted
-        if not self._runtime.drop(str(self.hello.get("hello"))):
+        before = self.runtime.wanted
+        if not self.runtime.drop(str(self.hello.get("hello"))):
             return False
         self.kill()
         try:
             self._start()
         except UsageError:
-            self._runtime.wanted = before
+            self.runtime.wanted = before
             return False
         return True
 
@@ -501,7 +501,7 @@ class Worker:
         return path if descriptor is None else Path(f"/proc/self/fd/{descriptor}")
 
     def _start(self) -> None:
-        self._started = self._runtime.wanted
+        self._started = self.runtime.wanted
         # Another one each time: what an older process left there is none of its business.
         self._starts += 1
         scratch = self._folder / f"scratch{self._starts}"
@@ -523,14 +523,14 @@ class Worker:
             readable=(*self._readable, *readable),
             cpu_seconds=CPU_REQUESTS * cpu_seconds(self._timeout),
         )
-        command = walls.command(self._runtime.python, _SCRIPT, self._runtime.wanted, *self._modules)
+        command = walls.command(self.runtime.python, _SCRIPT, self.runtime.wanted, *self._modules)
         try:
             child = self._child = Child(
                 command, self._stderr_path, self._watch, scratch=scratch, inherited=self._unnamed.values()
             )
         except OSError as error:
             raise UsageError(
-                f"cannot be started: {error.strerror}", file=self._runtime.python, remedy=self._runtime.remedy
+                f"cannot be started: {error.strerror}", file=self.runtime.python, remedy=self.runtime.remedy
             ) from error
         self._greet(child)
         # Not before: what loads a runtime is no model.
@@ -547,11 +547,11 @@ class Worker:
         self._stderr_start = 0
         why = (hello or {}).get("missing") or f"{_death(child)}{self._last_words()}"
         self.kill()
-        remedy = self._runtime.remedy
+        remedy = self.runtime.remedy
         if "Permission denied" in why:
             remedy = "it lies where the sandbox does not read: install it into a virtual environment"
         raise UsageError(
-            f"runtime {printable(self._runtime.given)} cannot be used: {printable(why)}", remedy=remedy
+            f"runtime {printable(self.runtime.given)} cannot be used: {printable(why)}", remedy=remedy
         )
 
     def _died(self, child: Child, stage: dict[str, Any]) -> Failure:

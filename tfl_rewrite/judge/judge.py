@@ -96,7 +96,7 @@ class Judge:
         settings = judging or Judging()
         limit = default_limit() if settings.memory_limit is None else settings.memory_limit
         self._judging = replace(settings.for_judges, memory_limit=limit)
-        choice = RuntimeChoice.parse(settings.runtime[0])
+        self._choice = RuntimeChoice.parse(settings.runtime[0])
         expand_paths(self._judging.inputs)
         self._guard = TerminationGuard()
         self._owns = beside is None
@@ -104,17 +104,15 @@ class Judge:
             self._scratch = Scratch()
             self._inputs, watch = self._scratch.folder(), MemoryWatch(limit)
             self._workers = (
-                Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[self._inputs]),
-                Worker(choice, self._scratch, watch, timeout=settings.timeout, readable=[self._inputs]),
+                Worker(self._choice, self._scratch, watch, timeout=settings.timeout, readable=[self._inputs]),
+                Worker(self._choice, self._scratch, watch, timeout=settings.timeout, readable=[self._inputs]),
             )
         else:
             self._scratch, self._inputs, self._workers = beside._scratch, beside._inputs, beside._workers
-        for worker in self._workers:
-            # Each of them runs both files, one time or another.
-            worker.admit(path)
         given = self._scratch.folder(self._inputs)
         self._original = Original(path, self._judging, self._workers, given)
         self._repeats = Repeats(self._original, kernels)
+        self._take_turn()
 
     def __enter__(self) -> Judge:
         self._guard.__enter__()
@@ -131,10 +129,12 @@ class Judge:
         self._guard.__exit__(kind, error, trace)
 
     def close(self) -> None:
-        """Ends the processes and removes the temporary folder, unless they are those of another judge."""
+        """Ends the processes and removes the temporary folder; of another judge, only what it put there."""
         if self._owns:
             self.rest()
             self._scratch.close()
+        else:
+            self._original.discard()
 
     def rest(self) -> None:
         """Ends the processes; they are started again when they are needed."""
@@ -185,6 +185,7 @@ class Judge:
         """
         with TerminationGuard(), scratch_errors():
             try:
+                self._take_turn()
                 reference = self._original.settle()
             except BaseException:
                 self.rest()
@@ -214,11 +215,21 @@ class Judge:
             seconds=execution.seconds,
         )
 
+    def _take_turn(self, *files: Path) -> None:
+        """Lets the processes read the original and some files, and run them in the runtime of this judge.
+
+        Another judge of the same processes may have gone on to the next runtime, or not; what both files are
+        run in has to be one.
+        """
+        for worker in self._workers:
+            # Each of them runs both files, one time or another.
+            worker.runtime = self._choice
+            worker.admit(self._original.path, *files)
+
     def _compare(self, after: Path, tolerance: Tolerance, repeat: bool, timeout: float | None) -> Verdict:
         started = time.monotonic()
         rewritten = self._workers[1]
-        for worker in self._workers:
-            worker.admit(self._original.path, after)
+        self._take_turn(after)
         tallying: Tallying
         execution: Execution | None = None
 

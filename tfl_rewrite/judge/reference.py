@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,6 +129,12 @@ class Original:
     def settled(self) -> Reference | None:
         """The run of the original, once there is one that ended."""
         return self._settled if isinstance(self._settled, Reference) else None
+
+    def discard(self) -> None:
+        """Removes the inputs, and what the run left."""
+        if self._execution is not None:
+            self._execution.discard()
+        shutil.rmtree(self._given, ignore_errors=True)
 
     @property
     def reference(self) -> Reference:

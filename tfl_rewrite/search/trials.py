@@ -245,7 +245,8 @@ class Trials:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for judge in self._judges.values():
+        # The first one last: the others use its processes.
+        for judge in reversed(self._judges.values()):
             judge.close()
 
     def _prepare(self, path: Path) -> Source | None:
@@ -448,12 +449,11 @@ class Trials:
         return save(model, path, force=True, packing=packing)
 
     def _judge(self, number: int, *, opened: bool) -> Judge:
-        judge = self._judges.get((number, opened))
-        if judge is None:
+        first, key = self.first_judge, (number, opened)
+        if key not in self._judges:
             source = self.opened if opened and self.opened is not None else self._frame.source
-            judge = Judge(source, self._folds[number].judging, beside=self.first_judge)
-            self._judges[number, opened] = judge
-        return judge
+            self._judges[key] = Judge(source, self._folds[number].judging, beside=first)
+        return self._judges[key]
 
     @property
     def first_judge(self) -> Judge:
