@@ -1,4 +1,4 @@
-"""Signals that have to wait."""
+"""Signals that have to wait; work for threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tfl_rewrite.work import held_back
+from tfl_rewrite.work import THREADS_FROM_NBYTES, Work, held_back
 
 
 class Ended(BaseException):
@@ -102,3 +102,33 @@ def test_another_thread_is_left_alone():
     thread.start()
     thread.join()
     assert found == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize(
+    ("threads", "items", "nbytes", "others"),
+    [
+        (2, 6, THREADS_FROM_NBYTES, True),
+        (2, 6, THREADS_FROM_NBYTES - 1, False),
+        (1, 6, THREADS_FROM_NBYTES, False),
+        (2, 1, THREADS_FROM_NBYTES, False),
+    ],
+)
+def test_only_what_is_worth_them_is_done_by_threads(threads, items, nbytes, others):
+    met = []
+
+    def double(item):
+        met.append(threading.get_ident())
+        return 2 * item
+
+    made = list(Work(wanted_threads=threads).each(double, range(items), nbytes=nbytes))
+    assert made == [2 * item for item in range(items)]
+    assert (threading.get_ident() not in met) is others and len(set(met)) <= threads
+
+
+@pytest.mark.parametrize("nbytes", [0, THREADS_FROM_NBYTES])
+def test_what_one_of_them_raises_comes_out(nbytes):
+    def fail(item):
+        raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        list(Work(wanted_threads=2).each(fail, [1, 2, 3], nbytes=nbytes))

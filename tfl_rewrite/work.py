@@ -16,13 +16,19 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, and how many of how many bytes are done."""
+
+
+THREADS_FROM_NBYTES = 1 << 20
+"""What goes through fewer bytes takes less time than to start threads for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,22 @@ class Work:
     def threads(self) -> int:
         """How many threads may run at once; at least 1."""
         return self.wanted_threads or os.cpu_count() or 1
+
+    def each(self, function: Callable[[Item], Made], items: Sequence[Item], *, nbytes: int) -> Iterator[Made]:
+        """Calls a function with each of some items, several at a time; yields what it returns, in order.
+
+        Args:
+            function: What to do with one.
+            items: Any number.
+            nbytes: That all of them go through together.
+        """
+        if self.threads == 1 or len(items) < 2 or nbytes < THREADS_FROM_NBYTES:
+            yield from map(function, items)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from pool.map(function, items)
 
     def say(self, what: str) -> None:
         """Tells what is going on, where that is not counted in bytes."""

@@ -13,6 +13,8 @@ from tfl_rewrite import load
 from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import Context
+from tfl_rewrite.interpreter.process import Child
+from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -167,6 +169,37 @@ def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path,
         calibrated = [change for change in changes if change.gains is not None]
         assert len(changes) > 3 and len(calibrated) == (3 if in_order else 2)
         assert any("there was no time left" in note for note in rounder.notes())
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_the_processes_of_a_judge_do_as_well(
+    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch, in_order: bool
+) -> None:
+    started = []
+    start = Child.__init__
+
+    def counted(self: Child, *arguments: Any, **options: Any) -> None:
+        started.append(self)
+        start(self, *arguments, **options)
+
+    monkeypatch.setattr(Child, "__init__", counted)
+    path, judging = fixtures / "digits_cnn.tflite", Judging(inputs=(few,))
+
+    def made(beside: Judge | None) -> bytes:
+        rounder = Calibrated(judging, in_order=in_order, beside=beside)
+        settings = QuantizeWeights(encoding=Encoding.parse("int4:channel:dequantize"), rounder=rounder)
+        model = load(path)
+        settings.run(model, Context())
+        assert rounder.found
+        return model.to_bytes()
+
+    alone = made(None)
+    started.clear()
+    with Judge(path, judging) as judge:
+        for _ in range(2):
+            assert made(judge) == alone
+            assert judge.compare(path).status == "pass"
+        assert len(started) == 2
 
 
 @pytest.mark.parametrize(("name", "weights"), [("lstm", 8), ("rnn", 4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -21,7 +22,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed
-from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.moments import Moments, memory_rounds
@@ -51,6 +52,7 @@ class Observer(Generic[Found]):
     Args:
         judging: Has the inputs, and what runs the model: the first of its runtimes.
         progress: Called with what is going on, and how many of how many bytes are done.
+        beside: A judge with the same runtime and limits, whose processes are used while it has no work.
 
     Attributes:
         found: By the key of a weight.
@@ -59,9 +61,12 @@ class Observer(Generic[Found]):
         steps: The calls that the inputs make, once they are read.
     """
 
-    def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
+    def __init__(
+        self, judging: Judging, progress: Progress | None = None, *, beside: Judge | None = None
+    ) -> None:
         self.judging = judging
         self.progress = progress
+        self._beside = beside
         self.found: dict[Hashable, Found] = {}
         self.reasons: dict[Hashable, str] = {}
         self.active: list[Hashable] = []
@@ -93,11 +98,14 @@ class Observer(Generic[Found]):
         try:
             # A signal to end unwinds, so that processes and files are not left behind.
             with TerminationGuard(), Scratch() as scratch, one_blas_thread(), ExitStack() as stack:
-                source = file_of(model, scratch.folder())
-                self.steps = self.steps or steps_of(source, judging, self.progress)
+                beside = self._beside
+                source = file_of(model, scratch.folder() if beside is None else beside.lend(0)[1])
+                self.steps = self.steps or steps_of(source, judging, self.progress, beside=beside)
+                numbers = itertools.count()
 
                 def probe(simulate: Simulate | None) -> Probe:
-                    runner = Runner(choice, timeout=judging.timeout, watch=watch)
+                    lent = None if beside is None else beside.lend(next(numbers))
+                    runner = Runner(choice, timeout=judging.timeout, watch=watch, lent=lent)
                     return Probe(source, stack.enter_context(runner), simulate)
 
                 look(source, probe)
@@ -134,13 +142,20 @@ def file_of(model: Model, folder: Path) -> Source:
     return Source.open(path)
 
 
-def steps_of(path: str | Path | Source, judging: Judging, progress: Progress | None = None) -> list[Step]:
+def steps_of(
+    path: str | Path | Source,
+    judging: Judging,
+    progress: Progress | None = None,
+    *,
+    beside: Judge | None = None,
+) -> list[Step]:
     """Returns the calls that the user's inputs make; made samples are not among them.
 
     Args:
         path: The model.
         judging: Has the inputs, and what runs the model: the first of its runtimes.
         progress: Told that this begins; nobody knows when it ends.
+        beside: See :class:`Observer`.
 
     Raises:
         ModelFailed: The model does not run.
@@ -150,7 +165,7 @@ def steps_of(path: str | Path | Source, judging: Judging, progress: Progress | N
         progress(COLLECTING, 0, 0)
     inputs, runtime, limit = judging.inputs, judging.runtime[:1], judging.memory_limit
     alone = Judging(inputs=inputs, runtime=runtime, timeout=judging.timeout, memory_limit=limit)
-    ran = run_model(path, alone)
+    ran = run_model(path, alone, beside=beside)
     if ran.failure is not None or ran.interface is None:
         raise ModelFailed(ran.failure.message if ran.failure else "the model does not run")
     return list(real_inputs(ran.interface, inputs).steps)

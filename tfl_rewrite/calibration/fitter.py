@@ -22,6 +22,7 @@ from tfl_rewrite.calibration.probe import Probe, places_of
 from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.integers.modes import Range
+from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
@@ -68,8 +69,10 @@ class _Known:
 class Fitter(Observer[_Known]):
     """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`."""
 
-    def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
-        super().__init__(judging, progress)
+    def __init__(
+        self, judging: Judging, progress: Progress | None = None, *, beside: Judge | None = None
+    ) -> None:
+        super().__init__(judging, progress, beside=beside)
         self._nbytes = 0
         self._remembered: OrderedDict[Hashable, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Runner:
         runtime: Which interpreter.
         timeout: Seconds for each request.
         watch: Of its memory.
+        lent: A process that somebody else ends, and a folder that it reads; instead of an own one.
 
     Attributes:
         folder: A temporary folder that lives as long as this; models in it may be opened.
@@ -85,10 +87,16 @@ class Runner:
         *,
         timeout: float = 600.0,
         watch: MemoryWatch | None = None,
+        lent: tuple[Worker, Path] | None = None,
     ) -> None:
-        self._scratch = Scratch()
-        self.folder = self._scratch.folder()
-        self.worker = Worker(runtime, self._scratch, watch, timeout=timeout, readable=[self.folder])
+        self._scratch: Scratch | None = None
+        if lent is None:
+            self._scratch = Scratch()
+            self.folder = self._scratch.folder()
+            self.worker = Worker(runtime, self._scratch, watch, timeout=timeout, readable=[self.folder])
+        else:
+            self.worker, self.folder = lent
+            self.worker.runtime = runtime
         self._outputs: tuple[int, ...] = ()
         self._stored: dict[int, tuple[object, str]] = {}
         self._steps = 0
@@ -97,8 +105,13 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.worker.kill()
-        self._scratch.close()
+        if self._scratch is None:
+            if self.worker.busy:
+                self.worker.kill()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self.worker.kill()
+            self._scratch.close()
 
     def open(self, model: Path, *, delegates: bool = True) -> None:
         """Opens a model.

@@ -15,6 +15,7 @@ from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Observer, 
 from tfl_rewrite.calibration.probe import Call, Place, Probe, places_of
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.interpreter.worker import ModelFailed
+from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import before_steep, product_of
 from tfl_rewrite.kernels.table import row_of
@@ -82,6 +83,7 @@ class Calibrated(Observer[Trial], Clipped):
         correct_bias: Whether biases take mean errors back.
         progress: See :class:`Observer`.
         time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
+        beside: See :class:`Observer`.
     """
 
     def __init__(
@@ -94,8 +96,9 @@ class Calibrated(Observer[Trial], Clipped):
         correct_bias: bool = True,
         progress: Progress | None = None,
         time_is_up: Callable[[], bool] = lambda: False,
+        beside: Judge | None = None,
     ) -> None:
-        super().__init__(judging, progress)
+        super().__init__(judging, progress, beside=beside)
         self._effort = EFFORTS[effort]
         self._in_order = in_order
         self._simulate = simulate

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -99,10 +98,8 @@ class Layout:
             assert self.plan is not None
             sink.write_at(self.plan.head, 0)
             writes = self.plan.writes
-        with ThreadPoolExecutor(work.threads) as pool:
-            jobs = [pool.submit(blob.write_to, counted, offset) for offset, blob in writes]
-            for job in jobs:
-                job.result()
+        for _ in work.each(lambda write: write[1].write_to(counted, write[0]), writes, nbytes=self.nbytes):
+            pass
         if self.tail is not None:
             sink.write_at(self.tail.moved(self.tail_offset), self.tail_offset)
 

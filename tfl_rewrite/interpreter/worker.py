@@ -229,6 +229,8 @@ class Worker:
     def admit(self, *paths: Path) -> None:
         """Lets the process read some models; it is ended if it was started without."""
         for path in paths:
+            if any(folder in path.parents for folder in self._readable):
+                continue
             place = path.parent if is_scratch(path.parent) else path
             identity = _identity(place)
             if self._admitted.get(place) != identity:

@@ -141,6 +141,13 @@ class Judge:
         for worker in self._workers:
             worker.kill()
 
+    def lend(self, number: int) -> tuple[Worker, Path]:
+        """One of the two processes for something else, until this judge is asked again; and a new folder.
+
+        The process may read what lies in the folder, which goes when the judge is closed, or before.
+        """
+        return self._workers[number], self._scratch.folder(self._inputs)
+
     def compare(
         self,
         after: PathLike,
@@ -380,13 +387,13 @@ def _of_entry(
     return entry_verdict(entry.key, entry.label, own, excuses)
 
 
-def run_model(path: PathLike, judging: Judging | None = None) -> RunResult:
+def run_model(path: PathLike, judging: Judging | None = None, *, beside: Judge | None = None) -> RunResult:
     """Runs one file and returns its inputs and outputs in memory. For the arguments see `Judge`.
 
     Raises:
         UsageError: See `Judge`.
     """
-    with Judge(path, judging) as judge:
+    with Judge(path, judging, beside=beside) as judge:
         return judge.reference()
 
 

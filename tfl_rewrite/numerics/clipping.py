@@ -127,9 +127,10 @@ def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = No
     square = np.broadcast_to(h[:, None, :] * (2 * counts[:, None] - 1), position.shape).reshape(rows, -1)
     flat = position.reshape(rows, -1)
     order = np.argsort(-flat, axis=1)
-    valid = np.take_along_axis(flat, order, axis=1) > 0
-    dot = np.cumsum(np.where(valid, np.take_along_axis(cross, order, axis=1), 0.0), axis=1)
-    norm = np.cumsum(np.where(valid, np.take_along_axis(square, order, axis=1), 0.0), axis=1)
+    order += np.arange(rows)[:, None] * flat.shape[1]
+    valid = flat.take(order) > 0
+    dot = np.cumsum(np.where(valid, cross.take(order), 0.0), axis=1)
+    norm = np.cumsum(np.where(valid, square.take(order), 0.0), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.where(norm > 0, dot * dot / norm, 0.0)
         pick = np.arange(rows), gain.argmax(axis=1)

@@ -315,26 +315,26 @@ class _Search:
     scale: Float64 = field(init=False)
     cost: Float64 = field(init=False)
     """``e H e'`` of each unit."""
-    _pull: Float64 | None = None
+    pull: Float64 = field(init=False)
     """``e H`` of the integers and scales at hand."""
 
     def offer(self, integers: Float64, scale: Float64) -> None:
         """Takes other integers and scales over for each unit where they are better."""
-        cost = self._cost(integers, scale)
+        pull, cost = self._weighed(integers, scale)
         if not hasattr(self, "cost"):
-            self.integers, self.scale, self.cost = integers, scale.copy(), cost
+            self.integers, self.scale, self.pull, self.cost = integers, scale.copy(), pull, cost
             return
         better = (cost < self.cost)[self.ties.unit]
         self.integers[better] = integers[better]
         self.scale[better] = scale[better]
+        self.pull[better] = pull[better]
         self.cost = np.minimum(cost, self.cost)
-        self._pull = None
 
     def fit(self) -> None:
         """Sets each scale to the best one for the integers, block by block: blocks of a row interact."""
         length = self.weight.shape[2]
         blocks = self.scale.shape[2]
-        pull = self._pulled()
+        pull = self.pull
         width = length // blocks
         for block in range(blocks):
             part = slice(block * width, (block + 1) * width)
@@ -353,12 +353,11 @@ class _Search:
             new = np.where(off, new, old)
             pull -= (new - old)[:, :, None] * seen
             self.scale[:, :, block] = new
-        self._pull = pull
 
     def descend(self) -> None:
         """Sets each integer, column by column, to the best one given all others."""
         length = self.weight.shape[2]
-        pull = self._pulled()
+        pull = self.pull
         wide = spread(self.scale, length)
         for begin in range(0, length, _PIECE):
             part = slice(begin, min(length, begin + _PIECE))
@@ -397,17 +396,14 @@ class _Search:
     def settle(self) -> None:
         """Makes the scales float32 numbers and sums the cost up anew."""
         self.scale = self.ties.stored(self.scale)
-        self.cost = self._cost(self.integers, self.scale)
+        _, self.cost = self._weighed(self.integers, self.scale)
 
-    def _pulled(self) -> Float64:
-        if self._pull is None:
-            off = self.weight - self.integers * spread(self.scale, self.weight.shape[2])
-            self._pull = off @ self.metric.moments
-        return self._pull
-
-    def _cost(self, integers: Float64, scale: Float64) -> Float64:
+    def _weighed(self, integers: Float64, scale: Float64) -> tuple[Float64, Float64]:
+        """Returns ``e H`` of each row, and ``e H e'`` of each unit."""
         off = self.weight - integers * spread(scale, self.weight.shape[2])
-        return _sum_by(self.metric.cost(off), self.ties.unit, int(self.ties.unit.max()) + 1)
+        pull: Float64 = off @ self.metric.moments
+        each = np.einsum("grk,grk->gr", pull, off)
+        return pull, _sum_by(each, self.ties.unit, int(self.ties.unit.max()) + 1)
 
 
 def _sum_by(values: Float64, labels: Labels, count: int) -> Float64:

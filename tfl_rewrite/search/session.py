@@ -20,6 +20,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import Worker
+from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import Granularity, RoundWeights
@@ -97,7 +98,7 @@ class Session:
         goal, source = self.wanted.goal, self.wanted.frame.source
         metric = goal.metric
         figure = MetricProcess(metric, source, [self.far], self._folder) if metric is not None else None
-        beside = self.trials.first_judge
+        beside = self.trials.judge
         return HoldoutJudge(source, self.trials.inside, self.far, goal, figure, beside=beside)
 
     def encodings(self) -> Search:
@@ -154,22 +155,26 @@ def session(wanted: Wanted, progress: Progress) -> Iterator[Session]:
         parts = [replace(checked, inputs=part, holdout=()) for part in split.folds]
         other = wanted.others and not split.judge
         far = replace(checked, inputs=split.judge, holdout=(), seed=checked.seed + other)
-        everything = split.everything if split.crossed else ()
-        final = _rounders(wanted, everything, progress, partial(clock.is_past, 1.0))
-        folds = []
-        for number, part in enumerate(parts):
-            others = split.others(number) if split.crossed else ()
-            until = _ROUNDING * (number + 1) / len(parts)
-            rounders = _rounders(wanted, others, progress, partial(clock.is_past, until))
-            folds.append(Fold(part, rounders))
         figure = None
         if goal.metric is not None:
             figure = MetricProcess(goal.metric, source, parts, scratch.folder())
-        if figure is not None:
             figure.check()
-        with Trials(wanted.frame, folds, final, folder=scratch.folder(), goal=goal, metric=figure) as trials:
-            far_folder = scratch.folder()
-            yield Session(wanted, trials, split, far=far, folder=far_folder, clock=clock, progress=progress)
+        with Judge(source, parts[0]) as judge:
+            rounders = partial(_rounders, wanted, progress=progress, beside=judge)
+            everything = split.everything if split.crossed else ()
+            final = rounders(everything, time_is_up=partial(clock.is_past, 1.0))
+            folds = []
+            for number, part in enumerate(parts):
+                others = split.others(number) if split.crossed else ()
+                until = _ROUNDING * (number + 1) / len(parts)
+                folds.append(Fold(part, rounders(others, time_is_up=partial(clock.is_past, until))))
+            own, far_folder = scratch.folder(), scratch.folder()
+            with Trials(
+                wanted.frame, folds, final, judge=judge, folder=own, goal=goal, metric=figure
+            ) as trials:
+                yield Session(
+                    wanted, trials, split, far=far, folder=far_folder, clock=clock, progress=progress
+                )
 
 
 def _split(wanted: Wanted, scratch: Scratch) -> Split:
@@ -185,8 +190,10 @@ def _split(wanted: Wanted, scratch: Scratch) -> Split:
 def _rounders(
     wanted: Wanted,
     inputs: Sequence[str | os.PathLike[str]],
+    *,
     progress: Progress,
     time_is_up: Callable[[], bool],
+    beside: Judge,
 ) -> Rounders:
     """Gives the passes what looks at inputs; one for all trials, so that nothing is done twice."""
     from tfl_rewrite.calibration.fitter import Fitter
@@ -202,12 +209,17 @@ def _rounders(
         progress(what, min(99, 100 * done // total) if total else 0, 100)
 
     if grids is not None:
-        grids = replace(grids, fitting=Fitter(judging, hundredths))
+        grids = replace(grids, fitting=Fitter(judging, hundredths, beside=beside))
     if base is None:
         return Rounders(None, None, grids)
     plain = base
     calibrated = functools.partial(
-        Calibrated, judging, effort=plain.effort, correct_bias=plain.bias_correction, progress=hundredths
+        Calibrated,
+        judging,
+        effort=plain.effort,
+        correct_bias=plain.bias_correction,
+        progress=hundredths,
+        beside=beside,
     )
 
     def ordered() -> QuantizeWeights:

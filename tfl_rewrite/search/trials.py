@@ -202,6 +202,7 @@ class Trials:
         frame: The original, and what is done around.
         folds: The inputs of the search.
         final: What may look at all of them.
+        judge: Of whole files, on the first part of the inputs; all other judges use its processes.
         folder: For the files.
         goal: What figures are judged by.
         metric: The user's own figure.
@@ -209,6 +210,7 @@ class Trials:
     Attributes:
         path: Where :meth:`finish` puts its file.
         files: How many files were run.
+        judge: See above.
         prepared: The original as the first passes leave it; None where constants lie otherwise in a file.
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
         decisions: How many things each call decides there, at least.
@@ -221,6 +223,7 @@ class Trials:
         folds: Sequence[Fold],
         final: Rounders,
         *,
+        judge: Judge,
         folder: Path,
         goal: Goal,
         metric: Metric | None = None,
@@ -239,14 +242,14 @@ class Trials:
         self.opened = self._open(folder / "opened.tflite")
         self.constants: dict[int, Constant] = {}
         self._patched: dict[tuple[int, bool], Patched] = {}
+        self.judge = judge
         self._judges: dict[tuple[int, bool], Judge] = {}
 
     def __enter__(self) -> Trials:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The first one last: the others use its processes.
-        for judge in reversed(self._judges.values()):
+        for judge in self._judges.values():
             judge.close()
 
     def _prepare(self, path: Path) -> Source | None:
@@ -449,18 +452,13 @@ class Trials:
         return save(model, path, force=True, packing=packing)
 
     def _judge(self, number: int, *, opened: bool) -> Judge:
-        first, key = self.first_judge, (number, opened)
+        key = (number, opened)
+        if key == (0, False):
+            return self.judge
         if key not in self._judges:
             source = self.opened if opened and self.opened is not None else self._frame.source
-            self._judges[key] = Judge(source, self._folds[number].judging, beside=first)
+            self._judges[key] = Judge(source, self._folds[number].judging, beside=self.judge)
         return self._judges[key]
-
-    @property
-    def first_judge(self) -> Judge:
-        """The judge of whole files on the first part of the inputs; all others use its processes."""
-        if not self._judges:
-            self._judges[0, False] = Judge(self._frame.source, self._folds[0].judging)
-        return self._judges[0, False]
 
     @property
     def _without(self) -> str:

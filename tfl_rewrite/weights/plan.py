@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -371,16 +370,16 @@ class WeightPlan:
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""
         work = current()
-        stage = work.stage("measuring", sum(made.item.stored.buffer.nbytes for made in decisions))
+        total = sum(made.item.stored.buffer.nbytes for made in decisions)
+        stage = work.stage("measuring", total)
 
         def measure(made: Decision) -> symmetric.Float32:
             largest = self.magnitudes.of(made.item, made.channels)
             stage.tick(made.item.stored.buffer.nbytes)
             return largest
 
-        with ThreadPoolExecutor(work.threads) as pool, np.errstate(invalid="ignore"):
-            results = pool.map(measure, decisions)
-            for made, largest in zip(decisions, results, strict=True):
+        with np.errstate(invalid="ignore"):
+            for made, largest in zip(decisions, work.each(measure, decisions, nbytes=total), strict=True):
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")
 

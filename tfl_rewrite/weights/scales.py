@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,10 +163,10 @@ class ScaleAxes:
         found = self._prices.get(form)
         if found is None:
             items = list(self.candidates.values())
-            with ThreadPoolExecutor(current().threads) as pool:
-                errors = list(pool.map(lambda item: self._least(item, form), items))
-            saved = sum(item.stored.buffer.nbytes - form.data_nbytes(item.elements) for item in items)
-            found = self._prices[form] = sum(errors) / max(1, saved)
+            nbytes = sum(item.stored.buffer.nbytes for item in items)
+            error = sum(current().each(lambda item: self._least(item, form), items, nbytes=nbytes))
+            saved = nbytes - sum(form.data_nbytes(item.elements) for item in items)
+            found = self._prices[form] = error / max(1, saved)
         return found
 
     def _least(self, item: Candidate, form: StorageForm) -> float:
