@@ -49,7 +49,6 @@ LONG_MODULES: dict[str, str] = {
     "numerics/moments.py": "one statistic with the ways to split it",
     "numerics/symmetric.py": "one form of integers, both ways",
     "options/option.py": "what an option is, and each kind of value that one may have",
-    "pipeline/rewrite.py": "five functions that each take what the one before made",
     "reading/diff.py": "one comparison of two files, with its own helpers",
     "reading/findings.py": "one row a finding; nearly all of it is text",
     "search/trials.py": "one store of what was tried",

@@ -77,8 +77,8 @@ def rewrites(source: Path, target: Path) -> tfl.Report:
 
 def searches(source: Path, target: Path) -> int:
     """The smallest file, and the fewest values."""
-    found = tfl.search_rounding(source, tfl.RoundWeights(), tfl.Judging(), min_snr=30)
-    print(found.settings, found.snr)
+    rounded: tfl.Report = tfl.rewrite(source, passes=[tfl.RoundWeights(min_snr=30)])
+    print(rounded.deflated)
     try:
         made: tfl.ShrinkReport = tfl.shrink(source, target, tfl.Goal(min_snr=30))
     except tfl.ShrinkFailed as failed:

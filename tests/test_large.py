@@ -14,7 +14,7 @@ import pytest
 from tfl_rewrite import check, load
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.pipeline.rewrite import rewrite
+from tfl_rewrite.search.rewrite import rewrite
 from tfl_rewrite.weights import plan
 
 DEEP = os.environ.get("TFL_REWRITE_LARGE") == "1"

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
     from tfl_rewrite.pipeline.report import Report as Report
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
-    from tfl_rewrite.pipeline.rewrite import rewrite as rewrite
     from tfl_rewrite.pipeline.verify import verify as verify
     from tfl_rewrite.reading.blame import blame as blame
     from tfl_rewrite.reading.check import check as check
@@ -69,7 +68,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.search.goals import Goal as Goal
     from tfl_rewrite.search.report import ShrinkFailed as ShrinkFailed
     from tfl_rewrite.search.report import ShrinkReport as ShrinkReport
-    from tfl_rewrite.search.round import search_rounding as search_rounding
+    from tfl_rewrite.search.rewrite import rewrite as rewrite
     from tfl_rewrite.search.shrink import shrink as shrink
     from tfl_rewrite.shards.calls import ShardedModel as ShardedModel
     from tfl_rewrite.shards.calls import join as join
@@ -108,7 +107,6 @@ _NAMES = {
     "passes.repair": "Repair",
     "passes.round_weights": "RoundWeights",
     "pipeline.report": "Report RewriteFailed",
-    "pipeline.rewrite": "rewrite",
     "pipeline.verify": "verify",
     "reading.blame": "blame",
     "reading.check": "check",
@@ -117,7 +115,7 @@ _NAMES = {
     "reading.inspect": "Inspection inspect",
     "search.goals": "Goal",
     "search.report": "ShrinkFailed ShrinkReport",
-    "search.round": "search_rounding",
+    "search.rewrite": "rewrite",
     "search.shrink": "shrink",
     "shards.calls": "ShardedModel join open_sharded shard",
     "shards.report": "ShardFailed ShardReport",

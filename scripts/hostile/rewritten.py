@@ -22,7 +22,7 @@ from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.report import RewriteFailed
-from tfl_rewrite.pipeline.rewrite import rewrite
+from tfl_rewrite.search.rewrite import rewrite
 
 Array = np.ndarray[Any, Any]
 LOSSLESS = ("remove-dead", "dedup", "compact")

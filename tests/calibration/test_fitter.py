@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, load, rewrite, search_rounding
+from tfl_rewrite import Judging, load, rewrite
 from tfl_rewrite.calibration.fitter import Fitter
 from tfl_rewrite.cli import main
 from tfl_rewrite.judge.settings import Tolerance
@@ -21,6 +21,7 @@ from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.pipeline.verify import verify
+from tfl_rewrite.search.round import search_rounding
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 
 pytestmark = pytest.mark.runtime

@@ -177,10 +177,9 @@ def test_searches_and_shards_take_it(kind: str, model: Path, few: Path, tmp_path
         made = tfl_rewrite.shrink(source, tmp_path / "out", goal, judging=judging)
     assert made.source == ("<model>" if kind == "changed model" else "<bytes>")
     with given(kind, model) as source:
-        found = tfl_rewrite.search_rounding(
-            source, tfl_rewrite.RoundWeights(effort="fast"), judging, min_snr=30
-        )
-    assert found.files
+        rounding = tfl_rewrite.RoundWeights(effort="fast", min_snr=30)
+        report = tfl_rewrite.rewrite(source, passes=[rounding], judging=judging)
+    assert report.outcome == "rewritten"
     with given(kind, model) as source:
         report = tfl_rewrite.shard(source, tmp_path / "parts")
     assert report.source == made.source

@@ -45,8 +45,8 @@ from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.report import Report, RewriteFailed
-from tfl_rewrite.pipeline.rewrite import rewrite
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
+from tfl_rewrite.search.rewrite import rewrite
 from tfl_rewrite.search.shrink import shrink
 
 

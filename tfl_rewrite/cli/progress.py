@@ -30,7 +30,8 @@ class Bar:
 
     Args:
         wanted: Whether the user wants any talk.
-        unit: What is counted: bytes, unless it is the name of something else.
+        unit: What is counted: bytes, unless it is the name of something else; nothing where it is now this,
+            now that.
     """
 
     def __init__(self, *, wanted: bool = True, unit: str = "B") -> None:
@@ -105,7 +106,7 @@ class Bar:
         # Of threads that count together, the last one to come here may know least.
         done = max(int(task.completed), done)
         rate = ""
-        if done > self._first:
+        if self._unit and done > self._first:
             rate = f"{_scaled((done - self._first) / max(now - self._since, 1e-6), self._unit)}/s"
         self._bar.update(task.id, completed=done, rate=rate)
         self._bar.refresh()

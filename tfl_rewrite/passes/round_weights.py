@@ -17,6 +17,8 @@ from functools import cached_property
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.judge.settings import SNR_BOUNDS
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, KINDS, deflated, estimated
@@ -129,6 +131,8 @@ class RoundWeights(Pass):
     Attributes:
         steps: How many steps the range of a channel or tensor has at most; that of a vector that nothing
             sums over, such as a bias, :data:`FINER` times as many.
+        min_snr: What every output is to keep, in dB; ``steps`` is not used then. What it takes is found by
+            :func:`tfl_rewrite.rewrite`, which runs the file, not by :meth:`run`.
         choices: If given, the grids by position of the buffer; what is not in it stays. ``steps`` is not
             used then.
         fitting: Chooses levels for what weights meet; see :class:`Fitting`.
@@ -154,6 +158,13 @@ class RoundWeights(Pass):
         "vectors such as biases (default: 256, unless --min-snr is given)",
         metavar="N",
         bounds=(1, LARGEST_STEPS),
+    )
+    min_snr: float | None = option(
+        None,
+        "instead of --steps: search the coarsest rounding that keeps every output at this ratio or more, in "
+        "dB; the file is run some hundred times",
+        metavar="DB",
+        bounds=SNR_BOUNDS,
     )
     granularity: Granularity = option(
         Granularity.AUTO,
@@ -183,6 +194,11 @@ class RoundWeights(Pass):
         return (*more, "as it is")
 
     @property
+    def is_searched(self) -> bool:
+        """Whether a search is still to find the grids."""
+        return self.min_snr is not None and self.choices is None
+
+    @property
     def is_fitted(self) -> bool:
         """Whether the user's inputs choose levels, or chose the grids."""
         return self.choices is not None or (self.effort is not Effort.FAST and self.fitting is None)
@@ -202,7 +218,16 @@ class RoundWeights(Pass):
         return [] if done else [*rest, *integers]
 
     def run(self, model: Model, context: Context) -> PassResult:
-        """Rewrites the model in place; the new values are made when the file is written."""
+        """Rewrites the model in place; the new values are made when the file is written.
+
+        Raises:
+            UsageError: A search is still to find the grids.
+        """
+        if self.is_searched:
+            raise UsageError(
+                "min_snr of round-weights is kept by a search, which has to run the file",
+                remedy="rewrite a file, or give steps",
+            )
         items, skips = find_constants(model, int8=self.int8, min_elements=self.min_elements)
         rounded: list[tuple[Constant, grids.Float64]] = []
         for item in items:

@@ -19,7 +19,7 @@ from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
-from tfl_rewrite.files.source import ModelLike, Source
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.files.store import layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import Judging
@@ -28,7 +28,7 @@ from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
 from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
-from tfl_rewrite.work import current, working
+from tfl_rewrite.work import current
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
@@ -46,54 +46,15 @@ _UNSOUND = (
 )
 
 
-def rewrite(
-    source: ModelLike,
-    target: PathLike | None = None,
-    passes: Sequence[Pass] = (),
-    *,
-    judging: Judging | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    threads: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Report:
-    """Rewrites a file by some passes, proves the result, and gives it its name.
+def carry_out(plan: Plan) -> Report:
+    """Does what a plan says, which leaves nothing to be searched for.
 
-    Args:
-        source: A path, bytes, an open file or a model; never changed, unless it is the target too.
-        target: The file to make; None for none: the report has the model then.
-        passes: In order.
-        judging: How to verify; by default in mode ``auto``.
-        force: Whether the target may exist.
-        dry_run: Do everything but the publishing.
-        threads: For rounding and writing; 0 for one per processor.
-        progress: Called with what is going on, and how many of how many bytes are done; 0 of 0 for what is
-            not counted in bytes.
+    Threads and progress are those of the work that goes on.
 
     Raises:
-        RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
-        UsageError, FileAccessError, FormatError, UnsupportedError: As for
-            :func:`tfl_rewrite.files.store.load` and :func:`tfl_rewrite.files.store.save`.
-
-    Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "int8.tflite", [tfl_rewrite.QuantizeWeights()])
-        >>> report.outcome, report.nbytes_after < report.nbytes_before / 2
-        ('rewritten', True)
+        RewriteFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for
+            :func:`tfl_rewrite.rewrite`.
     """
-    plan = Plan(
-        source=source if isinstance(source, (str, os.PathLike)) else Source.of(source),
-        target=target,
-        passes=tuple(passes),
-        settings=judging or Judging(),
-        force=force,
-        dry_run=dry_run,
-    )
-    with working(threads=threads, progress=progress):
-        return carry_out(plan)
-
-
-def carry_out(plan: Plan) -> Report:
-    """Does what a plan says; see :func:`rewrite`. Threads and progress are those of the work that goes on."""
     with contextlib.ExitStack() as stack:
         opened = _open(plan, stack)
         try:
@@ -115,7 +76,7 @@ def _attempt(
         complete: Adds to the report, before anything is published, what else is known.
 
     Raises:
-        RewriteFailed: See :func:`rewrite`.
+        RewriteFailed: See :func:`carry_out`.
     """
     ran = _run(opened, passes)
     with _write(opened, ran) as (output, report):
@@ -170,21 +131,34 @@ class _Ran:
     notes: tuple[str, ...]
 
 
-def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
-    """Checks what was asked for, opens the source, and divides the user's inputs."""
-    settings = plan.settings
+def source_of(plan: Plan, *writes: Claim) -> Source:
+    """Checks which files a plan reads and writes, and opens the source.
+
+    Args:
+        plan: See :func:`carry_out`.
+        writes: What is written besides.
+
+    Raises:
+        UsageError, FileAccessError, FormatError, UnsupportedError: See :func:`carry_out`.
+    """
     check_number("threads", current().wanted_threads, (0, 1024))
-    reads = claims_of(plan.source, settings.inputs, settings.holdout)
-    writes = [] if plan.target is None else [Claim(OUTPUT, os.fspath(plan.target))]
+    inputs, holdout = plan.settings.inputs, plan.settings.holdout
+    read = claims_of(plan.source, inputs, holdout)
+    written = [*([] if plan.target is None else [Claim(OUTPUT, os.fspath(plan.target))]), *writes]
     # What is calibrated is kept where there are inputs, and read otherwise.
-    (writes if settings.inputs else reads).extend(_kept_by(plan.passes))
-    check_claims(reads, writes, force=plan.force)
-    real = (*settings.inputs, *settings.holdout)
-    if real:
+    (written if inputs else read).extend(_kept_by(plan.passes))
+    check_claims(read, written, force=plan.force)
+    if real := (*inputs, *holdout):
         from tfl_rewrite.samples.inputs import expand_paths
 
         expand_paths(real)
-    source = Source.of(plan.source)
+    return Source.of(plan.source)
+
+
+def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
+    """Checks what was asked for, opens the source, and divides the user's inputs."""
+    source, settings = source_of(plan), plan.settings
+    real = (*settings.inputs, *settings.holdout)
     if real:
         from tfl_rewrite.reading.metadata import with_media
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.files.source import ModelLike
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.round_weights import RoundWeights
@@ -52,29 +53,23 @@ def search_rounding(
     *,
     min_snr: float,
     max_abs_error: float | None = None,
+    before: Sequence[Pass] = (),
     progress: Progress | None = None,
 ) -> FoundRounding:
     """Searches; see the module.
 
     Args:
         source: A path, bytes, an open file or a model.
-        settings: Granularity and which constants; its steps are not used.
+        settings: Granularity and which constants; its steps and ratio are not used.
         judging: What to measure with; its tolerance is not used.
         min_snr: What every output must keep, in dB.
         max_abs_error: What no element of an output may be off by more than.
+        before: Passes that lose nothing, which run first.
         progress: Called with what is going on, and how many of how many runs are done.
 
     Raises:
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: A bound is out of its range.
-
-    Example:
-        >>> found = tfl_rewrite.search_rounding(
-        ...     "model.tflite", tfl_rewrite.RoundWeights(effort="fast"), tfl_rewrite.Judging(), min_snr=30
-        ... )
-        >>> found.snr >= 30
-        True
-        >>> report = tfl_rewrite.rewrite("model.tflite", "rounded.tflite", [found.settings])
     """
     goal = Goal(
         min_snr=min_snr,
@@ -83,7 +78,10 @@ def search_rounding(
         effort=settings.effort,
         sure=False,
     )
-    with on_disk(source) as file, rounding_session(file, settings, judging, goal, progress) as opened:
+    with (
+        on_disk(source) as file,
+        rounding_session(file, settings, judging, goal, progress, before=before) as opened,
+    ):
         search = opened.grids(min_snr)
         if not search.units:
             return FoundRounding(replace(settings, choices={}), None, opened.trials.files)
@@ -104,10 +102,16 @@ def rounding_session(
     judging: Judging,
     goal: Goal,
     progress: Progress | None = None,
+    *,
+    before: Sequence[Pass] = (),
 ) -> Iterator[Session]:
     """Opens a search among grids for any number of targets; see :meth:`Session.grids`."""
     wanted = Wanted(
-        goal=goal, frame=Frame(source), judging=with_media(judging, source), grids=settings, others=False
+        goal=goal,
+        frame=Frame(source, before),
+        judging=with_media(judging, source),
+        grids=settings,
+        others=False,
     )
     with session(wanted, progress or (lambda _what, _done, _total: None)) as opened:
         yield opened

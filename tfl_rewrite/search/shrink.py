@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
+from tfl_rewrite.files.claims import Claim
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
@@ -17,10 +17,9 @@ from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan
-from tfl_rewrite.pipeline.rewrite import PathLike, carry_out
+from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import with_media
 from tfl_rewrite.reading.on_disk import on_disk
-from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
@@ -132,15 +131,9 @@ def search_and_publish(
 def _wanted(plan: Plan, goal: Goal) -> Wanted:
     """Checks what was asked for, and opens the source."""
     judging = plan.settings
-    assert plan.target is not None
-    writes = [Claim(OUTPUT, os.fspath(plan.target))]
-    if goal.state is not None:
-        writes.append(Claim("state", os.fspath(goal.state), mine=True))
-    reads = claims_of(plan.source, judging.inputs, judging.holdout)
-    check_claims(reads, writes, force=plan.force)
-    expand_paths([*judging.inputs, *judging.holdout])
+    state = [] if goal.state is None else [Claim("state", os.fspath(goal.state), mine=True)]
     # Whatever looks into it below gets it parsed.
-    source = Source.of(plan.source)
+    source = source_of(plan, *state)
     if judging.mode == "off":
         raise UsageError("a search has to run the files", remedy="leave out --verify off")
     grids = None

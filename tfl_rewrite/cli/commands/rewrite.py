@@ -23,7 +23,7 @@ from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
-from tfl_rewrite.pipeline.rewrite import carry_out
+from tfl_rewrite.search.rewrite import carry_out
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
@@ -91,26 +91,15 @@ def list_passes(arguments: argparse.Namespace) -> int:
 
 def round_weights(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite round-weights IN OUT``."""
-    searched = arguments.pass_steps is None and arguments.min_snr is not None
+    if arguments.pass_steps is None:
+        # There, it is what the steps are searched for.
+        arguments.pass_min_snr = arguments.min_snr
     made = pass_of(arguments)
     assert isinstance(made, RoundWeights)
-    if searched:
-        from tfl_rewrite.search.round import search_rounding
-
-        with Bar.of(arguments, unit="run") as bar:
-            found = search_rounding(
-                arguments.source,
-                made,
-                judging_of(arguments),
-                min_snr=arguments.min_snr,
-                max_abs_error=arguments.max_abs_error,
-                progress=bar,
-            )
-        made = found.settings
     try:
         return rewrite_file(arguments, [made])
     except RewriteFailed as error:
-        if error.remedy is None and not searched:
+        if error.remedy is None and made.min_snr is None:
             other = "--effort fast, " if arguments.inputs and made.effort is not Effort.FAST else ""
             more = f"give more than {made.steps} --steps, {other}"
             error.remedy = f"{more}or --min-snr alone to search for them"
@@ -151,7 +140,9 @@ def verify_files(arguments: argparse.Namespace) -> int:
 def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
     """Rewrites as the options of a command say, reports it, and returns the exit code."""
     judging = judging_of(arguments)
-    bar = Bar.of(arguments)
+    # A search counts runs.
+    searched = any(isinstance(item, RoundWeights) and item.is_searched for item in passes)
+    bar = Bar.of(arguments, unit="" if searched else "B")
     side = SideFiles(arguments)
     try:
         plan = Plan(
