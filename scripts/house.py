@@ -20,15 +20,15 @@ FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
 MOST_FILES = 196
-"""No more than there are; the design aims at 165."""
+"""No more than there are."""
+AIMED_FILES = 165
+"""What the design aims at."""
 MOST_FUNCTION_LINES = 60
 MOST_LONG_FUNCTIONS = 5
 MOST_PARAMETERS = 8
 MOST_MODULE_LINES = 400
 
-LONG_FUNCTIONS: dict[str, str] = {
-    "calibration/holdout.py:split": "the one dealing of inputs, in the order in which it is decided",
-}
+LONG_FUNCTIONS: dict[str, str] = {}
 """Functions of more lines, as ``file:name``, each with the reason why it stays whole."""
 LONG_MODULES: dict[str, str] = {
     "batch/run.py": "a run of a batch and its executors share one state",
@@ -217,7 +217,7 @@ def measured(modules: Modules) -> list[Row]:
     files = len(modules.trees)
     return [
         Row(
-            f"{files:6} files, at most {MOST_FILES}",
+            f"{files:6} files, at most {MOST_FILES}; the aim is {AIMED_FILES}",
             [],
             [f"{files} files"] if files > MOST_FILES else [],
         ),

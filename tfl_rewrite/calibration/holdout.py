@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,35 +154,58 @@ def split(
     guess = _guess(files, interface)
     if guess:
         return _undivided(given, holdout, f"{guess} (say it with --input-range)")
-    parts: list[list[Path | Media]] = [[], [], []]
     least = LEAST_FITTED if holdout else LEAST_SAMPLES
     if len(files) >= least:
-        for part, picked in zip(parts, _shares(len(files), in_order, bool(holdout)), strict=True):
-            part += [files[index] for index in picked]
-        counts, what = [len(part) for part in parts], "files"
+        shares = _shares(len(files), in_order, bool(holdout))
+        dealt = [_Part([files[index] for index in picked], len(picked)) for picked in shares]
+        what = "files"
     else:
-        counts, what, seen = [0, 0, 0], "samples", 0
-        for number, path in enumerate(files):
-            if isinstance(path, Media):
-                seen += 1
-                parts[2] += [] if holdout else [path]
-                continue
-            found, total = _cut(path, interface, number, folder, in_order, bool(holdout))
-            seen += total
-            for part, count, made in zip(parts, range(3), found, strict=True):
-                counts[count] += made[1]
-                part += [made[0]] if made[0] is not None else []
-        if not parts[0]:
+        dealt, seen = _samples_dealt(files, interface, folder, in_order=in_order, judged=bool(holdout))
+        if not dealt[0].files:
             text = "1 sample is" if seen == 1 else f"{seen} samples are"
             return _undivided(given, holdout, f"{text} too few: give {least} or more")
-    kept = "the files of --holdout" if holdout else str(counts[2])
-    first, second, rest = (tuple(part) for part in parts)
-    judge = tuple(holdout) or rest
+        what = "samples"
+    first, second, rest = dealt
+    kept = "the files of --holdout" if holdout else str(rest.count)
+    judge = tuple(holdout) or tuple(rest.files)
     if not halves:
-        text = f"{counts[0] + counts[1]} {what}; {kept} held out"
-        return Split(((*first, *second),), judge, text, True)
-    dealt = f"{counts[0]} + {counts[1]} {what}, each half with weights rounded for the other"
-    return Split((first, second), judge, f"{dealt}; {kept} held out", True, dealt)
+        text = f"{first.count + second.count} {what}; {kept} held out"
+        return Split(((*first.files, *second.files),), judge, text, True)
+    told = f"{first.count} + {second.count} {what}, each half with weights rounded for the other"
+    return Split((tuple(first.files), tuple(second.files)), judge, f"{told}; {kept} held out", True, told)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Some of the inputs: files, and how many samples or files are counted in them."""
+
+    files: list[Path | Media] = field(default_factory=list)
+    count: int = 0
+
+
+def _samples_dealt(
+    files: Sequence[Path | Media], interface: Interface, folder: Path, *, in_order: bool, judged: bool
+) -> tuple[list[_Part], int]:
+    """Deals the samples of few files; a picture or sound is one, and judges unless others do.
+
+    Returns:
+        Two halves to fit to and what is held out; and how many samples there are in all.
+
+    Raises:
+        UsageError: A file does not fit.
+    """
+    parts, seen = [_Part(), _Part(), _Part()], 0
+    for number, path in enumerate(files):
+        if isinstance(path, Media):
+            seen += 1
+            parts[2].files += [] if judged else [path]
+            continue
+        cut, total = _cut(path, interface, number, folder, in_order, judged)
+        seen += total
+        for part, (made, count) in zip(parts, cut, strict=True):
+            part.count += count
+            part.files += [] if made is None else [made]
+    return parts, seen
 
 
 def _guess(files: Sequence[Path | Media], interface: Interface) -> str:
@@ -200,12 +223,9 @@ def _guess(files: Sequence[Path | Media], interface: Interface) -> str:
     return ""
 
 
-_Part = tuple[Path | None, int]
-
-
 def _cut(
     path: Path, interface: Interface, number: int, folder: Path, in_order: bool, judged: bool
-) -> tuple[list[_Part], int]:
+) -> tuple[list[tuple[Path | None, int]], int]:
     """Cuts an ``.npz``.
 
     Returns:
@@ -220,7 +240,7 @@ def _cut(
     counts = sample_counts(interface, path, arrays)
     least = LEAST_FITTED if judged else LEAST_SAMPLES
     shares = {total: _shares(total, in_order, judged) for total in counts.values() if total >= least}
-    made: list[_Part] = []
+    made: list[tuple[Path | None, int]] = []
     for index in range(3):
         held: dict[str, Array] = {}
         for name, array in arrays.items():
