@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfl_rewrite.files.store import save
+from tfl_rewrite.files.source import save
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (

@@ -31,7 +31,7 @@ from tfl_rewrite import Judging, load
 from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.store import save
+from tfl_rewrite.files.source import save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.compact import Compact

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from bench_model import FLOAT32, RELU, Net
 
-from tfl_rewrite.files.store import save
+from tfl_rewrite.files.source import save
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.blob import ComputedBlob
 from tfl_rewrite.model.ir import Buffer, Signature, Tensor, new_record

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, INT64
+from tfl_rewrite.flatbuf.record import FLOAT32, INT32, INT64, ScalarVector
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, Quantization, Tensor, new_record, operator_number

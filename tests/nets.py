@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector
 from tfl_rewrite.integers.convert import IntegerWeight
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes

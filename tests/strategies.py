@@ -9,8 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Scalar, Schema, TableSpec
+from tfl_rewrite.flatbuf.record import FieldSpec, Kind, Record, Scalar, ScalarVector, Schema, TableSpec
 
 DEEPEST = 4
 LONG = 1500  # bytes; more than the writer keeps among the tables

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.errors import UnsupportedError as UnsupportedError
     from tfl_rewrite.errors import UsageError as UsageError
     from tfl_rewrite.errors import VerificationError as VerificationError
-    from tfl_rewrite.files.store import load as load
-    from tfl_rewrite.files.store import save as save
+    from tfl_rewrite.files.source import load as load
+    from tfl_rewrite.files.source import save as save
     from tfl_rewrite.integers.ranges import TensorRanges as TensorRanges
     from tfl_rewrite.judge.layers import Blame as Blame
     from tfl_rewrite.judge.settings import Judging as Judging
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
     from tfl_rewrite.pipeline.verify import verify as verify
     from tfl_rewrite.reading.blame import blame as blame
-    from tfl_rewrite.reading.check import check as check
     from tfl_rewrite.reading.diff import Comparison as Comparison
     from tfl_rewrite.reading.diff import diff as diff
     from tfl_rewrite.reading.doctor import Diagnosis as Diagnosis
+    from tfl_rewrite.reading.doctor import check as check
     from tfl_rewrite.reading.doctor import diagnose as diagnose
     from tfl_rewrite.reading.inspect import Inspection as Inspection
     from tfl_rewrite.reading.inspect import inspect as inspect
@@ -74,10 +74,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.calls import join as join
     from tfl_rewrite.shards.calls import open_sharded as open_sharded
     from tfl_rewrite.shards.calls import shard as shard
-    from tfl_rewrite.shards.report import ShardFailed as ShardFailed
-    from tfl_rewrite.shards.report import ShardReport as ShardReport
     from tfl_rewrite.shards.settings import JoinOptions as JoinOptions
+    from tfl_rewrite.shards.settings import ShardFailed as ShardFailed
     from tfl_rewrite.shards.settings import ShardOptions as ShardOptions
+    from tfl_rewrite.shards.settings import ShardReport as ShardReport
 
     run = run_passes
 
@@ -88,7 +88,7 @@ _NAMES = {
     "editing.editor": "Editor",
     "errors": "FileAccessError FormatError InvariantError TflRewriteError UnsupportedError UsageError "
     "VerificationError",
-    "files.store": "load save",
+    "files.source": "load save",
     "integers.ranges": "TensorRanges",
     "judge.layers": "Blame",
     "judge.settings": "Judging Tolerance",
@@ -109,17 +109,15 @@ _NAMES = {
     "pipeline.report": "Report RewriteFailed",
     "pipeline.verify": "verify",
     "reading.blame": "blame",
-    "reading.check": "check",
     "reading.diff": "Comparison diff",
-    "reading.doctor": "Diagnosis diagnose",
+    "reading.doctor": "Diagnosis check diagnose",
     "reading.inspect": "Inspection inspect",
     "search.goals": "Goal",
     "search.report": "ShrinkFailed ShrinkReport",
     "search.rewrite": "rewrite",
     "search.shrink": "shrink",
     "shards.calls": "ShardedModel join open_sharded shard",
-    "shards.report": "ShardFailed ShardReport",
-    "shards.settings": "JoinOptions ShardOptions",
+    "shards.settings": "JoinOptions ShardFailed ShardOptions ShardReport",
 }
 """Modules, and the public names of each; behind a colon what a single one is called there."""
 

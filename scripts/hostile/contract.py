@@ -18,8 +18,7 @@ from tfl_rewrite.cli.render_reading import comparison_lines, inspection_lines
 from tfl_rewrite.editing.base import Pass, run_passes
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import layout
+from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
@@ -30,8 +29,8 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Report
-from tfl_rewrite.reading.check import examine_model
 from tfl_rewrite.reading.diff import diff
+from tfl_rewrite.reading.doctor import examine_model
 from tfl_rewrite.reading.inspect import inspect_model
 from tfl_rewrite.work import Work
 

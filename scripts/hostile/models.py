@@ -23,7 +23,7 @@ from hostile.values import (
     with_constant,
     with_itself,
 )
-from tfl_rewrite.files.store import layout
+from tfl_rewrite.files.source import layout
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import (
     Buffer,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostile.net import Net, Step, shape_of
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32
+from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.model.ir import Tensor
 
 

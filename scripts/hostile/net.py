@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32
+from tfl_rewrite.flatbuf.record import INT32, Record, ScalarVector
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (

@@ -9,8 +9,7 @@ from typing import Any
 
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Scalar
+from tfl_rewrite.flatbuf.record import FieldSpec, Kind, Record, Scalar, ScalarVector
 from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.ir import schema

@@ -25,7 +25,7 @@ OLD = b"the old one"
 # Forks instead of starting anew: what is killed is the work, not the imports.
 _STARTER = """
 import os, sys
-import numpy, tfl_rewrite.cli.commands.rewrite, tfl_rewrite.judge.judge, tfl_rewrite.files.store
+import numpy, tfl_rewrite.cli.commands.rewrite, tfl_rewrite.judge.judge, tfl_rewrite.files.source
 from tfl_rewrite.cli import main
 for line in sys.stdin:
     child = os.fork()

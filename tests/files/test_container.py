@@ -14,10 +14,8 @@ from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.atomic import check_target
 from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
-from tfl_rewrite.files.source import Source, origin_of
-from tfl_rewrite.files.store import is_changed, layout
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import UINT8
+from tfl_rewrite.files.source import Source, is_changed, layout, origin_of
+from tfl_rewrite.flatbuf.record import UINT8, ScalarVector
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
 from tfl_rewrite.work import Work

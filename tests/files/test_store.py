@@ -18,8 +18,7 @@ from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, UnsupportedError, UsageError
 from tfl_rewrite.files import layout as layouts
 from tfl_rewrite.files.atomic import AtomicFile, atomic_write
-from tfl_rewrite.files.source import origin_of
-from tfl_rewrite.files.store import is_changed, layout
+from tfl_rewrite.files.source import is_changed, layout, origin_of
 from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, schema

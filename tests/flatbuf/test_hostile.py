@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from tfl_rewrite import check, inspect, load, save
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import is_changed, layout
+from tfl_rewrite.files.source import Source, is_changed, layout
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32, FieldSpec, Kind, Schema, TableSpec
+from tfl_rewrite.flatbuf.record import INT32, FieldSpec, Kind, Record, ScalarVector, Schema, TableSpec
 from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.invariants import problems

@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.bootstrap import reflection_schema
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.flatbuf.record import NotANumber, Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, UINT8, Kind, TableSpec
+from tfl_rewrite.flatbuf.record import (
+    FLOAT32,
+    INT32,
+    UINT8,
+    Kind,
+    NotANumber,
+    Record,
+    ScalarVector,
+    TableSpec,
+)
 from tfl_rewrite.flatbuf.writer import FilePosition, plan
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import schema

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite.flatbuf.bootstrap import load_schema
-from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema
+from tfl_rewrite.flatbuf.record import FieldSpec, Kind, Schema
 
 from ..helpers import ROOT, script
 

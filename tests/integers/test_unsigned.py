@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.nets import UnsignedNet, named, with_grid
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.unsigned import chosen_operators, grid_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Quantization

@@ -15,9 +15,8 @@ import pytest
 from tests.nets import UnsignedNet, nearest, run
 from tfl_rewrite import save
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.files.store import layout
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32
+from tfl_rewrite.files.source import layout
+from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
 from tfl_rewrite.integers.convert import Conversion
 from tfl_rewrite.integers.groups import Groups
 from tfl_rewrite.integers.modes import Modes

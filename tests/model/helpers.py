@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import UINT8, Kind
+from tfl_rewrite.flatbuf.record import UINT8, Kind, Record, ScalarVector
 from tfl_rewrite.flatbuf.writer import FilePosition, plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.ir import Model, schema

@@ -9,8 +9,7 @@ import pytest
 
 from tfl_rewrite import check
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, UINT8
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, ScalarVector
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph

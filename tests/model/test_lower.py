@@ -6,10 +6,8 @@ import pytest
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import is_changed
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32, UINT8
+from tfl_rewrite.files.source import Source, is_changed
+from tfl_rewrite.flatbuf.record import INT32, UINT8, Record, ScalarVector
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lower import lower

@@ -15,8 +15,7 @@ from tfl_rewrite import check, load, save
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32, Kind
+from tfl_rewrite.flatbuf.record import INT32, Kind, Record, ScalarVector
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, OperatorCode, SubGraph, Tensor, schema

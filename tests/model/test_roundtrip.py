@@ -9,10 +9,8 @@ import pytest
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source, origin_of
-from tfl_rewrite.files.store import is_changed
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT32, UINT8
+from tfl_rewrite.files.source import Source, is_changed, origin_of
+from tfl_rewrite.flatbuf.record import FLOAT32, INT32, UINT8, Record, ScalarVector
 from tfl_rewrite.model.blob import ComputedBlob, MappedBlob, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Operator, Quantization, SubGraph, Tensor, schema
 from tfl_rewrite.model.lower import lower

@@ -17,10 +17,8 @@ from tfl_rewrite import UsageError, load, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.files import layout as layouts
-from tfl_rewrite.files.source import origin_of
-from tfl_rewrite.files.store import layout
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64, UINT8
+from tfl_rewrite.files.source import layout, origin_of
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, Record, ScalarVector
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, new_record, schema

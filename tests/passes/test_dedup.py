@@ -9,8 +9,7 @@ import pytest
 
 from tfl_rewrite import UnsupportedError, load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32
+from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
 from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken

@@ -13,7 +13,7 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
-from tfl_rewrite.files.store import is_changed
+from tfl_rewrite.files.source import is_changed
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
-from tfl_rewrite.files.source import origin_of
-from tfl_rewrite.files.store import is_changed
+from tfl_rewrite.files.source import is_changed, origin_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Model

@@ -58,8 +58,7 @@ def chain(tmp_path: Path) -> Path:
 
 
 def _ints(values: tuple[int, ...]) -> Any:
-    from tfl_rewrite.flatbuf.record import ScalarVector
-    from tfl_rewrite.flatbuf.schema import INT32
+    from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 
     return ScalarVector.of(INT32, values)
 

@@ -17,9 +17,8 @@ from tfl_rewrite import UnsupportedError, UsageError, load, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.effects import Effects
-from tfl_rewrite.files.store import is_changed
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32
+from tfl_rewrite.files.source import is_changed
+from tfl_rewrite.flatbuf.record import FLOAT32, Record, ScalarVector
 from tfl_rewrite.kernels.operators import OperatorRow, SideEffect
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.invariants import broken

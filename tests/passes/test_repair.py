@@ -11,9 +11,8 @@ import pytest
 
 from tfl_rewrite import Judging, UnsupportedError, UsageError, diagnose, load, passes_of, rewrite, save
 from tfl_rewrite.editing.base import run_passes
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.flatbuf.record import INT64, Record, ScalarVector
 from tfl_rewrite.flatbuf.record import misaligned as askew
-from tfl_rewrite.flatbuf.schema import INT64
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels.operands import scales_of, zero_points_of
 from tfl_rewrite.kernels.reads import weight_reads
@@ -21,7 +20,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.passes.repair import NAMES, Repair
-from tfl_rewrite.reading.check import examine
+from tfl_rewrite.reading.doctor import examine
 from tfl_rewrite.reading.findings import UNASKED
 from tfl_rewrite.weights.repairs import integers, scale_values
 

@@ -13,7 +13,7 @@ from tfl_rewrite import Judging, load, rewrite, save
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.files.store import is_changed
+from tfl_rewrite.files.source import is_changed
 from tfl_rewrite.model.ir import Metadata
 from tfl_rewrite.passes.round_weights import RoundedChange, RoundWeights
 

@@ -12,8 +12,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.editing.base import run_passes
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, UINT8
+from tfl_rewrite.flatbuf.record import FLOAT32, UINT8, ScalarVector
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Metadata, Quantization, SubGraph, new_record
 from tfl_rewrite.passes.compact import Compact

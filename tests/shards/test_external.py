@@ -11,7 +11,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import load, save
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.judge import compiled
 from tfl_rewrite.judge.settings import Judging

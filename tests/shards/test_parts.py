@@ -14,7 +14,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite.errors import FormatError, UsageError
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import load, save
 from tfl_rewrite.shards import parts as writing
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.parts import cut

@@ -10,8 +10,7 @@ import pytest
 
 from tests.nets import Net, codes, data_of, run
 from tfl_rewrite import save
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32
+from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Tensor, new_record, schema
 from tfl_rewrite.weights.sparse import dense, make_dense

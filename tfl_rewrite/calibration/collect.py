@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.files.source import Source, origin_of
-from tfl_rewrite.files.store import is_changed, save
+from tfl_rewrite.files.source import Source, is_changed, origin_of, save
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import load, save
 from tfl_rewrite.interpreter.child import save_array
 from tfl_rewrite.interpreter.memory import MemoryWatch
 from tfl_rewrite.interpreter.process import RuntimeChoice

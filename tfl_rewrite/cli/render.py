@@ -22,7 +22,7 @@ from tfl_rewrite.weights.payloads import WeightChange
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
-    from tfl_rewrite.shards.report import ShardReport
+    from tfl_rewrite.shards.settings import ShardReport
 
 _FILES = 10
 _NOTICEABLE_DB = 20.0

@@ -1,4 +1,4 @@
-"""A file that is opened and checked once, and gives its model any number of times.
+"""The way from a file, opened and checked once, to a model, any number of times; and back.
 
 Every byte is accounted for. An old converter left tables that it did not use, a packer something behind the
 model: such bytes, which no offset of the model reaches, may go with a rewrite unless something finds them by
@@ -14,18 +14,25 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError
+from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
 from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
 from tfl_rewrite.files.foreign import recognize
-from tfl_rewrite.files.layout import bytes_text, planned
+from tfl_rewrite.files.layout import Layout, bytes_text, differs, planned
 from tfl_rewrite.flatbuf.reader import ReadResult, read
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model import references
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.model.lift import lift
+
+# The writer is loaded when something is written: it takes longer to import than a small file to read.
+
+if TYPE_CHECKING:
+    from tfl_rewrite.flatbuf.writer import Packing
+
 
 SCHEMA_VERSION = 3
 """The only ``Model.version`` that runtimes since 2017 take (``TFLITE_SCHEMA_VERSION``)."""
@@ -55,7 +62,7 @@ class Source(os.PathLike[str]):
     """A model's file, parsed and checked; taken wherever a path is, so that nothing is parsed again.
 
     The file is mapped, not copied: constants are read when they are used. It may also be in memory only, as
-    bytes that somebody gave; then :func:`tfl_rewrite.reading.on_disk.on_disk` gives it a file for as long as
+    bytes that somebody gave; then :func:`tfl_rewrite.reading.metadata.on_disk` gives it a file for as long as
     something has to open it by a path.
 
     Args:
@@ -335,3 +342,76 @@ def _address(data: bytes, ranges: Ranges, nbytes: int) -> int | None:
 
 def _within(number: int, ranges: Ranges) -> bool:
     return any(start <= number < stop for start, stop in ranges)
+
+
+def load(source: ModelLike) -> Model:
+    """Reads a ``.tflite`` file.
+
+    A file that is given by its path is mapped, not copied: constants are read when they are used.
+
+    Args:
+        source: A path, bytes, a file open for reading, or a model, of which this makes another.
+
+    Raises:
+        FileAccessError: It cannot be read.
+        FormatError: It is damaged; the error names the place.
+        UnsupportedError: It is of a schema version other than 3.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> [operator.code.name for operator in model.subgraphs[0].operators][-2:]
+        ['FULLY_CONNECTED', 'SOFTMAX']
+    """
+    return Source.of(source).model()
+
+
+def is_changed(model: Model) -> bool:
+    """Whether a model differs, in any field or byte, from the file that it was loaded from."""
+    origin = origin_of(model)
+    return origin is None or differs(model, origin)
+
+
+def layout(model: Model, *, packing: Packing | None = None) -> Layout:
+    """Plans the file of a model; nothing is written yet. See :func:`tfl_rewrite.files.layout.planned`."""
+    return planned(model, origin_of(model), packing=packing)
+
+
+def save(
+    model: Model,
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    packing: Packing | None = None,
+) -> int:
+    """Writes a model to a file, atomically; it is not verified (see :func:`tfl_rewrite.rewrite`).
+
+    Args:
+        model: An unchanged model is written byte for byte as it was loaded.
+        target: The file to make.
+        force: Whether it may exist; it may be the file that the model was loaded from. Who may read it is as
+            for that file.
+        packing: As for :func:`layout`; the ``packing`` of a pass's result.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        UsageError: The target is a directory, exists, or its folder does not.
+        UnsupportedError: See :func:`layout`.
+        FileAccessError: It cannot be written, or the file that the model came from was changed meanwhile.
+
+    Example:
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> model.description = "digits"
+        >>> tfl_rewrite.save(model, "described.tflite") > 0
+        True
+    """
+    made = layout(model, packing=packing)
+    origin = origin_of(model)
+    access = PLAIN if origin is None else access_of(origin.container.path)
+    with atomic_write(target, force=force, nbytes=made.nbytes, access=access) as output:
+        made.write_to(output.sink)
+        if origin is not None:
+            origin.container.ensure_unchanged()
+        output.publish()
+    return made.nbytes

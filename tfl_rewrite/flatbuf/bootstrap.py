@@ -13,7 +13,7 @@ from tfl_rewrite.errors import FormatError
 
 if TYPE_CHECKING:
     from tfl_rewrite.flatbuf.record import Record
-from tfl_rewrite.flatbuf.schema import (
+from tfl_rewrite.flatbuf.record import (
     BOOL,
     FLOAT32,
     FLOAT64,

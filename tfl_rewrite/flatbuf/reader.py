@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.errors import FormatError
-from tfl_rewrite.flatbuf.record import NotANumber, Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import FieldSpec, Kind, Schema, TableSpec
+from tfl_rewrite.flatbuf.record import FieldSpec, Kind, NotANumber, Record, ScalarVector, Schema, TableSpec
 
 MAX_DEPTH = 64
 MAX_TABLES = 1_000_000

@@ -20,8 +20,17 @@ from typing import Any
 from flatbuffers.builder import Builder
 
 from tfl_rewrite.errors import InvariantError, UnsupportedError
-from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable, packed
-from tfl_rewrite.flatbuf.schema import UINT8, FieldSpec, Kind, Schema
+from tfl_rewrite.flatbuf.record import (
+    UINT8,
+    FieldSpec,
+    Kind,
+    Record,
+    ScalarVector,
+    Schema,
+    Sink,
+    Writable,
+    packed,
+)
 
 MAX_NBYTES = (1 << 31) - 1
 """What 32-bit FlatBuffer offsets reach (``FLATBUFFERS_MAX_BUFFER_SIZE``)."""

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import FLOAT32, INT64
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.groups import Grid, Groups
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import Scales

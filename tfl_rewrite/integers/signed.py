@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import INT64
+from tfl_rewrite.flatbuf.record import INT64, ScalarVector
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.unsigned import (
     SHIFT,

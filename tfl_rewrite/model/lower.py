@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfl_rewrite.errors import InvariantError
-from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32, Kind
+from tfl_rewrite.flatbuf.record import INT32, Kind, Record, ScalarVector
 from tfl_rewrite.flatbuf.writer import FilePosition
 from tfl_rewrite.model.ir import (
     Buffer,

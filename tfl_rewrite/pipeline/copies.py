@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import load, save
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import MEAN, SUB, row_of
 from tfl_rewrite.model import dtypes

@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from tfl_rewrite.editing.base import Context, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import save
+from tfl_rewrite.files.source import Source, save
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.pipeline.report import Culprit, Damage, Finer, Place, RewriteFailed

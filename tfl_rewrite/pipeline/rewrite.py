@@ -19,8 +19,7 @@ from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import layout
+from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.invariants import Problem, problems

@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, run_passes
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.source import ModelLike, Source
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import ModelLike, Source, load, save
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
-from tfl_rewrite.reading.metadata import with_media
-from tfl_rewrite.reading.on_disk import on_disk
+from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 from tfl_rewrite.work import current
 

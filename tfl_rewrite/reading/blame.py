@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.source import ModelLike
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import ModelLike, load
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.reading.metadata import with_media
-from tfl_rewrite.reading.on_disk import on_disk
+from tfl_rewrite.reading.metadata import on_disk, with_media
 
 
 def blame(before: ModelLike, after: ModelLike, judging: Judging | None = None) -> Blame:

@@ -12,7 +12,7 @@ from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.likeness import subgraph_pairs, tensor_labels
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.reading.balance import byte_accounts, other_values
+from tfl_rewrite.reading.inspect import byte_accounts, other_values
 from tfl_rewrite.reading.metadata import zip_members
 
 
@@ -52,7 +52,7 @@ class Comparison(JsonData):
 
     Attributes:
         identical: Whether the files are equal byte for byte.
-        balance: Bytes by what they are (:mod:`tfl_rewrite.reading.balance`); sums to the sizes of the
+        balance: Bytes by what they are (:mod:`tfl_rewrite.reading.inspect`); sums to the sizes of the
             files.
 
     Example:
@@ -86,7 +86,7 @@ def diff(before: ModelLike, after: ModelLike) -> Comparison:
         after: The second.
 
     Raises:
-        FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+        FormatError, FileAccessError, UnsupportedError: As for :func:`tfl_rewrite.files.source.load`.
 
     Example:
         >>> found = tfl_rewrite.diff("model.tflite", "new.tflite")

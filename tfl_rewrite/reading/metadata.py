@@ -1,18 +1,21 @@
-"""What a model says of itself: how its inputs are made, and which files belong to it."""
+"""What a model says of itself: how its inputs are made, which files belong to it; a file of one in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.errors import TflRewriteError, UsageError
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import ModelLike, Source, load
+from tfl_rewrite.interpreter.scratch import Scratch, scratch_errors
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.samples.media import Declared, Media
@@ -235,3 +238,26 @@ class MetadataTables:
             return struct.unpack_from(code, self._data, place)[0]
         except struct.error as error:
             raise ValueError(str(error)) from error
+
+
+@contextlib.contextmanager
+def on_disk(model: ModelLike) -> Iterator[str | os.PathLike[str]]:
+    """Gives a path as it is, and of anything else a source that interpreters can open.
+
+    Written to a temporary folder is only what lies in no file, or in one that was replaced meanwhile.
+
+    Raises:
+        FileAccessError, FormatError, UnsupportedError, UsageError: See :meth:`Source.of`.
+    """
+    if isinstance(model, (str, os.PathLike)) and not isinstance(model, Source):
+        yield model
+        return
+    source = Source.of(model)
+    if source.file is not None and source.container.is_at(source.file):
+        yield source
+        return
+    with Scratch() as scratch:
+        path = scratch.path / "model.tflite"
+        with scratch_errors():
+            path.write_bytes(source.container.data)
+        yield source.placed(path)

@@ -44,7 +44,7 @@ def rewrite(
     Raises:
         RewriteFailed: Outputs differ beyond the tolerance, or mode is ``require`` and nothing could be run.
         UsageError, FileAccessError, FormatError, UnsupportedError: As for
-            :func:`tfl_rewrite.files.store.load` and :func:`tfl_rewrite.files.store.save`.
+            :func:`tfl_rewrite.files.source.load` and :func:`tfl_rewrite.files.source.save`.
 
     Example:
         >>> report = tfl_rewrite.rewrite("model.tflite", "int8.tflite", [tfl_rewrite.QuantizeWeights()])

@@ -19,8 +19,7 @@ from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.files.source import ModelLike
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.reading.metadata import with_media
-from tfl_rewrite.reading.on_disk import on_disk
+from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session

@@ -15,7 +15,7 @@ from tfl_rewrite import __version__
 from tfl_rewrite.calibration.holdout import Split, divide
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, access_of
-from tfl_rewrite.files.store import load
+from tfl_rewrite.files.source import load
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch

@@ -18,8 +18,7 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
-from tfl_rewrite.reading.metadata import with_media
-from tfl_rewrite.reading.on_disk import on_disk
+from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport

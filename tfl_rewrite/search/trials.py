@@ -14,8 +14,7 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import load, save
+from tfl_rewrite.files.source import Source, load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance

@@ -17,12 +17,18 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import ModelLike, ensure_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import schema
-from tfl_rewrite.reading.on_disk import on_disk
+from tfl_rewrite.reading.metadata import on_disk
 from tfl_rewrite.shards.join import assemble, check_whole, join_parts
 from tfl_rewrite.shards.manifest import Manifest, parse
 from tfl_rewrite.shards.parts import write_parts
-from tfl_rewrite.shards.report import ShardReport
-from tfl_rewrite.shards.settings import DEFAULT_JOBS, MANIFEST_NAME, MODEL_NAME, JoinOptions, ShardOptions
+from tfl_rewrite.shards.settings import (
+    DEFAULT_JOBS,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    JoinOptions,
+    ShardOptions,
+    ShardReport,
+)
 from tfl_rewrite.shards.sources import FolderSource, Source, find_source, read_manifest_text
 from tfl_rewrite.work import Progress, Work
 
@@ -47,7 +53,7 @@ def shard(
     Raises:
         ShardFailed: The runtime computes something else from the external buffers.
         UsageError: A file is in the way.
-        FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.store.load`.
+        FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.source.load`.
 
     Example:
         >>> options = tfl_rewrite.ShardOptions(max_size="64KB", compress="gzip")

@@ -14,16 +14,21 @@ from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, Us
 from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of, atomic_write, nameless_file
 from tfl_rewrite.files.claims import is_same
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.files.store import layout, load
+from tfl_rewrite.files.source import Source, layout, load
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.shards.external import Moved, WeightFile, move_in, move_out
 from tfl_rewrite.shards.manifest import sha256_of
 from tfl_rewrite.shards.parts import is_in_the_way, is_present
-from tfl_rewrite.shards.report import ShardFailed, ShardFile, ShardReport
-from tfl_rewrite.shards.settings import MODEL_NAME, JoinOptions, ShardOptions
+from tfl_rewrite.shards.settings import (
+    MODEL_NAME,
+    JoinOptions,
+    ShardFailed,
+    ShardFile,
+    ShardOptions,
+    ShardReport,
+)
 from tfl_rewrite.shards.sources import open_plain
 
 if TYPE_CHECKING:

@@ -23,11 +23,12 @@ from typing import Any
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.options.json_text import JsonFormat
-from tfl_rewrite.shards.settings import MAX_PART
 
 FORMAT = "tfl-rewrite-parts"
 VERSION = 1
 MAX_MANIFEST_NBYTES = 8 << 20
+MAX_PART = 1 << 30
+"""No part is larger, so that a manifest cannot ask for more at once."""
 MAX_TOTAL = 1 << 40
 MAX_RATIO = 1032
 """What deflate shrinks at most (zlib's technical notes); more is not a gzip stream but a lie."""

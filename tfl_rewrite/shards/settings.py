@@ -1,12 +1,21 @@
-"""How a model is written as several files, and how it is made one again: the options of both."""
+"""How a model is written as several files, and made one again: the options of both, and their reports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import UnsupportedError, UsageError, VerificationError
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import NBYTES, check_options, option
+from tfl_rewrite.shards.manifest import MAX_PART, Manifest, Part, sha256_of
+
+if TYPE_CHECKING:
+    from tfl_rewrite.judge.verdict import Verdict
+
 
 MODEL_NAME = "model.tflite"
 """What the model of a folder with external buffers is called."""
@@ -15,8 +24,6 @@ DEFAULT_JOBS = 4
 JOBS = (0, 64)
 """Least and most parts at once."""
 LEAST_PART = 1 << 10
-MAX_PART = 1 << 30
-"""No part is larger, so that a manifest cannot ask for more at once."""
 
 _JOBS_FLAGS = ("--jobs", "--threads")
 
@@ -114,3 +121,97 @@ class JoinOptions:
     def __post_init__(self) -> None:
         """Refuses what does not fit."""
         check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """One file of a folder of shards.
+
+    Attributes:
+        nbytes: Of the model's bytes in it.
+        stored_nbytes: Of the file.
+        status: ``new``, ``kept`` (it was there, byte for byte), ``fetched`` or ``read``.
+    """
+
+    name: str
+    nbytes: int
+    stored_nbytes: int
+    sha256: str
+    status: str
+
+    @classmethod
+    def of_part(cls, part: Part, status: str) -> ShardFile:
+        """A part of a manifest."""
+        return cls(
+            name=part.name,
+            nbytes=part.nbytes,
+            stored_nbytes=part.stored_nbytes,
+            sha256=part.stored_sha256,
+            status=status,
+        )
+
+    @classmethod
+    def of_file(cls, name: str, file: Container, status: str) -> ShardFile:
+        """A model or a file of weights, which is hashed now."""
+        size = file.nbytes
+        return cls(name=name, nbytes=size, stored_nbytes=size, sha256=sha256_of(file.pieces()), status=status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport(JsonData):
+    """What ``shard`` or ``join`` did.
+
+    Attributes:
+        command: ``shard`` or ``join``.
+        format: ``parts`` or ``external``.
+        entry: The file to start from: the manifest, or the model that names its weight files.
+        nbytes: Of the whole model.
+        sha256: Of the whole model.
+        verdict: Of the runtime, for external buffers; parts are compared byte by byte instead.
+        unverified: Why nothing could be run, or None.
+
+    Example:
+        >>> report = tfl_rewrite.shard("model.tflite", "parts")
+        >>> report.entry
+        'parts/manifest.json'
+    """
+
+    schema: ClassVar[int] = 1
+    command: str
+    format: str
+    outcome: str = "done"
+    source: str
+    target: str
+    entry: str
+    dry_run: bool = False
+    nbytes: int
+    sha256: str
+    files: tuple[ShardFile, ...]
+    verdict: Verdict | None = None
+    unverified: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_parts(cls, manifest: Manifest, status: Callable[[Part], str], **facts: Any) -> ShardReport:
+        """Of a model in parts: what its manifest says, and what became of each part."""
+        files = tuple(ShardFile.of_part(part, status(part)) for part in manifest.parts)
+        return cls(format="parts", nbytes=manifest.nbytes, sha256=manifest.sha256, files=files, **facts)
+
+
+class ShardFailed(VerificationError):
+    """Verification refused the result; ``report`` has all figures.
+
+    Example:
+        >>> external = tfl_rewrite.ShardOptions(format="external")
+        >>> try:
+        ...     report = tfl_rewrite.shard("model.tflite", "weights", external)
+        ... except tfl_rewrite.ShardFailed as error:
+        ...     report = error.report
+    """
+
+    def __init__(self, what: str, report: ShardReport, remedy: str | None = None) -> None:
+        super().__init__(what, file=report.source, remedy=remedy)
+        self.report = report
+        if report.verdict is None or report.verdict.status == "unverified":
+            # Nothing differs; it is a model that cannot be judged here.
+            self.exit_code = UnsupportedError.exit_code

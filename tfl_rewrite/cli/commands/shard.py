@@ -14,8 +14,7 @@ from tfl_rewrite.cli.render import shard_lines
 from tfl_rewrite.cli.text import safe, show, warn
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard
-from tfl_rewrite.shards.report import ShardFailed, ShardReport
-from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
+from tfl_rewrite.shards.settings import JoinOptions, ShardFailed, ShardOptions, ShardReport
 
 
 def shard_model(arguments: argparse.Namespace) -> int:

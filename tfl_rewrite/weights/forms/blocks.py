@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import ScalarVector
-from tfl_rewrite.flatbuf.schema import INT32
+from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.kernels.table import DEQUANTIZE, MUL, RESHAPE, dequantize_form
 from tfl_rewrite.model import dtypes
