@@ -10,7 +10,8 @@ import pytest
 from tests.nets import Net, codes, data_of, named, nearest
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.groups import Grid
-from tfl_rewrite.integers.plan import OUTPUT_MARGIN, SOFTMAX_MARGIN, IntegerPlan
+from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 
@@ -123,8 +124,8 @@ def test_margins_of_a_softmax_and_of_outputs() -> None:
     net.output(net.add("SOFTMAX", [scores], "share", (1, 4), beta=1.0))
     net.output(net.add("ABS", [source], "sizes", (1, 4)))
     converted(net, plan_of(net, scores=(0.0, 10.0), sizes=(0.0, 10.0)))
-    assert grid(named(net.model, "scores"))[0] == pytest.approx(SOFTMAX_MARGIN * 10 / 255)
-    assert grid(named(net.model, "sizes_int8"))[0] == pytest.approx(OUTPUT_MARGIN * 10 / 255)
+    assert grid(named(net.model, "scores"))[0] == pytest.approx(Recipe().softmax * 10 / 255)
+    assert grid(named(net.model, "sizes_int8"))[0] == pytest.approx(Recipe().outputs * 10 / 255)
 
 
 def test_a_bias_that_would_not_fit_makes_its_channel_coarser() -> None:

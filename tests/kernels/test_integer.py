@@ -21,6 +21,7 @@ from tfl_rewrite.integers.convert import Conversion
 from tfl_rewrite.integers.groups import Groups
 from tfl_rewrite.integers.modes import Modes
 from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.kernels.integer import Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.graph import Graph
@@ -123,7 +124,7 @@ def convert_anyhow(model: Model, width: int, ranges: Mapping[int, tuple[float, f
     """Makes the operator of a model compute in integers, although no plan would."""
     subgraph, editor = model.subgraphs[0], Editor(model)
     modes = Modes({id(subgraph.operators[0]): width})
-    groups = Groups(subgraph.operators, modes, ranges, {})
+    groups = Groups(subgraph.operators, modes, ranges, {}, Recipe())
     Conversion(subgraph, Graph.of(model), modes, groups, nearest, editor).run()
     editor.finish()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from tfl_rewrite.calibration.collect import Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Probe, places_of
 from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.calibration.rounder import Calibrated
+from tfl_rewrite.calibration.trials import Trials
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
@@ -32,7 +33,7 @@ from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.grids import Constant
-from tfl_rewrite.weights.rounders import Effort, Simulate
+from tfl_rewrite.weights.rounders import Effort, Measure, Simulate
 from tfl_rewrite.work import Progress, one_blas_thread
 
 LARGEST_FACTOR_NBYTES = 256 << 20
@@ -208,6 +209,11 @@ class InputActivations:
     def ranges(self, number: int, model: Model) -> dict[int, Range]:
         """Returns the ranges of the float tensors of a model, which is run for them once."""
         return self._ranges.setdefault(number, Ranges(self._judging, self._progress)).of(model)
+
+    def measured(self, number: int, model: Model, use: Callable[[Measure], None]) -> None:
+        """Gives somebody what measures a model whose activations are rounded."""
+        ranges = self._ranges.setdefault(number, Ranges(self._judging, self._progress))
+        Trials(self._judging, self._progress).of(model, ranges, use)
 
     def integer_rounder(
         self, number: int, effort: Effort, simulate: Simulate, *, correct_bias: bool

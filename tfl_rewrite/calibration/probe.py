@@ -183,9 +183,13 @@ class Probe:
     ) -> None:
         self.model: Model = load(path)
         self._places = None if simulate is None else simulate(self.model)
-        self._runner = runner
+        self._path, self._runner = path, runner
         self._own: set[int] = set()
         self._number = 0
+
+    def again(self, simulate: Simulate | None) -> Probe:
+        """Returns another probe of the same file and with the same runner: only one of them can be run."""
+        return Probe(self._path, self._runner, simulate)
 
     def calls(self, steps: Sequence[Step]) -> list[Call]:
         """Returns the calls of some steps, in the order of the subgraphs' inputs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,19 @@ HELD_NBYTES = 256 << 20
 """Of tensors that one run of the model keeps; it is run again for the rest."""
 
 
-class Ranges(Observer[list[dict[int, Range]]]):
+_Seen = dict[int, Range]
+"""The range of one tensor in each call, by its number; of a constant, under -1."""
+
+
+class Ranges(Observer[list[dict[int, _Seen]]]):
     """Looks at the ranges of all float tensors, once."""
 
-    def of(self, model: Model) -> dict[int, Range]:
+    def of(self, model: Model, *, without: Container[int] = ()) -> dict[int, Range]:
         """Returns the ranges of a model's float tensors, constants among them, by id.
 
         Args:
             model: With float weights; the same each time, or one like it.
+            without: Numbers of calls that are left out.
 
         Returns:
             Those that no sample reaches are missing.
@@ -42,9 +47,9 @@ class Ranges(Observer[list[dict[int, Range]]]):
         def look(_: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             copy = probe(None)
             calls = copy.calls(self.steps)
-            found: list[dict[int, Range]] = [
+            found: list[dict[int, _Seen]] = [
                 {
-                    at: held
+                    at: {-1: held}
                     for at, item in enumerate(subgraph.tensors)
                     if (held := constant_range(item)) is not None
                 }
@@ -62,19 +67,26 @@ class Ranges(Observer[list[dict[int, Range]]]):
                 remedy="check --inputs; 'tfl-rewrite doctor' tells what is wrong with a model",
             )
         return {
-            id(tensor): seen[at]
+            id(tensor): _joined(ranges)
             for subgraph, seen in zip(model.subgraphs, self.found[0], strict=True)
             for at, tensor in enumerate(subgraph.tensors)
-            if at in seen
+            if (ranges := [each for call, each in seen.get(at, {}).items() if call not in without])
         }
 
 
-def _seen(probe: Probe, number: int, calls: Sequence[Call]) -> dict[int, Range]:
-    found: dict[int, Range] = {}
+def _joined(ranges: Sequence[Range]) -> Range:
+    lows, highs = zip(*ranges, strict=True)
+    # Unlike min and max of Python, these keep a NaN, whichever side it is on.
+    return float(np.min(lows)), float(np.max(highs))
+
+
+def _seen(probe: Probe, number: int, calls: Sequence[Call]) -> dict[int, _Seen]:
+    found: dict[int, _Seen] = {}
     for part in memoryfuls(float_tensors(probe.model.subgraphs[number])):
-        for _, values in probe.values_of(number, [tensor for _, tensor in part], calls):
+        for call, values in probe.values_of(number, [tensor for _, tensor in part], calls):
             for (at, _), array in zip(part, values, strict=True):
-                widen(found, at, array)
+                if array.size:
+                    found.setdefault(at, {})[call] = float(array.min()), float(array.max())
     return found
 
 

@@ -11,6 +11,7 @@ from tfl_rewrite.integers.convert import Conversion, WeightOf
 from tfl_rewrite.integers.groups import Groups
 from tfl_rewrite.integers.limits import misfit
 from tfl_rewrite.integers.modes import Range, decide, float_inputs, kernel_of
+from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
@@ -23,16 +24,6 @@ from tfl_rewrite.weights.rounders import Work
 LEVELS = Levels(-127, 127)
 """Of weights: XNNPACK takes -128 too, the quantization specification does not."""
 
-SOFTMAX_MARGIN = 2.0
-"""By which the range of what a softmax reads is widened: a few samples do not show the largest scores, and
-clipping them is fatal. Measured on eight samples: 0.5 to 22 dB better on six of six models."""
-
-OUTPUT_MARGIN = 1.5
-"""By which the ranges of outputs are widened: what a few samples do not show would be clipped, which costs
-more than a coarser step. Measured on eight samples, eval apart: 5.5 dB better for boxes and landmarks of one
-model, 0.1 dB worse to equal for two; 2 in its place is 0.2 to 0.7 dB worse for those."""
-
-
 Wanted = Callable[[Operator], int | None]
 """The bits of activations that an operator should have; None for floats."""
 
@@ -44,9 +35,13 @@ class IntegerPlan:
         model: With float weights; not changed.
         wanted: Bits of operators. What has no kernel of so many bits has another one, or stays float.
         ranges: By id, of float tensors and constants; those that no sample reached are missing.
+        recipe: How much wider than those grids are; the fixed one where there is none.
     """
 
-    def __init__(self, model: Model, wanted: Wanted, ranges: Mapping[int, Range]) -> None:
+    def __init__(
+        self, model: Model, wanted: Wanted, ranges: Mapping[int, Range], recipe: Recipe | None = None
+    ) -> None:
+        self._recipe = recipe or Recipe()
         self._model = model
         self._wanted = wanted
         self._ranges = ranges
@@ -105,7 +100,7 @@ class IntegerPlan:
             for one, other in zip(self._model.subgraphs, copy.subgraphs, strict=True)
             for mine, theirs in zip(one.operators, other.operators, strict=True)
         }
-        plan = IntegerPlan(copy, lambda operator: widths[id(operator)], ranges)
+        plan = IntegerPlan(copy, lambda operator: widths[id(operator)], ranges, self._recipe)
         plan._run(Editor(copy), None)
         return before
 
@@ -132,7 +127,7 @@ class IntegerPlan:
         while True:
             margins = self._margins()
             found = {
-                id(subgraph): Groups(subgraph.operators, self.modes, self._ranges, margins)
+                id(subgraph): Groups(subgraph.operators, self.modes, self._ranges, margins, self._recipe)
                 for subgraph in self.subgraphs
             }
             unfit = {
@@ -149,10 +144,10 @@ class IntegerPlan:
     def _margins(self) -> dict[int, float]:
         margins: dict[int, float] = {}
         for subgraph in self.subgraphs:
-            margins.update((id(tensor), OUTPUT_MARGIN) for tensor in subgraph.outputs)
+            margins.update((id(tensor), self._recipe.outputs) for tensor in subgraph.outputs)
             for operator in subgraph.operators:
                 if row_of(operator).squashes is Squash.ROWS and self.modes.width(operator):
-                    margins.update((id(tensor), SOFTMAX_MARGIN) for _, tensor in float_inputs(operator))
+                    margins.update((id(tensor), self._recipe.softmax) for _, tensor in float_inputs(operator))
         return margins
 
 

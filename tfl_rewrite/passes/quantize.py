@@ -28,6 +28,7 @@ from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.modes import computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
+from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
 from tfl_rewrite.integers.rewrites import pools_to_means
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.stored import read_by_integers
@@ -40,7 +41,15 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.expansion import expand_constants
-from tfl_rewrite.weights.rounders import Clipped, Effort, Rounder, Work, activations_of
+from tfl_rewrite.weights.rounders import (
+    Activations,
+    Clipped,
+    Effort,
+    Measure,
+    Rounder,
+    Work,
+    activations_of,
+)
 from tfl_rewrite.weights.sparse import make_dense
 
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
@@ -223,7 +232,8 @@ class Quantize(Pass):
         expanded = expand_constants(model, wanted)
         means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
         places |= {id(mean): places[id(pool)] for pool, mean in means}
-        plan = IntegerPlan(model, choice.width, calibration.ranges(model))
+        recipe = self._recipe(model, choice, calibration.activations, context)
+        plan = IntegerPlan(model, choice.width, calibration.ranges(model), recipe)
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
@@ -242,6 +252,7 @@ class Quantize(Pass):
         conversions = plan.convert(editor, weight_of)
         editor.finish()
         notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
+        notes += recipe.notes()
         notes += [f"{dense} sparse constant(s) made dense"] if dense else []
         notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
         notes += [*expanded.notes, *editor.notes, *rounder.notes()]
@@ -256,6 +267,24 @@ class Quantize(Pass):
         skips = self._check(plan, operators, reasons, places)
         told = tuple(edits), tuple(skips), tuple(notes)
         return PassResult(self.name, *told, grows=True, files=calibration.files)
+
+    def _recipe(
+        self, model: Model, choice: Choice, activations: Activations | None, context: Context
+    ) -> Recipe:
+        """Returns how wide grids are to be, as samples say that their ranges do not come from."""
+        steps, found = STEPS[self.effort], Recipe()
+
+        def settle(measure: Measure) -> None:
+            nonlocal found
+
+            def score(tried: Recipe) -> float:
+                return measure(lambda seen: IntegerPlan(model, choice.width, seen, tried).simulate)
+
+            found = improved(found, steps, score)
+
+        if steps and activations is not None:
+            activations.measured(context.number, model, settle)
+        return found
 
     def _choice(self) -> Choice:
         return Choice.parse(Computes(self.activations), self.map, self.include, self.exclude)

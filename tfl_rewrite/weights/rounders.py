@@ -196,6 +196,14 @@ Simulate = Callable[[Model], Mapping[tuple[int, int], Operator]]
 where they were: positions of the subgraph and in it."""
 
 
+Simulated = Callable[[Mapping[int, tuple[float, float]]], Simulate]
+"""Tells of ranges, by id of the tensors of a model, how to make a copy round its activations."""
+
+Measure = Callable[[Simulated], float]
+"""Tells what a simulated model keeps of its lowest output, in dB, on samples that its ranges do not come
+from."""
+
+
 @runtime_checkable
 class Activations(Protocol):
     """Knows what weights meet.
@@ -218,6 +226,15 @@ class Activations(Protocol):
         Args:
             number: Of the pass.
             model: As it is now, with float weights. Tensors of it that no input reaches are missing.
+        """
+
+    def measured(self, number: int, model: Model, use: Callable[[Measure], None]) -> None:
+        """Gives somebody what measures a model whose activations are rounded; nothing without samples for it.
+
+        Args:
+            number: Of the pass.
+            model: As :meth:`ranges` was asked about.
+            use: Called once, if at all.
         """
 
     def integer_rounder(
