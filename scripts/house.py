@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent.parent / PACKAGE
 FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
-MOST_FILES = 202
+MOST_FILES = 204
 """No more than there are."""
 AIMED_FILES = 165
 """What the design aims at."""
@@ -32,6 +32,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 """Functions of more lines, as ``file:name``, each with the reason why it stays whole."""
 LONG_MODULES: dict[str, str] = {
     "batch/run.py": "a run of a batch and its executors share one state",
+    "calibration/probe.py": "one copy of a model, with the process that runs its parts",
+    "calibration/record.py": "one record of ranges: taken, kept and read back",
     "files/atomic.py": "one promise: written aside, locked, renamed, and taken back on every way out",
     "files/source.py": "the way from a file to a model and back, with what bytes may be left out",
     "files/foreign.py": "one table of what files that are no models are, with how each is told",

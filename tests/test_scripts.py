@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tfl_rewrite import check
+from tfl_rewrite.options.option import options_of
+from tfl_rewrite.passes import catalog
 
 from .helpers import run_script, script
 
@@ -178,3 +180,28 @@ def test_ours_is_made_and_judged(fixtures: Path, tmp_path: Path) -> None:
     target.write_bytes((fixtures / "dense.tflite").read_bytes())
     bench.measured(row, fixtures / "digits_cnn.tflite", target, evaluation, 60.0)
     assert row.snr is None and all("interface" in str(told) for told in row.figures.values())
+
+
+def test_the_docs_list_every_option_as_its_row_says() -> None:
+    """What is not so is written by ``python scripts/option_tables.py``."""
+    tables = script("option_tables")
+    listed = []
+    for path in sorted(tables.DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        assert tables.written(page) == page, f"{path.name}: run scripts/option_tables.py"
+        listed += tables.names(page)
+    own = [kind.name for kind in catalog.CATALOG if options_of(kind)]
+    assert sorted(listed) == sorted([*own, *tables.OTHERS])
+
+
+def test_a_table_of_options_says_what_its_rows_say() -> None:
+    tables = script("option_tables")
+    page = "a\n<!-- options of dedup -->\nold\n<!-- end of options -->\nb <!-- options of none"
+    made = tables.written(page)
+    assert "old" not in made and made.startswith("a\n<!--") and made.endswith("none")
+    assert "| `--pure-custom NAME` | a custom operator" in made
+    assert tables.written(made) == made
+    with pytest.raises(KeyError):
+        tables.written(page.replace("dedup", "nothing"))
+    assert "`--granularity auto\\|channel\\|tensor`" in tables.table(catalog.find("round-weights"))
+    assert "| `--int8` | round int8" in tables.table(catalog.find("round-weights"))
