@@ -1,15 +1,17 @@
 """Measures full-integer quantization over a folder of float and hybrid models: ours, and what others make.
 
     python scripts/bench_integer.py [MODELS] [--inputs FOLDER] [--only WORD ...] [--peer-python PYTHON]
-                                    [--activations int8 int16] [--effort NAME] [--limit SECONDS]
-                                    [--work FOLDER] [--time]
+                                    [--activations int8 int16] [--effort NAME] [--all-samples]
+                                    [--limit SECONDS] [--work FOLDER] [--time]
 
 MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite``; the folder of inputs
 (``../inputs`` beside it) holds ``NAME.calib.npz``, which alone calibrates, and ``NAME.eval.npz``, which alone
 judges. Each file is made by a whole process with a time limit:
 
-- ours: ``tfl-rewrite quantize``. What it refuses to write because outputs differ too much is made once more
-  with ``--verify off``, is measured all the same, and is marked with a star.
+- ours: ``tfl-rewrite quantize``, which holds a quarter of the samples out to judge by; with
+  ``--all-samples`` it calibrates on all, as the others do, and judges by the same ones. What it refuses to
+  write because outputs differ too much is made once more with ``--verify off``, is measured all the same, and
+  is marked with a star.
 - cal: the calibrator inside TensorFlow (``bench_calibrator.py``).
 - AEQ: the static recipe of litert-quantizer, which was ai-edge-quantizer (``bench_peer.py``), on a copy with
   repaired operator codes and, where there is none, a signature.
@@ -119,6 +121,7 @@ def made(row: Row, path: Path, target: Path, calib: Path, arguments: argparse.Na
     if row.tool == "ours":
         command: list[str | Path] = [sys.executable, "-m", "tfl_rewrite", "quantize", path, target, "-q"]
         command += ["--inputs", calib, "--activations", row.activations, "--effort", arguments.effort]
+        command += ["--holdout", calib] if arguments.all_samples else []
         row.outcome, row.told, row.seconds = ran(command, arguments.limit)
         row.told = row.told.removeprefix("tfl-rewrite: error: ").removeprefix(f"{path}: ")
         if row.outcome == "raised":
@@ -184,7 +187,9 @@ def rows_of(path: Path, inputs: Path, arguments: argparse.Namespace) -> list[Row
     rows = []
     for activations in arguments.activations:
         for tool in TOOLS:
-            stem = f"{path.stem}.{tool}.{activations}" + f".{arguments.effort}" * (tool == "ours")
+            stem = f"{path.stem}.{tool}.{activations}"
+            if tool == "ours":
+                stem += f".{arguments.effort}" + ".all" * arguments.all_samples
             kept, target = (arguments.work / f"{stem}.{end}" for end in ("json", "tflite"))
             if not kept.exists():
                 target.unlink(missing_ok=True)
@@ -279,7 +284,8 @@ def timed(arguments: argparse.Namespace, inputs: Path) -> None:
             command = [sys.executable, "-m", "tfl_rewrite", "quantize-weights", path, hybrid, "-q"]
             ran([*command, "--effort", "fast", "--verify", "off"], arguments.limit)
         files = [path, hybrid]
-        files += [arguments.work / f"{path.stem}.ours.{width}.{arguments.effort}.tflite" for width in WIDTHS]
+        end = f"{arguments.effort}{'.all' * arguments.all_samples}.tflite"
+        files += [arguments.work / f"{path.stem}.ours.{width}.{end}" for width in WIDTHS]
         with np.load(inputs / f"{path.stem}.eval.npz") as given:
             times = calls({file for file in files if file.exists()}, {key: given[key][0] for key in given})
         if path not in times:
@@ -322,6 +328,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has the peers")
     parser.add_argument("--activations", nargs="+", default=list(WIDTHS), choices=list(WIDTHS))
     parser.add_argument("--effort", default="balanced")
+    parser.add_argument("--all-samples", action="store_true", help="ours holds none out, like the others")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for each process")
     parser.add_argument("--work", type=Path, default=Path("bench-integer"), help="working folder")
     parser.add_argument("--time", action="store_true", help="measure inference of what is there")

@@ -170,7 +170,7 @@ def test_ours_is_made_and_judged(fixtures: Path, tmp_path: Path) -> None:
     row = bench.Row("digits", "ours", "int8")
     target = tmp_path / "out.tflite"
     calib, evaluation = (fixtures / "inputs" / f"digits_{part}.npz" for part in ("calib", "eval"))
-    arguments = argparse.Namespace(effort="fast", limit=120.0)
+    arguments = argparse.Namespace(effort="fast", limit=120.0, all_samples=False)
     bench.made(row, fixtures / "digits_cnn.tflite", target, calib, arguments)
     assert (row.outcome, row.told) == ("written", "")
     bench.measured(row, fixtures / "digits_cnn.tflite", target, evaluation, 60.0)

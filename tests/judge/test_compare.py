@@ -209,9 +209,9 @@ def test_what_does_not_vary_any_more_is_seen_in_any_layout(shape, axis):
 
 
 @pytest.mark.parametrize("shape", [(40, 1), (1, 40, 1), (1, 40, 30, 1)])
-@pytest.mark.parametrize(("span", "passes"), [(1.0, True), (20.0, False)])
+@pytest.mark.parametrize(("span", "passes"), [(15.0, True), (20.0, False)])
 def test_places_of_one_channel_may_rest_within_the_tolerance(shape, span, passes):
-    """Anchors where nothing is, on a coarse grid: the output varies by 30, a tenth of it is tolerated."""
+    """Anchors where nothing is, on a coarse grid: the output varies by 30, and may be off by 5 dB less."""
     rng = np.random.default_rng(3)
     before = rng.normal(0, 30, (2, *shape)).astype(np.float32)
     axis = 1 if len(shape) == 2 else 2

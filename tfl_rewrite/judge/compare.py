@@ -247,14 +247,14 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
 
 
 def _tolerated(tally: OutputTally, tolerance: Tolerance) -> float:
-    """The error that the tolerance leaves to a value where all are of one channel, told by a last axis of 1.
+    """The error that a channel may have, where all values are of one channel, told by a last axis of 1.
 
     A share of how far values are from their mean. 0 where other axes may count channels.
     """
-    sums = next(iter(tally.channels.values()), None)
-    if sums is None or sums.signal.size > 1 or not sums.count or tolerance.min_snr is None:
+    sums, snr = next(iter(tally.channels.values()), None), tolerance.min_channel_snr
+    if sums is None or sums.signal.size > 1 or not sums.count or snr is None:
         return 0.0
-    least = float(np.sqrt(sums.signal[0] / sums.count)) * 10 ** (-tolerance.min_snr / 20)
+    least = float(np.sqrt(sums.signal[0] / sums.count)) * 10 ** (-snr / 20)
     return least if np.isfinite(least) else 0.0
 
 
