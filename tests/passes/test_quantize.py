@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tfl_rewrite import (
     Quantize,
     QuantizeWeights,
     Report,
+    Tolerance,
     UnsupportedError,
     UsageError,
     load,
@@ -188,6 +190,33 @@ def test_refused_islands_are_all_that_there_is(fixtures: Path, tmp_path: Path) -
     words = ["quantize", str(source), str(target), "--float-islands"]
     assert main([*words, "refuse"]) == 3 and not target.exists()
     assert main([*words, "allow"]) == 0 and target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.runtime
+def test_mixed_widths_are_as_many_as_the_wish_needs(fixtures: Path, tmp_path: Path) -> None:
+    source, inputs = fixtures / "digits_cnn.tflite", judging(fixtures)
+    files = {}
+    for name, options in (
+        ("int8", {"activations": "int8"}),
+        ("int16", {"activations": "int16"}),
+        ("none", {"activations": "mixed", "share": 0.0}),
+        ("all", {"activations": "mixed", "share": 1.0}),
+    ):
+        report = made(source, tmp_path / name, inputs, **options)
+        assert report.verdict is not None and report.verdict.passed
+        files[name] = (tmp_path / name).read_bytes()
+    assert files["none"] == files["int8"] and files["all"] == files["int16"]
+    few, many = 20.0, 55.0
+    counts = []
+    for wish in (few, many):
+        settings = replace(inputs, tolerance=Tolerance(min_snr=wish))
+        report = made(source, tmp_path / f"{wish}", settings, activations="mixed")
+        assert report.verdict is not None and report.verdict.passed
+        counts.append(
+            [change.activations for change in report.results[0].changes].count("int16")  # type: ignore[attr-defined]
+        )
+        assert any("scale groups have 16 bits" in note for note in report.results[0].notes)
+    assert counts[0] == 0 < counts[1] < 7
 
 
 @pytest.mark.runtime

@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -580,3 +580,37 @@ def test_every_model_is_rewritten_and_verified(sound: Path, folder: Path) -> Non
         # Made inputs are noise, which is far from what the trained nets know: real ones give 30 dB and more.
         ratio = report.verdict.worst_snr()
         assert ratio is None or ratio > 15
+
+
+@dataclass(frozen=True)
+class Careful(Pass):
+    """A pass of these tests: takes something from all weights, less each time it is told to lose less."""
+
+    name: ClassVar[str] = "careful"
+    effect: ClassVar[Effect] = Effect.TOLERANCE
+
+    told: tuple[float, ...] = ()
+    most: int = 9
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        for subgraph in model.subgraphs:
+            for tensor in subgraph.tensors:
+                if tensor.is_constant and tensor.dtype_name == "FLOAT32" and tensor.elements > 64:
+                    values = np.frombuffer(bytes(tensor.buffer.blob.view()), np.float32)  # type: ignore[union-attr]
+                    tensor.buffer.blob = OwnedBlob((values * (1 - 0.4 / 10 ** len(self.told))).tobytes())
+        return PassResult(self.name, (Done(),), grows=True)
+
+    def stricter(self, short_db: float) -> Pass | None:
+        return replace(self, told=(*self.told, short_db)) if len(self.told) < self.most else None
+
+
+@pytest.mark.runtime
+def test_a_pass_that_can_lose_less_is_told_by_how_much(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    strict = Judging(samples=1, tolerance=Tolerance(min_snr=40, min_agreement=0))
+    report = rewrite(source, target, [Careful()], judging=strict)
+    assert report.verdict is not None and report.verdict.passed and target.exists()
+    for most, judging in ((0, strict), (9, replace(strict, rescue=False))):
+        with pytest.raises(RewriteFailed):
+            rewrite(source, tmp_path / "none.tflite", [Careful(most=most)], judging=judging)
+    assert not (tmp_path / "none.tflite").exists()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer, Wanted, collect
+from tfl_rewrite.calibration.noises import Noises
 from tfl_rewrite.calibration.probe import Probe, places_of
 from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.calibration.rounder import Calibrated
@@ -194,6 +195,8 @@ class InputActivations:
         self._rounders: dict[int, Calibrated] = {}
         self._fitters: dict[int, Fitter] = {}
         self._ranges: dict[int, Ranges] = {}
+        self._noises: dict[int, Noises] = {}
+        self._memories: dict[int, dict[str, Any]] = {}
 
     def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Calibrated:
         """Returns the rounder of a pass."""
@@ -227,6 +230,20 @@ class InputActivations:
             correct_bias=correct_bias,
             progress=self._progress,
         )
+
+    @property
+    def min_snr(self) -> float | None:
+        """The ratio that files are judged by."""
+        return self._judging.tolerance.min_snr
+
+    def memory(self, number: int) -> dict[str, Any]:
+        """Returns what a pass left there."""
+        return self._memories.setdefault(number, {})
+
+    def noises(self, number: int, model: Model, changes: Sequence[Simulate]) -> Float64:
+        """Returns what changes of a model do to its outputs."""
+        made = self._noises.setdefault(number, Noises(self._judging, self._progress))
+        return made.of(model, changes)
 
     def fitting(self, number: int) -> Fitter:
         """Returns the fitter of a pass."""

@@ -78,7 +78,7 @@ class Runner:
         folder: A temporary folder that lives as long as this; models in it may be opened.
 
     Raises:
-        ModelFailed: From `open`, `run` and `output`: the model does not run.
+        ModelFailed: From `open`, `run` and `outputs`: the model does not run.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Runner:
         self._outputs: tuple[int, ...] = ()
         self._stored: dict[int, tuple[object, str]] = {}
         self._steps = 0
+        self._number = 0
 
     def __enter__(self) -> Runner:
         return self
@@ -123,6 +124,11 @@ class Runner:
         resolver = "default" if delegates else "builtin"
         interface, _ = self.worker.open("open", model, resolver, 1)
         self._outputs = tuple(facts.index for facts in interface.primary.outputs)
+
+    def next_path(self) -> Path:
+        """Returns where the next model may lie."""
+        self._number += 1
+        return self.folder / f"part{self._number}.tflite"
 
     def run(self, values: Sequence[Array]) -> None:
         """Runs the primary subgraph on its inputs, in order."""
@@ -151,14 +157,6 @@ class Runner:
                     raise ModelFailed(found.unreadable[index])
             return [np.array(found.tensor(index)) for index in wanted]
 
-    def output(self, position: int) -> Array:
-        """Returns an output of the last run."""
-        index = self._outputs[position]
-        with self.worker.get(0, [index]) as found:
-            if index in found.unreadable:
-                raise ModelFailed(found.unreadable[index])
-            return np.array(found.tensor(index))
-
     def _store(self, value: Array) -> str:
         known = self._stored.get(id(value))
         if known is None:
@@ -185,7 +183,6 @@ class Probe:
         self._places = None if simulate is None else simulate(self.model)
         self._path, self._runner = path, runner
         self._own: set[int] = set()
-        self._number = 0
 
     def again(self, simulate: Simulate | None) -> Probe:
         """Returns another probe of the same file and with the same runner: only one of them can be run."""
@@ -295,13 +292,17 @@ class Probe:
         if outputs and mine:
             self._open(subgraph, outputs, lambda: self._runner.run(mine[0][1].values))
         for number, call in mine:
+            made: list[Array] = []
             if outputs:
                 self._runner.run(call.values)
-            found: list[Array] = []
-            for tensor in tensors:
-                at = given.get(id(tensor))
-                found.append(call.values[at] if at is not None else self._runner.output(where[id(tensor)]))
-            yield number, found
+                made = self._runner.outputs(len(outputs))
+            yield (
+                number,
+                [
+                    made[where[id(tensor)]] if (at := given.get(id(tensor))) is None else call.values[at]
+                    for tensor in tensors
+                ],
+            )
 
     def step(
         self, entered: int, outputs: list[Tensor], values: Sequence[Array], *, first: bool
@@ -332,8 +333,7 @@ class Probe:
         Without delegates where they do not take it, and with all that follows where the part alone does not
         run: XNNPACK crashes where nothing reads what a MaxPoolingWithArgmax2D gives out.
         """
-        self._number += 1
-        path = self._runner.folder / f"part{self._number}.tflite"
+        path = self._runner.next_path()
         try:
             for last_try, (whole, delegates) in enumerate(((False, True), (False, False), (True, True)), -2):
                 if delegates:

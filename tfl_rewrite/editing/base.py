@@ -251,6 +251,14 @@ class Pass(ABC):
         """
         return self
 
+    def stricter(self, _short_db: float) -> Pass | None:
+        """Returns the pass told to lose less; None where it knows no such thing, or was told enough.
+
+        Args:
+            _short_db: By so much outputs miss the tolerance; infinite where that is no matter of degree.
+        """
+        return None
+
     @property
     def expanding(self) -> str:
         """The option that asks for the next finer form of all constants, such as ``--scheme dequantize``."""

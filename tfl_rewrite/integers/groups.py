@@ -139,6 +139,12 @@ class Groups:
             self._read[key] = _member(tensor, width, wish=wish)
         return self._read[key]
 
+    def forms_of(self, operator: Operator) -> list[tuple[Member, Grid]]:
+        """Returns the forms in which an operator reads its inputs and gives its outputs, with their grids."""
+        forms = [self.read(operator, position) for position, _ in float_inputs(operator)]
+        forms += [self._made[id(tensor)] for tensor in float_outputs(operator)]
+        return [(form, self._grid(form)) for form in forms]
+
     def _make(self, operator: Operator) -> None:
         kernel, width = kernel_of(operator), self._modes.width(operator)
         assert width

@@ -12,6 +12,7 @@ from tfl_rewrite.integers.groups import Groups
 from tfl_rewrite.integers.limits import misfit
 from tfl_rewrite.integers.modes import Range, decide, float_inputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
+from tfl_rewrite.integers.trials import operators_by_place
 from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
@@ -55,6 +56,10 @@ class IntegerPlan:
         self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges)
         self._groups = self._settled()
 
+    def groups_of(self, subgraph: SubGraph) -> Groups:
+        """Returns the scale groups of one of its subgraphs."""
+        return self._groups[id(subgraph)]
+
     def works(self) -> dict[int, Work]:
         """Returns the weights that become integers, in order of execution.
 
@@ -90,11 +95,7 @@ class IntegerPlan:
             for mine, theirs in zip(one.tensors, other.tensors, strict=True)
             if id(mine) in self._ranges
         }
-        before = {
-            (number, position): operator
-            for number, subgraph in enumerate(copy.subgraphs)
-            for position, operator in enumerate(subgraph.operators)
-        }
+        before = operators_by_place(copy)
         widths = {
             id(theirs): self._wanted(mine)
             for one, other in zip(self._model.subgraphs, copy.subgraphs, strict=True)

@@ -22,16 +22,18 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
+from tfl_rewrite.integers.mixture import Mixture
 from tfl_rewrite.integers.modes import computes_in_floats, could_compute
-from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.plan import IntegerPlan, Wanted
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
 from tfl_rewrite.integers.rewrites import pools_to_means
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.stored import read_by_integers
+from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Float32, Int8
@@ -49,9 +51,13 @@ from tfl_rewrite.weights.rounders import (
     Rounder,
     Work,
     activations_of,
+    measures_of,
 )
 from tfl_rewrite.weights.sparse import make_dense
 
+MIXED = "mixed"
+MOST_MARGIN_DB = 8.0
+"""Where so much is not enough, all groups have 16 bits, before the model is refused."""
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
 
 
@@ -80,6 +86,11 @@ class Quantize(Pass):
     so that the file is a drop-in. What has no integer kernel stays float and is named. A uint8 model becomes
     an int8 one, with weights per channel, without inputs.
 
+    Attributes:
+        share: With mixed activations: of the operators, how many have 16 bits, whatever ``--min-snr`` says;
+            those that are worth most. None for as many as it needs.
+        margin: By how many dB more than ``--min-snr`` mixed activations keep on the samples at hand.
+
     Example:
         >>> judging = tfl_rewrite.Judging(inputs=("inputs.npz",))
         >>> passes = [tfl_rewrite.Quantize()]
@@ -97,8 +108,8 @@ class Quantize(Pass):
     activations: str = option(
         "int8",
         "int8 (default), or int16: twice the memory for activations and less error; weights are int8 beside "
-        "both",
-        choices=(Computes.INT8.value, Computes.INT16.value),
+        "both. mixed: 16 bits for as few of them as --min-snr needs",
+        choices=(Computes.INT8.value, Computes.INT16.value, MIXED),
     )
     float_islands: str = option(
         "allow",
@@ -142,6 +153,8 @@ class Quantize(Pass):
     bias_correction: bool = option(
         True, "leave biases as they are, instead of letting them take back what rounding does to mean outputs"
     )
+    share: float | None = None
+    margin: float = MARGIN_DB
 
     def __post_init__(self) -> None:
         """Refuses options that are none.
@@ -159,9 +172,16 @@ class Quantize(Pass):
 
     @property
     def milder(self) -> str:
-        """16 bits, or some operators as floats."""
-        wider = "--activations int16, " if self.activations == "int8" else ""
+        """16 bits where they are needed, or some operators as floats."""
+        wider = "--activations mixed, " if self.activations == "int8" else ""
         return f"give {wider}more samples, --exclude for single operators, or a lower --min-snr"
+
+    def stricter(self, short_db: float) -> Quantize | None:
+        """With mixed activations, returns the pass that keeps what was missed and a little more."""
+        if self.activations != MIXED or self.share is not None:
+            return None
+        margin = self.margin + 1.5 * max(short_db, 1.0)
+        return replace(self, margin=margin) if margin < MOST_MARGIN_DB else replace(self, share=1.0)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
@@ -233,19 +253,19 @@ class Quantize(Pass):
         means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
         places |= {id(mean): places[id(pool)] for pool, mean in means}
         recipe = self._recipe(model, choice, calibration.activations, context)
-        plan = IntegerPlan(model, choice.width, calibration.ranges(model), recipe)
+        bits: Wanted = choice.width
+        notes, ranges = list[str](), calibration.ranges(model)
+        if self.activations == MIXED:
+            bits, notes = self._mixture(Mixture(model, choice, ranges, recipe), calibration, context)
+        plan = IntegerPlan(model, bits, ranges, recipe)
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
         self._check(plan, operators, reasons, places)
-        rounder: Rounder = Clipped()
-        notes = [*calibration.notes]
         if self.effort is not Effort.FAST and calibration.activations is None:
             notes.insert(0, f"weights are rounded as by --effort fast: {self.effort.value} needs --inputs")
-        elif self.effort is not Effort.FAST and calibration.activations is not None:
-            rounder = calibration.activations.integer_rounder(
-                context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
-            )
+        notes += calibration.notes
+        rounder = self._rounder(plan, calibration, context)
         weight_of = _weights(model, plan, rounder)
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
@@ -287,7 +307,42 @@ class Quantize(Pass):
         return found
 
     def _choice(self) -> Choice:
-        return Choice.parse(Computes(self.activations), self.map, self.include, self.exclude)
+        default = Computes.INT8 if self.activations == MIXED else Computes(self.activations)
+        return Choice.parse(default, self.map, self.include, self.exclude)
+
+    def _rounder(self, plan: IntegerPlan, calibration: Calibration, context: Context) -> Rounder:
+        if self.effort is Effort.FAST or calibration.activations is None:
+            return Clipped()
+        return calibration.activations.integer_rounder(
+            context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
+        )
+
+    def _mixture(
+        self, mixture: Mixture, calibration: Calibration, context: Context
+    ) -> tuple[Wanted, list[str]]:
+        """Returns the bits of operators with as few of 16 as --min-snr lets, and what to say of them.
+
+        Raises:
+            UsageError: There are no inputs to measure with.
+        """
+        measures, model = measures_of(context), mixture.model
+        if measures is None:
+            raise UsageError("which groups need 16 bits is measured", remedy="give --inputs, too")
+        search = Search(
+            mixture,
+            lambda plan: _weights(model, plan, self._rounder(plan, calibration, context)),
+            lambda changes: measures.noises(context.number, model, changes),
+            measures.memory(context.number).setdefault(MIXED, Known()),
+        )
+        if self.share is None:
+            found = search.settle(measures.min_snr, self.margin)
+        else:
+            found = search.widest_share(self.share)
+        said = (
+            f"{len(found.wide)} of {len(mixture.units)} scale groups have 16 bits: {found.snr:.1f} dB on the "
+            f"samples at hand, where 8 bits keep {found.narrowest:.1f} and 16 bits {found.widest:.1f}"
+        )
+        return mixture.wanted(found.wide), [said]
 
     def _hybrid(self, model: Model, operators: list[Operator], context: Context) -> list[Operator]:
         """Stores the weights of operators for hybrid kernels; returns those that have one."""

@@ -60,6 +60,13 @@ def carry_out(plan: Plan) -> Report:
             return _attempt(opened, plan.passes)
         except RewriteFailed as error:
             failed = error
+        passes: Sequence[Pass] = plan.passes
+        while stricter := _stricter(opened, passes, failed):
+            passes = stricter
+            try:
+                return _attempt(opened, passes)
+            except RewriteFailed as error:
+                failed = error
         return _rescue(opened, failed)
 
 
@@ -333,6 +340,18 @@ def _beside(opened: _Opened, report: Report, stack: contextlib.ExitStack) -> Ite
         output = stack.enter_context(writing)
         output.sink.write_at(data, 0)
         yield output
+
+
+def _stricter(opened: _Opened, passes: Sequence[Pass], failed: RewriteFailed) -> list[Pass]:
+    """Returns the passes told to lose less, as the judges found; none where no pass knows how."""
+    verdict = failed.report.verdict
+    if verdict is None or verdict.status != "fail" or not verdict.measured or not opened.settings.rescue:
+        return []
+    made = [item.stricter(verdict.short_db()) for item in passes]
+    if not any(made):
+        return []
+    current().say("trying again with more room for the samples that judge")
+    return [new or old for new, old in zip(made, passes, strict=True)]
 
 
 def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:

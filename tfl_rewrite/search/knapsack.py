@@ -1,23 +1,13 @@
-"""Chooses one option for each unit: the least cost whose noises add up to no more than is allowed.
-
-Rounding noises of different constants are nearly independent, so the noise that each puts on an output adds
-up. What is left is a knapsack with one bound for each output. Its Lagrangian is solved by bisection on the
-price of noise (Everett 1963, https://doi.org/10.1287/opre.11.3.399), outputs weighted so that the tightest
-one counts; then the slack that the bisection leaves is used up by single steps.
-"""
+"""Chooses one option for each unit: the least cost whose noises add up to no more than is allowed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from tfl_rewrite.numerics import knapsack
 from tfl_rewrite.search.units import Float64, Unit
-
-_WEIGHINGS = 8
-_BISECTIONS = 40
 
 
 def solve(units: Sequence[Unit], allowed: float) -> list[int]:
@@ -27,38 +17,12 @@ def solve(units: Sequence[Unit], allowed: float) -> list[int]:
         units: All of their options have a noise.
         allowed: Largest sum of noises, relative to the signal, for every output.
     """
-    if not units:
-        return []
-    costs, noises = _table(units)
-    weight = np.ones(noises.shape[2])
-    best: npt.NDArray[np.intp] | None = None
-    best_cost = math.inf
-    for _ in range(_WEIGHINGS if weight.size > 1 else 1):
-        low, high = -60.0, 120.0
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            picked = _picked(costs, noises, weight * math.exp(middle))
-            if _total(noises, picked).max(initial=0.0) > allowed:
-                low = middle
-            else:
-                high = middle
-        picked = _picked(costs, noises, weight * math.exp(high))
-        total = _total(noises, picked)
-        if total.max(initial=0.0) <= allowed:
-            picked = _filled(costs, noises, picked, allowed)
-            cost = float(costs[np.arange(len(costs)), picked].sum())
-            if cost < best_cost:
-                best, best_cost = picked, cost
-        if total.max(initial=0.0) <= 0:
-            break
-        # What the worst output suffers counts more next time.
-        weight *= np.maximum(total / total.max(), 1e-3) ** 0.5
-    return [0] * len(units) if best is None else [int(index) for index in best]
+    return knapsack.solve(*_table(units), allowed) if units else []
 
 
 def expected(units: Sequence[Unit], picked: Sequence[int]) -> Float64:
     """Returns the sum of noises of each output."""
-    return _total(_table(units)[1], np.array(picked, np.intp))
+    return knapsack.total_of(_table(units)[1], np.array(picked, np.intp))
 
 
 def _table(units: Sequence[Unit]) -> tuple[Float64, Float64]:
@@ -72,31 +36,3 @@ def _table(units: Sequence[Unit]) -> tuple[Float64, Float64]:
             assert option.noise is not None
             costs[row, column], noises[row, column] = option.cost, option.noise
     return costs, noises
-
-
-def _picked(costs: Float64, noises: Float64, price: Float64) -> npt.NDArray[np.intp]:
-    found: npt.NDArray[np.intp] = np.argmin(costs + noises @ price, axis=1)
-    return found
-
-
-def _total(noises: Float64, picked: npt.NDArray[np.intp]) -> Float64:
-    total: Float64 = noises[np.arange(len(noises)), picked].sum(axis=0)
-    return total
-
-
-def _filled(
-    costs: Float64, noises: Float64, picked: npt.NDArray[np.intp], allowed: float
-) -> npt.NDArray[np.intp]:
-    """Takes cheaper options while they fit, the one that saves most for the room it takes first."""
-    chosen: npt.NDArray[np.intp] = picked.copy()
-    rows = np.arange(len(costs))
-    while True:
-        now = noises[rows, chosen][:, None, :]
-        saved = costs[rows, chosen][:, None] - costs
-        fits = (_total(noises, chosen) - now + noises).max(axis=2) <= allowed
-        added = np.maximum((noises - now).max(axis=2), 1e-30)
-        value = np.where(fits & (saved > 0), saved / added, -np.inf)
-        unit, index = np.unravel_index(int(np.argmax(value)), value.shape)
-        if not np.isfinite(value[unit, index]):
-            return chosen
-        chosen[unit] = index

@@ -257,7 +257,38 @@ class Activations(Protocol):
         """
 
 
+@runtime_checkable
+class Measures(Protocol):
+    """Knows what changes of a model do to its outputs."""
+
+    @property
+    def min_snr(self) -> float | None:
+        """The ratio in dB that every output must keep; None where others are judged."""
+
+    def memory(self, number: int) -> dict[str, Any]:
+        """Returns what a pass left there when it ran before, on an equal model.
+
+        Args:
+            number: Of the pass.
+        """
+
+    def noises(self, number: int, model: Model, changes: Sequence[Simulate]) -> Float64:
+        """Returns noise over signal of each output of changed copies, ``[changes, outputs]``.
+
+        Args:
+            number: Of the pass.
+            model: As it is now, with float weights.
+            changes: What makes the copies.
+        """
+
+
 def activations_of(context: Context) -> Activations | None:
     """Returns what a pass was given, where it was."""
     found = context.activations
     return found if isinstance(found, Activations) else None
+
+
+def measures_of(context: Context) -> Measures | None:
+    """Returns what measures for a pass, where it was given such a thing."""
+    found = context.activations
+    return found if isinstance(found, Measures) else None

@@ -1,0 +1,115 @@
+"""The search for a mixture, with noises that are counted instead of run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tests.nets import Net, nearest
+from tfl_rewrite.integers.choice import Choice, Computes
+from tfl_rewrite.integers.mixture import Mixture
+from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.wish import Known, Search, Settled
+from tfl_rewrite.numerics.knapsack import Float64
+from tfl_rewrite.weights.rounders import Simulate
+
+NOISES = {"in": 1e-3, "a": 3e-2, "b": 1e-4, "c": 2e-3, "out": 1e-4}
+"""Of tensors with 8 bits."""
+FLOOR = 1e-5
+
+
+def net_of_four() -> Net:
+    net = Net()
+    made = net.dense(net.input("in", (1, 4)), net.weights("w", (4, 4)), "a")
+    for name in ("b", "c", "out"):
+        made = net.add("ABS", [made], name, (1, 4))
+    net.output(made)
+    return net
+
+
+class Bench:
+    """Counts the noises of tensors that a copy has in 8 bits.
+
+    Attributes:
+        copies: How many copies were looked at.
+        excess: The noise of all of them together, over their sum.
+    """
+
+    def __init__(self, excess: float = 1.0) -> None:
+        self.copies = 0
+        self.excess = excess
+
+    def measure(self, changes: Sequence[Simulate]) -> Float64:
+        rows = []
+        for change in changes:
+            copy = net_of_four().model
+            change(copy)
+            self.copies += 1
+            narrow = {
+                tensor.name.removesuffix("_int8").removesuffix("_float32").removesuffix("_float")
+                for operator in copy.subgraphs[0].operators
+                for tensor in operator.outputs
+                if tensor is not None and tensor.dtype_name == "INT8"
+            }
+            noise = sum(NOISES[name] for name in narrow)
+            rows.append([FLOOR + (noise if len(narrow) == 1 else self.excess * noise)])
+        return np.array(rows)
+
+
+def search(bench: Bench, known: Known | None = None) -> Search:
+    model = net_of_four().model
+    ranges = {id(item): (-1.0, 1.0) for item in model.subgraphs[0].tensors}
+    mixture = Mixture(model, Choice.parse(Computes.INT8, (), (), ()), ranges)
+    rounded: list[IntegerPlan] = []
+
+    def weights_of(plan: IntegerPlan):  # type: ignore[no-untyped-def]
+        rounded.append(plan)
+        return nearest
+
+    return Search(mixture, weights_of, bench.measure, Known() if known is None else known)
+
+
+def wide(found: Settled) -> set[str]:
+    return {tensor.name for unit in found.wide for tensor, _ in unit.tensors.values()}
+
+
+def test_nothing_is_wide_where_8_bits_do() -> None:
+    found = search(Bench()).settle(10.0)
+    assert not found.wide and found.snr == pytest.approx(found.narrowest)
+
+
+def test_what_hurts_most_is_wide() -> None:
+    found = search(Bench()).settle(23.0)
+    assert "a" in wide(found) and "out" not in wide(found)
+    assert found.snr > 24.0
+
+
+def test_noises_that_do_not_just_add_up_are_met_by_running() -> None:
+    few, more = (search(Bench(excess)).settle(26.0) for excess in (0.2, 4.0))
+    assert min(few.snr, more.snr) > 27.0
+    assert wide(few) < wide(more)
+
+
+def test_all_is_wide_or_near_where_the_wish_is_out_of_reach() -> None:
+    found = search(Bench()).settle(80.0)
+    assert found.widest == pytest.approx(50.0) and found.snr > 49.0
+    assert search(Bench()).settle(None).snr > 49.0
+
+
+def test_the_share_is_kept() -> None:
+    assert not search(Bench()).widest_share(0.0).wide
+    assert len(search(Bench()).widest_share(1.0).wide) == len(NOISES)
+    half = search(Bench()).widest_share(0.5)
+    assert wide(half) and "out" not in wide(half)
+
+
+def test_what_is_known_is_not_measured_again() -> None:
+    bench, known = Bench(), Known()
+    search(bench, known)
+    before = bench.copies
+    assert search(bench, known).settle(10.0).narrowest == pytest.approx(
+        -10 * np.log10(sum(NOISES.values())), 1e-3
+    )
+    assert bench.copies == before

@@ -1,0 +1,249 @@
+"""Which scale groups have 16 bits: what that costs, and what each adds to the noise with 8.
+
+The unit is the scale group, the tensors that are bound to one scale, not the operator: the integers of a
+tensor are as fine as the narrowest operator that makes or reads it. Where a group has 16 bits, all operators
+that make or read it compute with 16; where one of those reads or makes a group of 8 bits as well, a QUANTIZE
+stands between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tfl_rewrite.integers.choice import Choice
+from tfl_rewrite.integers.groups import Grid
+from tfl_rewrite.integers.modes import Range, float_inputs, float_outputs
+from tfl_rewrite.integers.plan import IntegerPlan, Wanted
+from tfl_rewrite.integers.recipe import Recipe
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.numerics import knapsack
+from tfl_rewrite.numerics.knapsack import Float64
+from tfl_rewrite.weights.rounders import Work
+
+CONVERSION_NBYTES = 200
+"""Of a QUANTIZE with its tensor, its name and its quantization, about."""
+OPERATOR_NBYTES = 200
+"""Of any other one, likewise."""
+
+PRODUCT_NS = {8: 0.01, 16: 0.6}
+"""Of one product of a weight, one thread, XNNPACK, which has kernels for 8 bits alone. Measured on
+ai-edge-litert 2.3 with convolutions, depthwise ones and matrices: 0.005 to 0.07, and 0.3 to 1.8."""
+ELEMENT_NS = {8: 0.2, 16: 2.5}
+"""Of one element that an operator without weights gives out; measured likewise: 0.1 to 3, and 1 to 6."""
+CONVERSION_NS = 1.0
+"""Of one element that a QUANTIZE gives out."""
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """A scale group that can have 8 bits or 16.
+
+    Attributes:
+        tensors: With the grid that each has at 8 bits.
+        operators: Those that make or read it in integers.
+    """
+
+    tensors: dict[int, tuple[Tensor, Grid]] = field(default_factory=dict)
+    operators: dict[int, Operator] = field(default_factory=dict)
+
+    @property
+    def grids(self) -> dict[int, Grid]:
+        """The grids at 8 bits, by id of the tensor."""
+        return {key: grid for key, (_, grid) in self.tensors.items()}
+
+
+class Mixture:
+    """The scale groups of a model, each with 8 bits or 16.
+
+    Args:
+        model: With float weights; not changed.
+        choice: What the user wants; operators of which a rule says something have what it says.
+        ranges: By id, of float tensors and constants.
+        recipe: How much wider than those grids are.
+
+    Attributes:
+        model: See above.
+        units: The groups among which there is a choice.
+    """
+
+    def __init__(
+        self, model: Model, choice: Choice, ranges: Mapping[int, Range], recipe: Recipe | None = None
+    ) -> None:
+        self.model = model
+        self._ranges = ranges
+        self._recipe = recipe
+        self._ruled: dict[int, int | None] = {}
+        for _, operator in model.operators():
+            computes = choice.of(operator)
+            if computes is not choice.default or choice.ruled(operator) is not None:
+                self._ruled[id(operator)] = computes.width
+        narrow, wide = self.plan(()), IntegerPlan(model, self._widest, ranges, recipe)
+        self._fixed = {
+            id(operator)
+            for _, operator in model.operators()
+            if narrow.modes.width(operator) and wide.modes.width(operator) != 16
+        }
+        found = _units(narrow)
+        self.units = [unit for unit in found if self._has_choice(unit, wide)]
+        self._prices = _Prices(model, narrow)
+
+    def wanted(self, wide: Collection[Unit]) -> Wanted:
+        """Returns the bits of each operator where some groups have 16."""
+        touched = {key for unit in wide for key in unit.operators}
+
+        def bits(operator: Operator) -> int | None:
+            if id(operator) in self._ruled:
+                return self._ruled[id(operator)]
+            return 16 if id(operator) in touched else 8
+
+        return bits
+
+    def plan(self, wide: Collection[Unit]) -> IntegerPlan:
+        """Returns the plan where some groups have 16 bits."""
+        return IntegerPlan(self.model, self.wanted(wide), self._ranges, self._recipe)
+
+    def share(self, wide: Collection[Unit]) -> float:
+        """Returns the share of operators in integers that have 16 bits."""
+        plan = self.plan(wide)
+        widths = list(plan.modes.widths.values())
+        return widths.count(16) / max(1, len(widths))
+
+    def price(self, wide: Collection[Unit]) -> float:
+        """Returns bytes and time over those with 8 bits everywhere, added."""
+        return self._prices.of(self.wanted(wide))
+
+    def cheapest(self, noises: Float64, allowed: float) -> list[Unit]:
+        """Returns the groups that have 16 bits, so that the others' noises add up to what is allowed at most.
+
+        Args:
+            noises: ``[units, outputs]``, of each with 8 bits alone.
+            allowed: For every output.
+        """
+        if not self.units:
+            return []
+        none = self.price(())
+        costs = np.array([[self.price([unit]) - none, 0.0] for unit in self.units])
+        table = np.stack([np.zeros_like(noises), noises], axis=1)
+        picked = knapsack.solve(costs, table, allowed)
+        wide = {number for number, option in enumerate(picked) if not option}
+        return [self.units[number] for number in sorted(self._polished(wide, noises, allowed))]
+
+    def _polished(self, wide: set[int], noises: Float64, allowed: float) -> set[int]:
+        """Changes groups one by one while that is cheaper: neighbours of one width need no conversion."""
+        order = [int(number) for number in np.argsort(noises.max(axis=1))]
+        now, before = self._priced(wide), float("inf")
+        while now < before * (1 - 1e-9):
+            before = now
+            for number in order:
+                flipped = wide ^ {number}
+                noise = noises.sum(axis=0) - noises[sorted(flipped)].sum(axis=0)
+                if number in wide and noise.max(initial=0.0) > allowed:
+                    continue
+                price = self._priced(flipped)
+                if price < now:
+                    now, wide = price, flipped
+        return wide
+
+    def _priced(self, numbers: Collection[int]) -> float:
+        return self.price([self.units[number] for number in numbers])
+
+    def _widest(self, operator: Operator) -> int | None:
+        return self._ruled.get(id(operator), 16)
+
+    def _has_choice(self, unit: Unit, wide: IntegerPlan) -> bool:
+        if any(key in self._fixed for key in unit.operators):
+            return False
+        if all(key in self._ruled for key in unit.operators):
+            return False
+        # Slopes have 8 bits beside 16, too.
+        return all(
+            wide.modes.input_width(operator, position) == 16
+            for operator in unit.operators.values()
+            for position, tensor in float_inputs(operator)
+            if id(tensor) in unit.tensors
+        )
+
+
+def _units(plan: IntegerPlan) -> list[Unit]:
+    """Returns the scale groups; forms of one tensor on several grids count as one."""
+    parents: dict[int, int] = {}
+
+    def root(key: int) -> int:
+        while parents.setdefault(key, key) != key:
+            key = parents[key]
+        return key
+
+    touched: list[tuple[Operator, Tensor, Grid]] = []
+    for subgraph in plan.subgraphs:
+        groups = plan.groups_of(subgraph)
+        for operator in subgraph.operators:
+            for form, grid in groups.forms_of(operator) if plan.modes.width(operator) else ():
+                parents[root(id(form.group()))] = root(id(form.tensor))
+                touched.append((operator, form.tensor, grid))
+    units: dict[int, Unit] = {}
+    for operator, tensor, grid in touched:
+        unit = units.setdefault(root(id(tensor)), Unit())
+        unit.operators[id(operator)] = operator
+        # What an operator gives is rounded there: it comes before what others make of it.
+        unit.tensors.setdefault(id(tensor), (tensor, grid))
+    return list(units.values())
+
+
+class _Prices:
+    """What a model takes in bytes and time, estimated."""
+
+    def __init__(self, model: Model, plan: IntegerPlan) -> None:
+        graph = Graph.of(model)
+        works = plan.works()
+        self._operators: list[tuple[Operator, dict[int, tuple[float, float]]]] = []
+        self._tensors: dict[int, tuple[Operator | None, list[Operator | None], int]] = {}
+        for subgraph in plan.subgraphs:
+            for operator in subgraph.operators:
+                if plan.modes.width(operator):
+                    sizes = _sizes(operator, works.get(id(operator)), graph)
+                    self._operators.append((operator, sizes))
+            mine = {id(operator): operator for operator in subgraph.operators if plan.modes.width(operator)}
+            for tensor in subgraph.tensors:
+                readers = [mine.get(id(use.operator)) for use in graph.uses_of(tensor)]
+                readers += [None] if id(tensor) in graph.exposed else []
+                maker = graph.maker_of(tensor)
+                made = mine.get(id(maker)) if maker is not None else None
+                if not graph.is_constant(tensor) and (made is not None or any(readers)):
+                    self._tensors[id(tensor)] = made, readers, tensor.elements
+        self._least = self._sums(lambda _: 8)
+
+    def of(self, wanted: Wanted) -> float:
+        """Returns bytes and time over those with 8 bits everywhere, added."""
+        return sum(one / max(least, 1.0) for one, least in zip(self._sums(wanted), self._least, strict=True))
+
+    def _sums(self, wanted: Wanted) -> tuple[float, float]:
+        widths = {id(operator): wanted(operator) for operator, _ in self._operators}
+        nbytes = nanoseconds = 0.0
+        for operator, sizes in self._operators:
+            one, other = sizes[widths[id(operator)] or 8]
+            nbytes, nanoseconds = nbytes + one, nanoseconds + other
+        for maker, readers, elements in self._tensors.values():
+            forms = {None if reader is None else widths[id(reader)] for reader in readers}
+            others = len(forms - {None if maker is None else widths[id(maker)]})
+            nbytes += others * CONVERSION_NBYTES
+            nanoseconds += others * elements * CONVERSION_NS
+        return nbytes, nanoseconds
+
+
+def _sizes(operator: Operator, work: Work | None, graph: Graph) -> dict[int, tuple[float, float]]:
+    """Returns bytes and nanoseconds of an operator with its constants, by width."""
+    given = sum(tensor.elements for tensor in float_outputs(operator))
+    if work is not None:
+        channels = work.channels
+        products = given * channels.elements // channels.channels
+        # Weights and their scales, and biases of 32 bits or 64.
+        fixed = OPERATOR_NBYTES + channels.elements + 4 * channels.channels
+        return {
+            width: (fixed + width // 2 * channels.channels, products * PRODUCT_NS[width]) for width in (8, 16)
+        }
+    values = sum(tensor.elements for _, tensor in float_inputs(operator) if graph.is_constant(tensor))
+    return {width: (OPERATOR_NBYTES + width // 8 * values, given * ELEMENT_NS[width]) for width in (8, 16)}

@@ -1,0 +1,158 @@
+"""Finds the cheapest mixture of 8 and 16 bits whose outputs are as exact as is wished, by running.
+
+Noises of single groups add up nearly, so a knapsack proposes; a copy of the model that rounds activations and
+weights as the mixture does tells what it really does to the outputs, and the knapsack gets more room or less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
+from tfl_rewrite.integers.mixture import Mixture, Unit
+from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.trials import rounding, weighing
+from tfl_rewrite.numerics.knapsack import Float64
+from tfl_rewrite.weights.rounders import Simulate
+
+Measure = Callable[[Sequence[Simulate]], Float64]
+"""Returns noise over signal of each output, ``[changes, outputs]``."""
+
+MARGIN_DB = 1.0
+"""By so much more than was wished are outputs kept on the samples at hand: others lie a little beyond."""
+NEAR_DB = 1.0
+"""By so much may outputs be worse than with 16 bits everywhere, where those do not reach the wish."""
+
+_TRIES = 8
+_CLOSE = 0.9
+"""Of the room: what uses so much of it is near enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What was found.
+
+    Attributes:
+        wide: The groups with 16 bits.
+        snr: Of the lowest output on the samples at hand, in dB, with weights rounded as for 16 bits.
+        widest: The same with 16 bits everywhere.
+        narrowest: And with 8 bits.
+    """
+
+    wide: tuple[Unit, ...]
+    snr: float
+    widest: float
+    narrowest: float
+
+
+def decibels(noise: Float64) -> float:
+    """Returns the ratio of the lowest output."""
+    worst = float(noise.max(initial=0.0))
+    return math.inf if worst <= 0 else -10.0 * math.log10(worst) if math.isfinite(worst) else -math.inf
+
+
+@dataclass(slots=True)
+class Known:
+    """What does not change with the wish; kept from one search in a model to the next in an equal one.
+
+    Attributes:
+        weights: As they are rounded for 16 bits everywhere, in order of execution.
+        noises: ``[2 + units, outputs]``: with 16 bits everywhere, with 8, and of each group alone with 8.
+    """
+
+    weights: list[IntegerWeight] = field(default_factory=list)
+    noises: Float64 | None = None
+
+
+class Search:
+    """Mixtures of one model.
+
+    Args:
+        mixture: Its scale groups.
+        weights_of: Rounds the weights for a plan.
+        measure: Runs copies.
+        known: What an earlier search found; filled in where it found nothing.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        weights_of: Callable[[IntegerPlan], WeightOf],
+        measure: Measure,
+        known: Known,
+    ) -> None:
+        self._mixture = mixture
+        self._measure = measure
+        widest = mixture.plan(mixture.units)
+        weighted = list(widest.works())
+        if known.noises is None:
+            weight_of = weights_of(widest)
+            operators = {id(operator): operator for _, operator in mixture.model.operators()}
+            known.weights = [weight_of(operators[key]) for key in weighted]
+        self._weights = dict(zip(weighted, known.weights, strict=True))
+        if known.noises is None:
+            alone = [rounding(mixture.model, unit.grids, unit.operators) for unit in mixture.units]
+            known.noises = measure([self._trial(mixture.units), self._trial(()), *alone])
+        self.widest, self.narrowest, self._noises = known.noises[0], known.noises[1], known.noises[2:]
+
+    def settle(self, min_snr: float | None, margin: float = MARGIN_DB) -> Settled:
+        """Returns the cheapest mixture found that keeps a ratio, or comes near what 16 bits everywhere keep.
+
+        Args:
+            min_snr: In dB; None for what is near.
+            margin: In dB, what is kept beyond it.
+        """
+        near = self.widest * 10.0 ** (NEAR_DB / 10.0)
+        asked = 0.0 if min_snr is None else 10.0 ** (-(min_snr + margin) / 10.0)
+        target = np.maximum(near, asked)
+        best, noise = list(self._mixture.units), self.widest
+        if (self.narrowest <= target).all():
+            return self._settled([], self.narrowest)
+        room = np.maximum(target - self.widest, 1e-12)
+        low, high, allowed = 0.0, math.inf, 1.0
+        tried: set[frozenset[int]] = set()
+        for _ in range(_TRIES):
+            wide = self._mixture.cheapest(self._noises / room, allowed)
+            key = frozenset(map(id, wide))
+            if key not in tried:
+                made = self._measure([self._trial(wide)])[0]
+            tried.add(key)
+            used = float(((made - self.widest) / room).max())
+            if used <= 1.0:
+                low = allowed
+                if self._mixture.price(wide) < self._mixture.price(best):
+                    best, noise = wide, made
+                if used >= _CLOSE:
+                    break
+            else:
+                high = allowed
+            if high <= 1.05 * low:
+                break
+            if low and math.isfinite(high):
+                allowed = math.sqrt(low * high)
+            else:
+                allowed *= min(4.0, max(0.1, 0.97 / max(used, 1e-3)))
+        return self._settled(best, noise)
+
+    def widest_share(self, share: float) -> Settled:
+        """Returns the mixture that is worth most where so many of the operators have 16 bits at most."""
+        best: list[Unit] = []
+        for step in range(-20, 60):
+            wide = self._mixture.cheapest(self._noises, 10.0 ** (-step / 10.0))
+            if self._mixture.share(wide) > share:
+                break
+            best = wide
+        if share >= 1.0:
+            best = self._mixture.units
+        return self._settled(best, self._measure([self._trial(best)])[0])
+
+    def _trial(self, wide: Sequence[Unit]) -> Simulate:
+        plan = self._mixture.plan(wide)
+        return weighing(self._mixture.model, self._weights, plan.simulate)
+
+    def _settled(self, wide: Sequence[Unit], noise: Float64) -> Settled:
+        return Settled(tuple(wide), *map(decibels, (noise, self.widest, self.narrowest)))

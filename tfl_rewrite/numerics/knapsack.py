@@ -1,0 +1,84 @@
+"""Chooses one option for each unit: the least cost whose noises add up to no more than is allowed.
+
+Rounding noises of different constants are nearly independent, so the noise that each puts on an output adds
+up. What is left is a knapsack with one bound for each output. Its Lagrangian is solved by bisection on the
+price of noise (Everett 1963, https://doi.org/10.1287/opre.11.3.399), outputs weighted so that the tightest
+one counts; then the slack that the bisection leaves is used up by single steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+
+_WEIGHINGS = 8
+_BISECTIONS = 40
+
+
+def solve(costs: Float64, noises: Float64, allowed: float) -> list[int]:
+    """Returns the index of an option for each unit; 0 for all where nothing keeps the bound.
+
+    Args:
+        costs: ``[units, options]``, infinite where there is no option.
+        noises: ``[units, options, outputs]``, relative to the signal.
+        allowed: Largest sum of noises for every output.
+    """
+    if not len(costs):
+        return []
+    weight = np.ones(noises.shape[2])
+    best: npt.NDArray[np.intp] | None = None
+    best_cost = math.inf
+    for _ in range(_WEIGHINGS if weight.size > 1 else 1):
+        low, high = -60.0, 120.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            picked = _picked(costs, noises, weight * math.exp(middle))
+            if total_of(noises, picked).max(initial=0.0) > allowed:
+                low = middle
+            else:
+                high = middle
+        picked = _picked(costs, noises, weight * math.exp(high))
+        total = total_of(noises, picked)
+        if total.max(initial=0.0) <= allowed:
+            picked = _filled(costs, noises, picked, allowed)
+            cost = float(costs[np.arange(len(costs)), picked].sum())
+            if cost < best_cost:
+                best, best_cost = picked, cost
+        if total.max(initial=0.0) <= 0:
+            break
+        # What the worst output suffers counts more next time.
+        weight *= np.maximum(total / total.max(), 1e-3) ** 0.5
+    return [0] * len(costs) if best is None else [int(index) for index in best]
+
+
+def _picked(costs: Float64, noises: Float64, price: Float64) -> npt.NDArray[np.intp]:
+    found: npt.NDArray[np.intp] = np.argmin(costs + noises @ price, axis=1)
+    return found
+
+
+def total_of(noises: Float64, picked: npt.NDArray[np.intp]) -> Float64:
+    """Returns the sum of noises of each output."""
+    total: Float64 = noises[np.arange(len(noises)), picked].sum(axis=0)
+    return total
+
+
+def _filled(
+    costs: Float64, noises: Float64, picked: npt.NDArray[np.intp], allowed: float
+) -> npt.NDArray[np.intp]:
+    """Takes cheaper options while they fit, the one that saves most for the room it takes first."""
+    chosen: npt.NDArray[np.intp] = picked.copy()
+    rows = np.arange(len(costs))
+    while True:
+        now = noises[rows, chosen][:, None, :]
+        saved = costs[rows, chosen][:, None] - costs
+        fits = (total_of(noises, chosen) - now + noises).max(axis=2) <= allowed
+        added = np.maximum((noises - now).max(axis=2), 1e-30)
+        value = np.where(fits & (saved > 0), saved / added, -np.inf)
+        unit, index = np.unravel_index(int(np.argmax(value)), value.shape)
+        if not np.isfinite(value[unit, index]):
+            return chosen
+        chosen[unit] = index
