@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hostile.ranges import integers
 from tfl_rewrite.cli.render import report_lines, safe
 from tfl_rewrite.cli.render_reading import comparison_lines, inspection_lines
 from tfl_rewrite.editing.base import Pass, run_passes
@@ -20,6 +21,7 @@ from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.model.blob import MemorySink
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
@@ -51,7 +53,11 @@ class Breach(Exception):
     """The contract does not hold."""
 
 
-def _orders() -> list[tuple[str, Sequence[Pass]]]:
+Order = Sequence[Pass] | Callable[[Model], Sequence[Pass]]
+"""Passes, or what makes them for a model."""
+
+
+def _orders() -> list[tuple[str, Order]]:
     weights = QuantizeWeights(min_elements=16)
     return [
         ("lossless", [*[RemoveDead()], Dedup(), *[Compact()]]),
@@ -65,6 +71,7 @@ def _orders() -> list[tuple[str, Sequence[Pass]]]:
         ("floats", [Dequantize()]),
         ("repaired", [Repair()]),
         ("rounded", [RoundWeights(steps=16, min_elements=16)]),
+        ("integers", integers),
         ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]
 
@@ -105,7 +112,7 @@ def exercise(data: bytes, *, orders: int | None = None, folder: Path | None = No
     return "flawed" if problems else "sound"
 
 
-def _rewritten(data: bytes, name: str, passes: Sequence[Pass], *, sound: bool, folder: Path | None) -> None:
+def _rewritten(data: bytes, name: str, passes: Order, *, sound: bool, folder: Path | None) -> None:
     try:
         made = _written(data, passes)
     except REFUSED:
@@ -126,10 +133,10 @@ def _rewritten(data: bytes, name: str, passes: Sequence[Pass], *, sound: bool, f
         json.dumps(compared.to_dict(), allow_nan=False).encode("ascii")
 
 
-def _written(data: bytes, passes: Sequence[Pass]) -> bytes:
+def _written(data: bytes, passes: Order) -> bytes:
     """Loads, runs passes, and returns the file that they make."""
     model = Source(Container.of_bytes(data)).model()
-    results = run_passes(model, passes)
+    results = run_passes(model, passes(model) if callable(passes) else passes)
     packing = next((item.packing for item in reversed(results) if item.packing is not None), None)
     made = layout(model, packing=packing)
     sink = MemorySink(made.nbytes)

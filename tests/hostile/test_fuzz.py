@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite import inspect, load
-from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
+from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 from tfl_rewrite.passes.dedup import Dedup
 
 from ..helpers import run_script, script
@@ -26,6 +27,8 @@ fuzz, fuzz_atheris, contract = script("fuzz"), script("fuzz_atheris"), script("h
 make, packed = script("hostile.models").make, script("hostile.models").packed
 Manifests = script("hostile.manifests").Manifests
 mutated_manifest = script("hostile.manifests").mutated_manifest
+made_ranges = script("hostile.ranges").made_ranges
+mutated_ranges = script("hostile.ranges").mutated_ranges
 dishonest_zip = script("hostile.bytewise").dishonest_zip
 mutated_fields = script("hostile.structured").mutated_fields
 
@@ -117,6 +120,22 @@ def test_manifests_are_changed(fixtures: Path, tmp_path: Path) -> None:
     assert made == [mutated_manifest(good, Random(number)) for number in range(40)]
     assert sum(item != good for item in made) > 35
     assert sum(is_json(item) for item in made) > 15
+
+
+def test_files_of_ranges_are_changed_and_refused_or_taken(fixtures: Path) -> None:
+    model = load(fixtures / "digits_cnn.tflite")
+    good = made_ranges(model, Random(0)).dump()
+    outcomes = set()
+    for number in range(300):
+        text = mutated_ranges(good, Random(number))
+        assert text == mutated_ranges(good, Random(number))
+        try:
+            TensorRanges.parse(text, "r.json").on(GivenModel.of(model), "r.json")
+            outcomes.add("taken")
+        except (FormatError, UnsupportedError, UsageError) as error:
+            assert str(error).startswith("r.json") and str(error).isprintable()
+            outcomes.add(type(error).__name__)
+    assert outcomes == {"taken", "FormatError", "UsageError", "UnsupportedError"}
 
 
 def is_json(data: bytes) -> bool:

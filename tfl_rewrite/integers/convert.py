@@ -156,6 +156,9 @@ class Conversion:
                 operator.outputs[position] = made
             else:
                 made.dtype, made.quantization = dtypes.BY_NAME[grid.dtype].value, quantization_of(grid)
+                if made.buffer.blob is not None:
+                    # What a file has for a tensor that is computed is of another type now.
+                    made.buffer = self._editor.sentinel()
             self._native[id(tensor)], self._forms[id(tensor)] = grid, {grid: made}
         self._editor.stamp(operator, kernel.version(width))
         self._operators.append(operator)

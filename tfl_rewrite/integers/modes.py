@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfl_rewrite.integers.patterns import masked_by, normed_by
-from tfl_rewrite.kernels.integer import Caveat, IntegerKernel, Scales
+from tfl_rewrite.kernels.integer import OUTPUT, Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import CONVERSIONS, SHAPE_READERS, row_of
@@ -186,6 +186,9 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> 
     inputs = list(float_inputs(operator))
     if not inputs:
         return f"{name} reads no floats"
+    bounded = {at for limit in kernel.limits for at in (*limit.over, *limit.under)} - {OUTPUT}
+    if missing := bounded - {position for position, _ in inputs}:
+        return f"input {min(missing)} of {name} holds no floats"
     for tensor in (*(tensor for _, tensor in inputs), *float_outputs(operator)):
         seen = ranges.get(id(tensor))
         if seen is None:
@@ -226,6 +229,10 @@ def _weights_obstacle(operator: Operator, graph: Graph) -> str:
         return "there are too few axes in the weight"
     if bias is not None and (not _is_plain(bias, graph) or bias.elements != shape[axis]):
         return "there is no float32 constant of one value a channel for the bias"
+    for tensor in (weight, bias):
+        values = None if tensor is None else constant_values(tensor, "FLOAT32")
+        if values is not None and not np.isfinite(values).all():
+            return "there is a number that is not finite in the weights"
     return ""
 
 

@@ -193,10 +193,23 @@ class TensorRanges:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise FileAccessError(f"cannot read: {why}", file=path) from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: bytes, file: str | os.PathLike[str]) -> TensorRanges:
+        """Reads the bytes of a file.
+
+        Args:
+            data: All of them.
+            file: Where they came from, for errors.
+
+        Raises:
+            FormatError, UnsupportedError: See :meth:`read`.
+        """
         try:
             return cls(*_parsed(data))
         except (FormatError, UnsupportedError) as error:
-            error.file = os.fspath(path)
+            error.file = os.fspath(file)
             raise
 
 

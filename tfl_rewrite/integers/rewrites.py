@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels.operands import wrong_operands
 from tfl_rewrite.kernels.table import AVERAGE_POOL, MEAN, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, Tensor
@@ -45,9 +46,10 @@ def pools_to_means(model: Model, keeps: Callable[[Operator], bool]) -> list[tupl
 
 
 def _is_over_plane(operator: Operator) -> bool:
-    source, made = operator.inputs[0], operator.outputs[0]
-    if source is None or made is None or operator.option("fused_activation_function"):
+    if wrong_operands(operator) or operator.option("fused_activation_function"):
         return False
+    source, made = operator.inputs[0], operator.outputs[0]
+    assert source is not None and made is not None
     shape, result = source.signature or source.shape or (), made.signature or made.shape or ()
     if len(shape) != 4 or len(result) != 4:
         return False
