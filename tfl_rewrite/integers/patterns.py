@@ -8,8 +8,8 @@ from tfl_rewrite.kernels.table import NORM_APPLICATION, NORM_STATISTICS, RESIDUA
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Tensor
 
-_STEPS = 4
-"""How far a norm reaches from its deviation, each way."""
+_STEPS = 5
+"""How far a norm reaches from its deviation, each way, a RESHAPE between its operators counted."""
 
 
 def normed_by(graph: Graph, root: Operator) -> list[Operator]:
@@ -21,13 +21,15 @@ def normed_by(graph: Graph, root: Operator) -> list[Operator]:
 
     def before(operator: Operator) -> Iterator[Operator]:
         for maker in _makers(graph, operator):
-            if row_of(maker) in NORM_STATISTICS and not _adds_activations(graph, maker):
+            row = row_of(maker)
+            if row.reshapes or (row in NORM_STATISTICS and not _adds_activations(graph, maker)):
                 yield maker
 
     def after(operator: Operator) -> Iterator[Operator]:
         for tensor in operator.outputs:
             for use in graph.uses_of(tensor) if tensor is not None else ():
-                if row_of(use.operator) in NORM_APPLICATION:
+                row = row_of(use.operator)
+                if row.reshapes or row in NORM_APPLICATION:
                     yield use.operator
 
     return [*_reached(root, before, _STEPS), *_reached(root, after, _STEPS)]

@@ -1,0 +1,60 @@
+"""What stays float together: the whole of a decomposed norm, whatever shapes its operators give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.nets import Net
+from tfl_rewrite.integers.patterns import normed_by
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Operator, Tensor
+
+
+def normed(net: Net, source: Tensor, *, shaped: bool) -> Tensor:
+    """A layer norm as converters decompose it: with RESHAPE where means lost their axis, or without."""
+    count = 0
+
+    def add(kind: str, *inputs: Tensor, shape: tuple[int, ...] = (4, 1)) -> Tensor:
+        nonlocal count
+        count += 1
+        return net.add(kind, list(inputs), f"{kind.lower()}{count}", shape)
+
+    def again(tensor: Tensor) -> Tensor:
+        return add("RESHAPE", tensor, net.constant("shape", np.array([4, 1], np.int32))) if shaped else tensor
+
+    axis = net.constant("axis", np.array([1], np.int32))
+    small = net.constant("small", np.array([1e-5], np.float32))
+    beta = net.constant("beta", np.array([0.5], np.float32))
+    mean = add("MEAN", source, axis)
+    variance = add("MEAN", add("SQUARED_DIFFERENCE", source, again(mean), shape=(4, 8)), axis)
+    root = add("RSQRT", add("ADD", variance, small))
+    back = add("SUB", beta, add("MUL", root, mean))
+    scaled = add("MUL", source, again(root), shape=(4, 8))
+    return add("ADD", scaled, again(back), shape=(4, 8))
+
+
+def reached(net: Net) -> list[str]:
+    graph = Graph.of(net.model)
+    root = next(item for item in net.graph.operators if item.code.name == "RSQRT")
+    found = {id(item) for item in normed_by(graph, root)}
+
+    def name(operator: Operator) -> str:
+        assert operator.outputs[0] is not None
+        return operator.outputs[0].name
+
+    return [name(item) for item in net.graph.operators if id(item) in found]
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+def test_a_norm_is_reached_as_a_whole_and_nothing_beyond(shaped: bool) -> None:
+    net = Net()
+    first = net.dense(net.input("in", (4, 8)), net.weights("w", (8, 8)), "first")
+    other = net.dense(first, net.weights("v", (8, 8)), "other")
+    residual = net.add("ADD", [first, other], "residual", (4, 8))
+    made = normed(net, residual, shaped=shaped)
+    net.output(net.dense(made, net.weights("u", (8, 8)), "last"))
+    whole = [item.outputs[0].name for item in net.graph.operators if item.outputs[0] is not None]
+    beyond = {"first", "other", "residual", "last", "rsqrt4" if not shaped else "rsqrt5"}
+    roots = {name for name in whole if name.startswith("rsqrt")}
+    assert reached(net) == [name for name in whole if name not in beyond | roots]
