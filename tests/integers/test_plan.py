@@ -152,7 +152,7 @@ def test_equal_integers_on_other_scales_are_other_weights() -> None:
     for name, bias in (("a", 3.0), ("b", 3e12)):
         held = net.constant(f"{name}_bias", np.array([0.5, bias], np.float32))
         net.output(net.dense(net.input(f"{name}_in", (1, 2)), weights, name, held))
-    converted(net, plan_of(net))
+    converted(net, plan_of(net, b=(0.0, 3e12)))
     layers = [item for _, item in net.model.operators() if item.code.name == "FULLY_CONNECTED"]
     for layer in layers:
         source, weight, bias = (item for item in layer.inputs if item is not None)
@@ -211,13 +211,11 @@ def test_what_has_operands_too_many_stays_float() -> None:
     assert "its kernel takes" in next(iter(plan.modes.reasons.values()))
 
 
-def test_what_is_negated_has_zero_point_zero() -> None:
+def test_what_negates_integers_stays_float() -> None:
     net = Net()
-    source = net.input("in", (1, 4))
-    net.output(net.add("NEG", [net.add("ABS", [source], "sizes", (1, 4))], "out", (1, 4)))
-    converted(net, plan_of(net, sizes=(0.0, 4.0), out=(-4.0, 0.0)))
-    assert grid(named(net.model, "sizes"))[1] == 0
-    assert grid(named(net.model, "sizes")) == grid(named(net.model, "out_int8"))
+    net.output(net.add("NEG", [net.input("in", (1, 4))], "out", (1, 4)))
+    plan = plan_of(net)
+    assert not plan.modes.widths and "lowest integer" in next(iter(plan.modes.reasons.values()))
 
 
 def test_additions_of_far_scales_stay_float() -> None:

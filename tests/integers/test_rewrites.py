@@ -10,7 +10,7 @@ import pytest
 
 from tests.nets import Net, codes, run
 from tfl_rewrite import save
-from tfl_rewrite.integers.rewrites import pools_to_means
+from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means
 from tfl_rewrite.model.invariants import broken
 
 
@@ -57,3 +57,31 @@ def test_a_pool_that_somebody_keeps_stays() -> None:
     net = pool()
     assert pools_to_means(net.model, lambda operator: operator.code.name == "AVERAGE_POOL_2D") == []
     assert [name for name, _ in codes(net.model)] == ["AVERAGE_POOL_2D", "RELU"]
+
+
+def negated() -> Net:
+    net = Net()
+    net.output(net.add("NEG", [net.input("in", (2, 3))], "out", (2, 3)))
+    return net
+
+
+@pytest.mark.runtime
+def test_negations_become_products_and_stay_exact(tmp_path: Path) -> None:
+    net = negated()
+    save(net.model, tmp_path / "before.tflite")
+    ((before, after),) = negations_to_products(net.model, lambda _: False)
+    assert before.code.name == "NEG" and codes(net.model) == [("MUL", 1)]
+    assert net.model.subgraphs[0].operators == [after] and broken(net.model) == []
+    save(net.model, tmp_path / "after.tflite")
+    values = {"in": np.random.default_rng(3).standard_normal((2, 3)).astype(np.float32)}
+    made = [run(tmp_path / f"{name}.tflite", values)["out"] for name in ("before", "after")]
+    assert np.array_equal(*made)
+
+
+def test_what_is_to_stay_or_negates_integers_is_left() -> None:
+    net = negated()
+    assert negations_to_products(net.model, lambda _: True) == []
+    net = Net()
+    net.output(net.add("NEG", [net.input("in", (2,), np.int32)], "out", (2,), dtype=np.int32))
+    assert negations_to_products(net.model, lambda _: False) == []
+    assert codes(net.model) == [("NEG", 1)]

@@ -205,6 +205,8 @@ VARIANTS: dict[str, tuple[str, Make]] = {
 """What else an operator may be: by its label, the operator and what makes it."""
 
 LABELS = (*MADE, *VARIANTS)
+OF_ONES = "REDUCE_PROD of ones"
+"""What no integer kernel is used for: there is nothing to reduce."""
 
 
 def kind_of(label: str) -> str:
@@ -218,8 +220,12 @@ def built(label: str, sizes: tuple[float, float] = (1.0, 1.0)) -> tuple[Model, l
     A second input is far from 0, and a divisor above it; of a comparison it is the first one, some of it in
     another order.
     """
-    kind, make = VARIANTS.get(label) or (label, MADE[label])
     net = Net(3)
+    if label == OF_ONES:
+        source = net.input("in", (*SHAPE, 1))
+        net.output(net.add("REDUCE_PROD", [source, ints(net, 4)], "out", SHAPE))
+        return net.model, [np.linspace(-2, 1.5, 256, dtype=np.float32).reshape(*SHAPE, 1)]
+    kind, make = VARIANTS.get(label) or (label, MADE[label])
     source = net.input("in", SHAPE)
     net.output(make(kind, net, source))
     random = np.random.default_rng(5)

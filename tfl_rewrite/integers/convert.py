@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
-from tfl_rewrite.integers.groups import Grid, Groups
+from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
@@ -43,8 +43,11 @@ class IntegerWeight:
 _WITHOUT_BIAS = (ProductKind.DENSE, ProductKind.TRANSPOSED)
 """What needs no bias; the integer kernels of convolutions do."""
 
-_LEAST_STEP = 2.0**-100
+LEAST_STEP = 2.0**-100
 """Of the scale of a bias: XNNPACK refuses a file with one that is zero or subnormal."""
+
+_LEAST_MULTIPLIER = 2.0**-30
+"""Of the scale of a bias over that of the output: the kernels take one below 2^-31 for 0, with the bias."""
 
 _LARGEST_BIAS = {8: 2.0**30, 16: 2.0**46}
 """Half of what int32 holds, and what a float64 still counts one by one beside int16."""
@@ -143,7 +146,7 @@ class Conversion:
         kernel, width = kernel_of(operator), self._modes.width(operator)
         assert width
         if kernel.scales is Scales.WEIGHTS:
-            self._convert_weights(operator, grids, width, weight_of(operator))
+            self._convert_weights(operator, grids, next(iter(outputs.values())), weight_of(operator))
         for position, source in self._read(operator, grids):
             operator.inputs[position] = self._form(source, grids[position])
         for position, tensor in enumerate(operator.outputs):
@@ -160,6 +163,8 @@ class Conversion:
                     # What a file has for a tensor that is computed is of another type now.
                     made.buffer = self._editor.sentinel()
             self._native[id(tensor)], self._forms[id(tensor)] = grid, {grid: made}
+        if width == 16 and kernel.general16 and operator.options is not None:
+            operator.options = operator.options.replace(**{kernel.general16: False})
         self._editor.stamp(operator, kernel.version(width))
         self._operators.append(operator)
 
@@ -239,9 +244,9 @@ class Conversion:
         return self._editor.add_tensor(self._subgraph, made)
 
     def _convert_weights(
-        self, operator: Operator, grids: Mapping[int, Grid], width: int, weight: IntegerWeight
+        self, operator: Operator, grids: Mapping[int, Grid], made: Grid, weight: IntegerWeight
     ) -> None:
-        row = row_of(operator)
+        row, width = row_of(operator), made.width
         at, bias_at = row.weights[0], row.biases[0]
         tensor, bias = operator.inputs[at], input_of(operator, bias_at)
         assert tensor is not None and row.activation is not None
@@ -250,8 +255,9 @@ class Conversion:
         floats = np.zeros(len(weight.scale)) if values is None else values.astype(np.float64)
         if weight.bias is not None:
             floats = floats + weight.bias
-        least = np.maximum(np.abs(floats) / _LARGEST_BIAS[width], _LEAST_STEP) / grid.scale
-        integers, scale = _regridded(weight, least)
+        smallest = max(LEAST_STEP, made.scale * _LEAST_MULTIPLIER, LEAST_SCALE * grid.scale)
+        least = np.maximum(np.abs(floats) / _LARGEST_BIAS[width], smallest) / grid.scale
+        integers, scale = _regridded(_finer(weight, made.scale / grid.scale), least)
         # The bias goes by the scale: the same integers on another scale are another weight.
         key = id(tensor), integers.tobytes(), scale.tobytes()
         if key not in self._weights:
@@ -271,6 +277,15 @@ class Conversion:
         while len(operator.inputs) <= bias_at:
             operator.inputs.append(None)
         operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
+
+
+def _finer(weight: IntegerWeight, most: float) -> IntegerWeight:
+    """Puts channels of zeros on finer grids than the coarsest one that is given: theirs may be any."""
+    over = tuple(at for at in range(weight.values.ndim) if at != weight.axis)
+    coarse = ~weight.values.any(axis=over) & (weight.scale > most)
+    if not coarse.any():
+        return weight
+    return replace(weight, scale=np.where(coarse, np.float32(max(most, LEAST_SCALE)), weight.scale))
 
 
 def _regridded(weight: IntegerWeight, least: Float64) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

@@ -9,8 +9,11 @@ import numpy as np
 
 from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
-from tfl_rewrite.kernels.integer import Caveat, Scales
+from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.model.ir import Operator, Tensor
+
+LEAST_SCALE = float(np.finfo(np.float32).tiny)
+"""XNNPACK refuses subnormal ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,12 @@ class Grid:
     zero_point: int
 
     @classmethod
-    def over(cls, low: float, high: float, width: int, *, symmetric: bool = False) -> Grid:
+    def over(cls, low: float, high: float, width: int) -> Grid:
         """Returns the grid of a range, which is widened to hold 0; 16 bits are symmetric about it."""
         low, high = min(low, 0.0), max(high, 0.0)
-        least = float(np.finfo(np.float32).tiny) * 2**16
-        if high - low < least:
+        if high - low < LEAST_SCALE * 2**16:
             return cls(width, 1.0 / 256, 0)
-        if symmetric or width == 16:
+        if width == 16:
             return cls(width, float(np.float32(max(-low, high) / ((1 << (width - 1)) - 1))), 0)
         scale = float(np.float32((high - low) / 255))
         zero = round(min(127.0, max(-128.0, -128 - low / scale)))
@@ -57,14 +59,12 @@ class Member:
     Attributes:
         fixed: The grid that its operator cannot but give.
         wish: The grid that costs no conversion.
-        symmetric: Whether an operator takes it with zero point 0 alone.
     """
 
     tensor: Tensor
     width: int
     fixed: Grid | None = None
     wish: Grid | None = None
-    symmetric: bool = False
     parent: Member | None = None
     members: list[Member] = field(default_factory=list)
 
@@ -112,7 +112,6 @@ class Groups:
                 together += [self._made[id(tensor)] for tensor in float_outputs(operator)]
                 for other in together[1:]:
                     _join(together[0], other)
-                together[0].symmetric |= Caveat.ZERO_POINT_ZERO in kernel.caveats
 
     def made(self, tensor: Tensor) -> Grid | None:
         """Returns the grid on which an operator gives a tensor out; None where it gives floats."""
@@ -162,7 +161,6 @@ class Groups:
 
     def _settled(self, root: Member) -> Grid:
         wishes = {item.wish for item in root.members}
-        symmetric = any(item.symmetric for item in root.members)
         low, high = 0.0, 0.0
         for item in root.members:
             if item.wish is None:
@@ -174,12 +172,12 @@ class Groups:
             assert wish is not None
             first, last = wish.range
             fits = first <= low and high <= last and high - low >= (last - first) / 2
-            if (None not in wishes or fits) and not (symmetric and wish.zero_point):
+            if None not in wishes or fits:
                 return wish
         for item in root.members:
             own = self._ranges[id(item.tensor)]
             low, high = min(low, own[0]), max(high, own[1])
-        return Grid.over(low, high, root.width, symmetric=symmetric)
+        return Grid.over(low, high, root.width)
 
 
 def _member(tensor: Tensor, width: int, *, fixed: Grid | None = None, wish: Grid | None = None) -> Member:

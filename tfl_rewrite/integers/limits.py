@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfl_rewrite.integers.groups import Groups
-from tfl_rewrite.integers.modes import float_outputs, kernel_of
-from tfl_rewrite.kernels.integer import OUTPUT, Limit
+import numpy as np
+
+from tfl_rewrite.integers.convert import LEAST_STEP
+from tfl_rewrite.integers.groups import LEAST_SCALE, Groups
+from tfl_rewrite.integers.modes import float_inputs, float_outputs, kernel_of
+from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales
+from tfl_rewrite.kernels.operands import constant_values, input_of
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Operator
+
+LARGEST_SUM = 2.0**30
+"""In steps of the output: what is more overflows int32 before it is cut off."""
+
+LARGEST_MULTIPLIER = 2.0**7
+"""XNNPACK refuses the whole file from 256 on; half of that leaves room for scales that rounding changes."""
 
 
 def misfit(operator: Operator, width: int | None, groups: Groups) -> str:
@@ -20,10 +31,37 @@ def misfit(operator: Operator, width: int | None, groups: Groups) -> str:
     """
     if width is None:
         return ""
-    for limit in kernel_of(operator).limits:
+    kernel, fused = kernel_of(operator), operator.option("fused_activation_function")
+    limits: tuple[Limit, ...] = (*kernel.limits, *(CLAMPED if fused in FUSED_BOUNDS else ()))
+    for limit in limits:
         if not limit.holds(_quotient(operator, limit, groups), width):
             return limit.reason
+    if kernel.scales is Scales.WEIGHTS and _overflows(operator, groups):
+        return "what it sums is too many steps of its output for its integer kernel"
     return ""
+
+
+def _overflows(operator: Operator, groups: Groups) -> bool:
+    """Whether sums, before an activation function cuts them off, or multipliers are too large."""
+    row = row_of(operator)
+    weight, bias = input_of(operator, row.weights[0]), input_of(operator, row.biases[0])
+    assert weight is not None and row.activation is not None
+    shape = weight.shape or ()
+    axis = row.output_axis(row.weights[0], len(shape))
+    values = constant_values(weight, "FLOAT32")
+    made = groups.made(next(float_outputs(operator)))
+    assert axis is not None and values is not None and made is not None
+    given = groups.given(operator, row.activation)
+    sizes = np.abs(values.reshape(shape))
+    over = tuple(at for at in range(len(shape)) if at != axis)
+    sums = sizes.sum(axis=over, dtype=np.float64) * max(map(abs, given.range))
+    floats = None if bias is None else constant_values(bias, "FLOAT32")
+    if floats is not None:
+        sums = sums + np.abs(floats.astype(np.float64))
+    scale = max(float(sizes.max()) / 127, LEAST_SCALE)
+    multiplier = max(scale * given.scale, LEAST_STEP) / made.scale
+    # What is no number is too large as well.
+    return not (float(sums.max()) / made.scale <= LARGEST_SUM and multiplier <= LARGEST_MULTIPLIER)
 
 
 def _quotient(operator: Operator, limit: Limit, groups: Groups) -> float:
@@ -32,11 +70,11 @@ def _quotient(operator: Operator, limit: Limit, groups: Groups) -> float:
 
 
 def _product(operator: Operator, positions: Sequence[int], groups: Groups) -> float:
-    product = 1.0
+    read, product = dict(float_inputs(operator)), 1.0
     for position in positions:
         if position == OUTPUT:
             made = [groups.made(tensor) for tensor in float_outputs(operator)]
             product *= made[0].scale if made and made[0] is not None else 1.0
-        else:
+        elif position in read:
             product *= groups.given(operator, position).scale
     return product

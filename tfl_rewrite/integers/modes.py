@@ -12,7 +12,7 @@ from tfl_rewrite.integers.patterns import masked_by, normed_by
 from tfl_rewrite.kernels.integer import OUTPUT, Caveat, IntegerKernel, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
 from tfl_rewrite.kernels.operators import Squash
-from tfl_rewrite.kernels.table import CONVERSIONS, SHAPE_READERS, row_of
+from tfl_rewrite.kernels.table import CONVERSIONS, NORM_DEVIATION, SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -150,7 +150,7 @@ def _keep_patterns(subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mappi
     for operator in subgraph.operators:
         if row_of(operator).integer is None or id(operator) not in modes.reasons:
             continue
-        if Caveat.NARROW_RANGE in kernel_of(operator).caveats and _is_wide(operator, ranges):
+        if row_of(operator) is NORM_DEVIATION and _is_wide(operator, ranges):
             told = "it is part of a norm whose deviations span orders of magnitude"
             keep(normed_by(graph, operator), told)
         if row_of(operator).squashes is Squash.ROWS:
@@ -173,6 +173,8 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> 
     kernel = row.integer
     if kernel is None:
         return f"{name} has no integer kernel"
+    if Caveat.NEGATES in kernel.caveats:
+        return f"the integer kernel of {name} negates the lowest integer to itself"
     if Caveat.REFERENCE_WRONG in kernel.caveats:
         return f"the integer kernels of {name} disagree"
     if Caveat.REFERENCE_ABSENT in kernel.caveats:
@@ -199,6 +201,10 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> 
         return f"{name} reads a mask: its values span too many orders of magnitude"
     if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges):
         return f"what {name} reads spans too many orders of magnitude"
+    if Caveat.COPIES_ONE in kernel.caveats and inputs[0][1].elements == sum(
+        made.elements for made in float_outputs(operator)
+    ):
+        return f"the integer kernels of {name} disagree where there is nothing to reduce"
     if Caveat.DIVIDES in kernel.caveats and _may_be_zero(inputs[-1][1], ranges):
         return f"a divisor of {name} may round to 0"
     return ""

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.operands import wrong_operands
-from tfl_rewrite.kernels.table import AVERAGE_POOL, MEAN, row_of
+from tfl_rewrite.kernels.table import AVERAGE_POOL, MEAN, MUL, NEG, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 
@@ -39,6 +39,40 @@ def pools_to_means(model: Model, keeps: Callable[[Operator], bool]) -> list[tupl
             mean = editor.builtin(MEAN, 1, [source, axes], made, keep_dims=True)
             subgraph.operators[position] = mean
             made_of.append((operator, mean))
+    if made_of:
+        editor.removed()
+        editor.finish()
+    return made_of
+
+
+def negations_to_products(model: Model, keeps: Callable[[Operator], bool]) -> list[tuple[Operator, Operator]]:
+    """Makes each NEG a MUL by -1, which is exact.
+
+    The integer kernel of NEG negates the lowest integer to itself, so that what is below the range that was
+    seen comes out below it again; and runtime 2.14 has none.
+
+    Args:
+        model: Changed in place.
+        keeps: Whether an operator is to stay as it is.
+
+    Returns:
+        What was there, and what stands in its place.
+    """
+    editor, made_of = Editor(model), list[tuple[Operator, Operator]]()
+    floats = dtypes.FLOAT32.value
+    for subgraph in model.subgraphs:
+        for position, operator in enumerate(subgraph.operators):
+            if row_of(operator) is not NEG or keeps(operator) or wrong_operands(operator):
+                continue
+            source, made = operator.inputs[0], operator.outputs[0]
+            if source is None or made is None or source.dtype != floats or made.dtype != floats:
+                continue
+            data = np.array([-1.0], "<f4").tobytes()
+            minus = Tensor(f"{made.name}_minus", (), floats, editor.constant(data))
+            editor.add_tensor(subgraph, minus)
+            product = editor.builtin(MUL, 1, [source, minus], made)
+            subgraph.operators[position] = product
+            made_of.append((operator, product))
     if made_of:
         editor.removed()
         editor.finish()

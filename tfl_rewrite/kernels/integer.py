@@ -28,10 +28,11 @@ class Caveat(enum.Enum):
     """What goes wrong with an integer kernel, although it runs; the value is its description."""
 
     REFERENCE_WRONG = "the reference kernel computes something else"
+    COPIES_ONE = "the built-in kernel copies integers where all that it reduces is of length 1"
     REFERENCE_ABSENT = "the reference resolver has no such kernel"
     NARROW_RANGE = "right only where the largest input is at most a thousand times the smallest"
     ALPHA_8_BITS = "beside int16 the slopes must be int8: int16 ones are read wrong without a check"
-    ZERO_POINT_ZERO = "right only where the zero point is 0: the kernel negates the integers"
+    NEGATES = "the kernel negates the integers: wrong for -128, and for other zero points than 0"
     UNSIGNED_RESCALES = "the uint8 kernel converts inputs to the output's scale; that of int8 does not"
     DIVIDES = "fails when it runs where a divisor rounds to 0"
 
@@ -82,6 +83,7 @@ class IntegerKernel:
         micro: The widths that TFLite Micro has kernels for.
         fixed: Scales and zero points of the output.
         limits: Bounds of its scales.
+        general16: An option that must be false beside int16, or the kernel may take scales for powers of two.
         caveats: What else must be looked at.
     """
 
@@ -93,6 +95,7 @@ class IntegerKernel:
     micro: tuple[int, ...] = (8, 16)
     fixed: Fixed = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
+    general16: str = ""
     caveats: tuple[Caveat, ...] = ()
 
     def version(self, width: int) -> int:
@@ -103,21 +106,113 @@ class IntegerKernel:
 BETWEEN_0_AND_1: Fixed = MappingProxyType({8: (1 / 256, -128), 16: (1 / 32768, 0)})
 BETWEEN_1_AND_1: Fixed = MappingProxyType({8: (1 / 128, 0), 16: (1 / 32768, 0)})
 
-_FAR_APART = "the scales of what it adds are too far apart for its integer kernel"
-_FARTHEST: Mapping[int, float] = MappingProxyType({8: 2.0**17, 16: 2.0**12})
+
+def _at(bound: float, *widths: int) -> Mapping[int, float]:
+    return MappingProxyType(dict.fromkeys(widths or (8, 16), bound))
+
+
+_FAR_APART = "the scales of its operands are too far apart for its integer kernel"
 
 SUMMANDS = (
-    *(Limit(_FAR_APART, (at,), (OUTPUT,), most=_FARTHEST) for at in (0, 1)),
-    *(Limit(_FAR_APART, (at,), (1 - at,), most=_FARTHEST) for at in (0, 1)),
+    *(Limit(_FAR_APART, (at,), (OUTPUT,), most={**_at(2.0**6, 8), **_at(2.0**12, 16)}) for at in (0, 1)),
+    *(Limit(_FAR_APART, (at,), (1 - at,), most={**_at(2.0**17, 8), **_at(2.0**12, 16)}) for at in (0, 1)),
 )
-"""The kernel of ADD shifts by 20 or 15 bits, and ends the process where a multiplier is 1 or more."""
+"""The kernel of ADD shifts by 20 or 15 bits, and ends the process where a multiplier is 1 or more; that of 8
+bits holds sums in 16 bits, too few from 128 steps of the output for one of an input on (measured: 0.5 dB)."""
+
+FACTORS = (
+    Limit(
+        "its product has far smaller steps than what it multiplies",
+        (0, 1),
+        (OUTPUT,),
+        most=_at(1.0),
+    ),
+)
+"""The optimized kernel of MUL overflows where the product of scales is much more than the output's. Below 1
+version 2 will do as well."""
+
+DIFFERENCES = (
+    *(Limit(_FAR_APART, (at, at), (OUTPUT,), most=_at(2.0**4, 8)) for at in (0, 1)),
+    *(Limit(_FAR_APART, (at,), (1 - at,), most=_at(2.0**4, 8)) for at in (0, 1)),
+)
+"""The kernel of SQUARED_DIFFERENCE shifts by 7 bits: it ends the process where the square of an input's scale
+is 2^12 times the output's, and has few bits left for small differences (measured: 7 steps off at 2^10)."""
+
+RESCALED = (
+    Limit("what it gives has far smaller steps than what it reads", (0,), (OUTPUT,), most=_at(2.0**12)),
+)
+"""RELU and its kind overflow where this is 2^22 and more beside int8 (measured: -3 dB)."""
+
+UNIT = (
+    Limit(
+        "what it reads is so small that the float kernel adds to it, or too large to be squared",
+        (0,),
+        least=_at(2.0**-10, 8),
+        most=_at(2.0**40, 8),
+    ),
+)
+"""The float kernel of L2_NORMALIZATION divides by the root of 1e-6 at least, the integer one by what there is
+(measured: -34 dB)."""
+
+CLAMPED = (
+    Limit(
+        "its bounds are too many steps of its output for its integer kernel",
+        (OUTPUT,),
+        least=_at(2.0**-27),
+    ),
+)
+"""6 or 1 over the scale must fit into int32 (``tflite/kernels/kernel_util.cc``): a fused function is refused
+otherwise, and RELU_N1_TO_1 is wrong (measured: -13 dB)."""
+
+FUSED_BOUNDS = (2, 3)
+"""The fused activation functions to which :data:`CLAMPED` applies: RELU_N1_TO_1 and RELU6."""
+
+_TOO_WIDE = "what it reads spans too much for its integer kernel"
+CURVE = (
+    Limit(
+        "what it reads is too small or too large for its integer kernel",
+        (0,),
+        least=_at(2.0**-24, 16),
+        most={**_at(2.0**20, 8), **_at(2.0, 16)},
+    ),
+)
+"""The 16-bit kernels of LOGISTIC and TANH multiply by the scale times 12288 in int32, and shift by 31 bits at
+most (``tflite/kernels/activations.cc``; measured: 4 dB above, less than 0 below). XNNPACK gives the least for
+the largest beside 8 bits where numbers are beyond all measure (2^91)."""
+
+TABLE = (
+    Limit(
+        "what it reads is too small or too large for its integer kernel",
+        (0,),
+        least=_at(2.0**-24, 16),
+        most=_at(2.0**-9, 16),
+    ),
+)
+"""The 16-bit kernels of EXP and GELU are straight lines of 128 steps each (GELU at 1.3: -2 dB)."""
+
+AVERAGED = (
+    Limit("what it averages has far larger steps than what it gives", (0,), (OUTPUT,), most=_at(2.0**6)),
+)
+"""XNNPACK is wrong where they are (measured once, 127 steps off)."""
+
+SWISH = (
+    Limit(
+        "what it reads is too small or too large for its integer kernel",
+        (0,),
+        least=_at(2.0**-16, 8),
+        most=_at(2.0**8, 8),
+    ),
+    Limit("what it gives has far smaller steps than what it reads", (0,), (OUTPUT,), most=_at(2.0**6, 8)),
+)
+"""HARD_SWISH shifts 16-bit numbers by what their scale is beside 3 / 2^15 (measured: 6 dB at 2^93), and is
+refused where the output has 128 times as many steps."""
 
 COMPARED = tuple(
     Limit(
         "its integer kernel compares multiples of 1/256 below 256, and what it reads is smaller or larger",
         (at,),
-        least=MappingProxyType({8: 2.0**-8}),
-        most=MappingProxyType({8: 1.0}),
+        least=_at(2.0**-8, 8),
+        most=_at(1.0, 8),
     )
     for at in (0, 1)
 )
@@ -135,12 +230,24 @@ QUOTIENT = (
 """``tflite/kernels/internal/reference/div.h`` shifts small dividends by 32 bits and more below. Measured:
 2 dB."""
 
+LOG_SCORES = (
+    Limit(
+        "what it reads is too small or too large for its integer kernel",
+        (0,),
+        least=_at(2.0**-25, 8),
+        most=_at(2.0**20, 8),
+    ),
+)
+"""LOG_SOFTMAX shifts as SOFTMAX does, and is wrong where numbers are beyond all measure (0 dB at 2^92)."""
+
 SCORES = (
     Limit(
-        "what it reads, times its beta, is too small",
+        "what it reads, times its beta, is too small or too large for its integer kernel",
         (0,),
-        least=MappingProxyType({8: 2.0**-25}),
+        least=_at(2.0**-25, 8),
+        most=_at(2.0, 16),
         option="beta",
     ),
 )
-"""The int8 kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1."""
+"""The 8-bit kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1; the one of 16
+bits multiplies by 6553 times as much in int32 (measured: 2 dB)."""

@@ -18,12 +18,22 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfl_rewrite.kernels.integer import (
+    AVERAGED,
     BETWEEN_0_AND_1,
     BETWEEN_1_AND_1,
+    CLAMPED,
     COMPARED,
+    CURVE,
+    DIFFERENCES,
+    FACTORS,
+    LOG_SCORES,
     QUOTIENT,
+    RESCALED,
     SCORES,
     SUMMANDS,
+    SWISH,
+    TABLE,
+    UNIT,
     Caveat,
     IntegerKernel,
     Scales,
@@ -46,6 +56,7 @@ from tfl_rewrite.model.ir import Operator
 _HYBRID, _LOOKUP, _DEQUANTIZE = Reading.HYBRID, Reading.LOOKUP, Reading.DEQUANTIZE
 _TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity.BLOCK
 _OWN, _SAME, _FIXED, _WEIGHTS = Scales.OWN, Scales.SAME, Scales.FIXED, Scales.WEIGHTS
+_BOUNDED = (*RESCALED, *CLAMPED)
 _COMPARISON = IntegerKernel(_OWN, 2, old=(8,), micro=(8,), limits=COMPARED)
 _ABSENT = (Caveat.REFERENCE_ABSENT,)
 _STATE, _RANDOM, _UNKNOWN = SideEffect.STATE, SideEffect.RANDOM, SideEffect.UNKNOWN
@@ -497,14 +508,14 @@ _ROWS = (
         constant_inputs={0: "the kernel demands a constant, and a sparse one must not be touched anyway"},
         source="tflite/kernels/densify.cc",
     ),
-    OperatorRow("ABS", "1", "1", integer=IntegerKernel(_OWN, 2, 3)),
+    OperatorRow("ABS", "1", "1", integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED)),
     OperatorRow(
         "ADD",
         "2",
         "1",
         options="AddOptions",
         elementwise=True,
-        integer=IntegerKernel(_OWN, 2, 3, limits=SUMMANDS),
+        integer=IntegerKernel(_OWN, 2, 3, limits=SUMMANDS, general16="pot_scale_int16"),
     ),
     OperatorRow("ADD_N", "2+", "1"),
     OperatorRow("ARG_MAX", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
@@ -548,17 +559,17 @@ _ROWS = (
     OperatorRow("ELU", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,), caveats=_ABSENT)),
     OperatorRow("EMBEDDING_LOOKUP_SPARSE", "5", "1"),
     OperatorRow("EQUAL", "2", "1", integer=_COMPARISON),
-    OperatorRow("EXP", "1", "1", integer=IntegerKernel(_OWN, 2, 2, micro=())),
+    OperatorRow("EXP", "1", "1", integer=IntegerKernel(_OWN, 2, 2, micro=(), limits=TABLE)),
     OperatorRow("EXPAND_DIMS", "2", "1", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)),
     OperatorRow("FAKE_QUANT", "1", "1"),
     OperatorRow("FILL", "2", "1"),
     OperatorRow("FLOOR", "1", "1"),
     OperatorRow("FLOOR_DIV", "2", "1", steep=Steep.DIVISION),
     OperatorRow("FLOOR_MOD", "2", "1", steep=Steep.DIVISION),
-    OperatorRow("GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), micro=())),
+    OperatorRow("GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), micro=(), limits=TABLE)),
     OperatorRow("GREATER", "2", "1", integer=_COMPARISON),
     OperatorRow("GREATER_EQUAL", "2", "1", integer=_COMPARISON),
-    OperatorRow("HARD_SWISH", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,))),
+    OperatorRow("HARD_SWISH", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,), limits=SWISH)),
     OperatorRow(
         "HASHTABLE",
         "0",
@@ -592,14 +603,20 @@ _ROWS = (
         "L2_NORMALIZATION",
         "1",
         "1",
-        integer=IntegerKernel(_FIXED, 2, old=(8,), fixed=MappingProxyType({8: (1 / 128, 0)})),
+        integer=IntegerKernel(_FIXED, 2, old=(8,), fixed=MappingProxyType({8: (1 / 128, 0)}), limits=UNIT),
     ),
     OperatorRow("L2_POOL_2D", "1", "1"),
-    OperatorRow("LEAKY_RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 2)),
+    OperatorRow("LEAKY_RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 2, limits=RESCALED)),
     OperatorRow("LESS", "2", "1", integer=_COMPARISON),
     OperatorRow("LESS_EQUAL", "2", "1", integer=_COMPARISON),
     OperatorRow("LOCAL_RESPONSE_NORMALIZATION", "1", "1"),
-    OperatorRow("LOG", "1", "1", steep=Steep.ALWAYS, integer=IntegerKernel(_OWN, 2, 2, old=(), micro=())),
+    OperatorRow(
+        "LOG",
+        "1",
+        "1",
+        steep=Steep.ALWAYS,
+        integer=IntegerKernel(_OWN, 2, 2, old=(), micro=(), caveats=(Caveat.NARROW_RANGE,)),
+    ),
     OperatorRow("LOGICAL_AND", "2", "1"),
     OperatorRow("LOGICAL_NOT", "1", "1"),
     OperatorRow("LOGICAL_OR", "2", "1"),
@@ -608,29 +625,40 @@ _ROWS = (
         "1",
         "1",
         squashes=Squash.ELEMENTS,
-        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1),
+        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1, limits=CURVE),
     ),
     OperatorRow(
         "LOG_SOFTMAX",
         "1",
         "1",
-        integer=IntegerKernel(_FIXED, 2, old=(8,), fixed=MappingProxyType({8: (16 / 256, 127)})),
+        integer=IntegerKernel(
+            _FIXED, 2, old=(8,), fixed=MappingProxyType({8: (16 / 256, 127)}), limits=LOG_SCORES
+        ),
     ),
     OperatorRow("LSH_PROJECTION", "2-3", "1", optional=(2,)),
     OperatorRow("MATRIX_DIAG", "1", "1"),
     OperatorRow("MATRIX_SET_DIAG", "2", "1"),
     OperatorRow("MAXIMUM", "2", "1", elementwise=True, integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("MAX_POOL_2D", "1", "1", homogeneous=True, integer=IntegerKernel(_SAME, 2, 3)),
-    OperatorRow("MEAN", "2", "1", options="ReducerOptions", integer=IntegerKernel(_OWN, 2, 3)),
+    OperatorRow(
+        "MEAN", "2", "1", options="ReducerOptions", integer=IntegerKernel(_OWN, 2, 3, limits=AVERAGED)
+    ),
     OperatorRow("MINIMUM", "2", "1", elementwise=True, integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3, micro=(8,))),
-    OperatorRow("MUL", "2", "1", options="MulOptions", elementwise=True, integer=IntegerKernel(_OWN, 2, 4)),
+    OperatorRow(
+        "MUL",
+        "2",
+        "1",
+        options="MulOptions",
+        elementwise=True,
+        integer=IntegerKernel(_OWN, 2, 4, limits=FACTORS),
+    ),
     OperatorRow("MULTINOMIAL", "2", "1", effect=_RANDOM, effect_reason="draws random numbers"),
     OperatorRow(
         "NEG",
         "1",
         "1",
-        integer=IntegerKernel(_SAME, 1, 1, old=(), micro=(8,), caveats=(Caveat.ZERO_POINT_ZERO,)),
+        integer=IntegerKernel(_SAME, 1, 1, old=(), micro=(8,), caveats=(Caveat.NEGATES,)),
     ),
     OperatorRow("NON_MAX_SUPPRESSION_V4", "5", "2"),
     OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
@@ -650,7 +678,7 @@ _ROWS = (
         "2",
         "1",
         homogeneous=True,
-        integer=IntegerKernel(_OWN, 1, 1, old=(8,), caveats=(Caveat.ALPHA_8_BITS,)),
+        integer=IntegerKernel(_OWN, 1, 1, old=(8,), limits=RESCALED, caveats=(Caveat.ALPHA_8_BITS,)),
     ),
     OperatorRow("QUANTIZE", "1", "1"),
     OperatorRow("RANDOM_STANDARD_NORMAL", "1", "1", effect=_RANDOM, effect_reason="draws random numbers"),
@@ -670,11 +698,23 @@ _ROWS = (
     OperatorRow("REDUCE_ANY", "2", "1"),
     OperatorRow("REDUCE_MAX", "2", "1", integer=IntegerKernel(_SAME, 2, 3)),
     OperatorRow("REDUCE_MIN", "2", "1", integer=IntegerKernel(_SAME, 2, 3, micro=())),
-    OperatorRow("REDUCE_PROD", "2", "1", integer=IntegerKernel(_OWN, 2, 2, micro=())),
-    OperatorRow("RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 3)),
-    OperatorRow("RELU6", "1", "1", integer=IntegerKernel(_OWN, 2, 3)),
-    OperatorRow("RELU_0_TO_1", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=())),
-    OperatorRow("RELU_N1_TO_1", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=())),
+    OperatorRow(
+        "REDUCE_PROD", "2", "1", integer=IntegerKernel(_OWN, 2, 2, micro=(), caveats=(Caveat.COPIES_ONE,))
+    ),
+    OperatorRow("RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED)),
+    OperatorRow("RELU6", "1", "1", integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED)),
+    OperatorRow(
+        "RELU_0_TO_1",
+        "1",
+        "1",
+        integer=IntegerKernel(_OWN, 1, old=(8,), micro=(), limits=_BOUNDED),
+    ),
+    OperatorRow(
+        "RELU_N1_TO_1",
+        "1",
+        "1",
+        integer=IntegerKernel(_OWN, 1, old=(8,), micro=(), limits=_BOUNDED),
+    ),
     OperatorRow(
         "RESHAPE", "1-2", "1", options="ReshapeOptions", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)
     ),
@@ -717,7 +757,13 @@ _ROWS = (
     OperatorRow("SPLIT_V", "3", "1+", integer=IntegerKernel(_SAME, 2, 2)),
     OperatorRow("SQRT", "1", "1", steep=Steep.ALWAYS, integer=IntegerKernel(_OWN, 2, 2, old=(), micro=())),
     OperatorRow("SQUARE", "1", "1"),
-    OperatorRow("SQUARED_DIFFERENCE", "2", "1", elementwise=True, integer=IntegerKernel(_OWN, 2, old=(8,))),
+    OperatorRow(
+        "SQUARED_DIFFERENCE",
+        "2",
+        "1",
+        elementwise=True,
+        integer=IntegerKernel(_OWN, 2, old=(8,), limits=DIFFERENCES),
+    ),
     OperatorRow("SQUEEZE", "1", "1", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)),
     OperatorRow("STABLEHLO_CASE", calls=True),
     OperatorRow("STABLEHLO_CBRT", steep=Steep.ALWAYS),
@@ -740,11 +786,15 @@ _ROWS = (
         "1",
         options="SubOptions",
         elementwise=True,
-        integer=IntegerKernel(_OWN, 2, 5, limits=SUMMANDS),
+        integer=IntegerKernel(_OWN, 2, 5, limits=SUMMANDS, general16="pot_scale_int16"),
     ),
     OperatorRow("SUM", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), caveats=(Caveat.REFERENCE_WRONG,))),
     OperatorRow(
-        "TANH", "1", "1", squashes=Squash.ELEMENTS, integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_1_AND_1)
+        "TANH",
+        "1",
+        "1",
+        squashes=Squash.ELEMENTS,
+        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_1_AND_1, limits=CURVE),
     ),
     OperatorRow("TILE", "2", "1", integer=IntegerKernel(_SAME, 3, 3, old=(8,), micro=(), caveats=_ABSENT)),
     OperatorRow("TOPK_V2", "2", "2"),
@@ -776,7 +826,7 @@ ROWS: Mapping[str, OperatorRow] = MappingProxyType({row.name: row for row in _RO
 ADD, CAST, MEAN, MUL, PRELU, RESHAPE, SUB = map(
     ROWS.__getitem__, ("ADD", "CAST", "MEAN", "MUL", "PRELU", "RESHAPE", "SUB")
 )
-AVERAGE_POOL = ROWS["AVERAGE_POOL_2D"]
+AVERAGE_POOL, NEG = ROWS["AVERAGE_POOL_2D"], ROWS["NEG"]
 ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE = map(
     ROWS.__getitem__, ("ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE")
 )
@@ -788,6 +838,8 @@ NORM_APPLICATION = (ROWS["ADD"], ROWS["SUB"], ROWS["MUL"])
 """What applies a mean and a deviation, after the RSQRT of a layer norm."""
 NORM_STATISTICS = (*NORM_APPLICATION, ROWS["MEAN"], ROWS["SQUARED_DIFFERENCE"], ROWS["SQUARE"])
 """What computes a variance, before the RSQRT of a layer norm."""
+NORM_DEVIATION = ROWS["RSQRT"]
+"""What makes the reciprocal deviation of a layer norm of a variance."""
 RESIDUAL = ROWS["ADD"]
 
 CONVERSIONS = (QUANTIZE, DEQUANTIZE)

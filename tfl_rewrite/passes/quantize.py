@@ -30,7 +30,7 @@ from tfl_rewrite.integers.modes import computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
-from tfl_rewrite.integers.rewrites import pools_to_means
+from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.stored import read_by_integers
 from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
@@ -250,8 +250,12 @@ class Quantize(Pass):
         dense = make_dense(model)
         wanted = read_by_integers(model, lambda operator: choice.of(operator) is not Computes.FLOAT)
         expanded = expand_constants(model, wanted)
-        means = pools_to_means(model, lambda item: choice.of(item).width is None or bool(choice.ruled(item)))
-        places |= {id(mean): places[id(pool)] for pool, mean in means}
+
+        def keeps(item: Operator) -> bool:
+            return choice.of(item).width is None or bool(choice.ruled(item))
+
+        means, products = pools_to_means(model, keeps), negations_to_products(model, keeps)
+        places |= {id(made): places[id(before)] for before, made in (*means, *products)}
         recipe = self._recipe(model, choice, calibration.activations, context)
         bits: Wanted = choice.width
         notes, ranges = list[str](), calibration.ranges(model)
@@ -275,6 +279,7 @@ class Quantize(Pass):
         notes += recipe.notes()
         notes += [f"{dense} sparse constant(s) made dense"] if dense else []
         notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
+        notes += [f"{len(products)} NEG became MUL by -1"] if products else []
         notes += [*expanded.notes, *editor.notes, *rounder.notes()]
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
