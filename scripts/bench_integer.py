@@ -18,8 +18,8 @@ judges. Each file is made by a whole process with a time limit:
 
 A figure is the lowest SNR over the outputs, on XNNPACK / built-in / reference kernels. What is in the working
 folder already is not made again. ``--time`` measures inference instead: the float file, hybrid weights, and
-what is in the working folder; one thread, XNNPACK, medians of paired calls. The peers are in the extra
-``[bench]``.
+what is in the working folder; one thread, XNNPACK, processor time, medians of calls in turn. The peers are in
+the extra ``[bench]``.
 """
 
 from __future__ import annotations
@@ -275,7 +275,10 @@ def why(rows: Iterable[Row]) -> list[str]:
 
 
 def timed(arguments: argparse.Namespace, inputs: Path) -> None:
-    """Prints the time of one call of the float file over that of each smaller form: medians of pairs."""
+    """Prints the time of one call of the float file, and that of each smaller form over it.
+
+    Medians of processor time: on a busy machine a long call is interrupted, a short one is not.
+    """
     print("| model | float ms | hybrid | int8 | int16 |")
     print("|---|---:|---:|---:|---:|", flush=True)
     for path in float_models(arguments, inputs, could_be_integer):
@@ -290,19 +293,13 @@ def timed(arguments: argparse.Namespace, inputs: Path) -> None:
             times = calls({file for file in files if file.exists()}, {key: given[key][0] for key in given})
         if path not in times:
             continue
-        cells = [
-            f"{statistics.median(b / a for a, b in zip(times[path], times[file], strict=True)):.2f}"
-            if file in times
-            else "-"
-            for file in files[1:]
-        ]
-        print(
-            f"| {path.stem} | {statistics.median(times[path]) * 1e3:.2f} | {' | '.join(cells)} |", flush=True
-        )
+        taken = {file: statistics.median(each) for file, each in times.items()}
+        cells = [f"{taken[file] / taken[path]:.2f}" if file in taken else "-" for file in files[1:]]
+        print(f"| {path.stem} | {taken[path] * 1e3:.2f} | {' | '.join(cells)} |", flush=True)
 
 
 def calls(files: Iterable[Path], sample: dict[str, np.ndarray]) -> dict[Path, list[float]]:
-    """Seconds of calls of some models with one sample, in turn, one thread, XNNPACK."""
+    """Processor seconds of calls of some models with one sample, in turn, one thread, XNNPACK."""
     from ai_edge_litert.interpreter import Interpreter
 
     works = {}
@@ -317,9 +314,9 @@ def calls(files: Iterable[Path], sample: dict[str, np.ndarray]) -> dict[Path, li
     ends = time.perf_counter() + SECONDS_TIMED
     while time.perf_counter() < ends or len(next(iter(times.values()))) < CALLS_TIMED:
         for file, work in works.items():
-            began = time.perf_counter()
+            began = time.process_time()
             work.invoke()
-            times[file].append(time.perf_counter() - began)
+            times[file].append(time.process_time() - began)
     return times
 
 
