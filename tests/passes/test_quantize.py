@@ -16,6 +16,7 @@ from tfl_rewrite import (
     Quantize,
     QuantizeWeights,
     Report,
+    RewriteFailed,
     Tolerance,
     UnsupportedError,
     UsageError,
@@ -24,6 +25,7 @@ from tfl_rewrite import (
     save,
 )
 from tfl_rewrite.cli.main import main
+from tfl_rewrite.integers.border import TYPES, Form
 from tfl_rewrite.model import dtypes
 
 from ..helpers import script
@@ -85,6 +87,79 @@ def test_an_integer_model_has_nothing_to_do(fixtures: Path, tmp_path: Path) -> N
     assert report.outcome == "unchanged"
     assert "no operator computes in floats" in report.results[0].idle
     assert target.read_bytes() == source.read_bytes()
+
+
+IO = ("float", "int8", "uint8", "int16")
+
+
+def border_of(path: Path) -> list[str]:
+    graph = load(path).subgraphs[0]
+    return [item.dtype_name for item in (*graph.inputs, *graph.outputs)]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("io", IO)
+def test_a_float_model_gets_the_border_that_is_asked_for(io: str, fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
+    report = made(source, target, judging(fixtures), io=io)
+    assert border_of(target) == [TYPES[io]] * 2
+    assert report.verdict is not None and report.verdict.passed
+    assert len(report.verdict.verdicts) == 3
+    assert {item.outputs[0].dtype for item in report.verdict.verdicts} == {"float32"}, "real values"
+    assert min(item.worst_snr() for item in report.verdict.verdicts) > 30
+    before, after = load(source), load(target)
+    assert [item.name for item in after.subgraphs[0].inputs] == [
+        item.name for item in before.subgraphs[0].inputs
+    ]
+    assert [item.key for item in after.signatures] == [item.key for item in before.signatures]
+    made(target, tmp_path / "again.tflite", Judging(mode="off"), io=io)
+    assert (tmp_path / "again.tflite").read_bytes() == target.read_bytes()
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("io", IO)
+def test_an_integer_model_takes_another_border_without_inputs_and_exactly(
+    io: str, fixtures: Path, tmp_path: Path
+) -> None:
+    source, target = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "out.tflite"
+    report = rewrite(source, target, [Quantize(io=io)])
+    assert border_of(target) == [TYPES[io]] * 2
+    if io == "int8":
+        assert report.outcome == "unchanged" and "have the types" in report.results[0].idle
+        return
+    assert report.verdict is not None and report.verdict.passed and len(report.verdict.verdicts) == 3
+    assert all(output.bit_exact for item in report.verdict.verdicts for output in item.outputs)
+    back = rewrite(target, tmp_path / "back.tflite", [Quantize(io="int8")])
+    assert back.verdict is not None and back.verdict.outputs[0].bit_exact
+    assert [code.builtin for code in load(tmp_path / "back.tflite").operator_codes] == [
+        code.builtin for code in load(source).operator_codes
+    ]
+
+
+@pytest.mark.runtime
+def test_a_border_that_means_something_else_is_not_published(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "float.tflite", tmp_path / "out.tflite"
+    rewrite(fixtures / "digits_cnn_full_int8.tflite", source, [Quantize(io="float")])
+    give = Form.give
+    monkeypatch.setattr(
+        Form, "give", lambda form, tensor: give(replace(form, scale=1.02 * form.scale), tensor)
+    )
+    with pytest.raises(RewriteFailed, match="differs from the original"):
+        rewrite(source, target, [Quantize(io_input="int8")])
+    assert not target.exists()
+
+
+def test_a_border_that_cannot_be_is_refused(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = str(fixtures / "digits_cnn.tflite"), tmp_path / "out.tflite"
+    assert main(["quantize", source, str(target), "--io", "int8"]) == 2
+    assert "--inputs" in capsys.readouterr().err, "a float model needs them, whatever its border"
+    assert main(["quantize", source, str(target), "--io", "int32"]) == 2
+    assert "io 'int32' is unknown" in capsys.readouterr().err
+    assert not target.exists()
 
 
 def test_inputs_are_needed(fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

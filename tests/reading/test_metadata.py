@@ -11,9 +11,15 @@ import pytest
 
 from tfl_rewrite import Judging, load, save
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.integers.border import Form
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
-from tfl_rewrite.reading.metadata import MetadataTables, declared_inputs, with_media
+from tfl_rewrite.reading.metadata import (
+    MetadataTables,
+    declared_inputs,
+    unfit_normalization,
+    with_media,
+)
 from tfl_rewrite.samples.media import Declared, Media
 
 
@@ -161,3 +167,27 @@ def test_a_damaged_model_says_nothing(tmp_path):
     path = tmp_path / "m.tflite"
     path.write_bytes(b"not a model")
     assert declared_inputs(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "zero", "told"),
+    [
+        ("UINT8", 1 / 127.5, 128, ""),
+        ("INT8", 1 / 127.5, 0, ""),
+        ("UINT8", 1 / 255, 0, "up to 255 steps off; normalize"),
+        ("INT8", 1 / 255, -128, "up to 255 steps off; normalize"),
+        ("INT16", 1 / 32768, 0, ""),
+    ],
+)
+def test_normalization_that_does_not_fit_integers_is_told(digits, tmp_path, kind, scale, zero, told):
+    source = with_metadata(digits, tmp_path / "m.tflite", description(mean=[127.5], std=[127.5]))
+    model = load(source)
+    Form(kind, scale, zero).give(model.subgraphs[0].inputs[0])
+    notes = unfit_normalization(source, model)
+    assert bool(notes) is bool(told)
+    assert told in "".join(notes)
+    assert unfit_normalization(source, load(source)) == []
+    save(model, tmp_path / "integers.tflite")
+    again = unfit_normalization(tmp_path / "integers.tflite", load(source))
+    assert bool(again) is bool(told)
+    assert all("took them for" in note for note in again)

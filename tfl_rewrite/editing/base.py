@@ -95,6 +95,9 @@ class PassResult(JsonData):
         files: What else is to be written if the file gets its name: paths and bytes.
         reading: How the original is to be read to compare with (:meth:`Pass.define`), where what it computes
             is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
+        retyped: Whether inputs or outputs have other types now, as was asked for; real values are
+            compared then.
+        exact: Whether what it did changes no number, although the pass may; outputs must be equal then.
         idle: Where it changed nothing: why, and what does something instead.
 
     Example:
@@ -112,6 +115,8 @@ class PassResult(JsonData):
     grows: bool = field(default=False, metadata=LEFT_OUT)
     files: tuple[tuple[str | os.PathLike[str], bytes], ...] = field(default=(), metadata=LEFT_OUT)
     reading: str = field(default="", metadata=LEFT_OUT)
+    retyped: bool = field(default=False, metadata=LEFT_OUT)
+    exact: bool = field(default=False, metadata=LEFT_OUT)
     idle: str = ""
 
     @property

@@ -12,7 +12,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
-from tfl_rewrite.kernels.integer import Scales
+from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, SHAPE_READERS, row_of
@@ -202,13 +202,7 @@ class Conversion:
 
     def _converted(self, source: Tensor, made: Tensor) -> Tensor:
         """Makes a tensor what an operator of its type gives of another one."""
-        floats = dtypes.FLOAT32.name
-        if made.dtype_name == floats:
-            row, version = DEQUANTIZE, 2 if source.dtype_name == "INT8" else 3
-        else:
-            plain = source.dtype_name == floats and made.dtype_name == "INT8"
-            row, version = QUANTIZE, 1 if plain else 2
-        self._operators.append(self._editor.plain(row, version, [source], made))
+        self._operators.append(type_change(self._editor, source, made))
         self._conversions += 1
         return made
 
@@ -298,6 +292,13 @@ def _regridded(weight: IntegerWeight, least: Float64) -> tuple[npt.NDArray[np.in
     shape = [1] * weight.values.ndim
     shape[weight.axis] = -1
     return np.rint(weight.values * (old / wide).reshape(shape)).astype(np.int8), wide
+
+
+def type_change(editor: Editor, source: Tensor, made: Tensor) -> Operator:
+    """Returns an operator that turns a tensor into another type, or onto another grid."""
+    row = DEQUANTIZE if made.dtype == dtypes.FLOAT32.value else QUANTIZE
+    version = TYPE_CHANGES[source.dtype_name, made.dtype_name].version
+    return editor.plain(row, version, [source], made)
 
 
 def quantization_of(grid: Grid) -> Quantization:

@@ -439,6 +439,7 @@ class Service:
     def _load(self, request: dict[str, Any], *, keeps_tensors: bool = False) -> Opened:
         key = (request["model"], request["resolver"], request["threads"], keeps_tensors)
         if self._opened is not None and self._opened.key == key:
+            self._emit({"facts": self._opened.facts})
             return self._opened
         self._opened = None
         self._enter("opening")

@@ -16,20 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tfl_rewrite.interpreter.interface import Array, TensorFacts
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.judge.layers import HANDLES, Blame, Match, Trace, layers_of, match_outputs
 from tfl_rewrite.judge.reference import existing, judge_info
+from tfl_rewrite.judge.retyped import converted, is_retyped
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.judge.tally import TensorTally, is_real, real_pieces
+from tfl_rewrite.judge.tally import TensorTally
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
-from tfl_rewrite.samples.media import to_input
 
 PathLike = str | os.PathLike[str]
 
@@ -216,13 +213,10 @@ def _for_rewritten(
 ) -> list[Call]:
     """The same samples in the types of the rewritten model's inputs, where those are quantized otherwise."""
     ours, theirs = first.interface.primary.inputs, second.interface.primary.inputs
-    if len(ours) != len(theirs) or all(
-        (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points)
-        for one, other in zip(ours, theirs, strict=True)
-    ):
+    if len(ours) != len(theirs) or not any(map(is_retyped, ours, theirs)):
         return calls
     tensors = [facts.tensor for facts in ours]
-    converted = []
+    made = []
     for step in steps:
         entry = first.interface.find(step.signature)
         assert entry is not None
@@ -230,23 +224,13 @@ def _for_rewritten(
         if set(given) != set(tensors):
             return calls
         values = [
-            (other.tensor, _converted(given[one.tensor], one, other))
+            (other.tensor, converted(given[one.tensor], one, other))
             for one, other in zip(ours, theirs, strict=True)
         ]
-        converted.append(Step(signature=None, values=tuple(values)))
-    listed = write_steps(converted, folder)
+        made.append(Step(signature=None, values=tuple(values)))
+    listed = write_steps(made, folder)
     found: list[Call] = json.loads(listed.read_text(encoding="utf-8"))
     return found
-
-
-def _converted(value: Array, one: TensorFacts, other: TensorFacts) -> Array:
-    if (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points):
-        return value
-    if not (is_real(one) and is_real(other)):
-        return value
-    pieces = list(real_pieces(value, one))
-    flat = np.concatenate(pieces) if pieces else np.empty(0)
-    return to_input(flat.reshape(value.shape), other)
 
 
 def _batches(need: Sequence[int]) -> Iterator[list[int]]:

@@ -17,8 +17,9 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_e
 from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
 from tfl_rewrite.judge.agreement import agreed
 from tfl_rewrite.judge.compare import compared
-from tfl_rewrite.judge.reference import Original, PathLike, Reference, existing
+from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, differences, differing
+from tfl_rewrite.judge.retyped import is_retyped
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import (
     EntryVerdict,
@@ -237,6 +238,9 @@ class Judge:
         started = time.monotonic()
         rewritten = self._workers[1]
         self._take_turn(after)
+        theirs = self._taken_by(after) if self._judging.retyped else None
+        if theirs is not None:
+            self._original.take_steps_of(theirs)
         tallying: Tallying
         execution: Execution | None = None
 
@@ -245,7 +249,8 @@ class Judge:
             if execution is not None:
                 execution.discard()
             tallying = Tallying(reference)
-            request = self._original.request("run", after, reference.resolver, reference.steps)
+            steps = self._original.convert_steps(reference, after, theirs)
+            request = self._original.request("run", after, reference.resolver, steps)
             execution = rewritten.begin(request, on_ran=tallying.take)
 
         reference = self._original.settle(begin)
@@ -279,6 +284,14 @@ class Judge:
             seconds=time.monotonic() - started,
         )
 
+    def _taken_by(self, after: Path) -> Interface | None:
+        """What a rewritten file takes and gives; None where it does not even open, which its run tells."""
+        worker = self._workers[1]
+        resolver = (self._judging.resolver or UNASKED)[0]
+        worker.begin(self._original.request("open", after, resolver))
+        with worker.finish() as opened:
+            return opened.interface
+
     def _judged(
         self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
     ) -> Verdict:
@@ -287,7 +300,9 @@ class Judge:
         notes: list[str] = []
         cause = ""
         if execution.interface is not None:
-            broken, renamed = interface_differences(reference.interface, execution.interface)
+            broken, renamed = interface_differences(
+                reference.interface, execution.interface, retyped=reference.retyped
+            )
             reasons += [f"interface: {text}" for text in broken]
             notes += renamed
             cause = "interface" if broken else ""
@@ -397,11 +412,14 @@ def run_model(path: PathLike, judging: Judging | None = None, *, beside: Judge |
         return judge.reference()
 
 
-def interface_differences(before: Interface, after: Interface) -> tuple[list[str], list[str]]:
+def interface_differences(
+    before: Interface, after: Interface, *, retyped: bool = False
+) -> tuple[list[str], list[str]]:
     """What a caller of the model would notice, and what only a reader of names would.
 
     A difference in number, order, dtype, shape, quantization or in the names of a signature breaks callers.
-    Names of the tensors alone do not where callers go by position: those are noted.
+    Names of the tensors alone do not where callers go by position: those are noted. With ``retyped``, real
+    values may come in another type: that was asked for.
 
     Returns:
         The breaking differences and the notes, each a sentence.
@@ -420,6 +438,14 @@ def interface_differences(before: Interface, after: Interface) -> tuple[list[str
             ("input", entry.inputs, other.inputs),
             ("output", entry.outputs, other.outputs),
         ):
+            if retyped and len(ours) == len(theirs):
+                # What is left differs in nothing but what was asked for.
+                theirs = tuple(
+                    replace(new, dtype=old.dtype, scales=old.scales, zero_points=old.zero_points)
+                    if is_retyped(old, new)
+                    else new
+                    for old, new in zip(ours, theirs, strict=True)
+                )
             _compare_tensors(entry, role, ours, theirs, broken, notes)
     return broken, notes
 

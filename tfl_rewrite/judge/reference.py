@@ -15,6 +15,7 @@ from tfl_rewrite.interpreter.interface import EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
 from tfl_rewrite.judge.channels import Movement
+from tfl_rewrite.judge.retyped import on_steps, write_converted
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.samples.inputs import RealInputs, real_inputs
@@ -63,6 +64,8 @@ class Reference:
         calls: All that were asked for, without their values; the last, optional ones may not have been run.
         failed: Entry points that do not run; there are no calls of them.
         assumed: What was assumed of the model's inputs, as in `media.PLAUSIBLE`.
+        retyped: Whether another file may have other types at its border.
+        exact: Whether its outputs must be equal then.
         steps: The list of calls for the child process, beside the arrays of inputs.
     """
 
@@ -75,6 +78,8 @@ class Reference:
     notes: tuple[str, ...] = ()
     failed: Mapping[str | None, Failure] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    retyped: bool = False
+    exact: bool = False
 
     @property
     def source(self) -> str:
@@ -120,6 +125,8 @@ class Original:
         self.workers = workers
         self.judge: JudgeInfo | None = None
         self._given = given
+        self._theirs: Interface | None = None
+        self._converted: dict[Path, Path] = {}
         self._settled: Reference | Failure | None = None
         self._beside: Callable[[Reference], None] = lambda reference: None
         self._execution: Execution | None = None
@@ -141,6 +148,22 @@ class Original:
         """The same, of which it is known that there is one."""
         assert isinstance(self._settled, Reference)
         return self._settled
+
+    def take_steps_of(self, theirs: Interface) -> None:
+        """Puts the samples onto the steps of a file whose outputs must be equal, before anything is run."""
+        if self._settled is None and self.judging.tolerance.exact:
+            self._theirs = theirs
+
+    def convert_steps(self, reference: Reference, path: Path, theirs: Interface | None) -> Path:
+        """The list of calls for another file; see `write_converted`. `steps_of` knows it from then on."""
+        steps = reference.steps
+        if theirs is not None:
+            steps = self._converted[path] = write_converted(steps, reference.interface, theirs)
+        return steps
+
+    def steps_of(self, path: Path) -> Path:
+        """The list of calls for a file: the original's own, unless other ones were written."""
+        return self._converted.get(path, self.reference.steps)
 
     def request(self, verb: str, path: Path, resolver: str, steps: Path | None = None) -> dict[str, object]:
         """What a process is asked to do with a file."""
@@ -302,6 +325,8 @@ class Original:
         if real is None:
             extra = [larger_step(entry, seed=seed) for entry in entries]
             steps += [step for step in extra if step is not None]
+        if self._theirs is not None:
+            steps = on_steps(steps, interface, self._theirs)
         return steps, notes
 
     def _run(self, steps: list[Step], interface: Interface, resolver: str) -> Reference:
@@ -321,6 +346,8 @@ class Original:
                 steps=write_steps(steps, self._given),
                 resolver=resolver,
                 judge=self.judge,
+                retyped=self.judging.retyped,
+                exact=self.judging.tolerance.exact,
             )
             execution = self._run_all(unrun, SINGLE_NBYTES if most == 1 else KEPT_NBYTES)
             execution.left_out = asked - sum(not step.optional for step in steps)

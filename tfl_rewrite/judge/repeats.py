@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tfl_rewrite.interpreter.interface import quoted
+from tfl_rewrite.interpreter.interface import Array, TensorFacts, quoted
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, OnRan
 from tfl_rewrite.judge.compare import NOTICEABLE_DB, compared
 from tfl_rewrite.judge.reference import Original, Reference
+from tfl_rewrite.judge.retyped import between_steps, compared_as, converted
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Key, OutputComparison, Verdict
@@ -72,14 +73,44 @@ class Tallying:
                 note = f"output {position} ({quoted(facts.name)}) cannot be read from either file: {first}"
                 self.notes += [] if note in self.notes else [note]
                 continue
+            sides = self._facts(ours, call.signature, position), self._facts(theirs, call.signature, position)
+            other = next((side for side in sides if side != facts), facts)
+            target = compared_as(facts, other, exact=self._reference.exact)
             if key not in self.tallies:
                 self.tallies[key] = OutputTally(
-                    facts, signature=call.signature, position=position, fixed=not entry.inputs
+                    target, signature=call.signature, position=position, fixed=not entry.inputs
                 )
             if first is not None or second is not None:
                 self.tallies[key].unreadable(first, second)
-            else:
-                self.tallies[key].add(ours.output(number, position), theirs.output(place, position))
+                continue
+            values = ours.output(number, position), theirs.output(place, position)
+            self._add(self.tallies[key], values, sides, target)
+
+    def _facts(self, run: Execution, signature: str | None, position: int) -> TensorFacts:
+        """What a run says of an output, where its types may be others than those of the original."""
+        known = self._reference.interface
+        said = run.interface if self._reference.retyped and run.interface is not None else known
+        for interface in (said, known):
+            entry = interface.find(signature)
+            if entry is not None and position < len(entry.outputs):
+                return entry.outputs[position]
+        raise AssertionError("the original has this output")
+
+    def _add(
+        self,
+        tally: OutputTally,
+        values: tuple[Array, Array],
+        sides: tuple[TensorFacts, TensorFacts],
+        target: TensorFacts,
+    ) -> None:
+        """Takes in what both runs gave, in the same type."""
+        if self._reference.exact:
+            for array, facts in zip(values, sides, strict=True):
+                between = between_steps(array, facts, target)
+                told = f"{between} values lie between the steps of {target.dtype}"
+                tally.problems += [told] if between and told not in tally.problems else []
+        before, after = (converted(array, facts, target) for array, facts in zip(values, sides, strict=True))
+        tally.add(before, after)
 
 
 def differing(tallies: Mapping[Key, OutputTally], tolerance: Tolerance = EXACT) -> set[Key]:
@@ -205,7 +236,8 @@ class Repeats:
 
     def _request(self, path: Path) -> dict[str, object]:
         reference = self._original.reference
-        request = self._original.request("run", path, reference.resolver, reference.steps)
+        steps = self._original.steps_of(path)
+        request = self._original.request("run", path, reference.resolver, steps)
         return {**request, "poison": POISON}
 
     def _anew(self, path: Path, ours: Execution | None = None) -> tuple[Execution, Tallies]:

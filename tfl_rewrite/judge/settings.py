@@ -113,6 +113,8 @@ class Judging:
         implied: Resolvers that judge where ``resolver`` names none, each where the original runs with it. A
             file passes only where the kernels that judge agree
             (:func:`tfl_rewrite.judge.agreement.agreed`). For what is computed in integers.
+        retyped: Whether inputs and outputs may have other types than those of the original, as was asked for:
+            both files are compared in real values then.
         blame: Whether to run both files operator by operator as well, after the verdict.
         rescue: Whether, after a failure, the constants that did the damage are stored finer, so that the file
             passes; otherwise it is refused.
@@ -206,6 +208,7 @@ class Judging:
     )
     threads: int = 1
     implied: tuple[str, ...] = ()
+    retyped: bool = False
     blame: bool = option(
         False,
         "after the verdict, run both files again with all tensors kept, and print where the error "

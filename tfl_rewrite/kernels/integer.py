@@ -251,3 +251,33 @@ SCORES = (
 )
 """The 8-bit kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1; the one of 16
 bits multiplies by 6553 times as much in int32 (measured: 2 dB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeChange:
+    """How an operator turns a tensor of one type into the same real values in another.
+
+    Attributes:
+        version: To stamp, of DEQUANTIZE where it gives floats, else of QUANTIZE.
+        old: Whether runtime 2.14 computes it.
+    """
+
+    version: int
+    old: bool = True
+
+
+_EIGHT = ("INT8", "UINT8")
+TYPE_CHANGES: Mapping[tuple[str, str], TypeChange] = MappingProxyType(
+    {
+        **{("FLOAT32", kind): TypeChange(1) for kind in _EIGHT},
+        **{(one, other): TypeChange(1) for one in _EIGHT for other in _EIGHT},
+        **{(kind, "INT16"): TypeChange(2, old=False) for kind in _EIGHT},
+        ("FLOAT32", "INT16"): TypeChange(2),
+        ("INT16", "INT16"): TypeChange(2),
+        ("INT16", "INT8"): TypeChange(1),
+        ("UINT8", "FLOAT32"): TypeChange(1),
+        ("INT8", "FLOAT32"): TypeChange(2),
+        ("INT16", "FLOAT32"): TypeChange(3),
+    }
+)
+"""By the types read and given. No kernel gives UINT8 of INT16 (tflite/kernels/quantize.cc)."""

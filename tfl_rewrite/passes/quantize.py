@@ -3,12 +3,12 @@
 Promise: what has an integer kernel on every resolver, and whose tensors were seen on the inputs, computes in
 int8 (weights int8 with a scale per channel, biases int32) or beside int16 activations (biases int64); what
 has none, or what integers would ruin, stays float, and is named with the reason. Inputs and outputs stay as
-they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first, but
-for those that only float operators read: they stay as they are stored. Changes outputs; a model that computes
-in integers already is left as it is.
-they were: QUANTIZE and DEQUANTIZE stand at the border. Float16 and integer weights are made float first. What
+they were, with QUANTIZE and DEQUANTIZE at the border, unless other types are asked for. Float16 and integer
+weights are made float first, but for those that only float operators read: they stay as they are stored. What
 computes in uint8, as old converters made it, computes in int8 then, on the scales that the file has, and
-needs no inputs. Changes outputs; what computes in int8 or int16 already is left as it is.
+needs no inputs. Changes outputs. What computes in int8 or int16 already is left as it is. Where other types
+are asked for at the border of a model that computes in integers, nothing else is changed, and no number where
+that needs no rounding.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
+from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
 from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.mixture import Mixture
@@ -83,8 +84,8 @@ class Quantize(Pass):
 
     Full-integer quantization for a model without its source: the ranges of all tensors come from --inputs,
     and weights are rounded for what they meet behind quantized activations. Inputs and outputs stay float,
-    so that the file is a drop-in. What has no integer kernel stays float and is named. A uint8 model becomes
-    an int8 one, with weights per channel, without inputs.
+    so that the file is a drop-in, unless --io asks for other types. What has no integer kernel stays float
+    and is named. A uint8 model becomes an int8 one, with weights per channel, without inputs.
 
     Attributes:
         share: With mixed activations: of the operators, how many have 16 bits, whatever ``--min-snr`` says;
@@ -110,6 +111,17 @@ class Quantize(Pass):
         "int8 (default), or int16: twice the memory for activations and less error; weights are int8 beside "
         "both. mixed: 16 bits for as few of them as --min-snr needs",
         choices=(Computes.INT8.value, Computes.INT16.value, MIXED),
+    )
+    io: str | None = option(
+        None,
+        "type of the inputs and outputs: float (a drop-in), int8, uint8 or int16. Without it, a float model "
+        "keeps its floats, and one that computes in integers already keeps what it has; what holds no real "
+        "numbers, such as indices, keeps its type",
+        choices=tuple(TYPES),
+    )
+    io_input: str | None = option(None, "the same of the inputs alone; wins over --io", choices=tuple(TYPES))
+    io_output: str | None = option(
+        None, "the same of the outputs alone; wins over --io", choices=tuple(TYPES)
     )
     float_islands: str = option(
         "allow",
@@ -191,6 +203,8 @@ class Quantize(Pass):
             FileAccessError, FormatError: The ranges cannot be read, or are none.
             UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
         """
+        if self._asked != (None, None) and self._is_integer(model, context):
+            return self._retyped(model)
         signed = self._signed(model)
         if not any(could_compute(operator) for _, operator in model.operators()):
             self._refuse(model)
@@ -274,24 +288,58 @@ class Quantize(Pass):
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
         conversions = plan.convert(editor, weight_of)
+        border = retype(model, editor, *self._asked, ranges, recipe)
         editor.finish()
         notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
         notes += recipe.notes()
         notes += [f"{dense} sparse constant(s) made dense"] if dense else []
         notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
         notes += [f"{len(products)} NEG became MUL by -1"] if products else []
-        notes += [*expanded.notes, *editor.notes, *rounder.notes()]
+        notes += [*border.notes, *expanded.notes, *editor.notes, *rounder.notes()]
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
         reasons |= {id(item): _NO_HYBRID for item in hybrid if id(item) not in computes}
-        edits = [
+        edits: list[Change] = [
             OperatorChange(places.get(id(item), "(new)"), item.code.name, computes[id(item)])
             for item in operators
             if id(item) in computes
         ]
         skips = self._check(plan, operators, reasons, places)
-        told = tuple(edits), tuple(skips), tuple(notes)
-        return PassResult(self.name, *told, grows=True, files=calibration.files)
+        told = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
+        return PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
+
+    @property
+    def _asked(self) -> tuple[str | None, str | None]:
+        """What inputs and outputs are to be."""
+        return self.io_input or self.io, self.io_output or self.io
+
+    def _is_integer(self, model: Model, context: Context) -> bool:
+        """Whether nothing is left that could become integers, or some are and nothing tells of the others."""
+        if not any(could_compute(operator) for _, operator in model.operators()):
+            return True
+        calibrated = activations_of(context) is not None or self.ranges is not None
+        return not calibrated and bool(computed_kinds(model))
+
+    def _retyped(self, model: Model) -> PassResult:
+        """Changes nothing but the types of inputs and outputs."""
+        editor = Editor(model)
+        border = retype(model, editor, *self._asked)
+        editor.finish()
+        notes = (*border.notes, *editor.notes)
+        if "UINT8" in computed_kinds(model):
+            notes = (*notes, "what computes in uint8 goes on so: quantize without --io makes it int8")
+        if not border.edits:
+            idle = "inputs and outputs have the types that were asked for, or hold no real numbers"
+            return PassResult(self.name, (), tuple(border.skips), notes, idle=idle)
+        return PassResult(
+            self.name,
+            tuple(border.edits),
+            tuple(border.skips),
+            notes,
+            grows=True,
+            retyped=True,
+            exact=border.exact,
+        )
 
     def _recipe(
         self, model: Model, choice: Choice, activations: Activations | None, context: Context

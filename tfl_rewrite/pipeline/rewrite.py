@@ -221,6 +221,10 @@ def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
         results = [replace(result, changes=()) for result in results]
         packing, made = None, Layout.of(source)
     notes += made.notes
+    if any(result.retyped for result in results):
+        from tfl_rewrite.reading.metadata import unfit_normalization
+
+        notes += unfit_normalization(source, model)
     if any(item.effect is Effect.INTERFACE for item in passes) and made.verbatim is None:
         notes.append("outputs are compared with those of the original cut to the same inputs and outputs")
     if made.verbatim is None and packing is not None:
@@ -292,7 +296,10 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     verdict = opened.judges.panel(results).compare(made)
     if opened.unfitted:
         verdict = verdict.of_unfitted()
-    if verdict.sample_source == "made" and any(item.calibrated for item in opened.plan.passes):
+    calibrated = any(
+        item.calibrated and not result.exact for item, result in zip(opened.plan.passes, results, strict=True)
+    )
+    if verdict.sample_source == "made" and calibrated:
         verdict = verdict.of_unlike("made samples are not what it was calibrated on (give --holdout)")
     if any(item.effect is Effect.REPAIR for item in opened.plan.passes):
         notes = (*report.notes, *run_alone(made, results, settings, verdict))

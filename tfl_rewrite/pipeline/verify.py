@@ -73,9 +73,13 @@ class Judges:
             results: Of the first attempt.
         """
         if self._panel is None:
-            lossy = any(item.effect is Effect.TOLERANCE for item in self._passes)
+            lossy = any(
+                item.effect is Effect.TOLERANCE and not result.exact
+                for item, result in zip(self._passes, results, strict=True)
+            )
             exact = not lossy and not any(result.reading for result in results)
             judging = self._judging.exactly if exact else self._judging
+            judging = replace(judging, retyped=any(result.retyped for result in results))
             panel = FullPanel(self.expected(results), judging, progress=current().say)
             self._panel = self._stack.enter_context(panel)
         return self._panel
@@ -266,7 +270,8 @@ class FullPanel:
         from tfl_rewrite.pipeline.copies import open_outputs
 
         try:
-            return open_outputs(path, target, centred=True) > 0
+            # Differences from the mean are computed of floats alone, which both files need to give.
+            return open_outputs(path, target, centred=not self._judging.retyped) > 0
         except TflRewriteError:
             return False
 

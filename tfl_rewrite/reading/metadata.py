@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.source import ModelLike, Source, load
 from tfl_rewrite.interpreter.scratch import Scratch, scratch_errors
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.samples.media import Declared, Media
 
@@ -100,6 +102,58 @@ def declared_inputs(model: str | os.PathLike[str]) -> dict[str, Declared]:
     if len(rows) != len(names) or len(set(names)) < len(names):
         return {}
     return {name: row for name, row in zip(names, rows, strict=True) if row != Declared()}
+
+
+def unfit_normalization(before: str | os.PathLike[str], after: Model) -> list[str]:
+    """Says where the normalization that metadata declares does not fit an input of another type any more.
+
+    Mean and standard deviation make real values of pixels, whatever the type. But readers give inputs of 8
+    bits the pixels themselves (``ImagePreprocessor`` of tflite-support): then the integers must be what
+    quantizing the normalized pixels gives.
+
+    Args:
+        before: The file as it was; its inputs have the same names.
+        after: What was made of it.
+
+    Returns:
+        A line for each such input.
+    """
+    declared = declared_inputs(before)
+    if not declared:
+        return []
+    known = {tensor.name: tensor for tensor in load(before).subgraphs[0].inputs}
+    notes = []
+    for tensor in after.subgraphs[0].inputs:
+        row, old = declared.get(tensor.name), known.get(tensor.name)
+        if row is None or old is None or not row.mean or old.dtype == tensor.dtype:
+            continue
+        item = tensor if tensor.dtype_name in _PIXELS else old
+        off = _steps_off(item, row)
+        if off > 1:
+            where, most = f"{item.dtype_name.lower()} input {item.name!r}", f"up to {off:.0f} steps"
+            told = f"do not fit {where}: pixels as they are lie {most} off; normalize, then quantize them"
+            if item is old:
+                told = f"do not make of pixels what {where} took them for: they lie {most} off"
+            notes.append(f"the metadata's mean and std {told}")
+    return notes
+
+
+_PIXELS = {"UINT8": 0, "INT8": -128}
+"""What inputs of 8 bits get for a black pixel."""
+
+
+def _steps_off(tensor: Tensor, declared: Declared) -> float:
+    """By how many of its steps an input that gets pixels as they are differs from normalized pixels."""
+    details = tensor.quantization
+    if tensor.dtype_name not in _PIXELS or details is None or not details.scale:
+        return 0.0
+    scale, zero = float(details.scale[0]), int((details.zero_point or (0,))[0])
+    bounds = [
+        abs((_PIXELS[tensor.dtype_name] + pixel - zero) - (pixel - mean) / std / scale)
+        for pixel in (0, 255)
+        for mean, std in zip(declared.mean, cycle(declared.std), strict=False)
+    ]
+    return max(bounds)
 
 
 def associated_files(data: bytes) -> list[str]:

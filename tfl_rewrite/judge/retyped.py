@@ -1,0 +1,106 @@
+"""Two files that take or give the same real values in other types: what one has, in the types of the other.
+
+A rewrite may be asked for another type at the border: floats become int8, say. Both files are compared in
+real values then. The rewritten file gets the samples of the original, quantized as its own inputs declare.
+Where outputs must be equal, the samples lie on the steps of the coarser side, so that rounding them decides
+nothing, and integers are compared as integers: the last bit of a float depends on the kernel that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.interpreter.child import load_array, save_array
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
+from tfl_rewrite.judge.tally import is_real, real_pieces
+from tfl_rewrite.samples.made import Step
+from tfl_rewrite.samples.media import to_input
+
+_ON_A_STEP = 0.01
+"""Of a step, by how much a float may be off one: float32 rounds a step of 16 bits by less."""
+
+
+def is_retyped(one: TensorFacts, other: TensorFacts) -> bool:
+    """Whether two tensors hold real values in different ways, so that one can be had as the other."""
+    return not _is_alike(one, other) and is_real(one) and is_real(other)
+
+
+def converted(values: Array, one: TensorFacts, other: TensorFacts) -> Array:
+    """Values of one tensor as another holds them, to the nearest; as they are where nothing real differs."""
+    if not is_retyped(one, other):
+        return values
+    found = list(real_pieces(values, one))
+    flat = np.concatenate(found) if found else np.empty(0)
+    with np.errstate(invalid="ignore"):
+        return to_input(flat.reshape(values.shape), other)
+
+
+def compared_as(ours: TensorFacts, theirs: TensorFacts, *, exact: bool) -> TensorFacts:
+    """What both outputs are compared as: the original's, but integers where equality is asked for."""
+    if exact and is_retyped(ours, theirs) and theirs.is_quantized and not ours.is_quantized:
+        return replace(theirs, name=ours.name, tensor=ours.tensor, consumed=ours.consumed)
+    return ours
+
+
+def between_steps(values: Array, one: TensorFacts, other: TensorFacts) -> int:
+    """How many floats are none of the values that the integers of another tensor can hold."""
+    if one.is_quantized or not other.is_quantized:
+        return 0
+    zero = other.zero_points[0] if other.zero_points else 0
+    steps = np.asarray(values, dtype=np.float64) / other.scales[0] + zero
+    return int(np.count_nonzero(~(np.abs(steps - np.rint(steps)) <= _ON_A_STEP)))
+
+
+def on_steps(steps: Sequence[Step], ours: Interface, theirs: Interface) -> list[Step]:
+    """The samples of the original, each on the nearest step of what the other file takes."""
+    return [_on_steps(step, ours.find(step.signature), theirs.find(step.signature)) for step in steps]
+
+
+def _on_steps(step: Step, ours: EntryPoint | None, theirs: EntryPoint | None) -> Step:
+    if ours is None or theirs is None or len(ours.inputs) != len(theirs.inputs):
+        return step
+    values = [
+        (name, converted(converted(value, one, other), other, one))
+        for (name, value), one, other in zip(step.values, ours.inputs, theirs.inputs, strict=True)
+    ]
+    return replace(step, values=tuple(values))
+
+
+def write_converted(listed: Path, ours: Interface, theirs: Interface) -> Path:
+    """Writes the calls of the original with the inputs that another file takes.
+
+    Args:
+        listed: The calls, as `write_steps` wrote them.
+        ours: What the original takes.
+        theirs: What the other file takes.
+
+    Returns:
+        Their list, beside that of the original; the same where no input differs.
+    """
+    calls = json.loads(listed.read_text(encoding="utf-8"))
+    differs = False
+    for number, call in enumerate(calls):
+        one, other = ours.find(call["signature"]), theirs.find(call["signature"])
+        if one is None or other is None or len(one.inputs) != len(other.inputs):
+            continue
+        for position, (mine, its) in enumerate(zip(one.inputs, other.inputs, strict=True)):
+            if not is_retyped(mine, its):
+                continue
+            stem = listed.parent / f"theirs-{number}.{position}"
+            save_array(stem, converted(load_array(Path(call["inputs"][position][1])), mine, its))
+            call["inputs"][position][1] = str(stem)
+            differs = True
+    if not differs:
+        return listed
+    path = listed.with_name("theirs.json")
+    path.write_text(json.dumps(calls), encoding="utf-8")
+    return path
+
+
+def _is_alike(one: TensorFacts, other: TensorFacts) -> bool:
+    return (one.dtype, one.scales, one.zero_points) == (other.dtype, other.scales, other.zero_points)
