@@ -46,10 +46,10 @@ _WITHOUT_BIAS = (ProductKind.DENSE, ProductKind.TRANSPOSED)
 LEAST_STEP = 2.0**-100
 """Of the scale of a bias: XNNPACK refuses a file with one that is zero or subnormal."""
 
-_LEAST_MULTIPLIER = 2.0**-30
+LEAST_MULTIPLIER = 2.0**-30
 """Of the scale of a bias over that of the output: the kernels take one below 2^-31 for 0, with the bias."""
 
-_LARGEST_BIAS = {8: 2.0**30, 16: 2.0**46}
+LARGEST_BIAS = {8: 2.0**30, 16: 2.0**46}
 """Half of what int32 holds, and what a float64 still counts one by one beside int16."""
 
 WeightOf = Callable[[Operator], IntegerWeight]
@@ -249,8 +249,8 @@ class Conversion:
         floats = np.zeros(len(weight.scale)) if values is None else values.astype(np.float64)
         if weight.bias is not None:
             floats = floats + weight.bias
-        smallest = max(LEAST_STEP, made.scale * _LEAST_MULTIPLIER, LEAST_SCALE * grid.scale)
-        least = np.maximum(np.abs(floats) / _LARGEST_BIAS[width], smallest) / grid.scale
+        smallest = max(LEAST_STEP, made.scale * LEAST_MULTIPLIER, LEAST_SCALE * grid.scale)
+        least = np.maximum(np.abs(floats) / LARGEST_BIAS[width], smallest) / grid.scale
         integers, scale = _regridded(_finer(weight, made.scale / grid.scale), least)
         # The bias goes by the scale: the same integers on another scale are another weight.
         key = id(tensor), integers.tobytes(), scale.tobytes()

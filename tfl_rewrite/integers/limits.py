@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfl_rewrite.integers.convert import LEAST_STEP
+from tfl_rewrite.integers.convert import LARGEST_BIAS, LEAST_MULTIPLIER, LEAST_STEP
 from tfl_rewrite.integers.groups import LEAST_SCALE, Groups
 from tfl_rewrite.integers.modes import float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales
@@ -19,6 +19,9 @@ LARGEST_SUM = 2.0**30
 
 LARGEST_MULTIPLIER = 2.0**7
 """XNNPACK refuses the whole file from 256 on; half of that leaves room for scales that rounding changes."""
+
+LARGEST_SCALE = 2.0**100
+"""Of weights, made coarser for their bias; a float32 holds 2^28 times as much."""
 
 
 def misfit(operator: Operator, width: int | None, groups: Groups) -> str:
@@ -56,12 +59,15 @@ def _overflows(operator: Operator, groups: Groups) -> bool:
     over = tuple(at for at in range(len(shape)) if at != axis)
     sums = sizes.sum(axis=over, dtype=np.float64) * max(map(abs, given.range))
     floats = None if bias is None else constant_values(bias, "FLOAT32")
+    coarsest = LEAST_MULTIPLIER * made.scale
     if floats is not None:
-        sums = sums + np.abs(floats.astype(np.float64))
+        sizes_of_bias = np.abs(floats.astype(np.float64))
+        sums = sums + sizes_of_bias
+        coarsest = max(coarsest, float(sizes_of_bias.max()) / LARGEST_BIAS[made.width])
     scale = max(float(sizes.max()) / 127, LEAST_SCALE)
     multiplier = max(scale * given.scale, LEAST_STEP) / made.scale
-    # What is no number is too large as well.
-    return not (float(sums.max()) / made.scale <= LARGEST_SUM and multiplier <= LARGEST_MULTIPLIER)
+    fits = float(sums.max()) / made.scale <= LARGEST_SUM and multiplier <= LARGEST_MULTIPLIER
+    return not (fits and coarsest / given.scale <= LARGEST_SCALE)
 
 
 def _quotient(operator: Operator, limit: Limit, groups: Groups) -> float:

@@ -22,6 +22,9 @@ Range = tuple[float, float]
 
 _FLOAT = dtypes.FLOAT32.value
 _WIDE_RATIO = 1e3
+_LARGEST = 2.0**100
+"""Kernels multiply scales as float32: beyond this some end the process (measured at 2^128)."""
+
 _LEAST_DIVISOR = 1 / 16
 """Of the largest one: then 8 bits have sixteen steps below the least that was seen."""
 
@@ -197,6 +200,8 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> 
             return f"no sample says what {tensor.name!r} holds"
         if not all(map(math.isfinite, seen)):
             return f"{tensor.name!r} is not finite"
+        if max(map(abs, seen)) > _LARGEST:
+            return f"{tensor.name!r} holds numbers above 2^100"
     if row.squashes is Squash.ROWS and _is_mask(inputs[0][1], ranges):
         return f"{name} reads a mask: its values span too many orders of magnitude"
     if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges):

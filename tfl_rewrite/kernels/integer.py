@@ -128,8 +128,8 @@ FACTORS = (
         most=_at(1.0),
     ),
 )
-"""The optimized kernel of MUL overflows where the product of scales is much more than the output's. Below 1
-version 2 will do as well."""
+"""The optimized kernel of MUL overflows where the product of scales is much more than the output's; XNNPACK
+then ends the process for BATCH_MATMUL. Below 1 version 2 of MUL will do as well."""
 
 DIFFERENCES = (
     *(Limit(_FAR_APART, (at, at), (OUTPUT,), most=_at(2.0**4, 8)) for at in (0, 1)),
