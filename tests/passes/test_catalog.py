@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_a_usage_error(text):
         ("Dedup", "did you mean 'dedup'"),
         ("remove_dead", "did you mean 'remove-dead'"),
         ("compact:alin=16", "did you mean 'align'"),
-        ("dequantize:foo=1", "there is none"),
+        ("equalize:foo=1", "there is none"),
         ("compact:align", "write align=VALUE"),
         ("compact:align=wide", "'wide' is no whole number"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load, save
+from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
@@ -16,7 +17,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
-from ..nets import Array, Net, codes, data_of, decibels, dequantized, named, run
+from ..nets import Array, Net, UnsignedNet, codes, data_of, decibels, dequantized, named, run
 
 ENCODINGS: list[dict[str, Any]] = [
     {},
@@ -192,3 +193,41 @@ def test_scales_of_half_a_number(fixtures: Path) -> None:
     tables[0].buffer.blob = OwnedBlob(bytes(tables[0].buffer.blob.view())[:-1])
     result = run_passes(model, [Dequantize()])[0]
     assert [item.rule for item in result.skips] == ["form"] and not result.modified
+
+
+@pytest.mark.runtime
+def test_a_full_integer_model_becomes_a_float_one(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target, again = (
+        fixtures / "digits_cnn_full_int8.tflite",
+        tmp_path / "out.tflite",
+        tmp_path / "again.tflite",
+    )
+    assert main(["dequantize", str(source), str(target), "--activations"]) == 0
+    said = capsys.readouterr().out
+    assert "verified: PASS" in said and "computes in floats" in said
+    (graph,) = load(target).subgraphs
+    kinds = {item.dtype_name for operator in graph.operators for item in operator.outputs if item is not None}
+    assert kinds == {"FLOAT32"}
+    assert {item.dtype_name for item in (*graph.inputs, *graph.outputs)} == {"FLOAT32"}
+    assert {version for _, version in codes(load(target))} == {1}
+    assert main(["dequantize", str(target), str(again), "--activations"]) == 0
+    assert again.read_bytes() == target.read_bytes()
+
+
+def test_without_activations_integers_stay(fixtures: Path) -> None:
+    model = load(fixtures / "digits_cnn_full_int8.tflite")
+    result = run_passes(model, [Dequantize()])[0]
+    assert not result.modified and {skip.rule for skip in result.skips} == {"integer"}
+
+
+def test_what_stays_in_integers_is_told() -> None:
+    net = UnsignedNet()
+    inner = net.gives("ABS", [net.source()], "inner", (0.25, 3))
+    net.output(net.add("CAST", [inner], "out", inner.shape or ()))
+    result = run_passes(net.model, [Dequantize(activations=True)])[0]
+    (skip,) = result.skips
+    assert skip.rule == "integer-island" and "works on the integers themselves" in skip.reason
+    assert result.retyped and "float32 at the border: 'in'" in result.notes
+    assert [name for name, _ in codes(net.model)] == ["ABS", "QUANTIZE", "CAST"]
