@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tfl_rewrite.files.store import layout
 
 from tests.nets import Net
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.files.source import layout
 from tfl_rewrite.integers.border import FLOATS, TYPES, Form
 from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.kernels.integer import TYPE_CHANGES, TypeChange

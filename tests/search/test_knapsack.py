@@ -59,11 +59,11 @@ def test_nearly_as_good_as_trying_everything(outputs: int) -> None:
     assert float(np.mean(ratios)) < 1.03 and max(ratios) < 1.25
 
 
-def unit_of(*options: tuple[float, float]) -> Unit:
-    """A unit with options of given costs and noises; the first is to keep it."""
+def unit_of(*options: tuple[float, ...]) -> Unit:
+    """A unit with options of given costs and noises, one of each output; the first is to keep it."""
     made = Unit(0, "unit", ("CONV_2D",), 1, 1)
-    for number, (cost, noise) in enumerate(options):
-        made.options.append(Option(ENCODING if number else KEPT, cost, cost, np.array([noise])))
+    for number, (cost, *noises) in enumerate(options):
+        made.options.append(Option(ENCODING if number else KEPT, cost, cost, np.array(noises)))
     return made
 
 
@@ -80,6 +80,25 @@ def test_room_goes_to_what_saves_most_for_it() -> None:
     units = [unit_of((100.0, 0.0), (40.0, 3.0), (0.0, 10.0)), unit_of((100.0, 0.0), (70.0, 3.0), (0.0, 10.0))]
     assert knapsack.solve(units, 4.0) == [1, 0]
     assert knapsack.solve(units[::-1], 4.0) == [0, 1]
+
+
+def test_a_price_finds_what_single_steps_do_not() -> None:
+    """The third one saves most for the output that it fills most, and is in the way of both others."""
+    units = [
+        unit_of((0.10, 0.0, 0.0), (0.0, 1.0, 0.0)),
+        unit_of((0.10, 0.0, 0.0), (0.0, 0.0, 1.0)),
+        unit_of((0.09, 0.0, 0.0), (0.0, 0.6, 0.6)),
+    ]
+    # They fill both outputs to the brim.
+    assert knapsack.solve(units, 1.0) == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("seed", "allowed"), [(16, 3e-5), (46, 1e-3)])
+def test_the_output_that_suffers_most_counts_more(seed: int, allowed: float) -> None:
+    """With one price for both outputs, what is found costs 22 and 10 % more."""
+    units = instance(seed, 2)
+    found = cost_of(units, knapsack.solve(units, allowed))
+    assert found == pytest.approx(best_cost(units, allowed), rel=1e-9)
 
 
 def test_an_option_that_takes_the_place_of_another_needs_the_difference() -> None:
@@ -103,8 +122,12 @@ def test_what_is_expected_is_the_sum_of_noises() -> None:
 
 
 def test_nothing_is_allowed() -> None:
-    units = instance(0, 1)
-    assert knapsack.solve(units, 0.0) == [0] * 6
+    for outputs in (1, 2):
+        # Nor is anything divided by what nobody suffers.
+        with np.errstate(all="raise"):
+            assert knapsack.solve(instance(0, outputs), 0.0) == [0] * 6
+        # What cannot be kept even by keeping all is left to whoever asked.
+        assert knapsack.solve(instance(0, outputs), -1.0) == [0] * 6
 
 
 def test_everything_is_allowed() -> None:
