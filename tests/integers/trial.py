@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.kernels.measure import BUILTIN, Case, Outcome, measure
+from tests.kernels.measure import BUILTIN, EXACT_SNR, Case, Outcome, measure, snr
 from tests.nets import Array, Net, nearest
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.source import layout
@@ -33,7 +33,10 @@ ALLOWED = {8: 2.01, 16: 6.0}
 
 COARSE = {
     ("LOG_SOFTMAX", 8): 4.01,
+    ("LOGISTIC", 16): 10,
+    ("TANH", 16): 10,
     ("RESIZE_BILINEAR", 16): 40,
+    ("REDUCE_PROD", 16): 100,
     ("SOFTMAX", 16): 60,
     ("GELU", 16): 1000,
     ("EXP", 16): 1000,
@@ -342,6 +345,10 @@ class Ran:
         outcomes = [self.floats[BUILTIN], *(self.integers[resolver] for resolver in runs)]
         arrays = [array for outcome in outcomes for array in outcome.outputs.values()]
         if not all(np.isfinite(array).all() for array in arrays):
+            return []
+        wanted = self.floats[BUILTIN].outputs
+        if any(snr(wanted, self.floats[resolver].outputs) < EXACT_SNR for resolver in runs):
+            # The float kernels do not agree either: a position, or what is compared, hangs by a rounding.
             return []
         ratios = [self.integers[resolver].snr for resolver in runs]
         if max(ratios) == min(ratios) or max(ratios) - min(ratios) < AGREEMENT or min(ratios) > GOOD:
