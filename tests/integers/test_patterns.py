@@ -7,6 +7,8 @@ import pytest
 
 from tests.nets import Net
 from tfl_rewrite.integers.patterns import normed_by
+from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Tensor
 
@@ -58,3 +60,18 @@ def test_a_norm_is_reached_as_a_whole_and_nothing_beyond(shaped: bool) -> None:
     beyond = {"first", "other", "residual", "last", "rsqrt4" if not shaped else "rsqrt5"}
     roots = {name for name in whole if name.startswith("rsqrt")}
     assert reached(net) == [name for name in whole if name not in beyond | roots]
+
+
+def test_a_recipe_says_from_which_deviations_a_norm_stays_float() -> None:
+    net = Net()
+    net.output(normed(net, net.input("in", (4, 8)), shaped=True))
+    # Variances of 0.01 to 1, which is little.
+    ranges = {id(item): (0.01, 1.0) for item in net.graph.tensors if item.dtype_name == "FLOAT32"}
+
+    def integers(recipe: Recipe) -> list[str]:
+        plan = IntegerPlan(net.model, lambda _: 8, ranges, recipe)
+        assert len(plan.grids()) == len(plan.modes.widths)
+        return [item.code.name for item in net.graph.operators if plan.modes.width(item)]
+
+    assert "RSQRT" in integers(Recipe()) and "MEAN" in integers(Recipe())
+    assert integers(Recipe(deviations=1.0)) == []

@@ -50,5 +50,5 @@ def test_steps_are_of_fields(effort: Effort) -> None:
 def test_what_was_chosen_is_told() -> None:
     assert Recipe().notes() == []
     (note,) = Recipe(outputs=1.0).notes()
-    assert note == "ranges widened as samples held out ask for: outputs 1"
+    assert note == "as samples held out ask for: outputs 1"
     assert Recipe(narrow=1.25, wide=4.0).margin(8) == 1.25 and Recipe(wide=4.0).margin(16) == 4.0

@@ -98,6 +98,7 @@ def decide(
     subgraphs: list[SubGraph],
     wanted: Callable[[Operator], int | None],
     ranges: Mapping[int, Range],
+    deviations: float,
 ) -> Modes:
     """Decides which operators compute in integers.
 
@@ -107,6 +108,7 @@ def decide(
         subgraphs: Those that samples were run through.
         wanted: The bits that an operator should have; None for floats, as the user says.
         ranges: By id of the tensors that were seen.
+        deviations: See :class:`tfl_rewrite.integers.recipe.Recipe`.
     """
     modes = Modes()
     inside, unreached = set(map(id, subgraphs)), _unreached(model)
@@ -119,14 +121,14 @@ def decide(
         elif width is None:
             reason = "kept, as asked"
         else:
-            reason = _obstacle(operator, graph, ranges)
+            reason = _obstacle(operator, graph, ranges, deviations)
         if reason or width is None:
             modes.reasons[id(operator)] = reason
             continue
         # What has no kernel of 16 bits is better off with one of 8 bits than with floats.
         modes.widths[id(operator)] = width if kernel_of(operator).version(width) else 8
     for subgraph in subgraphs:
-        _keep_patterns(subgraph, graph, modes, ranges)
+        _keep_patterns(subgraph, graph, modes, ranges, deviations)
     return modes
 
 
@@ -142,7 +144,9 @@ def _unreached(model: Model) -> dict[int, str]:
     return reasons
 
 
-def _keep_patterns(subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mapping[int, Range]) -> None:
+def _keep_patterns(
+    subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mapping[int, Range], deviations: float
+) -> None:
     """Keeps float what stands around an operator that integers ruin, and would be ruined with it."""
 
     def keep(operators: list[Operator], reason: str) -> None:
@@ -153,7 +157,7 @@ def _keep_patterns(subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mappi
     for operator in subgraph.operators:
         if row_of(operator).integer is None or id(operator) not in modes.reasons:
             continue
-        if row_of(operator) is NORM_DEVIATION and _is_wide(operator, ranges):
+        if row_of(operator) is NORM_DEVIATION and _is_wide(operator, ranges, deviations):
             told = "it is part of a norm whose deviations span orders of magnitude"
             keep(normed_by(graph, operator), told)
         if row_of(operator).squashes is Squash.ROWS:
@@ -161,16 +165,16 @@ def _keep_patterns(subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mappi
             keep(masks, "what it gives holds a mask that a softmax reads")
 
 
-def _is_wide(operator: Operator, ranges: Mapping[int, Range]) -> bool:
+def _is_wide(operator: Operator, ranges: Mapping[int, Range], most: float) -> bool:
     low, high = ranges.get(id(operator.inputs[0]), (1.0, 1.0))
-    return low <= 0 or high / low > _WIDE_RATIO
+    return low <= 0 or high / low > most
 
 
 def _is_mask(tensor: Tensor, ranges: Mapping[int, Range]) -> bool:
     return ranges.get(id(tensor), (0.0, 0.0))[0] < -_WIDE_RATIO
 
 
-def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> str:
+def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range], deviations: float) -> str:
     """Returns why an operator cannot compute in integers; empty where it can."""
     name, row = operator.code.name, row_of(operator)
     kernel = row.integer
@@ -204,7 +208,7 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> 
             return f"{tensor.name!r} holds numbers above 2^100"
     if row.squashes is Squash.ROWS and _is_mask(inputs[0][1], ranges):
         return f"{name} reads a mask: its values span too many orders of magnitude"
-    if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges):
+    if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges, deviations):
         return f"what {name} reads spans too many orders of magnitude"
     if Caveat.COPIES_ONE in kernel.caveats and inputs[0][1].elements == sum(
         made.elements for made in float_outputs(operator)

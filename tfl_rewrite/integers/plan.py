@@ -8,7 +8,7 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.convert import Conversion, WeightOf
-from tfl_rewrite.integers.groups import Groups
+from tfl_rewrite.integers.groups import Grid, Groups
 from tfl_rewrite.integers.limits import misfit
 from tfl_rewrite.integers.modes import Range, decide, float_inputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
@@ -53,12 +53,21 @@ class IntegerPlan:
             for subgraph in model.subgraphs
             if id(subgraph) not in called and any(id(tensor) in ranges for tensor in _activations(subgraph))
         ]
-        self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges)
+        self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges, self._recipe.deviations)
         self._groups = self._settled()
 
     def groups_of(self, subgraph: SubGraph) -> Groups:
         """Returns the scale groups of one of its subgraphs."""
         return self._groups[id(subgraph)]
+
+    def grids(self) -> tuple[tuple[int, tuple[Grid, ...]], ...]:
+        """Returns which operators compute in integers, by place, and on which grids: all that it decides."""
+        return tuple(
+            (position, tuple(grid for _, grid in self._groups[id(subgraph)].forms_of(operator)))
+            for subgraph in self.subgraphs
+            for position, operator in enumerate(subgraph.operators)
+            if self.modes.width(operator)
+        )
 
     def works(self) -> dict[int, Work]:
         """Returns the weights that become integers, in order of execution.

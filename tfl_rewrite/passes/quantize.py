@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
 from tfl_rewrite.integers.choice import Choice, Computes
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.mixture import Mixture
-from tfl_rewrite.integers.modes import computes_in_floats, could_compute
+from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
@@ -45,7 +46,6 @@ from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.expansion import expand_constants
 from tfl_rewrite.weights.rounders import (
-    Activations,
     Clipped,
     Effort,
     Measure,
@@ -270,9 +270,9 @@ class Quantize(Pass):
 
         means, products = pools_to_means(model, keeps), negations_to_products(model, keeps)
         places |= {id(made): places[id(before)] for before, made in (*means, *products)}
-        recipe = self._recipe(model, choice, calibration.activations, context)
-        bits: Wanted = choice.width
         notes, ranges = list[str](), calibration.ranges(model)
+        recipe = self._recipe(model, choice, ranges, calibration, context.number)
+        bits: Wanted = choice.width
         if self.activations == MIXED:
             bits, notes = self._mixture(Mixture(model, choice, ranges, recipe), calibration, context)
         plan = IntegerPlan(model, bits, ranges, recipe)
@@ -342,21 +342,26 @@ class Quantize(Pass):
         )
 
     def _recipe(
-        self, model: Model, choice: Choice, activations: Activations | None, context: Context
+        self, model: Model, choice: Choice, ranges: Mapping[int, Range], calibration: Calibration, number: int
     ) -> Recipe:
         """Returns how wide grids are to be, as samples say that their ranges do not come from."""
         steps, found = STEPS[self.effort], Recipe()
+        # Most models have nothing for some of the steps: what comes to the same plan is measured once.
+        known: dict[object, float] = {}
 
         def settle(measure: Measure) -> None:
             nonlocal found
 
             def score(tried: Recipe) -> float:
-                return measure(lambda seen: IntegerPlan(model, choice.width, seen, tried).simulate)
+                key = IntegerPlan(model, choice.width, ranges, tried).grids()
+                if key not in known:
+                    known[key] = measure(lambda seen: IntegerPlan(model, choice.width, seen, tried).simulate)
+                return known[key]
 
             found = improved(found, steps, score)
 
-        if steps and activations is not None:
-            activations.measured(context.number, model, settle)
+        if steps and calibration.activations is not None:
+            calibration.activations.measured(number, model, settle)
         return found
 
     def _choice(self) -> Choice:
