@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.kernels.measure import BUILTIN, EXACT_SNR, Case, Outcome, measure, snr
+from tests.kernels.measure import BUILTIN, EXACT_SNR, RESOLVERS, Case, Outcome, measure, snr
 from tests.nets import Array, Net, nearest
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.source import layout
@@ -327,6 +327,8 @@ class Ran:
     def faults(self) -> list[str]:
         """What is wrong; nothing with kernels that do not run the float model either."""
         found = [f"seed {self.trial.name}: {text}" for text in self.trial.problems]
+        if self.simulated.error is not None:
+            found.append(f"seed {self.trial.name} simulated: {self.simulated}")
         runs = [resolver for resolver, outcome in self.floats.items() if outcome.error is None]
         for resolver in runs:
             for outcome in (self.integers[resolver], self.shadows[resolver]):
@@ -368,7 +370,7 @@ def ran(seeds: Sequence[int], folder: Path) -> list[Ran]:
         trials.append(tried(str(seed), seeded(seed), bits_of(seed, item), ranges))
 
     def measured(
-        letter: str, model: Callable[[Trial], bytes], reference: bool = True
+        letter: str, model: Callable[[Trial], bytes], *resolvers: str, reference: bool = True
     ) -> dict[str, dict[str, Outcome]]:
         return measure(
             [
@@ -378,11 +380,12 @@ def ran(seeds: Sequence[int], folder: Path) -> list[Ran]:
                 for item in trials
             ],
             folder,
+            resolvers=resolvers or RESOLVERS,
         )
 
     integers = measured("i", lambda item: item.integers)
-    simulated = measured("s", lambda item: item.simulated)
-    shadows = measured("d", lambda item: item.shadow, False)
+    simulated = measured("s", lambda item: item.simulated, BUILTIN)
+    shadows = measured("d", lambda item: item.shadow, reference=False)
     return [
         Ran(
             item,
