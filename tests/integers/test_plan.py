@@ -66,6 +66,14 @@ def test_a_grid_holds_its_range_and_zero() -> None:
     assert Grid.over(0.0, 0.0, 8).scale > 0
 
 
+@pytest.mark.parametrize("high", [1.0, 2.0, 0.9995, 1.0005, 1.0 / 64])
+def test_a_step_of_16_bits_is_no_power_of_two(high: float) -> None:
+    """ADD refuses, or ends in an older form, where all three of its scales are."""
+    power = np.log2(Grid.over(-high, high, 16).scale)
+    assert 1e-3 < abs(power - round(power)) < 4e-3
+    assert Grid.over(-high, high, 16).range[1] >= high
+
+
 def test_the_interface_stays_and_conversions_stand_at_the_border() -> None:
     net = Net()
     source = net.input("in", (1, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,9 @@ from tfl_rewrite.model.ir import Operator, Tensor
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses subnormal ones."""
+
+_UNEVEN = 2e-3
+"""Of a logarithm to base two; 0.14 % of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class Grid:
         if high - low < LEAST_SCALE * 2**16:
             return cls(width, 1.0 / 256, 0)
         if width == 16:
-            return cls(width, float(np.float32(max(-low, high) / ((1 << (width - 1)) - 1))), 0)
+            step = _uneven(max(-low, high) / ((1 << (width - 1)) - 1))
+            return cls(width, float(np.float32(step)), 0)
         scale = float(np.float32((high - low) / 255))
         zero = round(min(127.0, max(-128.0, -128 - low / scale)))
         return cls(8, scale, zero)
@@ -50,6 +55,17 @@ class Grid:
     def dtype(self) -> str:
         """Name in ``TensorType``."""
         return f"INT{self.width}"
+
+
+def _uneven(step: float) -> float:
+    """Returns a step that is no power of two, as good as equal.
+
+    Kernels of ADD and SUB take three such scales of 16 bits for the sign of an older form, which most of them
+    are refused in (``tflite/kernels/add.cc``: within 0.001 of a whole logarithm).
+    """
+    power = math.log2(step)
+    off = power - round(power)
+    return step if abs(off) > _UNEVEN else step * 2.0 ** (_UNEVEN - off)
 
 
 @dataclass(slots=True, eq=False)
