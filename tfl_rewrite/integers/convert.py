@@ -202,6 +202,8 @@ class Conversion:
 
     def _converted(self, source: Tensor, made: Tensor) -> Tensor:
         """Makes a tensor what an operator of its type gives of another one."""
+        if not self._modes.target.changes(source.dtype_name, made.dtype_name):
+            source = self._converted(source, self._like(source, None))
         self._operators.append(type_change(self._editor, source, made))
         self._conversions += 1
         return made

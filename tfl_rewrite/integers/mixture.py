@@ -18,6 +18,7 @@ from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.modes import Range, float_inputs, float_outputs
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted
 from tfl_rewrite.integers.recipe import Recipe
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.numerics import knapsack
@@ -64,6 +65,7 @@ class Mixture:
         choice: What the user wants; operators of which a rule says something have what it says.
         ranges: By id, of float tensors and constants.
         recipe: How much wider than those grids are.
+        target: What computes the file.
 
     Attributes:
         model: See above.
@@ -71,8 +73,15 @@ class Mixture:
     """
 
     def __init__(
-        self, model: Model, choice: Choice, ranges: Mapping[int, Range], recipe: Recipe | None = None
+        self,
+        model: Model,
+        choice: Choice,
+        ranges: Mapping[int, Range],
+        recipe: Recipe | None = None,
+        *,
+        target: Target = Target.LITERT,
     ) -> None:
+        self._target = target
         self.model = model
         self._ranges = ranges
         self._recipe = recipe
@@ -81,7 +90,7 @@ class Mixture:
             computes = choice.of(operator)
             if computes is not choice.default or choice.ruled(operator) is not None:
                 self._ruled[id(operator)] = computes.width
-        narrow, wide = self.plan(()), IntegerPlan(model, self._widest, ranges, recipe)
+        narrow, wide = self.plan(()), IntegerPlan(model, self._widest, ranges, recipe, target=target)
         self._fixed = {
             id(operator)
             for _, operator in model.operators()
@@ -104,7 +113,7 @@ class Mixture:
 
     def plan(self, wide: Collection[Unit]) -> IntegerPlan:
         """Returns the plan where some groups have 16 bits."""
-        return IntegerPlan(self.model, self.wanted(wide), self._ranges, self._recipe)
+        return IntegerPlan(self.model, self.wanted(wide), self._ranges, self._recipe, target=self._target)
 
     def share(self, wide: Collection[Unit]) -> float:
         """Returns the share of operators in integers that have 16 bits."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfl_rewrite.integers.patterns import masked_by, normed_by
-from tfl_rewrite.kernels.integer import OUTPUT, Caveat, IntegerKernel, Scales
+from tfl_rewrite.kernels.integer import OUTPUT, Caveat, IntegerKernel, Scales, Target
 from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import CONVERSIONS, NORM_DEVIATION, SHAPE_READERS, row_of
@@ -72,10 +72,12 @@ class Modes:
     Attributes:
         widths: By id, 8 or 16; an operator that is not among them stays float.
         reasons: By id, why an operator stays float.
+        target: What computes them.
     """
 
     widths: dict[int, int] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
+    target: Target = Target.LITERT
 
     def width(self, operator: Operator) -> int | None:
         """Returns the bits of an operator's activations; None where it stays float."""
@@ -99,6 +101,7 @@ def decide(
     wanted: Callable[[Operator], int | None],
     ranges: Mapping[int, Range],
     deviations: float,
+    target: Target = Target.LITERT,
 ) -> Modes:
     """Decides which operators compute in integers.
 
@@ -109,8 +112,9 @@ def decide(
         wanted: The bits that an operator should have; None for floats, as the user says.
         ranges: By id of the tensors that were seen.
         deviations: See :class:`tfl_rewrite.integers.recipe.Recipe`.
+        target: Of the file.
     """
-    modes = Modes()
+    modes = Modes(target=target)
     inside, unreached = set(map(id, subgraphs)), _unreached(model)
     for subgraph, operator in model.operators():
         if not computes_in_floats(operator):
@@ -122,11 +126,14 @@ def decide(
             reason = "kept, as asked"
         else:
             reason = _obstacle(operator, graph, ranges, deviations)
+            if not reason and not target.widths(kernel_of(operator)):
+                reason = f"runtime {target.value} has no integer kernel of {operator.code.name}"
         if reason or width is None:
             modes.reasons[id(operator)] = reason
             continue
         # What has no kernel of 16 bits is better off with one of 8 bits than with floats.
-        modes.widths[id(operator)] = width if kernel_of(operator).version(width) else 8
+        widths = target.widths(kernel_of(operator))
+        modes.widths[id(operator)] = width if width in widths else widths[0]
     for subgraph in subgraphs:
         _keep_patterns(subgraph, graph, modes, ranges, deviations)
     return modes

@@ -13,7 +13,7 @@ from tfl_rewrite.integers.limits import misfit
 from tfl_rewrite.integers.modes import Range, decide, float_inputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.integers.trials import operators_by_place
-from tfl_rewrite.kernels.integer import Scales
+from tfl_rewrite.kernels.integer import Scales, Target
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import row_of
@@ -37,11 +37,19 @@ class IntegerPlan:
         wanted: Bits of operators. What has no kernel of so many bits has another one, or stays float.
         ranges: By id, of float tensors and constants; those that no sample reached are missing.
         recipe: How much wider than those grids are; the fixed one where there is none.
+        target: What computes the file.
     """
 
     def __init__(
-        self, model: Model, wanted: Wanted, ranges: Mapping[int, Range], recipe: Recipe | None = None
+        self,
+        model: Model,
+        wanted: Wanted,
+        ranges: Mapping[int, Range],
+        recipe: Recipe | None = None,
+        *,
+        target: Target = Target.LITERT,
     ) -> None:
+        self._target = target
         self._recipe = recipe or Recipe()
         self._model = model
         self._wanted = wanted
@@ -53,7 +61,8 @@ class IntegerPlan:
             for subgraph in model.subgraphs
             if id(subgraph) not in called and any(id(tensor) in ranges for tensor in _activations(subgraph))
         ]
-        self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges, self._recipe.deviations)
+        deviations = self._recipe.deviations
+        self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges, deviations, target)
         self._groups = self._settled()
 
     def groups_of(self, subgraph: SubGraph) -> Groups:
@@ -110,7 +119,8 @@ class IntegerPlan:
             for one, other in zip(self._model.subgraphs, copy.subgraphs, strict=True)
             for mine, theirs in zip(one.operators, other.operators, strict=True)
         }
-        plan = IntegerPlan(copy, lambda operator: widths[id(operator)], ranges, self._recipe)
+        wanted: Wanted = lambda operator: widths[id(operator)]  # noqa: E731
+        plan = IntegerPlan(copy, wanted, ranges, self._recipe, target=self._target)
         plan._run(Editor(copy), None)
         return before
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 
+from tfl_rewrite.kernels.runtimes import NEWEST_RUNTIME, OLDEST_MEASURED_RUNTIME, Runtime
+
 
 class Scales(enum.Enum):
     """How the scales of an operator's tensors hang together; the value is its description."""
@@ -101,6 +103,28 @@ class IntegerKernel:
     def version(self, width: int) -> int:
         """Returns the version to stamp for activations of 8 or 16 bits; 0 where there is no kernel."""
         return self.version8 if width == 8 else self.version16
+
+
+class Target(str, enum.Enum):
+    """The runtime that is to compute a file."""
+
+    LITERT = "litert"
+    OLD = "2.14"
+
+    def widths(self, kernel: IntegerKernel) -> tuple[int, ...]:
+        """Returns the bits of activations for which the runtime has a kernel that computes right."""
+        known = tuple(width for width in (8, 16) if kernel.version(width))
+        return known if self is Target.LITERT else tuple(width for width in known if width in kernel.old)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Its version."""
+        return NEWEST_RUNTIME if self is Target.LITERT else OLDEST_MEASURED_RUNTIME
+
+    def changes(self, given: str, made: str) -> bool:
+        """Whether it has one operator that makes a type of another one; names as in ``TensorType``."""
+        known = TYPE_CHANGES.get((given, made))
+        return known is not None and (known.old or self is Target.LITERT)
 
 
 BETWEEN_0_AND_1: Fixed = MappingProxyType({8: (1 / 256, -128), 16: (1 / 32768, 0)})

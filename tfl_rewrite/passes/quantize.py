@@ -13,6 +13,7 @@ that needs no rounding.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.stored import read_by_integers
 from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics.symmetric import Float32, Int8
@@ -153,6 +155,12 @@ class Quantize(Pass):
         "weight by weight, each for what it meets behind quantized activations and the weights before it. "
         "best: the same with more work for each",
         choices=Effort,
+    )
+    target: Target = option(
+        Target.LITERT,
+        "what is to run the file. litert (default), or 2.14: what tflite-runtime 2.14 does not compute "
+        "right stays float or has 8 bits, and int8 becomes int16 by way of floats",
+        choices=Target,
     )
     ranges: TensorRanges | str | os.PathLike[str] | None = option(
         None,
@@ -274,8 +282,9 @@ class Quantize(Pass):
         recipe = self._recipe(model, choice, ranges, calibration, context.number)
         bits: Wanted = choice.width
         if self.activations == MIXED:
-            bits, notes = self._mixture(Mixture(model, choice, ranges, recipe), calibration, context)
-        plan = IntegerPlan(model, bits, ranges, recipe)
+            mixture = Mixture(model, choice, ranges, recipe, target=self.target)
+            bits, notes = self._mixture(mixture, calibration, context)
+        plan = IntegerPlan(model, bits, ranges, recipe, target=self.target)
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
@@ -353,9 +362,10 @@ class Quantize(Pass):
             nonlocal found
 
             def score(tried: Recipe) -> float:
-                key = IntegerPlan(model, choice.width, ranges, tried).grids()
+                plan = functools.partial(IntegerPlan, model, choice.width, recipe=tried, target=self.target)
+                key = plan(ranges=ranges).grids()
                 if key not in known:
-                    known[key] = measure(lambda seen: IntegerPlan(model, choice.width, seen, tried).simulate)
+                    known[key] = measure(lambda seen: plan(ranges=seen).simulate)
                 return known[key]
 
             found = improved(found, steps, score)
@@ -415,7 +425,11 @@ class Quantize(Pass):
         # The best effort balances channels between operators, which have their grids by now.
         effort = Effort.FAST if self.effort is Effort.FAST else Effort.BALANCED
         QuantizeWeights(
-            assignment=encoding, min_elements=1, effort=effort, bias_correction=self.bias_correction
+            assignment=encoding,
+            min_elements=1,
+            effort=effort,
+            bias_correction=self.bias_correction,
+            min_runtime=self.target.runtime,
         ).run(model, context)
         return [
             item
