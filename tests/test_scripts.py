@@ -105,7 +105,7 @@ def test_the_house_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["house.py", "bench.py", "bench_integer.py", "mutate.py", "compile_schema.py"]
+    "name", ["house.py", "bench.py", "bench_integer.py", "bench_mixed.py", "mutate.py", "compile_schema.py"]
 )
 def test_help(name: str) -> None:
     done = run_script(name, "--help")

@@ -190,7 +190,7 @@ class InputActivations:
     """
 
     def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
-        self._judging = judging
+        self.judging = judging
         self._progress = progress
         self._rounders: dict[int, Calibrated] = {}
         self._fitters: dict[int, Fitter] = {}
@@ -201,7 +201,7 @@ class InputActivations:
     def rounder(self, number: int, effort: Effort, *, correct_bias: bool) -> Calibrated:
         """Returns the rounder of a pass."""
         made = Calibrated(
-            self._judging,
+            self.judging,
             effort=effort,
             in_order=effort is Effort.BEST,
             correct_bias=correct_bias,
@@ -211,19 +211,19 @@ class InputActivations:
 
     def ranges(self, number: int, model: Model) -> dict[int, Range]:
         """Returns the ranges of the float tensors of a model, which is run for them once."""
-        return self._ranges.setdefault(number, Ranges(self._judging, self._progress)).of(model)
+        return self._ranges.setdefault(number, Ranges(self.judging, self._progress)).of(model)
 
     def measured(self, number: int, model: Model, use: Callable[[Measure], None]) -> None:
         """Gives somebody what measures a model whose activations are rounded."""
-        ranges = self._ranges.setdefault(number, Ranges(self._judging, self._progress))
-        Trials(self._judging, self._progress).of(model, ranges, use)
+        ranges = self._ranges.setdefault(number, Ranges(self.judging, self._progress))
+        Trials(self.judging, self._progress).of(model, ranges, use)
 
     def integer_rounder(
         self, number: int, effort: Effort, simulate: Simulate, *, correct_bias: bool
     ) -> Calibrated:
         """Returns what rounds weights behind quantized activations."""
         return Calibrated(
-            self._judging,
+            self.judging,
             effort=effort,
             in_order=True,
             simulate=simulate,
@@ -234,7 +234,7 @@ class InputActivations:
     @property
     def min_snr(self) -> float | None:
         """The ratio that files are judged by."""
-        return self._judging.tolerance.min_snr
+        return self.judging.tolerance.min_snr
 
     def memory(self, number: int) -> dict[str, Any]:
         """Returns what a pass left there."""
@@ -242,12 +242,12 @@ class InputActivations:
 
     def noises(self, number: int, model: Model, changes: Sequence[Simulate]) -> Float64:
         """Returns what changes of a model do to its outputs."""
-        made = self._noises.setdefault(number, Noises(self._judging, self._progress))
+        made = self._noises.setdefault(number, Noises(self.judging, self._progress))
         return made.of(model, changes)
 
     def fitting(self, number: int) -> Fitter:
         """Returns the fitter of a pass."""
-        return self._fitters.setdefault(number, Fitter(self._judging, self._progress))
+        return self._fitters.setdefault(number, Fitter(self.judging, self._progress))
 
 
 def _key(item: Constant) -> Hashable:

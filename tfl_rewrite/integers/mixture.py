@@ -117,8 +117,8 @@ class Mixture:
 
     def share(self, wide: Collection[Unit]) -> float:
         """Returns the share of operators in integers that have 16 bits."""
-        plan = self.plan(wide)
-        widths = list(plan.modes.widths.values())
+        bits = self.wanted(wide)
+        widths = [bits(operator) for operator in self._prices.operators]
         return widths.count(16) / max(1, len(widths))
 
     def price(self, wide: Collection[Unit]) -> float:
@@ -224,6 +224,11 @@ class _Prices:
                 if not graph.is_constant(tensor) and (made is not None or any(readers)):
                     self._tensors[id(tensor)] = made, readers, tensor.elements
         self._least = self._sums(lambda _: 8)
+
+    @property
+    def operators(self) -> list[Operator]:
+        """Those in integers."""
+        return [operator for operator, _ in self._operators]
 
     def of(self, wanted: Wanted) -> float:
         """Returns bytes and time over those with 8 bits everywhere, added."""

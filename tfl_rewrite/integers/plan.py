@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.integers.convert import Conversion, WeightOf
+from tfl_rewrite.integers.convert import Conversion, IntegerWeight, WeightOf
 from tfl_rewrite.integers.groups import Grid, Groups
 from tfl_rewrite.integers.limits import misfit
 from tfl_rewrite.integers.modes import Range, decide, float_inputs, kernel_of
@@ -19,8 +19,8 @@ from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.numerics.symmetric import Channels, Levels
-from tfl_rewrite.weights.rounders import Work
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Int8, Levels
+from tfl_rewrite.weights.rounders import Rounder, Work
 
 LEVELS = Levels(-127, 127)
 """Of weights: XNNPACK takes -128 too, the quantization specification does not."""
@@ -96,6 +96,23 @@ class IntegerPlan:
                 known[key] = _work(tensor, axis, positions[id(tensor.buffer)], uses)
             found[id(operator)] = known[key]
         return found
+
+    def weights(self, rounder: Rounder) -> WeightOf:
+        """Rounds the weights and returns what gives them out, by operator."""
+        works = self.works()
+        rounder.prepare(self._model, list({id(work): work for work in works.values()}.values()))
+        changes = {id(item.operator): item.change for item in rounder.corrections()}
+        made: dict[int, tuple[Int8, Float32]] = {}
+
+        def weight_of(operator: Operator) -> IntegerWeight:
+            work = works[id(operator)]
+            if id(work) not in made:
+                made[id(work)] = _rounded(work, rounder)
+            integers, scale = made[id(work)]
+            assert work.axis is not None
+            return IntegerWeight(integers, scale, work.axis, changes.get(id(operator)))
+
+        return weight_of
 
     def convert(self, editor: Editor, weight_of: WeightOf) -> int:
         """Makes the operators compute in integers; returns how many conversions were put between them."""
@@ -199,3 +216,14 @@ def _work(tensor: Tensor, axis: int, position: int, uses: tuple[Use, ...]) -> Wo
         blob,
         tensor.dtype,
     )
+
+
+def _rounded(work: Work, rounder: Rounder) -> tuple[Int8, Float32]:
+    scale = rounder.scales(work)
+    integers = np.empty(work.channels.elements, np.int8)
+
+    def keep(start: int, part: Int8) -> None:
+        integers[start : start + part.size] = part
+
+    rounder.round(work, scale, keep)
+    return integers.reshape(work.shape), scale

@@ -139,16 +139,17 @@ class Search:
         return self._settled(best, noise)
 
     def widest_share(self, share: float) -> Settled:
-        """Returns the mixture that is worth most where so many of the operators have 16 bits at most."""
-        best: list[Unit] = []
-        for step in range(-20, 60):
-            wide = self._mixture.cheapest(self._noises, 10.0 ** (-step / 10.0))
-            if self._mixture.share(wide) > share:
-                break
-            best = wide
-        if share >= 1.0:
-            best = self._mixture.units
-        return self._settled(best, self._measure([self._trial(best)])[0])
+        """Returns the groups for 16 bits that hurt most with 8, in so many operators at most.
+
+        Args:
+            share: Of the operators in integers.
+        """
+        wide: list[Unit] = []
+        for number in np.argsort(-self._noises.max(axis=1, initial=0.0), kind="stable"):
+            unit = self._mixture.units[int(number)]
+            if self._mixture.share([*wide, unit]) <= share:
+                wide.append(unit)
+        return self._settled(wide, self._measure([self._trial(wide)])[0])
 
     def _trial(self, wide: Sequence[Unit]) -> Simulate:
         plan = self._mixture.plan(wide)

@@ -20,14 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
 from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
 from tfl_rewrite.integers.choice import Choice, Computes
-from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
 from tfl_rewrite.integers.mixture import Mixture
 from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted
@@ -40,7 +37,6 @@ from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
-from tfl_rewrite.numerics.symmetric import Float32, Int8
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import Role, check_options, option
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -52,7 +48,6 @@ from tfl_rewrite.weights.rounders import (
     Effort,
     Measure,
     Rounder,
-    Work,
     activations_of,
     measures_of,
 )
@@ -293,7 +288,7 @@ class Quantize(Pass):
             notes.insert(0, f"weights are rounded as by --effort fast: {self.effort.value} needs --inputs")
         notes += calibration.notes
         rounder = self._rounder(plan, calibration, context)
-        weight_of = _weights(model, plan, rounder)
+        weight_of = plan.weights(rounder)
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
         conversions = plan.convert(editor, weight_of)
@@ -398,7 +393,7 @@ class Quantize(Pass):
             raise UsageError("which groups need 16 bits is measured", remedy="give --inputs, too")
         search = Search(
             mixture,
-            lambda plan: _weights(model, plan, self._rounder(plan, calibration, context)),
+            lambda plan: plan.weights(self._rounder(plan, calibration, context)),
             lambda changes: measures.noises(context.number, model, changes),
             measures.memory(context.number).setdefault(MIXED, Known()),
         )
@@ -465,32 +460,3 @@ class Quantize(Pass):
                 f"{len(skips)} operator(s) would stay float: {named}{more}", remedy="allow --float-islands"
             )
         return skips
-
-
-def _weights(model: Model, plan: IntegerPlan, rounder: Rounder) -> WeightOf:
-    """Rounds the weights and returns what gives them out, by operator."""
-    works = plan.works()
-    rounder.prepare(model, list({id(work): work for work in works.values()}.values()))
-    changes = {id(item.operator): item.change for item in rounder.corrections()}
-    made: dict[int, tuple[Int8, Float32]] = {}
-
-    def weight_of(operator: Operator) -> IntegerWeight:
-        work = works[id(operator)]
-        if id(work) not in made:
-            made[id(work)] = _rounded(work, rounder)
-        integers, scale = made[id(work)]
-        assert work.axis is not None
-        return IntegerWeight(integers, scale, work.axis, changes.get(id(operator)))
-
-    return weight_of
-
-
-def _rounded(work: Work, rounder: Rounder) -> tuple[Int8, Float32]:
-    scale = rounder.scales(work)
-    integers = np.empty(work.channels.elements, np.int8)
-
-    def keep(start: int, part: Int8) -> None:
-        integers[start : start + part.size] = part
-
-    rounder.round(work, scale, keep)
-    return integers.reshape(work.shape), scale
