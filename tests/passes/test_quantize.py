@@ -349,6 +349,19 @@ def test_a_uint8_model_becomes_int8_without_inputs(
 
 
 @pytest.mark.runtime
+def test_a_uint8_model_takes_and_gives_int8_where_that_is_asked_for(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(unsigned_layers().model, source)
+    settings = Judging(tolerance=Tolerance(min_snr=15.0))
+    report = rewrite(source, target, [Quantize(io="int8")], judging=settings)
+    assert report.verdict is not None and report.verdict.passed
+    assert types_of(target) == {dtypes.BY_NAME["INT8"].value}
+    names = [name for name, _ in codes(load(target))]
+    assert set(names[:2]) == {"CONV_2D", "DEPTHWISE_CONV_2D"} and names[-1] == "SOFTMAX"
+    assert names.count("QUANTIZE") == 2, "for what is concatenated alone"
+
+
+@pytest.mark.runtime
 def test_what_xnnpack_refuses_in_uint8_is_judged_as_it_was_meant(tmp_path: Path) -> None:
     net = UnsignedNet()
     size = net.constant("size", np.array([4, 4], np.int32))

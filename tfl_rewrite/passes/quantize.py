@@ -206,9 +206,9 @@ class Quantize(Pass):
             FileAccessError, FormatError: The ranges cannot be read, or are none.
             UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
         """
-        if self._asked != (None, None) and self._is_integer(model, context):
-            return self._retyped(model)
         signed = self._signed(model)
+        if self._asked != (None, None) and self._is_integer(model, context):
+            return self._joined(signed, self._retyped(model))
         if not any(could_compute(operator) for _, operator in model.operators()):
             self._refuse(model)
             idle = "" if signed.modified else "no operator computes in floats that has an integer kernel"
@@ -217,12 +217,21 @@ class Quantize(Pass):
             told = "what computes in floats stays so without --inputs"
             return replace(signed, notes=(*signed.notes, told))
         made = self._quantized(model, context, Calibration(model, self.ranges, context))
+        return self._joined(signed, made)
+
+    def _joined(self, signed: PassResult, made: PassResult) -> PassResult:
+        """Returns the result of both, of which the first makes int8 of uint8."""
+        if not signed.modified:
+            return made
         return replace(
             made,
             changes=(*signed.changes, *made.changes),
             skips=(*signed.skips, *made.skips),
             notes=(*signed.notes, *made.notes),
+            grows=True,
             reading=signed.reading,
+            exact=False,
+            idle="",
         )
 
     def define(self, model: Model, context: Context) -> None:
@@ -330,8 +339,6 @@ class Quantize(Pass):
         border = retype(model, editor, *self._asked)
         editor.finish()
         notes = (*border.notes, *editor.notes)
-        if "UINT8" in computed_kinds(model):
-            notes = (*notes, "what computes in uint8 goes on so: quantize without --io makes it int8")
         if not border.edits:
             idle = "inputs and outputs have the types that were asked for, or hold no real numbers"
             return PassResult(self.name, (), tuple(border.skips), notes, idle=idle)
