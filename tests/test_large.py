@@ -6,16 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfl_rewrite import check, load
+from tfl_rewrite import check, load, work
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.rewrite import rewrite
-from tfl_rewrite.weights import plan
 
 DEEP = os.environ.get("TFL_REWRITE_LARGE") == "1"
 OFF = Judging(mode="off")
@@ -118,13 +118,14 @@ def test_rewrites_past_two_gibibytes(root: Path, tmp_path: Path) -> None:
 
 def test_threads_are_those_asked_for(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = plan.ThreadPoolExecutor
+    real = futures.ThreadPoolExecutor
 
     def counted(threads: int) -> object:
         asked.append(threads)
         return real(threads)
 
-    monkeypatch.setattr(plan, "ThreadPoolExecutor", counted)
+    monkeypatch.setattr(futures, "ThreadPoolExecutor", counted)
+    monkeypatch.setattr(work, "THREADS_FROM_NBYTES", 0)
     source = fixtures / "digits_cnn.tflite"
     rewrite(source, tmp_path / "3.tflite", [QuantizeWeights()], judging=OFF, threads=3)
     assert set(asked) == {3}

@@ -876,7 +876,9 @@ def test_interrupted_while_verifying(
 
 # Where the work itself gives an option another sense, its help says so.
 OWN_SENSE = {
-    *(("quantize", option) for option in ("--effort", "--include", "--exclude", "--no-bias-correction")),
+    *(("quantize", option) for option in ("--effort", "--include", "--exclude", "--map")),
+    ("quantize", "--no-bias-correction"),
+    ("dequantize", "--activations"),
     ("round-weights", "--granularity"),
     ("round-weights", "--min-elements"),
     ("round-weights", "--min-snr"),
