@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,19 @@ def test_what_does_not_fit_is_told_with_names_and_shapes(tmp_path, model, arrays
     with pytest.raises(UsageError, match=text) as caught:
         verify(model, model, Judging(inputs=[file]))
     assert caught.value.remedy
+
+
+def test_real_numbers_for_a_quantized_input_are_told_how_to_become_integers(tmp_path):
+    # A cast alone would make 0 of every pixel between 0 and 1.
+    plain = facts((1, 4), dtype="int8")
+    quantized = replace(plain, scales=(0.0039215687,), zero_points=(-128,))
+    for given, remedy in (
+        (plain, "with .astype('int8') or"),
+        (quantized, "np.rint(array / 0.0039215687 + -128)"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            split_samples(tmp_path / "in.npz", "x", given, rows(3, 4))
+        assert remedy in caught.value.remedy
 
 
 def test_unreadable_files(tmp_path, model):

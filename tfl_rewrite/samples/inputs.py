@@ -216,6 +216,15 @@ def _steps(path: Path, entry: EntryPoint, names: list[str], arrays: list[Array])
     return steps
 
 
+def _conversion(facts: TensorFacts) -> str:
+    """What makes values of an input of real numbers, which a cast alone would not where it is quantized."""
+    cast = f".astype({facts.dtype!r})"
+    if len(facts.scales) != 1:
+        return cast
+    zero = facts.zero_points[0] if facts.zero_points else 0
+    return f"np.rint(array / {facts.scales[0]:.9g} + {zero}){cast}"
+
+
 def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> list[Array]:
     """The samples in one array.
 
@@ -232,7 +241,7 @@ def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> li
         raise UsageError(
             f"array {quoted(name)} is {_held(array)}, {wanted}",
             file=path,
-            remedy=f"convert it with .astype({facts.dtype!r}) or reshape it: axis 0 counts the samples",
+            remedy=f"convert it with {_conversion(facts)} or reshape it: axis 0 counts the samples",
         )
     several = array.ndim == rank + 1 or (rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1))
     if several and array.shape[0] > MOST_SAMPLES:
