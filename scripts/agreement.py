@@ -32,7 +32,7 @@ import fuzz
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
-from tfl_rewrite.reading.doctor import examine_model
+from tfl_rewrite.reading.check import examine_model
 
 _SECONDS = 20.0
 VERIFIER = "refused by its verifier"

@@ -47,7 +47,6 @@ def passes() -> list[tfl.Pass]:
         tfl.RoundWeights(steps=64),
         tfl.Equalize(),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json"),
-        tfl.Quantize(target="2.14"),
         tfl.Quantize(ranges=tfl.TensorRanges.read("ranges.json")),
         tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime=(2, 14)),
         tfl.Compact(align=4096),

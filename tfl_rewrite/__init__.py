@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
     from tfl_rewrite.pipeline.verify import verify as verify
     from tfl_rewrite.reading.blame import blame as blame
+    from tfl_rewrite.reading.check import check as check
     from tfl_rewrite.reading.diff import Comparison as Comparison
     from tfl_rewrite.reading.diff import diff as diff
     from tfl_rewrite.reading.doctor import Diagnosis as Diagnosis
-    from tfl_rewrite.reading.doctor import check as check
     from tfl_rewrite.reading.doctor import diagnose as diagnose
     from tfl_rewrite.reading.inspect import Inspection as Inspection
     from tfl_rewrite.reading.inspect import inspect as inspect
@@ -110,7 +110,8 @@ _NAMES = {
     "pipeline.verify": "verify",
     "reading.blame": "blame",
     "reading.diff": "Comparison diff",
-    "reading.doctor": "Diagnosis check diagnose",
+    "reading.check": "check",
+    "reading.doctor": "Diagnosis diagnose",
     "reading.inspect": "Inspection inspect",
     "search.goals": "Goal",
     "search.report": "ShrinkFailed ShrinkReport",

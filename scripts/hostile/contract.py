@@ -31,8 +31,8 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Report
+from tfl_rewrite.reading.check import examine_model
 from tfl_rewrite.reading.diff import diff
-from tfl_rewrite.reading.doctor import examine_model
 from tfl_rewrite.reading.inspect import inspect_model
 from tfl_rewrite.work import Work
 

@@ -19,7 +19,7 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Operator, Tensor
-from tfl_rewrite.reading.doctor import examine_model
+from tfl_rewrite.reading.check import examine_model
 
 from .graphs import Grown, Seeded, grow, widths
 

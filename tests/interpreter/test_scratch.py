@@ -82,7 +82,7 @@ def test_interrupted_run(tmp_path, temporary, number):
     process = subprocess.Popen([sys.executable, "-c", code, str(hanging)], cwd=ROOT, stderr=subprocess.PIPE)
     try:
         # The program itself, and one child for each side.
-        wait_until(lambda: len(children_in(temporary)) == 3 and len(list(temporary.glob("*/*/0.0.npy"))) > 0)
+        wait_until(lambda: len(children_in(temporary)) == 3 and len(list(temporary.rglob("0.0.npy"))) > 0)
         time.sleep(0.3)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=20)

@@ -20,7 +20,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.passes.repair import NAMES, Repair
-from tfl_rewrite.reading.doctor import examine
+from tfl_rewrite.reading.check import examine
 from tfl_rewrite.reading.findings import UNASKED
 from tfl_rewrite.weights.repairs import integers, scale_values
 

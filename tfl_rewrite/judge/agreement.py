@@ -6,7 +6,8 @@ what it is not, or accumulates wrongly, loses far more than that, and a lenient 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tfl_rewrite.judge.verdict import OutputComparison, Verdict
@@ -18,24 +19,31 @@ APART_DB = 3.0
 """By how much the ratio of an output may be lower with some kernels than with others."""
 
 
-def agreed(verdict: Verdict) -> Verdict:
+def agreed(verdict: Verdict, own: Mapping[int, float]) -> Verdict:
     """Returns a verdict of several judges; as a failure, where they passed a file and yet disagree.
 
     The ratio of an output with one kernel is too low where it is below `AGREED_DB` and more than `APART_DB`
     below that with another, and more than the chance of few samples explains
-    (:attr:`tfl_rewrite.judge.verdict.OutputComparison.doubt_db`).
+    (:attr:`tfl_rewrite.judge.verdict.OutputComparison.doubt_db`). Each judge measures against the original
+    with its own kernels: where those differ, as hybrid ones do, the file may differ by as much more.
+
+    Args:
+        verdict: Of all judges.
+        own: By the position of an output, the ratio in dB of the original's with one kernel to another's.
     """
     if not verdict.passed:
         return verdict
     reasons = [
-        said for position in range(len(verdict.outputs)) if (said := _apart(verdict.verdicts, position))
+        said
+        for position in range(len(verdict.outputs))
+        if (said := _apart(verdict.verdicts, position, own.get(position, math.inf)))
     ]
     if not reasons:
         return verdict
     return replace(verdict, status="fail", cause="outputs", reasons=tuple(reasons))
 
 
-def _apart(verdicts: Sequence[Verdict], position: int) -> str:
+def _apart(verdicts: Sequence[Verdict], position: int, own: float) -> str:
     """Returns how far ratios of one output lie apart; empty where they agree."""
     found = [
         (output.snr_db, output, verdict)
@@ -46,7 +54,10 @@ def _apart(verdicts: Sequence[Verdict], position: int) -> str:
         return ""
     least, output, low = min(found, key=lambda item: item[0])
     most, _, high = max(found, key=lambda item: item[0])
-    if least >= AGREED_DB or most - least <= APART_DB + output.doubt_db:
+    # Of what is missed, the difference of the originals is a part that the file cannot help.
+    missed = 10 ** (-most / 10) + 10 ** (-own / 10)
+    expected = -10 * math.log10(missed) if missed else math.inf
+    if least >= AGREED_DB or expected - least <= APART_DB + output.doubt_db:
         return ""
     return (
         f"{output.label}: kernels disagree: {least:.1f} dB with {_kernels(low)}, {most:.1f} dB with"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
 from tfl_rewrite.judge.agreement import agreed
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
-from tfl_rewrite.judge.repeats import Repeats, Tallying, differences, differing
+from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
 from tfl_rewrite.judge.retyped import is_retyped
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import (
@@ -566,9 +567,9 @@ class Panel:
                 judge.rest()
         if self._implied:
             verdicts = self._able(verdicts)
-        notes = [*self._left, *self._differences(tolerance or self._tolerance)]
-        verdict = combined(verdicts, notes)
-        return agreed(verdict) if self._must_agree else verdict
+        notes, own = self._differences(tolerance or self._tolerance)
+        verdict = combined(verdicts, [*self._left, *notes])
+        return agreed(verdict, own) if self._must_agree else verdict
 
     def _able(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Dismisses the judges with which the original does not run; returns the verdicts of the others."""
@@ -591,8 +592,20 @@ class Panel:
                 return judge
         return self._judges[0][1]
 
-    def _differences(self, tolerance: Tolerance) -> list[str]:
-        """Where the original differs from itself between the judges."""
+    def _differences(self, tolerance: Tolerance) -> tuple[list[str], dict[int, float]]:
+        """Where the original differs from itself between the judges.
+
+        Returns:
+            Notes, and by the position of an output the least ratio of one judge's to another's, in dB.
+        """
         settled = [judge.settled for _, judge in self._judges]
         known = [reference for reference in settled if reference is not None]
-        return [note for other in known[1:] for note in differences(known[0], other, tolerance)]
+        notes: list[str] = []
+        own: dict[int, float] = {}
+        for other in known[1:]:
+            outputs = between(known[0], other, tolerance)
+            notes += differences(known[0], other, outputs)
+            for position, output in enumerate(outputs):
+                if output.snr_db is not None:
+                    own[position] = min(own.get(position, math.inf), output.snr_db)
+        return notes, own

@@ -335,21 +335,24 @@ def _too_large(reference: Reference, execution: Execution) -> list[str]:
     ]
 
 
-def differences(first: Reference, second: Reference, tolerance: Tolerance) -> list[str]:
-    """Says where two judges see different outputs of the original, if the difference is noticeable."""
-    same = first.calls == second.calls and first.interface == second.interface
-    if not same:
+def between(first: Reference, second: Reference, tolerance: Tolerance) -> list[OutputComparison]:
+    """Compares what two judges see of the original; nothing where they did not run it alike."""
+    if first.calls != second.calls or first.interface != second.interface:
         return []
     least = NOTICEABLE_DB if tolerance.min_snr is None else max(tolerance.min_snr, NOTICEABLE_DB)
     noticeable = Tolerance(min_snr=least, min_agreement=tolerance.min_agreement)
     tallying = Tallying(first)
     for call in sorted(second.execution.kept):
         tallying.take(second.execution, call)
-    found = [compared(tally, noticeable) for tally in tallying.tallies.values()]
+    return [compared(tally, noticeable) for tally in tallying.tallies.values()]
+
+
+def differences(first: Reference, second: Reference, outputs: Sequence[OutputComparison]) -> list[str]:
+    """Says where two judges see different outputs of the original (:func:`between`), if it is noticeable."""
     who = f"{_name(first)} and {_name(second)}"
     return [
         f"the original's own outputs differ between {who}: {one.label}: {one.reason}"
-        for one in found
+        for one in outputs
         if not one.passed
     ]
 

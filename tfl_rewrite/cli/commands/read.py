@@ -50,7 +50,7 @@ _SOUND = {True: "sound", False: "NOT SOUND", None: "NOT CHECKED"}
 
 def check_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite check MODEL...``."""
-    from tfl_rewrite.reading.doctor import examine
+    from tfl_rewrite.reading.check import examine
 
     rows: list[dict[str, Any]] = []
     worst = 0
