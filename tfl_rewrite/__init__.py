@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
     from tfl_rewrite.pipeline.report import Report as Report
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
+    from tfl_rewrite.pipeline.verify import blame as blame
     from tfl_rewrite.pipeline.verify import verify as verify
-    from tfl_rewrite.reading.blame import blame as blame
     from tfl_rewrite.reading.check import check as check
     from tfl_rewrite.reading.diff import Comparison as Comparison
     from tfl_rewrite.reading.diff import diff as diff
@@ -107,8 +107,7 @@ _NAMES = {
     "passes.repair": "Repair",
     "passes.round_weights": "RoundWeights",
     "pipeline.report": "Report RewriteFailed",
-    "pipeline.verify": "verify",
-    "reading.blame": "blame",
+    "pipeline.verify": "blame verify",
     "reading.diff": "Comparison diff",
     "reading.check": "check",
     "reading.doctor": "Diagnosis diagnose",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite.integers.patterns import normed_by
+from tfl_rewrite.integers.modes import normed_by
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.model.graph import Graph

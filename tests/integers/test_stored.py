@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tfl_rewrite import load
 from tfl_rewrite.editing.base import run_passes
-from tfl_rewrite.integers.stored import read_by_integers
+from tfl_rewrite.integers.rewrites import read_by_integers
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 

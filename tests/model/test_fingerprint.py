@@ -10,8 +10,8 @@ import pytest
 
 from tests.nets import Net
 from tfl_rewrite import load, save
-from tfl_rewrite.model.fingerprint import fingerprint
 from tfl_rewrite.model.ir import Buffer, Model
+from tfl_rewrite.model.likeness import fingerprint
 
 
 def net() -> Model:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfl_rewrite.numerics.recentred import recentred
+from tfl_rewrite.numerics.clipping import recentred
 
 
 def test_channels_that_fit_are_equal() -> None:

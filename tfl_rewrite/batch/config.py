@@ -11,6 +11,7 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.options.formats import read_toml
 from tfl_rewrite.options.option import (
     check_options,
     made_with,
@@ -21,7 +22,6 @@ from tfl_rewrite.options.option import (
     unknown,
     values_of,
 )
-from tfl_rewrite.options.toml import read_toml
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.search.goals import Goal
 

@@ -155,7 +155,7 @@ def retype(
         UnsupportedError: The range of one is not known, or no kernel converts the types.
     """
     found = Retyped()
-    called = {id(inner) for _, operator in model.operators() for inner in operator.subgraphs()}
+    called = model.called
     entered = [*model.subgraphs[:1], *(item.subgraph for item in model.signatures)]
     for subgraph in {id(item): item for item in entered}.values():
         side = _Border(subgraph, Graph.of(model), editor, ranges or {}, recipe or Recipe(), found)

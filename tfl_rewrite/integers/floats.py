@@ -81,7 +81,7 @@ def make_floats(model: Model, editor: Editor) -> Floated:
         editor: Of the model; :meth:`Editor.finish` is left to the caller.
     """
     graph, done = Graph.of(model), Floated()
-    called = {id(inner) for _, operator in model.operators() for inner in operator.subgraphs()}
+    called = model.called
     for subgraph in model.subgraphs:
         chosen: set[int] = set()
         for operator in subgraph.operators:

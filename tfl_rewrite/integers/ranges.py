@@ -27,9 +27,9 @@ from tfl_rewrite.files.atomic import PLAIN, write_whole
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.fingerprint import fingerprint
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.options.json_text import JsonFormat
+from tfl_rewrite.model.likeness import fingerprint
+from tfl_rewrite.options.formats import JsonFormat
 from tfl_rewrite.options.option import PATH, Kind
 from tfl_rewrite.weights.rounders import Activations, activations_of
 
@@ -54,7 +54,7 @@ class GivenModel:
     """A model as it was given, whatever a pass makes of it later.
 
     Attributes:
-        hash: Of its graph and constants (:func:`tfl_rewrite.model.fingerprint.fingerprint`).
+        hash: Of its graph and constants (:func:`tfl_rewrite.model.likeness.fingerprint`).
         tensors: By subgraph and place, each with its name, its shape and whether it held floats.
     """
 

@@ -1,4 +1,7 @@
-"""Rewrites of a float model that make room for better integers, exact but for rounding."""
+"""Rewrites of a float model that make room for better integers, exact but for rounding.
+
+And which of its stored weights must be floats first: others stay in the form that their operators read.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.operands import wrong_operands
-from tfl_rewrite.kernels.table import AVERAGE_POOL, MEAN, MUL, NEG, row_of
+from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, row_of
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 
 
@@ -89,3 +93,29 @@ def _is_over_plane(operator: Operator) -> bool:
         return False
     window = operator.option("filter_height"), operator.option("filter_width")
     return window == tuple(shape[1:3]) and tuple(result[1:3]) == (1, 1)
+
+
+def read_by_integers(model: Model, wanted: Callable[[Operator], bool]) -> Callable[[Tensor], bool]:
+    """Returns what tells of a constant whether an operator reads it that may compute in integers.
+
+    Others, such as hybrid weights of a recurrent operator or float16 ones in the body of a loop, would only
+    grow if they were made floats: their operators stay float.
+
+    Args:
+        model: With weights in any form.
+        wanted: Whether an operator should compute in something else than floats.
+    """
+    graph = Graph.of(model)
+    called = model.called
+
+    def is_read(tensor: Tensor) -> bool:
+        for use in graph.uses_of(tensor):
+            row = row_of(use.operator)
+            if row is DEQUANTIZE:
+                if any(made is not None and is_read(made) for made in use.operator.outputs):
+                    return True
+            elif row.integer is not None and id(use.subgraph) not in called and wanted(use.operator):
+                return True
+        return False
+
+    return is_read

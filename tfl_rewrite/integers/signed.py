@@ -35,7 +35,7 @@ from tfl_rewrite.kernels.table import QUANTIZE, SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
-from tfl_rewrite.numerics.recentred import recentred
+from tfl_rewrite.numerics.clipping import recentred
 
 Float64 = npt.NDArray[np.float64]
 

@@ -438,6 +438,11 @@ class Model:
         """Ids of the buffers that metadata refers to."""
         return {id(entry.buffer) for entry in self.metadata} | set(map(id, self.metadata_buffers))
 
+    @property
+    def called(self) -> set[int]:
+        """Ids of the subgraphs that operators run."""
+        return {id(inner) for _, operator in self.operators() for inner in operator.subgraphs()}
+
     def holders(self) -> dict[int, list[Tensor]]:
         """Returns the tensors of each buffer, by its id."""
         found: dict[int, list[Tensor]] = {}

@@ -23,7 +23,7 @@ from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model, Quantization
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import buffer_places, constant_buffers, equal_blobs
-from tfl_rewrite.passes.strip import STRIP, strips
+from tfl_rewrite.passes.remove_dead import STRIP, strips
 from tfl_rewrite.work import Work
 
 LEAST_ALIGN = 16

@@ -30,9 +30,8 @@ from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
-from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means
+from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means, read_by_integers
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
-from tfl_rewrite.integers.stored import read_by_integers
 from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of, weights_of

@@ -9,19 +9,115 @@ refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.effects import PURE_CUSTOM, Effects, not_there
-from tfl_rewrite.editing.metadata import positions_moved
+from tfl_rewrite.editing.metadata import COMPRESSION, drop, positions_moved
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.kernels.operators import SideEffect
-from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.cut import Cut
-from tfl_rewrite.passes.strip import STRIP, strips
+
+_METADATA = "metadata:"
+
+
+STRIP = "drop more: names (of tensors inside), min-max (ranges that the converter noted), metadata:NAME"
+"""Help of an option of several passes."""
+
+
+class Strip(Pass):
+    """Drops what the runtime never reads, on request; outputs stay equal to the bit.
+
+    A second run finds nothing.
+
+    Args:
+        words: ``names``: names of tensors, but of inputs, outputs, arguments of signatures and variables.
+            ``min-max``: the ranges that the converter noted in ``QuantizationParameters``. ``metadata:NAME``:
+            a metadata entry with its buffer. Several at once stand between commas.
+
+    Raises:
+        UsageError: A word is none of these, or names metadata without which the model is another.
+    """
+
+    name: ClassVar[str] = "strip"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = [part for word in words for part in word.split(",")]
+        self._metadata = {part[len(_METADATA) :] for part in self._words if part.startswith(_METADATA)}
+        for part in self._words:
+            if part in ("names", "min-max") or (part.startswith(_METADATA) and part != _METADATA):
+                continue
+            raise UsageError(f"cannot strip {part!r}", remedy="use names, min-max or metadata:NAME")
+        if COMPRESSION in self._metadata:
+            raise UsageError(
+                f"metadata {COMPRESSION} says how constants are to be decoded", remedy="leave it in"
+            )
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Drops what is wanted."""
+        changes: list[Edit] = []
+        notes = []
+        changes += _names(model) if "names" in self._words else []
+        changes += _min_max(model) if "min-max" in self._words else []
+        for name in sorted(self._metadata):
+            entries = [entry for entry in model.metadata if entry.name == name]
+            if not entries:
+                known = ", ".join(entry.name or "(unnamed)" for entry in model.metadata) or "none"
+                notes.append(f"there is no metadata {name}: the model has {known}")
+            changes += [Edit(f"metadata {name}", "dropped", drop(model, entry)) for entry in entries]
+        return PassResult(self.name, tuple(changes), (), tuple(notes))
+
+
+def _names(model: Model) -> list[Edit]:
+    kept = {id(tensor) for graph in model.subgraphs for tensor in [*graph.inputs, *graph.outputs]}
+    kept |= {id(tensor) for item in model.signatures for _, tensor in [*item.inputs, *item.outputs]}
+    changes = []
+    for index, subgraph in enumerate(model.subgraphs):
+        count = nbytes = 0
+        for tensor in subgraph.tensors:
+            if id(tensor) in kept or tensor.is_variable or not (tensor.name or "name" in tensor.rest):
+                continue
+            count += 1
+            nbytes += len(tensor.name.encode("utf-8", "surrogateescape"))
+            tensor.name = ""
+            tensor.rest = tensor.rest.replace(name=None)
+        if count:
+            changes.append(
+                Edit(f"subgraphs[{index}].tensors", f"{count} names dropped", nbytes, {"count": count})
+            )
+    return changes
+
+
+def _min_max(model: Model) -> list[Edit]:
+    changes = []
+    # Shared records are replaced by shared ones.
+    made: dict[int, Quantization] = {}
+    for index, subgraph in enumerate(model.subgraphs):
+        count = 0
+        for tensor in subgraph.tensors:
+            details = tensor.quantization
+            if details is None or not ("min" in details.rest or "max" in details.rest):
+                continue
+            count += 1
+            known = made.get(id(details))
+            if known is None:
+                known = made[id(details)] = replace(details, rest=details.rest.replace(min=None, max=None))
+            tensor.quantization = known
+        if count:
+            where = f"subgraphs[{index}].tensors"
+            changes.append(Edit(where, f"min and max of {count} dropped", 0, {"count": count}))
+    return changes
+
+
+def strips(words: Sequence[str]) -> Sequence[Strip]:
+    """Returns the pass that drops what these words say; none without any."""
+    return (Strip(words),) if words else ()
+
 
 VALIDATION = "VALIDATION:"
 """What the names of subgraphs start with that the acceleration tools call by name

@@ -314,7 +314,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         # Single constants may be stored finer; what is blamed is what comes of that.
         raise RewriteFailed(differs, replace(report, outcome="failed"))
     if settings.blame:
-        from tfl_rewrite.reading.blame import blame
+        from tfl_rewrite.pipeline.verify import blame
 
         report = replace(report, blame=blame(opened.judges.expected(results), made, settings))
     if not verdict.passed:

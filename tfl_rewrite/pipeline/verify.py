@@ -3,7 +3,7 @@
 The judge runs what the files offer. Three things it cannot see: whether an output that says nothing hides
 something before its last SOFTMAX, whether its samples entered the branches and loops that a rewrite changed,
 and which range of pixels a model was made for. Here both files are opened for it, changed bodies are cut out
-and judged by themselves, and each plausible range is run.
+and judged by themselves, and each plausible range is run. Last, both are run operator by operator.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, run_pass
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.source import ModelLike, Source, load, save
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
+from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 from tfl_rewrite.work import current
@@ -354,3 +357,38 @@ def run_alone(made: Source, results: Sequence[PassResult], judging: Judging, ver
     if verdict.status == "unverified":
         return [*notes, f"{ran}; there is nothing to compare its outputs with"]
     return [*notes, f"{ran}; the original: {verdict.judge}"]
+
+
+def blame(before: ModelLike, after: ModelLike, judging: Judging | None = None) -> Blame:
+    """Says where the error of a rewritten file enters and grows, operator by operator.
+
+    Args:
+        before: The original: a path, bytes, an open file or a model.
+        after: The rewritten one.
+        judging: Inputs, samples, runtime and timeout; see :func:`tfl_rewrite.judge.blame.blame`.
+
+    Raises:
+        UsageError: The runtime is not installed, a file does not exist, or an input file does not fit.
+
+    Example:
+        >>> found = tfl_rewrite.blame("model.tflite", "new.tflite")
+        >>> [layer.operator for layer in found.layers if layer.role == "enters"]
+        ['CONV_2D']
+    """
+    with on_disk(before) as original, on_disk(after) as rewritten:
+        found = tracing.blame(original, rewritten, with_media(judging or Judging(), original))
+        try:
+            graph = graph_name(load(rewritten))
+        except TflRewriteError:
+            # The interpreter takes files that we do not; what it found is worth showing all the same.
+            graph = "main"
+        return replace(found, graph=graph)
+
+
+def graph_name(model: Model) -> str:
+    """What Model Explorer calls the primary subgraph: by its name, else its signature, else ``main``."""
+    primary = model.subgraphs[0]
+    if primary.name:
+        return primary.name
+    keys = [item.key for item in model.signatures if item.subgraph is primary]
+    return (keys[0] if keys else None) or "main"

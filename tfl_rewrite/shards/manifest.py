@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.options.json_text import JsonFormat
+from tfl_rewrite.options.formats import JsonFormat
 
 FORMAT = "tfl-rewrite-parts"
 VERSION = 1

@@ -62,7 +62,6 @@ class WeightPlan:
         sharers: How many candidates hold the same bytes, by the id of the buffer.
         least: How many elements a constant must have, and how many a hybrid kernel's weight.
         encodings: What each candidate is to become, by its id.
-        called: Ids of the subgraphs that operators run.
         positions: Of buffers in the model, by id.
         fallbacks: Where another encoding is used than was asked for, by candidate, in words.
     """
@@ -84,7 +83,6 @@ class WeightPlan:
     least: tuple[int, int] = (0, 0)
     encodings: dict[int, Encoding] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
-    called: set[int] = field(default_factory=set)
     positions: dict[int, int] = field(default_factory=dict)
 
     def decide(self) -> tuple[list[Decision], list[Skip]]:
@@ -105,7 +103,6 @@ class WeightPlan:
         self.sharers = Counter(id(item.stored.buffer) for item in items)
         if self.recipe is not None:
             self.recipe.check(self.model, items)
-        self.called = {id(inner) for _, operator in self.model.operators() for inner in operator.subgraphs()}
         self.encodings = {id(item): self._encoding(item) for item in items}
         self._select(items)
         decisions = self._settle(items)
@@ -227,7 +224,7 @@ class WeightPlan:
         if encoding.block is not None:
             length = block_length(item.shape, encoding.block)
             old = self.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
-            called = old and id(item.subgraph) in self.called
+            called = old and id(item.subgraph) in self.model.called
             if length is not None and not called:
                 if length != encoding.block:
                     self.fallbacks[id(item)] = (

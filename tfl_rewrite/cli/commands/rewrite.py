@@ -119,7 +119,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
         verdict = verify(arguments.before, arguments.after, judging, progress=bar)
     found = None
     if (arguments.blame or arguments.blame_out) and verdict.status != "unverified":
-        from tfl_rewrite.reading.blame import blame
+        from tfl_rewrite.pipeline.verify import blame
 
         found = blame(arguments.before, arguments.after, judging)
     facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}

@@ -8,7 +8,7 @@ import pytest
 
 from tfl_rewrite import blame, load
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.reading.blame import graph_name
+from tfl_rewrite.pipeline.verify import graph_name
 
 
 def test_names_as_model_explorer_has_them(fixtures: Path) -> None:
@@ -32,7 +32,7 @@ def test_the_rewritten_file_gives_the_name(fixtures: Path) -> None:
 @pytest.mark.runtime
 def test_files_that_only_the_interpreter_takes(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfl_rewrite.errors import FormatError
-    from tfl_rewrite.reading import blame as blaming
+    from tfl_rewrite.pipeline import verify as blaming
 
     def refuse(path: object) -> None:
         raise FormatError("no")
