@@ -44,11 +44,10 @@ def passes() -> list[tfl.Pass]:
         tfl.RemoveDead(outputs=("logits",)),
         tfl.Dedup(pure_custom=("Mine",)),
         tfl.Dequantize(),
-        tfl.RoundWeights(steps=64),
+        tfl.RoundWeights(steps=64, effort="fast", granularity="tensor"),
         tfl.Equalize(),
-        tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json"),
-        tfl.Quantize(ranges=tfl.TensorRanges.read("ranges.json")),
-        tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime=(2, 14)),
+        tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
+        tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime="2.14", effort="best"),
         tfl.Compact(align=4096),
         Halve(tensor="weights"),
     ]
@@ -80,47 +79,45 @@ def searches(source: Path, target: Path) -> int:
     rounded: tfl.Report = tfl.rewrite(source, passes=[tfl.RoundWeights(min_snr=30)])
     print(rounded.deflated)
     try:
-        made: tfl.ShrinkReport = tfl.shrink(source, target, tfl.Goal(min_snr=30))
+        made = tfl.shrink(source, target, tfl.Goal(min_snr=30, objective="download", effort="fast"))
     except tfl.ShrinkFailed as failed:
         made = failed.report
     return made.nbytes_before
 
 
-def recorded(source: Path) -> tfl.TensorRanges:
+def recorded(source: Path) -> tfl.Quantize:
     """What a loop of one's own meets."""
-    with tfl.record(source, judging=tfl.Judging(timeout=20)) as opened:
-        interpreter: tfl.Recorder = opened
+    with tfl.record(source, judging=tfl.Judging(timeout=20)) as interpreter:
         interpreter.allocate_tensors()
         (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
         interpreter.resize_tensor_input(taken["index"], [2, 8, 8, 1])
         interpreter.set_tensor(taken["index"], np.zeros((2, 8, 8, 1), np.float32))
         interpreter.invoke()
         print(interpreter.get_tensor(given["index"]).shape)
-        runner: tfl.SignatureRunner = interpreter.get_signature_runner("serving_default")
+        runner = interpreter.get_signature_runner("serving_default")
         print({name: array.shape for name, array in runner(image=np.zeros((1, 8, 8, 1), np.float32)).items()})
     interpreter.ranges.save("ranges.json", force=True)
-    return interpreter.ranges
+    return tfl.Quantize(ranges=interpreter.ranges)
 
 
 def shards(source: Path, folder: Path, target: Path) -> bytes:
     """Apart and together."""
     try:
-        report: tfl.ShardReport = tfl.shard(source, folder, tfl.ShardOptions(compress="gzip"))
+        report = tfl.shard(source, folder, tfl.ShardOptions(compress="gzip"))
     except tfl.ShardFailed as failed:
         report = failed.report
     tfl.join(report.entry, target, tfl.JoinOptions(force=True))
-    with tfl.open_sharded(report.entry) as opened:
-        sharded: tfl.ShardedModel = opened
+    with tfl.open_sharded(report.entry) as sharded:
         sharded.interpreter(num_threads=4).allocate_tensors()
         return bytes(sharded.content)
 
 
 def reads(source: Path, other: Path) -> list[str]:
     """What is in files."""
-    inspection: tfl.Inspection = tfl.inspect(source)
-    diagnosis: tfl.Diagnosis = tfl.diagnose(source, min_runtime="2.14")
-    comparison: tfl.Comparison = tfl.diff(source, other)
-    blamed: tfl.Blame = tfl.blame(source, other)
+    inspection = tfl.inspect(source)
+    diagnosis = tfl.diagnose(source, min_runtime="2.14")
+    comparison = tfl.diff(source, other)
+    blamed = tfl.blame(source, other)
     print(inspection.nbytes, diagnosis.repairable, comparison.identical, blamed.marked())
     with open(source, "rb") as file:
         return tfl.check(file)

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tfl_rewrite.calibration.record import Recorder as Recorder
-    from tfl_rewrite.calibration.record import SignatureRunner as SignatureRunner
     from tfl_rewrite.calibration.record import record as record
     from tfl_rewrite.editing.base import Context as Context
     from tfl_rewrite.editing.base import Edit as Edit
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.errors import VerificationError as VerificationError
     from tfl_rewrite.files.source import load as load
     from tfl_rewrite.files.source import save as save
-    from tfl_rewrite.integers.ranges import TensorRanges as TensorRanges
-    from tfl_rewrite.judge.layers import Blame as Blame
     from tfl_rewrite.judge.settings import Judging as Judging
     from tfl_rewrite.judge.settings import Tolerance as Tolerance
     from tfl_rewrite.judge.verdict import Verdict as Verdict
@@ -59,38 +55,30 @@ if TYPE_CHECKING:
     from tfl_rewrite.pipeline.verify import blame as blame
     from tfl_rewrite.pipeline.verify import verify as verify
     from tfl_rewrite.reading.check import check as check
-    from tfl_rewrite.reading.diff import Comparison as Comparison
     from tfl_rewrite.reading.diff import diff as diff
-    from tfl_rewrite.reading.doctor import Diagnosis as Diagnosis
     from tfl_rewrite.reading.doctor import diagnose as diagnose
-    from tfl_rewrite.reading.inspect import Inspection as Inspection
     from tfl_rewrite.reading.inspect import inspect as inspect
     from tfl_rewrite.search.goals import Goal as Goal
     from tfl_rewrite.search.report import ShrinkFailed as ShrinkFailed
-    from tfl_rewrite.search.report import ShrinkReport as ShrinkReport
     from tfl_rewrite.search.rewrite import rewrite as rewrite
     from tfl_rewrite.search.shrink import shrink as shrink
-    from tfl_rewrite.shards.calls import ShardedModel as ShardedModel
     from tfl_rewrite.shards.calls import join as join
     from tfl_rewrite.shards.calls import open_sharded as open_sharded
     from tfl_rewrite.shards.calls import shard as shard
     from tfl_rewrite.shards.settings import JoinOptions as JoinOptions
     from tfl_rewrite.shards.settings import ShardFailed as ShardFailed
     from tfl_rewrite.shards.settings import ShardOptions as ShardOptions
-    from tfl_rewrite.shards.settings import ShardReport as ShardReport
 
     run = run_passes
 
 _NAMES = {
-    "calibration.record": "Recorder SignatureRunner record",
+    "calibration.record": "record",
     "editing.base": "Context Edit Effect Pass PassResult Skip",
     "editing.base:run_passes": "run",
     "editing.editor": "Editor",
     "errors": "FileAccessError FormatError InvariantError TflRewriteError UnsupportedError UsageError "
     "VerificationError",
     "files.source": "load save",
-    "integers.ranges": "TensorRanges",
-    "judge.layers": "Blame",
     "judge.settings": "Judging Tolerance",
     "judge.verdict": "Verdict",
     "model.graph": "Graph",
@@ -108,16 +96,16 @@ _NAMES = {
     "passes.round_weights": "RoundWeights",
     "pipeline.report": "Report RewriteFailed",
     "pipeline.verify": "blame verify",
-    "reading.diff": "Comparison diff",
+    "reading.diff": "diff",
     "reading.check": "check",
-    "reading.doctor": "Diagnosis diagnose",
-    "reading.inspect": "Inspection inspect",
+    "reading.doctor": "diagnose",
+    "reading.inspect": "inspect",
     "search.goals": "Goal",
-    "search.report": "ShrinkFailed ShrinkReport",
+    "search.report": "ShrinkFailed",
     "search.rewrite": "rewrite",
     "search.shrink": "shrink",
-    "shards.calls": "ShardedModel join open_sharded shard",
-    "shards.settings": "JoinOptions ShardFailed ShardOptions ShardReport",
+    "shards.calls": "join open_sharded shard",
+    "shards.settings": "JoinOptions ShardFailed ShardOptions",
 }
 """Modules, and the public names of each; behind a colon what a single one is called there."""
 

@@ -14,7 +14,6 @@ from tests.nets import Net
 from tfl_rewrite import (
     Judging,
     Quantize,
-    TensorRanges,
     UnsupportedError,
     UsageError,
     load,
@@ -24,7 +23,7 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.calibration import ranges
 from tfl_rewrite.calibration.ranges import Ranges
-from tfl_rewrite.integers.ranges import GivenModel
+from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 
 pytestmark = pytest.mark.runtime
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import Judging, Quantize, TensorRanges, UsageError, load, rewrite
+from tfl_rewrite import Judging, Quantize, UsageError, load, rewrite
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.integers.ranges import TensorRanges
 
 
 @pytest.fixture

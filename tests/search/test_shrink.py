@@ -18,7 +18,6 @@ from tfl_rewrite import (
     Goal,
     Judging,
     ShrinkFailed,
-    ShrinkReport,
     UnsupportedError,
     UsageError,
     load,
@@ -32,6 +31,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.search.report import ShrinkReport
 from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
 from tfl_rewrite.weights.payloads import WeightChange
 

@@ -18,10 +18,10 @@ from tfl_rewrite.files.source import load, save
 from tfl_rewrite.shards import parts as writing
 from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.parts import cut
-from tfl_rewrite.shards.settings import ShardOptions
+from tfl_rewrite.shards.settings import ShardOptions, ShardReport
 
 
-def there_and_back(model: Path, folder: Path, **options: Any) -> tfl_rewrite.ShardReport:
+def there_and_back(model: Path, folder: Path, **options: Any) -> ShardReport:
     folder.mkdir(exist_ok=True)
     report = tfl_rewrite.shard(model, folder / "shards", ShardOptions(**options))
     tfl_rewrite.join(folder / "shards" / "manifest.json", folder / "out.tflite")
@@ -115,7 +115,7 @@ def test_equal_constants_are_one_part(fixtures: Path, tmp_path: Path) -> None:
     assert sum(item.nbytes for item in report.files) == twice.stat().st_size - len(data)
 
 
-def there_and_back_in(model: Path, folder: Path) -> tfl_rewrite.ShardReport:
+def there_and_back_in(model: Path, folder: Path) -> ShardReport:
     folder.mkdir()
     return there_and_back(model, folder)
 

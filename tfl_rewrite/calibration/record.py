@@ -68,19 +68,7 @@ def record(source: ModelLike, *, judging: Judging | None = None) -> Iterator[Rec
 
 
 class Recorder:
-    """What :func:`record` opens. It counts the tensors of the model as LiteRT's interpreter does.
-
-    Example:
-        >>> with tfl_rewrite.record("model.tflite") as interpreter:
-        ...     interpreter.get_output_details()[0]["name"]
-        'StatefulPartitionedCall_1:0'
-
-    Args:
-        source: The model.
-        judging: See :func:`record`.
-        scratch: For a model with float weights.
-        stack: Ends the processes.
-    """
+    """What :func:`record` opens. It counts the tensors of the model as LiteRT's interpreter does."""
 
     def __init__(
         self, source: Source, judging: Judging, scratch: Scratch, stack: contextlib.ExitStack
@@ -285,21 +273,7 @@ class Recorder:
 
 
 class SignatureRunner:
-    """Calls one signature, as LiteRT's does.
-
-    Example:
-        >>> import numpy
-        >>> with tfl_rewrite.record("model.tflite") as interpreter:
-        ...     runner = interpreter.get_signature_runner("serving_default")
-        ...     (name,) = runner.get_input_details()
-        ...     outputs = runner(**{name: numpy.zeros((1, 8, 8, 1), numpy.float32)})
-        >>> interpreter.ranges.count
-        8
-
-    Args:
-        recorder: Has the model.
-        signature: Of it.
-    """
+    """Calls one signature, as LiteRT's does."""
 
     def __init__(self, recorder: Recorder, signature: Signature) -> None:
         self._recorder = recorder

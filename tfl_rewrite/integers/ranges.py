@@ -80,13 +80,6 @@ class TensorRanges:
     Attributes:
         model: Hash of the model, as of :class:`GivenModel`.
         subgraphs: By subgraph, the rows of the tensors that were seen, in order.
-
-    Example:
-        >>> judging = tfl_rewrite.Judging(inputs=("inputs.npz",))
-        >>> passes = [tfl_rewrite.Quantize(ranges="ranges.json")]
-        >>> report = tfl_rewrite.rewrite("model.tflite", "out.tflite", passes, judging=judging)
-        >>> tfl_rewrite.TensorRanges.read("ranges.json").count
-        8
     """
 
     model: str

@@ -281,12 +281,6 @@ class Blame(JsonData):
             the reason; without one, they have no counterpart.
         inserted: Operators of the rewritten file without a counterpart, by type.
         graph: The name under which Model Explorer knows the primary subgraph.
-
-    Example:
-        >>> found = tfl_rewrite.blame("model.tflite", "new.tflite")
-        >>> worst = found.marked()[0]
-        >>> worst.role, worst.weights
-        ('enters', 'float32 -> int8')
     """
 
     judge: JudgeInfo | None

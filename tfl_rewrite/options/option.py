@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tfl_rewrite.errors import UsageError, check_number, near_names
 
 Made = TypeVar("Made")
+Held = TypeVar("Held")
+Given = TypeVar("Given")
 
 _LONGEST_SHOWN = 80
 
@@ -251,6 +253,16 @@ class Option:
         if self.bounds is not None:
             check_number(self.name, value, self.bounds)
         return value if self.member is None else self.member(value)
+
+
+class Taken(Generic[Held, Given]):
+    """For type checkers: a field that holds one type and may be given as another, such as the text of it."""
+
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: Any) -> Held: ...
+
+        def __set__(self, instance: object, value: Held | Given) -> None: ...
 
 
 def option(

@@ -37,7 +37,7 @@ from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of, weights_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.options.option import Role, check_options, option
+from tfl_rewrite.options.option import Role, Taken, check_options, option
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
@@ -143,7 +143,7 @@ class Quantize(Pass):
         "decides; of those that --include and --exclude leave",
         metavar="REGEX=int8|int16|hybrid|float",
     )
-    effort: Effort = option(
+    effort: Taken[Effort, str] = option(
         Effort.BALANCED,
         "fast: weights rounded to the nearest on scales of least squared error. balanced (default): "
         "weight by weight, each for what it meets behind quantized activations and the weights before it. "

@@ -23,7 +23,7 @@ from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
-from tfl_rewrite.options.option import Kind, Role, check_options, option
+from tfl_rewrite.options.option import Kind, Role, Taken, check_options, option
 from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.weights.biases import correct
@@ -91,7 +91,7 @@ class QuantizeWeights(Pass):
         metavar="REGEX=ENCODING,...|FILE.toml",
         role=Role.READ_MAP,
     )
-    scheme: Scheme = option(
+    scheme: Taken[Scheme, str] = option(
         Scheme.AUTO,
         "hybrid: the runtime's dynamic-range kernels read the integers (smaller and faster). "
         "dequantize: integer constant, DEQUANTIZE, float kernel (smaller file, same memory as float; same "
@@ -122,7 +122,7 @@ class QuantizeWeights(Pass):
         metavar="REGEX",
     )
     keep_first_last: bool = option(False, "keep the weights of the first and the last weighted operator")
-    effort: Effort = option(
+    effort: Taken[Effort, str] = option(
         Effort.BALANCED,
         "fast: scales that cover the largest value, nearest integers. balanced (default): scales of "
         "least squared error; with --inputs, integers chosen for what the weights are multiplied with. best: "
@@ -135,7 +135,7 @@ class QuantizeWeights(Pass):
         "with --inputs: leave biases as they are, instead of letting them take back what rounding does "
         "to mean outputs",
     )
-    min_runtime: runtimes.Runtime = option(
+    min_runtime: Taken[runtimes.Runtime, str] = option(
         runtimes.NEWEST_RUNTIME,
         "oldest TensorFlow Lite release that must compute OUT, such as 2.14 (default: the newest)",
         kind=RUNTIME,

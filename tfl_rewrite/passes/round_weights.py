@@ -23,7 +23,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, KINDS, deflated, estimated
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
-from tfl_rewrite.options.option import option
+from tfl_rewrite.options.option import Taken, option
 from tfl_rewrite.weights.candidates import stays
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 from tfl_rewrite.weights.payloads import GridPayload
@@ -166,13 +166,13 @@ class RoundWeights(Pass):
         metavar="DB",
         bounds=SNR_BOUNDS,
     )
-    granularity: Granularity = option(
+    granularity: Taken[Granularity, str] = option(
         Granularity.AUTO,
         "which values share a step. auto (default): those of a channel of weights that are summed, else "
         "of the tensor; a search decides by measurement",
         choices=Granularity,
     )
-    effort: Effort = option(
+    effort: Taken[Effort, str] = option(
         Effort.BALANCED,
         "balanced (default): with --inputs, levels are chosen for what the weights are multiplied with. "
         "fast: by the weights alone",

@@ -54,10 +54,6 @@ class Comparison(JsonData):
         identical: Whether the files are equal byte for byte.
         balance: Bytes by what they are (:mod:`tfl_rewrite.reading.inspect`); sums to the sizes of the
             files.
-
-    Example:
-        >>> tfl_rewrite.diff("model.tflite", "model.tflite").identical
-        True
     """
 
     schema: ClassVar[int] = 1

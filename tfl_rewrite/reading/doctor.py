@@ -52,10 +52,6 @@ class Diagnosis(JsonData):
 
     Attributes:
         findings: Worst first, then in the order of :data:`tfl_rewrite.reading.findings.KINDS`.
-
-    Example:
-        >>> tfl_rewrite.diagnose("model.tflite").repairable
-        ('unaligned',)
     """
 
     schema: ClassVar[int] = 1

@@ -74,11 +74,6 @@ class Inspection(JsonData):
             operator is listed.
         says_min_runtime: What the file's own metadata says of that.
         refusals: Why a rewrite of the file would be refused.
-
-    Example:
-        >>> found = tfl_rewrite.inspect("model.tflite")
-        >>> [(row.name, row.dtype, row.shape) for row in found.outputs]
-        [('StatefulPartitionedCall_1:0', 'FLOAT32', (1, 10))]
     """
 
     schema: ClassVar[int] = 1

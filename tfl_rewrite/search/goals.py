@@ -17,6 +17,7 @@ from tfl_rewrite.options.option import (
     PATH,
     Kind,
     Role,
+    Taken,
     check_options,
     listed,
     made_with,
@@ -98,13 +99,13 @@ class Goal(JsonData):
         bounds=(1, 1 << 60),
         flags=("--max-size",),
     )
-    objective: Objective = option(
+    objective: Taken[Objective, str] = option(
         Objective.FILE,
         "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
         "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
         choices=Objective,
     )
-    effort: Effort = left_out(
+    effort: Taken[Effort, str] = left_out(
         option_of(QuantizeWeights, "effort", "as for quantize-weights (default: balanced)")
     )
     encodings: tuple[str, ...] | None = left_out(
@@ -118,7 +119,7 @@ class Goal(JsonData):
     )
     include: tuple[str, ...] = left_out(option_of(QuantizeWeights, "include", "as for quantize-weights"))
     exclude: tuple[str, ...] = left_out(option_of(QuantizeWeights, "exclude", "as for quantize-weights"))
-    min_runtime: Runtime = left_out(
+    min_runtime: Taken[Runtime, str] = left_out(
         option_of(QuantizeWeights, "min_runtime", "as for quantize-weights (default: the newest)")
     )
     time_limit: float | None = left_out(

@@ -39,10 +39,6 @@ class ShrinkReport(JsonData):
         units: The constants and their options.
         split: Which inputs were used for what.
         files: How many files were run.
-
-    Example:
-        >>> def summary(report: tfl_rewrite.ShrinkReport) -> str:
-        ...     return f"{report.nbytes_before} bytes, {report.files} files run, {report.promised_snr} dB"
     """
 
     schema: ClassVar[int] = 1

@@ -174,12 +174,6 @@ class ShardedModel:
     Attributes:
         manifest: What it was made of.
         content: All bytes, read-only, not copied.
-
-    Example:
-        >>> report = tfl_rewrite.shard("model.tflite", "parts")
-        >>> with tfl_rewrite.open_sharded("parts/manifest.json") as model:
-        ...     interpreter = model.interpreter()
-        ...     interpreter.allocate_tensors()
     """
 
     def __init__(self, manifest: Manifest) -> None:

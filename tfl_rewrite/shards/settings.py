@@ -169,11 +169,6 @@ class ShardReport(JsonData):
         sha256: Of the whole model.
         verdict: Of the runtime, for external buffers; parts are compared byte by byte instead.
         unverified: Why nothing could be run, or None.
-
-    Example:
-        >>> report = tfl_rewrite.shard("model.tflite", "parts")
-        >>> report.entry
-        'parts/manifest.json'
     """
 
     schema: ClassVar[int] = 1
