@@ -41,8 +41,8 @@ from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.round import rounding_session
 from tfl_rewrite.search.session import Session
+from tfl_rewrite.search.shrink import rounding_session
 
 STEPS = 256
 LEAST_ELEMENTS = 16

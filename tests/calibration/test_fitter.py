@@ -21,7 +21,7 @@ from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.pipeline.verify import verify
-from tfl_rewrite.search.round import search_rounding
+from tfl_rewrite.search.shrink import search_rounding
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 
 pytestmark = pytest.mark.runtime

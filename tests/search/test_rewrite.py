@@ -17,7 +17,7 @@ from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.search.round import search_rounding
+from tfl_rewrite.search.shrink import search_rounding
 
 SEARCHED = RoundWeights(min_snr=35, effort="fast")
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_written_is_refused_before_the_search(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("tfl_rewrite.search.round.search_rounding", too_late)
+    monkeypatch.setattr("tfl_rewrite.search.shrink.search_rounding", too_late)
     target = tmp_path / "out.tflite"
     target.write_bytes(b"mine")
     with pytest.raises(UsageError, match="exists"):

@@ -14,7 +14,7 @@ from tfl_rewrite.editing.base import Context
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.round import rounding_session, search_rounding
+from tfl_rewrite.search.shrink import rounding_session, search_rounding
 
 pytestmark = pytest.mark.runtime
 

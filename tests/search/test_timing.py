@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import UnsupportedError
-from tfl_rewrite.search import knapsack
 from tfl_rewrite.search.session import Stopwatch
 from tfl_rewrite.search.trials import Trials
-from tfl_rewrite.search.units import KEPT, Option, Unit
+from tfl_rewrite.search.units import KEPT, Option, Unit, cheapest
 from tfl_rewrite.weights.encoding import Encoding
 
 FAST, SLOW, SAME = (Encoding.parse(text) for text in ("int8:channel", "int4:channel", "float16"))
@@ -44,8 +43,8 @@ def test_the_fastest_is_chosen_and_jitter_is_no_difference(tmp_path: Path) -> No
     Told(cast(Trials, Writer()), tmp_path, "litert").price([unit], lambda *_: None)
     kept, fast, slow, same = (option.cost for option in unit.options)
     assert fast < same < kept < slow
-    assert knapsack.solve([unit], 1e-3) == [1]
-    assert knapsack.solve([unit], 1e-9) == [0]
+    assert cheapest([unit], 1e-3) == [1]
+    assert cheapest([unit], 1e-9) == [0]
 
 
 @pytest.mark.runtime

@@ -86,7 +86,7 @@ def _check_before(passes: Sequence[Pass]) -> None:
 
 
 def _found(item: RoundWeights, source: Source, before: Sequence[Pass], judging: Judging) -> RoundWeights:
-    from tfl_rewrite.search.round import search_rounding
+    from tfl_rewrite.search.shrink import search_rounding
 
     assert item.min_snr is not None
     return search_rounding(

@@ -1,6 +1,6 @@
 """Settles on an assignment of encodings to constants.
 
-The knapsack of :mod:`tfl_rewrite.search.knapsack` gives an assignment for an allowed noise; the file is
+The knapsack of :mod:`tfl_rewrite.numerics.knapsack` gives an assignment for an allowed noise; the file is
 made and measured, and the allowed noise is moved until the bounds just hold. Last, single constants are
 stored smaller while the file still measures well. How many files are run depends on the model alone, unless
 a time limit ends it early; so the same input gives the same result.
@@ -15,12 +15,12 @@ from statistics import median
 
 import numpy as np
 
-from tfl_rewrite.search import knapsack, sensitivity
+from tfl_rewrite.search import sensitivity
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import QUIET, Figures
 from tfl_rewrite.search.sensitivity import Clock, Progress, State, TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
-from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Unit
+from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Unit, cheapest
 from tfl_rewrite.weights.grids import Choice as Grid
 
 ROUNDS = 14
@@ -126,7 +126,7 @@ class Search:
         low, high = _LOWEST, _HIGHEST
         files, stride = 0, 2.0
         while files < ROUNDS and high - low > 0.05:
-            picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+            picked = self._picked(aim)
             choice = self.choice(picked)
             new = key_of(choice) not in self._known
             self._progress("settling", files, ROUNDS)
@@ -166,7 +166,7 @@ class Search:
             while files < ROUNDS and high - low > 0.05:
                 self._progress("settling", files, ROUNDS)
                 aim = (low + high) / 2
-                picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+                picked = self._picked(aim)
                 choice = self.choice(picked)
                 # Sizes add up well enough to tell what is far off.
                 expected = sum(
@@ -182,7 +182,7 @@ class Search:
                     high = aim
             if not any(item.nbytes <= limit for item in self.curve):
                 # The smallest there is.
-                self._measured(self.choice(knapsack.solve(self.units, 1e9)))
+                self._measured(self.choice(self._picked(-90.0)))
         except TimeIsUp:
             self._note("the time limit ended the search early")
         fitting = [item for item in self.curve if item.nbytes <= limit and item.sound]
@@ -196,7 +196,7 @@ class Search:
         """
         for room in _RESORTS:
             aim = wanted + room + self._optimism()
-            yield self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-aim / 10.0))), timed=False)
+            yield self._measured(self.choice(self._picked(aim)), timed=False)
         finest = {}
         for unit in self.units:
             noises = [
@@ -228,7 +228,7 @@ class Search:
             self._progress("tracing the curve", number, len(_CURVE_STEPS))
             try:
                 self._clock.check(self.until)
-                self._measured(self.choice(knapsack.solve(self.units, 10.0 ** (-(around + step) / 10.0))))
+                self._measured(self.choice(self._picked(around + step)))
             except TimeIsUp:
                 return
 
@@ -250,7 +250,7 @@ class Search:
 
     def propose(self, aim: float) -> tuple[dict[int, Form], float]:
         """Returns the cheapest choice that is expected to keep an SNR in dB, and what it costs; not tried."""
-        picked = knapsack.solve(self.units, 10.0 ** (-aim / 10.0))
+        picked = self._picked(aim)
         cost = sum(unit.options[index].cost for unit, index in zip(self.units, picked, strict=True))
         return self.choice(picked), cost
 
@@ -261,6 +261,10 @@ class Search:
             for unit, index in zip(self.units, picked, strict=True)
             if unit.options[index].form != KEPT
         }
+
+    def _picked(self, aim: float) -> list[int]:
+        """The option of each unit in the cheapest assignment that is expected to keep an SNR in dB."""
+        return cheapest(self.units, 10.0 ** (-aim / 10.0))
 
     def _measured(self, choice: Choice, *, timed: bool = True) -> Measured:
         key = key_of(choice)

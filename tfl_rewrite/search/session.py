@@ -141,14 +141,19 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(wanted: Wanted, progress: Progress) -> Iterator[Session]:
+def session(wanted: Wanted, progress: Progress | None = None) -> Iterator[Session]:
     """Opens a search.
+
+    Args:
+        wanted: What to search for, and with what.
+        progress: Called with what is going on, and how many of how many steps are done.
 
     Raises:
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: An input does not fit.
     """
     checked, goal, source = wanted.judging, wanted.goal, wanted.frame.source
+    progress = progress or (lambda _what, _done, _total: None)
     clock = Clock(goal.time_limit)
     with Scratch() as scratch:
         split = _split(wanted, scratch)

@@ -1,10 +1,14 @@
-"""The smallest file within a budget: search, prove it on inputs that the search never saw, publish."""
+"""The smallest file within a budget: search, prove it on inputs that the search never saw, publish.
+
+And the coarsest rounding of constants that keeps the outputs at a given ratio: the search with grids only.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UsageError
@@ -26,7 +30,7 @@ from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import ORDERED_TRIES, Found, caveats, in_order, settle
-from tfl_rewrite.search.trials import Frame, deflated_nbytes
+from tfl_rewrite.search.trials import Frame, Measured, deflated_nbytes
 from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
@@ -100,7 +104,7 @@ def search_and_publish(
     Raises:
         ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
     """
-    with session(_wanted(plan, goal), progress or (lambda _what, _done, _total: None)) as opened:
+    with session(_wanted(plan, goal), progress) as opened:
         search, trials = opened.encodings(), opened.trials
         with opened.judge() as judge:
             found = settle(search, trials, goal, judge)
@@ -193,3 +197,112 @@ def _on_grids(opened: Session, found: Found, judge: HoldoutJudge) -> Found:
     if other <= deflated:
         return replace(found, notes=notes)
     return replace(on_grids, notes=(*notes, note))
+
+
+_SAME = "the steps were searched with the samples that judge them: judge by others too"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRounding:
+    """What a search came to.
+
+    Attributes:
+        settings: The pass that was found.
+        snr: Lowest ratio over the outputs that was measured with it, in dB; None where none has one. Levels
+            that are chosen for inputs were chosen for other ones than those measured with.
+        files: How many files were run.
+    """
+
+    settings: RoundWeights
+    snr: float | None
+    files: int
+
+
+def search_rounding(
+    source: ModelLike,
+    settings: RoundWeights,
+    judging: Judging,
+    *,
+    min_snr: float,
+    max_abs_error: float | None = None,
+    before: Sequence[Pass] = (),
+    progress: Progress | None = None,
+) -> FoundRounding:
+    """Finds the coarsest rounding of constants that keeps the outputs at a given ratio.
+
+    With real inputs levels are chosen for what weights meet, which fits the samples at hand: they come in two
+    halves, and each half measures weights that were rounded for the other. A quarter of the samples is held
+    out; while the file does not keep the ratio there, the search leaves more room. What goes into a last
+    SOFTMAX that decides few things has to keep the ratio as well: outputs that are sure of themselves hide
+    noise that others show. How many files are run depends on the model alone, not on the clock, so the same
+    input gives the same result.
+
+    Args:
+        source: A path, bytes, an open file or a model.
+        settings: Granularity and which constants; its steps and ratio are not used.
+        judging: What to measure with; its tolerance is not used.
+        min_snr: What every output must keep, in dB.
+        max_abs_error: What no element of an output may be off by more than.
+        before: Passes that lose nothing, which run first.
+        progress: Called with what is going on, and how many of how many runs are done.
+
+    Raises:
+        UnsupportedError: The original cannot be run, so nothing can be measured.
+        UsageError: A bound is out of its range.
+    """
+    goal = Goal(
+        min_snr=min_snr,
+        max_error=max_abs_error,
+        objective=Objective.DOWNLOAD,
+        effort=settings.effort,
+        sure=False,
+    )
+    with (
+        on_disk(source) as file,
+        rounding_session(file, settings, judging, goal, progress, before=before) as opened,
+    ):
+        search = opened.grids(min_snr)
+        if not search.units:
+            return FoundRounding(replace(settings, choices={}), None, opened.trials.files)
+        with opened.judge() as judge:
+            found = settle(search, opened.trials, goal, judge).promised
+        if found is None:
+            return FoundRounding(replace(settings, choices={}), None, opened.trials.files)
+        (made,) = opened.trials.passes(found.choice)
+        assert isinstance(made, RoundWeights)
+        made = replace(made, notes=_notes(opened, found))
+        return FoundRounding(made, found.verdict.worst_snr(), opened.trials.files)
+
+
+@contextlib.contextmanager
+def rounding_session(
+    source: str | os.PathLike[str],
+    settings: RoundWeights,
+    judging: Judging,
+    goal: Goal,
+    progress: Progress | None = None,
+    *,
+    before: Sequence[Pass] = (),
+) -> Iterator[Session]:
+    """Opens a search among grids for any number of targets; see :meth:`Session.grids`."""
+    wanted = Wanted(
+        goal=goal,
+        frame=Frame(source, before),
+        judging=with_media(judging, source),
+        grids=settings,
+        others=False,
+    )
+    with session(wanted, progress) as opened:
+        yield opened
+
+
+def _notes(opened: Session, found: Measured) -> tuple[str, ...]:
+    """Returns what was measured, where the verdict on the file does not show it."""
+    split, snr, notes = opened.split, found.verdict.worst_snr(), []
+    if snr is not None and (split.reason or not opened.wanted.judging.inputs):
+        notes.append(f"{_SAME}; {split.reason}" if split.reason else _SAME)
+    elif snr is not None:
+        notes.append(f"the search measured {snr:.1f} dB on {split.dealt or split.text}")
+    if found.hidden is not None:
+        notes.append(f"what goes into the last SOFTMAX, LOGISTIC or TANH keeps {found.hidden:.1f} dB")
+    return tuple(notes)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.numerics import grids
+from tfl_rewrite.numerics import grids, knapsack
 from tfl_rewrite.numerics.grids import KINDS, Rows, deflated, estimated
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal, Objective
@@ -111,6 +111,26 @@ class Unit:
     def kept(self) -> Option:
         """As it is."""
         return self.options[0]
+
+
+def cheapest(units: Sequence[Unit], allowed: float) -> list[int]:
+    """Returns the index of an option for each unit: the least cost whose noises add up to what is allowed.
+
+    Args:
+        units: All of their options have a noise.
+        allowed: Largest sum of noises, relative to the signal, for every output.
+    """
+    if not units:
+        return []
+    width = max(len(unit.options) for unit in units)
+    first = units[0].kept.noise
+    assert first is not None
+    costs, noises = np.full((len(units), width), np.inf), np.zeros((len(units), width, first.size))
+    for row, unit in enumerate(units):
+        for column, option in enumerate(unit.options):
+            assert option.noise is not None
+            costs[row, column], noises[row, column] = option.cost, option.noise
+    return knapsack.solve(costs, noises, allowed)
 
 
 def encodings_for(goal: Goal) -> tuple[str, ...]:
