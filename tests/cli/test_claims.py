@@ -13,7 +13,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.arguments import COMMANDS
+from tfl_rewrite.cli.main import COMMANDS
 from tfl_rewrite.cli.options import Role
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims

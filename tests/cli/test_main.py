@@ -18,7 +18,7 @@ import pytest
 
 from tfl_rewrite import __version__, load, save
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.arguments import COMMANDS, parser
+from tfl_rewrite.cli.main import COMMANDS, parser
 from tfl_rewrite.cli.render import decibels, report_lines, safe, size, table
 from tfl_rewrite.editing.base import Edit, PassResult
 from tfl_rewrite.model.blob import OwnedBlob

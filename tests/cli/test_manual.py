@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.arguments import commands, parser
 from tfl_rewrite.cli.commands.manual import man_page
+from tfl_rewrite.cli.main import commands, parser
 from tfl_rewrite.cli.text import short_names
 
 COMMANDS = commands()

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from tfl_rewrite.cli.options import Argument, Command, given
-from tfl_rewrite.cli.streams import STREAM, paths, shown
+from tfl_rewrite.cli.text import STREAM, paths, shown
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims

@@ -42,9 +42,9 @@ class Command:
 
     name: str
     help: str
-    description: str
-    run: str
-    make: Callable[[], Groups]
+    description: str = ""
+    run: str = "rewrite:rewrite_with_pass"
+    make: Callable[[], Groups] = lambda: ()
     examples: tuple[str, ...] = ()
 
     @property

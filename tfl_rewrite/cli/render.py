@@ -8,30 +8,24 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
-from tfl_rewrite.cli.render_tables import finer_table, pass_tables
-from tfl_rewrite.cli.text import counted, decibels, escaped, safe, size, table
-from tfl_rewrite.editing.base import Edit, PassResult
+from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, size, table
+from tfl_rewrite.editing.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.quantize import OperatorChange
 from tfl_rewrite.passes.round_weights import RoundedChange
-from tfl_rewrite.pipeline.report import Report
+from tfl_rewrite.pipeline.report import Finer, Report
 from tfl_rewrite.weights.payloads import WeightChange
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
-    from tfl_rewrite.shards.settings import ShardReport
 
-_FILES = 10
+
 _NOTICEABLE_DB = 20.0
-_WORDS = {
-    "new": "written",
-    "kept": "there already",
-    "fetched": "fetched",
-    "read": "read",
-}
+_NAME = 60
+T = TypeVar("T")
 
 
 def report_lines(report: Report, *, verbose: int) -> list[str]:
@@ -40,13 +34,13 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     if verbose:
         for result in report.results:
             lines += [line for line in (_done(result, report),) if line]
-            lines += pass_tables(result)
-            lines += _noted(result.notes, verbose)
+            lines += _tables(result)
+            lines += noted(result.notes, verbose)
         lines += _finer_lines(report, verbose)
     else:
         told = [*(_done(result, report) for result in report.results), *_finer_lines(report, verbose)]
         lines += ["; ".join(filter(None, told))] if any(told) else []
-    lines += _noted(_notes(report, verbose), verbose)
+    lines += noted(_notes(report, verbose), verbose)
     if report.verdict is not None:
         lines += verified_lines(report.verdict, verbose=verbose)
     elif report.unverified is not None and report.outcome != "failed":
@@ -92,25 +86,25 @@ _TYPES = 3
 
 def _done(result: PassResult, report: Report) -> str:
     """Says in one line what a pass did, and what it left; nothing where that is nothing."""
-    weights = [change for change in result.changes if isinstance(change, WeightChange)]
-    rounded = [change for change in result.changes if isinstance(change, RoundedChange)]
-    edits = [change for change in result.changes if isinstance(change, Edit)]
-    operators = [change for change in result.changes if isinstance(change, OperatorChange)]
-    parts = [*_edited(edits), *_stored(weights, result), *_fewer_values(rounded, result)]
-    parts += _in_integers(operators, result)
+    weights, rounded = _of(WeightChange, result), _of(RoundedChange, result)
+    parts = [*_edited(_of(Edit, result)), *_stored(weights, result)]
+    if rounded:
+        parts.append(f"{len(rounded)} of {len(rounded) + len(result.skips)} constants are rounded now")
+    parts += _in_integers(_of(OperatorChange, result), result)
     parts += _lost(weights) + _silenced([*weights, *rounded])
     stay = Counter(item.rule for item in result.skips)
     if stay:
         told = ", ".join(f"{number} x {safe(rule)}" for rule, number in stay.most_common())
         parts.append(f"{sum(stay.values())} stay{'s' if sum(stay.values()) == 1 else ''} ({told})")
     if report.outcome == "unchanged" and result.idle:
-        parts.append(_named(result.idle, report))
+        # With the file's name in the commands that the pass recommends.
+        parts.append(safe(result.idle.replace(" IN OUT", f" {shlex.quote(report.source)} OUT"), limit=1000))
     return f"{result.name}: {'; '.join(parts)}" if parts else ""
 
 
-def _named(advice: str, report: Report) -> str:
-    """Puts the file's name into the commands that a pass recommends."""
-    return safe(advice.replace(" IN OUT", f" {shlex.quote(report.source)} OUT"), limit=1000)
+def _of(kind: type[T], result: PassResult) -> list[T]:
+    """Returns the changes of a kind."""
+    return [change for change in result.changes if isinstance(change, kind)]
 
 
 def _won(saved: int) -> str:
@@ -138,17 +132,9 @@ def _stored(weights: Sequence[WeightChange], result: PassResult) -> list[str]:
     done = [f"{fresh} of {fresh + len(result.skips)} float constants are {kinds} now"] if fresh else []
     if renewed:
         done.append(f"{counted(renewed, 'integer constant')} stored anew as {kinds}")
-    forms = Counter(
-        change.scheme if kinds == "int8" else f"{change.encoding} {change.scheme}" for change in weights
-    )
+    forms = Counter(change.scheme if kinds == "int8" else _form(change) for change in weights)
     told = ", ".join(f"{number} x {form}" for form, number in forms.most_common())
     return [f"{', '.join(done)} ({told})", _won(sum(change.saved for change in weights))]
-
-
-def _fewer_values(rounded: Sequence[RoundedChange], result: PassResult) -> list[str]:
-    if not rounded:
-        return []
-    return [f"{len(rounded)} of {len(rounded) + len(result.skips)} constants are rounded now"]
 
 
 def _in_integers(operators: Sequence[OperatorChange], result: PassResult) -> list[str]:
@@ -197,7 +183,8 @@ def _notes(report: Report, verbose: int) -> list[str]:
     return list(dict.fromkeys([*judged, *report.notes, *of_passes]))
 
 
-def _noted(notes: Sequence[str], verbose: int) -> list[str]:
+def noted(notes: Sequence[str], verbose: int) -> list[str]:
+    """Returns notes as lines; without ``verbose`` one, which counts the others."""
     if verbose or len(notes) < 2:
         return [f"note: {safe(note, limit=400)}" for note in notes]
     return [f"note: {safe(notes[0], limit=200)}; {counted(len(notes) - 1, 'more note')} with -v"]
@@ -210,7 +197,7 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     why = safe("; ".join(report.refused.reasons), limit=300)
     # Such as of inputs that are not finite, which may be the reason; a verdict on what was made has its own.
     told = report.refused.notes if report.verdict is None else ()
-    notes = _noted(told, 1)
+    notes = noted(told, 1)
     if not report.finer:
         return [f"as asked for, it failed: {why}", *notes]
     forms = Counter(item.form for item in report.finer)
@@ -218,7 +205,7 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
         f"{counted(len(report.finer), 'constant')} had to be stored finer than asked for, as "
         f"{', '.join(forms)} (--no-rescue refuses instead); without that it failed: {why}"
     ]
-    return [*lines, *(finer_table(report.finer) if verbose else []), *notes]
+    return [*lines, *(_finer_table(report.finer) if verbose else []), *notes]
 
 
 def _damage_lines(report: Report, verbose: int) -> list[str]:
@@ -254,7 +241,7 @@ def _next(report: Report) -> list[str]:
     """Says what to do with the file; after a failure, the error says it."""
     if report.outcome != "rewritten":
         return []
-    source, target = _shell(report.source), _shell(report.target)
+    source, target = shell(report.source), shell(report.target)
     verdict = report.verdict
     worst = None if verdict is None or not verdict.passed else verdict.worst_snr()
     lossy = worst is not None and math.isfinite(worst)
@@ -271,7 +258,8 @@ def _next(report: Report) -> list[str]:
     return [f"next: 'tfl-rewrite diff {source} {target}' shows what changed; -v shows each constant"]
 
 
-def _shell(path: str) -> str:
+def shell(path: str) -> str:
+    """Returns a path as a shell takes it."""
     return shlex.quote(safe(path))
 
 
@@ -282,55 +270,144 @@ def _quoted(name: str) -> str:
     return shlex.quote("".join(map(escaped, exact(name))))
 
 
-def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
-    """Says what ``shard`` or ``join`` did."""
-    lines = [_shard_headline(report)]
-    counts = {status: [item for item in report.files if item.status == status] for status in _WORDS}
-    lines += [
-        f"  {len(items)} file{'' if len(items) == 1 else 's'} {_word(status, report)}, "
-        f"{size(sum(item.stored_nbytes for item in items))} bytes"
-        for status, items in counts.items()
-        if items
+def _named(
+    head: Sequence[str],
+    items: Sequence[T],
+    name: Callable[[T], str],
+    cells: Callable[[T], Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+) -> list[str]:
+    """Lays out a table whose first column holds names, cut where they agree; nothing without any items."""
+    names = short_names([name(item) for item in items], limit=_NAME)
+    rows = [(shown, *cells(item)) for shown, item in zip(names, items, strict=True)]
+    return table(head, rows, right=right) if rows else []
+
+
+def _tables(result: PassResult) -> list[str]:
+    """Returns all that a pass did and left, in tables."""
+    weights = _of(WeightChange, result)
+    return [
+        *_edits(_of(Edit, result)),
+        *_operators(_of(OperatorChange, result)),
+        *_by_operator(weights),
+        *_weights(weights),
+        *_rounded(_of(RoundedChange, result)),
+        *_skips([item for item in result.skips if "dtype" in item.data]),
+        *[
+            f"kept: {safe(item.where, limit=_NAME)} ({safe(item.reason, limit=160)})"
+            for item in result.skips
+            if "dtype" not in item.data
+        ],
     ]
-    if verbose:
-        shown = report.files if verbose > 1 else report.files[:_FILES]
-        lines += table(
-            ("file", "bytes", "stored", ""),
-            [
-                (safe(item.name), size(item.nbytes), size(item.stored_nbytes), _word(item.status, report))
-                for item in shown
-            ],
-            right=(1, 2),
-        )
-        if len(shown) < len(report.files):
-            lines.append(f"  ... and {len(report.files) - len(shown)} more (-vv shows all)")
-    lines += _noted(report.notes, 1)
-    if report.outcome == "failed":
-        return lines
-    if report.unverified is not None:
-        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-    elif report.verdict is not None:
-        lines += verified_lines(report.verdict, verbose=verbose)
-    elif report.command == "shard":
-        lines.append(
-            "verified: would be read back and compared" if report.dry_run else "verified: read back, equal"
-        )
-        lines.append(f"SHA-256 of the model: {report.sha256}")
-    else:
-        lines.append(f"verified: SHA-256 {report.sha256}")
-    if report.command == "shard" and not report.dry_run:
-        entry, what = _shell(report.entry), "joins it" if report.format == "parts" else "makes it one file"
-        lines.append(f"next: 'tfl-rewrite join {entry} OUT' {what} again")
-    return lines
 
 
-def _word(status: str, report: ShardReport) -> str:
-    return "would be written" if report.dry_run and status == "new" else _WORDS[status]
+def _operators(changes: Sequence[OperatorChange]) -> list[str]:
+    if not changes:
+        return []
+    counts = Counter((change.operator, change.activations) for change in changes)
+    rows = [(name, kind, str(number)) for (name, kind), number in counts.most_common()]
+    return table(("operator", "computes in", "number"), rows, right=(2,))
 
 
-def _shard_headline(report: ShardReport) -> str:
-    source = safe(report.source)
-    target = safe(report.entry if report.command == "shard" else report.target)
-    arrow = "-X->" if report.outcome == "failed" else "->"
-    tail = " (dry run, not written)" if report.dry_run else ""
-    return f"{source} {arrow} {target}: a model of {size(report.nbytes)} bytes{tail}"
+def _finer_table(rows: Sequence[Finer]) -> list[str]:
+    """Returns the constants that are stored finer than was asked for."""
+    return _named(
+        ("tensor", "stored as", "bytes more", "dB as asked, alone"),
+        sorted(rows, key=lambda item: -item.added),
+        lambda item: item.tensor,
+        lambda item: (item.form, f"{item.added:+,}", "" if item.snr is None else decibels(item.snr)),
+        right=(2, 3),
+    )
+
+
+def _edits(edits: Sequence[Edit]) -> list[str]:
+    return _named(
+        ("where", "what", "saved"),
+        edits,
+        lambda edit: edit.where,
+        lambda edit: (safe(edit.what, limit=90), size(edit.saved) if edit.saved else ""),
+        right=(2,),
+    )
+
+
+def _by_operator(weights: Sequence[WeightChange]) -> list[str]:
+    """Sums the constants by the type of the operator that reads them and by their form."""
+    if not weights:
+        return []
+    groups: dict[tuple[str, str], list[WeightChange]] = {}
+    for change in weights:
+        groups.setdefault((",".join(change.readers), _form(change)), []).append(change)
+    rows = [(who, how, group) for (who, how), group in groups.items()]
+    rows.sort(key=lambda row: -sum(change.saved for change in row[2]))
+    cells = [(safe(who, limit=40), how, *_sums(group)) for who, how, group in rows]
+    return table(
+        ("read by", "form", "constants", "bytes", "saved", "lowest SNR dB"),
+        [*cells, ("all", "", *_sums(weights))],
+        right=(2, 3, 4, 5),
+    )
+
+
+def _sums(weights: Sequence[WeightChange]) -> tuple[str, str, str, str]:
+    own = [change for change in weights if not change.shared]
+    before, after = (sum(getattr(change, f"nbytes_{when}") for change in own) for when in ("before", "after"))
+    return (
+        size(len(weights)),
+        f"{size(before)} -> {size(after)}",
+        size(sum(change.saved for change in weights)),
+        decibels(min(change.snr for change in weights)),
+    )
+
+
+def _form(change: WeightChange) -> str:
+    return f"{change.encoding} {change.scheme}"
+
+
+def _weights(weights: Sequence[WeightChange]) -> list[str]:
+    return _named(
+        ("tensor", "read by", "form", "scales", "bytes", "saved", "SNR dB"),
+        sorted(weights, key=lambda change: -change.saved),
+        lambda change: change.where,
+        lambda change: (
+            safe(",".join(change.readers), limit=40),
+            _form(change),
+            f"{change.channels}" if change.channels else "",
+            "shared" if change.shared else f"{size(change.nbytes_before)} -> {size(change.nbytes_after)}",
+            size(change.saved),
+            decibels(change.snr),
+        ),
+        right=(3, 4, 5, 6),
+    )
+
+
+def _rounded(rounded: Sequence[RoundedChange]) -> list[str]:
+    return _named(
+        ("tensor", "read by", "step", "of each", "bytes", "deflated", "SNR dB"),
+        sorted(rounded, key=lambda change: -change.nbytes),
+        lambda change: change.where,
+        lambda change: (
+            safe(",".join(change.readers), limit=40),
+            _step(change),
+            change.granularity,
+            size(change.nbytes),
+            f"{size(change.deflated[0])} -> {size(change.deflated[1])}",
+            decibels(change.snr),
+        ),
+        right=(4, 5, 6),
+    )
+
+
+def _step(change: RoundedChange) -> str:
+    finest, coarsest = change.steps
+    return f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
+
+
+def _skips(skips: Sequence[Skip]) -> list[str]:
+    rows = _named(
+        ("tensor", "bytes", "why"),
+        sorted(skips, key=lambda item: -item.data.get("nbytes", 0)),
+        lambda item: item.where,
+        lambda item: (size(item.data.get("nbytes", 0)), safe(item.reason, limit=200)),
+        right=(1,),
+    )
+    return [f"{len(skips)} float constants stay:", *rows] if rows else []

@@ -10,8 +10,8 @@ from pathlib import Path
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import shard_lines
-from tfl_rewrite.cli.text import safe, show, warn
+from tfl_rewrite.cli.render import noted, shell, verified_lines
+from tfl_rewrite.cli.text import safe, show, size, table, warn
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.settings import JoinOptions, ShardFailed, ShardOptions, ShardReport
@@ -62,3 +62,66 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Judging, Bar], Sh
     if failure is not None:
         raise failure
     return 0
+
+
+_FILES = 10
+_WORDS = {
+    "new": "written",
+    "kept": "there already",
+    "fetched": "fetched",
+    "read": "read",
+}
+
+
+def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
+    """Says what ``shard`` or ``join`` did."""
+    lines = [_shard_headline(report)]
+    counts = {status: [item for item in report.files if item.status == status] for status in _WORDS}
+    lines += [
+        f"  {len(items)} file{'' if len(items) == 1 else 's'} {_word(status, report)}, "
+        f"{size(sum(item.stored_nbytes for item in items))} bytes"
+        for status, items in counts.items()
+        if items
+    ]
+    if verbose:
+        shown = report.files if verbose > 1 else report.files[:_FILES]
+        lines += table(
+            ("file", "bytes", "stored", ""),
+            [
+                (safe(item.name), size(item.nbytes), size(item.stored_nbytes), _word(item.status, report))
+                for item in shown
+            ],
+            right=(1, 2),
+        )
+        if len(shown) < len(report.files):
+            lines.append(f"  ... and {len(report.files) - len(shown)} more (-vv shows all)")
+    lines += noted(report.notes, 1)
+    if report.outcome == "failed":
+        return lines
+    if report.unverified is not None:
+        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+    elif report.verdict is not None:
+        lines += verified_lines(report.verdict, verbose=verbose)
+    elif report.command == "shard":
+        lines.append(
+            "verified: would be read back and compared" if report.dry_run else "verified: read back, equal"
+        )
+        lines.append(f"SHA-256 of the model: {report.sha256}")
+    else:
+        lines.append(f"verified: SHA-256 {report.sha256}")
+    if report.command == "shard" and not report.dry_run:
+        entry, what = shell(report.entry), "joins it" if report.format == "parts" else "makes it one file"
+        lines.append(f"next: 'tfl-rewrite join {entry} OUT' {what} again")
+    return lines
+
+
+def _word(status: str, report: ShardReport) -> str:
+    return "would be written" if report.dry_run and status == "new" else _WORDS[status]
+
+
+def _shard_headline(report: ShardReport) -> str:
+    source = safe(report.source)
+    target = safe(report.entry if report.command == "shard" else report.target)
+    arrow = "-X->" if report.outcome == "failed" else "->"
+    tail = " (dry run, not written)" if report.dry_run else ""
+    return f"{source} {arrow} {target}: a model of {size(report.nbytes)} bytes{tail}"

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from tfl_rewrite.cli.commands.rewrite_rows import GOAL_PREFIX, SEARCH_SECONDS
+from tfl_rewrite.cli.commands.rows import PREFIX, SEARCH_SECONDS
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
@@ -68,7 +68,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
 def goal_of(arguments: argparse.Namespace) -> Goal:
     """Returns what a search is to find, from the options of the command."""
-    values = {"time_limit": SEARCH_SECONDS, **given(Goal, arguments, GOAL_PREFIX)}
+    values = {"time_limit": SEARCH_SECONDS, **given(Goal, arguments, PREFIX)}
     if values["time_limit"] == 0:
         values["time_limit"] = None
     return made_with(Goal, values)
