@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.flatbuf.bootstrap import reflection_schema
-from tfl_rewrite.flatbuf.reader import read
+from tfl_rewrite.flatbuf.reader import read, reflection_schema
 from tfl_rewrite.flatbuf.record import (
     FLOAT32,
     INT32,

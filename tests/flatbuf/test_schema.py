@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.flatbuf.bootstrap import load_schema
+from tfl_rewrite.flatbuf.reader import load_schema
 from tfl_rewrite.flatbuf.record import FieldSpec, Kind, Schema
 
 from ..helpers import ROOT, script

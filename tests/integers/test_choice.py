@@ -6,7 +6,7 @@ import pytest
 
 from tests.nets import Net
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.integers.choice import Choice, Computes
+from tfl_rewrite.integers.mixture import Choice, Computes
 from tfl_rewrite.model.ir import Operator
 
 

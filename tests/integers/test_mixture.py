@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite.integers.choice import Choice, Computes
-from tfl_rewrite.integers.mixture import Mixture, Unit
+from tfl_rewrite.integers.mixture import Choice, Computes, Mixture, Unit
 from tfl_rewrite.model.ir import Model
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.nets import Net, nearest
-from tfl_rewrite.integers.choice import Choice, Computes
-from tfl_rewrite.integers.mixture import Mixture
+from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.wish import Known, Search, Settled
 from tfl_rewrite.numerics.knapsack import Float64

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tfl_rewrite import FormatError, UsageError, open_sharded
 from tfl_rewrite.cli.main import main
-from tfl_rewrite.shards import external_folder, parts
+from tfl_rewrite.shards import external, parts
 
 
 def run(*arguments: object) -> int:
@@ -175,14 +175,14 @@ def test_interrupted_and_different(
     with monkeypatch.context() as patch:
         patch.setattr(parts, "_check", interrupted)
         assert run("shard", model, tmp_path / "s") == 130
-    write = external_folder._write
+    write = external._write
 
     def broken(file: Any, path: Path) -> None:
         write(file, path)
         path.write_bytes(bytes(path.stat().st_size))
 
     with monkeypatch.context() as patch:
-        patch.setattr(external_folder, "_write", broken)
+        patch.setattr(external, "_write", broken)
         assert run("shard", model, tmp_path / "s", "--format", "external", "--samples", 1) == 4
     assert "FAIL" not in capsys.readouterr().err and not list(tmp_path.iterdir())
 

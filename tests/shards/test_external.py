@@ -18,7 +18,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.shards import external_folder
+from tfl_rewrite.shards import external
 from tfl_rewrite.shards.external import move_out
 from tfl_rewrite.shards.settings import ShardOptions
 
@@ -179,18 +179,18 @@ def test_a_large_tensor_gets_a_file_of_its_own(fixtures: Path, tmp_path: Path) -
 def test_a_failed_verification_publishes_nothing(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = external_folder._write
+    write = external._write
 
     def broken(file: Any, path: Path) -> None:
         write(file, path)
         path.write_bytes(bytes(path.stat().st_size))
 
-    monkeypatch.setattr(external_folder, "_write", broken)
+    monkeypatch.setattr(external, "_write", broken)
     with pytest.raises(tfl_rewrite.ShardFailed, match="computes something else") as caught:
         tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", ShardOptions(format="external"))
     assert caught.value.exit_code == 4 and caught.value.report.outcome == "failed"
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(external_folder, "_write", lambda file, path: None)
+    monkeypatch.setattr(external, "_write", lambda file, path: None)
     with pytest.raises(FileAccessError):
         tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", ShardOptions(format="external"))
 

@@ -1,4 +1,4 @@
-"""What a schema says about tables, and one table as data; ``bootstrap`` reads a schema."""
+"""What a schema says about tables, and one table as data; ``reader`` reads both."""
 
 from __future__ import annotations
 

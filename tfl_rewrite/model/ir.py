@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
-from tfl_rewrite.flatbuf.bootstrap import load_schema
+from tfl_rewrite.flatbuf.reader import load_schema
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector, Schema
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, OwnedBlob

@@ -24,8 +24,7 @@ from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
-from tfl_rewrite.integers.choice import Choice, Computes
-from tfl_rewrite.integers.mixture import Mixture
+from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
 from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges

@@ -73,7 +73,7 @@ def shard(
                 reads = claims_of(file, settings.inputs, settings.holdout)
                 check_claims(reads, [Claim("OUTDIR", os.fspath(entry), mine=True)], force=options.force)
             if options.format == "external":
-                from tfl_rewrite.shards.external_folder import shard_external
+                from tfl_rewrite.shards.external import shard_external
 
                 return shard_external(container, place, options, folder=os.fspath(folder), settings=settings)
             if entry.exists() and not options.force:
@@ -126,7 +126,7 @@ def join(
     here = origin.folder / name if isinstance(origin, FolderSource) else None
     path = _target(target, here, where, settings, force=options.force)
     if here is not None and is_model(here):
-        from tfl_rewrite.shards.external_folder import join_external
+        from tfl_rewrite.shards.external import join_external
 
         if options.sha256 is not None:
             raise UsageError("a model with external buffers has no hash of the whole", file=where)
