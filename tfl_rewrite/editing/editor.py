@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -85,6 +85,25 @@ class Editor:
         self._added_tensors = True
         return tensor
 
+    def add_like(
+        self,
+        subgraph: SubGraph,
+        tensor: Tensor,
+        kind: str,
+        quantization: Quantization | None = None,
+        suffix: str = "",
+    ) -> Tensor:
+        """Appends a tensor of the same shape in another type (a name in ``TensorType``), without bytes."""
+        made = Tensor(
+            f"{tensor.name}_{suffix or kind.lower()}",
+            tensor.shape,
+            dtypes.BY_NAME[kind].value,
+            self.sentinel(),
+            quantization,
+            signature=tensor.signature,
+        )
+        return self.add_tensor(subgraph, made)
+
     def store(self, tensor: Tensor, kind: str, buffer: Buffer, quantization: Quantization | None) -> None:
         """Turns a constant into another type (a name in ``TensorType``) in place; its name stays."""
         tensor.dtype = dtypes.BY_NAME[kind].value
@@ -121,18 +140,7 @@ class Editor:
         """Makes an operator give out int8 and a DEQUANTIZE after it give out the floats it gave before."""
         output = operator.outputs[0]
         assert output is not None
-        integers = self.add_tensor(
-            subgraph,
-            Tensor(
-                f"{output.name}_int8",
-                output.shape,
-                dtypes.INT8.value,
-                self.sentinel(),
-                quantization,
-                signature=output.signature,
-            ),
-        )
-        operator.outputs[0] = integers
+        operator.outputs[0] = integers = self.add_like(subgraph, output, "INT8", quantization)
         form = dequantize_form("INT8", Granularity.TENSOR)
         assert form is not None
         after = self.plain(DEQUANTIZE, form.version, [integers], output)
@@ -197,6 +205,20 @@ class Editor:
         operands = (item for each in subgraph.operators for item in (*each.inputs, *each.outputs))
         if not any(item is tensor for item in (*operands, *subgraph.inputs, *subgraph.outputs)):
             subgraph.tensors = [item for item in subgraph.tensors if item is not tensor]
+
+    def drop_unused(self, subgraph: SubGraph, tensors: Iterable[Tensor], kept: Collection[int]) -> None:
+        """Removes those of some tensors that no operator refers to, and empties their buffers.
+
+        Args:
+            subgraph: Of the tensors.
+            tensors: Those that others took the place of.
+            kept: Ids of what stays in any case, such as :attr:`Graph.exposed`.
+        """
+        used = {id(item) for each in subgraph.operators for item in (*each.inputs, *each.outputs)}
+        gone = {id(item): item for item in tensors if id(item) not in used and id(item) not in kept}
+        subgraph.tensors = [item for item in subgraph.tensors if id(item) not in gone]
+        self.release(*(item.buffer for item in gone.values()))
+        self.removed()
 
     def builtin(
         self,

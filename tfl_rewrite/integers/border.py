@@ -16,7 +16,6 @@ import numpy as np
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.modes import Range
@@ -83,11 +82,7 @@ class Form:
     def give(self, tensor: Tensor) -> None:
         """Makes a tensor hold its values so."""
         tensor.dtype = dtypes.BY_NAME[self.kind].value
-        tensor.quantization = None
-        if self != FLOATS:
-            scale = ScalarVector(FLOAT32, np.asarray([self.scale], "<f4").tobytes())
-            zero = ScalarVector(INT64, np.asarray([self.zero_point], "<i8").tobytes())
-            tensor.quantization = Quantization(scale, zero)
+        tensor.quantization = None if self == FLOATS else Quantization.single(self.scale, self.zero_point)
 
     def told(self) -> str:
         """Says what its values mean."""
@@ -375,13 +370,10 @@ class _Border:
         self._subgraph.operators.insert(at, type_change(self._editor, source, made))
 
     def _like(self, tensor: Tensor, form: Form) -> Tensor:
-        suffix = "float" if form == FLOATS else form.kind.lower()
-        made = Tensor(
-            *(f"{tensor.name}_{suffix}", tensor.shape, tensor.dtype, self._editor.sentinel()),
-            signature=tensor.signature,
-        )
+        suffix = "float" if form == FLOATS else ""
+        made = self._editor.add_like(self._subgraph, tensor, form.kind, suffix=suffix)
         form.give(made)
-        return self._editor.add_tensor(self._subgraph, made)
+        return made
 
     def _readers(self, tensor: Tensor) -> list[Operator]:
         return [item for item in self._subgraph.operators if any(one is tensor for one in item.inputs)]

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
@@ -111,18 +110,10 @@ class Conversion:
             if id(tensor) in self._graph.exposed:
                 self._form(tensor, None)
         subgraph.operators[:] = self._operators
-        self._drop_replaced()
+        gone = {key for key, _ in self._stored} | self._replaced
+        constants = [item for item in subgraph.tensors if id(item) in gone]
+        self._editor.drop_unused(subgraph, constants, self._graph.exposed)
         return self._conversions
-
-    def _drop_replaced(self) -> None:
-        """Removes the float constants that nothing reads any more."""
-        subgraph, gone = self._subgraph, {key for key, _ in self._stored} | self._replaced
-        read = {id(item) for operator in subgraph.operators for item in (*operator.inputs, *operator.outputs)}
-        read |= self._graph.exposed
-        dropped = [item for item in subgraph.tensors if id(item) in gone and id(item) not in read]
-        subgraph.tensors = [item for item in subgraph.tensors if id(item) not in gone or id(item) in read]
-        self._editor.release(*(item.buffer for item in dropped))
-        self._editor.removed()
 
     def _planned(self, operator: Operator) -> tuple[dict[int, Grid], dict[int, Grid]] | None:
         """Returns the grids of an operator's inputs, by position, and of its outputs, by id."""
@@ -158,7 +149,7 @@ class Conversion:
                 made = self._like(tensor, grid)
                 operator.outputs[position] = made
             else:
-                made.dtype, made.quantization = dtypes.BY_NAME[grid.dtype].value, quantization_of(grid)
+                made.dtype, made.quantization = dtypes.BY_NAME[grid.dtype].value, grid.quantization
                 if made.buffer.blob is not None:
                     # What a file has for a tensor that is computed is of another type now.
                     made.buffer = self._editor.sentinel()
@@ -209,16 +200,9 @@ class Conversion:
         return made
 
     def _like(self, tensor: Tensor, grid: Grid | None) -> Tensor:
-        kind = "FLOAT32" if grid is None else grid.dtype
-        made = Tensor(
-            f"{tensor.name}_{'float' if grid is None else kind.lower()}",
-            tensor.shape,
-            dtypes.BY_NAME[kind].value,
-            self._editor.sentinel(),
-            None if grid is None else quantization_of(grid),
-            signature=tensor.signature,
-        )
-        return self._editor.add_tensor(self._subgraph, made)
+        if grid is None:
+            return self._editor.add_like(self._subgraph, tensor, "FLOAT32", suffix="float")
+        return self._editor.add_like(self._subgraph, tensor, grid.dtype, grid.quantization)
 
     def _constant(self, tensor: Tensor, grid: Grid) -> Tensor:
         known = self._stored.get((id(tensor), grid))
@@ -228,7 +212,7 @@ class Conversion:
             half = 1 << (grid.width - 1)
             levels = np.rint(values.astype(np.float64) / grid.scale) + grid.zero_point
             data = np.clip(levels, -half, half - 1).astype(f"<i{grid.width // 8}").tobytes()
-            known = self._store(tensor.name, tensor.shape, grid.dtype, data, quantization_of(grid))
+            known = self._store(tensor.name, tensor.shape, grid.dtype, data, grid.quantization)
             self._stored[(id(tensor), grid)] = known
         return known
 
@@ -301,10 +285,3 @@ def type_change(editor: Editor, source: Tensor, made: Tensor) -> Operator:
     row = DEQUANTIZE if made.dtype == dtypes.FLOAT32.value else QUANTIZE
     version = TYPE_CHANGES[source.dtype_name, made.dtype_name].version
     return editor.plain(row, version, [source], made)
-
-
-def quantization_of(grid: Grid) -> Quantization:
-    """Returns the quantization of an activation."""
-    scale = np.asarray([grid.scale], "<f4").tobytes()
-    zero = np.asarray([grid.zero_point], "<i8").tobytes()
-    return Quantization(ScalarVector(FLOAT32, scale), ScalarVector(INT64, zero), 0)

@@ -126,7 +126,7 @@ class _Floating:
         self._done = done
         self._entered = entered
         # By id of a tensor that stood for real values: what it was, and what holds it as floats, as integers.
-        self._was: dict[int, tuple[int, Quantization | None]] = {}
+        self._was: dict[int, tuple[str, Quantization | None]] = {}
         self._floats: dict[int, Tensor] = {}
         self._integers: dict[int, Tensor] = {}
         self._constants: dict[tuple[int, bytes], Tensor] = {}
@@ -146,7 +146,7 @@ class _Floating:
         }
         for tensor in subgraph.tensors:
             if is_quantized(tensor, self._graph):
-                self._was[id(tensor)] = tensor.dtype, tensor.quantization
+                self._was[id(tensor)] = tensor.dtype_name, tensor.quantization
         given = set(map(id, subgraph.inputs)) if self._entered else set()
         for tensor in subgraph.tensors:
             if id(tensor) in self._was and id(tensor) in given | states:
@@ -198,7 +198,7 @@ class _Floating:
         """Returns what an operator gives in place of integers; what others read as such is made of it."""
         if self._entered or id(tensor) not in self._graph.exposed:
             return self._give(tensor)
-        made = self._floats[id(tensor)] = self._like(tensor, "float", FLOAT, None)
+        made = self._floats[id(tensor)] = self._like(tensor, "float", "FLOAT32", None)
         self._integers[id(tensor)] = tensor
         self._convert(QUANTIZE, made, tensor)
         return made
@@ -280,9 +280,9 @@ class _Floating:
 
     def _range(self, tensor: Tensor) -> tuple[float, float]:
         """Returns the ends of the range of what a tensor was."""
-        dtype, details = self._was[id(tensor)]
+        kind, details = self._was[id(tensor)]
         assert details is not None and details.scale is not None
-        bounds = np.iinfo(dtypes.BY_VALUE[dtype].numpy)
+        bounds = np.iinfo(dtypes.BY_NAME[kind].numpy)
         scale, zero = float(details.scale.tolist()[0]), next(iter(details.zero_point or ()), 0)
         return (bounds.min - zero) * scale, (bounds.max - zero) * scale
 
@@ -312,7 +312,7 @@ class _Floating:
     def _float_form(self, tensor: Tensor) -> Tensor:
         """Returns a tensor as floats; what an operator that stays gives is converted."""
         if id(tensor) not in self._floats:
-            made = self._floats[id(tensor)] = self._like(tensor, "float", FLOAT, None)
+            made = self._floats[id(tensor)] = self._like(tensor, "float", "FLOAT32", None)
             self._convert(DEQUANTIZE, tensor, made)
         return self._floats[id(tensor)]
 
@@ -328,10 +328,8 @@ class _Floating:
         self._operators.append(self._editor.plain(row, version, [source], made))
         self._done.made += 1
 
-    def _like(self, tensor: Tensor, suffix: str, dtype: int, details: Quantization | None) -> Tensor:
-        sentinel, name = self._editor.sentinel(), f"{tensor.name}_{suffix}"
-        made = Tensor(name, tensor.shape, dtype, sentinel, details, signature=tensor.signature)
-        return self._editor.add_tensor(self._subgraph, made)
+    def _like(self, tensor: Tensor, suffix: str, kind: str, details: Quantization | None) -> Tensor:
+        return self._editor.add_like(self._subgraph, tensor, kind, details, suffix)
 
     def _rename(self) -> None:
         """Lets tensors take the place of others, and removes what nothing refers to any more."""
@@ -339,12 +337,7 @@ class _Floating:
         for operator in subgraph.operators:
             for items in (operator.inputs, operator.outputs):
                 items[:] = [None if item is None else self._final(item) for item in items]
-        used = {id(item) for operator in subgraph.operators for item in (*operator.inputs, *operator.outputs)}
-        used |= self._graph.exposed
-        gone = {key: tensor for key, tensor in self._replaced.items() if key not in used}
-        subgraph.tensors = [tensor for tensor in subgraph.tensors if id(tensor) not in gone]
-        self._editor.release(*(tensor.buffer for tensor in gone.values()))
-        self._editor.removed()
+        self._editor.drop_unused(subgraph, self._replaced.values(), self._graph.exposed)
 
     def _final(self, tensor: Tensor) -> Tensor:
         while id(tensor) in self._renamed:

@@ -11,7 +11,7 @@ import numpy as np
 from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.kernels.integer import Scales
-from tfl_rewrite.model.ir import Operator, Tensor
+from tfl_rewrite.model.ir import Operator, Quantization, Tensor
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses subnormal ones."""
@@ -55,6 +55,11 @@ class Grid:
     def dtype(self) -> str:
         """Name in ``TensorType``."""
         return f"INT{self.width}"
+
+    @property
+    def quantization(self) -> Quantization:
+        """As a tensor has it."""
+        return Quantization.single(self.scale, self.zero_point)
 
 
 def _uneven(step: float) -> float:

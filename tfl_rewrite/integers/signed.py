@@ -161,7 +161,7 @@ class _Signing:
             if id(tensor) in self._graph.exposed and id(tensor) in self._native:
                 self._form(tensor, None)
         self._subgraph.operators[:] = self._operators
-        self._drop_replaced()
+        self._editor.drop_unused(self._subgraph, self._replaced.values(), self._graph.exposed)
 
     def _keep(self, operator: Operator) -> None:
         any_type = row_of(operator) in SHAPE_READERS
@@ -231,7 +231,7 @@ class _Signing:
         elif tensor.dtype == UINT8:
             made = tensor
         else:
-            made = _like(self._editor, self._subgraph, tensor, "UINT8", self._was[id(tensor)])
+            made = self._editor.add_like(self._subgraph, tensor, "UINT8", self._was[id(tensor)])
         forms[grid] = made
         self._operators.append(self._editor.plain(QUANTIZE, 1, [source], made))
         self._done.conversions += 1
@@ -245,7 +245,7 @@ class _Signing:
             real = (levels - own.zero_point) * own.scale
             levels = np.clip(np.rint(real / grid.scale) + grid.zero_point, -128, 127).astype(np.int32)
         self._replaced[id(tensor)] = tensor
-        made = _like(self._editor, self._subgraph, tensor, "INT8", _shifted(tensor.quantization, grid))
+        made = self._editor.add_like(self._subgraph, tensor, "INT8", _shifted(tensor.quantization, grid))
         made.name, made.buffer = tensor.name, self._editor.constant(levels.astype(np.int8).tobytes())
         return made
 
@@ -301,16 +301,6 @@ class _Signing:
         )
         return self._editor.add_tensor(self._subgraph, made), scales.astype(np.float64)
 
-    def _drop_replaced(self) -> None:
-        """Removes the uint8 tensors that nothing reads or makes any more."""
-        subgraph = self._subgraph
-        used = {id(item) for operator in subgraph.operators for item in (*operator.inputs, *operator.outputs)}
-        used |= self._graph.exposed
-        gone = {key: tensor for key, tensor in self._replaced.items() if key not in used}
-        subgraph.tensors = [tensor for tensor in subgraph.tensors if id(tensor) not in gone]
-        self._editor.release(*(tensor.buffer for tensor in gone.values()))
-        self._editor.removed()
-
 
 def _shifted(details: Quantization | None, grid: Grid) -> Quantization:
     """Returns the parameters of the int8 twin; what else the file says of the tensor stays."""
@@ -323,18 +313,4 @@ def _twin(editor: Editor, subgraph: SubGraph, tensor: Tensor, grid: Grid, kind: 
     """Adds a tensor of the same shape on another grid, or in another type."""
     shift = 0 if kind == "INT8" else SHIFT
     moved = replace(grid, zero_point=grid.zero_point + shift)
-    return _like(editor, subgraph, tensor, kind, _shifted(tensor.quantization, moved))
-
-
-def _like(
-    editor: Editor, subgraph: SubGraph, tensor: Tensor, kind: str, quantization: Quantization | None
-) -> Tensor:
-    made = Tensor(
-        f"{tensor.name}_{kind.lower()}",
-        tensor.shape,
-        dtypes.BY_NAME[kind].value,
-        editor.sentinel(),
-        quantization,
-        signature=tensor.signature,
-    )
-    return editor.add_tensor(subgraph, made)
+    return editor.add_like(subgraph, tensor, kind, _shifted(tensor.quantization, moved))

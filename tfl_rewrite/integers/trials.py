@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.integers.convert import IntegerWeight, quantization_of
+from tfl_rewrite.integers.convert import IntegerWeight
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, row_of
@@ -63,8 +63,8 @@ def _round(subgraph: SubGraph, grids: Mapping[int, Grid], readers: Collection[in
     known: dict[int, Tensor] = {}
 
     def converted(source: Tensor, made: Tensor | None, grid: Grid) -> Tensor:
-        integers = _beside(subgraph, source, editor, grid)
-        floats = _beside(subgraph, source, editor) if made is None else made
+        integers = editor.add_like(subgraph, source, grid.dtype, grid.quantization)
+        floats = editor.add_like(subgraph, source, "FLOAT32") if made is None else made
         operators.append(editor.plain(QUANTIZE, 1 if grid.width == 8 else 2, [source], integers))
         operators.append(editor.plain(DEQUANTIZE, 2 if grid.width == 8 else 3, [integers], floats))
         return floats
@@ -81,24 +81,10 @@ def _round(subgraph: SubGraph, grids: Mapping[int, Grid], readers: Collection[in
         for position, tensor in enumerate(operator.outputs):
             if tensor is not None and id(tensor) in grids:
                 # All who read it, and who know it by its name, read what is rounded.
-                raw = _beside(subgraph, tensor, editor)
+                raw = editor.add_like(subgraph, tensor, "FLOAT32")
                 operator.outputs[position] = raw
                 converted(raw, tensor, grids[id(tensor)])
     subgraph.operators[:] = operators
-
-
-def _beside(subgraph: SubGraph, tensor: Tensor, editor: Editor, grid: Grid | None = None) -> Tensor:
-    kind = "FLOAT32" if grid is None else grid.dtype
-    details = None if grid is None else quantization_of(grid)
-    made = Tensor(
-        f"{tensor.name}_{kind.lower()}",
-        tensor.shape,
-        dtypes.BY_NAME[kind].value,
-        editor.sentinel(),
-        details,
-        signature=tensor.signature,
-    )
-    return editor.add_tensor(subgraph, made)
 
 
 def weighing(model: Model, weights: Mapping[int, IntegerWeight], then: Simulate) -> Simulate:

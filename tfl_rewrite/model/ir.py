@@ -101,6 +101,11 @@ class Quantization:
         count = len(scales) // 4
         return cls(ScalarVector(FLOAT32, scales), ScalarVector(INT64, bytes(8 * count)), dimension)
 
+    @classmethod
+    def single(cls, scale: float, zero_point: int) -> Quantization:
+        """Makes one with the same scale and zero point for all elements."""
+        return cls(ScalarVector.of(FLOAT32, [scale]), ScalarVector.of(INT64, [zero_point]))
+
     @property
     def is_quantized(self) -> bool:
         """Whether it gives a real meaning to integers (min and max alone do not)."""
