@@ -50,6 +50,7 @@ LONG_MODULES: dict[str, str] = {
     "judge/layers.py": "one comparison, operator by operator, with how operators are matched",
     "judge/reference.py": "the outputs of the original, and what is known of their spread",
     "judge/tally.py": "sums over samples of one output, and the rules over them",
+    "kernels/reads.py": "one language of terms: what versions need, and what TFLite Micro refuses",
     "kernels/table.py": "one row an operator",
     "model/ir.py": "the parts of a model, which name each other",
     "numerics/gptq.py": "one algorithm",

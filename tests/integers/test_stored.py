@@ -7,6 +7,7 @@ from pathlib import Path
 from tfl_rewrite import load
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.integers.rewrites import read_by_integers
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
@@ -19,9 +20,9 @@ def never(_: Operator) -> bool:
     return False
 
 
-def read(model: Model, kind: str, wanted: object = always) -> dict[str, bool]:
+def read(model: Model, kind: str, wanted: object = always, target: Target = Target.LITERT) -> dict[str, bool]:
     """By the type of an operator that reads it, whether a constant of a type is to be made floats."""
-    is_read = read_by_integers(model, wanted)  # type: ignore[arg-type]
+    is_read = read_by_integers(model, wanted, target)  # type: ignore[arg-type]
     return {
         operator.code.name: is_read(tensor)
         for _, operator in model.operators()
@@ -55,3 +56,11 @@ def test_what_nobody_wants_as_integers_stays(fixtures: Path) -> None:
 def test_bodies_of_branches_stay(fixtures: Path) -> None:
     model = stored(fixtures / "if_branches.tflite", scheme="auto")
     assert set(read(model, "INT8").values()) == {False}
+
+
+def test_micro_reads_few_of_the_forms(fixtures: Path) -> None:
+    model = stored(fixtures / "lstm.tflite", scheme="auto")
+    found = read(model, "INT8", never, Target.MICRO)
+    assert found["FULLY_CONNECTED"] and found["UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    half = load(fixtures / "digits_cnn_float16.tflite")
+    assert read(half, "FLOAT16", never, Target.MICRO) == {"DEQUANTIZE": True}

@@ -2,11 +2,14 @@
 
 Usage: ``python child.py FOLDER RESOLVER NAME...``. It runs every ``NAME.tflite`` twice on the arrays of
 ``NAME.npz`` and prints one JSON line; outputs go to ``NAME.RESOLVER.out.npz``. A line is printed before each
-model too, so that the parent knows which one took the process down.
+model too, so that the parent knows which one took the process down. ``MICRO`` is no resolver, but TFLite
+Micro in the place of TensorFlow Lite.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,7 +25,30 @@ except ImportError:
         from tensorflow.lite.python import interpreter as runtime
 
 
+ARENA = 64 << 20
+
+
+def run_micro(folder: Path, name: str) -> None:
+    from tflite_micro.python.tflite_micro.runtime import Interpreter
+
+    interpreter = Interpreter.from_bytes((folder / f"{name}.tflite").read_bytes(), arena_size=ARENA)
+    given = np.load(folder / f"{name}.npz")
+    outputs = {}
+    for turn in range(2):
+        for position, key in enumerate(sorted(given.files)):
+            interpreter.set_input(given[key], position)
+        interpreter.invoke()
+        # Nothing tells how many there are.
+        with contextlib.suppress(IndexError):
+            for position in itertools.count():
+                outputs[f"turn{turn}_{position}"] = interpreter.get_output(position).copy()
+    np.savez(folder / f"{name}.MICRO.out.npz", **outputs)
+
+
 def run(folder: Path, resolver: str, name: str) -> None:
+    if resolver == "MICRO":
+        run_micro(folder, name)
+        return
     kind = getattr(runtime.OpResolverType, resolver)
     interpreter = runtime.Interpreter(
         model_path=str(folder / f"{name}.tflite"), experimental_op_resolver_type=kind, num_threads=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ CHILD = Path(__file__).with_name("child.py")
 RESOLVERS = ("AUTO", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF")
 OLD_PYTHON = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 XNNPACK, BUILTIN, REFERENCE = RESOLVERS
+MICRO = "MICRO"
+"""TFLite Micro, in the place of a resolver."""
 INSTALLED = tuple(int(part) for part in importlib.metadata.version("ai-edge-litert").split(".")[:2])
 HYBRID_SNR = 30.0
 """What int8 activations leave; the measured variants have 37 dB and more."""
@@ -29,6 +32,9 @@ needs_new = pytest.mark.skipif(
 )
 needs_old = pytest.mark.skipif(
     OLD_PYTHON is None, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python with tflite-runtime 2.14.0"
+)
+needs_micro = pytest.mark.skipif(
+    importlib.util.find_spec("tflite_micro") is None, reason="TFLite Micro is not installed (extra: micro)"
 )
 
 

@@ -1,4 +1,4 @@
-"""Integers for tflite-runtime 2.14: what it computes wrong or refuses is not in the file.
+"""Integers for tflite-runtime 2.14 and TFLite Micro: what they compute wrong or refuse is not in the file.
 
 ``TFL_REWRITE_OLD_RUNTIME_PYTHON`` names the Python of an environment with it.
 """
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.nets import Net, codes
-from tfl_rewrite import Judging, PassResult, Quantize, Tolerance, save, verify
+from tests.nets import Net, codes, parameters
+from tfl_rewrite import Judging, PassResult, Quantize, Tolerance, UnsupportedError, UsageError, save, verify
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 from tfl_rewrite.kernels.integer import Target
+from tfl_rewrite.kernels.reads import micro_obstacles
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.ir import Model
 
@@ -72,11 +73,107 @@ def test_the_newest_runtime_needs_none_of_that() -> None:
 
 
 def test_targets_have_no_kernel_that_the_rows_do_not_state() -> None:
-    kernels = [row.integer for row in ROWS.values() if row.integer is not None]
-    for kernel in kernels:
-        newest, old = (target.widths(kernel) for target in (Target.LITERT, Target.OLD))
-        assert newest and set(old) == set(newest) & set(kernel.old)
-    assert any(Target.OLD.widths(kernel) == () for kernel in kernels)
+    rows = [row for row in ROWS.values() if row.integer is not None]
+    for row in rows:
+        newest, old, micro = (row.widths(target) for target in Target)
+        assert newest and set(old) == set(newest) & set(row.integer.old)  # type: ignore[union-attr]
+        assert set(micro) <= set(newest)
+    assert any(row.widths(Target.OLD) == () for row in rows)
+    assert any(row.widths(Target.MICRO) == () for row in rows)
+    assert any(row.widths(Target.MICRO) == (8,) != row.widths(Target.LITERT) for row in rows)
+
+
+# -- TFLite Micro ------------------------------------------------------------------------------------------
+
+
+def chain(*kinds: str) -> Net:
+    """One operator after another, over the same four numbers."""
+    made = Net()
+    tensor = made.input("in", (1, 4))
+    for kind, name in zip(kinds, ("bent", "summed"), strict=False):
+        tensor = made.add(kind, [tensor], name, (1, 4))
+    made.output(tensor)
+    return made
+
+
+def computed_kinds(made: Net) -> list[str]:
+    return [item.dtype_name for operator in made.graph.operators for item in operator.outputs if item]
+
+
+def test_micro_has_float_kernels_where_it_has_no_integer_ones() -> None:
+    made = chain("RELU", "EXP")
+    result = quantized(made.model, "tflm")
+    assert [skip.reason for skip in result.skips] == ["TFLite Micro has no integer kernel of EXP"]
+    assert [name for name, _ in codes(made.model)] == ["QUANTIZE", "RELU", "DEQUANTIZE", "EXP"]
+    assert not list(micro_obstacles(made.model))
+
+
+def test_micro_has_8_bits_where_it_has_no_16() -> None:
+    made = Net()
+    source = made.add("RELU", [made.input("in", (1, 4, 4, 4))], "bent", (1, 4, 4, 4))
+    pads = made.constant("pads", np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))
+    made.output(made.add("MIRROR_PAD", [source, pads], "summed", (1, 6, 6, 4)))
+    result = quantized(made.model, "tflm", activations="int16")
+    widths = {change.operator: change.activations for change in result.changes}  # type: ignore[attr-defined]
+    assert widths == {"RELU": "int16", "MIRROR_PAD": "int8"}
+    assert not list(micro_obstacles(made.model))
+
+
+def test_relu6_has_one_grid_on_both_sides() -> None:
+    for target, count in (("litert", 2), ("tflm", 1)):
+        made = chain("ABS", "RELU6")
+        quantized(made.model, target)
+        (operator,) = (item for item in made.graph.operators if item.code.name == "RELU6")
+        ends = [item for item in (*operator.inputs, *operator.outputs) if item is not None]
+        assert len({parameters(item) for item in ends}) == count, target
+
+
+def test_what_micro_has_no_kernel_of_is_refused() -> None:
+    made = chain("RELU", "GELU")
+    with pytest.raises(UnsupportedError, match=r"TFLite Micro has no GELU \(subgraphs\[0\]") as caught:
+        quantized(made.model, "tflm")
+    assert caught.value.exit_code == 3 and "leave --target out" in str(caught.value)
+
+
+def test_a_custom_operator_is_named() -> None:
+    made = chain("RELU", "ABS")
+    made.graph.operators[1].code.custom = "mine"
+    told = "1 x custom operator mine: TFLite Micro has none, so the program must register a kernel"
+    assert told in quantized(made.model, "tflm").notes
+
+
+def test_weights_beside_floats_are_floats_for_micro() -> None:
+    for target, types in (("litert", {"FLOAT16"}), ("tflm", {"FLOAT32"})):
+        made = Net()
+        bent = made.add("RELU", [made.input("in", (1, 4))], "bent", (1, 4))
+        half = made.half("half", np.ones((1, 4)))
+        made.output(made.add("FLOOR_DIV", [bent, half], "summed", (1, 4)))
+        quantized(made.model, target)
+        assert {item.dtype_name for item in made.graph.tensors if item.is_constant} == types
+        assert bool(list(micro_obstacles(made.model))) is (target == "litert")
+
+
+def test_micro_has_no_hybrid_kernels() -> None:
+    with pytest.raises(UsageError, match="no kernels that read int8 weights beside float"):
+        Quantize(target=Target.MICRO, map=("CONV_2D=hybrid",))
+
+
+def test_the_border_goes_by_way_of_int8_where_micro_has_no_one_step() -> None:
+    made = chain("RELU")
+    quantized(made.model, "tflm", activations="int16", io="int16", io_input="uint8")
+    assert [name for name, _ in codes(made.model)] == ["QUANTIZE", "QUANTIZE", "RELU"]
+    assert computed_kinds(made) == ["INT8", "INT16", "INT16"]
+    assert not list(micro_obstacles(made.model))
+    made = chain("RELU", "EXP")
+    quantized(made.model, "tflm", io="uint8")
+    assert computed_kinds(made) == ["INT8", "INT8", "FLOAT32", "FLOAT32", "INT8", "UINT8"]
+    assert not list(micro_obstacles(made.model))
+
+
+def test_the_old_runtime_goes_by_way_of_floats_at_the_border() -> None:
+    made = chain("RELU")
+    quantized(made.model, "2.14", io="int16")
+    assert computed_kinds(made) == ["INT8", "INT8", "FLOAT32", "INT16"]
 
 
 @pytest.mark.runtime

@@ -20,7 +20,7 @@ from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.integers.recipe import Recipe
-from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
+from tfl_rewrite.kernels.integer import Scales, Target
 from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
@@ -135,6 +135,7 @@ def retype(
     gives: str | None,
     ranges: Mapping[int, Range] | None = None,
     recipe: Recipe | None = None,
+    target: Target = Target.LITERT,
 ) -> Retyped:
     """Gives the inputs and outputs of a model other types; those that hold no real values keep theirs.
 
@@ -145,6 +146,7 @@ def retype(
         gives: Likewise of outputs.
         ranges: By id, of float tensors; for those that no integers inside stand for.
         recipe: By how much ranges are widened.
+        target: Of the file.
 
     Raises:
         UnsupportedError: The range of one is not known, or no kernel converts the types.
@@ -153,7 +155,7 @@ def retype(
     called = model.called
     entered = [*model.subgraphs[:1], *(item.subgraph for item in model.signatures)]
     for subgraph in {id(item): item for item in entered}.values():
-        side = _Border(subgraph, Graph.of(model), editor, ranges or {}, recipe or Recipe(), found)
+        side = _Border(subgraph, Graph.of(model), editor, ranges or {}, recipe or Recipe(), found, target)
         for role, tensors, kind in (("input", subgraph.inputs, given), ("output", subgraph.outputs, gives)):
             for tensor in {id(item): item for item in tensors}.values():
                 if kind is not None and tensor.dtype_name != TYPES[kind]:
@@ -169,6 +171,7 @@ class _Border:
         ranges: Of float tensors, by id.
         recipe: By how much they are widened.
         found: What is done is told there.
+        target: Of the file.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class _Border:
         ranges: Mapping[int, Range],
         recipe: Recipe,
         found: Retyped,
+        target: Target,
     ) -> None:
         self._subgraph = subgraph
         self._exposed = graph.exposed
@@ -186,6 +190,7 @@ class _Border:
         self._ranges = ranges
         self._recipe = recipe
         self._found = found
+        self._target = target
 
     def retype(self, role: str, tensor: Tensor, kind: str, *, called: bool) -> None:
         """Gives an input or an output another type.
@@ -357,12 +362,23 @@ class _Border:
             UnsupportedError: There is none of these types.
         """
         pair = source.dtype_name, made.dtype_name
-        if pair not in TYPE_CHANGES:
+        between = None if self._target.changes(*pair) else self._target.between(*pair)
+        if between is not None:
+            form = next(item for item in (Form.of(source), Form.of(made)) if item not in (None, FLOATS))
+            assert form is not None
+            middle = self._like(made, FLOATS if between == FLOATS.kind else form.nested(between))
+            self._subgraph.operators.insert(at, type_change(self._editor, middle, made))
+            made = middle
+        elif not self._target.changes(*pair):
             side = where.split(" ", 1)[0]
             pairs = {
                 kind: (TYPES[kind], pair[1]) if side == "input" else (pair[0], TYPES[kind]) for kind in TYPES
             }
-            others = ", ".join(kind for kind, other in pairs.items() if other in TYPE_CHANGES)
+            others = ", ".join(
+                kind
+                for kind, other in pairs.items()
+                if self._target.changes(*other) or self._target.between(*other)
+            )
             raise UnsupportedError(
                 f"{where}: no kernel turns {pair[0].lower()} into {pair[1].lower()}",
                 remedy=f"--io-{side} with one of {others}",

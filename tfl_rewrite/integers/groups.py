@@ -127,9 +127,8 @@ class Groups:
         for operator in mine:
             self._make(operator)
         for operator in mine:
-            kernel = kernel_of(operator)
             together = [self.read(operator, position) for position, _ in float_inputs(operator)]
-            if kernel.scales is Scales.SAME:
+            if modes.copies(operator):
                 together += [self._made[id(tensor)] for tensor in float_outputs(operator)]
                 for other in together[1:]:
                     _join(together[0], other)
@@ -151,7 +150,7 @@ class Groups:
         made = self._made.get(id(tensor))
         if made is not None and made.width == width and made.fixed is None:
             return made
-        same = kernel_of(operator).scales is Scales.SAME
+        same = self._modes.copies(operator)
         own = id(operator) if same and (made is not None or tensor.is_constant) else 0
         key = id(tensor), width, own
         if key not in self._read:

@@ -95,6 +95,13 @@ class Modes:
         width = self.widths[id(operator)]
         return 8 if position == 1 and Caveat.ALPHA_8_BITS in kernel_of(operator).caveats else width
 
+    def copies(self, operator: Operator) -> bool:
+        """Whether what an operator reads and gives must lie on one grid."""
+        row = row_of(operator)
+        if self.target is Target.MICRO and row.micro is not None and row.micro.copies:
+            return True
+        return row.integer is not None and row.integer.scales is Scales.SAME
+
     def keep_float(self, operator: Operator, reason: str) -> None:
         """Takes an operator out."""
         self.widths.pop(id(operator), None)
@@ -133,13 +140,13 @@ def decide(
             reason = "kept, as asked"
         else:
             reason = _obstacle(operator, graph, ranges, deviations)
-            if not reason and not target.widths(kernel_of(operator)):
-                reason = f"runtime {target.value} has no integer kernel of {operator.code.name}"
+            if not reason and not row_of(operator).widths(target):
+                reason = f"{target.spoken} has no integer kernel of {operator.code.name}"
         if reason or width is None:
             modes.reasons[id(operator)] = reason
             continue
         # What has no kernel of 16 bits is better off with one of 8 bits than with floats.
-        widths = target.widths(kernel_of(operator))
+        widths = row_of(operator).widths(target)
         modes.widths[id(operator)] = width if width in widths else widths[0]
     for subgraph in subgraphs:
         _keep_patterns(subgraph, graph, modes, ranges, deviations)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.integers.convert import (
     LARGEST_BIAS,
     LEAST_MULTIPLIER,
@@ -22,6 +24,7 @@ from tfl_rewrite.integers.trials import operators_by_place
 from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales, Target
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import Squash
+from tfl_rewrite.kernels.reads import micro_obstacles
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -303,3 +306,42 @@ def _product(operator: Operator, positions: Sequence[int], groups: Groups) -> fl
         elif position in read:
             product *= groups.given(operator, position).scale
     return product
+
+
+_NAMED = 5
+"""Kinds of obstacles in a message."""
+
+
+def check_target(model: Model, target: Target, *, typed: bool = True) -> tuple[str, ...]:
+    """Checks that a runtime has kernels of all operators, whatever they compute in.
+
+    Args:
+        model: Not changed.
+        target: LiteRT and its forebears have kernels of all that they ran before.
+        typed: Whether all has the types that it is to have.
+
+    Returns:
+        What a program must bring, to be told to the user: kernels of custom operators.
+
+    Raises:
+        UnsupportedError: Operators have none; names them.
+    """
+    if target is not Target.MICRO:
+        return ()
+    found = list(micro_obstacles(model, typed=typed))
+    places: dict[str, list[str]] = {}
+    for item in found:
+        if not item.custom:
+            places.setdefault(item.reason, []).append(item.place)
+    if places:
+        told = [f"{why} ({at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for why, at in places.items()]
+        more = f"; and {len(told) - _NAMED} other kinds" if len(told) > _NAMED else ""
+        raise UnsupportedError(
+            f"the file cannot run on {target.spoken}: {'; '.join(told[:_NAMED])}{more}",
+            remedy="make the model without them, or leave --target out",
+        )
+    customs = Counter(item.operator for item in found)
+    return tuple(
+        f"{count} x custom operator {name}: {target.spoken} has none, so the program must register a kernel"
+        for name, count in customs.items()
+    )

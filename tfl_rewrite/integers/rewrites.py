@@ -10,7 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import wrong_operands
+from tfl_rewrite.kernels.reads import micro_obstacle
 from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
@@ -95,15 +97,19 @@ def _is_over_plane(operator: Operator) -> bool:
     return window == tuple(shape[1:3]) and tuple(result[1:3]) == (1, 1)
 
 
-def read_by_integers(model: Model, wanted: Callable[[Operator], bool]) -> Callable[[Tensor], bool]:
+def read_by_integers(
+    model: Model, wanted: Callable[[Operator], bool], target: Target = Target.LITERT
+) -> Callable[[Tensor], bool]:
     """Returns what tells of a constant whether an operator reads it that may compute in integers.
 
     Others, such as hybrid weights of a recurrent operator or float16 ones in the body of a loop, would only
-    grow if they were made floats: their operators stay float.
+    grow if they were made floats: their operators stay float. TFLite Micro has no kernels that read most of
+    those forms, and they are told of, too.
 
     Args:
         model: With weights in any form.
         wanted: Whether an operator should compute in something else than floats.
+        target: Of the file.
     """
     graph = Graph.of(model)
     called = model.called
@@ -111,6 +117,8 @@ def read_by_integers(model: Model, wanted: Callable[[Operator], bool]) -> Callab
     def is_read(tensor: Tensor) -> bool:
         for use in graph.uses_of(tensor):
             row = row_of(use.operator)
+            if target is Target.MICRO and micro_obstacle(use.operator):
+                return True
             if row is DEQUANTIZE:
                 if any(made is not None and is_read(made) for made in use.operator.outputs):
                     return True

@@ -82,7 +82,6 @@ class IntegerKernel:
         version8: The version to stamp for int8 activations; never lower than the file's.
         version16: Likewise for int16; 0 where there is no such kernel.
         old: The widths that runtime 2.14 computes right.
-        micro: The widths that TFLite Micro has kernels for.
         fixed: Scales and zero points of the output.
         limits: Bounds of its scales.
         general16: An option that must be false beside int16, or the kernel may take scales for powers of two.
@@ -94,7 +93,6 @@ class IntegerKernel:
     version16: int = 0
     _: KW_ONLY
     old: tuple[int, ...] = (8, 16)
-    micro: tuple[int, ...] = (8, 16)
     fixed: Fixed = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
     general16: str = ""
@@ -110,21 +108,34 @@ class Target(str, enum.Enum):
 
     LITERT = "litert"
     OLD = "2.14"
+    MICRO = "tflm"
 
-    def widths(self, kernel: IntegerKernel) -> tuple[int, ...]:
-        """Returns the bits of activations for which the runtime has a kernel that computes right."""
-        known = tuple(width for width in (8, 16) if kernel.version(width))
-        return known if self is Target.LITERT else tuple(width for width in known if width in kernel.old)
+    @property
+    def spoken(self) -> str:
+        """Its name in a sentence."""
+        return {Target.LITERT: "LiteRT", Target.OLD: "runtime 2.14", Target.MICRO: "TFLite Micro"}[self]
 
     @property
     def runtime(self) -> Runtime:
-        """Its version."""
-        return NEWEST_RUNTIME if self is Target.LITERT else OLDEST_MEASURED_RUNTIME
+        """Its version; TFLite Micro looks at none."""
+        return OLDEST_MEASURED_RUNTIME if self is Target.OLD else NEWEST_RUNTIME
 
     def changes(self, given: str, made: str) -> bool:
         """Whether it has one operator that makes a type of another one; names as in ``TensorType``."""
         known = TYPE_CHANGES.get((given, made))
-        return known is not None and (known.old or self is Target.LITERT)
+        if known is None or self is Target.LITERT:
+            return known is not None
+        return known.old if self is Target.OLD else known.micro
+
+    def between(self, given: str, made: str) -> str | None:
+        """Returns the type by way of which it makes one of another that it does not make at once.
+
+        None where there is no such type. Eight bits first: what they hold, floats do not hold better.
+        """
+        if (given, made) not in TYPE_CHANGES:
+            return None
+        kinds = ("INT8", "FLOAT32")
+        return next((kind for kind in kinds if self.changes(given, kind) and self.changes(kind, made)), None)
 
 
 BETWEEN_0_AND_1: Fixed = MappingProxyType({8: (1 / 256, -128), 16: (1 / 32768, 0)})
@@ -284,18 +295,23 @@ class TypeChange:
     Attributes:
         version: To stamp, of DEQUANTIZE where it gives floats, else of QUANTIZE.
         old: Whether runtime 2.14 computes it.
+        micro: Whether TFLite Micro does (``micro/kernels/quantize_common.cc``).
     """
 
     version: int
     old: bool = True
+    micro: bool = True
 
 
 _EIGHT = ("INT8", "UINT8")
 TYPE_CHANGES: Mapping[tuple[str, str], TypeChange] = MappingProxyType(
     {
-        **{("FLOAT32", kind): TypeChange(1) for kind in _EIGHT},
+        ("FLOAT32", "INT8"): TypeChange(1),
+        ("FLOAT32", "UINT8"): TypeChange(1, micro=False),
         **{(one, other): TypeChange(1) for one in _EIGHT for other in _EIGHT},
-        **{(kind, "INT16"): TypeChange(2, old=False) for kind in _EIGHT},
+        ("UINT8", "UINT8"): TypeChange(1, micro=False),
+        ("INT8", "INT16"): TypeChange(2, old=False),
+        ("UINT8", "INT16"): TypeChange(2, old=False, micro=False),
         ("FLOAT32", "INT16"): TypeChange(2),
         ("INT16", "INT16"): TypeChange(2),
         ("INT16", "INT8"): TypeChange(1),

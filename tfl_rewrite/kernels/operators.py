@@ -15,8 +15,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
-from tfl_rewrite.kernels.integer import IntegerKernel
-from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.integer import IntegerKernel, Target
+from tfl_rewrite.kernels.runtimes import MicroKernel, Runtime, micro_kernels
 
 
 class Granularity(str, enum.Enum):
@@ -285,6 +285,22 @@ class OperatorRow:
     def reads_blocks(self) -> bool:
         """Whether its kernel reads scales by block."""
         return any(form.granularity is Granularity.BLOCK for form in self.forms)
+
+    @property
+    def micro(self) -> MicroKernel | None:
+        """What TFLite Micro computes of it; None where it has no such kernel."""
+        return micro_kernels().get(self.name)
+
+    def widths(self, target: Target) -> tuple[int, ...]:
+        """Returns the bits of activations for which a runtime has an integer kernel that computes right."""
+        if self.integer is None:
+            return ()
+        known = tuple(width for width in (8, 16) if self.integer.version(width))
+        if target is Target.OLD:
+            return tuple(width for width in known if width in self.integer.old)
+        if target is Target.MICRO:
+            return tuple(width for width in known if self.micro and self.micro.takes(f"INT{width}"))
+        return known
 
     def scales_axis(self, *, adj_y: bool = False) -> int | None:
         """Returns the axis of the per-channel scales that its kernel takes; None where it takes one scale.

@@ -1,6 +1,7 @@
 """How operators read integer weights beside float activations, and which versions what they use needs.
 
-Read by the pass that repairs files and by whoever reports on them, so that both mean the same.
+Read by the pass that repairs files and by whoever reports on them, so that both mean the same. What TFLite
+Micro refuses is told in the same terms.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.operands import grouped, input_of, is_blockwise, operators_of, scales_of
+from tfl_rewrite.kernels.operands import (
+    grouped,
+    input_of,
+    is_blockwise,
+    operators_of,
+    scales_of,
+    zero_points_of,
+)
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import row_of
@@ -303,8 +311,112 @@ def _rescaled(operator: Operator) -> bool:
     return scales[0][0] * scales[1][0] / scales[2][0] >= 1
 
 
+@dataclass(frozen=True, slots=True)
+class MicroObstacle:
+    """Something that TFLite Micro refuses, or silently gets wrong.
+
+    Attributes:
+        place: ``subgraphs[i].operators[j]``, or an input of a subgraph.
+        operator: Its type; empty for an input.
+        reason: What is the matter, to stand alone.
+        custom: Whether it is a custom operator, whose kernel a program may bring itself.
+    """
+
+    place: str
+    operator: str
+    reason: str
+    custom: bool = False
+
+
+def micro_obstacles(model: Model, *, typed: bool = True) -> Iterator[MicroObstacle]:
+    """Yields what TFLite Micro does not compute as LiteRT does; see :func:`micro_obstacle`."""
+    for _, operator, place in operators_of(model):
+        reason = micro_obstacle(operator, typed=typed)
+        if reason:
+            yield MicroObstacle(place, operator.code.name, reason, operator.code.custom is not None)
+    for index, subgraph in enumerate(model.subgraphs):
+        for tensor in subgraph.inputs:
+            if not _is_static(tensor):
+                told = f"input {tensor.name!r} has no fixed shape"
+                yield MicroObstacle(f"subgraphs[{index}]", "", told)
+
+
+def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
+    """Returns why TFLite Micro does not compute an operator as LiteRT does; empty where it does.
+
+    Args:
+        operator: As it is.
+        typed: Whether its tensors have the types that they are to have, and are not to become integers yet.
+    """
+    name = operator.code.name
+    if operator.code.custom is not None:
+        return "" if name in runtimes.micro_customs() else f"TFLite Micro has no custom operator {name}"
+    kernel = row_of(operator).micro
+    if kernel is None:
+        return f"TFLite Micro has no {name}"
+    tensors = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor is not None]
+    if any(tensor.is_sparse or tensor.external is not None for tensor in tensors):
+        return f"a constant of {name} is sparse, or lies in a file beside the model"
+    if not all(map(_is_static, operator.outputs)):
+        return f"an output of {name} has no fixed shape"
+    if typed and kernel.data and not _holds(kernel.data, operator):
+        position = kernel.data.partition(":")[0]
+        found = ", ".join(item.dtype_name.lower() for item in _operands(operator, position) if item)
+        return f"TFLite Micro has no {name} of {found or 'nothing'}"
+    for rule in kernel.refuses:
+        if (typed or not _is_typed(rule)) and all(_holds(term, operator) for term in rule):
+            return f"TFLite Micro has no {name} {_told(rule)}"
+    return ""
+
+
+def _is_static(tensor: Tensor | None) -> bool:
+    return tensor is None or all(size > 0 for size in tensor.shape or ())
+
+
+def _is_typed(rule: tuple[str, ...]) -> bool:
+    """Whether a rule is about what becomes another one with integers: types of real values, and scales."""
+    tests = {test for term in rule for test in term.partition(":")[2].split("|")}
+    return bool(tests & {"channels", "FLOAT32", *INTEGER_WEIGHTS, "INT16"}) or "unequal" in rule
+
+
+def _told(rule: tuple[str, ...]) -> str:
+    """Says what a rule is about."""
+    said = []
+    for term in rule:
+        subject, _, test = term.removeprefix("!").partition(":")
+        operand = f"output {subject[3:] or 0}" if subject.startswith("out") else f"input {subject}"
+        negated, kinds = term.startswith("!"), ", ".join(test.lower().split("|"))
+        if set(test.split("|")) <= TYPES:
+            said.append(f"whose {operand} is {'not ' if negated else ''}{kinds}")
+        elif test == "constant":
+            said.append(f"whose {operand} is {'computed' if negated else 'constant'}")
+        elif test == "channels":
+            said.append(f"whose {operand} has a scale for each channel")
+        elif test.startswith("rank"):
+            axes = f"{'more than ' if '>' in test else ''}{test.lstrip('rank>=')} axes"
+            said.append(f"whose {operand} has {'not ' if negated else ''}{axes}")
+        elif test == "present":
+            said.append(f"with {operand}")
+        elif subject.startswith("="):
+            said.append(f"with the option {subject[1:]}")
+        else:
+            said.append(_WORDS_TOLD[subject])
+    return " and ".join(said)
+
+
+_WORDS_TOLD = {"many": "of more than ten inputs", "unequal": "from one scale to another"}
+
+
+def _changes_scales(operator: Operator) -> bool:
+    """Whether input 0 has another scale or zero point than output 0."""
+    ends = [tensor for tensor in (*operator.inputs[:1], *operator.outputs[:1]) if tensor is not None]
+    grids = {(*scales_of(tensor), *zero_points_of(tensor)) for tensor in ends if scales_of(tensor)}
+    return len(grids) > 1
+
+
 TESTS: dict[str, Callable[[Tensor], bool]] = {
     "channels": lambda tensor: len(scales_of(tensor)) > 1,
+    "constant": lambda tensor: tensor.is_constant,
     "present": lambda tensor: True,
     "sparse": lambda tensor: tensor.is_sparse,
     "unquantized": lambda tensor: tensor.quantization is None,
@@ -313,6 +425,8 @@ WORDS: dict[str, Callable[[Operator], bool]] = {
     "always": lambda operator: True,
     "broadcast": _broadcasts,
     "grouped": grouped,
+    "many": lambda operator: len(operator.inputs) > 10,
+    "unequal": _changes_scales,
     "rescaled": _rescaled,
 }
 TYPES = frozenset(dtypes.BY_NAME)

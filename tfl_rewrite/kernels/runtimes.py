@@ -12,8 +12,10 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from tfl_rewrite.errors import UsageError, whole_number
 
@@ -63,6 +65,58 @@ def versions() -> Mapping[str, Mapping[int, Version]]:
             for operator, listed in raw["operators"].items()
         }
     )
+
+
+Terms = tuple[str, ...]
+"""What must hold all at once, as in ``versions.json``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroKernel:
+    """What TFLite Micro computes of one operator.
+
+    Attributes:
+        method: Of ``MicroMutableOpResolver``: registers it.
+        source: Its kernel.
+        data: A term: the operand and the types that it computes with; empty for any.
+        refuses: What it does not take, or silently gets wrong.
+    """
+
+    method: str
+    source: str
+    data: str
+    refuses: tuple[Terms, ...]
+
+    @property
+    def copies(self) -> bool:
+        """Whether input 0 must have the scale and the zero point of the output."""
+        return any("unequal" in rule for rule in self.refuses)
+
+    def takes(self, kind: str) -> bool:
+        """Whether it computes with a type, by its name in ``TensorType``."""
+        return not self.data or kind in self.data.partition(":")[2].split("|")
+
+
+@functools.cache
+def micro_kernels() -> Mapping[str, MicroKernel]:
+    """Returns the operators that TFLite Micro has a kernel of (``micro.json``, which names its sources)."""
+    return MappingProxyType(
+        {
+            operator: MicroKernel(method, source, data, tuple(tuple(rule.split("&")) for rule in rules))
+            for operator, (method, source, data, *rules) in _micro()["operators"].items()
+        }
+    )
+
+
+@functools.cache
+def micro_customs() -> Mapping[str, str]:
+    """Returns the custom operators that TFLite Micro has, each with the method that registers it."""
+    return MappingProxyType(_micro()["customs"])
+
+
+@functools.cache
+def _micro() -> Any:
+    return json.loads(Path(__file__).with_name("micro.json").read_text(encoding="utf-8"))
 
 
 def version_text(operator: str, version: int) -> str | None:

@@ -57,7 +57,7 @@ _HYBRID, _LOOKUP, _DEQUANTIZE = Reading.HYBRID, Reading.LOOKUP, Reading.DEQUANTI
 _TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity.BLOCK
 _OWN, _SAME, _FIXED, _WEIGHTS = Scales.OWN, Scales.SAME, Scales.FIXED, Scales.WEIGHTS
 _BOUNDED = (*RESCALED, *CLAMPED)
-_COMPARISON = IntegerKernel(_OWN, 2, old=(8,), micro=(8,), limits=COMPARED)
+_COMPARISON = IntegerKernel(_OWN, 2, old=(8,), limits=COMPARED)
 _ABSENT = (Caveat.REFERENCE_ABSENT,)
 _STATE, _RANDOM, _UNKNOWN = SideEffect.STATE, SideEffect.RANDOM, SideEffect.UNKNOWN
 _CONSTANT_NEEDS = (Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT, Need.ZERO_POINT_ZERO, Need.NORMAL_SCALES)
@@ -457,7 +457,7 @@ _ROWS = (
             ),
         ),
         source="tflite/kernels/gather.cc",
-        integer=IntegerKernel(_SAME, 2, 4, micro=(8,)),
+        integer=IntegerKernel(_SAME, 2, 4),
     ),
     OperatorRow(
         "GATHER_ND",
@@ -472,7 +472,7 @@ _ROWS = (
             ),
         ),
         source="tflite/kernels/gather_nd.cc",
-        integer=IntegerKernel(_SAME, 3, 3, micro=(8,)),
+        integer=IntegerKernel(_SAME, 3, 3),
     ),
     # DEQUANTIZE of a constant needs Need.NO_SPARSITY and Need.NOT_SUBGRAPH_OUTPUT, whoever reads it.
     OperatorRow(
@@ -518,12 +518,12 @@ _ROWS = (
         integer=IntegerKernel(_OWN, 2, 3, limits=SUMMANDS, general16="pot_scale_int16"),
     ),
     OperatorRow("ADD_N", "2+", "1"),
-    OperatorRow("ARG_MAX", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,), micro=(8,))),
+    OperatorRow("ARG_MAX", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,))),
     OperatorRow("ARG_MIN", "2", "1"),
     OperatorRow("ASSIGN_VARIABLE", "2", "0", effect=_STATE, effect_reason="changes a resource variable"),
     OperatorRow("ATAN2", "2", "1"),
     OperatorRow("AVERAGE_POOL_2D", "1", "1", homogeneous=True, integer=IntegerKernel(_SAME, 2, 3)),
-    OperatorRow("BATCH_TO_SPACE_ND", "3", "1", integer=IntegerKernel(_SAME, 2, 4, micro=(8,))),
+    OperatorRow("BATCH_TO_SPACE_ND", "3", "1", integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("BITCAST", "1", "1"),
     OperatorRow("BITWISE_XOR", "2", "1"),
     OperatorRow("BROADCAST_ARGS", "2", "1"),
@@ -543,9 +543,7 @@ _ROWS = (
     OperatorRow("CUMSUM", "2", "1"),
     OperatorRow("CUSTOM", effect=_UNKNOWN, effect_reason="its kernel is not part of the runtime"),
     OperatorRow("DELEGATE", effect=_UNKNOWN, effect_reason="what it runs is not in the file"),
-    OperatorRow(
-        "DEPTH_TO_SPACE", "1", "1", integer=IntegerKernel(_SAME, 2, old=(8,), micro=(8,), caveats=_ABSENT)
-    ),
+    OperatorRow("DEPTH_TO_SPACE", "1", "1", integer=IntegerKernel(_SAME, 2, old=(8,), caveats=_ABSENT)),
     OperatorRow("DILATE", "3", "1"),
     OperatorRow(
         "DIV",
@@ -553,23 +551,23 @@ _ROWS = (
         "1",
         elementwise=True,
         steep=Steep.DIVISION,
-        integer=IntegerKernel(_OWN, 2, 2, old=(), micro=(8,), limits=QUOTIENT, caveats=(Caveat.DIVIDES,)),
+        integer=IntegerKernel(_OWN, 2, 2, old=(), limits=QUOTIENT, caveats=(Caveat.DIVIDES,)),
     ),
     OperatorRow("DYNAMIC_UPDATE_SLICE", "3", "1"),
-    OperatorRow("ELU", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,), caveats=_ABSENT)),
+    OperatorRow("ELU", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), caveats=_ABSENT)),
     OperatorRow("EMBEDDING_LOOKUP_SPARSE", "5", "1"),
     OperatorRow("EQUAL", "2", "1", integer=_COMPARISON),
-    OperatorRow("EXP", "1", "1", integer=IntegerKernel(_OWN, 2, 2, micro=(), limits=TABLE)),
+    OperatorRow("EXP", "1", "1", integer=IntegerKernel(_OWN, 2, 2, limits=TABLE)),
     OperatorRow("EXPAND_DIMS", "2", "1", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)),
     OperatorRow("FAKE_QUANT", "1", "1"),
     OperatorRow("FILL", "2", "1"),
     OperatorRow("FLOOR", "1", "1"),
     OperatorRow("FLOOR_DIV", "2", "1", steep=Steep.DIVISION),
     OperatorRow("FLOOR_MOD", "2", "1", steep=Steep.DIVISION),
-    OperatorRow("GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), micro=(), limits=TABLE)),
+    OperatorRow("GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), limits=TABLE)),
     OperatorRow("GREATER", "2", "1", integer=_COMPARISON),
     OperatorRow("GREATER_EQUAL", "2", "1", integer=_COMPARISON),
-    OperatorRow("HARD_SWISH", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), micro=(8,), limits=SWISH)),
+    OperatorRow("HARD_SWISH", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), limits=SWISH)),
     OperatorRow(
         "HASHTABLE",
         "0",
@@ -615,7 +613,7 @@ _ROWS = (
         "1",
         "1",
         steep=Steep.ALWAYS,
-        integer=IntegerKernel(_OWN, 2, 2, old=(), micro=(), caveats=(Caveat.NARROW_RANGE,)),
+        integer=IntegerKernel(_OWN, 2, 2, old=(), caveats=(Caveat.NARROW_RANGE,)),
     ),
     OperatorRow("LOGICAL_AND", "2", "1"),
     OperatorRow("LOGICAL_NOT", "1", "1"),
@@ -644,7 +642,7 @@ _ROWS = (
         "MEAN", "2", "1", options="ReducerOptions", integer=IntegerKernel(_OWN, 2, 3, limits=AVERAGED)
     ),
     OperatorRow("MINIMUM", "2", "1", elementwise=True, integer=IntegerKernel(_SAME, 2, 4)),
-    OperatorRow("MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3, micro=(8,))),
+    OperatorRow("MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3)),
     OperatorRow(
         "MUL",
         "2",
@@ -658,7 +656,7 @@ _ROWS = (
         "NEG",
         "1",
         "1",
-        integer=IntegerKernel(_SAME, 1, 1, old=(), micro=(8,), caveats=(Caveat.NEGATES,)),
+        integer=IntegerKernel(_SAME, 1, 1, old=(), caveats=(Caveat.NEGATES,)),
     ),
     OperatorRow("NON_MAX_SUPPRESSION_V4", "5", "2"),
     OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
@@ -697,30 +695,26 @@ _ROWS = (
     OperatorRow("REDUCE_ALL", "2", "1"),
     OperatorRow("REDUCE_ANY", "2", "1"),
     OperatorRow("REDUCE_MAX", "2", "1", integer=IntegerKernel(_SAME, 2, 3)),
-    OperatorRow("REDUCE_MIN", "2", "1", integer=IntegerKernel(_SAME, 2, 3, micro=())),
-    OperatorRow(
-        "REDUCE_PROD", "2", "1", integer=IntegerKernel(_OWN, 2, 2, micro=(), caveats=(Caveat.COPIES_ONE,))
-    ),
+    OperatorRow("REDUCE_MIN", "2", "1", integer=IntegerKernel(_SAME, 2, 3)),
+    OperatorRow("REDUCE_PROD", "2", "1", integer=IntegerKernel(_OWN, 2, 2, caveats=(Caveat.COPIES_ONE,))),
     OperatorRow("RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED)),
     OperatorRow("RELU6", "1", "1", integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED)),
     OperatorRow(
         "RELU_0_TO_1",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 1, old=(8,), micro=(), limits=_BOUNDED),
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED),
     ),
     OperatorRow(
         "RELU_N1_TO_1",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 1, old=(8,), micro=(), limits=_BOUNDED),
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED),
     ),
     OperatorRow(
         "RESHAPE", "1-2", "1", options="ReshapeOptions", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)
     ),
-    OperatorRow(
-        "RESIZE_BILINEAR", "2", "1", same_scales=True, integer=IntegerKernel(_SAME, 2, 4, micro=(8,))
-    ),
+    OperatorRow("RESIZE_BILINEAR", "2", "1", same_scales=True, integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("RESIZE_NEAREST_NEIGHBOR", "2", "1", integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("REVERSE_SEQUENCE", "2", "1"),
     OperatorRow("REVERSE_V2", "2", "1", integer=IntegerKernel(_SAME, 3, 3)),
@@ -732,7 +726,7 @@ _ROWS = (
         "1",
         "1",
         steep=Steep.ALWAYS,
-        integer=IntegerKernel(_OWN, 2, 3, old=(8,), micro=(8,), caveats=(Caveat.NARROW_RANGE,)),
+        integer=IntegerKernel(_OWN, 2, 3, old=(8,), caveats=(Caveat.NARROW_RANGE,)),
     ),
     OperatorRow("SCATTER_ND", "3", "1"),
     OperatorRow("SEGMENT_SUM", "2", "1"),
@@ -750,8 +744,8 @@ _ROWS = (
         squashes=Squash.ROWS,
         integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1, limits=SCORES),
     ),
-    OperatorRow("SPACE_TO_BATCH_ND", "3", "1", integer=IntegerKernel(_SAME, 2, 4, micro=(8,))),
-    OperatorRow("SPACE_TO_DEPTH", "1", "1", integer=IntegerKernel(_SAME, 2, old=(8,), micro=(8,))),
+    OperatorRow("SPACE_TO_BATCH_ND", "3", "1", integer=IntegerKernel(_SAME, 2, 4)),
+    OperatorRow("SPACE_TO_DEPTH", "1", "1", integer=IntegerKernel(_SAME, 2, old=(8,))),
     OperatorRow("SPARSE_TO_DENSE", "4", "1"),
     OperatorRow("SPLIT", "2", "1+", integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("SPLIT_V", "3", "1+", integer=IntegerKernel(_SAME, 2, 2)),
@@ -760,7 +754,7 @@ _ROWS = (
         "1",
         "1",
         steep=Steep.ALWAYS,
-        integer=IntegerKernel(_OWN, 2, 2, old=(), micro=(), caveats=(Caveat.NARROW_RANGE,)),
+        integer=IntegerKernel(_OWN, 2, 2, old=(), caveats=(Caveat.NARROW_RANGE,)),
         note="Its kernel fails when it runs on a negative integer, as rounding makes of numbers near 0.",
     ),
     OperatorRow("SQUARE", "1", "1"),
@@ -803,7 +797,7 @@ _ROWS = (
         squashes=Squash.ELEMENTS,
         integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_1_AND_1, limits=CURVE),
     ),
-    OperatorRow("TILE", "2", "1", integer=IntegerKernel(_SAME, 3, 3, old=(8,), micro=(), caveats=_ABSENT)),
+    OperatorRow("TILE", "2", "1", integer=IntegerKernel(_SAME, 3, 3, old=(8,), caveats=_ABSENT)),
     OperatorRow("TOPK_V2", "2", "2"),
     OperatorRow("TRANSPOSE", "2", "1", integer=IntegerKernel(_SAME, 2, 5)),
     OperatorRow("UNIQUE", "1", "2"),

@@ -26,7 +26,7 @@ from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
 from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
 from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
-from tfl_rewrite.integers.plan import IntegerPlan, Wanted
+from tfl_rewrite.integers.plan import IntegerPlan, Wanted, check_target
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
 from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means, read_by_integers
@@ -152,7 +152,8 @@ class Quantize(Pass):
     target: Target = option(
         Target.LITERT,
         "what is to run the file. litert (default), or 2.14: what tflite-runtime 2.14 does not compute "
-        "right stays float or has 8 bits, and int8 becomes int16 by way of floats",
+        "right stays float or has 8 bits, and int8 becomes int16 by way of floats. tflm: likewise for "
+        "TFLite Micro; weights beside floats are floats, and where it has no kernel, exit code 3",
         choices=Target,
     )
     ranges: TensorRanges | str | os.PathLike[str] | None = option(
@@ -176,7 +177,12 @@ class Quantize(Pass):
             UsageError: A value is none of the choices, or a pattern is no regular expression.
         """
         check_options(self)
-        self._choice()
+        rules = self._choice().rules
+        if self.target is Target.MICRO and any(rule.computes is Computes.HYBRID for rule in rules):
+            raise UsageError(
+                f"{self.target.spoken} has no kernels that read int8 weights beside float activations",
+                remedy="--map REGEX=float for those operators",
+            )
 
     @property
     def is_fitted(self) -> bool:
@@ -202,8 +208,15 @@ class Quantize(Pass):
         Raises:
             UsageError: There are neither inputs nor ranges, or of another model; or a rule matches nothing.
             FileAccessError, FormatError: The ranges cannot be read, or are none.
-            UnsupportedError: No operator can compute in integers, or one has to stay float and may not.
+            UnsupportedError: No operator can compute in integers, or one has to stay float and may not; or
+                the target has no kernel of one.
         """
+        made = self._integers(model, context)
+        brought = check_target(model, self.target)
+        return replace(made, notes=(*brought, *made.notes))
+
+    def _integers(self, model: Model, context: Context) -> PassResult:
+        """Makes what computes in uint8 or in floats compute in integers, and the border what is asked for."""
         signed = self._signed(model)
         if self._asked != (None, None) and self._is_integer(model, context):
             return self._joined(signed, self._retyped(model))
@@ -272,7 +285,9 @@ class Quantize(Pass):
         choice = self._choice()
         choice.check(model)
         dense = make_dense(model)
-        wanted = read_by_integers(model, lambda operator: choice.of(operator) is not Computes.FLOAT)
+        wanted = read_by_integers(
+            model, lambda operator: choice.of(operator) is not Computes.FLOAT, self.target
+        )
         expanded = expand_constants(model, wanted)
 
         def keeps(item: Operator) -> bool:
@@ -280,6 +295,7 @@ class Quantize(Pass):
 
         means, products = pools_to_means(model, keeps), negations_to_products(model, keeps)
         places |= {id(made): places[id(before)] for before, made in (*means, *products)}
+        check_target(model, self.target, typed=False)
         notes, ranges = list[str](), calibration.ranges(model)
         recipe = self._recipe(model, choice, ranges, calibration, context.number)
         bits: Wanted = choice.width
@@ -299,7 +315,7 @@ class Quantize(Pass):
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
         conversions = plan.convert(editor, weight_of)
-        border = retype(model, editor, *self._asked, ranges, recipe)
+        border = retype(model, editor, *self._asked, ranges, recipe, self.target)
         editor.finish()
         notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
         notes += recipe.notes()
@@ -334,7 +350,7 @@ class Quantize(Pass):
     def _retyped(self, model: Model) -> PassResult:
         """Changes nothing but the types of inputs and outputs."""
         editor = Editor(model)
-        border = retype(model, editor, *self._asked)
+        border = retype(model, editor, *self._asked, target=self.target)
         editor.finish()
         notes = (*border.notes, *editor.notes)
         if not border.edits:
