@@ -9,8 +9,8 @@ from tfl_rewrite.flatbuf.record import UINT8, Kind, Record, ScalarVector
 from tfl_rewrite.flatbuf.writer import FilePosition, plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.model.lift import BY_TABLE, Into
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.model.references import BY_TABLE, Into
 
 Shift = Mapping[Into, Callable[[int], int]]
 

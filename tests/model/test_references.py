@@ -19,8 +19,8 @@ from tfl_rewrite.flatbuf.record import INT32, Kind, Record, ScalarVector
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, OperatorCode, SubGraph, Tensor, schema
+from tfl_rewrite.model.lift import REFERENCES, Into
 from tfl_rewrite.model.lower import lower
-from tfl_rewrite.model.references import REFERENCES, Into
 
 from .helpers import Shift, essential, lowered, plain, written
 

@@ -88,7 +88,7 @@ def divide(
     Raises:
         UsageError: A file cannot be read, or does not fit the model.
     """
-    in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors) or any(
+    in_order = any(tensor.is_variable for _, tensor in model.tensors()) or any(
         code.custom is None and code.name == VAR_HANDLE.name for code in model.operator_codes
     )
     return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)

@@ -359,8 +359,7 @@ class Probe:
         read = {id(tensor) for operator in subgraph.operators[: last + 1] for tensor in operator.inputs}
         needed = {
             id(tensor.buffer)
-            for other in model.subgraphs
-            for tensor in other.tensors
+            for other, tensor in model.tensors()
             if other is not subgraph or id(tensor) in read
         }
         # Constants that the part does not read are not written.

@@ -106,7 +106,7 @@ def _outputs(model: Model) -> list[_Output]:
 
 def _parts(model: Model, calls: Sequence[Call], count: int) -> list[list[tuple[int, Call]]]:
     """Deals the calls; in order where the model keeps something from one to the next."""
-    in_order = any(tensor.is_variable for graph in model.subgraphs for tensor in graph.tensors)
+    in_order = any(tensor.is_variable for _, tensor in model.tensors())
     parts: list[list[tuple[int, Call]]] = [[] for _ in range(count)]
     for entered in sorted({call.subgraph for call in calls}):
         mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]

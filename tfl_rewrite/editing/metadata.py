@@ -73,7 +73,7 @@ def is_shared(model: Model, entry: Metadata) -> bool:
     buffer = entry.buffer
     if any(item.buffer is buffer for item in model.metadata if item is not entry):
         return True
-    if any(tensor.buffer is buffer for subgraph in model.subgraphs for tensor in subgraph.tensors):
+    if any(tensor.buffer is buffer for _, tensor in model.tensors()):
         return True
     return buffer is model.buffers[0]
 

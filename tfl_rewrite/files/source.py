@@ -23,10 +23,9 @@ from tfl_rewrite.files.foreign import recognize
 from tfl_rewrite.files.layout import Layout, bytes_text, differs, planned
 from tfl_rewrite.flatbuf.reader import ReadResult, read
 from tfl_rewrite.flatbuf.record import Record
-from tfl_rewrite.model import references
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.ir import Model, schema
-from tfl_rewrite.model.lift import lift
+from tfl_rewrite.model.lift import DISPATCH, KNOWN_CUSTOM, lift
 
 # The writer is loaded when something is written: it takes longer to import than a small file to read.
 
@@ -269,8 +268,7 @@ def _absolute_operators(model: Model) -> list[UnsupportedError]:
             remedy="rewrite the model before it is compiled for the accelerator",
         )
         for index, code in enumerate(model.operator_codes)
-        if code.custom == references.DISPATCH
-        and any(operator.code is code for _, operator in model.operators())
+        if code.custom == DISPATCH and any(operator.code is code for _, operator in model.operators())
     ]
 
 
@@ -290,7 +288,7 @@ def _who_needs(model: Model, container: Container, ranges: Ranges) -> tuple[str 
             if _find(container, magic, start, stop):
                 return None, f"they hold what looks like {what}"
     for place, holder, data in _opaque(model):
-        if len(data) > _MOST_NBYTES or references.DISPATCH in holder:
+        if len(data) > _MOST_NBYTES or DISPATCH in holder:
             return place, f"{holder} may address them by their position"
         number = _address(bytes(data), ranges, container.nbytes)
         if number is not None:
@@ -313,7 +311,7 @@ def _opaque(model: Model) -> Iterator[tuple[str, str, memoryview]]:
         for position, operator in enumerate(subgraph.operators):
             place = model.place_of(operator, f"subgraphs[{index}].operators[{position}]")
             name = operator.code.custom
-            if name is None or name in references.KNOWN_CUSTOM or name.startswith("Flex"):
+            if name is None or name in KNOWN_CUSTOM or name.startswith("Flex"):
                 continue
             options = operator.rest.get("custom_options")
             if options is not None and id(options) not in seen:

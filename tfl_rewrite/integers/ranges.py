@@ -289,7 +289,7 @@ def constant_range(tensor: Tensor) -> Range | None:
 
 def constant_ranges(model: Model) -> dict[int, Range]:
     """Returns the least and the greatest value of all float constants, by id."""
-    tensors = [item for subgraph in model.subgraphs for item in subgraph.tensors]
+    tensors = [item for _, item in model.tensors()]
     return {id(item): held for item in tensors if (held := constant_range(item)) is not None}
 
 

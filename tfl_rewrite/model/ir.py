@@ -432,7 +432,7 @@ class Model:
     def adopt(self) -> list[Buffer]:
         """Takes the buffers that tensors were given by :meth:`Tensor.set_values` among its own."""
         known = set(map(id, self.buffers))
-        for tensor in (item for subgraph in self.subgraphs for item in subgraph.tensors):
+        for _, tensor in self.tensors():
             if tensor.buffer.is_new and id(tensor.buffer) not in known:
                 known.add(id(tensor.buffer))
                 self.buffers.append(tensor.buffer)
@@ -451,9 +451,8 @@ class Model:
     def holders(self) -> dict[int, list[Tensor]]:
         """Returns the tensors of each buffer, by its id."""
         found: dict[int, list[Tensor]] = {}
-        for subgraph in self.subgraphs:
-            for tensor in subgraph.tensors:
-                found.setdefault(id(tensor.buffer), []).append(tensor)
+        for _, tensor in self.tensors():
+            found.setdefault(id(tensor.buffer), []).append(tensor)
         return found
 
     @contextmanager
@@ -492,6 +491,12 @@ class Model:
         for subgraph in self.subgraphs:
             for operator in subgraph.operators:
                 yield subgraph, operator
+
+    def tensors(self) -> Iterator[tuple[SubGraph, Tensor]]:
+        """Yields every tensor with its subgraph."""
+        for subgraph in self.subgraphs:
+            for tensor in subgraph.tensors:
+                yield subgraph, tensor
 
     def metadata_named(self, name: str) -> Metadata | None:
         """Returns the first metadata entry of that name."""

@@ -24,7 +24,7 @@ from tfl_rewrite.model.ir import (
     new_record,
     schema,
 )
-from tfl_rewrite.model.references import BY_TABLE, Into
+from tfl_rewrite.model.lift import BY_TABLE, Into
 
 
 def lower(model: Model, *, outside_from: int | None = None) -> Record:

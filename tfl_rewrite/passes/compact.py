@@ -128,14 +128,13 @@ def _empty_fields(model: Model) -> list[Edit]:
     for _, operator in model.operators():
         rows = {"intermediates": operator.intermediates}
         operator.rest = _without_empty(operator.rest, rows, counts)
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            details = tensor.quantization
-            if details is not None:
-                if id(details) not in known:
-                    # Shared ones stay shared.
-                    known[id(details)] = _slim(details, counts)
-                tensor.quantization = known[id(details)]
+    for _, tensor in model.tensors():
+        details = tensor.quantization
+        if details is not None:
+            if id(details) not in known:
+                # Shared ones stay shared.
+                known[id(details)] = _slim(details, counts)
+            tensor.quantization = known[id(details)]
     return [
         Edit(field, f"{count} empty ones left out", 0, {"count": count})
         for field, count in sorted(counts.items())
@@ -190,12 +189,11 @@ def _static_signatures(model: Model) -> list[Edit]:
     not defined when no unknown dimensions are present" (``tflite/core/subgraph.cc``).
     """
     count = 0
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            if tensor.signature is not None and tensor.signature == (tensor.shape or ()):
-                tensor.signature = None
-                tensor.rest = tensor.rest.replace(shape_signature=None)
-                count += 1
+    for _, tensor in model.tensors():
+        if tensor.signature is not None and tensor.signature == (tensor.shape or ()):
+            tensor.signature = None
+            tensor.rest = tensor.rest.replace(shape_signature=None)
+            count += 1
     what = f"{count} that equal the shape left out"
     return [Edit("Tensor.shape_signature", what, 0, {"count": count})] if count else []
 
@@ -221,7 +219,7 @@ def _empty_buffers(model: Model) -> list[Edit]:
     """
     if not model.buffers or not model.buffers[0].is_nothing:
         return []
-    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    tensors = [tensor for _, tensor in model.tensors()]
     kept = {id(tensor.buffer) for tensor in tensors if tensor.is_variable or tensor.external is not None}
     kept |= model.pinned
     gone = {id(item) for item in model.buffers[1:] if item.is_nothing and id(item) not in kept}

@@ -83,7 +83,7 @@ def _blob(buffer: Buffer) -> Blob:
 
 def constant_buffers(model: Model) -> list[Buffer]:
     """Returns the buffers, in order, that only constant tensors refer to; what callers may set is none."""
-    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    tensors = [tensor for _, tensor in model.tensors()]
     used = {id(tensor.buffer) for tensor in tensors}
     fixed = {id(tensor.buffer) for tensor in tensors if tensor.is_variable}
     fixed |= {id(tensor.buffer) for subgraph in model.subgraphs for tensor in subgraph.inputs}
@@ -108,9 +108,8 @@ def _merge_buffers(model: Model, work: Work) -> list[Edit]:
         saved = 0 if kept.blob.identity == buffer.blob.identity else buffer.nbytes
         changes.append(Edit(places[id(buffer)], f"merged with the equal {places[id(kept)]}", saved))
     if merged:
-        for subgraph in model.subgraphs:
-            for tensor in subgraph.tensors:
-                tensor.buffer = merged.get(id(tensor.buffer), tensor.buffer)
+        for _, tensor in model.tensors():
+            tensor.buffer = merged.get(id(tensor.buffer), tensor.buffer)
         model.buffers = [buffer for buffer in model.buffers if id(buffer) not in merged]
     return changes
 

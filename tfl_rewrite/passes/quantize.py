@@ -49,7 +49,7 @@ from tfl_rewrite.weights.rounders import (
     activations_of,
     measures_of,
 )
-from tfl_rewrite.weights.sparse import make_dense
+from tfl_rewrite.weights.state import make_dense
 
 MIXED = "mixed"
 MOST_MARGIN_DB = 8.0

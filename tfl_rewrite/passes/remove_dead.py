@@ -317,7 +317,7 @@ def _remove_buffers(model: Model) -> list[Edit]:
         where = model.place_of(buffer, f"buffers[{index}]")
         changes.append(Edit(where, "buffer removed: nothing refers to it", saved))
     model.buffers = kept
-    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    tensors = [tensor for _, tensor in model.tensors()]
     slices = {id(tensor.external) for tensor in tensors if tensor.external is not None}
     for row in model.external_buffers:
         if id(row) not in slices:

@@ -233,7 +233,7 @@ def check_file(model: Model) -> Iterator[Finding]:
 
 
 def _external(model: Model, path: Path) -> Iterator[Finding]:
-    used = {id(tensor.external) for subgraph in model.subgraphs for tensor in subgraph.tensors}
+    used = {id(tensor.external) for _, tensor in model.tensors()}
     slices = [item for item in model.external_buffers if id(item) in used]
     if not slices:
         return

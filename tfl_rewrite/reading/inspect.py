@@ -327,12 +327,11 @@ def byte_accounts(model: Model) -> dict[str, int]:
     assert origin is not None
     column: Counter[str] = Counter()
     seen: set[object] = set()
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            blob = tensor.buffer.blob
-            if blob is not None and blob.nbytes and blob.identity not in seen:
-                seen.add(blob.identity)
-                column[f"{tensor.dtype_name} constants"] += blob.nbytes
+    for _, tensor in model.tensors():
+        blob = tensor.buffer.blob
+        if blob is not None and blob.nbytes and blob.identity not in seen:
+            seen.add(blob.identity)
+            column[f"{tensor.dtype_name} constants"] += blob.nbytes
     for buffer in model.buffers:
         if buffer.blob is not None and buffer.nbytes and buffer.blob.identity not in seen:
             seen.add(buffer.blob.identity)

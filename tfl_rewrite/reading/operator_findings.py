@@ -29,8 +29,8 @@ from tfl_rewrite.kernels.reads import (
 )
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model import references
 from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.model.lift import BUILT_IN_CUSTOM, DELEGATE_CUSTOM
 from tfl_rewrite.reading.findings import Finding
 from tfl_rewrite.weights.repairs import undefined_depthwise
 from tfl_rewrite.weights.state import LateForm, late_forms
@@ -99,9 +99,9 @@ def _weight(read: WeightRead, where: str) -> Iterator[Finding]:
 
 def _custom(operator: Operator, where: str) -> Iterator[Finding]:
     name = operator.code.custom
-    if name is None or name in references.BUILT_IN_CUSTOM:
+    if name is None or name in BUILT_IN_CUSTOM:
         return
-    if name in references.DELEGATE_CUSTOM:
+    if name in DELEGATE_CUSTOM:
         yield Finding("delegate-operator", where, "custom operator")
     elif name.startswith("Flex"):
         yield Finding("custom-operator", where, "a TensorFlow operator: needs the select-ops (Flex) library")

@@ -187,7 +187,7 @@ def move_in(model: Model, open_slice: Callable[[str, int, int], Blob]) -> list[s
     made: dict[tuple[str, int, int], Buffer] = {}
     used: set[int] = set()
     restored: set[int] = set()
-    others = [tensor.rest for row in model.subgraphs for tensor in row.tensors if tensor.external is None]
+    others = [tensor.rest for _, tensor in model.tensors() if tensor.external is None]
     # A converter that writes defaults wrote this one everywhere.
     spelled_out = bool(others) and all("external_buffer" in rest for rest in others)
     for index, subgraph in enumerate(model.subgraphs):

@@ -29,7 +29,6 @@ from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
 Done = list[Edit | Skip]
 """What a repair did, and what it looked at and left alone."""
 
-_INTEGERS = ("INT8", "UINT8", "INT16", "INT4", "INT2")
 _BIAS = 2
 
 ADDED_SHARE = 0.02

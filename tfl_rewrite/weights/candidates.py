@@ -97,8 +97,7 @@ class Selection:
         # Counted in elements, which rewriting does not change, so a second run decides the same.
         elements = {
             id(tensor.buffer): tensor.elements
-            for subgraph in model.subgraphs
-            for tensor in subgraph.tensors
+            for _, tensor in model.tensors()
             if tensor.is_constant and tensor.dtype_name in _WEIGHT_TYPES and id(tensor) not in scales
         }
         part = sum(elements.values()) // 400
@@ -128,31 +127,29 @@ def find_candidates(model: Model, graph: Graph) -> tuple[list[Candidate], list[S
     """
     found: list[Candidate] = []
     skips: list[Skip] = []
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            if tensor.dtype_name not in _FLOATS or not tensor.is_constant:
-                continue
-            item = _candidate(subgraph, tensor, graph)
-            reason = _fixed(item, graph)
-            if reason is None:
-                found.append(item)
-            else:
-                skips.append(skip(item, *reason))
+    for subgraph, tensor in model.tensors():
+        if tensor.dtype_name not in _FLOATS or not tensor.is_constant:
+            continue
+        item = _candidate(subgraph, tensor, graph)
+        reason = _fixed(item, graph)
+        if reason is None:
+            found.append(item)
+        else:
+            skips.append(skip(item, *reason))
     return found, skips
 
 
 def stored_already(model: Model, graph: Graph) -> Iterator[tuple[Candidate, Skip]]:
     """Yields the constants that are integers with scales already, each with the reason why it stays."""
-    for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            details = tensor.quantization
-            if tensor.dtype_name not in _INTEGERS or details is None or not details.is_quantized:
-                continue
-            if tensor.is_constant and id(tensor) not in graph.given:
-                item = Candidate(subgraph, tensor, tensor, None, graph.uses_of(tensor))
-                kind = tensor.dtype_name.lower()
-                reason = f"it is {kind} already; 'dequantize' would make it float32"
-                yield item, skip(item, "quantized", reason)
+    for subgraph, tensor in model.tensors():
+        details = tensor.quantization
+        if tensor.dtype_name not in _INTEGERS or details is None or not details.is_quantized:
+            continue
+        if tensor.is_constant and id(tensor) not in graph.given:
+            item = Candidate(subgraph, tensor, tensor, None, graph.uses_of(tensor))
+            kind = tensor.dtype_name.lower()
+            reason = f"it is {kind} already; 'dequantize' would make it float32"
+            yield item, skip(item, "quantized", reason)
 
 
 def unmatched(selection: Selection, model: Model, graph: Graph) -> list[tuple[str, Pattern, list[str]]]:
@@ -166,11 +163,7 @@ def unmatched(selection: Selection, model: Model, graph: Graph) -> list[tuple[st
     if not asked:
         return []
     words = {
-        word: None
-        for subgraph in model.subgraphs
-        for tensor in subgraph.tensors
-        if tensor.is_constant
-        for word in _words_of(tensor, graph)
+        word: None for _, tensor in model.tensors() if tensor.is_constant for word in _words_of(tensor, graph)
     }
     known = sorted(words)
     return [(name, item, known) for name, item in asked if not any(map(item.search, known))]
@@ -226,16 +219,21 @@ def first_and_last(items: Sequence[Candidate], least: tuple[int, int]) -> set[in
     return ends
 
 
+def _factor_of(tensor: Tensor, graph: Graph) -> Operator | None:
+    """Returns what makes the other factor, where a product alone reads a tensor."""
+    readers = graph.uses_of(tensor)
+    if len(readers) != 1 or row_of(readers[0].operator) is not MUL:
+        return None
+    others = [item for item in readers[0].operator.inputs if item is not None and item is not tensor]
+    return graph.maker_of(others[0]) if len(others) == 1 else None
+
+
 def _scales_rows(use: Use, graph: Graph) -> bool:
     """Whether a lookup reads scales: its output multiplies int8 rows that were cast to floats."""
     found = use.operator.outputs[0] if use.operator.outputs else None
     if row_of(use.operator) is not GATHER or use.position != 0 or found is None:
         return False
-    readers = graph.uses_of(found)
-    if len(readers) != 1 or row_of(readers[0].operator) is not MUL:
-        return False
-    others = [tensor for tensor in readers[0].operator.inputs if tensor is not None and tensor is not found]
-    cast = graph.maker_of(others[0]) if len(others) == 1 else None
+    cast = _factor_of(found, graph)
     rows = cast.inputs[0] if cast is not None and row_of(cast) is CAST and cast.inputs else None
     return rows is not None and rows.dtype == dtypes.INT8.value
 
@@ -248,8 +246,7 @@ def scale_constants(graph: Graph, model: Model) -> set[int]:
     """
     return {
         id(tensor)
-        for subgraph in model.subgraphs
-        for tensor in subgraph.tensors
+        for _, tensor in model.tensors()
         if tensor.dtype == dtypes.FLOAT16.value
         and tensor.is_constant
         and (id(tensor) in graph.given or _scales_blocks(tensor, graph))
@@ -262,11 +259,7 @@ def _scales_blocks(tensor: Tensor, graph: Graph) -> bool:
     if len(shape) != 2 or shape[1] != 1 or len(uses) != 1 or row_of(uses[0].operator) is not DEQUANTIZE:
         return False
     output = uses[0].operator.outputs[0] if uses[0].operator.outputs else None
-    readers = graph.uses_of(output) if output is not None else []
-    if len(readers) != 1 or row_of(readers[0].operator) is not MUL:
-        return False
-    others = [item for item in readers[0].operator.inputs if item is not None and item is not output]
-    maker = graph.maker_of(others[0]) if len(others) == 1 else None
+    maker = _factor_of(output, graph) if output is not None else None
     stored = maker.inputs[0] if maker is not None and row_of(maker) is DEQUANTIZE else None
     return stored is not None and stored.is_constant and stored.dtype_name in ("INT8", "INT4", "INT2")
 

@@ -252,7 +252,7 @@ class Recipe:
             UsageError: A rule matches no tensor; names those that are spelled alike.
         """
         operators = {operator.code.name for _, operator in model.operators()}
-        names = {tensor.name for subgraph in model.subgraphs for tensor in subgraph.tensors}
+        names = {tensor.name for _, tensor in model.tensors()}
         for rule in self.rules:
             if not _matches(rule, [*names, *operators]):
                 known = sorted({word for item in items for word in _words(item) if word})

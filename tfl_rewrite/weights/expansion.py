@@ -89,11 +89,10 @@ class _Search:
         """Looks through the whole model."""
         # Unsigned integers are never stored, but read.
         types = {"UINT8"} | {part for form in forms().values() if not form.keeps for part in form.parts}
-        for subgraph in self.model.subgraphs:
-            for tensor in subgraph.tensors:
-                wanted = self.only is None or self.only(tensor)
-                if wanted and tensor.is_constant and tensor.dtype_name in types:
-                    self._look_at(subgraph, tensor)
+        for subgraph, tensor in self.model.tensors():
+            wanted = self.only is None or self.only(tensor)
+            if wanted and tensor.is_constant and tensor.dtype_name in types:
+                self._look_at(subgraph, tensor)
         self._keep_together()
 
     def _look_at(self, subgraph: SubGraph, tensor: Tensor) -> None:
@@ -375,7 +374,7 @@ def renew(
 
 def _with_partners(parts: set[int], model: Model, graph: Graph) -> set[int]:
     """Adds what others are multiplied with or added to behind DEQUANTIZE: scales, and the halves of int6."""
-    constants = {id(item): item for graph_ in model.subgraphs for item in graph_.tensors if item.is_constant}
+    constants = {id(item): item for _, item in model.tensors() if item.is_constant}
     found, waiting = set(parts), list(parts)
     while waiting:
         for use in graph.uses_of(constants[waiting.pop()]):

@@ -143,7 +143,7 @@ def find_constants(model: Model, *, int8: bool, min_elements: int) -> tuple[list
     holders = _holders(model)
     found: list[Constant] = []
     skips: list[Skip] = []
-    external = [item for graph_ in model.subgraphs for item in graph_.tensors if item.external is not None]
+    external = [item for _, item in model.tensors() if item.external is not None]
     for tensor in external:
         if tensor.dtype_name in KINDS:
             skips.append(stays(tensor, tensor.name, (), "external", "its bytes are in another file"))

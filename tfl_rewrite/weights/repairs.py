@@ -243,7 +243,7 @@ def _store(tensor: Tensor, editor: Editor, values: Ints) -> None:
 def _replace_bytes(tensor: Tensor, editor: Editor, data: bytes) -> None:
     """Gives a tensor other bytes; a buffer that others refer to stays theirs."""
     model, old = editor.model, tensor.buffer
-    users = sum(item.buffer is old for subgraph in model.subgraphs for item in subgraph.tensors)
+    users = sum(item.buffer is old for _, item in model.tensors())
     users += sum(entry.buffer is old for entry in model.metadata)
     if users > 1:
         tensor.buffer = editor.add_buffer(data)
