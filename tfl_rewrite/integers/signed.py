@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import INT64, ScalarVector
+from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.unsigned import (
     SHIFT,
@@ -31,7 +32,7 @@ from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of, scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.reads import needed_version
-from tfl_rewrite.kernels.table import QUANTIZE, SHAPE_READERS, row_of
+from tfl_rewrite.kernels.table import SHAPE_READERS, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
@@ -106,12 +107,12 @@ def convert_copies(model: Model, editor: Editor) -> None:
                 tensor = operator.inputs[position]
                 if tensor is not None and grid != common:
                     operator.inputs[position] = twin = _twin(editor, subgraph, tensor, common)
-                    made.insert(-1, editor.plain(QUANTIZE, 1, [tensor], twin))
+                    made.insert(-1, type_change(editor, tensor, twin))
             for position, grid in grids_of(operator.outputs).items():
                 tensor = operator.outputs[position]
                 if tensor is not None and grid != common:
                     operator.outputs[position] = twin = _twin(editor, subgraph, tensor, common)
-                    made.append(editor.plain(QUANTIZE, 1, [twin], tensor))
+                    made.append(type_change(editor, twin, tensor))
         subgraph.operators[:] = made
 
 
@@ -233,7 +234,7 @@ class _Signing:
         else:
             made = self._editor.add_like(self._subgraph, tensor, "UINT8", self._was[id(tensor)])
         forms[grid] = made
-        self._operators.append(self._editor.plain(QUANTIZE, 1, [source], made))
+        self._operators.append(type_change(self._editor, source, made))
         self._done.conversions += 1
         return made
 

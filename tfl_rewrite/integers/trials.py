@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.integers.convert import IntegerWeight
+from tfl_rewrite.integers.convert import IntegerWeight, type_change
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.kernels.operands import constant_values, input_of
-from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, row_of
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.weights.rounders import Simulate
@@ -65,8 +65,8 @@ def _round(subgraph: SubGraph, grids: Mapping[int, Grid], readers: Collection[in
     def converted(source: Tensor, made: Tensor | None, grid: Grid) -> Tensor:
         integers = editor.add_like(subgraph, source, grid.dtype, grid.quantization)
         floats = editor.add_like(subgraph, source, "FLOAT32") if made is None else made
-        operators.append(editor.plain(QUANTIZE, 1 if grid.width == 8 else 2, [source], integers))
-        operators.append(editor.plain(DEQUANTIZE, 2 if grid.width == 8 else 3, [integers], floats))
+        operators.append(type_change(editor, source, integers))
+        operators.append(type_change(editor, integers, floats))
         return floats
 
     made = {id(tensor) for operator in subgraph.operators for tensor in operator.outputs}
