@@ -304,6 +304,9 @@ def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
         given = Judging(inputs=(inputs,), holdout=(inputs,), tolerance=Tolerance(min_snr=None))
         report = rewrite(source, tmp_path / "a.tflite", [item], judging=given, force=True)
         assert report.verdict is not None and report.verdict.sample_count == 12
+        # Nobody is told that nothing was fitted to what judges.
+        assert not report.verdict.unfitted
+        assert any(note.startswith("--holdout names files of --inputs") for note in report.notes)
     # Where nothing is fitted, all judge.
     plain = rewrite(
         source,

@@ -9,6 +9,7 @@ fitted to both.
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ def divide(
     return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
 
 
-def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, str]:
+def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, Split]:
     """Sets samples aside that judge, where weights are to be fitted to the user's inputs.
 
     Args:
@@ -103,16 +104,15 @@ def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, st
         folder: For the parts of files.
 
     Returns:
-        How to verify, with what may be fitted to as its inputs; and why nothing may, empty where something
-        is.
+        How to verify, with what may be fitted to as its inputs; and how they were divided.
 
     Raises:
         UsageError: See :func:`divide`.
     """
     parted = divide(model, judging.inputs, judging.holdout, folder)
     if parted.crossed:
-        return replace(judging, inputs=parted.everything, holdout=parted.judge), ""
-    return replace(judging, inputs=(), holdout=parted.judge), parted.reason
+        return replace(judging, inputs=parted.everything, holdout=parted.judge), parted
+    return replace(judging, inputs=(), holdout=parted.judge), parted
 
 
 def split(
@@ -166,13 +166,23 @@ def split(
             return _undivided(given, holdout, f"{text} too few: give {least} or more")
         what = "samples"
     first, second, rest = dealt
+    apart = not _common(files, holdout)
     kept = "the files of --holdout" if holdout else str(rest.count)
+    kept = f"{kept} held out" if apart else f"{kept} judge, of which some are among these"
     judge = tuple(holdout) or tuple(rest.files)
     if not halves:
-        text = f"{first.count + second.count} {what}; {kept} held out"
-        return Split(((*first.files, *second.files),), judge, text, True)
+        text = f"{first.count + second.count} {what}; {kept}"
+        return Split(((*first.files, *second.files),), judge, text, apart)
     told = f"{first.count} + {second.count} {what}, each half with weights rounded for the other"
-    return Split((tuple(first.files), tuple(second.files)), judge, f"{told}; {kept} held out", True, told)
+    return Split((tuple(first.files), tuple(second.files)), judge, f"{told}; {kept}", apart, told)
+
+
+def _common(files: Sequence[Path | Media], holdout: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether some files are the same as some that judge, or copies of them."""
+    judge = [Path(file) for found in expand_paths(holdout) for file in _each(found)]
+    sizes = {path.stat().st_size for path in judge}
+    mine = [path for path in map(Path, files) if path.stat().st_size in sizes]
+    return any(filecmp.cmp(one, other, shallow=False) for one in mine for other in judge)
 
 
 @dataclass(slots=True)

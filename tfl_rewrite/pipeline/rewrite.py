@@ -179,10 +179,13 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
 
         model = source.model()
         run_passes(model, [item for item in plan.passes if item.effect is Effect.INTERFACE])
-        settings, why = set_aside(model, settings, stack.enter_context(Scratch()).path)
-        unfitted = not why
-        notes = (f"weights are rounded without looking at inputs: {why}",) if why else ()
-        context = Context(unfit=why)
+        settings, parted = set_aside(model, settings, stack.enter_context(Scratch()).path)
+        unfitted = parted.crossed and parted.held_out
+        if not parted.crossed:
+            notes = (f"weights are rounded without looking at inputs: {parted.reason}",)
+        elif not unfitted:
+            notes = ("--holdout names files of --inputs: what is fitted to them judges itself",)
+        context = Context(unfit=parted.reason)
     if settings.inputs and any(item.is_fitted for item in plan.passes):
         from tfl_rewrite.calibration.fitter import InputActivations
 
