@@ -149,7 +149,7 @@ class Quantize(Pass):
         "best: the same with more work for each",
         choices=Effort,
     )
-    target: Target = option(
+    target: Taken[Target, str] = option(
         Target.LITERT,
         "what is to run the file. litert (default), or 2.14: what tflite-runtime 2.14 does not compute "
         "right stays float or has 8 bits, and int8 becomes int16 by way of floats. tflm: likewise for "
