@@ -47,6 +47,7 @@ def test_values_are_those_of_the_other_type() -> None:
 
 def test_outputs_are_compared_as_integers_only_where_they_must_be_equal() -> None:
     assert compared_as(FLOAT, INT8, exact=False) is FLOAT
+    assert compared_as(INT8, FLOAT, exact=False) == FLOAT, "or 1000 would pass for the largest integer"
     assert compared_as(FLOAT, replace(INT8, name="other"), exact=True) == INT8
     assert compared_as(INT8, FLOAT, exact=True) is INT8
     assert between_steps(np.array([0.5, 0.6, np.nan], np.float32), FLOAT, INT8) == 2

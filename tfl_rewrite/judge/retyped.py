@@ -41,19 +41,27 @@ def converted(values: Array, one: TensorFacts, other: TensorFacts) -> Array:
 
 
 def compared_as(ours: TensorFacts, theirs: TensorFacts, *, exact: bool) -> TensorFacts:
-    """What both outputs are compared as: the original's, but integers where equality is asked for."""
-    if exact and is_retyped(ours, theirs) and theirs.is_quantized and not ours.is_quantized:
+    """What both outputs are compared as: integers where equality is asked for, else floats where one is.
+
+    Rounded to integers, and clipped to those there are, a float that is far off would look right.
+    """
+    if is_retyped(ours, theirs) and theirs.is_quantized is exact and ours.is_quantized is not exact:
         return replace(theirs, name=ours.name, tensor=ours.tensor, consumed=ours.consumed)
     return ours
 
 
 def between_steps(values: Array, one: TensorFacts, other: TensorFacts) -> int:
-    """How many floats are none of the values that the integers of another tensor can hold."""
-    if one.is_quantized or not other.is_quantized:
+    """How many values of a tensor are none that the integers of another one can hold."""
+    if not is_retyped(one, other) or not other.is_quantized:
         return 0
-    zero = other.zero_points[0] if other.zero_points else 0
-    steps = np.asarray(values, dtype=np.float64) / other.scales[0] + zero
-    return int(np.count_nonzero(~(np.abs(steps - np.rint(steps)) <= _ON_A_STEP)))
+    zero, limits = other.zero_points[0] if other.zero_points else 0, np.iinfo(other.dtype)
+    count = 0
+    for piece in real_pieces(values, one):
+        with np.errstate(invalid="ignore"):
+            steps = piece / other.scales[0] + zero
+            held = (np.abs(steps - np.rint(steps)) <= _ON_A_STEP) & (np.rint(steps) >= limits.min)
+            count += int(np.count_nonzero(~(held & (np.rint(steps) <= limits.max))))
+    return count
 
 
 def on_steps(steps: Sequence[Step], ours: Interface, theirs: Interface) -> list[Step]:
