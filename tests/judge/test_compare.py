@@ -223,6 +223,19 @@ def test_places_of_one_channel_may_rest_within_the_tolerance(shape, span, passes
     assert result.snr_db > 20 and result.passed is passes, result.reason
 
 
+@pytest.mark.parametrize(("places", "resting", "passes"), [(40, 4, True), (40, 30, False), (8, 1, False)])
+def test_what_rests_is_no_background_where_most_does_or_places_are_few(
+    places: int, resting: int, passes: bool
+) -> None:
+    rng = np.random.default_rng(3)
+    before = rng.normal(0, 30, (20, places, 1)).astype(np.float32)
+    before[:, :resting] = rng.uniform(0, 3, (20, resting, 1))
+    after = before.copy()
+    after[:, :resting] = 1.5
+    result = samples_of(before, after, Tolerance(min_snr=20))
+    assert result.snr_db > 20 and result.passed is passes, result.reason
+
+
 def test_one_outlier_does_not_hide_what_is_dead():
     before = np.full((16, 1, 2), 300.0, np.float32)
     before[:, 0, 1] += np.arange(16) * 0.01

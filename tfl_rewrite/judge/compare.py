@@ -32,6 +32,9 @@ STEP_DB = 1.0
 """What a share of samples is short of counts as, where something is searched for by dB."""
 
 
+_FEW_PLACES = 16
+"""An axis as short as this may as well count channels."""
+
 Bools = npt.NDArray[np.bool_]
 Kernels = Callable[[], "OutputTally | None"]
 """The original against itself in other kernels; None where no others run it. Asked only when it matters."""
@@ -222,8 +225,11 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
         moved = slices.still & (slices.span > 0) & (slices.moved > 0)
         if tally.rows.rows and tally.rows.are_shares:
             moved &= tally.rows.unit * slices.span >= 4 * LEAST_SHARE
-        if axis not in channels:
-            moved &= slices.span >= _tolerated(tally, tolerance)
+        if axis not in channels and slices.still.size > _FEW_PLACES:
+            spared = moved & (slices.span < _tolerated(tally, tolerance))
+            # Where more rest than move, it is no background.
+            if np.count_nonzero(spared) <= np.count_nonzero(~slices.still):
+                moved &= ~spared
         if not moved.any():
             continue
         needed = 2 if axis in channels else np.maximum(2, slices.count // 10)
