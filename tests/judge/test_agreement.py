@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.judge.agreement import agreed
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.judge.verdict import JudgeInfo, OutputComparison, Verdict, combined
+from tfl_rewrite.judge.verdict import (
+    EntryVerdict,
+    JudgeInfo,
+    OutputComparison,
+    Verdict,
+    combined,
+    with_entries,
+)
 from tfl_rewrite.pipeline.verify import verify
 
 from ..interpreter import fake_runtime
@@ -44,7 +52,9 @@ def output(snr_db: float, energies: tuple[tuple[float, float], ...] = ()) -> Out
     )
 
 
-def judged(*outputs: OutputComparison, status: str = "pass", own: dict[int, float] | None = None) -> Verdict:
+def judged(
+    *outputs: OutputComparison, status: str = "pass", own: float = math.inf, agree: bool = True
+) -> Verdict:
     """What three judges say of one output."""
     verdicts = [
         Verdict(
@@ -54,7 +64,9 @@ def judged(*outputs: OutputComparison, status: str = "pass", own: dict[int, floa
         )
         for name, one in zip(EVERY, outputs, strict=True)
     ]
-    return agreed(combined(verdicts), own or {})
+    if not agree:
+        return combined(verdicts)
+    return agreed(combined(verdicts), [{}, {0: own}, {0: own}])
 
 
 def test_ratios_far_apart_are_a_failure() -> None:
@@ -75,8 +87,8 @@ def test_what_is_close_or_good_anyway_passes() -> None:
 def test_what_differs_as_much_between_the_kernels_of_the_original_is_no_fault() -> None:
     """Hybrid kernels round activations, XNNPACK's of floats do not: each judge has another original."""
     apart = output(36.2), output(27.4), output(27.4)
-    assert judged(*apart, own={0: 28.0}).passed
-    assert judged(*apart, own={0: 40.0}).status == "fail"
+    assert judged(*apart, own=28.0).passed
+    assert judged(*apart, own=40.0).status == "fail"
 
 
 def test_few_samples_leave_room_for_chance() -> None:
@@ -98,6 +110,44 @@ def test_what_says_nothing_and_what_failed_already_stay() -> None:
 @pytest.fixture
 def runtime(tmp_path: Path) -> str:
     return fake_runtime.install(tmp_path)
+
+
+@pytest.mark.parametrize(("own", "passes"), [(({}, {}, {0: 20.0}), False), (({}, {0: 20.0}, {}), True)])
+def test_only_the_kernels_that_differ_are_excused(own: tuple[dict[int, float], ...], passes: bool) -> None:
+    """The builtin kernels are low: that those of the reference differ is no reason for it."""
+    verdict = judged(output(60.0), output(21.0), output(60.0), agree=False)
+    assert agreed(verdict, own).passed is passes
+
+
+@pytest.mark.runtime
+def test_what_the_original_differs_by_is_measured(tmp_path: Path, runtime: str) -> None:
+    before = fake_runtime.model(tmp_path / "a", by_kernels={"reference": 0.95})
+    after = fake_runtime.model(tmp_path / "b", by_kernels={"reference": 0.95 * 1.05}, factor=1.001)
+    asked = Judging(runtime=(runtime,), implied=EVERY)
+    assert verify(before, after, asked).passed
+    same = fake_runtime.model(tmp_path / "c")
+    apart = fake_runtime.model(tmp_path / "d", by_kernels={"reference": 1.05}, factor=1.001)
+    verdict = verify(same, apart, asked)
+    assert verdict.status == "fail" and "kernels disagree" in verdict.reasons[0]
+
+
+def test_a_disagreement_outlives_entry_points_that_are_weighed_anew() -> None:
+    passed = EntryVerdict(signature=None, label="y", status="pass", reasons=(), cause="")
+    apart = judged(output(51.7), output(39.9), output(24.6), agree=False)
+    failed = agreed(replace(apart, entries=(passed,)), ({}, {}, {}))
+    verdict = with_entries(failed, (passed, passed))
+    assert verdict.status == "fail" and verdict.reasons == failed.reasons
+
+
+@pytest.mark.runtime
+def test_a_runtime_that_was_named_is_not_dismissed(tmp_path: Path, runtime: str) -> None:
+    (tmp_path / "other").mkdir()
+    other = fake_runtime.install(tmp_path / "other", "tflite_runtime")
+    lacks = [{"package": "tflite_runtime", "error": "no such operator"}]
+    before = fake_runtime.model(tmp_path / "a", allocating=lacks)
+    after = fake_runtime.model(tmp_path / "b", factor=0.99)
+    verdict = verify(before, after, Judging(runtime=(runtime, other), implied=EVERY))
+    assert verdict.status == "unverified"
 
 
 @pytest.mark.runtime

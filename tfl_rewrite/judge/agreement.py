@@ -19,7 +19,7 @@ APART_DB = 3.0
 """By how much the ratio of an output may be lower with some kernels than with others."""
 
 
-def agreed(verdict: Verdict, own: Mapping[int, float]) -> Verdict:
+def agreed(verdict: Verdict, own: Sequence[Mapping[int, float]]) -> Verdict:
     """Returns a verdict of several judges; as a failure, where they passed a file and yet disagree.
 
     The ratio of an output with one kernel is too low where it is below `AGREED_DB` and more than `APART_DB`
@@ -29,33 +29,34 @@ def agreed(verdict: Verdict, own: Mapping[int, float]) -> Verdict:
 
     Args:
         verdict: Of all judges.
-        own: By the position of an output, the ratio in dB of the original's with one kernel to another's.
+        own: Of each judge, by the position of an output, the ratio in dB of the original's to that with the
+            kernels of the first; what is missing is equal.
     """
     if not verdict.passed:
         return verdict
     reasons = [
         said
         for position in range(len(verdict.outputs))
-        if (said := _apart(verdict.verdicts, position, own.get(position, math.inf)))
+        if (said := _apart(verdict.verdicts, position, [one.get(position, math.inf) for one in own]))
     ]
     if not reasons:
         return verdict
     return replace(verdict, status="fail", cause="outputs", reasons=tuple(reasons))
 
 
-def _apart(verdicts: Sequence[Verdict], position: int, own: float) -> str:
+def _apart(verdicts: Sequence[Verdict], position: int, own: Sequence[float]) -> str:
     """Returns how far ratios of one output lie apart; empty where they agree."""
     found = [
-        (output.snr_db, output, verdict)
-        for verdict in verdicts
+        (output.snr_db, output, verdict, ratio)
+        for verdict, ratio in zip(verdicts, own, strict=True)
         if (output := _output(verdict, position)) is not None and output.snr_db is not None
     ]
     if len(found) < 2:
         return ""
-    least, output, low = min(found, key=lambda item: item[0])
-    most, _, high = max(found, key=lambda item: item[0])
+    least, output, low, of_low = min(found, key=lambda item: item[0])
+    most, _, high, of_high = max(found, key=lambda item: item[0])
     # Of what is missed, the difference of the originals is a part that the file cannot help.
-    missed = 10 ** (-most / 10) + 10 ** (-own / 10)
+    missed = sum(10 ** (-ratio / 10) for ratio in (most, of_low, of_high))
     expected = -10 * math.log10(missed) if missed else math.inf
     if least >= AGREED_DB or expected - least <= APART_DB + output.doubt_db:
         return ""

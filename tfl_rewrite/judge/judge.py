@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -180,6 +179,11 @@ class Judge:
                 # Nobody is going to wait for what they are doing now.
                 self.rest()
                 raise
+
+    @property
+    def runtime(self) -> str:
+        """What runs the files, as it was asked for."""
+        return self._judging.runtime[0]
 
     @property
     def settled(self) -> Reference | None:
@@ -514,6 +518,7 @@ class Panel:
         self._implied = bool(settings.implied) and not settings.resolver
         self._must_agree = bool(settings.implied)
         self._left: list[str] = []
+        self._unseen: list[str] = []
         self._tolerance = settings.tolerance
         self._progress = progress
         kernels = tuple(dict.fromkeys(settings.resolver or settings.implied))
@@ -569,17 +574,25 @@ class Panel:
             verdicts = self._able(verdicts)
         notes, own = self._differences(tolerance or self._tolerance)
         verdict = combined(verdicts, [*self._left, *notes])
+        verdict = replace(verdict, unseen=(*verdict.unseen, *self._unseen))
         return agreed(verdict, own) if self._must_agree else verdict
 
     def _able(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Dismisses the judges with which the original does not run; returns the verdicts of the others."""
         judges = list(zip(self._judges, verdicts, strict=True))
-        unable = [number for number, ((_, judge), _) in enumerate(judges) if judge.settled is None]
-        if not unable or len(unable) == len(judges):
+        settled = {judge.runtime for _, judge in self._judges if judge.settled is not None}
+        # A runtime judges with what it has; one that cannot at all was asked for, and so was its word.
+        unable = [
+            number
+            for number, ((_, judge), verdict) in enumerate(judges)
+            if judge.settled is None and judge.runtime in settled and verdict.cause == "error"
+        ]
+        if not unable:
             return list(verdicts)
         for number in unable:
             (name, judge), verdict = judges[number]
             judge.close()
+            self._unseen.append(f"{name}: the original does not run with them")
             self._left.append(f"not judged with {name}: {'; '.join(verdict.reasons)}")
         kept = [item for number, item in enumerate(judges) if number not in unable]
         self._judges = [item for item, _ in kept]
@@ -592,20 +605,21 @@ class Panel:
                 return judge
         return self._judges[0][1]
 
-    def _differences(self, tolerance: Tolerance) -> tuple[list[str], dict[int, float]]:
+    def _differences(self, tolerance: Tolerance) -> tuple[list[str], list[dict[int, float]]]:
         """Where the original differs from itself between the judges.
 
         Returns:
-            Notes, and by the position of an output the least ratio of one judge's to another's, in dB.
+            Notes; and of each judge, by the position of an output, its ratio to the first judge's, in dB.
         """
         settled = [judge.settled for _, judge in self._judges]
-        known = [reference for reference in settled if reference is not None]
+        first = next((reference for reference in settled if reference is not None), None)
         notes: list[str] = []
-        own: dict[int, float] = {}
-        for other in known[1:]:
-            outputs = between(known[0], other, tolerance)
-            notes += differences(known[0], other, outputs)
-            for position, output in enumerate(outputs):
-                if output.snr_db is not None:
-                    own[position] = min(own.get(position, math.inf), output.snr_db)
+        own: list[dict[int, float]] = []
+        for other in settled:
+            own.append({})
+            if first is None or other is None or other is first:
+                continue
+            outputs = between(first, other, tolerance)
+            notes += differences(first, other, outputs)
+            own[-1] = {at: one.snr_db for at, one in enumerate(outputs) if one.snr_db is not None}
         return notes, own

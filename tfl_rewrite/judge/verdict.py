@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.interpreter.interface import printable
-from tfl_rewrite.options.json_data import LEFT_OUT, JsonData
+from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.tally import OutputTally
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-from tfl_rewrite.options.json_data import computed
 
 _STUDENT = (math.nan, 1.84, 1.32, 1.20, 1.14, 1.11, 1.09, 1.08, 1.07, 1.06, 1.05, 1.05, 1.04, 1.0)
 """84.13 % quantiles of Student's distribution for so many samples, less one."""
@@ -275,11 +272,7 @@ class Verdict(JsonData):
         return replace(self, unfitted=True, verdicts=tuple(one.of_unfitted() for one in self.verdicts))
 
     def of_unlike(self, why: str) -> Verdict:
-        """The same, as one on samples that the file was not made for: differences say nothing then.
-
-        Args:
-            why: What the samples are.
-        """
+        """The same, as one on samples of a kind (``why``) that the file was not made for."""
         entries = tuple(
             replace(
                 item,
@@ -287,7 +280,7 @@ class Verdict(JsonData):
                 cause="unlike",
                 reasons=tuple(f"{why}: {one}" for one in item.reasons),
             )
-            if item.cause == "outputs"
+            if item.cause == "outputs" and self.cause == "outputs" and self._is_of_degree(item)
             else item
             for item in self.entries
         )
@@ -296,6 +289,11 @@ class Verdict(JsonData):
         worst = min((made, *verdicts), key=lambda one: STATUSES.index(one.status))
         told = {name: getattr(worst, name) for name in ("status", "cause", "reasons")}
         return replace(made, verdicts=verdicts, **told)
+
+    def _is_of_degree(self, entry: EntryVerdict) -> bool:
+        """Whether outputs of an entry point differ too much, and no worse: NaN is no matter of degree."""
+        failed = [one for one in self.outputs if one.signature == entry.signature and not one.passed]
+        return all(math.isfinite(one.short_db) for one in failed)
 
     def worst_snr(self) -> float | None:
         """Least SNR over the outputs that have one, in dB."""
@@ -372,6 +370,10 @@ def weighed(entries: Sequence[EntryVerdict]) -> tuple[str, str, tuple[str, ...]]
 def with_entries(verdict: Verdict, entries: Sequence[EntryVerdict]) -> Verdict:
     """Returns a verdict that says of its entry points something else, with what that comes to."""
     status, cause, reasons = weighed(entries)
+    if STATUSES.index(verdict.status) < STATUSES.index(weighed(verdict.entries)[0]):
+        # Worse than its entry points were: for what none of them tells, such as kernels that disagree.
+        more = reasons if status == "fail" else ()
+        status, cause, reasons = verdict.status, verdict.cause, (*verdict.reasons, *more)
     return replace(verdict, status=status, cause=cause, reasons=reasons, entries=tuple(entries))
 
 

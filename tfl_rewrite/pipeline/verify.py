@@ -197,6 +197,9 @@ class FullPanel:
             outputs.append(replace(better, name=item.name, notes=(*better.notes, told)))
         if all(item.silence is not None for item in outputs):
             return verdict
+        if found.status == "fail" and all(item.passed for item in found.outputs):
+            # Not for one output: kernels disagree on what goes into it, or the part does not run.
+            verdict = replace(verdict, status="fail", cause=found.cause, reasons=found.reasons)
         entries = [
             entry_verdict(entry.signature, entry.label, own)
             if entry.cause == "nothing"
