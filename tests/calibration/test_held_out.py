@@ -98,11 +98,11 @@ def test_a_quarter_judges_and_nothing_looks_at_it(rnet: tuple[Path, Path], tmp_p
 @pytest.mark.parametrize("name", FITTING)
 def test_holdout_judges_alone(rnet: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     (source, inputs), words = rnet, FITTING[name]
-    apart = taken(inputs, tmp_path / "apart.npz", 2)
+    apart = changed(taken(inputs, tmp_path / "two.npz", 2), tmp_path / "apart.npz", [0, 1])
     report = made(words, source, tmp_path / "a.tflite", "--inputs", inputs, "--holdout", apart)
     assert report["verdict"]["sample_count"] == 2 and report["verdict"]["unfitted"] is True
     assert any("12 sample(s)" in note for result in report["passes"] for note in result["notes"])
-    other = changed(apart, tmp_path / "other.npz", [0, 1])
+    other = taken(inputs, tmp_path / "other.npz", 2)
     made(words, source, tmp_path / "b.tflite", "--inputs", inputs, "--holdout", other)
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
 
@@ -236,7 +236,7 @@ def test_what_judges_is_never_written_to(
 @pytest.mark.runtime
 def test_in_a_batch(rnet: tuple[Path, Path], tmp_path: Path) -> None:
     source, inputs = rnet
-    apart = taken(inputs, tmp_path / "mtcnn_rnet-apart.npz", 2)
+    apart = changed(taken(inputs, tmp_path / "two.npz", 2), tmp_path / "mtcnn_rnet-apart.npz", [0, 1])
     for name, options, count in (("a", (), 3), ("b", ("--holdout", tmp_path / "{stem}-apart.npz"), 2)):
         out = tmp_path / name
         words = ("batch", source, "--out", out, "--pass", "quantize-weights", "--inputs", inputs)
@@ -306,7 +306,11 @@ def test_from_python(rnet: tuple[Path, Path], tmp_path: Path) -> None:
         assert report.verdict is not None and report.verdict.sample_count == 12
         # Nobody is told that nothing was fitted to what judges.
         assert not report.verdict.unfitted
-        assert any(note.startswith("--holdout names files of --inputs") for note in report.notes)
+        assert any(note.startswith("--holdout has samples of --inputs") for note in report.notes)
+        part = taken(inputs, tmp_path / "part.npz", 2)
+        given = Judging(inputs=(inputs,), holdout=(part,), tolerance=Tolerance(min_snr=None))
+        report = rewrite(source, tmp_path / "a.tflite", [item], judging=given, force=True)
+        assert report.verdict is not None and not report.verdict.unfitted
     # Where nothing is fitted, all judge.
     plain = rewrite(
         source,

@@ -159,6 +159,14 @@ def test_outputs_that_no_operator_makes(tmp_path: Path) -> None:
     assert [row[3:] for row in interpreter.ranges.subgraphs[0]] == [(-1, 2), (0, 2)]
 
 
+def test_nothing_runs_after_the_block_and_ranges_stay(fixtures: Path) -> None:
+    with record(fixtures / "dense.tflite") as interpreter:
+        interpreter.invoke()
+    assert interpreter.ranges.count
+    with pytest.raises(UsageError, match="after the with block"):
+        interpreter.invoke()
+
+
 def test_what_does_not_fit_is_said(fixtures: Path, tmp_path: Path) -> None:
     with record(fixtures / "digits_cnn.tflite") as interpreter:
         with pytest.raises(UsageError, match="nothing was run"):

@@ -9,7 +9,7 @@ fitted to both.
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -141,7 +141,7 @@ def split(
         UsageError: A file cannot be read, or does not fit.
     """
     given = tuple(inputs)
-    files = [file for found in expand_paths(inputs) for file in _each(found)]
+    files = _all(inputs)
     # What does not fit is said before anything is fitted, not once all is done.
     for path in expand_paths(holdout):
         if not isinstance(path, Media):
@@ -166,7 +166,7 @@ def split(
             return _undivided(given, holdout, f"{text} too few: give {least} or more")
         what = "samples"
     first, second, rest = dealt
-    apart = not _common(files, holdout)
+    apart = not holdout or not _samples_in(_all(holdout), interface) & _samples_in(files, interface)
     kept = "the files of --holdout" if holdout else str(rest.count)
     kept = f"{kept} held out" if apart else f"{kept} judge, of which some are among these"
     judge = tuple(holdout) or tuple(rest.files)
@@ -177,12 +177,19 @@ def split(
     return Split((tuple(first.files), tuple(second.files)), judge, f"{told}; {kept}", apart, told)
 
 
-def _common(files: Sequence[Path | Media], holdout: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether some files are the same as some that judge, or copies of them."""
-    judge = [Path(file) for found in expand_paths(holdout) for file in _each(found)]
-    sizes = {path.stat().st_size for path in judge}
-    mine = [path for path in map(Path, files) if path.stat().st_size in sizes]
-    return any(filecmp.cmp(one, other, shallow=False) for one in mine for other in judge)
+def _samples_in(files: Sequence[Path | Media], interface: Interface) -> set[bytes]:
+    """Returns what tells samples apart, whatever file they are in: a hash of each, of all its inputs."""
+    found: set[bytes] = set()
+    for file in files:
+        if isinstance(file, Media):
+            found.add(hashlib.sha256(file.path.read_bytes()).digest())
+            continue
+        for step in real_inputs(interface, [file]).steps:
+            digest = hashlib.sha256(repr(step.signature).encode())
+            for name, array in step.values:
+                digest.update(repr((name, array.dtype.str, array.shape)).encode() + array.tobytes())
+            found.add(digest.digest())
+    return found
 
 
 @dataclass(slots=True)
@@ -272,6 +279,11 @@ def _cut(
         write_npz(target, {name: held[name] for name in held if name not in counts or name in taken})
         made.append((target, max(len(held[name]) for name in taken)))
     return made, max(counts.values(), default=0)
+
+
+def _all(paths: Sequence[str | os.PathLike[str]]) -> list[Path | Media]:
+    """Returns the files that paths stand for, with those of folders one by one."""
+    return [file for found in expand_paths(paths) for file in _each(found)]
 
 
 def _each(found: Path | Media) -> list[Path | Media]:

@@ -64,15 +64,24 @@ def record(source: ModelLike, *, judging: Judging | None = None) -> Iterator[Rec
     """
     opened = Source.of(source)
     with TerminationGuard(), Scratch() as scratch, contextlib.ExitStack() as stack:
-        yield Recorder(opened, judging or Judging(), scratch, stack)
+        recorder = Recorder(opened, judging or Judging(), scratch, stack)
+        try:
+            yield recorder
+        finally:
+            recorder.is_over = True
 
 
 class Recorder:
-    """What :func:`record` opens. It counts the tensors of the model as LiteRT's interpreter does."""
+    """What :func:`record` opens. It counts the tensors of the model as LiteRT's interpreter does.
+
+    Attributes:
+        is_over: Whether the ``with`` block has been left: only what was noted is there then.
+    """
 
     def __init__(
         self, source: Source, judging: Judging, scratch: Scratch, stack: contextlib.ExitStack
     ) -> None:
+        self.is_over = False
         self._given: Model = source.model()
         self._model: Model = source.model()
         self._places = GivenModel.of(self._model)
@@ -228,6 +237,10 @@ class Recorder:
         return self._run(self._given.subgraphs.index(subgraph), values)
 
     def _run(self, number: int, values: Sequence[Array]) -> list[Array]:
+        if self.is_over:
+            raise UsageError(
+                "nothing runs after the with block of record()", remedy="call it inside; ranges stay"
+            )
         if number not in self._graphs:
             self._graphs[number] = _Graph(self._file, number, self._runner)
         try:
