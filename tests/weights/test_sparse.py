@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def test_operators_that_expand_go() -> None:
         {"order": [0, 7]},
         {"values": [1, 2, 3]},
         {"blocks": [9, 1], "order": [0, 1, 2, 3], "levels": [4, 4, 1, 1]},
+        {**BLOCKS, "levels": [2, ([0, 2, 3], [0, 1, 1]), ([0, 2, 4, 6], [0, 1, 0, 1, 0, 1]), 2]},
     ],
 )
 def test_what_is_not_sound_stays(change: dict[str, Any]) -> None:
@@ -122,6 +124,23 @@ def test_what_is_not_sound_stays(change: dict[str, Any]) -> None:
     assert dense(stored(net)) is None
     assert make_dense(net.model) == 0
     assert stored(net).is_sparse
+
+
+def test_half_a_value_is_none() -> None:
+    net = net_of(**ROWS)
+    stored(net).buffer = net.buffer(bytes(stored(net).buffer.blob.view())[:-1])
+    assert dense(stored(net)) is None
+
+
+def test_what_says_that_it_is_large_takes_no_memory() -> None:
+    net = net_of(order=[0, 1], levels=[1 << 14, 1 << 14], values=[1.0])
+    stored(net).shape = (1 << 14, 1 << 14)
+    tracemalloc.start()
+    try:
+        assert dense(stored(net)) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_constant_that_others_see_stays() -> None:

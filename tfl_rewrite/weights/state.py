@@ -309,8 +309,16 @@ def dense(tensor: Tensor) -> npt.NDArray[Any] | None:
         return None
     if not all(0 <= axis < rank for axis in blocks):
         return None
-    found = _coordinates(levels, math.prod(shape))
-    values = np.frombuffer(blob.view(), kind.numpy)
+    data = blob.view()
+    if len(data) % (kind.bits // 8):
+        return None
+    values = np.frombuffer(data, kind.numpy)
+    # No level has more entries than there are values, or segments that count them.
+    most = max(values.size, *(len(_vector(level, "array_segments")) for level in levels))
+    inner = [level for level, axis in zip(levels, order, strict=True) if axis >= rank]
+    if any(level.get("format") == _SPARSE_CSR for level in inner):
+        return None
+    found = _coordinates(levels, most)
     if found is None or values.size != found.shape[1]:
         return None
     index = np.zeros((rank, found.shape[1]), np.int64)
