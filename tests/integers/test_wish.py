@@ -91,6 +91,16 @@ def test_noises_that_do_not_just_add_up_are_met_by_running() -> None:
     assert wide(few) < wide(more)
 
 
+def test_each_mixture_is_judged_by_its_own_noise() -> None:
+    for wish in (18.0, 20.0, 23.0, 26.0, 30.0, 35.0):
+        for excess in (0.2, 0.5, 0.8, 1.3, 2.0, 4.0):
+            bench = Bench(excess)
+            one = search(bench)
+            found = one.settle(wish)
+            again = bench.measure([one._trial(found.wide)])
+            assert found.snr == pytest.approx(-10 * np.log10(again[0, 0])), (wish, excess)
+
+
 def test_all_is_wide_or_near_where_the_wish_is_out_of_reach() -> None:
     found = search(Bench()).settle(80.0)
     assert found.widest == pytest.approx(50.0) and found.snr > 49.0

@@ -114,13 +114,13 @@ class Search:
             return self._settled([], self.narrowest)
         room = np.maximum(target - self.widest, 1e-12)
         low, high, allowed = 0.0, math.inf, 1.0
-        tried: set[frozenset[int]] = set()
+        tried: dict[frozenset[int], Float64] = {}
         for _ in range(_TRIES):
             wide = self._mixture.cheapest(self._noises / room, allowed)
             key = frozenset(map(id, wide))
             if key not in tried:
-                made = self._measure([self._trial(wide)])[0]
-            tried.add(key)
+                tried[key] = self._measure([self._trial(wide)])[0]
+            made = tried[key]
             used = float(((made - self.widest) / room).max())
             if used <= 1.0:
                 low = allowed
