@@ -190,6 +190,16 @@ def test_hybrid_weights_and_raw_integers_are_none_of_its_business() -> None:
     assert raw.dtype_name == "INT8"
 
 
+def test_integers_of_a_shape_are_no_real_numbers_whatever_scale_is_with_them() -> None:
+    net = Net()
+    shape = with_grid(net.constant("shape", np.array([2, 2], np.int32)), 0.5, 0)
+    net.output(
+        gives(net, "RESHAPE", [gives(net, "RELU", [source(net)], "a", (0.5, 3)), shape], "out", (0.5, 3), 1)
+    )
+    floated(net)
+    assert net.graph.operators[-1].inputs[1] is shape and data_of(shape).tolist() == [2, 2]
+
+
 def test_an_input_that_is_an_output_through_conversions_alone_stays_a_copy() -> None:
     net = Net()
     integers = gives(net, "QUANTIZE", [net.input("in", (1, 4))], "integers", (0.5, 3), 1)

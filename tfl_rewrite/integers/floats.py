@@ -177,7 +177,9 @@ class _Floating:
                 continue
             if id(tensor) in self._was:
                 operator.inputs[position] = self._float_form(tensor)
-            elif self._graph.is_constant(tensor) and (position in steps or is_stored(tensor)):
+            elif self._graph.is_constant(tensor) and (
+                position in steps or is_stored(tensor, wide=position in row_of(operator).biases)
+            ):
                 operator.inputs[position] = self._constant(tensor, steps.get(position))
         if clamp is not None:
             number = schema().enums["ActivationFunctionType"].values[clamp.name]

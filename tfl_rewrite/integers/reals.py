@@ -18,7 +18,8 @@ from tfl_rewrite.model.ir import Operator, Tensor
 INTEGERS = ("INT8", "UINT8", "INT16")
 """Types of activations that stand for real values where they have a scale."""
 
-_CONSTANTS = (*INTEGERS, "INT4", "INT2", "UINT4", "INT32", "INT64")
+_NARROW = (*INTEGERS, "INT4", "INT2", "UINT4")
+_CONSTANTS = (*_NARROW, "INT32", "INT64")
 """Types of constants that do."""
 
 FLOAT = dtypes.FLOAT32.value
@@ -96,9 +97,10 @@ def _operand_obstacle(operator: Operator, tensor: Tensor, graph: Graph) -> str:
     return ""
 
 
-def is_stored(tensor: Tensor) -> bool:
-    """Whether the integers of a constant stand for real values."""
-    return tensor.dtype_name in _CONSTANTS and bool(scales_of(tensor))
+def is_stored(tensor: Tensor, *, wide: bool = True) -> bool:
+    """Whether the integers of a constant stand for real values; those of shapes and axes never do."""
+    kinds = _CONSTANTS if wide else _NARROW
+    return tensor.dtype_name in kinds and bool(scales_of(tensor))
 
 
 def real_values(tensor: Tensor) -> npt.NDArray[np.float32] | None:
