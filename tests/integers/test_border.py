@@ -12,6 +12,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.integers.border import FLOATS, Form, Retyped, computed_kinds, retype
 from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Operator, SubGraph, Tensor, new_record
 
@@ -45,9 +46,10 @@ def retyped(
     given: str | None,
     gives: str | None = None,
     ranges: dict[int, tuple[float, float]] | None = None,
+    target: Target = Target.LITERT,
 ) -> Retyped:
     editor = Editor(net.model)
-    found = retype(net.model, editor, given, gives, ranges)
+    found = retype(net.model, editor, given, gives, ranges, target=target)
     editor.finish()
     assert broken(net.model) == []
     return found
@@ -157,6 +159,16 @@ def test_types_that_no_kernel_converts_are_refused_with_what_there_is() -> None:
         retyped(integer_net(16), None, "uint8")
     assert caught.value.remedy == "--io-output with one of float, int8, int16"
     retyped(integer_net(16), "uint8", None)
+
+
+@pytest.mark.parametrize(
+    ("target", "way"), [(Target.LITERT, ["QUANTIZE"]), (Target.OLD, ["DEQUANTIZE", "QUANTIZE"])]
+)
+def test_where_no_kernel_of_the_target_converts_floats_lie_between(target: Target, way: list[str]) -> None:
+    net = integer_net(16)
+    retyped(net, "int8", "int16", target=target)
+    assert kinds(net) == [*way, "FULLY_CONNECTED"]
+    assert border(net) == [("in", "INT8"), ("out", "INT16")]
 
 
 def test_eight_bits_of_sixteen_are_the_fixed_ones_or_the_seen_ones_or_all() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.nets import UnsignedNet, named, with_grid
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.unsigned import chosen_operators, grid_of
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Quantization
 
@@ -77,3 +78,12 @@ def test_the_grid_of_a_tensor_is_that_of_its_int8_twin() -> None:
     assert found is not None and (found.scale, found.zero_point) == (0.5, -128)
     assert grid_of(net.input("floats", (1,))) is None and grid_of(None) is None
     assert grid_of(with_grid(net.tensor("odd", (1,), np.uint8), 0.5, 300)) is None
+
+
+def test_what_the_target_has_no_kernel_of_stays() -> None:
+    for target, told in ((Target.LITERT, {}), (Target.OLD, {"runtime 2.14 has no int8 kernel of DIV"})):
+        net = UnsignedNet()
+        net.output(net.gives("DIV", [net.source((1, 4)), net.source((1, 4))], "out"))
+        reasons: dict[int, str] = {}
+        chosen_operators(net.graph, Graph.of(net.model), lambda _: False, reasons, target)
+        assert set(reasons.values()) == set(told)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.nets import UnsignedNet, codes, unsigned_layers
+from tests.nets import Net, UnsignedNet, codes, unsigned_layers, with_grid
 from tfl_rewrite import (
     Judging,
     Quantize,
@@ -390,6 +390,57 @@ def test_floats_of_a_uint8_model_stay_without_inputs(tmp_path: Path) -> None:
         "DEQUANTIZE",
         "ABS",
     ]
+
+    with pytest.raises(UnsupportedError, match=r"1 type\(s\) of operators would stay float: ABS"):
+        rewrite(tmp_path / "in.tflite", tmp_path / "none.tflite", [Quantize(float_islands="refuse")])
+    assert not (tmp_path / "none.tflite").exists()
+
+
+def test_islands_are_refused_where_only_the_border_is_to_change(tmp_path: Path) -> None:
+    net = Net()
+    source = with_grid(net.input("in", (1, 4), np.int8), 0.5, 3)
+    inner = with_grid(net.add("RELU", [source], "a", (1, 4), dtype=np.int8), 0.5, 3)
+    floats = net.add("DEQUANTIZE", [inner], "floats", (1, 4))
+    net.output(net.add("SIN", [floats], "out", (1, 4)))
+    save(net.model, tmp_path / "in.tflite")
+    for io in ({}, {"io_input": "uint8"}):
+        with pytest.raises(UnsupportedError, match="would stay float: SIN"):
+            asked = Quantize(float_islands="refuse", **io)
+            rewrite(tmp_path / "in.tflite", tmp_path / "none.tflite", [asked])
+    assert not (tmp_path / "none.tflite").exists()
+
+
+def test_what_was_uint8_is_int8_whatever_is_asked_for_and_that_is_said(tmp_path: Path) -> None:
+    save(unsigned_layers().model, tmp_path / "in.tflite")
+    asked = Quantize(activations="int16", map=("MEAN=int16",))
+    report = rewrite(tmp_path / "in.tflite", tmp_path / "o.tflite", [asked], judging=Judging(mode="off"))
+    assert report.results[0].notes[0] == "int16 asked for: what was uint8 is int8 all the same"
+
+
+@pytest.mark.runtime
+def test_what_is_named_keeps_its_kind(fixtures: Path, tmp_path: Path) -> None:
+    """A pool over the whole plane becomes a MEAN, but for one that somebody has named."""
+    net = Net()
+    net.output(
+        net.add(
+            "AVERAGE_POOL_2D",
+            [net.add("RELU", [net.input("in", (1, 4, 4, 2))], "a", (1, 4, 4, 2))],
+            "out",
+            (1, 1, 1, 2),
+            filter_width=4,
+            filter_height=4,
+            stride_w=1,
+            stride_h=1,
+            padding=1,
+        )
+    )
+    save(net.model, tmp_path / "in.tflite")
+    values = np.random.default_rng(0).normal(size=(8, 1, 4, 4, 2)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", **{"in": values})
+    for number, (asked, kind) in enumerate((((), "MEAN"), (("AVERAGE_POOL",), "AVERAGE_POOL_2D"))):
+        inputs = Judging(inputs=(tmp_path / "in.npz",))
+        made(tmp_path / "in.tflite", tmp_path / f"{number}.tflite", inputs, include=asked)
+        assert kind in [name for name, _ in codes(load(tmp_path / f"{number}.tflite"))]
 
 
 def test_what_is_excluded_stays_uint8(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tfl_rewrite.integers.unsigned import (
     grids_of,
     shared_grid,
 )
-from tfl_rewrite.kernels.integer import Scales
+from tfl_rewrite.kernels.integer import Scales, Target
 from tfl_rewrite.kernels.operands import constant_values, input_of, scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.reads import needed_version
@@ -76,7 +76,9 @@ READING = "with a QUANTIZE where its kernels copy integers between unequal scale
 """How the original is read then: XNNPACK refuses such a file, other kernels give other values."""
 
 
-def make_signed(model: Model, keeps: Callable[[Operator], bool], editor: Editor) -> Signed:
+def make_signed(
+    model: Model, keeps: Callable[[Operator], bool], editor: Editor, target: Target = Target.LITERT
+) -> Signed:
     """Makes the operators of a model that compute in uint8 compute in int8.
 
     Inputs and outputs of subgraphs and signatures stay what they are.
@@ -88,7 +90,7 @@ def make_signed(model: Model, keeps: Callable[[Operator], bool], editor: Editor)
     """
     graph, done = Graph.of(model), Signed()
     for subgraph in model.subgraphs:
-        chosen = chosen_operators(subgraph, graph, keeps, done.reasons)
+        chosen = chosen_operators(subgraph, graph, keeps, done.reasons, target)
         if chosen:
             _Signing(subgraph, graph, chosen, editor, done).run()
     return done

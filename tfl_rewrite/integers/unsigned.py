@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tfl_rewrite.integers.groups import Grid
-from tfl_rewrite.kernels.integer import Caveat, Scales
+from tfl_rewrite.kernels.integer import Caveat, Scales, Target
 from tfl_rewrite.kernels.operands import (
     constant_values,
     input_of,
@@ -54,7 +54,11 @@ def copies_unequally(operator: Operator) -> bool:
 
 
 def chosen_operators(
-    subgraph: SubGraph, graph: Graph, keeps: Callable[[Operator], bool], reasons: dict[int, str]
+    subgraph: SubGraph,
+    graph: Graph,
+    keeps: Callable[[Operator], bool],
+    reasons: dict[int, str],
+    target: Target = Target.LITERT,
 ) -> dict[int, Operator]:
     """Returns the operators that can compute in int8, by id.
 
@@ -68,7 +72,7 @@ def chosen_operators(
     for operator in subgraph.operators:
         if not _computes_unsigned(operator, graph) or row_of(operator) in SHAPE_READERS:
             continue
-        why = "kept, as asked" if keeps(operator) else _obstacle(operator, graph)
+        why = "kept, as asked" if keeps(operator) else _obstacle(operator, graph, target)
         if why:
             reasons[id(operator)] = why
         else:
@@ -100,7 +104,7 @@ def _computes_unsigned(operator: Operator, graph: Graph) -> bool:
     return any(grid_of(tensor) is not None for tensor in (*read, *operator.outputs))
 
 
-def _obstacle(operator: Operator, graph: Graph) -> str:
+def _obstacle(operator: Operator, graph: Graph, target: Target) -> str:
     """Returns why an operator cannot compute in int8; empty where it can."""
     name, row, kernel = operator.code.name, row_of(operator), row_of(operator).integer
     tensors = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor is not None]
@@ -114,6 +118,8 @@ def _obstacle(operator: Operator, graph: Graph) -> str:
         return f"the custom operator {name} need not know int8"
     if kernel is None:
         return f"{name} has no int8 kernel"
+    if 8 not in row.widths(target):
+        return f"{target.spoken} has no int8 kernel of {name}"
     if Caveat.REFERENCE_WRONG in kernel.caveats:
         return f"the integer kernels of {name} disagree"
     if wrong := wrong_operands(operator):

@@ -217,14 +217,19 @@ class Quantize(Pass):
 
     def _integers(self, model: Model, context: Context) -> PassResult:
         """Makes what computes in uint8 or in floats compute in integers, and the border what is asked for."""
+        self._choice().check(model)
         signed = self._signed(model)
-        if self._asked != (None, None) and self._is_integer(model, context):
-            return self._joined(signed, self._retyped(model))
-        if not any(could_compute(operator) for _, operator in model.operators()):
+        is_border = self._asked != (None, None) and self._is_integer(model, context)
+        is_done = not any(could_compute(operator) for _, operator in model.operators())
+        is_bare = signed.modified and self.ranges is None and activations_of(context) is None
+        if is_border or is_done or is_bare:
             self._refuse(model)
+        if is_border:
+            return self._joined(signed, self._retyped(model))
+        if is_done:
             idle = "" if signed.modified else "no operator computes in floats that has an integer kernel"
             return replace(signed, idle=idle)
-        if signed.modified and self.ranges is None and activations_of(context) is None:
+        if is_bare:
             told = "what computes in floats stays so without --inputs"
             return replace(signed, notes=(*signed.notes, told))
         made = self._quantized(model, context, Calibration(model, self.ranges, context))
@@ -252,12 +257,12 @@ class Quantize(Pass):
         editor.finish()
 
     def _refuse(self, model: Model) -> None:
-        """Refuses a model that is all float islands, where there may be none."""
+        """Refuses a model of which nothing that is float becomes integers, where no islands may be left."""
         kept = {item.code.name: None for _, item in model.operators() if computes_in_floats(item)}
         if kept and self.float_islands == "refuse":
             told = ", ".join(kept)
             raise UnsupportedError(
-                f"{len(kept)} type(s) of operators would stay float: there is no integer kernel of {told}",
+                f"{len(kept)} type(s) of operators would stay float: {told}",
                 remedy="allow --float-islands",
             )
 
@@ -265,16 +270,19 @@ class Quantize(Pass):
         """Makes what computes in uint8 compute in int8."""
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice, editor = self._choice(), Editor(model)
-        done = make_signed(model, lambda item: choice.of(item) is Computes.FLOAT, editor)
+        done = make_signed(model, lambda item: choice.of(item) is Computes.FLOAT, editor, self.target)
         editor.finish()
         if not done.operators:
             return PassResult(self.name)
-        choice.check(model)
+        notes = [*done.notes(), *editor.notes]
+        asked = {self.activations, *(choice.of(item).value for item in done.operators)}
+        if other := sorted(asked - {Computes.INT8.value}):
+            notes.insert(0, f"{', '.join(other)} asked for: what was uint8 is int8 all the same")
         return PassResult(
             self.name,
             tuple(OperatorChange(places[id(item)], item.code.name, "int8") for item in done.operators),
             tuple(Skip(places[key], why, "uint8-island") for key, why in done.reasons.items()),
-            (*done.notes(), *editor.notes),
+            tuple(notes),
             grows=True,
             reading=READING if done.unequal else "",
         )
@@ -283,7 +291,6 @@ class Quantize(Pass):
         """Makes what computes in floats compute in integers."""
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice = self._choice()
-        choice.check(model)
         dense = make_dense(model)
         wanted = read_by_integers(
             model, lambda operator: choice.of(operator) is not Computes.FLOAT, self.target
@@ -291,7 +298,8 @@ class Quantize(Pass):
         expanded = expand_constants(model, wanted)
 
         def keeps(item: Operator) -> bool:
-            return choice.of(item).width is None or bool(choice.ruled(item))
+            # What is named stays what it is called.
+            return choice.of(item).width is None or bool(choice.include or choice.ruled(item))
 
         means, products = pools_to_means(model, keeps), negations_to_products(model, keeps)
         places |= {id(made): places[id(before)] for before, made in (*means, *products)}
@@ -472,8 +480,9 @@ class Quantize(Pass):
         ]
         if not plan.modes.widths:
             counts = Counter(skip.reason for skip in skips).most_common()
-            why = "; ".join(f"{count} x {reason}" for reason, count in counts) or "no sample reaches one"
-            raise UnsupportedError(f"no operator can compute in integers: {why}")
+            why = "; ".join(f"{count} x {reason}" for reason, count in counts[:5]) or "no sample reaches one"
+            more = f"; and {len(counts) - 5} more reasons" if len(counts) > 5 else ""
+            raise UnsupportedError(f"no operator can compute in integers: {why}{more}")
         if skips and self.float_islands == "refuse":
             named = "; ".join(f"{skip.where}: {skip.reason}" for skip in skips[:5])
             more = f"; and {len(skips) - 5} more" if len(skips) > 5 else ""
