@@ -25,7 +25,7 @@ CASES = {
     ("quantize-weights --min-elements 1000000", "digits_cnn"): "none of 10 float constants is to be changed",
     ("round-weights", "digits_cnn_full_int8"): "it has integers and no float constants that are worth it",
     ("dequantize", "digits_cnn"): "it has float32 constants only (10)",
-    ("dequantize", "digits_cnn_full_int8"): "its operators compute in integers, and those stay",
+    ("dequantize", "digits_cnn_full_int8"): "--activations makes a float model of it",
     ("dedup", "dense"): "no constant and no operator is there twice",
     ("remove-dead", "dense"): "all that is in it is needed",
     ("compact", "svdf"): "the same content takes no fewer bytes",

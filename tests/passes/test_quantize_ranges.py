@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tfl_rewrite import Judging, Quantize, UsageError, load, rewrite
@@ -79,6 +80,33 @@ def test_a_run_that_fails_or_is_dry_leaves_no_ranges(here: Path) -> None:
     before = files(here)
     assert main([*QUANTIZE, "out.tflite", *CALIBRATED, "--effort", "fast", "--min-snr", "90"]) == 4
     assert main([*QUANTIZE, "out.tflite", *CALIBRATED, "--effort", "fast", "--dry-run"]) == 0
+    assert files(here) == before
+
+
+@pytest.mark.runtime
+def test_inputs_that_are_too_few_are_no_reason_to_read_the_file(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUANTIZE, "out.tflite", *CALIBRATED, "--effort", "fast"]) == 0
+    with np.load("few.npz") as held:
+        np.savez("two.npz", **{name: held[name][:2] for name in held.files})
+    before = files(here)
+    for kept in ("new.json", "r.json"):
+        assert main([*QUANTIZE, "b.tflite", "--inputs", "two.npz", "--ranges", kept, "--force"]) == 2
+        assert "2 samples are too few" in capsys.readouterr().err
+    assert files(here) == before
+
+
+@pytest.mark.runtime
+def test_inputs_that_are_no_numbers_calibrate_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load("few.npz") as held:
+        arrays = {name: held[name].copy() for name in held.files}
+    for array in arrays.values():
+        array.reshape(len(array), -1)[:, 0] = np.nan
+    np.savez("nan.npz", **arrays)
+    before = files(here)
+    assert main([*QUANTIZE, "out.tflite", "--inputs", "nan.npz", "--ranges", "r.json"]) == 2
+    assert "is NaN or infinite in some sample" in capsys.readouterr().err
     assert files(here) == before
 
 

@@ -243,14 +243,17 @@ class Calibration:
         self._target: str | os.PathLike[str] | None = None
         self._known: dict[int, Range] | None = None
         self._given = None if kept is None else GivenModel.of(model)
+        recorded = isinstance(kept, TensorRanges)
+        # Inputs of which nothing can be told are no reason to read a file that they were to be kept in.
+        if self.activations is None and not recorded and (self._given is None or context.unfit):
+            raise UsageError(
+                f"quantize needs real inputs: {context.unfit or 'the ranges of made ones mean nothing'}",
+                remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of "
+                "samples; or --ranges alone with what another run has kept",
+            )
         if self._given is None:
-            if self.activations is None:
-                raise UsageError(
-                    f"quantize needs real inputs: {context.unfit or 'the ranges of made ones mean nothing'}",
-                    remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of "
-                    "samples; or --ranges with what another run has kept",
-                )
-        elif isinstance(kept, TensorRanges):
+            return
+        if isinstance(kept, TensorRanges):
             self._known = kept.on(self._given)
             self.notes = (f"ranges of {kept.count} tensors as recorded",)
         elif self.activations is None:
@@ -268,17 +271,30 @@ class Calibration:
             model: With float weights.
 
         Raises:
+            UsageError: An input is NaN or infinite in a sample.
             UnsupportedError: The model does not run.
         """
         if self._known is not None:
+            _check_inputs(model, self._known)
             return constant_ranges(model) | self._known
         assert self.activations is not None
         found = self.activations.ranges(self._number, model)
+        _check_inputs(model, found)
         if self._target is not None and self._given is not None:
             made = TensorRanges.of(self._given, found)
             self.files = ((self._target, made.dump()),)
-            self.notes = (f"ranges of {made.count} tensors kept in {os.fspath(self._target)}",)
+            self.notes = (f"ranges of {made.count} tensors go with the file to {os.fspath(self._target)}",)
         return found
+
+
+def _check_inputs(model: Model, ranges: Mapping[int, Range]) -> None:
+    """Refuses what was calibrated with NaN or infinite numbers: all that comes of them is none, either."""
+    for tensor in (item for subgraph in model.subgraphs for item in subgraph.inputs):
+        if not all(map(math.isfinite, ranges.get(id(tensor), ()))):
+            raise UsageError(
+                f"input {tensor.name!r} is NaN or infinite in some sample that it is calibrated with",
+                remedy="leave such samples out",
+            )
 
 
 def constant_range(tensor: Tensor) -> Range | None:

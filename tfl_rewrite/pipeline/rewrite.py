@@ -63,6 +63,8 @@ def carry_out(plan: Plan) -> Report:
         passes: Sequence[Pass] = plan.passes
         while stricter := _stricter(opened, passes, failed):
             passes = stricter
+            # What the samples that judge have refused says how much is asked for now.
+            opened.unfitted = False
             try:
                 return _attempt(opened, passes)
             except RewriteFailed as error:
@@ -184,7 +186,7 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
         if not parted.crossed:
             notes = (f"weights are rounded without looking at inputs: {parted.reason}",)
         elif not unfitted:
-            notes = ("--holdout names files of --inputs: what is fitted to them judges itself",)
+            notes = ("--holdout has samples of --inputs: what is fitted to them judges itself",)
         context = Context(unfit=parted.reason)
     if settings.inputs and any(item.is_fitted for item in plan.passes):
         from tfl_rewrite.calibration.fitter import InputActivations
@@ -335,10 +337,11 @@ def _publish(opened: _Opened, output: AtomicFile, report: Report) -> Report:
     with contextlib.ExitStack() as stack:
         beside = [] if opened.plan.dry_run else [*_beside(opened, report, stack)]
         opened.plan.ready(report)
-        if not opened.plan.dry_run and opened.plan.target is not None:
-            output.publish()
+        # The model comes last: what a run leaves that fails here is never a model.
         for file in beside:
             file.publish()
+        if not opened.plan.dry_run and opened.plan.target is not None:
+            output.publish()
     return report
 
 

@@ -150,7 +150,7 @@ def nothing_to_expand(model: Model) -> str:
     state = WeightState.of(model)
     if state.full_integer:
         kept = f"its operators compute in integers, and those stay: {state.stored()}"
-        return f"{kept}; for a float model, start from the one it was made from"
+        return f"{kept}; --activations makes a float model of it"
     if state.read or state.expanded:
         return f"what it has cannot be expanded: {state.stored()}; -v says why of each"
     if state.floats:
