@@ -275,7 +275,6 @@ class Calibration:
             UnsupportedError: The model does not run.
         """
         if self._known is not None:
-            _check_inputs(model, self._known)
             return constant_ranges(model) | self._known
         assert self.activations is not None
         found = self.activations.ranges(self._number, model)
