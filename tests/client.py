@@ -48,7 +48,6 @@ def passes() -> list[tfl.Pass]:
         tfl.Equalize(),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
         tfl.Quantize(target="2.14"),
-        tfl.Quantize(ranges=tfl.TensorRanges.read("ranges.json")),
         tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime="2.14", effort="best"),
         tfl.Compact(align=4096),
         Halve(tensor="weights"),
