@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent.parent / PACKAGE
 FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
-MOST_FILES = 195
+MOST_FILES = 197
 """No more than there are."""
 AIMED_FILES = 165
 """What the design aims at."""
@@ -51,6 +51,7 @@ LONG_MODULES: dict[str, str] = {
     "judge/layers.py": "one comparison, operator by operator, with how operators are matched",
     "judge/reference.py": "the outputs of the original, and what is known of their spread",
     "judge/tally.py": "sums over samples of one output, and the rules over them",
+    "kernels/integer.py": "the columns of integer kernels, each bound beside what it is for",
     "kernels/reads.py": "one language of terms: what versions need, and what TFLite Micro refuses",
     "kernels/table.py": "one row an operator",
     "model/ir.py": "the parts of a model, which name each other",

@@ -47,6 +47,7 @@ _TABLES = {
     "GATHER_ND": "GatherNdOptions",
     "IF": "IfOptions",
     "LEAKY_RELU": "LeakyReluOptions",
+    "LSTM": "LSTMOptions",
     "MAX_POOL_2D": "Pool2DOptions",
     **dict.fromkeys(("MEAN", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "SUM"), "ReducerOptions"),
     "MIRROR_PAD": "MirrorPadOptions",
@@ -61,6 +62,7 @@ _TABLES = {
     "SPLIT_V": "SplitVOptions",
     "STRIDED_SLICE": "StridedSliceOptions",
     "SUB": "SubOptions",
+    "SVDF": "SVDFOptions",
     "TRANSPOSE_CONV": "TransposeConvOptions",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
     "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
@@ -103,6 +105,11 @@ class Net:
     def constant(self, name: str, values: Array, buffer: Buffer | None = None) -> Tensor:
         """A constant, in a buffer of its own or in a given one."""
         return self.tensor(name, values.shape, values.dtype, buffer or self.buffer(values.tobytes()))
+
+    def variable(self, name: str, shape: Sequence[int]) -> Tensor:
+        made = self.tensor(name, shape)
+        made.is_variable = True
+        return made
 
     def weights(self, name: str, shape: Sequence[int], buffer: Buffer | None = None) -> Tensor:
         """Seeded float32 weights whose channels differ in size."""

@@ -37,9 +37,13 @@ def stored(path: Path, **options: str) -> Model:
     return model
 
 
-def test_weights_of_recurrent_operators_stay(fixtures: Path) -> None:
+def test_weights_of_recurrent_operators_that_stay_float_stay(fixtures: Path) -> None:
+    found = read(stored(fixtures / "rnn.tflite", scheme="auto"), "INT8")
+    assert found == {"RNN": False, "UNIDIRECTIONAL_SEQUENCE_RNN": False}
     found = read(stored(fixtures / "lstm.tflite", scheme="auto"), "INT8")
-    assert found["FULLY_CONNECTED"] and not found["UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    assert found["FULLY_CONNECTED"] and found["UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    # Its integer kernel knows RELU alone.
+    assert read(stored(fixtures / "svdf.tflite", scheme="auto"), "INT8") == {"SVDF": False}
 
 
 def test_weights_behind_dequantize_are_looked_through(fixtures: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -204,14 +205,131 @@ VARIANTS: dict[str, tuple[str, Make]] = {
 }
 """What else an operator may be: by its label, the operator and what makes it."""
 
-LABELS = (*MADE, *VARIANTS)
+
+@dataclass(frozen=True)
+class Recurrent:
+    """An LSTM, by what it has.
+
+    Attributes:
+        cells: By how much larger its weights for the cell state are than others.
+        lift: What is added to the bias of its projection.
+    """
+
+    kind: str = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+    inputs: int = 7
+    units: int = 8
+    outputs: int = 0
+    steps: int = 12
+    cifg: bool = False
+    peephole: bool = False
+    normalized: bool = False
+    cells: float = 1.0
+    lift: float = 0.0
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def build(self) -> tuple[Model, list[Array]]:
+        """Returns the model and its input; of LSTM one step."""
+        net, given = Net(3), self.outputs or self.units
+        batch = 2
+        shape = (batch, self.steps, self.inputs)
+        if self.kind == "LSTM":
+            shape = (batch, self.inputs)
+        elif self.options.get("time_major"):
+            shape = (self.steps, batch, self.inputs)
+
+        def matrix(
+            name: str, *sides: int, present: bool = True, times: float = 1.0, lift: float = 0.0
+        ) -> Tensor | None:
+            # Biases and coefficients too: all of different sizes, so that no scale fits another one.
+            values = net.random.uniform(-1, 1, sides) * (0.4 + 0.1 * len(net.graph.tensors) % 0.7)
+            values = values * times + lift
+            return net.constant(name, values.astype(np.float32)) if present else None
+
+        gates = ("input", "forget", "cell", "output")
+        mine = {gate: not self.cifg or gate != "input" for gate in gates}
+        source = net.input("in", shape)
+        inputs: list[Tensor | None] = [source]
+        for name, width in (("inputs_of", self.inputs), ("outputs_of", given)):
+            inputs += [matrix(f"{name}_{gate}", self.units, width, present=mine[gate]) for gate in gates]
+        inputs += [
+            matrix(f"cell_of_{gate}", self.units, present=self.peephole and mine[gate], times=self.cells)
+            for gate in ("input", "forget", "output")
+        ]
+        inputs += [matrix(f"bias_of_{gate}", self.units, present=mine[gate]) for gate in gates]
+        inputs.append(matrix("projection", given, self.units, present=bool(self.outputs)))
+        inputs.append(matrix("bias_of_projection", given, present=bool(self.outputs), lift=self.lift))
+        inputs += [net.variable("last", (batch, given)), net.variable("cells", (batch, self.units))]
+        inputs += [
+            matrix(f"norm_of_{gate}", self.units, present=self.normalized and mine[gate]) for gate in gates
+        ]
+        options = {"fused_activation_function": 4, **self.options}
+        net.output(net.add(self.kind, inputs, "out", (*shape[:-1], given), **options))
+        values = np.random.default_rng(5).uniform(-2.0, 1.5, shape)
+        return net.model, [values.astype(np.float32)]
+
+
+def filtered(*, bias: bool = True, rank: int = 2, fused: int = 1) -> tuple[Model, list[Array]]:
+    """Returns a model of SVDF, which reads one step, and its input."""
+    net = Net(3)
+    filters, memory, inputs = 12, 5, 7
+    source = net.input("in", (2, inputs))
+    operands = [source, net.weights("features", (filters, inputs)), net.weights("times", (filters, memory))]
+    operands.append(floats(net, filters // rank) if bias else None)
+    operands.append(net.variable("state", (2, filters * memory)))
+    made = net.add("SVDF", operands, "out", (2, filters // rank), rank=rank, fused_activation_function=fused)
+    net.output(made)
+    return net.model, [np.random.default_rng(5).uniform(-2.0, 1.5, (2, inputs)).astype(np.float32)]
+
+
+_SEQUENCE, _STEP = "UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM"
+WITH_STATE: dict[str, Callable[[], tuple[Model, list[Array]]]] = {
+    _SEQUENCE: Recurrent().build,
+    f"{_SEQUENCE} of one step": Recurrent(steps=1).build,
+    f"{_SEQUENCE} of 100 steps": Recurrent(steps=100).build,
+    f"{_SEQUENCE} time major": Recurrent(options={"time_major": True}).build,
+    f"{_SEQUENCE} clipped": Recurrent(options={"cell_clip": 0.5}).build,
+    f"{_SEQUENCE} cifg": Recurrent(cifg=True).build,
+    f"{_SEQUENCE} peephole": Recurrent(peephole=True).build,
+    f"{_SEQUENCE} cifg peephole": Recurrent(cifg=True, peephole=True).build,
+    f"{_SEQUENCE} projection": Recurrent(outputs=5).build,
+    f"{_SEQUENCE} square projection peephole": Recurrent(outputs=8, peephole=True).build,
+    f"{_SEQUENCE} normalized": Recurrent(normalized=True).build,
+    f"{_SEQUENCE} normalized cifg": Recurrent(normalized=True, cifg=True).build,
+    f"{_SEQUENCE} normalized peephole": Recurrent(normalized=True, peephole=True).build,
+    f"{_SEQUENCE} normalized projection": Recurrent(normalized=True, outputs=5).build,
+    f"{_SEQUENCE} normalized of 13 units": Recurrent(normalized=True, units=13).build,
+    _STEP: Recurrent(_STEP).build,
+    f"{_STEP} peephole": Recurrent(_STEP, peephole=True).build,
+    f"{_STEP} normalized projection": Recurrent(_STEP, normalized=True, outputs=5).build,
+    f"{_STEP} clipped projection": Recurrent(_STEP, outputs=5, lift=0.2, options={"proj_clip": 0.3}).build,
+    f"{_STEP} cifg": Recurrent(_STEP, cifg=True).build,
+    "SVDF": filtered,
+    "SVDF without a bias": lambda: filtered(bias=False),
+    "SVDF of rank 1": lambda: filtered(rank=1),
+}
+"""What keeps a state: a label begins with the operator. Inputs are run twice, one after the other."""
+
+NOT_COMPUTED: dict[str, tuple[Callable[[], tuple[Model, list[Array]]], str]] = {
+    f"{_SEQUENCE} projection peephole": (
+        Recurrent(outputs=2, peephole=True, cells=30.0).build,
+        "takes as many weights of the cell state as it has outputs",
+    ),
+    f"{_SEQUENCE} with RELU": (
+        Recurrent(options={"fused_activation_function": 1}).build,
+        "computes another activation function",
+    ),
+    "SVDF without RELU": (lambda: filtered(fused=0), "computes another activation function"),
+}
+"""What integer kernels compute wrong or refuse, and what is said of it."""
+
+LABELS = (*MADE, *VARIANTS, *WITH_STATE)
 OF_ONES = "REDUCE_PROD of ones"
 """What no integer kernel is used for: there is nothing to reduce."""
 
 
 def kind_of(label: str) -> str:
     """Returns the operator of a label."""
-    return VARIANTS.get(label, (label, None))[0]
+    return label.split()[0] if label in WITH_STATE else VARIANTS.get(label, (label, None))[0]
 
 
 def built(label: str, sizes: tuple[float, float] = (1.0, 1.0)) -> tuple[Model, list[Array]]:
@@ -220,6 +338,10 @@ def built(label: str, sizes: tuple[float, float] = (1.0, 1.0)) -> tuple[Model, l
     A second input is far from 0, and a divisor above it; of a comparison it is the first one, some of it in
     another order.
     """
+    if label in WITH_STATE:
+        return WITH_STATE[label]()
+    if label in NOT_COMPUTED:
+        return NOT_COMPUTED[label][0]()
     net = Net(3)
     if label == OF_ONES:
         source = net.input("in", (*SHAPE, 1))

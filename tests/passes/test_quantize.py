@@ -200,14 +200,24 @@ def test_a_signature_without_samples_is_named(fixtures: Path, tmp_path: Path) ->
 
 @pytest.mark.runtime
 def test_weights_of_float_islands_stay_as_they_are_stored(fixtures: Path, tmp_path: Path) -> None:
-    """The LSTM has no integer kernel here: its int8 weights would only grow to floats."""
+    """The RNN has no integer kernel: its int8 weights would only grow to floats."""
     source, target = tmp_path / "hybrid.tflite", tmp_path / "out.tflite"
-    rewrite(fixtures / "lstm.tflite", source, [QuantizeWeights()], judging=Judging(mode="off"))
-    report = made(source, target, judging(fixtures, "lstm"))
+    rewrite(fixtures / "rnn.tflite", source, [QuantizeWeights()], judging=Judging(mode="off"))
+    report = made(source, target, judging(fixtures, "rnn"))
     assert report.verdict is not None and report.verdict.passed
-    (kept,) = report.results[0].skips
-    assert kept.reason == "UNIDIRECTIONAL_SEQUENCE_LSTM has no integer kernel"
-    assert report.nbytes_after < 1.1 * report.nbytes_before < 0.5 * (fixtures / "lstm.tflite").stat().st_size
+    reasons = {skip.reason for skip in report.results[0].skips}
+    assert reasons == {"RNN has no integer kernel", "UNIDIRECTIONAL_SEQUENCE_RNN has no integer kernel"}
+    assert report.nbytes_after < 1.1 * report.nbytes_before < 0.5 * (fixtures / "rnn.tflite").stat().st_size
+
+
+@pytest.mark.runtime
+def test_an_lstm_computes_in_integers(fixtures: Path, tmp_path: Path) -> None:
+    source, target = fixtures / "lstm.tflite", tmp_path / "out.tflite"
+    report = made(source, target, judging(fixtures, "lstm"), float_islands="refuse")
+    assert report.verdict is not None and report.verdict.passed
+    (operator,) = [item for _, item in load(target).operators() if item.intermediates]
+    assert operator.code.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" and len(operator.intermediates) == 5
+    assert report.nbytes_after < 0.35 * report.nbytes_before
 
 
 @pytest.mark.slow

@@ -104,7 +104,13 @@ class Observer(Generic[Found]):
 
                 def probe(simulate: Simulate | None) -> Probe:
                     lent = None if beside is None else beside.lend(next(numbers))
-                    runner = Runner(choice, timeout=judging.timeout, watch=watch, lent=lent)
+                    runner = Runner(
+                        choice,
+                        timeout=judging.timeout,
+                        watch=watch,
+                        lent=lent,
+                        in_sequence=not judging.independent,
+                    )
                     return Probe(source, stack.enter_context(runner), simulate)
 
                 look(source, probe)

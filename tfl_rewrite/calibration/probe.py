@@ -73,6 +73,8 @@ class Runner:
         timeout: Seconds for each request.
         watch: Of its memory.
         lent: A process that somebody else ends, and a folder that it reads; instead of an own one.
+        in_sequence: Whether the calls of :meth:`Probe.values_of` are one sequence, as for the judge: each
+            meets variables as the one before left them.
 
     Attributes:
         folder: A temporary folder that lives as long as this; models in it may be opened.
@@ -88,7 +90,9 @@ class Runner:
         timeout: float = 600.0,
         watch: MemoryWatch | None = None,
         lent: tuple[Worker, Path] | None = None,
+        in_sequence: bool = False,
     ) -> None:
+        self.in_sequence = in_sequence
         self._scratch: Scratch | None = None
         if lent is None:
             self._scratch = Scratch()
@@ -130,9 +134,10 @@ class Runner:
         self._number += 1
         return self.folder / f"part{self._number}.tflite"
 
-    def run(self, values: Sequence[Array]) -> None:
-        """Runs the primary subgraph on its inputs, in order."""
-        self.worker.call(0, None, [("", self._store(value)) for value in values])
+    def run(self, values: Sequence[Array], *, carries_over: bool = False) -> None:
+        """Runs the primary subgraph on its inputs, in order; its variables are reset unless told."""
+        stored = [("", self._store(value)) for value in values]
+        self.worker.call(0, None, stored, carries_over=carries_over)
         self.worker.ended()
 
     def step(self, values: Sequence[Array]) -> None:
@@ -174,6 +179,9 @@ class Probe:
         path: The model.
         runner: Runs the parts.
         simulate: Changes the copy at once. Places stay those of the file.
+
+    Attributes:
+        in_sequence: As of the runner.
     """
 
     def __init__(
@@ -182,6 +190,7 @@ class Probe:
         self.model: Model = load(path)
         self._places = None if simulate is None else simulate(self.model)
         self._path, self._runner = path, runner
+        self.in_sequence = runner.in_sequence
         self._own: set[int] = set()
 
     def again(self, simulate: Simulate | None) -> Probe:
@@ -291,10 +300,10 @@ class Probe:
         mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]
         if outputs and mine:
             self._open(subgraph, outputs, lambda: self._runner.run(mine[0][1].values))
-        for number, call in mine:
+        for turn, (number, call) in enumerate(mine):
             made: list[Array] = []
             if outputs:
-                self._runner.run(call.values)
+                self._runner.run(call.values, carries_over=self.in_sequence and turn > 0)
                 made = self._runner.outputs(len(outputs))
             yield (
                 number,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,12 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.integers.ranges import constant_range
+from tfl_rewrite.kernels.operands import input_of
+from tfl_rewrite.kernels.products import states_of
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
+from tfl_rewrite.numerics.recurrent import States
 from tfl_rewrite.weights.rounders import Simulate
 
 HELD_NBYTES = 256 << 20
@@ -82,12 +86,46 @@ def _joined(ranges: Sequence[Range]) -> Range:
 
 def _seen(probe: Probe, number: int, calls: Sequence[Call]) -> dict[int, _Seen]:
     found: dict[int, _Seen] = {}
-    for part in memoryfuls(float_tensors(probe.model.subgraphs[number])):
-        for call, values in probe.values_of(number, [tensor for _, tensor in part], calls):
+    subgraph = probe.model.subgraphs[number]
+    memories = Memories(subgraph)
+    for part in memoryfuls(float_tensors(subgraph)):
+        runs = probe.values_of(number, [tensor for _, tensor in part], calls)
+        for turn, (call, values) in enumerate(runs):
+            first = not turn or not probe.in_sequence
             for (at, _), array in zip(part, values, strict=True):
-                if array.size:
-                    found.setdefault(at, {})[call] = float(array.min()), float(array.max())
+                for held, numbers in ((at, array), *memories.run(at, array, first=first)):
+                    if numbers.size:
+                        found.setdefault(held, {})[call] = float(numbers.min()), float(numbers.max())
     return found
+
+
+class Memories:
+    """The states that operators of a subgraph compute in, which no call gives out.
+
+    Args:
+        subgraph: With float weights.
+    """
+
+    def __init__(self, subgraph: SubGraph) -> None:
+        places = {id(tensor): at for at, tensor in enumerate(subgraph.tensors)}
+        self._found: dict[int, list[tuple[int, States]]] = {}
+        for operator in subgraph.operators:
+            states, row = states_of(operator), row_of(operator)
+            if states is None or row.integer is None or row.integer.memory is None:
+                continue
+            read, held = input_of(operator, row.activation), operator.inputs[row.integer.memory.state]
+            self._found.setdefault(places[id(read)], []).append((places[id(held)], states))
+
+    def run(self, at: int, array: npt.NDArray[Any], *, first: bool) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yields what states take up where a tensor holds an array, by position.
+
+        Args:
+            at: Position of a tensor.
+            array: What it holds in one call of the subgraph.
+            first: Whether variables are as in a new interpreter.
+        """
+        for held, states in self._found.get(at, ()):
+            yield held, states.run(array, first=first)
 
 
 def float_tensors(subgraph: SubGraph) -> list[tuple[int, Tensor]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import file_of
 from tfl_rewrite.calibration.probe import Probe, Runner
-from tfl_rewrite.calibration.ranges import float_tensors, memoryfuls, widen
+from tfl_rewrite.calibration.ranges import Memories, float_tensors, memoryfuls, widen
 from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.integers.modes import Range
@@ -373,6 +373,7 @@ class _Graph:
             _Part(Probe(file, runner()) if at else probe, number, [position for position, _ in part])
             for at, part in enumerate(parts)
         ]
+        self._memories = Memories(subgraph)
         self._is_open = False
 
     def reset(self) -> None:
@@ -386,13 +387,18 @@ class _Graph:
         for part in self._parts:
             for at, array in part.run(values, first=first):
                 if at in self._floats:
-                    widen(seen, at, array)
+                    self._see(seen, at, array, first=first)
                 if at in self._outputs:
                     held[at] = array
         self._is_open = True
         for at in self._floats & given.keys():
-            widen(seen, at, given[at])
+            self._see(seen, at, given[at], first=first)
         return [held[at] for at in self._outputs]
+
+    def _see(self, seen: dict[int, Range], at: int, array: Array, *, first: bool) -> None:
+        widen(seen, at, array)
+        for state, held in self._memories.run(at, array, first=first):
+            widen(seen, state, held)
 
 
 def _position(subgraph: SubGraph, tensor: Tensor) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
+from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups, projection_clip
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
+from tfl_rewrite.integers.recurrent import MemoryForm
 from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
@@ -138,6 +139,8 @@ class Conversion:
         assert width
         if kernel.scales is Scales.WEIGHTS:
             self._convert_weights(operator, grids, next(iter(outputs.values())), weight_of(operator))
+        if kernel.memory is not None:
+            self._convert_memory(operator, next(iter(grids.values())), next(iter(outputs.values())))
         for position, source in self._read(operator, grids):
             operator.inputs[position] = self._form(source, grids[position])
         for position, tensor in enumerate(operator.outputs):
@@ -257,6 +260,42 @@ class Conversion:
         while len(operator.inputs) <= bias_at:
             operator.inputs.append(None)
         operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
+
+    def _convert_memory(self, operator: Operator, given: Grid, made: Grid) -> None:
+        """Gives an operator that keeps a state its constants, its states and its intermediates."""
+        kernel = kernel_of(operator)
+        form = MemoryForm(operator, given, made, self._groups.state(operator))
+        for position, (dtype, integers, step) in form.constants().items():
+            tensor = operator.inputs[position]
+            assert tensor is not None
+            scale = np.asarray([step], "<f4").tobytes()
+            key = id(tensor), integers.tobytes(), scale
+            if key not in self._weights:
+                details = Quantization.symmetric(scale, 0)
+                self._weights[key] = self._store(tensor.name, tensor.shape, dtype, key[1], details)
+            operator.inputs[position] = self._weights[key]
+            self._replaced.add(id(tensor))
+        if kernel.memory is not None and projection_clip(operator, kernel.memory) and operator.options:
+            operator.options = operator.options.replace(**{kernel.memory.clip: 0.0})
+        for position, grid in form.states().items():
+            state = operator.inputs[position]
+            assert state is not None
+            state.dtype, state.quantization = dtypes.BY_NAME[grid.dtype].value, grid.quantization
+        self._replaced |= {id(tensor) for tensor in operator.intermediates if tensor is not None}
+        name = next(tensor.name for tensor in operator.outputs if tensor is not None)
+        operator.intermediates[:] = [
+            self._editor.add_tensor(
+                self._subgraph,
+                Tensor(
+                    f"{name}_intermediate{at}",
+                    (0,),
+                    dtypes.BY_NAME[grid.dtype].value,
+                    self._editor.sentinel(),
+                    grid.quantization,
+                ),
+            )
+            for at, grid in enumerate(form.intermediates())
+        ]
 
 
 def _finer(weight: IntegerWeight, most: float) -> IntegerWeight:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
-from tfl_rewrite.kernels.integer import Scales
+from tfl_rewrite.kernels.integer import CELL_SCALES, Memory, Scales
+from tfl_rewrite.kernels.operands import input_of
 from tfl_rewrite.model.ir import Operator, Quantization, Tensor
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses subnormal ones."""
+
+LOWEST = -128
+"""The zero point of int8 for what has no negative numbers."""
 
 _UNEVEN = 2e-3
 """Of a logarithm to base two; 0.14 % of a step."""
@@ -142,6 +146,19 @@ class Groups:
         """Returns the grid on which an operator reads an input."""
         return self._grid(self.read(operator, position))
 
+    def state(self, operator: Operator) -> Grid:
+        """Returns the grid of the state that an operator computes in; a power of two for an LSTM."""
+        memory = kernel_of(operator).memory
+        tensor = None if memory is None else operator.inputs[memory.state]
+        assert memory is not None and tensor is not None
+        margin = self._recipe.margin(16)
+        low, high = (end * margin for end in self._ranges[id(tensor)])
+        if not memory.gates:
+            return Grid.over(low, high, 16)
+        least, most = CELL_SCALES
+        step = max(-low, high) / ((1 << 15) - 1)
+        return Grid(16, min(2.0 ** math.ceil(math.log2(max(step, least))), most), 0)
+
     def read(self, operator: Operator, position: int) -> Member:
         """Returns the form in which an operator reads an input."""
         tensor = operator.inputs[position]
@@ -169,7 +186,17 @@ class Groups:
         assert width
         for tensor in float_outputs(operator):
             fixed = Grid(width, *kernel.fixed[width]) if kernel.scales is Scales.FIXED else None
+            if kernel.memory is not None:
+                fixed = self._cut(operator, kernel.memory, tensor, width)
             self._made[id(tensor)] = _member(tensor, width, fixed=fixed)
+
+    def _cut(self, operator: Operator, memory: Memory, tensor: Tensor, width: int) -> Grid | None:
+        """Returns the grid whose ends cut off an output in place of the kernel; None where it need not."""
+        low, high = self._wide(tensor, width)
+        if memory.leaves_cut:
+            return replace(Grid.over(0.0, high, width), zero_point=LOWEST)
+        bound = projection_clip(operator, memory)
+        return Grid.over(max(low, -bound), min(high, bound), width) if bound else None
 
     def _grid(self, member: Member) -> Grid:
         if member.fixed is not None:
@@ -179,14 +206,19 @@ class Groups:
             self._grids[id(root)] = self._settled(root)
         return self._grids[id(root)]
 
+    def _wide(self, tensor: Tensor, width: int) -> Range:
+        """Returns the range of a tensor with its margin."""
+        margin = max(self._recipe.margin(width), self._margins.get(id(tensor), 1.0))
+        low, high = self._ranges[id(tensor)]
+        return low * margin, high * margin
+
     def _settled(self, root: Member) -> Grid:
         wishes = {item.wish for item in root.members}
         low, high = 0.0, 0.0
         for item in root.members:
             if item.wish is None:
-                own = self._ranges[id(item.tensor)]
-                margin = max(self._recipe.margin(root.width), self._margins.get(id(item.tensor), 1.0))
-                low, high = min(low, own[0] * margin), max(high, own[1] * margin)
+                own = self._wide(item.tensor, root.width)
+                low, high = min(low, own[0]), max(high, own[1])
         if len(wishes - {None}) == 1:
             wish = next(iter(wishes - {None}))
             assert wish is not None
@@ -198,6 +230,13 @@ class Groups:
             own = self._ranges[id(item.tensor)]
             low, high = min(low, own[0]), max(high, own[1])
         return Grid.over(low, high, root.width)
+
+
+def projection_clip(operator: Operator, memory: Memory) -> float:
+    """Returns the bound of what an operator projects; 0 for none."""
+    if input_of(operator, memory.projection) is None:
+        return 0.0
+    return float(operator.option(memory.clip) or 0.0)
 
 
 def _member(tensor: Tensor, width: int, *, fixed: Grid | None = None, wish: Grid | None = None) -> Member:

@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfl_rewrite.kernels.integer import OUTPUT, Caveat, IntegerKernel, Scales, Target
-from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
+from tfl_rewrite.kernels.integer import (
+    CELL_SCALES,
+    OUTPUT,
+    Caveat,
+    IntegerKernel,
+    Memory,
+    Scales,
+    Target,
+)
+from tfl_rewrite.kernels.operands import constant_values, input_of, uncomputed_memory, wrong_operands
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import (
     CONVERSIONS,
@@ -45,10 +53,12 @@ def kernel_of(operator: Operator) -> IntegerKernel:
 
 def float_inputs(operator: Operator) -> Iterator[tuple[int, Tensor]]:
     """Yields the inputs that become integers as activations do: all floats but weights and biases."""
-    weighted = kernel_of(operator).scales is Scales.WEIGHTS
-    row = row_of(operator)
+    row, kernel = row_of(operator), kernel_of(operator)
+    weighted = kernel.scales is Scales.WEIGHTS
     for position, tensor in enumerate(operator.inputs):
         if tensor is None or tensor.dtype != _FLOAT:
+            continue
+        if kernel.memory is not None and position != row.activation:
             continue
         if not (weighted and (position in row.weights or position in row.biases)):
             yield position, tensor
@@ -61,7 +71,9 @@ def float_outputs(operator: Operator) -> Iterator[Tensor]:
 
 def could_compute(operator: Operator) -> bool:
     """Whether an operator has an integer kernel and computes in floats."""
-    return row_of(operator).integer is not None and any(True for _ in float_inputs(operator))
+    if row_of(operator).integer is None or uncomputed_memory(operator):
+        return False
+    return any(True for _ in float_inputs(operator))
 
 
 def computes_in_floats(operator: Operator) -> bool:
@@ -209,7 +221,11 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range], dev
         return f"the reference resolver has no integer kernel of {name}"
     if wrong := wrong_operands(operator):
         return f"{name} {wrong}"
-    if any(tensor is not None and tensor.is_variable for tensor in (*operator.inputs, *operator.outputs)):
+    if kernel.memory is not None:
+        why = uncomputed_memory(operator) or _memory_obstacle(operator, kernel.memory, graph, ranges)
+        if why:
+            return why
+    elif any(tensor is not None and tensor.is_variable for tensor in (*operator.inputs, *operator.outputs)):
         return f"{name} keeps a state"
     if kernel.scales is Scales.WEIGHTS and (why := _weights_obstacle(operator, graph)):
         return f"{why} of {name}"
@@ -269,6 +285,36 @@ def _weights_obstacle(operator: Operator, graph: Graph) -> str:
         values = None if tensor is None else constant_values(tensor, "FLOAT32")
         if values is not None and not np.isfinite(values).all():
             return "there is a number that is not finite in the weights"
+    return ""
+
+
+def _memory_obstacle(operator: Operator, memory: Memory, graph: Graph, ranges: Mapping[int, Range]) -> str:
+    """Returns what is in the way of the state of an operator, and of what it is computed with."""
+    name = operator.code.name
+    for position in (*memory.weights, *memory.sums, *(gate.norm for gate in memory.gates)):
+        tensor = input_of(operator, position)
+        if tensor is None:
+            continue
+        if not tensor.elements or not _is_plain(tensor, graph):
+            return f"input {position} of {name} is no float32 constant"
+        values = constant_values(tensor, "FLOAT32")
+        if values is not None and not np.isfinite(values).all():
+            return f"there is a number that is not finite in input {position} of {name}"
+    for place in (memory.state, memory.last):
+        state = input_of(operator, place)
+        if state is None:
+            continue
+        if not state.is_variable or state.buffer.nbytes or state.dtype != _FLOAT:
+            return f"input {place} of {name} is no plain variable"
+        if len(graph.uses_of(state)) != 1 or id(state) in graph.exposed:
+            return f"others read the state of {name}, too"
+    held = operator.inputs[memory.state]
+    assert held is not None
+    if id(held) not in ranges:
+        return f"no sample says what {held.name!r} holds"
+    largest = max(map(abs, ranges[id(held)]))
+    if not largest <= (CELL_SCALES[1] * 2**15 if memory.gates else _LARGEST):
+        return f"the integer kernel of {name} has no room for a state of {largest:g}"
     return ""
 
 

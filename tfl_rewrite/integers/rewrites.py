@@ -11,7 +11,7 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.integer import Target
-from tfl_rewrite.kernels.operands import wrong_operands
+from tfl_rewrite.kernels.operands import uncomputed_memory, wrong_operands
 from tfl_rewrite.kernels.reads import micro_obstacle
 from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, row_of
 from tfl_rewrite.model import dtypes
@@ -122,7 +122,9 @@ def read_by_integers(
             if row is DEQUANTIZE:
                 if any(made is not None and is_read(made) for made in use.operator.outputs):
                     return True
-            elif row.integer is not None and id(use.subgraph) not in called and wanted(use.operator):
+            elif row.integer is None or uncomputed_memory(use.operator):
+                continue
+            elif id(use.subgraph) not in called and wanted(use.operator):
                 return True
         return False
 

@@ -24,6 +24,7 @@ class Scales(enum.Enum):
     SAME = "all inputs and outputs have the same scale and zero point"
     FIXED = "the output's is fixed"
     WEIGHTS = "weights per channel, a bias of the product of scales, an output of its own"
+    STATE = "one scale for each weight and state, biases of the product of scales, an output of its own"
 
 
 class Caveat(enum.Enum):
@@ -69,6 +70,59 @@ class Limit:
         return self.least.get(width, 0.0) <= quotient < self.most.get(width, math.inf)
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Positions of the operands of one gate of an LSTM.
+
+    Attributes:
+        inputs: Its weights for what comes in.
+        outputs: Those for what was given out a step before.
+        cell: Those for the cell state; None where it never sees that.
+        bias: Its bias.
+        norm: What its sums are multiplied with where they are normalized.
+    """
+
+    inputs: int
+    outputs: int
+    cell: int | None
+    bias: int
+    norm: int
+
+
+HIDDEN = -2
+"""Stands among positions for what an LSTM projects, which is no operand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The operands of a kernel that keeps a state, beside its activation.
+
+    Attributes:
+        state: Position of the state that it computes in 16 bits, symmetric.
+        weights: By position of a constant, the largest integer; symmetric, with one scale.
+        sums: By position of a bias of int32, the positions whose scales are multiplied for its own.
+        fused: The only activation function that the kernel computes, as a number.
+        gates: Of an LSTM: input (which may be absent), forget, cell, output.
+        last: Position of the state that holds what was given out last, on the grid of the output.
+        projection: Position of the weights between the cell and the output.
+        intermediates: How many tensors for what is between it wants to be named.
+        clip: The option that bounds what is projected, about another zero point: the range must do it.
+        leaves_cut: Whether it leaves its activation function to the lower end of the output's range.
+    """
+
+    state: int
+    weights: Mapping[int, int]
+    sums: Mapping[int, tuple[int, int]]
+    fused: int
+    _: KW_ONLY
+    gates: tuple[Gate, ...] = ()
+    last: int | None = None
+    projection: int | None = None
+    intermediates: int = 0
+    clip: str = ""
+    leaves_cut: bool = False
+
+
 Fixed = Mapping[int, tuple[float, int]]
 """By width, the scale and the zero point of an output."""
 
@@ -86,6 +140,7 @@ class IntegerKernel:
         limits: Bounds of its scales.
         general16: An option that must be false beside int16, or the kernel may take scales for powers of two.
         caveats: What else must be looked at.
+        memory: Its operands beside the activation, where it keeps a state.
     """
 
     scales: Scales
@@ -97,6 +152,7 @@ class IntegerKernel:
     limits: tuple[Limit, ...] = ()
     general16: str = ""
     caveats: tuple[Caveat, ...] = ()
+    memory: Memory | None = None
 
     def version(self, width: int) -> int:
         """Returns the version to stamp for activations of 8 or 16 bits; 0 where there is no kernel."""
@@ -286,6 +342,43 @@ SCORES = (
 )
 """The 8-bit kernel of SOFTMAX shifts scale times beta by 26 bits, and ends the process below 1; the one of 16
 bits multiplies by 6553 times as much in int32 (measured: 2 dB)."""
+
+
+_GATES = tuple(Gate(1 + at, 5 + at, cell, 12 + at, 20 + at) for at, cell in enumerate((9, 10, None, 11)))
+LSTM_MEMORY = Memory(
+    state=19,
+    weights=MappingProxyType(
+        {
+            **dict.fromkeys((*range(1, 9), 16), (1 << 7) - 1),
+            **dict.fromkeys((*range(9, 12), *range(20, 24)), (1 << 15) - 1),
+        }
+    ),
+    sums=MappingProxyType({**{gate.bias: (0, gate.inputs) for gate in _GATES}, 17: (HIDDEN, 16)}),
+    fused=4,
+    gates=_GATES,
+    last=18,
+    projection=16,
+    clip="proj_clip",
+    intermediates=5,
+)
+"""``tflite/kernels/lstm_eval.cc`` (``EvalInteger8x8_16``): gates in 16 bits, steps of 2^-12, and TANH of the
+cell whatever the options say."""
+CELL_SCALES = (2.0**-15, 2.0**-9)
+"""Powers of two of the cell state for which ``ApplyTanh`` of the kernel has a case."""
+GATE_STEP = 2.0**-12
+"""Of the sums of a gate, and of what its normalization gives."""
+NORM_STEP = 2.0**-10
+"""Of the bias behind a normalization, times the scale of what it multiplies with."""
+
+SVDF_MEMORY = Memory(
+    state=4,
+    weights=MappingProxyType({1: (1 << 7) - 1, 2: (1 << 9) - 1}),
+    sums=MappingProxyType({3: (4, 2)}),
+    fused=1,
+    leaves_cut=True,
+)
+"""``EvalIntegerSVDF`` sums products in int32: 10 bits must do for weights over time. It asks for RELU, and
+cuts off nothing but what int8 does not hold."""
 
 
 @dataclass(frozen=True, slots=True)

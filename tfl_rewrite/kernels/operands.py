@@ -125,6 +125,30 @@ def _said(numbers: str) -> str:
     return numbers.replace("+", " or more").replace("-", " to ")
 
 
+def uncomputed_memory(operator: Operator) -> str:
+    """Returns what the integer kernel of an operator that keeps a state does not compute, or computes wrong.
+
+    Whatever its numbers are; empty where it computes all, and for other operators.
+    """
+    kernel = row_of(operator).integer
+    memory = None if kernel is None else kernel.memory
+    if memory is None:
+        return ""
+    name = operator.code.name
+    if operator.option("kernel_type"):
+        return f"the BASIC kernel of {name} takes no such integers"
+    if operator.option("fused_activation_function") != memory.fused:
+        return f"the integer kernel of {name} computes another activation function than this one"
+    for gate in memory.gates:
+        outputs = input_of(operator, gate.outputs)
+        if outputs is not None and len(outputs.shape or ()) != 2:
+            return f"{name} has diagonal recurrent weights"
+        sees_cell = input_of(operator, gate.cell) is not None
+        if sees_cell and outputs is not None and outputs.shape and outputs.shape[0] != outputs.shape[1]:
+            return f"the integer kernel of {name} takes as many weights of the cell state as it has outputs"
+    return ""
+
+
 def lacks_shape(operator: Operator) -> bool:
     """Whether neither an input nor an option tells a RESHAPE its shape, and one element is not all there is.
 

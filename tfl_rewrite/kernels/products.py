@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tfl_rewrite.kernels.operands import constant_values, input_of
+from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
 from tfl_rewrite.kernels.operators import ProductKind, Steep
 from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.products import BatchMatmul, Convolution, Dense, Depthwise, Product, Window
+from tfl_rewrite.numerics.recurrent import Cell, Filtered, Gate, States
+from tfl_rewrite.numerics.symmetric import Float32
 
 _SAME = 0
 
@@ -102,6 +104,40 @@ def _window(operator: Operator, shape: tuple[int, ...]) -> Window:
         pair("dilation_h_factor", "dilation_w_factor"),
         (operator.option("padding") or 0) == _SAME,
     )
+
+
+def states_of(operator: Operator) -> States | None:
+    """Returns what follows the state that an operator computes in; None where it has none, or no plain one.
+
+    Float32 constants are needed, and the activation function that the integer kernel has, too.
+    """
+    kernel = row_of(operator).integer
+    memory = None if kernel is None else kernel.memory
+    if memory is None or wrong_operands(operator):
+        return None
+    if operator.option("kernel_type") or operator.option("fused_activation_function") != memory.fused:
+        return None
+    held: dict[int, Float32] = {}
+    for position in (*memory.weights, *memory.sums):
+        tensor = input_of(operator, position)
+        values = None if tensor is None else constant_values(tensor, "FLOAT32")
+        if tensor is not None and values is None:
+            return None
+        if tensor is not None and values is not None:
+            held[position] = values.reshape(tensor.shape or ())
+    if not memory.gates:
+        return Filtered(held[1])
+    gates = [
+        Gate(held[at.inputs], held[at.outputs], held[at.bias], held.get(at.cell or 0), held.get(at.norm))
+        if at.inputs in held
+        else None
+        for at in memory.gates
+    ]
+    if any(gate is not None and gate.outputs.ndim != 2 for gate in gates):
+        return None
+    clips = float(operator.option("cell_clip") or 0.0), float(operator.option("proj_clip") or 0.0)
+    first = operator.option("time_major") is not False
+    return Cell(gates, held.get(16), held.get(17), clips, first)
 
 
 def before_steep(model: Model) -> set[int]:

@@ -27,10 +27,12 @@ from tfl_rewrite.kernels.integer import (
     DIFFERENCES,
     FACTORS,
     LOG_SCORES,
+    LSTM_MEMORY,
     QUOTIENT,
     RESCALED,
     SCORES,
     SUMMANDS,
+    SVDF_MEMORY,
     SWISH,
     TABLE,
     UNIT,
@@ -58,6 +60,8 @@ _TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity
 _OWN, _SAME, _FIXED, _WEIGHTS = Scales.OWN, Scales.SAME, Scales.FIXED, Scales.WEIGHTS
 _BOUNDED = (*RESCALED, *CLAMPED)
 _COMPARISON = IntegerKernel(_OWN, 2, old=(8,), limits=COMPARED)
+_GATED = IntegerKernel(Scales.STATE, 2, old=(8,), memory=LSTM_MEMORY)
+"""Version 2 as TensorFlow's quantizer says (``converter/tools/optimize/operator_property.cc``)."""
 _ABSENT = (Caveat.REFERENCE_ABSENT,)
 _STATE, _RANDOM, _UNKNOWN = SideEffect.STATE, SideEffect.RANDOM, SideEffect.UNKNOWN
 _CONSTANT_NEEDS = (Need.NO_SPARSITY, Need.NOT_SUBGRAPH_OUTPUT, Need.ZERO_POINT_ZERO, Need.NORMAL_SCALES)
@@ -349,6 +353,7 @@ _ROWS = (
         needs=(Need.LSTM_KERNEL_FULL, Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         source="tflite/kernels/lstm.cc",
         note=_FLOATS_STAY,
+        integer=_GATED,
     ),
     OperatorRow(
         "UNIDIRECTIONAL_SEQUENCE_LSTM",
@@ -366,6 +371,7 @@ _ROWS = (
         needs=(Need.NO_DIAGONAL_RECURRENT, Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         source="tflite/kernels/unidirectional_sequence_lstm.cc",
         note=_FLOATS_STAY,
+        integer=_GATED,
     ),
     OperatorRow(
         "BIDIRECTIONAL_SEQUENCE_LSTM",
@@ -436,6 +442,7 @@ _ROWS = (
         needs=(Need.ALL_OR_NOTHING, *_HYBRID_NEEDS),
         source="tflite/kernels/svdf.cc",
         note="The kernel dequantizes the time weights (input 2) once and keeps the floats.",
+        integer=IntegerKernel(Scales.STATE, 3, old=(8,), memory=SVDF_MEMORY),
     ),
     OperatorRow(
         "GATHER",
