@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -48,8 +49,7 @@ def run(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[byte
         capture_output="stdout" not in more,
         check=False,
         timeout=120,
-        stdin=subprocess.DEVNULL,
-        **more,
+        **{"stdin": subprocess.DEVNULL, **more},
     )
     if done.stderr is not None:
         done.stderr = re.sub(rb"(?m)^tfl-rewrite: [^:\n]+ \.\.\.\n", b"", done.stderr)
@@ -233,6 +233,23 @@ def test_the_main_job(dense: Path, out: Path) -> None:
     assert "dense/weights" in text and "FULLY_CONNECTED" in text and "verified: PASS" in text
     assert "XNNPACK" in text and "1 made sample" in text
     assert left(out) == ["out.tflite"] and out.stat().st_size < 3000
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
+def test_what_is_said_to_do_next_runs_as_it_is_printed(dense: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "it's odd.tflite", tmp_path / "out $1.tflite"
+    source.write_bytes(dense.read_bytes())
+    for options, what in ((["--samples", "1"], "own data: "), (["--verify", "off"], "changed: ")):
+        last = run("quantize-weights", source, out, "--force", *options).stdout.decode().splitlines()[-1]
+        name, *words = shlex.split(last[last.index(what) + len(what) :])
+        assert name == "tfl-rewrite"
+        if words[-1] == "FILE.npz":
+            words = words[:-2]
+        assert run(*words).returncode == 0
+    with dense.open("rb") as stream:
+        piped = run("quantize-weights", "-", "-", "--samples", "1", stdin=stream).stderr.decode()
+    assert piped.splitlines()[-1] == "next: judge it on your own data, with --inputs"
 
 
 @pytest.mark.runtime

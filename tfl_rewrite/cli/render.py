@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
-from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, size, table
+from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, shown, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
 from tfl_rewrite.passes.quantize import OperatorChange
 from tfl_rewrite.passes.round_weights import RoundedChange
@@ -241,21 +241,27 @@ def _next(report: Report) -> list[str]:
     """Says what to do with the file; after a failure, the error says it."""
     if report.outcome != "rewritten":
         return []
-    source, target = shell(report.source), shell(report.target)
+    files = f"{shell(report.source)} {shell(report.target)}"
+    is_stream = any(shown(name) != name for name in (report.source, report.target))
     verdict = report.verdict
     worst = None if verdict is None or not verdict.passed else verdict.worst_snr()
     lossy = worst is not None and math.isfinite(worst)
     made = verdict is not None and verdict.sample_source == "made"
+    # A command ends the line, so that it can be copied.
+    diff = "-v shows each constant" + ("" if is_stream else f"; what changed: tfl-rewrite diff {files}")
+    judge = (
+        "judge it on your own data, with --inputs"
+        if is_stream
+        else (f"judge it on your own data: tfl-rewrite verify {files} --inputs FILE.npz")
+    )
     if report.dry_run:
         return ["next: the same without --dry-run writes it"]
     if worst is not None and worst < _NOTICEABLE_DB:
-        how = "judge it on your own data (--inputs)" if made else "--min-snr asks for less"
+        how = judge if made else "--min-snr asks for less"
         return [f"next: the loss is noticeable: {worst:.1f} dB at the lowest; {how}"]
     if verdict is None or verdict.status == "unverified":
-        return [f"next: try it where it is to run; 'tfl-rewrite diff {source} {target}' shows what changed"]
-    if made and lossy:
-        return ["next: judge it on your own data: --inputs FILE.npz, or a folder of pictures or sound"]
-    return [f"next: 'tfl-rewrite diff {source} {target}' shows what changed; -v shows each constant"]
+        return [f"next: try it where it is to run; {diff}"]
+    return [f"next: {judge if made and lossy else diff}"]
 
 
 def shell(path: str) -> str:

@@ -224,6 +224,9 @@ class Quantize(Pass):
         is_bare = signed.modified and self.ranges is None and activations_of(context) is None
         if is_border or is_done or is_bare:
             self._refuse(model)
+            if self.ranges is not None:
+                told = "nothing is calibrated: no file of ranges is read or written"
+                signed = replace(signed, notes=(*signed.notes, told))
         if is_border:
             return self._joined(signed, self._retyped(model))
         if is_done:
@@ -238,7 +241,7 @@ class Quantize(Pass):
     def _joined(self, signed: PassResult, made: PassResult) -> PassResult:
         """Returns the result of both, of which the first makes int8 of uint8."""
         if not signed.modified:
-            return made
+            return replace(made, notes=(*signed.notes, *made.notes))
         return replace(
             made,
             changes=(*signed.changes, *made.changes),
