@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.nets import Net
+from tfl_rewrite.calibration.ranges import Memories
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.ir import Model, Tensor
@@ -362,3 +363,29 @@ def built(label: str, sizes: tuple[float, float] = (1.0, 1.0)) -> tuple[Model, l
         equal.flat[[first.argmin(), first.argmax()]] = True
         second = np.where(equal, first, first[::-1])
     return net.model, [first * np.float32(sizes[0]), second * np.float32(sizes[1])]
+
+
+def ranges_of(
+    model: Model, inputs: list[Array], outputs: Mapping[str, Array]
+) -> dict[int, tuple[float, float]]:
+    graph = model.subgraphs[0]
+    held = {id(tensor): values for tensor, values in zip(graph.inputs, inputs, strict=True)}
+    held |= {id(tensor): outputs[f"turn0_{at}"] for at, tensor in enumerate(graph.outputs)}
+    held |= {id(tensor): tensor.values for tensor in graph.tensors if tensor.is_constant}
+    states, memories = dict(enumerate(graph.tensors)), Memories(graph)
+    for turn in range(2):
+        for tensor in graph.inputs:
+            at = next(at for at, item in states.items() if item is tensor)
+            for place, values in memories.run(at, held[id(tensor)], first=not turn):
+                before = held.get(id(states[place]), np.zeros(0))
+                held[id(states[place])] = np.append(before, values)
+    if any(tensor.is_variable for tensor in graph.tensors):
+        # What was kept in the first turn shows in the second.
+        for at, tensor in enumerate(graph.outputs):
+            held[id(tensor)] = np.append(outputs[f"turn0_{at}"], outputs[f"turn1_{at}"])
+    floats = [
+        (id(item), held[id(item)])
+        for item in graph.tensors
+        if item.dtype_name == "FLOAT32" and id(item) in held
+    ]
+    return {key: (float(values.min()), float(values.max())) for key, values in floats}

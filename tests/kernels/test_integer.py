@@ -14,7 +14,6 @@ import pytest
 
 from tests.nets import UnsignedNet, nearest, run
 from tfl_rewrite import save
-from tfl_rewrite.calibration.ranges import Memories
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.source import layout
 from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
@@ -28,7 +27,7 @@ from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
 
-from .integer_cases import COMPARISONS, LABELS, NOT_COMPUTED, OF_ONES, Array, built, kind_of
+from .integer_cases import COMPARISONS, LABELS, NOT_COMPUTED, OF_ONES, Array, built, kind_of, ranges_of
 from .measure import (
     BUILTIN,
     OLD_PYTHON,
@@ -87,32 +86,6 @@ def least(label: str, width: int) -> float:
         return LEAST_OF_FILTERS
     weighted = kernel.scales is Scales.WEIGHTS or Caveat.ALPHA_8_BITS in kernel.caveats
     return (LEAST_OF_WEIGHTS if weighted else LEAST)[width]
-
-
-def ranges_of(
-    model: Model, inputs: list[Array], outputs: Mapping[str, Array]
-) -> dict[int, tuple[float, float]]:
-    graph = model.subgraphs[0]
-    held = {id(tensor): values for tensor, values in zip(graph.inputs, inputs, strict=True)}
-    held |= {id(tensor): outputs[f"turn0_{at}"] for at, tensor in enumerate(graph.outputs)}
-    held |= {id(tensor): tensor.values for tensor in graph.tensors if tensor.is_constant}
-    states, memories = dict(enumerate(graph.tensors)), Memories(graph)
-    for turn in range(2):
-        for tensor in graph.inputs:
-            at = next(at for at, item in states.items() if item is tensor)
-            for place, values in memories.run(at, held[id(tensor)], first=not turn):
-                before = held.get(id(states[place]), np.zeros(0))
-                held[id(states[place])] = np.append(before, values)
-    if any(tensor.is_variable for tensor in graph.tensors):
-        # What was kept in the first turn shows in the second.
-        for at, tensor in enumerate(graph.outputs):
-            held[id(tensor)] = np.append(outputs[f"turn0_{at}"], outputs[f"turn1_{at}"])
-    floats = [
-        (id(item), held[id(item)])
-        for item in graph.tensors
-        if item.dtype_name == "FLOAT32" and id(item) in held
-    ]
-    return {key: (float(values.min()), float(values.max())) for key, values in floats}
 
 
 def case_of(label: str, width: int, outputs: Mapping[str, Array], *, coarser: float = 1.0) -> Case:

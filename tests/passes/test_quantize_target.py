@@ -128,6 +128,21 @@ def test_relu6_has_one_grid_on_both_sides() -> None:
         assert len({parameters(item) for item in ends}) == count, target
 
 
+def test_what_micro_pads_with_the_wrong_number_stays_float() -> None:
+    for pad, reasons in (
+        (0, []),
+        (1, ["TFLite Micro has no SPACE_TO_BATCH_ND whose input 0 is int8 and that pads"]),
+    ):
+        made = Net()
+        bent = made.add("RELU", [made.input("in", (1, 2, 2, 1))], "bent", (1, 2, 2, 1))
+        ones = made.constant("ones", np.array([1, 1], np.int32))
+        pads = made.constant("pads", np.array([[0, pad], [0, pad]], np.int32))
+        shape = (1, 2 + pad, 2 + pad, 1)
+        made.output(made.add("SPACE_TO_BATCH_ND", [bent, ones, pads], "summed", shape))
+        assert [skip.reason for skip in quantized(made.model, "tflm").skips] == reasons
+        assert not list(micro_obstacles(made.model))
+
+
 def test_what_micro_has_no_kernel_of_is_refused() -> None:
     made = chain("RELU", "GELU")
     with pytest.raises(UnsupportedError, match=r"TFLite Micro has no GELU \(subgraphs\[0\]") as caught:

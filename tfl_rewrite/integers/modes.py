@@ -19,6 +19,7 @@ from tfl_rewrite.kernels.integer import (
 )
 from tfl_rewrite.kernels.operands import constant_values, input_of, uncomputed_memory, wrong_operands
 from tfl_rewrite.kernels.operators import Squash
+from tfl_rewrite.kernels.reads import micro_refuses
 from tfl_rewrite.kernels.table import (
     CONVERSIONS,
     NORM_APPLICATION,
@@ -151,9 +152,7 @@ def decide(
         elif width is None:
             reason = "kept, as asked"
         else:
-            reason = _obstacle(operator, graph, ranges, deviations)
-            if not reason and not row_of(operator).widths(target):
-                reason = f"{target.spoken} has no integer kernel of {operator.code.name}"
+            reason = _obstacle(operator, graph, ranges, deviations) or _missing(operator, target)
         if reason or width is None:
             modes.reasons[id(operator)] = reason
             continue
@@ -163,6 +162,17 @@ def decide(
     for subgraph in subgraphs:
         _keep_patterns(subgraph, graph, modes, ranges, deviations)
     return modes
+
+
+def _missing(operator: Operator, target: Target) -> str:
+    """Returns what kernel a runtime has not that an operator needs for integers; empty where it has it."""
+    widths = row_of(operator).widths(target)
+    if not widths:
+        return f"{target.spoken} has no integer kernel of {operator.code.name}"
+    if target is not Target.MICRO:
+        return ""
+    refused = [micro_refuses(operator, f"INT{width}") for width in widths]
+    return refused[0] if all(refused) else ""
 
 
 def _unreached(model: Model) -> dict[int, str]:

@@ -18,7 +18,7 @@ from tfl_rewrite.integers.convert import (
     WeightOf,
 )
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
-from tfl_rewrite.integers.modes import Range, decide, float_inputs, float_outputs, kernel_of
+from tfl_rewrite.integers.modes import Modes, Range, decide, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.integers.trials import operators_by_place
 from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales, Target
@@ -177,7 +177,7 @@ class IntegerPlan:
                 id(operator): (operator, why)
                 for subgraph in self.subgraphs
                 for operator in subgraph.operators
-                if (why := misfit(operator, self.modes.width(operator), found[id(subgraph)]))
+                if (why := misfit(operator, self.modes, found[id(subgraph)]))
             }
             if not unfit:
                 return found
@@ -246,20 +246,22 @@ LARGEST_SCALE = 2.0**100
 """Of weights, made coarser for their bias; a float32 holds 2^28 times as much."""
 
 
-def misfit(operator: Operator, width: int | None, groups: Groups) -> str:
+def misfit(operator: Operator, modes: Modes, groups: Groups) -> str:
     """Returns why the kernel of an operator would be wrong on its grids; empty where it works.
 
     Args:
         operator: Of any kind.
-        width: Bits of its activations; None where it computes in floats.
+        modes: Of its model.
         groups: Of its subgraph.
     """
+    width = modes.width(operator)
     if width is None:
         return ""
     kernel, fused = kernel_of(operator), operator.option("fused_activation_function")
     limits: tuple[Limit, ...] = (*kernel.limits, *(CLAMPED if fused in FUSED_BOUNDS else ()))
     for limit in limits:
-        if not limit.holds(_quotient(operator, limit, groups), width):
+        known = modes.target is Target.MICRO or not limit.micro
+        if known and not limit.holds(_quotient(operator, limit, groups), width):
             return limit.reason
     if kernel.scales is Scales.WEIGHTS and _overflows(operator, groups):
         return "what it sums is too many steps of its output for its integer kernel"

@@ -55,6 +55,7 @@ class Limit:
         least: By width; nothing for no bound.
         most: By width; from there on it is too much.
         option: A number among the operator's options that is one more factor.
+        micro: Whether it is one of the kernel of TFLite Micro alone.
     """
 
     reason: str
@@ -64,6 +65,7 @@ class Limit:
     least: Mapping[int, float] = field(default_factory=dict)
     most: Mapping[int, float] = field(default_factory=dict)
     option: str = ""
+    micro: bool = False
 
     def holds(self, quotient: float, width: int) -> bool:
         """Whether a quotient is within the bounds for activations of 8 or 16 bits."""
@@ -266,10 +268,19 @@ CURVE = (
         least=_at(2.0**-24, 16),
         most={**_at(2.0**20, 8), **_at(2.0, 16)},
     ),
+    Limit(
+        "what it reads is too small or too large for the integer kernel of TFLite Micro",
+        (0,),
+        least=_at(2.0**-27, 8),
+        most=_at(2.0**3, 8),
+        micro=True,
+    ),
 )
 """The 16-bit kernels of LOGISTIC and TANH multiply by the scale times 12288 in int32, and shift by 31 bits at
 most (``tflite/kernels/activations.cc``; measured: 4 dB above, less than 0 below). XNNPACK gives the least for
-the largest beside 8 bits where numbers are beyond all measure (2^91)."""
+the largest beside 8 bits where numbers are beyond all measure (2^91). The 8-bit kernels of TFLite Micro count
+up to which step they do not saturate: none from 8 on, so that 0 becomes the least, and below 2^-28 all is the
+least or the largest (``integer_ops/tanh.h``; measured at 23 and 2^-32)."""
 
 TABLE = (
     Limit(

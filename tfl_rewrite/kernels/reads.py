@@ -13,6 +13,7 @@ from typing import Any
 
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import (
+    constant_values,
     grouped,
     input_of,
     is_blockwise,
@@ -369,6 +370,23 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
     return ""
 
 
+def micro_refuses(operator: Operator, kind: str) -> str:
+    """Returns why TFLite Micro does not compute an operator once its real values are of an integer type.
+
+    Args:
+        operator: In floats.
+        kind: Name in ``TensorType``.
+    """
+    kernel = row_of(operator).micro
+    for rule in kernel.refuses if kernel is not None else ():
+        others = [term for term in rule if not _is_typed((term,))]
+        kinds = [set(term.partition(":")[2].split("|")) for term in rule if term not in others]
+        mine = bool(others and kinds) and all(kind in item for item in kinds)
+        if mine and all(_holds(term, operator) for term in others):
+            return f"TFLite Micro has no {operator.code.name} {_told(rule)}"
+    return ""
+
+
 def _is_static(tensor: Tensor | None) -> bool:
     return tensor is None or all(size > 0 for size in tensor.shape or ())
 
@@ -396,7 +414,7 @@ def _told(rule: tuple[str, ...]) -> str:
             axes = f"{'more than ' if '>' in test else ''}{test.lstrip('rank>=')} axes"
             said.append(f"whose {operand} has {'not ' if negated else ''}{axes}")
         elif test == "present":
-            said.append(f"with {operand}")
+            said.append(f"{'without' if negated else 'with'} {operand}")
         elif subject.startswith("="):
             said.append(f"with the option {subject[1:]}")
         else:
@@ -404,7 +422,12 @@ def _told(rule: tuple[str, ...]) -> str:
     return " and ".join(said)
 
 
-_WORDS_TOLD = {"many": "of more than ten inputs", "unequal": "from one scale to another"}
+_WORDS_TOLD = {
+    "few": "of fewer than 24 inputs",
+    "many": "of more than ten inputs",
+    "pads": "that pads",
+    "unequal": "from one scale to another",
+}
 
 
 def _changes_scales(operator: Operator) -> bool:
@@ -412,6 +435,13 @@ def _changes_scales(operator: Operator) -> bool:
     ends = [tensor for tensor in (*operator.inputs[:1], *operator.outputs[:1]) if tensor is not None]
     grids = {(*scales_of(tensor), *zero_points_of(tensor)) for tensor in ends if scales_of(tensor)}
     return len(grids) > 1
+
+
+def _pads(operator: Operator) -> bool:
+    """Whether input 2 is not known to be all 0."""
+    pads = input_of(operator, 2)
+    values = None if pads is None else constant_values(pads, "INT32")
+    return values is None or bool(values.any())
 
 
 TESTS: dict[str, Callable[[Tensor], bool]] = {
@@ -425,7 +455,9 @@ WORDS: dict[str, Callable[[Operator], bool]] = {
     "always": lambda operator: True,
     "broadcast": _broadcasts,
     "grouped": grouped,
+    "few": lambda operator: len(operator.inputs) < 24,
     "many": lambda operator: len(operator.inputs) > 10,
+    "pads": _pads,
     "unequal": _changes_scales,
     "rescaled": _rescaled,
 }
