@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kernels.integer_cases import WITH_STATE
 from tests.nets import Net
 from tfl_rewrite import Judging, UnsupportedError, load, save
 from tfl_rewrite.calibration import ranges
-from tfl_rewrite.calibration.ranges import Ranges
+from tfl_rewrite.calibration.ranges import Memories, Ranges
 from tfl_rewrite.model.ir import Model
 
 
@@ -66,3 +68,50 @@ def test_a_model_that_does_not_run_is_said(tmp_path: Path) -> None:
     model: Model = load(tmp_path / "net.tflite")
     with pytest.raises(UnsupportedError, match="could not be run"):
         Ranges(Judging(inputs=(tmp_path / "in.npz",))).of(model)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("label", WITH_STATE)
+def test_states_are_followed_as_the_kernels_compute_them(label: str, tmp_path: Path) -> None:
+    model, (given,) = WITH_STATE[label]()
+    save(model, tmp_path / "net.tflite")
+    opened = importlib.import_module("ai_edge_litert.interpreter").Interpreter(str(tmp_path / "net.tflite"))
+    opened.allocate_tensors()
+    (taken,) = opened.get_input_details()
+    graph = load(tmp_path / "net.tflite").subgraphs[0]
+    memories = Memories(graph)
+    for turn in range(3):
+        opened.set_tensor(taken["index"], given)
+        opened.invoke()
+        ((at, held),) = memories.run(taken["index"], given, first=not turn)
+        wanted = opened.get_tensor(at)
+        if "SVDF" in label:
+            # What came last is at the end of what each filter keeps.
+            filters = held.shape[1]
+            assert np.allclose(wanted.reshape(len(given), filters, -1)[:, :, -1], held, atol=1e-5)
+        else:
+            assert np.allclose(wanted, held[-1], atol=1e-4), turn
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("independent", [False, True])
+def test_samples_are_one_sequence_unless_they_are_independent(independent: bool, tmp_path: Path) -> None:
+    net = Net()
+    weights = np.zeros((1, 1), np.float32)
+    full, none = np.full(1, 20, np.float32), np.zeros(1, np.float32)
+    source = net.input("in", (1, 1, 1))
+    gates = [net.constant(f"w{at}", weights + (at == 2)) for at in range(4)]
+    # All gates are open, and what comes in says by how much the cell grows.
+    gates += [net.constant(f"r{at}", weights) for at in range(4)] + [None] * 3
+    gates += [net.constant(f"b{at}", none if at == 2 else full) for at in range(4)] + [None] * 2
+    states = [net.variable("last", (1, 1)), net.variable("cell", (1, 1)), *[None] * 4]
+    kind = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+    net.output(net.add(kind, [source, *gates, *states], "out", (1, 1, 1), fused_activation_function=4))
+    save(net.model, tmp_path / "net.tflite")
+    np.savez(tmp_path / "in.npz", **{"in": np.full((3, 1, 1, 1), 20, np.float32)})
+    model = load(tmp_path / "net.tflite")
+    found = Ranges(Judging(inputs=(tmp_path / "in.npz",), independent=independent)).of(model)
+    high = {item.name: found[id(item)][1] for item in model.subgraphs[0].tensors if id(item) in found}
+    steps = 1 if independent else 3
+    assert high["cell"] == pytest.approx(steps, abs=1e-5)
+    assert high["out"] == pytest.approx(math.tanh(steps), abs=1e-5)

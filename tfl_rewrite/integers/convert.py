@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups, projection_clip
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
-from tfl_rewrite.integers.recurrent import MemoryForm
+from tfl_rewrite.integers.recurrent import form_of
 from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
@@ -140,7 +140,7 @@ class Conversion:
         if kernel.scales is Scales.WEIGHTS:
             self._convert_weights(operator, grids, next(iter(outputs.values())), weight_of(operator))
         if kernel.memory is not None:
-            self._convert_memory(operator, next(iter(grids.values())), next(iter(outputs.values())))
+            self._convert_memory(operator)
         for position, source in self._read(operator, grids):
             operator.inputs[position] = self._form(source, grids[position])
         for position, tensor in enumerate(operator.outputs):
@@ -261,10 +261,10 @@ class Conversion:
             operator.inputs.append(None)
         operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
 
-    def _convert_memory(self, operator: Operator, given: Grid, made: Grid) -> None:
+    def _convert_memory(self, operator: Operator) -> None:
         """Gives an operator that keeps a state its constants, its states and its intermediates."""
         kernel = kernel_of(operator)
-        form = MemoryForm(operator, given, made, self._groups.state(operator))
+        form = form_of(operator, self._groups)
         for position, (dtype, integers, step) in form.constants().items():
             tensor = operator.inputs[position]
             assert tensor is not None

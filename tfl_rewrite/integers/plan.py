@@ -20,6 +20,7 @@ from tfl_rewrite.integers.convert import (
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
 from tfl_rewrite.integers.modes import Modes, Range, decide, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
+from tfl_rewrite.integers.recurrent import form_of
 from tfl_rewrite.integers.trials import operators_by_place
 from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales, Target
 from tfl_rewrite.kernels.operands import constant_values, input_of
@@ -263,7 +264,8 @@ def misfit(operator: Operator, modes: Modes, groups: Groups) -> str:
         known = modes.target is Target.MICRO or not limit.micro
         if known and not limit.holds(_quotient(operator, limit, groups), width):
             return limit.reason
-    if kernel.scales is Scales.WEIGHTS and _overflows(operator, groups):
+    weighted = kernel.scales is Scales.WEIGHTS and _overflows(operator, groups)
+    if weighted or (kernel.memory is not None and form_of(operator, groups).overflows()):
         return "what it sums is too many steps of its output for its integer kernel"
     return ""
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.integers.groups import LEAST_SCALE, Grid
-from tfl_rewrite.integers.modes import kernel_of
+from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
+from tfl_rewrite.integers.modes import float_inputs, float_outputs, kernel_of
 from tfl_rewrite.kernels.integer import GATE_STEP, HIDDEN, NORM_STEP, Gate
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.table import row_of
@@ -20,6 +20,9 @@ Integers = npt.NDArray[np.int8] | npt.NDArray[np.int16] | npt.NDArray[np.int32]
 
 _LARGEST_BIAS = 2.0**30
 _LARGEST_SUM = 2.0**30
+_LEAST_STEP = 2.0**-60
+"""Of a weight: its product with other scales is a normal float32 then."""
+
 _TYPES = {1: "INT8", 2: "INT16"}
 
 
@@ -46,6 +49,34 @@ class MemoryForm:
             and (values := constant_values(tensor, "FLOAT32")) is not None
         }
         self._norms = {gate.bias: gate.norm for gate in memory.gates if gate.norm in self._floats}
+
+    def overflows(self) -> bool:
+        """Whether what the kernel sums up is more of its steps than int32 holds."""
+        sizes = {position: np.abs(values) for position, values in self._floats.items()}
+        given, made, state = (max(map(abs, grid.range)) for grid in (self._given, self._made, self._state))
+
+        def most(position: int | None, factor: float) -> float:
+            found = sizes.get(-1 if position is None else position)
+            return 0.0 if found is None else float(found.reshape(len(found), -1).sum(axis=1).max()) * factor
+
+        sums = [
+            (most(at, factor) + most(gate.bias, 1.0)) / GATE_STEP
+            for gate in self._memory.gates
+            for at, factor in ((gate.inputs, given), (gate.outputs, made), (gate.cell, state))
+            if not self._norms
+        ]
+        for bias, norm in self._norms.items():
+            normalized = float(sizes[norm].max()) * math.sqrt(len(sizes[norm]))
+            sums.append((normalized + most(bias, 1.0)) / GATE_STEP)
+        if self._memory.gates:
+            bias = next(at for at, (first, _) in self._memory.sums.items() if first == HIDDEN)
+            sums.append((most(self._memory.projection, 1.0) + most(bias, 1.0) + 1.0) / self._made.scale)
+        for bias, (first, second) in self._memory.sums.items():
+            if first == self._memory.state:
+                rank = max(1, self._operator.option("rank") or 1)
+                sums.append((rank * most(second, state) + most(bias, 1.0)) / self._made.scale)
+                sums += [most(at, given) / self._state.scale for at in self._memory.weights if at != second]
+        return max(sums) > _LARGEST_SUM
 
     def hidden(self) -> Grid:
         """Returns the grid of what an LSTM projects: TANH of the cell state, by a gate of at most 1."""
@@ -109,7 +140,7 @@ class MemoryForm:
         for position, most in self._memory.weights.items():
             if position in self._floats:
                 largest = float(np.abs(self._floats[position]).max()) or 1.0
-                step = max(largest / most, least.get(position, 0.0), LEAST_SCALE)
+                step = max(largest / most, least.get(position, 0.0), _LEAST_STEP)
                 steps[position] = float(np.float32(step))
         for position, (first, second) in self._memory.sums.items():
             norm = self._norms.get(position)
@@ -136,3 +167,11 @@ class MemoryForm:
                 sums = weight.reshape(units, -1).sum(axis=1) * 2**15 + np.abs(bias) / steps[first]
                 least[second] = max(least[second], float(sums.max()) / _LARGEST_SUM)
         return least
+
+
+def form_of(operator: Operator, groups: Groups) -> MemoryForm:
+    """Returns how an operator that keeps a state becomes integers on the grids of its subgraph."""
+    given = groups.given(operator, next(position for position, _ in float_inputs(operator)))
+    made = groups.made(next(float_outputs(operator)))
+    assert made is not None
+    return MemoryForm(operator, given, made, groups.state(operator))

@@ -102,6 +102,8 @@ class Memory:
     Attributes:
         state: Position of the state that it computes in 16 bits, symmetric.
         weights: By position of a constant, the largest integer; symmetric, with one scale.
+        shapes: By position of a constant, a letter for each side: the same for equal ones, ``i`` for the last
+            one of the activation.
         sums: By position of a bias of int32, the positions whose scales are multiplied for its own.
         fused: The only activation function that the kernel computes, as a number.
         gates: Of an LSTM: input (which may be absent), forget, cell, output.
@@ -114,6 +116,7 @@ class Memory:
 
     state: int
     weights: Mapping[int, int]
+    shapes: Mapping[int, str]
     sums: Mapping[int, tuple[int, int]]
     fused: int
     _: KW_ONLY
@@ -364,6 +367,15 @@ LSTM_MEMORY = Memory(
             **dict.fromkeys((*range(9, 12), *range(20, 24)), (1 << 15) - 1),
         }
     ),
+    shapes=MappingProxyType(
+        {
+            **{gate.inputs: "ui" for gate in _GATES},
+            **{gate.outputs: "uo" for gate in _GATES},
+            **dict.fromkeys((*range(9, 16), *range(20, 24)), "u"),
+            16: "ou",
+            17: "o",
+        }
+    ),
     sums=MappingProxyType({**{gate.bias: (0, gate.inputs) for gate in _GATES}, 17: (HIDDEN, 16)}),
     fused=4,
     gates=_GATES,
@@ -384,6 +396,7 @@ NORM_STEP = 2.0**-10
 SVDF_MEMORY = Memory(
     state=4,
     weights=MappingProxyType({1: (1 << 7) - 1, 2: (1 << 9) - 1}),
+    shapes=MappingProxyType({1: "fi", 2: "fs", 3: "u"}),
     sums=MappingProxyType({3: (4, 2)}),
     fused=1,
     leaves_cut=True,

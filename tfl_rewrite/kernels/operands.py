@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.kernels.integer import Memory
 from tfl_rewrite.kernels.operators import Need, OperatorRow
 from tfl_rewrite.kernels.table import RESHAPE, row_of
 from tfl_rewrite.model import dtypes
@@ -132,21 +133,43 @@ def uncomputed_memory(operator: Operator) -> str:
     """
     kernel = row_of(operator).integer
     memory = None if kernel is None else kernel.memory
-    if memory is None:
+    if memory is None or wrong_operands(operator):
         return ""
     name = operator.code.name
     if operator.option("kernel_type"):
         return f"the BASIC kernel of {name} takes no such integers"
     if operator.option("fused_activation_function") != memory.fused:
         return f"the integer kernel of {name} computes another activation function than this one"
-    for gate in memory.gates:
-        outputs = input_of(operator, gate.outputs)
-        if outputs is not None and len(outputs.shape or ()) != 2:
-            return f"{name} has diagonal recurrent weights"
-        sees_cell = input_of(operator, gate.cell) is not None
-        if sees_cell and outputs is not None and outputs.shape and outputs.shape[0] != outputs.shape[1]:
-            return f"the integer kernel of {name} takes as many weights of the cell state as it has outputs"
+    if input_of(operator, memory.state) is None:
+        return f"{name} has no state"
+    sides = _sides(operator, memory)
+    if sides is None:
+        return f"the shapes of the constants of {name} do not fit, or its recurrent weights are diagonals"
+    sees_cell = any(input_of(operator, gate.cell) is not None for gate in memory.gates)
+    if sees_cell and sides["u"] != sides["o"]:
+        return f"the integer kernel of {name} takes as many weights of the cell state as it has outputs"
     return ""
+
+
+def _sides(operator: Operator, memory: Memory) -> dict[str, int] | None:
+    """Returns the sides of the constants of an operator that keeps a state; None where they do not agree."""
+    activation = input_of(operator, row_of(operator).activation)
+    if activation is None or not activation.shape:
+        return None
+    sides = {"i": activation.shape[-1]}
+    for position, letters in memory.shapes.items():
+        tensor = input_of(operator, position)
+        if tensor is None:
+            continue
+        if len(tensor.shape or ()) != len(letters):
+            return None
+        for letter, size in zip(letters, tensor.shape or (), strict=True):
+            if sides.setdefault(letter, size) != size or size < 1:
+                return None
+    rank = operator.option("rank")
+    if rank is not None and (rank < 1 or sides.setdefault("u", sides["f"] // rank) * rank != sides["f"]):
+        return None
+    return sides
 
 
 def lacks_shape(operator: Operator) -> bool:

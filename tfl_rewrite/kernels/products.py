@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tfl_rewrite.kernels.operands import constant_values, input_of, wrong_operands
+from tfl_rewrite.kernels.operands import constant_values, input_of, uncomputed_memory, wrong_operands
 from tfl_rewrite.kernels.operators import ProductKind, Steep
 from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
 from tfl_rewrite.model.graph import Graph
@@ -109,13 +109,11 @@ def _window(operator: Operator, shape: tuple[int, ...]) -> Window:
 def states_of(operator: Operator) -> States | None:
     """Returns what follows the state that an operator computes in; None where it has none, or no plain one.
 
-    Float32 constants are needed, and the activation function that the integer kernel has, too.
+    Float32 constants are needed, and what the integer kernel computes.
     """
     kernel = row_of(operator).integer
     memory = None if kernel is None else kernel.memory
-    if memory is None or wrong_operands(operator):
-        return None
-    if operator.option("kernel_type") or operator.option("fused_activation_function") != memory.fused:
+    if memory is None or wrong_operands(operator) or uncomputed_memory(operator):
         return None
     held: dict[int, Float32] = {}
     for position in (*memory.weights, *memory.sums):
@@ -133,8 +131,6 @@ def states_of(operator: Operator) -> States | None:
         else None
         for at in memory.gates
     ]
-    if any(gate is not None and gate.outputs.ndim != 2 for gate in gates):
-        return None
     clips = float(operator.option("cell_clip") or 0.0), float(operator.option("proj_clip") or 0.0)
     first = operator.option("time_major") is not False
     return Cell(gates, held.get(16), held.get(17), clips, first)

@@ -78,12 +78,14 @@ class Cell(States):
     _held: tuple[Float32, Float32] | None = None
 
     def run(self, activation: Float32, *, first: bool) -> Float32:
-        """Returns ``[steps, batch, units]``."""
+        """Returns ``[steps, batch, units]``; nothing where the activation does not fit the weights."""
         steps = activation[None] if activation.ndim == 2 else activation
         if activation.ndim == 3 and not self.steps_first:
             steps = steps.swapaxes(0, 1)
         forget = self.gates[1]
         assert forget is not None
+        if steps.ndim != 3 or steps.shape[2] != forget.inputs.shape[1]:
+            return np.zeros((0, 0, 0), np.float32)
         units, width = forget.outputs.shape
         batch = steps.shape[1]
         if first or self._held is None or len(self._held[0]) != batch:
@@ -116,7 +118,9 @@ class Filtered(States):
     weights: Float32
 
     def run(self, activation: Float32, *, first: bool) -> Float32:
-        """Returns ``[batch, filters]``, which joins what is there already."""
+        """Returns ``[batch, filters]``, which joins what is there already; nothing for other sides."""
+        if activation.ndim != 2 or activation.shape[1] != self.weights.shape[1]:
+            return np.zeros((0, 0), np.float32)
         made: Float32 = activation @ self.weights.T
         return made
 
