@@ -10,7 +10,7 @@ import pytest
 
 from tests.nets import Net, codes, run
 from tfl_rewrite import save
-from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means
+from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means, selects_to_broadcasts
 from tfl_rewrite.model.invariants import broken
 
 
@@ -85,3 +85,31 @@ def test_what_is_to_stay_or_negates_integers_is_left() -> None:
     net.output(net.add("NEG", [net.input("in", (2,), np.int32)], "out", (2,), dtype=np.int32))
     assert negations_to_products(net.model, lambda _: False) == []
     assert codes(net.model) == [("NEG", 1)]
+
+
+def choosing(condition: tuple[int, ...]) -> Net:
+    net = Net()
+    chosen = net.input("chosen", condition, np.bool_)
+    inputs = [chosen, net.input("one", (2, 3)), net.input("other", (2, 3))]
+    net.output(net.add("SELECT", inputs, "out", (2, 3)))
+    return net
+
+
+@pytest.mark.runtime
+def test_a_select_of_one_shape_becomes_one_that_broadcasts(tmp_path: Path) -> None:
+    net, random = choosing((2, 3)), np.random.default_rng(0)
+    samples = {"chosen": random.uniform(0, 1, (2, 3)) > 0.5}
+    samples |= {name: random.standard_normal((2, 3)).astype(np.float32) for name in ("one", "other")}
+    save(net.model, tmp_path / "before.tflite")
+    assert len(selects_to_broadcasts(net.model)) == 1
+    assert broken(net.model) == []
+    assert [name for name, _ in codes(net.model)] == ["SELECT_V2"]
+    save(net.model, tmp_path / "after.tflite")
+    one, other = (run(tmp_path / f"{name}.tflite", samples)["out"] for name in ("before", "after"))
+    assert np.array_equal(one, other)
+
+
+def test_a_select_of_rows_stays() -> None:
+    net = choosing((2,))
+    assert selects_to_broadcasts(net.model) == []
+    assert [name for name, _ in codes(net.model)] == ["SELECT"]

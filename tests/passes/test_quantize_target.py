@@ -150,11 +150,15 @@ def test_what_micro_has_no_kernel_of_is_refused() -> None:
     assert caught.value.exit_code == 3 and "leave --target out" in str(caught.value)
 
 
-def test_a_custom_operator_is_named() -> None:
-    made = chain("RELU", "ABS")
-    made.graph.operators[1].code.custom = "mine"
-    told = "1 x custom operator mine: TFLite Micro has none, so the program must register a kernel"
-    assert told in quantized(made.model, "tflm").notes
+def test_a_custom_operator_that_micro_has_not_is_refused() -> None:
+    for name, refused in (("mine", True), ("TFLite_Detection_PostProcess", False)):
+        made = chain("RELU", "ABS")
+        made.graph.operators[1].code.custom = name
+        if refused:
+            with pytest.raises(UnsupportedError, match=f"no custom operator {name}"):
+                quantized(made.model, "tflm")
+        else:
+            quantized(made.model, "tflm")
 
 
 def test_weights_beside_floats_are_floats_for_micro() -> None:

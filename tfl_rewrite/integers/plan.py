@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -316,7 +315,7 @@ _NAMED = 5
 """Kinds of obstacles in a message."""
 
 
-def check_target(model: Model, target: Target, *, typed: bool = True) -> tuple[str, ...]:
+def check_target(model: Model, target: Target, *, typed: bool = True) -> None:
     """Checks that a runtime has kernels of all operators, whatever they compute in.
 
     Args:
@@ -324,28 +323,17 @@ def check_target(model: Model, target: Target, *, typed: bool = True) -> tuple[s
         target: LiteRT and its forebears have kernels of all that they ran before.
         typed: Whether all has the types that it is to have.
 
-    Returns:
-        What a program must bring, to be told to the user: kernels of custom operators.
-
     Raises:
         UnsupportedError: Operators have none; names them.
     """
-    if target is not Target.MICRO:
-        return ()
-    found = list(micro_obstacles(model, typed=typed))
     places: dict[str, list[str]] = {}
-    for item in found:
-        if not item.custom:
-            places.setdefault(item.reason, []).append(item.place)
-    if places:
-        told = [f"{why} ({at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for why, at in places.items()]
-        more = f"; and {len(told) - _NAMED} other kinds" if len(told) > _NAMED else ""
-        raise UnsupportedError(
-            f"the file cannot run on {target.spoken}: {'; '.join(told[:_NAMED])}{more}",
-            remedy="make the model without them, or leave --target out",
-        )
-    customs = Counter(item.operator for item in found)
-    return tuple(
-        f"{count} x custom operator {name}: {target.spoken} has none, so the program must register a kernel"
-        for name, count in customs.items()
+    for item in micro_obstacles(model, typed=typed) if target is Target.MICRO else ():
+        places.setdefault(item.reason, []).append(item.place)
+    if not places:
+        return
+    told = [f"{why} ({at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for why, at in places.items()]
+    more = f"; and {len(told) - _NAMED} other kinds" if len(told) > _NAMED else ""
+    raise UnsupportedError(
+        f"the file cannot run on {target.spoken}: {'; '.join(told[:_NAMED])}{more}",
+        remedy="make the model without them, or leave --target out",
     )

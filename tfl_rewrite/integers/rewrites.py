@@ -13,7 +13,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import uncomputed_memory, wrong_operands
 from tfl_rewrite.kernels.reads import micro_obstacle
-from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, row_of
+from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, SELECT, SELECT_V2, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
@@ -79,6 +79,35 @@ def negations_to_products(model: Model, keeps: Callable[[Operator], bool]) -> li
             product = editor.builtin(MUL, 1, [source, minus], made)
             subgraph.operators[position] = product
             made_of.append((operator, product))
+    if made_of:
+        editor.removed()
+        editor.finish()
+    return made_of
+
+
+def selects_to_broadcasts(model: Model) -> list[tuple[Operator, Operator]]:
+    """Makes each SELECT whose operands are of one shape a SELECT_V2, which TFLite Micro has.
+
+    With a condition of fewer axes they are two things: the older one chooses rows.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        What was there, and what stands in its place.
+    """
+    editor, made_of = Editor(model), list[tuple[Operator, Operator]]()
+    for subgraph in model.subgraphs:
+        for position, operator in enumerate(subgraph.operators):
+            if row_of(operator) is not SELECT or wrong_operands(operator):
+                continue
+            shapes = {item.shape for item in (*operator.inputs, *operator.outputs) if item is not None}
+            made = operator.outputs[0]
+            if len(shapes) > 1 or made is None:
+                continue
+            broadcast = editor.plain(SELECT_V2, 1, operator.inputs, made)
+            subgraph.operators[position] = broadcast
+            made_of.append((operator, broadcast))
     if made_of:
         editor.removed()
         editor.finish()

@@ -29,7 +29,12 @@ from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted, check_target
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
-from tfl_rewrite.integers.rewrites import negations_to_products, pools_to_means, read_by_integers
+from tfl_rewrite.integers.rewrites import (
+    negations_to_products,
+    pools_to_means,
+    read_by_integers,
+    selects_to_broadcasts,
+)
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
@@ -212,8 +217,8 @@ class Quantize(Pass):
                 the target has no kernel of one.
         """
         made = self._integers(model, context)
-        brought = check_target(model, self.target)
-        return replace(made, notes=(*brought, *made.notes))
+        check_target(model, self.target)
+        return made
 
     def _integers(self, model: Model, context: Context) -> PassResult:
         """Makes what computes in uint8 or in floats compute in integers, and the border what is asked for."""
@@ -305,7 +310,8 @@ class Quantize(Pass):
             return choice.of(item).width is None or bool(choice.include or choice.ruled(item))
 
         means, products = pools_to_means(model, keeps), negations_to_products(model, keeps)
-        places |= {id(made): places[id(before)] for before, made in (*means, *products)}
+        chosen = selects_to_broadcasts(model) if self.target is Target.MICRO else []
+        places |= {id(made): places[id(before)] for before, made in (*means, *products, *chosen)}
         check_target(model, self.target, typed=False)
         notes, ranges = list[str](), calibration.ranges(model)
         recipe = self._recipe(model, choice, ranges, calibration, context.number)
@@ -333,6 +339,7 @@ class Quantize(Pass):
         notes += [f"{dense} sparse constant(s) made dense"] if dense else []
         notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
         notes += [f"{len(products)} NEG became MUL by -1"] if products else []
+        notes += [f"{len(chosen)} SELECT became SELECT_V2"] if chosen else []
         notes += [*border.notes, *expanded.notes, *editor.notes, *rounder.notes()]
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
