@@ -276,12 +276,15 @@ def dequantized(tensor: Tensor) -> Array:
     return data_of(tensor).astype(np.float32) * scale.reshape(shape)
 
 
-def nearest(operator: Operator) -> IntegerWeight:
+def nearest(operator: Operator, position: int) -> IntegerWeight:
     """The weight of an operator in int8, each value the nearest."""
-    tensor = operator.inputs[row_of(operator).weights[0]]
-    axis = row_of(operator).channel_axis
-    assert tensor is not None and isinstance(axis, int)
+    row, tensor = row_of(operator), operator.inputs[position]
+    axis = row.channel_axis
+    assert tensor is not None and isinstance(axis, int) and row.integer is not None
     values = data_of(tensor)
+    if row.integer.memory is not None:
+        one = np.maximum(np.abs(values).max(keepdims=True) / 127, 1e-30).astype(np.float32)
+        return IntegerWeight(np.rint(values / one).astype(np.int8), one.reshape(1), None)
     over = tuple(at for at in range(values.ndim) if at != axis)
     scale = np.maximum(np.abs(values).max(axis=over) / 127, 1e-30).astype(np.float32)
     shape = [1] * values.ndim

@@ -54,9 +54,9 @@ def test_who_reads_floats_reads_them_as_they_are() -> None:
 def test_weights_are_the_numbers_that_integers_stand_for() -> None:
     net, copy = small(), small()
     dense = net.graph.operators[0]
-    made = nearest(dense)
+    made = nearest(dense, 1)
     weight = IntegerWeight(made.values, made.scale, made.axis, np.arange(4.0))
-    places = weighing(net.model, {id(dense): weight}, operators_by_place)(copy.model)
+    places = weighing(net.model, {(id(dense), 1): weight}, operators_by_place)(copy.model)
     _, values, bias = places[0, 0].inputs
     assert values is not None and bias is not None
     assert np.array_equal(data_of(values), made.values * made.scale[:, None])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups, projection_clip
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
-from tfl_rewrite.integers.recurrent import form_of
+from tfl_rewrite.integers.recurrent import form_of, narrow_weights
 from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
@@ -30,14 +30,22 @@ class IntegerWeight:
     Attributes:
         values: Int8, in the shape of the weight.
         scale: Float32 ``[channels]``.
-        axis: Over which the channels lie.
+        axis: Over which the channels lie; None for one scale.
         bias: What is to be added to the bias, ``[channels]``; None for nothing.
     """
 
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
-    axis: int
+    axis: int | None
     bias: Float64 | None = None
+
+    @property
+    def floats(self) -> npt.NDArray[np.float32]:
+        """What it stands for, in its shape."""
+        shape = [1] * self.values.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return self.values * self.scale.reshape(shape)
 
 
 _WITHOUT_BIAS = (ProductKind.DENSE, ProductKind.TRANSPOSED)
@@ -52,7 +60,11 @@ LEAST_MULTIPLIER = 2.0**-30
 LARGEST_BIAS = {8: 2.0**30, 16: 2.0**46}
 """Half of what int32 holds, and what a float64 still counts one by one beside int16."""
 
-WeightOf = Callable[[Operator], IntegerWeight]
+Site = tuple[int, int]
+"""Id of an operator, and the position of a weight among its inputs."""
+
+WeightOf = Callable[[Operator, int], IntegerWeight]
+"""Gives out the weight at a position."""
 
 
 class Conversion:
@@ -138,9 +150,10 @@ class Conversion:
         kernel, width = kernel_of(operator), self._modes.width(operator)
         assert width
         if kernel.scales is Scales.WEIGHTS:
-            self._convert_weights(operator, grids, next(iter(outputs.values())), weight_of(operator))
+            weight = weight_of(operator, row_of(operator).weights[0])
+            self._convert_weights(operator, grids, next(iter(outputs.values())), weight)
         if kernel.memory is not None:
-            self._convert_memory(operator)
+            self._convert_memory(operator, weight_of)
         for position, source in self._read(operator, grids):
             operator.inputs[position] = self._form(source, grids[position])
         for position, tensor in enumerate(operator.outputs):
@@ -244,7 +257,7 @@ class Conversion:
         # The bias goes by the scale: the same integers on another scale are another weight.
         key = id(tensor), integers.tobytes(), scale.tobytes()
         if key not in self._weights:
-            symmetric = Quantization.symmetric(scale.astype("<f4").tobytes(), weight.axis)
+            symmetric = Quantization.symmetric(scale.astype("<f4").tobytes(), weight.axis or 0)
             self._weights[key] = self._store(tensor.name, tensor.shape, "INT8", key[1], symmetric)
         operator.inputs[at] = self._weights[key]
         self._replaced.add(id(tensor))
@@ -261,11 +274,13 @@ class Conversion:
             operator.inputs.append(None)
         operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
 
-    def _convert_memory(self, operator: Operator) -> None:
+    def _convert_memory(self, operator: Operator, weight_of: WeightOf) -> None:
         """Gives an operator that keeps a state its constants, its states and its intermediates."""
         kernel = kernel_of(operator)
         form = form_of(operator, self._groups)
-        for position, (dtype, integers, step) in form.constants().items():
+        weights = {position: weight_of(operator, position) for position in narrow_weights(operator)}
+        known = {position: (item.values, float(item.scale[0])) for position, item in weights.items()}
+        for position, (dtype, integers, step) in form.constants(known).items():
             tensor = operator.inputs[position]
             assert tensor is not None
             scale = np.asarray([step], "<f4").tobytes()
@@ -315,7 +330,8 @@ def _regridded(weight: IntegerWeight, least: Float64) -> tuple[npt.NDArray[np.in
         return weight.values, weight.scale
     wide = raised.astype(np.float32)
     shape = [1] * weight.values.ndim
-    shape[weight.axis] = -1
+    if weight.axis is not None:
+        shape[weight.axis] = -1
     return np.rint(weight.values * (old / wide).reshape(shape)).astype(np.int8), wide
 
 

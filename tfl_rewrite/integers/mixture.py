@@ -321,7 +321,7 @@ class _Prices:
 
     def __init__(self, model: Model, plan: IntegerPlan) -> None:
         graph = Graph.of(model)
-        works = plan.works()
+        works = {key: work for (key, _), work in plan.works().items()}
         self._operators: list[tuple[Operator, dict[int, tuple[float, float]]]] = []
         self._tensors: dict[int, tuple[Operator | None, list[Operator | None], int]] = {}
         for subgraph in plan.subgraphs:

@@ -14,12 +14,13 @@ from tfl_rewrite.integers.convert import (
     LEAST_STEP,
     Conversion,
     IntegerWeight,
+    Site,
     WeightOf,
 )
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
 from tfl_rewrite.integers.modes import Modes, Range, decide, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
-from tfl_rewrite.integers.recurrent import form_of
+from tfl_rewrite.integers.recurrent import form_of, narrow_weights
 from tfl_rewrite.integers.trials import operators_by_place
 from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales, Target
 from tfl_rewrite.kernels.operands import constant_values, input_of
@@ -84,23 +85,25 @@ class IntegerPlan:
             if self.modes.width(operator)
         )
 
-    def works(self) -> dict[int, Work]:
+    def works(self) -> dict[Site, Work]:
         """Returns the weights that become integers, in order of execution.
 
         Returns:
-            By the id of the operator; one for all that read the same bytes along the same axis.
+            By operator and position; one for all that read the same bytes along the same axis.
         """
         positions = {id(buffer): position for position, buffer in enumerate(self._model.buffers)}
         holders = self._model.holders()
-        found: dict[int, Work] = {}
-        known: dict[tuple[int, tuple[int, ...], int], Work] = {}
-        for operator, tensor, axis in self._weighted():
+        found: dict[Site, Work] = {}
+        known: dict[tuple[int, tuple[int, ...], int | None], Work] = {}
+        for operator, position, axis in self._weighted():
+            tensor = operator.inputs[position]
+            assert tensor is not None
             key = id(tensor.buffer), tensor.shape or (), axis
             if key not in known:
                 held = holders[id(tensor.buffer)]
                 uses = tuple(use for item in held for use in self._graph.uses_of(item))
                 known[key] = _work(tensor, axis, positions[id(tensor.buffer)], uses)
-            found[id(operator)] = known[key]
+            found[id(operator), position] = known[key]
         return found
 
     def weights(self, rounder: Rounder) -> WeightOf:
@@ -110,12 +113,11 @@ class IntegerPlan:
         changes = {id(item.operator): item.change for item in rounder.corrections()}
         made: dict[int, tuple[Int8, Float32]] = {}
 
-        def weight_of(operator: Operator) -> IntegerWeight:
-            work = works[id(operator)]
+        def weight_of(operator: Operator, position: int) -> IntegerWeight:
+            work = works[id(operator), position]
             if id(work) not in made:
                 made[id(work)] = _rounded(work, rounder)
             integers, scale = made[id(work)]
-            assert work.axis is not None
             return IntegerWeight(integers, scale, work.axis, changes.get(id(operator)))
 
         return weight_of
@@ -153,8 +155,8 @@ class IntegerPlan:
             for subgraph in self.subgraphs
         )
 
-    def _weighted(self) -> Iterator[tuple[Operator, Tensor, int]]:
-        """Yields the operators with a weight, with that and its axis."""
+    def _weighted(self) -> Iterator[tuple[Operator, int, int | None]]:
+        """Yields the operators with weights, with the position of each, and its axis; None for one scale."""
         for subgraph in self.subgraphs:
             for operator in subgraph.operators:
                 if self.modes.width(operator) and kernel_of(operator).scales is Scales.WEIGHTS:
@@ -163,7 +165,9 @@ class IntegerPlan:
                     assert tensor is not None
                     axis = row.output_axis(row.weights[0], len(tensor.shape or ()))
                     assert axis is not None
-                    yield operator, tensor, axis
+                    yield operator, row.weights[0], axis
+                elif self.modes.width(operator):
+                    yield from ((operator, position, None) for position in narrow_weights(operator))
 
     def _settled(self) -> dict[int, Groups]:
         """Returns the groups, once no operator is left that cannot compute on its grids."""
@@ -201,7 +205,7 @@ def _activations(subgraph: SubGraph) -> Iterator[Tensor | None]:
         yield from operator.outputs
 
 
-def _work(tensor: Tensor, axis: int, position: int, uses: tuple[Use, ...]) -> Work:
+def _work(tensor: Tensor, axis: int | None, position: int, uses: tuple[Use, ...]) -> Work:
     shape, blob = tensor.shape or (), tensor.buffer.blob
     values = constant_values(tensor, "FLOAT32")
     assert values is not None and blob is not None

@@ -114,13 +114,20 @@ class MemoryForm:
                 total = total + sizes.sum(axis=1) * max(map(abs, grid.range))
         return float(np.max(total))
 
-    def constants(self) -> dict[int, tuple[str, Integers, float]]:
-        """Returns the type, the integers and the scale of each constant that there is, by position."""
-        steps = self._steps()
+    def constants(
+        self, known: Mapping[int, tuple[Integers, float]]
+    ) -> dict[int, tuple[str, Integers, float]]:
+        """Returns the type, the integers and the scale of each constant that there is, by position.
+
+        Args:
+            known: Integers and scales of weights that are rounded already; they keep them where they may.
+        """
+        steps = self._steps({position: scale for position, (_, scale) in known.items()})
         made: dict[int, tuple[str, Integers, float]] = {}
         for position, most in self._memory.weights.items():
             if position in self._floats:
-                integers = np.clip(np.rint(self._floats[position] / steps[position]), -most, most)
+                integers, scale = known.get(position, (self._floats[position], 1.0))
+                integers = np.clip(np.rint(integers * (scale / steps[position])), -most, most)
                 kind = np.int8 if most < 1 << 7 else np.int16
                 made[position] = _TYPES[kind().itemsize], integers.astype(kind), steps[position]
         for position in self._memory.sums:
@@ -129,7 +136,7 @@ class MemoryForm:
                 made[position] = "INT32", integers.astype(np.int32), steps[position]
         return made
 
-    def _steps(self) -> dict[int, float]:
+    def _steps(self, known: Mapping[int, float]) -> dict[int, float]:
         """Returns the scales of constants, as float32 holds them."""
         steps: dict[int, float] = {
             row_of(self._operator).activation or 0: self._given.scale,
@@ -140,7 +147,8 @@ class MemoryForm:
         for position, most in self._memory.weights.items():
             if position in self._floats:
                 largest = float(np.abs(self._floats[position]).max()) or 1.0
-                step = max(largest / most, least.get(position, 0.0), _LEAST_STEP)
+                wanted = known.get(position, largest / most)
+                step = max(wanted, least.get(position, 0.0), _LEAST_STEP)
                 steps[position] = float(np.float32(step))
         for position, (first, second) in self._memory.sums.items():
             norm = self._norms.get(position)
@@ -167,6 +175,13 @@ class MemoryForm:
                 sums = weight.reshape(units, -1).sum(axis=1) * 2**15 + np.abs(bias) / steps[first]
                 least[second] = max(least[second], float(sums.max()) / _LARGEST_SUM)
         return least
+
+
+def narrow_weights(operator: Operator) -> list[int]:
+    """Returns the positions of the int8 weights of an operator that keeps a state; none of another one."""
+    memory = kernel_of(operator).memory
+    weights = {} if memory is None else memory.weights
+    return [at for at, most in weights.items() if most < 1 << 7 and input_of(operator, at) is not None]
 
 
 def form_of(operator: Operator, groups: Groups) -> MemoryForm:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.integers.convert import IntegerWeight, type_change
+from tfl_rewrite.integers.convert import IntegerWeight, Site, type_change
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.table import row_of
@@ -87,12 +87,12 @@ def _round(subgraph: SubGraph, grids: Mapping[int, Grid], readers: Collection[in
     subgraph.operators[:] = operators
 
 
-def weighing(model: Model, weights: Mapping[int, IntegerWeight], then: Simulate) -> Simulate:
+def weighing(model: Model, weights: Mapping[Site, IntegerWeight], then: Simulate) -> Simulate:
     """Returns what makes a copy of a model compute with the numbers that integer weights stand for.
 
     Args:
         model: As it is; copies are equal to it.
-        weights: By id of the operator.
+        weights: By operator and position.
         then: What else is done to the copy.
     """
 
@@ -100,20 +100,21 @@ def weighing(model: Model, weights: Mapping[int, IntegerWeight], then: Simulate)
         places, editor = then(copy), Editor(copy)
         for number, subgraph in enumerate(model.subgraphs):
             for position, operator in enumerate(subgraph.operators):
-                weight = weights.get(id(operator))
-                if weight is not None:
-                    _weigh(copy.subgraphs[number], places[number, position], weight, editor)
+                for at in range(len(operator.inputs)):
+                    weight = weights.get((id(operator), at))
+                    if weight is not None:
+                        _weigh(copy.subgraphs[number], places[number, position], at, weight, editor)
         editor.finish()
         return places
 
     return simulate
 
 
-def _weigh(subgraph: SubGraph, operator: Operator, weight: IntegerWeight, editor: Editor) -> None:
-    row, shape = row_of(operator), [1] * weight.values.ndim
-    shape[weight.axis] = -1
-    values = weight.values * weight.scale.reshape(shape)
-    operator.inputs[row.weights[0]] = _constant(subgraph, values, editor)
+def _weigh(
+    subgraph: SubGraph, operator: Operator, position: int, weight: IntegerWeight, editor: Editor
+) -> None:
+    row = row_of(operator)
+    operator.inputs[position] = _constant(subgraph, weight.floats, editor)
     if weight.bias is not None:
         bias = input_of(operator, row.biases[0])
         old = None if bias is None else constant_values(bias, "FLOAT32")

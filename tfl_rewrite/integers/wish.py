@@ -92,7 +92,7 @@ class Search:
         if known.noises is None:
             weight_of = weights_of(widest)
             operators = {id(operator): operator for _, operator in mixture.model.operators()}
-            known.weights = [weight_of(operators[key]) for key in weighted]
+            known.weights = [weight_of(operators[key], position) for key, position in weighted]
         self._weights = dict(zip(weighted, known.weights, strict=True))
         if known.noises is None:
             alone = [rounding(mixture.model, unit.grids, unit.operators) for unit in mixture.units]
