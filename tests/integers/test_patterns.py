@@ -1,6 +1,9 @@
-"""What stays float together: the whole of a decomposed norm, whatever shapes its operators give."""
+"""What stays float together: the whole of a decomposed norm, whatever shapes its operators give, and
+what cuts or joins unlike parts at the border."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -75,3 +78,59 @@ def test_a_recipe_says_from_which_deviations_a_norm_stays_float() -> None:
 
     assert "RSQRT" in integers(Recipe()) and "MEAN" in integers(Recipe())
     assert integers(Recipe(deviations=1.0)) == []
+
+
+def recurrent(net: Net) -> Tensor:
+    """A step of a net with a memory: a small part and a large one in one input, and in one output."""
+
+    def at(name: str, *values: int) -> Tensor:
+        return net.constant(name, np.array(values, np.int32))
+
+    state, parts = net.input("state", (2, 4)), []
+    for name, row in (("small", 0), ("large", 1)):
+        ends = at(f"{name}_begin", row, 0), at(f"{name}_end", row + 1, 4), at(f"{name}_by", 1, 1)
+        cut = net.add("STRIDED_SLICE", [state, *ends], f"{name}_cut", (1, 4))
+        parts.append(net.add("ABS", [cut], f"{name}_made", (1, 4)))
+    made = net.add("CONCATENATION", parts, "made", (2, 4), axis=0)
+    net.output(made)
+    return made
+
+
+LARGE = (-100.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "small", "floats"),
+    [
+        (Recipe(), 1.0, ["STRIDED_SLICE", "STRIDED_SLICE", "CONCATENATION"]),
+        (Recipe(parts=math.inf), 1.0, []),
+        (Recipe(), 50.0, []),
+    ],
+)
+def test_unlike_parts_at_the_border_are_cut_and_joined_as_floats(
+    recipe: Recipe, small: float, floats: list[str]
+) -> None:
+    net = Net()
+    recurrent(net)
+    held = {"state": LARGE, "large_cut": LARGE, "large_made": LARGE, "made": LARGE}
+    tensors = [item for item in net.graph.tensors if item.dtype_name == "FLOAT32"]
+    ranges = {id(item): held.get(item.name, (-small, small)) for item in tensors}
+    plan = IntegerPlan(net.model, lambda _: 8, ranges, recipe)
+    kept = [item for item in net.graph.operators if not plan.modes.width(item)]
+    assert [item.code.name for item in kept] == floats
+    assert all("unlike" in plan.modes.reasons[id(item)] for item in kept)
+
+
+def test_unlike_parts_inside_share_their_scale() -> None:
+    net = Net()
+    made = recurrent(net)
+    net.graph.outputs.clear()
+    net.output(net.add("ABS", [made], "last", (2, 4)))
+    held = {"state": LARGE, "large_cut": LARGE, "large_made": LARGE, "made": LARGE, "last": LARGE}
+    tensors = [item for item in net.graph.tensors if item.dtype_name == "FLOAT32"]
+    ranges = {id(item): held.get(item.name, (-1.0, 1.0)) for item in tensors}
+    plan = IntegerPlan(net.model, lambda _: 8, ranges)
+    assert [item.code.name for item in net.graph.operators if plan.modes.width(item)][-2:] == [
+        "CONCATENATION",
+        "ABS",
+    ]

@@ -12,6 +12,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.recipe import Recipe
+from tfl_rewrite.kernels.integer import BENDS_OF_LOGISTIC
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 
@@ -301,3 +302,83 @@ def test_the_simulation_rounds_activations_and_leaves_operators_and_weights() ->
     assert names.count("QUANTIZE") == 3 and names.count("DEQUANTIZE") == 3
     assert broken(copy.model) == []
     assert [name for name, _ in codes(net.model)] == ["FULLY_CONNECTED", "RELU"], "the model itself stays"
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_grid_ends_where_all_who_read_it_bend(width: int) -> None:
+    net = Net()
+    shape, wide = (1, 4), (-90.0, 180.0)
+    sums = net.dense(net.input("in", shape), net.weights("w", (8, 4)), "sums")
+    halves = [net.tensor(name, shape) for name in ("one", "other")]
+    net.add("SPLIT", [net.constant("axis", np.array(1, np.int32)), sums], "unused", shape, num_splits=2)
+    net.graph.operators[-1].outputs[:] = halves
+    for half, kind in zip(halves, ("LOGISTIC", "TANH"), strict=True):
+        net.output(net.add(kind, [half], f"gate_{kind}", shape))
+    known = {"sums": wide, "one": wide, "other": wide, "gate_LOGISTIC": (0.0, 1.0)}
+    converted(net, plan_of(net, width, **known))
+    end = BENDS_OF_LOGISTIC[width][1]
+    assert grid(named(net.model, "sums")) == grid(named(net.model, "one"))
+    assert grid(named(net.model, "sums"))[0] == pytest.approx(2 * end / 2**width, rel=0.01)
+
+
+def test_what_others_tell_apart_keeps_its_grid() -> None:
+    net = Net()
+    shape = (1, 4)
+    source = net.input("in", shape)
+    read, shown, pooled = (net.dense(source, net.weights(f"w_{name}", (4, 4)), name) for name in "abc")
+    for tensor in (read, shown):
+        net.output(net.add("LOGISTIC", [tensor], f"gate_{tensor.name}", shape))
+    net.output(net.add("ABS", [read], "sizes", shape))
+    net.output(shown)
+    cube = net.add("RESHAPE", [pooled], "cube", (1, 2, 2, 1))
+    mean = net.add("AVERAGE_POOL_2D", [cube], "mean", (1, 2, 2, 1), filter_width=1, filter_height=1)
+    net.output(net.add("LOGISTIC", [mean], "gate_mean", (1, 2, 2, 1)))
+    wide = (-90.0, 180.0)
+    converted(net, plan_of(net, a=wide, b=wide, c=wide, cube=wide, mean=wide))
+    for name, margin in (("a", 1.0), ("b_int8", Recipe().outputs), ("c", 1.0)):
+        assert grid(named(net.model, name))[0] == pytest.approx(margin * 270 / 255, rel=0.01), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "need"),
+    [
+        ("ADD", 0, (-7.0 - 2.0, 7.0 + 1.0)),
+        ("ADD", 1, (-7.0 - 2.0, 7.0 + 1.0)),
+        ("SUB", 0, (-7.0 - 1.0, 7.0 + 2.0)),
+        ("SUB", 1, (-1.0 - 7.0, 2.0 + 7.0)),
+    ],
+)
+def test_a_summand_matters_as_far_as_the_other_brings_it_back(
+    kind: str, at: int, need: tuple[float, float]
+) -> None:
+    net = Net()
+    shape = (1, 4)
+    source = net.input("in", shape)
+    large = net.dense(source, net.weights("w", (4, 4)), "large")
+    small = net.dense(source, net.weights("v", (4, 4)), "small")
+    total = net.add(kind, [large, small] if at == 0 else [small, large], "total", shape)
+    net.output(net.add("LOGISTIC", [total], "gate", shape))
+    converted(net, plan_of(net, large=(-90.0, 180.0), small=(-1.0, 2.0), total=(-90.0, 180.0)))
+    scale, zero = grid(named(net.model, "large"))
+    assert ((-128 - zero) * scale, (127 - zero) * scale) == pytest.approx(need, abs=scale)
+    assert grid(named(net.model, "small"))[0] == pytest.approx(3 / 255)
+
+
+def test_a_fused_function_cuts_off_sums() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    large = net.dense(source, net.weights("w", (4, 4)), "large")
+    small = net.dense(source, net.weights("v", (4, 4)), "small")
+    net.output(net.add("ADD", [large, small], "total", (1, 4), fused_activation_function=3))
+    converted(net, plan_of(net, large=(-90.0, 180.0), small=(-1.0, 2.0), total=(0.0, 6.0)))
+    scale, zero = grid(named(net.model, "large"))
+    assert ((-128 - zero) * scale, (127 - zero) * scale) == pytest.approx((-2.0, 7.0), abs=scale)
+
+
+def test_a_range_that_lies_beyond_is_held() -> None:
+    net = Net()
+    far = net.dense(net.input("in", (1, 4)), net.weights("w", (4, 4)), "far")
+    net.output(net.add("LOGISTIC", [far], "gate", (1, 4)))
+    converted(net, plan_of(net, far=(50.0, 60.0)))
+    scale, zero = grid(named(net.model, "far"))
+    assert (127 - zero) * scale == pytest.approx(50.0, abs=scale)

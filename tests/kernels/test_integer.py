@@ -117,7 +117,8 @@ def convert_anyhow(model: Model, width: int, ranges: Mapping[int, tuple[float, f
     """Makes the operator of a model compute in integers, although no plan would."""
     subgraph, editor = model.subgraphs[0], Editor(model)
     modes = Modes({id(subgraph.operators[0]): width})
-    groups = Groups(subgraph.operators, modes, ranges, {}, Recipe())
+    recipe = Recipe()
+    groups = Groups(subgraph.operators, modes, ranges, lambda _, width: recipe.margin(width), {})
     Conversion(subgraph, Graph.of(model), modes, groups, nearest, editor).run()
     editor.finish()
 
@@ -299,3 +300,27 @@ def test_which_uint8_kernels_convert_between_scales(kind: str, tmp_path: Path) -
     assert row is not None
     converts = Caveat.UNSIGNED_RESCALES in row.caveats
     assert found["out"].tolist() == [[10, 12, 110, 210] if converts else [0, 1, 50, 100]]
+
+
+CURVES = {
+    "LOGISTIC": lambda x: (1 + np.tanh(x / 2)) / 2,
+    "TANH": np.tanh,
+    "RELU": lambda x: np.maximum(x, 0),
+    "RELU6": lambda x: np.clip(x, 0, 6),
+    "RELU_0_TO_1": lambda x: np.clip(x, 0, 1),
+    "RELU_N1_TO_1": lambda x: np.clip(x, -1, 1),
+    "HARD_SWISH": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+}
+
+
+@pytest.mark.parametrize("label", [name for name, row in ROWS.items() if row.integer and row.integer.bends])
+def test_beyond_its_bends_a_curve_gives_the_same(label: str) -> None:
+    kernel = ROWS[label].integer
+    assert kernel is not None
+    for width, (low, high) in kernel.bends.items():
+        quarter = kernel.fixed[width][0] / 4 if kernel.fixed else 1e-12
+        for end, beyond in ((low, [1.001, 2.0, 50.0, 1e4]), (high, [1.001, 2.0, 50.0, 1e4])):
+            if np.isfinite(end):
+                sign = -1.0 if end == low else 1.0
+                far = np.array([end + sign * by for by in beyond])
+                assert np.abs(CURVES[label](far) - CURVES[label](np.float64(end))).max() <= quarter

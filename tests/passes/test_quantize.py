@@ -12,6 +12,7 @@ import pytest
 
 from tests.nets import Net, UnsignedNet, codes, unsigned_layers, with_grid
 from tfl_rewrite import (
+    Context,
     Judging,
     Quantize,
     QuantizeWeights,
@@ -22,11 +23,14 @@ from tfl_rewrite import (
     UsageError,
     load,
     rewrite,
+    run,
     save,
 )
+from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.integers.border import TYPES, Form
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.passes.quantize import OperatorChange
 
 from ..helpers import script
 
@@ -268,6 +272,34 @@ def test_rules_say_what_operators_compute_in(fixtures: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="matches no operator type"):
         made(source, tmp_path / "none.tflite", judging(fixtures), map=("CONV_9=int16",))
     assert not (tmp_path / "none.tflite").exists()
+
+
+@pytest.mark.runtime
+def test_unlike_parts_are_floats_beside_floats_alone(tmp_path: Path) -> None:
+    net = Net()
+    state, parts = net.input("state", (2, 4)), [net.tensor(name, (1, 4)) for name in ("small", "large")]
+    axis = net.constant("axis", np.array(0, np.int32))
+    net.add("SPLIT", [axis, state], "unused", (1, 4), num_splits=2)
+    net.graph.operators[-1].outputs[:] = parts
+    for part in parts:
+        net.output(net.add("ABS", [part], f"{part.name}_size", (1, 4)))
+    source = tmp_path / "net.tflite"
+    save(net.model, source)
+    values = np.random.default_rng(0).standard_normal((8, 2, 4)) * [[0.1], [100.0]]
+    np.savez(tmp_path / "in.npz", state=values.astype(np.float32))
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["SPLIT"]),
+        ({"float_islands": "refuse"}, []),
+        ({"io": "int8"}, []),
+        ({"io": "float"}, ["SPLIT"]),
+    ]
+    for options, kept in cases:
+        model = load(source)
+        activations = InputActivations(Judging(inputs=(tmp_path / "in.npz",)))
+        (result,) = run(model, [Quantize(**FAST, **options)], Context(activations=activations))
+        changed = {change.operator for change in result.changes if isinstance(change, OperatorChange)}
+        assert changed == {"ABS", "SPLIT"} - set(kept), options
+        assert len(result.skips) == len(kept), options
 
 
 def test_refused_islands_are_all_that_there_is(fixtures: Path, tmp_path: Path) -> None:

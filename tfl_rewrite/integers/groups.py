@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of
-from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.kernels.integer import CELL_SCALES, Memory, Scales
 from tfl_rewrite.kernels.operands import input_of
-from tfl_rewrite.model.ir import Operator, Quantization, Tensor
+from tfl_rewrite.kernels.table import ADD, SUB, row_named, row_of
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Operator, Quantization, Tensor, schema
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses subnormal ones."""
@@ -22,6 +23,12 @@ LOWEST = -128
 
 _UNEVEN = 2e-3
 """Of a logarithm to base two; 0.14 % of a step."""
+
+
+ALL: Range = (-math.inf, math.inf)
+
+Margin = Callable[[Tensor, int], float]
+"""By how much the range of a tensor is widened beside so many bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,8 @@ class Groups:
         operators: In order.
         modes: Which of them compute in integers.
         ranges: By id, of float tensors and constants.
-        margins: By id of a tensor, by how much its range is widened.
-        recipe: By how much all ranges are.
+        margin: By how much the range of a tensor is widened beside so many bits.
+        needs: By id of a tensor, how far its values matter (:func:`needed_ranges`).
     """
 
     def __init__(
@@ -117,13 +124,13 @@ class Groups:
         operators: Sequence[Operator],
         modes: Modes,
         ranges: Mapping[int, Range],
-        margins: Mapping[int, float],
-        recipe: Recipe,
+        margin: Margin,
+        needs: Mapping[int, Range],
     ) -> None:
         self._modes = modes
         self._ranges = ranges
-        self._margins = margins
-        self._recipe = recipe
+        self._margin = margin
+        self._needs = needs
         self._made: dict[int, Member] = {}
         self._read: dict[tuple[int, int, int], Member] = {}
         self._grids: dict[int, Grid] = {}
@@ -151,8 +158,7 @@ class Groups:
         memory = kernel_of(operator).memory
         tensor = None if memory is None else operator.inputs[memory.state]
         assert memory is not None and tensor is not None
-        margin = self._recipe.margin(16)
-        low, high = (end * margin for end in self._ranges[id(tensor)])
+        low, high = self._wide(tensor, 16)
         if not memory.gates:
             return Grid.over(low, high, 16)
         least, most = CELL_SCALES
@@ -208,9 +214,7 @@ class Groups:
 
     def _wide(self, tensor: Tensor, width: int) -> Range:
         """Returns the range of a tensor with its margin."""
-        margin = max(self._recipe.margin(width), self._margins.get(id(tensor), 1.0))
-        low, high = self._ranges[id(tensor)]
-        return low * margin, high * margin
+        return self._range(tensor, self._margin(tensor, width))
 
     def _settled(self, root: Member) -> Grid:
         wishes = {item.wish for item in root.members}
@@ -227,9 +231,14 @@ class Groups:
             if None not in wishes or fits:
                 return wish
         for item in root.members:
-            own = self._ranges[id(item.tensor)]
+            own = self._range(item.tensor)
             low, high = min(low, own[0]), max(high, own[1])
         return Grid.over(low, high, root.width)
+
+    def _range(self, tensor: Tensor, margin: float = 1.0) -> Range:
+        """Returns what the grid of a tensor has to hold."""
+        low, high = self._ranges[id(tensor)]
+        return _clipped((low * margin, high * margin), self._needs.get(id(tensor), ALL))
 
 
 def projection_clip(operator: Operator, memory: Memory) -> float:
@@ -250,3 +259,85 @@ def _join(first: Member, second: Member) -> None:
     if one is not other:
         other.parent = one
         one.members += other.members
+
+
+def needed_ranges(
+    operators: Sequence[Operator], graph: Graph, modes: Modes, ranges: Mapping[int, Range], margin: Margin
+) -> dict[int, Range]:
+    """Returns how far the values of tensors matter, by id; all of one that is not there.
+
+    Beyond, what their readers give is the same. A LOGISTIC of 8 bits gives the same for 7 and for 180: where
+    it alone reads a tensor, the grid of that needs to hold no more than -7 to 7, whatever samples showed; and
+    an operand of the ADD before it no more than what the other one can bring back there.
+
+    Args:
+        operators: Of a subgraph, in order.
+        graph: Of the model.
+        modes: Which of them compute in integers.
+        ranges: By id, of float tensors and constants.
+        margin: By how much grids are wider than those.
+    """
+    found: dict[int, Range] = {}
+
+    def held(tensor: Tensor, width: int) -> Range:
+        (low, high), wider = ranges[id(tensor)], margin(tensor, width)
+        return wider * min(low, 0.0), wider * max(high, 0.0)
+
+    def asked(operator: Operator, position: int) -> Range:
+        """Returns how far an operator tells values of an input apart."""
+        width = modes.width(operator)
+        if not width:
+            return ALL
+        kernel, row = kernel_of(operator), row_of(operator)
+        if position == 0 and width in kernel.bends:
+            return kernel.bends[width]
+        if modes.copies(operator) and not kernel.blends:
+            return _joined([found.get(id(tensor), ALL) for tensor in float_outputs(operator)])
+        if row in (ADD, SUB):
+            made, other = operator.outputs[0], operator.inputs[1 - position]
+            assert made is not None and other is not None
+            need = _before_fused(operator, width, found.get(id(made), ALL))
+            return _summand(operator, position, need, held(other, width))
+        return ALL
+
+    for operator in reversed(operators):
+        for tensor in operator.outputs:
+            if tensor is not None and id(tensor) in ranges and id(tensor) not in graph.exposed:
+                wish = _joined([asked(use.operator, use.position) for use in graph.uses_of(tensor)])
+                if wish != ALL:
+                    found[id(tensor)] = wish
+    return found
+
+
+def _clipped(seen: Range, need: Range) -> Range:
+    """Returns what is left of a range, at least one of its values."""
+    low, high = seen
+    return min(max(low, need[0]), high), max(min(high, need[1]), low)
+
+
+def _joined(ranges: Sequence[Range]) -> Range:
+    if not ranges:
+        return ALL
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _before_fused(operator: Operator, width: int, need: Range) -> Range:
+    """Returns how far sums matter, before an activation function cuts them off."""
+    kernel = row_named(_FUSED.get(operator.option("fused_activation_function"), "")).integer
+    low, high = ALL if kernel is None else kernel.bends.get(width, ALL)
+    return max(need[0], low), min(need[1], high)
+
+
+def _summand(operator: Operator, position: int, need: Range, other: Range) -> Range:
+    """Returns how far an operand of a sum or a difference matters: as far as the other one brings it back."""
+    (low, high), (least, most) = need, other
+    if row_of(operator) is SUB:
+        if position == 1:
+            # What is taken away is what it is taken from, less the difference.
+            return least - high, most - low
+        least, most = -most, -least
+    return low - most, high - least
+
+
+_FUSED = {number: name for name, number in schema().enums["ActivationFunctionType"].values.items()}
+"""Activation functions by their number in options."""

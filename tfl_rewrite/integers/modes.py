@@ -129,6 +129,8 @@ def decide(
     ranges: Mapping[int, Range],
     deviations: float,
     target: Target = Target.LITERT,
+    *,
+    parts: float = math.inf,
 ) -> Modes:
     """Decides which operators compute in integers.
 
@@ -140,6 +142,7 @@ def decide(
         ranges: By id of the tensors that were seen.
         deviations: See :class:`tfl_rewrite.integers.recipe.Recipe`.
         target: Of the file.
+        parts: See :class:`tfl_rewrite.integers.recipe.Recipe`.
     """
     modes = Modes(target=target)
     inside, unreached = set(map(id, subgraphs)), _unreached(model)
@@ -161,6 +164,7 @@ def decide(
         modes.widths[id(operator)] = width if width in widths else widths[0]
     for subgraph in subgraphs:
         _keep_patterns(subgraph, graph, modes, ranges, deviations)
+        _keep_parts(subgraph, graph, modes, ranges, parts)
     return modes
 
 
@@ -206,6 +210,21 @@ def _keep_patterns(
         if row_of(operator).squashes is Squash.ROWS:
             masks = masked_by(graph, operator, lambda tensor: _is_mask(tensor, ranges))
             keep(masks, "what it gives holds a mask that a softmax reads")
+
+
+def _keep_parts(
+    subgraph: SubGraph, graph: Graph, modes: Modes, ranges: Mapping[int, Range], parts: float
+) -> None:
+    """Keeps float what cuts inputs of the model into parts of unlike sizes, or joins its outputs of such."""
+
+    def size(tensor: Tensor) -> float:
+        return max(map(abs, ranges.get(id(tensor), (0.0, 0.0))))
+
+    def copies(operator: Operator) -> bool:
+        return bool(modes.width(operator)) and modes.copies(operator) and not kernel_of(operator).blends
+
+    for operator in parted(subgraph, graph, copies, lambda whole, part: 0 < size(part) * parts < size(whole)):
+        modes.keep_float(operator, "it cuts an input, or joins an output, of parts of unlike sizes")
 
 
 def _is_wide(operator: Operator, ranges: Mapping[int, Range], most: float) -> bool:
@@ -367,6 +386,44 @@ def masked_by(graph: Graph, root: Operator, is_mask: Callable[[Tensor], bool]) -
         return _makers(graph, operator, is_mask)
 
     return _reached(root, before)
+
+
+def parted(
+    subgraph: SubGraph,
+    graph: Graph,
+    copies: Callable[[Operator], bool],
+    unlike: Callable[[Tensor, Tensor], bool],
+) -> list[Operator]:
+    """Returns the operators that cut inputs of a subgraph into unlike parts, or join such to its outputs.
+
+    One scale is too coarse for the small ones; as floats they are cut and joined exactly. So are memories of
+    recurrent nets: what a unit gave, below 1, beside what it keeps, up to 200 (a noise filter, measured).
+
+    Args:
+        subgraph: That callers run.
+        graph: Of its model.
+        copies: Whether an operator gives numbers that it reads, and nothing else.
+        unlike: Whether the second tensor is much smaller than the first.
+    """
+    found: dict[int, Operator] = {}
+    outside = set(map(id, subgraph.inputs))
+    for operator in subgraph.operators:
+        read = [tensor for tensor in operator.inputs if tensor is not None and not graph.is_constant(tensor)]
+        if not (copies(operator) and read and all(id(tensor) in outside for tensor in read)):
+            continue
+        near = [use.operator for tensor in read for use in graph.uses_of(tensor) if copies(use.operator)]
+        if any(unlike(tensor, made) for item in near for tensor in read for made in item.outputs if made):
+            found[id(operator)] = operator
+            outside.update(id(tensor) for tensor in operator.outputs if tensor is not None)
+    outside = set(map(id, subgraph.outputs))
+    for operator in reversed(subgraph.operators):
+        uses = [use for tensor in operator.outputs if tensor is not None for use in graph.uses_of(tensor)]
+        joins = any(id(tensor) in outside for tensor in operator.outputs) or bool(uses)
+        if not (copies(operator) and joins and all(id(use.operator) in found for use in uses)):
+            continue
+        if any(unlike(made, part) for made in operator.outputs if made for part in operator.inputs if part):
+            found[id(operator)] = operator
+    return list(found.values())
 
 
 def _makers(

@@ -17,7 +17,7 @@ from tfl_rewrite.integers.convert import (
     Site,
     WeightOf,
 )
-from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
+from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups, needed_ranges
 from tfl_rewrite.integers.modes import Modes, Range, decide, float_inputs, float_outputs, kernel_of
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.integers.recurrent import form_of, narrow_weights
@@ -68,8 +68,10 @@ class IntegerPlan:
             for subgraph in model.subgraphs
             if id(subgraph) not in called and any(id(tensor) in ranges for tensor in _activations(subgraph))
         ]
-        deviations = self._recipe.deviations
-        self.modes = decide(model, self._graph, self.subgraphs, wanted, ranges, deviations, target)
+        deviations, parts = self._recipe.deviations, self._recipe.parts
+        self.modes = decide(
+            model, self._graph, self.subgraphs, wanted, ranges, deviations, target, parts=parts
+        )
         self._groups = self._settled()
 
     def groups_of(self, subgraph: SubGraph) -> Groups:
@@ -172,11 +174,7 @@ class IntegerPlan:
     def _settled(self) -> dict[int, Groups]:
         """Returns the groups, once no operator is left that cannot compute on its grids."""
         while True:
-            margins = self._margins()
-            found = {
-                id(subgraph): Groups(subgraph.operators, self.modes, self._ranges, margins, self._recipe)
-                for subgraph in self.subgraphs
-            }
+            found = {id(subgraph): self._grouped(subgraph) for subgraph in self.subgraphs}
             unfit = {
                 id(operator): (operator, why)
                 for subgraph in self.subgraphs
@@ -187,6 +185,15 @@ class IntegerPlan:
                 return found
             for operator, why in unfit.values():
                 self.modes.keep_float(operator, why)
+
+    def _grouped(self, subgraph: SubGraph) -> Groups:
+        margins = self._margins()
+
+        def margin(tensor: Tensor, width: int) -> float:
+            return max(self._recipe.margin(width), margins.get(id(tensor), 1.0))
+
+        needs = needed_ranges(subgraph.operators, self._graph, self.modes, self._ranges, margin)
+        return Groups(subgraph.operators, self.modes, self._ranges, margin, needs)
 
     def _margins(self) -> dict[int, float]:
         margins: dict[int, float] = {}

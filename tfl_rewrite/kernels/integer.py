@@ -132,6 +132,10 @@ Fixed = Mapping[int, tuple[float, int]]
 """By width, the scale and the zero point of an output."""
 
 
+Bends = Mapping[int, tuple[float, float]]
+"""By width, a least and a greatest value."""
+
+
 @dataclass(frozen=True, slots=True)
 class IntegerKernel:
     """How one operator computes in integers.
@@ -146,6 +150,9 @@ class IntegerKernel:
         general16: An option that must be false beside int16, or the kernel may take scales for powers of two.
         caveats: What else must be looked at.
         memory: Its operands beside the activation, where it keeps a state.
+        bends: By width, the range of input 0 outside of which it gives what it gives at the end of that, to a
+            quarter of a step.
+        blends: Whether it gives other numbers than those that it reads, on their scale.
     """
 
     scales: Scales
@@ -158,6 +165,8 @@ class IntegerKernel:
     general16: str = ""
     caveats: tuple[Caveat, ...] = ()
     memory: Memory | None = None
+    bends: Bends = field(default_factory=dict)
+    blends: bool = False
 
     def version(self, width: int) -> int:
         """Returns the version to stamp for activations of 8 or 16 bits; 0 where there is no kernel."""
@@ -201,6 +210,15 @@ class Target(str, enum.Enum):
 
 BETWEEN_0_AND_1: Fixed = MappingProxyType({8: (1 / 256, -128), 16: (1 / 32768, 0)})
 BETWEEN_1_AND_1: Fixed = MappingProxyType({8: (1 / 128, 0), 16: (1 / 32768, 0)})
+
+BENDS_OF_LOGISTIC: Bends = MappingProxyType({8: (-7.0, 7.0), 16: (-12.0, 12.0)})
+BENDS_OF_TANH: Bends = MappingProxyType({8: (-3.5, 3.5), 16: (-6.5, 6.5)})
+"""Beyond them the function is nearer to its limit than a quarter of a step of the output."""
+
+
+def bends_between(low: float, high: float) -> Bends:
+    """Returns the range of what is cut off outside of it, whatever the width."""
+    return MappingProxyType({8: (low, high), 16: (low, high)})
 
 
 def _at(bound: float, *widths: int) -> Mapping[int, float]:

@@ -14,11 +14,14 @@ version a feature needs, and which runtime came with a version, stands in ``vers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfl_rewrite.kernels.integer import (
     AVERAGED,
+    BENDS_OF_LOGISTIC,
+    BENDS_OF_TANH,
     BETWEEN_0_AND_1,
     BETWEEN_1_AND_1,
     CLAMPED,
@@ -39,6 +42,7 @@ from tfl_rewrite.kernels.integer import (
     Caveat,
     IntegerKernel,
     Scales,
+    bends_between,
 )
 from tfl_rewrite.kernels.operators import (
     Form,
@@ -529,7 +533,9 @@ _ROWS = (
     OperatorRow("ARG_MIN", "2", "1"),
     OperatorRow("ASSIGN_VARIABLE", "2", "0", effect=_STATE, effect_reason="changes a resource variable"),
     OperatorRow("ATAN2", "2", "1"),
-    OperatorRow("AVERAGE_POOL_2D", "1", "1", homogeneous=True, integer=IntegerKernel(_SAME, 2, 3)),
+    OperatorRow(
+        "AVERAGE_POOL_2D", "1", "1", homogeneous=True, integer=IntegerKernel(_SAME, 2, 3, blends=True)
+    ),
     OperatorRow("BATCH_TO_SPACE_ND", "3", "1", integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("BITCAST", "1", "1"),
     OperatorRow("BITWISE_XOR", "2", "1"),
@@ -574,7 +580,12 @@ _ROWS = (
     OperatorRow("GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), limits=TABLE)),
     OperatorRow("GREATER", "2", "1", integer=_COMPARISON),
     OperatorRow("GREATER_EQUAL", "2", "1", integer=_COMPARISON),
-    OperatorRow("HARD_SWISH", "1", "1", integer=IntegerKernel(_OWN, 1, old=(8,), limits=SWISH)),
+    OperatorRow(
+        "HARD_SWISH",
+        "1",
+        "1",
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=SWISH, bends=bends_between(-3.0, math.inf)),
+    ),
     OperatorRow(
         "HASHTABLE",
         "0",
@@ -630,7 +641,7 @@ _ROWS = (
         "1",
         "1",
         squashes=Squash.ELEMENTS,
-        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1, limits=CURVE),
+        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1, limits=CURVE, bends=BENDS_OF_LOGISTIC),
     ),
     OperatorRow(
         "LOG_SOFTMAX",
@@ -704,24 +715,41 @@ _ROWS = (
     OperatorRow("REDUCE_MAX", "2", "1", integer=IntegerKernel(_SAME, 2, 3)),
     OperatorRow("REDUCE_MIN", "2", "1", integer=IntegerKernel(_SAME, 2, 3)),
     OperatorRow("REDUCE_PROD", "2", "1", integer=IntegerKernel(_OWN, 2, 2, caveats=(Caveat.COPIES_ONE,))),
-    OperatorRow("RELU", "1", "1", homogeneous=True, integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED)),
-    OperatorRow("RELU6", "1", "1", integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED)),
+    OperatorRow(
+        "RELU",
+        "1",
+        "1",
+        homogeneous=True,
+        integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED, bends=bends_between(0.0, math.inf)),
+    ),
+    OperatorRow(
+        "RELU6",
+        "1",
+        "1",
+        integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED, bends=bends_between(0.0, 6.0)),
+    ),
     OperatorRow(
         "RELU_0_TO_1",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED),
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(0.0, 1.0)),
     ),
     OperatorRow(
         "RELU_N1_TO_1",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED),
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(-1.0, 1.0)),
     ),
     OperatorRow(
         "RESHAPE", "1-2", "1", options="ReshapeOptions", reshapes=True, integer=IntegerKernel(_SAME, 1, 1)
     ),
-    OperatorRow("RESIZE_BILINEAR", "2", "1", same_scales=True, integer=IntegerKernel(_SAME, 2, 4)),
+    OperatorRow(
+        "RESIZE_BILINEAR",
+        "2",
+        "1",
+        same_scales=True,
+        integer=IntegerKernel(_SAME, 2, 4, blends=True),
+    ),
     OperatorRow("RESIZE_NEAREST_NEIGHBOR", "2", "1", integer=IntegerKernel(_SAME, 2, 4)),
     OperatorRow("REVERSE_SEQUENCE", "2", "1"),
     OperatorRow("REVERSE_V2", "2", "1", integer=IntegerKernel(_SAME, 3, 3)),
@@ -802,7 +830,7 @@ _ROWS = (
         "1",
         "1",
         squashes=Squash.ELEMENTS,
-        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_1_AND_1, limits=CURVE),
+        integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_1_AND_1, limits=CURVE, bends=BENDS_OF_TANH),
     ),
     OperatorRow("TILE", "2", "1", integer=IntegerKernel(_SAME, 3, 3, old=(8,), caveats=_ABSENT)),
     OperatorRow("TOPK_V2", "2", "2"),

@@ -14,6 +14,7 @@ that needs no rounding.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -354,6 +355,12 @@ class Quantize(Pass):
         return PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
 
     @property
+    def _fixed(self) -> Recipe:
+        """The recipe where no sample says anything else."""
+        whole = self.float_islands == "refuse" or bool({*self._asked} - {None, "float"})
+        return Recipe(parts=math.inf) if whole else Recipe()
+
+    @property
     def _asked(self) -> tuple[str | None, str | None]:
         """What inputs and outputs are to be."""
         return self.io_input or self.io, self.io_output or self.io
@@ -388,7 +395,7 @@ class Quantize(Pass):
         self, model: Model, choice: Choice, ranges: Mapping[int, Range], calibration: Calibration, number: int
     ) -> Recipe:
         """Returns how wide grids are to be, as samples say that their ranges do not come from."""
-        steps, found = STEPS[self.effort], Recipe()
+        steps, found = STEPS[self.effort], self._fixed
         # Most models have nothing for some of the steps: what comes to the same plan is measured once.
         known: dict[object, float] = {}
 
