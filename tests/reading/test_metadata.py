@@ -15,8 +15,8 @@ from tfl_rewrite.integers.border import Form
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
 from tfl_rewrite.reading.metadata import (
-    MetadataTables,
     declared_inputs,
+    described_inputs,
     unfit_normalization,
     with_media,
 )
@@ -127,10 +127,10 @@ def test_every_damaged_byte_is_survived(digits, tmp_path):
             data = bytearray(whole)
             data[position] = value
             with contextlib.suppress(ValueError):
-                MetadataTables(bytes(data)).inputs()
+                described_inputs(bytes(data))
     for length in range(len(whole)):
         with contextlib.suppress(ValueError):
-            MetadataTables(whole[:length]).inputs()
+            described_inputs(whole[:length])
 
 
 def test_only_media_get_options(digits, tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels import runtimes
@@ -19,14 +20,16 @@ from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
 
 COMPRESSION = "COMPRESSION_METADATA"
 _MEMORY_PLAN = "OfflineMemoryAllocation"
-_DESCRIPTIONS = "TFLITE_METADATA"
+DESCRIPTIONS = "TFLITE_METADATA"
 _MIN_RUNTIME = "min_runtime_version"
 _MIN_RUNTIME_NBYTES = 16
 
 # Slots of ``metadata_schema.fbs`` (tflite-support).
-_SUBGRAPH_METADATA = 3
-_INPUT_TENSORS, _OUTPUT_TENSORS = 2, 3
+SUBGRAPHS = 3  # ModelMetadata
+INPUTS, OUTPUTS = 2, 3  # SubGraphMetadata
 _INPUT_GROUPS, _OUTPUT_GROUPS = 7, 8
+_MOST = 4096
+"""Tables, and elements of a vector, that are followed at most; a real file has a handful."""
 
 
 def positions_moved(model: Model) -> list[str]:
@@ -126,26 +129,26 @@ def interface_changed(
     Returns:
         What was done, a line each.
     """
-    entry = model.metadata_named(_DESCRIPTIONS)
+    entry = model.metadata_named(DESCRIPTIONS)
     if entry is None or entry.buffer.blob is None:
         return []
     data = bytearray(entry.buffer.blob.view())
     try:
         for slot, groups, old, new in zip(
-            (_INPUT_TENSORS, _OUTPUT_TENSORS), (_INPUT_GROUPS, _OUTPUT_GROUPS), before, after, strict=True
+            (INPUTS, OUTPUTS), (_INPUT_GROUPS, _OUTPUT_GROUPS), before, after, strict=True
         ):
             if list(map(id, old)) != list(map(id, new)):
                 _reorder(data, (position, slot, groups), old, new)
     except (struct.error, ValueError, IndexError) as error:
         drop(model, entry)
         return [
-            f"metadata {_DESCRIPTIONS} dropped: {error or 'it cannot be read'}; label files that are "
+            f"metadata {DESCRIPTIONS} dropped: {error or 'it cannot be read'}; label files that are "
             "appended to the model stay"
         ]
     if data == entry.buffer.blob.view():
         return []
     set_content(model, entry, bytes(data))
-    return [f"metadata {_DESCRIPTIONS}: descriptions follow the inputs and outputs"]
+    return [f"metadata {DESCRIPTIONS}: descriptions follow the inputs and outputs"]
 
 
 def _reorder(
@@ -160,51 +163,117 @@ def _reorder(
         after: As they are now.
     """
     subgraph, slot, groups = place
-    described = _follow(data, _field(data, _u32(data, 0), _SUBGRAPH_METADATA))
-    if described is None or _u32(data, described) <= subgraph:
+    metadata = MetadataTables(data)
+    described = metadata.target(metadata.root(), SUBGRAPHS)
+    if described is None or metadata.count(described) <= subgraph:
         return
     places = {id(tensor): index for index, tensor in enumerate(before)}
     if any(id(tensor) not in places for tensor in after) or len(after) > len(before):
         raise ValueError("it describes inputs and outputs, and there are new ones")
-    table = _follow(data, described + 4 + 4 * subgraph)
-    if table is None:
-        return
-    if _field(data, table, groups):
+    table = metadata.followed(described + 4 + 4 * subgraph)
+    if metadata.field(table, groups):
         raise ValueError("it groups inputs or outputs that are gone")
-    vector = _follow(data, _field(data, table, slot))
+    vector = metadata.target(table, slot)
     if vector is None:
         return
-    count = _u32(data, vector)
+    count = metadata.count(vector)
     if count != len(before):
         raise ValueError(f"it describes {count} inputs or outputs, but there are {len(before)}")
-    targets = [_follow(data, vector + 4 + 4 * index) for index in range(count)]
+    targets = [metadata.followed(vector + 4 + 4 * index) for index in range(count)]
     struct.pack_into("<I", data, vector, len(after))
     for index, tensor in enumerate(after):
         position, target = vector + 4 + 4 * index, targets[places[id(tensor)]]
-        if target is None or target <= position:
+        if target <= position:
             raise ValueError("its descriptions lie before the list of them")
         struct.pack_into("<I", data, position, target - position)
-    struct.pack_into(
-        f"<{len(before) - len(after)}I", data, vector + 4 + 4 * len(after), *[0] * (len(before) - len(after))
-    )
+    rest = len(before) - len(after)
+    struct.pack_into(f"<{rest}I", data, vector + 4 + 4 * len(after), *[0] * rest)
 
 
-def _u32(data: bytearray, position: int) -> int:
-    return int(struct.unpack_from("<I", data, position)[0])
+class MetadataTables:
+    """Follows offsets through the metadata, by slots: they are all that is needed of its schema.
 
+    Anything out of place is a ValueError.
+    """
 
-def _follow(data: bytearray, position: int) -> int | None:
-    """Returns where the offset at a position leads to."""
-    return position + _u32(data, position) if position else None
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+        self._left = _MOST
 
+    def root(self) -> int:
+        """Position of the root table."""
+        return self.u32(0)
 
-def _field(data: bytearray, table: int, slot: int) -> int:
-    """Returns the position of a field of a table, or 0."""
-    vtable = table - int(struct.unpack_from("<i", data, table)[0])
-    if vtable < 0:
-        raise ValueError("it is damaged")
-    size = int(struct.unpack_from("<H", data, vtable)[0])
-    if 6 + 2 * slot > size:
-        return 0
-    offset = int(struct.unpack_from("<H", data, vtable + 4 + 2 * slot)[0])
-    return table + offset if offset else 0
+    def tables(self, table: int, slot: int) -> list[int]:
+        """Positions of the tables of a vector; none where it is absent."""
+        vector = self.target(table, slot)
+        if vector is None:
+            return []
+        count = self.count(vector)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"over {_MOST} tables")
+        return [self.followed(vector + 4 + 4 * index) for index in range(count)]
+
+    def text(self, table: int, slot: int) -> str:
+        """A text, empty where it is absent."""
+        start = self.target(table, slot)
+        if start is None:
+            return ""
+        stop = start + 4 + self.u32(start)
+        if stop > len(self._data):
+            raise ValueError("a text reaches past the end")
+        return self._data[start + 4 : stop].decode("utf-8", "backslashreplace")
+
+    def u32(self, place: int) -> int:
+        """A number that counts or leads somewhere."""
+        return int(self._unpack("<I", place))
+
+    def member(self, table: int, wanted: int) -> int | None:
+        """The table of a union, whose type stands before it, if it is of the wanted type."""
+        place = self.field(table, 0)
+        if not place or self._data[place] != wanted:
+            return None
+        return self.target(table, 1)
+
+    def floats(self, table: int, slot: int) -> tuple[float, ...]:
+        """A vector of numbers, empty where it is absent."""
+        vector = self.target(table, slot)
+        if vector is None:
+            return ()
+        return tuple(self._unpack("<f", vector + 4 + 4 * index) for index in range(self.count(vector)))
+
+    def count(self, vector: int) -> int:
+        """How many elements a vector has."""
+        count = self.u32(vector)
+        if count > _MOST:
+            raise ValueError(f"{count} elements")
+        return count
+
+    def target(self, table: int, slot: int) -> int | None:
+        """Where a field leads that refers to something; None where it is absent."""
+        place = self.field(table, slot)
+        return self.followed(place) if place else None
+
+    def followed(self, place: int) -> int:
+        """Where the offset at a place leads."""
+        return place + self.u32(place)
+
+    def field(self, table: int, slot: int) -> int:
+        """Position of a field of a table, or 0."""
+        vtable = table - self._unpack("<i", table)
+        if 6 + 2 * slot > self._unpack("<H", vtable):
+            return 0
+        offset = self._unpack("<H", vtable + 4 + 2 * slot)
+        place = table + offset if offset else 0
+        if place >= len(self._data):
+            raise ValueError("a field lies outside")
+        return place
+
+    def _unpack(self, code: str, place: int) -> Any:
+        if place < 0:
+            raise ValueError("an offset points before the beginning")
+        try:
+            return struct.unpack_from(code, self._data, place)[0]
+        except struct.error as error:
+            raise ValueError(str(error)) from error

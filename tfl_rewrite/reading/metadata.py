@@ -6,14 +6,13 @@ import contextlib
 import io
 import math
 import os
-import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
+from tfl_rewrite.editing.metadata import DESCRIPTIONS, INPUTS, OUTPUTS, SUBGRAPHS, MetadataTables
 from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.files.source import ModelLike, Source, load
 from tfl_rewrite.interpreter.scratch import Scratch, scratch_errors
@@ -22,18 +21,13 @@ from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.samples.media import Declared, Media
 
-_DESCRIPTIONS = "TFLITE_METADATA"
 # Slots of ``metadata_schema.fbs`` (tflite-support).
-_SUBGRAPHS, _MODEL_FILES = 3, 6  # ModelMetadata
-_INPUTS, _OUTPUTS, _SUBGRAPH_FILES = 2, 3, 4  # SubGraphMetadata
+_MODEL_FILES, _SUBGRAPH_FILES = 6, 4  # ModelMetadata, SubGraphMetadata
 _CONTENT, _PROCESS_UNITS, _TENSOR_FILES = 3, 4, 6  # TensorMetadata
 _FILE_NAME = 0  # AssociatedFile
-_TYPE, _TABLE = 0, 1  # Content, ProcessUnit: a union and its type before it
 _NORMALIZATION, _AUDIO = 1, 4  # members of ProcessUnitOptions, ContentProperties
 _MEAN, _STD = 0, 1  # NormalizationOptions
 _RATE = 0  # AudioProperties
-_MOST = 4096
-"""Tables, and elements of a vector, that are followed at most; a real file has a handful."""
 
 
 def with_media(judging: Judging, model: str | os.PathLike[str]) -> Judging:
@@ -91,11 +85,11 @@ def declared_inputs(model: str | os.PathLike[str]) -> dict[str, Declared]:
     except TflRewriteError:
         # Verification itself says what is wrong with it, if the runtime minds.
         return {}
-    entry = loaded.metadata_named(_DESCRIPTIONS)
+    entry = loaded.metadata_named(DESCRIPTIONS)
     if entry is None or entry.buffer.blob is None:
         return {}
     try:
-        rows = MetadataTables(bytes(entry.buffer.blob.view())).inputs()
+        rows = described_inputs(bytes(entry.buffer.blob.view()))
     except ValueError:
         return {}
     names = [tensor.name or "" for tensor in loaded.subgraphs[0].inputs]
@@ -167,9 +161,9 @@ def associated_files(data: bytes) -> list[str]:
     tables = MetadataTables(data)
     root = tables.root()
     owners = [(root, _MODEL_FILES)]
-    for subgraph in tables.tables(root, _SUBGRAPHS):
+    for subgraph in tables.tables(root, SUBGRAPHS):
         owners.append((subgraph, _SUBGRAPH_FILES))
-        for slot in (_INPUTS, _OUTPUTS):
+        for slot in (INPUTS, OUTPUTS):
             owners += [(tensor, _TENSOR_FILES) for tensor in tables.tables(subgraph, slot)]
     names = [tables.text(file, _FILE_NAME) for table, slot in owners for file in tables.tables(table, slot)]
     return list(dict.fromkeys(name for name in names if name))
@@ -191,107 +185,31 @@ def zip_members(data: bytes) -> list[zipfile.ZipInfo]:
         raise ValueError(str(error)) from error
 
 
-class MetadataTables:
-    """Follows offsets through the metadata, by the slots above: they are all that is needed of its schema.
+def described_inputs(data: bytes) -> list[Declared]:
+    """Returns what the metadata of a model says of each input of the first subgraph.
 
-    Anything out of place is a ValueError.
+    Raises:
+        ValueError: It is damaged.
     """
+    tables = MetadataTables(data)
+    subgraphs = tables.tables(tables.root(), SUBGRAPHS)
+    return [_declared(tables, item) for item in tables.tables(subgraphs[0], INPUTS)] if subgraphs else []
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._left = _MOST
 
-    def root(self) -> int:
-        """Position of the root table."""
-        return self.u32(0)
-
-    def inputs(self) -> list[Declared]:
-        """What is said of each input of the first subgraph."""
-        subgraphs = self.tables(self.root(), _SUBGRAPHS)
-        return [self._declared(table) for table in self.tables(subgraphs[0], _INPUTS)] if subgraphs else []
-
-    def _declared(self, table: int) -> Declared:
-        mean: tuple[float, ...] = ()
-        std: tuple[float, ...] = ()
-        for unit in self.tables(table, _PROCESS_UNITS):
-            options = self._member(unit, _NORMALIZATION)
-            if options is not None:
-                mean, std = self._floats(options, _MEAN), self._floats(options, _STD)
-        if not mean or not std or not all(map(math.isfinite, (*mean, *std))) or 0.0 in std:
-            mean, std = (), ()
-        content = self._target(table, _CONTENT)
-        audio = None if content is None else self._member(content, _AUDIO)
-        place = 0 if audio is None else self._field(audio, _RATE)
-        rate = self.u32(place) if place else 0
-        return Declared(mean=mean, std=std, sample_rate=rate if 1000 <= rate <= 768000 else None)
-
-    def tables(self, table: int, slot: int) -> list[int]:
-        """Positions of the tables of a vector; none where it is absent."""
-        vector = self._target(table, slot)
-        if vector is None:
-            return []
-        count = self._count(vector)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"over {_MOST} tables")
-        places = [vector + 4 + 4 * index for index in range(count)]
-        return [place + self.u32(place) for place in places]
-
-    def text(self, table: int, slot: int) -> str:
-        """A text, empty where it is absent."""
-        start = self._target(table, slot)
-        if start is None:
-            return ""
-        stop = start + 4 + self.u32(start)
-        if stop > len(self._data):
-            raise ValueError("a text reaches past the end")
-        return self._data[start + 4 : stop].decode("utf-8", "backslashreplace")
-
-    def u32(self, place: int) -> int:
-        """A number that counts or leads somewhere."""
-        return int(self._unpack("<I", place))
-
-    def _member(self, table: int, wanted: int) -> int | None:
-        """The table of a union, if it is of the wanted type."""
-        place = self._field(table, _TYPE)
-        if not place or self._data[place] != wanted:
-            return None
-        return self._target(table, _TABLE)
-
-    def _floats(self, table: int, slot: int) -> tuple[float, ...]:
-        vector = self._target(table, slot)
-        if vector is None:
-            return ()
-        return tuple(self._unpack("<f", vector + 4 + 4 * index) for index in range(self._count(vector)))
-
-    def _count(self, vector: int) -> int:
-        count = self.u32(vector)
-        if count > _MOST:
-            raise ValueError(f"{count} elements")
-        return count
-
-    def _target(self, table: int, slot: int) -> int | None:
-        place = self._field(table, slot)
-        return place + self.u32(place) if place else None
-
-    def _field(self, table: int, slot: int) -> int:
-        """Position of a field of a table, or 0."""
-        vtable = table - self._unpack("<i", table)
-        if 6 + 2 * slot > self._unpack("<H", vtable):
-            return 0
-        offset = self._unpack("<H", vtable + 4 + 2 * slot)
-        place = table + offset if offset else 0
-        if place >= len(self._data):
-            raise ValueError("a field lies outside")
-        return place
-
-    def _unpack(self, code: str, place: int) -> Any:
-        if place < 0:
-            raise ValueError("an offset points before the beginning")
-        try:
-            return struct.unpack_from(code, self._data, place)[0]
-        except struct.error as error:
-            raise ValueError(str(error)) from error
+def _declared(tables: MetadataTables, table: int) -> Declared:
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    for unit in tables.tables(table, _PROCESS_UNITS):
+        options = tables.member(unit, _NORMALIZATION)
+        if options is not None:
+            mean, std = tables.floats(options, _MEAN), tables.floats(options, _STD)
+    if not mean or not std or not all(map(math.isfinite, (*mean, *std))) or 0.0 in std:
+        mean, std = (), ()
+    content = tables.target(table, _CONTENT)
+    audio = None if content is None else tables.member(content, _AUDIO)
+    place = 0 if audio is None else tables.field(audio, _RATE)
+    rate = tables.u32(place) if place else 0
+    return Declared(mean=mean, std=std, sample_rate=rate if 1000 <= rate <= 768000 else None)
 
 
 @contextlib.contextmanager

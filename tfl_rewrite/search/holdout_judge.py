@@ -163,41 +163,34 @@ def noise_of(verdict: Verdict) -> Float64:
     return np.maximum(np.array(found, np.float64), QUIET)
 
 
+@dataclass(slots=True, eq=False)
 class HoldoutJudge:
     """Judges by inputs that were held out; a context manager.
 
-    Args:
+    Attributes:
         source: The original.
         opened: The original as it is opened before a last SOFTMAX and the like, where that counts.
         judging: What to judge with.
         goal: What is judged by.
-        metric: The user's own figure on those inputs.
         beside: A judge whose processes are used; it is closed later.
+        metric: The user's own figure on those inputs.
     """
 
-    def __init__(
-        self,
-        source: str | os.PathLike[str],
-        opened: str | os.PathLike[str] | None,
-        judging: Judging,
-        goal: Goal,
-        metric: Metric | None = None,
-        *,
-        beside: Judge,
-    ) -> None:
-        self._source = source
-        self._opened = opened
-        self._judging = judging
-        self._goal = goal
-        self._metric = metric
-        self._beside = beside
+    source: str | os.PathLike[str]
+    opened: str | os.PathLike[str] | None
+    judging: Judging
+    goal: Goal
+    beside: Judge
+    metric: Metric | None = None
+    _judge: Judge = field(init=False)
+    _inside: Judge | None = field(init=False, default=None)
+    _stack: contextlib.ExitStack = field(init=False)
 
     def __enter__(self) -> HoldoutJudge:
         with contextlib.ExitStack() as stack:
-            self._judge = stack.enter_context(Judge(self._source, self._judging, beside=self._beside))
-            self._inside = None
-            if self._opened is not None:
-                self._inside = stack.enter_context(Judge(self._opened, self._judging, beside=self._beside))
+            self._judge = stack.enter_context(Judge(self.source, self.judging, beside=self.beside))
+            if self.opened is not None:
+                self._inside = stack.enter_context(Judge(self.opened, self.judging, beside=self.beside))
             # Both are there: from now on they end together.
             self._stack = stack.pop_all()
         return self
@@ -207,12 +200,12 @@ class HoldoutJudge:
 
     def evaluate(self, path: Path) -> Figures:
         """Runs a file."""
-        verdict = self._judge.compare(path, tolerance=self._goal.tolerance)
+        verdict = self._judge.compare(path, tolerance=self.goal.tolerance)
         inside = metric = None
         if verdict.measured:
-            metric = self._metric([path]) if self._metric is not None else None
+            metric = self.metric([path]) if self.metric is not None else None
             inside = judged_inside(self._inside, path) if self._inside is not None else None
-        return figures_of([verdict], [inside], self._goal, metric)
+        return figures_of([verdict], [inside], self.goal, metric)
 
 
 class MetricProcess:

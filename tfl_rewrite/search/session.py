@@ -61,10 +61,11 @@ class Wanted:
     force: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """An open search.
 
-    Args:
+    Attributes:
         wanted: What to search for.
         trials: Makes and measures files.
         split: Which inputs are used for what.
@@ -74,32 +75,20 @@ class Session:
         progress: Called with what is going on, and how many of how many steps are done.
     """
 
-    def __init__(
-        self,
-        wanted: Wanted,
-        trials: Trials,
-        split: Split,
-        *,
-        far: Judging,
-        folder: Path,
-        clock: Clock,
-        progress: Progress,
-    ) -> None:
-        self.wanted = wanted
-        self.trials = trials
-        self.split = split
-        self.far = far
-        self._folder = folder
-        self._clock = clock
-        self._progress = progress
+    wanted: Wanted
+    trials: Trials
+    split: Split
+    far: Judging
+    folder: Path
+    clock: Clock
+    progress: Progress
 
     def judge(self) -> HoldoutJudge:
         """Returns what judges by the inputs that were held out; to be entered once something was measured."""
         goal, source = self.wanted.goal, self.wanted.frame.source
         metric = goal.metric
-        figure = MetricProcess(metric, source, [self.far], self._folder) if metric is not None else None
-        beside = self.trials.judge
-        return HoldoutJudge(source, self.trials.inside, self.far, goal, figure, beside=beside)
+        figure = MetricProcess(metric, source, [self.far], self.folder) if metric is not None else None
+        return HoldoutJudge(source, self.trials.inside, self.far, goal, self.trials.judge, figure)
 
     def encodings(self) -> Search:
         """Measures what each encoding of each constant costs; returns what finds assignments of them."""
@@ -114,11 +103,11 @@ class Session:
             force=wanted.force,
             access=access_of(source) & PLAIN,
         )
-        clock, progress = self._clock, self._progress
-        search = Search(self.trials, units, goal=goal, state=state, clock=clock, progress=progress)
+        search = self._search(units, state)
         search.measure(Path(source).stat().st_size)
         if goal.objective is Objective.LATENCY:
-            Stopwatch(self.trials, self._folder, wanted.judging.runtime[0]).price(search.units, progress)
+            stopwatch = Stopwatch(self.trials, self.folder, wanted.judging.runtime[0])
+            stopwatch.price(search.units, self.progress)
         return search
 
     def grids(self, aim: float) -> Search:
@@ -126,18 +115,15 @@ class Session:
         settings = self.wanted.grids
         assert settings is not None
         by_channel = settings.granularity is not Granularity.TENSOR
-        units = measure_grids(self.trials, aim, by_channel=by_channel, progress=self._progress)
-        search = Search(
-            self.trials,
-            units,
-            goal=self.wanted.goal,
-            state=State(None, ""),
-            clock=self._clock,
-            progress=self._progress,
-        )
+        units = measure_grids(self.trials, aim, by_channel=by_channel, progress=self.progress)
+        search = self._search(units, State(None, ""))
         # Their curve is not what is shown.
         search.curve_traced, search.until = True, 1.0
         return search
+
+    def _search(self, units: list[Unit], state: State) -> Search:
+        goal, clock = self.wanted.goal, self.clock
+        return Search(self.trials, units, goal=goal, state=state, clock=clock, progress=self.progress)
 
 
 @contextlib.contextmanager
@@ -177,9 +163,7 @@ def session(wanted: Wanted, progress: Progress | None = None) -> Iterator[Sessio
             with Trials(
                 wanted.frame, folds, final, judge=judge, folder=own, goal=goal, metric=figure
             ) as trials:
-                yield Session(
-                    wanted, trials, split, far=far, folder=far_folder, clock=clock, progress=progress
-                )
+                yield Session(wanted, trials, split, far, far_folder, clock, progress)
 
 
 def _split(wanted: Wanted, scratch: Scratch) -> Split:

@@ -348,9 +348,7 @@ class Trials:
         if patched is not None:
             return patched
         model = self.opened.model() if self.opened is not None else self.fresh()
-        for item in self._folds[number].rounders.passes(choice):
-            item.run(model, Context())
-        save(model, self._paths[number], force=True)
+        self._write(model, self._folds[number].rounders.passes(choice), self._paths[number])
         return self._paths[number]
 
     def _in_place(self, number: int, choice: Choice, *, opened: bool) -> Path | None:
@@ -369,10 +367,7 @@ class Trials:
 
     def write(self, choice: Choice, path: Path) -> None:
         """Makes a file, without running it."""
-        model = self.fresh()
-        for item in self._folds[0].rounders.passes(choice):
-            item.run(model, Context())
-        save(model, path, force=True)
+        self._write(self.fresh(), self._folds[0].rounders.passes(choice), path)
 
     @property
     def can_order(self) -> bool:
@@ -444,10 +439,12 @@ class Trials:
         return self._make(self.passes(found.choice, ordered=found.ordered), self.path)
 
     def _make(self, passes: Sequence[Pass], path: Path) -> int:
-        model = self.fresh()
+        return self._write(self.fresh(), passes, path, self._frame.after)
+
+    def _write(self, model: Model, passes: Sequence[Pass], path: Path, after: Sequence[Pass] = ()) -> int:
         for item in passes:
             item.run(model, Context())
-        packing = last_packing(run_passes(model, self._frame.after))
+        packing = last_packing(run_passes(model, after)) if after else None
         return save(model, path, force=True, packing=packing)
 
     def _judge(self, number: int, *, opened: bool) -> Judge:

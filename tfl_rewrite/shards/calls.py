@@ -7,7 +7,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
@@ -227,9 +226,7 @@ class ShardedModel:
     def __enter__(self) -> ShardedModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -84,7 +84,26 @@ class Payload(ABC):
         return None
 
 
-class QuantizedPayload(Payload):
+class WorkPayload(Payload):
+    """One that is made of a constant as a rounder gets it.
+
+    Args:
+        work: The constant.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def values(self) -> npt.NDArray[Any]:
+        """Those of the constant."""
+        return self.work.values()
+
+    def release(self) -> None:
+        """Those of the constant."""
+        self.work.release()
+
+
+class QuantizedPayload(WorkPayload):
     """Makes the integers of one constant.
 
     Args:
@@ -94,7 +113,7 @@ class QuantizedPayload(Payload):
     """
 
     def __init__(self, work: Work, rounder: Rounder, scale: Float32) -> None:
-        self.work = work
+        super().__init__(work)
         self.scale = scale
         self.rounder = rounder
 
@@ -116,14 +135,6 @@ class QuantizedPayload(Payload):
     def make(self, emit: Emit) -> Error:
         """Rounds."""
         return self.rounder.round(self.work, self.scale, emit)
-
-    def values(self) -> npt.NDArray[Any]:
-        """Those of the constant."""
-        return self.work.values()
-
-    def release(self) -> None:
-        """Those of the constant."""
-        self.work.release()
 
     def watched(self) -> Silenced | None:
         """Channels of the operator's outputs, unless each has a scale of its own."""

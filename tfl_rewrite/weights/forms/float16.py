@@ -17,7 +17,7 @@ from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.model.blob import ComputedBlob
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
 from tfl_rewrite.numerics.symmetric import BLOCK_ELEMENTS, Error, Floats, halves
-from tfl_rewrite.weights.payloads import Emit, Payload
+from tfl_rewrite.weights.payloads import Emit, WorkPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
 from tfl_rewrite.weights.storage import Decision, StorageForm, Stored
 
@@ -65,19 +65,12 @@ def to_half(values: npt.NDArray[Any], emit: Emit) -> Float16Error:
     return error
 
 
-class Float16Cast(Payload):
-    """Makes the float16 values of one float32 constant, and remembers what did not fit.
-
-    Args:
-        work: The constant.
-    """
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
+class Float16Cast(WorkPayload):
+    """Makes the float16 values of one float32 constant, and remembers what did not fit."""
 
     def blob(self) -> ComputedBlob:
         """Returns the values as bytes that are made while they are written."""
-        return ComputedBlob(2 * self._work.channels.elements, self._write)
+        return ComputedBlob(2 * self.work.channels.elements, self._write)
 
     def _write(self, sink: Sink, offset: int) -> None:
         self.run(lambda start, block: sink.write_at(block.data, offset + 2 * start))
@@ -85,14 +78,6 @@ class Float16Cast(Payload):
     def make(self, emit: Emit) -> Float16Error:
         """Rounds."""
         return to_half(self.values(), emit)
-
-    def values(self) -> npt.NDArray[Any]:
-        """Those of the constant."""
-        return self._work.values()
-
-    def release(self) -> None:
-        """Those of the constant."""
-        self._work.release()
 
     def lost(self) -> dict[str, int]:
         """Elements that were clamped, became zero, or lost bits."""
