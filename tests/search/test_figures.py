@@ -88,7 +88,7 @@ def test_what_is_not_finite_is_not_taken_for_its_size() -> None:
         for number, item in enumerate((fine, broken))
     }
     search._bytes, search.units, search.until, search.notes = True, [], 1.0, []
-    search._progress, search._clock = lambda *_: None, Clock(0.0, started=0.0)
+    search.progress, search.clock = lambda *_: None, Clock(0.0, started=0.0)
     found = search.largest_within(1000)
     assert found is not None and found.verdict is fine
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from statistics import median
 
 import numpy as np
@@ -36,10 +37,11 @@ _LOWEST, _HIGHEST = -40.0, 180.0
 _CURVE_STEPS = (-15.0, -10.0, -5.0, 5.0, 10.0)
 
 
+@dataclass(eq=False)
 class Search:
     """Finds assignments; what was measured serves any number of goals.
 
-    Args:
+    Attributes:
         trials: Makes and measures files.
         units: What there is to choose.
         goal: What is to be small.
@@ -48,27 +50,22 @@ class Search:
         progress: Called with what is going on, and how many of how many steps are done.
     """
 
-    def __init__(
-        self,
-        trials: Trials,
-        units: list[Unit],
-        *,
-        goal: Goal,
-        state: State,
-        clock: Clock,
-        progress: Progress,
-    ) -> None:
-        self._trials = trials
-        self.units = units
+    trials: Trials
+    units: list[Unit]
+    _: KW_ONLY
+    goal: Goal
+    state: State
+    clock: Clock
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        units, goal = self.units, self.goal
         grids = any(isinstance(option.form, Grid) for unit in units for option in unit.options)
         # To deflate each file would take longer than to run it: what grids save is estimated.
         self._bytes = goal.objective in (Objective.FILE, Objective.DOWNLOAD) and not grids
         # A coarser grid spares less than a smaller encoding: there is more to try.
         most = min(4 * len(units), MOST_REFINEMENTS) if grids else 0
         self._refinements = max(REFINEMENTS, most)
-        self._state = state
-        self._clock = clock
-        self._progress = progress
         self._known: dict[Hashable, Measured] = {}
         self._ordering = 0.0
         self.curve_traced = False
@@ -85,11 +82,11 @@ class Search:
         """Measures, or estimates, the noise of every option; see :func:`sensitivity.measure`."""
         self.notes += sensitivity.measure(
             self.units,
-            self._trials,
+            self.trials,
             nbytes,
-            state=self._state,
-            clock=self._clock,
-            progress=self._progress,
+            state=self.state,
+            clock=self.clock,
+            progress=self.progress,
         )
 
     def find(self, goal: Goal, *, margin: float = 0.0, least: float | None = None) -> Measured | None:
@@ -129,7 +126,7 @@ class Search:
             picked = self._picked(aim)
             choice = self.choice(picked)
             new = key_of(choice) not in self._known
-            self._progress("settling", files, ROUNDS)
+            self.progress("settling", files, ROUNDS)
             found = self._measured(choice)
             files += new
             missing = missing_of(found)
@@ -164,7 +161,7 @@ class Search:
             low, high = _LOWEST, _HIGHEST
             files = 0
             while files < ROUNDS and high - low > 0.05:
-                self._progress("settling", files, ROUNDS)
+                self.progress("settling", files, ROUNDS)
                 aim = (low + high) / 2
                 picked = self._picked(aim)
                 choice = self.choice(picked)
@@ -225,9 +222,9 @@ class Search:
         self.curve_traced = True
         around = 35.0 if around is None or not math.isfinite(around) else around
         for number, step in enumerate(_CURVE_STEPS):
-            self._progress("tracing the curve", number, len(_CURVE_STEPS))
+            self.progress("tracing the curve", number, len(_CURVE_STEPS))
             try:
-                self._clock.check(self.until)
+                self.clock.check(self.until)
                 self._measured(self.choice(self._picked(around + step)))
             except TimeIsUp:
                 return
@@ -239,11 +236,11 @@ class Search:
             TimeIsUp: There is no time for it.
         """
         # Half as much again is to be left for the file itself, once it is found.
-        self._clock.check(0.6, spare=1.5 * self._ordering)
-        self._progress("rounding weight by weight", 0, 1)
+        self.clock.check(0.6, spare=1.5 * self._ordering)
+        self.progress("rounding weight by weight", 0, 1)
         cost = None if self._bytes else found.cost
         began = time.monotonic()
-        made = self._trials.measure(found.choice, cost, ordered=True)
+        made = self.trials.measure(found.choice, cost, ordered=True)
         self._ordering = time.monotonic() - began
         self._known[("in order", key_of(found.choice))] = made
         return made
@@ -271,11 +268,11 @@ class Search:
         found = self._known.get(key)
         if found is None:
             if timed:
-                self._clock.check(self.until)
+                self.clock.check(self.until)
             cost = None
             if not self._bytes:
                 cost = sum(self._option(unit, choice).cost for unit in self.units)
-            found = self._known[key] = self._trials.measure(choice, cost)
+            found = self._known[key] = self.trials.measure(choice, cost)
         return found
 
     def _option(self, unit: Unit, choice: Choice) -> Option:
@@ -294,7 +291,7 @@ class Search:
             if not moves:
                 break
             _, unit, option = max(moves, key=lambda move: (move[0], -move[1].position))
-            self._progress("refining", tried, self._refinements)
+            self.progress("refining", tried, self._refinements)
             found = self._measured({**best.choice, unit.position: option.form})
             if missing_of(found) <= 0 and _rank(found) < _rank(best):
                 best = found

@@ -6,7 +6,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -194,10 +194,11 @@ class Stored:
     deflated: int
 
 
+@dataclass(eq=False)
 class Trials:
     """Files made from one original, one at a time in the same place; a context manager.
 
-    Args:
+    Attributes:
         frame: The original, and what is done around.
         folds: The inputs of the search.
         final: What may look at all of them.
@@ -205,35 +206,26 @@ class Trials:
         folder: For the files.
         goal: What figures are judged by.
         metric: The user's own figure.
-
-    Attributes:
         path: Where :meth:`finish` puts its file.
         files: How many files were run.
-        judge: See above.
         prepared: The original as the first passes leave it; None where constants lie otherwise in a file.
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
         decisions: How many things each call decides there, at least.
         constants: What can be rounded to grids, by position of the buffer; filled by :meth:`prepare_grids`.
     """
 
-    def __init__(
-        self,
-        frame: Frame,
-        folds: Sequence[Fold],
-        final: Rounders,
-        *,
-        judge: Judge,
-        folder: Path,
-        goal: Goal,
-        metric: Metric | None = None,
-    ) -> None:
-        self._frame = frame
-        self._folds = folds
-        self._final = final
-        self._goal = goal
-        self._metric = metric
-        self._folder = folder
-        self._paths = [folder / f"trial{number}.tflite" for number in range(len(folds))]
+    frame: Frame
+    folds: Sequence[Fold]
+    final: Rounders
+    _: KW_ONLY
+    judge: Judge
+    folder: Path
+    goal: Goal
+    metric: Metric | None = None
+
+    def __post_init__(self) -> None:
+        folder = self.folder
+        self._paths = [folder / f"trial{number}.tflite" for number in range(len(self.folds))]
         self.path = folder / "final.tflite"
         self.files = 0
         self.prepared = self._prepare(folder / "prepared.tflite")
@@ -241,7 +233,6 @@ class Trials:
         self.opened = self._open(folder / "opened.tflite")
         self.constants: dict[int, Constant] = {}
         self._patched: dict[tuple[int, bool], Patched] = {}
-        self.judge = judge
         self._judges: dict[tuple[int, bool], Judge] = {}
 
     def __enter__(self) -> Trials:
@@ -253,8 +244,8 @@ class Trials:
 
     def _prepare(self, path: Path) -> Source | None:
         """Writes what the first passes make, so that they need not be run each time."""
-        model = load(self._frame.source)
-        run_passes(model, self._frame.before)
+        model = load(self.frame.source)
+        run_passes(model, self.frame.before)
         try:
             save(model, path)
         except TflRewriteError:
@@ -278,13 +269,13 @@ class Trials:
         """Loads the original as the first passes leave it."""
         if self.prepared is not None:
             return self.prepared.model()
-        model = load(self._frame.source)
-        run_passes(model, self._frame.before)
+        model = load(self.frame.source)
+        run_passes(model, self.frame.before)
         return model
 
     def prepare(self, choices: Sequence[Choice]) -> None:
         """Lets the rounders look at the model once for all encodings."""
-        for fold in self._folds:
+        for fold in self.folds:
             base = fold.rounders.base
             if base is not None and base.rounder is not None:
                 model = self.fresh()
@@ -294,11 +285,11 @@ class Trials:
     def prepare_grids(self) -> list[Constant]:
         """Finds what can be rounded to grids, and lets those who choose levels look at the model."""
         model = self.fresh()
-        settings = self._final.grids
+        settings = self.final.grids
         assert settings is not None
         self.constants = {item.position: item for item in settings.unrounded(model)}
         found = list(self.constants.values())
-        for rounders in (self._final, *(fold.rounders for fold in self._folds)):
+        for rounders in (self.final, *(fold.rounders for fold in self.folds)):
             if found and rounders.grids is not None and rounders.grids.fitting is not None:
                 rounders.grids.fitting.prepare(model, found)
         return found
@@ -306,13 +297,13 @@ class Trials:
     def rounded(self, choice: Choice) -> dict[int, Stored]:
         """Stores constants otherwise, without writing a file; by the positions of their buffers."""
         model = self.fresh()
-        (made,) = self._folds[0].rounders.passes(choice)
+        (made,) = self.folds[0].rounders.passes(choice)
         found = {}
         for change in made.run(model, Context()).changes:
             if isinstance(change, WeightChange):
                 blob = model.buffers[change.buffer].blob
                 spared = 0
-                if self._goal.objective is Objective.DOWNLOAD and blob is not None:
+                if self.goal.objective is Objective.DOWNLOAD and blob is not None:
                     spared = blob.nbytes - len(zlib.compress(blob.view(), 6))
                 found[change.buffer] = Stored(ratio(change.snr), spared)
         return found
@@ -324,7 +315,7 @@ class Trials:
         None where such a file cannot be made or does not run.
         """
         verdicts = []
-        for number in range(len(self._folds)):
+        for number in range(len(self.folds)):
             opened = self.opened is not None
             try:
                 path = self._single(number, choice)
@@ -348,17 +339,17 @@ class Trials:
         if patched is not None:
             return patched
         model = self.opened.model() if self.opened is not None else self.fresh()
-        self._write(model, self._folds[number].rounders.passes(choice), self._paths[number])
+        self._write(model, self.folds[number].rounders.passes(choice), self._paths[number])
         return self._paths[number]
 
     def _in_place(self, number: int, choice: Choice, *, opened: bool) -> Path | None:
         """Puts values into a copy, where that is all there is to do; returns its path."""
-        source, settings = self.opened if opened else self.prepared, self._folds[number].rounders.grids
+        source, settings = self.opened if opened else self.prepared, self.folds[number].rounders.grids
         if source is None or settings is None or not choice or encodings_of(choice):
             return None
         patched = self._patched.get((number, opened))
         if patched is None:
-            path = self._folder / f"patched{number}{'opened' if opened else ''}.tflite"
+            path = self.folder / f"patched{number}{'opened' if opened else ''}.tflite"
             patched = self._patched[number, opened] = Patched(source, path, self.constants)
         if not patched.takes(choice):
             return None
@@ -367,14 +358,12 @@ class Trials:
 
     def write(self, choice: Choice, path: Path) -> None:
         """Makes a file, without running it."""
-        self._write(self.fresh(), self._folds[0].rounders.passes(choice), path)
+        self._write(self.fresh(), self.folds[0].rounders.passes(choice), path)
 
     @property
     def can_order(self) -> bool:
         """Whether weights can be rounded one after the other."""
-        return all(
-            each.ordered is not None for each in (self._final, *(fold.rounders for fold in self._folds))
-        )
+        return all(each.ordered is not None for each in (self.final, *(fold.rounders for fold in self.folds)))
 
     def measure(self, choice: Choice, cost: float | None = None, *, ordered: bool = False) -> Measured:
         """Makes the whole file, for each part of the inputs, and runs it on that part.
@@ -388,19 +377,19 @@ class Trials:
         verdicts: list[Verdict] = []
         inside: list[Verdict | None] = []
         paths = []
-        for number, fold in enumerate(self._folds):
+        for number, fold in enumerate(self.folds):
             path = self._in_place(number, choice, opened=False)
             if path is None:
                 path = self._paths[number]
                 self._make(fold.rounders.passes(choice, ordered=ordered), path)
             paths.append(path)
             sizes.append(path.stat().st_size)
-            if self._goal.objective is Objective.DOWNLOAD and cost is None:
+            if self.goal.objective is Objective.DOWNLOAD and cost is None:
                 deflated.append(deflated_nbytes(path))
             verdicts.append(self._judged(number, path))
             inside.append(self._inside(number, path, choice) if verdicts[-1].measured else None)
-        found = figures_of(verdicts, inside, self._goal)
-        metric = self._metric(paths) if self._metric is not None and found.runs else None
+        found = figures_of(verdicts, inside, self.goal)
+        metric = self.metric(paths) if self.metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
         return Measured(
             verdict=found.verdict,
@@ -417,7 +406,7 @@ class Trials:
     @property
     def inside(self) -> Source | None:
         """The original as it is opened before a last SOFTMAX and the like, where that counts."""
-        return self.opened if counts_hidden(self._goal, self.decisions) else None
+        return self.opened if counts_hidden(self.goal, self.decisions) else None
 
     def _inside(self, number: int, path: Path, choice: Choice) -> Verdict | None:
         """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
@@ -432,14 +421,14 @@ class Trials:
 
     def passes(self, choice: Choice, *, ordered: bool = False) -> list[Pass]:
         """Returns the passes that make what is to be published, but those around."""
-        return self._final.passes(choice, ordered=ordered)
+        return self.final.passes(choice, ordered=ordered)
 
     def finish(self, found: Measured) -> int:
         """Makes the file that is to be published, at :attr:`path`; returns its size."""
         return self._make(self.passes(found.choice, ordered=found.ordered), self.path)
 
     def _make(self, passes: Sequence[Pass], path: Path) -> int:
-        return self._write(self.fresh(), passes, path, self._frame.after)
+        return self._write(self.fresh(), passes, path, self.frame.after)
 
     def _write(self, model: Model, passes: Sequence[Pass], path: Path, after: Sequence[Pass] = ()) -> int:
         for item in passes:
@@ -452,19 +441,19 @@ class Trials:
         if key == (0, False):
             return self.judge
         if key not in self._judges:
-            source = self.opened if opened and self.opened is not None else self._frame.source
-            self._judges[key] = Judge(source, self._folds[number].judging, beside=self.judge)
+            source = self.opened if opened and self.opened is not None else self.frame.source
+            self._judges[key] = Judge(source, self.folds[number].judging, beside=self.judge)
         return self._judges[key]
 
     @property
     def _without(self) -> str:
         """What does without a search."""
-        grids = self._final.base is None
+        grids = self.final.base is None
         return "round-weights with --steps" if grids else "quantize-weights with --dtype or --map"
 
     def _tolerance(self, *, opened: bool) -> Tolerance:
         """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
-        return INSIDE if opened else self._goal.tolerance
+        return INSIDE if opened else self.goal.tolerance
 
     def _judged(self, number: int, path: Path, *, opened: bool = False) -> Verdict:
         self.files += 1
@@ -473,7 +462,7 @@ class Trials:
         if not verdict.measured and verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
-                file=self._frame.source,
+                file=self.frame.source,
                 remedy=f"use {self._without} instead",
             )
         return verdict
