@@ -7,10 +7,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.nets import Net, UnsignedNet, codes, data_of, named, parameters, unsigned_layers, with_grid
+from tests.kernels.integer_cases import WITH_STATE
+from tests.nets import (
+    Net,
+    UnsignedNet,
+    codes,
+    data_of,
+    named,
+    nearest,
+    parameters,
+    unsigned_layers,
+    with_grid,
+)
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.integers.floats import Floated, make_floats
+from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Operator, OperatorCode, Quantization, Tensor
@@ -178,6 +190,40 @@ def test_an_svdf_takes_its_state_along() -> None:
     assert codes(net.model) == [("SVDF", 1)] and state.dtype == dtypes.FLOAT32.value
     held = net.graph.operators[0].inputs[3]
     assert held is not None and data_of(held).tolist() == [0.125, 0.125]
+
+
+@pytest.mark.parametrize("label", WITH_STATE)
+def test_what_keeps_a_state_comes_back_from_integers(label: str) -> None:
+    model, wanted = WITH_STATE[label]()[0], WITH_STATE[label]()[0]
+    graph = model.subgraphs[0]
+    (operator,), (before,) = graph.operators, wanted.subgraphs[0].operators
+    states = [item for item in graph.tensors if item.is_variable]
+    ranges = {id(item): (-1.0, 1.0) for item in (*graph.inputs, *graph.outputs, *states)}
+    editor = Editor(model)
+    IntegerPlan(model, lambda _: 8, ranges).convert(editor, nearest)
+    assert operator.inputs[1] is None or operator.inputs[1].dtype_name == "INT8"
+    assert not make_floats(model, editor).reasons
+    editor.finish()
+    assert [name for name, _ in codes(model)] == [before.code.name] and not operator.intermediates
+    assert len(graph.tensors) == len(wanted.subgraphs[0].tensors)
+    for one, other in zip(operator.inputs, before.inputs, strict=True):
+        assert (one is None) is (other is None)
+        if one is not None and other is not None and other.is_constant:
+            assert np.allclose(one.values, other.values, atol=np.abs(other.values).max() / 200)
+        assert one is None or one.dtype_name == "FLOAT32"
+
+
+def test_an_lstm_of_another_integer_form_stays() -> None:
+    model = WITH_STATE["LSTM"]()[0]
+    graph = model.subgraphs[0]
+    states = [item for item in graph.tensors if item.is_variable]
+    ranges = {id(item): (-1.0, 1.0) for item in (*graph.inputs, *graph.outputs, *states)}
+    editor = Editor(model)
+    IntegerPlan(model, lambda _: 8, ranges).convert(editor, nearest)
+    operator = next(item for item in graph.operators if item.intermediates)
+    operator.intermediates *= 2
+    reason = make_floats(model, editor).reasons[id(operator)]
+    assert reason == "LSTM has another integer form, with 10 intermediate tensors"
 
 
 def test_hybrid_weights_and_raw_integers_are_none_of_its_business() -> None:

@@ -185,6 +185,9 @@ class _Floating:
             number = schema().enums["ActivationFunctionType"].values[clamp.name]
             self._editor.set_option(operator, "fused_activation_function", number)
             self._done.clamps += 1
+        # Float kernels name no tensors for what lies between.
+        self._replaced.update((id(item), item) for item in operator.intermediates if item is not None)
+        operator.intermediates.clear()
         if operator.option("quantized_bias_type"):
             self._editor.set_option(operator, "quantized_bias_type", 0)
         self._operators.append(operator)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels.integer import Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of, scales_of, wrong_operands, zero_points_of
-from tfl_rewrite.kernels.table import DEQUANTIZE, FLOAT_CUSTOM, FLOAT_TWINS, QUANTIZE, row_of
+from tfl_rewrite.kernels.table import DEQUANTIZE, FLOAT_CUSTOM, QUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Tensor
@@ -49,10 +49,13 @@ def float_obstacle(operator: Operator, graph: Graph) -> str:
     if operator.code.custom is not None and name not in FLOAT_CUSTOM:
         return f"the custom operator {name} need not know floats"
     converts = row in (QUANTIZE, DEQUANTIZE)
-    if row.integer is None and not converts and row not in FLOAT_TWINS and name not in FLOAT_CUSTOM:
+    if row.integer is None and not converts and name not in FLOAT_CUSTOM:
         return f"{name} works on the integers themselves, or on a state of integers"
     if wrong := wrong_operands(operator):
         return f"{name} {wrong}"
+    memory = None if row.integer is None else row.integer.memory
+    if memory is not None and len(operator.intermediates) != memory.intermediates:
+        return f"{name} has another integer form, with {len(operator.intermediates)} intermediate tensors"
     if operator.option("weights_format"):
         return f"there is a shuffled format in the weights of {name}"
     operands = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor is not None]
@@ -88,7 +91,9 @@ def _bias_obstacle(operator: Operator, bias: Tensor, graph: Graph) -> str:
 def _operand_obstacle(operator: Operator, tensor: Tensor, graph: Graph) -> str:
     if tensor.is_variable:
         users = [use.operator for use in graph.uses_of(tensor)]
-        lone = row_of(operator) in FLOAT_TWINS and users == [operator] and not tensor.buffer.nbytes
+        kernel = row_of(operator).integer
+        keeps = kernel is not None and kernel.memory is not None
+        lone = keeps and users == [operator] and not tensor.buffer.nbytes
         return "" if lone and is_quantized(tensor, graph) else "is a state"
     if graph.is_constant(tensor) and is_stored(tensor):
         return "" if real_values(tensor) is not None else "is stored in a form that is not read"

@@ -879,9 +879,6 @@ NORM_DEVIATION = ROWS["RSQRT"]
 """What makes the reciprocal deviation of a layer norm of a variance."""
 RESIDUAL = ROWS["ADD"]
 RELU, RELU6 = ROWS["RELU"], ROWS["RELU6"]
-FLOAT_TWINS = (ROWS["SVDF"],)
-"""What computes in integers, although no row states how, what its float kernel computes of the real values of
-each operand, its state among them (``tflite/kernels/svdf.cc``)."""
 FLOAT_CUSTOM = frozenset(("TFLite_Detection_PostProcess",))
 """Custom operators that read floats as well as uint8 (``detection_postprocess.cc``; measured)."""
 
