@@ -220,14 +220,18 @@ class Covariances:
 
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
-        weight = np.maximum(moments.count, 1.0)
-        self._halves = []
-        for half in (0, 1):
-            own = moments.square[half] / weight[half]
-            about = moments.total[half] / weight[half]
-            self._halves.append(own - about[:, :, None] * about[:, None, :])
-        self._off = self._agreement(*self._halves)
-        self._on = self._diagonal_agreement(*self._halves)
+        # Not kept, for they are large: twice the size of the sums each.
+        first, second = self._about_the_mean(0), self._about_the_mean(1)
+        self._off = self._agreement(first, second)
+        self._on = self._diagonal_agreement(first, second)
+
+    def _about_the_mean(self, half: int) -> Float64:
+        """Returns the second moments of a half about its mean."""
+        weight = np.maximum(self._moments.count, 1.0)
+        own: Float64 = np.divide(self._moments.square[half], weight[half], dtype=np.float64)
+        about = self._moments.total[half] / weight[half]
+        own -= about[:, :, None] * about[:, None, :]
+        return own
 
     def of(self, *, centred: bool, half: int | None = None) -> Float64:
         """Returns them, ``[groups * parts, length, length]``, positive definite.
@@ -242,7 +246,7 @@ class Covariances:
             square = moments.square.sum(axis=0) / max(1.0, float(moments.count.sum()))
             whole = (square - mean[:, :, None] * mean[:, None, :]).astype(np.float64)
         else:
-            whole = np.array(self._halves[half], np.float64)
+            whole = self._about_the_mean(half)
         index = np.arange(whole.shape[1])
         diagonal = np.maximum(whole[:, index, index], 0.0)
         whole *= np.clip(_believed(*self._off, half), 0.0, 0.999)[:, None, None]
@@ -390,20 +394,28 @@ class Drift(Moments):
             centred: As it was made.
             half: Likewise.
         """
-        count = np.maximum(self.count, 1.0)[:, None, None]
-        means, drifts = self.total / count, (self.wanted - self.total) / count
-        about = means[:, :, :, None] * drifts[:, :, None, :] if centred else 0.0
-        halves = self.cross / count[..., None] - about
+        halves = [self._lacking(0, centred=centred), self._lacking(1, centred=centred)]
         belief = self.trust * _belief(halves[0], halves[1], half)
         if half is not None:
             whole = halves[half]
         else:
+            # They are large, and not needed any more.
+            halves.clear()
             whole = self.cross.sum(axis=0) / max(1.0, float(self.count.sum()))
             if centred:
                 mean = self.mean()
                 whole = whole - mean[:, :, None] * (self.wanted_mean() - mean)[:, None, :]
         change = np.linalg.solve(moments, whole @ np.asarray(weight, np.float64).swapaxes(1, 2))
         found: Float64 = weight + belief * change.swapaxes(1, 2)
+        return found
+
+    def _lacking(self, half: int, *, centred: bool) -> Float64:
+        """Returns the mean cross moments of a half with what its vectors lack; about their means if asked."""
+        count = max(1.0, float(self.count[half]))
+        found: Float64 = np.divide(self.cross[half], count, dtype=np.float64)
+        if centred:
+            total = self.total[half]
+            found -= (total / count)[:, :, None] * ((self.wanted[half] - total) / count)[:, None, :]
         return found
 
     def error(
@@ -413,14 +425,15 @@ class Drift(Moments):
         own = np.asarray(weight, np.float64)
         off = own - rounded
         count = max(1.0, float(self.count[half]))
-        square, cross, lack = (
-            np.asarray(each[half], np.float64) / count for each in (self.square, self.cross, self.lack)
-        )
         mean = self.mean(half)
         means = np.einsum("grk,gk->gr", off, mean)
         means += np.einsum("grk,gk->gr", own, self.wanted_mean(half) - mean)
-        each = np.einsum("grk,grk->gr", off @ square + 2.0 * (own @ cross.swapaxes(1, 2)), off)
-        each += np.einsum("grk,grk->gr", own @ lack, own)
+        # One after the other: each has the size of all moments of a half in float64.
+        seen = own @ np.divide(self.cross[half], count, dtype=np.float64).swapaxes(1, 2)
+        seen *= 2.0
+        seen += off @ np.divide(self.square[half], count, dtype=np.float64)
+        each = np.einsum("grk,grk->gr", seen, off)
+        each += np.einsum("grk,grk->gr", own @ np.divide(self.lack[half], count, dtype=np.float64), own)
         return self._error(each - means**2, means, bias)
 
 
