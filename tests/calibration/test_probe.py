@@ -11,7 +11,7 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
-from tfl_rewrite.calibration.probe import Place, Probe, Runner
+from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.worker import ModelFailed
@@ -183,3 +183,29 @@ def test_a_file_need_not_say_the_shapes_of_activations(fixtures: Path) -> None:
             for model in (told, silent)
         ]
         assert products[0] == products[1] and sum(item is not None for item in products[0]) > 4
+
+
+def test_a_part_is_written_without_what_it_does_not_hold(
+    fixtures: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+    opened = runner.open
+
+    def kept(path: Path, *, delegates: bool = True) -> None:
+        parts.append(load(path))
+        opened(path, delegates=delegates)
+
+    monkeypatch.setattr(runner, "open", kept)
+    path = fixtures / "digits_cnn.tflite"
+    probe, whole = Probe(path, runner), load(path)
+    first = probe.model.subgraphs[0].operators[0]
+    values = np.zeros(whole.subgraphs[0].inputs[0].shape or (), np.float32)
+    (_, (given,)), *_ = probe.values_of(0, [t for t in first.outputs if t is not None], [Call(0, (values,))])
+    assert given.shape == (first.outputs[0].shape if first.outputs[0] is not None else ())
+    (part,) = parts
+    (graph,) = part.subgraphs
+    assert len(graph.operators) == 1
+    assert len(graph.tensors) == len([t for t in (*first.inputs, *first.outputs) if t is not None])
+    assert len(part.buffers) <= 1 + len(graph.tensors) < len(whole.buffers)
+    # The model in memory is whole again.
+    assert probe.model.to_bytes() == whole.to_bytes()

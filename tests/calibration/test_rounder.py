@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load
+from tfl_rewrite.calibration import collect
+from tfl_rewrite.calibration.probe import Runner
 from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import Context
@@ -200,6 +202,33 @@ def test_the_processes_of_a_judge_do_as_well(
             assert made(judge) == alone
             assert judge.compare(path).status == "pass"
         assert len(started) == 2
+
+
+def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
+    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    start = Runner.open
+
+    def counted(self: Runner, model: Path, *, delegates: bool = True) -> None:
+        opened.append(model)
+        start(self, model, delegates=delegates)
+
+    monkeypatch.setattr(Runner, "open", counted)
+    made = {}
+    for nbytes in (0, 64 << 20):
+        monkeypatch.setattr(collect, "AHEAD_NBYTES", nbytes)
+        opened.clear()
+        settings = QuantizeWeights(
+            encoding=Encoding.parse("int4:channel:dequantize"),
+            rounder=Calibrated(Judging(inputs=(few,)), in_order=True),
+        )
+        model = load(fixtures / "digits_cnn.tflite")
+        settings.run(model, Context())
+        made[nbytes] = model.to_bytes(), len(opened)
+    assert made[0][0] == made[64 << 20][0]
+    weights = made[0][1] // 2
+    assert weights > 2 and made[0][1] == 2 * weights and made[64 << 20][1] == weights + 1
 
 
 @pytest.mark.parametrize(("name", "weights"), [("lstm", 8), ("rnn", 4)])

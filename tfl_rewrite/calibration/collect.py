@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
+from tfl_rewrite.calibration.probe import Array, Call, Place, Probe, Runner
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source, is_changed, origin_of, save
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
@@ -23,6 +23,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.moments import Moments, memory_rounds
 from tfl_rewrite.numerics.products import Product
@@ -37,6 +38,9 @@ NOT_ENTERED = "no sample to fit to enters their subgraph"
 
 MEMORY_NBYTES = 512 << 20
 """Of moments at a time; the model is run again for those that do not fit."""
+
+AHEAD_NBYTES = 32 << 20
+"""Of activations that are held for weights that follow; larger ones are seen one by one."""
 
 HELD_NBYTES = 256 << 20
 """Of what was found, in memory; more goes to temporary files."""
@@ -252,3 +256,65 @@ def _collect(
         found = dict.fromkeys(group, str(error))
     for position in group:
         yield position, found.pop(position)
+
+
+class Ahead:
+    """What weights meet in the float model, which does not change: as many are seen in one run as fit.
+
+    Args:
+        probe: The float model.
+        wanted: The weights, in the order in which they are asked for, each once.
+        calls: What to run.
+    """
+
+    def __init__(self, probe: Probe, wanted: Sequence[Wanted], calls: Sequence[Call]) -> None:
+        self._probe = probe
+        self._wanted = wanted
+        self._calls = calls
+        self._position = 0
+        self._known: dict[int, list[tuple[int, Array]]] = {}
+
+    def of(self, wanted: Wanted) -> Iterator[tuple[int, Array]]:
+        """Yields the numbers of the calls and what a weight meets in each; see :meth:`Probe.activations`.
+
+        Raises:
+            ModelFailed: The part does not run.
+        """
+        while self._wanted[self._position] is not wanted:
+            self._known.pop(self._position, None)
+            self._position += 1
+        if self._position not in self._known:
+            self._look(self._fitting())
+        known = self._known.pop(self._position, None)
+        if known is not None:
+            yield from known
+            return
+        for number, (array,) in self._probe.activations([(wanted.place, wanted.position)], self._calls):
+            yield number, array
+
+    def _fitting(self) -> range:
+        """Returns the positions of the next weights whose activations are held at a time."""
+        first, nbytes = self._wanted[self._position], 0
+        for position in range(self._position, len(self._wanted)):
+            item = self._wanted[position]
+            tensor = activation_of(self._probe.operator(item.place), item.position)
+            entering = sum(call.subgraph == item.place.subgraph for call in self._calls)
+            nbytes += 4 * entering * (tensor.elements if tensor is not None else 0)
+            if nbytes > AHEAD_NBYTES or item.place.subgraph != first.place.subgraph:
+                return range(self._position, position)
+        return range(self._position, len(self._wanted))
+
+    def _look(self, positions: range) -> None:
+        if len(positions) < 2:
+            # Nothing is won by holding what is used at once.
+            return
+        weights = [(self._wanted[at].place, self._wanted[at].position) for at in positions]
+        found: dict[int, list[tuple[int, Array]]] = {at: [] for at in positions}
+        try:
+            for number, arrays in self._probe.activations(weights, self._calls):
+                for at, array in zip(positions, arrays, strict=True):
+                    found[at].append((number, array))
+        except ModelFailed:
+            # The part that ends in one of them may run all the same.
+            return
+        self._known.update(found)

@@ -365,30 +365,36 @@ class Probe:
             for position, operator in enumerate(subgraph.operators)
             if whole or any(tensor is output for tensor in operator.outputs for output in outputs)
         )
-        read = {id(tensor) for operator in subgraph.operators[: last + 1] for tensor in operator.inputs}
+        operators = subgraph.operators[: last + 1]
+        rest = [tensor for tensor in subgraph.outputs if whole and all(tensor is not own for own in outputs)]
+        read = {id(tensor) for operator in operators for tensor in operator.inputs}
+        made = (tensor for operator in operators for tensor in (*operator.outputs, *operator.intermediates))
+        held = read.union(map(id, (*subgraph.inputs, *outputs, *rest, *made)))
+        kept = subgraph.operators, subgraph.outputs, subgraph.tensors
+        others = model.signatures, model.subgraphs, model.metadata, model.buffers
+        # What the part does not hold is not written, and constants that it does not read neither.
+        subgraph.operators, subgraph.outputs = operators, [*outputs, *rest]
+        subgraph.tensors = [tensor for tensor in kept[2] if id(tensor) in held]
+        # The part is the main subgraph, so that it can be called by position.
+        model.signatures, model.metadata = [], []
+        model.subgraphs = [subgraph, *(other for other in others[1] if other is not subgraph)]
+        buffers = {id(tensor.buffer) for _, tensor in model.tensors()}
+        model.buffers = [item for item in others[3] if item is others[3][0] or id(item) in buffers]
         needed = {
             id(tensor.buffer)
-            for other, tensor in model.tensors()
-            if other is not subgraph or id(tensor) in read
+            for graph, tensor in model.tensors()
+            if graph is not subgraph or id(tensor) in read
         }
-        # Constants that the part does not read are not written.
         spared = [(buffer, buffer.blob) for buffer in model.buffers if id(buffer) not in needed]
-        kept = subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs
-        rest = [tensor for tensor in subgraph.outputs if whole and all(tensor is not own for own in outputs)]
-        subgraph.operators, subgraph.outputs = subgraph.operators[: last + 1], [*outputs, *rest]
-        # The part is the main subgraph, so that it can be called by position.
-        model.signatures = []
-        model.subgraphs = [subgraph, *(other for other in kept[3] if other is not subgraph)]
-        metadata, model.metadata = model.metadata, []
         for buffer, _ in spared:
             buffer.blob = None
         try:
             save(model, path, force=True)
         finally:
-            model.metadata = metadata
             for buffer, blob in spared:
                 buffer.blob = blob
-            subgraph.operators, subgraph.outputs, model.signatures, model.subgraphs = kept
+            subgraph.operators, subgraph.outputs, subgraph.tensors = kept
+            model.signatures, model.subgraphs, model.metadata, model.buffers = others
 
     def _constant(self, place: Place, position: int) -> Tensor:
         subgraph = self.model.subgraphs[place.subgraph]

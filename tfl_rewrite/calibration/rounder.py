@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Observer, Wanted, collect
+from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Ahead, Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Call, Place, Probe, places_of
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.interpreter.worker import ModelFailed
@@ -254,6 +254,7 @@ class Calibrated(Observer[Trial], Clipped):
         for work in self._works:
             if _key(work) not in calibrated and work.uses:
                 self._put(rounded, self._places[id(work.uses[0].operator)], work)
+        floats = Ahead(probe, [job.wanted for job in jobs if job.wanted.place.subgraph in entered], calls)
         for number, job in enumerate(jobs):
             if number:
                 self._stage.tick(4 * jobs[number - 1].work.channels.elements)
@@ -261,7 +262,7 @@ class Calibrated(Observer[Trial], Clipped):
             if place.subgraph not in entered:
                 self.reasons[_key(job.work)] = NOT_ENTERED
                 continue
-            moments = OUT_OF_TIME if self._time_is_up() else _drift(probe, rounded, job, calls)
+            moments = OUT_OF_TIME if self._time_is_up() else _drift(floats, rounded, job, calls)
             layer = self._take(*self._outcome(job, moments, run=run))
             if layer is None:
                 self._put(rounded, place, job.work)
@@ -309,15 +310,14 @@ class Calibrated(Observer[Trial], Clipped):
         return layer
 
 
-def _drift(probe: Probe, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Moments | str:
+def _drift(floats: Ahead, rounded: Probe, job: _Job, calls: Sequence[Call]) -> Moments | str:
     """Returns what a weight meets in the model rounded so far, and what it would meet in the float model."""
     place = job.wanted.place
     moments = Drift(job.wanted.product)
-    weight = [(place, job.wanted.position)]
-    pairs = zip(rounded.activations(weight, calls), probe.activations(weight, calls), strict=True)
+    met = rounded.activations([(place, job.wanted.position)], calls)
     try:
-        for (number, (met,)), (_, (wanted,)) in pairs:
-            moments.add_pair(met, wanted, place.seed(number), calls[number].half)
+        for (number, (values,)), (_, wanted) in zip(met, floats.of(job.wanted), strict=True):
+            moments.add_pair(values, wanted, place.seed(number), calls[number].half)
     except (ValueError, ModelFailed) as error:
         return str(error)
     return moments
