@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.integer_cases import Recurrent, filtered
-from tests.nets import nearest, parameters
+from tests.nets import Net, nearest, parameters
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.recurrent import form_of
@@ -22,14 +22,14 @@ Range = tuple[float, float]
 def plan_of(model: Model, **held: Range) -> IntegerPlan:
     """A plan where all that a call computes is between -1 and 1, or as said of a name."""
     graph = model.subgraphs[0]
-    found = [*graph.inputs, *graph.outputs, *(item for item in graph.tensors if item.is_variable)]
+    found = [item for item in graph.tensors if not item.is_constant]
     return IntegerPlan(model, lambda _: 8, {id(item): held.get(item.name, (-1.0, 1.0)) for item in found})
 
 
 def converted(model: Model, **held: Range) -> Operator:
     plan, editor = plan_of(model, **held), Editor(model)
-    (operator,) = model.subgraphs[0].operators
-    assert plan.modes.widths, plan.modes.reasons
+    operator = model.subgraphs[0].operators[0]
+    assert plan.modes.widths and not plan.modes.reasons
     plan.convert(editor, nearest)
     editor.finish()
     assert broken(model) == []
@@ -70,7 +70,7 @@ def test_what_is_projected_is_symmetric_and_within_one() -> None:
     """Kernels have taken its zero point with either sign."""
     operator = converted(Recurrent(outputs=5).build()[0])
     scale, zero = parameters(operator.intermediates[4])
-    assert zero == 0 and math.tanh(2.0) < 127 * scale <= 1.0
+    assert zero == 0 and 127 * scale == pytest.approx(math.tanh(1.0))
     assert scale_of(operator, 17) == pytest.approx(scale * scale_of(operator, 16))
 
 
@@ -201,3 +201,15 @@ def test_a_state_that_no_sample_shows_stays_float() -> None:
     ranges = {id(item): (-1.0, 1.0) for item in (*graph.inputs, *graph.outputs)}
     (told,) = IntegerPlan(model, lambda _: 8, ranges).modes.reasons.values()
     assert told == "no sample says what 'cells' holds"
+
+
+def test_what_is_read_a_step_later_is_kept_whole_whoever_else_reads_it() -> None:
+    """A RELU tells negative numbers not apart, and the gates of the next step do."""
+    net = Net()
+    net.model = Recurrent().build()[0]
+    net.graph = net.model.subgraphs[0]
+    (last,) = net.graph.outputs
+    net.graph.outputs[:] = [net.add("RELU", [last], "cut", last.shape or ())]
+    converted(net.model, out=(-1.0, 0.5), cut=(0.0, 0.5))
+    scale, zero = parameters(last)
+    assert (-128 - zero) * scale == pytest.approx(-1.0, abs=scale)

@@ -153,6 +153,13 @@ class Groups:
         """Returns the grid on which an operator reads an input."""
         return self._grid(self.read(operator, position))
 
+    def held(self, operator: Operator) -> float:
+        """Returns the largest size of what the state of an operator was seen to hold."""
+        memory = kernel_of(operator).memory
+        tensor = None if memory is None else operator.inputs[memory.state]
+        assert tensor is not None
+        return max(map(abs, self._ranges[id(tensor)]))
+
     def state(self, operator: Operator) -> Grid:
         """Returns the grid of the state that an operator computes in; a power of two for an LSTM."""
         memory = kernel_of(operator).memory
@@ -301,6 +308,10 @@ def needed_ranges(
         return ALL
 
     for operator in reversed(operators):
+        kernel = row_of(operator).integer
+        if kernel is not None and kernel.memory is not None and kernel.memory.last is not None:
+            # It reads what it gives a step later, and all of it.
+            continue
         for tensor in operator.outputs:
             if tensor is not None and id(tensor) in ranges and id(tensor) not in graph.exposed:
                 wish = _joined([asked(use.operator, use.position) for use in graph.uses_of(tensor)])

@@ -23,6 +23,7 @@ _LARGEST_SUM = 2.0**30
 _LEAST_STEP = 2.0**-60
 """Of a weight: its product with other scales is a normal float32 then."""
 
+_LEAST_HIDDEN = 2.0**-10
 _TYPES = {1: "INT8", 2: "INT16"}
 
 
@@ -34,14 +35,15 @@ class MemoryForm:
         given: The grid of what it reads.
         made: That of what it gives, and of the state that holds what it gave last.
         state: That of the state that it computes in.
+        held: The largest size of what that state was seen to hold.
     """
 
-    def __init__(self, operator: Operator, given: Grid, made: Grid, state: Grid) -> None:
+    def __init__(self, operator: Operator, given: Grid, made: Grid, state: Grid, held: float) -> None:
         memory = kernel_of(operator).memory
         assert memory is not None
         self._operator = operator
         self._memory = memory
-        self._given, self._made, self._state = given, made, state
+        self._given, self._made, self._state, self._held = given, made, state, held
         self._floats = {
             position: values.astype(np.float64).reshape(tensor.shape or ())
             for position in (*memory.weights, *memory.sums)
@@ -82,7 +84,7 @@ class MemoryForm:
         """Returns the grid of what an LSTM projects: TANH of the cell state, by a gate of at most 1."""
         if self._memory.projection not in self._floats:
             return self._made
-        return Grid(8, math.tanh(max(map(abs, self._state.range))) / 127, 0)
+        return Grid(8, max(math.tanh(self._held), _LEAST_HIDDEN) / 127, 0)
 
     def states(self) -> dict[int, Grid]:
         """Returns the grids of its states, by position."""
@@ -189,4 +191,4 @@ def form_of(operator: Operator, groups: Groups) -> MemoryForm:
     given = groups.given(operator, next(position for position, _ in float_inputs(operator)))
     made = groups.made(next(float_outputs(operator)))
     assert made is not None
-    return MemoryForm(operator, given, made, groups.state(operator))
+    return MemoryForm(operator, given, made, groups.state(operator), groups.held(operator))
