@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 from tests.nets import Net, codes, parameters
-from tfl_rewrite import Judging, PassResult, Quantize, Tolerance, UnsupportedError, UsageError, save, verify
+from tfl_rewrite import (
+    Judging,
+    PassResult,
+    Quantize,
+    Report,
+    Tolerance,
+    UnsupportedError,
+    UsageError,
+    rewrite,
+    save,
+    verify,
+)
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 from tfl_rewrite.kernels.integer import Target
@@ -210,3 +221,42 @@ def test_the_old_runtime_computes_it(tmp_path: Path) -> None:
         save(model, tmp_path / f"{target}.tflite")
         verdict = verify(tmp_path / "net.tflite", tmp_path / f"{target}.tflite", judging)
         assert verdict.passed == passes, verdict.reasons
+
+
+def rewritten(folder: Path) -> Report:
+    values = np.random.default_rng(0).uniform(-1, 1, (8, 1, 2, 2, 4)).astype(np.float32)
+    np.savez(folder / "in.npz", **{"in": values})
+    save(net(), folder / "net.tflite")
+    passes = [Quantize(activations="int16", effort="fast", target="2.14")]
+    judging = Judging(inputs=(folder / "in.npz",), tolerance=Tolerance(min_snr=30))
+    return rewrite(folder / "net.tflite", folder / "out.tflite", passes, judging=judging)
+
+
+@pytest.mark.runtime
+@pytest.mark.skipif(not OLD, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python")
+def test_the_old_runtime_of_the_environment_judges_what_is_made_for_it(tmp_path: Path) -> None:
+    report = rewritten(tmp_path)
+    assert report.verdict is not None and report.verdict.passed
+    judges = {(one.judge.version, one.judge.kernels) for one in report.verdict.each if one.judge is not None}
+    assert {kernels for version, kernels in judges if version.startswith("2.14.")} == {
+        "default",
+        "builtin",
+        "reference",
+    }
+    assert len(judges) == 6 and not any("2.14" in note for note in report.notes)
+
+
+@pytest.mark.runtime
+def test_what_did_not_run_on_its_target_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TFL_REWRITE_OLD_RUNTIME_PYTHON", raising=False)
+    report = rewritten(tmp_path)
+    assert report.verdict is not None and report.verdict.passed and len(report.verdict.each) == 3
+    (told,) = (note for note in report.notes if "not run on tflite-runtime 2.14" in note)
+    assert "--runtime python:PATH" in told and "TFL_REWRITE_OLD_RUNTIME_PYTHON" in told
+
+
+def test_a_runtime_that_is_named_by_its_path_stays_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFL_REWRITE_OLD_RUNTIME_PYTHON", "/old/python")
+    assert Judging().on_old_runtime.runtime == ("litert", "python:/old/python")
+    named = Judging(runtime=("litert", "python:/other/python"))
+    assert named.on_old_runtime is named

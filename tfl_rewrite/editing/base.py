@@ -270,6 +270,11 @@ class Pass(ABC):
         return ""
 
     @property
+    def release(self) -> str:
+        """The release of tflite-runtime that what it makes is for, such as ``2.14``; empty for none."""
+        return ""
+
+    @property
     def milder(self) -> str:
         """What to ask for instead where outputs differ too much and nothing can be stored finer."""
         return ""

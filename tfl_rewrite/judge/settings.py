@@ -20,6 +20,8 @@ SNR_BOUNDS = (-1000.0, 1000.0)
 ERROR_BOUNDS = (0.0, 1e300)
 MODES = ("auto", "require", "off")
 RESOLVERS = ("default", "builtin", "reference")
+OLD_RUNTIME_PYTHON = "TFL_REWRITE_OLD_RUNTIME_PYTHON"
+"""What in the environment names the Python that has tflite-runtime 2.14, for files that are made for it."""
 LEAST_MEMORY_NBYTES = 64 << 20
 """Python, numpy and an interpreter without any model take nearly that."""
 
@@ -257,6 +259,14 @@ class Judging:
     def for_judges(self) -> Judging:
         """The same, with the inputs that files are judged with as its only ones."""
         return replace(self, inputs=self.judging_inputs, holdout=())
+
+    @property
+    def on_old_runtime(self) -> Judging:
+        """The same, with the old runtime that the environment names, unless one was asked for by its path."""
+        python = os.environ.get(OLD_RUNTIME_PYTHON)
+        if not python or any(name.startswith("python:") for name in self.runtime):
+            return self
+        return replace(self, runtime=(*self.runtime, f"python:{python}"))
 
     @property
     def exactly(self) -> Judging:

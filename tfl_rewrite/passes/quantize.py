@@ -196,6 +196,11 @@ class Quantize(Pass):
         return True
 
     @property
+    def release(self) -> str:
+        """That of the target, where it is an old one."""
+        return self.target.value if self.target is Target.OLD else ""
+
+    @property
     def milder(self) -> str:
         """16 bits where they are needed, or some operators as floats."""
         wider = "--activations mixed, " if self.activations == "int8" else ""

@@ -21,7 +21,7 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
 from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.settings import OLD_RUNTIME_PYTHON, Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
@@ -31,6 +31,7 @@ from tfl_rewrite.work import current
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
+    from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.pipeline.damage import Levels
     from tfl_rewrite.pipeline.verify import Judges
 
@@ -173,6 +174,8 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
         settings = with_media(settings, source)
     kernels = dict.fromkeys(name for item in plan.passes for name in item.resolvers)
     settings = replace(settings, implied=tuple(kernels))
+    if any(item.release for item in plan.passes):
+        settings = settings.on_old_runtime
     unfitted, notes = False, tuple[str, ...]()
     context = Context()
     if settings.inputs and any(item.is_fitted for item in plan.passes):
@@ -309,7 +312,8 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     if any(item.effect is Effect.REPAIR for item in opened.plan.passes):
         notes = (*report.notes, *run_alone(made, results, settings, verdict))
         report = replace(report, notes=notes)
-    report = replace(report, verdict=verdict)
+    notes = (*report.notes, *_without_release(opened.plan.passes, verdict))
+    report = replace(report, verdict=verdict, notes=notes)
     if verdict.status == "unverified":
         return _unverified(report, "; ".join(verdict.reasons), settings)
     if verdict.passed and settings.mode == "require" and (guesses := guessed(verdict)):
@@ -326,6 +330,17 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         milder = next((item.milder for item in opened.plan.passes if item.milder), None)
         raise RewriteFailed(differs, replace(report, outcome="failed"), milder)
     return report
+
+
+def _without_release(passes: Sequence[Pass], verdict: Verdict) -> list[str]:
+    """Returns notes of the releases that a file was made for and that did not judge it."""
+    judges = [one.judge for one in verdict.each if one.judge is not None]
+    return [
+        f"not run on tflite-runtime {release}, which it was made for: give --runtime litert --runtime "
+        f"python:PATH with a Python that has it, or name that Python in {OLD_RUNTIME_PYTHON}"
+        for release in dict.fromkeys(item.release for item in passes if item.release)
+        if not any(judge.version.startswith(f"{release}.") for judge in judges)
+    ]
 
 
 def _publish(opened: _Opened, output: AtomicFile, report: Report) -> Report:
