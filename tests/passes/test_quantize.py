@@ -452,6 +452,24 @@ def test_islands_are_refused_where_only_the_border_is_to_change(tmp_path: Path) 
     assert not (tmp_path / "none.tflite").exists()
 
 
+@pytest.mark.runtime
+def test_islands_of_an_integer_model_that_have_to_be_leave_nothing_to_do(tmp_path: Path) -> None:
+    net = Net()
+    source = with_grid(net.input("in", (1, 4), np.int8), 0.5, 3)
+    inner = with_grid(net.add("RELU", [source], "a", (1, 4), dtype=np.int8), 0.5, 3)
+    floats = net.add("DEQUANTIZE", [inner], "floats", (1, 4), version=2)
+    # Its output may be 0, by which no integers divide.
+    net.output(net.add("DIV", [floats, floats], "out", (1, 4)))
+    save(net.model, tmp_path / "in.tflite")
+    np.savez(tmp_path / "in.npz", **{"in": np.arange(32, dtype=np.int8).reshape(8, 1, 4)})
+    inputs = Judging(inputs=(tmp_path / "in.npz",))
+    report = made(tmp_path / "in.tflite", tmp_path / "out.tflite", inputs)
+    assert report.outcome == "unchanged" and "none can compute in integers" in report.results[0].idle
+    assert (tmp_path / "out.tflite").read_bytes() == (tmp_path / "in.tflite").read_bytes()
+    with pytest.raises(UnsupportedError, match="would stay float"):
+        made(tmp_path / "in.tflite", tmp_path / "none.tflite", inputs, float_islands="refuse")
+
+
 def test_what_was_uint8_is_int8_whatever_is_asked_for_and_that_is_said(tmp_path: Path) -> None:
     save(unsigned_layers().model, tmp_path / "in.tflite")
     asked = Quantize(activations="int16", map=("MEAN=int16",))

@@ -5,7 +5,8 @@ And which of its stored weights must be floats first: others stay in the form th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,58 @@ from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, 
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.weights.expansion import Expanded, expand_constants
+from tfl_rewrite.weights.state import make_dense
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was done to a model before anything of it was measured.
+
+    Attributes:
+        dense: How many sparse constants were made dense.
+        expanded: Which constants became floats.
+        replaced: Operators, and what stands in place of each, by what is told of them.
+    """
+
+    dense: int
+    expanded: Expanded
+    replaced: Mapping[str, list[tuple[Operator, Operator]]]
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything is another than it was."""
+        return bool(self.dense or self.expanded.edits or any(self.replaced.values()))
+
+    def notes(self) -> list[str]:
+        """What to tell the user."""
+        counted = {
+            "sparse constant(s) made dense": self.dense,
+            **{what: len(made) for what, made in self.replaced.items()},
+        }
+        return [*(f"{count} {what}" for what, count in counted.items() if count), *self.expanded.notes]
+
+
+def prepare(
+    model: Model, wanted: Callable[[Operator], bool], keeps: Callable[[Operator], bool], target: Target
+) -> Prepared:
+    """Gives a model the float weights and the operators of which integers are made.
+
+    Args:
+        model: Changed in place.
+        wanted: Whether an operator should compute in something else than floats.
+        keeps: Whether an operator is to stay what it is.
+        target: Of the file.
+    """
+    dense = make_dense(model)
+    expanded = expand_constants(model, read_by_integers(model, wanted, target))
+    replaced = {
+        "pool(s) over a whole plane became MEAN": pools_to_means(model, keeps),
+        "NEG became MUL by -1": negations_to_products(model, keeps),
+    }
+    if target is Target.MICRO:
+        replaced["SELECT became SELECT_V2"] = selects_to_broadcasts(model)
+    return Prepared(dense, expanded, replaced)
 
 
 def pools_to_means(model: Model, keeps: Callable[[Operator], bool]) -> list[tuple[Operator, Operator]]:

@@ -14,10 +14,11 @@ that needs no rounding.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -30,12 +31,7 @@ from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted, check_target
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
-from tfl_rewrite.integers.rewrites import (
-    negations_to_products,
-    pools_to_means,
-    read_by_integers,
-    selects_to_broadcasts,
-)
+from tfl_rewrite.integers.rewrites import prepare
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
@@ -46,7 +42,6 @@ from tfl_rewrite.options.option import Role, Taken, check_options, option
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
-from tfl_rewrite.weights.expansion import expand_constants
 from tfl_rewrite.weights.rounders import (
     Clipped,
     Effort,
@@ -55,7 +50,6 @@ from tfl_rewrite.weights.rounders import (
     activations_of,
     measures_of,
 )
-from tfl_rewrite.weights.state import make_dense
 
 MIXED = "mixed"
 MOST_MARGIN_DB = 8.0
@@ -305,19 +299,16 @@ class Quantize(Pass):
         """Makes what computes in floats compute in integers."""
         places = {id(operator): place for _, operator, place in operators_of(model)}
         choice = self._choice()
-        dense = make_dense(model)
-        wanted = read_by_integers(
-            model, lambda operator: choice.of(operator) is not Computes.FLOAT, self.target
-        )
-        expanded = expand_constants(model, wanted)
 
         def keeps(item: Operator) -> bool:
             # What is named stays what it is called.
             return choice.of(item).width is None or bool(choice.include or choice.ruled(item))
 
-        means, products = pools_to_means(model, keeps), negations_to_products(model, keeps)
-        chosen = selects_to_broadcasts(model) if self.target is Target.MICRO else []
-        places |= {id(made): places[id(before)] for before, made in (*means, *products, *chosen)}
+        prepared = prepare(model, lambda item: choice.of(item) is not Computes.FLOAT, keeps, self.target)
+        pairs = itertools.chain.from_iterable(prepared.replaced.values())
+        places |= {id(made): places[id(was)] for was, made in pairs}
+        # What computes in integers already is no less done where nothing else can.
+        is_done = bool(computed_kinds(model)) and not prepared.modified
         check_target(model, self.target, typed=False)
         notes, ranges = list[str](), calibration.ranges(model)
         recipe = self._recipe(model, choice, ranges, calibration, context.number)
@@ -329,7 +320,14 @@ class Quantize(Pass):
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
-        self._check(plan, operators, reasons, places)
+        skips = self._check(plan, operators, reasons, places, is_done=is_done)
+        if not plan.modes.widths:
+            return PassResult(
+                self.name,
+                (),
+                tuple(skips),
+                idle=_counted("of what computes in floats, none can compute in integers", skips),
+            )
         if self.effort is not Effort.FAST and calibration.activations is None:
             notes.insert(0, f"weights are rounded as by --effort fast: {self.effort.value} needs --inputs")
         notes += calibration.notes
@@ -342,11 +340,7 @@ class Quantize(Pass):
         editor.finish()
         notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
         notes += recipe.notes()
-        notes += [f"{dense} sparse constant(s) made dense"] if dense else []
-        notes += [f"{len(means)} pool(s) over a whole plane became MEAN"] if means else []
-        notes += [f"{len(products)} NEG became MUL by -1"] if products else []
-        notes += [f"{len(chosen)} SELECT became SELECT_V2"] if chosen else []
-        notes += [*border.notes, *expanded.notes, *editor.notes, *rounder.notes()]
+        notes += [*prepared.notes(), *border.notes, *editor.notes, *rounder.notes()]
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
         reasons |= {id(item): _NO_HYBRID for item in hybrid if id(item) not in computes}
@@ -355,7 +349,7 @@ class Quantize(Pass):
             for item in operators
             if id(item) in computes
         ]
-        skips = self._check(plan, operators, reasons, places)
+        skips = self._check(plan, operators, reasons, places, is_done=is_done)
         told = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
         return PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
 
@@ -489,22 +483,21 @@ class Quantize(Pass):
         operators: list[Operator],
         reasons: dict[int, str],
         places: dict[int, str],
+        *,
+        is_done: bool,
     ) -> list[Skip]:
         """Returns what stays float.
 
         Raises:
-            UnsupportedError: That is all, or may not be.
+            UnsupportedError: That is all, in a model that computes in floats; or may not be.
         """
         skips = [
             Skip(places.get(id(operator), operator.code.name), reasons[id(operator)], "float-island")
             for operator in operators
             if id(operator) in reasons
         ]
-        if not plan.modes.widths:
-            counts = Counter(skip.reason for skip in skips).most_common()
-            why = "; ".join(f"{count} x {reason}" for reason, count in counts[:5]) or "no sample reaches one"
-            more = f"; and {len(counts) - 5} more reasons" if len(counts) > 5 else ""
-            raise UnsupportedError(f"no operator can compute in integers: {why}{more}")
+        if not plan.modes.widths and not is_done:
+            raise UnsupportedError(_counted("no operator can compute in integers", skips))
         if skips and self.float_islands == "refuse":
             named = "; ".join(f"{skip.where}: {skip.reason}" for skip in skips[:5])
             more = f"; and {len(skips) - 5} more" if len(skips) > 5 else ""
@@ -512,3 +505,10 @@ class Quantize(Pass):
                 f"{len(skips)} operator(s) would stay float: {named}{more}", remedy="allow --float-islands"
             )
         return skips
+
+
+def _counted(what: str, skips: Sequence[Skip]) -> str:
+    """Says of how many operators for which reasons something holds."""
+    counts = Counter(skip.reason for skip in skips).most_common()
+    why = "; ".join(f"{count} x {reason}" for reason, count in counts[:5]) or "no sample reaches one"
+    return f"{what}: {why}" + (f"; and {len(counts) - 5} more reasons" if len(counts) > 5 else "")
