@@ -213,3 +213,18 @@ def test_what_is_read_a_step_later_is_kept_whole_whoever_else_reads_it() -> None
     converted(net.model, out=(-1.0, 0.5), cut=(0.0, 0.5))
     scale, zero = parameters(last)
     assert (-128 - zero) * scale == pytest.approx(-1.0, abs=scale)
+
+
+def test_what_reads_another_one_becomes_integers_with_it() -> None:
+    net = Net()
+    net.model = Recurrent(units=7).build()[0]
+    net.graph = net.model.subgraphs[0]
+    first, (made,) = net.graph.operators[0], net.graph.outputs
+    states = [net.variable(f"second{at}", (2, 7)) for at in range(2)]
+    inputs = [made, *first.inputs[1:18], *states, *[None] * 4]
+    shape = made.shape or ()
+    net.graph.outputs[:] = [net.add(first.code.name, inputs, "two", shape, fused_activation_function=4)]
+    converted(net.model, second1=(-3.0, 3.0))
+    one, other = (item for item in net.graph.operators if item.intermediates)
+    assert one.outputs[0] is other.inputs[0] and one.inputs[1] is other.inputs[1]
+    assert scale_of(one, 19) == 2.0**-13 and scale_of(other, 19) == 2.0**-12

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups, projection_clip
 from tfl_rewrite.integers.modes import Modes, float_inputs, float_outputs, kernel_of
-from tfl_rewrite.integers.recurrent import form_of, narrow_weights
+from tfl_rewrite.integers.recurrent import MemoryForm, form_of, narrow_weights
 from tfl_rewrite.kernels.integer import TYPE_CHANGES, Scales
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import ProductKind
@@ -153,7 +153,7 @@ class Conversion:
             weight = weight_of(operator, row_of(operator).weights[0])
             self._convert_weights(operator, grids, next(iter(outputs.values())), weight)
         if kernel.memory is not None:
-            self._convert_memory(operator, weight_of)
+            self._convert_memory(operator, form_of(operator, self._groups), weight_of)
         for position, source in self._read(operator, grids):
             operator.inputs[position] = self._form(source, grids[position])
         for position, tensor in enumerate(operator.outputs):
@@ -274,10 +274,9 @@ class Conversion:
             operator.inputs.append(None)
         operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
 
-    def _convert_memory(self, operator: Operator, weight_of: WeightOf) -> None:
+    def _convert_memory(self, operator: Operator, form: MemoryForm, weight_of: WeightOf) -> None:
         """Gives an operator that keeps a state its constants, its states and its intermediates."""
         kernel = kernel_of(operator)
-        form = form_of(operator, self._groups)
         weights = {position: weight_of(operator, position) for position in narrow_weights(operator)}
         known = {position: (item.values, float(item.scale[0])) for position, item in weights.items()}
         for position, (dtype, integers, step) in form.constants(known).items():

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.integers.groups import LEAST_SCALE, Grid, Groups
-from tfl_rewrite.integers.modes import float_inputs, float_outputs, kernel_of
+from tfl_rewrite.integers.modes import kernel_of
 from tfl_rewrite.kernels.integer import GATE_STEP, HIDDEN, NORM_STEP, Gate
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.table import row_of
@@ -188,7 +188,8 @@ def narrow_weights(operator: Operator) -> list[int]:
 
 def form_of(operator: Operator, groups: Groups) -> MemoryForm:
     """Returns how an operator that keeps a state becomes integers on the grids of its subgraph."""
-    given = groups.given(operator, next(position for position, _ in float_inputs(operator)))
-    made = groups.made(next(float_outputs(operator)))
+    given = groups.given(operator, row_of(operator).activation or 0)
+    output = operator.outputs[0]
+    made = None if output is None else groups.made(output)
     assert made is not None
     return MemoryForm(operator, given, made, groups.state(operator), groups.held(operator))
