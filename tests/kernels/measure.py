@@ -33,9 +33,8 @@ needs_new = pytest.mark.skipif(
 needs_old = pytest.mark.skipif(
     OLD_PYTHON is None, reason="TFL_REWRITE_OLD_RUNTIME_PYTHON names no Python with tflite-runtime 2.14.0"
 )
-needs_micro = pytest.mark.skipif(
-    importlib.util.find_spec("tflite_micro") is None, reason="TFLite Micro is not installed (extra: micro)"
-)
+NO_MICRO = "" if importlib.util.find_spec("tflite_micro") else "TFLite Micro is not installed (extra: micro)"
+needs_micro = pytest.mark.skipif(bool(NO_MICRO), reason=NO_MICRO)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kernels.measure import MICRO, NO_MICRO, REFERENCE, Case, measure
 from tests.nets import Net, codes, parameters
 from tfl_rewrite import (
     Judging,
@@ -21,6 +22,7 @@ from tfl_rewrite import (
     Tolerance,
     UnsupportedError,
     UsageError,
+    load,
     rewrite,
     save,
     verify,
@@ -204,6 +206,36 @@ def test_the_old_runtime_goes_by_way_of_floats_at_the_border() -> None:
     made = chain("RELU")
     quantized(made.model, "2.14", io="int16")
     assert computed_kinds(made) == ["INT8", "INT8", "FLOAT32", "INT16"]
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "activations"), [("digits_cnn", "int8"), ("digits_cnn", "int16"), ("lstm", "int8")]
+)
+def test_small_models_run_there_as_with_the_reference_kernels(
+    name: str, activations: str, few: Path, fixtures: Path, tmp_path: Path
+) -> None:
+    inputs = few if name == "digits_cnn" else fixtures / "inputs" / f"{name}.npz"
+    passes = [Quantize(effort="fast", target="tflm", activations=activations)]
+    judging = Judging(inputs=(inputs,), tolerance=Tolerance(min_snr=10))
+    made = tmp_path / "made.tflite"
+    report = rewrite(fixtures / f"{name}.tflite", made, passes, judging=judging)
+    assert report.verdict is not None and report.verdict.passed
+    model = load(made)
+    assert list(micro_obstacles(model)) == []
+    if NO_MICRO:
+        pytest.skip(NO_MICRO)
+    graph = model.subgraphs[0]
+    with np.load(inputs) as held:
+        (values,) = (held[key] for key in held.files)
+    case = Case("made", made.read_bytes(), [values[0].reshape(graph.inputs[0].shape or ())])
+    found = measure([case], tmp_path, resolvers=(REFERENCE, MICRO))["made"]
+    assert found[MICRO].error is None, str(found[MICRO])
+    (maker,) = (item for item in graph.operators if item.outputs == graph.outputs)
+    assert maker.code.name == "DEQUANTIZE" and maker.inputs[0] is not None
+    off = np.abs(found[MICRO].outputs["turn0_0"] - found[REFERENCE].outputs["turn0_0"]).max()
+    assert off <= 3.01 * parameters(maker.inputs[0])[0]
 
 
 @pytest.mark.runtime

@@ -347,7 +347,7 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
 
     Args:
         operator: As it is.
-        typed: Whether its tensors have the types that they are to have, and are not to become integers yet.
+        typed: Whether its floats are to stay, and not to become integers yet.
     """
     name = operator.code.name
     if operator.code.custom is not None:
@@ -356,6 +356,7 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
     if kernel is None:
         return f"TFLite Micro has no {name}"
     tensors = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor is not None]
+    typed = typed or all(tensor.dtype_name != "FLOAT32" for tensor in tensors)
     if any(tensor.is_sparse or tensor.external is not None for tensor in tensors):
         return f"a constant of {name} is sparse, or lies in a file beside the model"
     if not all(map(_is_static, operator.outputs)):
