@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import load
+from tfl_rewrite import Quantize, load, run
 from tfl_rewrite.calibration import collect
+from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.calibration.probe import Runner
 from tfl_rewrite.calibration.rounder import Calibrated
 from tfl_rewrite.cli import main
@@ -23,6 +24,7 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.payloads import WeightChange
+from tfl_rewrite.weights.rounders import Effort
 
 pytestmark = pytest.mark.runtime
 
@@ -252,3 +254,35 @@ def test_weights_of_recurrent_operators_meet_the_input_and_the_output(
     recurrent = [item for item in calibrated if any(name.upper() in kind for kind in item["readers"])]
     assert len(recurrent) == weights
     assert won["balanced"] > won["fast"] + 0.5, won
+
+
+@pytest.mark.parametrize("plain", [9.0, 10.0, 11.0])
+def test_weights_are_fitted_where_the_whole_model_gains(
+    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch, plain: float
+) -> None:
+    """What the outputs keep with fitted weights, asked for first, and with those to the nearest."""
+    kept: list[float] = []
+
+    def kept_db(*_: object) -> float:
+        kept.append(10.0 if len(kept) % 2 == 0 else plain)
+        return kept[-1]
+
+    monkeypatch.setattr("tfl_rewrite.calibration.rounder.kept_db", kept_db)
+
+    def made(effort: str) -> tuple[list[bytes], list[str]]:
+        model = load(fixtures / "digits_cnn.tflite")
+        activations = InputActivations(Judging(inputs=(few,)))
+        (result,) = run(model, [Quantize(effort=Effort(effort))], Context(activations=activations))
+        weights = [
+            bytes(item.buffer.blob.view())
+            for _, item in model.tensors()
+            if item.dtype_name == "INT8" and item.buffer.blob is not None
+        ]
+        return weights, [note for note in result.notes if "weight(s)" in note]
+
+    nearest, _ = made("fast")
+    weights, (note,) = made("balanced")
+    assert kept == [10.0, plain]
+    assert (weights == nearest) is (plain > 10.0)
+    told = "to the nearest, not for what they meet: 11.0 dB of the outputs are kept then, 10.0 otherwise"
+    assert (told in note) is (plain > 10.0) and note.startswith("calibrated") is (plain <= 10.0)

@@ -13,8 +13,11 @@ import pytest
 from tests.nets import Net
 from tfl_rewrite import Judging, load, save
 from tfl_rewrite.calibration.fitter import InputActivations
+from tfl_rewrite.calibration.probe import Call, Probe, Runner
+from tfl_rewrite.calibration.trials import kept_db
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.recipe import Recipe
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.weights.rounders import Measure, Simulate
 
@@ -132,3 +135,22 @@ def test_a_copy_that_does_not_run_scores_least(tmp_path: Path) -> None:
 
 def test_one_sample_judges_nothing(tmp_path: Path) -> None:
     assert trial(layer(), samples(1), tmp_path, lambda *_: None) == 0
+
+
+def test_what_a_copy_keeps_is_measured_on_some_calls(tmp_path: Path) -> None:
+    save(layer().model, tmp_path / "net.tflite")
+    calls = [Call(0, (values,)) for values in samples(40)]
+
+    def scaled(copy: Model) -> Mapping[tuple[int, int], Operator]:
+        weight = copy.subgraphs[0].operators[0].inputs[1]
+        assert weight is not None
+        weight.set_values(weight.values * np.float32(0.9))
+        return as_it_is(copy)
+
+    with Runner(RuntimeChoice.parse("litert")) as one, Runner(RuntimeChoice.parse("litert")) as other:
+        probe = Probe(tmp_path / "net.tflite", one)
+        copies = [Probe(tmp_path / "net.tflite", other, simulate) for simulate in (None, scaled)]
+        assert kept_db(probe, copies[0], calls) == 150.0
+        assert kept_db(probe, copies[1], calls) == pytest.approx(20.0, abs=0.1)
+        copies[0].model.subgraphs[0].operators[0].inputs.clear()
+        assert kept_db(probe, copies[0], calls) == -math.inf

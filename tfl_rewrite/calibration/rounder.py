@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Ahead, Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Call, Place, Probe, places_of
+from tfl_rewrite.calibration.trials import kept_db
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.judge import Judge
@@ -26,7 +27,7 @@ from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Metrics, Plan,
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.weights.biases import Correction, takes_bias
-from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Simulate, Work
+from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Rounder, Simulate, Work
 from tfl_rewrite.work import Progress, Stage, current
 
 EFFORTS = {
@@ -108,6 +109,7 @@ class Calibrated(Observer[Trial], Clipped):
         self._works: list[Work] = []
         self._places: dict[int, Place] = {}
         self._ordered = False
+        self._weighed = ""
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
         """Runs the model for what it is not known yet, and rounds."""
@@ -172,7 +174,11 @@ class Calibrated(Observer[Trial], Clipped):
         """Returns how many weights were calibrated, what that won, and why others were not."""
         trials = [self.found[key] for key in self.active if key in self.found]
         lines = []
-        if trials:
+        if trials and self._weighed:
+            lines.append(
+                f"{len(trials)} weight(s) rounded to the nearest, not for what they meet: {self._weighed}"
+            )
+        elif trials:
             found = Counter(trial.best for trial in trials)
             told = {Fit.ROUNDING: "rounded", Fit.BIAS: "rounded with the bias", Fit.NEAREST: "to the nearest"}
             parts = ", ".join(f"{found[fit]} {text}" for fit, text in told.items() if found[fit])
@@ -253,7 +259,7 @@ class Calibrated(Observer[Trial], Clipped):
         calibrated = {_key(job.work) for job in jobs}
         for work in self._works:
             if _key(work) not in calibrated and work.uses:
-                self._put(rounded, self._places[id(work.uses[0].operator)], work)
+                self._put(rounded, self._places[id(work.uses[0].operator)], work, self)
         floats = Ahead(probe, [job.wanted for job in jobs if job.wanted.place.subgraph in entered], calls)
         for number, job in enumerate(jobs):
             if number:
@@ -265,22 +271,44 @@ class Calibrated(Observer[Trial], Clipped):
             moments = OUT_OF_TIME if self._time_is_up() else _drift(floats, rounded, job, calls)
             layer = self._take(*self._outcome(job, moments, run=run))
             if layer is None:
-                self._put(rounded, place, job.work)
+                self._put(rounded, place, job.work, self)
                 continue
             scale = layer.scale[_channel_index(job.work)]
             rounded.put(place, job.wanted.position, layer.integers * scale)
             if layer.bias is not None:
                 rounded.add(place, 2, layer.bias)
+        if self._simulate is not None:
+            self._weigh(probe, rounded, jobs, calls)
 
-    def _put(self, rounded: Probe, place: Place, work: Work) -> None:
-        """Makes the model under way read a weight as it was rounded by another way."""
-        scale = self.scales(work)
+    def _weigh(self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call]) -> None:
+        """Rounds all weights to the nearest where the whole model keeps more of its outputs then.
+
+        Errors of layers may shrink and add up to more. The samples are those that weights were fitted to,
+        which can only flatter what was fitted: what loses even there is not worth its risk.
+        """
+        mine = [job for job in jobs if _key(job.work) in self._layers]
+        if not mine:
+            return
+        fitted = kept_db(probe, rounded, calls)
+        plain, nearest = rounded.again(self._simulate), Clipped()
+        for work in self._works:
+            if work.uses:
+                self._put(plain, self._places[id(work.uses[0].operator)], work, nearest)
+        reached = kept_db(probe, plain, calls)
+        if reached > fitted:
+            self._weighed = f"{reached:.1f} dB of the outputs are kept then, {fitted:.1f} otherwise"
+            for job in mine:
+                del self._layers[_key(job.work)]
+
+    def _put(self, rounded: Probe, place: Place, work: Work, rounder: Rounder) -> None:
+        """Makes the model under way read a weight as a rounder rounds it."""
+        scale = rounder.scales(work)
         integers = np.empty(work.channels.elements, np.int8)
 
         def keep(start: int, part: symmetric.Int8) -> None:
             integers[start : start + part.size] = part
 
-        self.round(work, scale, keep)
+        rounder.round(work, scale, keep)
         values = integers.reshape(work.shape) * scale[_channel_index(work)]
         rounded.put(place, work.uses[0].position, values)
 

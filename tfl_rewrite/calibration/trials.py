@@ -85,6 +85,23 @@ class Trials(Observer[float]):
         self.observe(model, [0], look)
 
 
+def kept_db(probe: Probe, copy: Probe, calls: Sequence[Call]) -> float:
+    """Returns what a copy of a model keeps of its lowest output, in dB; least where it does not run.
+
+    Args:
+        probe: The model.
+        copy: Run by another process.
+        calls: Some of many are looked at.
+    """
+    outputs, part = _outputs(probe.model), list(enumerate(calls))[:: -(-len(calls) // MOST_CALLS)]
+    sums: dict[tuple[int, int, int], _Sums] = {}
+    try:
+        _add(sums, _run(probe, outputs, part), _run(copy, outputs, part))
+    except ModelFailed:
+        return -math.inf
+    return _lowest(sums)
+
+
 _Values = dict[tuple[int, int, int], list[Array]]
 """By output (:class:`_Output`) and 0 for itself, 1 for the scores: what each call gives."""
 
