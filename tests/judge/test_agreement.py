@@ -131,6 +131,12 @@ def test_what_the_original_differs_by_is_measured(tmp_path: Path, runtime: str) 
     assert verdict.status == "fail" and "kernels disagree" in verdict.reasons[0]
 
 
+def test_one_judge_agrees_with_itself() -> None:
+    """The others were dismissed: the original runs with one set of kernels alone."""
+    alone = combined(judged(output(30.0), output(30.0), output(30.0), agree=False).verdicts[:1])
+    assert agreed(alone, [{}]) == alone
+
+
 def test_a_disagreement_outlives_entry_points_that_are_weighed_anew() -> None:
     passed = EntryVerdict(signature=None, label="y", status="pass", reasons=(), cause="")
     apart = judged(output(51.7), output(39.9), output(24.6), agree=False)

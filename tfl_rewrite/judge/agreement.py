@@ -32,7 +32,7 @@ def agreed(verdict: Verdict, own: Sequence[Mapping[int, float]]) -> Verdict:
         own: Of each judge, by the position of an output, the ratio in dB of the original's to that with the
             kernels of the first; what is missing is equal.
     """
-    if not verdict.passed:
+    if not verdict.passed or len(verdict.verdicts) < 2:
         return verdict
     reasons = [
         said
