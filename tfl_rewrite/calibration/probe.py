@@ -371,12 +371,12 @@ class Probe:
         made = (tensor for operator in operators for tensor in (*operator.outputs, *operator.intermediates))
         held = read.union(map(id, (*subgraph.inputs, *outputs, *rest, *made)))
         kept = subgraph.operators, subgraph.outputs, subgraph.tensors
-        others = model.signatures, model.subgraphs, model.metadata, model.buffers
+        others = model.signatures, model.subgraphs, model.metadata, model.buffers, model.metadata_buffers
         # What the part does not hold is not written, and constants that it does not read neither.
         subgraph.operators, subgraph.outputs = operators, [*outputs, *rest]
         subgraph.tensors = [tensor for tensor in kept[2] if id(tensor) in held]
         # The part is the main subgraph, so that it can be called by position.
-        model.signatures, model.metadata = [], []
+        model.signatures, model.metadata, model.metadata_buffers = [], [], []
         model.subgraphs = [subgraph, *(other for other in others[1] if other is not subgraph)]
         buffers = {id(tensor.buffer) for _, tensor in model.tensors()}
         model.buffers = [item for item in others[3] if item is others[3][0] or id(item) in buffers]
@@ -394,7 +394,13 @@ class Probe:
             for buffer, blob in spared:
                 buffer.blob = blob
             subgraph.operators, subgraph.outputs, subgraph.tensors = kept
-            model.signatures, model.subgraphs, model.metadata, model.buffers = others
+            (
+                model.signatures,
+                model.subgraphs,
+                model.metadata,
+                model.buffers,
+                model.metadata_buffers,
+            ) = others
 
     def _constant(self, place: Place, position: int) -> Tensor:
         subgraph = self.model.subgraphs[place.subgraph]
