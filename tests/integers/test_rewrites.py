@@ -87,11 +87,11 @@ def test_what_is_to_stay_or_negates_integers_is_left() -> None:
     assert codes(net.model) == [("NEG", 1)]
 
 
-def choosing(condition: tuple[int, ...]) -> Net:
+def choosing(condition: tuple[int, ...], dtype: Any = np.float32) -> Net:
     net = Net()
     chosen = net.input("chosen", condition, np.bool_)
-    inputs = [chosen, net.input("one", (2, 3)), net.input("other", (2, 3))]
-    net.output(net.add("SELECT", inputs, "out", (2, 3)))
+    inputs = [chosen, *(net.input(name, (2, 3), dtype) for name in ("one", "other"))]
+    net.output(net.add("SELECT", inputs, "out", (2, 3), dtype=dtype))
     return net
 
 
@@ -109,7 +109,7 @@ def test_a_select_of_one_shape_becomes_one_that_broadcasts(tmp_path: Path) -> No
     assert np.array_equal(one, other)
 
 
-def test_a_select_of_rows_stays() -> None:
-    net = choosing((2,))
+@pytest.mark.parametrize("net", [choosing((2,)), choosing((2, 3), np.int32)], ids=["rows", "int32"])
+def test_another_select_stays(net: Net) -> None:
     assert selects_to_broadcasts(net.model) == []
     assert [name for name, _ in codes(net.model)] == ["SELECT"]

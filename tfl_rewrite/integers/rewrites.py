@@ -139,7 +139,7 @@ def negations_to_products(model: Model, keeps: Callable[[Operator], bool]) -> li
 
 
 def selects_to_broadcasts(model: Model) -> list[tuple[Operator, Operator]]:
-    """Makes each SELECT whose operands are of one shape a SELECT_V2, which TFLite Micro has.
+    """Makes each SELECT whose operands are of one shape a SELECT_V2, which TFLite Micro has of some types.
 
     With a condition of fewer axes they are two things: the older one chooses rows.
 
@@ -156,7 +156,10 @@ def selects_to_broadcasts(model: Model) -> list[tuple[Operator, Operator]]:
                 continue
             shapes = {item.shape for item in (*operator.inputs, *operator.outputs) if item is not None}
             made = operator.outputs[0]
-            if len(shapes) > 1 or made is None:
+            known = (
+                SELECT_V2.micro is not None and made is not None and SELECT_V2.micro.takes(made.dtype_name)
+            )
+            if len(shapes) > 1 or made is None or not known:
                 continue
             broadcast = editor.plain(SELECT_V2, 1, operator.inputs, made)
             subgraph.operators[position] = broadcast
