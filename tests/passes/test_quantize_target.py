@@ -30,6 +30,7 @@ from tfl_rewrite import (
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 from tfl_rewrite.kernels.integer import Target
+from tfl_rewrite.kernels.operands import scales_of
 from tfl_rewrite.kernels.reads import micro_obstacles
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.ir import Model
@@ -75,6 +76,21 @@ def test_what_has_no_right_kernel_stays_float() -> None:
         divisor = made.constant("divisor", np.array([1, 2, 2, 1], np.float32))
         made.output(made.add("DIV", [bent, divisor], "summed", (1, 4)))
         assert [skip.reason for skip in quantized(made.model, target).skips] == reasons
+
+
+@pytest.mark.parametrize(("target", "scales"), [("litert", 4), ("2.14", 1)])
+def test_channels_share_a_scale_where_the_output_has_more_than_two_axes(target: str, scales: int) -> None:
+    for keeps, wanted in ((True, scales), (False, 4)):
+        made = Net()
+        source = made.input("in", (1, 3, 4))
+        operands = [source, made.weights("w", (4, 4)), made.constant("b", np.ones(4, np.float32))]
+        shape = (1, 3, 4) if keeps else (3, 4)
+        made.output(made.add("FULLY_CONNECTED", operands, "summed", shape, keep_num_dims=keeps))
+        quantized(made.model, target)
+        (operator,) = [item for _, item in made.model.operators() if item.code.name == "FULLY_CONNECTED"]
+        _, weight, bias = operator.inputs
+        assert weight is not None and bias is not None
+        assert len(scales_of(weight)) == len(scales_of(bias)) == wanted and bias.shape == (4,)
 
 
 def test_the_newest_runtime_needs_none_of_that() -> None:

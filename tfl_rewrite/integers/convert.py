@@ -248,11 +248,16 @@ class Conversion:
         assert tensor is not None and row.activation is not None
         grid = grids[row.activation]
         values = None if bias is None else constant_values(bias, "FLOAT32")
-        floats = np.zeros(len(weight.scale)) if values is None else values.astype(np.float64)
+        shape = tensor.shape or ()
+        axis = row.output_axis(at, len(shape))
+        assert axis is not None
+        floats = np.zeros(shape[axis]) if values is None else values.astype(np.float64)
         if weight.bias is not None:
             floats = floats + weight.bias
         smallest = max(LEAST_STEP, made.scale * LEAST_MULTIPLIER, LEAST_SCALE * grid.scale)
         least = np.maximum(np.abs(floats) / LARGEST_BIAS[width], smallest) / grid.scale
+        if weight.axis is None:
+            least = least.max(keepdims=True)
         integers, scale = _regridded(_finer(weight, made.scale / grid.scale), least)
         # The bias goes by the scale: the same integers on another scale are another weight.
         key = id(tensor), integers.tobytes(), scale.tobytes()
@@ -272,7 +277,7 @@ class Conversion:
             self._replaced.add(id(bias))
         while len(operator.inputs) <= bias_at:
             operator.inputs.append(None)
-        operator.inputs[bias_at] = self._store(name, (len(scale),), kind, data, symmetric)
+        operator.inputs[bias_at] = self._store(name, (len(floats),), kind, data, symmetric)
 
     def _convert_memory(self, operator: Operator, form: MemoryForm, weight_of: WeightOf) -> None:
         """Gives an operator that keeps a state its constants, its states and its intermediates."""

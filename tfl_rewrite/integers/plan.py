@@ -22,7 +22,7 @@ from tfl_rewrite.integers.modes import Modes, Range, decide, float_inputs, float
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.integers.recurrent import form_of, narrow_weights
 from tfl_rewrite.integers.trials import operators_by_place
-from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Limit, Scales, Target
+from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Caveat, Limit, Scales, Target
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.reads import micro_obstacles
@@ -167,9 +167,19 @@ class IntegerPlan:
                     assert tensor is not None
                     axis = row.output_axis(row.weights[0], len(tensor.shape or ()))
                     assert axis is not None
-                    yield operator, row.weights[0], axis
+                    yield operator, row.weights[0], None if self._has_one_scale(operator) else axis
                 elif self.modes.width(operator):
                     yield from ((operator, position, None) for position in narrow_weights(operator))
+
+    def _has_one_scale(self, operator: Operator) -> bool:
+        """Whether all channels of a weight must have the same scale."""
+        (output,) = operator.outputs[:1]
+        is_flat = output is not None and len(output.shape or ()) == 2
+        return (
+            self.modes.target is Target.OLD
+            and Caveat.OLD_FLAT_CHANNELS in kernel_of(operator).caveats
+            and not is_flat
+        )
 
     def _settled(self) -> dict[int, Groups]:
         """Returns the groups, once no operator is left that cannot compute on its grids."""

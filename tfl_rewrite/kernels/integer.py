@@ -37,6 +37,7 @@ class Caveat(enum.Enum):
     ALPHA_8_BITS = "beside int16 the slopes must be int8: int16 ones are read wrong without a check"
     NEGATES = "the kernel negates the integers: wrong for -128, and for other zero points than 0"
     UNSIGNED_RESCALES = "the uint8 kernel converts inputs to the output's scale; that of int8 does not"
+    OLD_FLAT_CHANNELS = "runtime 2.14 takes axis 1 of the output for the channels that have their own scales"
     DIVIDES = "fails when it runs where a divisor rounds to 0"
 
 

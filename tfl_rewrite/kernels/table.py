@@ -217,7 +217,7 @@ _ROWS = (
         blockwise_stamp=12,
         four_bit_from=(4, 32),
         external_weight=True,
-        integer=IntegerKernel(_WEIGHTS, 4, 7),
+        integer=IntegerKernel(_WEIGHTS, 4, 7, caveats=(Caveat.OLD_FLAT_CHANNELS,)),
     ),
     OperatorRow(
         "BATCH_MATMUL",
