@@ -27,6 +27,8 @@ CASES = {
     ("dequantize", "digits_cnn"): "it has float32 constants only (10)",
     ("dequantize", "digits_cnn_full_int8"): "--activations makes a float model of it",
     ("dedup", "dense"): "no constant and no operator is there twice",
+    ("quantize", "svdf"): "1 x the integer kernel of SVDF computes another activation function than this one",
+    ("quantize --activations int16", "digits_cnn_full_int8"): "what computes in int8 stays so",
     ("remove-dead", "dense"): "all that is in it is needed",
     ("compact", "svdf"): "the same content takes no fewer bytes",
     ("repair", "dense"): "nothing to repair",

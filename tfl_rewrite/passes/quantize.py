@@ -35,7 +35,8 @@ from tfl_rewrite.integers.rewrites import prepare
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
-from tfl_rewrite.kernels.operands import operators_of, weights_of
+from tfl_rewrite.kernels.operands import operators_of, uncomputed_memory, weights_of
+from tfl_rewrite.kernels.table import CONVERSIONS, row_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import Role, Taken, check_options, option
@@ -235,13 +236,25 @@ class Quantize(Pass):
         if is_border:
             return self._joined(signed, self._retyped(model))
         if is_done:
-            idle = "" if signed.modified else "no operator computes in floats that has an integer kernel"
-            return replace(signed, idle=idle)
+            return signed if signed.modified else self._idle(model, signed)
         if is_bare:
             told = "what computes in floats stays so without --inputs"
             return replace(signed, notes=(*signed.notes, told))
         made = self._quantized(model, context, Calibration(model, self.ranges, context))
         return self._joined(signed, made)
+
+    def _idle(self, model: Model, result: PassResult) -> PassResult:
+        """Says why nothing is to be done."""
+        skips = [
+            Skip(place, why, "float-island")
+            for _, operator, place in operators_of(model)
+            if computes_in_floats(operator) and (why := uncomputed_memory(operator))
+        ]
+        told = "no operator computes in floats that has an integer kernel"
+        idle = _counted("what computes in floats stays so", skips) if skips else told
+        kinds = {kind.lower() for kind in computed_kinds(model)}
+        more = f"; what computes in {', '.join(sorted(kinds))} stays so" if kinds - {self.activations} else ""
+        return replace(result, skips=tuple(skips), idle=idle + more)
 
     def _joined(self, signed: PassResult, made: PassResult) -> PassResult:
         """Returns the result of both, of which the first makes int8 of uint8."""
@@ -335,9 +348,12 @@ class Quantize(Pass):
         weight_of = plan.weights(rounder)
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
-        conversions = plan.convert(editor, weight_of)
+        plan.convert(editor, weight_of)
         border = retype(model, editor, *self._asked, ranges, recipe, self.target)
         editor.finish()
+        known = set(map(id, operators))
+        new = (item for _, item in model.operators() if id(item) not in known)
+        conversions = sum(row_of(item) in CONVERSIONS for item in new)
         notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
         notes += recipe.notes()
         notes += [*prepared.notes(), *border.notes, *editor.notes, *rounder.notes()]
