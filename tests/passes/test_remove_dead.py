@@ -317,9 +317,9 @@ def test_operators_out_of_order_are_followed_in_good_time() -> None:
         last = net.add("ABS", [last], f"t{index}", (1,))
     net.output(last)
     net.graph.operators.reverse()
-    started = time.perf_counter()
+    started = time.process_time()
     assert not run_passes(net.model, [RemoveDead()])[-1].modified
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.runtime
