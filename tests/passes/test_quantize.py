@@ -478,6 +478,18 @@ def test_what_was_uint8_is_int8_whatever_is_asked_for_and_that_is_said(tmp_path:
 
 
 @pytest.mark.runtime
+def test_a_sample_that_is_no_number_is_to_be_left_out(fixtures: Path, tmp_path: Path) -> None:
+    given = dict(np.load(fixtures / "inputs" / "digits_calib.npz"))
+    held = {name: array[:2].copy() for name, array in given.items()}
+    for array in held.values():
+        array[0] = np.nan
+    np.savez(tmp_path / "held.npz", **held)
+    inputs = replace(judging(fixtures), holdout=(tmp_path / "held.npz",))
+    with pytest.raises(RewriteFailed, match="leave out samples with NaN"):
+        made(fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", inputs)
+
+
+@pytest.mark.runtime
 def test_what_is_named_keeps_its_kind(fixtures: Path, tmp_path: Path) -> None:
     """A pool over the whole plane becomes a MEAN, but for one that somebody has named."""
     net = Net()

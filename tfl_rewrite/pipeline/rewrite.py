@@ -328,6 +328,10 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         report = replace(report, blame=blame(opened.judges.expected(results), made, settings))
     if not verdict.passed:
         milder = next((item.milder for item in opened.plan.passes if item.milder), None)
+        if milder and any(item.nonfinite_mismatches for item in verdict.outputs):
+            milder = (
+                "leave out samples with NaN or infinite numbers, or the operators that make them (--exclude)"
+            )
         raise RewriteFailed(differs, replace(report, outcome="failed"), milder)
     return report
 
