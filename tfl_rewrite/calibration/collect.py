@@ -62,7 +62,10 @@ class Observer(Generic[Found]):
         reasons: Why nothing was found, likewise.
         active: Keys of the weights that were asked for last.
         steps: The calls that the inputs make, once they are read.
+        in_sequence: Whether calls are one sequence, as for the judge, or each meets variables as in the file.
     """
+
+    in_sequence = False
 
     def __init__(
         self, judging: Judging, progress: Progress | None = None, *, beside: Judge | None = None
@@ -113,7 +116,7 @@ class Observer(Generic[Found]):
                         timeout=judging.timeout,
                         watch=watch,
                         lent=lent,
-                        in_sequence=not judging.independent,
+                        in_sequence=self.in_sequence and not judging.independent,
                     )
                     return Probe(source, stack.enter_context(runner), simulate)
 

@@ -34,6 +34,8 @@ _Seen = dict[int, Range]
 class Ranges(Observer[list[dict[int, _Seen]]]):
     """Looks at the ranges of all float tensors, once."""
 
+    in_sequence = True
+
     def of(self, model: Model, *, without: Container[int] = ()) -> dict[int, Range]:
         """Returns the ranges of a model's float tensors, constants among them, by id.
 
