@@ -123,7 +123,7 @@ class Choice:
         """
         words = sorted({word for _, operator in model.operators() for word in _words(operator) if word})
         for rule in self.rules:
-            if not _found(words, [rule.match]):
+            if words and not _found(words, [rule.match]):
                 near = near_names(rule.match.pattern, words, cutoff=0.4) or words[:_NAMED]
                 raise UsageError(
                     f"rule {rule.match.pattern!r} matches no operator type and no name of an output",
