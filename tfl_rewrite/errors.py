@@ -7,6 +7,7 @@ used, and our own bug. An error prints as ``file (where, offset N): what; remedy
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -95,6 +96,15 @@ class FileAccessError(TflRewriteError):
     """
 
     exit_code = 2
+
+    @classmethod
+    def of_writing(cls, error: OSError, file: str | os.PathLike[str] | None) -> FileAccessError:
+        """Returns what to say of a file that could not be written."""
+        if error.errno == errno.EFAULT:
+            # Of a mapped file that got shorter the kernel has no bytes to copy from.
+            what, remedy = "what it is made of was truncated while it was being read", "run it again"
+            return cls(what, file=file, remedy=remedy)
+        return cls(f"cannot write: {error.strerror or error}", file=file)
 
 
 class UnsupportedError(TflRewriteError):

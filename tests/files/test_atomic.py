@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
 import stat
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files import atomic as module
 from tfl_rewrite.files.atomic import access_of, atomic_write, nameless_file, sweep, write_whole
 
@@ -236,3 +237,18 @@ def test_somebody_sweeps_while_a_file_is_made(
         output.sink.write_at(NEW, 0)
         output.publish()
     assert (tmp_path / "file").read_bytes() == NEW and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_cut_off_while_it_was_copied_is_no_fault_of_the_target(tmp_path: Path) -> None:
+    """The kernel reads past the end of a mapped file then, and says "bad address"."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(bytes(1 << 16))
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        os.truncate(source, 0)
+        with (
+            memoryview(mapped) as view,
+            pytest.raises(FileAccessError, match="was truncated while it was being read"),
+            atomic_write(target, force=False, nbytes=0) as output,
+        ):
+            output.sink.write_at(view, 0)
+    assert not target.exists()

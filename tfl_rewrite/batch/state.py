@@ -180,7 +180,7 @@ def open_state(out: Path, access: int = PLAIN) -> Iterator[State]:
     except FileExistsError as error:
         raise UsageError("is not a folder", file=out, remedy="use another --out") from error
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=out) from error
+        raise FileAccessError.of_writing(error, out) from error
 
 
 @contextlib.contextmanager

@@ -183,7 +183,7 @@ class SideFiles:
         try:
             output.sink.write_at(data, 0)
         except OSError as error:
-            raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+            raise FileAccessError.of_writing(error, path) from error
         self._written.append(output)
 
     def add_json(self, path: str | None, data: dict[str, Any]) -> None:
@@ -202,7 +202,5 @@ class SideFiles:
             try:
                 output.publish()
             except OSError as error:
-                raise FileAccessError(
-                    f"cannot write: {error.strerror or error}", file=output.target
-                ) from error
+                raise FileAccessError.of_writing(error, output.target) from error
         self._written.clear()

@@ -123,7 +123,7 @@ def _write(made: Path, descriptor: int) -> None:
                 while view:
                     view = view[os.write(descriptor, view) :]
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file="standard output") from error
+        raise FileAccessError.of_writing(error, "standard output") from error
 
 
 LONGEST_ERROR = 4000
@@ -286,9 +286,7 @@ def print_lines(lines: Sequence[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # A reader that went away changes neither the work nor its exit code.
         if not isinstance(error, BrokenPipeError):
-            raise FileAccessError(
-                f"cannot write: {error.strerror or error}", file="standard output"
-            ) from error
+            raise FileAccessError.of_writing(error, "standard output") from error
 
 
 _COLOURS = (

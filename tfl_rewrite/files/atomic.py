@@ -92,7 +92,7 @@ def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
             number = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(number, os.strerror(number))
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=target) from error
+        raise FileAccessError.of_writing(error, target) from error
     except ValueError as error:
         # A name with a NUL in it.
         raise UsageError(f"is no file name: {error}", file=repr(target), remedy="name a file") from error
@@ -257,7 +257,7 @@ def nameless_file(
             "exists already", file=folder / str(error.filename2 or ""), remedy="use --force to overwrite it"
         ) from None
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=folder) from error
+        raise FileAccessError.of_writing(error, folder) from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)

@@ -445,7 +445,7 @@ def _staging(place: Path | None) -> Iterator[Path]:
         with Scratch(place, ".tfl-rewrite-") as stage:
             yield stage.path
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=place) from error
+        raise FileAccessError.of_writing(error, place) from error
 
 
 def _write(file: WeightFile, path: Path) -> None:

@@ -277,7 +277,7 @@ def _marked(path: Path) -> tuple[int, int]:
     except NotADirectoryError:
         raise UsageError("is in the way", file=path, remedy="remove it, or name another OUT") from None
     except OSError as error:
-        raise FileAccessError(f"cannot write: {error.strerror or error}", file=path) from error
+        raise FileAccessError.of_writing(error, path) from error
 
 
 def _stale(folder: int) -> list[str]:
