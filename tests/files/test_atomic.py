@@ -243,12 +243,12 @@ def test_what_was_cut_off_while_it_was_copied_is_no_fault_of_the_target(tmp_path
     """The kernel reads past the end of a mapped file then, and says "bad address"."""
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(bytes(1 << 16))
-    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        os.truncate(source, 0)
-        with (
-            memoryview(mapped) as view,
-            pytest.raises(FileAccessError, match="was truncated while it was being read"),
-            atomic_write(target, force=False, nbytes=0) as output,
-        ):
-            output.sink.write_at(view, 0)
+    with open(source, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    os.truncate(source, 0)
+    with (
+        pytest.raises(FileAccessError, match="was truncated while it was being read"),
+        atomic_write(target, force=False, nbytes=0) as output,
+    ):
+        output.sink.write_at(memoryview(mapped), 0)
     assert not target.exists()
