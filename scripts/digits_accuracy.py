@@ -25,6 +25,7 @@ FORMS: dict[str, Pass] = {
     "int4, block:32": QuantizeWeights(dtype="int4", granularity="block:32"),
     "quantize, int8": Quantize(),
     "quantize, int16": Quantize(activations="int16"),
+    "quantize, mixed": Quantize(activations="mixed", share=0.5),
 }
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
