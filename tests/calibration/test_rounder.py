@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,13 @@ def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
         settings.run(model, Context())
         made[nbytes] = model.to_bytes(), len(opened)
     assert made[0][0] == made[64 << 20][0]
+    # Where shapes of the file say less than there is, no more is held than may be.
+    monkeypatch.setattr(collect, "AHEAD_NBYTES", 1000)
+    monkeypatch.setattr(collect, "activation_of", lambda *_: None)
+    opened.clear()
+    model = load(fixtures / "digits_cnn.tflite")
+    replace(settings, rounder=Calibrated(Judging(inputs=(few,)), in_order=True)).run(model, Context())
+    assert model.to_bytes() == made[0][0] and len(opened) == made[0][1] + 1
     weights = made[0][1] // 2
     assert weights > 2 and made[0][1] == 2 * weights and made[64 << 20][1] == weights + 1
 

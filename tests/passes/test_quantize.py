@@ -107,6 +107,8 @@ def test_a_float_model_gets_the_border_that_is_asked_for(io: str, fixtures: Path
     source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
     report = made(source, target, judging(fixtures), io=io)
     assert border_of(target) == [TYPES[io]] * 2
+    conversions = sum(item.code.name in ("QUANTIZE", "DEQUANTIZE") for _, item in load(target).operators())
+    assert f"{conversions} conversion(s) between" in " ".join(report.results[0].notes)
     assert report.verdict is not None and report.verdict.passed
     assert len(report.verdict.verdicts) == 3
     assert {item.outputs[0].dtype for item in report.verdict.verdicts} == {"float32"}, "real values"

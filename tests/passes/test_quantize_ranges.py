@@ -11,6 +11,8 @@ import pytest
 from tfl_rewrite import Judging, Quantize, UsageError, load, rewrite
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.errors import FileAccessError
+from tfl_rewrite.files.atomic import AtomicFile
 from tfl_rewrite.integers.ranges import TensorRanges
 
 
@@ -80,6 +82,20 @@ def test_a_run_that_fails_or_is_dry_leaves_no_ranges(here: Path) -> None:
     before = files(here)
     assert main([*QUANTIZE, "out.tflite", *CALIBRATED, "--effort", "fast", "--min-snr", "90"]) == 4
     assert main([*QUANTIZE, "out.tflite", *CALIBRATED, "--effort", "fast", "--dry-run"]) == 0
+    assert files(here) == before
+
+
+@pytest.mark.runtime
+def test_ranges_that_cannot_be_kept_leave_no_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, publish = files(here), AtomicFile.publish
+
+    def refuse(self: AtomicFile) -> None:
+        if Path(self.target).name == "r.json":
+            raise FileAccessError("cannot write", file="r.json")
+        publish(self)
+
+    monkeypatch.setattr(AtomicFile, "publish", refuse)
+    assert main([*QUANTIZE, "out.tflite", *CALIBRATED, "--effort", "fast"]) == 2
     assert files(here) == before
 
 

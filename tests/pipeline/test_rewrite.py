@@ -604,6 +604,26 @@ class Careful(Pass):
         return replace(self, told=(*self.told, short_db)) if len(self.told) < self.most else None
 
 
+@dataclass(frozen=True)
+class Fitted(Careful):
+    """Looks at the inputs that do not judge."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return True
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("told", "unfitted"), [((9.0,) * 4, True), ((), False)])
+def test_what_the_samples_that_judge_have_refused_is_fitted_to_them(
+    fixtures: Path, tmp_path: Path, told: tuple[float, ...], unfitted: bool
+) -> None:
+    inputs = (fixtures / "inputs" / "digits_calib.npz",)
+    judging = Judging(inputs=inputs, tolerance=Tolerance(min_snr=40, min_agreement=0))
+    report = rewrite(fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", [Fitted(told)], judging=judging)
+    assert report.verdict is not None and report.verdict.passed and report.verdict.unfitted is unfitted
+
+
 @pytest.mark.runtime
 def test_a_pass_that_can_lose_less_is_told_by_how_much(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"

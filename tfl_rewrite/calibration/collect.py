@@ -276,6 +276,7 @@ class Ahead:
         self._calls = calls
         self._position = 0
         self._known: dict[int, list[tuple[int, Array]]] = {}
+        self._is_told_right = True
 
     def of(self, wanted: Wanted) -> Iterator[tuple[int, Array]]:
         """Yields the numbers of the calls and what a weight meets in each; see :meth:`Probe.activations`.
@@ -308,13 +309,19 @@ class Ahead:
         return range(self._position, len(self._wanted))
 
     def _look(self, positions: range) -> None:
-        if len(positions) < 2:
+        if len(positions) < 2 or not self._is_told_right:
             # Nothing is won by holding what is used at once.
             return
         weights = [(self._wanted[at].place, self._wanted[at].position) for at in positions]
         found: dict[int, list[tuple[int, Array]]] = {at: [] for at in positions}
+        nbytes = 0
         try:
             for number, arrays in self._probe.activations(weights, self._calls):
+                nbytes += sum(array.nbytes for array in arrays)
+                if nbytes > AHEAD_NBYTES:
+                    # The shapes in the file are smaller than those of the samples.
+                    self._is_told_right = False
+                    return
                 for at, array in zip(positions, arrays, strict=True):
                     found[at].append((number, array))
         except ModelFailed:

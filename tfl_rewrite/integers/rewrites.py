@@ -17,7 +17,7 @@ from tfl_rewrite.kernels.reads import micro_obstacle
 from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, SELECT, SELECT_V2, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.weights.expansion import Expanded, expand_constants
 from tfl_rewrite.weights.state import make_dense
 
@@ -85,23 +85,18 @@ def pools_to_means(model: Model, keeps: Callable[[Operator], bool]) -> list[tupl
     Returns:
         What was there, and what stands in its place.
     """
-    editor, made_of = Editor(model), list[tuple[Operator, Operator]]()
-    for subgraph in model.subgraphs:
-        for position, operator in enumerate(subgraph.operators):
-            if row_of(operator) is not AVERAGE_POOL or keeps(operator) or not _is_over_plane(operator):
-                continue
-            source, made = operator.inputs[0], operator.outputs[0]
-            assert source is not None and made is not None
-            data = np.array([1, 2], "<i4").tobytes()
-            axes = Tensor(f"{made.name}_axes", (2,), dtypes.BY_NAME["INT32"].value, editor.constant(data))
-            editor.add_tensor(subgraph, axes)
-            mean = editor.builtin(MEAN, 1, [source, axes], made, keep_dims=True)
-            subgraph.operators[position] = mean
-            made_of.append((operator, mean))
-    if made_of:
-        editor.removed()
-        editor.finish()
-    return made_of
+
+    def mean(editor: Editor, subgraph: SubGraph, operator: Operator) -> Operator | None:
+        if row_of(operator) is not AVERAGE_POOL or keeps(operator) or not _is_over_plane(operator):
+            return None
+        source, made = operator.inputs[0], operator.outputs[0]
+        assert source is not None and made is not None
+        data = np.array([1, 2], "<i4").tobytes()
+        axes = Tensor(f"{made.name}_axes", (2,), dtypes.BY_NAME["INT32"].value, editor.constant(data))
+        editor.add_tensor(subgraph, axes)
+        return editor.builtin(MEAN, 1, [source, axes], made, keep_dims=True)
+
+    return _replaced(model, mean)
 
 
 def negations_to_products(model: Model, keeps: Callable[[Operator], bool]) -> list[tuple[Operator, Operator]]:
@@ -117,25 +112,20 @@ def negations_to_products(model: Model, keeps: Callable[[Operator], bool]) -> li
     Returns:
         What was there, and what stands in its place.
     """
-    editor, made_of = Editor(model), list[tuple[Operator, Operator]]()
     floats = dtypes.FLOAT32.value
-    for subgraph in model.subgraphs:
-        for position, operator in enumerate(subgraph.operators):
-            if row_of(operator) is not NEG or keeps(operator) or wrong_operands(operator):
-                continue
-            source, made = operator.inputs[0], operator.outputs[0]
-            if source is None or made is None or source.dtype != floats or made.dtype != floats:
-                continue
-            data = np.array([-1.0], "<f4").tobytes()
-            minus = Tensor(f"{made.name}_minus", (), floats, editor.constant(data))
-            editor.add_tensor(subgraph, minus)
-            product = editor.builtin(MUL, 1, [source, minus], made)
-            subgraph.operators[position] = product
-            made_of.append((operator, product))
-    if made_of:
-        editor.removed()
-        editor.finish()
-    return made_of
+
+    def product(editor: Editor, subgraph: SubGraph, operator: Operator) -> Operator | None:
+        if row_of(operator) is not NEG or keeps(operator) or wrong_operands(operator):
+            return None
+        source, made = operator.inputs[0], operator.outputs[0]
+        if source is None or made is None or source.dtype != floats or made.dtype != floats:
+            return None
+        data = np.array([-1.0], "<f4").tobytes()
+        minus = Tensor(f"{made.name}_minus", (), floats, editor.constant(data))
+        editor.add_tensor(subgraph, minus)
+        return editor.builtin(MUL, 1, [source, minus], made)
+
+    return _replaced(model, product)
 
 
 def selects_to_broadcasts(model: Model) -> list[tuple[Operator, Operator]]:
@@ -149,21 +139,30 @@ def selects_to_broadcasts(model: Model) -> list[tuple[Operator, Operator]]:
     Returns:
         What was there, and what stands in its place.
     """
+
+    def broadcast(editor: Editor, subgraph: SubGraph, operator: Operator) -> Operator | None:
+        if row_of(operator) is not SELECT or wrong_operands(operator):
+            return None
+        shapes = {item.shape for item in (*operator.inputs, *operator.outputs) if item is not None}
+        made, kernel = operator.outputs[0], SELECT_V2.micro
+        if len(shapes) > 1 or made is None or kernel is None or not kernel.takes(made.dtype_name):
+            return None
+        return editor.plain(SELECT_V2, 1, operator.inputs, made)
+
+    return _replaced(model, broadcast)
+
+
+def _replaced(
+    model: Model, make: Callable[[Editor, SubGraph, Operator], Operator | None]
+) -> list[tuple[Operator, Operator]]:
+    """Puts what is made of operators in their place; None leaves one. Returns what was there with what is."""
     editor, made_of = Editor(model), list[tuple[Operator, Operator]]()
     for subgraph in model.subgraphs:
         for position, operator in enumerate(subgraph.operators):
-            if row_of(operator) is not SELECT or wrong_operands(operator):
-                continue
-            shapes = {item.shape for item in (*operator.inputs, *operator.outputs) if item is not None}
-            made = operator.outputs[0]
-            known = (
-                SELECT_V2.micro is not None and made is not None and SELECT_V2.micro.takes(made.dtype_name)
-            )
-            if len(shapes) > 1 or made is None or not known:
-                continue
-            broadcast = editor.plain(SELECT_V2, 1, operator.inputs, made)
-            subgraph.operators[position] = broadcast
-            made_of.append((operator, broadcast))
+            made = make(editor, subgraph, operator)
+            if made is not None:
+                subgraph.operators[position] = made
+                made_of.append((operator, made))
     if made_of:
         editor.removed()
         editor.finish()
