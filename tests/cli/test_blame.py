@@ -9,18 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfl_rewrite.cli import main
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """Runs the program in this process: exit code, stdout, stderr."""
-    try:
-        code = main([*map(str, arguments)])
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    said = capsys.readouterr()
-    assert "Traceback" not in said.out + said.err
-    return code, said.out, said.err
+from .program import call
 
 
 @pytest.fixture

@@ -10,16 +10,10 @@ from typing import Any
 import pytest
 
 from tfl_rewrite import load, save
-from tfl_rewrite.cli import main
 from tfl_rewrite.files import source
 from tfl_rewrite.flatbuf.reader import read
 
-
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.out + said.err
-    return code, said.out, said.err
+from .program import call
 
 
 @pytest.fixture

@@ -10,21 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite.cli.main import main
+from .program import call
 
 
 @pytest.fixture
 def dense(fixtures: Path) -> str:
     return str(fixtures / "dense.tflite")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    try:
-        code = main([str(item) for item in arguments])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    output = capsys.readouterr()
-    return code, output.out, output.err
 
 
 @pytest.mark.runtime

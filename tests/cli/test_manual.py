@@ -6,28 +6,18 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tfl_rewrite.cli import main
 from tfl_rewrite.cli.commands.manual import man_page
 from tfl_rewrite.cli.main import commands, parser
 from tfl_rewrite.cli.text import short_names
 
+from .program import TOOL, call
+
 COMMANDS = commands()
-TOOL = Path(sys.executable).parent / "tfl-rewrite"
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
-    try:
-        code = main([*map(str, words)])
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

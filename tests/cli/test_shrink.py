@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from tfl_rewrite import Goal, shrink
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import nbytes_of
 
-TOOL = str(Path(sys.executable).parent / "tfl-rewrite")
+from .program import TOOL
+
 QUICK = ("--effort", "fast", "--encodings", "int8:channel:dequantize,int4:channel:dequantize")
 
 
