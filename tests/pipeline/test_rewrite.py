@@ -381,6 +381,50 @@ def test_a_tolerance_is_for_lossy_passes_only(dense: Path, folder: Path) -> None
     assert rewrite(dense, folder / "c.tflite", both, judging=wide).outcome == "rewritten"
 
 
+@pytest.mark.runtime
+def test_what_is_folded_is_judged_at_its_own_ratio_whatever_the_tolerance_is(
+    dense: Path, folder: Path
+) -> None:
+    class Folding(Edit):
+        effect: ClassVar[Effect] = Effect.FOLDING
+
+    class Lossy(Edit):
+        effect: ClassVar[Effect] = Effect.TOLERANCE
+
+    wide = Judging(samples=1, tolerance=Tolerance(min_snr=3))
+    report = rewrite(dense, folder / "a.tflite", [Nothing(), Folding(perturb(1e-7))], judging=wide)
+    assert report.verdict is not None and {output.rule for output in report.verdict.outputs} == {"snr"}
+    assert report.notes == ("judged at 120 dB: what was folded is rounded in another order",)
+    for judging in (wide, replace(wide, tolerance=Tolerance(exact=True))):
+        assert rewrite(dense, judging=judging, passes=[Folding(perturb(1e-7))]).outcome == "rewritten"
+        with pytest.raises(RewriteFailed, match="is less than 120 dB"):
+            rewrite(dense, folder / "b.tflite", [Folding(perturb(1e-5)), Edit(describe)], judging=judging)
+    both = [Folding(perturb(1e-5)), Lossy(describe)]
+    report = rewrite(dense, folder / "c.tflite", both, judging=wide)
+    assert report.outcome == "rewritten" and not report.notes
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("effect", [Effect.FOLDING, Effect.TOLERANCE])
+@pytest.mark.parametrize("exact", [True, False])
+def test_where_only_exact_things_happened_outputs_are_equal_to_the_bit(
+    dense: Path, folder: Path, effect: Effect, exact: bool
+) -> None:
+    class Mixed(Edit):
+        """Changes something, all of it exact, or nothing at all."""
+
+        name: ClassVar[str] = "mixed"
+
+        def run(self, model: Model, context: Context) -> PassResult:
+            return replace(Edit.run(self, model, context), exact=True) if exact else PassResult(self.name)
+
+    Mixed.effect = effect
+    report = rewrite(dense, folder / "a.tflite", [Mixed(describe), Edit(describe)], judging=QUICK)
+    assert report.verdict is not None and {output.rule for output in report.verdict.outputs} == {"exact"}
+    with pytest.raises(RewriteFailed):
+        rewrite(dense, folder / "b.tflite", [Mixed(describe), Edit(perturb(1e-6))], judging=QUICK)
+
+
 def test_a_pass_that_breaks_the_model_is_our_bug(dense: Path, folder: Path) -> None:
     def drop(model: Model) -> None:
         del model.subgraphs[0].tensors[1]

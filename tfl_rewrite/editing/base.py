@@ -97,7 +97,8 @@ class PassResult(JsonData):
             is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
         retyped: Whether inputs or outputs have other types now, as was asked for; real values are
             compared then.
-        exact: Whether what it did changes no number, although the pass may; outputs must be equal then.
+        exact: Whether what it did changes no number, although the pass may; outputs must be equal then. So
+            they must be where it changed nothing.
         idle: Where it changed nothing: why, and what does something instead.
 
     Example:
@@ -130,6 +131,10 @@ class Effect(enum.Enum):
 
     ``EXACT``: outputs are equal to the bit. ``TOLERANCE``: they may differ within the tolerance.
 
+    ``FOLDING``: they are the same in real numbers, and computed in another order: what rounding leaves is
+    judged (:data:`tfl_rewrite.judge.settings.FOLDED`), whatever the tolerance is. Where a lossy pass runs,
+    too, that is within its tolerance; where nothing was folded, outputs must be equal to the bit.
+
     ``INTERFACE``: the model takes or gives other tensors, as it was asked to. What it gives then cannot be
     compared with what the original gives, so the judge compares with the original rewritten by such passes
     alone.
@@ -143,6 +148,7 @@ class Effect(enum.Enum):
     """
 
     EXACT = "exact"
+    FOLDING = "folding"
     TOLERANCE = "tolerance"
     INTERFACE = "interface"
     REPAIR = "repair"

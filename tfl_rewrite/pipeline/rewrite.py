@@ -21,7 +21,7 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
 from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.judge.settings import OLD_RUNTIME_PYTHON, Judging
+from tfl_rewrite.judge.settings import FOLDED, OLD_RUNTIME_PYTHON, Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
@@ -313,6 +313,8 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         notes = (*report.notes, *run_alone(made, results, settings, verdict))
         report = replace(report, notes=notes)
     notes = (*report.notes, *_without_release(opened.plan.passes, verdict))
+    if opened.judges.folds(results):
+        notes = (*notes, f"judged at {FOLDED.min_snr:g} dB: what was folded is rounded in another order")
     report = replace(report, verdict=verdict, notes=notes)
     if verdict.status == "unverified":
         return _unverified(report, "; ".join(verdict.reasons), settings)

@@ -76,16 +76,31 @@ class Judges:
             results: Of the first attempt.
         """
         if self._panel is None:
-            lossy = any(
-                item.effect is Effect.TOLERANCE and not result.exact
-                for item, result in zip(self._passes, results, strict=True)
-            )
-            exact = not lossy and not any(result.reading for result in results)
-            judging = self._judging.exactly if exact else self._judging
-            judging = replace(judging, retyped=any(result.retyped for result in results))
+            retyped = any(result.retyped for result in results)
+            strict = self._judging if self._loses(results) else self._judging.exactly
+            judging = replace(self._judging.folded if self.folds(results) else strict, retyped=retyped)
             panel = FullPanel(self.expected(results), judging, progress=current().say)
             self._panel = self._stack.enter_context(panel)
         return self._panel
+
+    def folds(self, results: Sequence[PassResult]) -> bool:
+        """Whether what may change outputs most is folding.
+
+        Args:
+            results: Of the first attempt.
+        """
+        return Effect.FOLDING in self._done(results) and not self._loses(results)
+
+    def _loses(self, results: Sequence[PassResult]) -> bool:
+        return Effect.TOLERANCE in self._done(results) or any(result.reading for result in results)
+
+    def _done(self, results: Sequence[PassResult]) -> set[Effect]:
+        """The effects of what changed something."""
+        return {
+            item.effect
+            for item, result in zip(self._passes, results, strict=True)
+            if result.modified and not result.exact
+        }
 
     def _made(self, results: Sequence[PassResult]) -> PathLike:
         marked = [item for item in self._passes if item.effect is Effect.INTERFACE]

@@ -76,9 +76,12 @@ def carry_out(plan: Plan) -> Report:
 
 
 def _check_before(passes: Sequence[Pass]) -> None:
-    """Refuses what would lose something before a search, which allows for no other loss than its own."""
+    """Refuses what would lose something before a search, which allows for no other loss than its own.
+
+    What is computed in another order loses far less than any ratio that is searched for.
+    """
     for item in passes:
-        if item.effect is not Effect.EXACT:
+        if item.effect not in (Effect.EXACT, Effect.FOLDING):
             raise UsageError(
                 f"{RoundWeights.name} with min-snr cannot follow {item.name}, which may change outputs",
                 remedy="put it first, or give it steps",

@@ -18,6 +18,7 @@ from tfl_rewrite.errors import (
     UsageError,
     VerificationError,
 )
+from tfl_rewrite.judge.settings import FOLDED
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -54,6 +55,12 @@ def run_passes(arguments: argparse.Namespace) -> int:
     return rewrite_file(arguments, made)
 
 
+_LOSSES = {
+    Effect.TOLERANCE: " (lossy)",
+    Effect.FOLDING: f" (the same in another order, judged at {FOLDED.min_snr:g} dB)",
+}
+
+
 def list_passes(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite passes``."""
     from tfl_rewrite.passes import catalog
@@ -66,6 +73,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
                 "name": kind.name,
                 "summary": catalog.summary(kind),
                 "lossy": kind.effect is Effect.TOLERANCE,
+                "effect": kind.effect.value,
                 "place": kind.place,
                 "options": [row.name for row in options_of(kind)],
             }
@@ -78,8 +86,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
         return 0
     lines = []
     for kind in catalog.CATALOG:
-        lossy = " (lossy)" if kind.effect is Effect.TOLERANCE else ""
-        lines.append(f"{kind.name}{lossy}: {catalog.summary(kind)}")
+        lines.append(f"{kind.name}{_LOSSES.get(kind.effect, '')}: {catalog.summary(kind)}")
         if options := options_of(kind):
             lines.append(f"  options: {', '.join(row.name.replace('_', '-') for row in options)}")
         lines.append(f"  place: {kind.place}")

@@ -19,12 +19,13 @@ from tfl_rewrite.cli.options import (
     rows_of,
     value,
 )
+from tfl_rewrite.judge.settings import FOLDED
 from tfl_rewrite.options.option import Role
 
 PREFIX = "pass_"
 """Of the values of the options of a pass or a goal: some have the name of one of the judging."""
 
-# Nothing to tolerate where outputs must be equal to the bit, and nothing is fitted to inputs.
+# Nothing to tolerate where outputs must be equal, to the bit or to rounding, and nothing is fitted to inputs.
 _TOLERATED = ("exact", "min_snr", "max_abs_error")
 
 
@@ -75,7 +76,7 @@ def commands_of_passes(known: Collection[str]) -> list[Command]:
     from tfl_rewrite.editing.base import Effect
     from tfl_rewrite.passes import catalog
 
-    makers = {Effect.EXACT: _exact, Effect.INTERFACE: _exact}
+    makers = dict.fromkeys((Effect.EXACT, Effect.FOLDING, Effect.INTERFACE), _exact)
     return [
         Command(
             kind.name,
@@ -314,8 +315,8 @@ COMMANDS = (
         "run",
         "apply several passes with one read, one write and one verification",
         "Applies passes in the order given, or a preset. Outputs are judged once, for the whole: by"
-        " --min-snr if a pass is lossy, else bit by bit. 'tfl-rewrite passes' lists passes, their "
-        "options and the presets.",
+        f" --min-snr if a pass is lossy, at {FOLDED.min_snr:g} dB if one folds, else bit by bit. "
+        "'tfl-rewrite passes' lists passes, their options and the presets.",
         "rewrite:run_passes",
         _running,
         (
