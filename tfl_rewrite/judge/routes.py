@@ -1,0 +1,399 @@
+"""Judges a file against another way to compute the same: runs of other files, slices and sums of arrays.
+
+A verdict of two files needs both to take the same inputs. A file that joins two models, one that takes a
+larger batch, or one that is a part of another does not have such an original. What its outputs must be is
+told by a route instead: a generator that gets one sample, asks for runs of other files, and returns the
+outputs that it expects::
+
+    def route(step):
+        (inner,) = yield [Run(path=first, values=[value for _, value in step.values])]
+        (outer,) = yield [Run(path=second, values=inner.values)]
+        return outer.values
+
+The routes of all samples go on side by side, so that each file is opened once for all of them. What a file
+keeps in variables carries over from sample to sample, as in the file that is judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tfl_rewrite.interpreter.interface import Array, EntryPoint
+from tfl_rewrite.interpreter.memory import default_limit
+from tfl_rewrite.interpreter.scratch import TerminationGuard, scratch_errors
+from tfl_rewrite.interpreter.worker import Execution, Failure, ModelFailed
+from tfl_rewrite.judge.compare import compared
+from tfl_rewrite.judge.judge import CallOutputs, Judge, RunResult, run_model
+from tfl_rewrite.judge.reference import UNASKED, PathLike, Reference, existing
+from tfl_rewrite.judge.repeats import EXACT
+from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.tally import OutputTally
+from tfl_rewrite.judge.verdict import (
+    EntryVerdict,
+    Key,
+    OutputComparison,
+    Verdict,
+    combined,
+    entry_verdict,
+    weighed,
+)
+from tfl_rewrite.samples.made import Step, write_steps
+
+KEPT_NBYTES = 2 << 30
+"""What the files of a route give for all samples, on disk, at one point of the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run of another file that a route asks for.
+
+    Attributes:
+        path: The file.
+        values: Its inputs, in order of the entry point.
+        signature: Key of the signature that is entered; None for the primary subgraph.
+    """
+
+    path: PathLike
+    values: Sequence[Array | None]
+    signature: str | None = None
+
+
+Going = Generator[Sequence[Run], list[CallOutputs], Sequence[Array | None]]
+"""A route on its way: gives the runs that it needs, is sent what came out, returns the outputs expected."""
+Route = Callable[[Step], Going]
+"""What is expected of a file for one sample, whose inputs are those of the file."""
+
+
+def verify_route(
+    after: PathLike,
+    route: Route,
+    judging: Judging | None = None,
+    *,
+    sources: Sequence[PathLike] = (),
+    repeat: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Runs a file, and the other way to compute the same on the same inputs, and compares every output.
+
+    The samples are made from what the file declares, or they are the real inputs of ``judging``, which fit
+    the file: for one that takes batches, group them first. Every runtime judges with every resolver, and the
+    worst verdict counts.
+
+    Args:
+        after: The file.
+        route: What its outputs must be.
+        judging: How files are run and compared.
+        sources: The files that the route runs. Where ``after`` does not run, they are run by themselves: if
+            they do, it failed, and if not, nothing can be said.
+        repeat: Run the file again, to see that it repeats its outputs.
+        progress: Called with what is being done.
+
+    Raises:
+        UsageError: See :class:`tfl_rewrite.judge.judge.Judge`.
+    """
+    settings = (judging or Judging()).for_judges
+    kernels = tuple(dict.fromkeys(settings.resolver or settings.implied)) or ("",)
+    verdicts = []
+    for runtime in dict.fromkeys(settings.runtime):
+        for resolver in kernels:
+            if progress is not None:
+                progress("verifying")
+            chosen = (resolver,) if resolver else ()
+            single = replace(settings, runtime=(runtime,), resolver=chosen, implied=(), retyped=False)
+            with Judge(after, single) as judge:
+                verdicts.append(_Way(judge, single, route, sources).verdict(existing(after), repeat))
+    return combined(verdicts)
+
+
+class _Way:
+    """One judge on one route.
+
+    Args:
+        judge: Of the file, which it takes for an original.
+        settings: Of one runtime.
+        route: See `verify_route`.
+        sources: Likewise.
+    """
+
+    def __init__(self, judge: Judge, settings: Judging, route: Route, sources: Sequence[PathLike]) -> None:
+        self._judge = judge
+        self._settings = settings
+        self._route = route
+        self._sources = tuple(dict.fromkeys(os.fspath(path) for path in sources))
+        self._notes: list[str] = []
+
+    def verdict(self, after: Path, repeat: bool) -> Verdict:
+        """What running both showed."""
+        found = self._judge.reference()
+        reference = self._judge.settled
+        if found.failure is not None or reference is None:
+            return self._lost(found)
+        first = (self._settings.resolver or UNASKED)[0]
+        if reference.resolver != first and self._unable(first) is None:
+            reason = f"the new file does not run with {first} kernels, with which the files it is made of run"
+            return self._said("fail", "error", reason, found)
+        steps = [_step(reference, number, values) for number, values in enumerate(found.inputs)]
+        try:
+            with TerminationGuard(), scratch_errors(), contextlib.ExitStack() as stack:
+                expected = self._expected(steps, reference, stack)
+                verdict = self._compared(reference, found, expected)
+        except ModelFailed as error:
+            cause = "error" if error.failure is None else error.failure.kind
+            reason = f"what to compare with cannot be made: {error}"
+            return self._said("unverified", cause, reason, found)
+        return self._repeated(after, verdict) if repeat and verdict.measured else verdict
+
+    def _lost(self, found: RunResult) -> Verdict:
+        """The file does not run: whether that is its own fault."""
+        assert found.failure is not None
+        why = self._unable((self._settings.resolver or UNASKED)[0])
+        if why is not None:
+            return self._said("unverified", why[0], why[1], found)
+        reason = f"the new file does not run: {found.failure.message}"
+        return self._said("fail", found.failure.kind, reason, found)
+
+    def _unable(self, resolver: str) -> tuple[str, str] | None:
+        """Why a file that the route runs does not run by itself; None where all do."""
+        alone = replace(self._settings, inputs=(), resolver=(resolver,))
+        for path in self._sources:
+            failure = run_model(path, alone, beside=self._judge).failure
+            if failure is not None:
+                return failure.kind, f"{Path(path).name} does not run: {failure.message}"
+        return None
+
+    def _said(self, status: str, cause: str, reason: str, found: RunResult) -> Verdict:
+        return Verdict(
+            status=status,
+            reasons=(reason,),
+            cause=cause,
+            judge=found.judge,
+            sample_source="real" if self._settings.inputs else "made",
+            notes=tuple(self._notes),
+        )
+
+    def _expected(
+        self, steps: Sequence[Step], reference: Reference, stack: contextlib.ExitStack
+    ) -> list[Sequence[Array | None] | None]:
+        """What the route gives for each sample; None for an optional one that a file on it refused.
+
+        Raises:
+            ModelFailed: A file on it does not run, or it does not fit the samples.
+        """
+        expected: list[Sequence[Array | None] | None] = [None] * len(steps)
+        going = [_Going(number, step, self._route(step)) for number, step in enumerate(steps)]
+        while going:
+            for one in going:
+                one.advance()
+            for one in going:
+                if one.result is not None:
+                    expected[one.number] = one.result
+            going = [one for one in going if one.result is None]
+            asked = [_Asked(one, place, run) for one in going for place, run in enumerate(one.runs)]
+            for path in dict.fromkeys(os.fspath(item.run.path) for item in asked):
+                own = [item for item in asked if os.fspath(item.run.path) == path]
+                self._run(path, own, reference, stack)
+            going = [one for one in going if not one.is_refused]
+        return expected
+
+    def _run(
+        self, path: str, asked: Sequence[_Asked], reference: Reference, stack: contextlib.ExitStack
+    ) -> None:
+        """Runs a file for all samples that ask for it; what came out lies on disk until the end."""
+        worker, folder = self._judge.lend(0)
+        steps = [
+            Step(
+                signature=item.run.signature,
+                # Names that no signature has: values go by position.
+                values=tuple((f"\0{place}", _given(value)) for place, value in enumerate(item.run.values)),
+                optional=item.going.step.optional,
+            )
+            for item in asked
+        ]
+        limit = self._settings.memory_limit
+        request = {
+            "do": "run",
+            "model": str(existing(path)),
+            "resolver": reference.resolver,
+            "threads": self._settings.threads,
+            "memory": default_limit() if limit is None else limit,
+            "independent": self._settings.independent,
+            "steps": str(write_steps(steps, folder)),
+        }
+        worker.begin(request, keeps=KEPT_NBYTES, keeps_all=True)
+        execution = stack.enter_context(worker.finish())
+        if execution.failure is not None:
+            raise ModelFailed(_of_file(path, execution.failure))
+        if execution.dropped is not None:
+            self._notes.append(f"{Path(path).name} refuses larger free sizes, which were not judged")
+        for position, item in enumerate(asked):
+            item.going.take(item.place, _outputs(execution, position, item.run.signature))
+
+    def _compared(
+        self, reference: Reference, found: RunResult, expected: Sequence[Sequence[Array | None] | None]
+    ) -> Verdict:
+        """What the outputs of both come to."""
+        tallies: dict[Key, OutputTally] = {}
+        reasons: list[str] = []
+        both = [pair for pair in zip(found.outputs, expected, strict=True) if pair[1] is not None]
+        for made, wanted in both:
+            entry = reference.interface.find(made.signature)
+            assert entry is not None
+            if wanted is None or len(wanted) == len(made.values):
+                _add(tallies, entry, made, wanted or ())
+                continue
+            told = f"interface: {entry.label} has {len(made.values)} outputs instead of {len(wanted)}"
+            reasons += [] if told in reasons else [told]
+        outputs = tuple(compared(tally, self._settings.tolerance) for tally in tallies.values())
+        entries = tuple(
+            _of_entry(reference, entry, [item for item in outputs if item.signature == entry.key])
+            for entry in reference.interface.entry_points
+        )
+        status, cause, why = weighed(entries)
+        if reasons:
+            status, cause, why = "fail", "interface", (*reasons, *why)
+        made_samples = {"made": ("made samples",), "mixed": ("made samples in part",)}
+        notes = (note.replace("the original", "the new file") for note in reference.notes)
+        return Verdict(
+            status=status,
+            reasons=tuple(why),
+            cause=cause,
+            judge=reference.judge,
+            sample_source=reference.source,
+            sample_count=len(both),
+            assumed=(*made_samples.get(reference.source, ()), *reference.assumed) if both else (),
+            unseen=reference.unseen,
+            outputs=outputs,
+            entries=entries,
+            notes=(*notes, *dict.fromkeys(self._notes)),
+            seconds=found.seconds,
+        )
+
+    def _repeated(self, after: Path, verdict: Verdict) -> Verdict:
+        """Adds what running the file again shows: garbage that a kernel reads is another one then."""
+        again = self._judge.compare(after, tolerance=EXACT, repeat=True)
+        verdict = replace(verdict, repeated=again.repeated, seconds=verdict.seconds + again.seconds)
+        if again.status == "pass" or again.cause in ("", "nothing"):
+            return verdict
+        text = "the new file does not repeat its own outputs from one run to the next"
+        if verdict.status == "fail" and verdict.cause == "outputs":
+            reasons = tuple(f"{text}: {reason}" for reason in verdict.reasons)
+            return replace(verdict, status="unverified", cause="unrepeatable", reasons=reasons)
+        return replace(verdict, notes=(*verdict.notes, text))
+
+
+@dataclass(slots=True, eq=False)
+class _Going:
+    """The route of one sample, on its way.
+
+    Attributes:
+        runs: What it waits for; ``ran`` is what came out so far.
+        result: What it returned.
+        is_refused: A file refused an optional sample.
+    """
+
+    number: int
+    step: Step
+    route: Going
+    runs: Sequence[Run] = ()
+    ran: list[CallOutputs | None] = field(default_factory=list)
+    result: Sequence[Array | None] | None = None
+    is_refused: bool = False
+    _started: bool = False
+
+    def advance(self) -> None:
+        """Goes on with what came out, to the next runs or to the end.
+
+        Raises:
+            ModelFailed: The route does not fit the sample.
+        """
+        try:
+            if self._started:
+                self.runs = self.route.send([item for item in self.ran if item is not None])
+            else:
+                self.runs, self._started = next(self.route), True
+        except StopIteration as end:
+            self.result, self.runs = tuple(end.value), ()
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            raise ModelFailed(f"sample {self.number + 1} does not fit: {error}") from error
+        self.ran = [None] * len(self.runs)
+
+    def take(self, place: int, outputs: CallOutputs | None) -> None:
+        """Takes in what one of the runs gave; None where it was refused."""
+        self.ran[place] = outputs
+        self.is_refused = self.is_refused or outputs is None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One run, and who asked for it."""
+
+    going: _Going
+    place: int
+    run: Run
+
+
+def _of_file(path: str, failure: Failure) -> Failure:
+    return replace(failure, message=f"{Path(path).name}: {failure.message}")
+
+
+def _step(reference: Reference, number: int, values: Sequence[Array]) -> Step:
+    """A call of the file with its inputs."""
+    call = reference.calls[number]
+    names = [facts.name for facts in reference.entry(call).inputs]
+    return replace(call, values=tuple(zip(names, values, strict=True)))
+
+
+def _given(value: Array | None) -> Array:
+    if value is None:
+        raise ModelFailed("an output that another file takes cannot be read")
+    return value
+
+
+def _outputs(execution: Execution, position: int, signature: str | None) -> CallOutputs | None:
+    """What one call gave; None where it was refused."""
+    if position >= len(execution.ran):
+        return None
+    entry = None if execution.interface is None else execution.interface.find(signature)
+    unreadable = execution.ran[position]
+    names = [facts.name for facts in entry.outputs] if entry is not None else []
+    return CallOutputs(
+        signature=signature,
+        names=tuple(names),
+        values=tuple(
+            None if why is not None else execution.output(position, place)
+            for place, why in enumerate(unreadable)
+        ),
+    )
+
+
+def _add(
+    tallies: dict[Key, OutputTally], entry: EntryPoint, made: CallOutputs, wanted: Sequence[Array | None]
+) -> None:
+    """Takes in one sample."""
+    for position, (facts, one, other) in enumerate(zip(entry.outputs, wanted, made.values, strict=True)):
+        key = made.signature, position
+        fixed = not entry.inputs
+        tally = tallies.setdefault(
+            key, OutputTally(facts, signature=made.signature, position=position, fixed=fixed)
+        )
+        if one is not None and other is not None:
+            tally.add(np.asarray(one), np.asarray(other))
+        elif one is not other:
+            tally.unreadable(*("it has no value" if value is None else None for value in (one, other)))
+
+
+def _of_entry(reference: Reference, entry: EntryPoint, outputs: Sequence[OutputComparison]) -> EntryVerdict:
+    """What is said of one entry point; one that does not run is a fault that nothing excuses."""
+    failure = reference.failed.get(entry.key)
+    if failure is None:
+        return entry_verdict(entry.key, entry.label, outputs)
+    said = f"{entry.label} of the new file does not run: {failure.message}"
+    return EntryVerdict(
+        signature=entry.key, label=entry.label, status="fail", reasons=(said,), cause=failure.kind
+    )
