@@ -297,6 +297,12 @@ class Pass(ABC):
         """
 
 
+def effects_of(passes: Sequence[Pass], results: Sequence[PassResult]) -> set[Effect]:
+    """Returns the effects of the passes that changed something, and not only what is exact."""
+    pairs = zip(passes, results, strict=True)
+    return {item.effect for item, result in pairs if result.modified and not result.exact}
+
+
 def last_packing(results: Sequence[PassResult]) -> Packing | None:
     """Returns how the file is to be laid out, as the last pass that is about that asks for."""
     return next((result.packing for result in reversed(results) if result.packing is not None), None)

@@ -313,7 +313,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         notes = (*report.notes, *run_alone(made, results, settings, verdict))
         report = replace(report, notes=notes)
     notes = (*report.notes, *_without_release(opened.plan.passes, verdict))
-    if opened.judges.folds(results):
+    if opened.judges.strictness(results) is Effect.FOLDING:
         notes = (*notes, f"judged at {FOLDED.min_snr:g} dB: what was folded is rounded in another order")
     report = replace(report, verdict=verdict, notes=notes)
     if verdict.status == "unverified":

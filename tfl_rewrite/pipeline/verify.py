@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, run_passes
+from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, effects_of, run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.source import ModelLike, Source, load, save
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
@@ -76,31 +76,21 @@ class Judges:
             results: Of the first attempt.
         """
         if self._panel is None:
-            retyped = any(result.retyped for result in results)
-            strict = self._judging if self._loses(results) else self._judging.exactly
-            judging = replace(self._judging.folded if self.folds(results) else strict, retyped=retyped)
+            own = self._judging
+            by = {Effect.TOLERANCE: own, Effect.FOLDING: own.folded}.get(
+                self.strictness(results), own.exactly
+            )
+            judging = replace(by, retyped=any(result.retyped for result in results))
             panel = FullPanel(self.expected(results), judging, progress=current().say)
             self._panel = self._stack.enter_context(panel)
         return self._panel
 
-    def folds(self, results: Sequence[PassResult]) -> bool:
-        """Whether what may change outputs most is folding.
-
-        Args:
-            results: Of the first attempt.
-        """
-        return Effect.FOLDING in self._done(results) and not self._loses(results)
-
-    def _loses(self, results: Sequence[PassResult]) -> bool:
-        return Effect.TOLERANCE in self._done(results) or any(result.reading for result in results)
-
-    def _done(self, results: Sequence[PassResult]) -> set[Effect]:
-        """The effects of what changed something."""
-        return {
-            item.effect
-            for item, result in zip(self._passes, results, strict=True)
-            if result.modified and not result.exact
-        }
+    def strictness(self, results: Sequence[PassResult]) -> Effect:
+        """By what to judge: of what passes did, the effect that allows most."""
+        done = effects_of(self._passes, results)
+        if Effect.TOLERANCE in done or any(result.reading for result in results):
+            return Effect.TOLERANCE
+        return Effect.FOLDING if Effect.FOLDING in done else Effect.EXACT
 
     def _made(self, results: Sequence[PassResult]) -> PathLike:
         marked = [item for item in self._passes if item.effect is Effect.INTERFACE]
