@@ -24,7 +24,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor
 from tfl_rewrite.weights.expansion import expand_constants
-from tfl_rewrite.weights.state import make_dense
+from tfl_rewrite.weights.sparse import make_dense
 
 Array = npt.NDArray[Any]
 

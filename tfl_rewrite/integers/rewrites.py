@@ -19,7 +19,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.weights.expansion import Expanded, expand_constants
-from tfl_rewrite.weights.state import make_dense
+from tfl_rewrite.weights.sparse import make_dense
 
 
 @dataclass(frozen=True, slots=True)

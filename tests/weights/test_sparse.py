@@ -14,7 +14,7 @@ from tfl_rewrite import save
 from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Tensor, new_record, schema
-from tfl_rewrite.weights.state import dense, make_dense
+from tfl_rewrite.weights.sparse import dense, make_dense
 
 WANTED = np.array([[1, 0, 2, 3], [0, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 6]], np.float32)
 ROWS = {
