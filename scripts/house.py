@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent.parent / PACKAGE
 FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
-MOST_FILES = 198
+MOST_FILES = 201
 """No more than there are."""
 AIMED_FILES = 165
 """What the design aims at."""
@@ -57,6 +57,7 @@ LONG_MODULES: dict[str, str] = {
     "kernels/table.py": "one row an operator",
     "model/ir.py": "the parts of a model, which name each other",
     "numerics/gptq.py": "one algorithm",
+    "kernels/shapes.py": "a rule of some lines for each operator",
     "numerics/grids.py": "one algorithm with its bounds",
     "numerics/moments.py": "one statistic with the ways to split it",
     "numerics/symmetric.py": "one form of integers, both ways",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.editing.base import Skip as Skip
     from tfl_rewrite.editing.base import run_passes
     from tfl_rewrite.editing.editor import Editor as Editor
+    from tfl_rewrite.editing.shapes import Shapes as Shapes
     from tfl_rewrite.errors import FileAccessError as FileAccessError
     from tfl_rewrite.errors import FormatError as FormatError
     from tfl_rewrite.errors import InvariantError as InvariantError
@@ -76,6 +77,7 @@ _NAMES = {
     "editing.base": "Context Edit Effect Pass PassResult Skip",
     "editing.base:run_passes": "run",
     "editing.editor": "Editor",
+    "editing.shapes": "Shapes",
     "errors": "FileAccessError FormatError InvariantError TflRewriteError UnsupportedError UsageError "
     "VerificationError",
     "files.source": "load save",

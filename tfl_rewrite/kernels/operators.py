@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from tfl_rewrite.kernels.integer import IntegerKernel, Target
 from tfl_rewrite.kernels.runtimes import MicroKernel, Runtime, micro_kernels
+from tfl_rewrite.kernels.shapes import Calls, ShapeRule
 
 
 class Granularity(str, enum.Enum):
@@ -228,6 +229,7 @@ class OperatorRow:
         only_reads: Whether it leaves the state that it meets as it is.
         calls: Whether it runs subgraphs, and does what those do.
         integer: How it computes in integers; None where it cannot, or nobody has measured it.
+        shape: What shapes it gives out, or whose, where it runs subgraphs; None where no rule is known.
         handle: The options by which the resource that it makes goes (``tflite/kernels/var_handle.cc``,
             ``hashtable.cc``).
     """
@@ -269,6 +271,7 @@ class OperatorRow:
     only_reads: bool = False
     calls: bool = False
     integer: IntegerKernel | None = None
+    shape: ShapeRule | Calls | None = None
     handle: tuple[str, ...] = ()
 
     @property
