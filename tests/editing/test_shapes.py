@@ -103,6 +103,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 interpreter = Interpreter(sys.argv[1], experimental_op_resolver_type=plain)
 interpreter.allocate_tensors()
+# What follows from a shape that is computed is allocated on the way.
+interpreter.invoke()
 model = tfl_rewrite.load(sys.argv[1])
 shapes = tfl_rewrite.Shapes.of(model)
 found = {row["index"]: tuple(map(int, row["shape"])) for row in interpreter.get_tensor_details()}
