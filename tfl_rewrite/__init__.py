@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.dedup import Dedup as Dedup
     from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
     from tfl_rewrite.passes.equalize import Equalize as Equalize
+    from tfl_rewrite.passes.fuse import Fuse as Fuse
     from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
@@ -91,6 +92,7 @@ _NAMES = {
     "passes.dedup": "Dedup",
     "passes.dequantize": "Dequantize",
     "passes.equalize": "Equalize",
+    "passes.fuse": "Fuse",
     "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",

@@ -218,6 +218,10 @@ class OperatorRow:
         external_weight: Whether the runtime takes input 1 from a file beside the model
             (``litert/tools/externalize_tflite_flatbuffer.py``).
         elementwise: Whether it joins two operands element by element; their types must agree.
+        commutes: Whether its two operands may change places.
+        fuses: Whether its float kernel does what ``fused_activation_function`` says: RELU, RELU6 and
+            RELU_N1_TO_1, never TANH, which kernels take for none or refuse.
+        clamp: The range that it cuts numbers to, if it does nothing else.
         homogeneous: Whether its output takes a positive factor that a channel of input 0 takes, exactly.
         reshapes: Whether it gives out the numbers of input 0, in their order.
         squashes: What it decides, if it saturates.
@@ -261,6 +265,9 @@ class OperatorRow:
     constant_inputs: Mapping[int, str] = field(default_factory=dict)
     external_weight: bool = False
     elementwise: bool = False
+    commutes: bool = False
+    fuses: bool = False
+    clamp: tuple[float, float] | None = None
     homogeneous: bool = False
     reshapes: bool = False
     squashes: Squash | None = None

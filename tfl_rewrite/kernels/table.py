@@ -64,6 +64,10 @@ _HYBRID, _LOOKUP, _DEQUANTIZE = Reading.HYBRID, Reading.LOOKUP, Reading.DEQUANTI
 _TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity.BLOCK
 _OWN, _SAME, _FIXED, _WEIGHTS = Scales.OWN, Scales.SAME, Scales.FIXED, Scales.WEIGHTS
 _BOUNDED = (*RESCALED, *CLAMPED)
+_FROM_1_TO_1 = -1.0, 1.0
+_FROM_0_TO_1 = 0.0, 1.0
+_FROM_0_TO_6 = 0.0, 6.0
+_ABOVE_0 = 0.0, math.inf
 _COMPARISON = IntegerKernel(_OWN, 2, old=(8,), limits=COMPARED)
 _GATED = IntegerKernel(Scales.STATE, 2, old=(8,), memory=LSTM_MEMORY)
 """Version 2 as TensorFlow's quantizer says (``converter/tools/optimize/operator_property.cc``)."""
@@ -102,6 +106,7 @@ _ROWS = (
         "CONV_2D",
         "2-3",
         "1",
+        fuses=True,
         optional=(2,),
         options="Conv2DOptions",
         weights=(1,),
@@ -134,6 +139,7 @@ _ROWS = (
         "DEPTHWISE_CONV_2D",
         "2-3",
         "1",
+        fuses=True,
         optional=(2,),
         options="DepthwiseConv2DOptions",
         weights=(1,),
@@ -155,6 +161,7 @@ _ROWS = (
         "FULLY_CONNECTED",
         "2-3",
         "1",
+        fuses=True,
         optional=(2,),
         options="FullyConnectedOptions",
         weights=(1,),
@@ -287,6 +294,8 @@ _ROWS = (
         "CONV_3D",
         "2-3",
         "1",
+        options="Conv3DOptions",
+        fuses=True,
         optional=(2,),
         channel_axis=4,
         summed=(1,),
@@ -542,6 +551,8 @@ _ROWS = (
         "ADD",
         "2",
         "1",
+        commutes=True,
+        fuses=True,
         options="AddOptions",
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, 3, limits=SUMMANDS, general16="pot_scale_int16"),
@@ -556,6 +567,8 @@ _ROWS = (
         "AVERAGE_POOL_2D",
         "1",
         "1",
+        options="Pool2DOptions",
+        fuses=True,
         homogeneous=True,
         integer=IntegerKernel(_SAME, 2, 3, blends=True),
         shape=shapes.pool,
@@ -598,6 +611,8 @@ _ROWS = (
         "DIV",
         "2",
         "1",
+        options="DivOptions",
+        fuses=True,
         elementwise=True,
         steep=Steep.DIVISION,
         integer=IntegerKernel(_OWN, 2, 2, old=(), limits=QUOTIENT, caveats=(Caveat.DIVIDES,)),
@@ -619,7 +634,12 @@ _ROWS = (
     OperatorRow("FLOOR_DIV", "2", "1", steep=Steep.DIVISION, shape=shapes.broadcast),
     OperatorRow("FLOOR_MOD", "2", "1", steep=Steep.DIVISION, shape=shapes.broadcast),
     OperatorRow(
-        "GELU", "1", "1", integer=IntegerKernel(_OWN, 2, 2, old=(8,), limits=TABLE), shape=shapes.same
+        "GELU",
+        "1",
+        "1",
+        options="GeluOptions",
+        integer=IntegerKernel(_OWN, 2, 2, old=(8,), limits=TABLE),
+        shape=shapes.same,
     ),
     OperatorRow("GREATER", "2", "1", integer=_COMPARISON, shape=shapes.broadcast),
     OperatorRow("GREATER_EQUAL", "2", "1", integer=_COMPARISON, shape=shapes.broadcast),
@@ -666,11 +686,19 @@ _ROWS = (
         integer=IntegerKernel(_FIXED, 2, old=(8,), fixed=MappingProxyType({8: (1 / 128, 0)}), limits=UNIT),
         shape=shapes.same,
     ),
-    OperatorRow("L2_POOL_2D", "1", "1", shape=shapes.pool),
+    OperatorRow(
+        "L2_POOL_2D",
+        "1",
+        "1",
+        options="Pool2DOptions",
+        fuses=True,
+        shape=shapes.pool,
+    ),
     OperatorRow(
         "LEAKY_RELU",
         "1",
         "1",
+        options="LeakyReluOptions",
         homogeneous=True,
         integer=IntegerKernel(_OWN, 2, 2, limits=RESCALED),
         shape=shapes.same,
@@ -710,10 +738,23 @@ _ROWS = (
     OperatorRow("MATRIX_DIAG", "1", "1"),
     OperatorRow("MATRIX_SET_DIAG", "2", "1"),
     OperatorRow(
-        "MAXIMUM", "2", "1", elementwise=True, integer=IntegerKernel(_SAME, 2, 4), shape=shapes.broadcast
+        "MAXIMUM",
+        "2",
+        "1",
+        commutes=True,
+        elementwise=True,
+        integer=IntegerKernel(_SAME, 2, 4),
+        shape=shapes.broadcast,
     ),
     OperatorRow(
-        "MAX_POOL_2D", "1", "1", homogeneous=True, integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pool
+        "MAX_POOL_2D",
+        "1",
+        "1",
+        options="Pool2DOptions",
+        fuses=True,
+        homogeneous=True,
+        integer=IntegerKernel(_SAME, 2, 3),
+        shape=shapes.pool,
     ),
     OperatorRow(
         "MEAN",
@@ -724,13 +765,21 @@ _ROWS = (
         shape=shapes.reduction,
     ),
     OperatorRow(
-        "MINIMUM", "2", "1", elementwise=True, integer=IntegerKernel(_SAME, 2, 4), shape=shapes.broadcast
+        "MINIMUM",
+        "2",
+        "1",
+        commutes=True,
+        elementwise=True,
+        integer=IntegerKernel(_SAME, 2, 4),
+        shape=shapes.broadcast,
     ),
     OperatorRow("MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pad),
     OperatorRow(
         "MUL",
         "2",
         "1",
+        commutes=True,
+        fuses=True,
         options="MulOptions",
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, 4, limits=FACTORS),
@@ -816,29 +865,33 @@ _ROWS = (
         "RELU",
         "1",
         "1",
+        clamp=_ABOVE_0,
         homogeneous=True,
-        integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED, bends=bends_between(0.0, math.inf)),
+        integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED, bends=bends_between(*_ABOVE_0)),
         shape=shapes.same,
     ),
     OperatorRow(
         "RELU6",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED, bends=bends_between(0.0, 6.0)),
+        clamp=_FROM_0_TO_6,
+        integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED, bends=bends_between(*_FROM_0_TO_6)),
         shape=shapes.same,
     ),
     OperatorRow(
         "RELU_0_TO_1",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(0.0, 1.0)),
+        clamp=_FROM_0_TO_1,
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(*_FROM_0_TO_1)),
         shape=shapes.same,
     ),
     OperatorRow(
         "RELU_N1_TO_1",
         "1",
         "1",
-        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(-1.0, 1.0)),
+        clamp=_FROM_1_TO_1,
+        integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(*_FROM_1_TO_1)),
         shape=shapes.same,
     ),
     OperatorRow(
@@ -885,6 +938,7 @@ _ROWS = (
         "SOFTMAX",
         "1",
         "1",
+        options="SoftmaxOptions",
         squashes=Squash.ROWS,
         integer=IntegerKernel(_FIXED, 2, 3, fixed=BETWEEN_0_AND_1, limits=SCORES),
         shape=shapes.same,
@@ -912,6 +966,7 @@ _ROWS = (
         "SQUARED_DIFFERENCE",
         "2",
         "1",
+        commutes=True,
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, old=(8,), limits=DIFFERENCES),
         shape=shapes.broadcast,
@@ -936,6 +991,7 @@ _ROWS = (
         "SUB",
         "2",
         "1",
+        fuses=True,
         options="SubOptions",
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, 5, limits=SUMMANDS, general16="pot_scale_int16"),
@@ -1005,6 +1061,13 @@ NORM_DEVIATION = ROWS["RSQRT"]
 """What makes the reciprocal deviation of a layer norm of a variance."""
 RESIDUAL = ROWS["ADD"]
 RELU, RELU6 = ROWS["RELU"], ROWS["RELU6"]
+GELU, LEAKY_RELU, SOFTMAX = ROWS["GELU"], ROWS["LEAKY_RELU"], ROWS["SOFTMAX"]
+ABS, DIV, EXP, POW, SQUARE, TANH = map(ROWS.__getitem__, ("ABS", "DIV", "EXP", "POW", "SQUARE", "TANH"))
+MAXIMUM, MINIMUM, REDUCE_MAX, SUM = map(ROWS.__getitem__, ("MAXIMUM", "MINIMUM", "REDUCE_MAX", "SUM"))
+CLAMPS = tuple(row for row in ROWS.values() if row.clamp)
+"""What cuts numbers to a range and does nothing else."""
+FUSING = tuple(row for row in ROWS.values() if row.fuses)
+"""What does the work of such an operator behind it, too."""
 FLOAT_CUSTOM = frozenset(("TFLite_Detection_PostProcess",))
 """Custom operators that read floats as well as uint8 (``detection_postprocess.cc``; measured)."""
 

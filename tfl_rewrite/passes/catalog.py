@@ -16,6 +16,7 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.fuse import Fuse
 from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
@@ -28,6 +29,7 @@ GROUP = "tfl_rewrite.passes"
 CATALOG: tuple[type[Pass], ...] = (
     Repair,
     RemoveDead,
+    Fuse,
     Dedup,
     Dequantize,
     RoundWeights,
