@@ -72,7 +72,7 @@ def test_a_constant_of_float16_is_expanded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shape", "fits"), [(0.5, (), True), (0.5, (1,), True), (0.5, (1, 1), False)]
+    ("value", "shape", "fits"), [(0.5, (), True), (0.5, (1,), True), (0.5, (1, 1), True), (0.5, (4,), False)]
 )
 @pytest.mark.parametrize(("off", "close"), [(0.0, True), (1e-7, True), (1e-4, False)])
 def test_a_number_is_met_within_float32(

@@ -17,7 +17,7 @@ from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Tensor, schema
 from tfl_rewrite.passes.fuse import Fuse
 
-from ..nets import Array, Net, decibels, named
+from ..nets import Array, Net, decibels, named, with_grid
 
 ACTIVATIONS = schema().enums["ActivationFunctionType"].values
 IMAGE = (1, 6, 6, 4)
@@ -264,6 +264,347 @@ def test_a_near_miss_is_no_gelu() -> None:
     inner = net.over("ADD", x, net.over("MUL", 0.0447, net.over("POW", x, 3.0)))
     step = net.over("TANH", net.over("MUL", inner, np.sqrt(2 / np.pi)))
     net.output(net.over("MUL", net.over("MUL", 0.5, x), net.over("ADD", 1.0, step)))
+    assert not fused(net).modified
+
+
+def test_a_number_that_adds_an_axis_stays() -> None:
+    net = Spelled()
+    x = net.input("x", (4,))
+    half = net.constant("half", np.full((1, 1), 0.5, np.float32))
+    step = net.over(
+        "TANH",
+        net.over(
+            "MUL", net.over("ADD", x, net.over("MUL", 0.044715, net.over("POW", x, 3.0))), np.sqrt(2 / np.pi)
+        ),
+    )
+    net.output(net.over("MUL", net.over("MUL", half, x), net.over("ADD", 1.0, step)))
+    assert not fused(net).modified
+    x.shape = (4, 4)
+    assert fused(net).modified
+
+
+def of_two_relus(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    below = net.over("NEG", net.over("RELU", net.over("NEG", x)))
+    return net.over("ADD", net.over("RELU", x), net.over("MUL", alpha, below))
+
+
+def of_negated_slopes(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    below = net.over("RELU", net.over("NEG", x))
+    return net.over("ADD", net.over("MUL", below, alpha), net.over("RELU", x))
+
+
+def of_a_difference(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    below = net.over("RELU", net.over("NEG", x))
+    return net.over("SUB", net.over("RELU", x), net.over("MUL", below, alpha))
+
+
+def of_a_negated_product(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    below = net.over("MUL", net.over("RELU", net.over("NEG", x)), alpha)
+    return net.over("ADD", net.over("RELU", x), net.over("NEG", below))
+
+
+def of_bounds(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    below = net.over("MUL", alpha, net.over("MINIMUM", x, 0.0))
+    return net.over("ADD", net.over("MAXIMUM", x, 0.0), below)
+
+
+def of_the_absolute_value(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    below = net.over("MUL", alpha, net.over("SUB", x, net.over("ABS", x)))
+    return net.over("ADD", net.over("RELU", x), net.over("MUL", below, 0.5))
+
+
+def of_half_slopes(net: Spelled, x: Tensor, alpha: Tensor) -> Tensor:
+    return net.over(
+        "ADD", net.over("RELU", x), net.over("MUL", net.over("SUB", x, net.over("ABS", x)), alpha)
+    )
+
+
+# By what the constant is multiplied.
+PRELUS = {
+    of_two_relus: 1,
+    of_negated_slopes: -1,
+    of_a_difference: 1,
+    of_a_negated_product: 1,
+    of_bounds: 1,
+    of_the_absolute_value: 1,
+    of_half_slopes: 2,
+}
+SLOPES = np.float32([0.25, -0.5, 1.5, 0.0])
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("spelled", PRELUS, ids=lambda made: made.__name__)
+@pytest.mark.parametrize("shape", [(4,), (1, 1, 4), (1, 1, 1, 4)], ids=str)
+def test_prelu(spelled: Callable[[Spelled, Tensor, Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    net = Spelled()
+    x = net.input("x", IMAGE)
+    net.output(spelled(net, x, net.constant("alpha", SLOPES.reshape(shape))))
+    run_fused(net, 120)
+    assert kinds(net.model) == ["PRELU"]
+    slopes = net.graph.operators[0].inputs[1]
+    assert slopes is not None and slopes.shape == (1, 1, 4)
+    assert slopes.values.reshape(-1).tolist() == (PRELUS[spelled] * SLOPES).tolist()
+    assert [item.nbytes for item in net.model.buffers if item.nbytes] == [16]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("spelled", PRELUS, ids=lambda made: made.__name__)
+def test_a_slope_that_is_shared_makes_leaky_relu(
+    spelled: Callable[[Spelled, Tensor, Tensor], Tensor],
+) -> None:
+    net = Spelled()
+    net.output(spelled(net, net.input("x", IMAGE), net.half("alpha", np.full((1, 1, 1), 0.25))))
+    run_fused(net, 120)
+    assert kinds(net.model) == ["LEAKY_RELU"] and len(net.graph.tensors) == 2
+    assert net.graph.operators[0].option("alpha") == 0.25 * PRELUS[spelled]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("most", "kind"), [(1.0, "PRELU"), (1.5, "MAXIMUM")])
+def test_the_larger_of_a_number_and_a_part_of_it(most: float, kind: str) -> None:
+    net = Spelled()
+    x = net.input("x", IMAGE)
+    net.output(net.over("MAXIMUM", net.over("MUL", x, net.constant("a", np.float32([0.1, -2, 0, most]))), x))
+    if kind == "PRELU":
+        run_fused(net)
+    assert not fused(net).modified and kinds(net.model)[-1] == kind
+
+
+@pytest.mark.parametrize(
+    ("shape", "alpha", "rule"),
+    [
+        ((1, 6, 6, 4), (6, 1, 4), "slopes"),
+        ((1, 1, 6, 6, 4), (4,), "axes"),
+        ((6, 1), (4,), None),
+        ((4,), (1, 4), None),
+    ],
+)
+def test_slopes_that_prelu_does_not_have(
+    shape: tuple[int, ...], alpha: tuple[int, ...], rule: str | None
+) -> None:
+    net = Spelled()
+    x = net.input("x", shape)
+    net.output(of_two_relus(net, x, net.constant("alpha", np.ones(alpha, np.float32) / 2)))
+    result = fused(net)
+    assert not result.modified and [item.rule for item in result.skips] == [rule] * bool(rule)
+
+
+def softmax(net: Net, x: Tensor, axis: int, *, keeps: bool = True) -> Tensor:
+    shape = x.shape or ()
+    less = tuple(1 if at == axis % len(shape) else size for at, size in enumerate(shape))
+    over = net.constant("axis", np.array(axis, np.int32))
+    top = net.add("REDUCE_MAX", [x, over], "top", less, keep_dims=keeps)
+    power = net.add("EXP", [net.add("SUB", [x, top], "low", shape)], "power", shape)
+    total = net.add(
+        "SUM", [power, net.constant("axes", np.array([axis], np.int32))], "total", less, keep_dims=keeps
+    )
+    return net.add("DIV", [power, total], "y", shape)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("shape", "axis"), [((3, 4), -1), ((3, 4), 1), ((1, 2, 3, 2, 4), 4)])
+def test_softmax(shape: tuple[int, ...], axis: int) -> None:
+    net = Net()
+    net.output(softmax(net, net.input("x", shape), axis))
+    run_fused(net, 120)
+    assert kinds(net.model) == ["SOFTMAX"] and net.graph.operators[0].option("beta") == 1.0
+
+
+@pytest.mark.parametrize(("axis", "keeps"), [(0, True), (1, False)])
+def test_a_sum_over_another_axis_is_no_softmax(axis: int, keeps: bool) -> None:
+    net = Net()
+    net.output(softmax(net, net.input("x", (4, 4)), axis, keeps=keeps))
+    assert not fused(net).modified
+
+
+# -- Around layers -------------------------------------------------------------------------------------------
+
+
+def padded(
+    net: Net, kind: str, size: int, pads: tuple[int, int], dtype: Any = np.float32, **options: int
+) -> Tensor:
+    """A VALID layer behind a PAD of height and width."""
+    settings = {"kernel": 3, "stride": 1, "dilation": 1, **options}
+    x = net.input("x", (1, size, size, 4), dtype)
+    sides = np.int32([[0, 0], pads, pads, [0, 0]])
+    large = size + sum(pads)
+    wide = net.add("PAD", [x, net.constant("pads", sides)], "wide", (1, large, large, 4), dtype=dtype)
+    kernel, stride, dilation = settings.values()
+    left = (large - (kernel - 1) * dilation - 1) // stride + 1
+    given = {"stride_h": stride, "stride_w": stride, "padding": 1}
+    if kind == "MAX_POOL_2D":
+        given |= {"filter_height": kernel, "filter_width": kernel}
+        inputs: list[Tensor | None] = [wide]
+    else:
+        given |= {"dilation_h_factor": dilation, "dilation_w_factor": dilation}
+        shape = (4, kernel, kernel, 4) if kind == "CONV_2D" else (1, kernel, kernel, 4)
+        given |= {"depth_multiplier": 1} if kind == "DEPTHWISE_CONV_2D" else {}
+        inputs = [wide, net.weights("w", shape), net.constant("b", np.ones(4, np.float32))]
+    return net.add(kind, inputs, "y", (1, left, left, 4), dtype=dtype, fused_activation_function=3, **given)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    ("kind", "size", "pads", "options"),
+    [
+        ("CONV_2D", 6, (1, 1), {}),
+        ("DEPTHWISE_CONV_2D", 6, (0, 1), {"stride": 2}),
+        ("CONV_2D", 7, (1, 1), {"stride": 2}),
+        ("CONV_2D", 8, (2, 2), {"dilation": 2}),
+        ("DEPTHWISE_CONV_2D", 6, (0, 2), {"stride": 2}),
+        ("CONV_2D", 6, (0, 1), {"kernel": 2}),
+    ],
+)
+def test_padding_that_same_does(kind: str, size: int, pads: tuple[int, int], options: dict[str, int]) -> None:
+    net = Net()
+    net.output(padded(net, kind, size, pads, **options))
+    run_fused(net)
+    assert kinds(net.model) == [kind] and net.graph.operators[0].option("padding") == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "pads", "options", "rule"),
+    [
+        ("CONV_2D", 6, (1, 1), {"stride": 2}, "padding"),
+        ("CONV_2D", 6, (1, 0), {"kernel": 2}, "padding"),
+        ("CONV_2D", 6, (2, 2), {}, "padding"),
+        ("MAX_POOL_2D", 6, (1, 1), {}, "pool"),
+    ],
+)
+def test_padding_that_same_does_not(
+    kind: str, size: int, pads: tuple[int, int], options: dict[str, int], rule: str
+) -> None:
+    net = Net()
+    net.output(padded(net, kind, size, pads, **options))
+    result = fused(net)
+    assert not result.modified and [item.rule for item in result.skips] == [rule]
+
+
+def test_padding_of_what_is_resized_stays() -> None:
+    net = Net()
+    net.output(padded(net, "CONV_2D", 6, (1, 1)))
+    named(net.model, "x").signature = (1, -1, -1, 4)
+    assert [item.rule for item in fused(net).skips] == ["shape"]
+
+
+@pytest.mark.runtime
+def test_a_pool_of_what_is_not_negative_is_padded_by_itself() -> None:
+    net = Net()
+    y = padded(net, "MAX_POOL_2D", 6, (1, 1))
+    cut = net.add("RELU", [named(net.model, "x")], "cut", (1, 6, 6, 4))
+    net.graph.operators.insert(0, net.graph.operators.pop())
+    net.graph.operators[1].inputs[0] = cut
+    net.output(y)
+    run_fused(net)
+    assert kinds(net.model) == ["RELU", "MAX_POOL_2D"]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("scale", [0.5, 0.25])
+def test_integers_are_padded_with_their_zero_point(scale: float) -> None:
+    net = Net()
+    y = padded(net, "CONV_2D", 6, (1, 1), np.int8)
+    with_grid(named(net.model, "x"), 0.5, 3)
+    with_grid(named(net.model, "wide"), scale, 3)
+    with_grid(y, 4.0, -5)
+    operator, (weights, bias) = net.graph.operators[1], (named(net.model, "w"), named(net.model, "b"))
+    operator.inputs[1:] = [
+        with_grid(net.constant("iw", np.rint(9 * weights.values).astype(np.int8)), 0.1, 0),
+        with_grid(net.constant("ib", bias.values.astype(np.int32)), 0.05, 0),
+    ]
+    net.output(y)
+    if scale == 0.5:
+        run_fused(net)
+    assert [item.rule for item in fused(net).skips] == ([] if scale == 0.5 else ["scales"])
+
+
+def layered(net: Net, shape: tuple[int, ...], target: tuple[int, ...], columns: int = 4) -> Tensor:
+    """FULLY_CONNECTED and a RESHAPE behind it."""
+    x = net.input("x", shape)
+    flat = net.add("FULLY_CONNECTED", [x, net.weights("w", (5, columns)), None], "flat", (6, 5), version=6)
+    return net.add("RESHAPE", [flat, net.constant("to", np.int32(target))], "y", target)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("shape", "target"), [((2, 3, 4), (2, 3, 5)), ((1, 2, 3, 4), (1, 2, -1, 5))])
+def test_a_layer_keeps_its_axes(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    net = Net()
+    net.output(layered(net, shape, target))
+    named(net.model, "y").shape = (*shape[:-1], 5)
+    run_fused(net)
+    assert kinds(net.model) == ["FULLY_CONNECTED"]
+    (operator,) = net.graph.operators
+    assert operator.option("keep_num_dims") is True and operator.code.version == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "columns"),
+    [((2, 3, 4), (3, 2, 5), 4), ((2, 3, 4), (2, 1, 5), 12), ((6, 4), (6, 5), 4)],
+)
+def test_other_axes_behind_a_layer_stay(
+    shape: tuple[int, ...], target: tuple[int, ...], columns: int
+) -> None:
+    net = Net()
+    net.output(layered(net, shape, target, columns))
+    assert not fused(net).modified
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("adj_y", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "lead"), [((3, 4), ()), ((2, 3, 4), ()), ((2, 3, 4), (1,)), ((1, 2, 3, 4), (1, 1))]
+)
+def test_a_constant_matrix_makes_a_layer(shape: tuple[int, ...], lead: tuple[int, ...], adj_y: bool) -> None:
+    net = Net()
+    x = net.input("x", shape)
+    matrix = (5, 4) if adj_y else (4, 5)
+    first = net.weights("w", (*lead, *matrix))
+    for position, weights in enumerate((first, net.weights("again", (*lead, *matrix), first.buffer))):
+        made = (*shape[:-1], 5)
+        net.output(net.add("BATCH_MATMUL", [x, weights], f"y{position}", made, adj_y=adj_y))
+    run_fused(net, 120)
+    assert kinds(net.model) == ["FULLY_CONNECTED"] * 2
+    assert {item.code.version for item in net.graph.operators} == {6}
+    assert sum(item.nbytes for item in net.model.buffers) == 80
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrix", "adj_x"),
+    [((2, 3, 4), (2, 4, 5), False), ((4, 3), (4, 5), True), ((3, 4), (1, 4, 5), False)],
+)
+def test_other_products_stay(shape: tuple[int, ...], matrix: tuple[int, ...], adj_x: bool) -> None:
+    net = Net()
+    x = net.input("x", shape)
+    net.output(net.add("BATCH_MATMUL", [x, net.weights("w", matrix)], "y", (3, 5), adj_x=adj_x))
+    assert not fused(net).modified
+
+
+def test_a_matrix_that_others_read_stays() -> None:
+    net = Net()
+    x, weights = net.input("x", (3, 4)), net.weights("w", (4, 5))
+    net.output(net.add("BATCH_MATMUL", [x, weights], "y", (3, 5)))
+    net.output(net.add("ABS", [weights], "z", (4, 5)))
+    assert [item.rule for item in fused(net).skips] == ["shared"]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("kind", "count"), [("DIV", 12), ("MUL", 1 / 12)])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_sum_by_their_number_is_a_mean(kind: str, count: float, keeps: bool) -> None:
+    net = Net()
+    x = net.input("x", (2, 3, 4, 5))
+    shape = (2, 1, 1, 5) if keeps else (2, 5)
+    total = net.add("SUM", [x, net.constant("axes", np.int32([1, -2]))], "total", shape, keep_dims=keeps)
+    net.output(net.add(kind, [total, net.constant("count", np.float32(count))], "y", shape))
+    run_fused(net, 120)
+    assert kinds(net.model) == ["MEAN"]
+
+
+def test_a_sum_by_another_number_is_none() -> None:
+    net = Net()
+    x = net.input("x", (2, 3, 4, 5))
+    total = net.add("SUM", [x, net.constant("axes", np.int32([1, 2]))], "total", (2, 5))
+    net.output(net.add("DIV", [total, net.constant("count", np.float32(13))], "y", (2, 5)))
     assert not fused(net).modified
 
 

@@ -11,28 +11,40 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.editing.patterns import Constant, Either, Match, Op, Part, Value, op
-from tfl_rewrite.editing.replacements import Fusion
+from tfl_rewrite.editing.layer_fusions import LAYER_FUSIONS
+from tfl_rewrite.editing.patterns import Array, Constant, Either, Match, Op, Part, Value, op
+from tfl_rewrite.editing.replacements import Fusion, Making, Refused, stamped
 from tfl_rewrite.kernels.operators import OperatorRow
-from tfl_rewrite.kernels.reads import needed_version
 from tfl_rewrite.kernels.table import (
+    ABS,
     ADD,
     CLAMPS,
     DIV,
+    EXP,
     FUSING,
     GELU,
+    LEAKY_RELU,
     MAXIMUM,
     MINIMUM,
     MUL,
+    NEG,
     POW,
+    PRELU,
+    REDUCE_MAX,
     RELU,
+    SOFTMAX,
     SQUARE,
+    SUB,
+    SUM,
     TANH,
     row_named,
     row_of,
 )
-from tfl_rewrite.model.ir import Operator, schema
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Operator, Tensor, schema
 
 _X = Value("x")
 _ACTIVATIONS = schema().enums["ActivationFunctionType"].values
@@ -40,16 +52,23 @@ _NAMES = {number: name for name, number in _ACTIVATIONS.items()}
 _UNBOUNDED = -math.inf, math.inf
 
 
-def _one(row: OperatorRow, match: Match, editor: Editor, **options: object) -> list[Operator]:
-    """Returns one operator that makes of ``x`` what the match gives out."""
+def _one(row: OperatorRow, match: Match, editor: Editor, **options: object) -> list[Operator] | None:
+    """Returns one operator that makes of ``x``, element by element, what the match gives out."""
+    if not all(_is_within(match, number) for number in match.numbers):
+        return None
     make = partial(editor.builtin, row, 1) if row.options else partial(editor.plain, row, 1)
     return [stamped(make([match.tensors["x"]], match.output, **options), editor)]
 
 
-def stamped(operator: Operator, editor: Editor) -> Operator:
-    """Asks for the version that an operator needs; never a lower one than it has."""
-    editor.stamp(operator, needed_version(operator) or 1)
-    return operator
+def _is_within(match: Match, number: Array) -> bool:
+    """Whether a constant leaves the shape of ``x`` as it is where the two are combined."""
+    shape = match.shapes[match.tensors["x"]]
+    if number.ndim == 0:
+        return True
+    if shape is None or number.ndim > len(shape):
+        return False
+    pairs = zip(number.shape[::-1], shape[::-1], strict=False)
+    return all(size in (1, own) for size, own in pairs)
 
 
 def product(*factors: Part) -> Either:
@@ -144,9 +163,82 @@ def _gelu(step: Op, *, approximate: bool) -> Fusion:
     )
 
 
+def _prelu(match: Match, editor: Editor, *, factor: float, most: float = math.inf) -> Making:
+    """PRELU, or LEAKY_RELU where all channels share a factor.
+
+    Args:
+        factor: What the captured constant is multiplied with.
+        most: The largest factor with which it is the same.
+    """
+    x, alpha = match.tensors["x"], match.arrays["alpha"] * np.float32(factor)
+    if not _is_within(match, alpha) or not np.isfinite(alpha).all() or alpha.max(initial=-math.inf) > most:
+        return None
+    if alpha.size == 1:
+        return _one(LEAKY_RELU, match, editor, alpha=float(alpha.flat[0]))
+    rank = len(match.shapes[x] or ())
+    if rank > _PRELU_RANK:
+        return Refused(f"PRELU takes at most {_PRELU_RANK} axes on older runtimes", "axes")
+    if alpha.size != alpha.shape[-1]:
+        return Refused("it has more slopes than one for each channel, as PRELU has them", "slopes")
+    # As converters write it, and as other delegates want it: without the axis of batches.
+    shape = (*(1,) * max(rank - 2, 0), alpha.size)
+    name = f"{match.tensors['alpha'].name}_slopes"
+    slopes = Tensor(name, shape, dtypes.FLOAT32.value, editor.constant(alpha.astype("<f4").tobytes()))
+    editor.add_tensor(match.subgraph, slopes)
+    return [stamped(editor.plain(PRELU, 1, [x, slopes], match.output), editor)]
+
+
+_PRELU_RANK = 4
+"""Runtime 2.14 ends the process with more (measured); 2.3 takes any."""
+_ALPHA, _ZERO, _NEGATED = Constant("alpha"), Constant(near=0.0), op(NEG, _X)
+_ABOVE = Either((op(RELU, _X), op(MAXIMUM, _X, _ZERO)))
+_BELOW = Either((op(NEG, op(RELU, _NEGATED)), op(MINIMUM, _X, _ZERO)))
+_TWICE_BELOW = op(SUB, _X, op(ABS, _X))
+_SLOPED = (
+    # By what the constant is to be multiplied, and the forms.
+    (1.0, op(ADD, _ABOVE, op(MUL, _ALPHA, _BELOW))),
+    (-1.0, op(ADD, _ABOVE, op(MUL, _ALPHA, op(RELU, _NEGATED)))),
+    (1.0, op(SUB, _ABOVE, op(MUL, _ALPHA, op(RELU, _NEGATED)))),
+    (1.0, op(ADD, _ABOVE, op(NEG, op(MUL, _ALPHA, op(RELU, _NEGATED))))),
+    (1.0, op(ADD, _ABOVE, product(_HALF, _ALPHA, _TWICE_BELOW))),
+    (2.0, op(ADD, _ABOVE, op(MUL, _ALPHA, _TWICE_BELOW))),
+)
+
+
+def _softmax(match: Match, editor: Editor) -> Making:
+    """SOFTMAX over the last axis, which is the only one that it has."""
+    shape = match.shapes[match.tensors["x"]]
+    last = {-1} if shape is None else {-1, len(shape) - 1}
+    axes = match.arrays["axis"], match.arrays["axes"]
+    if any(item.size != 1 or int(item.flat[0]) not in last for item in axes):
+        return Refused("its sum is not known to go over the last axis", "axis")
+    return _one(SOFTMAX, match, editor, beta=1.0)
+
+
+_EXPONENTIAL = op(
+    EXP, op(SUB, _X, op(REDUCE_MAX, _X, Constant("axis"), options={"keep_dims": True})), name="exp"
+)
+_TOTAL = op(SUM, _EXPONENTIAL, Constant("axes"), options={"keep_dims": True})
+
 FUSIONS: tuple[Fusion, ...] = (
+    *(
+        Fusion(kind="prelu", patterns=(pattern,), make=partial(_prelu, factor=factor))
+        for factor, pattern in _SLOPED
+    ),
+    Fusion(
+        kind="prelu",
+        patterns=(op(MAXIMUM, _X, op(MUL, _X, _ALPHA)),),
+        make=partial(_prelu, factor=1.0, most=1.0),
+        exact=True,
+    ),
+    Fusion(
+        kind="softmax",
+        patterns=(op(DIV, _EXPONENTIAL, _TOTAL),),
+        make=_softmax,
+    ),
     _gelu(op(TANH, _TANH_OF), approximate=True),
     _gelu(op(_ERF, _SHRUNK), approximate=False),
+    *LAYER_FUSIONS,
     *map(_spelled, sorted((row for row in CLAMPS if row.name in _ACTIVATIONS), key=_width)),
     _BEHIND,
 )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
@@ -44,7 +45,7 @@ class Constant:
 
     Attributes:
         name: Of the capture; empty for none.
-        near: The one number that it must hold; None for any content.
+        near: The one number that it must hold, whatever its rank; None for any content.
     """
 
     name: str = ""
@@ -105,7 +106,8 @@ class Match:
         tensors: What values and constants of the pattern are, by name.
         nodes: What operators of the pattern are, by name.
         arrays: What constants hold, of their shape, by name.
-        graph: Who makes and reads what, as it was.
+        numbers: What the constants without a name hold.
+        shapes: What is known of shapes, and of who makes and reads what, as it was.
     """
 
     subgraph: SubGraph
@@ -113,7 +115,8 @@ class Match:
     tensors: Mapping[str, Tensor]
     nodes: Mapping[str, Operator]
     arrays: Mapping[str, Array]
-    graph: Graph
+    numbers: tuple[Array, ...]
+    shapes: Shapes
 
     @property
     def output(self) -> Tensor:
@@ -121,6 +124,11 @@ class Match:
         output = self.operators[-1].outputs[0]
         assert output is not None
         return output
+
+    @property
+    def graph(self) -> Graph:
+        """Who makes and reads what, as it was."""
+        return self.shapes.graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,7 @@ class _Found:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     nodes: Mapping[str, Operator] = field(default_factory=dict)
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    numbers: tuple[Array, ...] = ()
 
 
 class Matcher:
@@ -149,7 +158,8 @@ class Matcher:
     """
 
     def __init__(self, model: Model) -> None:
-        self.graph = Graph.of(model)
+        self.shapes = Shapes.of(model)
+        self.graph = self.shapes.graph
         self._twice: set[int] = set()
         known = set(self.graph.given)
         for _, operator in model.operators():
@@ -163,7 +173,8 @@ class Matcher:
             if self._is_closed(found, operator):
                 rest = set(found.operators)
                 ordered = tuple(item for item in subgraph.operators if id(item) in rest)
-                return Match(subgraph, ordered, found.tensors, found.nodes, found.arrays, self.graph)
+                captured = found.tensors, found.nodes, found.arrays, found.numbers
+                return Match(subgraph, ordered, *captured, self.shapes)
         return None
 
     def values(self, tensor: Tensor) -> Array | None:
@@ -215,6 +226,9 @@ class Matcher:
                 values = self.values(tensor)
                 if values is None or not _is_near(values, part.near):
                     return
+                if not part.name:
+                    yield replace(found, numbers=(*found.numbers, values))
+                    return
                 found = replace(found, arrays={**found.arrays, part.name: values})
             yield replace(found, tensors={**found.tensors, part.name: tensor})
 
@@ -255,7 +269,4 @@ def _fits(pattern: Op, operator: Operator) -> bool:
 def _is_near(values: Array, near: float | None) -> bool:
     if near is None:
         return True
-    # One number of rank 0 or 1 leaves the shape of what it is combined with as it is.
-    return (
-        values.size == 1 and values.ndim < 2 and bool(abs(float(values.flat[0]) - near) <= CLOSE * abs(near))
-    )
+    return values.size == 1 and bool(abs(float(values.flat[0]) - near) <= CLOSE * abs(near))

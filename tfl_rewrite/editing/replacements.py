@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.patterns import Match, Matcher, Op
+from tfl_rewrite.kernels.reads import needed_version
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
@@ -29,9 +30,9 @@ class Refused:
     rule: str
 
 
-Making = Callable[[Match, Editor], Sequence[Operator] | Refused | None]
-"""Returns the operators that take the place of a match, in order, the last of which gives out what it did;
-operators of the match may be among them. A reason where it stays; None where there is nothing to say."""
+Making = Sequence[Operator] | Refused | None
+"""The operators that take the place of a match, in order, the last of which gives out what it did; operators
+of the match may be among them. A reason where it stays; None where there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Fusion:
 
     kind: str
     patterns: tuple[Op, ...]
-    make: Making
+    make: Callable[[Match, Editor], Making]
     exact: bool = False
     known_to_xnnpack: bool = False
 
@@ -67,6 +68,12 @@ class Fused:
     changes: list[Edit] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     exact: bool = True
+
+
+def stamped(operator: Operator, editor: Editor) -> Operator:
+    """Asks for the version that an operator needs; never a lower one than it has."""
+    editor.stamp(operator, needed_version(operator) or 1)
+    return operator
 
 
 def fuse(model: Model, fusions: Sequence[Fusion], editor: Editor) -> Fused:

@@ -1064,6 +1064,8 @@ RELU, RELU6 = ROWS["RELU"], ROWS["RELU6"]
 GELU, LEAKY_RELU, SOFTMAX = ROWS["GELU"], ROWS["LEAKY_RELU"], ROWS["SOFTMAX"]
 ABS, DIV, EXP, POW, SQUARE, TANH = map(ROWS.__getitem__, ("ABS", "DIV", "EXP", "POW", "SQUARE", "TANH"))
 MAXIMUM, MINIMUM, REDUCE_MAX, SUM = map(ROWS.__getitem__, ("MAXIMUM", "MINIMUM", "REDUCE_MAX", "SUM"))
+BATCH_MATMUL, FULLY_CONNECTED = ROWS["BATCH_MATMUL"], ROWS["FULLY_CONNECTED"]
+MAX_POOL, PAD, PADV2 = ROWS["MAX_POOL_2D"], ROWS["PAD"], ROWS["PADV2"]
 CLAMPS = tuple(row for row in ROWS.values() if row.clamp)
 """What cuts numbers to a range and does nothing else."""
 FUSING = tuple(row for row in ROWS.values() if row.fuses)

@@ -3,9 +3,9 @@
 Goes: operators that together compute what one operator computes (:mod:`tfl_rewrite.editing.fusions`), where
 nobody else reads what lies between them; the constants that nothing reads then. Stays: names, types and
 shapes of inputs, outputs and arguments of signatures; operators that keep state, draw random numbers, run
-subgraphs or are custom, but for a FlexErf inside of a GELU; integers, but for padding. May differ: what an
-activation function that was spelled out gives, by its last bits. Refuses when metadata refers to what would
-move (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
+subgraphs or are custom, but for a FlexErf inside of a GELU; integers, but for padding. May differ, by the
+last bits: what an activation function, a mean or a product gives that was spelled out. Refuses when metadata
+refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _KNOWN_TO_XNNPACK = (
 class Fuse(Pass):
     """Makes one operator of several that compute what it computes.
 
-    Spelled-out activation functions become the operator (GELU), and activations
-    go into the operator before them. What is only moved stays equal to the bit; what is computed in another
-    order stays within 120 dB.
+    Activation functions that were spelled out become the operator (PRELU, SOFTMAX, GELU), and so do a mean
+    and a product with a constant matrix. Activations and padding go into the layer beside them. What is only
+    moved stays equal to the bit; what is computed in another order stays within 120 dB.
 
     Example:
         >>> report = tfl_rewrite.rewrite("model.tflite", "fused.tflite", [tfl_rewrite.Fuse()])
