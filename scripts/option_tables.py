@@ -18,11 +18,18 @@ from typing import Any
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.option import SWITCH, Option, options_of
 from tfl_rewrite.passes import catalog
+from tfl_rewrite.pipeline.input_shapes import Reshaping
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-OTHERS: dict[str, Any] = {"verification": Judging, "shrink": Goal, "shard": ShardOptions, "join": JoinOptions}
+OTHERS: dict[str, Any] = {
+    "verification": Judging,
+    "shrink": Goal,
+    "reshape": Reshaping,
+    "shard": ShardOptions,
+    "join": JoinOptions,
+}
 _TABLE = re.compile(r"(<!-- options of ([a-z-]+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 

@@ -52,8 +52,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
+    from tfl_rewrite.pipeline.input_shapes import Reshaping as Reshaping
     from tfl_rewrite.pipeline.report import Report as Report
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
+    from tfl_rewrite.pipeline.shape_change import reshape as reshape
     from tfl_rewrite.pipeline.verify import blame as blame
     from tfl_rewrite.pipeline.verify import verify as verify
     from tfl_rewrite.reading.check import check as check
@@ -99,6 +101,8 @@ _NAMES = {
     "passes.repair": "Repair",
     "passes.round_weights": "RoundWeights",
     "pipeline.report": "Report RewriteFailed",
+    "pipeline.shape_change": "reshape",
+    "pipeline.input_shapes": "Reshaping",
     "pipeline.verify": "blame verify",
     "reading.diff": "diff",
     "reading.check": "check",

@@ -416,6 +416,36 @@ class Service:
             self._send_call(number, _run_compiled(model, step))
         return {}, []
 
+    def shapes(self, request: dict[str, Any]) -> Answer:
+        """Resizes inputs; tells the shapes of all tensors and, where an operator refuses, what it says.
+
+        What is refused is an answer: the shapes are then those up to the operator that refused. Where ``run``
+        asks for it, the subgraphs are run on zeros, for shapes that only a run tells.
+        """
+        self._opened = None
+        self._enter("opening")
+        interpreter = self._runtime.build(request["model"], request["resolver"], request["threads"])
+        wrapped = interpreter._interpreter
+        refused = {}
+        for number, resized in enumerate(request["resized"]):
+            if resized is None:
+                continue
+            self._enter("allocating")
+            try:
+                for index, shape in resized:
+                    wrapped.ResizeInputTensor(index, np.array(shape, np.int32), False, number)
+                wrapped.AllocateTensors(number)
+                if request["run"]:
+                    self._enter("running")
+                    _run_on_zeros(interpreter, number, [index for index, _ in resized])
+            except Exception as error:
+                refused[number] = _told(error)
+        found = [
+            [_shape_of(wrapped, index, number) for index in range(int(wrapped.NumTensors(number)))]
+            for number in range(int(wrapped.NumSubgraphs()))
+        ]
+        return {"shapes": found, "refused": refused}, []
+
     def _known(self) -> Opened:
         if self._opened is None:
             raise ValueError("no model is open")
@@ -488,7 +518,28 @@ VERBS = {
     "get": Service.get,
     "time": Service.time,
     "compiled": Service.compiled,
+    "shapes": Service.shapes,
 }
+
+
+def _shape_of(wrapped: Any, index: int, subgraph: int) -> list[int] | None:
+    try:
+        return [int(size) for size in wrapped.TensorSize(index, subgraph)]
+    except ValueError:
+        # It has none, such as one that no operator makes.
+        return None
+
+
+def _run_on_zeros(interpreter: Any, subgraph: int, inputs: list[int]) -> None:
+    wrapped = interpreter._interpreter
+    for index in inputs:
+        detail = interpreter._get_tensor_details(index, subgraph)
+        kind = np.dtype(detail["dtype"])
+        empty = (
+            np.full(detail["shape"], b"", object) if kind.kind in "SUO" else np.zeros(detail["shape"], kind)
+        )
+        wrapped.SetTensor(index, empty, subgraph)
+    wrapped.Invoke(subgraph)
 
 
 def _seconds(interpreters: list[Any]) -> list[float]:

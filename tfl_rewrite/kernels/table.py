@@ -986,7 +986,14 @@ _ROWS = (
     OperatorRow("STABLEHLO_SCATTER", calls=True),
     OperatorRow("STABLEHLO_SORT", calls=True),
     OperatorRow("STABLEHLO_WHILE", calls=True),
-    OperatorRow("STRIDED_SLICE", "4", "1", integer=IntegerKernel(_SAME, 2, 2), shape=shapes.strided_slice),
+    OperatorRow(
+        "STRIDED_SLICE",
+        "4",
+        "1",
+        options="StridedSliceOptions",
+        integer=IntegerKernel(_SAME, 2, 2),
+        shape=shapes.strided_slice,
+    ),
     OperatorRow(
         "SUB",
         "2",
@@ -1050,6 +1057,13 @@ ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE = map(
     ROWS.__getitem__, ("ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE")
 )
 DENSIFY, DEQUANTIZE = ROWS["DENSIFY"], ROWS["DEQUANTIZE"]
+BROADCAST_TO, FILL, SLICE, STRIDED_SLICE, TRANSPOSE_CONV = map(
+    ROWS.__getitem__, ("BROADCAST_TO", "FILL", "SLICE", "STRIDED_SLICE", "TRANSPOSE_CONV")
+)
+JOINING = (ROWS["CONCATENATION"], ROWS["PACK"])
+"""What puts tensors beside each other, none of which it repeats."""
+POOLS = (AVERAGE_POOL, ROWS["MAX_POOL_2D"], ROWS["L2_POOL_2D"])
+RESIZES = (ROWS["RESIZE_BILINEAR"], ROWS["RESIZE_NEAREST_NEIGHBOR"])
 GATHER, QUANTIZE = ROWS["GATHER"], ROWS["QUANTIZE"]
 SHAPE_READERS = (ROWS["SHAPE"], ROWS["RANK"])
 """What reads the shape of a tensor alone: integers do as well as floats."""

@@ -16,10 +16,13 @@ from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, 
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
+    from tfl_rewrite.files.source import Source
     from tfl_rewrite.judge.layers import Blame
     from tfl_rewrite.judge.verdict import Verdict
 
 
+Judge = Callable[["Source", "Source", Judging], "Verdict"]
+"""Says what a file is worth: the source, the file that was made, how to verify."""
 Place = tuple[int, int]
 """A constant: the number of the pass that changes it, and the position of its buffer."""
 
@@ -37,6 +40,8 @@ class Plan:
         dry_run: Do everything but the publishing.
         ready: Called with the report just before the file gets its name; what it raises keeps that from
             happening.
+        judge: Called with the source, the file that was made, and how to verify, where no plain comparison of
+            both tells whether it is right.
     """
 
     source: str | os.PathLike[str]
@@ -46,6 +51,7 @@ class Plan:
     force: bool = False
     dry_run: bool = False
     ready: Callable[[Report], None] = lambda _report: None
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
         """Takes passes apart that consist of others."""

@@ -301,7 +301,10 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         refuse_undefined(model, report.source)
     from tfl_rewrite.pipeline.verify import guessed, run_alone
 
-    verdict = opened.judges.panel(results).compare(made)
+    if opened.plan.judge is not None:
+        verdict = opened.plan.judge(opened.source, made, settings)
+    else:
+        verdict = opened.judges.panel(results).compare(made)
     if opened.unfitted:
         verdict = verdict.of_unfitted()
     calibrated = any(

@@ -23,7 +23,7 @@ from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
+from tfl_rewrite.pipeline.report import Judge, Plan, Report, RewriteFailed
 from tfl_rewrite.search.rewrite import carry_out
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
@@ -43,6 +43,15 @@ def pass_of(arguments: argparse.Namespace) -> Pass:
 
     kind = catalog.find(arguments.command)
     return made_with(kind, given(kind, arguments, PREFIX))
+
+
+def reshape_file(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite reshape IN OUT``."""
+    from tfl_rewrite.pipeline.input_shapes import Reshaping
+    from tfl_rewrite.pipeline.shape_change import Reshape
+
+    item = Reshape(made_with(Reshaping, given(Reshaping, arguments, PREFIX)), judging_of(arguments))
+    return rewrite_file(arguments, [item], item.verify)
 
 
 def run_passes(arguments: argparse.Namespace) -> int:
@@ -144,8 +153,14 @@ def verify_files(arguments: argparse.Namespace) -> int:
     return 0 if verdict.passed else VerificationError.exit_code
 
 
-def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
-    """Rewrites as the options of a command say, reports it, and returns the exit code."""
+def rewrite_file(arguments: argparse.Namespace, passes: list[Pass], judge: Judge | None = None) -> int:
+    """Rewrites as the options of a command say, reports it, and returns the exit code.
+
+    Args:
+        arguments: Of the command.
+        passes: What it does.
+        judge: See :attr:`Plan.judge`.
+    """
     judging = judging_of(arguments)
     # A search counts runs.
     searched = any(isinstance(item, RoundWeights) and item.is_searched for item in passes)
@@ -160,6 +175,7 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass]) -> int:
             force=arguments.force,
             dry_run=arguments.dry_run,
             ready=lambda report: _add_reports(side, arguments, report),
+            judge=judge,
         )
         with working(threads=arguments.threads, progress=bar):
             report = carry_out(plan)
@@ -210,11 +226,11 @@ def _show(arguments: argparse.Namespace, report: Report, *, product: bool) -> No
 
 def _add_reports(side: SideFiles, arguments: argparse.Namespace, report: Report) -> None:
     side.add_json(arguments.report, report.to_dict())
-    _add_node_data(side, arguments.blame_out, report.blame)
+    _add_node_data(side, getattr(arguments, "blame_out", None), report.blame)
 
 
 def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
-    asked = arguments.blame or arguments.blame_out is not None
+    asked = getattr(arguments, "blame", None) or getattr(arguments, "blame_out", None) is not None
     return ["blame: not run, because nothing was compared"] if asked and found is None else []
 
 

@@ -120,6 +120,18 @@ def _running() -> Groups:
     )
 
 
+def _reshaping() -> Groups:
+    from tfl_rewrite.pipeline.input_shapes import Reshaping
+
+    judged = judging(without=(*_TOLERATED, "min_agreement", "holdout", *_NEVER_FAILS))
+    return (
+        ("files", IN_OUT),
+        ("the new shapes", rows_of(Reshaping, prefix=PREFIX)),
+        ("verification", judged),
+        ("writing", WRITING),
+    )
+
+
 SEARCH_SECONDS = 480.0
 _BUDGET = ("min_snr", "max_error", "min_agreement", "metric", "min_metric", "max_nbytes", "objective")
 
@@ -297,6 +309,19 @@ COMMANDS = (
         examples=(
             "tfl-rewrite remove-dead in.tflite out.tflite",
             "tfl-rewrite remove-dead in.tflite part.tflite --outputs embedding",
+        ),
+    ),
+    Command(
+        "reshape",
+        "give inputs other shapes: a batch, a free batch, another resolution",
+        "Resizes inputs; the runtime says what shapes follow from that, and constants that fix the old ones "
+        "(targets of RESHAPE, sizes of slices, states) are changed where they follow. Each sample of a batch "
+        "is compared with a run of IN. Exit 3, with the operator, where one does not follow.",
+        "rewrite:reshape_file",
+        _reshaping,
+        (
+            "tfl-rewrite reshape in.tflite out.tflite --batch 8",
+            "tfl-rewrite reshape in.tflite out.tflite --input image=1,320,320,3",
         ),
     ),
     Command(

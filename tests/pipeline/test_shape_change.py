@@ -1,0 +1,166 @@
+"""Other input shapes: constants follow, each sample is that of the original, or the operator is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfl_rewrite import Judging, Model, Reshaping, UnsupportedError, UsageError, load, reshape, save
+from tfl_rewrite.model.ir import Tensor
+
+from ..nets import Net
+
+pytestmark = pytest.mark.runtime
+QUICK = Judging(samples=1)
+UNJUDGED = Judging(mode="off")
+
+
+def numbers(values: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.array(values, np.int32)
+
+
+def flat(net: Net, target: list[int]) -> Tensor:
+    """A convolution over 4 x 4 places, flattened by a RESHAPE to a constant."""
+    source = net.input("image", (1, 4, 4, 3))
+    filters = net.weights("filters", (8, 1, 1, 3))
+    options = {"stride_w": 1, "stride_h": 1, "dilation_w_factor": 1, "dilation_h_factor": 1}
+    bias = net.constant("bias", np.zeros(8, np.float32))
+    made = net.add("CONV_2D", [source, filters, bias], "conv", (1, 4, 4, 8), **options)
+    return net.add("RESHAPE", [made, net.constant("shape", numbers(target))], "flat", (1, 16, 8))
+
+
+def fixed(net: Net) -> None:
+    net.output(flat(net, [1, 16, 8]))
+
+
+def misshaping(net: Net) -> None:
+    """What the runtime's own resizing gives without a word: the batch in another axis.
+
+    Behind it, slices that begin and end where the batch did, and an output without an axis for a batch.
+    """
+    begin, end, steps = (
+        net.constant(name, numbers(row))
+        for name, row in (("begin", [0, 0, 0]), ("end", [1, 4, 8]), ("steps", [1, 1, 1]))
+    )
+    made = net.add("STRIDED_SLICE", [flat(net, [1, -1, 8]), begin, end, steps], "part", (1, 4, 8))
+    start, size = net.constant("start", numbers([0, 1, 0])), net.constant("size", numbers([1, 2, 8]))
+    made = net.add("SLICE", [made, start, size], "slice", (1, 2, 8))
+    net.output(made)
+    net.output(net.add("RESHAPE", [made, net.constant("last", numbers([16]))], "scores", (16,)))
+
+
+def joined(net: Net) -> None:
+    beside = net.constant("beside", np.arange(16, dtype=np.float32).reshape(1, 2, 8))
+    net.output(net.add("CONCATENATION", [flat(net, [1, 16, 8]), beside], "both", (1, 18, 8), axis=1))
+
+
+def remembering(net: Net) -> None:
+    source = net.input("x", (1, 3))
+    feature, time = net.weights("feature", (2, 3)), net.weights("time", (2, 4))
+    bias, state = net.constant("bias", np.zeros(2, np.float32)), net.variable("state", (1, 8))
+    net.output(net.add("SVDF", [source, feature, time, bias, state], "y", (1, 2), rank=1))
+
+
+def made(path: Path, build: Callable[[Net], None]) -> Path:
+    net = Net()
+    build(net)
+    save(net.model, path / "in.tflite")
+    return path / "in.tflite"
+
+
+def constants(model: Model) -> dict[str, list[int]]:
+    tensors = model.subgraphs[0].tensors
+    return {
+        item.name: item.values.tolist() for item in tensors if item.is_constant and item.dtype_name == "INT32"
+    }
+
+
+@pytest.mark.parametrize("build", [misshaping, joined, remembering])
+def test_each_sample_of_a_batch_is_that_of_the_original(tmp_path: Path, build: Callable[[Net], None]) -> None:
+    report = reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(batch=3), judging=QUICK)
+    assert report.verdict is not None and report.verdict.passed
+    graph = load(tmp_path / "out.tflite").subgraphs[0]
+    assert {tensor.shape[0] for tensor in (*graph.inputs, *graph.outputs) if tensor.shape} == {3}
+    again = reshape(tmp_path / "out.tflite", None, Reshaping(batch=3), judging=UNJUDGED)
+    assert again.outcome == "unchanged"
+
+
+def test_the_batch_stays_in_front_and_slices_take_all_of_it(tmp_path: Path) -> None:
+    path = made(tmp_path, misshaping)
+    reshape(path, tmp_path / "out.tflite", Reshaping(batch=3), judging=UNJUDGED)
+    found = constants(load(tmp_path / "out.tflite"))
+    assert (found["shape"], found["end"], found["size"]) == ([3, -1, 8], [3, 4, 8], [3, 2, 8])
+    assert found["last"] == [3, 16]
+
+
+def test_a_free_batch_takes_any_number(tmp_path: Path) -> None:
+    wish, path = Reshaping(dynamic_batch=True), made(tmp_path, misshaping)
+    report = reshape(path, tmp_path / "out.tflite", wish, judging=QUICK)
+    assert report.verdict is not None and report.verdict.passed
+    model = load(tmp_path / "out.tflite")
+    (source,) = model.subgraphs[0].inputs
+    assert (source.shape, source.signature) == ((1, 4, 4, 3), (-1, 4, 4, 3))
+    assert {tensor.signature for tensor in model.subgraphs[0].outputs} == {(-1, 2, 8), (-1, 16)}
+    found = constants(model)
+    assert (found["shape"], found["size"], found["last"]) == ([-1, 16, 8], [-1, 2, 8], [-1, 16])
+
+
+@pytest.mark.parametrize("build", [joined, remembering])
+def test_a_constant_that_cannot_say_any_number_is_named(tmp_path: Path, build: Callable[[Net], None]) -> None:
+    with pytest.raises(UnsupportedError, match=r"'both'|'y'"):
+        reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(dynamic_batch=True), judging=QUICK)
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_a_resolution_that_nothing_fixed_is_compared(tmp_path: Path) -> None:
+    def build(net: Net) -> None:
+        net.output(flat(net, [1, -1, 8]))
+
+    wish = Reshaping(input=("1,8,6,3",))
+    report = reshape(made(tmp_path, build), tmp_path / "out.tflite", wish, judging=QUICK)
+    assert report.verdict is not None and report.verdict.passed
+    assert load(tmp_path / "out.tflite").subgraphs[0].outputs[0].shape == (1, 48, 8)
+
+
+def test_a_resolution_that_a_constant_fixed_cannot_be_compared(tmp_path: Path) -> None:
+    wish = Reshaping(input=("image=1,8,6,3",))
+    report = reshape(made(tmp_path, fixed), tmp_path / "out.tflite", wish, judging=QUICK)
+    assert report.unverified is not None and "equals it to the bit" in report.unverified
+    assert constants(load(tmp_path / "out.tflite"))["shape"] == [1, 48, 8]
+
+
+def test_weights_for_so_many_places_are_named(tmp_path: Path) -> None:
+    """FULLY_CONNECTED would make several rows of a larger one, without a word."""
+
+    def build(net: Net) -> None:
+        made = net.add(
+            "RESHAPE", [flat(net, [1, 16, 8]), net.constant("last", numbers([1, 128]))], "row", (1, 128)
+        )
+        net.output(net.dense(made, net.weights("w", (5, 128)), "y"))
+
+    with pytest.raises(UnsupportedError, match=r"weights for 128 elements a row, and a row has 512 now"):
+        reshape(made(tmp_path, build), None, Reshaping(input=("1,8,8,3",)), judging=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({}, "no shape to change"),
+        ({"batch": 0}, "batch is 0"),
+        ({"batch": -1}, "batch is -1"),
+        ({"batch": 2, "dynamic_batch": True}, "a fixed and a free batch"),
+        ({"input": ("images=1,4,4,3",)}, "did you mean 'image'"),
+        ({"input": ("image=1,4,4",)}, "has 4 axes"),
+        ({"input": ("image=1,4,0,3",)}, "is no shape"),
+        ({"input": ("image=1,x,4,3",)}, "is no shape"),
+        ({"input": ("",)}, "has 4 axes"),
+    ],
+)
+def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wish: dict[str, Any], says: str) -> None:
+    path = made(tmp_path, fixed)
+    with pytest.raises(UsageError, match=says):
+        reshape(path, None, Reshaping(**wish), judging=QUICK)

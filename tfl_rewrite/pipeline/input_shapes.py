@@ -1,0 +1,388 @@
+"""Other input shapes for a model: asks the runtime what follows, and changes what stands against it.
+
+Shapes come from the runtime itself, which resizes inputs and prepares its kernels in the sandboxed process;
+which constants have to follow is found by :mod:`tfl_rewrite.editing.sizes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tfl_rewrite.editing.axes import Shape
+from tfl_rewrite.editing.base import Edit
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.editing.size_rules import RULES
+from tfl_rewrite.editing.sizes import Asked, Refusal, Walk
+from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
+from tfl_rewrite.files.source import save
+from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
+from tfl_rewrite.interpreter.process import RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
+from tfl_rewrite.interpreter.worker import ModelFailed, Worker
+from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.model.ir import Model, SubGraph, Tensor
+from tfl_rewrite.options.option import check_options, option
+
+_AT = re.compile(r"Node number (\d+) \(([^)]*)\) failed to (prepare|invoke)")
+_MOST_ROUNDS = 400
+_MOST_SIZE = (1 << 31) - 1
+TRIAL = 3
+"""A number of samples to find out with what follows from a free one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshaping:
+    """Which shapes inputs are to have.
+
+    Attributes:
+        input: Texts such as ``image=1,320,320,3``; without a name where there is one input.
+        batch: Samples that the model takes at once.
+        dynamic_batch: Whether that is to be free at run time.
+
+    Raises:
+        UsageError: A value is of another kind or out of bounds, or nothing is asked for.
+
+    Example:
+        >>> tfl_rewrite.Reshaping(batch=8).batch
+        8
+    """
+
+    input: tuple[str, ...] = option(
+        (),
+        "the new shape of an input, such as image=1,320,320,3; the name may be left out where there is one "
+        "input; repeatable",
+        metavar="[NAME=]SHAPE",
+    )
+    batch: int | None = option(
+        None,
+        "samples at once: the first axis of every input that has one for them",
+        metavar="N",
+        bounds=(1, _MOST_SIZE),
+    )
+    dynamic_batch: bool = option(False, "leave the number of samples open: any number fits at run time")
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit together."""
+        check_options(self)
+        if self.batch is not None and self.dynamic_batch:
+            raise UsageError("a fixed and a free batch", remedy="give --batch or --dynamic-batch")
+        if not self.input and self.batch is None and not self.dynamic_batch:
+            raise UsageError("no shape to change", remedy="give --input, --batch or --dynamic-batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The new shapes of the inputs of one subgraph.
+
+    Attributes:
+        shapes: By id of the input.
+        batched: Ids of the inputs whose first axis is that of the samples.
+    """
+
+    subgraph: SubGraph
+    shapes: Mapping[int, Shape]
+    asked: Asked
+    batched: frozenset[int] = frozenset()
+
+
+def targets_of(model: Model, wish: Reshaping) -> list[Target]:
+    """Returns the new shapes of the inputs of each subgraph that can be entered.
+
+    Raises:
+        UsageError: An input does not exist, or a shape does not fit it.
+    """
+    entered = list(
+        {id(item): item for item in [model.subgraphs[0], *(s.subgraph for s in model.signatures)]}.values()
+    )
+    given = _given(model, entered, wish.input)
+    made = []
+    for subgraph in entered:
+        old = {id(item): tuple(item.shape or ()) for item in subgraph.inputs}
+        new = {key: given.get(key, shape) for key, shape in old.items()}
+        batched = frozenset[int]()
+        if wish.batch is not None or wish.dynamic_batch:
+            batched = _batched(subgraph)
+            wanted = TRIAL if wish.batch is None else wish.batch
+            new = {key: (wanted, *shape[1:]) if key in batched else shape for key, shape in new.items()}
+        made.append(Target(subgraph, new, _asked(old, new, wish), batched or _moved(old, new)))
+    if (wish.batch is not None or wish.dynamic_batch) and not any(item.batched for item in made):
+        raise UsageError(
+            "no input has an axis for the samples of a batch", remedy="give the shapes with --input"
+        )
+    return made
+
+
+def _moved(old: Mapping[int, Shape], new: Mapping[int, Shape]) -> frozenset[int]:
+    return frozenset(key for key in old if old[key][:1] != new[key][:1])
+
+
+def _asked(old: Mapping[int, Shape], new: Mapping[int, Shape], wish: Reshaping) -> Asked:
+    """Whether the number of samples alone changes, and from what to what."""
+    pairs = {(was[0], now[0]) for key, was in old.items() if was != (now := new[key])}
+    rest = all(was[1:] == new[key][1:] for key, was in old.items())
+    return Asked(next(iter(pairs)) if len(pairs) == 1 and rest else None, wish.dynamic_batch)
+
+
+def _batched(subgraph: SubGraph) -> frozenset[int]:
+    """Ids of the inputs whose first axis counts samples: as many as that of the first that has other axes."""
+    inputs = [item for item in subgraph.inputs if item.shape]
+    rows = [item for item in inputs if len(item.shape or ()) > 1] or inputs
+    if not rows:
+        return frozenset()
+    first = (rows[0].shape or (0,))[0]
+    return frozenset(id(item) for item in rows if (item.shape or (0,))[0] == first)
+
+
+def _given(model: Model, entered: Sequence[SubGraph], texts: Sequence[str]) -> dict[int, Shape]:
+    inputs = [item for subgraph in entered for item in subgraph.inputs]
+    names: dict[str, list[Tensor]] = {}
+    for item in inputs:
+        names.setdefault(item.name, []).append(item)
+    for signature in model.signatures:
+        for entry, item in signature.inputs:
+            names.setdefault(str(entry.get("name") or ""), []).append(item)
+    made: dict[int, Shape] = {}
+    for text in texts:
+        name, sizes = _parsed(text)
+        if name is None and len({id(item) for item in entered[0].inputs}) != 1:
+            known = ", ".join(repr(item) for item in names)
+            raise UsageError(f"--input {text}: which input is not said", remedy=f"name one of {known}")
+        found = entered[0].inputs if name is None else names.get(name, [])
+        if not found:
+            near = near_names(name or "", names)
+            known = ", ".join(repr(item) for item in names) or "none"
+            raise UsageError(
+                f"no input is named {name!r}",
+                remedy=f"did you mean {near[0]!r}?" if near else f"the model has {known}",
+            )
+        for item in found:
+            _check_fit(item, sizes)
+            made[id(item)] = sizes
+    return made
+
+
+def _check_fit(tensor: Tensor, sizes: Shape) -> None:
+    shape = tensor.shape or ()
+    if len(sizes) != len(shape):
+        raise UsageError(
+            f"input {tensor.name!r} has {len(shape)} axes, {list(shape)}, and {list(sizes)} has {len(sizes)}",
+            remedy="give as many sizes, with commas between them",
+        )
+
+
+def _parsed(text: str) -> tuple[str | None, Shape]:
+    name, found, sizes = text.rpartition("=")
+    try:
+        made = tuple(int(size) for size in sizes.split(",")) if sizes.strip() else ()
+    except ValueError:
+        made = (0,)
+    if not all(1 <= size <= _MOST_SIZE for size in made):
+        raise UsageError(
+            f"--input {text}: {sizes!r} is no shape",
+            remedy="give sizes of 1 or more, such as image=1,320,320,3; --dynamic-batch frees the first",
+        )
+    return (name if found else None), made
+
+
+# -- the runtime -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the runtime makes of input shapes.
+
+    Attributes:
+        shapes: Of all tensors, by id; behind an operator that refuses, as declared.
+        refusals: By position of the subgraph.
+    """
+
+    shapes: Mapping[int, Shape]
+    refusals: Mapping[int, Refusal]
+
+
+class Preparing:
+    """Asks the runtime for shapes; a context manager.
+
+    Args:
+        judging: Which runtime, its memory and its time.
+
+    Raises:
+        UnsupportedError: The runtime died of the model, or does not open it.
+    """
+
+    def __init__(self, judging: Judging) -> None:
+        self._judging = judging
+        self._stack = contextlib.ExitStack()
+        self.resolver = "builtin"
+
+    def __enter__(self) -> Preparing:
+        limit = self._judging.memory_limit
+        self._stack.enter_context(TerminationGuard())
+        self._scratch = self._stack.enter_context(Scratch())
+        self._folder = self._scratch.folder()
+        self._worker = Worker(
+            RuntimeChoice.parse(self._judging.runtime[0]),
+            self._scratch,
+            MemoryWatch(default_limit() if limit is None else limit),
+            timeout=self._judging.timeout,
+            readable=[self._folder],
+        )
+        self._stack.callback(self._worker.kill)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def shapes(self, model: Model, targets: Sequence[Target], *, runs: bool) -> Prepared:
+        """Returns the shapes of all tensors where inputs have those of the targets."""
+        path = self._folder / "model.tflite"
+        save(model, path, force=True)
+        limit = self._judging.memory_limit
+        request = {
+            "do": "shapes",
+            "model": str(path),
+            "resolver": self.resolver,
+            "threads": 1,
+            "memory": default_limit() if limit is None else limit,
+            "run": runs,
+            "resized": [_resized(subgraph, targets) for subgraph in model.subgraphs],
+        }
+        try:
+            with self._worker.ask(request) as execution:
+                found = execution.answer["shapes"]
+                refused = execution.answer["refused"]
+        except ModelFailed as error:
+            raise UnsupportedError(str(error), remedy="choose smaller sizes") from error
+        shapes = {
+            id(tensor): tuple(sizes)
+            for subgraph, own in zip(model.subgraphs, found, strict=True)
+            for tensor, sizes in zip(subgraph.tensors, own, strict=False)
+            if sizes is not None
+        }
+        return Prepared(shapes, {int(key): _refusal(text) for key, text in refused.items()})
+
+
+def _resized(subgraph: SubGraph, targets: Sequence[Target]) -> list[tuple[int, list[int]]] | None:
+    target = next((item for item in targets if item.subgraph is subgraph), None)
+    if target is None:
+        return None
+    numbers = {id(tensor): number for number, tensor in enumerate(subgraph.tensors)}
+    return [(numbers[key], list(shape)) for key, shape in target.shapes.items()]
+
+
+def _refusal(text: str) -> Refusal:
+    found = _AT.findall(text)
+    return Refusal(int(found[-1][0]) if found else None, " ".join(text.split()))
+
+
+# -- the model ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """What was made of a model, for whoever verifies it.
+
+    Attributes:
+        edits: What was changed, beside declared shapes.
+        before: Shapes of all tensors with the old inputs.
+        walks: Of each target, the last walk, which tells where sizes went.
+    """
+
+    edits: tuple[Edit, ...]
+    before: Mapping[int, Shape]
+    targets: tuple[Target, ...]
+    walks: tuple[Walk, ...]
+
+
+def reshape_model(model: Model, wish: Reshaping, judging: Judging) -> Reshaped:
+    """Gives a model other input shapes, in place; it is not verified.
+
+    Raises:
+        UsageError: An input does not exist, or a shape does not fit it.
+        UnsupportedError: An operator does not take the shapes.
+    """
+    targets = targets_of(model, wish)
+    editor = Editor(model)
+    with Preparing(judging) as preparing:
+        same = [
+            replace(item, shapes={id(t): tuple(t.shape or ()) for t in item.subgraph.inputs})
+            for item in targets
+        ]
+        before, runs = _as_it_was(preparing, model, same)
+        edits, walks = _followed(preparing, editor, targets, before, runs)
+        final = same if wish.dynamic_batch else targets
+        after = preparing.shapes(model, final, runs=runs).shapes
+    for target, walk in zip(targets, walks, strict=True):
+        _declare(target, walk, after, wish)
+    editor.removed()
+    editor.finish()
+    return Reshaped(tuple(edits), before, tuple(targets), tuple(walks))
+
+
+def _as_it_was(
+    preparing: Preparing, model: Model, targets: Sequence[Target]
+) -> tuple[dict[int, Shape], bool]:
+    """Shapes with the old inputs, and whether some show in a run alone."""
+    allocated = preparing.shapes(model, targets, runs=False)
+    if allocated.refusals:
+        text = next(iter(allocated.refusals.values())).text
+        raise UnsupportedError(
+            f"the runtime does not take the model as it is: {text}", remedy="'tfl-rewrite doctor' may say why"
+        )
+    ran = preparing.shapes(model, targets, runs=True)
+    if ran.refusals:
+        return dict(allocated.shapes), False
+    return dict(ran.shapes), ran.shapes != allocated.shapes
+
+
+def _followed(
+    preparing: Preparing, editor: Editor, targets: Sequence[Target], before: Mapping[int, Shape], runs: bool
+) -> tuple[list[Edit], list[Walk]]:
+    """Changes constants until all shapes are right."""
+    edits, done = list[Edit](), set[int]()
+    running = False
+    for _ in range(_MOST_ROUNDS):
+        prepared = preparing.shapes(editor.model, targets, runs=running)
+        walks = []
+        for target in targets:
+            position = editor.model.subgraphs.index(target.subgraph)
+            refusal = prepared.refusals.get(position)
+            walk = Walk(
+                *(editor, target.subgraph, before, prepared.shapes, target.asked, RULES, refusal), done=done
+            )
+            edits += walk.run()
+            walks.append(walk)
+        if not any(walk.edits for walk in walks):
+            if running or not runs:
+                return edits, walks
+            running = True
+    raise UnsupportedError(f"shapes do not settle in {_MOST_ROUNDS} rounds", remedy="choose other sizes")
+
+
+def _declare(target: Target, walk: Walk, after: Mapping[int, Shape], wish: Reshaping) -> None:
+    """Writes the shapes of all tensors that are computed, and which sizes are free."""
+    known = {id(tensor) for tensor in target.subgraph.tensors if walk.graph.is_constant(tensor)}
+    is_free = {
+        id(tensor)
+        for tensor in target.subgraph.inputs
+        if -1 in (tensor.signature or ()) and id(tensor) not in target.batched
+    }
+    for tensor in target.subgraph.tensors:
+        if id(tensor) in known or id(tensor) not in after:
+            continue
+        shape = after[id(tensor)]
+        axes = walk.axes.get(id(tensor))
+        signature: Shape | None = None
+        if wish.dynamic_batch and axes is not None and len(axes) == len(shape):
+            signature = tuple(
+                -1 if any(old != new for old, new in axis) else size
+                for axis, size in zip(axes, shape, strict=True)
+            )
+        elif is_free and tensor.signature is not None and len(tensor.signature) == len(shape):
+            signature = tensor.signature
+        if tensor.shape is not None or shape:
+            tensor.shape = shape
+        tensor.signature = signature

@@ -1,0 +1,359 @@
+"""Gives a model other input shapes, and proves the result sample by sample."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from tfl_rewrite.editing.axes import Shape, new_size
+from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
+from tfl_rewrite.editing.effects import Effects
+from tfl_rewrite.editing.sizes import Walk
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.files.source import ModelLike, Source, save
+from tfl_rewrite.interpreter.interface import Array
+from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.judge.judge import run_model
+from tfl_rewrite.judge.routes import Going, Run, verify_route
+from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.judge.verdict import Verdict, combined
+from tfl_rewrite.kernels.operators import SideEffect
+from tfl_rewrite.model.ir import Model, Signature, Tensor
+from tfl_rewrite.pipeline.input_shapes import TRIAL, Reshaped, Reshaping, Target, reshape_model
+from tfl_rewrite.pipeline.report import Plan, Report
+from tfl_rewrite.pipeline.rewrite import carry_out
+from tfl_rewrite.pipeline.verify import verify
+from tfl_rewrite.reading.metadata import on_disk
+from tfl_rewrite.samples.made import Step
+from tfl_rewrite.work import working
+
+
+def reshape(
+    source: ModelLike,
+    target: str | os.PathLike[str] | None = None,
+    wish: Reshaping | None = None,
+    *,
+    judging: Judging | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Gives the inputs of a model other shapes, proves the result, and gives it its name.
+
+    Args:
+        source: A path, bytes, an open file or a model; never changed, unless it is the target too.
+        target: The file to make; None for none: the report has the model then.
+        wish: The shapes.
+        judging: Which runtime tells what follows from them, and how to verify.
+        force: Whether the target may exist.
+        dry_run: Do everything but the publishing.
+        threads: For writing; 0 for one per processor.
+        progress: Called with what is going on.
+
+    Raises:
+        RewriteFailed: A sample of the batch is not what the original gives, or mode is ``require`` and
+            nothing could be compared.
+        UsageError: An input does not exist, or a shape does not fit it.
+        UnsupportedError: An operator does not take the shapes.
+        FileAccessError, FormatError: As for :func:`tfl_rewrite.rewrite`.
+
+    Example:
+        >>> report = tfl_rewrite.reshape("model.tflite", "batch.tflite", tfl_rewrite.Reshaping(batch=4))
+        >>> report.verdict.status, tfl_rewrite.load("batch.tflite").subgraphs[0].inputs[0].shape
+        ('pass', (4, 8, 8, 1))
+    """
+    settings = judging or Judging()
+    item = Reshape(wish or Reshaping(), settings)
+    plan = Plan(
+        source=source if isinstance(source, (str, os.PathLike)) else Source.of(source),
+        target=target,
+        passes=(item,),
+        settings=settings,
+        force=force,
+        dry_run=dry_run,
+        judge=item.verify,
+    )
+    with working(threads=threads, progress=progress):
+        return carry_out(plan)
+
+
+class Reshape(Pass):
+    """Gives inputs other shapes; constants that fix the old ones follow, or it refuses.
+
+    A second run changes nothing.
+
+    Args:
+        wish: The shapes.
+        judging: Which runtime tells what follows from them.
+
+    Attributes:
+        made: What the last run did.
+    """
+
+    name: ClassVar[str] = "reshape"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def __init__(self, wish: Reshaping, judging: Judging) -> None:
+        self._wish = wish
+        self._judging = judging
+        self.made: Reshaped | None = None
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Reshapes the model."""
+        said = _declared(model)
+        made = self.made = reshape_model(model, self._wish, self._judging)
+        changes = [*made.edits]
+        for subgraph in (target.subgraph for target in made.targets):
+            changes += [
+                Edit(tensor.name or "(unnamed)", f"{_text(said[id(tensor)])} is now {_text(now)}")
+                for tensor in (*subgraph.inputs, *subgraph.outputs)
+                if (now := _shape_said(tensor)) != said[id(tensor)]
+            ]
+        inside = sum(
+            _shape_said(tensor) != said[id(tensor)] for _, tensor in model.tensors() if id(tensor) in said
+        )
+        if inside:
+            changes.append(Edit("tensors", f"the shapes of {inside} are declared anew"))
+        return PassResult(
+            self.name, tuple(changes), grows=True, idle="" if changes else "it has these shapes already"
+        )
+
+    def verify(self, source: Source, made: Source, judging: Judging) -> Verdict:
+        """Judges what was made by what the original gives for each sample, or for the new sizes."""
+        assert self.made is not None
+        return Proof(source, made, self._wish, self.made, judging).verdict()
+
+
+def _shape_said(tensor: Tensor) -> Shape:
+    return tensor.signature if tensor.signature is not None else tuple(tensor.shape or ())
+
+
+def _declared(model: Model) -> dict[int, Shape]:
+    return {id(tensor): _shape_said(tensor) for _, tensor in model.tensors()}
+
+
+def _text(shape: Shape) -> str:
+    return str(list(shape))
+
+
+ROW_TOLERANCE = Tolerance(min_snr=60.0, min_agreement=1.0)
+"""Of floats: kernels may sum in another order where there are more samples. Integers must be equal."""
+
+
+@dataclass(slots=True)
+class Proof:
+    """What running both files shows of a model with other shapes.
+
+    Args:
+        source: The original.
+        made: The file.
+        wish: What was asked for.
+        done: What was done.
+        judging: How files are run.
+    """
+
+    source: Source
+    made: Source
+    wish: Reshaping
+    done: Reshaped
+    judging: Judging
+
+    def verdict(self) -> Verdict:
+        """Each sample of a batch against a run of the original; other sizes as far as that takes them."""
+        with contextlib.ExitStack() as stack:
+            original = Path(stack.enter_context(on_disk(self.source)))
+            rewritten = Path(stack.enter_context(on_disk(self.made)))
+            folder = stack.enter_context(Scratch()).path
+            if self.wish.dynamic_batch:
+                once, trial = folder / "once.tflite", folder / "trial.tflite"
+                self._save_fixed(once, None)
+                self._save_fixed(trial, TRIAL)
+                alone = self._by_rows(original, once, folder, exactly=True)
+                return combined([alone, self._by_rows(original, trial, folder)])
+            if any(target.asked.batch is not None for target in self.done.targets):
+                return self._by_rows(original, rewritten, folder)
+            return self._other_sizes(original, rewritten, folder)
+
+    @property
+    def _exactly(self) -> Judging:
+        return self.judging.exactly
+
+    @property
+    def _by_row(self) -> Judging:
+        model = self.source.model()
+        outputs = [tensor for subgraph in model.subgraphs[:1] for tensor in subgraph.outputs]
+        if all(not tensor.dtype_name.startswith(("FLOAT", "BFLOAT")) for tensor in outputs):
+            return self._exactly
+        return replace(self.judging, tolerance=ROW_TOLERANCE)
+
+    def _save_fixed(self, path: Path, count: int | None) -> None:
+        """Writes the file with a number of samples declared, or that of the original, and no other change."""
+        model, old = self.made.model(), self.source.model()
+        for subgraph, before in zip(model.subgraphs, old.subgraphs, strict=True):
+            pairs = zip(subgraph.tensors, before.tensors, strict=False)
+            signatures = {id(tensor): was.signature for tensor, was in pairs}
+            for tensor in subgraph.tensors:
+                if tensor.signature is not None and -1 in tensor.signature:
+                    free = [size == -1 for size in tensor.signature]
+                    if count is not None:
+                        tensor.shape = tuple(
+                            size * count if is_free else size
+                            for is_free, size in zip(free, tensor.shape or (), strict=True)
+                        )
+                    tensor.signature = signatures.get(id(tensor))
+        save(model, path)
+
+    def _by_rows(self, original: Path, rewritten: Path, folder: Path, *, exactly: bool = False) -> Verdict:
+        rows = Rows(self.source.model(), self.done, original, folder)
+        judging = self._exactly if exactly else self._by_row
+        return verify_route(rewritten, rows.route, judging, sources=(original,))
+
+    def _other_sizes(self, original: Path, rewritten: Path, folder: Path) -> Verdict:
+        back = self._back(folder)
+        again = verify(original, back, self._exactly)
+        if again.status == "fail":
+            reasons = tuple(f"given the old shape again: {reason}" for reason in again.reasons)
+            return replace(again, reasons=reasons)
+        if not self.done.edits:
+
+            def route(step: Step) -> Going:
+                (ran,) = yield [
+                    Run(path=original, values=[value for _, value in step.values], signature=step.signature)
+                ]
+                return ran.values
+
+            return verify_route(rewritten, route, self._exactly, sources=(original,))
+        alone = run_model(rewritten, self.judging)
+        if alone.failure is not None:
+            raise UnsupportedError(f"the reshaped model does not run: {alone.failure.message}")
+        text = (
+            f"{len(self.done.edits)} constants fixed the old shape, so the original gives nothing to compare "
+            "with; given the old shape again, the model equals it to the bit"
+        )
+        return replace(again, status="unverified", cause="nothing", reasons=(text,), outputs=(), entries=())
+
+    def _back(self, folder: Path) -> Path:
+        """Writes the file with the old shapes given again."""
+        model, path = self.made.model(), folder / "back.tflite"
+        old = self.source.model().subgraphs[0].inputs
+        wish = Reshaping(
+            input=tuple(
+                f"{tensor.name}={','.join(map(str, tensor.shape or ()))}" for tensor in old if tensor.shape
+            )
+        )
+        reshape_model(model, wish, self.judging)
+        save(model, path)
+        return path
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a batch gives: each sample by a run of the original.
+
+    Args:
+        model: The original; :attr:`done` refers to the model that was reshaped, by position.
+        done: What was done.
+        path: Of the original.
+        folder: For copies of it: what it keeps from call to call is of one sample each.
+    """
+
+    model: Model
+    done: Reshaped
+    path: Path
+    folder: Path
+
+    def route(self, step: Step) -> Going:
+        """Runs the original on parts of a batch, and joins what it gives."""
+        walk, target = self._entry(step.signature)
+        inputs = self._operands(step.signature, target, [name for name, _ in step.values], given=True)
+        batch = target.asked.batch or (1, 1)
+        batched = [id(tensor) in target.batched for tensor in inputs]
+        counts = [np.shape(value)[0] for split, (_, value) in zip(batched, step.values, strict=True) if split]
+        old, new = batch[0], counts[0] if counts else batch[1]
+        parts = []
+        for start in range(0, new, old):
+            rows = [row % new for row in range(start, start + old)]
+            parts.append(
+                [
+                    np.asarray(value)[rows] if split else value
+                    for split, (_, value) in zip(batched, step.values, strict=True)
+                ]
+            )
+        ran = yield [
+            Run(path=self._copy(number), values=values, signature=step.signature)
+            for number, values in enumerate(parts)
+        ]
+        outputs = self._operands(step.signature, target, ran[0].names, given=False)
+        return [
+            _joined(walk, tensor, [run.values[place] for run in ran], batch, new)
+            for place, tensor in enumerate(outputs)
+        ]
+
+    def _copy(self, number: int) -> Path:
+        if not self._keeps_state:
+            return self.path
+        path = self.folder / f"sample{number}.tflite"
+        if not path.exists():
+            shutil.copyfile(self.path, path)
+        return path
+
+    @property
+    def _keeps_state(self) -> bool:
+        effects = Effects()
+        return any(effects.of(operator)[0] is SideEffect.STATE for _, operator in self.model.operators())
+
+    def _entry(self, key: str | None) -> tuple[Walk, Target]:
+        """The walk over the subgraph that is entered."""
+        walks = list(zip(self.done.walks, self.done.targets, strict=True))
+        if key is None:
+            return walks[0]
+        signature = self._signature(key)
+        return next(pair for pair in walks if pair[1].subgraph is signature.subgraph)
+
+    def _signature(self, key: str) -> Signature:
+        model = self.done.walks[0].editor.model
+        return next(item for item in model.signatures if item.key == key)
+
+    def _operands(
+        self, key: str | None, target: Target, names: Sequence[str], *, given: bool
+    ) -> list[Tensor]:
+        """What is taken or given, in order of the entry point."""
+        if key is None:
+            return target.subgraph.inputs if given else target.subgraph.outputs
+        signature = self._signature(key)
+        pairs = signature.inputs if given else signature.outputs
+        known = {str(record.get("name") or ""): tensor for record, tensor in pairs}
+        return [known[name] for name in names]
+
+
+def _joined(
+    walk: Walk, tensor: Tensor, parts: Sequence[Array | None], batch: tuple[int, int], count: int
+) -> Array | None:
+    """Joins what the parts of a batch gave, along the axis that its samples are on.
+
+    Args:
+        walk: Tells which that is.
+        tensor: The output.
+        parts: Of it.
+        batch: The factor of the axes that stands for the samples.
+        count: How many there are.
+    """
+    given = [part for part in parts if part is not None]
+    axes = walk.axes.get(id(tensor))
+    if len(given) < len(parts) or axes is None:
+        return given[0] if given else None
+    factors = [factor for axis in axes for factor in axis]
+    at = factors.index(batch)
+    sizes = [old for old, _ in factors]
+    whole = np.concatenate([np.asarray(part).reshape(sizes) for part in given], at)
+    return np.take(whole, range(count), at).reshape(
+        [new_size(axis) * count // batch[1] if batch in axis else new_size(axis) for axis in axes]
+    )
