@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
+    from tfl_rewrite.passes.remove_noops import RemoveNoops as RemoveNoops
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
     from tfl_rewrite.pipeline.input_shapes import Reshaping as Reshaping
@@ -98,6 +99,7 @@ _NAMES = {
     "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",
+    "passes.remove_noops": "RemoveNoops",
     "passes.repair": "Repair",
     "passes.round_weights": "RoundWeights",
     "pipeline.report": "Report RewriteFailed",

@@ -79,6 +79,10 @@ class Shapes:
         shape = self[tensor]
         return None if shape is None or None in shape else tuple(dim for dim in shape if dim is not None)
 
+    def is_settled(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made once, by an operator or a caller."""
+        return id(tensor) not in self._unsettled
+
     def given(self, operator: Operator) -> Given:
         """Returns what is known of the inputs of an operator."""
         return self._given(operator, self._known)

@@ -15,6 +15,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
+from tfl_rewrite.kernels.copies import CopyRule
 from tfl_rewrite.kernels.integer import IntegerKernel, Target
 from tfl_rewrite.kernels.runtimes import MicroKernel, Runtime, micro_kernels
 from tfl_rewrite.kernels.shapes import Calls, ShapeRule
@@ -233,6 +234,8 @@ class OperatorRow:
         only_reads: Whether it leaves the state that it meets as it is.
         calls: Whether it runs subgraphs, and does what those do.
         integer: How it computes in integers; None where it cannot, or nobody has measured it.
+        copies: When it gives out an input as it is; None where it always computes.
+        clamps: Between which bounds it cuts off what it is given, if it does nothing else.
         shape: What shapes it gives out, or whose, where it runs subgraphs; None where no rule is known.
         handle: The options by which the resource that it makes goes (``tflite/kernels/var_handle.cc``,
             ``hashtable.cc``).
@@ -278,6 +281,8 @@ class OperatorRow:
     only_reads: bool = False
     calls: bool = False
     integer: IntegerKernel | None = None
+    copies: CopyRule | None = None
+    clamps: tuple[float, float] | None = None
     shape: ShapeRule | Calls | None = None
     handle: tuple[str, ...] = ()
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tfl_rewrite.kernels import shapes
+from tfl_rewrite.kernels import copies, shapes
 from tfl_rewrite.kernels.integer import (
     AVERAGED,
     BENDS_OF_LOGISTIC,
@@ -557,6 +557,7 @@ _ROWS = (
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, 3, limits=SUMMANDS, general16="pot_scale_int16"),
         shape=shapes.broadcast,
+        copies=copies.neutral(-0.0, left=True),
     ),
     OperatorRow("ADD_N", "2+", "1", shape=shapes.same),
     OperatorRow("ARG_MAX", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,)), shape=shapes.arg_reduction),
@@ -579,13 +580,20 @@ _ROWS = (
     OperatorRow("BITCAST", "1", "1"),
     OperatorRow("BITWISE_XOR", "2", "1", shape=shapes.broadcast),
     OperatorRow("BROADCAST_ARGS", "2", "1", shape=shapes.broadcast_args),
-    OperatorRow("BROADCAST_TO", "2", "1", integer=IntegerKernel(_SAME, 3, 3), shape=shapes.stated(1)),
+    OperatorRow(
+        "BROADCAST_TO",
+        "2",
+        "1",
+        integer=IntegerKernel(_SAME, 3, 3),
+        shape=shapes.stated(1),
+        copies=copies.broadcast_to,
+    ),
     OperatorRow("BUCKETIZE", "1", "1", shape=shapes.same),
     OperatorRow("CALL", calls=True, shape=shapes.Calls.ONCE),
     OperatorRow(
         "CALL_ONCE", "0", "0", effect=_STATE, effect_reason="runs a subgraph that initialises resources"
     ),
-    OperatorRow("CAST", "1", "1", options="CastOptions", shape=shapes.same),
+    OperatorRow("CAST", "1", "1", options="CastOptions", shape=shapes.same, copies=copies.always),
     OperatorRow("CEIL", "1", "1", shape=shapes.same),
     OperatorRow("COMPLEX_ABS", "1", "1", shape=shapes.same),
     OperatorRow(
@@ -594,6 +602,7 @@ _ROWS = (
         "1",
         integer=IntegerKernel(_SAME, 2, 3, caveats=(Caveat.UNSIGNED_RESCALES,)),
         shape=shapes.concatenation,
+        copies=copies.only_input,
     ),
     OperatorRow("COS", "1", "1", shape=shapes.same),
     OperatorRow("CUMSUM", "2", "1", shape=shapes.same),
@@ -617,6 +626,7 @@ _ROWS = (
         steep=Steep.DIVISION,
         integer=IntegerKernel(_OWN, 2, 2, old=(), limits=QUOTIENT, caveats=(Caveat.DIVIDES,)),
         shape=shapes.broadcast,
+        copies=copies.neutral(1),
     ),
     OperatorRow("DYNAMIC_UPDATE_SLICE", "3", "1", shape=shapes.same),
     OperatorRow(
@@ -626,7 +636,13 @@ _ROWS = (
     OperatorRow("EQUAL", "2", "1", integer=_COMPARISON, shape=shapes.broadcast),
     OperatorRow("EXP", "1", "1", integer=IntegerKernel(_OWN, 2, 2, limits=TABLE), shape=shapes.same),
     OperatorRow(
-        "EXPAND_DIMS", "2", "1", reshapes=True, integer=IntegerKernel(_SAME, 1, 1), shape=shapes.expand_dims
+        "EXPAND_DIMS",
+        "2",
+        "1",
+        reshapes=True,
+        integer=IntegerKernel(_SAME, 1, 1),
+        shape=shapes.expand_dims,
+        copies=copies.in_order,
     ),
     OperatorRow("FAKE_QUANT", "1", "1", shape=shapes.same),
     OperatorRow("FILL", "2", "1", shape=shapes.stated(0)),
@@ -773,7 +789,9 @@ _ROWS = (
         integer=IntegerKernel(_SAME, 2, 4),
         shape=shapes.broadcast,
     ),
-    OperatorRow("MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pad),
+    OperatorRow(
+        "MIRROR_PAD", "2", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pad, copies=copies.pad
+    ),
     OperatorRow(
         "MUL",
         "2",
@@ -784,6 +802,7 @@ _ROWS = (
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, 4, limits=FACTORS),
         shape=shapes.broadcast,
+        copies=copies.neutral(1, left=True),
     ),
     OperatorRow("MULTINOMIAL", "2", "1", effect=_RANDOM, effect_reason="draws random numbers"),
     OperatorRow(
@@ -797,7 +816,7 @@ _ROWS = (
     OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
     OperatorRow("NOT_EQUAL", "2", "1", integer=_COMPARISON, shape=shapes.broadcast),
     OperatorRow("ONE_HOT", "4", "1", shape=shapes.one_hot),
-    OperatorRow("PACK", "1+", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pack),
+    OperatorRow("PACK", "1+", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pack, copies=copies.pack),
     OperatorRow(
         "PAD",
         "2-3",
@@ -806,14 +825,23 @@ _ROWS = (
         homogeneous=True,
         integer=IntegerKernel(_SAME, 2, 3),
         shape=shapes.pad,
+        copies=copies.pad,
     ),
-    OperatorRow("PADV2", "2-3", "1", optional=(2,), integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pad),
+    OperatorRow(
+        "PADV2",
+        "2-3",
+        "1",
+        optional=(2,),
+        integer=IntegerKernel(_SAME, 2, 3),
+        shape=shapes.pad,
+        copies=copies.pad,
+    ),
     OperatorRow(
         "PLACEHOLDER_FOR_GREATER_OP_CODES",
         effect=_UNKNOWN,
         effect_reason="stands for an operator that is not named",
     ),
-    OperatorRow("POW", "2", "1", steep=Steep.POWER, shape=shapes.broadcast),
+    OperatorRow("POW", "2", "1", steep=Steep.POWER, shape=shapes.broadcast, copies=copies.neutral(1)),
     OperatorRow(
         "PRELU",
         "2",
@@ -822,7 +850,7 @@ _ROWS = (
         integer=IntegerKernel(_OWN, 1, 1, old=(8,), limits=RESCALED, caveats=(Caveat.ALPHA_8_BITS,)),
         shape=shapes.broadcast,
     ),
-    OperatorRow("QUANTIZE", "1", "1", shape=shapes.same),
+    OperatorRow("QUANTIZE", "1", "1", shape=shapes.same, copies=copies.always),
     OperatorRow(
         "RANDOM_STANDARD_NORMAL",
         "1",
@@ -869,6 +897,7 @@ _ROWS = (
         homogeneous=True,
         integer=IntegerKernel(_OWN, 2, 3, limits=RESCALED, bends=bends_between(*_ABOVE_0)),
         shape=shapes.same,
+        clamps=(0.0, math.inf),
     ),
     OperatorRow(
         "RELU6",
@@ -877,6 +906,7 @@ _ROWS = (
         clamp=_FROM_0_TO_6,
         integer=IntegerKernel(_OWN, 2, 3, limits=_BOUNDED, bends=bends_between(*_FROM_0_TO_6)),
         shape=shapes.same,
+        clamps=(0.0, 6.0),
     ),
     OperatorRow(
         "RELU_0_TO_1",
@@ -885,6 +915,7 @@ _ROWS = (
         clamp=_FROM_0_TO_1,
         integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(*_FROM_0_TO_1)),
         shape=shapes.same,
+        clamps=(0.0, 1.0),
     ),
     OperatorRow(
         "RELU_N1_TO_1",
@@ -893,6 +924,7 @@ _ROWS = (
         clamp=_FROM_1_TO_1,
         integer=IntegerKernel(_OWN, 1, old=(8,), limits=_BOUNDED, bends=bends_between(*_FROM_1_TO_1)),
         shape=shapes.same,
+        clamps=(-1.0, 1.0),
     ),
     OperatorRow(
         "RESHAPE",
@@ -902,6 +934,7 @@ _ROWS = (
         reshapes=True,
         integer=IntegerKernel(_SAME, 1, 1),
         shape=shapes.reshape,
+        copies=copies.in_order,
     ),
     OperatorRow(
         "RESIZE_BILINEAR",
@@ -910,8 +943,16 @@ _ROWS = (
         same_scales=True,
         integer=IntegerKernel(_SAME, 2, 4, blends=True),
         shape=shapes.resize,
+        copies=copies.resize,
     ),
-    OperatorRow("RESIZE_NEAREST_NEIGHBOR", "2", "1", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.resize),
+    OperatorRow(
+        "RESIZE_NEAREST_NEIGHBOR",
+        "2",
+        "1",
+        integer=IntegerKernel(_SAME, 2, 4),
+        shape=shapes.resize,
+        copies=copies.resize,
+    ),
     OperatorRow("REVERSE_SEQUENCE", "2", "1", shape=shapes.same),
     OperatorRow("REVERSE_V2", "2", "1", integer=IntegerKernel(_SAME, 3, 3), shape=shapes.same),
     OperatorRow("RFFT2D", "2", "1"),
@@ -933,7 +974,9 @@ _ROWS = (
     OperatorRow("SIGN", "1", "1", shape=shapes.same),
     OperatorRow("SIN", "1", "1", shape=shapes.same),
     OperatorRow("SKIP_GRAM", "1", "1"),
-    OperatorRow("SLICE", "3", "1", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.slice_),
+    OperatorRow(
+        "SLICE", "3", "1", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.slice_, copies=copies.slice_
+    ),
     OperatorRow(
         "SOFTMAX",
         "1",
@@ -950,8 +993,17 @@ _ROWS = (
         "SPACE_TO_DEPTH", "1", "1", integer=IntegerKernel(_SAME, 2, old=(8,)), shape=shapes.space_to_depth
     ),
     OperatorRow("SPARSE_TO_DENSE", "4", "1", shape=shapes.stated(1)),
-    OperatorRow("SPLIT", "2", "1+", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.split),
-    OperatorRow("SPLIT_V", "3", "1+", integer=IntegerKernel(_SAME, 2, 2), shape=shapes.split_v),
+    OperatorRow(
+        "SPLIT", "2", "1+", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.split, copies=copies.only_part(1)
+    ),
+    OperatorRow(
+        "SPLIT_V",
+        "3",
+        "1+",
+        integer=IntegerKernel(_SAME, 2, 2),
+        shape=shapes.split_v,
+        copies=copies.only_part(0),
+    ),
     OperatorRow(
         "SQRT",
         "1",
@@ -971,7 +1023,15 @@ _ROWS = (
         integer=IntegerKernel(_OWN, 2, old=(8,), limits=DIFFERENCES),
         shape=shapes.broadcast,
     ),
-    OperatorRow("SQUEEZE", "1", "1", reshapes=True, integer=IntegerKernel(_SAME, 1, 1), shape=shapes.squeeze),
+    OperatorRow(
+        "SQUEEZE",
+        "1",
+        "1",
+        reshapes=True,
+        integer=IntegerKernel(_SAME, 1, 1),
+        shape=shapes.squeeze,
+        copies=copies.in_order,
+    ),
     OperatorRow("STABLEHLO_CASE", calls=True),
     OperatorRow("STABLEHLO_CBRT", steep=Steep.ALWAYS),
     OperatorRow("STABLEHLO_COMPOSITE", calls=True, shape=shapes.Calls.ONCE),
@@ -993,6 +1053,7 @@ _ROWS = (
         options="StridedSliceOptions",
         integer=IntegerKernel(_SAME, 2, 2),
         shape=shapes.strided_slice,
+        copies=copies.strided_slice,
     ),
     OperatorRow(
         "SUB",
@@ -1003,6 +1064,7 @@ _ROWS = (
         elementwise=True,
         integer=IntegerKernel(_OWN, 2, 5, limits=SUMMANDS, general16="pot_scale_int16"),
         shape=shapes.broadcast,
+        copies=copies.neutral(0.0),
     ),
     OperatorRow(
         "SUM",
@@ -1020,12 +1082,26 @@ _ROWS = (
         shape=shapes.same,
     ),
     OperatorRow(
-        "TILE", "2", "1", integer=IntegerKernel(_SAME, 3, 3, old=(8,), caveats=_ABSENT), shape=shapes.tile
+        "TILE",
+        "2",
+        "1",
+        integer=IntegerKernel(_SAME, 3, 3, old=(8,), caveats=_ABSENT),
+        shape=shapes.tile,
+        copies=copies.tile,
     ),
     OperatorRow("TOPK_V2", "2", "2", shape=shapes.top_k),
-    OperatorRow("TRANSPOSE", "2", "1", integer=IntegerKernel(_SAME, 2, 5), shape=shapes.transpose),
+    OperatorRow(
+        "TRANSPOSE",
+        "2",
+        "1",
+        integer=IntegerKernel(_SAME, 2, 5),
+        shape=shapes.transpose,
+        copies=copies.transpose,
+    ),
     OperatorRow("UNIQUE", "1", "2", shape=shapes.unique),
-    OperatorRow("UNPACK", "1", "1+", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.unpack),
+    OperatorRow(
+        "UNPACK", "1", "1+", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.unpack, copies=copies.unpack
+    ),
     OperatorRow("UNSORTED_SEGMENT_MAX", "3", "1"),
     OperatorRow("UNSORTED_SEGMENT_MIN", "3", "1"),
     OperatorRow("UNSORTED_SEGMENT_PROD", "3", "1"),
@@ -1065,6 +1141,9 @@ JOINING = (ROWS["CONCATENATION"], ROWS["PACK"])
 POOLS = (AVERAGE_POOL, ROWS["MAX_POOL_2D"], ROWS["L2_POOL_2D"])
 RESIZES = (ROWS["RESIZE_BILINEAR"], ROWS["RESIZE_NEAREST_NEIGHBOR"])
 GATHER, QUANTIZE = ROWS["GATHER"], ROWS["QUANTIZE"]
+CONCATENATION, FULLY_CONNECTED, PACK, SPLIT, TRANSPOSE, UNPACK = map(
+    ROWS.__getitem__, ("CONCATENATION", "FULLY_CONNECTED", "PACK", "SPLIT", "TRANSPOSE", "UNPACK")
+)
 SHAPE_READERS = (ROWS["SHAPE"], ROWS["RANK"])
 """What reads the shape of a tensor alone: integers do as well as floats."""
 NORM_APPLICATION = (ROWS["ADD"], ROWS["SUB"], ROWS["MUL"])

@@ -20,6 +20,7 @@ from tfl_rewrite.passes.fuse import Fuse
 from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.remove_noops import RemoveNoops
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import RoundWeights
 
@@ -31,6 +32,7 @@ CATALOG: tuple[type[Pass], ...] = (
     RemoveDead,
     Fuse,
     Dedup,
+    RemoveNoops,
     Dequantize,
     RoundWeights,
     Equalize,
