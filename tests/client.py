@@ -46,6 +46,8 @@ def passes() -> list[tfl.Pass]:
         tfl.Dequantize(),
         tfl.RoundWeights(steps=64, effort="fast", granularity="tensor"),
         tfl.Equalize(),
+        tfl.Fuse(),
+        tfl.FoldBatchNorms(before=False),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
         tfl.Quantize(target="2.14"),
         tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime="2.14", effort="best"),
@@ -70,6 +72,8 @@ def rewrites(source: Path, target: Path) -> tfl.Report:
         size: int = tfl.save(made, target, force=True)
         print(size, tfl.verify(io.BytesIO(made.to_bytes()), made).passed)
     model = tfl.load(source)
+    known: tuple[int | None, ...] | None = tfl.Shapes.of(model)[model.subgraphs[0].outputs[0]]
+    print(known)
     results: list[tfl.PassResult] = tfl.run(model, passes())
     print([result.modified for result in results])
     return report

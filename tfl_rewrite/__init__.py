@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.dedup import Dedup as Dedup
     from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
     from tfl_rewrite.passes.equalize import Equalize as Equalize
+    from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms as FoldBatchNorms
     from tfl_rewrite.passes.fuse import Fuse as Fuse
     from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
@@ -96,6 +97,7 @@ _NAMES = {
     "passes.dequantize": "Dequantize",
     "passes.equalize": "Equalize",
     "passes.fuse": "Fuse",
+    "passes.fold_batch_norms": "FoldBatchNorms",
     "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.kernels.integer import Memory
-from tfl_rewrite.kernels.operators import Need, OperatorRow
+from tfl_rewrite.kernels.operators import Need, OperatorRow, ProductKind
 from tfl_rewrite.kernels.table import RESHAPE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -24,6 +24,8 @@ _BY_CONSTRUCTION = (
     Need.NORMAL_SCALES,
     Need.SAME_CHANNEL_AXIS,
 )
+
+_LAYERS = (ProductKind.CONVOLUTION, ProductKind.DEPTHWISE, ProductKind.TRANSPOSED, ProductKind.DENSE)
 
 
 def is_blockwise(tensor: Tensor) -> bool:
@@ -86,6 +88,17 @@ def weights_of(operator: Operator) -> list[Tensor]:
     """Returns the weights of a hybrid kernel that are present."""
     found = (input_of(operator, position) for position in row_of(operator).weights)
     return [tensor for tensor in found if tensor is not None]
+
+
+def is_float_layer(operator: Operator) -> bool:
+    """Whether an operator multiplies float activations by one weight and adds one bias."""
+    row = row_of(operator)
+    if row.product not in _LAYERS or not row.biases or not operator.outputs:
+        return False
+    source, weight, output = input_of(operator, row.activation), input_of(operator, 1), operator.outputs[0]
+    if weight is None or operator.option("weights_format"):
+        return False
+    return _is_float(source) and _is_float(output)
 
 
 def wrong_operands(operator: Operator) -> str | None:

@@ -16,6 +16,7 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
 from tfl_rewrite.passes.fuse import Fuse
 from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -31,6 +32,7 @@ CATALOG: tuple[type[Pass], ...] = (
     Repair,
     RemoveDead,
     Fuse,
+    FoldBatchNorms,
     Dedup,
     RemoveNoops,
     Dequantize,

@@ -56,7 +56,7 @@ class Judges:
         self._passes = passes
         self._judging = judging
         self._stack = stack
-        self._panel: FullPanel | None = None
+        self._panels: dict[Effect, FullPanel] = {}
         self._expected: PathLike | None = None
 
     def expected(self, results: Sequence[PassResult]) -> PathLike:
@@ -70,20 +70,14 @@ class Judges:
         return self._expected
 
     def panel(self, results: Sequence[PassResult]) -> FullPanel:
-        """All judges.
-
-        Args:
-            results: Of the first attempt.
-        """
-        if self._panel is None:
-            own = self._judging
-            by = {Effect.TOLERANCE: own, Effect.FOLDING: own.folded}.get(
-                self.strictness(results), own.exactly
-            )
-            judging = replace(by, retyped=any(result.retyped for result in results))
+        """All judges of results as strict as those of an attempt."""
+        by, own = self.strictness(results), self._judging
+        if by not in self._panels:
+            judging = own if by is Effect.TOLERANCE else own.folded if by is Effect.FOLDING else own.exactly
+            judging = replace(judging, retyped=any(result.retyped for result in results))
             panel = FullPanel(self.expected(results), judging, progress=current().say)
-            self._panel = self._stack.enter_context(panel)
-        return self._panel
+            self._panels[by] = self._stack.enter_context(panel)
+        return self._panels[by]
 
     def strictness(self, results: Sequence[PassResult]) -> Effect:
         """By what to judge: of what passes did, the effect that allows most."""
