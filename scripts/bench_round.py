@@ -42,7 +42,7 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.session import Session
-from tfl_rewrite.search.shrink import rounding_session
+from tfl_rewrite.search.shrink import choices_session
 
 STEPS = 256
 LEAST_ELEMENTS = 16
@@ -263,7 +263,7 @@ def measure(path: Path, inputs: Path, folder: Path) -> Row | None:
         settings = Judging(inputs=(calib,))
         contest.by_steps(settings)
         goal = Goal(min_snr=contest.wanted)
-        with rounding_session(path, RoundWeights(), settings, goal) as opened:
+        with choices_session(path, RoundWeights(), settings, goal) as opened:
             propose = proposals_of(opened, contest.wanted)
             contest.by_search(propose)
             if row.broken:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.equalize import Equalize as Equalize
     from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms as FoldBatchNorms
     from tfl_rewrite.passes.fuse import Fuse as Fuse
+    from tfl_rewrite.passes.prune import Prune as Prune
     from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
@@ -98,6 +99,7 @@ _NAMES = {
     "passes.equalize": "Equalize",
     "passes.fuse": "Fuse",
     "passes.fold_batch_norms": "FoldBatchNorms",
+    "passes.prune": "Prune",
     "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",

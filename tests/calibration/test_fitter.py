@@ -21,7 +21,7 @@ from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.pipeline.verify import verify
-from tfl_rewrite.search.shrink import search_rounding
+from tfl_rewrite.search.shrink import search_choices
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 
 pytestmark = pytest.mark.runtime
@@ -76,7 +76,7 @@ def test_the_report_says_what_was_looked_at(fixtures: Path, tmp_path: Path, few:
     words = ["round-weights", str(source), str(target), "--inputs", str(few), "--report", str(out), "-q"]
     assert main(words) == 0
     notes = json.loads(out.read_text(encoding="utf-8"))["passes"][0]["notes"]
-    assert any("rounded for what they meet in 18 sample(s)" in note for note in notes)
+    assert any("fitted to what they meet in 18 sample(s)" in note for note in notes)
     assert main([*words, "--force", "--effort", "fast"]) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["passes"][0]["notes"] == []
 
@@ -152,7 +152,7 @@ def test_products_are_off_by_less_than_with_the_nearest_levels(fixtures: Path, f
 @pytest.mark.parametrize(
     ("name", "fitted", "told"),
     [
-        ("two_signatures_shared_weights", True, "rounded for what they meet"),
+        ("two_signatures_shared_weights", True, "fitted to what they meet"),
         # FULLY_CONNECTED reads it, and MUL.
         ("shared_constant_two_ops", False, "operators multiply them in different ways"),
     ],
@@ -194,7 +194,7 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
         np.savez(tmp_path / "judge.npz", **{name: held[name][8:] for name in held.files})
     judge = tmp_path / "judge.npz"
     settings = Judging(inputs=(tmp_path / "calib.npz",), holdout=(judge,))
-    found = search_rounding(source, RoundWeights(), settings, min_snr=25)
+    found = search_choices(source, RoundWeights(), settings, min_snr=25)
     assert found.snr is not None and 25 <= found.snr < 33
     dealt = "4 + 4 samples, each half with weights rounded for the other"
     assert any(dealt in note for note in found.settings.notes)
@@ -207,7 +207,7 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
     # On its own inputs the file looks better than was measured; the others, which judge, keep what was asked.
     assert own is not None and other is not None and report.verdict.unfitted
     assert own > found.snr + 2 and other >= 25
-    plain = search_rounding(source, RoundWeights(effort="fast"), settings, min_snr=25)
+    plain = search_choices(source, RoundWeights(effort="fast"), settings, min_snr=25)
     assert plain.settings.fitting is None
     by_weights = rewrite(source, tmp_path / "plain.tflite", [plain.settings], judging=settings)
     assert by_weights.deflated is not None and report.deflated[1] < by_weights.deflated[1]
@@ -216,7 +216,7 @@ def test_the_search_measures_each_half_with_weights_rounded_for_the_other(
 def test_the_search_looks_behind_a_softmax(fixtures: Path, tmp_path: Path, few: Path) -> None:
     """Twenty-four digits that the net is sure of: behind the SOFTMAX next to nothing shows."""
     source, settings = fixtures / "digits_cnn.tflite", Judging(inputs=(few,))
-    found = search_rounding(source, RoundWeights(), settings, min_snr=25)
+    found = search_choices(source, RoundWeights(), settings, min_snr=25)
     hidden = next(note for note in found.settings.notes if "what goes into the last SOFTMAX" in note)
     assert float(hidden.split()[-2]) >= 25
     # Other digits, of which the net is not so sure.
@@ -233,7 +233,7 @@ def test_too_few_samples_are_not_fitted_in_a_search(fixtures: Path, tmp_path: Pa
     with np.load(fixtures / "inputs" / "digits_calib.npz") as held:
         np.savez(tmp_path / "one.npz", **{name: held[name][:1] for name in held.files})
     settings = Judging(inputs=(tmp_path / "one.npz",))
-    found = search_rounding(fixtures / "digits_cnn.tflite", RoundWeights(), settings, min_snr=25)
+    found = search_choices(fixtures / "digits_cnn.tflite", RoundWeights(), settings, min_snr=25)
     assert found.settings.fitting is None
     assert not any("each half" in note for note in found.settings.notes)
 

@@ -17,7 +17,7 @@ from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.search.shrink import search_rounding
+from tfl_rewrite.search.shrink import search_choices
 
 SEARCHED = RoundWeights(min_snr=35, effort="fast")
 
@@ -25,7 +25,7 @@ SEARCHED = RoundWeights(min_snr=35, effort="fast")
 @pytest.mark.runtime
 def test_a_ratio_is_searched_for_wherever_passes_run(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "dense.tflite"
-    found = search_rounding(source, RoundWeights(effort="fast"), Judging(), min_snr=35)
+    found = search_choices(source, RoundWeights(effort="fast"), Judging(), min_snr=35)
     expected = rewrite(source, passes=[found.settings]).model
     assert expected is not None
     report = rewrite(source, tmp_path / "python.tflite", [SEARCHED])
@@ -62,7 +62,7 @@ def test_what_loses_nothing_may_stand_around(fixtures: Path, tmp_path: Path) -> 
 def test_nothing_that_loses_may_stand_before(fixtures: Path, tmp_path: Path, before: Sequence[Pass]) -> None:
     with pytest.raises(UsageError, match=f"cannot follow {before[-1].name}") as caught:
         rewrite(fixtures / "dense.tflite", tmp_path / "out.tflite", [*before, SEARCHED])
-    assert caught.value.remedy == "put it first, or give it steps"
+    assert caught.value.remedy == "put it first, or say by how much instead of min-snr"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_written_is_refused_before_the_search(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("tfl_rewrite.search.shrink.search_rounding", too_late)
+    monkeypatch.setattr("tfl_rewrite.search.shrink.search_choices", too_late)
     target = tmp_path / "out.tflite"
     target.write_bytes(b"mine")
     with pytest.raises(UsageError, match="exists"):

@@ -14,7 +14,7 @@ from tfl_rewrite.editing.base import Context
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.shrink import rounding_session, search_rounding
+from tfl_rewrite.search.shrink import choices_session, search_choices
 
 pytestmark = pytest.mark.runtime
 
@@ -30,12 +30,12 @@ def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_pa
     assert plain.verdict is not None
     ratio = plain.verdict.worst_snr()
     assert ratio is not None
-    found = search_rounding(source, RoundWeights(), settings, min_snr=ratio)
+    found = search_choices(source, RoundWeights(), settings, min_snr=ratio)
     assert found.snr is not None and found.snr >= ratio
     rewrite(source, tmp_path / "searched.tflite", [found.settings])
     assert deflated(tmp_path / "searched.tflite") < deflated(tmp_path / "plain.tflite")
     # Searching again finds everything on its grid.
-    second = search_rounding(tmp_path / "searched.tflite", RoundWeights(), settings, min_snr=ratio)
+    second = search_choices(tmp_path / "searched.tflite", RoundWeights(), settings, min_snr=ratio)
     assert second.files == 0
     report = rewrite(tmp_path / "searched.tflite", tmp_path / "again.tflite", [second.settings])
     assert report.outcome == "unchanged"
@@ -44,31 +44,31 @@ def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_pa
 @pytest.mark.parametrize("bounds", [{"min_snr": math.inf}, {"min_snr": 30, "max_abs_error": math.inf}])
 def test_a_bound_is_finite(fixtures: Path, bounds: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="is inf"):
-        search_rounding(fixtures / "dense.tflite", RoundWeights(), Judging(), **bounds)
+        search_choices(fixtures / "dense.tflite", RoundWeights(), Judging(), **bounds)
 
 
 def test_the_search_is_deterministic(fixtures: Path) -> None:
     source = fixtures / "dense.tflite"
-    first, second = (search_rounding(source, RoundWeights(), Judging(), min_snr=35) for _ in range(2))
+    first, second = (search_choices(source, RoundWeights(), Judging(), min_snr=35) for _ in range(2))
     assert first.settings == second.settings and first.files == second.files
 
 
 def test_the_search_rounds_int8_and_finds_it_done(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn_full_int8.tflite", tmp_path / "out.tflite"
-    found = search_rounding(source, RoundWeights(int8=True), Judging(), min_snr=15)
+    found = search_choices(source, RoundWeights(int8=True), Judging(), min_snr=15)
     asked = Judging(tolerance=Tolerance(min_snr=15))
     report = rewrite(source, target, [found.settings], judging=asked)
     assert report.outcome == "rewritten" and report.deflated is not None
     assert report.deflated[1] < 0.8 * report.deflated[0]
     assert target.stat().st_size == source.stat().st_size
-    second = search_rounding(target, RoundWeights(int8=True), Judging(), min_snr=15)
+    second = search_choices(target, RoundWeights(int8=True), Judging(), min_snr=15)
     assert second.settings.choices == {} and second.files == 0
 
 
 def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "mtcnn_rnet.tflite"
     made = {}
-    with rounding_session(source, RoundWeights(), Judging(), Goal(min_snr=40)) as opened:
+    with choices_session(source, RoundWeights(), Judging(), Goal(min_snr=40)) as opened:
         search = opened.grids(40)
         for aim in (10, 25, 40, 55):
             choice, expected = search.propose(aim)
@@ -85,14 +85,14 @@ def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: P
 @pytest.mark.parametrize("ratio", [12.0, 45.0])
 def test_a_target_is_reached_closely(fixtures: Path, ratio: float) -> None:
     source = fixtures / "digits_cnn.tflite"
-    found = search_rounding(source, RoundWeights(), Judging(), min_snr=ratio)
+    found = search_choices(source, RoundWeights(), Judging(), min_snr=ratio)
     assert found.snr is not None and ratio <= found.snr < ratio + 3
 
 
 def test_a_model_without_constants_has_nothing_to_propose(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "digits_cnn.tflite"
     rewrite(source, tmp_path / "done.tflite", [RoundWeights(steps=16)])
-    found = search_rounding(tmp_path / "done.tflite", RoundWeights(), Judging(), min_snr=25)
+    found = search_choices(tmp_path / "done.tflite", RoundWeights(), Judging(), min_snr=25)
     assert found.settings.choices == {} and found.files == 0
     model = load(tmp_path / "done.tflite")
     assert found.settings.run(model, Context()).changes == ()
@@ -108,6 +108,6 @@ def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
 
     monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", foreign)
     source = fixtures / "digits_cnn.tflite"
-    found = search_rounding(source, RoundWeights(), Judging(), min_snr=25)
+    found = search_choices(source, RoundWeights(), Judging(), min_snr=25)
     assert found.snr is not None and found.snr >= 25
     assert not any("last SOFTMAX" in note for note in found.settings.notes)

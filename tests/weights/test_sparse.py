@@ -12,9 +12,10 @@ import pytest
 from tests.nets import Net, codes, data_of, run
 from tfl_rewrite import save
 from tfl_rewrite.flatbuf.record import INT32, ScalarVector
+from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Tensor, new_record, schema
-from tfl_rewrite.weights.sparse import dense, make_dense
+from tfl_rewrite.weights.sparse import dense, make_dense, sparse_form
 
 WANTED = np.array([[1, 0, 2, 3], [0, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 6]], np.float32)
 ROWS = {
@@ -148,3 +149,19 @@ def test_a_constant_that_others_see_stays() -> None:
     made = next(item for item in net.graph.tensors if item.name == "made")
     net.output(made)
     assert make_dense(net.model) == 0
+
+
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (3, 2, 2, 12), (300, 300)])
+def test_what_is_made_sparse_is_made_dense_again(shape: tuple[int, ...], block: int) -> None:
+    random = np.random.default_rng(0)
+    values = random.standard_normal(shape).astype(np.float32) * (random.random(shape) < 0.3)
+    values.reshape(-1, shape[-1])[0] = 0
+    made = sparse_form(values, block)
+    tensor = Net().constant("w", values)
+    assert tensor.buffer.blob is not None
+    tensor.buffer.blob = OwnedBlob(made.data)
+    tensor.rest = tensor.rest.replace(sparsity=made.details)
+    assert np.array_equal(dense(tensor), values)
+    stored = np.count_nonzero(values.reshape(-1, block).any(axis=1)) * block
+    assert len(made.data) == 4 * stored and made.nbytes > len(made.data)

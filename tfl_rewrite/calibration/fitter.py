@@ -1,4 +1,4 @@
-"""Values on given grids, chosen for the real activations that they meet.
+"""Values on given grids, and weights that become zero, chosen for the real activations that they meet.
 
 The grids are decided elsewhere; here each column of a weight makes up for the errors of those before it
 (:func:`tfl_rewrite.numerics.gptq.feedback`), so that the products are off by less at the same grid. Biases
@@ -12,6 +12,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,12 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.numerics.gptq import Metric, feedback
+from tfl_rewrite.numerics import pruning
+from tfl_rewrite.numerics.gptq import Metric, feedback, pruned
 from tfl_rewrite.numerics.grids import Array, Float64
 from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
-from tfl_rewrite.numerics.symmetric import Levels
+from tfl_rewrite.numerics.symmetric import Error, Levels
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.rounders import Effort, Measure, Simulate
 from tfl_rewrite.work import Progress, one_blas_thread
@@ -60,12 +62,26 @@ class _Known:
     """What is kept of the activations that one weight meets.
 
     Attributes:
-        order, factor: See :class:`tfl_rewrite.numerics.gptq.Factored`; float32.
+        order, factor, strength: See :class:`tfl_rewrite.numerics.gptq.Metric`; float32.
     """
 
     product: Product
     order: npt.NDArray[np.int64]
     factor: npt.NDArray[np.float32]
+    strength: npt.NDArray[np.float32]
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts each vector was cut."""
+        return self.product.inner // int(self.order.shape[1])
+
+    def moments(self) -> Float64:
+        """Returns the moments that the factor is of, positive definite: ``[groups, length, length]``."""
+        half = self.factor * np.sqrt(self.strength, dtype=np.float64)[:, None, :]
+        # The columns are in the order in which they are rounded.
+        back = np.argsort(self.order, axis=1)
+        groups = np.arange(len(back))[:, None, None]
+        return pruning.damped((half @ half.swapaxes(1, 2))[groups, back[:, :, None], back[:, None, :]])
 
 
 class Fitter(Observer[_Known]):
@@ -113,28 +129,48 @@ class Fitter(Observer[_Known]):
 
         def matrix(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
             whole = known.product.matrix(np.broadcast_to(values, cut).reshape(shape))
-            return split(whole, known.product.inner // known.order.shape[1])
+            return split(whole, known.parts)
 
         step = steps[None, :, None]
         limit = np.floor(item.kind.largest / step)
         lowest = np.maximum(np.rint(found.low[None, :, None] / step) - 1, -limit)
         highest = np.minimum(np.rint(found.high[None, :, None] / step) + 1, limit)
         weight = matrix(values.astype(np.float64).reshape(cut))
+        zero = pruned(weight)
         wide, low, high = (matrix(values) for values in (step, lowest, highest))
         narrow = bool((wide == wide[:, :, :1]).all())
         made = np.empty(weight.shape)
         for part in _slices(weight.shape):
             of_part = np.ascontiguousarray(wide[:, part, :1] if narrow else wide[:, part])
-            level = feedback(weight[:, part], of_part, known, _ANY)
+            level = feedback(weight[:, part], of_part, known, _ANY, None if zero is None else zero[:, part])
             np.clip(level, low[:, part], high[:, part], out=level)
             made[:, part] = level * of_part
-        whole = joined(made, known.product.inner // known.order.shape[1])
+        whole = joined(made, known.parts)
         return np.ascontiguousarray(known.product.weight(whole), np.float64).reshape(-1)
+
+    def prune(self, item: Constant, values: Array, share: float, block: int) -> tuple[Float64, Error] | None:
+        """Makes weights of one constant zero, those that the others can make up for best."""
+        known = self.found.get(_key(item))
+        if known is None or (block > 1 and not known.product.takes_blocks(block, known.parts)):
+            return None
+        with one_blas_thread():
+            moments = known.moments()
+            shape = item.tensors[0].shape or ()
+            weight = split(known.product.matrix(values.astype(np.float64).reshape(shape)), known.parts)
+            made, error = np.empty(weight.shape), Error()
+            for part in _slices(weight.shape):
+                mine = np.ascontiguousarray(weight[:, part])
+                made[:, part] = pruning.prune(mine, moments, share, partial(pruning.kept, block=block))
+                signal, noise = pruning.lost(mine, made[:, part], moments)
+                error.signal += signal
+                error.noise += noise
+        whole = known.product.weight(joined(made, known.parts))
+        return np.ascontiguousarray(whole, np.float64).reshape(-1), error
 
     def notes(self) -> list[str]:
         """Returns how many weights were looked at, and why others were not."""
         count = sum(key in self.found for key in self.active)
-        said = f"{count} weight(s) rounded for what they meet in {len(self.steps)} sample(s)"
+        said = f"{count} weight(s) fitted to what they meet in {len(self.steps)} sample(s)"
         return [*([said] if count else []), *self.failures()]
 
     def _jobs(self, model: Model, items: Sequence[Constant]) -> list[tuple[Hashable, Wanted]]:
@@ -177,7 +213,8 @@ class Fitter(Observer[_Known]):
             if key in sums and (not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING):
                 metric = Metric.of(sums.pop(key).covariance(centred=False))
                 factor = self.kept(metric.factor.astype(np.float32))
-                self.found[key] = _Known(wanted[position].product, metric.order, factor)
+                strength = metric.strength.astype(np.float32)
+                self.found[key] = _Known(wanted[position].product, metric.order, factor, strength)
                 self.reasons.pop(key, None)
 
 

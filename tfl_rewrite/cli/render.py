@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
 from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, shown, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.passes.prune import PrunedChange
 from tfl_rewrite.passes.quantize import OperatorChange
 from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.report import Finer, Report
@@ -90,6 +91,7 @@ def _done(result: PassResult, report: Report) -> str:
     parts = [*_edited(_of(Edit, result)), *_stored(weights, result)]
     if rounded:
         parts.append(f"{len(rounded)} of {len(rounded) + len(result.skips)} constants are rounded now")
+    parts += _zeroed(_of(PrunedChange, result), result)
     parts += _in_integers(_of(OperatorChange, result), result)
     parts += _lost(weights) + _silenced([*weights, *rounded])
     stay = Counter(item.rule for item in result.skips)
@@ -135,6 +137,17 @@ def _stored(weights: Sequence[WeightChange], result: PassResult) -> list[str]:
     forms = Counter(change.scheme if kinds == "int8" else _form(change) for change in weights)
     told = ", ".join(f"{number} x {form}" for form, number in forms.most_common())
     return [f"{', '.join(done)} ({told})", _won(sum(change.saved for change in weights))]
+
+
+def _zeroed(pruned: Sequence[PrunedChange], result: PassResult) -> list[str]:
+    if not pruned:
+        return []
+    elements = sum(math.prod(change.shape) for change in pruned)
+    share = sum(change.sparsity * math.prod(change.shape) for change in pruned) / max(1, elements)
+    sparse = sum(change.encode == "sparse" for change in pruned)
+    told = f"{len(pruned)} of {len(pruned) + len(result.skips)} constants are pruned now, {share:.0%} zeros"
+    saved = sum(change.saved for change in pruned)
+    return [told, *([f"{sparse} stored sparse, {_won(saved)}"] if sparse else [])]
 
 
 def _in_integers(operators: Sequence[OperatorChange], result: PassResult) -> list[str]:
@@ -299,6 +312,7 @@ def _tables(result: PassResult) -> list[str]:
         *_by_operator(weights),
         *_weights(weights),
         *_rounded(_of(RoundedChange, result)),
+        *_pruned(_of(PrunedChange, result)),
         *_skips([item for item in result.skips if "dtype" in item.data]),
         *[
             f"kept: {safe(item.where, limit=_NAME)} ({safe(item.reason, limit=160)})"
@@ -400,6 +414,23 @@ def _rounded(rounded: Sequence[RoundedChange]) -> list[str]:
             decibels(change.snr),
         ),
         right=(4, 5, 6),
+    )
+
+
+def _pruned(pruned: Sequence[PrunedChange]) -> list[str]:
+    return _named(
+        ("tensor", "read by", "zeros", "stored", "bytes", "deflated", "SNR dB"),
+        sorted(pruned, key=lambda change: -change.nbytes),
+        lambda change: change.where,
+        lambda change: (
+            safe(",".join(change.readers), limit=40),
+            f"{change.sparsity:.0%}",
+            change.encode,
+            size(change.nbytes),
+            f"{size(change.deflated[0])} -> {size(change.deflated[1])}",
+            decibels(change.snr),
+        ),
+        right=(2, 4, 5, 6),
     )
 
 

@@ -14,7 +14,7 @@ blocks]`` with ``blocks`` equal blocks along a row. All are float64 while being 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,17 @@ from tfl_rewrite.numerics.symmetric import Levels
 
 Float64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Item = TypeVar("Item", bound=np.generic)
 
 _DAMPINGS = (0.0, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
 """Of the mean diagonal, added where moments are not positive definite."""
 
 _WEAKEST = 0.8
 """What lacks more strength than this is not a matter of rounding."""
+
+_LEAST_PRUNED = 0.25
+"""Of zeros in a weight, from which on they count as put there: dense weights hold next to none."""
 
 _COLUMNS = 32
 """Columns that are gone through one by one before the others hear of their errors."""
@@ -141,11 +146,13 @@ class Metric:
         moments: ``[groups, length, length]``, positive definite.
         order: ``[groups, length]``: the columns in the order in which they are rounded, largest first.
         factor: See :func:`_factor`.
+        strength: ``[groups, length]``: the diagonal that belongs to it.
     """
 
     moments: Float64
     order: Labels
     factor: Float64
+    strength: Float64
 
     @classmethod
     def of(cls, moments: Float64) -> Metric:
@@ -157,12 +164,12 @@ class Metric:
             raised = moments if damping == 0 else moments.copy()
             raised[:, index, index] += damping * np.where(mean > 0, mean, 1.0)
             try:
-                return cls(raised, order, _factor(raised, order))
+                return cls(raised, order, *_factor(raised, order))
             except np.linalg.LinAlgError:
                 continue
         only = np.zeros_like(moments)
         only[:, index, index] = np.where(mean > 0, mean, 1.0)
-        return cls(only, order, _factor(only, order))
+        return cls(only, order, *_factor(only, order))
 
     def cost(self, off: Float64) -> Float64:
         """Returns ``e H e'`` of each row of ``[groups, rows, length]``."""
@@ -181,6 +188,7 @@ def quantize(
 ) -> Rounded:
     """Rounds a weight for the vectors that it meets.
 
+    Zeros of a pruned weight (:func:`pruned`) stay.
     The outcome is never worse, in ``e H e'``, than rounding to the nearest with the scales given.
 
     Args:
@@ -200,7 +208,7 @@ def quantize(
     before = float(search.cost.sum())
     for share in effort.shares:
         tried = ties.stored(start * share)
-        search.offer(feedback(target, spread(tried, length), metric, levels), tried)
+        search.offer(feedback(target, spread(tried, length), metric, levels, search.zero), tried)
     for _ in range(effort.rounds):
         if ties.fitted:
             search.fit()
@@ -241,7 +249,19 @@ def nearest(weight: Float64, step: Float64, levels: Levels) -> Float64:
     return np.clip(np.rint(weight / step), levels.low, levels.high)
 
 
-def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -> Float64:
+def pruned(weight: Float64) -> Mask | None:
+    """Returns where a weight holds zeros that somebody put there, so that they are to stay; None for none.
+
+    Args:
+        weight: Of any shape.
+    """
+    zero = weight == 0
+    return zero if zero.mean() >= _LEAST_PRUNED else None
+
+
+def feedback(
+    weight: Float64, step: Float64, metric: Factored, levels: Levels, zero: Mask | None = None
+) -> Float64:
     """Rounds column by column, each making up for the errors of those before it.
 
     Args:
@@ -249,6 +269,7 @@ def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -
         step: Scales that broadcast to it.
         metric: The moments of the vectors.
         levels: The integers.
+        zero: Where a zero stays.
     """
     order, factor = metric.order, metric.factor
     groups, rows, length = weight.shape
@@ -258,6 +279,7 @@ def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -
     if step.shape[2] > 1:
         spread = np.take_along_axis(np.broadcast_to(step, weight.shape), order[:, None, :], axis=2)
     steps = np.broadcast_to(_columns(spread), ordered.shape)
+    held = None if zero is None else _columns(np.take_along_axis(zero, order[:, None, :], axis=2))
     errors, integers = np.empty_like(ordered), np.empty_like(ordered)
     for begin in range(0, length, _COLUMNS):
         end = min(length, begin + _COLUMNS)
@@ -266,6 +288,8 @@ def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -
             at = column - begin
             found = np.rint((ordered[:, column] + pull[:, at]) / steps[:, column])
             np.minimum(np.maximum(found, levels.low, out=found), levels.high, out=found)
+            if held is not None:
+                found[held[:, column]] = 0.0
             off = ordered[:, column] - found * steps[:, column]
             integers[:, column] = found
             errors[:, column] = off
@@ -275,7 +299,7 @@ def feedback(weight: Float64, step: Float64, metric: Factored, levels: Levels) -
     return _columns(result)
 
 
-def _columns(values: Float64) -> Float64:
+def _columns(values: npt.NDArray[Item]) -> npt.NDArray[Item]:
     """Returns ``[groups, rows, length]`` as ``[groups, length, rows]`` in one piece, or the reverse; a copy.
 
     Of one row, too, which lies in one piece either way: what is worked on here must not be what it came from.
@@ -283,8 +307,8 @@ def _columns(values: Float64) -> Float64:
     return np.array(values.transpose(0, 2, 1), order="C", copy=True)
 
 
-def _factor(moments: Float64, order: Labels) -> Float64:
-    """Returns the upper triangular ``M`` with ``M D M' = H``, unit diagonal, columns in the order given.
+def _factor(moments: Float64, order: Labels) -> tuple[Float64, Float64]:
+    """Returns the upper triangular ``M`` with ``M D M' = H``, unit diagonal, columns in order, and ``D``.
 
     ``e H e' = sum_j D_j (e_j + sum_{i<j} e_i M_ij)^2``, so column ``j`` makes up for those before it.
     """
@@ -293,7 +317,8 @@ def _factor(moments: Float64, order: Labels) -> Float64:
     turned = moments[groups, back[:, :, None], back[:, None, :]]
     lower = np.asarray(np.linalg.cholesky(turned), np.float64)
     upper = lower[:, ::-1, ::-1]
-    return np.ascontiguousarray(upper / np.einsum("gii->gi", upper)[:, None, :])
+    diagonal = np.einsum("gii->gi", upper)
+    return np.ascontiguousarray(upper / diagonal[:, None, :]), np.square(diagonal)
 
 
 def spread(scale: Float64, length: int) -> Float64:
@@ -317,6 +342,11 @@ class _Search:
     """``e H e'`` of each unit."""
     pull: Float64 = field(init=False)
     """``e H`` of the integers and scales at hand."""
+    zero: Mask | None = field(init=False)
+    """Where a zero stays."""
+
+    def __post_init__(self) -> None:
+        self.zero = pruned(self.weight)
 
     def offer(self, integers: Float64, scale: Float64) -> None:
         """Takes other integers and scales over for each unit where they are better."""
@@ -364,12 +394,15 @@ class _Search:
             # Columns in one piece each: [groups, columns, rows].
             own, integers = _columns(pull[:, :, part]), _columns(self.integers[:, :, part])
             steps = np.broadcast_to(_columns(wide[:, :, part if wide.shape[2] > 1 else slice(1)]), own.shape)
-            change = self._improve(own, integers, steps, self.metric.moments[:, part, part])
+            held = None if self.zero is None else _columns(self.zero[:, :, part])
+            change = self._improve(own, integers, steps, self.metric.moments[:, part, part], held)
             if change.any():
                 self.integers[:, :, part] = integers.transpose(0, 2, 1)
                 pull += change.transpose(0, 2, 1) @ self.metric.moments[:, part, :]
 
-    def _improve(self, own: Float64, integers: Float64, steps: Float64, moments: Float64) -> Float64:
+    def _improve(
+        self, own: Float64, integers: Float64, steps: Float64, moments: Float64, held: Mask | None
+    ) -> Float64:
         """Sets integers of some columns to the best ones, each given all others; returns by how much.
 
         Args:
@@ -377,6 +410,7 @@ class _Search:
             integers: Changed in place.
             steps: Their scales.
             moments: Of these columns.
+            held: Where a zero stays.
         """
         change = np.empty_like(own)
         columns = own.shape[1]
@@ -386,6 +420,8 @@ class _Search:
                 now, size = integers[:, column], steps[:, column]
                 best = np.rint(now + own[:, column] / (moments[:, column, column, None] * size))
                 np.minimum(np.maximum(best, self.levels.low, out=best), self.levels.high, out=best)
+                if held is not None:
+                    best[held[:, column]] = 0.0
                 moved = change[:, column] = (now - best) * size
                 integers[:, column] = best
                 own[:, column + 1 : last] += moments[:, column, column + 1 : last, None] * moved[:, None, :]

@@ -57,6 +57,15 @@ class Product(ABC):
         whole: npt.NDArray[Any] = np.ascontiguousarray(matrix.transpose(back)).reshape(self.shape)
         return whole
 
+    def takes_blocks(self, block: int, parts: int = 1) -> bool:
+        """Whether so many neighbours along the weight's last axis are neighbours in a row of the matrix.
+
+        Args:
+            block: Of neighbours; each row of the last axis is a whole number of them.
+            parts: Into how many parts each vector is cut.
+        """
+        return self.layout[1] == (0, 1, 2) and not self.shape[-1] % block and not self.inner // parts % block
+
     @abstractmethod
     def vectors(self, activation: Float32, limit: int, stream: np.random.Generator) -> Float32:
         """Returns at most ``limit`` vectors of an activation, drawn at random where there are more.

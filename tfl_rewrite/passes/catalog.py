@@ -18,6 +18,7 @@ from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
 from tfl_rewrite.passes.fuse import Fuse
+from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
@@ -36,6 +37,7 @@ CATALOG: tuple[type[Pass], ...] = (
     Dedup,
     RemoveNoops,
     Dequantize,
+    Prune,
     RoundWeights,
     Equalize,
     QuantizeWeights,

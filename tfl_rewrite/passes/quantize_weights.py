@@ -27,7 +27,7 @@ from tfl_rewrite.options.option import Kind, Role, Taken, check_options, option
 from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.weights.biases import correct
-from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection
+from tfl_rewrite.weights.candidates import EXCLUDE, INCLUDE, UNNAMED, Candidate, Selection
 from tfl_rewrite.weights.encoding import Encoding, Recipe, Rule, Scheme, unmatched_notes
 from tfl_rewrite.weights.expansion import renew
 from tfl_rewrite.weights.payloads import Payload, WeightChange
@@ -113,12 +113,12 @@ class QuantizeWeights(Pass):
     )
     include: tuple[str, ...] = option(
         (),
-        "rewrite only constants whose name, or the type of an operator that reads them, matches; repeatable",
+        INCLUDE,
         metavar="REGEX",
     )
     exclude: tuple[str, ...] = option(
         (),
-        "keep constants whose name or reader's type matches; wins over --include; repeatable",
+        EXCLUDE,
         metavar="REGEX",
     )
     keep_first_last: bool = option(False, "keep the weights of the first and the last weighted operator")

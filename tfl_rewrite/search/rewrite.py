@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline import rewrite as pipeline
 from tfl_rewrite.pipeline.report import Plan, Report
@@ -66,16 +68,21 @@ def rewrite(
 def carry_out(plan: Plan) -> Report:
     """Does what a plan says; see :func:`rewrite`. Threads and progress are those of the work that goes on."""
     for number, item in enumerate(plan.passes):
-        if isinstance(item, RoundWeights) and item.is_searched:
+        if is_searched(item):
             before = plan.passes[:number]
-            _check_before(before)
+            _check_before(item, before)
             source = pipeline.source_of(plan)
             found = _found(item, source, before, plan.settings)
             plan = replace(plan, source=source, passes=(*before, found, *plan.passes[number + 1 :]))
     return pipeline.carry_out(plan)
 
 
-def _check_before(passes: Sequence[Pass]) -> None:
+def is_searched(item: Pass) -> TypeGuard[RoundWeights | Prune]:
+    """Whether a search is still to find what a pass does."""
+    return isinstance(item, (RoundWeights, Prune)) and item.is_searched
+
+
+def _check_before(searched: Pass, passes: Sequence[Pass]) -> None:
     """Refuses what would lose something before a search, which allows for no other loss than its own.
 
     What is computed in another order loses far less than any ratio that is searched for.
@@ -83,16 +90,16 @@ def _check_before(passes: Sequence[Pass]) -> None:
     for item in passes:
         if item.effect not in (Effect.EXACT, Effect.FOLDING):
             raise UsageError(
-                f"{RoundWeights.name} with min-snr cannot follow {item.name}, which may change outputs",
-                remedy="put it first, or give it steps",
+                f"{searched.name} with min-snr cannot follow {item.name}, which may change outputs",
+                remedy="put it first, or say by how much instead of min-snr",
             )
 
 
-def _found(item: RoundWeights, source: Source, before: Sequence[Pass], judging: Judging) -> RoundWeights:
-    from tfl_rewrite.search.shrink import search_rounding
+def _found(item: RoundWeights | Prune, source: Source, before: Sequence[Pass], judging: Judging) -> Pass:
+    from tfl_rewrite.search.shrink import search_choices
 
     assert item.min_snr is not None
-    return search_rounding(
+    return search_choices(
         source,
         item,
         judging,

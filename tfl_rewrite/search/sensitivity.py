@@ -15,6 +15,7 @@ import numpy as np
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, write_whole
 from tfl_rewrite.numerics.grids import finest
+from tfl_rewrite.passes.prune import Sparsity
 from tfl_rewrite.search.holdout_judge import QUIET
 from tfl_rewrite.search.trials import Trials
 from tfl_rewrite.search.units import Float64, Form, Option, Unit, grid_at, grid_forms, grid_unit, grids_around
@@ -129,7 +130,10 @@ _LARGE = 1 / 256
 LEAST_GAIN = 0.01
 """Of the median over all constants: no rounding counts for less, however little the inputs show of it."""
 
-_FIRST = ("int4:channel:dequantize", "int4:block:32:dequantize", "int8:channel:dequantize")
+_SHARES = ("sparsity:0.5", "sparsity:0.8")
+"""Of zeros, that are measured; the error of the products tells the others."""
+
+_FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:32:dequantize", "int8:channel:dequantize")
 
 
 def measure(
@@ -288,7 +292,12 @@ def _order(units: Sequence[Unit]) -> list[tuple[Unit, Option]]:
     # Kernels that round activations too: of those nothing can be told without running them.
     rest = [(unit, option) for unit in large for option in unit.options[1:] if id(option) not in taken]
     hybrid = [pair for pair in rest if not pair[1].only_weights]
-    return [*first, *hybrid, *(pair for pair in rest if pair[1].only_weights)]
+    others = [
+        (unit, option)
+        for unit, option in rest
+        if option.only_weights and (not isinstance(option.form, Sparsity) or str(option.form) in _SHARES)
+    ]
+    return [*first, *hybrid, *others]
 
 
 def complete(units: Sequence[Unit]) -> None:

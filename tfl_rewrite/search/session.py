@@ -22,6 +22,7 @@ from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import Worker
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import Granularity, RoundWeights
 from tfl_rewrite.search.goals import Goal, Objective
@@ -29,7 +30,7 @@ from tfl_rewrite.search.holdout_judge import HoldoutJudge, MetricProcess
 from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.sensitivity import Clock, Progress, State, measure_grids
 from tfl_rewrite.search.trials import Fold, Frame, Rounders, Trials
-from tfl_rewrite.search.units import Unit, encodings_for, find_units
+from tfl_rewrite.search.units import Unit, encodings_for, find_units, sparsity_unit
 from tfl_rewrite.weights.rounders import Effort
 
 _TIMEOUT = 600.0
@@ -48,6 +49,7 @@ class Wanted:
             without any, a part of the other inputs does.
         base: The weight pass, where encodings are searched; its encodings are not used.
         grids: The pass that rounds values, where grids are searched; its steps are not used.
+        pruning: The pass that makes values zero, where shares are searched; its share is not used.
         others: Whether made inputs that judge the end result are other ones than those of the search.
         force: Whether ``goal.state`` may hold the measurements of another search.
     """
@@ -57,6 +59,7 @@ class Wanted:
     judging: Judging
     base: QuantizeWeights | None = None
     grids: RoundWeights | None = None
+    pruning: Prune | None = None
     others: bool = True
     force: bool = False
 
@@ -118,6 +121,16 @@ class Session:
         units = measure_grids(self.trials, aim, by_channel=by_channel, progress=self.progress)
         search = self._search(units, State(None, ""))
         # Their curve is not what is shown.
+        search.curve_traced, search.until = True, 1.0
+        return search
+
+    def sparsities(self) -> Search:
+        """Measures what shares of zeros in each weight cost; returns what finds them."""
+        settings = self.wanted.pruning
+        assert settings is not None
+        units = [sparsity_unit(item, settings) for item in self.trials.prepare_sparsities()]
+        search = self._search([unit for unit in units if len(unit.options) > 1], State(None, ""))
+        search.measure(Path(self.wanted.frame.source).stat().st_size)
         search.curve_traced, search.until = True, 1.0
         return search
 
@@ -188,9 +201,9 @@ def _rounders(
     from tfl_rewrite.calibration.fitter import Fitter
     from tfl_rewrite.calibration.rounder import Calibrated
 
-    base, grids = wanted.base, wanted.grids
+    base, grids, pruning = wanted.base, wanted.grids, wanted.pruning
     if not inputs or wanted.goal.effort is Effort.FAST:
-        return Rounders(base, None, grids)
+        return Rounders(base, None, grids, pruning)
     judging = replace(wanted.judging, inputs=tuple(inputs))
 
     def hundredths(what: str, done: int, total: int) -> None:
@@ -199,8 +212,10 @@ def _rounders(
 
     if grids is not None:
         grids = replace(grids, fitting=Fitter(judging, hundredths, beside=beside))
+    if pruning is not None:
+        pruning = replace(pruning, fitting=Fitter(judging, hundredths, beside=beside))
     if base is None:
-        return Rounders(None, None, grids)
+        return Rounders(None, None, grids, pruning)
     plain = base
     calibrated = functools.partial(
         Calibrated,

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UsageError
@@ -18,6 +19,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.prune import Encode, Prune
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan
@@ -199,11 +201,20 @@ def _on_grids(opened: Session, found: Found, judge: HoldoutJudge) -> Found:
     return replace(on_grids, notes=(*notes, note))
 
 
-_SAME = "the steps were searched with the samples that judge them: judge by others too"
+_SAME = "what was searched for was measured with the samples that judge it: judge by others too"
+
+Searched = TypeVar("Searched", bound=RoundWeights | Prune)
+"""A pass that says what outputs must keep, and leaves how to a search."""
+
+
+def _objective(settings: RoundWeights | Prune) -> Objective:
+    """What such a pass makes small."""
+    sparse = isinstance(settings, Prune) and settings.encode is Encode.SPARSE
+    return Objective.FILE if sparse else Objective.DOWNLOAD
 
 
 @dataclass(frozen=True, slots=True)
-class FoundRounding:
+class FoundChoices(Generic[Searched]):
     """What a search came to.
 
     Attributes:
@@ -213,24 +224,24 @@ class FoundRounding:
         files: How many files were run.
     """
 
-    settings: RoundWeights
+    settings: Searched
     snr: float | None
     files: int
 
 
-def search_rounding(
+def search_choices(
     source: ModelLike,
-    settings: RoundWeights,
+    settings: Searched,
     judging: Judging,
     *,
     min_snr: float,
     max_abs_error: float | None = None,
     before: Sequence[Pass] = (),
     progress: Progress | None = None,
-) -> FoundRounding:
-    """Finds the coarsest rounding of constants that keeps the outputs at a given ratio.
+) -> FoundChoices[Searched]:
+    """Finds the coarsest rounding of constants, or the most zeros, that keep the outputs at a given ratio.
 
-    With real inputs levels are chosen for what weights meet, which fits the samples at hand: they come in two
+    With real inputs values are chosen for what weights meet, which fits the samples at hand: they come in two
     halves, and each half measures weights that were rounded for the other. A quarter of the samples is held
     out; while the file does not keep the ratio there, the search leaves more room. What goes into a last
     SOFTMAX that decides few things has to keep the ratio as well: outputs that are sure of themselves hide
@@ -239,7 +250,7 @@ def search_rounding(
 
     Args:
         source: A path, bytes, an open file or a model.
-        settings: Granularity and which constants; its steps and ratio are not used.
+        settings: Which constants, and how; its steps, its share and its ratio are not used.
         judging: What to measure with; its tolerance is not used.
         min_snr: What every output must keep, in dB.
         max_abs_error: What no element of an output may be off by more than.
@@ -250,46 +261,48 @@ def search_rounding(
         UnsupportedError: The original cannot be run, so nothing can be measured.
         UsageError: A bound is out of its range.
     """
+    nothing: dict[str, Any] = {"choices": {}}
     goal = Goal(
         min_snr=min_snr,
         max_error=max_abs_error,
-        objective=Objective.DOWNLOAD,
+        objective=_objective(settings),
         effort=settings.effort,
         sure=False,
     )
     with (
         on_disk(source) as file,
-        rounding_session(file, settings, judging, goal, progress, before=before) as opened,
+        choices_session(file, settings, judging, goal, progress, before=before) as opened,
     ):
-        search = opened.grids(min_snr)
+        search = opened.grids(min_snr) if isinstance(settings, RoundWeights) else opened.sparsities()
         if not search.units:
-            return FoundRounding(replace(settings, choices={}), None, opened.trials.files)
+            return FoundChoices(replace(settings, **nothing), None, opened.trials.files)
         with opened.judge() as judge:
             found = settle(search, opened.trials, goal, judge).promised
         if found is None:
-            return FoundRounding(replace(settings, choices={}), None, opened.trials.files)
+            return FoundChoices(replace(settings, **nothing), None, opened.trials.files)
         (made,) = opened.trials.passes(found.choice)
-        assert isinstance(made, RoundWeights)
+        assert isinstance(made, type(settings))
         made = replace(made, notes=_notes(opened, found))
-        return FoundRounding(made, found.verdict.worst_snr(), opened.trials.files)
+        return FoundChoices(made, found.verdict.worst_snr(), opened.trials.files)
 
 
 @contextlib.contextmanager
-def rounding_session(
+def choices_session(
     source: str | os.PathLike[str],
-    settings: RoundWeights,
+    settings: RoundWeights | Prune,
     judging: Judging,
     goal: Goal,
     progress: Progress | None = None,
     *,
     before: Sequence[Pass] = (),
 ) -> Iterator[Session]:
-    """Opens a search among grids for any number of targets; see :meth:`Session.grids`."""
+    """Opens a search among grids, or shares of zeros, for any number of targets; see :class:`Session`."""
     wanted = Wanted(
         goal=goal,
         frame=Frame(source, before),
         judging=with_media(judging, source),
-        grids=settings,
+        grids=settings if isinstance(settings, RoundWeights) else None,
+        pruning=settings if isinstance(settings, Prune) else None,
         others=False,
     )
     with session(wanted, progress) as opened:

@@ -22,6 +22,7 @@ from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import shown
+from tfl_rewrite.passes.prune import Prune, PrunedChange
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
@@ -35,7 +36,7 @@ from tfl_rewrite.search.holdout_judge import (
     judged_inside,
     noise_of,
 )
-from tfl_rewrite.search.units import Choice, Float64, assigned, encodings_of, grids_of, ratio
+from tfl_rewrite.search.units import Choice, Float64, assigned, encodings_of, grids_of, ratio, sparsities_of
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
@@ -92,11 +93,13 @@ class Rounders:
             behind those before it. What it decides on one weight depends on all others, so each file
             takes a new one. None where nothing is rounded for inputs.
         grids: The pass that rounds values, where grids are chosen.
+        pruning: The pass that makes values zero, where shares are chosen.
     """
 
     base: QuantizeWeights | None = None
     ordered: PassMaker | None = None
     grids: RoundWeights | None = None
+    pruning: Prune | None = None
 
     def passes(self, choice: Choice, *, ordered: bool = False) -> list[Pass]:
         """Returns what gives constants the forms that were chosen."""
@@ -107,6 +110,9 @@ class Rounders:
             made.append(Chosen(base, encodings))
         if self.grids is not None and (grids or not made):
             made.append(replace(self.grids, choices=grids))
+        if self.pruning is not None:
+            shares = {position: form.share for position, form in sparsities_of(choice).items()}
+            made.append(replace(self.pruning, choices=shares))
         return made
 
 
@@ -282,6 +288,17 @@ class Trials:
                 passes = [assigned(base, encodings_of(choice), model) for choice in choices]
                 prepare(model, passes, base.rounder)
 
+    def prepare_sparsities(self) -> list[Constant]:
+        """Finds what can be pruned, and lets those who choose weights look at the model."""
+        model = self.fresh()
+        settings = self.final.pruning
+        assert settings is not None
+        found, _ = settings.constants(model)
+        for rounders in (self.final, *(fold.rounders for fold in self.folds)):
+            if found and rounders.pruning is not None and rounders.pruning.fitting is not None:
+                rounders.pruning.fitting.prepare(model, found)
+        return found
+
     def prepare_grids(self) -> list[Constant]:
         """Finds what can be rounded to grids, and lets those who choose levels look at the model."""
         model = self.fresh()
@@ -300,9 +317,12 @@ class Trials:
         (made,) = self.folds[0].rounders.passes(choice)
         found = {}
         for change in made.run(model, Context()).changes:
-            if isinstance(change, WeightChange):
+            if isinstance(change, (WeightChange, PrunedChange)):
                 blob = model.buffers[change.buffer].blob
                 spared = 0
+                if isinstance(change, PrunedChange):
+                    # What a share takes is estimated for all at once.
+                    blob = None
                 if self.goal.objective is Objective.DOWNLOAD and blob is not None:
                     spared = blob.nbytes - len(zlib.compress(blob.view(), 6))
                 found[change.buffer] = Stored(ratio(change.snr), spared)
@@ -448,6 +468,8 @@ class Trials:
     @property
     def _without(self) -> str:
         """What does without a search."""
+        if self.final.pruning is not None:
+            return "prune with --sparsity"
         grids = self.final.base is None
         return "round-weights with --steps" if grids else "quantize-weights with --dtype or --map"
 

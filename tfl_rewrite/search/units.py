@@ -20,6 +20,7 @@ from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids, knapsack
 from tfl_rewrite.numerics.grids import KINDS, Rows, deflated, estimated
+from tfl_rewrite.passes.prune import Prune, Sparsity, stored_nbytes, zeros_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.weights.candidates import Candidate
@@ -29,7 +30,7 @@ from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.scales import Magnitudes
 from tfl_rewrite.weights.storage import Decision, forms
 
-Form = Encoding | Grid
+Form = Encoding | Grid | Sparsity
 Float64 = npt.NDArray[np.float64]
 
 KEPT = Encoding.parse("float32")
@@ -45,6 +46,9 @@ noise is all there is; ``int8:channel`` takes the runtime's hybrid kernels, whic
 
 HYBRID = tuple(text for form in forms().values() for text in form.tried_in_kernels)
 """What is tried besides, where memory or time count, for kernels that read such integers."""
+
+SHARES = (0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.93)
+"""Of zeros, that are tried where weights are pruned."""
 
 _SAMPLE = 1 << 13
 """Of each constant, what the deflated size on a grid is estimated from: as far as deflate looks back."""
@@ -83,7 +87,7 @@ class Option:
     @property
     def only_weights(self) -> bool:
         """Whether the noise is that of the values alone, not of activations that a kernel rounds too."""
-        if isinstance(self.form, Grid):
+        if isinstance(self.form, (Grid, Sparsity)):
             return True
         return self.form.scheme is Scheme.DEQUANTIZE or not self.form.form.is_integer
 
@@ -152,6 +156,11 @@ def encodings_of(choice: Choice) -> dict[int, Encoding]:
 def grids_of(choice: Choice) -> dict[int, Grid]:
     """Returns what takes other values in the same form."""
     return {position: form for position, form in choice.items() if isinstance(form, Grid)}
+
+
+def sparsities_of(choice: Choice) -> dict[int, Sparsity]:
+    """Returns what has a share of zeros in the same form."""
+    return {position: form for position, form in choice.items() if isinstance(form, Sparsity)}
 
 
 def assigned(base: QuantizeWeights, encodings: Mapping[int, Encoding], model: Model) -> QuantizeWeights:
@@ -264,6 +273,17 @@ def grid_unit(item: Constant) -> Unit:
     unit = Unit(item.position, item.where, item.readers, item.elements, item.blob.nbytes)
     unit.options.append(Option(KEPT, unit.nbytes, estimated(item.blob.view(), _KEPT_SAMPLE)))
     item.blob.release()
+    return unit
+
+
+def sparsity_unit(item: Constant, settings: Prune) -> Unit:
+    """Returns a weight that can be pruned, as it is and with each share of zeros that is tried."""
+    unit = grid_unit(item)
+    zeros = zeros_of(item)
+    for share in SHARES:
+        if share > zeros:
+            nbytes = stored_nbytes(item, share, settings)
+            unit.options.append(Option(Sparsity(share), nbytes, nbytes))
     return unit
 
 

@@ -68,6 +68,11 @@ class Candidate:
         return list(dict.fromkeys(use.operator.code.name for use in self.uses))
 
 
+INCLUDE = "rewrite only constants whose name, or the type of an operator that reads them, matches; repeatable"
+EXCLUDE = "keep constants whose name or reader's type matches; wins over --include; repeatable"
+"""Help of options of several passes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which constants a user wants changed.
@@ -103,14 +108,20 @@ class Selection:
         part = sum(elements.values()) // 400
         return _CONVERTER_ELEMENTS, max(_LEAST_ELEMENTS, min(_CONVERTER_ELEMENTS, part))
 
-    def refuses(self, item: Candidate, least: tuple[int, int], ends: set[int]) -> tuple[str, str] | None:
-        """Returns ``(rule, reason)`` if the constant is to stay, else None."""
-        words = [item.value.name, item.stored.name, *item.readers]
+    def unwanted(self, words: Sequence[str]) -> tuple[str, str] | None:
+        """Returns ``(rule, reason)`` if the patterns leave out a constant of these names and readers."""
         for pattern in self.exclude:
             if any(pattern.search(word) for word in words):
                 return "excluded", f"excluded by {pattern.pattern!r}"
         if self.include and not any(p.search(word) for p in self.include for word in words):
             return "not-included", "matches no --include"
+        return None
+
+    def refuses(self, item: Candidate, least: tuple[int, int], ends: set[int]) -> tuple[str, str] | None:
+        """Returns ``(rule, reason)`` if the constant is to stay, else None."""
+        unwanted = self.unwanted([item.value.name, item.stored.name, *item.readers])
+        if unwanted is not None:
+            return unwanted
         needed = least[1] if item.is_weight else least[0]
         if max(item.elements, item.together) < needed:
             return "small", f"{item.elements} elements, fewer than {needed}"

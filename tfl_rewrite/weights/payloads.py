@@ -17,6 +17,7 @@ from tfl_rewrite.model.blob import ComputedBlob, MemorySink
 from tfl_rewrite.model.values import Packer, packed_nbytes
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import Rows, deflated
+from tfl_rewrite.numerics.pruning import kept
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant
@@ -150,32 +151,16 @@ class QuantizedPayload(WorkPayload):
         return self.rounder.gains(self.work)
 
 
-class GridPayload(Payload):
-    """Makes the values of one constant on a grid.
+class ConstantPayload(Payload):
+    """One of a constant that keeps its type.
 
     Args:
         item: The constant.
-        steps: Of each channel, or one.
-        bits: Significant bits that a value may keep.
-        fitting: Chooses the levels, where it knows what the constant meets.
     """
 
-    def __init__(
-        self, item: Constant, steps: grids.Float64, *, bits: int = 24, fitting: Fitting | None = None
-    ) -> None:
-        self._source = item.blob
+    def __init__(self, item: Constant) -> None:
         self._item = item
-        self._bits = bits
-        self._rows = item.rows
-        if item.table and steps.size == item.table:
-            self._rows = Rows(1, item.table, item.elements // item.table)
-        self.steps = steps
-        self._fitting = fitting
-
-    @classmethod
-    def of(cls, item: Constant, choice: Choice, fitting: Fitting | None = None) -> GridPayload:
-        """Takes the grid that was chosen."""
-        return cls(item, item.steps(choice), bits=choice.bits, fitting=fitting)
+        self._source = item.blob
 
     def blob(self) -> ComputedBlob:
         """Returns the values as bytes that are made while they are written."""
@@ -206,6 +191,33 @@ class GridPayload(Payload):
         """Those of the source."""
         self._source.release()
 
+
+class GridPayload(ConstantPayload):
+    """Makes the values of one constant on a grid.
+
+    Args:
+        item: The constant.
+        steps: Of each channel, or one.
+        bits: Significant bits that a value may keep.
+        fitting: Chooses the levels, where it knows what the constant meets.
+    """
+
+    def __init__(
+        self, item: Constant, steps: grids.Float64, *, bits: int = 24, fitting: Fitting | None = None
+    ) -> None:
+        super().__init__(item)
+        self._bits = bits
+        self._rows = item.rows
+        if item.table and steps.size == item.table:
+            self._rows = Rows(1, item.table, item.elements // item.table)
+        self.steps = steps
+        self._fitting = fitting
+
+    @classmethod
+    def of(cls, item: Constant, choice: Choice, fitting: Fitting | None = None) -> GridPayload:
+        """Takes the grid that was chosen."""
+        return cls(item, item.steps(choice), bits=choice.bits, fitting=fitting)
+
     def watched(self) -> Silenced | None:
         """Rows that share their step with others."""
         rows = self._item.rows
@@ -225,6 +237,46 @@ class GridPayload(Payload):
         emit(0, made)
         wide = values.astype(np.float64)
         return Error(float(np.square(wide).sum()), float(np.square(wide - made).sum()))
+
+
+class PrunedPayload(ConstantPayload):
+    """Makes one constant with a share of its values zero.
+
+    Args:
+        item: The constant.
+        share: Of its values, that is to be zero.
+        block: So many neighbours along the last axis are zero together.
+        fitting: Chooses them, and what the others become, where it knows what the constant meets; else the
+            smallest go, and the others stay.
+    """
+
+    def __init__(self, item: Constant, share: float, block: int, fitting: Fitting | None) -> None:
+        super().__init__(item)
+        self._fitting = fitting
+        self.share = share
+        self.block = block
+
+    def made(self) -> npt.NDArray[Any]:
+        """Returns the new values, flat."""
+        found: list[npt.NDArray[Any]] = []
+        self.run(lambda _start, block: found.append(block))
+        return found[0]
+
+    def make(self, emit: Emit) -> Error:
+        """Prunes; the error is that of what the constant gives, where that is known, else of its values."""
+        item, values = self._item, self.values()
+        fitted = None
+        if self._fitting is not None:
+            fitted = self._fitting.prune(item, values, self.share, self.block)
+        if fitted is not None:
+            made, error = fitted
+            emit(0, made.astype(values.dtype))
+            return error
+        wide = values.astype(np.float64)
+        stays = kept(np.square(wide).reshape(item.tensors[0].shape or (-1,)), self.share, self.block)
+        left = np.where(stays.reshape(-1), values, values.dtype.type(0))
+        emit(0, left)
+        return Error(float(np.square(wide).sum()), float(np.square(wide - left).sum()))
 
 
 def _decibels(gains: dict[str, float] | None) -> dict[str, float]:

@@ -164,7 +164,7 @@ class Clipped(Rounder):
 
 
 class Fitting(Protocol):
-    """Chooses values on grids by what they are multiplied with."""
+    """Chooses values on grids, and which become zero, by what they are multiplied with."""
 
     def prepare(self, model: Model, items: Sequence[Constant]) -> None:
         """Looks at what constants meet.
@@ -185,6 +185,20 @@ class Fitting(Protocol):
         Returns:
             Flat, row-major; every one a multiple of its step, and none further out than a step beyond what
             rounding to the nearest gives the channel. None where nothing is known of it.
+        """
+
+    def prune(self, item: Constant, values: Array, share: float, block: int) -> tuple[Float64, Error] | None:
+        """Returns a constant with a share of its values zero, and how far what it gives is off.
+
+        Args:
+            item: The constant.
+            values: Its numbers as they were, flat.
+            share: Of them, that is to be zero.
+            block: So many neighbours along the last axis are zero together.
+
+        Returns:
+            Flat, row-major, those that stay changed so that they make up for the others; None where nothing
+            is known of it.
         """
 
     def notes(self) -> Sequence[str]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.flatbuf.record import INT32, UINT8, UINT16, Record, ScalarVector
 from tfl_rewrite.kernels.table import DENSIFY, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.model.ir import Model, SubGraph, Tensor, new_record, schema
 
 LARGEST_NBYTES = 1 << 30
 """Of a dense constant; a small file may claim more."""
@@ -132,3 +133,88 @@ def _coordinates(levels: Sequence[Record], most: int) -> Coordinates | None:
 def _vector(level: Record, name: str) -> Coordinates:
     held = level.get(name)
     return np.array([] if held is None else list(held.get("values") or ()), np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseForm:
+    """A constant that stores only what is not zero, or whole blocks of it.
+
+    Attributes:
+        details: How what is stored lies in the constant.
+        data: What is stored.
+    """
+
+    details: Record
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Of the data and of what says where they lie."""
+        levels = self.details.get("dim_metadata") or ()
+        vectors = [level.get(name) for level in levels for name in ("array_segments", "array_indices")]
+        return len(self.data) + sum(int(item.get("values").nbytes) for item in vectors if item is not None)
+
+
+def sparse_form(values: npt.NDArray[Any], block: int = 1) -> SparseForm:
+    """Returns the sparse form of a constant: its last axis is compressed.
+
+    Args:
+        values: In the shape of the constant, of one axis or more.
+        block: So many neighbours along the last axis are stored where any of them is not zero; the axis is a
+            whole number of blocks.
+    """
+    *outer, length = values.shape
+    rows = np.ascontiguousarray(values).reshape(-1, length // block, block)
+    stored = rows.any(axis=2)
+    segments = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])
+    levels = [new_record("DimensionMetadata").replace(dense_size=size) for size in outer]
+    indices = np.nonzero(stored)[1]
+    compressed = new_record("DimensionMetadata").replace(format=_SPARSE_CSR)
+    for name, numbers in (("array_segments", segments), ("array_indices", indices)):
+        kind, vector = _packed(numbers)
+        compressed = compressed.replace(**{f"{name}_type": kind, name: vector})
+    levels.append(compressed)
+    order, blocks = list(range(len(levels))), []
+    if block > 1:
+        levels.append(new_record("DimensionMetadata").replace(dense_size=block))
+        order.append(len(order))
+        blocks.append(len(outer))
+    details = new_record("SparsityParameters").replace(
+        traversal_order=ScalarVector.of(INT32, order),
+        block_map=ScalarVector.of(INT32, blocks) if blocks else None,
+        dim_metadata=levels,
+    )
+    return SparseForm(details, rows[stored].tobytes())
+
+
+def _packed(numbers: npt.NDArray[np.integer]) -> tuple[int, Record]:
+    """Returns a vector in the narrowest type that takes its numbers, and its member of the union."""
+    most = int(numbers.max(initial=0))
+    name = "Uint8Vector" if most < 1 << 8 else "Uint16Vector" if most < 1 << 16 else "Int32Vector"
+    spec = new_record(name)
+    width = {"Uint8Vector": UINT8, "Uint16Vector": UINT16, "Int32Vector": INT32}[name]
+    number = schema().enums["SparseIndexVector"].values[name]
+    return number, spec.replace(values=ScalarVector.of(width, numbers.tolist()))
+
+
+OVERHEAD_NBYTES = 400
+"""Of the operator, the tensor and the tables of a sparse constant, about (measured)."""
+
+
+def make_sparse(editor: Editor, subgraph: SubGraph, tensor: Tensor, made: SparseForm) -> None:
+    """Stores a constant sparse, and puts the DENSIFY before its readers that makes it dense again.
+
+    Args:
+        editor: Of the model; :meth:`Editor.finish` is left to the caller.
+        subgraph: Of the tensor.
+        tensor: The constant; keeps its name, and is computed from now on.
+        made: What it stores.
+    """
+    compressed = editor.add_like(subgraph, tensor, tensor.dtype_name, suffix="sparse")
+    compressed.signature = None
+    compressed.rest = compressed.rest.replace(sparsity=made.details)
+    compressed.buffer = editor.add_buffer(made.data)
+    emptied, tensor.buffer = tensor.buffer, editor.sentinel()
+    editor.release(emptied)
+    operator = editor.plain(DENSIFY, 1, [compressed], tensor)
+    subgraph.operators.insert(editor.first_reader(subgraph, tensor), operator)

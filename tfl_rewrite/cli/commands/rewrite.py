@@ -24,7 +24,7 @@ from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Judge, Plan, Report, RewriteFailed
-from tfl_rewrite.search.rewrite import carry_out
+from tfl_rewrite.search.rewrite import carry_out, is_searched
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
@@ -105,6 +105,14 @@ def list_passes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def prune(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite prune IN OUT``."""
+    if arguments.pass_sparsity is None:
+        # There, it is what the shares are searched for.
+        arguments.pass_min_snr = arguments.min_snr
+    return rewrite_file(arguments, [pass_of(arguments)])
+
+
 def round_weights(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite round-weights IN OUT``."""
     if arguments.pass_steps is None:
@@ -163,7 +171,7 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass], judge: Judge
     """
     judging = judging_of(arguments)
     # A search counts runs.
-    searched = any(isinstance(item, RoundWeights) and item.is_searched for item in passes)
+    searched = any(map(is_searched, passes))
     bar = Bar.of(arguments, unit="" if searched else "B")
     side = SideFiles(arguments)
     try:

@@ -54,13 +54,13 @@ def _fitted(name: str) -> Groups:
     return _groups(name, judging(without=("exact",)))
 
 
-def _rounding() -> Groups:
-    # There, the ratio that the outputs must keep is what the steps are searched for.
+def _searched(name: str, option: str, sought: str) -> Groups:
+    # There, the ratio that the outputs must keep is what the option is searched for.
     text = (
-        "without --steps: search the coarsest rounding that keeps every output at this ratio or more, "
-        "in dB; the file is run some hundred times. With --steps: refuse the result below it (default: 10)"
+        f"without {option}: search {sought} every output at this ratio or more, "
+        f"in dB; the file is run some hundred times. With {option}: refuse the result below it (default: 10)"
     )
-    return _groups("round-weights", _changed(judging(without=("exact",)), "--min-snr", help=text))
+    return _groups(name, _changed(judging(without=("exact",)), "--min-snr", help=text))
 
 
 def _plain(name: str) -> Groups:
@@ -293,8 +293,18 @@ COMMANDS = (
         "round-weights",
         "round constants so that the file compresses better (lossy)",
         run="rewrite:round_weights",
-        make=_rounding,
+        make=functools.partial(_searched, "round-weights", "--steps", "the coarsest rounding that keeps"),
         examples=("tfl-rewrite round-weights in.tflite out.tflite --min-snr 30 --inputs samples.npz",),
+    ),
+    Command(
+        "prune",
+        "make the weights zero that matter least, for downloads and sparse files (lossy)",
+        run="rewrite:prune",
+        make=functools.partial(_searched, "prune", "--sparsity", "the most zeros that keep"),
+        examples=(
+            "tfl-rewrite prune in.tflite out.tflite --min-snr 20 --inputs samples.npz",
+            "tfl-rewrite prune in.tflite out.tflite --sparsity 0.7 --encode sparse --inputs samples.npz",
+        ),
     ),
     Command(
         "dequantize",

@@ -1,0 +1,130 @@
+"""Which weights become zero, and what the others take over.
+
+What counts is the error of the products, ``e H e'`` for each row, with ``e`` the change of its weights and
+``H`` the second moments of the vectors that it meets. To lose weight ``w_j`` alone, with all others free to
+make up for it, costs ``w_j^2 / (H^-1)_jj`` (optimal brain surgeon, Hassibi and Stork 1993; SparseGPT, Frantar
+and Alistarh 2023, arXiv:2301.00774, in one go over the columns). Weights go in a few steps, the cheapest
+first; after each step those that stay are set to what comes nearest to the products of the original: a least
+squares problem for each row, solved by conjugate gradients, which never make ``e H e'`` larger.
+
+Arrays: weights ``[groups, rows, length]``, moments ``[groups, length, length]``, float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+Strongest = Callable[[Float64, float], Mask]
+"""Tells of what it costs to lose each weight, and of the share that is to go, which weights stay."""
+
+STEPS = 4
+"""In which weights go. More won under 0.1 dB on the networks that it was tried on."""
+
+ITERATIONS = 24
+"""Of conjugate gradients in each step, at most."""
+
+DAMPING = 0.01
+"""Of the mean of the diagonal, added to it: few samples leave directions that none of them shows."""
+
+_DONE = 1e-9
+"""Of the residual at the start."""
+
+
+def damped(moments: npt.NDArray[np.floating]) -> Float64:
+    """Returns moments that are positive definite; a copy."""
+    made: Float64 = np.array(moments, np.float64)
+    index = np.arange(made.shape[1])
+    mean = np.abs(np.einsum("gii->gi", made)).mean(axis=1, keepdims=True)
+    made[:, index, index] += DAMPING * np.where(mean > 0, mean, 1.0)
+    return made
+
+
+def prune(weight: Float64, moments: Float64, share: float, strongest: Strongest) -> Float64:
+    """Makes weights zero and lets the others take over their part.
+
+    Args:
+        weight: Finite; not changed.
+        moments: Positive definite; see :func:`damped`.
+        share: Of the weights that are to be zero, from 0 to 1.
+        strongest: See there.
+
+    Returns:
+        The weights, those that went exactly zero.
+    """
+    spread = 1.0 / np.einsum("gii->gi", np.linalg.inv(moments))[:, None, :]
+    made: Float64 = weight.copy()
+    for step in range(1, STEPS + 1):
+        part = share * (1.0 - (1.0 - step / STEPS) ** 3)
+        stays = strongest(np.square(made) * np.maximum(spread, 0.0), part)
+        made = refit(weight, np.where(stays, made, 0.0), stays, moments)
+    return made
+
+
+def refit(target: Float64, start: Float64, stays: Mask, moments: Float64) -> Float64:
+    """Returns weights whose products come nearest to a target's, where only some may differ from zero.
+
+    Args:
+        target: The original weights.
+        start: To start from; zero where it must stay so.
+        stays: What may differ from zero.
+        moments: Positive definite.
+    """
+    made: Float64 = start.copy()
+    scale = 1.0 / np.maximum(np.einsum("gii->gi", moments), np.finfo(np.float64).tiny)[:, None, :]
+    residual = ((target - made) @ moments) * stays
+    scaled = residual * scale
+    direction = scaled.copy()
+    strength = np.einsum("grk,grk->gr", residual, scaled)
+    enough = _DONE * strength
+    for _ in range(ITERATIONS):
+        going = strength > enough
+        if not going.any():
+            break
+        pull = (direction @ moments) * stays
+        curve = np.einsum("grk,grk->gr", direction, pull)
+        going &= curve > 0
+        length = np.where(going, strength / np.where(going, curve, 1.0), 0.0)[:, :, None]
+        made += length * direction
+        residual -= length * pull
+        scaled = residual * scale
+        after = np.einsum("grk,grk->gr", residual, scaled)
+        turn = np.where(going, after / np.where(strength > 0, strength, 1.0), 0.0)[:, :, None]
+        direction = scaled + turn * direction
+        strength = np.where(going, after, 0.0)
+    return made
+
+
+def kept(costs: Float64, share: float, block: int = 1) -> Mask:
+    """Returns which weights stay where the cheapest of all go.
+
+    Args:
+        costs: Of losing each, in the shape of the weight.
+        share: Of the weights that are to go, rounded down to whole blocks.
+        block: So many neighbours along the last axis go or stay together; a rest at the end of a row is a
+            block of its own.
+    """
+    length = costs.shape[-1]
+    starts = np.arange(0, length, block)
+    rows = costs.reshape(-1, length)
+    sums = rows if block == 1 else np.add.reduceat(rows, starts, axis=1)
+    count = int(share * sums.size)
+    stays = np.ones(sums.size, np.bool_)
+    if count:
+        stays[np.argpartition(sums.reshape(-1), count - 1)[:count]] = False
+    wide = stays.reshape(sums.shape)
+    if block > 1:
+        wide = np.repeat(wide, np.diff(np.append(starts, length)), axis=1)
+    return wide.reshape(costs.shape)
+
+
+def lost(target: Float64, made: Float64, moments: Float64) -> tuple[float, float]:
+    """Returns the energy of the products, and that of their error."""
+    off = target - made
+    whole = np.einsum("grk,grk->", target @ moments, target)
+    return float(whole), float(np.einsum("grk,grk->", off @ moments, off))
