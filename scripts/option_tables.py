@@ -18,6 +18,7 @@ from typing import Any
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.option import SWITCH, Option, options_of
 from tfl_rewrite.passes import catalog
+from tfl_rewrite.pipeline.chain import ChainOptions
 from tfl_rewrite.pipeline.input_shapes import Reshaping
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
@@ -27,6 +28,7 @@ OTHERS: dict[str, Any] = {
     "verification": Judging,
     "shrink": Goal,
     "reshape": Reshaping,
+    "chain": ChainOptions,
     "shard": ShardOptions,
     "join": JoinOptions,
 }

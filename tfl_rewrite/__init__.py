@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.remove_noops import RemoveNoops as RemoveNoops
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
+    from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
+    from tfl_rewrite.pipeline.chain import chain as chain
     from tfl_rewrite.pipeline.input_shapes import Reshaping as Reshaping
     from tfl_rewrite.pipeline.report import Report as Report
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
@@ -106,6 +108,7 @@ _NAMES = {
     "passes.remove_noops": "RemoveNoops",
     "passes.repair": "Repair",
     "passes.round_weights": "RoundWeights",
+    "pipeline.chain": "ChainOptions chain",
     "pipeline.report": "Report RewriteFailed",
     "pipeline.shape_change": "reshape",
     "pipeline.input_shapes": "Reshaping",

@@ -67,6 +67,7 @@ def test_a_wrong_name_is_answered_with_the_near_one(
         ("compact IN OUT --verify off", {"outcome", "passes"}),
         ("shrink IN OUT --min-snr 20 --samples 2 --time-limit 5", {"source"}),
         ("shard IN OUT", {"command", "files"}),
+        ("chain IN OUT --append argmax --samples 1", {"passes", "verdict"}),
         ("verify IN IN --samples 1", {"status", "verdicts"}),
         ("diff IN IN", {"identical"}),
         ("inspect IN", {"operators"}),

@@ -21,7 +21,7 @@ from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
 COMPRESSION = "COMPRESSION_METADATA"
 _MEMORY_PLAN = "OfflineMemoryAllocation"
 DESCRIPTIONS = "TFLITE_METADATA"
-_MIN_RUNTIME = "min_runtime_version"
+MIN_RUNTIME = "min_runtime_version"
 _MIN_RUNTIME_NBYTES = 16
 
 # Slots of ``metadata_schema.fbs`` (tflite-support).
@@ -91,7 +91,7 @@ def set_content(model: Model, entry: Metadata, data: bytes) -> None:
 
 def said_runtime(model: Model) -> str | None:
     """Returns what the ``min_runtime_version`` metadata says, or None where there is none."""
-    entry = model.metadata_named(_MIN_RUNTIME)
+    entry = model.metadata_named(MIN_RUNTIME)
     if entry is None or entry.buffer.blob is None:
         return None
     return bytes(entry.buffer.blob.view()).split(b"\0")[0].decode("utf-8", "replace")
@@ -103,7 +103,7 @@ def raise_min_runtime(model: Model, pairs: Iterable[tuple[str, int]]) -> tuple[s
     Returns:
         What it said and what it says now, or None where it stays.
     """
-    entry, said = model.metadata_named(_MIN_RUNTIME), said_runtime(model)
+    entry, said = model.metadata_named(MIN_RUNTIME), said_runtime(model)
     needed = runtimes.min_runtime_text(pairs)
     if entry is None or said is None or runtimes.version_key(needed) <= runtimes.version_key(said):
         return None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,22 +49,26 @@ KEPT_NBYTES = 2 << 30
 """What the files of a route give for all samples, on disk, at one point of the way."""
 
 
+Values = Sequence["Array | None"] | Mapping[str, "Array | None"]
+"""Arrays in order of an entry point, or by name: runtimes sort the arguments of signatures by name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run of another file that a route asks for.
 
     Attributes:
         path: The file.
-        values: Its inputs, in order of the entry point.
+        values: Its inputs, in order of the entry point or by name.
         signature: Key of the signature that is entered; None for the primary subgraph.
     """
 
     path: PathLike
-    values: Sequence[Array | None]
+    values: Values
     signature: str | None = None
 
 
-Going = Generator[Sequence[Run], list[CallOutputs], Sequence[Array | None]]
+Going = Generator[Sequence[Run], list[CallOutputs], Values]
 """A route on its way: gives the runs that it needs, is sent what came out, returns the outputs expected."""
 Route = Callable[[Step], Going]
 """What is expected of a file for one sample, whose inputs are those of the file."""
@@ -77,6 +81,7 @@ def verify_route(
     *,
     sources: Sequence[PathLike] = (),
     repeat: bool = True,
+    beside: Judge | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verdict:
     """Runs a file, and the other way to compute the same on the same inputs, and compares every output.
@@ -92,6 +97,7 @@ def verify_route(
         sources: The files that the route runs. Where ``after`` does not run, they are run by themselves: if
             they do, it failed, and if not, nothing can be said.
         repeat: Run the file again, to see that it repeats its outputs.
+        beside: A judge whose processes are used, so that none are started.
         progress: Called with what is being done.
 
     Raises:
@@ -106,7 +112,7 @@ def verify_route(
                 progress("verifying")
             chosen = (resolver,) if resolver else ()
             single = replace(settings, runtime=(runtime,), resolver=chosen, implied=(), retyped=False)
-            with Judge(after, single) as judge:
+            with Judge(after, single, beside=beside) as judge:
                 verdicts.append(_Way(judge, single, route, sources).verdict(existing(after), repeat))
     return combined(verdicts)
 
@@ -179,13 +185,13 @@ class _Way:
 
     def _expected(
         self, steps: Sequence[Step], reference: Reference, stack: contextlib.ExitStack
-    ) -> list[Sequence[Array | None] | None]:
+    ) -> list[Values | None]:
         """What the route gives for each sample; None for an optional one that a file on it refused.
 
         Raises:
             ModelFailed: A file on it does not run, or it does not fit the samples.
         """
-        expected: list[Sequence[Array | None] | None] = [None] * len(steps)
+        expected: list[Values | None] = [None] * len(steps)
         going = [_Going(number, step, self._route(step)) for number, step in enumerate(steps)]
         while going:
             for one in going:
@@ -209,8 +215,7 @@ class _Way:
         steps = [
             Step(
                 signature=item.run.signature,
-                # Names that no signature has: values go by position.
-                values=tuple((f"\0{place}", _given(value)) for place, value in enumerate(item.run.values)),
+                values=tuple((name, _given(value)) for name, value in _named(item.run.values)),
                 optional=item.going.step.optional,
             )
             for item in asked
@@ -234,9 +239,7 @@ class _Way:
         for position, item in enumerate(asked):
             item.going.take(item.place, _outputs(execution, position, item.run.signature))
 
-    def _compared(
-        self, reference: Reference, found: RunResult, expected: Sequence[Sequence[Array | None] | None]
-    ) -> Verdict:
+    def _compared(self, reference: Reference, found: RunResult, expected: Sequence[Values | None]) -> Verdict:
         """What the outputs of both come to."""
         tallies: dict[Key, OutputTally] = {}
         reasons: list[str] = []
@@ -302,7 +305,7 @@ class _Going:
     route: Going
     runs: Sequence[Run] = ()
     ran: list[CallOutputs | None] = field(default_factory=list)
-    result: Sequence[Array | None] | None = None
+    result: Values | None = None
     is_refused: bool = False
     _started: bool = False
 
@@ -318,7 +321,8 @@ class _Going:
             else:
                 self.runs, self._started = next(self.route), True
         except StopIteration as end:
-            self.result, self.runs = tuple(end.value), ()
+            self.result = dict(end.value) if isinstance(end.value, Mapping) else tuple(end.value)
+            self.runs = ()
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise ModelFailed(f"sample {self.number + 1} does not fit: {error}") from error
         self.ran = [None] * len(self.runs)
@@ -349,6 +353,13 @@ def _step(reference: Reference, number: int, values: Sequence[Array]) -> Step:
     return replace(call, values=tuple(zip(names, values, strict=True)))
 
 
+def _named(values: Values) -> Iterable[tuple[str, Array | None]]:
+    """Values with names; where they go by position with such that no signature has."""
+    if isinstance(values, Mapping):
+        return values.items()
+    return [(f"\0{place}", value) for place, value in enumerate(values)]
+
+
 def _given(value: Array | None) -> Array:
     if value is None:
         raise ModelFailed("an output that another file takes cannot be read")
@@ -372,10 +383,10 @@ def _outputs(execution: Execution, position: int, signature: str | None) -> Call
     )
 
 
-def _add(
-    tallies: dict[Key, OutputTally], entry: EntryPoint, made: CallOutputs, wanted: Sequence[Array | None]
-) -> None:
+def _add(tallies: dict[Key, OutputTally], entry: EntryPoint, made: CallOutputs, wanted: Values) -> None:
     """Takes in one sample."""
+    if isinstance(wanted, Mapping):
+        wanted = [wanted.get(facts.name) for facts in entry.outputs]
     for position, (facts, one, other) in enumerate(zip(entry.outputs, wanted, made.values, strict=True)):
         key = made.signature, position
         fixed = not entry.inputs
@@ -397,3 +408,46 @@ def _of_entry(reference: Reference, entry: EntryPoint, outputs: Sequence[OutputC
     return EntryVerdict(
         signature=entry.key, label=entry.label, status="fail", reasons=(said,), cause=failure.kind
     )
+
+
+Feed = tuple[int, int]
+"""Where a value comes from: the number of a file, and of its output; or `OUTSIDE`, and of an input."""
+OUTSIDE = -1
+
+
+def wired(
+    files: Sequence[tuple[PathLike, Sequence[Feed]]],
+    outputs: Sequence[Feed],
+    arguments: Mapping[str | None, tuple[Sequence[str], Sequence[str]]],
+    others: Mapping[str | None, tuple[PathLike, str | None]] | None = None,
+) -> Route:
+    """Makes the route of a file that is several others, one after the other.
+
+    Args:
+        files: Each with what its inputs are, in order of its primary subgraph.
+        outputs: What the outputs of the whole are.
+        arguments: For each signature of the whole that runs all of them what it calls the inputs and the
+            outputs of the primary subgraph, in order.
+        others: For each other signature the file that has it, and what it is called there.
+    """
+
+    def route(step: Step) -> Going:
+        if others is not None and step.signature in others:
+            path, key = others[step.signature]
+            (ran,) = yield [Run(path=path, values=dict(step.values), signature=key)]
+            return dict(zip(ran.names, ran.values, strict=True))
+        named = arguments.get(step.signature)
+        by_name = dict(step.values)
+        given = [value for _, value in step.values] if named is None else [by_name[name] for name in named[0]]
+        results: list[Sequence[Array | None]] = []
+
+        def value_of(feed: Feed) -> Array | None:
+            return given[feed[1]] if feed[0] == OUTSIDE else results[feed[0]][feed[1]]
+
+        for path, feeds in files:
+            (ran,) = yield [Run(path=path, values=[value_of(feed) for feed in feeds])]
+            results.append(ran.values)
+        found = [value_of(feed) for feed in outputs]
+        return found if named is None else dict(zip(named[1], found, strict=True))
+
+    return route

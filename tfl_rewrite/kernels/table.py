@@ -560,7 +560,14 @@ _ROWS = (
         copies=copies.neutral(-0.0, left=True),
     ),
     OperatorRow("ADD_N", "2+", "1", shape=shapes.same),
-    OperatorRow("ARG_MAX", "2", "1", integer=IntegerKernel(_OWN, 2, old=(8,)), shape=shapes.arg_reduction),
+    OperatorRow(
+        "ARG_MAX",
+        "2",
+        "1",
+        options="ArgMaxOptions",
+        integer=IntegerKernel(_OWN, 2, old=(8,)),
+        shape=shapes.arg_reduction,
+    ),
     OperatorRow("ARG_MIN", "2", "1", shape=shapes.arg_reduction),
     OperatorRow("ASSIGN_VARIABLE", "2", "0", effect=_STATE, effect_reason="changes a resource variable"),
     OperatorRow("ATAN2", "2", "1", shape=shapes.broadcast),
@@ -940,6 +947,7 @@ _ROWS = (
         "RESIZE_BILINEAR",
         "2",
         "1",
+        options="ResizeBilinearOptions",
         same_scales=True,
         integer=IntegerKernel(_SAME, 2, 4, blends=True),
         shape=shapes.resize,
@@ -1089,7 +1097,7 @@ _ROWS = (
         shape=shapes.tile,
         copies=copies.tile,
     ),
-    OperatorRow("TOPK_V2", "2", "2", shape=shapes.top_k),
+    OperatorRow("TOPK_V2", "2", "2", options="TopKV2Options", shape=shapes.top_k),
     OperatorRow(
         "TRANSPOSE",
         "2",
@@ -1144,6 +1152,7 @@ GATHER, QUANTIZE = ROWS["GATHER"], ROWS["QUANTIZE"]
 CONCATENATION, FULLY_CONNECTED, PACK, SPLIT, TRANSPOSE, UNPACK = map(
     ROWS.__getitem__, ("CONCATENATION", "FULLY_CONNECTED", "PACK", "SPLIT", "TRANSPOSE", "UNPACK")
 )
+ARG_MAX, RESIZE_BILINEAR, TOPK_V2 = ROWS["ARG_MAX"], ROWS["RESIZE_BILINEAR"], ROWS["TOPK_V2"]
 SHAPE_READERS = (ROWS["SHAPE"], ROWS["RANK"])
 """What reads the shape of a tensor alone: integers do as well as floats."""
 NORM_APPLICATION = (ROWS["ADD"], ROWS["SUB"], ROWS["MUL"])

@@ -220,6 +220,21 @@ def _joining() -> Groups:
     )
 
 
+def _chaining() -> Groups:
+    from tfl_rewrite.pipeline.chain import ChainOptions
+
+    models = value(
+        "models", help="one or two .tflite files, in their order", metavar="MODEL", nargs="+", role=Role.READ
+    )
+    writing = ("dry_run", "force")
+    return (
+        ("files", (models, replace(IN_OUT[1], role=Role.WRITE))),
+        ("what to do", rows_of(ChainOptions, without=writing)),
+        ("verification", judging(without=(*_TOLERATED, *_NEVER_FAILS, "min_agreement", "holdout"))),
+        ("writing", (*rows_of(ChainOptions, only=writing), REPORT)),
+    )
+
+
 _MODELS = value(
     "what",
     help="a TOML file that says everything, or .tflite files and patterns (** for any depth); "
@@ -457,6 +472,21 @@ COMMANDS = (
         "shard:join_model",
         _joining,
         ("tfl-rewrite join parts/manifest.json out.tflite",),
+    ),
+    Command(
+        "chain",
+        "make one model of two that follow each other, with pre- and post-processing",
+        "Makes OUT of one or two models: the second takes what the first gives (--connect), --prepend puts "
+        "normalization, a cast or a resize before an input, --append a softmax, argmax or top-k behind an "
+        "output. The whole is compared to the bit with running its parts one after the other, and what is "
+        "put around them with numpy. Options stand behind the files.",
+        "chain:chain_models",
+        _chaining,
+        (
+            "tfl-rewrite chain encoder.tflite head.tflite out.tflite --connect embedding=x",
+            "tfl-rewrite chain in.tflite out.tflite --prepend cast:uint8 --prepend "
+            "normalize:mean=127.5,std=127.5 --append top-k:5",
+        ),
     ),
     Command(
         "doctor",

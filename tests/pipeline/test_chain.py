@@ -1,0 +1,159 @@
+"""Models made one: written, equal to their parts to the bit, and refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tfl_rewrite
+from tests.nets import Net, with_grid
+from tfl_rewrite import ChainOptions, Judging, UnsupportedError, UsageError, chain, load, save
+from tfl_rewrite.model.ir import Tensor
+
+ONCE = Judging(samples=2)
+NOTHING = Judging(mode="off")
+
+
+def dense(path: Path, *, inputs: int = 6, outputs: int = 4, name: str = "x", seed: int = 0) -> Path:
+    net = Net(seed)
+    given = net.input(name, (1, inputs))
+    net.output(net.dense(given, net.weights("w", (outputs, inputs)), f"{name}_scores"))
+    save(net.model, path)
+    return path
+
+
+def picture(path: Path) -> Path:
+    net = Net()
+    given = net.input("image", (1, 4, 4, 3))
+    shape = net.constant("shape", np.array([1, 48], np.int32))
+    flat = net.add("RESHAPE", [given, shape], "flat", (1, 48))
+    net.output(net.dense(flat, net.weights("w", (5, 48)), "logits"))
+    net.sign("serving_default")
+    save(net.model, path)
+    return path
+
+
+def integers(path: Path, *, scale: float = 0.02) -> Path:
+    net = Net()
+    given = with_grid(net.input("q", (1, 4), np.int8), scale, 3)
+    shape = net.constant("shape", np.array([4, 1], np.int32))
+    net.output(with_grid(net.add("RESHAPE", [given, shape], "r", (4, 1), dtype=np.int8), scale, 3))
+    save(net.model, path)
+    return path
+
+
+@pytest.mark.runtime
+def test_two_models_are_one_and_share_weights(tmp_path: Path) -> None:
+    first = dense(tmp_path / "a.tflite", inputs=4)
+    second = dense(tmp_path / "b.tflite", inputs=4, name="y")
+    report = chain([first, second], tmp_path / "out.tflite", judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed and report.verdict.outputs[0].bit_exact
+    model = load(tmp_path / "out.tflite")
+    main = model.subgraphs[0]
+    assert [item.name for item in (*main.inputs, *main.outputs)] == ["x", "y_scores"]
+    # Both were drawn with one seed.
+    assert len([item for item in model.buffers if item.nbytes]) == 1
+    assert any("equal constants are stored once" in note for note in report.notes)
+    again = chain([load(first), second.read_bytes()], tmp_path / "again.tflite", judging=NOTHING)
+    assert again.unverified == "not run, as asked" and report.nbytes_after == again.nbytes_after
+
+
+@pytest.mark.runtime
+def test_stages_stand_around_a_model_and_arguments_keep_their_names(tmp_path: Path) -> None:
+    options = ChainOptions(
+        prepend=["cast:uint8", "resize", "normalize:mean=127.5,std=127.5"], append=["softmax", "top-k:2"]
+    )
+    report = chain([picture(tmp_path / "a.tflite")], tmp_path / "out.tflite", options, judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed
+    assert sum("compared with numpy" in note for note in report.notes) == 5
+    model = load(tmp_path / "out.tflite")
+    (given,), (signature,) = model.subgraphs[0].inputs, model.signatures
+    assert (given.name, given.dtype_name, given.signature) == ("image", "UINT8", (1, -1, -1, 3))
+    assert [row.get("name") for row, _ in signature.inputs] == ["image"]
+    assert [row.get("name") for row, _ in signature.outputs] == ["logits_values", "logits_indices"]
+
+
+@pytest.mark.runtime
+def test_types_are_converted_between(tmp_path: Path) -> None:
+    first, second = dense(tmp_path / "a.tflite"), integers(tmp_path / "b.tflite")
+    report = chain([first, second], tmp_path / "one.tflite", judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed
+    names = [item.code.name for item in load(tmp_path / "one.tflite").subgraphs[0].operators]
+    assert names == ["FULLY_CONNECTED", "QUANTIZE", "RESHAPE"]
+    options = ChainOptions(append=["argmax"])
+    report = chain([second], tmp_path / "two.tflite", options, judging=ONCE)
+    names = [item.code.name for item in load(tmp_path / "two.tflite").subgraphs[0].operators]
+    assert names == ["RESHAPE", "DEQUANTIZE", "ARG_MAX"]
+
+
+@pytest.mark.runtime
+def test_a_shape_that_does_not_fit_is_told_as_it_is_run(tmp_path: Path) -> None:
+    first, second = dense(tmp_path / "a.tflite"), dense(tmp_path / "b.tflite", name="y")
+    with pytest.raises(UsageError, match=r"'x_scores' gives \[1, 4\], and 'y' takes \[1, 6\]"):
+        chain([first, second], tmp_path / "out.tflite", judging=ONCE)
+    assert not (tmp_path / "out.tflite").exists()
+    # What is declared is wrong, and what is computed fits.
+    model = load(first)
+    model.subgraphs[0].outputs[0].shape = (1, 1)
+    save(model, tmp_path / "lies.tflite")
+    third = dense(tmp_path / "c.tflite", inputs=4, name="z")
+    report = chain([tmp_path / "lies.tflite", third], tmp_path / "out.tflite", judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed
+
+
+@pytest.mark.runtime
+def test_outputs_that_nothing_takes_stay_where_asked(tmp_path: Path) -> None:
+    net = Net()
+    given = net.input("x", (1, 4))
+    net.output(net.add("NEG", [given], "a", (1, 4)))
+    net.output(net.add("ABS", [given], "b", (1, 4)))
+    save(net.model, tmp_path / "a.tflite")
+    models = [tmp_path / "a.tflite", dense(tmp_path / "b.tflite", inputs=4, name="y")]
+    with pytest.raises(UsageError, match="not clear what is connected"):
+        chain(models, tmp_path / "out.tflite", judging=ONCE)
+    options = ChainOptions(connect=["b=y"], keep_outputs=True)
+    report = chain(models, tmp_path / "out.tflite", options, judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed
+    assert [item.name for item in load(tmp_path / "out.tflite").subgraphs[0].outputs] == ["y_scores", "a"]
+    options = ChainOptions(connect=["b=y"], dry_run=True)
+    report = chain(models, tmp_path / "none.tflite", options, judging=ONCE)
+    assert report.notes[0] == "no outputs any more: 'a' (--keep-outputs keeps them)"
+    assert report.dry_run and not (tmp_path / "none.tflite").exists()
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    one = dense(tmp_path / "a.tflite")
+    out = tmp_path / "out.tflite"
+    for models, options, why in (
+        ([one, one, one], None, "3 models.*two at a time"),
+        ([one], None, "there is nothing to do"),
+        ([one], ChainOptions(connect=["a=b"]), "for two models"),
+        ([one], ChainOptions(prepend=["normalize:tensor=z"]), "no input is named 'z'"),
+        ([one], ChainOptions(append=["softmax:tensor=z"]), "no output is named 'z'"),
+        ([one], ChainOptions(prepend=["normalize", "cast"]), "say cast first"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            chain(models, out, options, judging=NOTHING)
+    with pytest.raises(UsageError, match="is read as a model"):
+        chain([one], one, ChainOptions(append=["softmax"], force=True), judging=NOTHING)
+    with pytest.raises(UnsupportedError, match="resize is for pictures"):
+        chain([one], out, ChainOptions(prepend=["resize"]), judging=NOTHING)
+    assert not out.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.runtime
+def test_a_model_that_does_not_run_is_unverified(tmp_path: Path) -> None:
+    def broken_shape(net: Net, given: Tensor) -> Tensor:
+        return net.add("RESHAPE", [given, net.constant("s", np.array([7], np.int32))], "y", (7,))
+
+    net = Net()
+    net.output(broken_shape(net, net.input("x", (1, 4))))
+    save(net.model, tmp_path / "a.tflite")
+    options = ChainOptions(append=["softmax"])
+    report = chain([tmp_path / "a.tflite"], tmp_path / "out.tflite", options, judging=ONCE)
+    assert report.unverified is not None and "a.tflite does not run" in report.unverified
+    with pytest.raises(tfl_rewrite.RewriteFailed, match="could not be verified"):
+        chain([tmp_path / "a.tflite"], tmp_path / "no.tflite", options, judging=Judging(mode="require"))
+    assert not (tmp_path / "no.tflite").exists()

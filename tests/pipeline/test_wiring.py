@@ -1,0 +1,60 @@
+"""Which output feeds which input: as it is said, or where it is clear by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nets import Net
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.model.ir import Tensor
+from tfl_rewrite.pipeline.wiring import End, find, fits, links_of, names_of
+
+
+def end(name: str, *shape: int, argument: str = "", index: int = 0) -> End:
+    arguments: list[tuple[str | None, str]] = [("serving_default", argument)] if argument else []
+    return End(Net().tensor(name, shape), (0, index), arguments, index, {name, argument} - {""})
+
+
+def test_only_ones_equal_names_and_the_only_order_are_clear() -> None:
+    assert links_of([end("a", 1)], [end("b", 2)], ()) == {0: 0}
+    outputs = [end("a", 1, 4), end("b", 1, 4)]
+    assert links_of(outputs, [end("b", 1, 4)], ()) == {0: 1}
+    assert links_of([end("a", 1, 4), end("b", 1, 5)], [end("x", 1, 5), end("y", 1, 4)], ()) == {0: 1, 1: 0}
+    with pytest.raises(UsageError, match=r"not clear what is connected.*gives 'a', 'b'; the second takes"):
+        links_of(outputs, [end("x", 1, 4)], ())
+
+
+def test_what_is_said_is_done() -> None:
+    outputs = [end("a", 1, 4, argument="embedding"), end("b=c", 1, 4, index=1)]
+    inputs = [end("x", 1, 4, index=7), end("y", 1, 4, index=8)]
+    assert links_of(outputs, inputs, ["embedding=y", "b=c=x"]) == {1: 0, 0: 1}
+    assert links_of(outputs, inputs, ["#1=#7"]) == {0: 1}
+    for text, why in (
+        ("embeding=x", "no output of the first model is named 'embeding'.*did you mean 'embedding'"),
+        ("a=z", "no input of the second model is named 'z'"),
+        ("a", "say OUTPUT=INPUT"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            links_of(outputs, inputs, [text])
+    with pytest.raises(UsageError, match="two outputs are connected with 'x'"):
+        links_of(outputs, inputs, ["a=x", "b=c=x"])
+    with pytest.raises(UsageError, match=r"2 inputs are named 'x'.*#0, #3"):
+        find([end("x", 1), end("x", 1, index=3)], "x", "input")
+    with pytest.raises(UsageError, match="there are 2 inputs"):
+        find(inputs, None, "input")
+
+
+def test_shapes_fit_where_nothing_is_against_it() -> None:
+    def shaped(*shape: int, signature: tuple[int, ...] | None = None) -> Tensor:
+        made = Net().tensor("x", shape)
+        made.signature = signature
+        return made
+
+    assert fits(shaped(1, 4), shaped(1, 4)) and fits(shaped(1, 4), shaped(1, 9, signature=(1, -1)))
+    assert not fits(shaped(1, 4), shaped(1, 5)) and not fits(shaped(1, 4), shaped(4))
+    assert fits(shaped(1, 1), shaped(1, 5), (1, 5))
+
+
+def test_names_in_front_are_those_of_the_files() -> None:
+    assert names_of(["/models/a.tflite", "b.tflite"]) == ["a", "b"]
+    assert names_of(["a.tflite", "other/a.tflite"]) == ["a", "a_2"]

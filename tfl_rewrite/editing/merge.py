@@ -1,0 +1,264 @@
+"""Several models made one: each takes what others give, or what the caller gives to the whole.
+
+The main subgraphs follow each other in one. What operators run beside them (branches, loops, signatures of
+other subgraphs) comes along. Names stay; where two models use one, it is kept by what the whole takes or
+gives, or by the model that comes first, and the other one gets its model's name in front. So do keys of
+signatures, and the names by which resources are known, or both models would share a variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from tfl_rewrite.editing.metadata import positions_moved
+from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.flatbuf.record import Record
+from tfl_rewrite.judge.routes import OUTSIDE, Feed
+from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.model.ir import (
+    Buffer,
+    Model,
+    OperatorCode,
+    Signature,
+    SubGraph,
+    Tensor,
+    new_record,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A model that becomes a part of another.
+
+    Attributes:
+        name: In front of names that are taken.
+        model: Used up.
+        feeds: For each input of its main subgraph where it comes from: models before it.
+    """
+
+    name: str
+    model: Model
+    feeds: tuple[Feed, ...]
+
+
+def merge(pieces: Sequence[Piece], outputs: Sequence[Feed]) -> tuple[Model, list[str]]:
+    """Makes one model of several.
+
+    Args:
+        pieces: In the order in which they run. Types and shapes of what is connected agree.
+        outputs: What the whole gives.
+
+    Returns:
+        The model, without descriptions and label files, and notes for the user.
+
+    Raises:
+        UnsupportedError: A model cannot be moved into another file.
+    """
+    for piece in pieces:
+        _check_movable(piece)
+    return _Merger(pieces, outputs).merged()
+
+
+def _check_movable(piece: Piece) -> None:
+    if piece.model.external_buffers or piece.model.external_groups:
+        raise UnsupportedError(
+            f"weights of {piece.name} lie in files beside the model",
+            remedy="'tfl-rewrite join' makes one file of it",
+        )
+    positions_moved(piece.model)
+    if id(piece.model.subgraphs[0]) in piece.model.called:
+        raise UnsupportedError(f"an operator of {piece.name} runs the main subgraph, which becomes a part")
+
+
+class _Merger:
+    """One merge.
+
+    Attributes:
+        results: For each model that was taken in what it gives.
+        owner: The number of the model of each tensor, by identity.
+        outside: For each input of the whole the number of the model that takes it first, and the place there.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], outputs: Sequence[Feed]) -> None:
+        self.pieces = pieces
+        self.feeds = outputs
+        name = next((item.model.subgraphs[0].name for item in pieces if item.model.subgraphs[0].name), None)
+        self.main = SubGraph([], [], [], [], name)
+        self.model = Model([], [self.main], [Buffer()])
+        self.notes: list[str] = []
+        self.results: list[list[Tensor]] = []
+        self.owner: dict[int, int] = {}
+        self.outside: dict[int, Feed] = {}
+
+    def merged(self) -> tuple[Model, list[str]]:
+        """Does it."""
+        for number, piece in enumerate(self.pieces):
+            own = piece.model.subgraphs[0]
+            swaps: dict[int, Tensor] = {}
+            for position, (tensor, (source, place)) in enumerate(zip(own.inputs, piece.feeds, strict=True)):
+                if source == OUTSIDE:
+                    swaps[id(tensor)] = self._given(self.outside.setdefault(place, (number, position)))
+                else:
+                    swaps[id(tensor)] = self.results[source][place]
+            self._take(number, piece, swaps)
+            self.results.append([swaps.get(id(tensor), tensor) for tensor in own.outputs])
+        self.main.inputs = [self._given(feed) for _, feed in sorted(self.outside.items())]
+        self.main.outputs = [self.results[source][place] for source, place in self.feeds]
+        self._name_apart()
+        self._sign()
+        self._name_resources()
+        descriptions = [item.model.description for item in self.pieces if item.model.description]
+        self.model.description = "; ".join(dict.fromkeys(descriptions)) or None
+        return self.model, self.notes
+
+    def _given(self, feed: Feed) -> Tensor:
+        """Returns an input of the whole."""
+        number, position = feed
+        return self._main(number).inputs[position]
+
+    def _main(self, number: int) -> SubGraph:
+        return self.pieces[number].model.subgraphs[0]
+
+    def _take(self, number: int, piece: Piece, swaps: dict[int, Tensor]) -> None:
+        """Moves the parts of a model over."""
+        model, own = piece.model, piece.model.subgraphs[0]
+        self._take_buffers(model)
+        codes = {id(code): self._code(code) for code in model.operator_codes}
+        for _, operator in model.operators():
+            operator.code = codes[id(operator.code)]
+            operator.rest = operator.rest.replace(debug_metadata_index=None)
+        for operator in own.operators:
+            for operands in (operator.inputs, operator.outputs, operator.intermediates):
+                operands[:] = [tensor and swaps.get(id(tensor), tensor) for tensor in operands]
+        taken = [item for item in own.tensors if swaps.get(id(item), item) is item]
+        self.owner.update(dict.fromkeys(map(id, taken), number))
+        self.main.tensors += taken
+        self.main.operators += own.operators
+        for subgraph in model.subgraphs[1:]:
+            subgraph.rest = subgraph.rest.replace(debug_metadata_index=None)
+        self.model.subgraphs += model.subgraphs[1:]
+
+    def _take_buffers(self, model: Model) -> None:
+        """Moves the buffers of tensors over; those that say nothing are the first one."""
+        nothing = model.buffers[0] if model.buffers and model.buffers[0].is_nothing else None
+        known = {id(buffer) for buffer in model.adopt()}
+        used = set()
+        for _, tensor in model.tensors():
+            if tensor.buffer is nothing or id(tensor.buffer) not in known:
+                tensor.buffer = self.model.buffers[0]
+            used.add(id(tensor.buffer))
+        self.model.buffers += [buffer for buffer in model.buffers if id(buffer) in used]
+
+    def _code(self, code: OperatorCode) -> OperatorCode:
+        for known in self.model.operator_codes:
+            if (known.builtin, known.custom, known.version) == (code.builtin, code.custom, code.version):
+                return known
+        self.model.operator_codes.append(code)
+        return code
+
+    def _name_apart(self) -> None:
+        """Gives tensors of different models different names."""
+        exposed = [*self.main.inputs, *self.main.outputs]
+        shown = set(map(id, exposed))
+        owners: dict[str, int] = {}
+        for tensor in [*exposed, *(item for item in self.main.tensors if id(item) not in shown)]:
+            number = self.owner[id(tensor)]
+            if not tensor.name or owners.setdefault(tensor.name, number) == number:
+                continue
+            old = tensor.name
+            tensor.name = _free(f"{self.pieces[number].name}/{old}", owners)
+            owners[tensor.name] = number
+            if id(tensor) in shown:
+                self.notes.append(f"{old!r} of {self.pieces[number].name} is {tensor.name!r} now")
+        names: set[str] = set()
+        for piece in self.pieces:
+            for subgraph in piece.model.subgraphs[1:]:
+                if subgraph.name and subgraph.name in names:
+                    subgraph.name = _free(f"{piece.name}/{subgraph.name}", names)
+                names.add(subgraph.name or "")
+
+    def _sign(self) -> None:
+        """Builds the signatures of the whole, and takes over those of other subgraphs."""
+        own = [
+            [item for item in piece.model.signatures if item.subgraph is piece.model.subgraphs[0]]
+            for piece in self.pieces
+        ]
+        leading = next((items for items in own if items), [])
+        for item in leading:
+            asked = [[one for one in items if one.key == item.key] or items[:1] for items in own]
+            inputs = [
+                _argument(self._main(number).inputs[place], asked[number])
+                for _, (number, place) in sorted(self.outside.items())
+            ]
+            outputs = [
+                _argument(self._main(source).outputs[place], asked[source]) for source, place in self.feeds
+            ]
+            rows = _rows(inputs, self.main.inputs), _rows(outputs, self.main.outputs)
+            self.model.signatures.append(Signature(item.key, self.main, *rows, item.rest))
+        keys = {item.key for item in self.model.signatures}
+        for piece in self.pieces:
+            for item in piece.model.signatures:
+                if item.subgraph is piece.model.subgraphs[0]:
+                    continue
+                if item.key in keys:
+                    item.key, old = _free(f"{piece.name}_{item.key}", keys), item.key
+                    self.notes.append(f"signature {old!r} of {piece.name} is {item.key!r} now")
+                keys.add(item.key)
+                self.model.signatures.append(item)
+
+    def _name_resources(self) -> None:
+        """Keeps variables and tables of different models apart."""
+        taken: dict[tuple[object, ...], int] = {}
+        for number, piece in enumerate(self.pieces):
+            renamed: dict[tuple[object, ...], object] = {}
+            operators = [*piece.model.subgraphs[0].operators]
+            operators += [item for subgraph in piece.model.subgraphs[1:] for item in subgraph.operators]
+            for operator in operators:
+                names = row_of(operator).handle if operator.code.custom is None else ()
+                if not names:
+                    continue
+                key = (operator.code.builtin, *(operator.option(name) or "" for name in names))
+                if taken.setdefault(key, number) == number:
+                    continue
+                if operator.options is None:
+                    raise UnsupportedError(
+                        f"a resource of {piece.name} has no name, as one of another model",
+                        remedy="what both keep would be one",
+                    )
+                field = next((name for name in names if isinstance(operator.option(name), int)), names[-1])
+                if key not in renamed:
+                    renamed[key] = self._other(operator.option(field), piece.name, taken)
+                operator.options = operator.options.replace(**{field: renamed[key]})
+                self.notes.append(f"a resource of {piece.name} has another name: {renamed[key]}")
+
+    def _other(self, value: object, prefix: str, taken: dict[tuple[object, ...], int]) -> object:
+        if isinstance(value, int):
+            return 1 + max((item for key in taken for item in key[1:] if isinstance(item, int)), default=0)
+        return f"{prefix}/{value or ''}"
+
+
+def _argument(tensor: Tensor, signatures: Sequence[Signature]) -> str:
+    """Returns what a model calls an input or output; the name of the tensor where it says nothing."""
+    rows = [row for item in signatures for row in [*item.inputs, *item.outputs]]
+    return next((row.get("name") for row, target in rows if target is tensor), None) or tensor.name
+
+
+def _rows(names: Sequence[str], tensors: Sequence[Tensor]) -> list[tuple[Record, Tensor]]:
+    """Arguments of a signature, each under a name of its own."""
+    made: list[tuple[Record, Tensor]] = []
+    taken: set[str] = set()
+    for name, tensor in zip(names, tensors, strict=True):
+        chosen = _free(name, taken) if name in taken else name
+        taken.add(chosen)
+        made.append((new_record("TensorMap").replace(name=chosen), tensor))
+    return made
+
+
+def _free(name: str, taken: Container[str | None]) -> str:
+    """Returns the name, with a number behind it where it is taken."""
+    made, number = name, 1
+    while made in taken:
+        number += 1
+        made = f"{name}_{number}"
+    return made
