@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import clipping
-from tfl_rewrite.numerics.gptq import GptqEffort, Metric, Ties, feedback, nearest, quantize, restore
+from tfl_rewrite.numerics.gptq import GptqEffort, Metric, Ties, feedback, nearest, pruned, quantize, restore
 from tfl_rewrite.numerics.symmetric import Levels
 
 Array = np.ndarray[Any, Any]
@@ -190,3 +190,19 @@ def test_restoring_gives_half_of_the_lost_strength_back():
     np.testing.assert_allclose(lacking(), before / 2, rtol=1e-4)
     np.testing.assert_array_equal(done.integers, integers)
     np.testing.assert_array_equal(done.scale, done.scale.astype(np.float32))
+
+
+def test_zeros_that_were_put_there_stay() -> None:
+    random = np.random.default_rng(5)
+    moments = moments_of(random, 1, 70)
+    weight = random.standard_normal((1, 6, 70))
+    assert pruned(weight) is None
+    weight[random.random(weight.shape) < 0.4] = 0.0
+    zero = pruned(weight)
+    assert zero is not None
+    scale = np.abs(weight).max(axis=2, keepdims=True) / 7
+    ties = Ties.of(np.arange(6).reshape(1, 6, 1).repeat(70, axis=2))
+    free = quantize(weight, Metric.of(moments), scale, INT4, ties)
+    held = quantize(weight, Metric.of(moments), scale, INT4, ties, zero=zero)
+    assert free.integers[zero].any() and not held.integers[zero].any()
+    assert held.after <= held.before

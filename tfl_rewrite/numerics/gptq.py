@@ -185,10 +185,10 @@ def quantize(
     ties: Ties,
     *,
     effort: GptqEffort | None = None,
+    zero: Mask | None = None,
 ) -> Rounded:
     """Rounds a weight for the vectors that it meets.
 
-    Zeros of a pruned weight (:func:`pruned`) stay.
     The outcome is never worse, in ``e H e'``, than rounding to the nearest with the scales given.
 
     Args:
@@ -198,12 +198,13 @@ def quantize(
         levels: The integers.
         ties: Which scales are one.
         effort: How much work it is worth.
+        zero: ``[groups, rows, length]``: where the weight is zero and stays so; see :func:`pruned`.
     """
     effort = effort or GptqEffort()
     target = np.asarray(weight, np.float64)
     start = ties.stored(np.asarray(scale, np.float64))
     length = target.shape[2]
-    search = _Search(target, metric, levels, ties)
+    search = _Search(target, metric, levels, ties, zero)
     search.offer(nearest(target, spread(start, length), levels), start)
     before = float(search.cost.sum())
     for share in effort.shares:
@@ -336,17 +337,13 @@ class _Search:
     metric: Metric
     levels: Levels
     ties: Ties
+    zero: Mask | None
     integers: Float64 = field(init=False)
     scale: Float64 = field(init=False)
     cost: Float64 = field(init=False)
     """``e H e'`` of each unit."""
     pull: Float64 = field(init=False)
     """``e H`` of the integers and scales at hand."""
-    zero: Mask | None = field(init=False)
-    """Where a zero stays."""
-
-    def __post_init__(self) -> None:
-        self.zero = pruned(self.weight)
 
     def offer(self, integers: Float64, scale: Float64) -> None:
         """Takes other integers and scales over for each unit where they are better."""

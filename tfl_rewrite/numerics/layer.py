@@ -26,6 +26,7 @@ from tfl_rewrite.numerics.gptq import (
     Ties,
     mean_error,
     nearest,
+    pruned,
     quantize,
     restore,
     spread,
@@ -235,6 +236,9 @@ class LayerRounding:
         metric = self._metrics.of(centred=centred, half=half)
         drift = moments if isinstance(moments, Drift) else None
         target = own if drift is None else drift.target(own, metric.moments, centred=centred, half=half)
+        zero = pruned(own)
+        if zero is not None:
+            target = np.where(zero, 0.0, target)
         start = _clipped(target, plan, moments, metric)
         bias = np.zeros((self._groups, own.shape[1])) if drift is None else drift.mean_change(own, half)
         mean = moments.mean(half)
@@ -242,7 +246,8 @@ class LayerRounding:
             ties = self._ties
             part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
             first = start[ties.scale[:, rows]]
-            done = quantize(target[:, rows], metric, first, plan.levels, part, effort=self._effort)
+            held = None if zero is None else zero[:, rows]
+            done = quantize(target[:, rows], metric, first, plan.levels, part, effort=self._effort, zero=held)
             if drift is not None:
                 restore(done, target[:, rows], metric, part)
             yield rows, done, bias[:, rows] + mean_error(own[:, rows], done.values(), mean, moments.parts)
