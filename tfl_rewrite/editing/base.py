@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.judge.counterparts import Counterparts
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
@@ -97,6 +98,9 @@ class PassResult(JsonData):
             is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
         retyped: Whether inputs or outputs have other types now, as was asked for; real values are
             compared then.
+        counterparts: Where entry points have other names now, or there are others: which one of the model
+            that the pass got computes the same as each that there is now
+            (:mod:`tfl_rewrite.judge.counterparts`). The judge compares by that.
         exact: Whether what it did changes no number, although the pass may; outputs must be equal then. So
             they must be where it changed nothing.
         idle: Where it changed nothing: why, and what does something instead.
@@ -117,6 +121,7 @@ class PassResult(JsonData):
     files: tuple[tuple[str | os.PathLike[str], bytes], ...] = field(default=(), metadata=LEFT_OUT)
     reading: str = field(default="", metadata=LEFT_OUT)
     retyped: bool = field(default=False, metadata=LEFT_OUT)
+    counterparts: Counterparts = field(default=(), metadata=LEFT_OUT)
     exact: bool = field(default=False, metadata=LEFT_OUT)
     idle: str = ""
 

@@ -222,11 +222,18 @@ class Opened:
         """What is known of a signature; None if there is none of that name."""
         return next((entry for entry in self.facts["signatures"] if entry["key"] == key), None)
 
-    def run(self, key: str | None, values: Any) -> list[Any]:
-        """One call of an entry point; a text instead of an output: why it is unreadable."""
+    def run(self, key: str | None, values: Any, wanted: Any = None) -> list[Any]:
+        """One call of an entry point; a text instead of an output: why it is unreadable.
+
+        Args:
+            key: Of a signature, or None for the primary subgraph.
+            values: Of the inputs, each with its name.
+            wanted: Which outputs, by name or, of the primary subgraph, by position; all of them by default.
+        """
         if key is None:
             self.invoke(_by_position(self.facts["inputs"], values))
-            return [self._read(facts["index"]) for facts in self.facts["outputs"]]
+            found = [self._read(facts["index"]) for facts in self.facts["outputs"]]
+            return found if wanted is None else [found[position] for position in wanted]
         entry = self.signature(key)
         if entry is None:
             raise ValueError(f"the model has no signature {key!r}")
@@ -237,7 +244,8 @@ class Opened:
         by_position = {name: values[position][1] for position, name in enumerate(names)}
         arguments = given if set(given) == set(names) else by_position
         result = self.interpreter.get_signature_runner(key)(**arguments)
-        return [np.asarray(result[item["name"]]) for item in entry["outputs"]]
+        outputs = [item["name"] for item in entry["outputs"]]
+        return [np.asarray(result[name]) for name in (outputs if wanted is None else wanted)]
 
     def invoke(self, values: dict[int, Any], *, reset: bool = False) -> None:
         """Runs the primary subgraph.
@@ -364,7 +372,7 @@ class Service:
                 opened.interpreter = self._runtime.build(*opened.key)
                 opened.interpreter.allocate_tensors()
             try:
-                results = opened.run(step["signature"], values)
+                results = opened.run(step["signature"], values, step.get("outputs"))
             except Exception as error:
                 if not step["optional"]:
                     raise

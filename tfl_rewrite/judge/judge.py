@@ -243,7 +243,9 @@ class Judge:
         started = time.monotonic()
         rewritten = self._workers[1]
         self._take_turn(after)
-        theirs = self._taken_by(after) if self._judging.retyped else None
+        theirs = self._taken_by(after) if self._judging.retyped or self._judging.counterparts else None
+        self._original.call_as(theirs)
+        theirs = theirs if self._judging.retyped else None
         if theirs is not None:
             self._original.take_steps_of(theirs)
         tallying: Tallying

@@ -15,6 +15,7 @@ from tfl_rewrite.interpreter.interface import EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
 from tfl_rewrite.judge.channels import Movement
+from tfl_rewrite.judge.counterparts import seen, write_own_calls
 from tfl_rewrite.judge.retyped import on_steps, write_converted
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import JudgeInfo
@@ -67,6 +68,7 @@ class Reference:
         retyped: Whether another file may have other types at its border.
         exact: Whether its outputs must be equal then.
         steps: The list of calls for the child process, beside the arrays of inputs.
+        own: What the original says of itself, where it is called by the names of another file.
     """
 
     execution: Execution
@@ -80,6 +82,7 @@ class Reference:
     assumed: tuple[str, ...] = ()
     retyped: bool = False
     exact: bool = False
+    own: Interface | None = None
 
     @property
     def source(self) -> str:
@@ -126,6 +129,8 @@ class Original:
         self.judge: JudgeInfo | None = None
         self._given = given
         self._theirs: Interface | None = None
+        self._named_as: Interface | None = None
+        self._own: Interface | None = None
         self._converted: dict[Path, Path] = {}
         self._settled: Reference | Failure | None = None
         self._beside: Callable[[Reference], None] = lambda reference: None
@@ -153,6 +158,11 @@ class Original:
         """Puts the samples onto the steps of a file whose outputs must be equal, before anything is run."""
         if self._settled is None and self.judging.tolerance.exact:
             self._theirs = theirs
+
+    def call_as(self, theirs: Interface | None) -> None:
+        """Has the original called by the names of a file that has other ones, before anything is run."""
+        if self._settled is None:
+            self._named_as = theirs
 
     def convert_steps(self, reference: Reference, path: Path, theirs: Interface | None) -> Path:
         """The list of calls for another file; see `write_converted`. `steps_of` knows it from then on."""
@@ -290,7 +300,10 @@ class Original:
         if described.interface is None:
             text = "the interpreter process does not describe the model"
             return Failure(kind="crash", stage="opening", step=None, message=text)
-        return described.interface
+        if not self.judging.counterparts:
+            return described.interface
+        self._own = described.interface
+        return seen(described.interface, self.judging.counterparts, self._named_as)
 
     def _steps(
         self,
@@ -348,7 +361,11 @@ class Original:
                 judge=self.judge,
                 retyped=self.judging.retyped,
                 exact=self.judging.tolerance.exact,
+                own=self._own,
             )
+            if self._own is not None:
+                listed = write_own_calls(unrun.steps, self._own, interface, self.judging.counterparts)
+                self._converted[self.path] = listed
             execution = self._run_all(unrun, SINGLE_NBYTES if most == 1 else KEPT_NBYTES)
             execution.left_out = asked - sum(not step.optional for step in steps)
             failure = execution.failure
@@ -359,7 +376,8 @@ class Original:
 
     def _run_all(self, unrun: Reference, keeps: int) -> Execution:
         worker, other = self.workers
-        request = self.request("run", self.path, unrun.resolver, unrun.steps)
+        steps = self._converted.get(self.path, unrun.steps)
+        request = self.request("run", self.path, unrun.resolver, steps)
 
         def begin() -> Execution:
             # What an earlier try gave is not compared with.

@@ -89,7 +89,8 @@ class Tallying:
     def _facts(self, run: Execution, signature: str | None, position: int) -> TensorFacts:
         """What a run says of an output, where its types may be others than those of the original."""
         known = self._reference.interface
-        said = run.interface if self._reference.retyped and run.interface is not None else known
+        says = self._reference.retyped and run.interface != self._reference.own
+        said = run.interface if says and run.interface is not None else known
         for interface in (said, known):
             entry = interface.find(signature)
             if entry is not None and position < len(entry.outputs):
@@ -302,7 +303,8 @@ class Repeats:
                 if resolver == reference.resolver:
                     continue
                 tallying = Tallying(reference)
-                request = self._original.request("run", self._original.path, resolver, reference.steps)
+                path = self._original.path
+                request = self._original.request("run", path, resolver, self._original.steps_of(path))
                 self._run(request, tallying.take)
                 self._measured[resolver] = tallying.tallies
         return self._measured

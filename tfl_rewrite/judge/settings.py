@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.judge.counterparts import Counterparts
 from tfl_rewrite.options.option import NBYTES, PATHS, Role, check_options, option, options_within
 
 CHANNEL_SLACK_DB = 15.0
@@ -126,6 +127,9 @@ class Judging:
             (:func:`tfl_rewrite.judge.agreement.agreed`). For what is computed in integers.
         retyped: Whether inputs and outputs may have other types than those of the original, as was asked for:
             both files are compared in real values then.
+        counterparts: Where the rewritten file was asked to have other names or signatures: which entry point
+            of the original computes what each of its own does
+            (:mod:`tfl_rewrite.judge.counterparts`); else empty.
         blame: Whether to run both files operator by operator as well, after the verdict.
         rescue: Whether, after a failure, the constants that did the damage are stored finer, so that the file
             passes; otherwise it is refused.
@@ -220,6 +224,7 @@ class Judging:
     threads: int = 1
     implied: tuple[str, ...] = ()
     retyped: bool = False
+    counterparts: Counterparts = ()
     blame: bool = option(
         False,
         "after the verdict, run both files again with all tensors kept, and print where the error "

@@ -23,6 +23,7 @@ from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.remove_noops import RemoveNoops
+from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.round_weights import RoundWeights
 
@@ -42,6 +43,7 @@ CATALOG: tuple[type[Pass], ...] = (
     Equalize,
     QuantizeWeights,
     Quantize,
+    Rename,
     Compact,
 )
 BY_NAME = {item.name: item for item in CATALOG}

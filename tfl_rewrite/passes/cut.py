@@ -18,7 +18,8 @@ from typing import ClassVar
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.effects import lost_change
 from tfl_rewrite.editing.metadata import interface_changed, positions_moved
-from tfl_rewrite.errors import UsageError, near_names, whole_number
+from tfl_rewrite.editing.names import index_of, numbered, signature_named
+from tfl_rewrite.errors import UsageError, near_names
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
 
@@ -102,14 +103,7 @@ class Cut(Pass):
     def _subgraph(self, model: Model) -> SubGraph:
         """Returns the subgraph to cut."""
         if self.signature is not None:
-            found = [item.subgraph for item in model.signatures if item.key == self.signature]
-            if found:
-                return found[0]
-            keys = [item.key for item in model.signatures if item.key]
-            near = near_names(self.signature, keys, count=1, cutoff=0.5)
-            meant = f"did you mean {near[0]!r}? " if near else ""
-            has = f"it has {', '.join(map(repr, keys[:20]))}" if keys else "it has none"
-            raise UsageError(f"the model has no signature {self.signature!r}", remedy=f"{meant}{has}")
+            return signature_named(model, self.signature).subgraph
         names = [*(self.inputs or ()), *(self.outputs or ())]
         counts = [_Part(model, item).count(names) for item in model.subgraphs]
         # What is wrong with a name is said of the subgraph that has the others.
@@ -157,20 +151,8 @@ class _Part:
     def count(self, names: Sequence[str]) -> int:
         """Returns how many of the names are those of tensors or arguments of it."""
         known = {tensor.name for tensor in self.subgraph.tensors} | {name for name, _ in self.arguments}
-        numbers = self._numbers()
-        return sum(name in known or _index(name) in numbers for name in self.split(names))
-
-    def _numbers(self) -> dict[int, Tensor]:
-        """Returns its tensors by their positions in the file that was read."""
-        tensors = self.subgraph.tensors
-        if self.model.places is None:
-            return dict(enumerate(tensors))
-        places = [self.model.place_of(tensor, "") for tensor in tensors]
-        return {
-            int(place.rpartition("[")[2][:-1]): tensor
-            for place, tensor in zip(places, tensors, strict=True)
-            if place
-        }
+        numbers = numbered(self.model, self.subgraph)
+        return sum(name in known or index_of(name) in numbers for name in self.split(names))
 
     def resolve(self, names: Sequence[str], what: str) -> list[Tensor]:
         """Returns the tensors of names."""
@@ -184,8 +166,8 @@ class _Part:
 
     def _named(self, name: str, what: str) -> Tensor:
         tensors = self.subgraph.tensors
-        numbers = self._numbers()
-        index = _index(name)
+        numbers = numbered(self.model, self.subgraph)
+        index = index_of(name)
         if index is not None:
             if index not in numbers:
                 raise UsageError(
@@ -227,11 +209,6 @@ class _Part:
         if not near:
             return "its tensors have no names; say #INDEX"
         return f"did you mean {', '.join(map(repr, near))}?"
-
-
-def _index(name: str) -> int | None:
-    """Returns the number of ``#NUMBER``."""
-    return whole_number(name[1:]) if name.startswith("#") else None
 
 
 def _refuse_called(model: Model, subgraph: SubGraph) -> None:

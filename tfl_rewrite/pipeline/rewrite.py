@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes, with_packing
-from tfl_rewrite.errors import FormatError, UnsupportedError, check_number
+from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError, check_number
 from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
@@ -33,7 +33,7 @@ from tfl_rewrite.work import current
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.pipeline.damage import Levels
-    from tfl_rewrite.pipeline.verify import Judges
+    from tfl_rewrite.pipeline.judges import Judges
 
 PathLike = str | os.PathLike[str]
 
@@ -118,7 +118,7 @@ class _Opened:
     def judges(self) -> Judges:
         """The judges of all attempts."""
         if self._judges is None:
-            from tfl_rewrite.pipeline.verify import Judges
+            from tfl_rewrite.pipeline.judges import Judges
 
             self._judges = Judges(self.source, self.plan.passes, self.settings, self.stack)
         return self._judges
@@ -216,6 +216,7 @@ def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
     model = source.model()
     with model.remembering():
         results = run_passes(model, passes, opened.context)
+        _check_order(passes, results)
         # Of what is written: a pass may have put right what was wrong.
         flaws = problems(model)
         packing = last_packing(results)
@@ -238,6 +239,15 @@ def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
     if made.verbatim is None and packing is not None:
         results = with_packing(results, source.nbytes - made.nbytes)
     return _Ran(tuple(results), made, flaws, tuple(notes))
+
+
+def _check_order(passes: Sequence[Pass], results: Sequence[PassResult]) -> None:
+    """Refuses other inputs or outputs behind other names: the judge looks for those under the old ones."""
+    named = ""
+    for item, result in zip(passes, results, strict=True):
+        if named and item.effect is Effect.INTERFACE and result.modified:
+            raise UsageError(f"{named} stands before {item.name}", remedy=f"put {named} last")
+        named = item.name if result.counterparts else named
 
 
 @contextlib.contextmanager
@@ -330,7 +340,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     if settings.blame:
         from tfl_rewrite.pipeline.verify import blame
 
-        report = replace(report, blame=blame(opened.judges.expected(results), made, settings))
+        report = replace(report, blame=blame(opened.judges.named(results), made, settings))
     if not verdict.passed:
         milder = next((item.milder for item in opened.plan.passes if item.milder), None)
         if milder and any(item.nonfinite_mismatches for item in verdict.outputs):

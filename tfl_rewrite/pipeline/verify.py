@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, effects_of, run_passes
+from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.errors import TflRewriteError
-from tfl_rewrite.files.source import ModelLike, Source, load, save
+from tfl_rewrite.files.source import ModelLike, Source, load
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
@@ -27,7 +27,6 @@ from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_ver
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
-from tfl_rewrite.work import current
 
 # What looks into files is loaded where that is needed: most verdicts do without.
 if TYPE_CHECKING:
@@ -37,67 +36,6 @@ PathLike = str | os.PathLike[str]
 
 _SLOWER, _LEAST_SECONDS = 5.0, 10.0
 """How much longer than the original garbage may run before it counts as something else."""
-
-
-class Judges:
-    """The judges of what a rewrite makes, and the file whose outputs it must have; made when first asked for.
-
-    Args:
-        source: The original.
-        passes: Of the rewrite.
-        judging: How files are run and compared.
-        stack: Closes them.
-    """
-
-    def __init__(
-        self, source: Source, passes: Sequence[Pass], judging: Judging, stack: contextlib.ExitStack
-    ) -> None:
-        self._source = source
-        self._passes = passes
-        self._judging = judging
-        self._stack = stack
-        self._panels: dict[Effect, FullPanel] = {}
-        self._expected: PathLike | None = None
-
-    def expected(self, results: Sequence[PassResult]) -> PathLike:
-        """The file whose outputs the result must have (:class:`Effect`).
-
-        Args:
-            results: Of the first attempt.
-        """
-        if self._expected is None:
-            self._expected = self._made(results)
-        return self._expected
-
-    def panel(self, results: Sequence[PassResult]) -> FullPanel:
-        """All judges of results as strict as those of an attempt."""
-        by, own = self.strictness(results), self._judging
-        if by not in self._panels:
-            judging = own if by is Effect.TOLERANCE else own.folded if by is Effect.FOLDING else own.exactly
-            judging = replace(judging, retyped=any(result.retyped for result in results))
-            panel = FullPanel(self.expected(results), judging, progress=current().say)
-            self._panels[by] = self._stack.enter_context(panel)
-        return self._panels[by]
-
-    def strictness(self, results: Sequence[PassResult]) -> Effect:
-        """By what to judge: of what passes did, the effect that allows most."""
-        done = effects_of(self._passes, results)
-        if Effect.TOLERANCE in done or any(result.reading for result in results):
-            return Effect.TOLERANCE
-        return Effect.FOLDING if Effect.FOLDING in done else Effect.EXACT
-
-    def _made(self, results: Sequence[PassResult]) -> PathLike:
-        marked = [item for item in self._passes if item.effect is Effect.INTERFACE]
-        undefined = [item for item, result in zip(self._passes, results, strict=True) if result.reading]
-        if not marked and not undefined:
-            return self._stack.enter_context(on_disk(self._source))
-        model = self._source.model()
-        for item in undefined:
-            item.define(model, Context())
-        run_passes(model, marked)
-        path = self._stack.enter_context(Scratch()).path / "expected.tflite"
-        save(model, path)
-        return path
 
 
 class FullPanel:
@@ -153,7 +91,11 @@ class FullPanel:
 
     def _panel(self, key: str, before: PathLike, inputs: Sequence[PathLike]) -> Panel:
         if key not in self._panels:
-            panel = Panel(before, replace(self._judging, inputs=tuple(inputs)), progress=self._progress)
+            judging = replace(self._judging, inputs=tuple(inputs))
+            if key.startswith(_BODY):
+                # What nobody calls by a name is the whole of a file there.
+                judging = replace(judging, counterparts=())
+            panel = Panel(before, judging, progress=self._progress)
             self._panels[key] = self._stack.enter_context(panel)
         return self._panels[key]
 
@@ -229,6 +171,9 @@ class FullPanel:
         """Whether anything that was compared depends on the constants that changed in a body."""
         from tfl_rewrite.pipeline.copies import poisoned
 
+        if self._judging.counterparts:
+            # A copy of the original has its names; run by itself, the body tells enough.
+            return False
         path = self._path("poisoned")
         try:
             if not poisoned(self._before, body, path):
@@ -250,7 +195,7 @@ class FullPanel:
         except TflRewriteError as error:
             status, why = "unverified", error.what
         else:
-            found = self._panel(f"body {body.before}", paths[0], ()).compare(paths[1])
+            found = self._panel(f"{_BODY}{body.before}", paths[0], ()).compare(paths[1])
             status, why = found.status, "; ".join(found.reasons)
         what = f"{body.label}, was entered by no sample"
         changed = ", ".join(repr(name) for name in body.constants[:_NAMED]) or "its operators"
@@ -282,6 +227,7 @@ class FullPanel:
 
 
 _NAMED = 5
+_BODY = "body "
 
 
 def _parsed(path: PathLike) -> PathLike:

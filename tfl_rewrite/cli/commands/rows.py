@@ -384,6 +384,15 @@ COMMANDS = (
         ),
     ),
     Command(
+        "rename",
+        "give inputs, outputs, tensors and signatures other names",
+        make=lambda: _exact("rename"),
+        examples=(
+            "tfl-rewrite rename in.tflite out.tflite --input x=image --output Identity=scores",
+            "tfl-rewrite rename in.tflite out.tflite --signature serving_default=predict",
+        ),
+    ),
+    Command(
         "passes",
         "list the passes, their options and the presets",
         "Lists the passes in the order of the presets, with the reason for it.",
