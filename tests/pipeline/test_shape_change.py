@@ -65,6 +65,14 @@ def remembering(net: Net) -> None:
     net.output(net.add("SVDF", [source, feature, time, bias, state], "y", (1, 2), rank=1))
 
 
+def unrolled(net: Net) -> None:
+    """One step of a recurrent net, whose converter took the time for the axis in front, both being 1 long."""
+    source = net.input("x", (1, 1, 4))
+    step = net.add("UNPACK", [source], "step", (1, 4), num=1, axis=0)
+    inner = net.dense(step, net.weights("w", (4, 4)), "inner")
+    net.output(net.add("PACK", [inner], "steps", (1, 1, 4), values_count=1, axis=0))
+
+
 def made(path: Path, build: Callable[[Net], None]) -> Path:
     net = Net()
     build(net)
@@ -79,7 +87,7 @@ def constants(model: Model) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("build", [misshaping, joined, remembering])
+@pytest.mark.parametrize("build", [misshaping, joined, remembering, unrolled])
 def test_each_sample_of_a_batch_is_that_of_the_original(tmp_path: Path, build: Callable[[Net], None]) -> None:
     report = reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(batch=3), judging=QUICK)
     assert report.verdict is not None and report.verdict.passed

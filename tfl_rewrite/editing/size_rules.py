@@ -14,7 +14,7 @@ from tfl_rewrite.editing.sizes import Rule, Walk
 from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels import table
 from tfl_rewrite.kernels.table import row_of
-from tfl_rewrite.model.ir import Operator, Tensor
+from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
 from tfl_rewrite.model.values import bytes_of
 
 
@@ -22,13 +22,13 @@ def _reshape(walk: Walk, operator: Operator) -> list[Edit]:
     data, output = operator.inputs[0], operator.outputs[0]
     if data is None or output is None:
         return []
-    before = walk.before[id(output)]
+    before = walk.was(output)
     axes = regrouped(walk.axes_of(data), before)
     target = _target(walk, operator)
     if walk.asked.batch is None and _says_free(walk, operator, target or (), output):
         return []
     if axes is None:
-        size = list(walk.before[id(data)]), list(walk.after[id(data)]), list(before)
+        size = list(walk.was(data)), list(walk.now(data)), list(before)
         raise walk.unfollowed(
             operator, f"made {size[2]} of {size[0]}: what it is to make of {size[1]} cannot be told"
         )
@@ -39,10 +39,8 @@ def _reshape(walk: Walk, operator: Operator) -> list[Edit]:
     else:
         edits = _set_target(walk, operator, target, _said(walk, operator, target, axes))
     if not edits and not walk.stops_at(operator):
-        if walk.after[id(output)] != wanted:
-            raise walk.unfollowed(
-                operator, f"gives {list(walk.after[id(output)])} where {list(wanted)} is right"
-            )
+        if walk.now(output) != wanted:
+            raise walk.unfollowed(operator, f"gives {list(walk.now(output))} where {list(wanted)} is right")
         walk.set_axes(output, axes)
     return edits
 
@@ -51,7 +49,7 @@ def _says_free(walk: Walk, operator: Operator, target: Sequence[int], output: Te
     """Whether the target itself says which axis other sizes go to, and that is not the first."""
     if target.count(-1) != 1 or walk.stops_at(operator):
         return False
-    before, after = walk.before[id(output)], walk.after[id(output)]
+    before, after = walk.was(output), walk.now(output)
     return len(before) == len(after) and before[:1] == after[:1]
 
 
@@ -101,9 +99,9 @@ def _computed_target(walk: Walk, operator: Operator, output: Tensor, wanted: Sha
     """Changes the constant sizes among those that a RESHAPE is told, where others are computed."""
     shape = operator.inputs[1]
     maker = walk.graph.maker_of(shape) if shape is not None else None
-    after = walk.after[id(output)]
+    after = walk.now(output)
     if walk.stops_at(operator):
-        after = walk.before[id(output)]
+        after = walk.was(output)
     if maker is None or row_of(maker) not in table.JOINING or len(maker.inputs) != len(wanted):
         return []
     edits = []
@@ -124,7 +122,7 @@ def _slice(walk: Walk, operator: Operator) -> list[Edit]:
         return []
     made = list(sizes)
     for axis, (old, new, start, size) in enumerate(
-        zip(walk.before[id(data)], walk.after[id(data)], starts, sizes, strict=False)
+        zip(walk.was(data), walk.now(data), starts, sizes, strict=False)
     ):
         if old == new or size == -1:
             continue
@@ -136,7 +134,7 @@ def _slice(walk: Walk, operator: Operator) -> list[Edit]:
             )
     edits = walk.put(operator, 2, made)
     # Its kernel holds what comes out against the declared shape, as far as that is not free (slice.cc).
-    output, now = operator.outputs[0], walk.after[id(data)]
+    output, now = operator.outputs[0], walk.now(data)
     told = tuple(
         size if size != -1 else whole - start for size, start, whole in zip(made, starts, now, strict=False)
     )
@@ -160,7 +158,7 @@ def _strided_slice(walk: Walk, operator: Operator) -> list[Edit]:
     starts, stops, steps = (part or [] for part in parts)
     made, masks = list(stops), {name: operator.option(name) or 0 for name in _MASKS}
     begun, ended = list(starts), masks["end_mask"]
-    for axis, (old, new) in enumerate(zip(walk.before[id(data)], walk.after[id(data)], strict=True)):
+    for axis, (old, new) in enumerate(zip(walk.was(data), walk.now(data), strict=True)):
         if axis >= len(starts) or old == new:
             continue
         bit, is_batch = 1 << axis, axis == 0 and walk.asked.batch is not None
@@ -200,7 +198,7 @@ def _resize(walk: Walk, operator: Operator) -> list[Edit]:
     if any(data is item for item in walk.subgraph.inputs):
         return []
     made = list(sizes)
-    before, after = walk.before[id(data)], walk.after[id(data)]
+    before, after = walk.was(data), walk.now(data)
     for place, size in enumerate(sizes):
         old, new = before[1 + place], after[1 + place]
         twins = walk.twins(size)
@@ -221,12 +219,12 @@ def _transpose_conv(walk: Walk, operator: Operator) -> list[Edit]:
     data, told = operator.inputs[2], walk.numbers(operator, 0)
     if data is None or told is None or len(told) != 4:
         return []
-    before, after = walk.before[id(data)], walk.after[id(data)]
+    before, after = walk.was(data), walk.now(data)
     if walk.asked.is_free and before[0] != after[0]:
         raise walk.is_fixed(operator)
     strides = (operator.option("stride_h") or 1, operator.option("stride_w") or 1)
     output = operator.outputs[0]
-    old = walk.before[id(output)] if output is not None else told
+    old = walk.was(output) if output is not None else told
     spatial = (old[1 + place] + (after[1 + place] - before[1 + place]) * strides[place] for place in (0, 1))
     return walk.put(operator, 0, [after[0], *spatial, told[3]])
 
@@ -238,9 +236,9 @@ def _pool(walk: Walk, operator: Operator) -> list[Edit]:
         return []
     edits = []
     for axis, side in ((1, "height"), (2, "width")):
-        old, new = walk.before[id(data)][axis], walk.after[id(data)][axis]
+        old, new = walk.was(data)[axis], walk.now(data)[axis]
         name, stride = f"filter_{side}", f"stride_{side[0]}"
-        if old == new or walk.before[id(output)][axis] != 1 or operator.option(name) not in (old, new):
+        if old == new or walk.was(output)[axis] != 1 or operator.option(name) not in (old, new):
             continue
         if operator.option(name) == new:
             continue
@@ -262,29 +260,122 @@ def _join(walk: Walk, operator: Operator) -> list[Edit]:
     for position, tensor in enumerate(operator.inputs):
         if tensor is None or walk.moves(tensor) or len(axes) != 1:
             continue
-        shape, axis = walk.after[id(tensor)], axes[0]
+        shape, axis = walk.now(tensor), axes[0]
         if len(shape) <= axis or shape[axis] != old or new % old:
             continue
         if walk.asked.is_free:
             raise walk.unfollowed(operator, f"joins {tensor.name!r}, which is of {old} samples, to a batch")
-        if not walk.graph.is_constant(tensor):
-            edits += _repeat_fill(walk, tensor, axis)
-            continue
-        values = np.concatenate([tensor.values] * (new // old), axis)
-        walk.replace(operator, position, bytes_of(values, tensor.dtype, values.shape), values.shape)
-        edits.append(walk.edit(operator, f"the constant {tensor.name!r} is repeated {new // old} times"))
+        if walk.graph.is_constant(tensor):
+            edits += _repeat(walk, walk.subgraph, operator, position, axis)
+        else:
+            edits += _repeat_made(walk, tensor, axis)
     return edits
 
 
-def _repeat_fill(walk: Walk, tensor: Tensor, axis: int) -> list[Edit]:
-    """Has what is made of a constant shape made for all samples."""
+def _repeat(walk: Walk, subgraph: SubGraph, operator: Operator, position: int, axis: int) -> list[Edit]:
+    """Gives an operator a constant once for each sample."""
+    tensor = operator.inputs[position]
+    if tensor is None or walk.asked.batch is None:
+        return []
+    old, new = walk.asked.batch
+    values = np.concatenate([tensor.values] * (new // old), axis)
+    data = bytes_of(values, tensor.dtype, values.shape)
+    walk.replace(operator, position, data, values.shape, subgraph)
+    return [walk.edit(operator, f"the constant {tensor.name!r} is repeated {new // old} times")]
+
+
+def _repeat_made(walk: Walk, tensor: Tensor, axis: int) -> list[Edit]:
+    """Has what is made of a constant shape, or remembered, made for all samples."""
     maker = walk.graph.maker_of(tensor)
+    if maker is not None and row_of(maker) is table.READ_VARIABLE:
+        return _repeat_remembered(walk, maker, tensor, axis)
     place = {table.FILL.name: 0, table.BROADCAST_TO.name: 1}.get(row_of(maker).name if maker else "")
     dims = walk.numbers(maker, place) if maker is not None and place is not None else None
     if maker is None or place is None or dims is None or walk.asked.batch is None:
         return []
     dims[axis] = dims[axis] * walk.asked.batch[1] // walk.asked.batch[0]
     return walk.put(maker, place, dims)
+
+
+def _repeat_remembered(walk: Walk, reader: Operator, tensor: Tensor, axis: int) -> list[Edit]:
+    """Has a resource variable begin with as many samples: what it is first set to is a constant."""
+    wanted = _variable_of(walk, reader)
+    edits = list[Edit]()
+    for subgraph, operator in walk.editor.model.operators():
+        if row_of(operator) is not table.ASSIGN_VARIABLE or len(operator.inputs) < 2:
+            continue
+        value = operator.inputs[1]
+        if wanted is None or _variable_of(walk, operator) != wanted or value is None:
+            continue
+        if walk.graph.is_constant(value) and value.shape == tensor.shape:
+            edits += _repeat(walk, subgraph, operator, 1, axis)
+    if edits and walk.asked.batch is not None:
+        old, new = walk.asked.batch
+        shape = tuple(tensor.shape or ())
+        # What it is declared as is what its reader gives until it is set.
+        tensor.shape = (*shape[:axis], shape[axis] * new // old, *shape[axis + 1 :])
+    return edits
+
+
+def _assign(walk: Walk, operator: Operator) -> list[Edit]:
+    """What is remembered of all samples is read as that in the next call; an addition would not tell."""
+    value = operator.inputs[1] if len(operator.inputs) > 1 else None
+    if value is None or walk.asked.batch is None or not walk.moves(value):
+        return []
+    axis = next((at for at, one in enumerate(walk.axes_of(value)) if one == (walk.asked.batch,)), None)
+    wanted = _variable_of(walk, operator)
+    edits = list[Edit]()
+    for reader in walk.subgraph.operators:
+        output = reader.outputs[0] if reader.outputs else None
+        if row_of(reader) is not table.READ_VARIABLE or output is None or walk.now(output) == walk.now(value):
+            continue
+        if wanted is None or _variable_of(walk, reader) != wanted:
+            continue
+        if axis is None or walk.asked.is_free:
+            raise walk.unfollowed(operator, "remembers something of each sample")
+        edits += _repeat_remembered(walk, reader, output, axis)
+    return edits
+
+
+def _variable_of(walk: Walk, operator: Operator) -> tuple[object, ...] | None:
+    """What tells a resource variable from others; None where that is not a handle of the same subgraph."""
+    handle = operator.inputs[0] if operator.inputs else None
+    maker = walk.graph.maker_of(handle) if handle is not None else None
+    if maker is None or row_of(maker) is not table.VAR_HANDLE:
+        return None
+    return tuple(maker.option(name) for name in row_of(maker).handle)
+
+
+def _unpack(walk: Walk, operator: Operator) -> list[Edit]:
+    """Takes away another axis of one place than that of the samples."""
+    data, axis = operator.inputs[0], operator.option("axis") or 0
+    if data is None or walk.asked.batch is None:
+        return []
+    axes = walk.axes_of(data)
+    axis = axis + len(axes) if axis < 0 else axis
+    if axis >= len(axes) or axes[axis] != (walk.asked.batch,) or walk.asked.batch[0] != 1:
+        return []
+    other = next((at for at in range(axis + 1, len(axes)) if axes[at] == ((1, 1),)), None)
+    if other is None or any(walk.was(data)[at] != 1 for at in range(axis, other + 1)):
+        raise walk.unfollowed(operator, "takes the samples of a batch apart")
+    walk.editor.set_option(operator, "axis", other)
+    return [
+        walk.edit(operator, f"takes away axis {other} instead of {axis}, which is that of the samples now")
+    ]
+
+
+def _pack(walk: Walk, operator: Operator) -> list[Edit]:
+    """Puts an axis of one place behind that of the samples, which stays in front."""
+    data = operator.inputs[0]
+    if data is None or walk.asked.batch is None or len(operator.inputs) != 1:
+        return _join(walk, operator)
+    axes = walk.axes_of(data)
+    if (operator.option("axis") or 0) != 0 or not axes or axes[0] != (walk.asked.batch,):
+        return []
+    if walk.asked.batch[0] != 1:
+        return []
+    walk.editor.set_option(operator, "axis", 1)
+    return [walk.edit(operator, "adds its axis behind that of the samples")]
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(
@@ -295,7 +386,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         table.TRANSPOSE_CONV.name: Rule(_transpose_conv),
         **dict.fromkeys((row.name for row in table.RESIZES), Rule(_resize, always=True)),
         **dict.fromkeys((row.name for row in table.POOLS), Rule(_pool)),
-        **dict.fromkeys((row.name for row in table.JOINING), Rule(_join)),
+        table.CONCATENATION.name: Rule(_join),
+        table.ASSIGN_VARIABLE.name: Rule(_assign),
+        table.PACK.name: Rule(_pack),
+        table.UNPACK.name: Rule(_unpack),
     }
 )
 """By name of the operator."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,12 +47,18 @@ class Refusal:
     """What the runtime says of the new shapes.
 
     Attributes:
-        position: Of the operator that refuses them; None where it names none.
+        positions: Of the operator that refuses them; behind it, in the subgraphs that it runs. Empty where no
+            operator is named.
         text: Its words.
     """
 
-    position: int | None
+    positions: tuple[int, ...]
     text: str
+
+    @property
+    def position(self) -> int | None:
+        """Of the operator of the subgraph itself."""
+        return self.positions[0] if self.positions else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,10 @@ class Rule:
     follow: Callable[[Walk, Operator], list[Edit]]
     repeats: bool = False
     always: bool = False
+
+
+_DEEPEST = 32
+"""Subgraphs that run each other."""
 
 
 @dataclass(slots=True)
@@ -86,6 +96,7 @@ class Walk:
         edits: What was changed.
         stale: Ids of tensors whose new shape is not known yet.
         done: Ids of operators whose constants were changed, in this walk or one before.
+        depth: How many operators ran the subgraph.
     """
 
     editor: Editor
@@ -100,6 +111,7 @@ class Walk:
     stale: set[int] = field(default_factory=set)
     done: set[int] = field(default_factory=set)
     graph: Graph = field(default_factory=Graph)
+    depth: int = 0
 
     def run(self) -> list[Edit]:
         """Changes the constants that follow; none where all shapes are right.
@@ -109,7 +121,7 @@ class Walk:
         """
         self.graph = Graph.of(self.editor.model)
         for tensor in self.subgraph.inputs:
-            self.set_axes(tensor, axes_between(self.before[id(tensor)], self.after[id(tensor)]))
+            self.set_axes(tensor, axes_between(self.was(tensor), self.now(tensor)))
         stop = None if self.refusal is None else self.refusal.position
         for position, operator in enumerate(self.subgraph.operators):
             inputs = [tensor for tensor in operator.inputs if tensor is not None]
@@ -138,17 +150,50 @@ class Walk:
                 self.done.add(id(operator))
         elif moved:
             found = _states(self, operator)
+        if not found and row_of(operator).calls:
+            found = self._enter(operator)
+        outputs = [tensor for tensor in operator.outputs if tensor is not None]
+        moved = moved or any(self.now(tensor) != self.was(tensor) for tensor in outputs)
         if moved and not found and not self.stops_at(operator):
             self._settle(operator)
+        return found
+
+    def _enter(self, operator: Operator) -> list[Edit]:
+        """Follows sizes into the subgraphs that an operator runs."""
+        found = list[Edit]()
+        for inner in operator.subgraphs():
+            refusal = self.refusal if self.stops_at(operator) else None
+            if refusal is not None:
+                deeper = refusal.positions[1:]
+                is_here = bool(deeper) and deeper[0] < len(inner.operators)
+                refusal = Refusal(deeper, refusal.text) if is_here else None
+            if self.depth < _DEEPEST and inner is not self.subgraph:
+                found += replace(
+                    self,
+                    subgraph=inner,
+                    refusal=refusal,
+                    axes={},
+                    edits=[],
+                    stale=set(),
+                    depth=self.depth + 1,
+                ).run()
         return found
 
     def stops_at(self, operator: Operator) -> bool:
         """Whether the runtime refused the shapes at this operator."""
         at = None if self.refusal is None else self.refusal.position
-        return at is not None and self.subgraph.operators[at] is operator
+        return at is not None and self.subgraph.operators[at : at + 1] == [operator]
 
     def _leave(self, operator: Operator) -> None:
         self.stale.update(id(tensor) for tensor in operator.outputs if tensor is not None)
+
+    def was(self, tensor: Tensor) -> Shape:
+        """Returns the shape of a tensor with the old inputs."""
+        return self.before.get(id(tensor), tuple(tensor.shape or ()))
+
+    def now(self, tensor: Tensor) -> Shape:
+        """Returns the shape of a tensor with the new inputs, as far as the constants fit so far."""
+        return self.after.get(id(tensor), tuple(tensor.shape or ()))
 
     def moves(self, tensor: Tensor) -> bool:
         """Whether a tensor has another shape than before."""
@@ -157,8 +202,7 @@ class Walk:
     def axes_of(self, tensor: Tensor) -> tuple[Axis, ...]:
         """Returns what the axes of a tensor consist of."""
         known = self.axes.get(id(tensor))
-        shape = self.before.get(id(tensor), tensor.shape or ())
-        return known if known is not None else tuple(((size, size),) for size in shape)
+        return known if known is not None else tuple(((size, size),) for size in self.was(tensor))
 
     def set_axes(self, tensor: Tensor, axes: tuple[Axis, ...]) -> None:
         """Notes the axes of a tensor, if they change."""
@@ -172,7 +216,7 @@ class Walk:
         for tensor in operator.outputs:
             if tensor is None or id(tensor) in self.axes:
                 continue
-            before, after = self.before[id(tensor)], self.after[id(tensor)]
+            before, after = self.was(tensor), self.now(tensor)
             if len(before) != len(after):
                 raise self.unfollowed(
                     operator, f"gives {list(after)}, which has other axes than {list(before)} had"
@@ -210,7 +254,7 @@ class Walk:
             return UnsupportedError(f"the runtime {text}", remedy="choose other sizes")
         operator = self.subgraph.operators[refusal.position]
         shapes = ", ".join(
-            f"{tensor.name!r} {list(self.after[id(tensor)])}"
+            f"{tensor.name!r} {list(self.now(tensor))}"
             + (" (a constant)" if self.graph.is_constant(tensor) else "")
             for tensor in operator.inputs
             if tensor is not None
@@ -236,8 +280,15 @@ class Walk:
         self.replace(operator, position, data, tensor.shape)
         return [self.edit(operator, f"{old} is now {list(numbers)}")]
 
-    def replace(self, operator: Operator, position: int, data: bytes, shape: Shape | None) -> None:
-        """Gives an operator another constant in place of one, of the same type."""
+    def replace(
+        self,
+        operator: Operator,
+        position: int,
+        data: bytes,
+        shape: Shape | None,
+        subgraph: SubGraph | None = None,
+    ) -> None:
+        """Gives an operator, of this subgraph or another one, a constant of the same type in place of one."""
         tensor = operator.inputs[position]
         assert tensor is not None
         buffer = Buffer(OwnedBlob(data), is_new=True)
@@ -246,7 +297,7 @@ class Walk:
             return
         rest = tensor.rest
         made = Tensor(tensor.name, shape, tensor.dtype, buffer, tensor.quantization, rest=rest)
-        operator.inputs[position] = self.editor.add_tensor(self.subgraph, made)
+        operator.inputs[position] = self.editor.add_tensor(subgraph or self.subgraph, made)
 
     def edit(self, operator: Operator, what: str) -> Edit:
         """What is told of a change."""
@@ -288,7 +339,7 @@ def _check_rows(walk: Walk, operator: Operator) -> None:
     taken = weight.shape[-1] if weight is not None and weight.shape else 0
     if data is None or not taken:
         return
-    before, after = walk.before[id(data)], walk.after[id(data)]
+    before, after = walk.was(data), walk.now(data)
     at = next((at for at in range(len(before), -1, -1) if math.prod(before[at:]) == taken), None)
     if at is not None and math.prod(after[at:]) != taken:
         raise walk.unfollowed(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from tfl_rewrite.editing.axes import Shape
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.editing.size_rules import RULES
 from tfl_rewrite.editing.sizes import Asked, Refusal, Walk
 from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
@@ -27,6 +28,9 @@ from tfl_rewrite.model.ir import Model, SubGraph, Tensor
 from tfl_rewrite.options.option import check_options, option
 
 _AT = re.compile(r"Node number (\d+) \(([^)]*)\) failed to (prepare|invoke)")
+_PLAIN, _DELEGATES = "builtin", "default"
+_UNRESOLVED = "unresolved custom op"
+"""What the runtime says of an operator that a delegate may have."""
 _MOST_ROUNDS = 400
 _MOST_SIZE = (1 << 31) - 1
 TRIAL = 3
@@ -216,7 +220,7 @@ class Preparing:
     def __init__(self, judging: Judging) -> None:
         self._judging = judging
         self._stack = contextlib.ExitStack()
-        self.resolver = "builtin"
+        self.resolver = _PLAIN
 
     def __enter__(self) -> Preparing:
         limit = self._judging.memory_limit
@@ -257,12 +261,31 @@ class Preparing:
         except ModelFailed as error:
             raise UnsupportedError(str(error), remedy="choose smaller sizes") from error
         shapes = {
-            id(tensor): tuple(sizes)
+            id(tensor): tuple(tensor.shape or () if sizes is None else sizes)
             for subgraph, own in zip(model.subgraphs, found, strict=True)
             for tensor, sizes in zip(subgraph.tensors, own, strict=False)
-            if sizes is not None
         }
-        return Prepared(shapes, {int(key): _refusal(text) for key, text in refused.items()})
+        refusals = {int(key): _refusal(text) for key, text in refused.items()}
+        if self.resolver == _DELEGATES:
+            # What a delegate computes inside, the runtime does not tell the shapes of, nor where it refuses.
+            shapes |= _followed_shapes(model, targets)
+            refusals = {key: Refusal((), refusal.text) for key, refusal in refusals.items()}
+        return Prepared(shapes, refusals)
+
+
+def _followed_shapes(model: Model, targets: Sequence[Target]) -> dict[int, Shape]:
+    """Shapes as the rules of operators tell them, of all tensors that they reach, but for outputs."""
+    stated = [(tensor, tensor.shape, tensor.signature) for item in targets for tensor in item.subgraph.inputs]
+    try:
+        for target in targets:
+            for tensor in target.subgraph.inputs:
+                tensor.shape, tensor.signature = target.shapes[id(tensor)], None
+        known = Shapes.of(model)
+        found = {id(tensor): known.full(tensor) for _, tensor in model.tensors()}
+    finally:
+        for tensor, shape, signature in stated:
+            tensor.shape, tensor.signature = shape, signature
+    return {key: shape for key, shape in found.items() if shape is not None}
 
 
 def _resized(subgraph: SubGraph, targets: Sequence[Target]) -> list[tuple[int, list[int]]] | None:
@@ -275,7 +298,8 @@ def _resized(subgraph: SubGraph, targets: Sequence[Target]) -> list[tuple[int, l
 
 def _refusal(text: str) -> Refusal:
     found = _AT.findall(text)
-    return Refusal(int(found[-1][0]) if found else None, " ".join(text.split()))
+    # The innermost operator says it first.
+    return Refusal(tuple(int(number) for number, *_ in reversed(found)), " ".join(text.split()))
 
 
 # -- the model ---------------------------------------------------------------------------------------------
@@ -325,8 +349,11 @@ def reshape_model(model: Model, wish: Reshaping, judging: Judging) -> Reshaped:
 def _as_it_was(
     preparing: Preparing, model: Model, targets: Sequence[Target]
 ) -> tuple[dict[int, Shape], bool]:
-    """Shapes with the old inputs, and whether some show in a run alone."""
+    """Shapes with the old inputs, and whether the model runs on zeros: some shapes show in a run alone."""
     allocated = preparing.shapes(model, targets, runs=False)
+    if any(_UNRESOLVED in refusal.text for refusal in allocated.refusals.values()):
+        preparing.resolver = _DELEGATES
+        allocated = preparing.shapes(model, targets, runs=False)
     if allocated.refusals:
         text = next(iter(allocated.refusals.values())).text
         raise UnsupportedError(
@@ -335,7 +362,7 @@ def _as_it_was(
     ran = preparing.shapes(model, targets, runs=True)
     if ran.refusals:
         return dict(allocated.shapes), False
-    return dict(ran.shapes), ran.shapes != allocated.shapes
+    return dict(ran.shapes), True
 
 
 def _followed(
@@ -343,23 +370,44 @@ def _followed(
 ) -> tuple[list[Edit], list[Walk]]:
     """Changes constants until all shapes are right."""
     edits, done = list[Edit](), set[int]()
-    running = False
     for _ in range(_MOST_ROUNDS):
-        prepared = preparing.shapes(editor.model, targets, runs=running)
-        walks = []
-        for target in targets:
-            position = editor.model.subgraphs.index(target.subgraph)
-            refusal = prepared.refusals.get(position)
-            walk = Walk(
-                *(editor, target.subgraph, before, prepared.shapes, target.asked, RULES, refusal), done=done
-            )
-            edits += walk.run()
-            walks.append(walk)
-        if not any(walk.edits for walk in walks):
-            if running or not runs:
-                return edits, walks
-            running = True
+        found, _, failed = _round(preparing, editor, targets, before, done, runs=False)
+        edits += found
+        if found:
+            continue
+        if runs or failed is None:
+            # Some shapes are known in a run alone.
+            found, walks, failed = _round(preparing, editor, targets, before, done, runs=runs)
+            edits += found
+        if failed is not None and not found:
+            raise failed
+        if not found:
+            return edits, walks
     raise UnsupportedError(f"shapes do not settle in {_MOST_ROUNDS} rounds", remedy="choose other sizes")
+
+
+def _round(
+    preparing: Preparing,
+    editor: Editor,
+    targets: Sequence[Target],
+    before: Mapping[int, Shape],
+    done: set[int],
+    *,
+    runs: bool,
+) -> tuple[list[Edit], list[Walk], UnsupportedError | None]:
+    """One walk over each subgraph: what was changed, and what does not follow."""
+    prepared = preparing.shapes(editor.model, targets, runs=runs)
+    walks, failed = [], None
+    for target in targets:
+        position = editor.model.subgraphs.index(target.subgraph)
+        refusal = prepared.refusals.get(position)
+        walk = Walk(editor, target.subgraph, before, prepared.shapes, target.asked, RULES, refusal, done=done)
+        try:
+            walk.run()
+        except UnsupportedError as error:
+            failed = failed or error
+        walks.append(walk)
+    return [edit for walk in walks for edit in walk.edits], walks, failed
 
 
 def _declare(target: Target, walk: Walk, after: Mapping[int, Shape], wish: Reshaping) -> None:

@@ -32,6 +32,7 @@ from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.reading.metadata import on_disk
 from tfl_rewrite.samples.made import Step
+from tfl_rewrite.samples.npz import write_npz
 from tfl_rewrite.work import working
 
 
@@ -214,11 +215,35 @@ class Proof:
     def _by_rows(self, original: Path, rewritten: Path, folder: Path, *, exactly: bool = False) -> Verdict:
         rows = Rows(self.source.model(), self.done, original, folder)
         judging = self._exactly if exactly else self._by_row
-        return verify_route(rewritten, rows.route, judging, sources=(original,))
+        real = self._grouped(original, rows, folder, exactly=exactly)
+        return verify_route(rewritten, rows.route, replace(judging, inputs=real), sources=(original,))
+
+    def _grouped(self, original: Path, rows: Rows, folder: Path, *, exactly: bool) -> tuple[Path, ...]:
+        """Writes real inputs as batches, in order; the first ones again where the last is not full."""
+        if not self.judging.inputs:
+            return ()
+        ran = run_model(original, self.judging)
+        if ran.failure is not None or ran.interface is None:
+            return ()
+        paths = []
+        for number, key in enumerate(dict.fromkeys(call.signature for call in ran.outputs)):
+            calls = [
+                given for given, call in zip(ran.inputs, ran.outputs, strict=True) if call.signature == key
+            ]
+            entry = ran.interface.find(key)
+            names = [facts.name for facts in entry.inputs] if entry is not None else []
+            if any(array.dtype.kind in "OSU" for given in calls for array in given) or not names:
+                continue
+            paths.append(folder / f"{'once' if exactly else 'batches'}{number}.npz")
+            write_npz(
+                paths[-1], dict(zip(names, rows.grouped(key, names, calls, alone=exactly), strict=True))
+            )
+        return tuple(paths)
 
     def _other_sizes(self, original: Path, rewritten: Path, folder: Path) -> Verdict:
         back = self._back(folder)
-        again = verify(original, back, self._exactly)
+        # Real inputs are of the new shape.
+        again = verify(original, back, replace(self._exactly, inputs=()))
         if again.status == "fail":
             reasons = tuple(f"given the old shape again: {reason}" for reason in again.reasons)
             return replace(again, reasons=reasons)
@@ -295,6 +320,40 @@ class Rows:
         return [
             _joined(walk, tensor, [run.values[place] for run in ran], batch, new)
             for place, tensor in enumerate(outputs)
+        ]
+
+    def grouped(
+        self, key: str | None, names: Sequence[str], calls: Sequence[Sequence[Array]], *, alone: bool
+    ) -> list[Array]:
+        """Joins the samples of calls of the original to batches.
+
+        Args:
+            key: Of the signature; None for the primary subgraph.
+            names: Of its inputs.
+            calls: What each call was given.
+            alone: Whether each is to be a batch of its own.
+
+        Returns:
+            For each input, batches behind each other along a new first axis.
+        """
+        _, target = self._entry(key)
+        old, new = target.asked.batch or (1, 1)
+        inputs = self._operands(key, target, names, given=True)
+        size = 1 if alone else -(-new // old)
+        groups = [
+            [calls[at % len(calls)] for at in range(start, start + size)]
+            for start in range(0, len(calls), size)
+        ]
+        return [
+            np.stack(
+                [
+                    np.concatenate([given[place] for given in group])[: size * old if alone else new]
+                    if id(tensor) in target.batched
+                    else group[0][place]
+                    for group in groups
+                ]
+            )
+            for place, tensor in enumerate(inputs)
         ]
 
     def _copy(self, number: int) -> Path:
