@@ -823,7 +823,15 @@ _ROWS = (
     OperatorRow("NON_MAX_SUPPRESSION_V5", "6", "3"),
     OperatorRow("NOT_EQUAL", "2", "1", integer=_COMPARISON, shape=shapes.broadcast),
     OperatorRow("ONE_HOT", "4", "1", shape=shapes.one_hot),
-    OperatorRow("PACK", "1+", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.pack, copies=copies.pack),
+    OperatorRow(
+        "PACK",
+        "1+",
+        "1",
+        options="PackOptions",
+        integer=IntegerKernel(_SAME, 2, 3),
+        shape=shapes.pack,
+        copies=copies.pack,
+    ),
     OperatorRow(
         "PAD",
         "2-3",
@@ -1108,7 +1116,13 @@ _ROWS = (
     ),
     OperatorRow("UNIQUE", "1", "2", shape=shapes.unique),
     OperatorRow(
-        "UNPACK", "1", "1+", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.unpack, copies=copies.unpack
+        "UNPACK",
+        "1",
+        "1+",
+        options="UnpackOptions",
+        integer=IntegerKernel(_SAME, 2, 4),
+        shape=shapes.unpack,
+        copies=copies.unpack,
     ),
     OperatorRow("UNSORTED_SEGMENT_MAX", "3", "1"),
     OperatorRow("UNSORTED_SEGMENT_MIN", "3", "1"),
@@ -1144,9 +1158,6 @@ DENSIFY, DEQUANTIZE, DIV = map(ROWS.__getitem__, ("DENSIFY", "DEQUANTIZE", "DIV"
 BROADCAST_TO, FILL, SLICE, STRIDED_SLICE, TRANSPOSE_CONV = map(
     ROWS.__getitem__, ("BROADCAST_TO", "FILL", "SLICE", "STRIDED_SLICE", "TRANSPOSE_CONV")
 )
-CONCATENATION, PACK, UNPACK = map(ROWS.__getitem__, ("CONCATENATION", "PACK", "UNPACK"))
-JOINING = (CONCATENATION, PACK)
-"""What puts tensors beside each other, none of which it repeats."""
 POOLS = (AVERAGE_POOL, ROWS["MAX_POOL_2D"], ROWS["L2_POOL_2D"])
 RESIZES = (ROWS["RESIZE_BILINEAR"], ROWS["RESIZE_NEAREST_NEIGHBOR"])
 GATHER, QUANTIZE = ROWS["GATHER"], ROWS["QUANTIZE"]
@@ -1154,6 +1165,8 @@ CONCATENATION, FULLY_CONNECTED, PACK, SPLIT, TRANSPOSE, UNPACK = map(
     ROWS.__getitem__, ("CONCATENATION", "FULLY_CONNECTED", "PACK", "SPLIT", "TRANSPOSE", "UNPACK")
 )
 ARG_MAX, RESIZE_BILINEAR, TOPK_V2 = ROWS["ARG_MAX"], ROWS["RESIZE_BILINEAR"], ROWS["TOPK_V2"]
+JOINING = (CONCATENATION, PACK)
+"""What puts tensors beside each other, none of which it repeats."""
 SHAPE_READERS = (ROWS["SHAPE"], ROWS["RANK"])
 """What reads the shape of a tensor alone: integers do as well as floats."""
 NORM_APPLICATION = (ROWS["ADD"], ROWS["SUB"], ROWS["MUL"])
