@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
     from tfl_rewrite.passes.equalize import Equalize as Equalize
     from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms as FoldBatchNorms
+    from tfl_rewrite.passes.fold_constants import FoldConstants as FoldConstants
     from tfl_rewrite.passes.fuse import Fuse as Fuse
     from tfl_rewrite.passes.prune import Prune as Prune
     from tfl_rewrite.passes.quantize import Quantize as Quantize
@@ -100,6 +101,7 @@ _NAMES = {
     "passes.dedup": "Dedup",
     "passes.dequantize": "Dequantize",
     "passes.equalize": "Equalize",
+    "passes.fold_constants": "FoldConstants",
     "passes.fuse": "Fuse",
     "passes.fold_batch_norms": "FoldBatchNorms",
     "passes.prune": "Prune",

@@ -17,6 +17,7 @@ from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
+from tfl_rewrite.passes.fold_constants import FoldConstants
 from tfl_rewrite.passes.fuse import Fuse
 from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize import Quantize
@@ -33,6 +34,7 @@ GROUP = "tfl_rewrite.passes"
 CATALOG: tuple[type[Pass], ...] = (
     Repair,
     RemoveDead,
+    FoldConstants,
     Fuse,
     FoldBatchNorms,
     Dedup,
