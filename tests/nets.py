@@ -53,7 +53,9 @@ _TABLES = {
     "LEAKY_RELU": "LeakyReluOptions",
     "LSTM": "LSTMOptions",
     "MAX_POOL_2D": "Pool2DOptions",
-    **dict.fromkeys(("MEAN", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "SUM"), "ReducerOptions"),
+    **dict.fromkeys(
+        ("MEAN", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "SUM"), "ReducerOptions"
+    ),
     "MIRROR_PAD": "MirrorPadOptions",
     "MUL": "MulOptions",
     "ONE_HOT": "OneHotOptions",

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.remove_noops import RemoveNoops as RemoveNoops
     from tfl_rewrite.passes.rename import Rename as Rename
     from tfl_rewrite.passes.repair import Repair as Repair
+    from tfl_rewrite.passes.retarget import Retarget as Retarget
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
     from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
     from tfl_rewrite.pipeline.chain import chain as chain
@@ -111,6 +112,7 @@ _NAMES = {
     "passes.remove_noops": "RemoveNoops",
     "passes.rename": "Rename",
     "passes.repair": "Repair",
+    "passes.retarget": "Retarget",
     "passes.round_weights": "RoundWeights",
     "pipeline.chain": "ChainOptions chain",
     "pipeline.report": "Report RewriteFailed",

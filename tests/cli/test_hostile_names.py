@@ -119,6 +119,7 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
         ["MODEL", "OUT", "-v", "--max-size", "1MB", "--effort", "fast", "--recipe-out", "RECIPE"],
     ],
     "doctor": [["MODEL", "-v"], ["MODEL", "--json"]],
+    "retarget": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "repair": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "batch": [["MODEL", "--out", "FOLDER", "--pass", "dedup", "--verify", "off", "--jobs", "1", "-v"]],
     "help": [["--man"]],

@@ -37,7 +37,8 @@ def test_a_preset_without_loss_has_no_lossy_pass():
 @pytest.mark.parametrize("kind", catalog.CATALOG, ids=lambda kind: kind.name)
 def test_passes_say_what_they_do_and_why_they_stand_there(kind):
     assert kind.place and catalog.summary(kind) and not catalog.summary(kind).endswith(".")
-    assert [part.name for part in catalog.passes_of([kind.name])[0].parts()] == [kind.name]
+    parts = catalog.passes_of([kind.name])[0].parts()
+    assert parts and all(part.name.startswith(kind.name) for part in parts)
 
 
 class Point:

@@ -286,6 +286,14 @@ class Pass(ABC):
         return ""
 
     @property
+    def abroad(self) -> str:
+        """The runtime that is to run what it makes and that need not run the original, such as ``tflm``.
+
+        A name that :meth:`tfl_rewrite.kernels.platforms.Platform.parse` takes; empty for none.
+        """
+        return ""
+
+    @property
     def milder(self) -> str:
         """What to ask for instead where outputs differ too much and nothing can be stored finer."""
         return ""

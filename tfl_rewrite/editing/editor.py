@@ -240,8 +240,12 @@ class Editor:
         self, row: OperatorRow, version: int, inputs: Sequence[Tensor | None], output: Tensor
     ) -> Operator:
         """Makes an operator with one output, and without options."""
-        self._asked.add((row.name, version))
-        return Operator(self._code(row.name, version), list(inputs), [output])
+        return Operator(self.code_of(row.name, version), list(inputs), [output])
+
+    def code_of(self, name: str, version: int) -> OperatorCode:
+        """Returns the code for an operator that is made, by its name in ``BuiltinOperator``."""
+        self._asked.add((name, version))
+        return self._code(name, version)
 
     def drop_operator(self, subgraph: SubGraph, operator: Operator) -> int:
         """Removes an operator whose output others are going to make; returns where it was."""

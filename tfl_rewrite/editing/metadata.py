@@ -112,6 +112,25 @@ def raise_min_runtime(model: Model, pairs: Iterable[tuple[str, int]]) -> tuple[s
     return said or "nothing", needed
 
 
+def set_min_runtime(model: Model, pairs: Iterable[tuple[str, int]]) -> tuple[str, str] | None:
+    """Makes ``min_runtime_version``, where there is one, say what the operators of a model need.
+
+    Args:
+        model: Changed in place.
+        pairs: (operator name, version) of all of them.
+
+    Returns:
+        What it said and what it says now, or None where it stays.
+    """
+    entry, said = model.metadata_named(MIN_RUNTIME), said_runtime(model)
+    needed = runtimes.min_runtime_text(pairs)
+    if entry is None or said is None or not needed or said == needed:
+        return None
+    size = max(_MIN_RUNTIME_NBYTES, entry.buffer.nbytes, len(needed) + 1)
+    set_content(model, entry, needed.encode("ascii").ljust(size, b"\0"))
+    return said or "nothing", needed
+
+
 def interface_changed(
     model: Model,
     before: tuple[Sequence[Tensor], Sequence[Tensor]],

@@ -21,7 +21,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
@@ -35,6 +35,7 @@ class Published(NamedTuple):
 
     Attributes:
         own: Whether this Python's own may be asked for by name.
+        adapter: A script of this package that gives it the interface that the others have.
     """
 
     distribution: str
@@ -42,6 +43,7 @@ class Published(NamedTuple):
     interpreter: str = "Interpreter"
     resolvers: str = "OpResolverType"
     own: bool = True
+    adapter: str = ""
 
     @property
     def package(self) -> str:
@@ -55,8 +57,14 @@ RUNTIMES = {
     "tensorflow": Published(
         "tensorflow", "tensorflow", "lite.Interpreter", "lite.experimental.OpResolverType"
     ),
+    "tflm": Published(
+        "tflite-micro", "tflite_micro.python.tflite_micro.runtime", adapter="interpreter/micro.py"
+    ),
 }
-"""Where the interpreter is published, in the order in which a foreign Python is searched."""
+"""Where the interpreter is published, in the order in which a foreign Python is searched.
+
+What has an adapter is not searched for: it computes other sizes and fewer models, so it has to be named.
+"""
 COMPILED = "ai_edge_litert.compiled_model"
 """What ``compiled`` runs models with: the only runtime that reads external buffers."""
 MMAP_FROM_NBYTES = 1 << 20
@@ -153,12 +161,20 @@ class Channel:
 
 
 class Runtime:
-    """One importable interpreter: its class, its resolver names, what it is called and its version."""
+    """One importable interpreter: its class, its resolver names, what it is called and its version.
 
-    def __init__(self, kind: str) -> None:
+    Args:
+        kind: Key in `RUNTIMES`.
+        script: Imports a script of this package.
+    """
+
+    def __init__(self, kind: str, script: Callable[[str], Any]) -> None:
         row = RUNTIMES[kind]
         module = importlib.import_module(row.module)
+        if row.adapter:
+            module = script(row.adapter)
         self.distribution = row.distribution
+        self.chooses = not row.adapter
         self.interpreter: Any = attrgetter(row.interpreter)(module)
         self.resolvers: Any = attrgetter(row.resolvers)(module)
         self.version = _version(self.distribution, module)
@@ -166,7 +182,7 @@ class Runtime:
     def build(self, model: str, resolver: str, threads: int, keeps_tensors: bool = False) -> Any:
         """An interpreter of the file, not yet allocated."""
         options: dict[str, Any] = {"model_path": model, "num_threads": threads}
-        if resolver in KERNELS:
+        if resolver in KERNELS and self.chooses:
             kernels = getattr(self.resolvers, KERNELS[resolver], None)
             if kernels is None:
                 raise ValueError(f"this runtime has no {resolver} kernels to choose")
@@ -183,8 +199,12 @@ def _version(distribution: str, module: Any) -> str:
         return str(getattr(module, "__version__", "unknown version"))
 
 
-def find_runtime(wanted: str) -> Runtime:
+def find_runtime(wanted: str, script: Callable[[str], Any]) -> Runtime:
     """The first of the named runtimes, between commas, that this Python can import.
+
+    Args:
+        wanted: Their kinds.
+        script: Imports a script of this package.
 
     Raises:
         ImportError: With the reason of each that could not be imported.
@@ -192,7 +212,7 @@ def find_runtime(wanted: str) -> Runtime:
     reasons = []
     for kind in wanted.split(","):
         try:
-            return Runtime(kind)
+            return Runtime(kind, script)
         except Exception as error:
             # Not only ImportError: an extension built for another numpy raises whatever it likes.
             reasons.append(f"{RUNTIMES[kind].distribution}: {type(error).__name__}: {error}")
@@ -654,7 +674,7 @@ def main(sandbox: Any, wanted: str, *modules: str) -> None:
     """
     channel = Channel()
     try:
-        runtime = find_runtime(wanted)
+        runtime = find_runtime(wanted, sandbox.script)
         for module in modules:
             importlib.import_module(module)
     except ImportError as error:
@@ -667,6 +687,7 @@ def main(sandbox: Any, wanted: str, *modules: str) -> None:
         {
             "hello": runtime.distribution,
             "version": runtime.version,
+            "chooses": runtime.chooses,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "sandbox": sandbox.walls,

@@ -94,7 +94,7 @@ class RuntimeChoice:
                 f"unknown runtime {printable(runtime)!r}",
                 remedy=f"use {', '.join(own)}, python:PATH or python:PATH:RUNTIME",
             )
-        wanted = ",".join(RUNTIMES)
+        wanted = ",".join(kind for kind, row in RUNTIMES.items() if not row.adapter)
         found = shutil.which(Path(path).expanduser())
         if found is None and ":" in path:
             path, _, name = path.rpartition(":")

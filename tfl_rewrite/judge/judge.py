@@ -180,6 +180,10 @@ class Judge:
                 self.rest()
                 raise
 
+    def request(self, path: Path, reference: Reference) -> dict[str, object]:
+        """What a process that was lent is asked, to run a file on the calls of the original."""
+        return self._original.request("run", path, reference.resolver, reference.steps)
+
     @property
     def runtime(self) -> str:
         """What runs the files, as it was asked for."""
@@ -277,7 +281,7 @@ class Judge:
             self.rest()
             begin(reference)
             execution = rewritten.finish(timeout)
-        verdict = self._judged(reference, execution, tallying, tolerance)
+        verdict = self.judged(reference, execution, tallying, tolerance)
         if repeat and verdict.cause in ("", "outputs", "nothing") and execution.failure is None:
             verdict = self._repeats.check(execution, after, verdict)
         if verdict.cause == "outputs":
@@ -299,10 +303,10 @@ class Judge:
         with worker.finish() as opened:
             return opened.interface
 
-    def _judged(
+    def judged(
         self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
     ) -> Verdict:
-        """What the first run of both says."""
+        """Returns what a run of both says: the calls of the original, and those of another file."""
         reasons: list[str] = []
         notes: list[str] = []
         cause = ""

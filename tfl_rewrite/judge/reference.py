@@ -430,7 +430,7 @@ def judge_info(worker: Worker, resolver: str, threads: int) -> JudgeInfo:
     return JudgeInfo(
         runtime=hello["hello"],
         version=hello["version"],
-        resolver=RESOLVERS[resolver],
+        resolver=RESOLVERS[resolver] if hello.get("chooses", True) else "its own kernels",
         threads=threads,
         python=hello["python"],
         kernels=resolver,

@@ -112,7 +112,8 @@ class Judging:
         seed: Of the made ones.
         tolerance: What a lossy pass may change. Passes that promise equal numbers are judged bit by bit;
             those that compute the same in another order, by `FOLDED`.
-        runtime: ``litert``, ``tensorflow``, ``python:PATH`` or ``python:PATH:RUNTIME``; or several of them.
+        runtime: ``litert``, ``tensorflow``, ``tflm``, ``python:PATH`` or ``python:PATH:RUNTIME``; or several
+            of them.
         resolver: ``default`` (XNNPACK), ``builtin`` or ``reference`` kernels; or several. Each runtime judges
             with each; the worst verdict counts. Without any, the default ones, or the built-in ones if the
             original runs with no others.
@@ -193,10 +194,10 @@ class Judging:
     tolerance: Tolerance = options_within(Tolerance)
     runtime: tuple[str, ...] = option(
         ("litert",),
-        "which interpreter judges: litert (default), tensorflow, or python:PATH for the one that "
-        "another Python installation has (tflite-runtime, a vendor's build): the first that runs the "
-        "original, or the one named by python:PATH:litert, :tflite_runtime or :tensorflow; repeatable: each "
-        "one judges, and the worst verdict counts",
+        "which interpreter judges: litert (default), tensorflow, tflm (TFLite Micro), or python:PATH for "
+        "the one that another Python installation has (tflite-runtime, a vendor's build): the first that "
+        "runs the original, or the one named by python:PATH:litert, :tflite_runtime or :tensorflow; "
+        "repeatable: each one judges, and the worst verdict counts",
         metavar="NAME",
         role=Role.READ_RUNTIME,
     )
@@ -281,6 +282,20 @@ class Judging:
         if not python or any(name.startswith("python:") for name in self.runtime):
             return self
         return replace(self, runtime=(*self.runtime, f"python:{python}"))
+
+    @property
+    def at_home(self) -> Judging:
+        """The same, with the runtimes that have no path of their own: those that run originals.
+
+        For files that are made for another runtime, which the others are then (:attr:`abroad`).
+        """
+        kept = tuple(name for name in self.runtime if name not in self.abroad)
+        return replace(self, runtime=kept or ("litert",))
+
+    @property
+    def abroad(self) -> tuple[str, ...]:
+        """The runtimes that were named by a path."""
+        return tuple(name for name in self.runtime if name.startswith("python:"))
 
     @property
     def exactly(self) -> Judging:

@@ -237,6 +237,7 @@ class OperatorRow:
         copies: When it gives out an input as it is; None where it always computes.
         clamps: Between which bounds it cuts off what it is given, if it does nothing else.
         shape: What shapes it gives out, or whose, where it runs subgraphs; None where no rule is known.
+        same_as: The builtin operator that computes the same of operands of one shape, and is older.
         handle: The options by which the resource that it makes goes (``tflite/kernels/var_handle.cc``,
             ``hashtable.cc``).
     """
@@ -284,6 +285,7 @@ class OperatorRow:
     copies: CopyRule | None = None
     clamps: tuple[float, float] | None = None
     shape: ShapeRule | Calls | None = None
+    same_as: str = ""
     handle: tuple[str, ...] = ()
 
     @property

@@ -7,7 +7,7 @@ Micro refuses is told in the same terms.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from tfl_rewrite.kernels.operands import (
     zero_points_of,
 )
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow
-from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.runtimes import Runtime, Terms
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor
@@ -134,13 +134,18 @@ def version_counts(model: Model) -> Counter[tuple[str, int]]:
 def weight_reads(model: Model) -> Iterator[WeightRead]:
     """Yields every integer constant that an operator reads as a weight beside float activations."""
     for subgraph, operator, place in operators_of(model):
-        row = row_of(operator)
-        if not row.weights or not _computes_in_float(operator, row):
-            continue
-        for position in row.weights:
-            weight = input_of(operator, position)
-            if weight is not None and weight.is_constant and weight.dtype_name in INTEGER_WEIGHTS:
-                yield WeightRead(subgraph, operator, position, weight, row, place)
+        yield from reads_of(subgraph, operator, place)
+
+
+def reads_of(subgraph: SubGraph, operator: Operator, place: str = "") -> Iterator[WeightRead]:
+    """Yields the integer constants that one operator reads as weights beside float activations."""
+    row = row_of(operator)
+    if not row.weights or not _computes_in_float(operator, row):
+        return
+    for position in row.weights:
+        weight = input_of(operator, position)
+        if weight is not None and weight.is_constant and weight.dtype_name in INTEGER_WEIGHTS:
+            yield WeightRead(subgraph, operator, position, weight, row, place)
 
 
 def lacks_bias(operator: Operator) -> bool:
@@ -371,6 +376,14 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
     return ""
 
 
+def refused(operator: Operator, rules: Iterable[Terms]) -> str | None:
+    """Returns what of some rules holds for an operator, in words that follow its name; None for none."""
+    for rule in rules:
+        if all(_holds(term, operator) for term in rule):
+            return _told(rule)
+    return None
+
+
 def micro_refuses(operator: Operator, kind: str) -> str:
     """Returns why TFLite Micro does not compute an operator once its real values are of an integer type.
 
@@ -424,6 +437,7 @@ def _told(rule: tuple[str, ...]) -> str:
 
 
 _WORDS_TOLD = {
+    "always": "that it computes",
     "few": "of fewer than 24 inputs",
     "many": "of more than ten inputs",
     "pads": "that pads",

@@ -71,6 +71,19 @@ Terms = tuple[str, ...]
 """What must hold all at once, as in ``versions.json``."""
 
 
+@functools.cache
+def refusals(runtime: Runtime) -> Mapping[str, tuple[Terms, ...]]:
+    """Returns what a runtime refuses, or dies of, although it has the version: by operator or custom one."""
+    raw = json.loads(Path(__file__).with_name("versions.json").read_text(encoding="utf-8"))
+    found: dict[str, tuple[Terms, ...]] = {}
+    for newest, operators in raw["refused"].items():
+        if runtime > runtime_of(newest):
+            continue
+        for operator, rules in operators.items():
+            found[operator] = (*found.get(operator, ()), *(tuple(rule.split("&")) for rule in rules))
+    return MappingProxyType(found)
+
+
 @dataclass(frozen=True, slots=True)
 class MicroKernel:
     """What TFLite Micro computes of one operator.

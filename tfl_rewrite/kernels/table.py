@@ -607,6 +607,7 @@ _ROWS = (
         "CONCATENATION",
         "1+",
         "1",
+        options="ConcatenationOptions",
         integer=IntegerKernel(_SAME, 2, 3, caveats=(Caveat.UNSIGNED_RESCALES,)),
         shape=shapes.concatenation,
         copies=copies.only_input,
@@ -895,7 +896,14 @@ _ROWS = (
     OperatorRow("REAL", "1", "1", shape=shapes.same),
     OperatorRow("REDUCE_ALL", "2", "1", shape=shapes.reduction),
     OperatorRow("REDUCE_ANY", "2", "1", shape=shapes.reduction),
-    OperatorRow("REDUCE_MAX", "2", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.reduction),
+    OperatorRow(
+        "REDUCE_MAX",
+        "2",
+        "1",
+        options="ReducerOptions",
+        integer=IntegerKernel(_SAME, 2, 3),
+        shape=shapes.reduction,
+    ),
     OperatorRow("REDUCE_MIN", "2", "1", integer=IntegerKernel(_SAME, 2, 3), shape=shapes.reduction),
     OperatorRow(
         "REDUCE_PROD",
@@ -1048,12 +1056,17 @@ _ROWS = (
         shape=shapes.squeeze,
         copies=copies.in_order,
     ),
+    OperatorRow("STABLEHLO_ADD", "2", "1", same_as="ADD"),
     OperatorRow("STABLEHLO_CASE", calls=True),
     OperatorRow("STABLEHLO_CBRT", steep=Steep.ALWAYS),
     OperatorRow("STABLEHLO_COMPOSITE", calls=True, shape=shapes.Calls.ONCE),
     OperatorRow("STABLEHLO_CUSTOM_CALL", effect=_UNKNOWN, effect_reason="what it calls is not in the file"),
     OperatorRow("STABLEHLO_DIVIDE", steep=Steep.DIVISION),
     OperatorRow("STABLEHLO_LOG", steep=Steep.ALWAYS),
+    OperatorRow("STABLEHLO_MAXIMUM", "2", "1", same_as="MAXIMUM"),
+    OperatorRow("STABLEHLO_MINIMUM", "2", "1", same_as="MINIMUM"),
+    OperatorRow("STABLEHLO_MULTIPLY", "2", "1", same_as="MUL"),
+    OperatorRow("STABLEHLO_PAD", "2", "1"),
     OperatorRow("STABLEHLO_POWER", steep=Steep.POWER),
     OperatorRow("STABLEHLO_REDUCE", calls=True),
     OperatorRow("STABLEHLO_REDUCE_WINDOW", calls=True),
@@ -1150,6 +1163,7 @@ ADD, CAST, MEAN, MUL, PRELU, RESHAPE, SUB = map(
     ROWS.__getitem__, ("ADD", "CAST", "MEAN", "MUL", "PRELU", "RESHAPE", "SUB")
 )
 AVERAGE_POOL, NEG = ROWS["AVERAGE_POOL_2D"], ROWS["NEG"]
+COMPOSITE = ROWS["STABLEHLO_COMPOSITE"]
 SELECT, SELECT_V2 = ROWS["SELECT"], ROWS["SELECT_V2"]
 ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE = map(
     ROWS.__getitem__, ("ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE")
@@ -1160,7 +1174,7 @@ BROADCAST_TO, FILL, SLICE, STRIDED_SLICE, TRANSPOSE_CONV = map(
 )
 POOLS = (AVERAGE_POOL, ROWS["MAX_POOL_2D"], ROWS["L2_POOL_2D"])
 RESIZES = (ROWS["RESIZE_BILINEAR"], ROWS["RESIZE_NEAREST_NEIGHBOR"])
-GATHER, QUANTIZE = ROWS["GATHER"], ROWS["QUANTIZE"]
+EMBEDDING_LOOKUP, GATHER, QUANTIZE = ROWS["EMBEDDING_LOOKUP"], ROWS["GATHER"], ROWS["QUANTIZE"]
 CONCATENATION, FULLY_CONNECTED, PACK, SPLIT, TRANSPOSE, UNPACK = map(
     ROWS.__getitem__, ("CONCATENATION", "FULLY_CONNECTED", "PACK", "SPLIT", "TRANSPOSE", "UNPACK")
 )
@@ -1191,6 +1205,26 @@ FLOAT_CUSTOM = frozenset(("TFLite_Detection_PostProcess",))
 
 CONVERSIONS = (QUANTIZE, DEQUANTIZE)
 """What gives the same values in another type: no operator of a model that somebody misses in integers."""
+
+
+def _rows(words: str) -> tuple[OperatorRow, ...]:
+    return tuple(map(ROWS.__getitem__, words.split()))
+
+
+# What a runtime may not have, and what can stand for it (editing/substitutes.py).
+ABS, DIV, EQUAL, EXP = _rows("ABS DIV EQUAL EXP")
+GREATER, LESS, MAXIMUM, MINIMUM, PADV2 = _rows("GREATER LESS MAXIMUM MINIMUM PADV2")
+REDUCE_MAX, RSQRT, SQRT, TANH = _rows("REDUCE_MAX RSQRT SQRT TANH")
+EXPAND_DIMS, GELU, ONE_HOT, POW = _rows("EXPAND_DIMS GELU ONE_HOT POW")
+REDUCE_ANY, RELU_0_TO_1, RELU_N1_TO_1, SIGN = _rows("REDUCE_ANY RELU_0_TO_1 RELU_N1_TO_1 SIGN")
+SQUEEZE, STABLEHLO_PAD, TILE = _rows("SQUEEZE STABLEHLO_PAD TILE")
+DYNAMIC_UPDATE_SLICE, SEQUENCE_LSTM = _rows("DYNAMIC_UPDATE_SLICE UNIDIRECTIONAL_SEQUENCE_LSTM")
+READ_INDICES = _rows("GATHER GATHER_ND MEAN SUM REDUCE_MAX REDUCE_MIN ARG_MAX ARG_MIN")
+"""What reads indices or axes as its second operand."""
+MOVE_BOOLS = _rows("PAD PADV2 GATHER GATHER_ND PACK UNPACK SPLIT TRANSPOSE TILE")
+"""What only moves elements, and came to move bools late or never."""
+COMPARE = _rows("EQUAL NOT_EQUAL GREATER_EQUAL LESS LESS_EQUAL GREATER")
+"""What compares numbers."""
 
 EXPANDING = (MUL, ADD, RESHAPE)
 """What makes floats of blocks of integers, and of the two parts of int6, behind DEQUANTIZE."""

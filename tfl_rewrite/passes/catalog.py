@@ -26,6 +26,7 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.remove_noops import RemoveNoops
 from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
+from tfl_rewrite.passes.retarget import Retarget
 from tfl_rewrite.passes.round_weights import RoundWeights
 
 GROUP = "tfl_rewrite.passes"
@@ -46,6 +47,7 @@ CATALOG: tuple[type[Pass], ...] = (
     QuantizeWeights,
     Quantize,
     Rename,
+    Retarget,
     Compact,
 )
 BY_NAME = {item.name: item for item in CATALOG}

@@ -176,6 +176,9 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     settings = replace(settings, implied=tuple(kernels))
     if any(item.release for item in plan.passes):
         settings = settings.on_old_runtime
+    if any(item.abroad for item in plan.passes):
+        # The others run what is made, and need not run the original.
+        settings = settings.at_home
     unfitted, notes = False, tuple[str, ...]()
     context = Context()
     if settings.inputs and any(item.is_fitted for item in plan.passes):
@@ -285,11 +288,11 @@ def _judge(opened: _Opened, output: AtomicFile, report: Report, flaws: Sequence[
     """Verifies the file that was made; raises unless it may be published."""
     settings = opened.settings
     if report.outcome == "unchanged":
-        return report
+        return report if settings.mode == "off" else _judged_abroad(opened, Source.open(output.path), report)
     made = Source.open(output.path)
     if settings.mode == "off":
         return _unverified(report, "not run, as asked", settings)
-    report = _judged(opened, made, report)
+    report = _judged_abroad(opened, made, _judged(opened, made, report))
     if report.unverified is not None and flaws:
         # It does not run, and we can say why: not a foreign kernel, but damage.
         flaw = flaws[0]
@@ -348,6 +351,31 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
                 "leave out samples with NaN or infinite numbers, or the operators that make them (--exclude)"
             )
         raise RewriteFailed(differs, replace(report, outcome="failed"), milder)
+    return report
+
+
+def _judged_abroad(opened: _Opened, made: Source, report: Report) -> Report:
+    """Has a file judged in the runtimes that passes made it for; raises where it is not right there."""
+    if not any(item.abroad for item in opened.plan.passes):
+        return report
+    from tfl_rewrite.judge.verdict import combined
+    from tfl_rewrite.pipeline.abroad import judged_abroad
+
+    settings = replace(opened.settings, runtime=opened.plan.settings.runtime)
+    before = made if report.outcome == "unchanged" else opened.judges.expected(report.results)
+    verdicts, notes = judged_abroad(before, made, opened.plan.passes, settings)
+    home = report.verdict.each if report.verdict is not None else ()
+    report = replace(report, notes=(*report.notes, *notes))
+    if not verdicts:
+        return report
+    verdict = combined([*home, *verdicts])
+    report = replace(report, verdict=verdict)
+    if verdict.status == "fail":
+        told = "; ".join(verdict.reasons)
+        failed = replace(report, outcome="failed")
+        raise RewriteFailed(f"the file is not right in the runtime that it is for: {told}", failed)
+    if verdict.status == "unverified" and report.unverified is None:
+        return _unverified(report, "; ".join(verdict.reasons), settings)
     return report
 
 

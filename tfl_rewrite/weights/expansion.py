@@ -354,8 +354,7 @@ def renew(
     before = {id(item.tensor): item.tensor.buffer.nbytes for item in late.values()}
     # Of those behind DEQUANTIZE another tensor is the constant then; both parts of an int6 become one.
     names = {key: [one.name for one in expanded(item.tensor, graph)] for key, item in late.items()}
-    parts = _with_partners(set(late), model, graph)
-    result = expand_constants(model, lambda tensor: id(tensor) in parts)
+    result = expand_with_partners(model, set(late))
     left = {id(item.tensor) for item in late_forms(model, runtime)}
     done = [item for key, item in late.items() if key not in left]
     if not done:
@@ -370,6 +369,12 @@ def renew(
         taken.update(dict.fromkeys(names[id(item.tensor)], before[id(item.tensor)]))
     note = f"{len(done)} weight(s) stored anew, since {why}: {listed}"
     return dict(taken), [note, *result.notes]
+
+
+def expand_with_partners(model: Model, constants: set[int]) -> Expanded:
+    """Makes constants, by their ids, float32, and what they are multiplied with behind DEQUANTIZE."""
+    parts = _with_partners(constants, model, Graph.of(model))
+    return expand_constants(model, lambda tensor: id(tensor) in parts)
 
 
 def _with_partners(parts: set[int], model: Model, graph: Graph) -> set[int]:

@@ -97,6 +97,16 @@ def _cutting() -> Groups:
     return _groups("remove-dead", _changed(rows, "--inputs", names=("--verify-inputs",)))
 
 
+def _retargeting() -> Groups:
+    # There, --runtime is what is to run OUT.
+    rows = judging(without=("exact", "holdout", "resolver"))
+    text = (
+        "an interpreter that runs OUT, such as python:PATH for a Python that has the runtime; repeatable. "
+        "IN runs in the first that is named by no path, litert without any: both must give the same"
+    )
+    return _groups("retarget", _changed(rows, "--runtime", names=("--verify-runtime",), help=text))
+
+
 def _running() -> Groups:
     what = (
         value(
@@ -390,6 +400,15 @@ COMMANDS = (
         examples=(
             "tfl-rewrite rename in.tflite out.tflite --input x=image --output Identity=scores",
             "tfl-rewrite rename in.tflite out.tflite --signature serving_default=predict",
+        ),
+    ),
+    Command(
+        "retarget",
+        "make a file load and compute right on an older or smaller runtime",
+        make=_retargeting,
+        examples=(
+            "tfl-rewrite retarget in.tflite out.tflite --runtime 2.14",
+            "tfl-rewrite retarget in.tflite out.tflite --runtime tflm --inputs samples.npz",
         ),
     ),
     Command(

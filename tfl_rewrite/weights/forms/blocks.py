@@ -26,7 +26,15 @@ from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.kernels.table import DEQUANTIZE, MUL, RESHAPE, dequantize_form
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Buffer, Operator, Quantization, Tensor, new_record, schema
+from tfl_rewrite.model.ir import (
+    Buffer,
+    Operator,
+    Quantization,
+    SubGraph,
+    Tensor,
+    new_record,
+    schema,
+)
 from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Channels, Float32, Floats, scaled_integers
 from tfl_rewrite.weights.payloads import QuantizedPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
@@ -285,7 +293,7 @@ def _read_by_kernel(editor: Editor, made: Decision, stored: Stored) -> None:
 def _expand(editor: Editor, made: Decision, stored: Stored, quantization: Quantization) -> None:
     """Makes the float tensor what DEQUANTIZE, MUL and RESHAPE make of integers and scales."""
     item, length = made.item, made.form.block
-    count, dimensions = made.channels.channels, item.shape
+    count = made.channels.channels
     assert length is not None
     buffer, scales = stored.buffers
     form = made.kernels[-1]
@@ -302,25 +310,65 @@ def _expand(editor: Editor, made: Decision, stored: Stored, quantization: Quanti
         editor.store(integers, kind, buffer, quantization)
         place = editor.drop_operator(subgraph, item.expand)
     integers.shape = (count, length)
+    table = Tensor(f"{name}_scales", (count, 1), dtypes.FLOAT16.value, scales)
+    editor.add_tensor(subgraph, table)
+    versions = form.version, half.version
+    subgraph.operators[place:place] = _expanding(editor, subgraph, value, (integers, table), versions)
 
-    def beside(suffix: str, shape: tuple[int, ...], dtype: int, where: Buffer) -> Tensor:
-        return editor.add_tensor(subgraph, Tensor(f"{name}_{suffix}", shape, dtype, where))
 
-    none, float32 = editor.sentinel(), dtypes.FLOAT32.value
-    table = beside("scales", (count, 1), dtypes.FLOAT16.value, scales)
-    steps = beside("steps", (count, length), float32, none)
-    factors = beside("factors", (count, 1), float32, none)
-    flat = beside("blocks", (count, length), float32, none)
+def expand_stored_blocks(
+    editor: Editor, subgraph: SubGraph, value: Tensor, integers: Tensor, block: int
+) -> None:
+    """Makes a float tensor what int8 in blocks, which kernels read as such, stand for.
+
+    Args:
+        editor: Makes the edits.
+        subgraph: Of the tensors.
+        value: The float tensor, of the shape of the constant; read by nothing yet.
+        integers: The constant; its scales are a tensor of float16. DEQUANTIZE alone may read it then.
+        block: Elements of a block.
+    """
+    details = integers.quantization
+    assert details is not None and details.scales_tensor is not None
+    form, half = dequantize_form("INT8", Granularity.TENSOR), dequantize_form("FLOAT16", None)
+    assert form is not None and half is not None
+    count = integers.elements // block
+    held = details.scales_tensor.buffer
+    # Others may name the same tensor as their scales.
+    table = Tensor(f"{integers.name}_scales", (count, 1), dtypes.FLOAT16.value, held)
+    editor.add_tensor(subgraph, table)
+    place = editor.first_reader(subgraph, integers)
+    integers.shape, integers.quantization = (count, block), Quantization.symmetric(np.float32(1).tobytes())
+    versions = form.version, half.version
+    subgraph.operators[place:place] = _expanding(editor, subgraph, value, (integers, table), versions)
+
+
+def _expanding(
+    editor: Editor,
+    subgraph: SubGraph,
+    value: Tensor,
+    stored: tuple[Tensor, Tensor],
+    versions: tuple[int, int],
+) -> list[Operator]:
+    """Returns the operators that make a float tensor of blocks of integers, and of the scales of those."""
+    (integers, table), dimensions = stored, value.shape or ()
+
+    def beside(suffix: str, shape: Sequence[int], dtype: int, where: Buffer) -> Tensor:
+        made = Tensor(f"{value.name}_{suffix}", tuple(shape), dtype, where)
+        return editor.add_tensor(subgraph, made)
+
+    none, float32, whole = editor.sentinel(), dtypes.FLOAT32.value, integers.shape or ()
+    steps = beside("steps", whole, float32, none)
+    factors = beside("factors", table.shape or (), float32, none)
+    flat = beside("blocks", whole, float32, none)
     shape = ScalarVector.of(INT32, dimensions)
     target = beside("shape", (len(dimensions),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
-    reshape = editor.builtin(RESHAPE, 1, [flat, target], value, new_shape=shape)
-    made_operators: list[Operator] = [
-        editor.builtin(DEQUANTIZE, form.version, [integers], steps),
-        editor.builtin(DEQUANTIZE, half.version, [table], factors),
+    return [
+        editor.builtin(DEQUANTIZE, versions[0], [integers], steps),
+        editor.builtin(DEQUANTIZE, versions[1], [table], factors),
         editor.builtin(MUL, 1, [steps, factors], flat),
-        reshape,
+        editor.builtin(RESHAPE, 1, [flat, target], value, new_shape=shape),
     ]
-    subgraph.operators[place:place] = made_operators
 
 
 FORMS: tuple[StorageForm, ...] = ()

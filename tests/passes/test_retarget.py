@@ -1,0 +1,339 @@
+"""Files made to run on older and smaller runtimes: versions, weights, refusals, and how they are judged."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flatbuffers import flexbuffers
+
+from tests.nets import Net, codes, data_of, dequantized, named
+from tfl_rewrite import (
+    Context,
+    Judging,
+    PassResult,
+    Report,
+    Retarget,
+    RewriteFailed,
+    Skip,
+    UnsupportedError,
+    UsageError,
+    load,
+    rewrite,
+    save,
+)
+from tfl_rewrite.editing.base import Change, run_passes
+from tfl_rewrite.files.source import layout
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, ScalarVector
+from tfl_rewrite.kernels.platforms import Platform
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Model, OperatorCode, Quantization, Tensor, new_record, operator_number
+from tfl_rewrite.model.values import pack
+from tfl_rewrite.pipeline.report import Plan
+
+OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
+needs_old = pytest.mark.skipif(OLD is None, reason="no Python with tflite-runtime 2.14.0 is named")
+needs_micro = pytest.mark.skipif(
+    importlib.util.find_spec("tflite_micro") is None, reason="TFLite Micro is not installed (extra: micro)"
+)
+
+
+def integers(net: Net, name: str, values: np.ndarray, scales: list[float], kind: str = "INT8") -> Tensor:
+    """A constant of integers with a scale for each row, or one for all."""
+    made = net.constant(name, values.astype(np.int8))
+    points = ScalarVector(INT64, bytes(8 * len(scales)))
+    made.quantization = Quantization(ScalarVector.of(FLOAT32, scales), points)
+    if kind != "INT8":
+        made.dtype = dtypes.BY_NAME[kind].value
+        made.buffer = net.buffer(
+            pack(values.astype(np.int8).reshape(-1), dtypes.BY_NAME[kind].bits).tobytes()
+        )
+    return made
+
+
+def dense(kind: str = "INT8", version: int = 12, scales: int = 4) -> Model:
+    """A FULLY_CONNECTED that reads integer weights beside floats."""
+    net = Net(3)
+    source = net.input("in", (1, 30))
+    most = 127 if kind == "INT8" else 7
+    values = net.random.integers(-most, most + 1, (4, 30))
+    values[:, 0] = most
+    weight = integers(net, "w", values, [0.01 * (at + 1) for at in range(scales)], kind)
+    options = {"asymmetric_quantize_inputs": True}
+    net.output(net.add("FULLY_CONNECTED", [source, weight, None], "out", (1, 4), version=version, **options))
+    net.metadata("min_runtime_version", b"2.17.0".ljust(16, b"\0"))
+    return net.model
+
+
+def table(scales: int = 5) -> Model:
+    """An EMBEDDING_LOOKUP in a table with a scale for each row."""
+    net = Net(3)
+    source = net.input("ids", (3,), np.int32)
+    values = net.random.integers(-127, 128, (5, 8))
+    rows = integers(net, "w", values, [0.01 * (at + 1) for at in range(scales)])
+    net.output(net.add("EMBEDDING_LOOKUP", [source, rows], "out", (3, 8), version=4))
+    return net.model
+
+
+def retargeted(model: Model, target: str = "2.14", **options: bool) -> list[PassResult]:
+    return run_passes(model, [Retarget(target=target, **options)])
+
+
+def said(results: list[PassResult]) -> list[str]:
+    changes: list[Change] = [change for result in results for change in result.changes]
+    return [f"{change.where}: {change.to_dict()['what']}" for change in changes]
+
+
+def test_scales_that_come_too_late_stand_behind_dequantize() -> None:
+    model = dense()
+    before = dequantized(named(model, "w"))
+    results = retargeted(model)
+    assert codes(model) == [("DEQUANTIZE", 5), ("FULLY_CONNECTED", 6)]
+    assert np.array_equal(dequantized(named(model, "w")), before)
+    assert not model.subgraphs[0].operators[1].option("asymmetric_quantize_inputs")
+    assert "w: int8 -> behind DEQUANTIZE" in said(results)
+    assert "metadata min_runtime_version: 2.17.0 -> 2.7.0" in said(results)
+    assert retargeted(model)[0].changes == retargeted(model)[1].changes == retargeted(model)[2].changes == ()
+
+
+def test_what_the_runtime_knows_stays() -> None:
+    model = dense()
+    results = retargeted(model, "2.17")
+    assert codes(model) == [("FULLY_CONNECTED", 12)] and said(results) == []
+    assert results[-1].idle == "all that is in it runs on runtime 2.17 already"
+
+
+def test_scales_are_joined_by_rounding_where_that_is_asked_for() -> None:
+    model = dense()
+    before = dequantized(named(model, "w"))
+    results = retargeted(model, hybrid=True)
+    assert codes(model) == [("FULLY_CONNECTED", 9)]
+    after = dequantized(named(model, "w"))
+    assert 0 < np.abs(after - before).max() <= np.abs(before).max() / 127 / 2 * 1.0001
+    assert "w: int8 -> int8 with one scale, rounded anew" in said(results)
+
+
+def test_equal_scales_are_one() -> None:
+    model = dense()
+    weight = named(model, "w")
+    raw = np.full(4, 0.5, np.float32).tobytes()
+    weight.quantization = Quantization(ScalarVector(FLOAT32, raw), ScalarVector(INT64, bytes(32)))
+    before = dequantized(weight)
+    retargeted(model)
+    assert codes(model) == [("FULLY_CONNECTED", 9)]
+    assert np.array_equal(dequantized(named(model, "w")), before)
+
+
+@pytest.mark.parametrize("kind", ["INT4", "INT2"])
+def test_packed_integers_become_bytes(kind: str) -> None:
+    model = dense(kind, 14 if kind == "INT2" else 12)
+    if kind == "INT2":
+        weight = named(model, "w")
+        values = np.resize(np.array([-2, -1, 0, 1], np.int8), 120)
+        weight.buffer.blob = Net().buffer(pack(values, 2).tobytes()).blob
+    before = named(model, "w").values
+    retargeted(model)
+    assert codes(model) == [("DEQUANTIZE", 5), ("FULLY_CONNECTED", 6)]
+    assert named(model, "w").dtype_name == "INT8" and np.array_equal(data_of(named(model, "w")), before)
+
+
+def test_lookups_move_the_integers_of_their_rows() -> None:
+    model = table()
+    retargeted(model)
+    assert codes(model) == [("GATHER", 2), ("CAST", 3), ("GATHER", 1), ("MUL", 1)]
+    assert not any(item.name == "w" for item in model.subgraphs[0].tensors)
+
+
+def test_blocks_are_expanded(fixtures: Path) -> None:
+    model = load(fixtures / "blockwise_int4.tflite")
+    retargeted(model)
+    assert [name for name, _ in codes(model)][:4] == ["DEQUANTIZE", "DEQUANTIZE", "MUL", "RESHAPE"]
+    assert retargeted(model)[1].changes == ()
+
+
+def test_micro_reads_floats_beside_floats() -> None:
+    for model in (dense(), dense("INT4", 12), table()):
+        values = named(model, "w").values
+        before = values * (0.01 * np.arange(1, len(values) + 1, dtype=np.float32))[:, None]
+        retargeted(model, "tflm")
+        assert "DEQUANTIZE" not in dict(codes(model))
+        assert named(model, "w").dtype_name == "FLOAT32"
+        assert np.allclose(data_of(named(model, "w")), before, rtol=1e-6)
+
+
+def test_versions_are_lowered_to_what_features_need() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    net.output(net.add("RELU", [net.add("ADD", [source, source], "sum", (1, 4), version=5)], "out", (1, 4)))
+    results = retargeted(net.model)
+    assert codes(net.model) == [("ADD", 1), ("RELU", 1)]
+    assert said(results) == ["subgraphs[0].operators[0] ADD: version 5 -> 1 (first in 1.5.0)"]
+    # Later, since it is an int64; the runtime has it.
+    net = Net()
+    source = net.input("in", (1, 4), np.int64)
+    net.output(net.add("ADD", [source, source], "out", (1, 4), dtype=np.int64, version=5))
+    retargeted(net.model)
+    assert codes(net.model) == [("ADD", 4)]
+
+
+def test_codes_that_nothing_uses_are_dropped_where_they_keep_the_runtime_away() -> None:
+    model = dense()
+    model.operator_codes.append(OperatorCode(operator_number("STABLEHLO_SORT"), None, 1))
+    model.operator_codes.append(OperatorCode(operator_number("RELU"), None, 1))
+    model = load(layout(model).to_bytes())
+    results = retargeted(model)
+    assert "STABLEHLO_SORT version 1: code removed: nothing uses it" in said(results)
+    assert "RELU" in [code.name for code in model.operator_codes]
+
+
+def test_what_cannot_run_there_is_named() -> None:
+    net = Net()
+    source = net.input("in", (4,))
+    net.output(net.add("DILATE", [source, source, source], "out", (4,)))
+    with pytest.raises(UnsupportedError) as caught:
+        retargeted(net.model)
+    text = str(caught.value)
+    assert "runtime 2.14 has no DILATE (first in 2.15.0) (subgraphs[0].operators[0] out)" in text
+    assert caught.value.exit_code == 3 and "--allow-missing" in text
+    results = retargeted(net.model, allow_missing=True)
+    assert [type(skip) for skip in results[-1].skips] == [Skip]
+    with pytest.raises(UnsupportedError, match="TFLite Micro has no DILATE"):
+        retargeted(net.model, "tflm")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("21.4", "target '21.4' is newer than 2.23"),
+        ("old", "target 'old' is not a version"),
+        ("", "not a version"),
+    ],
+)
+def test_a_target_that_is_none(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        Retarget(target=text)
+    assert "tflm" in str(caught.value)
+
+
+def test_names_of_platforms() -> None:
+    assert [Platform.parse(text).spoken for text in ("2.14", "litert-2.1", "tflm")] == [
+        "runtime 2.14",
+        "LiteRT 2.1",
+        "TFLite Micro",
+    ]
+    assert Platform.parse("litert-1.1.0").runtime == (2, 19)
+
+
+def test_the_pass_by_itself_takes_all_steps() -> None:
+    model = dense()
+    result = Retarget().run(model, Context())
+    assert result.name == "retarget" and len(result.changes) == 2 and not result.exact
+
+
+def test_steps_are_judged_by_what_they_did() -> None:
+    plan = Plan(source=b"", target=None, passes=(Retarget(),), settings=Judging())
+    assert [item.effect.value for item in plan.passes] == ["folding", "tolerance", "exact"]
+    assert {item.abroad for item in plan.passes} == {"2.14"}
+
+
+def composite(deep: bool = False) -> Model:
+    """x * 2 + x in a composite, which may be within another one."""
+    net = Net()
+    source = net.input("in", (1, 4))
+    calls = []
+    for subgraph in range(1 + deep):
+        inner = net.graph.inputs[0]
+        calls.append((net.graph, inner))
+        output = net.add("STABLEHLO_COMPOSITE", [inner], f"out{subgraph}", (1, 4))
+        net.output(output)
+        net.next_subgraph(f"body{subgraph}")
+        net.input(f"x{subgraph}", (1, 4))
+    x = net.graph.inputs[0]
+    two = net.constant("two", np.array([2.0], np.float32))
+    net.output(net.add("ADD", [net.add("MUL", [x, two], "twice", (1, 4)), x], "sum", (1, 4)))
+    for position in range(1 + deep):
+        operator = net.model.subgraphs[position].operators[0]
+        attributes = ScalarVector(UINT8, flexbuffers.Dumps({}))
+        options = new_record("StableHLOCompositeOptions").replace(
+            name=f"our.sum{position}", composite_attributes=attributes
+        )
+        options.values["decomposition_subgraph_index"] = net.model.subgraphs[position + 1]
+        operator.options2 = options
+        operator.rest = operator.rest.replace(builtin_options_2_type=21)
+    assert source is net.model.subgraphs[0].inputs[0]
+    return net.model
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_composites_are_written_out(deep: bool) -> None:
+    model = composite(deep)
+    results = retargeted(model)
+    assert codes(model) == [("MUL", 1), ("ADD", 1)] and len(model.subgraphs) == 1
+    assert any("our.sum0 written out: 2 operator(s)" in line for line in said(results))
+    (output,) = model.subgraphs[0].outputs
+    assert output.name == "out0" and model.subgraphs[0].operators[-1].outputs == [output]
+
+
+def test_a_composite_that_cannot_be_written_out_is_named() -> None:
+    model = composite()
+    model.subgraphs[1].outputs = list(model.subgraphs[1].inputs)
+    with pytest.raises(UnsupportedError, match=r"no STABLEHLO_COMPOSITE \(first in 2.17"):
+        retargeted(model)
+
+
+def judged(model: Model, folder: Path, target: str, **judging: object) -> Report:
+    source = folder / "in.tflite"
+    save(model, source, force=True)
+    settings = Judging(samples=2, **judging)  # type: ignore[arg-type]
+    return rewrite(source, passes=[Retarget(target=target)], judging=settings)
+
+
+@needs_old
+@pytest.mark.runtime
+@pytest.mark.parametrize("make", [dense, table, composite])
+def test_the_old_runtime_judges(make: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callable(make)
+    report = judged(make(), tmp_path, "2.14", runtime=("litert", f"python:{OLD}"))
+    assert report.verdict is not None and report.verdict.passed
+    assert [one.judge.version[:4] for one in report.verdict.each if one.judge] == ["2.3.", "2.14"]
+    assert not any("not run on" in note for note in report.notes)
+
+
+@needs_micro
+@pytest.mark.runtime
+def test_micro_judges(tmp_path: Path) -> None:
+    report = judged(dense(), tmp_path, "tflm")
+    assert report.verdict is not None and report.verdict.passed
+    assert [one.judge.runtime for one in report.verdict.each if one.judge] == [
+        "ai-edge-litert",
+        "tflite-micro",
+    ]
+    assert report.verdict.each[1].judge is not None
+    assert report.verdict.each[1].judge.resolver == "its own kernels"
+
+
+@needs_micro
+@pytest.mark.runtime
+def test_what_fails_there_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the table of kernels were wrong.
+    monkeypatch.setattr("tfl_rewrite.kernels.platforms.micro_obstacle", lambda operator: "")
+    monkeypatch.setattr("tfl_rewrite.passes.retarget.micro_obstacles", lambda model: ())
+    with pytest.raises(
+        RewriteFailed, match=r"does not run there: .*FLOAT32 with filter type: INT8"
+    ) as caught:
+        judged(dense(), tmp_path, "tflm")
+    assert caught.value.report.outcome == "failed"
+
+
+@pytest.mark.runtime
+def test_a_runtime_that_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TFL_REWRITE_OLD_RUNTIME_PYTHON", raising=False)
+    report = judged(dense(), tmp_path, "2.14")
+    assert report.verdict is not None and report.verdict.passed
+    assert any(note.startswith("not run on runtime 2.14, which it was made for") for note in report.notes)
+    monkeypatch.setattr("tfl_rewrite.pipeline.abroad.importlib.util.find_spec", lambda name: None)
+    report = judged(dense(), tmp_path, "tflm")
+    assert any("pip install tflite-micro" in note for note in report.notes)

@@ -1,0 +1,168 @@
+"""What can stand for operators that a runtime does not have: one row each, and what makes it.
+
+Each computes the same: to the bit, or (where the row says so) but for the rounding of floats. The rows of one
+operator are tried in order, and what a row makes is looked up again: a TILE becomes a BROADCAST_TO, or where
+that is missing too, a CONCATENATION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from tfl_rewrite.editing import makers
+from tfl_rewrite.editing.drafts import Draft, Shape
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.editing.shapes import Shapes
+from tfl_rewrite.kernels import table
+from tfl_rewrite.kernels.operands import wrong_operands
+from tfl_rewrite.kernels.operators import OperatorRow
+from tfl_rewrite.kernels.platforms import Platform
+from tfl_rewrite.kernels.table import CONCATENATION, RESHAPE, ROWS, row_of
+from tfl_rewrite.model.ir import Model, Operator, Tensor
+
+_DEEPEST = 4
+"""How often what stands for an operator may be replaced itself."""
+
+Maker = Callable[[Draft], bool]
+"""Fills a draft; returns False where an operator is not of the kind that it knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Substitute:
+    """What can stand for an operator.
+
+    Attributes:
+        lacks: The operator.
+        what: What stands for it, in words.
+        make: Makes it.
+        exact: Whether it gives the same to the bit; else but for the rounding of floats.
+    """
+
+    lacks: OperatorRow
+    what: str
+    make: Maker
+    exact: bool = True
+
+
+@dataclass(slots=True)
+class Replaced:
+    """What became of operators that a platform lacks.
+
+    Attributes:
+        done: The operator, what was missing, and what stands for it in words.
+        exact: Whether all of it computes the same to the bit.
+    """
+
+    done: list[tuple[Operator, str, str]] = field(default_factory=list)
+    exact: bool = True
+
+
+def replace_missing(model: Model, platform: Platform, editor: Editor) -> Replaced:
+    """Puts others in the place of operators that a platform lacks, where there is a row and it fits.
+
+    Args:
+        model: Changed in place.
+        platform: What is to run it.
+        editor: Of the model; :meth:`Editor.finish` is left to the caller.
+    """
+    made, shapes = Replaced(), Shapes.of(model)
+    for subgraph in model.subgraphs:
+        operators: list[Operator] = []
+        for operator in subgraph.operators:
+            reason = platform.lacks(operator)
+            found = _standing(operator, platform, shapes.full, _DEEPEST) if reason else None
+            if found is None:
+                operators.append(operator)
+                continue
+            drafts, said, exact = found
+            made.done.append((operator, reason, said))
+            made.exact = made.exact and exact
+            for draft in drafts:
+                operators += draft.accept(editor, subgraph)
+        if len(operators) != len(subgraph.operators) or made.done:
+            subgraph.operators = operators
+    if made.done:
+        editor.removed()
+    return made
+
+
+def _standing(
+    operator: Operator, platform: Platform, full: Callable[[Tensor | None], Shape | None], depth: int
+) -> tuple[list[Draft], str, bool] | None:
+    """Returns what can stand for an operator on a platform, what it is, and whether it is exact."""
+    if not depth or wrong_operands(operator):
+        return None
+    for row in BY_ROW.get(row_of(operator).name, ()):
+        draft = Draft(operator, full)
+        if len(operator.outputs) != 1 or operator.outputs[0] is None or not row.make(draft):
+            continue
+        found, said, exact = [draft], row.what, row.exact
+        steps: list[Operator] = []
+        for step in draft.steps:
+            if not platform.lacks(step):
+                steps.append(step)
+                continue
+            deeper = _standing(step, platform, draft.shape, depth - 1)
+            if deeper is None:
+                break
+            drafts, also, equal = deeper
+            said, exact = f"{said}, of which {step.code.name} is {also}", exact and equal
+            for other in drafts:
+                draft.tensors += other.tensors
+                steps += other.steps
+        else:
+            draft.steps = steps
+            return found, said, exact
+    return None
+
+
+def _through(rows: Sequence[OperatorRow], given: str, taken: str) -> list[Substitute]:
+    words = f"itself in {taken.lower()} between CAST"
+    return [
+        Substitute(row, words, partial(makers.by_way_of, row=row, given=given, taken=taken)) for row in rows
+    ]
+
+
+SUBSTITUTES: tuple[Substitute, ...] = (
+    *(
+        Substitute(row, row.same_as, partial(makers.renamed, row=ROWS[row.same_as]))
+        for row in ROWS.values()
+        if row.same_as
+    ),
+    Substitute(table.STABLEHLO_PAD, table.PADV2.name, makers.pad_by_value),
+    Substitute(table.SELECT, table.SELECT_V2.name, makers.select),
+    Substitute(table.SELECT_V2, "products with 0 and 1", makers.select_numbers),
+    Substitute(table.TILE, "BROADCAST_TO between RESHAPE", makers.tile_by_broadcast),
+    Substitute(table.TILE, "CONCATENATION of itself", makers.tile_by_joining),
+    Substitute(CONCATENATION, "CONCATENATION of groups", makers.join_in_groups),
+    Substitute(table.BROADCAST_TO, "MUL by ones", makers.broadcast_by_ones),
+    Substitute(table.RELU_N1_TO_1, "MAXIMUM and MINIMUM", partial(makers.clamp, low=-1.0, high=1.0)),
+    Substitute(table.RELU_0_TO_1, "MAXIMUM and MINIMUM", partial(makers.clamp, low=0.0, high=1.0)),
+    Substitute(table.SIGN, "GREATER less LESS", makers.sign),
+    Substitute(table.POW, "products, a root or a quotient", makers.power, exact=False),
+    Substitute(table.GELU, "what it is made of", makers.gelu, exact=False),
+    Substitute(table.REDUCE_ANY, "REDUCE_MAX of 0 and 1", makers.any_of),
+    Substitute(table.ONE_HOT, "EQUAL with 0, 1, 2 ...", makers.one_hot),
+    Substitute(table.EXPAND_DIMS, RESHAPE.name, makers.as_reshape),
+    Substitute(table.SQUEEZE, RESHAPE.name, makers.as_reshape),
+    Substitute(table.TRANSPOSE, RESHAPE.name, partial(makers.as_reshape, moves=True)),
+    Substitute(table.SEQUENCE_LSTM, "itself with all 24 operands", makers.with_all_operands),
+    *(
+        Substitute(row, "itself with indices of 32 bits", partial(makers.narrow_indices, row=row))
+        for row in table.READ_INDICES
+    ),
+    Substitute(
+        table.DYNAMIC_UPDATE_SLICE,
+        "itself with indices of 32 bits",
+        partial(makers.narrow_indices, row=table.DYNAMIC_UPDATE_SLICE, first=2),
+    ),
+    *_through(table.MOVE_BOOLS, "BOOL", "INT8"),
+    *_through(table.COMPARE, "INT16", "INT32"),
+)
+"""In the order in which they are tried."""
+
+BY_ROW: dict[str, list[Substitute]] = {}
+for _row in SUBSTITUTES:
+    BY_ROW.setdefault(_row.lacks.name, []).append(_row)

@@ -1,0 +1,100 @@
+"""Has a file judged by the runtime that it was made for, where that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tfl_rewrite.editing.base import Pass
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.judge.elsewhere import judged_elsewhere
+from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.reference import PathLike
+from tfl_rewrite.judge.settings import OLD_RUNTIME_PYTHON, Judging
+from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.kernels.platforms import MICRO, Platform
+from tfl_rewrite.work import current
+
+_REFERENCE = ("reference",)
+"""What TFLite Micro is compared with: the same code. XNNPACK rounds integers in another way."""
+
+
+def judged_abroad(
+    before: PathLike, made: Source, passes: Sequence[Pass], settings: Judging
+) -> tuple[list[Verdict], list[str]]:
+    """Runs a file in the runtimes that passes made it for, and here, and compares.
+
+    Args:
+        before: What its outputs must be those of.
+        made: The file.
+        passes: What made it.
+        settings: How it is run; the runtimes that are named by a path are those to run it in.
+
+    Returns:
+        A verdict of each runtime; and notes, such as that one is not installed.
+    """
+    verdicts, notes = list[Verdict](), list[str]()
+    for text in dict.fromkeys(item.abroad for item in passes if item.abroad):
+        platform = Platform.parse(text)
+        found = _runtimes(platform, settings)
+        current().say(f"running it on {platform.spoken}")
+        judges = [_judged(before, made, platform, settings.at_home, runtime) for runtime in found]
+        verdicts += judges
+        release = text.removeprefix("litert-")
+        versions = [one.judge.version for one in judges if one.judge is not None]
+        known = any(f"{item}.".startswith(f"{release}.") for item in versions)
+        if not platform.is_micro and not known and (versions or not judges):
+            notes.append(
+                f"not run on {platform.spoken}, which it was made for: name a Python that has it, as "
+                f"python:PATH among the runtimes{_by_name(platform)}"
+            )
+        elif platform.is_micro and not judges:
+            notes.append(
+                "not run on TFLite Micro, which it was made for: pip install tflite-micro (Linux on x86-64)"
+            )
+    return verdicts, notes
+
+
+def _by_name(platform: Platform) -> str:
+    return f" or in {OLD_RUNTIME_PYTHON}" if platform.release else ""
+
+
+def _runtimes(platform: Platform, settings: Judging) -> tuple[str, ...]:
+    """Returns the runtimes that stand for a platform on this machine."""
+    if platform.is_micro:
+        return (MICRO,) if importlib.util.find_spec("tflite_micro") else ()
+    python = os.environ.get(OLD_RUNTIME_PYTHON) if platform.release else None
+    return settings.abroad or ((f"python:{python}",) if python else ())
+
+
+def _judged(before: PathLike, made: Source, platform: Platform, judging: Judging, runtime: str) -> Verdict:
+    if not platform.is_micro:
+        return _on_release(before, made, judging, runtime)
+    verdict = judged_elsewhere(made, replace(judging, resolver=_REFERENCE), runtime, micro=True)
+    if verdict.status == "unverified" and not judging.resolver:
+        # The reference kernels lack some operators.
+        return judged_elsewhere(made, judging, runtime, micro=True)
+    return verdict
+
+
+def _on_release(before: PathLike, made: Source, judging: Judging, runtime: str) -> Verdict:
+    """Compares with what the file gives here; where kernels round too differently, in two other ways.
+
+    With what the original gives there, if it runs there; and with the same kernels, without XNNPACK, here
+    and there. Integer kernels of two releases are known to differ by more than a rewrite may.
+    """
+    first = judged_elsewhere(made, judging, runtime)
+    if first.status != "fail" or first.cause != "outputs":
+        return first
+    with Judge(before, replace(judging, runtime=(runtime,))) as judge:
+        second = judge.compare(made)
+    told = "compared with the original there"
+    if not second.passed and not judging.resolver:
+        second = judged_elsewhere(made, replace(judging, resolver=("builtin",)), runtime)
+        told = "compared without XNNPACK here and there"
+    if not second.passed:
+        return first
+    why = "; ".join(first.reasons)
+    return replace(second, notes=(*second.notes, f"{told}: kernels round otherwise there ({why})"))
