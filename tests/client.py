@@ -48,6 +48,7 @@ def passes() -> list[tfl.Pass]:
         tfl.Equalize(),
         tfl.Fuse(),
         tfl.FoldBatchNorms(before=False),
+        tfl.Simplify(fold=False, grow=False),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
         tfl.Quantize(target="2.14"),
         tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime="2.14", effort="best"),

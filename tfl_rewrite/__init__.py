@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.retarget import Retarget as Retarget
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
+    from tfl_rewrite.passes.simplify import Simplify as Simplify
     from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
     from tfl_rewrite.pipeline.chain import chain as chain
     from tfl_rewrite.pipeline.input_shapes import Reshaping as Reshaping
@@ -115,6 +116,7 @@ _NAMES = {
     "passes.retarget": "Retarget",
     "passes.round_weights": "RoundWeights",
     "pipeline.chain": "ChainOptions chain",
+    "passes.simplify": "Simplify",
     "pipeline.report": "Report RewriteFailed",
     "pipeline.shape_change": "reshape",
     "pipeline.input_shapes": "Reshaping",

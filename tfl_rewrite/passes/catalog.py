@@ -28,6 +28,7 @@ from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.retarget import Retarget
 from tfl_rewrite.passes.round_weights import RoundWeights
+from tfl_rewrite.passes.simplify import Simplify
 
 GROUP = "tfl_rewrite.passes"
 """Entry points by which other packages offer passes."""
@@ -40,6 +41,7 @@ CATALOG: tuple[type[Pass], ...] = (
     FoldBatchNorms,
     Dedup,
     RemoveNoops,
+    Simplify,
     Dequantize,
     Prune,
     RoundWeights,
@@ -55,9 +57,11 @@ BY_NAME = {item.name: item for item in CATALOG}
 PRESETS: Mapping[str, tuple[str, ...]] = {
     # Nothing that a program could measure changes.
     "lossless": ("remove-dead", "dedup", "compact"),
+    # Fewer operators that compute the same; to the bit, or within 120 dB where something was folded.
+    "simplify": ("simplify",),
     # The smallest file that keeps every output within the tolerance.
     # What differed as floats may be equal as int8, so equal constants are looked for again.
-    "small": ("remove-dead", "dedup", "quantize-weights", "dedup", "compact"),
+    "small": ("remove-dead", "dedup", "simplify:grow=no", "quantize-weights", "dedup", "compact"),
 }
 
 

@@ -10,10 +10,11 @@ refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
+from tfl_rewrite.editing.base import Change, Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.fusions import FUSIONS, KINDS
 from tfl_rewrite.editing.metadata import positions_moved
@@ -22,9 +23,15 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.option import option
 
 _KNOWN_TO_XNNPACK = (
-    "{count} of {all} fusions win no time where XNNPACK computes, which does the same when it loads a file; "
+    "{count} of {all} changes win no time where XNNPACK computes, which does the same when it loads a file; "
     "other delegates, TFLite Micro and the kernels without a delegate gain"
 )
+
+
+def xnnpack_notes(changes: Sequence[Change]) -> list[str]:
+    """Says how many of some changes win nothing where XNNPACK computes, and who gains; nothing for none."""
+    known = sum(isinstance(item, Edit) and bool(item.data.get("known_to_xnnpack")) for item in changes)
+    return [_KNOWN_TO_XNNPACK.format(count=known, all=len(changes))] if known else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +67,7 @@ class Fuse(Pass):
         notes = positions_moved(model) if done.changes else []
         editor.finish()
         notes += editor.notes
-        known = sum(bool(change.data["known_to_xnnpack"]) for change in done.changes)
-        if known:
-            notes.append(_KNOWN_TO_XNNPACK.format(count=known, all=len(done.changes)))
+        notes += xnnpack_notes(done.changes)
         return PassResult(
             self.name,
             tuple(done.changes),

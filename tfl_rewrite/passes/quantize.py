@@ -41,6 +41,7 @@ from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import Role, Taken, check_options, option
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.rounders import (
@@ -170,6 +171,7 @@ class Quantize(Pass):
     )
     share: float | None = None
     margin: float = MARGIN_DB
+    simplify: bool = option(False, SIMPLIFY)
 
     def __post_init__(self) -> None:
         """Refuses options that are none.
@@ -184,6 +186,10 @@ class Quantize(Pass):
                 f"{self.target.spoken} has no kernels that read int8 weights beside float activations",
                 remedy="--map REGEX=float for those operators",
             )
+
+    def parts(self) -> Sequence[Pass]:
+        """Returns this, and what simplifies the graph before it where that is asked for."""
+        return after_simplify(self)
 
     @property
     def is_fitted(self) -> bool:

@@ -26,6 +26,7 @@ from tfl_rewrite.model.ir import Model, Quantization, Tensor
 from tfl_rewrite.options.option import Kind, Role, Taken, check_options, option
 from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import EXCLUDE, INCLUDE, UNNAMED, Candidate, Selection
 from tfl_rewrite.weights.encoding import Encoding, Recipe, Rule, Scheme, unmatched_notes
@@ -111,16 +112,8 @@ class QuantizeWeights(Pass):
         metavar="N",
         bounds=(1, 1 << 40),
     )
-    include: tuple[str, ...] = option(
-        (),
-        INCLUDE,
-        metavar="REGEX",
-    )
-    exclude: tuple[str, ...] = option(
-        (),
-        EXCLUDE,
-        metavar="REGEX",
-    )
+    include: tuple[str, ...] = option((), INCLUDE, metavar="REGEX")
+    exclude: tuple[str, ...] = option((), EXCLUDE, metavar="REGEX")
     keep_first_last: bool = option(False, "keep the weights of the first and the last weighted operator")
     effort: Taken[Effort, str] = option(
         Effort.BALANCED,
@@ -147,6 +140,7 @@ class QuantizeWeights(Pass):
     levels: Mapping[int, int] = field(default_factory=dict)
     magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
     selection: Selection = field(init=False)
+    simplify: bool = option(False, SIMPLIFY)
 
     def __post_init__(self) -> None:
         """Reads the rules and patterns.
@@ -174,6 +168,10 @@ class QuantizeWeights(Pass):
         """The forms that a constant takes where the outputs lose too much, one after the other."""
         # Who asked for hybrid kernels alone wants no DEQUANTIZE.
         return FINER[-1:] if self.scheme is Scheme.HYBRID else FINER
+
+    def parts(self) -> Sequence[Pass]:
+        """Returns this, and what simplifies the graph before it where that is asked for."""
+        return after_simplify(self)
 
     @property
     def is_fitted(self) -> bool:

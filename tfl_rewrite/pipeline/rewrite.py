@@ -422,7 +422,8 @@ def _stricter(opened: _Opened, passes: Sequence[Pass], failed: RewriteFailed) ->
     verdict = failed.report.verdict
     if verdict is None or verdict.status != "fail" or not verdict.measured or not opened.settings.rescue:
         return []
-    made = [item.stricter(verdict.short_db()) for item in passes]
+    judged = opened.judges.strictness(failed.report.results)
+    made = [item.stricter(verdict.short_db()) if item.effect is judged else None for item in passes]
     if not any(made):
         return []
     current().say("trying again with more room for the samples that judge")

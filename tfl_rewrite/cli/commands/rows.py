@@ -120,7 +120,7 @@ def _running() -> Groups:
             metavar="NAME[:OPTION=VALUE,...]",
             role=Role.READ_PASSES,
         ),
-        value("--preset", help="lossless or small", metavar="NAME", default=None),
+        value("--preset", help="lossless, simplify or small", metavar="NAME", default=None),
     )
     return (
         ("files", IN_OUT),
