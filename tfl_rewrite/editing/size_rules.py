@@ -346,6 +346,48 @@ def _variable_of(walk: Walk, operator: Operator) -> tuple[object, ...] | None:
     return tuple(maker.option(name) for name in row_of(maker).handle)
 
 
+def _loop(walk: Walk, operator: Operator) -> list[Edit]:
+    """What a loop begins with is made for all samples: states, and the room for what it collects of them."""
+    body, batch = operator.option("body_subgraph_index"), walk.asked.batch
+    if not isinstance(body, SubGraph) or batch is None:
+        return []
+    edits, states = list[Edit](), list[list[int]]()
+    for position, (tensor, inner) in enumerate(zip(operator.inputs, body.inputs, strict=False)):
+        shape = walk.was(tensor) if tensor is not None else ()
+        if tensor is None or len(shape) < 2 or shape[0] != batch[0]:
+            continue
+        if not walk.moves(tensor):
+            if not walk.graph.is_constant(tensor) or (inner.signature or (0,))[0] != -1:
+                continue
+            if walk.asked.is_free:
+                raise walk.unfollowed(
+                    operator, f"begins with {tensor.name!r}, which is of {batch[0]} samples"
+                )
+            edits += _repeat(walk, walk.subgraph, operator, position, 0)
+        states.append(list(shape))
+    for tensor in operator.inputs:
+        edits += _make_room(walk, tensor, states, batch[1])
+    return edits
+
+
+def _make_room(walk: Walk, tensor: Tensor | None, states: Sequence[list[int]], count: int) -> list[Edit]:
+    """What is filled to collect states in has their shapes, as a constant, behind the number of steps."""
+    filled = walk.graph.maker_of(tensor) if tensor is not None else None
+    shape = filled.inputs[0] if filled is not None and row_of(filled) is table.FILL else None
+    maker = walk.graph.maker_of(shape) if shape is not None else None
+    if filled is None or maker is None or row_of(maker) not in table.JOINING:
+        return []
+    edits = list[Edit]()
+    for place in range(len(maker.inputs)):
+        known = walk.numbers(maker, place)
+        if known is None or known not in states:
+            continue
+        if walk.asked.is_free:
+            raise walk.is_fixed(filled)
+        edits += walk.put(maker, place, [count, *known[1:]])
+    return edits
+
+
 def _unpack(walk: Walk, operator: Operator) -> list[Edit]:
     """Takes away another axis of one place than that of the samples."""
     data, axis = operator.inputs[0], operator.option("axis") or 0
@@ -387,6 +429,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **dict.fromkeys((row.name for row in table.RESIZES), Rule(_resize, always=True)),
         **dict.fromkeys((row.name for row in table.POOLS), Rule(_pool)),
         table.CONCATENATION.name: Rule(_join),
+        table.WHILE.name: Rule(_loop),
         table.ASSIGN_VARIABLE.name: Rule(_assign),
         table.PACK.name: Rule(_pack),
         table.UNPACK.name: Rule(_unpack),

@@ -288,6 +288,13 @@ def _followed_shapes(model: Model, targets: Sequence[Target]) -> dict[int, Shape
     return {key: shape for key, shape in found.items() if shape is not None}
 
 
+def _are_told(model: Model, targets: Sequence[Target], shapes: Mapping[int, Shape]) -> bool:
+    """Whether the rules of operators give the same shapes, so that none of them waits for a run."""
+    known = _followed_shapes(model, targets)
+    made = (tensor for item in targets for operator in item.subgraph.operators for tensor in operator.outputs)
+    return all(tensor is None or known.get(id(tensor)) == shapes.get(id(tensor)) for tensor in made)
+
+
 def _resized(subgraph: SubGraph, targets: Sequence[Target]) -> list[tuple[int, list[int]]] | None:
     target = next((item for item in targets if item.subgraph is subgraph), None)
     if target is None:
@@ -338,7 +345,9 @@ def reshape_model(model: Model, wish: Reshaping, judging: Judging) -> Reshaped:
         before, runs = _as_it_was(preparing, model, same)
         edits, walks = _followed(preparing, editor, targets, before, runs)
         final = same if wish.dynamic_batch else targets
-        after = preparing.shapes(model, final, runs=runs).shapes
+        after = preparing.shapes(model, final, runs=False).shapes
+        if not _are_told(model, final, after):
+            after = preparing.shapes(model, final, runs=runs).shapes
     for target, walk in zip(targets, walks, strict=True):
         _declare(target, walk, after, wish)
     editor.removed()
@@ -349,7 +358,7 @@ def reshape_model(model: Model, wish: Reshaping, judging: Judging) -> Reshaped:
 def _as_it_was(
     preparing: Preparing, model: Model, targets: Sequence[Target]
 ) -> tuple[dict[int, Shape], bool]:
-    """Shapes with the old inputs, and whether the model runs on zeros: some shapes show in a run alone."""
+    """Shapes with the old inputs, and whether a run on zeros may tell those that show in a run alone."""
     allocated = preparing.shapes(model, targets, runs=False)
     if any(_UNRESOLVED in refusal.text for refusal in allocated.refusals.values()):
         preparing.resolver = _DELEGATES
@@ -359,6 +368,8 @@ def _as_it_was(
         raise UnsupportedError(
             f"the runtime does not take the model as it is: {text}", remedy="'tfl-rewrite doctor' may say why"
         )
+    if _are_told(model, targets, allocated.shapes):
+        return dict(allocated.shapes), True
     ran = preparing.shapes(model, targets, runs=True)
     if ran.refusals:
         return dict(allocated.shapes), False
@@ -371,13 +382,11 @@ def _followed(
     """Changes constants until all shapes are right."""
     edits, done = list[Edit](), set[int]()
     for _ in range(_MOST_ROUNDS):
-        found, _, failed = _round(preparing, editor, targets, before, done, runs=False)
+        found, walks, failed = _round(preparing, editor, targets, before, done, runs=False)
         edits += found
-        if found:
-            continue
-        if runs or failed is None:
+        if not found and runs and not _are_told(editor.model, targets, walks[0].after):
             # Some shapes are known in a run alone.
-            found, walks, failed = _round(preparing, editor, targets, before, done, runs=runs)
+            found, walks, failed = _round(preparing, editor, targets, before, done, runs=True)
             edits += found
         if failed is not None and not found:
             raise failed
@@ -422,6 +431,9 @@ def _declare(target: Target, walk: Walk, after: Mapping[int, Shape], wish: Resha
         if id(tensor) in known or id(tensor) not in after:
             continue
         shape = after[id(tensor)]
+        if not tensor.shape and shape:
+            # It was declared as unknown, which some delegates leave alone.
+            continue
         axes = walk.axes.get(id(tensor))
         signature: Shape | None = None
         if wish.dynamic_batch and axes is not None and len(axes) == len(shape):
@@ -431,6 +443,6 @@ def _declare(target: Target, walk: Walk, after: Mapping[int, Shape], wish: Resha
             )
         elif is_free and tensor.signature is not None and len(tensor.signature) == len(shape):
             signature = tensor.signature
-        if tensor.shape is not None or shape:
+        if tensor.shape is not None:
             tensor.shape = shape
         tensor.signature = signature
