@@ -2,7 +2,7 @@
 
 In each round, in this order: ``remove-noops``, ``fuse``, ``fold-batch-norms``, ``fold-constants``, ``dedup``
 and ``remove-dead``; what one of them leaves is often what another looks for. Each keeps its own promise,
-which says what goes, what stays and what may differ; ``fold-constants`` folds within its ``max-growth`` in all.
+which says what goes, what stays and may differ; ``fold-constants`` folds within its ``max-growth`` in all.
 Outputs are equal to the bit where nothing was folded into weights or computed in another order, and within
 120 dB where something was; ``--no-fold`` leaves that. Refuses when metadata refers to what would move
 (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
