@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.retarget import Retarget as Retarget
     from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
+    from tfl_rewrite.passes.signatures import Signatures as Signatures
     from tfl_rewrite.passes.simplify import Simplify as Simplify
     from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
     from tfl_rewrite.pipeline.chain import chain as chain
@@ -115,6 +116,7 @@ _NAMES = {
     "passes.repair": "Repair",
     "passes.retarget": "Retarget",
     "passes.round_weights": "RoundWeights",
+    "passes.signatures": "Signatures",
     "pipeline.chain": "ChainOptions chain",
     "passes.simplify": "Simplify",
     "pipeline.report": "Report RewriteFailed",

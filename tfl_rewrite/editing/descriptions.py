@@ -105,3 +105,24 @@ def with_names(root: Record, place: int, side: str, names: Sequence[Mapping[str,
     more = {_GROUPS[side]: groups} if groups else {}
     subgraphs[place] = subgraphs[place].replace(**{SIDES[side]: described}, **more)
     return root.replace(subgraph_metadata=subgraphs)
+
+
+def keep_subgraph(model: Model, place: int) -> list[str]:
+    """Has the metadata describe one subgraph alone, as the main one.
+
+    Args:
+        model: Its metadata is changed.
+        place: Of the subgraph, as it was.
+
+    Returns:
+        What was done, a line each.
+    """
+    try:
+        root = read_descriptions(model)
+    except (FormatError, UnsupportedError) as error:
+        return [f"{error.where} left as it is: {error.what}"]
+    described = [] if root is None else list(root.get("subgraph_metadata") or ())
+    if root is None or described == described[place : place + 1]:
+        return []
+    write_descriptions(model, root.replace(subgraph_metadata=described[place : place + 1] or None))
+    return [f"metadata {DESCRIPTIONS}: it describes the subgraph that stays"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from tfl_rewrite.errors import UsageError, near_names, whole_number
+from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor
 
 _SHOWN = 20
@@ -95,3 +96,9 @@ def signature_named(model: Model, key: str) -> Signature:
     meant = f"did you mean {near[0]!r}? " if near else ""
     has = f"it has {', '.join(map(repr, keys[:_SHOWN]))}" if keys else "it has none"
     raise UsageError(f"the model has no signature {key!r}", remedy=f"{meant}{has}")
+
+
+def arguments_of(signature: Signature, side: str) -> list[tuple[str, Tensor]]:
+    """Returns the arguments of a signature with their names: its ``inputs`` or its ``outputs``."""
+    rows: list[tuple[Record, Tensor]] = getattr(signature, side)
+    return [(row.get("name") or "", tensor) for row, tensor in rows]

@@ -28,6 +28,7 @@ from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.retarget import Retarget
 from tfl_rewrite.passes.round_weights import RoundWeights
+from tfl_rewrite.passes.signatures import Signatures
 from tfl_rewrite.passes.simplify import Simplify
 
 GROUP = "tfl_rewrite.passes"
@@ -50,6 +51,7 @@ CATALOG: tuple[type[Pass], ...] = (
     Quantize,
     Rename,
     Retarget,
+    Signatures,
     Compact,
 )
 BY_NAME = {item.name: item for item in CATALOG}

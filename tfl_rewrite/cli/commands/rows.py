@@ -412,6 +412,15 @@ COMMANDS = (
         ),
     ),
     Command(
+        "signatures",
+        "add and remove signatures, or keep one as the model",
+        make=lambda: _exact("signatures"),
+        examples=(
+            "tfl-rewrite signatures in.tflite out.tflite --add predict:inputs=image=x,outputs=scores=y",
+            "tfl-rewrite signatures in.tflite out.tflite --extract encode",
+        ),
+    ),
+    Command(
         "passes",
         "list the passes, their options and the presets",
         "Lists the passes in the order of the presets, with the reason for it.",
