@@ -26,6 +26,7 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.fuse import Fuse
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.repair import Repair
@@ -72,6 +73,7 @@ def _orders() -> list[tuple[str, Order]]:
         ("repaired", [Repair()]),
         ("rounded", [RoundWeights(steps=16, min_elements=16)]),
         ("integers", integers),
+        ("fused", [Fuse()]),
         ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]
 
