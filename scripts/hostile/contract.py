@@ -26,10 +26,15 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
 from tfl_rewrite.passes.fuse import Fuse
+from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.remove_noops import RemoveNoops
+from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
+from tfl_rewrite.passes.retarget import Retarget
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.reading.check import examine_model
@@ -73,7 +78,12 @@ def _orders() -> list[tuple[str, Order]]:
         ("repaired", [Repair()]),
         ("rounded", [RoundWeights(steps=16, min_elements=16)]),
         ("integers", integers),
-        ("fused", [Fuse()]),
+        ("simplified", [RemoveNoops(), Fuse(), FoldBatchNorms(), Dedup(), RemoveNoops(), RemoveDead()]),
+        ("pruned", [Prune(min_elements=16), QuantizeWeights(dtype="int4", min_elements=1)]),
+        ("sparse", [Prune(min_elements=16, sparsity=0.9, encode="sparse")]),
+        ("older", [Retarget(target="2.14")]),
+        ("micro", [Retarget(target="tflm", allow_missing=True)]),
+        ("renamed", [Rename(tensor=("#0=renamed",))]),
         ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]
 

@@ -246,3 +246,9 @@ def test_it_goes_with_other_passes_behind_those_that_cut(tmp_path: Path) -> None
     assert [item.label for item in report.verdict.outputs] == ["s/b"]
     with pytest.raises(UsageError, match="rename stands before cut; put rename last"):
         rewrite(tmp_path / "m.tflite", tmp_path / "p.tflite", [twice[0], RemoveDead(outputs=("b",))])
+
+
+def test_a_signature_without_a_key_stays_so(fixtures: Path) -> None:
+    model = load(fixtures / "malformed" / "signature_without_key.tflite")
+    (result,) = run_passes(model, [Rename(tensor=("#0=renamed",))])
+    assert result.modified and model.signatures[0].key is None

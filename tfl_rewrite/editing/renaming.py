@@ -190,7 +190,8 @@ class Renaming:
                 if self.arguments.get(place) == name:
                     del self.arguments[place]
         for signature in self.model.signatures:
-            if self.keys.get(id(signature)) == signature.key:
+            # One without a key is not renamed where nothing is said of it.
+            if id(signature) in self.keys and self.keys[id(signature)] == signature.key:
                 del self.keys[id(signature)]
         for graph in self.model.subgraphs:
             names = [(self.tensors.get(id(item)), self._tensor_name(item)) for item in graph.tensors]
