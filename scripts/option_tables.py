@@ -22,6 +22,7 @@ from tfl_rewrite.pipeline.chain import ChainOptions
 from tfl_rewrite.pipeline.input_shapes import Reshaping
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
+from tfl_rewrite.shards.split import SplitOptions
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 OTHERS: dict[str, Any] = {
@@ -29,6 +30,7 @@ OTHERS: dict[str, Any] = {
     "shrink": Goal,
     "reshape": Reshaping,
     "chain": ChainOptions,
+    "split": SplitOptions,
     "shard": ShardOptions,
     "join": JoinOptions,
 }

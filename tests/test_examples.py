@@ -12,7 +12,20 @@ import tfl_rewrite
 
 NAMES = [name for name in tfl_rewrite.__all__ if name != "__version__"]
 # These run files, or something in them does.
-RUN = {"blame", "chain", "rewrite", "shrink", "verify", "Blame", "Compact", "Dedup", "Dequantize"}
+RUN = {
+    "blame",
+    "chain",
+    "split",
+    "Chain",
+    "SplitFailed",
+    "rewrite",
+    "shrink",
+    "verify",
+    "Blame",
+    "Compact",
+    "Dedup",
+    "Dequantize",
+}
 RUN |= {
     "Quantize",
     "RemoveDead",

@@ -79,9 +79,13 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.calls import join as join
     from tfl_rewrite.shards.calls import open_sharded as open_sharded
     from tfl_rewrite.shards.calls import shard as shard
+    from tfl_rewrite.shards.chain import Chain as Chain
     from tfl_rewrite.shards.settings import JoinOptions as JoinOptions
     from tfl_rewrite.shards.settings import ShardFailed as ShardFailed
     from tfl_rewrite.shards.settings import ShardOptions as ShardOptions
+    from tfl_rewrite.shards.split import SplitFailed as SplitFailed
+    from tfl_rewrite.shards.split import SplitOptions as SplitOptions
+    from tfl_rewrite.shards.split import split as split
 
     run = run_passes
 
@@ -132,7 +136,9 @@ _NAMES = {
     "search.rewrite": "rewrite",
     "search.shrink": "shrink",
     "shards.calls": "join open_sharded shard",
+    "shards.chain": "Chain",
     "shards.settings": "JoinOptions ShardFailed ShardOptions",
+    "shards.split": "SplitFailed SplitOptions split",
 }
 """Modules, and the public names of each; behind a colon what a single one is called there."""
 

@@ -75,9 +75,13 @@ def _destination(row: Argument) -> str:
 def _of_a_folder(what: str, path: str, arguments: argparse.Namespace) -> Iterator[Claim]:
     """The file by which a folder of shards is opened; its writer looks whether it has the same content."""
     from tfl_rewrite.shards.settings import ShardOptions
+    from tfl_rewrite.shards.split import SplitOptions
 
     if Path(path).is_dir():
-        entry = ShardOptions(**given(ShardOptions, arguments)).entry
+        kind: type[ShardOptions | SplitOptions] = (
+            SplitOptions if arguments.command == "split" else ShardOptions
+        )
+        entry = kind(**given(kind, arguments)).entry
         yield Claim(what, os.fspath(Path(path) / entry), mine=True)
 
 

@@ -50,8 +50,8 @@ def standard_streams(arguments: argparse.Namespace) -> Iterator[None]:
         FileAccessError: A stream is closed, or cannot be read or written.
     """
     wanted = [name for name in READ if STREAM in paths(arguments, name)]
-    # "shard" writes a folder.
-    writes = getattr(arguments, WRITTEN, None) == STREAM and arguments.command != "shard"
+    # Some write a folder.
+    writes = getattr(arguments, WRITTEN, None) == STREAM and arguments.command not in ("shard", "split")
     _shown.clear()
     if not wanted and not writes:
         yield

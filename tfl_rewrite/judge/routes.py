@@ -81,6 +81,7 @@ def verify_route(
     *,
     sources: Sequence[PathLike] = (),
     repeat: bool = True,
+    original: bool = False,
     beside: Judge | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verdict:
@@ -97,6 +98,8 @@ def verify_route(
         sources: The files that the route runs. Where ``after`` does not run, they are run by themselves: if
             they do, it failed, and if not, nothing can be said.
         repeat: Run the file again, to see that it repeats its outputs.
+        original: Whether ``after`` is the original, and the files of the route are what is judged: it is they
+            that fail then.
         beside: A judge whose processes are used, so that none are started.
         progress: Called with what is being done.
 
@@ -113,7 +116,9 @@ def verify_route(
             chosen = (resolver,) if resolver else ()
             single = replace(settings, runtime=(runtime,), resolver=chosen, implied=(), retyped=False)
             with Judge(after, single, beside=beside) as judge:
-                verdicts.append(_Way(judge, single, route, sources).verdict(existing(after), repeat))
+                verdicts.append(
+                    _Way(judge, single, route, sources, original).verdict(existing(after), repeat)
+                )
     return combined(verdicts)
 
 
@@ -125,13 +130,22 @@ class _Way:
         settings: Of one runtime.
         route: See `verify_route`.
         sources: Likewise.
+        original: Likewise.
     """
 
-    def __init__(self, judge: Judge, settings: Judging, route: Route, sources: Sequence[PathLike]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        settings: Judging,
+        route: Route,
+        sources: Sequence[PathLike],
+        original: bool,
+    ) -> None:
         self._judge = judge
         self._settings = settings
         self._route = route
         self._sources = tuple(dict.fromkeys(os.fspath(path) for path in sources))
+        self._original = original
         self._notes: list[str] = []
 
     def verdict(self, after: Path, repeat: bool) -> Verdict:
@@ -141,7 +155,7 @@ class _Way:
         if found.failure is not None or reference is None:
             return self._lost(found)
         first = (self._settings.resolver or UNASKED)[0]
-        if reference.resolver != first and self._unable(first) is None:
+        if not self._original and reference.resolver != first and self._unable(first) is None:
             reason = f"the new file does not run with {first} kernels, with which the files it is made of run"
             return self._said("fail", "error", reason, found)
         steps = [_step(reference, number, values) for number, values in enumerate(found.inputs)]
@@ -151,6 +165,8 @@ class _Way:
                 verdict = self._compared(reference, found, expected)
         except ModelFailed as error:
             cause = "error" if error.failure is None else error.failure.kind
+            if self._original:
+                return self._said("fail", cause, f"a part does not run: {error}", found)
             reason = f"what to compare with cannot be made: {error}"
             return self._said("unverified", cause, reason, found)
         return self._repeated(after, verdict) if repeat and verdict.measured else verdict
@@ -158,6 +174,9 @@ class _Way:
     def _lost(self, found: RunResult) -> Verdict:
         """The file does not run: whether that is its own fault."""
         assert found.failure is not None
+        if self._original:
+            reason = f"the original does not run: {found.failure.message}"
+            return self._said("unverified", found.failure.kind, reason, found)
         why = self._unable((self._settings.resolver or UNASKED)[0])
         if why is not None:
             return self._said("unverified", why[0], why[1], found)
@@ -254,14 +273,14 @@ class _Way:
             reasons += [] if told in reasons else [told]
         outputs = tuple(compared(tally, self._settings.tolerance) for tally in tallies.values())
         entries = tuple(
-            _of_entry(reference, entry, [item for item in outputs if item.signature == entry.key])
+            self._of_entry(reference, entry, [item for item in outputs if item.signature == entry.key])
             for entry in reference.interface.entry_points
         )
         status, cause, why = weighed(entries)
         if reasons:
             status, cause, why = "fail", "interface", (*reasons, *why)
         made_samples = {"made": ("made samples",), "mixed": ("made samples in part",)}
-        notes = (note.replace("the original", "the new file") for note in reference.notes)
+        notes = (note.replace("the original", self._called) for note in reference.notes)
         return Verdict(
             status=status,
             reasons=tuple(why),
@@ -277,13 +296,30 @@ class _Way:
             seconds=found.seconds,
         )
 
+    def _of_entry(
+        self, reference: Reference, entry: EntryPoint, outputs: Sequence[OutputComparison]
+    ) -> EntryVerdict:
+        """What is said of one entry point; of a new file, one that does not run is a fault."""
+        failure = reference.failed.get(entry.key)
+        if failure is None:
+            return entry_verdict(entry.key, entry.label, outputs)
+        said = f"{entry.label} of {self._called} does not run: {failure.message}"
+        status = "unverified" if self._original else "fail"
+        return EntryVerdict(
+            signature=entry.key, label=entry.label, status=status, reasons=(said,), cause=failure.kind
+        )
+
+    @property
+    def _called(self) -> str:
+        return "the original" if self._original else "the new file"
+
     def _repeated(self, after: Path, verdict: Verdict) -> Verdict:
         """Adds what running the file again shows: garbage that a kernel reads is another one then."""
         again = self._judge.compare(after, tolerance=EXACT, repeat=True)
         verdict = replace(verdict, repeated=again.repeated, seconds=verdict.seconds + again.seconds)
         if again.status == "pass" or again.cause in ("", "nothing"):
             return verdict
-        text = "the new file does not repeat its own outputs from one run to the next"
+        text = f"{self._called} does not repeat its own outputs from one run to the next"
         if verdict.status == "fail" and verdict.cause == "outputs":
             reasons = tuple(f"{text}: {reason}" for reason in verdict.reasons)
             return replace(verdict, status="unverified", cause="unrepeatable", reasons=reasons)
@@ -397,17 +433,6 @@ def _add(tallies: dict[Key, OutputTally], entry: EntryPoint, made: CallOutputs, 
             tally.add(np.asarray(one), np.asarray(other))
         elif one is not other:
             tally.unreadable(*("it has no value" if value is None else None for value in (one, other)))
-
-
-def _of_entry(reference: Reference, entry: EntryPoint, outputs: Sequence[OutputComparison]) -> EntryVerdict:
-    """What is said of one entry point; one that does not run is a fault that nothing excuses."""
-    failure = reference.failed.get(entry.key)
-    if failure is None:
-        return entry_verdict(entry.key, entry.label, outputs)
-    said = f"{entry.label} of the new file does not run: {failure.message}"
-    return EntryVerdict(
-        signature=entry.key, label=entry.label, status="fail", reasons=(said,), cause=failure.kind
-    )
 
 
 Feed = tuple[int, int]

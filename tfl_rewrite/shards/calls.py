@@ -64,10 +64,10 @@ def shard(
     with on_disk(source) as file:
         container = Container.open(file)
         ensure_model(container)
-        with _folder(folder, dry_run=options.dry_run) as place:
+        with folder_for(folder, dry_run=options.dry_run) as place:
             # Whatever --force allows, what is read stays as it is.
             entry = place / options.entry
-            _not_its_own(entry, [Path(file)])
+            not_its_own(entry, [Path(file)])
             if place.is_dir():
                 reads = claims_of(file, settings.inputs, settings.holdout)
                 check_claims(reads, [Claim("OUTDIR", os.fspath(entry), mine=True)], force=options.force)
@@ -132,7 +132,7 @@ def join(
         return join_external(here, path, options, settings=settings)
     manifest = _manifest(origin, name, where, options.sha256)
     if here is not None:
-        _not_its_own(path, [here, *(here.with_name(part.name) for part in manifest.parts)])
+        not_its_own(path, [here, *(here.with_name(part.name) for part in manifest.parts)])
     access = PLAIN if here is None else access_of(here)
     tick = _ticks(progress, "joining", 2 * manifest.nbytes)
     try:
@@ -157,7 +157,7 @@ def _target(
 ) -> Path:
     """Returns the file to make, which is none of those that are read."""
     if here is not None:
-        _not_its_own(Path(target), [here])
+        not_its_own(Path(target), [here])
     reads = claims_of(where, settings.inputs, settings.holdout) if here is not None else []
     check_claims(reads, [Claim(OUTPUT, os.fspath(target))], force=force)
     if here is not None and here.is_dir():
@@ -295,7 +295,7 @@ def _manifest(source: Source, name: str, where: str, sha256: str | None) -> Mani
 
 
 @contextlib.contextmanager
-def _folder(folder: str | os.PathLike[str], *, dry_run: bool) -> Iterator[Path]:
+def folder_for(folder: str | os.PathLike[str], *, dry_run: bool) -> Iterator[Path]:
     """The folder to write to, made if it is missing; one that was made for nothing is removed."""
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -344,7 +344,12 @@ def is_model(path: Path) -> bool:
         return False
 
 
-def _not_its_own(target: Path, sources: Iterable[Path]) -> None:
+def not_its_own(target: Path, sources: Iterable[Path]) -> None:
+    """Refuses to write what is read.
+
+    Raises:
+        UsageError: The target is one of the sources.
+    """
     if any(is_same(target, source) for source in sources):
         raise UsageError("is what the result is made of", file=target, remedy="name another place")
 

@@ -144,7 +144,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     name = data.get("name")
     if not isinstance(name, str) or len(name) > 255:
         raise FormatError("is not a text of at most 255 characters", where="name")
-    total = _count(data, "nbytes", MAX_TOTAL, "")
+    total = count_in(data, "nbytes", MAX_TOTAL, "")
     rows = data.get("parts")
     if not isinstance(rows, list) or not rows:
         raise FormatError("is not a list of parts", where="parts")
@@ -159,25 +159,23 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     unused = set(range(len(parts))) - {part for part, _, _ in layout}
     if unused:
         raise FormatError("no slice uses it", where=f"parts[{min(unused)}]")
-    return Manifest(name=name, nbytes=total, sha256=_digest(data, "sha256", ""), parts=parts, layout=layout)
+    return Manifest(name=name, nbytes=total, sha256=digest_in(data, "sha256", ""), parts=parts, layout=layout)
 
 
 def _part(row: object, where: str) -> Part:
     if not isinstance(row, dict):
         raise FormatError("is not an object", where=where)
-    name = row.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
-        raise FormatError(f"{str(name)[:80]!r} is not a plain file name", where=f"{where}.name")
+    name = file_name_in(row, where)
     compression = row.get("compression")
     if compression not in ("none", "gzip"):
         raise FormatError(f"{str(compression)[:40]!r} is not none or gzip", where=f"{where}.compression")
     part = Part(
         name=name,
         compression=compression,
-        stored_nbytes=_count(row, "stored_nbytes", MAX_PART, where),
-        stored_sha256=_digest(row, "stored_sha256", where),
-        nbytes=_count(row, "nbytes", MAX_PART, where),
-        sha256=_digest(row, "sha256", where),
+        stored_nbytes=count_in(row, "stored_nbytes", MAX_PART, where),
+        stored_sha256=digest_in(row, "stored_sha256", where),
+        nbytes=count_in(row, "nbytes", MAX_PART, where),
+        sha256=digest_in(row, "sha256", where),
     )
     if part.stored_nbytes > part.nbytes or part.nbytes > part.stored_nbytes * MAX_RATIO:
         raise FormatError(
@@ -206,7 +204,24 @@ def _layout(rows: object, parts: tuple[Part, ...]) -> Iterator[tuple[int, int, i
         yield part, offset, nbytes
 
 
-def _count(row: dict[str, Any], name: str, most: int, where: str) -> int:
+def file_name_in(row: dict[str, Any], where: str) -> str:
+    """Returns the plain file name that an object has; never a path.
+
+    Raises:
+        FormatError: It has none.
+    """
+    name = row.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+        raise FormatError(f"{str(name)[:80]!r} is not a plain file name", where=f"{where}.name")
+    return name
+
+
+def count_in(row: dict[str, Any], name: str, most: int, where: str) -> int:
+    """Returns a number from 1 on that an object has.
+
+    Raises:
+        FormatError: It has none.
+    """
     value = row.get(name)
     # A bool is an int to Python.
     if type(value) is not int or not 1 <= value <= most:
@@ -214,7 +229,12 @@ def _count(row: dict[str, Any], name: str, most: int, where: str) -> int:
     return value
 
 
-def _digest(row: dict[str, Any], name: str, where: str) -> str:
+def digest_in(row: dict[str, Any], name: str, where: str) -> str:
+    """Returns a SHA-256 that an object has.
+
+    Raises:
+        FormatError: It has none.
+    """
     value = row.get(name)
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise FormatError("is not a SHA-256 of 64 lower-case hex digits", where=f"{where}.{name}".lstrip("."))

@@ -192,7 +192,7 @@ def write_parts(
             if not options.dry_run:
                 _check(parse(text, options.manifest), folder, container, pool, tick)
                 container.ensure_unchanged()
-                _publish(
+                publish(
                     folder / options.manifest,
                     len(text),
                     lambda: iter([text]),
@@ -234,7 +234,7 @@ def is_in_the_way(target: Path) -> UsageError:
     return UsageError("exists already, with other content", file=target, remedy="use --force to overwrite it")
 
 
-def _publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: int) -> bool:
+def publish(target: Path, nbytes: int, pieces: Pieces, *, force: bool, access: int) -> bool:
     """Writes a file that appears at once and complete; returns whether it was missing or different.
 
     Raises:
@@ -312,7 +312,7 @@ class _Writer:
                 nbytes=item.nbytes,
                 sha256=sha256,
             )
-            self._store(part, pieces, partial(_publish, pieces=pieces, force=self.force, access=self.access))
+            self._store(part, pieces, partial(publish, pieces=pieces, force=self.force, access=self.access))
         self.tick(item.nbytes)
         return part
 

@@ -245,6 +245,21 @@ def _chaining() -> Groups:
     )
 
 
+def _splitting() -> Groups:
+    from tfl_rewrite.shards.split import SplitOptions
+
+    folder = value(
+        "target", help="the folder to write to; made if missing", metavar="OUTDIR", role=Role.FOLDER
+    )
+    writing = ("dry_run", "force")
+    return (
+        ("files", (IN_OUT[0], folder)),
+        ("where to cut", rows_of(SplitOptions, without=writing)),
+        ("verification", judging(without=(*_TOLERATED, *_NEVER_FAILS, "min_agreement", "holdout"))),
+        ("writing", (*rows_of(SplitOptions, only=writing), REPORT)),
+    )
+
+
 _MODELS = value(
     "what",
     help="a TOML file that says everything, or .tflite files and patterns (** for any depth); "
@@ -523,6 +538,20 @@ COMMANDS = (
             "tfl-rewrite chain encoder.tflite head.tflite out.tflite --connect embedding=x",
             "tfl-rewrite chain in.tflite out.tflite --prepend cast:uint8 --prepend "
             "normalize:mean=127.5,std=127.5 --append top-k:5",
+        ),
+    ),
+    Command(
+        "split",
+        "cut a model into parts that run one after the other",
+        "Writes IN as models that take what those before them gave, and a manifest of who feeds whom; "
+        "tfl_rewrite.Chain runs them. It is cut where few bytes cross, and never where a state would be "
+        "torn. The parts are compared to the bit with the whole. For files that are only fetched in pieces "
+        "there is shard.",
+        "chain:split_model",
+        _splitting,
+        (
+            "tfl-rewrite split in.tflite parts --parts 3",
+            "tfl-rewrite split in.tflite parts --max-size 5MB",
         ),
     ),
     Command(
