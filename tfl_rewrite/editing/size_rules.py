@@ -264,7 +264,7 @@ def _join(walk: Walk, operator: Operator) -> list[Edit]:
         if len(shape) <= axis or shape[axis] != old or new % old:
             continue
         if walk.asked.is_free:
-            raise walk.unfollowed(operator, f"joins {tensor.name!r}, which is of {old} samples, to a batch")
+            raise walk.unfollowed(operator, f"joins {tensor.name!r}, made for a batch of {old}, to any")
         if walk.graph.is_constant(tensor):
             edits += _repeat(walk, walk.subgraph, operator, position, axis)
         else:
@@ -361,7 +361,7 @@ def _loop(walk: Walk, operator: Operator) -> list[Edit]:
                 continue
             if walk.asked.is_free:
                 raise walk.unfollowed(
-                    operator, f"begins with {tensor.name!r}, which is of {batch[0]} samples"
+                    operator, f"begins with {tensor.name!r}, made for a batch of {batch[0]}"
                 )
             edits += _repeat(walk, walk.subgraph, operator, position, 0)
         states.append(list(shape))

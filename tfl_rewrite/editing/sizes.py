@@ -213,6 +213,7 @@ class Walk:
         """Notes what the outputs of an operator are like that takes its inputs as they are."""
         known = [axis for tensor in operator.inputs if tensor is not None for axis in self.axes_of(tensor)]
         _check_rows(self, operator)
+        self._check_custom(operator)
         for tensor in operator.outputs:
             if tensor is None or id(tensor) in self.axes:
                 continue
@@ -236,6 +237,26 @@ class Walk:
                 f"does not keep the samples of a batch apart: it gives {list(before)} for {old} and "
                 f"{list(after)} for {new}",
             )
+
+    def _check_custom(self, operator: Operator) -> None:
+        """Refuses a constant of a custom operator with a row for each place that there was, as anchors."""
+        if operator.code.custom is None or self.asked.batch is not None:
+            return
+        inputs = [tensor for tensor in operator.inputs if tensor is not None]
+        gone = {
+            old
+            for tensor in inputs
+            for axis in self.axes.get(id(tensor), ())
+            for old, new in axis
+            if old != new
+        }
+        for tensor in inputs:
+            sizes = gone & {size for size in self.was(tensor) if size > 1}
+            if self.graph.is_constant(tensor) and sizes:
+                raise self.unfollowed(
+                    operator,
+                    f"reads the constant {tensor.name!r}, which has {max(sizes)} rows, as many as before",
+                )
 
     def unfollowed(self, operator: Operator, why: str) -> UnsupportedError:
         """What to raise where an operator cannot follow."""

@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tfl_rewrite.editing.axes import Shape
+from tfl_rewrite.editing.axes import Shape, changes
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.editing.metadata import COMPRESSION
 from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.editing.size_rules import RULES
 from tfl_rewrite.editing.sizes import Asked, Refusal, Walk
@@ -84,12 +85,19 @@ class Target:
     Attributes:
         shapes: By id of the input.
         batched: Ids of the inputs whose first axis is that of the samples.
+        given: Ids of the inputs whose whole shape was given, so that nothing of it is free.
     """
 
     subgraph: SubGraph
     shapes: Mapping[int, Shape]
     asked: Asked
     batched: frozenset[int] = frozenset()
+    given: frozenset[int] = frozenset()
+
+    def leaves_free(self, tensor: Tensor) -> bool:
+        """Whether an input has sizes that stay free."""
+        free = tensor.signature or ()
+        return id(tensor) not in self.given and -1 in (free[1:] if id(tensor) in self.batched else free)
 
 
 def targets_of(model: Model, wish: Reshaping) -> list[Target]:
@@ -110,8 +118,12 @@ def targets_of(model: Model, wish: Reshaping) -> list[Target]:
         if wish.batch is not None or wish.dynamic_batch:
             batched = _batched(subgraph)
             wanted = TRIAL if wish.batch is None else wish.batch
+            if wish.dynamic_batch and any(old[key][0] == wanted for key in batched):
+                wanted += 1
             new = {key: (wanted, *shape[1:]) if key in batched else shape for key, shape in new.items()}
-        made.append(Target(subgraph, new, _asked(old, new, wish), batched or _moved(old, new)))
+        made.append(
+            Target(subgraph, new, _asked(old, new, wish), batched or _moved(old, new), frozenset(given))
+        )
     if (wish.batch is not None or wish.dynamic_batch) and not any(item.batched for item in made):
         raise UsageError(
             "no input has an axis for the samples of a batch", remedy="give the shapes with --input"
@@ -259,7 +271,9 @@ class Preparing:
                 found = execution.answer["shapes"]
                 refused = execution.answer["refused"]
         except ModelFailed as error:
-            raise UnsupportedError(str(error), remedy="choose smaller sizes") from error
+            large = error.failure is not None and error.failure.kind in ("memory", "timeout")
+            remedy = "choose smaller sizes" if large else "'tfl-rewrite doctor' may say why"
+            raise UnsupportedError(str(error), remedy=remedy) from error
         shapes = {
             id(tensor): tuple(tensor.shape or () if sizes is None else sizes)
             for subgraph, own in zip(model.subgraphs, found, strict=True)
@@ -336,6 +350,11 @@ def reshape_model(model: Model, wish: Reshaping, judging: Judging) -> Reshaped:
         UnsupportedError: An operator does not take the shapes.
     """
     targets = targets_of(model, wish)
+    if model.metadata_named(COMPRESSION) is not None:
+        raise UnsupportedError(
+            f"metadata {COMPRESSION} says how constants are to be decoded",
+            remedy="give the model its shapes before it is compressed",
+        )
     editor = Editor(model)
     with Preparing(judging) as preparing:
         same = [
@@ -350,6 +369,7 @@ def reshape_model(model: Model, wish: Reshaping, judging: Judging) -> Reshaped:
             after = preparing.shapes(model, final, runs=runs).shapes
     for target, walk in zip(targets, walks, strict=True):
         _declare(target, walk, after, wish)
+    _declare_called(model, targets, after)
     editor.removed()
     editor.finish()
     return Reshaped(tuple(edits), before, tuple(targets), tuple(walks))
@@ -419,14 +439,21 @@ def _round(
     return [edit for walk in walks for edit in walk.edits], walks, failed
 
 
+def _declare_called(model: Model, targets: Sequence[Target], after: Mapping[int, Shape]) -> None:
+    """Writes the shapes in subgraphs that operators run, where they are the same in every call."""
+    entered = {id(item.subgraph) for item in targets}
+    for subgraph, tensor in model.tensors():
+        shape = after.get(id(tensor), ())
+        if id(subgraph) in entered or tensor.is_constant or -1 in (tensor.signature or ()):
+            continue
+        if tensor.shape and len(tensor.shape) == len(shape):
+            tensor.shape = shape
+
+
 def _declare(target: Target, walk: Walk, after: Mapping[int, Shape], wish: Reshaping) -> None:
     """Writes the shapes of all tensors that are computed, and which sizes are free."""
     known = {id(tensor) for tensor in target.subgraph.tensors if walk.graph.is_constant(tensor)}
-    is_free = {
-        id(tensor)
-        for tensor in target.subgraph.inputs
-        if -1 in (tensor.signature or ()) and id(tensor) not in target.batched
-    }
+    is_free = any(map(target.leaves_free, target.subgraph.inputs))
     for tensor in target.subgraph.tensors:
         if id(tensor) in known or id(tensor) not in after:
             continue
@@ -435,14 +462,16 @@ def _declare(target: Target, walk: Walk, after: Mapping[int, Shape], wish: Resha
             # It was declared as unknown, which some delegates leave alone.
             continue
         axes = walk.axes.get(id(tensor))
-        signature: Shape | None = None
-        if wish.dynamic_batch and axes is not None and len(axes) == len(shape):
-            signature = tuple(
-                -1 if any(old != new for old, new in axis) else size
-                for axis, size in zip(axes, shape, strict=True)
-            )
-        elif is_free and tensor.signature is not None and len(tensor.signature) == len(shape):
-            signature = tensor.signature
+        moving = (
+            [changes(axis) for axis in axes] if axes and len(axes) == len(shape) else [False] * len(shape)
+        )
+        free = [is_free and size == -1 for size in tensor.signature or shape]
+        if id(tensor) in target.given or len(free) != len(shape):
+            free = [False] * len(shape)
+        signature = tuple(
+            -1 if (wish.dynamic_batch if moves else open_ended) else size
+            for moves, open_ended, size in zip(moving, free, shape, strict=True)
+        )
         if tensor.shape is not None:
             tensor.shape = shape
-        tensor.signature = signature
+        tensor.signature = signature if -1 in signature else None

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.axes import Shape, new_size
+from tfl_rewrite.editing.axes import Shape, changes, new_size
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.effects import Effects
 from tfl_rewrite.editing.sizes import Walk
-from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.files.source import ModelLike, Source, save
+from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.files.source import ModelLike, Source, origin_of, save
 from tfl_rewrite.interpreter.interface import Array
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.judge import run_model
@@ -26,7 +26,7 @@ from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict, combined
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.model.ir import Model, Signature, Tensor
-from tfl_rewrite.pipeline.input_shapes import TRIAL, Reshaped, Reshaping, Target, reshape_model
+from tfl_rewrite.pipeline.input_shapes import Reshaped, Reshaping, Target, reshape_model
 from tfl_rewrite.pipeline.report import Plan, Report
 from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.pipeline.verify import verify
@@ -110,7 +110,12 @@ class Reshape(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         """Reshapes the model."""
         said = _declared(model)
-        made = self.made = reshape_model(model, self._wish, self._judging)
+        try:
+            made = self.made = reshape_model(model, self._wish, self._judging)
+        except (UnsupportedError, UsageError) as error:
+            origin = origin_of(model)
+            error.file = error.file or (None if origin is None else origin.path)
+            raise
         changes = [*made.edits]
         for subgraph in (target.subgraph for target in made.targets):
             changes += [
@@ -175,8 +180,8 @@ class Proof:
             folder = stack.enter_context(Scratch()).path
             if self.wish.dynamic_batch:
                 once, trial = folder / "once.tflite", folder / "trial.tflite"
-                self._save_fixed(once, None)
-                self._save_fixed(trial, TRIAL)
+                self._save_fixed(once, is_trial=False)
+                self._save_fixed(trial, is_trial=True)
                 alone = self._by_rows(original, once, folder, exactly=True)
                 return combined([alone, self._by_rows(original, trial, folder)])
             if any(target.asked.batch is not None for target in self.done.targets):
@@ -195,21 +200,24 @@ class Proof:
             return self._exactly
         return replace(self.judging, tolerance=ROW_TOLERANCE)
 
-    def _save_fixed(self, path: Path, count: int | None) -> None:
-        """Writes the file with a number of samples declared, or that of the original, and no other change."""
-        model, old = self.made.model(), self.source.model()
-        for subgraph, before in zip(model.subgraphs, old.subgraphs, strict=True):
-            pairs = zip(subgraph.tensors, before.tensors, strict=False)
-            signatures = {id(tensor): was.signature for tensor, was in pairs}
-            for tensor in subgraph.tensors:
-                if tensor.signature is not None and -1 in tensor.signature:
-                    free = [size == -1 for size in tensor.signature]
-                    if count is not None:
-                        tensor.shape = tuple(
-                            size * count if is_free else size
-                            for is_free, size in zip(free, tensor.shape or (), strict=True)
-                        )
-                    tensor.signature = signatures.get(id(tensor))
+    def _save_fixed(self, path: Path, *, is_trial: bool) -> None:
+        """Writes the file with the samples of the trial declared, or of the original, and no other change."""
+        model = self.made.model()
+        whole = self.done.walks[0].editor.model
+        for walk in self.done.walks:
+            subgraph = model.subgraphs[whole.subgraphs.index(walk.subgraph)]
+            for tensor, own in zip(subgraph.tensors, walk.subgraph.tensors, strict=True):
+                axes, shape = walk.axes.get(id(own)), tensor.shape or ()
+                if axes is None or len(axes) != len(shape) or walk.graph.is_constant(own):
+                    continue
+                moving = [changes(axis) for axis in axes]
+                tensor.shape = tuple(map(new_size, axes)) if is_trial else shape
+                free = tensor.signature or tensor.shape
+                signature = tuple(
+                    size if moves else kept
+                    for moves, kept, size in zip(moving, free, tensor.shape, strict=True)
+                )
+                tensor.signature = signature if -1 in signature else None
         save(model, path)
 
     def _by_rows(self, original: Path, rewritten: Path, folder: Path, *, exactly: bool = False) -> Verdict:
@@ -241,7 +249,10 @@ class Proof:
         return tuple(paths)
 
     def _other_sizes(self, original: Path, rewritten: Path, folder: Path) -> Verdict:
-        back = self._back(folder)
+        try:
+            back = self._back(folder)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"the model with other shapes is not sound: {error}") from error
         # Real inputs are of the new shape.
         again = verify(original, back, replace(self._exactly, inputs=()))
         if again.status == "fail":
