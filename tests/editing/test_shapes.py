@@ -12,6 +12,7 @@ import pytest
 import tfl_rewrite
 from tfl_rewrite import load
 from tfl_rewrite.editing.shapes import Shapes
+from tfl_rewrite.model.ir import Tensor
 
 from ..helpers import CORPUS, NO_CORPUS
 from ..nets import Net
@@ -88,6 +89,48 @@ def test_a_tensor_that_is_written_twice_is_no_single_value() -> None:
     net.add("ABS", [second], "other", (4,))
     net.graph.operators[1].outputs = [made]
     assert Shapes.of(net.model)[made] is None
+
+
+def streaming(*starts: tuple[int, ...]) -> tuple[Net, Tensor]:
+    """A model that joins what it kept with its input, and keeps the end; what it starts with is assigned."""
+    net = Net()
+    source, handle = net.input("in", (1, 3)), net.add("VAR_HANDLE", [], "handle", (1,))
+    kept = net.add("READ_VARIABLE", [handle], "kept", (9,))
+    both = net.add("CONCATENATION", [kept, source], "both", (9,), axis=0)
+    begin, size = (net.constant(name, np.array([1, at], np.int32)) for name, at in (("b", 0), ("s", -1)))
+    size.set_values(np.array([-1, -1], np.int32))
+    net.add("ASSIGN_VARIABLE", [handle, net.add("SLICE", [both, begin, size], "end", (9,))], "none", (1,))
+    net.graph.operators[-1].outputs = []
+    net.output(both)
+    net.next_subgraph("start")
+    for number, start in enumerate(starts):
+        other = net.add("VAR_HANDLE", [], f"handle{number}", (1,))
+        net.add("ASSIGN_VARIABLE", [other, net.constant(f"c{number}", np.zeros(start, np.float32))], "x", ())
+        net.graph.operators[-1].outputs = []
+    return net, both
+
+
+def test_a_resource_has_the_shape_of_what_is_always_put_in() -> None:
+    net, both = streaming((4, 3))
+    assert Shapes.of(net.model)[both] == (5, 3)
+
+
+def test_a_resource_that_grows_has_no_shape() -> None:
+    net, both = streaming((4, 3))
+    begin = next(item for item in net.graph.tensors + net.model.subgraphs[0].tensors if item.name == "b")
+    begin.set_values(np.array([0, 0], np.int32))
+    assert Shapes.of(net.model)[both] is None
+
+
+def test_a_resource_of_two_shapes_has_none() -> None:
+    net, both = streaming((4, 3), (2, 3))
+    assert Shapes.of(net.model)[both] is None
+
+
+def test_a_resource_that_somebody_else_may_change_has_no_shape() -> None:
+    net, both = streaming((4, 3))
+    net.model.subgraphs[1].operators[-1].inputs[0] = net.input("given", (1,))
+    assert Shapes.of(net.model)[both] is None
 
 
 def test_the_inputs_of_a_called_subgraph_are_those_of_its_callers(fixtures: Path) -> None:

@@ -3,7 +3,8 @@
 A file declares a shape for every tensor, and what it declares for those that operators make is often wrong,
 or missing: runtimes never read it. So shapes are followed from what runtimes do read: the inputs of a
 subgraph (``shape``; unknown where ``shape_signature`` has -1), variables and constants, operator by operator
-in order of execution, by the rule in the operator's row (:mod:`tfl_rewrite.kernels.shapes`).
+in order of execution, by the rule in the operator's row (:mod:`tfl_rewrite.kernels.shapes`). A resource
+variable has the shape of what is assigned to it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels.shapes import Calls, Given, Shape, met, outputs_of
-from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -29,6 +30,10 @@ _MOST_CALLS = 1000
 """Times that subgraphs are followed; of those that would come later nothing is known."""
 _MOST_ROUNDS = 4
 """Of a loop, until what its body is given has the shapes of what it gives out."""
+
+
+_Handle = tuple[str, ...]
+"""By which a resource goes."""
 
 
 class Shapes:
@@ -49,9 +54,39 @@ class Shapes:
         self._model = model
         """Tensors are known by their ids, so they must stay."""
         self._unsettled = _written_twice(model)
+        self._handles = {
+            id(operator.outputs[0]): tuple(str(operator.option(name) or "") for name in VAR_HANDLE.handle)
+            for _, operator in model.operators()
+            if row_of(operator) is VAR_HANDLE and operator.outputs
+        }
+        self._held: dict[_Handle, Shape] = {}
+        self._follow_all()
+        # What is put into a resource has one shape if it has that whenever what was read before had it.
+        guess = {
+            key: shape
+            for key, shapes in self._put.items()
+            if (shape := _only(shapes, whole=False)) is not None
+        }
+        for _ in range(_MOST_ROUNDS):
+            if not guess or self._lost:
+                break
+            self._held = guess
+            self._follow_all()
+            guess = {key: shape for key, shape in guess.items() if _only(self._put[key]) == shape}
+            if guess == self._held:
+                return
+        if self._held:
+            self._held = {}
+            self._follow_all()
+
+    def _follow_all(self) -> None:
+        """Follows every subgraph, from those on that a caller enters."""
         self._known: dict[int, Shape] = {}
         self._followed: set[int] = set()
         self._left = _MOST_CALLS
+        self._put: dict[_Handle, list[Shape | None]] = {key: [] for key in self._handles.values()}
+        self._lost = False
+        model = self._model
         called = model.called
         entries = {id(item.subgraph) for item in model.signatures} | {id(model.subgraphs[0])}
         for subgraph in model.subgraphs:
@@ -128,6 +163,8 @@ class Shapes:
         self._left -= 1
         if self._left >= 0 and id(subgraph) not in callers:
             self._follow(subgraph, inputs, (*callers, id(subgraph)), found)
+        else:
+            self._lost = True
         outputs = [found.get(id(tensor)) for tensor in subgraph.outputs]
         if id(subgraph) not in self._followed:
             self._followed.add(id(subgraph))
@@ -158,10 +195,27 @@ class Shapes:
             rule, given = row_of(operator).shape, self._given(operator, found)
             if isinstance(rule, Calls):
                 shapes = self._call(operator, rule, given.shapes, callers)
+            elif self._handles and (held := self._held_by(operator, given)) is not None:
+                shapes = [held]
             else:
                 shapes = outputs_of(rule, given)
             for output, made in zip(operator.outputs, shapes, strict=False):
                 note(output, made)
+
+    def _held_by(self, operator: Operator, given: Given) -> Shape | None:
+        """Returns the shape of what is read from a resource; notes that of what is put into one."""
+        handle = operator.inputs[0] if operator.inputs else None
+        key = self._handles.get(id(handle))
+        if row_of(operator) is READ_VARIABLE and key is not None:
+            return self._held.get(key)
+        if row_of(operator) is ASSIGN_VARIABLE:
+            if key is None:
+                self._lost = True
+            else:
+                self._put[key].append(given.shapes[1] if len(given.shapes) > 1 else None)
+        elif operator.code.custom is not None and any(id(item) in self._handles for item in operator.inputs):
+            self._lost = True
+        return None
 
     def _call(
         self, operator: Operator, how: Calls, given: Sequence[Shape | None], callers: tuple[int, ...]
@@ -189,6 +243,17 @@ class Shapes:
             if item is not body:
                 self._enter(item, _last(inputs, item), callers)
         return inputs
+
+
+def _only(shapes: Sequence[Shape | None], *, whole: bool = True) -> Shape | None:
+    """Returns the one shape that all have; None where they differ, or one is not known.
+
+    Args:
+        shapes: Of the same thing.
+        whole: Whether one that is not known counts.
+    """
+    known = {shape for shape in shapes if shape is not None}
+    return known.pop() if len(known) == 1 and not (whole and None in shapes) else None
 
 
 def _last(shapes: Sequence[Shape | None], subgraph: SubGraph) -> list[Shape | None]:

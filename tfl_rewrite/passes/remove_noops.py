@@ -84,18 +84,24 @@ class RemoveNoops(Pass):
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
-        cleaner = _Cleaner(model)
-        for subgraph in model.subgraphs:
-            while cleaner.sweep(subgraph):
-                pass
-        if not cleaner.changes:
-            idle = "no operator gives out what it is given"
-            return PassResult(self.name, (), tuple(cleaner.skips.values()), idle=idle)
-        cleaner.wires.finish()
-        notes = [*cleaner.wires.editor.notes, *positions_moved(model)]
-        return PassResult(
-            self.name, tuple(cleaner.changes), tuple(cleaner.skips.values()), tuple(notes), grows=True
-        )
+        changes: list[Edit] = []
+        notes: list[str] = []
+        while True:
+            # What is gone may have been all that kept a shape from being known.
+            cleaner = _Cleaner(model)
+            for subgraph in model.subgraphs:
+                while cleaner.sweep(subgraph):
+                    pass
+            if not cleaner.changes:
+                break
+            cleaner.wires.finish()
+            changes += cleaner.changes
+            notes += cleaner.wires.editor.notes
+        skips = tuple(cleaner.skips.values())
+        if not changes:
+            return PassResult(self.name, (), skips, idle="no operator gives out what it is given")
+        notes += positions_moved(model)
+        return PassResult(self.name, tuple(changes), skips, tuple(notes), grows=True)
 
 
 class _Cleaner:
