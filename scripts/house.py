@@ -65,6 +65,7 @@ LONG_MODULES: dict[str, str] = {
     "numerics/symmetric.py": "one form of integers, both ways",
     "options/option.py": "what an option is, and each kind of value that one may have",
     "passes/quantize.py": "one pass: its options, and the order of what it does",
+    "editing/makers.py": "one function an operator",
     "passes/remove_noops.py": "one rule a kind, over one index of the model",
     "pipeline/rewrite.py": "five functions that each take what the one before made",
     "reading/diff.py": "one comparison of two files, with its own helpers",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flatbuffers import flexbuffers
 
-from tests.nets import Net, codes, data_of, dequantized, named
+from tests.nets import Net, UnsignedNet, codes, data_of, dequantized, named
 from tfl_rewrite import (
     Context,
     Judging,
@@ -337,3 +337,92 @@ def test_a_runtime_that_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("tfl_rewrite.pipeline.abroad.importlib.util.find_spec", lambda name: None)
     report = judged(dense(), tmp_path, "tflm")
     assert any("pip install tflite-micro" in note for note in report.notes)
+
+
+def test_micro_is_told_the_shapes_that_tensors_have() -> None:
+    net = Net()
+    source = net.input("in", (2, 3))
+    inner = net.add("RELU", [source], "inner", ())
+    inner.shape = None
+    net.output(net.add("ABS", [inner], "out", (2, 3)))
+    results = retargeted(net.model, "tflm")
+    assert inner.shape == (2, 3)
+    assert said(results) == ["inner: 1 shape(s) written down as they are at run time"]
+    assert said(retargeted(net.model, "tflm")) == []
+    # Callers would see another shape.
+    net.graph.outputs[0].shape = (3, 2)
+    with pytest.raises(UnsupportedError, match=r"output 'out' has the shape \[2, 3\]"):
+        retargeted(net.model, "tflm")
+
+
+@pytest.mark.runtime
+def test_micro_wants_constants_of_shapes() -> None:
+    net = Net()
+    source = net.input("in", (1, 2, 2, 3))
+    shape = net.add("SHAPE", [source], "shape", (4,), dtype=np.int32)
+    bounds = [net.constant(name, np.array(at, np.int32)) for name, at in (("a", [1]), ("b", [3]), ("c", [1]))]
+    sizes = net.add("STRIDED_SLICE", [shape, *bounds], "sizes", (2,), dtype=np.int32)
+    twice = net.add(
+        "MUL", [sizes, net.constant("two", np.array([2], np.int32))], "twice", (2,), dtype=np.int32
+    )
+    net.output(net.add("RESIZE_NEAREST_NEIGHBOR", [source, twice], "out", (1, 4, 4, 3)))
+    retargeted(net.model, "tflm")
+    assert [name for name, _ in codes(net.model)] == ["RESIZE_NEAREST_NEIGHBOR"]
+
+
+def test_micro_computes_in_int8_what_was_uint8() -> None:
+    net = UnsignedNet(7)
+    net.output(net.convolution(net.source(), net.random.integers(90, 216, (4, 1, 1, 2)), 90))
+    model = net.model
+    results = retargeted(model, "tflm")
+    assert next(result.name for result in results if result.modified) == "retarget-types"
+    kinds = {item.dtype_name for _, operator in model.operators() for item in operator.inputs if item}
+    assert "INT8" in kinds and [item.dtype_name for item in model.subgraphs[0].inputs] == ["UINT8"]
+
+
+def deconvolution(padding: int = 1) -> Model:
+    net = Net()
+    source = net.input("in", (1, 4, 4, 3))
+    weight, bias = net.weights("w", (2, 2, 2, 3)), net.weights("b", (2,))
+    output = net.add("RELU", [source, weight, bias], "out", (1, 8, 8, 2))
+    operator = net.graph.operators[0]
+    code = OperatorCode(operator_number("CUSTOM"), "Convolution2DTransposeBias", 1)
+    net.model.operator_codes[:] = [code]
+    operator.code = code
+    numbers = np.array([padding, 2, 2], "<i4").tobytes()
+    operator.rest = operator.rest.replace(custom_options=ScalarVector(UINT8, numbers))
+    net.output(output)
+    return net.model
+
+
+@needs_micro
+@pytest.mark.runtime
+@pytest.mark.parametrize("padding", [1, 2])
+def test_a_custom_deconvolution_is_a_builtin_one(padding: int, tmp_path: Path) -> None:
+    model = deconvolution(padding)
+    report = judged(model, tmp_path, "tflm")
+    assert report.verdict is not None and report.verdict.passed and len(report.verdict.each) == 2
+    retargeted(model)
+    assert codes(model) == [("TRANSPOSE_CONV", 3)]
+
+
+def test_a_custom_operator_of_unknown_options_stays() -> None:
+    with pytest.raises(UnsupportedError, match="no Convolution2DTransposeBias that it computes"):
+        retargeted(deconvolution(7))
+
+
+@needs_micro
+@pytest.mark.runtime
+def test_micro_runs_the_main_subgraph_alone(tmp_path: Path) -> None:
+    model = dense()
+    net = Net()
+    net.model = model
+    net.graph = model.subgraphs[0]
+    net.sign("main")
+    net.next_subgraph("other")
+    source = net.input("x", (1, 3))
+    net.output(net.add("ABS", [source], "y", (1, 3)))
+    net.sign("other")
+    report = judged(model, tmp_path, "tflm")
+    assert report.verdict is not None and report.verdict.passed
+    assert "signatures 'other': TFLite Micro runs the main subgraph alone" in report.verdict.not_judged

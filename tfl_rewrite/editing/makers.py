@@ -7,6 +7,7 @@ knows; what is in the draft is forgotten then.
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from tfl_rewrite.editing.drafts import Draft
 from tfl_rewrite.kernels import table
 from tfl_rewrite.kernels.operands import constant_values, scales_of
 from tfl_rewrite.kernels.operators import OperatorRow
-from tfl_rewrite.kernels.table import ADD, CONCATENATION, MUL, SUB, row_of
+from tfl_rewrite.kernels.table import ADD, CONCATENATION, MUL, SUB, TRANSPOSE_CONV, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Tensor
 
@@ -22,6 +23,8 @@ _JOINED = 10
 """Inputs that a CONCATENATION of TFLite Micro takes."""
 _LARGEST_POWER = 8
 _LSTM_INPUTS = 24
+_STRUCT = struct.Struct("<iii")
+"""``TfLiteTransposeConvParams``: padding (SAME is 1, VALID is 2), and the strides."""
 
 # -- the same under another name, or in another type --------------------------------------------------------
 
@@ -396,4 +399,24 @@ def with_all_operands(draft: Draft) -> bool:
     draft.give(row_of(draft.operator), [*inputs, *[None] * (_LSTM_INPUTS - len(inputs))])
     step, operator = draft.steps[-1], draft.operator
     step.options, step.rest, step.intermediates = operator.options, operator.rest, operator.intermediates
+    return True
+
+
+def deconvolution(draft: Draft) -> bool:
+    """The custom operator of MediaPipe has the options of TRANSPOSE_CONV as a struct of three numbers."""
+    operator, shape = draft.operator, draft.output.shape
+    given = operator.rest.get("custom_options")
+    if given is None or len(given) < _STRUCT.size or len(operator.inputs) != 3 or not shape:
+        return False
+    source, weight, bias = operator.inputs
+    padding, wide, high = _STRUCT.unpack_from(bytes(given.raw))
+    known = draft.shape(source)
+    if known is None or weight is None or padding not in (1, 2) or min(wide, high) < 1 or len(shape) != 4:
+        return False
+    if padding == 1 and (shape[1], shape[2]) != (known[1] * high, known[2] * wide):
+        return False
+    sizes = draft.constant(np.array(shape, np.int32), "shape")
+    # As a file numbers them: SAME is 0, and VALID 1.
+    options = {"padding": padding - 1, "stride_w": wide, "stride_h": high}
+    draft.give(TRANSPOSE_CONV, [sizes, weight, source, bias], **options)
     return True

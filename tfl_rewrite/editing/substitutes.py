@@ -19,9 +19,11 @@ from tfl_rewrite.kernels import table
 from tfl_rewrite.kernels.operands import wrong_operands
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.platforms import Platform
-from tfl_rewrite.kernels.table import CONCATENATION, RESHAPE, ROWS, row_of
+from tfl_rewrite.kernels.table import CONCATENATION, RESHAPE, ROWS, TRANSPOSE_CONV
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 
+DECONVOLUTION = "Convolution2DTransposeBias"
+"""A custom operator of MediaPipe that XNNPACK takes (``xnnpack_delegate.cc``)."""
 _DEEPEST = 4
 """How often what stands for an operator may be replaced itself."""
 
@@ -34,16 +36,21 @@ class Substitute:
     """What can stand for an operator.
 
     Attributes:
-        lacks: The operator.
+        lacks: The operator, or the name of a custom one.
         what: What stands for it, in words.
         make: Makes it.
         exact: Whether it gives the same to the bit; else but for the rounding of floats.
     """
 
-    lacks: OperatorRow
+    lacks: OperatorRow | str
     what: str
     make: Maker
     exact: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name of the operator that it stands for."""
+        return self.lacks if isinstance(self.lacks, str) else self.lacks.name
 
 
 @dataclass(slots=True)
@@ -94,7 +101,7 @@ def _standing(
     """Returns what can stand for an operator on a platform, what it is, and whether it is exact."""
     if not depth or wrong_operands(operator):
         return None
-    for row in BY_ROW.get(row_of(operator).name, ()):
+    for row in BY_NAME.get(operator.code.name, ()):
         draft = Draft(operator, full)
         if len(operator.outputs) != 1 or operator.outputs[0] is None or not row.make(draft):
             continue
@@ -148,6 +155,7 @@ SUBSTITUTES: tuple[Substitute, ...] = (
     Substitute(table.EXPAND_DIMS, RESHAPE.name, makers.as_reshape),
     Substitute(table.SQUEEZE, RESHAPE.name, makers.as_reshape),
     Substitute(table.TRANSPOSE, RESHAPE.name, partial(makers.as_reshape, moves=True)),
+    Substitute(DECONVOLUTION, TRANSPOSE_CONV.name, makers.deconvolution, exact=False),
     Substitute(table.SEQUENCE_LSTM, "itself with all 24 operands", makers.with_all_operands),
     *(
         Substitute(row, "itself with indices of 32 bits", partial(makers.narrow_indices, row=row))
@@ -163,6 +171,6 @@ SUBSTITUTES: tuple[Substitute, ...] = (
 )
 """In the order in which they are tried."""
 
-BY_ROW: dict[str, list[Substitute]] = {}
+BY_NAME: dict[str, list[Substitute]] = {}
 for _row in SUBSTITUTES:
-    BY_ROW.setdefault(_row.lacks.name, []).append(_row)
+    BY_NAME.setdefault(_row.name, []).append(_row)

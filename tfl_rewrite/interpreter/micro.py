@@ -94,7 +94,11 @@ class Interpreter:
         """Sets an input, by number of the tensor."""
         for position, tensor in enumerate(self._inputs):
             if tensor == index:
-                self._work.set_input(np.ascontiguousarray(value), position)
+                shape = _list(self._main.tensors[tensor].shape)
+                # A number may come as a vector of one: not every file records its shape.
+                fits = int(np.prod(shape, dtype=np.int64)) == np.size(value)
+                given = np.reshape(value, shape) if fits else value
+                self._work.set_input(np.ascontiguousarray(given).reshape(np.shape(given)), position)
 
     def invoke(self) -> None:
         """Runs the main subgraph."""

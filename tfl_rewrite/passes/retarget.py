@@ -13,17 +13,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.inlining import inline_composites
+from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.editing.substitutes import replace_missing
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of
 from tfl_rewrite.kernels.platforms import FLEX, Platform, missing
 from tfl_rewrite.kernels.reads import micro_obstacles, needed_version, reads_of, version_counts
@@ -31,6 +34,7 @@ from tfl_rewrite.kernels.runtimes import runtime_text
 from tfl_rewrite.kernels.table import COMPOSITE, row_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.passes.fold_constants import FoldConstants
 from tfl_rewrite.weights.recoding import recode
 from tfl_rewrite.weights.state import late_forms
 
@@ -94,6 +98,7 @@ class Retarget(Pass):
         """Returns the steps."""
         platform = self.platform
         return (
+            *((FoldShapes(platform), MakeSigned(platform)) if platform.is_micro else ()),
             ReplaceOperators(platform),
             RecodeWeights(platform, self.hybrid),
             FitVersions(platform, self.allow_missing),
@@ -130,6 +135,47 @@ class _Step(Pass):
     def abroad(self) -> str:
         """The runtime that is to run what it makes."""
         return self._platform.text
+
+
+class FoldShapes(_Step):
+    """Writes down the shapes that TFLite Micro believes, and computes once what it wants constant."""
+
+    name: ClassVar[str] = "retarget-shapes"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Records shapes; folds them, and what hangs on them, where an operator is refused."""
+        edits = _record_shapes(model)
+        if not any(self._platform.lacks(operator) for _, operator in model.operators()):
+            return PassResult(self.name, tuple(edits), grows=True)
+        made = FoldConstants().run(model, context)
+        changes = (*made.changes, *edits, *_record_shapes(model))
+        return replace(made, name=self.name, changes=changes, grows=True, idle="")
+
+
+class MakeSigned(_Step):
+    """Makes what computes in uint8 compute in int8: TFLite Micro has no kernels of uint8."""
+
+    name: ClassVar[str] = "retarget-types"
+    effect: ClassVar[Effect] = Effect.TOLERANCE
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Converts it, on the scales that the file has; inputs and outputs stay what they are."""
+        editor, places = Editor(model), {id(item): place for _, item, place in operators_of(model)}
+        done = make_signed(model, lambda operator: False, editor, Target.MICRO)
+        editor.finish()
+        if not done.operators:
+            return PassResult(self.name)
+        edits = [Edit(f"{places[id(item)]} {item.code.name}", "uint8 -> int8") for item in done.operators]
+        notes = (*done.notes(), *editor.notes)
+        reading = READING if done.unequal else ""
+        return PassResult(self.name, tuple(edits), (), notes, grows=True, reading=reading)
+
+    def define(self, model: Model, context: Context) -> None:
+        """Reads kernels that copy integers between unequal scales as int8 ones want it."""
+        editor = Editor(model)
+        convert_copies(model, editor)
+        editor.finish()
 
 
 class ReplaceOperators(_Step):
@@ -178,8 +224,8 @@ class RecodeWeights(_Step):
 
     @property
     def milder(self) -> str:
-        """Float kernels round no activations, as hybrid ones did."""
-        return "give more samples, or a lower --min-snr: float kernels do not round as the hybrid ones did"
+        """Float kernels round no activations, as hybrid ones did; int8 kernels round otherwise than uint8."""
+        return "give more samples, or a lower --min-snr: other kernels compute than did before"
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Stores what is in no form that the platform reads."""
@@ -211,6 +257,9 @@ class FitVersions(_Step):
             UnsupportedError: The platform lacks something; all of it is named.
         """
         edits = [*_lower(model), *self._drop_codes(model)]
+        if self._platform.is_micro:
+            # What was expanded or written out tells more.
+            edits += _record_shapes(model)
         notes, skips = list[str](), list[Skip]()
         reasons = self._missing(model)
         if reasons and not self._allowed:
@@ -237,6 +286,12 @@ class FitVersions(_Step):
         if self._platform.is_micro:
             for item in micro_obstacles(model):
                 found.setdefault(item.reason, []).append(item.place)
+            shapes = Shapes.of(model)
+            for tensor in model.subgraphs[0].outputs:
+                full = shapes.full(tensor)
+                if full is not None and full != (tensor.shape or ()):
+                    why = f"output {tensor.name!r} has the shape {list(full)}, and the file records another"
+                    found.setdefault(why, []).append("subgraphs[0]")
         else:
             for place, operator, why in missing(model, self._platform):
                 found.setdefault(why, []).append(f"{place} {_named(operator)}".rstrip())
@@ -275,6 +330,24 @@ class FitVersions(_Step):
         return [
             f"custom operators must be known there as well: {told}" + (" (Flex delegate)" if flex else "")
         ]
+
+
+def _record_shapes(model: Model) -> list[Edit]:
+    """Gives tensors that operators make the shapes that they have at run time, where all of one is known.
+
+    Other runtimes work them out; TFLite Micro takes what the file says.
+    """
+    shapes, count, first = Shapes.of(model), 0, ""
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            for tensor in operator.outputs:
+                full = shapes.full(tensor)
+                if tensor is None or full is None or id(tensor) in shapes.graph.exposed:
+                    continue
+                if full != (tensor.shape or ()):
+                    first = first or tensor.name
+                    tensor.shape, tensor.signature, count = full, None, count + 1
+    return [Edit(first, f"{count} shape(s) written down as they are at run time")] if count else []
 
 
 def _named(operator: Operator) -> str:

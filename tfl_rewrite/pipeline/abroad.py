@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tfl_rewrite.editing.base import Pass
-from tfl_rewrite.files.source import Source
+from tfl_rewrite.files.source import Source, save
+from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.elsewhere import judged_elsewhere
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.reference import PathLike
@@ -72,6 +73,21 @@ def _runtimes(platform: Platform, settings: Judging) -> tuple[str, ...]:
 def _judged(before: PathLike, made: Source, platform: Platform, judging: Judging, runtime: str) -> Verdict:
     if not platform.is_micro:
         return _on_release(before, made, judging, runtime)
+    model = made.model()
+    kept = [item for item in model.signatures if item.subgraph is model.subgraphs[0]]
+    if len(kept) == len(model.signatures):
+        return _on_micro(made, judging, runtime)
+    lost = ", ".join(repr(item.key) for item in model.signatures if item not in kept)
+    model.signatures = kept
+    with Scratch() as scratch:
+        path = scratch.path / "main.tflite"
+        save(model, path)
+        verdict = _on_micro(path, judging, runtime)
+    told = f"signatures {lost}: TFLite Micro runs the main subgraph alone"
+    return replace(verdict, unseen=(*verdict.unseen, told))
+
+
+def _on_micro(made: PathLike, judging: Judging, runtime: str) -> Verdict:
     verdict = judged_elsewhere(made, replace(judging, resolver=_REFERENCE), runtime, micro=True)
     if verdict.status == "unverified" and not judging.resolver:
         # The reference kernels lack some operators.

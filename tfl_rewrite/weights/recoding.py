@@ -34,6 +34,7 @@ from tfl_rewrite.model.values import unpack
 from tfl_rewrite.weights.candidates import UNNAMED
 from tfl_rewrite.weights.expansion import expand_with_partners
 from tfl_rewrite.weights.forms.blocks import expand_stored_blocks
+from tfl_rewrite.weights.repairs import wrong_dimension
 from tfl_rewrite.weights.sparse import make_dense
 from tfl_rewrite.weights.state import late_forms
 
@@ -290,6 +291,8 @@ class _Recoding:
         details = tensor.quantization
         assert details is not None
         scales = np.array(scales_of(tensor), np.float32)
+        if wrong_dimension(tensor) or not np.isfinite(scales).all():
+            return False
         axes = [1] * len(tensor.shape or ())
         axes[details.dimension if scales.size > 1 else 0] = scales.size
         values = tensor.values.astype(np.float32) * scales.reshape(axes)
@@ -335,6 +338,8 @@ class _Recoding:
         table, record = details.scales_tensor, details.rest.get("details")
         block = record.get("block_size") if record is not None and "block_size" in record.spec.by_name else 0
         known = table is not None and table.dtype_name == "FLOAT16" and details.zero_points_tensor is None
+        if known and table is not None and block > 0:
+            known = table.buffer.nbytes == 2 * (tensor.elements // block)
         if late or half is None or not known or block < 1 or tensor.elements % block:
             return ""
         if any(row_of(use.operator) is DEQUANTIZE for use in uses):
