@@ -45,6 +45,7 @@ RUN |= {
     "ShrinkFailed",
     "UnsupportedError",
     "Verdict",
+    "reshape",
 }
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 

@@ -158,6 +158,7 @@ OWN_SENSE = {
     ("round-weights", "--effort"),
     ("remove-dead", "--inputs"),
     ("rename", "--signature"),
+    ("reshape", "--input"),
     ("shrink", "--min-snr"),
     ("prune", "--effort"),
     ("prune", "--min-snr"),
