@@ -72,3 +72,19 @@ def test_a_model_that_does_not_run_is_named(tmp_path: Path) -> None:
     model.subgraphs[0].operators[0].inputs[:] = []
     with pytest.raises(UnsupportedError, match="could not be run"):
         Noises(judging(tmp_path)).of(model, [operators_by_place])
+
+
+def test_what_goes_into_a_softmax_is_one_more_output(tmp_path: Path) -> None:
+    net = Net()
+    scores = net.add("ABS", [net.input("in", (1, 64))], "scores", (1, 64))
+    net.output(net.add("SOFTMAX", [scores], "shares", (1, 64)))
+    save(net.model, tmp_path / "net.tflite")
+    values = np.random.default_rng(1).uniform(-1, 1, (6, 1, 64)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", **{"in": values})
+    model, step = load(tmp_path / "net.tflite"), 1 / 64
+    change = rounding(model, {id(named(model, "scores")): Grid(8, step, -128)}, ())
+    told = judging(tmp_path, min_snr=None)
+    plain, inside = (Noises(told, inside=wanted).of(model, [change]) for wanted in (False, True))
+    assert plain.shape == (1, 1) and inside.shape == (1, 2) and inside[0, 0] == plain[0, 0]
+    # Of numbers between 0 and 1, less their mean.
+    assert inside[0, 1] == pytest.approx(step**2 / 12 / (1 / 12), rel=0.3)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load, save
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Quantization
 from tfl_rewrite.pipeline.copies import open_outputs
 
 from ..nets import Net, run
@@ -29,6 +31,20 @@ def test_outputs_are_opened_before_what_squashes_them(last: str, after: list[str
     assert open_outputs(tmp_path / "closed.tflite", tmp_path / "centred.tflite", centred=True)
     name = "inside_centred" if last == "SOFTMAX" else "inside"
     assert [tensor.name for tensor in load(tmp_path / "centred.tflite").subgraphs[0].outputs] == [name]
+
+
+def test_integers_are_given_out_as_floats(tmp_path: Path) -> None:
+    net = Net()
+    floats = net.dense(net.input("x", (1, 16)), net.weights("w", (8, 16)), "floats")
+    inside = net.add("QUANTIZE", [floats], "inside", (1, 8))
+    squashed = net.add("SOFTMAX", [inside], "given", (1, 8))
+    for tensor, scale in ((inside, 0.1), (squashed, 1 / 256)):
+        tensor.dtype, tensor.quantization = dtypes.INT8.value, Quantization.single(scale, -128)
+    net.output(net.add("DEQUANTIZE", [squashed], "real", (1, 8)))
+    save(net.model, tmp_path / "closed.tflite")
+    assert open_outputs(tmp_path / "closed.tflite", tmp_path / "open.tflite")
+    (tensor,) = load(tmp_path / "open.tflite").subgraphs[0].outputs
+    assert tensor.dtype_name == "FLOAT32"
 
 
 @pytest.mark.runtime

@@ -224,10 +224,21 @@ class InputActivations:
     Args:
         judging: Has the inputs, and what runs the model: the first of its runtimes.
         progress: Called with what is going on, and how many of how many bytes are done.
+        inside: Whether what goes into a last SOFTMAX counts as an output where noise is measured.
+        time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
     """
 
-    def __init__(self, judging: Judging, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        judging: Judging,
+        progress: Progress | None = None,
+        *,
+        inside: bool = False,
+        time_is_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.judging = judging
+        self._inside = inside
+        self._time_is_up = time_is_up
         self._progress = progress
         self._rounders: dict[int, Calibrated] = {}
         self._fitters: dict[int, Fitter] = {}
@@ -266,6 +277,7 @@ class InputActivations:
             simulate=simulate,
             correct_bias=correct_bias,
             progress=self._progress,
+            time_is_up=self._time_is_up,
         )
 
     @property
@@ -279,7 +291,7 @@ class InputActivations:
 
     def noises(self, number: int, model: Model, changes: Sequence[Simulate]) -> Float64:
         """Returns what changes of a model do to its outputs."""
-        made = self._noises.setdefault(number, Noises(self.judging, self._progress))
+        made = self._noises.setdefault(number, Noises(self.judging, self._progress, inside=self._inside))
         return made.of(model, changes)
 
     def fitting(self, number: int) -> Fitter:

@@ -11,17 +11,18 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer
 from tfl_rewrite.calibration.probe import Call, Probe
+from tfl_rewrite.calibration.trials import Output, outputs_of
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.compare import compared
-from tfl_rewrite.judge.settings import CHANNEL_SLACK_DB, Tolerance
+from tfl_rewrite.judge.settings import CHANNEL_SLACK_DB, Judging, Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.weights.rounders import Simulate
-from tfl_rewrite.work import Stage
+from tfl_rewrite.work import Progress, Stage
 
 MEASURING = "measuring what rounding does to outputs"
 
@@ -33,7 +34,16 @@ Array = npt.NDArray[Any]
 
 
 class Noises(Observer[Float64]):
-    """Compares outputs of changed copies of a model with its own."""
+    """Compares outputs of changed copies of a model with its own.
+
+    Args:
+        judging, progress: See :class:`Observer`.
+        inside: Whether what goes into a last SOFTMAX counts as one more output, less its mean.
+    """
+
+    def __init__(self, judging: Judging, progress: Progress | None = None, *, inside: bool = False) -> None:
+        super().__init__(judging, progress)
+        self._inside = inside
 
     def of(self, model: Model, changes: Sequence[Simulate]) -> Float64:
         """Returns the noise of each output over its signal, sums over samples, as the judge counts it.
@@ -54,14 +64,14 @@ class Noises(Observer[Float64]):
 
         def look(_: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             first = probe(None)
+            inside = [item for item in outputs_of(first.model) if item.scores and self._inside]
             calls = _spread(first.calls(self.steps))
             kept: dict[int, list[Array]] = {}
             for number in sorted({call.subgraph for call in calls}):
-                outputs = first.model.subgraphs[number].outputs
-                kept.update(first.values_of(number, outputs, calls))
+                kept.update(first.values_of(number, _told(first, number, inside), calls))
             stage = Stage(MEASURING, len(changes), self.progress)
             for change in changes:
-                tallies = _tallied(first, first.again(change), calls, kept)
+                tallies = _tallied(first, first.again(change), calls, kept, inside)
                 found.append([_noise(tally, self.judging.tolerance) for tally in tallies])
                 stage.tick(1)
 
@@ -80,12 +90,24 @@ def _spread(calls: Sequence[Call]) -> list[Call]:
     return [calls[number * len(calls) // count] for number in range(count)]
 
 
+def _told(probe: Probe, number: int, inside: Sequence[Output]) -> list[Tensor]:
+    """Returns the outputs of a subgraph, and behind them the scores that some are made of."""
+    places = [item.scores for item in inside if item.subgraph == number]
+    scores = [probe.operator(place).inputs[0] for place in places if place is not None]
+    return [*probe.model.subgraphs[number].outputs, *(tensor for tensor in scores if tensor is not None)]
+
+
 def _tallied(
-    first: Probe, changed: Probe, calls: Sequence[Call], kept: dict[int, list[Array]]
+    first: Probe,
+    changed: Probe,
+    calls: Sequence[Call],
+    kept: dict[int, list[Array]],
+    inside: Sequence[Output],
 ) -> Iterator[OutputTally | None]:
-    """Yields the sums of each output; None where the copy does not run."""
+    """Yields the sums of each output, and of scores behind them; None where the copy does not run."""
     for number in sorted({call.subgraph for call in calls}):
-        outputs, after = (probe.model.subgraphs[number].outputs for probe in (first, changed))
+        outputs, after = (_told(probe, number, inside) for probe in (first, changed))
+        count = len(first.model.subgraphs[number].outputs)
         tallies = [
             OutputTally(_facts(tensor), signature=None, position=position)
             for position, tensor in enumerate(outputs)
@@ -93,6 +115,9 @@ def _tallied(
         try:
             for at, arrays in changed.values_of(number, after, calls):
                 for tally, before, now in zip(tallies, kept[at], arrays, strict=True):
+                    if tally.position >= count:
+                        # A softmax goes by differences.
+                        before, now = (each - each.mean(axis=-1, keepdims=True) for each in (before, now))
                     tally.add(before, now)
         except ModelFailed:
             yield from [None] * len(tallies)

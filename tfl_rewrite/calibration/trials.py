@@ -35,7 +35,7 @@ _MOST_DB = 150.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Output:
+class Output:
     """A float output of a subgraph.
 
     Attributes:
@@ -62,7 +62,7 @@ class Trials(Observer[float]):
 
         def look(source: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             first = probe(None)
-            outputs = _outputs(first.model)
+            outputs = outputs_of(first.model)
             parts = _parts(model, first.calls(self.steps), 4 if source.nbytes < SMALL_NBYTES else 2)
             if len(parts) < 2 or not outputs:
                 return
@@ -93,7 +93,7 @@ def kept_db(probe: Probe, copy: Probe, calls: Sequence[Call]) -> float:
         copy: Run by another process.
         calls: Some of many are looked at.
     """
-    outputs, part = _outputs(probe.model), list(enumerate(calls))[:: -(-len(calls) // MOST_CALLS)]
+    outputs, part = outputs_of(probe.model), list(enumerate(calls))[:: -(-len(calls) // MOST_CALLS)]
     sums: dict[tuple[int, int, int], _Sums] = {}
     try:
         _add(sums, _run(probe, outputs, part), _run(copy, outputs, part))
@@ -103,10 +103,11 @@ def kept_db(probe: Probe, copy: Probe, calls: Sequence[Call]) -> float:
 
 
 _Values = dict[tuple[int, int, int], list[Array]]
-"""By output (:class:`_Output`) and 0 for itself, 1 for the scores: what each call gives."""
+"""By output (:class:`Output`) and 0 for itself, 1 for the scores: what each call gives."""
 
 
-def _outputs(model: Model) -> list[_Output]:
+def outputs_of(model: Model) -> list[Output]:
+    """Returns the float outputs of all subgraphs, with the scores that they are made of."""
     graph, places = Graph.of(model), places_of(model)
     found = []
     for number, subgraph in enumerate(model.subgraphs):
@@ -117,7 +118,7 @@ def _outputs(model: Model) -> list[_Output]:
             while maker is not None and row_of(maker).reshapes and maker.inputs[0] is not None:
                 maker = graph.maker_of(maker.inputs[0])
             decided = maker is not None and row_of(maker).squashes is Squash.ROWS
-            found.append(_Output(number, position, places[id(maker)] if decided else None))
+            found.append(Output(number, position, places[id(maker)] if decided else None))
     return found
 
 
@@ -135,7 +136,7 @@ def _parts(model: Model, calls: Sequence[Call], count: int) -> list[list[tuple[i
     return [part for part in parts if part]
 
 
-def _run(probe: Probe, outputs: Sequence[_Output], part: Sequence[tuple[int, Call]]) -> _Values:
+def _run(probe: Probe, outputs: Sequence[Output], part: Sequence[tuple[int, Call]]) -> _Values:
     """Returns the outputs, and the scores behind them, of some calls."""
     found: _Values = {}
     for entered in sorted({call.subgraph for _, call in part}):

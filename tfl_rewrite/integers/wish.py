@@ -62,10 +62,12 @@ class Known:
     Attributes:
         weights: As they are rounded for 16 bits everywhere, in order of execution.
         noises: ``[2 + units, outputs]``: with 16 bits everywhere, with 8, and of each group alone with 8.
+        tried: Of mixtures, by the numbers of the groups with 16 bits.
     """
 
     weights: list[IntegerWeight] = field(default_factory=list)
     noises: Float64 | None = None
+    tried: dict[tuple[int, ...], Float64] = field(default_factory=dict)
 
 
 class Search:
@@ -97,6 +99,7 @@ class Search:
         if known.noises is None:
             alone = [rounding(mixture.model, unit.grids, unit.operators) for unit in mixture.units]
             known.noises = measure([self._trial(mixture.units), self._trial(()), *alone])
+        self._tried = known.tried
         self.widest, self.narrowest, self._noises = known.noises[0], known.noises[1], known.noises[2:]
 
     def settle(self, min_snr: float | None, margin: float = MARGIN_DB) -> Settled:
@@ -114,13 +117,9 @@ class Search:
             return self._settled([], self.narrowest)
         room = np.maximum(target - self.widest, 1e-12)
         low, high, allowed = 0.0, math.inf, 1.0
-        tried: dict[frozenset[int], Float64] = {}
         for _ in range(_TRIES):
             wide = self._mixture.cheapest(self._noises / room, allowed)
-            key = frozenset(map(id, wide))
-            if key not in tried:
-                tried[key] = self._measure([self._trial(wide)])[0]
-            made = tried[key]
+            made = self._made(wide)
             used = float(((made - self.widest) / room).max())
             if used <= 1.0:
                 low = allowed
@@ -149,7 +148,15 @@ class Search:
             unit = self._mixture.units[int(number)]
             if self._mixture.share([*wide, unit]) <= share:
                 wide.append(unit)
-        return self._settled(wide, self._measure([self._trial(wide)])[0])
+        return self._settled(wide, self._made(wide))
+
+    def _made(self, wide: Sequence[Unit]) -> Float64:
+        """Returns what a mixture does to the outputs; each is run once."""
+        wanted = set(map(id, wide))
+        key = tuple(number for number, unit in enumerate(self._mixture.units) if id(unit) in wanted)
+        if key not in self._tried:
+            self._tried[key] = self._measure([self._trial(wide)])[0]
+        return self._tried[key]
 
     def _trial(self, wide: Sequence[Unit]) -> Simulate:
         plan = self._mixture.plan(wide)

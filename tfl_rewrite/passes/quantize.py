@@ -20,7 +20,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
@@ -330,7 +330,7 @@ class Quantize(Pass):
         is_done = bool(computed_kinds(model)) and not prepared.modified
         check_target(model, self.target, typed=False)
         notes, ranges = list[str](), calibration.ranges(model)
-        recipe = self._recipe(model, choice, ranges, calibration, context.number)
+        recipe = self._recipe(model, choice, ranges, calibration, context)
         bits: Wanted = choice.width
         if self.activations == MIXED:
             mixture = Mixture(model, choice, ranges, recipe, target=self.target)
@@ -413,10 +413,20 @@ class Quantize(Pass):
         )
 
     def _recipe(
-        self, model: Model, choice: Choice, ranges: Mapping[int, Range], calibration: Calibration, number: int
+        self,
+        model: Model,
+        choice: Choice,
+        ranges: Mapping[int, Range],
+        calibration: Calibration,
+        context: Context,
     ) -> Recipe:
         """Returns how wide grids are to be, as samples say that their ranges do not come from."""
         steps, found = STEPS[self.effort], self._fixed
+        first = IntegerPlan(model, choice.width, ranges, found, target=self.target).grids()
+        settled: dict[object, Recipe] = _kept(context, "recipes")
+        asked = self.effort, found, first
+        if asked in settled:
+            return settled[asked]
         # Most models have nothing for some of the steps: what comes to the same plan is measured once.
         known: dict[object, float] = {}
 
@@ -433,7 +443,8 @@ class Quantize(Pass):
             found = improved(found, steps, score)
 
         if steps and calibration.activations is not None:
-            calibration.activations.measured(number, model, settle)
+            calibration.activations.measured(context.number, model, settle)
+        settled[asked] = found
         return found
 
     def _choice(self) -> Choice:
@@ -443,9 +454,14 @@ class Quantize(Pass):
     def _rounder(self, plan: IntegerPlan, calibration: Calibration, context: Context) -> Rounder:
         if self.effort is Effort.FAST or calibration.activations is None:
             return Clipped()
-        return calibration.activations.integer_rounder(
-            context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
-        )
+        # What comes to the same grids is rounded once, whatever was asked for.
+        rounders: dict[object, Rounder] = _kept(context, "rounders")
+        asked = self.effort, self.bias_correction, plan.grids()
+        if asked not in rounders:
+            rounders[asked] = calibration.activations.integer_rounder(
+                context.number, self.effort, plan.simulate, correct_bias=self.bias_correction
+            )
+        return rounders[asked]
 
     def _mixture(
         self, mixture: Mixture, calibration: Calibration, context: Context
@@ -527,6 +543,12 @@ class Quantize(Pass):
                 f"{len(skips)} operator(s) would stay float: {named}{more}", remedy="allow --float-islands"
             )
         return skips
+
+
+def _kept(context: Context, name: str) -> dict[Any, Any]:
+    """Returns what was found on an equal model before, by what was asked; it is kept where samples are."""
+    measures = measures_of(context)
+    return {} if measures is None else measures.memory(context.number).setdefault(name, {})
 
 
 def _counted(what: str, skips: Sequence[Skip]) -> str:

@@ -21,8 +21,9 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.source import load, save
+from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.kernels.operators import Squash
-from tfl_rewrite.kernels.table import MEAN, SUB, row_of
+from tfl_rewrite.kernels.table import DEQUANTIZE, MEAN, SUB, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -38,6 +39,8 @@ _TURNED = ("INT8", "UINT8", "INT16", "INT4", "INT2")
 
 def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool = False) -> int:
     """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH.
+
+    Where that computes in integers behind a DEQUANTIZE, what goes in is given out in floats as well.
 
     Args:
         source: The model.
@@ -57,15 +60,17 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
     for subgraph in [model.subgraphs[0], *(item.subgraph for item in model.signatures)]:
         for tensor in subgraph.outputs:
             maker = graph.maker_of(tensor)
-            while maker is not None and row_of(maker).reshapes and maker.inputs[0] is not None:
+            while maker is not None and _passes_on(maker) and maker.inputs[0] is not None:
                 maker = graph.maker_of(maker.inputs[0])
             inside = maker.inputs[0] if maker is not None and maker.inputs else None
             if id(tensor) in swaps or maker is None or row_of(maker).squashes is None or inside is None:
                 continue
             if graph.maker_of(inside) is not None and id(inside) not in graph.exposed:
+                shape = inside.shape or ()
+                if tensor.dtype == dtypes.FLOAT32.value != inside.dtype:
+                    inside = _in_floats(editor, subgraph, inside)
                 known = _centred(editor, subgraph, maker, inside) if centred else inside
                 swaps[id(tensor)] = known
-                shape = inside.shape or ()
                 shape = shape[:-1] if row_of(maker).squashes is Squash.ROWS else shape
                 decisions.append(max(1, math.prod(shape)))
     if not swaps:
@@ -77,6 +82,19 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
     editor.finish()
     save(model, target)
     return min(decisions)
+
+
+def _passes_on(operator: Operator) -> bool:
+    """Whether an operator gives out the numbers that it reads, of another shape or type."""
+    row = row_of(operator)
+    return row.reshapes or row is DEQUANTIZE
+
+
+def _in_floats(editor: Editor, subgraph: SubGraph, integers: Tensor) -> Tensor:
+    """Adds what makes floats of integers."""
+    made = editor.add_like(subgraph, integers, "FLOAT32")
+    subgraph.operators.append(type_change(editor, integers, made))
+    return made
 
 
 def _centred(editor: Editor, subgraph: SubGraph, maker: Operator, inside: Tensor) -> Tensor:

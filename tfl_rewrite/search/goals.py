@@ -11,6 +11,9 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.settings import ERROR_BOUNDS, SNR_BOUNDS, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.kernels.runtimes import Runtime
+from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, left_out
 from tfl_rewrite.options.option import (
     NBYTES,
@@ -31,6 +34,10 @@ from tfl_rewrite.weights.rounders import Effort
 
 _STEP = 1.0
 """By how many dB a search moves on where what is bounded is not counted in dB."""
+
+FLOATS, ANY = "float", "any"
+INTEGERS = ("int8", "mixed", "int16")
+"""Activations of :class:`tfl_rewrite.Quantize`, the smallest and fastest first."""
 
 _ENCODINGS = Kind(listed, listed)
 
@@ -57,6 +64,8 @@ class Goal(JsonData):
         min_metric: Its least value.
         max_nbytes: Largest file; with nothing else, the error is to be as small as it can be.
         objective: What is to be small.
+        activations: What operators may compute in: ``float``; or ``int8``, ``int16`` or ``mixed``, where they
+            have such kernels, with integer weights; ``any`` for whatever of all these comes out best.
         effort, include, exclude, min_runtime: As for :class:`QuantizeWeights`.
         encodings: What is tried for each constant, such as ``int4:block:32``; None for all that the
             objective gains by.
@@ -104,6 +113,14 @@ class Goal(JsonData):
         "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
         "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
         choices=Objective,
+    )
+    activations: str = left_out(
+        option(
+            FLOATS,
+            "what operators may compute in. float (default): weights alone become integers. int8, int16, "
+            "mixed: as for quantize; needs --inputs. any: all of these are tried, and the best file is taken",
+            choices=(FLOATS, *INTEGERS, ANY),
+        )
     )
     effort: Taken[Effort, str] = left_out(
         option_of(QuantizeWeights, "effort", "as for quantize-weights (default: balanced)")
@@ -244,3 +261,39 @@ def _ratio_db(found: float, allowed: float) -> float:
     if found <= allowed:
         return -20.0 * math.log10(allowed / found) if found > 0 and allowed > 0 else -100.0
     return 20.0 * math.log10(found / allowed) if allowed > 0 else 100.0
+
+
+def ram_nbytes(model: Model) -> int:
+    """Returns about how many bytes a model takes while it runs.
+
+    Constants; what a DEQUANTIZE makes of them, which stays; and of what operators give to one another as much
+    as is needed at once, where nothing lies twice. What kernels take for themselves is not counted.
+    """
+    fixed = sum(buffer.nbytes for buffer in model.buffers)
+    most = 0
+    for subgraph in model.subgraphs:
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        tensors = {id(tensor): tensor for tensor in subgraph.tensors}
+        for tensor in subgraph.inputs:
+            first[id(tensor)] = last[id(tensor)] = -1
+        for number, operator in enumerate(subgraph.operators):
+            stays = row_of(operator) is DEQUANTIZE and operator.inputs[0] is not None
+            if stays and operator.inputs[0] is not None and operator.inputs[0].is_constant:
+                fixed += sum(_nbytes(tensor) for tensor in operator.outputs if tensor is not None)
+                continue
+            for item in (*operator.inputs, *operator.outputs):
+                if item is not None and not item.is_constant and id(item) in tensors:
+                    first.setdefault(id(item), number)
+                    last[id(item)] = number
+        for tensor in subgraph.outputs:
+            last[id(tensor)] = len(subgraph.operators)
+        for number in range(len(subgraph.operators)):
+            held = (key for key, begin in first.items() if begin <= number <= last[key])
+            most = max(most, sum(_nbytes(tensors[key]) for key in held))
+    return fixed + most
+
+
+def _nbytes(tensor: Tensor) -> int:
+    row = dtypes.BY_VALUE.get(tensor.dtype)
+    return 0 if row is None else row.nbytes(tensor.elements)

@@ -17,6 +17,7 @@ from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, 
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.search.units import LEAST_ELEMENTS, Unit, encodings_of
@@ -39,6 +40,7 @@ class ShrinkReport(JsonData):
         units: The constants and their options.
         split: Which inputs were used for what.
         files: How many files were run.
+        tried: What came of each kind of activations, where integers were allowed.
     """
 
     schema: ClassVar[int] = 1
@@ -57,6 +59,7 @@ class ShrinkReport(JsonData):
     curve: tuple[Measured, ...] = field(metadata=LEFT_OUT)
     units: tuple[Unit, ...] = field(metadata=LEFT_OUT)
     notes: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = field(default=(), metadata=shown("activations", optional=True))
     report: Report | None = field(metadata=shown("rewrite"))
 
     @property
@@ -93,6 +96,11 @@ class ShrinkReport(JsonData):
                 best.append(item)
         return best
 
+    def is_chosen(self, item: Measured) -> bool:
+        """Whether a file that was measured is the one."""
+        found = self.promised
+        return found is not None and (item.activations, item.choice) == (found.activations, found.choice)
+
     @property
     @computed(after="files")
     def constants(self) -> list[dict[str, Any]]:
@@ -119,7 +127,16 @@ class ShrinkReport(JsonData):
 
         Constants without a name, or with that of another, cannot be told apart there: they are left out.
         """
-        return recipe_text(self.units, self.encodings)
+        return self._quantized() + recipe_text(self.units, self.encodings)
+
+    def _quantized(self) -> str:
+        """Returns what is to be done before constants are stored otherwise, as a comment."""
+        layers = [item for tried in self.tried if tried.chosen for item in tried.passes]
+        words = [word for item in layers if isinstance(item, Integers) for word in item.recipe]
+        if not words:
+            return ""
+        lines = ["tfl-rewrite quantize IN OUT --inputs PATH", *words, "comes first: it makes integers."]
+        return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
 class ShrinkFailed(VerificationError):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tfl_rewrite import __version__
 from tfl_rewrite.calibration.holdout import Split, divide
+from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.source import load
@@ -85,6 +86,40 @@ class Session:
     folder: Path
     clock: Clock
     progress: Progress
+
+    def within(self, share: float) -> Session:
+        """Returns the same search, which ends early once a share of the time limit is used up."""
+        limit = self.clock.limit
+        clock = self.clock if limit is None else replace(self.clock, limit=share * limit)
+        return replace(self, clock=clock)
+
+    @contextlib.contextmanager
+    def behind(self, passes: Sequence[Pass], activations: str) -> Iterator[Session]:
+        """Opens a search among the constants that other passes leave, which may lose something themselves.
+
+        Args:
+            passes: They look at no inputs but those of this search.
+            activations: What they make operators compute in.
+        """
+        wanted, own = self.wanted, self.trials
+        frame = wanted.frame
+        frame = replace(frame, before=(*frame.before, *passes), activations=activations)
+        # Constants have other positions: what was measured of them is not for the user's file.
+        wanted = replace(wanted, frame=frame, goal=replace(wanted.goal, state=None), grids=None)
+        with Scratch() as scratch:
+            parts = [fold.judging for fold in own.folds]
+            folds, final = _folds(wanted, self.split, parts, own.judge, self.clock, self.progress)
+            with Trials(
+                frame,
+                folds,
+                final,
+                judge=own.judge,
+                folder=scratch.folder(),
+                goal=wanted.goal,
+                metric=own.metric,
+                beside=own,
+            ) as trials:
+                yield replace(self, wanted=wanted, trials=trials, folder=scratch.folder())
 
     def judge(self) -> HoldoutJudge:
         """Returns what judges by the inputs that were held out; to be entered once something was measured."""
@@ -164,19 +199,27 @@ def session(wanted: Wanted, progress: Progress | None = None) -> Iterator[Sessio
             figure = MetricProcess(goal.metric, source, parts, scratch.folder())
             figure.check()
         with Judge(source, parts[0]) as judge:
-            rounders = partial(_rounders, wanted, progress=progress, beside=judge)
-            everything = split.everything if split.crossed else ()
-            final = rounders(everything, time_is_up=partial(clock.is_past, 1.0))
-            folds = []
-            for number, part in enumerate(parts):
-                others = split.others(number) if split.crossed else ()
-                until = _ROUNDING * (number + 1) / len(parts)
-                folds.append(Fold(part, rounders(others, time_is_up=partial(clock.is_past, until))))
+            folds, final = _folds(wanted, split, parts, judge, clock, progress)
             own, far_folder = scratch.folder(), scratch.folder()
             with Trials(
                 wanted.frame, folds, final, judge=judge, folder=own, goal=goal, metric=figure
             ) as trials:
                 yield Session(wanted, trials, split, far, far_folder, clock, progress)
+
+
+def _folds(
+    wanted: Wanted, split: Split, parts: Sequence[Judging], judge: Judge, clock: Clock, progress: Progress
+) -> tuple[list[Fold], Rounders]:
+    """Returns the parts of the inputs, each with what looks at the others; and what may look at all."""
+    rounders = partial(_rounders, wanted, progress=progress, beside=judge)
+    everything = split.everything if split.crossed else ()
+    final = rounders(everything, time_is_up=partial(clock.is_past, 1.0))
+    folds = []
+    for number, part in enumerate(parts):
+        others = split.others(number) if split.crossed else ()
+        until = _ROUNDING * (number + 1) / len(parts)
+        folds.append(Fold(part, rounders(others, time_is_up=partial(clock.is_past, until))))
+    return folds, final
 
 
 def _split(wanted: Wanted, scratch: Scratch) -> Split:
@@ -206,10 +249,7 @@ def _rounders(
         return Rounders(base, None, grids, pruning)
     judging = replace(wanted.judging, inputs=tuple(inputs))
 
-    def hundredths(what: str, done: int, total: int) -> None:
-        # A rounder counts bytes, and a search steps.
-        progress(what, min(99, 100 * done // total) if total else 0, 100)
-
+    hundredths = in_hundredths(progress)
     if grids is not None:
         grids = replace(grids, fitting=Fitter(judging, hundredths, beside=beside))
     if pruning is not None:
@@ -230,6 +270,15 @@ def _rounders(
         return replace(plain, rounder=calibrated(in_order=True))
 
     return Rounders(replace(plain, rounder=calibrated(time_is_up=time_is_up)), ordered, grids)
+
+
+def in_hundredths(progress: Progress) -> Progress:
+    """Returns what is told by those who count bytes, for one who counts steps."""
+
+    def hundredths(what: str, done: int, total: int) -> None:
+        progress(what, min(99, 100 * done // total) if total else 0, 100)
+
+    return hundredths
 
 
 def _key(wanted: Wanted, base: QuantizeWeights, tried: Sequence[str], split: Split) -> str:

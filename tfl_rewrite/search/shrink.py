@@ -25,10 +25,10 @@ from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
-from tfl_rewrite.search.goals import Goal, Objective
+from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
+from tfl_rewrite.search.integers import FLOAT_SHARE, Tried, chosen, of_floats, rivals, why_not
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
-from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import ORDERED_TRIES, Found, caveats, in_order, settle
@@ -107,23 +107,19 @@ def search_and_publish(
         ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
     """
     with session(_wanted(plan, goal), progress) as opened:
-        search, trials = opened.encodings(), opened.trials
-        with opened.judge() as judge:
-            found = settle(search, trials, goal, judge)
-            found = in_order(search, trials, goal, judge, found, ORDERED_TRIES[goal.effort])
-            found = _on_grids(opened, found, judge)
-        made = _report(plan, opened, search, found)
+        tried = _all_tried(opened)
+        best = next((item for item in tried if item.chosen), tried[0])
+        made, found = _report(plan, opened, best, tried), best.found
         if found.promised is None or found.proven is None:
             raise ShrinkFailed(
                 f"no file was found that keeps {goal.text()}, nothing was written",
                 made,
                 "choose a point of the table, or another budget",
             )
-        lossy = trials.passes(found.promised.choice, ordered=found.promised.ordered)
         last = Plan(
             source=opened.wanted.frame.source,
             target=plan.target,
-            passes=(*_BEFORE, *lossy, *_AFTER),
+            passes=(*_BEFORE, *best.passes, *_AFTER),
             # Nothing is fitted any more: these judge only.
             settings=replace(opened.far, inputs=(), holdout=opened.far.inputs, tolerance=goal.tolerance),
             force=plan.force,
@@ -131,6 +127,37 @@ def search_and_publish(
             ready=lambda report: ready(replace(made, report=report)),
         )
         return replace(made, report=carry_out(last))
+
+
+def _all_tried(opened: Session) -> list[Tried]:
+    """Searches in floats, with integers, or both, as was asked for.
+
+    Raises:
+        UsageError: Integers alone were asked for, and there is nothing to calibrate them with.
+    """
+    goal = opened.wanted.goal
+    obstacle = "" if goal.activations == FLOATS else why_not(opened)
+    if obstacle and goal.activations != ANY:
+        raise UsageError(
+            f"integer activations need real inputs: {obstacle}",
+            remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples",
+        )
+    alone = obstacle or goal.activations == FLOATS
+    tried: list[Tried] = []
+    if alone or goal.activations == ANY:
+        share = opened if alone else opened.within(FLOAT_SHARE)
+        search = share.encodings()
+        with share.judge() as judge:
+            found = settle(search, share.trials, goal, judge)
+            found = in_order(search, share.trials, goal, judge, found, ORDERED_TRIES[goal.effort])
+            found = _on_grids(share, found, judge)
+        tried.append(of_floats(share, search, found))
+    if obstacle:
+        tried += [Tried(activations=kind, reason=f"not tried: {obstacle}") for kind in INTEGERS]
+    elif not alone:
+        with opened.judge() as judge, rivals(opened, judge) as others:
+            tried += others.tried()
+    return tried if goal.activations == FLOATS else chosen(opened, tried)
 
 
 def _wanted(plan: Plan, goal: Goal) -> Wanted:
@@ -154,9 +181,11 @@ def _wanted(plan: Plan, goal: Goal) -> Wanted:
     )
 
 
-def _report(plan: Plan, opened: Session, search: Search, found: Found) -> ShrinkReport:
+def _report(plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried]) -> ShrinkReport:
     """Returns what the search came to, before anything is published."""
-    goal, source = opened.wanted.goal, Source.of(opened.wanted.frame.source)
+    goal, source, found = opened.wanted.goal, Source.of(opened.wanted.frame.source), best.found
+    curve = [made for item in tried for made in item.curve]
+    own = [note for item in tried if item.search is not None for note in item.search.notes]
     model = source.model()
     unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
     return ShrinkReport(
@@ -169,11 +198,12 @@ def _report(plan: Plan, opened: Session, search: Search, found: Found) -> Shrink
         proven=found.proven.verdict if found.proven is not None else None,
         proven_snr=found.proven.snr if found.proven is not None else None,
         proven_sure=found.proven.sure if found.proven is not None else None,
-        curve=tuple(search.curve),
-        units=tuple(search.units),
+        curve=tuple(curve),
+        units=() if best.search is None else tuple(best.search.units),
         split=opened.split,
         files=opened.trials.files,
-        notes=(*unmatched, *search.notes, *found.notes, *caveats(goal, found, search.curve)),
+        tried=() if goal.activations == FLOATS else tuple(tried),
+        notes=(*unmatched, *own, *found.notes, *caveats(goal, found, best.curve)),
     )
 
 

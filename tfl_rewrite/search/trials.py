@@ -56,12 +56,14 @@ class Measured(Figures):
         nbytes: Its size; ``deflated`` as a store compresses it, 0 if that was not asked for.
         cost: What the objective counts.
         ordered: Whether weights were rounded one after the other, each behind those before it.
+        activations: What operators compute in, as was asked; empty for floats.
     """
 
     nbytes: int
     deflated: int = field(metadata=shown(made=lambda nbytes: nbytes or None))
     cost: float
     ordered: bool = field(default=False, metadata=shown("in_order"))
+    activations: str = field(default="", metadata=shown(optional=True))
     choice: Choice = field(metadata=shown("encodings", made=_texts))
 
 
@@ -135,13 +137,15 @@ class Frame:
 
     Attributes:
         source: The original.
-        before: Passes that lose nothing, run first.
-        after: The same, run last.
+        before: Passes that run first. They lose nothing, unless ``activations`` says so.
+        after: Passes that lose nothing, run last.
+        activations: What the first passes make operators compute in; empty for floats, as in the original.
     """
 
     source: str | os.PathLike[str]
     before: Sequence[Pass] = ()
     after: Sequence[Pass] = ()
+    activations: str = ""
 
 
 class Patched:
@@ -212,6 +216,8 @@ class Trials:
         folder: For the files.
         goal: What figures are judged by.
         metric: The user's own figure.
+        beside: Trials of the same original in floats, where the first passes change what it computes in: what
+            those lose counts in whole files, and not where one constant is measured.
         path: Where :meth:`finish` puts its file.
         files: How many files were run.
         prepared: The original as the first passes leave it; None where constants lie otherwise in a file.
@@ -228,6 +234,7 @@ class Trials:
     folder: Path
     goal: Goal
     metric: Metric | None = None
+    beside: Trials | None = None
 
     def __post_init__(self) -> None:
         folder = self.folder
@@ -239,7 +246,7 @@ class Trials:
         self.opened = self._open(folder / "opened.tflite")
         self.constants: dict[int, Constant] = {}
         self._patched: dict[tuple[int, bool], Patched] = {}
-        self._judges: dict[tuple[int, bool], Judge] = {}
+        self._judges: dict[tuple[int, str], Judge] = {}
 
     def __enter__(self) -> Trials:
         return self
@@ -336,13 +343,12 @@ class Trials:
         """
         verdicts = []
         for number in range(len(self.folds)):
-            opened = self.opened is not None
             try:
                 path = self._single(number, choice)
             except TflRewriteError:
                 return None
             try:
-                verdicts.append(self._judged(number, path, opened=opened))
+                verdicts.append(self._judged(number, path, alone=True))
             except UnsupportedError:
                 if self.opened is None:
                     raise
@@ -421,19 +427,21 @@ class Trials:
             deflated=packed,
             cost=float(packed or nbytes) if cost is None else cost,
             ordered=ordered,
+            activations=self.frame.activations,
         )
 
     @property
     def inside(self) -> Source | None:
         """The original as it is opened before a last SOFTMAX and the like, where that counts."""
-        return self.opened if counts_hidden(self.goal, self.decisions) else None
+        original = self.beside or self
+        return original.opened if counts_hidden(self.goal, original.decisions) else None
 
     def _inside(self, number: int, path: Path, choice: Choice) -> Verdict | None:
         """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
         if self.inside is None:
             return None
         self.files += 1
-        judge, patched = self._judge(number, opened=True), self._in_place(number, choice, opened=True)
+        judge, patched = self._judge(number, self.inside), self._in_place(number, choice, opened=True)
         if patched is None:
             return judged_inside(judge, path)
         verdict = judge.compare(patched, tolerance=INSIDE)
@@ -456,13 +464,15 @@ class Trials:
         packing = last_packing(run_passes(model, after)) if after else None
         return save(model, path, force=True, packing=packing)
 
-    def _judge(self, number: int, *, opened: bool) -> Judge:
-        key = (number, opened)
-        if key == (0, False):
+    def _judge(self, number: int, original: str | os.PathLike[str]) -> Judge:
+        """Returns what judges by a part of the inputs, against an original."""
+        if number == 0 and original is self.frame.source:
             return self.judge
+        if self.beside is not None and (original is self.frame.source or original is self.beside.opened):
+            return self.beside._judge(number, original)
+        key = (number, os.fspath(original))
         if key not in self._judges:
-            source = self.opened if opened and self.opened is not None else self.frame.source
-            self._judges[key] = Judge(source, self.folds[number].judging, beside=self.judge)
+            self._judges[key] = Judge(original, self.folds[number].judging, beside=self.judge)
         return self._judges[key]
 
     @property
@@ -477,10 +487,16 @@ class Trials:
         """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
         return INSIDE if opened else self.goal.tolerance
 
-    def _judged(self, number: int, path: Path, *, opened: bool = False) -> Verdict:
+    def _judged(self, number: int, path: Path, *, alone: bool = False) -> Verdict:
+        """Judges a file; one with a constant stored otherwise and nothing else done against what it was."""
         self.files += 1
-        tolerance = self._tolerance(opened=opened)
-        verdict = self._judge(number, opened=opened).compare(path, tolerance=tolerance)
+        original: str | os.PathLike[str] = self.frame.source
+        if alone and self.opened is not None:
+            original = self.opened
+        elif alone and self.beside is not None and self.prepared is not None:
+            original = self.prepared
+        tolerance = self._tolerance(opened=original is self.opened)
+        verdict = self._judge(number, original).compare(path, tolerance=tolerance)
         if not verdict.measured and verdict.status == "unverified":
             raise UnsupportedError(
                 f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",

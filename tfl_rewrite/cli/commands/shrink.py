@@ -19,7 +19,7 @@ from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
 from tfl_rewrite.pipeline.report import Plan
-from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.goals import FLOATS, Goal
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
 from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
@@ -82,9 +82,10 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         share = found.nbytes / before if before else 1.0
         names = f"{safe(report.source)} -> {safe(report.target)}"
         lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})")
-        if not report.units:
+        if not report.units and not found.activations:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
+    lines += _activations(report)
     if found is not None and report.units:
         counts = Counter(
             report.encodings[unit.position].text if unit.position in report.encodings else "kept as it is"
@@ -105,16 +106,29 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     return lines + (notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"])
 
 
+def _activations(report: ShrinkReport) -> list[str]:
+    """Shows what operators compute in, and why not in anything else."""
+    lines = []
+    for item in report.tried:
+        if not item.chosen:
+            lines.append(f"  not {item.activations}: {safe(item.reason, limit=300)}")
+            continue
+        counts = Counter(width for each in item.passes for width in getattr(each, "widths", {}).values())
+        told = ", ".join(f"{count} operators in {name}" for name, count in counts.most_common())
+        lines.insert(0, f"activations: {item.activations}{f' ({told})' if told else ''}")
+    return lines
+
+
 def _curve(report: ShrinkReport) -> list[str]:
     """Shows what else there is to choose."""
-    found = report.promised
     lines = ["size against error, on the inputs of the search:"]
     for item in report.pareto:
-        mark = "  <- this one" if found is not None and item.choice == found.choice else ""
+        mark = "  <- this one" if report.is_chosen(item) else ""
         size = f"{item.nbytes:>12,} bytes"
         if item.deflated:
             size += f" ({item.deflated:,} deflated)"
-        lines.append(f"  {size}  {_snr(item.snr):>9s}{mark}")
+        kind = f"  {item.activations}" if item.activations else ""
+        lines.append(f"  {size}  {_snr(item.snr):>9s}{kind}{mark}")
     return lines
 
 
@@ -148,13 +162,14 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
                 "deflated": item.deflated or None,
                 "snr_db": item.snr if item.snr is not None and math.isfinite(item.snr) else None,
                 "metric": item.metric,
-                "chosen": report.promised is not None and item.choice == report.promised.choice,
+                "activations": item.activations or FLOATS,
+                "chosen": report.is_chosen(item),
             }
             for item in report.pareto
         ]
         if arguments.curve.endswith(".csv"):
             text = io.StringIO()
-            writer = csv.DictWriter(text, ["nbytes", "deflated", "snr_db", "metric", "chosen"])
+            writer = csv.DictWriter(text, ["nbytes", "deflated", "snr_db", "metric", "activations", "chosen"])
             writer.writeheader()
             writer.writerows(rows)
             side.add(arguments.curve, text.getvalue().encode("ascii"))
