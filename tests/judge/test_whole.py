@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import Judging, RewriteFailed, rewrite
-from tfl_rewrite.cli.render_judge import verdict_lines
+from tfl_rewrite.cli.render_judge import verdict_line, verdict_lines
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.verify import verify
@@ -331,3 +331,23 @@ def test_an_assumed_range_does_not_satisfy_require(tmp_path: Path, photos: Path)
 
 def test_a_tolerance_of_20_db_is_the_default() -> None:
     assert Tolerance().min_snr == 20.0
+
+
+def test_samples_that_are_all_equal_are_named(tmp_path: Path) -> None:
+    file, rounded = dense(tmp_path / "a.tflite", weights(0)), dense(tmp_path / "b.tflite", weights(0) * 1.001)
+    samples = np.random.default_rng(0).standard_normal((4, 1, SIZE)).astype(np.float32)
+    for values, told in ((np.repeat(samples[:1], 4, axis=0), True), (samples, False)):
+        np.savez(tmp_path / "in.npz", x=values)
+        verdict = verify(file, rounded, Judging(inputs=[tmp_path / "in.npz"]))
+        assert verdict.passed is not told
+        assert any("the samples are all equal" in reason for reason in verdict.reasons) is told
+
+
+@pytest.mark.parametrize("after", [None, "SOFTMAX"])
+def test_the_largest_of_a_row_is_told_of_where_rows_are_shares(after: str | None, tmp_path: Path) -> None:
+    file = dense(tmp_path / "a.tflite", weights(0), after=after)
+    made = dense(tmp_path / "b.tflite", weights(0) * 1.001, after=after)
+    np.savez(tmp_path / "in.npz", x=np.random.default_rng(0).standard_normal((4, 1, SIZE)).astype(np.float32))
+    verdict = verify(file, made, Judging(inputs=[tmp_path / "in.npz"]))
+    assert verdict.outputs[0].argmax_agreement == 1.0
+    assert ("the same largest score" in verdict_line(verdict)) is (after is not None)

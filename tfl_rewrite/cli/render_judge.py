@@ -83,7 +83,8 @@ def _furthest(outputs: Sequence[OutputComparison]) -> str:
         parts.append(f"is off by {worst.max_abs_error:.4g}{steps} at most")
     elif worst.equal_share is not None:
         parts.append(f"is equal in {worst.equal_share:.2%} of its elements")
-    if worst.argmax_agreement is not None:
+    shares = worst.tally is not None and worst.tally.rows.are_shares
+    if worst.argmax_agreement is not None and shares:
         parts.append(f"has the same largest score in {worst.argmax_agreement:.1%} of rows")
     one = "it" if len(outputs) == 1 else f"the furthest, {worst.label},"
     return f"{one} {' and '.join(parts) or 'differs'}"

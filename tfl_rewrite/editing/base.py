@@ -104,6 +104,8 @@ class PassResult(JsonData):
         exact: Whether what it did changes no number, although the pass may; outputs must be equal then. So
             they must be where it changed nothing.
         idle: Where it changed nothing: why, and what does something instead.
+        milder: What to ask for instead where outputs differ too much, if :attr:`Pass.milder` says nothing of
+            this model.
 
     Example:
         >>> tfl_rewrite.PassResult("clean", (tfl_rewrite.Edit("subgraphs[0]", "name removed"),)).modified
@@ -124,6 +126,7 @@ class PassResult(JsonData):
     counterparts: Counterparts = field(default=(), metadata=LEFT_OUT)
     exact: bool = field(default=False, metadata=LEFT_OUT)
     idle: str = ""
+    milder: str = field(default="", metadata=LEFT_OUT)
 
     @property
     def modified(self) -> bool:

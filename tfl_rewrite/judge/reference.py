@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
@@ -89,6 +91,19 @@ class Reference:
         """``real``, ``made`` or ``mixed``."""
         kinds = {call.real for call in self.calls[: len(self.execution.ran)]}
         return "mixed" if len(kinds) == 2 else ("real" if True in kinds else "made")
+
+    @property
+    def is_monotonous(self) -> bool:
+        """Whether all samples of each entry point are equal."""
+        # Where the arrays lie: an input that serves several calls is stored once.
+        listed = json.loads(self.steps.read_text(encoding="utf-8"))
+        known: dict[str | None, list[bytes]] = {}
+        for call, step in zip(self.calls, listed, strict=False):
+            arrays = [load_array(Path(stem)) for _, stem in step["inputs"]]
+            given = [repr(array.shape).encode() + array.tobytes() for array in arrays]
+            if known.setdefault(call.signature, given) != given:
+                return False
+        return True
 
     @property
     def unseen(self) -> tuple[str, ...]:

@@ -240,7 +240,7 @@ class Quantize(Pass):
                 told = "nothing is calibrated: no file of ranges is read or written"
                 signed = replace(signed, notes=(*signed.notes, told))
         if is_border:
-            return self._joined(signed, self._retyped(model))
+            return replace(self._joined(signed, self._retyped(model)), milder=signed.milder)
         if is_done:
             return signed if signed.modified else self._idle(model, signed)
         if is_bare:
@@ -312,6 +312,9 @@ class Quantize(Pass):
             tuple(notes),
             grows=True,
             reading=READING if done.unequal else "",
+            # The scales are those of the file: neither samples nor widths change them.
+            milder="give --exclude for single operators, or a lower --min-snr: its own kernels may differ as "
+            "much, which more --inputs tell",
         )
 
     def _quantized(self, model: Model, context: Context, calibration: Calibration) -> PassResult:

@@ -345,7 +345,8 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
 
         report = replace(report, blame=blame(opened.judges.named(results), made, settings))
     if not verdict.passed:
-        milder = next((item.milder for item in opened.plan.passes if item.milder), None)
+        told = (one.milder or item.milder for item, one in zip(opened.plan.passes, results, strict=True))
+        milder = next(filter(None, told), None)
         if milder and any(item.nonfinite_mismatches for item in verdict.outputs):
             milder = (
                 "leave out samples with NaN or infinite numbers, or the operators that make them (--exclude)"

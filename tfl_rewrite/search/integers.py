@@ -217,7 +217,9 @@ class Rivals:
         with self.opened.behind((layer,), kind) as behind:
             if not layer.results[-1].modified:
                 told = layer.results[-1].idle or "nothing can compute in integers"
-                return Tried(activations=kind, reason=told), math.inf
+                source = self.opened.wanted.frame.source
+                remedy = f"leave out --activations {goal.activations}"
+                raise UnsupportedError(told, file=source, remedy=remedy)
             trials = behind.trials
             promised = trials.measure({})
             promised = replace(promised, nbytes=trials.finish(promised))
