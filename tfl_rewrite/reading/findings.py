@@ -315,7 +315,7 @@ KINDS: tuple[Kind, ...] = (
         "an operator, or the form of its weights, is newer than --min-runtime",
         "that runtime refuses the file or misreads it",
         "tflite/converter/tools/versioning/runtime_version.cc; measured on 2.14 and 2.3",
-        "use a newer runtime",
+        "tfl-rewrite retarget IN OUT --runtime VERSION, or use a newer runtime",
     ),
     Kind(
         "custom-operator",
