@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tfl_rewrite.errors import UnsupportedError
@@ -78,6 +78,13 @@ class Layout:
     def of(cls, source: Origin) -> Layout:
         """The source as it is."""
         return cls(None, source.container, None, 0, source.container.nbytes)
+
+    def followed_by(self, tail: ZipTail | None) -> Layout:
+        """The same, of a new file, with a ZIP behind it."""
+        if tail is None:
+            return self
+        offset = -(-self.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
+        return replace(self, tail=tail, tail_offset=offset, nbytes=offset + tail.nbytes)
 
     def write_to(self, sink: Sink, work: Work | None = None) -> None:
         """Writes the file, several blobs at a time.
@@ -163,10 +170,7 @@ def planned(model: Model, origin: Origin | None, *, packing: Packing | None = No
     if origin is not None and packing is not None and _lies_so(made, tail, origin.container):
         return Layout.of(origin)
     notes = _left_out(origin)
-    if tail is None:
-        return Layout(made, None, None, 0, made.nbytes, notes=notes)
-    offset = -(-made.nbytes // _TAIL_ALIGN) * _TAIL_ALIGN
-    return Layout(made, None, tail, offset, offset + tail.nbytes, notes=notes)
+    return Layout(made, None, None, 0, made.nbytes, notes=notes).followed_by(tail)
 
 
 def _left_out(origin: Origin | None) -> tuple[str, ...]:

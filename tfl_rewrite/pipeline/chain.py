@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.editing.base import PassResult
+from tfl_rewrite.editing.descriptions import write_descriptions
 from tfl_rewrite.editing.merge import merge
-from tfl_rewrite.editing.metadata import MIN_RUNTIME, said_runtime
+from tfl_rewrite.editing.metadata import DESCRIPTIONS, MIN_RUNTIME, said_runtime
 from tfl_rewrite.editing.stages import Made, Stage, stage_of
 from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
+from tfl_rewrite.files.container import ZipTail
 from tfl_rewrite.files.layout import planned
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.interpreter.scratch import Scratch
@@ -34,6 +36,7 @@ from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Signature
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
+from tfl_rewrite.pipeline.described import described, joined_zip, lost
 from tfl_rewrite.pipeline.report import Report, RewriteFailed
 from tfl_rewrite.pipeline.wiring import End, Wiring, ends_of, find, fits, links_of, names_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
@@ -153,6 +156,7 @@ class _Work:
 
     Attributes:
         outputs: Where what the whole gives comes from.
+        ends: The inputs and the outputs of the whole.
         others: Signatures that came along, each with the file that has it, and its key there.
     """
 
@@ -163,6 +167,7 @@ class _Work:
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
     outputs: list[Feed] = field(default_factory=list)
+    ends: tuple[list[End], list[End]] = ([], [])
     others: dict[str | None, tuple[PathLike, str | None]] = field(default_factory=dict)
 
     def carried_out(self, target: PathLike) -> Report:
@@ -178,11 +183,11 @@ class _Work:
         self.others = {item.key: (path, key) for item, path, key in others}
         self.notes += notes
         self._share(model)
-        self._tell(model)
+        tail = self._describe(model)
         if faults := broken(model):
             raise InvariantError(f"merging broke a rule: {faults[0].what}", where=faults[0].where)
         flaws = problems(model)
-        made = planned(model, None)
+        made = planned(model, None).followed_by(tail)
         access = PLAIN
         for source in self.sources:
             access &= access_of(source.path)
@@ -218,7 +223,7 @@ class _Work:
         links: dict[int, int] = {}
         second: list[End] = []
         if len(models) == 2:
-            second = ends_of(models[1], [(OUTSIDE, len(first))] * _inputs(models[1]), outputs=False)
+            second = ends_of(models[1], [(OUTSIDE, len(first))] * _inputs(models[1]), outputs=False, number=1)
             links = links_of(ends_of(models[0], gives, outputs=True), second, self.options.connect)
             if not links:
                 raise UsageError("nothing is connected", remedy="say --connect OUTPUT=INPUT")
@@ -242,13 +247,14 @@ class _Work:
             number = wiring.add(names[1], models[1], self.sources[1], into)
             own = [(number, at) for at in range(len(models[1].subgraphs[0].outputs))]
             unused = [end for at, end in enumerate(ends) if at not in links.values()]
-            ends = ends_of(models[1], own, outputs=True)
+            ends = ends_of(models[1], own, outputs=True, number=1)
             if self.options.keep_outputs:
                 ends += unused
             elif unused:
                 named = ", ".join(repr(end.tensor.name) for end in unused)
                 self.notes.append(f"no outputs any more: {named} (--keep-outputs keeps them)")
-        self.outputs = [end.feed for end in wiring.behind(ends, behind)]
+        self.ends = [*first, *open_ends], wiring.behind(ends, behind)
+        self.outputs = [end.feed for end in self.ends[1]]
         return wiring
 
     def _connected(self, wiring: Wiring, given: End, taken: End) -> Feed:
@@ -287,18 +293,21 @@ class _Work:
         if saved:
             self.notes.append(f"{saved:,} bytes of equal constants are stored once")
 
-    def _tell(self, model: Model) -> None:
-        """Says which runtime the whole needs, where its models do, and what of them it does not have."""
+    def _describe(self, model: Model) -> ZipTail | None:
+        """Has the whole say what its models said; returns the ZIP of label files, and notes what is lost."""
         models = [source.model() for source in self.sources]
         if any(said_runtime(item) is not None for item in models):
             needed = runtimes.min_runtime_text(version_counts(model))
             model.buffers.append(Buffer(OwnedBlob(needed.encode("ascii").ljust(16, b"\0"))))
             model.metadata.append(Metadata(MIN_RUNTIME, model.buffers[-1]))
-        for item, source in zip(models, self.sources, strict=True):
-            lost = [entry.name or "(unnamed)" for entry in item.metadata if entry.name != MIN_RUNTIME]
-            lost += ["the ZIP behind it"] if source.tail is not None else []
-            if lost:
-                self.notes.append(f"of {Path(source.path).name} not kept: {', '.join(lost)}")
+        tail, renamed = joined_zip(self.sources, names_of(self.sources))
+        for names in renamed:
+            self.notes += [f"label file {old!r} is {new!r} now" for old, new in names.items()]
+        root = described(models, *self.ends, renamed, self.notes)
+        if root is not None:
+            write_descriptions(model, root)
+        self.notes += lost(models, self.sources, (MIN_RUNTIME, DESCRIPTIONS))
+        return tail
 
     # -- the verdict ---------------------------------------------------------------------------------------
 

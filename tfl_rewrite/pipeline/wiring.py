@@ -43,6 +43,8 @@ class End:
         arguments: What signatures call it, each with its key.
         index: Of the tensor in its model.
         names: What it may be called.
+        model: The number of the model that it is of, and ``place`` there.
+        through: Names of the stages that its value goes through.
     """
 
     tensor: Tensor
@@ -50,13 +52,23 @@ class End:
     arguments: list[tuple[str | None, str]]
     index: int
     names: set[str]
+    model: int = 0
+    place: int = 0
+    through: tuple[str, ...] = ()
 
 
-def ends_of(model: Model, feeds: Sequence[Feed], *, outputs: bool) -> list[End]:
-    """Returns the inputs or the outputs of a model's main subgraph."""
+def ends_of(model: Model, feeds: Sequence[Feed], *, outputs: bool, number: int = 0) -> list[End]:
+    """Returns the inputs or the outputs of a model's main subgraph.
+
+    Args:
+        model: The model.
+        feeds: Where their values come from.
+        outputs: Whether it is the outputs.
+        number: Of the model.
+    """
     main = model.subgraphs[0]
     made = []
-    for tensor, feed in zip(main.outputs if outputs else main.inputs, feeds, strict=True):
+    for place, (tensor, feed) in enumerate(zip(main.outputs if outputs else main.inputs, feeds, strict=True)):
         arguments = [
             (item.key, str(row.get("name") or tensor.name))
             for item in model.signatures
@@ -65,8 +77,8 @@ def ends_of(model: Model, feeds: Sequence[Feed], *, outputs: bool) -> list[End]:
             if target is tensor
         ]
         names = {tensor.name, *(name for _, name in arguments)}
-        index = next(place for place, item in enumerate(main.tensors) if item is tensor)
-        made.append(End(tensor, feed, arguments, index, names - {""}))
+        index = next(at for at, item in enumerate(main.tensors) if item is tensor)
+        made.append(End(tensor, feed, arguments, index, names - {""}, number, place))
     return made
 
 
@@ -132,6 +144,7 @@ class Wiring:
         if not stages:
             return end.feed
         wanted = like = as_float(end.tensor)
+        end.through = tuple(stage.name for stage in stages)
         line: list[Made] = []
         for stage in reversed(stages):
             if wanted.dtype != like.dtype:
@@ -190,6 +203,9 @@ class Wiring:
                     [(key, stage.names(argument)[position]) for key, argument in end.arguments],
                     end.index if position == 0 else -1,
                     {tensor.name, *(end.names if position == 0 else ())},
+                    end.model,
+                    end.place,
+                    (*end.through, stage.name),
                 )
                 for position, tensor in enumerate(outputs)
             ]

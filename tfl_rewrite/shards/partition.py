@@ -135,9 +135,12 @@ class Partition:
             yield places[0], places[-1], f"{said[key]}, and operators up to {last} share it"
 
     def nbytes_of(self, tensor: Tensor) -> int:
-        """Bytes of a tensor; free sizes count as 1."""
-        known = self.shapes[tensor]
-        shape = [size for size in (tensor.shape if known is None else known) or () if size is not None]
+        """Bytes of a tensor; sizes that are free count as they are declared."""
+        known, declared = self.shapes[tensor], tensor.shape or ()
+        if known is not None and len(known) != len(declared):
+            declared = (1,) * len(known)
+        sizes = zip(declared if known is None else known, declared, strict=True)
+        shape = [other if size is None else size for size, other in sizes]
         kind = dtypes.BY_VALUE.get(tensor.dtype)
         bits = kind.bits if kind is not None and kind.bits else 64
         return (math.prod(max(1, size) for size in shape) * bits + 7) // 8

@@ -99,7 +99,7 @@ class SplitFile(JsonData):
 
     Attributes:
         operators: How many it has.
-        taken: Bytes that it takes from parts before it; free sizes count as 1.
+        taken: Bytes that it takes from parts before it; free sizes count as they are declared.
         status: ``new``, or ``kept`` (it was there, byte for byte).
     """
 
@@ -336,7 +336,12 @@ class _Work:
         if known is None:
             return
         free = any(size is None for size in known)
-        mine.shape = tuple(1 if size is None else size for size in known)
+        # It is allocated before it is given another size.
+        declared = (
+            mine.shape if mine.shape is not None and len(mine.shape) == len(known) else (1,) * len(known)
+        )
+        sizes = zip(known, declared, strict=True)
+        mine.shape = tuple(max(1, other) if size is None else size for size, other in sizes)
         mine.signature = tuple(-1 if size is None else size for size in known) if free else None
 
     def _manifest(self) -> GraphManifest:

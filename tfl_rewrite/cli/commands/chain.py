@@ -7,7 +7,7 @@ import argparse
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import noted, report_lines, verified_lines
+from tfl_rewrite.cli.render import noted, report_lines, shell, verified_lines
 from tfl_rewrite.cli.text import safe, show, size, table, warn
 from tfl_rewrite.pipeline.chain import ChainOptions, chain
 from tfl_rewrite.pipeline.report import Report, RewriteFailed
@@ -34,7 +34,7 @@ def chain_models(arguments: argparse.Namespace) -> int:
     show(
         arguments,
         report.to_dict,
-        lambda: report_lines(report, verbose=arguments.verbose),
+        lambda: chain_lines(report, verbose=arguments.verbose),
         product=arguments.dry_run and failure is None,
     )
     if arguments.quiet and report.unverified is not None:
@@ -42,6 +42,14 @@ def chain_models(arguments: argparse.Namespace) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+def chain_lines(report: Report, *, verbose: int) -> list[str]:
+    """Says what ``chain`` did."""
+    lines = [line for line in report_lines(report, verbose=verbose) if not line.startswith("next: ")]
+    if report.outcome != "failed" and not report.dry_run:
+        lines.append(f"next: 'tfl-rewrite inspect {shell(report.target)} -v' shows what it takes and gives")
+    return lines
 
 
 def split_model(arguments: argparse.Namespace) -> int:
