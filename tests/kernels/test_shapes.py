@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from tfl_rewrite import load, save
 from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels.shapes import Given, Shape, UnknownShapeError, broadcast_shape, outputs_of, rows_of
-from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.kernels.table import ROWS, row_of
 from tfl_rewrite.model.ir import Model, Tensor
 
 from ..nets import Net
@@ -81,6 +82,24 @@ def test_rules_say_what_the_interpreter_allocates(tmp_path: Path) -> None:
                         wrong.append((name, operator, full, sizes[index]))
     assert not wrong
     assert len(seen) > 80
+
+
+@pytest.mark.runtime
+def test_which_kernels_look_at_the_declared_shape_of_their_output(tmp_path: Path) -> None:
+    made = [(item.name, load(item.model)) for item in small_cases()]
+    made += [(label, built(label)[0]) for label in [*MADE, *VARIANTS]]
+    found, path = set(), tmp_path / "made.tflite"
+    for _, model in made:
+        for _, operator in model.operators():
+            for tensor in operator.outputs:
+                if tensor is not None:
+                    tensor.shape, tensor.signature = (9,) * len(tensor.shape or ()), None
+        save(model, path, force=True)
+        try:
+            allocated(path)
+        except RuntimeError as error:
+            found |= set(re.findall(r"Node number \d+ \((\w+)\)", str(error)))
+    assert found == {name for name, row in ROWS.items() if row.declared}
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,23 @@ def test_two_outputs_of_the_same_stay_two() -> None:
     assert cleaned(net) == ["ABS", "STRIDED_SLICE"]
 
 
+def test_an_operator_that_looks_at_a_declared_shape_keeps_its_output() -> None:
+    for declared, left in ((SHAPE, ["SLICE"]), ((9, 9, 9, 9), ["SLICE", "CAST"])):
+        net = Net()
+        source = net.input("in", (2, 4, 4, 2))
+        part = net.add("SLICE", [source, ints(net, 0, 0, 0, 0), ints(net, *SHAPE)], "part", SHAPE)
+        net.output(net.add("CAST", [part], "out", declared))
+        assert cleaned(net) == left
+
+
+def test_weights_do_not_become_constant() -> None:
+    net = Net()
+    source = net.input("in", (2, 8))
+    weight = net.add("CAST", [net.weights("w", (4, 8))], "cast", (4, 8))
+    net.output(net.dense(source, weight, "out"))
+    assert cleaned(net) == ["CAST", "FULLY_CONNECTED"]
+
+
 def test_a_state_is_not_read_later_than_it_was() -> None:
     net = Net()
     source, state = net.input("in", SHAPE), net.variable("state", SHAPE)

@@ -14,6 +14,7 @@ from tfl_rewrite.editing.effects import Effects
 from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.kernels.operands import scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import SideEffect
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
@@ -60,7 +61,8 @@ class Rewiring:
             # XNNPACK looks at recorded shapes before there are others.
             return "the file records another shape for what would take its place"
         if id(old) not in self.graph.exposed:
-            return ""
+            host = self.weight_reader(old) if self.graph.is_constant(new) else None
+            return f"with constant weights {host.code.name} may add in another order" if host else ""
         maker = self.graph.maker_of(new)
         if maker is None or id(new) in self.graph.given:
             return "it is an output, and what it copies is no operator's"
@@ -69,7 +71,19 @@ class Rewiring:
         constant = all(item is None or self.graph.is_constant(item) for item in maker.inputs)
         if constant or not self.is_pure(maker):
             return "it is an output, and what makes the copied one cannot give it out"
+        if row_of(maker).declared and old.shape != new.shape:
+            return f"it is an output of another declared shape, at which {maker.code.name} looks"
         return ""
+
+    def weight_reader(self, tensor: Tensor) -> Operator | None:
+        """Returns an operator that multiplies by a tensor, or adds it as a bias; None where none does.
+
+        Kernels prepare constant weights, and may add what they multiply in another order then.
+        """
+        for use in self.graph.uses_of(tensor):
+            if row_of(use.operator).product is not None and use.position in (1, 2):
+                return use.operator
+        return None
 
     def substitute(
         self, subgraph: SubGraph, copier: Operator, pairs: Sequence[tuple[Tensor, Tensor]]

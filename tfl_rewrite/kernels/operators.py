@@ -234,6 +234,7 @@ class OperatorRow:
         only_reads: Whether it leaves the state that it meets as it is.
         calls: Whether it runs subgraphs, and does what those do.
         integer: How it computes in integers; None where it cannot, or nobody has measured it.
+        declared: Whether its kernel looks at the shape that the file declares for its output (measured).
         copies: When it gives out an input as it is; None where it always computes.
         clamps: Between which bounds it cuts off what it is given, if it does nothing else.
         shape: What shapes it gives out, or whose, where it runs subgraphs; None where no rule is known.
@@ -282,6 +283,7 @@ class OperatorRow:
     only_reads: bool = False
     calls: bool = False
     integer: IntegerKernel | None = None
+    declared: bool = False
     copies: CopyRule | None = None
     clamps: tuple[float, float] | None = None
     shape: ShapeRule | Calls | None = None

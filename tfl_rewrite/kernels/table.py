@@ -999,7 +999,13 @@ _ROWS = (
     OperatorRow("SIN", "1", "1", shape=shapes.same),
     OperatorRow("SKIP_GRAM", "1", "1"),
     OperatorRow(
-        "SLICE", "3", "1", integer=IntegerKernel(_SAME, 2, 4), shape=shapes.slice_, copies=copies.slice_
+        "SLICE",
+        "3",
+        "1",
+        integer=IntegerKernel(_SAME, 2, 4),
+        declared=True,
+        shape=shapes.slice_,
+        copies=copies.slice_,
     ),
     OperatorRow(
         "SOFTMAX",

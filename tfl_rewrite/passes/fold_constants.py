@@ -183,12 +183,10 @@ class _Folder:
     def _allowed_end(self, operator: Operator, candidates: dict[int, Operator]) -> bool:
         """Whether what an operator makes may be a constant, as far as is known before it is computed."""
         sizes = [self._nbytes(item) for item in operator.outputs if item is not None]
-        uses = [use for item in operator.outputs if item is not None for use in self.graph.uses_of(item)]
-        row = row_of(operator)
-        if row not in (DEQUANTIZE, DENSIFY):
-            for use in uses:
-                if row_of(use.operator).product is not None and use.position in (1, 2):
-                    reason = f"with constant weights {use.operator.code.name} may add in another order"
+        if row_of(operator) not in (DEQUANTIZE, DENSIFY):
+            for item in operator.outputs:
+                if item is not None and (host := self.wires.weight_reader(item)) is not None:
+                    reason = f"with constant weights {host.code.name} may add in another order"
                     self.skips[id(operator)] = Skip(label(operator), reason, "weights")
                     return False
         known = [size for size in sizes if size is not None]
