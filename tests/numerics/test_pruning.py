@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite.numerics.pruning import damped, kept, lost, prune, refit
+from tfl_rewrite.numerics.pruning import costs, damped, divided, kept, lost, prune, refit
 
 Array = np.ndarray[Any, Any]
 
@@ -72,3 +72,33 @@ def test_moments_of_few_samples_can_be_inverted() -> None:
     vector = np.ones((1, 6, 1))
     assert np.linalg.eigvalsh(damped(vector @ vector.swapaxes(1, 2))).min() > 0
     assert (damped(np.zeros((1, 3, 3))) == 0.01 * np.eye(3)).all()
+
+
+def test_one_limit_divides_a_share() -> None:
+    random = np.random.default_rng(4)
+    cheap, dear = np.exp(random.standard_normal(3000)) * 1e-6, np.exp(random.standard_normal(40)) * 1e-3
+    shares = divided([cheap, dear, np.zeros(60)], 0.5)
+    assert (shares[0] * 3000 + shares[1] * 40 + shares[2] * 60) / 3100 == pytest.approx(0.5, abs=1e-3)
+    assert shares[1] < 0.01 and shares[2] == pytest.approx(0.98) and 0.45 < shares[0] < 0.52
+    limit = np.quantile(cheap, shares[0])
+    assert np.mean(dear < limit) == pytest.approx(shares[1], abs=0.02)
+
+
+def test_a_second_run_asks_for_the_same() -> None:
+    """Zeros cost nothing, whatever the others cost by then."""
+    random = np.random.default_rng(5)
+    first, second = random.random(500), random.random(300)
+    first[:200], second[:50] = 0.0, 0.0
+    assert divided([first, second], 250 / 800) == pytest.approx([0.4, 1 / 6])
+
+
+def test_costs_are_shares_of_what_is_given() -> None:
+    random = np.random.default_rng(6)
+    moments = moments_of(random, 1, 10)
+    weight = random.standard_normal((1, 3, 10))
+    assert costs(7 * weight, moments) == pytest.approx(costs(weight, moments))
+    stays = np.ones(weight.shape, bool)
+    stays[0, 1, 4] = False
+    made = refit(weight, np.where(stays, weight, 0.0), stays, moments)
+    whole, off = lost(weight, made, moments)
+    assert costs(weight, moments)[0, 1, 4] == pytest.approx(off / whole, rel=1e-3)

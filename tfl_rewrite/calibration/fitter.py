@@ -148,6 +148,16 @@ class Fitter(Observer[_Known]):
         whole = joined(made, known.parts)
         return np.ascontiguousarray(known.product.weight(whole), np.float64).reshape(-1)
 
+    def costs(self, item: Constant, values: Array) -> Float64 | None:
+        """Returns what losing each weight alone costs, as a share of what the constant gives."""
+        known = self.found.get(_key(item))
+        if known is None:
+            return None
+        shape = item.tensors[0].shape or ()
+        with one_blas_thread():
+            weight = split(known.product.matrix(values.astype(np.float64).reshape(shape)), known.parts)
+            return pruning.costs(weight, known.moments())
+
     def prune(self, item: Constant, values: Array, share: float, block: int) -> tuple[Float64, Error] | None:
         """Makes weights of one constant zero, those that the others can make up for best."""
         known = self.found.get(_key(item))

@@ -12,7 +12,7 @@ Arrays: weights ``[groups, rows, length]``, moments ``[groups, length, length]``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,13 @@ ITERATIONS = 24
 
 DAMPING = 0.01
 """Of the mean of the diagonal, added to it: few samples leave directions that none of them shows."""
+
+MOST = 0.98
+"""Of the weights of one constant, that go where shares are divided."""
+
+_CLASSES = (-160.0, 40.0)
+_EDGES = np.linspace(*_CLASSES, 3201)
+"""Classes of costs: a sixteenth of an octave each."""
 
 _DONE = 1e-9
 """Of the residual at the start."""
@@ -57,13 +64,53 @@ def prune(weight: Float64, moments: Float64, share: float, strongest: Strongest)
     Returns:
         The weights, those that went exactly zero.
     """
-    spread = 1.0 / np.einsum("gii->gi", np.linalg.inv(moments))[:, None, :]
+    spread = _spread(moments)
     made: Float64 = weight.copy()
     for step in range(1, STEPS + 1):
         part = share * (1.0 - (1.0 - step / STEPS) ** 3)
-        stays = strongest(np.square(made) * np.maximum(spread, 0.0), part)
+        stays = strongest(np.square(made) * spread, part)
         made = refit(weight, np.where(stays, made, 0.0), stays, moments)
     return made
+
+
+def costs(weight: Float64, moments: Float64) -> Float64:
+    """Returns what losing each weight alone costs, as a share of the energy of all products."""
+    whole, _ = lost(weight, weight, moments)
+    return np.square(weight) * _spread(moments) / (whole or 1.0)
+
+
+def _spread(moments: Float64) -> Float64:
+    found: Float64 = 1.0 / np.einsum("gii->gi", np.linalg.inv(moments))[:, None, :]
+    return np.maximum(found, 0.0)
+
+
+def divided(each: Iterable[npt.NDArray[np.floating]], share: float) -> list[float]:
+    """Divides a share of all weights over several constants, so that what is lost in all is least.
+
+    Args:
+        each: Of each constant: what losing each of its weights costs, as a share of what it gives.
+        share: Of all weights, that is to be zero.
+
+    Returns:
+        The share of each constant: of its weights that cost less than one limit for all.
+    """
+    counts = np.array([_counted(found) for found in each])
+    below = np.cumsum(counts, axis=1)
+    enough = np.flatnonzero(below.sum(axis=0) >= share * counts.sum())
+    at = int(enough[0]) if len(enough) else counts.shape[1] - 1
+    total, before = below[:, at].sum(), below[:, at - 1].sum() if at else 0
+    # Within the class of the limit, all alike.
+    part = (share * counts.sum() - before) / max(1, total - before)
+    least = below[:, at - 1] if at else np.zeros(len(counts))
+    found = (least + part * (below[:, at] - least)) / np.maximum(counts.sum(axis=1), 1)
+    return [float(min(value, MOST)) for value in found]
+
+
+def _counted(found: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Returns how many costs there are of each class; zeros are of the first."""
+    with np.errstate(divide="ignore"):
+        logs = np.log2(found, dtype=np.float64)
+    return np.histogram(np.clip(logs, *_CLASSES), _EDGES)[0]
 
 
 def refit(target: Float64, start: Float64, stays: Mask, moments: Float64) -> Float64:
@@ -105,7 +152,7 @@ def kept(costs: Float64, share: float, block: int = 1) -> Mask:
 
     Args:
         costs: Of losing each, in the shape of the weight.
-        share: Of the weights that are to go, rounded down to whole blocks.
+        share: Of the weights that are to go, to the nearest number of whole blocks.
         block: So many neighbours along the last axis go or stay together; a rest at the end of a row is a
             block of its own.
     """
@@ -113,7 +160,7 @@ def kept(costs: Float64, share: float, block: int = 1) -> Mask:
     starts = np.arange(0, length, block)
     rows = costs.reshape(-1, length)
     sums = rows if block == 1 else np.add.reduceat(rows, starts, axis=1)
-    count = int(share * sums.size)
+    count = round(share * sums.size)
     stays = np.ones(sums.size, np.bool_)
     if count:
         stays[np.argpartition(sums.reshape(-1), count - 1)[:count]] = False

@@ -1,25 +1,26 @@
 """prune: weights that matter least become zero, and the others take over their part.
 
-Promise: a share of the values of each float weight that an operator multiplies with becomes zero; types,
-shapes and operators stay, unless the sparse form is asked for. With real inputs weights go by what losing
-them does to the products, and those that stay are fitted anew (:mod:`tfl_rewrite.numerics.pruning`); else the
-smallest go. Zeros make a deflated download smaller; stored sparse (``encode=sparse``) they make the file
-smaller, where that is so, behind a DENSIFY. They are no faster: kernels multiply with zeros, too. Biases,
-small constants, tables, integers and what several operators read in different ways stay. What has as many
-zeros as were asked for is left alone, so a second run changes nothing. Outputs may differ within the
-tolerance of verification.
+Promise: a share of the values of the float weights that operators multiply with becomes zero, more of those
+where that costs less; types, shapes and operators stay, unless the sparse form is asked for. With real inputs
+weights go by what losing them does to the products, and those that stay are fitted anew
+(:mod:`tfl_rewrite.numerics.pruning`); else the smallest go. Zeros make a deflated download smaller; stored
+sparse (``encode=sparse``) they make the file smaller, where that is so, behind a DENSIFY. They are no faster:
+kernels multiply with zeros, too. Biases, small constants, tables, integers and what several operators read in
+different ways stay. What has as many zeros as were asked for is left alone, so a second run changes nothing.
+Outputs may differ within the tolerance of verification.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
@@ -30,6 +31,7 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Use
 from tfl_rewrite.model.ir import Model, SubGraph
 from tfl_rewrite.numerics.grids import deflated
+from tfl_rewrite.numerics.pruning import divided
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 from tfl_rewrite.options.option import Taken, check_options, option
 from tfl_rewrite.options.patterns import compile_all
@@ -129,7 +131,7 @@ class PrunedChange(JsonData):
 class Prune(Pass):
     """Makes weights zero that matter least; for downloads, and for sparse files.
 
-    Makes a share of each float weight zero. With --inputs, those whose loss the others can make up for, which
+    Makes a share of all float weights zero. With --inputs, those whose loss the others can make up for, which
     are then fitted anew. Zeros compress well; --encode sparse stores the rest alone. The speed stays. The
     model is run before and after. LOSSY: outputs change.
 
@@ -155,7 +157,8 @@ class Prune(Pass):
 
     sparsity: float = option(
         SPARSITY,
-        "the share of each weight that becomes zero (default: 0.5, unless --min-snr is given)",
+        "the share of all weights that becomes zero, more in those where it costs less (default: 0.5, unless "
+        "--min-snr is given)",
         metavar="SHARE",
         bounds=(0.01, 0.99),
     )
@@ -253,26 +256,31 @@ class Prune(Pass):
                 remedy="rewrite a file, or give a sparsity",
             )
         items, skips = self.constants(model)
+        fitting, activations = self.fitting, activations_of(context)
+        if fitting is None and self.effort is not Effort.FAST and activations is not None:
+            fitting = activations.fitting(context.number)
+        if fitting is not None:
+            fitting.prepare(model, items)
         pruned: list[tuple[Constant, float]] = []
-        for item in items:
-            share = self.sparsity if self.choices is None else self.choices.get(item.position, 0.0)
+        for item, share in zip(items, self._shares(items, fitting), strict=True):
             if not share:
                 skips.append(_stays(item, "needed", "the outputs need it as it is"))
             elif zeros_of(item) >= share - _ENOUGH:
                 skips.append(_stays(item, "pruned", f"{zeros_of(item):.0%} of it are zero already"))
             else:
                 pruned.append((item, share))
-        fitting, activations = self.fitting, activations_of(context)
-        if fitting is None and self.effort is not Effort.FAST and activations is not None:
-            fitting = activations.fitting(context.number)
-        if fitting is not None:
-            fitting.prepare(model, [item for item, _ in pruned])
         editor = Editor(model)
         changes = tuple(self._change(model, editor, item, share, fitting) for item, share in pruned)
         editor.finish()
         told = tuple(fitting.notes()) if fitting is not None and changes else ()
         idle = "" if changes else "it has no float weight that can be pruned further"
         return PassResult(self.name, changes, tuple(skips), (*told, *self.notes, *editor.notes), idle=idle)
+
+    def _shares(self, items: Sequence[Constant], fitting: Fitting | None) -> list[float]:
+        """Returns the share of zeros of each constant."""
+        if self.choices is not None:
+            return [self.choices.get(item.position, 0.0) for item in items]
+        return divided((_costs(item, fitting) for item in items), self.sparsity) if items else []
 
     def _stays(self, item: Constant) -> tuple[str, str] | None:
         """Returns why a constant is not pruned, or None."""
@@ -321,6 +329,18 @@ class Prune(Pass):
         """Returns how many neighbours are stored together."""
         length = (item.tensors[0].shape or (1,))[-1]
         return self.block.length if length % self.block.length == 0 else 1
+
+
+def _costs(item: Constant, fitting: Fitting | None) -> npt.NDArray[np.floating]:
+    """Returns what losing each value costs, as a share of what the constant gives, or of its own energy."""
+    values = item.values()
+    found = fitting.costs(item, values) if fitting is not None else None
+    if found is None:
+        squares = np.square(values, dtype=np.float64)
+        found = squares / (squares.sum() or 1.0)
+    del values
+    item.blob.release()
+    return found
 
 
 def zeros_of(item: Constant) -> float:

@@ -187,6 +187,17 @@ class Fitting(Protocol):
             rounding to the nearest gives the channel. None where nothing is known of it.
         """
 
+    def costs(self, item: Constant, values: Array) -> Float64 | None:
+        """Returns what losing each value of a constant costs, as a share of what it gives; in any order.
+
+        Args:
+            item: The constant.
+            values: Its numbers as they were, flat.
+
+        Returns:
+            None where nothing is known of it.
+        """
+
     def prune(self, item: Constant, values: Array, share: float, block: int) -> tuple[Float64, Error] | None:
         """Returns a constant with a share of its values zero, and how far what it gives is off.
 
