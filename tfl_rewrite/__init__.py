@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms as FoldBatchNorms
     from tfl_rewrite.passes.fold_constants import FoldConstants as FoldConstants
     from tfl_rewrite.passes.fuse import Fuse as Fuse
+    from tfl_rewrite.passes.metadata import SetMetadata as SetMetadata
     from tfl_rewrite.passes.prune import Prune as Prune
     from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
@@ -112,6 +113,7 @@ _NAMES = {
     "passes.fuse": "Fuse",
     "passes.fold_batch_norms": "FoldBatchNorms",
     "passes.prune": "Prune",
+    "passes.metadata": "SetMetadata",
     "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",

@@ -112,6 +112,7 @@ COMMANDS_HERE: dict[str, list[list[str]]] = {
     "compact": [["MODEL", "OUT", "-v", "--verify", "off", "--report", "REPORT"]],
     "rename": [["MODEL", "OUT", "-v", "--verify", "off", "--input", "#0=\x1b[2J", "--report", "REPORT"]],
     "signatures": [["MODEL", "OUT", "-v", "--verify", "off", "--add", "\x1b[2J", "--report", "REPORT"]],
+    "metadata": [["MODEL", "OUT", "-v", "--verify", "off", "--name", "\x1b[2J", "--report", "REPORT"]],
     "run": [["MODEL", "OUT", "-v", "--verify", "off", "--preset", "small", "--report", "REPORT"]],
     "passes": [[]],
     "shard": [["MODEL", "FOLDER", "-v", "--max-size", "4000", "--report", "REPORT"]],

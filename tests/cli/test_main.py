@@ -159,6 +159,8 @@ OWN_SENSE = {
     ("remove-dead", "--inputs"),
     ("rename", "--signature"),
     ("reshape", "--input"),
+    *(("rename", option) for option in ("--signature", "--input", "--output")),
+    *(("metadata", option) for option in ("--mean", "--std", "--export")),
     ("shrink", "--min-snr"),
     ("prune", "--effort"),
     ("prune", "--min-snr"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.files.attached import tail_of
 from tfl_rewrite.files.container import Container, ZipTail
 from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, MemorySink, OwnedBlob
@@ -52,7 +53,7 @@ def differs(model: Model, origin: Origin) -> bool:
     """
     from tfl_rewrite.model.lower import lower
 
-    return not _same(lower(model), origin.root)
+    return model.tail is not None or not _same(lower(model), origin.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def planned(model: Model, origin: Origin | None, *, packing: Packing | None = No
     from tfl_rewrite.model.lower import lower
 
     root = lower(model)
-    if origin is not None and packing is None:
+    if origin is not None and packing is None and model.tail is None:
         # Where no field and no size changed, nothing needs to move: not even what nobody can explain.
         patches = _patches(root, origin.root, origin.shared)
         if patches == ():
@@ -167,7 +168,9 @@ def planned(model: Model, origin: Origin | None, *, packing: Packing | None = No
         root = lower(model, outside_from=_OUTSIDE_FROM)
     made = plan(root, schema(), packing=packing)
     tail = origin.tail if origin is not None else None
-    if origin is not None and packing is not None and _lies_so(made, tail, origin.container):
+    if model.tail is not None:
+        tail = tail_of(model.tail)
+    elif origin is not None and packing is not None and _lies_so(made, tail, origin.container):
         return Layout.of(origin)
     notes = _left_out(origin)
     return Layout(made, None, None, 0, made.nbytes, notes=notes).followed_by(tail)

@@ -406,6 +406,9 @@ class Model:
     rest: Record = field(default_factory=lambda: new_record("Model"))
     origin: Origin | None = None
     """The file that it was loaded from."""
+    tail: bytes | None = None
+    """Where other files are to lie behind it than in that file: 16 zero bytes, and the ZIP of them, whose
+    offsets count from the first of these (:mod:`tfl_rewrite.files.attached`)."""
     places: dict[int, tuple[object, str]] | None = None
     """Where things were before the first of some passes, by identity."""
 

@@ -19,6 +19,7 @@ from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
 from tfl_rewrite.passes.fold_constants import FoldConstants
 from tfl_rewrite.passes.fuse import Fuse
+from tfl_rewrite.passes.metadata import SetMetadata
 from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
@@ -52,6 +53,7 @@ CATALOG: tuple[type[Pass], ...] = (
     Rename,
     Retarget,
     Signatures,
+    SetMetadata,
     Compact,
 )
 BY_NAME = {item.name: item for item in CATALOG}

@@ -107,6 +107,23 @@ def _retargeting() -> Groups:
     return _groups("retarget", _changed(rows, "--runtime", names=("--verify-runtime",), help=text))
 
 
+def _describing() -> Groups:
+    target = replace(IN_OUT[1], extra={**IN_OUT[1].extra, "nargs": "?"})
+    export = value(
+        "--export",
+        help="instead of OUT: write the metadata as JSON, and the files in the ZIP, to this folder",
+        metavar="DIR",
+        default=None,
+    )
+    judged = judging(without=("exact", "holdout"))
+    return (
+        ("files", (IN_OUT[0], target, export)),
+        ("what to write", _pass("metadata")),
+        ("verification", judged),
+        ("writing", WRITING),
+    )
+
+
 def _running() -> Groups:
     what = (
         value(
@@ -433,6 +450,16 @@ COMMANDS = (
         examples=(
             "tfl-rewrite signatures in.tflite out.tflite --add predict:inputs=image=x,outputs=scores=y",
             "tfl-rewrite signatures in.tflite out.tflite --extract encode",
+        ),
+    ),
+    Command(
+        "metadata",
+        "write what a model says of itself and its label files, or export them",
+        run="describe:write_metadata",
+        make=_describing,
+        examples=(
+            "tfl-rewrite metadata in.tflite out.tflite --labels labels.txt --mean 127.5 --std 127.5",
+            "tfl-rewrite metadata in.tflite --export folder",
         ),
     ),
     Command(
