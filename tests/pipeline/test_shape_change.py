@@ -55,7 +55,8 @@ def misshaping(net: Net) -> None:
 
 def joined(net: Net) -> None:
     beside = net.constant("beside", np.arange(16, dtype=np.float32).reshape(1, 2, 8))
-    net.output(net.add("CONCATENATION", [flat(net, [1, 16, 8]), beside], "both", (1, 18, 8), axis=1))
+    half = net.half("token", np.ones((1, 1, 8)))
+    net.output(net.add("CONCATENATION", [flat(net, [1, 16, 8]), beside, half], "both", (1, 19, 8), axis=1))
 
 
 def remembering(net: Net) -> None:
@@ -73,6 +74,15 @@ def unrolled(net: Net) -> None:
     net.output(net.add("PACK", [inner], "steps", (1, 1, 4), values_count=1, axis=0))
 
 
+def alone(net: Net) -> None:
+    """An output that is what stands first in the batch, without an axis for it."""
+    begin, end, steps = (
+        net.constant(name, numbers([value])) for name, value in (("b", 0), ("e", 1), ("s", 1))
+    )
+    source = net.input("x", (1, 4))
+    net.output(net.add("STRIDED_SLICE", [source, begin, end, steps], "y", (4,), shrink_axis_mask=1))
+
+
 def made(path: Path, build: Callable[[Net], None]) -> Path:
     net = Net()
     build(net)
@@ -87,7 +97,7 @@ def constants(model: Model) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("build", [misshaping, joined, remembering, unrolled])
+@pytest.mark.parametrize("build", [misshaping, joined, remembering, unrolled, alone])
 def test_each_sample_of_a_batch_is_that_of_the_original(tmp_path: Path, build: Callable[[Net], None]) -> None:
     report = reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(batch=3), judging=QUICK)
     assert report.verdict is not None and report.verdict.passed

@@ -56,8 +56,7 @@ def _says_free(walk: Walk, operator: Operator, target: Sequence[int], output: Te
 def _lifted(walk: Walk, output: Tensor, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     """An output without an axis for the batch, which was one sample, gets one; nothing else reads it."""
     batch = walk.asked.batch
-    final = any(item is output for item in walk.subgraph.outputs) and not walk.graph.uses_of(output)
-    if batch is None or batch[0] != 1 or not final or not axes or axes[0][0] != batch:
+    if batch is None or not walk.is_last(output) or not axes or axes[0][0] != batch:
         return axes
     rest = axes[0][1:]
     return ((axes[0][0],), rest, *axes[1:]) if math.prod(old for old, _ in rest) > 1 else axes
@@ -158,11 +157,22 @@ def _strided_slice(walk: Walk, operator: Operator) -> list[Edit]:
     starts, stops, steps = (part or [] for part in parts)
     made, masks = list(stops), {name: operator.option(name) or 0 for name in _MASKS}
     begun, ended = list(starts), masks["end_mask"]
+    output = operator.outputs[0]
     for axis, (old, new) in enumerate(zip(walk.was(data), walk.now(data), strict=True)):
         if axis >= len(starts) or old == new:
             continue
         bit, is_batch = 1 << axis, axis == 0 and walk.asked.batch is not None
         if masks["shrink_axis_mask"] & bit:
+            if is_batch and old == 1 and output is not None and walk.is_last(output):
+                taken = {
+                    name: (masks[name] & ~bit if name == "shrink_axis_mask" else masks[name] | bit)
+                    for name in _MASKS
+                }
+                for name, mask in taken.items():
+                    walk.editor.set_option(operator, name, mask)
+                return [
+                    walk.edit(operator, "takes all samples of the batch instead of the one that there was")
+                ]
             if is_batch:
                 raise walk.unfollowed(operator, f"takes sample {starts[axis]} of the batch alone")
             continue
@@ -285,10 +295,16 @@ def _repeat(walk: Walk, subgraph: SubGraph, operator: Operator, position: int, a
 
 
 def _repeat_made(walk: Walk, tensor: Tensor, axis: int) -> list[Edit]:
-    """Has what is made of a constant shape, or remembered, made for all samples."""
+    """Has what is expanded, filled or remembered made for all samples."""
     maker = walk.graph.maker_of(tensor)
     if maker is not None and row_of(maker) is table.READ_VARIABLE:
         return _repeat_remembered(walk, maker, tensor, axis)
+    if maker is not None and row_of(maker) is table.DEQUANTIZE:
+        stored, alone = maker.inputs[0], len(walk.graph.uses_of(tensor)) == 1
+        is_stored = (
+            stored is not None and walk.graph.is_constant(stored) and id(tensor) not in walk.graph.exposed
+        )
+        return _repeat(walk, walk.subgraph, maker, 0, axis) if alone and is_stored else []
     place = {table.FILL.name: 0, table.BROADCAST_TO.name: 1}.get(row_of(maker).name if maker else "")
     dims = walk.numbers(maker, place) if maker is not None and place is not None else None
     if maker is None or place is None or dims is None or walk.asked.batch is None:

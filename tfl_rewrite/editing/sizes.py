@@ -187,6 +187,15 @@ class Walk:
     def _leave(self, operator: Operator) -> None:
         self.stale.update(id(tensor) for tensor in operator.outputs if tensor is not None)
 
+    def is_last(self, tensor: Tensor) -> bool:
+        """Whether an output had no axis for its sample, of which there was one, and nothing else reads it.
+
+        It may get one then.
+        """
+        is_output = any(item is tensor for item in self.subgraph.outputs)
+        alone = self.asked.batch is not None and self.asked.batch[0] == 1
+        return is_output and alone and not self.graph.uses_of(tensor)
+
     def was(self, tensor: Tensor) -> Shape:
         """Returns the shape of a tensor with the old inputs."""
         return self.before.get(id(tensor), tuple(tensor.shape or ()))
@@ -218,6 +227,13 @@ class Walk:
             if tensor is None or id(tensor) in self.axes:
                 continue
             before, after = self.was(tensor), self.now(tensor)
+            if (
+                self.asked.batch is not None
+                and self.is_last(tensor)
+                and after == (self.asked.batch[1], *before)
+            ):
+                self.set_axes(tensor, ((self.asked.batch,), *axes_between(before, before)))
+                continue
             if len(before) != len(after):
                 raise self.unfollowed(
                     operator, f"gives {list(after)}, which has other axes than {list(before)} had"
