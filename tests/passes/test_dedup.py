@@ -63,6 +63,18 @@ def test_equal_parts_become_one_down_the_line(tmp_path: Path) -> None:
     assert not run_passes(net.model, [Dedup()])[0].modified
 
 
+def test_equal_float16_constants_under_other_names_are_expanded_once() -> None:
+    net = Net()
+    values = np.ones((1, 4), np.float16)
+    given = net.input("x", (1, 4))
+    halves = [net.half(name, values) for name in ("one", "two")]
+    made = [net.add("MUL", [given, item], f"{item.name}_y", (1, 4)) for item in halves]
+    net.output(net.add("ADD", made, "y", (1, 4)))
+    (result,) = run_passes(net.model, [Dedup()])
+    assert kinds(net.model) == ["DEQUANTIZE", "MUL", "ADD"]
+    assert {change.where for change in result.changes} >= {"DEQUANTIZE -> two", "MUL -> two_y"}
+
+
 def test_hashes_propose_and_bytes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likeness, "_taste", lambda _blob: b"all alike")
     monkeypatch.setattr(likeness, "digest", lambda _blob: b"all alike")

@@ -115,6 +115,19 @@ def test_where_a_fold_loses_too_much_only_what_is_exact_is_done(tmp_path: Path) 
     assert names.count("CONV_2D") == 2 and "RELU" not in names and names.count("SUB") == 1
 
 
+@pytest.mark.runtime
+def test_what_is_the_same_in_every_run_goes_with_what_asked_for_it(tmp_path: Path) -> None:
+    """RESHAPE to the shape that the input has is seen to change nothing once that is a constant."""
+    net = Net(2)
+    given = net.input("x", (2, C))
+    shape = net.add("SHAPE", [given], "shape", (2,), dtype=np.int32, out_type=2)
+    same = net.add("RESHAPE", [given, shape], "same", (2, C))
+    net.output(net.add("ABS", [same], "y", (2, C)))
+    report = rewritten(net, tmp_path)
+    names = [operator.code.name for _, operator in load(tmp_path / "out.tflite").operators()]
+    assert names == ["ABS"] and report.results[0].exact
+
+
 def test_others_offer_it() -> None:
     for item in (Quantize(simplify=True), QuantizeWeights(simplify=True)):
         first, second = expanded([item])
