@@ -426,3 +426,13 @@ def test_micro_runs_the_main_subgraph_alone(tmp_path: Path) -> None:
     report = judged(model, tmp_path, "tflm")
     assert report.verdict is not None and report.verdict.passed
     assert "signatures 'other': TFLite Micro runs the main subgraph alone" in report.verdict.not_judged
+
+
+@needs_old
+@pytest.mark.runtime
+def test_what_does_not_run_here_is_run_there_alone(tmp_path: Path) -> None:
+    model = deconvolution()
+    model.operator_codes[0].custom = "TheirOwn"
+    report = judged(model, tmp_path, "2.14", runtime=("litert", f"python:{OLD}"))
+    assert report.outcome == "unchanged" and report.unverified is not None
+    assert any(note.startswith("it does not run there either: ") for note in report.notes)

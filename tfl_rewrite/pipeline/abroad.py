@@ -11,7 +11,7 @@ from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.files.source import Source, save
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.elsewhere import judged_elsewhere
-from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.reference import PathLike
 from tfl_rewrite.judge.settings import OLD_RUNTIME_PYTHON, Judging
 from tfl_rewrite.judge.verdict import Verdict
@@ -43,6 +43,11 @@ def judged_abroad(
         current().say(f"running it on {platform.spoken}")
         judges = [_judged(before, made, platform, settings.at_home, runtime) for runtime in found]
         verdicts += judges
+        notes += [
+            _alone(made, settings, runtime)
+            for runtime, one in zip(found, judges, strict=True)
+            if not one.judge
+        ]
         release = text.removeprefix("litert-")
         versions = [one.judge.version for one in judges if one.judge is not None]
         known = any(f"{item}.".startswith(f"{release}.") for item in versions)
@@ -56,6 +61,14 @@ def judged_abroad(
                 "not run on TFLite Micro, which it was made for: pip install tflite-micro (Linux on x86-64)"
             )
     return verdicts, notes
+
+
+def _alone(made: Source, settings: Judging, runtime: str) -> str:
+    """Runs a file there that does not run here, so that it cannot be compared; says what came of it."""
+    found = run_model(made, replace(settings, runtime=(runtime,), resolver=()))
+    if found.failure is not None:
+        return f"it does not run there either: {found.failure.message}"
+    return f"it runs there ({found.judge}, {len(found.outputs)} samples), and nothing is compared"
 
 
 def _by_name(platform: Platform) -> str:
