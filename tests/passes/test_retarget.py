@@ -436,3 +436,13 @@ def test_what_does_not_run_here_is_run_there_alone(tmp_path: Path) -> None:
     report = judged(model, tmp_path, "2.14", runtime=("litert", f"python:{OLD}"))
     assert report.outcome == "unchanged" and report.unverified is not None
     assert any(note.startswith("it does not run there either: ") for note in report.notes)
+
+
+def test_the_shape_of_a_constant_is_never_written_anew() -> None:
+    net = Net()
+    source = net.input("in", (2, 3))
+    inner = net.add("RELU", [source], "inner", (2, 2))
+    inner.buffer = net.buffer(bytes(16))
+    net.output(net.add("ABS", [inner], "out", (2, 2)))
+    run_passes(net.model, [Retarget(target="tflm", allow_missing=True)])
+    assert inner.shape == (2, 2)

@@ -342,7 +342,7 @@ def _record_shapes(model: Model) -> list[Edit]:
         for operator in subgraph.operators:
             for tensor in operator.outputs:
                 full = shapes.full(tensor)
-                if tensor is None or full is None or id(tensor) in shapes.graph.exposed:
+                if tensor is None or full is None or tensor.is_constant or id(tensor) in shapes.graph.exposed:
                     continue
                 if full != (tensor.shape or ()):
                     first = first or tensor.name
