@@ -47,7 +47,7 @@ class Settings:
     passes: tuple[str, ...] = option(
         (), "as for 'run'; repeatable, in order", metavar="NAME[:OPTION=VALUE,...]", flags=("--pass",)
     )
-    preset: str | None = option(None, "lossless or small", metavar="NAME")
+    preset: str | None = option(None, "lossless, simplify or small", metavar="NAME")
     shrink: str | None = option(
         None,
         "search the smallest file instead, as 'shrink' does: its options, such as "
