@@ -159,6 +159,7 @@ OWN_SENSE = {
     ("remove-dead", "--inputs"),
     ("rename", "--signature"),
     ("reshape", "--input"),
+    ("retarget", "--runtime"),
     *(("rename", option) for option in ("--signature", "--input", "--output")),
     *(("metadata", option) for option in ("--mean", "--std", "--export")),
     ("shrink", "--min-snr"),
