@@ -9,7 +9,7 @@ import pytest
 
 from tests.nets import Net
 from tfl_rewrite import Judging, Tolerance, save
-from tfl_rewrite.judge.routes import Going, Route, Run, verify_route
+from tfl_rewrite.judge.routes import OUTSIDE, Going, Route, Run, verify_route, wired
 from tfl_rewrite.samples.made import Step
 
 EXACT = Judging(tolerance=Tolerance(exact=True))
@@ -109,3 +109,34 @@ def test_routes_that_do_not_fit_are_told(tmp_path: Path) -> None:
 
     verdict = verify_route(one, crooked, EXACT, sources=[one])
     assert verdict.status == "unverified" and "does not fit" in verdict.reasons[0]
+
+
+@pytest.mark.runtime
+def test_of_an_original_it_is_the_route_that_fails(tmp_path: Path) -> None:
+    one, three = row(tmp_path / "one.tflite"), row(tmp_path / "three.tflite", rows=3)
+    net = Net()
+    shape = net.constant("s", np.array([5], np.int32))
+    net.output(net.add("RESHAPE", [net.input("x", (1, 4)), shape], "y", (5,)))
+    bad = written(net, tmp_path / "bad.tflite")
+    verdict = verify_route(three, by_rows(bad), EXACT, sources=[bad], original=True)
+    assert verdict.status == "fail" and verdict.reasons[0].startswith("a part does not run: bad.tflite")
+    verdict = verify_route(bad, by_rows(one), EXACT, sources=[one], original=True)
+    assert verdict.status == "unverified" and verdict.reasons[0].startswith("the original does not run")
+    verdict = verify_route(three, by_rows(one, off=0.1), EXACT, sources=[one], original=True)
+    assert (verdict.status, verdict.cause) == ("fail", "outputs")
+
+
+@pytest.mark.runtime
+def test_values_go_by_name_where_signatures_name_them(tmp_path: Path) -> None:
+    net = Net()
+    # Runtimes sort arguments: the primary subgraph has another order.
+    second, first = net.input("b", (1, 2)), net.input("a", (1, 2))
+    net.output(net.add("SUB", [second, first], "z", (1, 2)))
+    net.output(net.add("SUB", [first, second], "y", (1, 2)))
+    net.sign("serving_default")
+    whole = written(net, tmp_path / "whole.tflite")
+    feeds = [(OUTSIDE, 0), (OUTSIDE, 1)]
+    names = {"serving_default": (["b", "a"], ["z", "y"])}
+    assert verify_route(whole, wired([(whole, feeds)], [(0, 0), (0, 1)], names), EXACT, repeat=False).passed
+    crossed = verify_route(whole, wired([(whole, feeds)], [(0, 1), (0, 0)], names), EXACT, repeat=False)
+    assert (crossed.status, crossed.cause) == ("fail", "outputs")
