@@ -18,6 +18,10 @@ from tfl_rewrite.model.ir import Model, Tensor
 PathLike = str | os.PathLike[str]
 
 
+_SHOWN = 8
+"""Names in an error."""
+
+
 @dataclass(slots=True)
 class Part:
     """A model that is a part.
@@ -93,11 +97,12 @@ def find(ends: Sequence[End], name: str | None, what: str) -> int:
     Raises:
         UsageError: There is none, or several.
     """
-    listed = ", ".join(repr(end.tensor.name) if end.names else f"#{end.index}" for end in ends[:20])
+    listed = ", ".join(repr(end.tensor.name) if end.names else f"#{end.index}" for end in ends[:_SHOWN])
     if name is None:
         if len(ends) == 1:
             return 0
         raise UsageError(f"there are {len(ends)} {what}s", remedy=f"say which: {listed or 'there is none'}")
+    listed += f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
     index = whole_number(name[1:]) if name.startswith("#") else None
     found = [place for place, end in enumerate(ends) if name in end.names or end.index == index]
     if len(found) == 1:

@@ -63,6 +63,9 @@ class Chain:
         self._runners = runners
         self._stack = stack
 
+    def __repr__(self) -> str:
+        return f"<Chain of {self.manifest.name!r}: {len(self.manifest.parts)} parts>"
+
     @classmethod
     def open(
         cls,
