@@ -19,6 +19,7 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.fusions import FUSIONS, KINDS
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.editing.replacements import fuse
+from tfl_rewrite.kernels.table import row_named
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.option import option
 
@@ -26,12 +27,26 @@ _KNOWN_TO_XNNPACK = (
     "{count} of {all} changes win no time where XNNPACK computes, which does the same when it loads a file; "
     "other delegates, TFLite Micro and the kernels without a delegate gain"
 )
+_UNKNOWN_TO_MICRO = "TFLite Micro has no {names}, but all of what became it; fuse --skip {kinds} leaves that"
 
 
 def xnnpack_notes(changes: Sequence[Change]) -> list[str]:
     """Says how many of some changes win nothing where XNNPACK computes, and who gains; nothing for none."""
     known = sum(isinstance(item, Edit) and bool(item.data.get("known_to_xnnpack")) for item in changes)
     return [_KNOWN_TO_XNNPACK.format(count=known, all=len(changes))] if known else []
+
+
+def micro_notes(changes: Sequence[Change]) -> list[str]:
+    """Says which operators TFLite Micro lacks that were made of such as it has; nothing for none."""
+    lost: dict[str, str] = {}
+    for item in changes:
+        data = item.data if isinstance(item, Edit) else {}
+        if all(row_named(name).micro for name in data.get("before", ())):
+            lost |= {name: data["kind"] for name in data.get("after", ()) if not row_named(name).micro}
+    if not lost:
+        return []
+    kinds = " --skip ".join(dict.fromkeys(lost.values()))
+    return [_UNKNOWN_TO_MICRO.format(names=" and no ".join(lost), kinds=kinds)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +82,7 @@ class Fuse(Pass):
         notes = positions_moved(model) if done.changes else []
         editor.finish()
         notes += editor.notes
-        notes += xnnpack_notes(done.changes)
+        notes += [*xnnpack_notes(done.changes), *micro_notes(done.changes)]
         return PassResult(
             self.name,
             tuple(done.changes),
