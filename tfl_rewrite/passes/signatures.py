@@ -237,6 +237,9 @@ class _Work:
             return
         signature = found[0]
         self.model.signatures = [item for item in self.model.signatures if item is not signature]
+        if not self.model.signatures:
+            # An empty list is more than none.
+            self.model.rest = self.model.rest.replace(signature_defs=None)
         self.changes.append(Edit(f"signature {key}", "removed"))
         graph = signature.subgraph
         others = any(item.subgraph is graph for item in self.model.signatures)
