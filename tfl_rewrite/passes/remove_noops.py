@@ -69,8 +69,9 @@ class RemoveNoops(Pass):
     cancel, padding by nothing, and the like. Outputs stay equal to the bit.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "fewer.tflite", [tfl_rewrite.RemoveNoops()])
-        >>> [change.what for change in report.results[0].changes]
+        >>> model = tfl_rewrite.load("model.tflite")
+        >>> (result,) = tfl_rewrite.run(model, [tfl_rewrite.RemoveNoops()])
+        >>> [change.what for change in result.changes]
         ['removed: FULLY_CONNECTED gives the numbers another shape, too']
     """
 
