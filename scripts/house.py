@@ -44,6 +44,7 @@ LONG_MODULES: dict[str, str] = {
     "flatbuf/reader.py": "one reader, with the schema that drives it",
     "flatbuf/writer.py": "one layout, planned and written",
     "integers/border.py": "one border: how its tensors hold values, and each change of that",
+    "editing/size_rules.py": "one rule an operator, as one table",
     "integers/modes.py": "one decision, with each reason why an operator stays float",
     "interpreter/child.py": "one script that runs alone, without the package beside it",
     "interpreter/process.py": "one life of a process: started, spoken to, and how its death is named",

@@ -19,7 +19,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.options.option import SWITCH, Option, options_of
 from tfl_rewrite.passes import catalog
 from tfl_rewrite.pipeline.chain import ChainOptions
-from tfl_rewrite.pipeline.input_shapes import Reshaping
+from tfl_rewrite.pipeline.targets import Reshaping
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
 from tfl_rewrite.shards.split import SplitOptions

@@ -63,10 +63,10 @@ if TYPE_CHECKING:
     from tfl_rewrite.passes.simplify import Simplify as Simplify
     from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
     from tfl_rewrite.pipeline.chain import chain as chain
-    from tfl_rewrite.pipeline.input_shapes import Reshaping as Reshaping
     from tfl_rewrite.pipeline.report import Report as Report
     from tfl_rewrite.pipeline.report import RewriteFailed as RewriteFailed
     from tfl_rewrite.pipeline.shape_change import reshape as reshape
+    from tfl_rewrite.pipeline.targets import Reshaping as Reshaping
     from tfl_rewrite.pipeline.verify import blame as blame
     from tfl_rewrite.pipeline.verify import verify as verify
     from tfl_rewrite.reading.check import check as check
@@ -127,7 +127,7 @@ _NAMES = {
     "passes.simplify": "Simplify",
     "pipeline.report": "Report RewriteFailed",
     "pipeline.shape_change": "reshape",
-    "pipeline.input_shapes": "Reshaping",
+    "pipeline.targets": "Reshaping",
     "pipeline.verify": "blame verify",
     "reading.diff": "diff",
     "reading.check": "check",

@@ -47,8 +47,8 @@ def pass_of(arguments: argparse.Namespace) -> Pass:
 
 def reshape_file(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite reshape IN OUT``."""
-    from tfl_rewrite.pipeline.input_shapes import Reshaping
     from tfl_rewrite.pipeline.shape_change import Reshape
+    from tfl_rewrite.pipeline.targets import Reshaping
 
     item = Reshape(made_with(Reshaping, given(Reshaping, arguments, PREFIX)), judging_of(arguments))
     return rewrite_file(arguments, [item], item.verify)

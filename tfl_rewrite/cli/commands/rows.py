@@ -148,7 +148,7 @@ def _running() -> Groups:
 
 
 def _reshaping() -> Groups:
-    from tfl_rewrite.pipeline.input_shapes import Reshaping
+    from tfl_rewrite.pipeline.targets import Reshaping
 
     judged = judging(without=(*_TOLERATED, "min_agreement", "holdout", *_NEVER_FAILS))
     return (
