@@ -55,7 +55,7 @@ from tfl_rewrite.weights.rounders import (
 
 MIXED = "mixed"
 MOST_MARGIN_DB = 8.0
-"""Where so much is not enough, all groups have 16 bits, before the model is refused."""
+"""Where so much is not enough either, all groups have 16 bits, before the model is refused."""
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
 
 
@@ -211,8 +211,10 @@ class Quantize(Pass):
         """With mixed activations, returns the pass that keeps what was missed and a little more."""
         if self.activations != MIXED or self.share is not None:
             return None
-        margin = self.margin + 1.5 * max(short_db, 1.0)
-        return replace(self, margin=margin) if margin < MOST_MARGIN_DB else replace(self, share=1.0)
+        if self.margin >= MOST_MARGIN_DB:
+            return replace(self, share=1.0)
+        # What was missed by far, such as by one channel, is often kept by a few groups more.
+        return replace(self, margin=min(self.margin + 1.5 * max(short_db, 1.0), MOST_MARGIN_DB))
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.

@@ -262,6 +262,15 @@ def _missed(goal: Goal, promised: Measured, proven: Figures) -> str:
     """Says what a file keeps of a budget that it misses."""
     if not promised.runs or not proven.runs:
         return "; ".join((*promised.verdict.reasons, *proven.verdict.reasons))
+    # Not only the ratio: a channel, a class or a row may be lost where the whole is kept.
+    failed = [
+        f"{output.label}: {output.reason}, {where}"
+        for item, where in ((promised, "on the samples of the search"), (proven, "on held-out ones"))
+        for output in item.verdict.outputs
+        if not output.passed
+    ]
+    if failed:
+        return "; ".join(failed)
     told = [
         f"{'exact' if item.snr is None else f'{item.snr:.1f} dB'} {where}"
         for item, where in ((promised, "on the samples of the search"), (proven, "on held-out ones"))
