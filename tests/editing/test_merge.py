@@ -10,7 +10,7 @@ from tfl_rewrite.editing.merge import Piece, merge
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.judge.routes import OUTSIDE
 from tfl_rewrite.model.invariants import broken, problems
-from tfl_rewrite.model.ir import ExternalGroup, Model, new_record
+from tfl_rewrite.model.ir import ExternalGroup, Model, Quantization, new_record
 
 
 def double(*, key: str | None = None, inner: str = "inner") -> Model:
@@ -92,4 +92,12 @@ def test_weights_beside_a_model_are_refused() -> None:
     model = double()
     model.external_groups.append(ExternalGroup("weights.bin"))
     with pytest.raises(UnsupportedError, match="weights of a lie in files beside the model"):
+        merge([Piece("a", model, ((OUTSIDE, 0),))], [(0, 0)])
+
+
+def test_an_input_that_holds_scales_is_refused() -> None:
+    model = double()
+    main = model.subgraphs[0]
+    main.tensors[-1].quantization = Quantization(scales_tensor=main.inputs[0])
+    with pytest.raises(UnsupportedError, match="an input of a holds scales"):
         merge([Piece("a", model, ((OUTSIDE, 0),))], [(0, 0)])

@@ -9,7 +9,18 @@ import pytest
 
 import tfl_rewrite
 from tests.nets import Net, with_grid
-from tfl_rewrite import ChainOptions, Judging, UnsupportedError, UsageError, chain, load, save
+from tfl_rewrite import (
+    ChainOptions,
+    FormatError,
+    Judging,
+    SplitOptions,
+    UnsupportedError,
+    UsageError,
+    chain,
+    load,
+    save,
+    split,
+)
 from tfl_rewrite.model.ir import Tensor
 
 ONCE = Judging(samples=2)
@@ -157,3 +168,16 @@ def test_a_model_that_does_not_run_is_unverified(tmp_path: Path) -> None:
     with pytest.raises(tfl_rewrite.RewriteFailed, match="could not be verified"):
         chain([tmp_path / "a.tflite"], tmp_path / "no.tflite", options, judging=Judging(mode="require"))
     assert not (tmp_path / "no.tflite").exists()
+
+
+def test_a_damaged_order_is_refused(tmp_path: Path) -> None:
+    net = Net()
+    value = net.add("NEG", [net.input("x", (1, 4))], "a", (1, 4))
+    net.output(net.add("NEG", [value], "y", (1, 4)))
+    net.graph.operators.reverse()
+    save(net.model, tmp_path / "a.tflite")
+    with pytest.raises(FormatError, match="reads 'a', which is made later"):
+        chain([tmp_path / "a.tflite"], tmp_path / "b", ChainOptions(append=["softmax"]), judging=NOTHING)
+    with pytest.raises(FormatError, match="reads 'a', which is made later"):
+        split(tmp_path / "a.tflite", tmp_path / "b", SplitOptions(parts=2), judging=NOTHING)
+    assert not (tmp_path / "b").exists()

@@ -67,7 +67,12 @@ def _check_movable(piece: Piece) -> None:
             remedy="'tfl-rewrite join' makes one file of it",
         )
     positions_moved(piece.model)
-    if id(piece.model.subgraphs[0]) in piece.model.called:
+    main = piece.model.subgraphs[0]
+    given = set(map(id, main.inputs))
+    for details in (tensor.quantization for tensor in main.tensors):
+        if details is not None and {id(details.scales_tensor), id(details.zero_points_tensor)} & given:
+            raise UnsupportedError(f"an input of {piece.name} holds scales of a tensor, so it stays an input")
+    if id(main) in piece.model.called:
         raise UnsupportedError(f"an operator of {piece.name} runs the main subgraph, which becomes a part")
 
 

@@ -175,6 +175,8 @@ class _Work:
         for source in self.sources:
             if source.refusals:
                 raise source.refusals[0]
+            if faults := broken(source.model()):
+                raise FormatError(faults[0].what, file=source.path, where=faults[0].where, remedy=_UNSOUND)
         wiring = self._wired()
         if not wiring.edits:
             raise UsageError("there is nothing to do", remedy="name a second model, --prepend or --append")

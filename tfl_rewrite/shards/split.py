@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tfl_rewrite.editing.metadata import MIN_RUNTIME, positions_moved
-from tfl_rewrite.errors import UnsupportedError, UsageError, VerificationError
+from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
@@ -18,6 +18,7 @@ from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.routes import OUTSIDE, Feed, wired
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, Signature, SubGraph, Tensor
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import NBYTES, check_options, option
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CHAIN_NAME = "chain.json"
 MOST_PARTS = 256
 _LEAST_SIZE = 1 << 10
+_UNSOUND = "'tfl-rewrite doctor' lists all that is wrong with it"
 _TRIES = 4
 """Times that parts are cut anew because one came out larger than was estimated."""
 
@@ -208,6 +210,8 @@ class _Work:
         self.source, self.options, self.settings = source, options, settings
         self.scratch, self.progress = scratch, progress
         self.model = source.model()
+        if faults := broken(self.model):
+            raise FormatError(faults[0].what, file=source.path, where=faults[0].where, remedy=_UNSOUND)
         _check_whole(self.model)
         self.partition = Partition(self.model)
         self.cuts: list[int] = []
