@@ -339,8 +339,9 @@ class Walk:
 
     def edit(self, operator: Operator, what: str) -> Edit:
         """What is told of a change."""
-        outputs = ", ".join(tensor.name or "(unnamed)" for tensor in operator.outputs if tensor is not None)
-        return Edit(f"{operator.code.name} -> {outputs}", what)
+        named = [tensor for tensor in operator.outputs or operator.inputs[:1] if tensor is not None]
+        names = ", ".join(tensor.name or "(unnamed)" for tensor in named)
+        return Edit(f"{operator.code.name} {'->' if operator.outputs else 'of'} {names}", what)
 
     def is_fixed(self, operator: Operator) -> UnsupportedError:
         """What to raise where a constant would have to say a number that is free."""
