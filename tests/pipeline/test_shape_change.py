@@ -176,6 +176,7 @@ def test_weights_for_so_many_places_are_named(tmp_path: Path) -> None:
         ({"input": ("image=1,4,0,3",)}, "is no shape"),
         ({"input": ("image=1,x,4,3",)}, "is no shape"),
         ({"input": ("",)}, "has 4 axes"),
+        ({"input": ("1,4,4,3", "image=2,4,4,3")}, r"shape \[1, 4, 4, 3\], too"),
     ],
 )
 def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wish: dict[str, Any], says: str) -> None:

@@ -154,7 +154,11 @@ def _given(model: Model, entered: Sequence[SubGraph], texts: Sequence[str]) -> d
             )
         for item in found:
             _check_fit(item, sizes)
-            made[id(item)] = sizes
+            if (other := made.setdefault(id(item), sizes)) != sizes:
+                raise UsageError(
+                    f"--input {text}: {item.name!r} is to have the shape {list(other)}, too",
+                    remedy="give each input one shape",
+                )
     return made
 
 
