@@ -20,6 +20,7 @@ from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
 from tfl_rewrite.files.attached import packed, read_members
 from tfl_rewrite.files.source import Source, is_changed
+from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.reading.export import export_metadata
 from tfl_rewrite.reading.metadata import described_inputs
@@ -235,6 +236,22 @@ def test_files_are_exported_under_plain_names_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         export_metadata(tmp_path / "m.tflite", tmp_path / "out")
     assert export_metadata(tmp_path / "m.tflite", tmp_path / "out", force=True) == facts
+
+
+def test_numbers_that_json_has_no_word_for_are_exported_as_text(tmp_path: Path) -> None:
+    made = small().model
+    stats = record(
+        "Stats", max=ScalarVector.of(FLOAT32, [np.nan, 1.5]), min=ScalarVector.of(FLOAT32, [-np.inf])
+    )
+    tensor = record("TensorMetadata", name="x", stats=stats)
+    subgraph = record("SubGraphMetadata", input_tensor_metadata=[tensor])
+    write_descriptions(made, record("ModelMetadata", name="m", subgraph_metadata=[subgraph]))
+    save(made, tmp_path / "m.tflite")
+    facts = export_metadata(tmp_path / "m.tflite", tmp_path / "out")
+    text = (tmp_path / "out" / "metadata.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == facts
+    told = facts["metadata"]["subgraph_metadata"][0]["input_tensor_metadata"][0]["stats"]
+    assert told == {"max": ["nan", 1.5], "min": ["-inf"]}
 
 
 def test_a_zip_that_says_less_than_it_holds_or_too_much_is_no_way_out(

@@ -14,6 +14,7 @@ from tfl_rewrite.files.atomic import check_target, write_whole
 from tfl_rewrite.files.attached import read_members
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.options.json_data import json_data
 
 ENTRY = "metadata.json"
 """The metadata as JSON, beside the files."""
@@ -57,7 +58,7 @@ def export_metadata(
         rows.append({"name": member.filename, "file": name, "nbytes": len(data)})
     entries = [{"name": entry.name, "nbytes": entry.buffer.nbytes} for entry in loaded.metadata]
     facts = {"schema": 1, "metadata": _data(root), "files": rows, "entries": entries}
-    contents[ENTRY] = (json.dumps(facts, indent=2) + "\n").encode("ascii")
+    contents[ENTRY] = (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode("ascii")
     try:
         target.mkdir(exist_ok=True)
     except (OSError, ValueError) as error:
@@ -82,7 +83,7 @@ def _plain(name: str, place: int, taken: set[str]) -> str:
 
 
 def _data(value: Any) -> Any:
-    """Returns a record as JSON data: numbers of enumerations by their names, bytes as numbers."""
+    """Returns a record as JSON data: numbers of enumerations by name, bytes as numbers, NaN as text."""
     if isinstance(value, Record):
         rows: dict[str, Any] = {}
         for name, item in value.values.items():
@@ -90,7 +91,7 @@ def _data(value: Any) -> Any:
             rows[name] = enum.name_of(item) if enum is not None and isinstance(item, int) else _data(item)
         return rows
     if isinstance(value, ScalarVector):
-        return value.tolist()
+        return json_data(value.tolist())
     if isinstance(value, list):
         return [_data(item) for item in value]
-    return value
+    return json_data(value)
