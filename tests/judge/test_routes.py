@@ -91,6 +91,40 @@ def test_who_does_not_run_is_told_apart(tmp_path: Path) -> None:
     assert verdict.status == "unverified" and verdict.reasons[0].startswith("bad.tflite does not run")
 
 
+def halves(path: Path, *, broken: bool) -> Path:
+    """Two signatures of which the second may name an output whose shape its operator refuses."""
+    net = Net()
+    net.output(net.add("SOFTMAX", [net.input("x", (1, 4))], "y", (1, 4), beta=1.0))
+    net.sign("good")
+    net.next_subgraph("other")
+    shape = net.constant("s", np.array([5 if broken else 4], np.int32))
+    net.output(net.add("RESHAPE", [net.input("x", (1, 4)), shape], "y", (4,)))
+    net.sign("bad")
+    return written(net, path)
+
+
+@pytest.mark.runtime
+def test_an_entry_point_that_never_ran_is_no_fault_of_the_new_file(tmp_path: Path) -> None:
+    sound, broken = (halves(tmp_path / f"{broken}.tflite", broken=broken) for broken in (False, True))
+
+    def itself(step: Step) -> Going:
+        (made,) = yield [Run(path=sound, values=dict(step.values), signature=step.signature)]
+        return made.values
+
+    verdict = verify_route(broken, itself, EXACT, sources=[broken])
+    assert {entry.signature: entry.status for entry in verdict.entries if entry.signature} == {
+        "good": "pass",
+        "bad": "unverified",
+    }
+    assert "signature 'bad' of True.tflite does not run" in verdict.reasons[0]
+    assert not any("repeat" in note for note in verdict.notes)
+    verdict = verify_route(broken, itself, EXACT, sources=[sound], repeat=False)
+    assert verdict.status == "fail"
+    # A file that calls it otherwise: which of its own the route enters is not known.
+    verdict = verify_route(broken, itself, EXACT, sources=[row(tmp_path / "row.tflite")], repeat=False)
+    assert verdict.status == "fail"
+
+
 @pytest.mark.runtime
 def test_routes_that_do_not_fit_are_told(tmp_path: Path) -> None:
     one = row(tmp_path / "one.tflite")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class RunResult:
         failure: Why there are no outputs, or None.
         inputs: For each call the inputs that it got, in order of the entry point.
         outputs: For each call what came out; None in place of an output that could not be read.
+        failed: Why there are none of some entry points, by key.
     """
 
     judge: JudgeInfo | None
@@ -63,6 +64,7 @@ class RunResult:
     outputs: tuple[CallOutputs, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    failed: Mapping[str | None, Failure] = field(default_factory=dict)
 
 
 class Judge:
@@ -230,6 +232,7 @@ class Judge:
             outputs=tuple(outputs),
             notes=reference.notes,
             seconds=execution.seconds,
+            failed=reference.failed,
         )
 
     def _take_turn(self, *files: Path) -> None:

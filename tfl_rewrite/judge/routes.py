@@ -147,6 +147,7 @@ class _Way:
         self._sources = tuple(dict.fromkeys(os.fspath(path) for path in sources))
         self._original = original
         self._notes: list[str] = []
+        self._excuses: dict[str | None, tuple[str, str]] = {}
 
     def verdict(self, after: Path, repeat: bool) -> Verdict:
         """What running both showed."""
@@ -158,6 +159,9 @@ class _Way:
         if not self._original and reference.resolver != first and self._unable(first) is None:
             reason = f"the new file does not run with {first} kernels, with which the files it is made of run"
             return self._said("fail", "error", reason, found)
+        if not self._original:
+            excuses = {key: self._unable(reference.resolver, key) for key in reference.failed}
+            self._excuses = {key: why for key, why in excuses.items() if why is not None}
         steps = [_step(reference, number, values) for number, values in enumerate(found.inputs)]
         try:
             with TerminationGuard(), scratch_errors(), contextlib.ExitStack() as stack:
@@ -183,13 +187,25 @@ class _Way:
         reason = f"the new file does not run: {found.failure.message}"
         return self._said("fail", found.failure.kind, reason, found)
 
-    def _unable(self, resolver: str) -> tuple[str, str] | None:
-        """Why a file that the route runs does not run by itself; None where all do."""
+    def _unable(self, resolver: str, *keys: str | None) -> tuple[str, str] | None:
+        """Why a file that the route runs does not run by itself; None where all do.
+
+        Args:
+            resolver: To run them with.
+            keys: Of the entry points that have to run, too; any that fails counts of a file that has none of
+                them, for the route alone knows which it enters.
+        """
         alone = replace(self._settings, inputs=(), resolver=(resolver,))
         for path in self._sources:
-            failure = run_model(path, alone, beside=self._judge).failure
-            if failure is not None:
-                return failure.kind, f"{Path(path).name} does not run: {failure.message}"
+            ran = run_model(path, alone, beside=self._judge)
+            if ran.failure is not None:
+                return ran.failure.kind, f"{Path(path).name} does not run: {ran.failure.message}"
+            entries = () if ran.interface is None else ran.interface.entry_points
+            own = [entry for entry in entries if entry.key in keys] or (entries if keys else ())
+            for entry in own:
+                if (failure := ran.failed.get(entry.key)) is not None:
+                    said = f"{entry.label} of {Path(path).name} does not run: {failure.message}"
+                    return failure.kind, said
         return None
 
     def _said(self, status: str, cause: str, reason: str, found: RunResult) -> Verdict:
@@ -299,14 +315,16 @@ class _Way:
     def _of_entry(
         self, reference: Reference, entry: EntryPoint, outputs: Sequence[OutputComparison]
     ) -> EntryVerdict:
-        """What is said of one entry point; of a new file, one that does not run is a fault."""
+        """What is said of one entry point; of a new file, one that does not run any more is a fault."""
         failure = reference.failed.get(entry.key)
         if failure is None:
             return entry_verdict(entry.key, entry.label, outputs)
-        said = f"{entry.label} of {self._called} does not run: {failure.message}"
-        status = "unverified" if self._original else "fail"
+        cause, said = self._excuses.get(
+            entry.key, (failure.kind, f"{entry.label} of {self._called} does not run: {failure.message}")
+        )
+        status = "unverified" if self._original or entry.key in self._excuses else "fail"
         return EntryVerdict(
-            signature=entry.key, label=entry.label, status=status, reasons=(said,), cause=failure.kind
+            signature=entry.key, label=entry.label, status=status, reasons=(said,), cause=cause
         )
 
     @property
@@ -317,7 +335,8 @@ class _Way:
         """Adds what running the file again shows: garbage that a kernel reads is another one then."""
         again = self._judge.compare(after, tolerance=EXACT, repeat=True)
         verdict = replace(verdict, repeated=again.repeated, seconds=verdict.seconds + again.seconds)
-        if again.status == "pass" or again.cause in ("", "nothing"):
+        repeats = again.cause in ("", "nothing") or all(item.passed for item in again.outputs)
+        if again.status != "fail" and repeats:
             return verdict
         text = f"{self._called} does not repeat its own outputs from one run to the next"
         if verdict.status == "fail" and verdict.cause == "outputs":
