@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,15 @@ import pytest
 
 from tests.kernels.measure import BUILTIN, MICRO, Case, Outcome, measure, needs_micro
 from tests.nets import Net, codes
+from tfl_rewrite.editing.drafts import Draft
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.editing.substitutes import DECONVOLUTION, SUBSTITUTES, Replaced, replace_missing
 from tfl_rewrite.files.source import layout
+from tfl_rewrite.flatbuf.record import INT64, UINT8, ScalarVector
 from tfl_rewrite.kernels.platforms import Platform
-from tfl_rewrite.model.ir import Model, Tensor, new_record
+from tfl_rewrite.kernels.table import row_named
+from tfl_rewrite.model.ir import Model, OperatorCode, Tensor, new_record, operator_number
 
 Array = np.ndarray[Any, Any]
 Made = tuple[Model, list[Array]]
@@ -71,11 +75,29 @@ def select(kind: str, condition: tuple[int, ...], dtype: Any = np.float32) -> Ma
     return made(net, net.add(kind, [chosen, one, other], "out", (2, 5), dtype=dtype))
 
 
-def join(count: int) -> Made:
+def join(count: int, axis: int = 1) -> Made:
     net = Net()
     source = net.input("in", (2, 3))
     parts: list[Tensor | None] = [source] * count
-    return made(net, net.add("CONCATENATION", parts, "out", (2, 3 * count), axis=1))
+    return made(net, net.add("CONCATENATION", parts, "out", (2, 3 * count), axis=axis))
+
+
+def join_beyond() -> Made:
+    net = Net()
+    source = net.input("in", (2, 3))
+    return made(net, net.add("CONCATENATION", [source] * 11, "out", (2, 33), axis=7))
+
+
+def deconvolution_of_a_matrix() -> Made:
+    net = Net()
+    weights, bias = net.weights("w", (2, 2, 2, 3)), net.weights("b", (2,))
+    output = net.add("RELU", [net.input("in", (4, 3)), weights, bias], "out", (1, 8, 8, 2))
+    operator = net.graph.operators[0]
+    operator.code = OperatorCode(operator_number("CUSTOM"), DECONVOLUTION, 1)
+    net.model.operator_codes[:] = [operator.code]
+    options = ScalarVector(UINT8, np.array([1, 2, 2], "<i4").tobytes())
+    operator.rest = operator.rest.replace(custom_options=options)
+    return made(net, output)
 
 
 def one_hot() -> Made:
@@ -86,15 +108,19 @@ def one_hot() -> Made:
     return made(net, net.add("ONE_HOT", [indices, depth, on, off], "out", (2, 3, 4), axis=-1))
 
 
-def stablehlo_pad() -> Made:
+def stablehlo_pad(shape: tuple[int, ...] = (2, 3), low: Sequence[int] = (0, 1)) -> Made:
+    """A padding of some before and one more behind."""
     net = Net()
-    source = net.input("in", (2, 3))
-    value = net.constant("v", np.array(0.5, np.float32))
-    output = net.add("STABLEHLO_PAD", [source, value], "out", (3, 6))
+    source, value = net.input("in", shape), net.constant("v", np.array(0.5, np.float32))
+    source.rest = source.rest.replace(has_rank=True)
+    sizes = [size + 2 * before + 1 for size, before in zip(shape, low, strict=True)]
+    output = net.add("STABLEHLO_PAD", [source, value], "out", sizes)
     operator = net.graph.operators[0]
-    pads = {"edge_padding_low": [0, 1], "edge_padding_high": [1, 2], "interior_padding": [0, 0]}
-    from tfl_rewrite.flatbuf.record import INT64, ScalarVector
-
+    pads = {
+        "edge_padding_low": low,
+        "edge_padding_high": [before + 1 for before in low],
+        "interior_padding": [0] * len(low),
+    }
     fields = {name: ScalarVector.of(INT64, values) for name, values in pads.items()}
     operator.options2 = new_record("StablehloPadOptions").replace(**fields)
     operator.rest = operator.rest.replace(builtin_options_2_type=10)
@@ -139,6 +165,11 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "any": (lambda: with_constant("REDUCE_ANY", [1], (3, 4), (3,), np.bool_), "tflm"),
     "one hot": (one_hot, "tflm"),
     "expand": (lambda: with_constant("EXPAND_DIMS", 1, (2, 5), (2, 1, 5), np.int32), "tflm"),
+    "join along the last": (lambda: join(12, -1), "tflm"),
+    "transpose from behind": (
+        lambda: with_constant("TRANSPOSE", [-2, 0, -1], (1, 3, 4), (3, 1, 4), np.int32),
+        "tflm",
+    ),
     "transpose": (lambda: with_constant("TRANSPOSE", [1, 0, 2], (1, 3, 4), (3, 1, 4), np.int32), "tflm"),
     "indices": (lambda: with_constant("GATHER", [2, 0], (3, 4), (2, 4), index=np.int64), "tflm"),
     "update": (update, "2.14"),
@@ -193,6 +224,13 @@ def test_every_row_is_tried() -> None:
     [
         lambda: with_constant("POW", [2.0, 3.0], (2, 2), (2, 2), index=np.float32),
         lambda: with_constant("TRANSPOSE", [1, 0], (2, 3), (3, 2), np.int32),
+        lambda: with_constant("TRANSPOSE", [-1, 0], (2, 3), (3, 2), np.int32),
+        lambda: with_constant("TRANSPOSE", [5, 0], (2, 3), (3, 2), np.int32),
+        lambda: with_constant("GATHER", [0, -(1 << 63)], (3, 4), (2, 4), index=np.int64),
+        lambda: with_constant("BROADCAST_TO", [3], (2, 3), (3,)),
+        join_beyond,
+        lambda: stablehlo_pad((), ()),
+        deconvolution_of_a_matrix,
         lambda: select("SELECT", ()),
     ],
 )
@@ -201,6 +239,18 @@ def test_what_has_no_row_stays(make: Callable[[], Made]) -> None:
     before = codes(model)
     editor = Editor(model)
     assert replace_missing(model, Platform.parse("tflm"), editor).done == [] and codes(model) == before
+
+
+def test_shapes_on_the_way_are_followed_and_not_those_declared() -> None:
+    net = Net()
+    source = net.input("in", (2, 3), np.bool_)
+    first = net.add("LOGICAL_NOT", [source], "first", (1, 6), dtype=np.bool_)
+    net.output(net.add("LOGICAL_NOT", [first], "out", (1, 6), dtype=np.bool_))
+    for full, known in ((Shapes.of(net.model).full, (2, 3)), (lambda _: None, None)):
+        draft = Draft(net.graph.operators[1], full)
+        step = draft.step(row_named("LOGICAL_NOT"), [draft.cast(first, "BOOL", "cast")], (1, 6), "step")
+        assert draft.shape(step) == known
+        assert draft.shape(draft.reshaped(step, (3, 2), "turned")) == (3, 2)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.reads import needed_version
-from tfl_rewrite.kernels.table import CAST, RESHAPE
+from tfl_rewrite.kernels.shapes import Calls, Given, outputs_of
+from tfl_rewrite.kernels.table import CAST, RESHAPE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -49,9 +50,25 @@ class Draft:
 
     def shape(self, tensor: Tensor | None) -> Shape | None:
         """The shape that a tensor has at run time; None where it is not known."""
-        if any(tensor is item for item in self.tensors):
-            return None if tensor is None else tensor.shape
-        return self.full(tensor)
+        if not any(tensor is item for item in self.tensors):
+            return self.full(tensor)
+        maker = next((item for item in self.steps if tensor in item.outputs), None)
+        if maker is None:
+            # A constant.
+            return tensor.shape if tensor is not None else None
+        rule = row_of(maker).shape
+        (found,) = [None] if isinstance(rule, Calls) else outputs_of(rule, self.given(maker))
+        return None if found is None or None in found else tuple(dim for dim in found if dim is not None)
+
+    def given(self, operator: Operator) -> Given:
+        """What is known of the inputs of an operator, be it a step or the one that is replaced."""
+
+        def constant(position: int) -> npt.NDArray[Any] | None:
+            tensor = input_of(operator, position)
+            values = None if tensor is None else constant_values(tensor, "FLOAT32", "INT32", "INT64")
+            return None if values is None or tensor is None else values.reshape(tensor.shape or ())
+
+        return Given(operator, [self.shape(item) for item in operator.inputs], constant)
 
     def input(self, position: int) -> Tensor | None:
         """An input of the operator; None where it is absent."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfl_rewrite.editing.drafts import Draft
 from tfl_rewrite.kernels import table
+from tfl_rewrite.kernels.copies import copy_of
 from tfl_rewrite.kernels.operands import constant_values, scales_of
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.table import ADD, CONCATENATION, MUL, SUB, TRANSPOSE_CONV, row_of
@@ -70,11 +71,11 @@ def narrow_indices(draft: Draft, row: OperatorRow, first: int = 1) -> bool:
         values = constant_values(tensor, "INT64")
         if values is None:
             inputs[position] = draft.cast(tensor, "INT32", f"in{position}")
-        elif values.size and int(np.abs(values).max()) >= 1 << 31:
-            return False
         else:
-            narrow = values.astype(np.int32).reshape(tensor.shape or ())
-            inputs[position] = draft.constant(narrow, f"in{position}")
+            narrow = values.astype(np.int32)
+            if not np.array_equal(narrow, values):
+                return False
+            inputs[position] = draft.constant(narrow.reshape(tensor.shape or ()), f"in{position}")
     if all(one is other for one, other in zip(inputs, draft.operator.inputs, strict=True)):
         return False
     draft.give(row, inputs)
@@ -83,17 +84,12 @@ def narrow_indices(draft: Draft, row: OperatorRow, first: int = 1) -> bool:
     return True
 
 
-def as_reshape(draft: Draft, moves: bool = False) -> bool:
+def as_reshape(draft: Draft) -> bool:
     """What leaves the elements in their order is a RESHAPE, where the shape is known."""
-    source, shape, before = draft.input(0), draft.shape(draft.output), draft.shape(draft.input(0))
-    if source is None or shape is None or before is None or math.prod(shape) != math.prod(before):
+    copy = copy_of(row_of(draft.operator).copies, draft.given(draft.operator))
+    source, shape = draft.input(0), draft.shape(draft.output)
+    if copy is None or source is None or shape is None or draft.shape(source) is None:
         return False
-    if moves:
-        order = draft.integers(1)
-        if order is None or [axis for axis in order if before[axis] > 1] != sorted(
-            axis for axis in order if before[axis] > 1
-        ):
-            return False
     draft.give_reshaped(source, shape)
     return True
 
@@ -225,8 +221,7 @@ def join_in_groups(draft: Draft) -> bool:
     """Joins ten at a time, and what comes of that."""
     operator, parts = draft.operator, list(draft.operator.inputs)
     axis = int(operator.option("axis") or 0)
-    shapes = [draft.shape(item) for item in parts]
-    if len(parts) <= _JOINED or len(parts) > _JOINED**3 or None in shapes:
+    if len(parts) <= _JOINED or len(parts) > _JOINED**3 or draft.shape(draft.output) is None:
         return False
     if operator.option("fused_activation_function"):
         return False
@@ -238,8 +233,8 @@ def join_in_groups(draft: Draft) -> bool:
             if len(group) == 1:
                 joined += group
                 continue
-            sizes = list(group[0].shape or ()) if group[0] is not None else []
-            sizes[axis] = sum((item.shape or ())[axis] for item in group if item is not None)
+            sizes = list(draft.shape(group[0]) or ())
+            sizes[axis] = sum((draft.shape(item) or ())[axis] for item in group)
             name = f"part{level}_{start // _JOINED}"
             joined.append(draft.step(CONCATENATION, group, tuple(sizes), name, axis=axis))
         parts, level = joined, level + 1
@@ -378,7 +373,8 @@ def pad_by_value(draft: Draft) -> bool:
     """A padding of StableHLO that adds and takes nothing in between."""
     source, value = draft.operator.inputs
     options, shape = draft.operator.options2, draft.shape(draft.input(0))
-    if source is None or value is None or options is None or shape is None:
+    if source is None or value is None or options is None or not shape:
+        # The kernel of a scalar refuses it.
         return False
     low, high, inner = (
         list(options.get(name) or ())
@@ -406,12 +402,14 @@ def deconvolution(draft: Draft) -> bool:
     """The custom operator of MediaPipe has the options of TRANSPOSE_CONV as a struct of three numbers."""
     operator, shape = draft.operator, draft.output.shape
     given = operator.rest.get("custom_options")
-    if given is None or len(given) < _STRUCT.size or len(operator.inputs) != 3 or not shape:
+    if given is None or len(given) < _STRUCT.size or len(operator.inputs) != 3:
         return False
     source, weight, bias = operator.inputs
     padding, wide, high = _STRUCT.unpack_from(bytes(given.raw))
     known = draft.shape(source)
-    if known is None or weight is None or padding not in (1, 2) or min(wide, high) < 1 or len(shape) != 4:
+    if known is None or shape is None or (len(known), len(shape)) != (4, 4):
+        return False
+    if weight is None or padding not in (1, 2) or min(wide, high) < 1:
         return False
     if padding == 1 and (shape[1], shape[2]) != (known[1] * high, known[2] * wide):
         return False

@@ -103,7 +103,7 @@ def _standing(
         return None
     for row in BY_NAME.get(operator.code.name, ()):
         draft = Draft(operator, full)
-        if len(operator.outputs) != 1 or operator.outputs[0] is None or not row.make(draft):
+        if len(operator.outputs) != 1 or operator.outputs[0] is None or not _made(row, draft):
             continue
         found, said, exact = [draft], row.what, row.exact
         steps: list[Operator] = []
@@ -123,6 +123,14 @@ def _standing(
             draft.steps = steps
             return found, said, exact
     return None
+
+
+def _made(row: Substitute, draft: Draft) -> bool:
+    """Whether a row fits; operands that no kernel would take fit none."""
+    try:
+        return row.make(draft)
+    except (IndexError, ValueError, TypeError, OverflowError):
+        return False
 
 
 def _through(rows: Sequence[OperatorRow], given: str, taken: str) -> list[Substitute]:
@@ -154,7 +162,7 @@ SUBSTITUTES: tuple[Substitute, ...] = (
     Substitute(table.ONE_HOT, "EQUAL with 0, 1, 2 ...", makers.one_hot),
     Substitute(table.EXPAND_DIMS, RESHAPE.name, makers.as_reshape),
     Substitute(table.SQUEEZE, RESHAPE.name, makers.as_reshape),
-    Substitute(table.TRANSPOSE, RESHAPE.name, partial(makers.as_reshape, moves=True)),
+    Substitute(table.TRANSPOSE, RESHAPE.name, makers.as_reshape),
     Substitute(DECONVOLUTION, TRANSPOSE_CONV.name, makers.deconvolution, exact=False),
     Substitute(table.SEQUENCE_LSTM, "itself with all 24 operands", makers.with_all_operands),
     *(
