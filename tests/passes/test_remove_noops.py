@@ -14,7 +14,7 @@ from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.remove_noops import RemoveNoops
 
-from ..nets import Net, named, with_grid
+from ..nets import Net, UnsignedNet, named, with_grid
 
 SHAPE = (1, 4, 4, 2)
 Make = Callable[[Net, Tensor], Tensor]
@@ -273,6 +273,18 @@ def test_split_and_concatenation_cancel_along_one_axis() -> None:
             return net.add("CONCATENATION", [part, other], "m", SHAPE, axis=axis)
 
         assert cleaned(between(make)) == left
+
+
+def test_joining_rescales_parts_of_another_scale() -> None:
+    for zero, left in ((128, ["ABS", "ABS"]), (120, ["ABS", "SPLIT", "CONCATENATION", "ABS"])):
+        net = UnsignedNet()
+        whole = net.gives("ABS", [net.source((1, 4))], "whole")
+        part = net.gives("SPLIT", [ints(net, 1), whole], "p0", shape=(1, 2), num_splits=2)
+        other = with_grid(net.tensor("p1", (1, 2), np.uint8), 0.5, zero)
+        net.graph.operators[-1].outputs.append(other)
+        joined = net.gives("CONCATENATION", [part, other], "joined", shape=(1, 4), axis=1)
+        net.output(net.gives("ABS", [joined], "out"))
+        assert cleaned(net) == left
 
 
 def quantized(*scales: float) -> Net:

@@ -201,6 +201,9 @@ class _Cleaner:
             return ""
         if list(map(id, operator.inputs)) != list(map(id, maker.outputs)):
             return ""
+        # A CONCATENATION of uint8 rescales parts of another scale.
+        if not all(part is not None and alike(part, output) for part in operator.inputs):
+            return ""
         whole = maker.inputs[0 if kinds[0] is UNPACK else 1]
         if whole is None or not self._one_axis(maker, whole, operator, output):
             return ""
