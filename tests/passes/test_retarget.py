@@ -236,7 +236,7 @@ def test_the_pass_by_itself_takes_all_steps() -> None:
 def test_steps_are_judged_by_what_they_did() -> None:
     plan = Plan(source=b"", target=None, passes=(Retarget(),), settings=Judging())
     assert [item.effect.value for item in plan.passes] == ["folding", "tolerance", "exact"]
-    assert {item.abroad for item in plan.passes} == {"2.14"}
+    assert {item.elsewhere for item in plan.passes} == {"2.14"}
 
 
 def composite(deep: bool = False) -> Model:
@@ -334,7 +334,7 @@ def test_a_runtime_that_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.
     report = judged(dense(), tmp_path, "2.14")
     assert report.verdict is not None and report.verdict.passed
     assert any(note.startswith("not run on runtime 2.14, which it was made for") for note in report.notes)
-    monkeypatch.setattr("tfl_rewrite.pipeline.abroad.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere.importlib.util.find_spec", lambda name: None)
     report = judged(dense(), tmp_path, "tflm")
     assert any("pip install tflite-micro" in note for note in report.notes)
 

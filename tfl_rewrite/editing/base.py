@@ -289,7 +289,7 @@ class Pass(ABC):
         return ""
 
     @property
-    def abroad(self) -> str:
+    def elsewhere(self) -> str:
         """The runtime that is to run what it makes and that need not run the original, such as ``tflm``.
 
         A name that :meth:`tfl_rewrite.kernels.platforms.Platform.parse` takes; empty for none.

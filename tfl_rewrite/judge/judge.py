@@ -335,7 +335,7 @@ class Judge:
         )
         entries = tuple(_of_entry(reference, entry, outputs) for entry in reference.interface.entry_points)
         status, why, differences = weighed(entries)
-        if why == "nothing" and len(reference.calls) > 1 and reference.is_monotonous:
+        if why == "nothing" and len(reference.calls) > 1 and reference.is_uniform:
             differences = tuple(
                 f"{text}: the samples are all equal, give some that differ" for text in differences
             )

@@ -93,7 +93,7 @@ class Reference:
         return "mixed" if len(kinds) == 2 else ("real" if True in kinds else "made")
 
     @property
-    def is_monotonous(self) -> bool:
+    def is_uniform(self) -> bool:
         """Whether all samples of each entry point are equal."""
         # Where the arrays lie: an input that serves several calls is stored once.
         listed = json.loads(self.steps.read_text(encoding="utf-8"))

@@ -284,16 +284,16 @@ class Judging:
         return replace(self, runtime=(*self.runtime, f"python:{python}"))
 
     @property
-    def at_home(self) -> Judging:
+    def here(self) -> Judging:
         """The same, with the runtimes that have no path of their own: those that run originals.
 
-        For files that are made for another runtime, which the others are then (:attr:`abroad`).
+        For files that are made for another runtime, which the others are then (:attr:`elsewhere`).
         """
-        kept = tuple(name for name in self.runtime if name not in self.abroad)
+        kept = tuple(name for name in self.runtime if name not in self.elsewhere)
         return replace(self, runtime=kept or ("litert",))
 
     @property
-    def abroad(self) -> tuple[str, ...]:
+    def elsewhere(self) -> tuple[str, ...]:
         """The runtimes that were named by a path."""
         return tuple(name for name in self.runtime if name.startswith("python:"))
 

@@ -90,7 +90,7 @@ class Retarget(Pass):
         return Platform.parse(self.target)
 
     @property
-    def abroad(self) -> str:
+    def elsewhere(self) -> str:
         """The runtime that is to run what it makes."""
         return self.target
 
@@ -132,7 +132,7 @@ class _Step(Pass):
         self._platform = platform
 
     @property
-    def abroad(self) -> str:
+    def elsewhere(self) -> str:
         """The runtime that is to run what it makes."""
         return self._platform.text
 

@@ -176,9 +176,9 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     settings = replace(settings, implied=tuple(kernels))
     if any(item.release for item in plan.passes):
         settings = settings.on_old_runtime
-    if any(item.abroad for item in plan.passes):
+    if any(item.elsewhere for item in plan.passes):
         # The others run what is made, and need not run the original.
-        settings = settings.at_home
+        settings = settings.here
     unfitted, notes = False, tuple[str, ...]()
     context = Context()
     if settings.inputs and any(item.is_fitted for item in plan.passes):
@@ -288,11 +288,13 @@ def _judge(opened: _Opened, output: AtomicFile, report: Report, flaws: Sequence[
     """Verifies the file that was made; raises unless it may be published."""
     settings = opened.settings
     if report.outcome == "unchanged":
-        return report if settings.mode == "off" else _judged_abroad(opened, Source.open(output.path), report)
+        return (
+            report if settings.mode == "off" else _judged_elsewhere(opened, Source.open(output.path), report)
+        )
     made = Source.open(output.path)
     if settings.mode == "off":
         return _unverified(report, "not run, as asked", settings)
-    report = _judged_abroad(opened, made, _judged(opened, made, report))
+    report = _judged_elsewhere(opened, made, _judged(opened, made, report))
     if report.unverified is not None and flaws:
         # It does not run, and we can say why: not a foreign kernel, but damage.
         flaw = flaws[0]
@@ -355,21 +357,21 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     return report
 
 
-def _judged_abroad(opened: _Opened, made: Source, report: Report) -> Report:
+def _judged_elsewhere(opened: _Opened, made: Source, report: Report) -> Report:
     """Has a file judged in the runtimes that passes made it for; raises where it is not right there."""
-    if not any(item.abroad for item in opened.plan.passes):
+    if not any(item.elsewhere for item in opened.plan.passes):
         return report
     from tfl_rewrite.judge.verdict import combined
-    from tfl_rewrite.pipeline.abroad import judged_abroad
+    from tfl_rewrite.pipeline.elsewhere import judged_on_platforms
 
     settings = replace(opened.settings, runtime=opened.plan.settings.runtime)
     before = made if report.outcome == "unchanged" else opened.judges.expected(report.results)
-    verdicts, notes = judged_abroad(before, made, opened.plan.passes, settings)
-    home = report.verdict.each if report.verdict is not None else ()
+    verdicts, notes = judged_on_platforms(before, made, opened.plan.passes, settings)
+    here = report.verdict.each if report.verdict is not None else ()
     report = replace(report, notes=(*report.notes, *notes))
     if not verdicts:
         return report
-    verdict = combined([*home, *verdicts])
+    verdict = combined([*here, *verdicts])
     report = replace(report, verdict=verdict)
     if verdict.status == "fail":
         told = "; ".join(verdict.reasons)

@@ -22,7 +22,7 @@ _REFERENCE = ("reference",)
 """What TFLite Micro is compared with: the same code. XNNPACK rounds integers in another way."""
 
 
-def judged_abroad(
+def judged_on_platforms(
     before: PathLike, made: Source, passes: Sequence[Pass], settings: Judging
 ) -> tuple[list[Verdict], list[str]]:
     """Runs a file in the runtimes that passes made it for, and here, and compares.
@@ -37,11 +37,11 @@ def judged_abroad(
         A verdict of each runtime; and notes, such as that one is not installed.
     """
     verdicts, notes = list[Verdict](), list[str]()
-    for text in dict.fromkeys(item.abroad for item in passes if item.abroad):
+    for text in dict.fromkeys(item.elsewhere for item in passes if item.elsewhere):
         platform = Platform.parse(text)
         found = _runtimes(platform, settings)
         current().say(f"running it on {platform.spoken}")
-        judges = [_judged(before, made, platform, settings.at_home, runtime) for runtime in found]
+        judges = [_judged(before, made, platform, settings.here, runtime) for runtime in found]
         verdicts += judges
         notes += [
             _alone(made, settings, runtime)
@@ -80,7 +80,7 @@ def _runtimes(platform: Platform, settings: Judging) -> tuple[str, ...]:
     if platform.is_micro:
         return (MICRO,) if importlib.util.find_spec("tflite_micro") else ()
     python = os.environ.get(OLD_RUNTIME_PYTHON) if platform.release else None
-    return settings.abroad or ((f"python:{python}",) if python else ())
+    return settings.elsewhere or ((f"python:{python}",) if python else ())
 
 
 def _judged(before: PathLike, made: Source, platform: Platform, judging: Judging, runtime: str) -> Verdict:
