@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.model.ir import Tensor
-from tfl_rewrite.pipeline.wiring import End, find, fits, links_of, names_of
+from tfl_rewrite.pipeline.wiring import End, ends_of, find, fits, links_of, names_of
 
 
 def end(name: str, *shape: int, argument: str = "", index: int = 0) -> End:
@@ -38,10 +38,27 @@ def test_what_is_said_is_done() -> None:
             links_of(outputs, inputs, [text])
     with pytest.raises(UsageError, match="two outputs are connected with 'x'"):
         links_of(outputs, inputs, ["a=x", "b=c=x"])
-    with pytest.raises(UsageError, match=r"2 inputs are named 'x'.*#0, #3"):
+    with pytest.raises(UsageError, match=r"more than one input is named 'x'.*#0, #3"):
         find([end("x", 1), end("x", 1, index=3)], "x", "input")
     with pytest.raises(UsageError, match="there are 2 inputs"):
         find(inputs, None, "input")
+
+
+def test_a_tensor_that_is_given_twice_is_found_by_each_of_its_names() -> None:
+    net = Net()
+    result = net.add("NEG", [net.input("x", (1, 4))], "r", (1, 4))
+    net.output(result)
+    net.output(result)
+    net.sign("serve")
+    rows = net.model.signatures[0].outputs
+    rows[1] = (rows[1][0].replace(name="again"), result)
+    ends = ends_of(net.model, [(0, 0), (0, 1)], outputs=True)
+    assert [item.arguments for item in ends] == [[("serve", "r")], [("serve", "again")]]
+    assert [find(ends, name, "output") for name in ("r", "#1", "again")] == [0, 0, 1]
+    inner = net.tensor("inner", (1, 4))
+    rows.append((rows[0][0].replace(name="inner"), inner))
+    with pytest.raises(UnsupportedError, match="'serve' names 'inner', which is none of the outputs"):
+        ends_of(net.model, [(0, 0), (0, 1)], outputs=True)
 
 
 def test_shapes_fit_where_nothing_is_against_it() -> None:

@@ -111,7 +111,7 @@ def test_where_to_cut_is_said_once(tmp_path: Path) -> None:
             SplitOptions(**given)  # type: ignore[arg-type]
     for options, why in (
         (SplitOptions(at=["w0"]), "no tensor is named 'w0'"),
-        (SplitOptions(at=["y"]), "2 tensors are named 'y'"),
+        (SplitOptions(at=["y"]), "more than one tensor is named 'y'"),
     ):
         with pytest.raises(UsageError, match=why):
             split(source, tmp_path / "parts", options, judging=NOTHING)

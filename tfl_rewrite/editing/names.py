@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from tfl_rewrite.errors import UsageError, near_names, whole_number
+from tfl_rewrite.errors import UnsupportedError, UsageError, near_names, whole_number
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor
 
@@ -102,3 +102,28 @@ def arguments_of(signature: Signature, side: str) -> list[tuple[str, Tensor]]:
     """Returns the arguments of a signature with their names: its ``inputs`` or its ``outputs``."""
     rows: list[tuple[Record, Tensor]] = getattr(signature, side)
     return [(row.get("name") or "", tensor) for row, tensor in rows]
+
+
+def places_named(signature: Signature, side: str) -> list[tuple[str, int]]:
+    """Returns what a signature calls the ``inputs`` or ``outputs`` of its subgraph, each with its place.
+
+    Of a tensor that stands at several places the names go to one after the other, and those over to the last.
+
+    Raises:
+        UnsupportedError: It names a tensor that is none of them.
+    """
+    ends: list[Tensor] = getattr(signature.subgraph, side)
+    places: dict[int, list[int]] = {}
+    for place, tensor in enumerate(ends):
+        places.setdefault(id(tensor), []).append(place)
+    made = []
+    for name, tensor in arguments_of(signature, side):
+        left = places.get(id(tensor))
+        if left is None:
+            told = f"{tensor.name!r}, which is none of the {side} of its subgraph"
+            raise UnsupportedError(
+                f"signature {signature.key!r} names {told}",
+                remedy="'tfl-rewrite signatures --remove' takes the signature away",
+            )
+        made.append((name or tensor.name, left.pop(0) if len(left) > 1 else left[0]))
+    return made

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.merge import Piece
+from tfl_rewrite.editing.names import places_named
 from tfl_rewrite.editing.stages import Made, Stage, as_float, between, sign
 from tfl_rewrite.errors import UnsupportedError, UsageError, near_names, whole_number
 from tfl_rewrite.files.source import save
@@ -20,6 +21,8 @@ PathLike = str | os.PathLike[str]
 
 _SHOWN = 8
 """Names in an error."""
+_MADE = -1
+"""In place of an index: of a tensor that no model has."""
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ class End:
         tensor: As the model has it, or the stage that stands there now.
         feed: Where its value comes from.
         arguments: What signatures call it, each with its key.
-        index: Of the tensor in its model.
+        index: Of the tensor in its model, or `_MADE`.
         names: What it may be called.
         model: The number of the model that it is of, and ``place`` there.
         through: Names of the stages that its value goes through.
@@ -69,17 +72,20 @@ def ends_of(model: Model, feeds: Sequence[Feed], *, outputs: bool, number: int =
         feeds: Where their values come from.
         outputs: Whether it is the outputs.
         number: Of the model.
+
+    Raises:
+        UnsupportedError: A signature names another tensor.
     """
-    main = model.subgraphs[0]
+    main, side = model.subgraphs[0], "outputs" if outputs else "inputs"
+    called = [
+        (at, (item.key, name))
+        for item in model.signatures
+        if item.subgraph is main
+        for name, at in places_named(item, side)
+    ]
     made = []
     for place, (tensor, feed) in enumerate(zip(main.outputs if outputs else main.inputs, feeds, strict=True)):
-        arguments = [
-            (item.key, str(row.get("name") or tensor.name))
-            for item in model.signatures
-            if item.subgraph is main
-            for row, target in (item.outputs if outputs else item.inputs)
-            if target is tensor
-        ]
+        arguments = [argument for at, argument in called if at == place]
         names = {tensor.name, *(name for _, name in arguments)}
         index = next(at for at, item in enumerate(main.tensors) if item is tensor)
         made.append(End(tensor, feed, arguments, index, names - {""}, number, place))
@@ -87,7 +93,7 @@ def ends_of(model: Model, feeds: Sequence[Feed], *, outputs: bool, number: int =
 
 
 def find(ends: Sequence[End], name: str | None, what: str) -> int:
-    """Returns the place of the end of a name, or of the only one.
+    """Returns the place of the end of a name, or of the only one; the first of a tensor given several times.
 
     Args:
         ends: Those that there are.
@@ -105,11 +111,15 @@ def find(ends: Sequence[End], name: str | None, what: str) -> int:
     listed += f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
     index = whole_number(name[1:]) if name.startswith("#") else None
     found = [place for place, end in enumerate(ends) if name in end.names or end.index == index]
-    if len(found) == 1:
+    indices = {ends[place].index for place in found}
+    if len(found) == 1 or (len(indices) == 1 and indices != {_MADE}):
         return found[0]
     if found:
-        places = ", ".join(f"#{ends[place].index}" for place in found)
-        raise UsageError(f"{len(found)} {what}s are named {name!r}", remedy=f"say which: {places}")
+        places = ", ".join(f"#{number}" for number in sorted(indices - {_MADE}))
+        raise UsageError(
+            f"more than one {what} is named {name!r}",
+            remedy=f"say which: {places}" if places else "rename one first",
+        )
     near = near_names(name, [known for end in ends for known in end.names], count=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(f"no {what} is named {name!r}", remedy=f"{meant}there is {listed or 'none'}")
@@ -206,7 +216,7 @@ class Wiring:
                     tensor,
                     (number, position),
                     [(key, stage.names(argument)[position]) for key, argument in end.arguments],
-                    end.index if position == 0 else -1,
+                    end.index if position == 0 else _MADE,
                     {tensor.name, *(end.names if position == 0 else ())},
                     end.model,
                     end.place,
