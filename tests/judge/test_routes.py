@@ -170,7 +170,7 @@ def test_values_go_by_name_where_signatures_name_them(tmp_path: Path) -> None:
     net.sign("serving_default")
     whole = written(net, tmp_path / "whole.tflite")
     feeds = [(OUTSIDE, 0), (OUTSIDE, 1)]
-    names = {"serving_default": (["b", "a"], ["z", "y"])}
+    names = {"serving_default": ([("a", 1), ("b", 0)], [("z", 0), ("y", 1)])}
     assert verify_route(whole, wired([(whole, feeds)], [(0, 0), (0, 1)], names), EXACT, repeat=False).passed
     crossed = verify_route(whole, wired([(whole, feeds)], [(0, 1), (0, 0)], names), EXACT, repeat=False)
     assert (crossed.status, crossed.cause) == ("fail", "outputs")

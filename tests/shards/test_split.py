@@ -215,3 +215,39 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "2 parts that run" in said and "kept" in said and "UNVERIFIED: not run, as asked" in said
     assert main(["split", str(source), str(place), "--parts", "9"]) == 3
     assert "not at 8" in capsys.readouterr().err
+
+
+def two_layers(argument: str = "y") -> Net:
+    net = Net()
+    inner = net.add("NEG", [net.input("x", (1, 4))], "a", (1, 4))
+    net.output(net.add("ABS", [inner], "y", (1, 4)))
+    net.sign("serve")
+    signature = net.model.signatures[0]
+    tensor = inner if argument == "inner" else net.graph.outputs[0]
+    signature.outputs.append((signature.outputs[0][0].replace(name=argument), tensor))
+    return net
+
+
+def test_signatures_that_parts_cannot_give_are_refused(tmp_path: Path) -> None:
+    inner, left = two_layers("inner"), two_layers("again")
+    left.model.signatures[0].inputs.clear()
+    for net, why in (
+        (inner, "signature 'serve' names 'a', which is none of the outputs"),
+        (left, "signature 'serve' leaves out the input 'x'"),
+    ):
+        save(net.model, tmp_path / "in.tflite", force=True)
+        with pytest.raises(UnsupportedError, match=why):
+            split(tmp_path / "in.tflite", tmp_path / "parts", SplitOptions(parts=2), judging=NOTHING)
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.runtime
+def test_a_tensor_with_two_names_is_compared_under_both(tmp_path: Path) -> None:
+    for number, twice in enumerate((False, True)):
+        net = two_layers("again")
+        net.graph.outputs += net.graph.outputs if twice else []
+        save(net.model, tmp_path / "in.tflite", force=True)
+        place = tmp_path / f"parts{number}"
+        report = split(tmp_path / "in.tflite", place, SplitOptions(parts=2), judging=ONCE)
+        assert report.verdict is not None and report.verdict.passed
+        assert {item.label for item in report.verdict.outputs} >= {"serve/y", "serve/again"}

@@ -9,6 +9,8 @@ from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor
 
 _SHOWN = 20
+AWAY = "'tfl-rewrite signatures --remove' takes the signature away"
+"""What to do about a signature that a file cannot have."""
 
 
 def index_of(name: str) -> int | None:
@@ -123,7 +125,20 @@ def places_named(signature: Signature, side: str) -> list[tuple[str, int]]:
             told = f"{tensor.name!r}, which is none of the {side} of its subgraph"
             raise UnsupportedError(
                 f"signature {signature.key!r} names {told}",
-                remedy="'tfl-rewrite signatures --remove' takes the signature away",
+                remedy=AWAY,
             )
         made.append((name or tensor.name, left.pop(0) if len(left) > 1 else left[0]))
     return made
+
+
+def ends_named(model: Model) -> dict[str | None, tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+    """Returns for each signature of the main subgraph what :func:`places_named` says of both sides.
+
+    Raises:
+        UnsupportedError: One of them names a tensor that is neither an input nor an output.
+    """
+    return {
+        item.key: (places_named(item, "inputs"), places_named(item, "outputs"))
+        for item in model.signatures
+        if item.subgraph is model.subgraphs[0]
+    }

@@ -457,12 +457,14 @@ def _add(tallies: dict[Key, OutputTally], entry: EntryPoint, made: CallOutputs, 
 Feed = tuple[int, int]
 """Where a value comes from: the number of a file, and of its output; or `OUTSIDE`, and of an input."""
 OUTSIDE = -1
+Named = Sequence[tuple[str, int]]
+"""Arguments of a signature, each with its place in the primary subgraph."""
 
 
 def wired(
     files: Sequence[tuple[PathLike, Sequence[Feed]]],
     outputs: Sequence[Feed],
-    arguments: Mapping[str | None, tuple[Sequence[str], Sequence[str]]],
+    arguments: Mapping[str | None, tuple[Named, Named]],
     others: Mapping[str | None, tuple[PathLike, str | None]] | None = None,
 ) -> Route:
     """Makes the route of a file that is several others, one after the other.
@@ -471,7 +473,7 @@ def wired(
         files: Each with what its inputs are, in order of its primary subgraph.
         outputs: What the outputs of the whole are.
         arguments: For each signature of the whole that runs all of them what it calls the inputs and the
-            outputs of the primary subgraph, in order.
+            outputs of the primary subgraph.
         others: For each other signature the file that has it, and what it is called there.
     """
 
@@ -481,8 +483,11 @@ def wired(
             (ran,) = yield [Run(path=path, values=dict(step.values), signature=key)]
             return dict(zip(ran.names, ran.values, strict=True))
         named = arguments.get(step.signature)
-        by_name = dict(step.values)
-        given = [value for _, value in step.values] if named is None else [by_name[name] for name in named[0]]
+        # Of two arguments that are one input the last counts.
+        places = None if named is None else dict(named[0])
+        given = {
+            at if places is None else places[name]: value for at, (name, value) in enumerate(step.values)
+        }
         results: list[Sequence[Array | None]] = []
 
         def value_of(feed: Feed) -> Array | None:
@@ -492,6 +497,6 @@ def wired(
             (ran,) = yield [Run(path=path, values=[value_of(feed) for feed in feeds])]
             results.append(ran.values)
         found = [value_of(feed) for feed in outputs]
-        return found if named is None else dict(zip(named[1], found, strict=True))
+        return found if named is None else {name: found[place] for name, place in named[1]}
 
     return route

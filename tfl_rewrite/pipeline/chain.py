@@ -19,6 +19,7 @@ from tfl_rewrite.editing.base import PassResult
 from tfl_rewrite.editing.descriptions import write_descriptions
 from tfl_rewrite.editing.merge import merge
 from tfl_rewrite.editing.metadata import DESCRIPTIONS, MIN_RUNTIME, said_runtime
+from tfl_rewrite.editing.names import ends_named
 from tfl_rewrite.editing.stages import Made, Stage, stage_of
 from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
@@ -322,10 +323,7 @@ class _Work:
 
         model = Source.open(made).model()
         files = [(part.path, part.piece.feeds) for part in wiring.parts]
-        arguments = {
-            item.key: _names(item) for item in model.signatures if item.subgraph is model.subgraphs[0]
-        }
-        route = wired(files, self.outputs, arguments, self.others)
+        route = wired(files, self.outputs, ends_named(model), self.others)
         settings = with_media(self.settings, self.sources[0]).exactly
         progress = self.progress
         say = None if progress is None else (lambda text: current().say(text))
@@ -389,12 +387,3 @@ def _other_signatures(wiring: Wiring) -> list[tuple[Signature, PathLike, str | N
         for item in part.piece.model.signatures
         if item.subgraph is not part.piece.model.subgraphs[0]
     ]
-
-
-def _names(signature: Signature) -> tuple[list[str], list[str]]:
-    inputs, outputs = (
-        {id(tensor): str(row.get("name") or "") for row, tensor in rows}
-        for rows in (signature.inputs, signature.outputs)
-    )
-    main = signature.subgraph
-    return [inputs[id(item)] for item in main.inputs], [outputs[id(item)] for item in main.outputs]

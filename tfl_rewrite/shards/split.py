@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tfl_rewrite.editing.metadata import MIN_RUNTIME, positions_moved
+from tfl_rewrite.editing.names import AWAY, ends_named
 from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import Claim, check_claims, claims_of
@@ -19,7 +20,7 @@ from tfl_rewrite.judge.routes import OUTSIDE, Feed, wired
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken
-from tfl_rewrite.model.ir import Buffer, Model, Signature, SubGraph, Tensor
+from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import NBYTES, check_options, option
 from tfl_rewrite.pipeline.wiring import ends_of, find
@@ -391,9 +392,8 @@ class _Work:
             return replace(report, unverified="not run, as asked")
         from tfl_rewrite.judge.routes import verify_route
 
-        main = self.model.subgraphs[0]
-        arguments = {item.key: _names(item) for item in self.model.signatures if item.subgraph is main}
-        route = wired(list(zip(self.paths, self.feeds, strict=True)), self.outputs, arguments)
+        parts = list(zip(self.paths, self.feeds, strict=True))
+        route = wired(parts, self.outputs, ends_named(self.model))
         settings = with_media(self.settings, self.source).exactly
         say = None if self.progress is None else self._say
         verdict = verify_route(self.source, route, settings, sources=self.paths, original=True, progress=say)
@@ -461,6 +461,13 @@ def _check_whole(model: Model) -> None:
             f"signature {others[0]!r} runs another subgraph than the main one, of which parts are made",
             remedy="make a file of one signature first",
         )
+    for key, (inputs, _) in ends_named(model).items():
+        given = {place for _, place in inputs}
+        left = [tensor.name for place, tensor in enumerate(main.inputs) if place not in given]
+        if left:
+            raise UnsupportedError(
+                f"signature {key!r} leaves out the input {left[0]!r}, which parts take", remedy=AWAY
+            )
     if id(main) in model.called:
         raise UnsupportedError("an operator runs the main subgraph, of which parts are made")
 
@@ -478,19 +485,6 @@ def _strip(model: Model) -> None:
     used = {id(tensor.buffer) for _, tensor in model.tensors()} | {id(item.buffer) for item in model.metadata}
     first = model.buffers[:1] or [Buffer()]
     model.buffers = [*first, *(item for item in model.buffers[1:] if id(item) in used)]
-
-
-def _names(signature: Signature) -> tuple[list[str], list[str]]:
-    """What a signature calls the inputs and the outputs of its subgraph, in their order."""
-    inputs, outputs = (
-        {id(tensor): str(row.get("name") or "") for row, tensor in rows}
-        for rows in (signature.inputs, signature.outputs)
-    )
-    main = signature.subgraph
-    return (
-        [inputs.get(id(item), "") for item in main.inputs],
-        [outputs.get(id(item), "") for item in main.outputs],
-    )
 
 
 def _apart(rows: Sequence[EndRow]) -> tuple[EndRow, ...]:
