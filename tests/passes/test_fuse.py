@@ -392,14 +392,25 @@ def test_slopes_that_prelu_does_not_have(
     assert not result.modified and [item.rule for item in result.skips] == [rule] * bool(rule)
 
 
-def softmax(net: Net, x: Tensor, axis: int, *, keeps: bool = True) -> Tensor:
+def test_a_zero_that_adds_axes_is_no_part_of_prelu() -> None:
+    for zero, is_prelu in (((1, 1, 1), False), ((1, 1), True), ((4,), False)):
+        net = Net()
+        x = net.input("x", (1, 4))
+        nothing, slopes = net.constant("zero", np.zeros(zero, np.float32)), net.constant("slopes", SLOPES)
+        shape = (1,) * (len(zero) - 1) + (4,)
+        above, below = (net.add(kind, [x, nothing], kind, shape) for kind in ("MAXIMUM", "MINIMUM"))
+        net.output(net.add("ADD", [above, net.add("MUL", [below, slopes], "s", shape)], "y", shape))
+        assert fused(net).modified is is_prelu
+
+
+def softmax(net: Net, x: Tensor, axis: float, *, keeps: bool = True, dtype: Any = np.int32) -> Tensor:
     shape = x.shape or ()
     less = tuple(1 if at == axis % len(shape) else size for at, size in enumerate(shape))
-    over = net.constant("axis", np.array(axis, np.int32))
+    over = net.constant("axis", np.array(axis, dtype))
     top = net.add("REDUCE_MAX", [x, over], "top", less, keep_dims=keeps)
     power = net.add("EXP", [net.add("SUB", [x, top], "low", shape)], "power", shape)
     total = net.add(
-        "SUM", [power, net.constant("axes", np.array([axis], np.int32))], "total", less, keep_dims=keeps
+        "SUM", [power, net.constant("axes", np.array([axis], dtype))], "total", less, keep_dims=keeps
     )
     return net.add("DIV", [power, total], "y", shape)
 
@@ -417,6 +428,23 @@ def test_softmax(shape: tuple[int, ...], axis: int) -> None:
 def test_a_sum_over_another_axis_is_no_softmax(axis: int, keeps: bool) -> None:
     net = Net()
     net.output(softmax(net, net.input("x", (4, 4)), axis, keeps=keeps))
+    assert not fused(net).modified
+
+
+@pytest.mark.parametrize("axis", [1.0, np.nan])
+def test_axes_are_integers(axis: float) -> None:
+    """The runtime reads the bits of others; what a file says is not always valid."""
+    net = Net()
+    x = net.input("x", (4, 4))
+    net.output(softmax(net, x, axis, dtype=np.float32))
+    total = net.add("SUM", [x, net.constant("over", np.float32([axis]))], "sum", (4,))
+    net.output(net.add("DIV", [total, net.constant("count", np.float32(4))], "mean", (4,)))
+    assert not fused(net).modified
+    net = Net()
+    net.output(padded(net, "CONV_2D", 5, (1, 1)))
+    sides = net.graph.operators[0].inputs[1]
+    assert sides is not None
+    sides.dtype = x.dtype
     assert not fused(net).modified
 
 

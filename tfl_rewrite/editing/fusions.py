@@ -15,7 +15,7 @@ import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.layer_fusions import LAYER_FUSIONS
-from tfl_rewrite.editing.patterns import Array, Constant, Either, Match, Op, Part, Value, op
+from tfl_rewrite.editing.patterns import INTEGERS, Constant, Either, Match, Op, Part, Value, op
 from tfl_rewrite.editing.replacements import Fusion, Making, Refused, stamped
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.table import (
@@ -52,23 +52,10 @@ _NAMES = {number: name for name, number in _ACTIVATIONS.items()}
 _UNBOUNDED = -math.inf, math.inf
 
 
-def _one(row: OperatorRow, match: Match, editor: Editor, **options: object) -> list[Operator] | None:
+def _one(row: OperatorRow, match: Match, editor: Editor, **options: object) -> list[Operator]:
     """Returns one operator that makes of ``x``, element by element, what the match gives out."""
-    if not all(_is_within(match, number) for number in match.numbers):
-        return None
     make = partial(editor.builtin, row, 1) if row.options else partial(editor.plain, row, 1)
     return [stamped(make([match.tensors["x"]], match.output, **options), editor)]
-
-
-def _is_within(match: Match, number: Array) -> bool:
-    """Whether a constant leaves the shape of ``x`` as it is where the two are combined."""
-    shape = match.shapes[match.tensors["x"]]
-    if number.ndim == 0:
-        return True
-    if shape is None or number.ndim > len(shape):
-        return False
-    pairs = zip(number.shape[::-1], shape[::-1], strict=False)
-    return all(size in (1, own) for size, own in pairs)
 
 
 def product(*factors: Part) -> Either:
@@ -103,7 +90,9 @@ def _spelled(row: OperatorRow) -> Fusion:
         patterns = [op(MINIMUM, op(MAXIMUM, _X, low), high), op(MAXIMUM, op(MINIMUM, _X, high), low)]
         if row.clamp[0] == 0:
             patterns.append(op(MINIMUM, op(RELU, _X), high))
-    return Fusion(kind="activation", patterns=tuple(patterns), make=partial(_one, row), exact=True)
+    return Fusion(
+        kind="activation", patterns=tuple(patterns), make=partial(_one, row), within="x", exact=True
+    )
 
 
 def _absorb(match: Match, editor: Editor) -> Sequence[Operator] | None:
@@ -160,6 +149,7 @@ def _gelu(step: Op, *, approximate: bool) -> Fusion:
         kind="gelu",
         patterns=_roots(product(_HALF, _X, op(ADD, _UNIT, step))),
         make=partial(_one, GELU, approximate=approximate),
+        within="x",
     )
 
 
@@ -171,7 +161,7 @@ def _prelu(match: Match, editor: Editor, *, factor: float, most: float = math.in
         most: The largest factor with which it is the same.
     """
     x, alpha = match.tensors["x"], match.arrays["alpha"] * np.float32(factor)
-    if not _is_within(match, alpha) or not np.isfinite(alpha).all() or alpha.max(initial=-math.inf) > most:
+    if not np.isfinite(alpha).all() or alpha.max(initial=-math.inf) > most:
         return None
     if alpha.size == 1:
         return _one(LEAKY_RELU, match, editor, alpha=float(alpha.flat[0]))
@@ -215,26 +205,27 @@ def _softmax(match: Match, editor: Editor) -> Making:
     return _one(SOFTMAX, match, editor, beta=1.0)
 
 
-_EXPONENTIAL = op(
-    EXP, op(SUB, _X, op(REDUCE_MAX, _X, Constant("axis"), options={"keep_dims": True})), name="exp"
-)
-_TOTAL = op(SUM, _EXPONENTIAL, Constant("axes"), options={"keep_dims": True})
+_LARGEST = op(REDUCE_MAX, _X, Constant("axis", types=INTEGERS), options={"keep_dims": True})
+_EXPONENTIAL = op(EXP, op(SUB, _X, _LARGEST), name="exp")
+_TOTAL = op(SUM, _EXPONENTIAL, Constant("axes", types=INTEGERS), options={"keep_dims": True})
 
 FUSIONS: tuple[Fusion, ...] = (
     *(
-        Fusion(kind="prelu", patterns=(pattern,), make=partial(_prelu, factor=factor))
+        Fusion(kind="prelu", patterns=(pattern,), make=partial(_prelu, factor=factor), within="x")
         for factor, pattern in _SLOPED
     ),
     Fusion(
         kind="prelu",
         patterns=(op(MAXIMUM, _X, op(MUL, _X, _ALPHA)),),
         make=partial(_prelu, factor=1.0, most=1.0),
+        within="x",
         exact=True,
     ),
     Fusion(
         kind="softmax",
         patterns=(op(DIV, _EXPONENTIAL, _TOTAL),),
         make=_softmax,
+        within="x",
     ),
     _gelu(op(TANH, _TANH_OF), approximate=True),
     _gelu(op(_ERF, _SHRUNK), approximate=False),

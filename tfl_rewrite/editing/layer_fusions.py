@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.editing.patterns import CLOSE, Constant, Either, Match, Op, Value, op
+from tfl_rewrite.editing.patterns import CLOSE, INTEGERS, Constant, Either, Match, Op, Value, op
 from tfl_rewrite.editing.replacements import Fusion, Making, Refused, stamped
 from tfl_rewrite.kernels.operands import scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import ProductKind
@@ -96,8 +96,8 @@ def _is_positive(graph: Graph, tensor: Tensor) -> bool:
 
 _PADDED = Either(
     (
-        op(PAD, _X, Constant("pads"), types=()),
-        op(PADV2, _X, Constant("pads"), Constant(near=0.0)),
+        op(PAD, _X, Constant("pads", types=INTEGERS), types=()),
+        op(PADV2, _X, Constant("pads", types=INTEGERS), Constant(near=0.0)),
     )
 )
 _BEFORE_VALID = Op(
@@ -186,7 +186,7 @@ def _mean(match: Match, editor: Editor) -> Making:
     return [stamped(made, editor)]
 
 
-_SUMMED = op(SUM, _X, Constant("axes"), name="sum")
+_SUMMED = op(SUM, _X, Constant("axes", types=INTEGERS), name="sum")
 
 LAYER_FUSIONS: tuple[Fusion, ...] = (
     Fusion(

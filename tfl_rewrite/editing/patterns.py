@@ -29,7 +29,8 @@ Array = npt.NDArray[Any]
 CLOSE = 1e-6
 """How far, relative to it, a constant may be from the number that a pattern asks for: float32 and no less."""
 
-_NUMBERS = ("FLOAT32", "INT32", "INT64")
+FLOATS = ("FLOAT32",)
+INTEGERS = ("INT32", "INT64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,17 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A constant of floats or indices, captured by its name if it has one; float16 is expanded.
+    """A constant, captured by its name if it has one; float16 is expanded.
 
     Attributes:
         name: Of the capture; empty for none.
         near: The one number that it must hold, whatever its rank; None for any content.
+        types: Names in ``TensorType`` that it may have: floats, or :data:`INTEGERS` for axes, indices, pads.
     """
 
     name: str = ""
     near: float | None = None
+    types: tuple[str, ...] = FLOATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Match:
         tensors: What values and constants of the pattern are, by name.
         nodes: What operators of the pattern are, by name.
         arrays: What constants hold, of their shape, by name.
-        numbers: What the constants without a name hold.
+        numbers: What all constants of floats hold, with a name or without one.
         shapes: What is known of shapes, and of who makes and reads what, as it was.
     """
 
@@ -177,14 +180,19 @@ class Matcher:
                 return Match(subgraph, ordered, *captured, self.shapes)
         return None
 
-    def values(self, tensor: Tensor) -> Array | None:
-        """Returns what a constant holds, of its shape; None for others. Float16 behind DEQUANTIZE is one."""
+    def values(self, tensor: Tensor, types: tuple[str, ...] = FLOATS) -> Array | None:
+        """Returns what a constant of some types holds, of its shape; None for others.
+
+        Float16 behind DEQUANTIZE is one of floats.
+        """
         maker = self.graph.maker_of(tensor)
+        if tensor.dtype_name not in types:
+            return None
         if maker is not None and row_of(maker) is DEQUANTIZE and maker.inputs and maker.inputs[0] is not None:
             half = maker.inputs[0]
             found = constant_values(half, "FLOAT16") if self.graph.is_constant(half) else None
             return None if found is None else found.astype(np.float32).reshape(half.shape or ())
-        found = constant_values(tensor, *_NUMBERS) if self.graph.is_constant(tensor) else None
+        found = constant_values(tensor, *types) if self.graph.is_constant(tensor) else None
         return None if found is None else found.reshape(tensor.shape or ())
 
     def _operator(self, pattern: Op, operator: Operator, found: _Found) -> Iterator[_Found]:
@@ -223,11 +231,13 @@ class Matcher:
             if known is not None and known is not tensor:
                 return
             if isinstance(part, Constant):
-                values = self.values(tensor)
+                values = self.values(tensor, part.types)
                 if values is None or not _is_near(values, part.near):
                     return
+                if part.types == FLOATS:
+                    found = replace(found, numbers=(*found.numbers, values))
                 if not part.name:
-                    yield replace(found, numbers=(*found.numbers, values))
+                    yield found
                     return
                 found = replace(found, arrays={**found.arrays, part.name: values})
             yield replace(found, tensors={**found.tensors, part.name: tensor})

@@ -43,6 +43,8 @@ class Fusion:
         kind: What users call it.
         patterns: What it matches: the first that does.
         make: Makes what takes the place.
+        within: The value whose shape what is made gives out, by its name: no number of the match may have
+            given it more axes or larger ones. Empty where what is made has a shape of its own.
         exact: Whether no number changes.
         known_to_xnnpack: Whether XNNPACK does the same by itself when it loads a file, so that no time is won
             where it computes.
@@ -51,6 +53,7 @@ class Fusion:
     kind: str
     patterns: tuple[Op, ...]
     make: Callable[[Match, Editor], Making]
+    within: str = ""
     exact: bool = False
     known_to_xnnpack: bool = False
 
@@ -124,6 +127,8 @@ class _Round:
             match = self.matcher.match(pattern, self.subgraph, operator)
             if match is None or any(id(item) in self.touched for item in match.operators):
                 continue
+            if fusion.within and not _is_within(match, fusion.within):
+                continue
             names = [item.code.name for item in match.operators]
             where = f"{operator.code.name} -> {match.output.name or '(unnamed)'}"
             operands = [item for each in match.operators for item in (*each.inputs, *each.outputs)]
@@ -165,6 +170,20 @@ class _Round:
             ]
             self.subgraph.operators = [each for each in self.subgraph.operators if id(each) not in dead]
         self.editor.drop_unused(self.subgraph, self.replaced, kept)
+
+
+def _is_within(match: Match, name: str) -> bool:
+    """Whether the constants of a match leave the shape of a value as it is where they meet it."""
+    shape = match.shapes[match.tensors[name]]
+    return all(
+        number.ndim == 0
+        or (
+            shape is not None
+            and number.ndim <= len(shape)
+            and all(size in (1, own) for size, own in zip(number.shape[::-1], shape[::-1], strict=False))
+        )
+        for number in match.numbers
+    )
 
 
 def _told(match: Match, made: Sequence[Operator]) -> str:
