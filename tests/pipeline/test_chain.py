@@ -181,3 +181,21 @@ def test_a_damaged_order_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="reads 'a', which is made later"):
         split(tmp_path / "a.tflite", tmp_path / "b", SplitOptions(parts=2), judging=NOTHING)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.runtime
+def test_a_stage_that_says_nothing_is_no_pass(tmp_path: Path) -> None:
+    net = Net()
+    given = net.input("x", (1, 4))
+    net.output(net.add("TANH", [given], "o", (1, 4)))
+    axis = net.constant("axis", np.array([1], np.int32))
+    net.output(net.add("SUM", [given, axis], "k", (1, 1), keep_dims=True))
+    save(net.model, tmp_path / "a.tflite")
+    # Of one number it is 1.
+    options = ChainOptions(append=["softmax:tensor=k"])
+    report = chain([tmp_path / "a.tflite"], tmp_path / "out.tflite", options, judging=ONCE)
+    assert report.verdict is not None and report.verdict.status == "unverified"
+    assert report.unverified is not None and report.unverified.startswith("softmax, compared with numpy: ")
+    with pytest.raises(tfl_rewrite.RewriteFailed, match=r"could not be verified.*softmax") as caught:
+        chain([tmp_path / "a.tflite"], tmp_path / "no.tflite", options, judging=Judging(mode="require"))
+    assert caught.value.exit_code == 3 and not (tmp_path / "no.tflite").exists()

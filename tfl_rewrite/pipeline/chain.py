@@ -45,6 +45,7 @@ from tfl_rewrite.work import Progress, Work, current
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.judge import Judge
+    from tfl_rewrite.judge.verdict import Verdict
 
 PathLike = str | os.PathLike[str]
 _UNSOUND = "'tfl-rewrite doctor' lists all that is wrong with the files that it is made of"
@@ -327,12 +328,19 @@ class _Work:
         settings = with_media(self.settings, self.sources[0]).exactly
         progress = self.progress
         say = None if progress is None else (lambda text: current().say(text))
+        doubts: list[Verdict] = []
         # All files are run in the same processes.
         with Judge(made, settings) as judge:
             for part in wiring.parts:
                 if part.made is not None:
-                    report = self._stage_judged(part.path, part.made, report, judge)
+                    stage = self._stage_judged(part.path, part.made, report, judge)
+                    if stage.status == "unverified":
+                        doubts.append(stage)
             verdict = verify_route(made, route, settings, sources=self.sources, beside=judge, progress=say)
+        report = replace(report, notes=tuple(dict.fromkeys([*report.notes, *self.notes])))
+        if doubts and verdict.passed:
+            reasons = tuple(reason for stage in doubts for reason in stage.reasons)
+            verdict = replace(verdict, status="unverified", cause=doubts[0].cause, reasons=reasons)
         report = replace(report, verdict=verdict)
         if verdict.status == "fail":
             why = "; ".join(verdict.reasons)
@@ -350,8 +358,8 @@ class _Work:
                 raise error
         return report
 
-    def _stage_judged(self, path: PathLike, made: Made, report: Report, judge: Judge) -> Report:
-        """Compares a stage with what numpy computes."""
+    def _stage_judged(self, path: PathLike, made: Made, report: Report, judge: Judge) -> Verdict:
+        """Compares a stage with what numpy computes; the reasons say which stage it is."""
         from tfl_rewrite.judge.routes import Going, verify_route
         from tfl_rewrite.samples.made import Step
 
@@ -370,9 +378,10 @@ class _Work:
             raise RewriteFailed(f"{made.name} computes something else, nothing was written: {why}", failed)
         worst = verdict.worst_snr()
         told = "equal" if worst is None or math.isinf(worst) else f"{worst:.0f} dB"
-        if verdict.status == "unverified":
-            told = f"UNVERIFIED: {'; '.join(verdict.reasons)}"
-        return replace(report, notes=(*report.notes, f"{made.name}, compared with numpy: {told}"))
+        said = f"{made.name}, compared with numpy: "
+        if verdict.passed:
+            self.notes.append(said + told)
+        return replace(verdict, reasons=tuple(said + reason for reason in verdict.reasons))
 
 
 def _inputs(model: Model) -> int:
