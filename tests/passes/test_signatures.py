@@ -177,3 +177,33 @@ def test_a_signature_of_other_tensors_than_asked_for_fails(
     monkeypatch.setattr(Signatures, "run", swapping)
     with pytest.raises(RewriteFailed, match="serve/y: differs from the original"):
         rewrite(tmp_path / "m.tflite", tmp_path / "o.tflite", [Signatures(add=("serve",))])
+
+
+@pytest.mark.runtime
+def test_what_is_extracted_gives_what_its_signature_gives(tmp_path: Path) -> None:
+    made = Net()
+    inner = made.add("TANH", [made.input("x", (1, 4))], "r", (1, 4))
+    made.output(made.add("NEG", [inner], "y", (1, 4)))
+    made.sign("serve")
+    made.sign("feat")
+    outputs = made.model.signatures[1].outputs
+    outputs[0] = (outputs[0][0].replace(name="inner"), inner)
+    save(made.model, tmp_path / "m.tflite")
+    report = rewrite(tmp_path / "m.tflite", tmp_path / "e.tflite", [Signatures(extract="feat")])
+    assert report.verdict is not None and report.verdict.passed
+    assert {item.label for item in report.verdict.outputs} == {"feat/inner"}
+    (graph,) = load(tmp_path / "e.tflite").subgraphs
+    assert [item.name for item in graph.outputs] == ["r"] and len(graph.operators) == 1
+
+
+def test_a_signature_of_no_outputs_or_of_other_inputs_is_not_extracted() -> None:
+    made = net()
+    signature = made.model.signatures[0]
+    row, _ = signature.inputs[0]
+    signature.inputs.append((row.replace(name="inner"), made.graph.tensors[1]))
+    with pytest.raises(UsageError, match="signature 'second' takes 'three', which is no input"):
+        changed(made.model, extract="second")
+    signature.inputs.pop()
+    signature.outputs.clear()
+    with pytest.raises(UsageError, match="signature 'second' gives nothing"):
+        changed(made.model, extract="second")

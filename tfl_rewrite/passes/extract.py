@@ -1,9 +1,10 @@
 """extract: the subgraph of one signature as the model.
 
-It becomes the main one, with the inputs and outputs that the signature names; the other signatures go, and
-what only they needed is left to ``remove-dead``. Descriptions of its inputs and outputs in
-``TFLITE_METADATA`` stay. Refused is a signature that leaves out an input, and one that reads variables which
-a part that goes may change. Outputs are equal to the bit. A second run finds nothing.
+It becomes the main one, with the inputs and outputs that the signature names, a tensor inside among them; the
+other signatures go, and what only they needed is left to ``remove-dead``. Descriptions of its inputs and
+outputs in ``TFLITE_METADATA`` stay. Refused is a signature that leaves out an input, takes a tensor inside or
+gives nothing, and one that reads variables which a part that goes may change. Outputs are equal to the bit. A
+second run finds nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Extract(Pass):
         """Makes the subgraph the main one.
 
         Raises:
-            UsageError: There is no such signature, it leaves out inputs, or what goes changes variables that
-                it reads.
+            UsageError: There is no such signature, it leaves out inputs, takes others or gives nothing, or
+                what goes changes variables that it reads.
         """
         signature = signature_named(model, self.key)
         graph = signature.subgraph
@@ -48,12 +49,14 @@ class Extract(Pass):
             {id(tensor): name for name, tensor in arguments_of(signature, side)}
             for side in ("inputs", "outputs")
         ]
-        left = [item for item in graph.inputs if id(item) not in names[0]]
-        if left:
-            raise UsageError(f"signature {self.key!r} leaves out the input {left[0].name!r}")
+        _refuse_other_inputs(signature)
         place = next(index for index, item in enumerate(model.subgraphs) if item is graph)
-        outputs = [item for item in graph.outputs if id(item) in names[1]]
-        whole = len(outputs) == len(graph.outputs)
+        shown = set(map(id, graph.outputs))
+        inner = {id(item): item for _, item in arguments_of(signature, "outputs") if id(item) not in shown}
+        outputs = [*(item for item in graph.outputs if id(item) in names[1]), *inner.values()]
+        if not outputs:
+            raise UsageError(f"signature {self.key!r} gives nothing")
+        whole = list(map(id, outputs)) == list(map(id, graph.outputs))
         if place == 0 and len(model.signatures) == 1 and whole:
             return PassResult(self.name, idle=f"{self.key!r} is the only signature, of the main subgraph")
         if id(graph) in model.called and not whole:
@@ -82,6 +85,25 @@ class Extract(Pass):
         same = Counterpart(key=self.key, original=self.key, inputs=inputs, outputs=given)
         return PassResult(
             self.name, tuple(changes), (), tuple(notes), grows=True, counterparts=(same, primary)
+        )
+
+
+def _refuse_other_inputs(signature: Signature) -> None:
+    """Refuses a signature that does not take what its subgraph takes.
+
+    Raises:
+        UsageError: It names an input.
+    """
+    inputs = signature.subgraph.inputs
+    taken = {id(tensor) for _, tensor in arguments_of(signature, "inputs")}
+    left = [item for item in inputs if id(item) not in taken]
+    if left:
+        raise UsageError(f"signature {signature.key!r} leaves out the input {left[0].name!r}")
+    known = set(map(id, inputs))
+    more = [item for _, item in arguments_of(signature, "inputs") if id(item) not in known]
+    if more:
+        raise UsageError(
+            f"signature {signature.key!r} takes {more[0].name!r}, which is no input of its subgraph"
         )
 
 
