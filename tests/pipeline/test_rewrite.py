@@ -35,7 +35,7 @@ from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.pipeline import verify
+from tfl_rewrite.pipeline import judges
 
 IMPOSSIBLE = Judging(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
 QUICK = Judging(samples=1)
@@ -526,7 +526,7 @@ def test_interrupted_while_judging(
             assert Path(path).is_file()
             raise error
 
-    monkeypatch.setattr(verify, "FullPanel", lambda *_, **__: Interrupted())
+    monkeypatch.setattr(judges, "FullPanel", lambda *_, **__: Interrupted())
     with pytest.raises(error):
         rewrite(dense, folder / "out.tflite", [QuantizeWeights()])
     assert names(folder) == []
