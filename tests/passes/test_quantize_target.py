@@ -19,6 +19,7 @@ from tfl_rewrite import (
     PassResult,
     Quantize,
     Report,
+    RewriteFailed,
     Tolerance,
     UnsupportedError,
     UsageError,
@@ -271,12 +272,12 @@ def test_the_old_runtime_computes_it(tmp_path: Path) -> None:
         assert verdict.passed == passes, verdict.reasons
 
 
-def rewritten(folder: Path) -> Report:
+def rewritten(folder: Path, mode: str = "auto") -> Report:
     values = np.random.default_rng(0).uniform(-1, 1, (8, 1, 2, 2, 4)).astype(np.float32)
     np.savez(folder / "in.npz", **{"in": values})
     save(net(), folder / "net.tflite")
     passes = [Quantize(activations="int16", effort="fast", target="2.14")]
-    judging = Judging(inputs=(folder / "in.npz",), tolerance=Tolerance(min_snr=30))
+    judging = Judging(inputs=(folder / "in.npz",), tolerance=Tolerance(min_snr=30), mode=mode)
     return rewrite(folder / "net.tflite", folder / "out.tflite", passes, judging=judging)
 
 
@@ -297,10 +298,15 @@ def test_the_old_runtime_of_the_environment_judges_what_is_made_for_it(tmp_path:
 @pytest.mark.runtime
 def test_what_did_not_run_on_its_target_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TFL_REWRITE_OLD_RUNTIME_PYTHON", raising=False)
-    report = rewritten(tmp_path)
+    with pytest.raises(
+        RewriteFailed, match=r"could not be verified.*not run on tflite-runtime 2\.14"
+    ) as caught:
+        rewritten(tmp_path, mode="require")
+    report = caught.value.report
     assert report.verdict is not None and report.verdict.passed and len(report.verdict.each) == 3
     (told,) = (note for note in report.notes if "not run on tflite-runtime 2.14" in note)
     assert "--runtime python:PATH" in told and "TFL_REWRITE_OLD_RUNTIME_PYTHON" in told
+    assert "tflite-runtime 2.14, which it was made for" in report.verdict.not_judged
 
 
 def test_a_runtime_that_is_named_by_its_path_stays_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:

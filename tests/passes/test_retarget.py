@@ -329,14 +329,35 @@ def test_what_fails_there_is_not_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.runtime
-def test_a_runtime_that_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("target", "name", "remedy"),
+    [
+        ("2.14", "runtime 2.14", "python:PATH"),
+        ("tflm", "TFLite Micro", "pip install tflite-micro"),
+    ],
+)
+def test_a_runtime_that_is_not_here_is_what_was_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, name: str, remedy: str
+) -> None:
     monkeypatch.delenv("TFL_REWRITE_OLD_RUNTIME_PYTHON", raising=False)
-    report = judged(dense(), tmp_path, "2.14")
-    assert report.verdict is not None and report.verdict.passed
-    assert any(note.startswith("not run on runtime 2.14, which it was made for") for note in report.notes)
     monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere.importlib.util.find_spec", lambda name: None)
-    report = judged(dense(), tmp_path, "tflm")
-    assert any("pip install tflite-micro" in note for note in report.notes)
+    report = judged(dense(), tmp_path, target)
+    assert report.verdict is not None and report.verdict.passed
+    assert report.verdict.not_judged[-1] == f"{name}, which it was made for"
+    (note,) = (note for note in report.notes if note.startswith(f"not run on {name}, which it was made for"))
+    assert remedy in note
+    with pytest.raises(RewriteFailed, match=f"could not be verified.*not run on {name}") as caught:
+        judged(dense(), tmp_path, target, mode="require")
+    assert caught.value.exit_code == 3 and caught.value.report.outcome == "failed"
+    # What needs no change was not judged by anything.
+    ready = report.model
+    assert ready is not None
+    report = judged(ready, tmp_path, target)
+    assert report.outcome == "unchanged" and report.verdict is None
+    assert (report.unverified or "").startswith(f"not run on {name}")
+    with pytest.raises(RewriteFailed, match=f"could not be verified.*not run on {name}"):
+        judged(ready, tmp_path, target, mode="require")
+    assert judged(ready, tmp_path, target, mode="off").unverified is None
 
 
 def test_micro_is_told_the_shapes_that_tensors_have() -> None:

@@ -1,11 +1,11 @@
-"""Has a file judged by the runtime that it was made for, where that is installed."""
+"""Has a file judged by the runtime that it was made for, where that is installed; tells where it is not."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.files.source import Source, save
@@ -22,9 +22,46 @@ _REFERENCE = ("reference",)
 """What TFLite Micro is compared with: the same code. XNNPACK rounds integers in another way."""
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A runtime that a file was made for and that did not judge it.
+
+    Attributes:
+        name: As a sentence names it.
+        remedy: How it could.
+    """
+
+    name: str
+    remedy: str
+
+    @property
+    def unseen(self) -> str:
+        """What was not judged."""
+        return f"{self.name}, which it was made for"
+
+    @property
+    def note(self) -> str:
+        """All of it, for a report."""
+        return f"not run on {self.unseen}: {self.remedy}"
+
+
+def without_release(passes: Sequence[Pass], verdict: Verdict | None) -> list[Missing]:
+    """Returns the releases that a file was made for (:attr:`Pass.release`) and that did not judge it."""
+    judges = [one.judge for one in (verdict.each if verdict is not None else ()) if one.judge is not None]
+    remedy = (
+        "give --runtime litert --runtime python:PATH with a Python that has it, or name that Python in "
+        f"{OLD_RUNTIME_PYTHON}"
+    )
+    return [
+        Missing(f"tflite-runtime {release}", remedy)
+        for release in dict.fromkeys(item.release for item in passes if item.release)
+        if not any(judge.version.startswith(f"{release}.") for judge in judges)
+    ]
+
+
 def judged_on_platforms(
     before: PathLike, made: Source, passes: Sequence[Pass], settings: Judging
-) -> tuple[list[Verdict], list[str]]:
+) -> tuple[list[Verdict], list[Missing], list[str]]:
     """Runs a file in the runtimes that passes made it for, and here, and compares.
 
     Args:
@@ -34,9 +71,9 @@ def judged_on_platforms(
         settings: How it is run; the runtimes that are named by a path are those to run it in.
 
     Returns:
-        A verdict of each runtime; and notes, such as that one is not installed.
+        A verdict of each runtime; the runtimes that are not installed; and notes.
     """
-    verdicts, notes = list[Verdict](), list[str]()
+    verdicts, missing, notes = list[Verdict](), list[Missing](), list[str]()
     for text in dict.fromkeys(item.elsewhere for item in passes if item.elsewhere):
         platform = Platform.parse(text)
         found = _runtimes(platform, settings)
@@ -52,15 +89,11 @@ def judged_on_platforms(
         versions = [one.judge.version for one in judges if one.judge is not None]
         known = any(f"{item}.".startswith(f"{release}.") for item in versions)
         if not platform.is_micro and not known and (versions or not judges):
-            notes.append(
-                f"not run on {platform.spoken}, which it was made for: name a Python that has it, as "
-                f"python:PATH among the runtimes{_by_name(platform)}"
-            )
+            remedy = f"name a Python that has it, as python:PATH among the runtimes{_by_name(platform)}"
+            missing.append(Missing(platform.spoken, remedy))
         elif platform.is_micro and not judges:
-            notes.append(
-                "not run on TFLite Micro, which it was made for: pip install tflite-micro (Linux on x86-64)"
-            )
-    return verdicts, notes
+            missing.append(Missing(platform.spoken, "pip install tflite-micro (Linux on x86-64)"))
+    return verdicts, missing, notes
 
 
 def _alone(made: Source, settings: Judging, runtime: str) -> str:

@@ -21,7 +21,7 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
 from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.judge.settings import FOLDED, OLD_RUNTIME_PYTHON, Judging
+from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
@@ -31,8 +31,8 @@ from tfl_rewrite.work import current
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
-    from tfl_rewrite.judge.verdict import Verdict
     from tfl_rewrite.pipeline.damage import Levels
+    from tfl_rewrite.pipeline.elsewhere import Missing
     from tfl_rewrite.pipeline.judges import Judges
 
 PathLike = str | os.PathLike[str]
@@ -299,7 +299,9 @@ def _judge(opened: _Opened, output: AtomicFile, report: Report, flaws: Sequence[
         # It does not run, and we can say why: not a foreign kernel, but damage.
         flaw = flaws[0]
         raise FormatError(flaw.what, file=report.source, where=flaw.where, remedy=_UNSOUND)
-    return report
+    from tfl_rewrite.pipeline.elsewhere import without_release
+
+    return _without(without_release(opened.plan.passes, report.verdict), report, settings)
 
 
 def _judged(opened: _Opened, made: Source, report: Report) -> Report:
@@ -330,7 +332,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     if any(item.effect is Effect.REPAIR for item in opened.plan.passes):
         notes = (*report.notes, *run_alone(made, results, settings, verdict))
         report = replace(report, notes=notes)
-    notes = (*report.notes, *_without_release(opened.plan.passes, verdict))
+    notes = report.notes
     if opened.judges.strictness(results) is Effect.FOLDING:
         notes = (*notes, f"judged at {FOLDED.min_snr:g} dB: what was folded is rounded in another order")
     report = replace(report, verdict=verdict, notes=notes)
@@ -366,31 +368,32 @@ def _judged_elsewhere(opened: _Opened, made: Source, report: Report) -> Report:
 
     settings = replace(opened.settings, runtime=opened.plan.settings.runtime)
     before = made if report.outcome == "unchanged" else opened.judges.expected(report.results)
-    verdicts, notes = judged_on_platforms(before, made, opened.plan.passes, settings)
+    verdicts, missing, notes = judged_on_platforms(before, made, opened.plan.passes, settings)
     here = report.verdict.each if report.verdict is not None else ()
     report = replace(report, notes=(*report.notes, *notes))
-    if not verdicts:
+    if verdicts:
+        verdict = combined([*here, *verdicts])
+        report, told = replace(report, verdict=verdict), "; ".join(verdict.reasons)
+        if verdict.status == "fail":
+            failed = replace(report, outcome="failed")
+            raise RewriteFailed(f"the file is not right in the runtime that it is for: {told}", failed)
+        if verdict.status == "unverified" and report.unverified is None:
+            report = _unverified(report, told, settings)
+    return _without(missing, report, settings)
+
+
+def _without(missing: Sequence[Missing], report: Report, settings: Judging) -> Report:
+    """Tells which runtimes a file was made for and did not run in; raises where they are required."""
+    if not missing:
         return report
-    verdict = combined([*here, *verdicts])
-    report = replace(report, verdict=verdict)
-    if verdict.status == "fail":
-        told = "; ".join(verdict.reasons)
-        failed = replace(report, outcome="failed")
-        raise RewriteFailed(f"the file is not right in the runtime that it is for: {told}", failed)
-    if verdict.status == "unverified" and report.unverified is None:
-        return _unverified(report, "; ".join(verdict.reasons), settings)
-    return report
-
-
-def _without_release(passes: Sequence[Pass], verdict: Verdict) -> list[str]:
-    """Returns notes of the releases that a file was made for and that did not judge it."""
-    judges = [one.judge for one in verdict.each if one.judge is not None]
-    return [
-        f"not run on tflite-runtime {release}, which it was made for: give --runtime litert --runtime "
-        f"python:PATH with a Python that has it, or name that Python in {OLD_RUNTIME_PYTHON}"
-        for release in dict.fromkeys(item.release for item in passes if item.release)
-        if not any(judge.version.startswith(f"{release}.") for judge in judges)
-    ]
+    notes = tuple(item.note for item in missing)
+    if report.verdict is None and report.unverified is None:
+        return _unverified(report, "; ".join(notes), settings)
+    report = replace(report, notes=(*report.notes, *notes))
+    if report.verdict is not None:
+        unseen = (*report.verdict.unseen, *(item.unseen for item in missing))
+        report = replace(report, verdict=replace(report.verdict, unseen=unseen))
+    return _unverified(report, "; ".join(notes), settings) if settings.mode == "require" else report
 
 
 def _publish(opened: _Opened, output: AtomicFile, report: Report) -> Report:
