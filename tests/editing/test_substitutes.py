@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kernels.measure import BUILTIN, MICRO, Case, Outcome, measure, needs_micro
+from tests.kernels.measure import BUILTIN, MICRO, XNNPACK, Case, Outcome, measure, needs_micro
 from tests.nets import Net, codes
 from tfl_rewrite.editing.drafts import Draft
 from tfl_rewrite.editing.editor import Editor
@@ -47,7 +48,7 @@ def unary(kind: str, shape: tuple[int, ...] = (2, 5), dtype: Any = np.float32, *
     return made(net, net.add(kind, [source], "out", shape, dtype=dtype, **options))
 
 
-def binary(kind: str, dtype: Any = np.float32, result: Any = None, shape: tuple[int, ...] = (2, 5)) -> Made:
+def binary(kind: str, dtype: Any = np.float32, result: Any = None, shape: tuple[int, ...] = (10, 10)) -> Made:
     net = Net()
     one, other = net.input("a", shape, dtype), net.input("b", shape, dtype)
     return made(net, net.add(kind, [one, other], "out", shape, dtype=result or dtype))
@@ -275,3 +276,39 @@ def test_numbers_are_the_same(name: str, outcomes: dict[str, dict[str, Outcome]]
     if CASES[name][1] == "tflm":
         # Its outputs are named by position, as those of LiteRT are; TANH and EXP are other libraries'.
         assert found[MICRO].ok(min(least, 110.0)), str(found[MICRO])
+
+
+SPECIAL = np.float32([np.nan, np.inf, -np.inf, -0.0, 0.0, 2e-38, -2e-38, 1.0, -1.0, 3e38])
+"""What kernels may treat each in its way; but for denormal numbers, which XNNPACK takes for 0."""
+CUT_OFF = ("add", "multiply", "broadcast")
+"""The kernels of ADD and MUL make the largest float of an infinite number, as an activation would."""
+
+
+def special(given: list[Array]) -> list[Array]:
+    """Special floats in the place of others; of two inputs in all pairs."""
+    floats = iter((np.tile(SPECIAL, 10), np.repeat(SPECIAL, 10)))
+    return [np.resize(next(floats), item.shape) if item.dtype == np.float32 else item for item in given]
+
+
+def bits(array: Array, is_cut_off: bool) -> list[str]:
+    """Numbers as text, which tells -0.0 from 0.0 and no NaN from another."""
+    ends = np.finfo(np.float32).max * np.array([-1, 1], np.float32)
+    return [str(item) for item in (np.clip(array, *ends) if is_cut_off else array).reshape(-1)]
+
+
+@pytest.mark.runtime
+def test_special_numbers_are_the_same_where_a_row_is_exact(tmp_path: Path) -> None:
+    names = [name for name in CASES if not name.startswith(ROUNDED)]
+    cases = []
+    for name in names:
+        model, _, inputs = replaced(name)
+        for kind, each in (("was", CASES[name][0]()[0]), ("is", model)):
+            cases.append(Case(f"{name}.{kind}", layout(each).to_bytes(), special(inputs)))
+    found = measure(cases, tmp_path, resolvers=(BUILTIN, XNNPACK))
+    for name in names:
+        for resolver in (BUILTIN, XNNPACK):
+            was, now = (found[f"{name}.{kind}"][resolver] for kind in ("was", "is"))
+            assert was.error is None and now.error is None
+            for key, array in was.outputs.items():
+                is_cut_off = name in CUT_OFF
+                assert bits(now.outputs[key], is_cut_off) == bits(array, is_cut_off), (name, resolver)

@@ -31,9 +31,13 @@ _STRUCT = struct.Struct("<iii")
 
 
 def renamed(draft: Draft, row: OperatorRow) -> bool:
-    """Operands of one shape: the two differ in how they broadcast."""
+    """Operands of one shape: the two differ in how they broadcast.
+
+    They change places: where one is NaN, or both are 0, the greater one of StableHLO is the first
+    (``std::max`` in ``stablehlo_elementwise.cc``), and the other's the second (``maximum_minimum.cc``).
+    """
     one, other = map(draft.shape, draft.operator.inputs)
-    draft.give(row, draft.operator.inputs)
+    draft.give(row, draft.operator.inputs[::-1])
     return one is not None and one == other
 
 
@@ -270,29 +274,34 @@ def _number(draft: Draft, value: float, suffix: str) -> Tensor:
 
 
 def clamp(draft: Draft, low: float, high: float) -> bool:
-    """The larger one with the lower end, and the smaller one with the upper end."""
+    """The larger one with the lower end, and the smaller one with the upper end.
+
+    The ends come first: where neither is larger, as with NaN, the kernels give the second.
+    """
     source = _floats(draft)
     if source is None:
         return False
-    least = draft.step(table.MAXIMUM, [source, _number(draft, low, "low")], source.shape, "least")
-    draft.give(table.MINIMUM, [least, _number(draft, high, "high")])
+    least = draft.step(table.MAXIMUM, [_number(draft, low, "low"), source], source.shape, "least")
+    draft.give(table.MINIMUM, [_number(draft, high, "high"), least])
     return True
 
 
 def sign(draft: Draft) -> bool:
-    """Whether it is above 0, less whether it is below."""
+    """Whether it is above 0, less whether it is below; NaN, which does not equal itself, stays."""
     source = _floats(draft)
     if source is None:
         return False
     zero = _number(draft, 0.0, "zero")
     above = draft.step(table.GREATER, [source, zero], source.shape, "above", "BOOL")
     below = draft.step(table.LESS, [source, zero], source.shape, "below", "BOOL")
-    draft.give(SUB, [draft.cast(above, "FLOAT32", "plus"), draft.cast(below, "FLOAT32", "minus")])
+    parts = draft.cast(above, "FLOAT32", "plus"), draft.cast(below, "FLOAT32", "minus")
+    known = draft.step(table.EQUAL, [source, source], source.shape, "known", "BOOL")
+    draft.give(table.SELECT_V2, [known, draft.step(SUB, parts, source.shape, "side"), source])
     return True
 
 
 def power(draft: Draft) -> bool:
-    """Products for whole exponents, roots for halves."""
+    """Products for whole exponents, roots for halves, which make NaN of -inf and -0.0 of -0.0."""
     source, exponent = draft.operator.inputs
     values = None if exponent is None else constant_values(exponent, "FLOAT32", "INT32")
     if source is None or values is None or not values.size or len(set(values.tolist())) > 1:

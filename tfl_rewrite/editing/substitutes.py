@@ -39,7 +39,8 @@ class Substitute:
         lacks: The operator, or the name of a custom one.
         what: What stands for it, in words.
         make: Makes it.
-        exact: Whether it gives the same to the bit; else but for the rounding of floats.
+        exact: Whether it gives the same to the bit; else but for the rounding of floats. Infinite numbers
+            are left out of that: without a delegate, kernels of ADD and MUL make the largest float of them.
     """
 
     lacks: OperatorRow | str
@@ -155,7 +156,7 @@ SUBSTITUTES: tuple[Substitute, ...] = (
     Substitute(table.BROADCAST_TO, "MUL by ones", makers.broadcast_by_ones),
     Substitute(table.RELU_N1_TO_1, "MAXIMUM and MINIMUM", partial(makers.clamp, low=-1.0, high=1.0)),
     Substitute(table.RELU_0_TO_1, "MAXIMUM and MINIMUM", partial(makers.clamp, low=0.0, high=1.0)),
-    Substitute(table.SIGN, "GREATER less LESS", makers.sign),
+    Substitute(table.SIGN, "GREATER less LESS, or NaN", makers.sign),
     Substitute(table.POW, "products, a root or a quotient", makers.power, exact=False),
     Substitute(table.GELU, "what it is made of", makers.gelu, exact=False),
     Substitute(table.REDUCE_ANY, "REDUCE_MAX of 0 and 1", makers.any_of),

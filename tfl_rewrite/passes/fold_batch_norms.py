@@ -7,6 +7,8 @@ of the layer. Stays: what another operator, a caller or a signature sees between
 other side of an activation; what is added before a layer that pads its input, since zeros are padded after
 it; weights that are computed or sparse, and float16 ones that would have to be rounded again (their bias
 takes what is added); hybrid weights with what stands before them. Constants that others read are not changed.
+Whether a layer with SAME pads follows from the sizes of inputs that the file states: a caller who gives an
+input another size may get what is added before such a layer wrong along the border.
 
 Outputs are the same in real numbers: factors and sums are computed in float64 and rounded once. A second run
 finds nothing. The idea is that of ``fold_batch_norms`` of TensorFlow's graph_transforms.

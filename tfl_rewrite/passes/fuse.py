@@ -3,9 +3,11 @@
 Goes: operators that together compute what one operator computes (:mod:`tfl_rewrite.editing.fusions`), where
 nobody else reads what lies between them; the constants that nothing reads then. Stays: names, types and
 shapes of inputs, outputs and arguments of signatures; operators that keep state, draw random numbers, run
-subgraphs or are custom, but for a FlexErf inside of a GELU; integers, but for padding. May differ, by the
-last bits: what an activation function, a mean or a product gives that was spelled out. Refuses when metadata
-refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
+subgraphs or are custom, but for a FlexErf inside of a GELU; integers, but for padding. Sizes of inputs are
+those that the file states: padding, means and products fit them, and a caller who gives an input another size
+than that may get other numbers, or another shape. May differ, by the last bits: what an activation function,
+a mean or a product gives that was spelled out. Refuses when metadata refers to what would move
+(:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ or makes a state; QUANTIZE before DEQUANTIZE, which rounds; what changes nothing
 file declares, which are not believed (:mod:`tfl_rewrite.editing.shapes`). Sizes of inputs are those that the
 file states: a caller who gives an input another size than that may miss what was removed.
 
-Outputs are equal to the bit, but for one thing: RESIZE_BILINEAR to the same size makes NaN of what stands
-beside an infinite number, and 0.0 of -0.0. Refuses when metadata refers to what would move
+Outputs are equal to the bit, but for infinite numbers, which stay what they are: without a delegate, kernels
+of ADD, SUB, MUL and DIV make the largest float of them, and RESIZE_BILINEAR to the same size makes NaN of
+what stands beside one, and 0.0 of -0.0. Refuses when metadata refers to what would move
 (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
 """
 
