@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import Judging, Model, Reshaping, UnsupportedError, UsageError, load, reshape, save
+from tfl_rewrite.editing.base import Context
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.ir import Tensor
+from tfl_rewrite.pipeline.shape_change import Proof, Reshape
 
 from ..nets import Net
 
@@ -125,6 +129,29 @@ def test_a_free_batch_takes_any_number(tmp_path: Path) -> None:
     assert {tensor.signature for tensor in model.subgraphs[0].outputs} == {(-1, 2, 8), (-1, 16)}
     found = constants(model)
     assert (found["shape"], found["size"], found["last"]) == ([-1, 16, 8], [-1, 2, 8], [-1, 16])
+
+
+def test_a_free_batch_is_run_in_the_file_that_gets_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish, model = Reshaping(dynamic_batch=True), load(made(tmp_path, fixed))
+    item = Reshape(wish, QUICK)
+    item.run(model, Context())
+    save(model, tmp_path / "sound.tflite")
+    wrong = load(tmp_path / "sound.tflite")
+    (bias,) = (tensor for tensor in wrong.subgraphs[0].tensors if tensor.name == "bias")
+    bias.set_values(np.ones(8, np.float32))
+    save(wrong, tmp_path / "wrong.tflite")
+    source, sound, other = (Source.open(tmp_path / f"{name}.tflite") for name in ("in", "sound", "wrong"))
+    # As if something were wrong with free sizes alone: copies with sizes declared show nothing of it.
+    save_fixed = Proof._save_fixed
+
+    def of_sound(proof: Proof, path: Path, *, is_trial: bool) -> None:
+        save_fixed(replace(proof, made=sound), path, is_trial=is_trial)
+
+    monkeypatch.setattr(Proof, "_save_fixed", of_sound)
+    verdict = item.verify(source, other, QUICK)
+    assert verdict.status == "fail" and "resized to more samples: " in verdict.reasons[0]
 
 
 @pytest.mark.parametrize("build", [joined, remembering])

@@ -15,7 +15,7 @@ from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.files.source import ModelLike, Source, origin_of, save
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.judge import run_model
-from tfl_rewrite.judge.routes import Going, Run, verify_route
+from tfl_rewrite.judge.routes import Going, Route, Run, verify_route
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict, combined
 from tfl_rewrite.model.ir import Model, Tensor
@@ -145,6 +145,17 @@ def _text(shape: Shape) -> str:
     return str(list(shape))
 
 
+def _alike(path: Path) -> Route:
+    """The route of a file whose outputs are to be those of another for the same inputs."""
+
+    def route(step: Step) -> Going:
+        values = [value for _, value in step.values]
+        (ran,) = yield [Run(path=path, values=values, signature=step.signature)]
+        return ran.values
+
+    return route
+
+
 ROW_TOLERANCE = Tolerance(min_snr=60.0, min_agreement=1.0)
 """Of floats: kernels may sum in another order where there are more samples. Integers must be equal."""
 
@@ -178,7 +189,9 @@ class Proof:
                 self._save_fixed(once, is_trial=False)
                 self._save_fixed(trial, is_trial=True)
                 alone = self._by_rows(original, once, folder, exactly=True)
-                return combined([alone, self._by_rows(original, trial, folder)])
+                # Neither is the file that gets the name.
+                batches = self._by_rows(original, trial, folder, free=rewritten)
+                return combined([alone, *batches.each])
             if any(target.asked.batch is not None for target in self.done.targets):
                 return self._by_rows(original, rewritten, folder)
             return self._other_sizes(original, rewritten, folder)
@@ -215,11 +228,25 @@ class Proof:
                 tensor.signature = signature if -1 in signature else None
         save(model, path)
 
-    def _by_rows(self, original: Path, rewritten: Path, folder: Path, *, exactly: bool = False) -> Verdict:
+    def _by_rows(
+        self,
+        original: Path,
+        rewritten: Path,
+        folder: Path,
+        *,
+        exactly: bool = False,
+        free: Path | None = None,
+    ) -> Verdict:
+        """Judges a file by the rows that the original gives; then another, which is resized, by that one."""
         rows = Rows(self.source.model(), self.done, original, folder)
         judging = self._exactly if exactly else self._by_row
-        real = self._grouped(original, rows, folder, exactly=exactly)
-        return verify_route(rewritten, rows.route, replace(judging, inputs=real), sources=(original,))
+        judging = replace(judging, inputs=self._grouped(original, rows, folder, exactly=exactly), holdout=())
+        verdict = verify_route(rewritten, rows.route, judging, sources=(original,))
+        if free is None or verdict.status == "fail":
+            return verdict
+        resized = verify_route(rewritten, _alike(free), judging, repeat=False, original=True)
+        reasons = tuple(f"resized to more samples: {reason}" for reason in resized.reasons)
+        return combined([*verdict.each, *replace(resized, reasons=reasons).each])
 
     def _grouped(self, original: Path, rows: Rows, folder: Path, *, exactly: bool) -> tuple[Path, ...]:
         """Writes real inputs as batches, in order; the first ones again where the last is not full."""
@@ -254,14 +281,7 @@ class Proof:
             reasons = tuple(f"given the old shape again: {reason}" for reason in again.reasons)
             return replace(again, reasons=reasons)
         if not self.done.edits:
-
-            def route(step: Step) -> Going:
-                (ran,) = yield [
-                    Run(path=original, values=[value for _, value in step.values], signature=step.signature)
-                ]
-                return ran.values
-
-            return verify_route(rewritten, route, self._exactly, sources=(original,))
+            return verify_route(rewritten, _alike(original), self._exactly, sources=(original,))
         alone = run_model(rewritten, self.judging)
         if alone.failure is not None:
             raise UnsupportedError(f"the reshaped model does not run: {alone.failure.message}")
