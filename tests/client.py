@@ -47,6 +47,13 @@ def passes() -> list[tfl.Pass]:
         tfl.RoundWeights(steps=64, effort="fast", granularity="tensor"),
         tfl.Equalize(),
         tfl.Fuse(),
+        tfl.RemoveNoops(),
+        tfl.FoldConstants(weights=True),
+        tfl.Prune(sparsity=0.7, block="1x4", encode="sparse"),
+        tfl.Rename(input=("image=picture",)),
+        tfl.Signatures(add=("serving_default",)),
+        tfl.SetMetadata(labels="labels.txt"),
+        tfl.Retarget(target="tflm"),
         tfl.FoldBatchNorms(before=False),
         tfl.Simplify(fold=False, grow=False),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
@@ -116,6 +123,21 @@ def shards(source: Path, folder: Path, target: Path) -> bytes:
     with tfl.open_sharded(report.entry) as sharded:
         sharded.interpreter(num_threads=4).allocate_tensors()
         return bytes(sharded.content)
+
+
+def outside(source: Path, folder: Path, target: Path) -> list[str]:
+    """Other shapes, two models as one, one in parts."""
+    shaped: tfl.Report = tfl.reshape(source, target, tfl.Reshaping(batch=4))
+    joined: tfl.Report = tfl.chain(
+        [source, target], folder / "both.tflite", tfl.ChainOptions(append=("softmax",))
+    )
+    print(shaped.outcome, joined.outcome)
+    try:
+        report = tfl.split(source, folder, tfl.SplitOptions(parts=2))
+    except tfl.SplitFailed as failed:
+        report = failed.report
+    with tfl.Chain.open(report.entry) as model:
+        return list(model.run([np.zeros((1, 8, 8, 1), np.float32)]))
 
 
 def reads(source: Path, other: Path) -> list[str]:

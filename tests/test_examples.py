@@ -47,6 +47,7 @@ RUN |= {
     "Verdict",
     "reshape",
 }
+RUN |= {"Rename", "Retarget", "SetMetadata", "Simplify"}
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 

@@ -145,7 +145,8 @@ class Prune(Pass):
 
     Example:
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> tfl_rewrite.run(model, [tfl_rewrite.Prune(sparsity=0.7)])[0].changes[0].sparsity > 0.69
+        >>> (result,) = tfl_rewrite.run(model, [tfl_rewrite.Prune(sparsity=0.7)])
+        >>> result.modified
         True
     """
 
