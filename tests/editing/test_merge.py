@@ -54,7 +54,40 @@ def test_signatures_name_what_the_whole_takes_and_gives() -> None:
     assert [row.get("name") for row, _ in (*made.inputs, *made.outputs)] == ["x", "result", "y"]
     # Both outputs are called y by their models.
     assert [tensor.name for tensor in model.subgraphs[0].outputs] == ["y", "a/y"]
-    assert notes == ["'y' of a is 'a/y' now"]
+    assert notes == [
+        "'y' of a is 'a/y' now",
+        "no signature 'other' of b any more: the whole has those of a",
+    ]
+
+
+def test_names_that_the_whole_has_not_are_told_or_refused() -> None:
+    first, second = double(key="serve"), double(key="serve")
+    rows, other = first.signatures[0], second.signatures[0]
+    rows.outputs.append((rows.outputs[0][0].replace(name="again"), rows.outputs[0][1]))
+    other.inputs.clear()
+    # The input of the second that nothing feeds is one of the whole.
+    pieces = [Piece("a", first, ((OUTSIDE, 0),)), Piece("b", second, ((OUTSIDE, 1),))]
+    model, notes = merge(pieces, [(1, 0), (0, 0)])
+    (made,) = model.signatures
+    assert [row.get("name") for row, _ in made.inputs] == ["x", "b/x"]
+    assert [row.get("name") for row, _ in made.outputs] == ["y", "y_2", "again"]
+    assert [tensor.name for _, tensor in made.outputs] == ["y", "a/y", "a/y"]
+    assert notes[2:] == [
+        "signature 'serve' has 'b/x' among its inputs now",
+        "'y' of a is 'y_2' in signature 'serve' now",
+    ]
+    inner = double(key="serve")
+    row, _ = inner.signatures[0].outputs[0]
+    inner.signatures[0].outputs.append((row.replace(name="inner"), inner.subgraphs[0].tensors[2]))
+    with pytest.raises(UnsupportedError, match="'serve' names 'inner', which is none of the outputs"):
+        merge([Piece("a", inner, ((OUTSIDE, 0),))], [(0, 0)])
+
+
+def test_a_stage_leads_no_signatures() -> None:
+    stage, first = double(key="other"), double(key="serve")
+    pieces = [Piece("s", stage, ((OUTSIDE, 0),), is_stage=True), Piece("a", first, ((0, 0),))]
+    model, _ = merge(pieces, [(1, 0)])
+    assert [item.key for item in model.signatures] == ["serve"]
 
 
 def test_what_operators_run_and_other_signatures_come_along() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from tfl_rewrite.editing.metadata import positions_moved
+from tfl_rewrite.editing.names import ends_named, places_named
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.judge.routes import OUTSIDE, Feed
@@ -35,11 +36,13 @@ class Piece:
         name: In front of names that are taken.
         model: Used up.
         feeds: For each input of its main subgraph where it comes from: models before it.
+        is_stage: Whether its signatures only say what the whole calls its inputs and outputs.
     """
 
     name: str
     model: Model
     feeds: tuple[Feed, ...]
+    is_stage: bool = False
 
 
 def merge(pieces: Sequence[Piece], outputs: Sequence[Feed]) -> tuple[Model, list[str]]:
@@ -67,6 +70,7 @@ def _check_movable(piece: Piece) -> None:
             remedy="'tfl-rewrite join' makes one file of it",
         )
     positions_moved(piece.model)
+    ends_named(piece.model)
     main = piece.model.subgraphs[0]
     given = set(map(id, main.inputs))
     for details in (tensor.quantization for tensor in main.tensors):
@@ -189,19 +193,22 @@ class _Merger:
             [item for item in piece.model.signatures if item.subgraph is piece.model.subgraphs[0]]
             for piece in self.pieces
         ]
-        leading = next((items for items in own if items), [])
-        for item in leading:
-            asked = [[one for one in items if one.key == item.key] or items[:1] for items in own]
-            inputs = [
-                _argument(self._main(number).inputs[place], asked[number])
-                for _, (number, place) in sorted(self.outside.items())
-            ]
-            outputs = [
-                _argument(self._main(source).outputs[place], asked[source]) for source, place in self.feeds
-            ]
-            rows = _rows(inputs, self.main.inputs), _rows(outputs, self.main.outputs)
+        signed = [number for number, piece in enumerate(self.pieces) if own[number] and not piece.is_stage]
+        for item in own[signed[0]] if signed else ():
+            given = [feed for _, feed in sorted(self.outside.items())]
+            rows = (
+                self._rows(item.key, "inputs", given, own),
+                self._rows(item.key, "outputs", self.feeds, own),
+            )
             self.model.signatures.append(Signature(item.key, self.main, *rows, item.rest))
         keys = {item.key for item in self.model.signatures}
+        self.notes += [
+            f"no signature {item.key!r} of {self.pieces[number].name} any more: "
+            f"the whole has those of {self.pieces[signed[0]].name}"
+            for number in signed[1:]
+            for item in own[number]
+            if item.key not in keys
+        ]
         for piece in self.pieces:
             for item in piece.model.signatures:
                 if item.subgraph is piece.model.subgraphs[0]:
@@ -211,6 +218,34 @@ class _Merger:
                     self.notes.append(f"signature {old!r} of {piece.name} is {item.key!r} now")
                 keys.add(item.key)
                 self.model.signatures.append(item)
+
+    def _rows(
+        self, key: str | None, side: str, feeds: Sequence[Feed], own: Sequence[Sequence[Signature]]
+    ) -> list[tuple[Record, Tensor]]:
+        """Arguments of a signature of the whole: as its models call them, each under a name of its own.
+
+        Args:
+            key: Of the signature; a model that has none of it is asked for its first.
+            side: Of the whole: ``inputs`` or ``outputs``.
+            feeds: For each of them the number of the model that it is of, and the place there.
+            own: The signatures of each model.
+        """
+        made: list[tuple[Record, Tensor]] = []
+        taken: set[str] = set()
+        for tensor, (number, place) in zip(getattr(self.main, side), feeds, strict=True):
+            keys = [item.key for item in own[number]]
+            asked = [item for item in own[number] if item.key == (key if key in keys else keys[0])]
+            names = [name for item in asked for name, at in places_named(item, side) if at == place]
+            if asked and not names:
+                self.notes.append(f"signature {key!r} has {tensor.name!r} among its {side} now")
+            for name in names or [tensor.name]:
+                chosen = _free(name, taken)
+                if chosen != name:
+                    told = f"{chosen!r} in signature {key!r} now"
+                    self.notes.append(f"{name!r} of {self.pieces[number].name} is {told}")
+                taken.add(chosen)
+                made.append((new_record("TensorMap").replace(name=chosen), tensor))
+        return made
 
     def _name_resources(self) -> None:
         """Keeps variables and tables of different models apart."""
@@ -241,23 +276,6 @@ class _Merger:
         if isinstance(value, int):
             return 1 + max((item for key in taken for item in key[1:] if isinstance(item, int)), default=0)
         return f"{prefix}/{value or ''}"
-
-
-def _argument(tensor: Tensor, signatures: Sequence[Signature]) -> str:
-    """Returns what a model calls an input or output; the name of the tensor where it says nothing."""
-    rows = [row for item in signatures for row in [*item.inputs, *item.outputs]]
-    return next((row.get("name") for row, target in rows if target is tensor), None) or tensor.name
-
-
-def _rows(names: Sequence[str], tensors: Sequence[Tensor]) -> list[tuple[Record, Tensor]]:
-    """Arguments of a signature, each under a name of its own."""
-    made: list[tuple[Record, Tensor]] = []
-    taken: set[str] = set()
-    for name, tensor in zip(names, tensors, strict=True):
-        chosen = _free(name, taken) if name in taken else name
-        taken.add(chosen)
-        made.append((new_record("TensorMap").replace(name=chosen), tensor))
-    return made
 
 
 def _free(name: str, taken: Container[str | None]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from tfl_rewrite.files.container import ZipTail
 from tfl_rewrite.files.layout import planned
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.judge.routes import OUTSIDE, Feed
+from tfl_rewrite.judge.routes import OUTSIDE, Feed, Named
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import version_counts
@@ -317,14 +317,15 @@ class _Work:
 
     def _judged(self, made: Path, wiring: Wiring, report: Report) -> Report:
         """Runs the whole and its parts; raises unless the file may be published."""
+        signatures = ends_named(Source.open(made).model())
+        self._compare_names(signatures)
         if self.settings.mode == "off":
             return replace(report, unverified="not run, as asked")
         from tfl_rewrite.judge.judge import Judge
         from tfl_rewrite.judge.routes import verify_route, wired
 
-        model = Source.open(made).model()
         files = [(part.path, part.piece.feeds) for part in wiring.parts]
-        route = wired(files, self.outputs, ends_named(model), self.others)
+        route = wired(files, self.outputs, signatures, self.others)
         settings = with_media(self.settings, self.sources[0]).exactly
         progress = self.progress
         say = None if progress is None else (lambda text: current().say(text))
@@ -357,6 +358,24 @@ class _Work:
                 error.exit_code = UnsupportedError.exit_code
                 raise error
         return report
+
+    def _compare_names(self, signatures: Mapping[str | None, tuple[Named, Named]]) -> None:
+        """Compares the signatures of the whole with those of its models.
+
+        Raises:
+            InvariantError: One is missing, or an argument of one.
+        """
+        keys = next(filter(None, (ends_named(source.model()) for source in self.sources)), {})
+        lost = [f"signature {key!r}" for key in keys if key not in signatures]
+        for side, ends in enumerate(self.ends):
+            lost += [
+                f"{name!r} of signature {key!r}"
+                for end in ends
+                for key, name in end.arguments
+                if key in signatures and name not in dict(signatures[key][side])
+            ]
+        if lost:
+            raise InvariantError(f"merging lost {lost[0]}")
 
     def _stage_judged(self, path: PathLike, made: Made, report: Report, judge: Judge) -> Verdict:
         """Compares a stage with what numpy computes; the reasons say which stage it is."""

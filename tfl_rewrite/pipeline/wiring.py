@@ -147,7 +147,7 @@ class Wiring:
         """Adds a stage behind something; returns its number."""
         path = self.folder / f"{len(self.parts)}-{made.name}.tflite"
         save(made.model, path)
-        self.parts.append(Part(Piece(made.name, made.model, (feed,)), path, made))
+        self.parts.append(Part(Piece(made.name, made.model, (feed,), is_stage=True), path, made))
         return len(self.parts) - 1
 
     def before(self, end: End, stages: Sequence[Stage]) -> Feed:
