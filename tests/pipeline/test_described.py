@@ -7,9 +7,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.nets import Net
-from tfl_rewrite import ChainOptions, Judging, chain, load, save
+from tfl_rewrite import ChainOptions, Judging, UnsupportedError, chain, load, save
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
 from tfl_rewrite.flatbuf.record import FLOAT32, Record, ScalarVector
 from tfl_rewrite.reading.metadata import described_inputs
@@ -68,6 +69,15 @@ def test_labels_of_both_are_kept_apart(tmp_path: Path) -> None:
         judging=NOTHING,
     )
     assert not any("label file" in note for note in again.notes)
+
+
+def test_a_label_file_that_cannot_be_read_is_refused_with_its_model(tmp_path: Path) -> None:
+    one = labelled(tmp_path / "a.tflite", name="x", labels="dog\n")
+    two = labelled(tmp_path / "b.tflite", name="y", labels="good\n")
+    two.write_bytes(two.read_bytes().replace(b"good", b"evil"))
+    with pytest.raises(UnsupportedError, match=r"b.tflite \(the appended ZIP\): its files cannot be read"):
+        chain([one, two], tmp_path / "out.tflite", judging=NOTHING)
+    assert not (tmp_path / "out.tflite").exists()
 
 
 def test_what_a_stage_does_is_not_asked_of_callers(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ come along; of two that differ and have one name, that of the second gets the na
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +15,13 @@ from typing import Any
 from tfl_rewrite.editing.descriptions import SIDES, read_descriptions, record
 from tfl_rewrite.editing.metadata import DESCRIPTIONS
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.files.container import ZipTail, find_zip
+from tfl_rewrite.files.attached import Members, packed, read_members, tail_of
+from tfl_rewrite.files.container import ZipTail
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.pipeline.wiring import End
 
-_PREFIX = 16
-"""Of a ZIP that is made, so that its offsets count from a start that is not its own."""
-_MOST_NBYTES = 256 << 20
-"""Of label files, unpacked."""
 _AXIS_LABELS, _VALUE_LABELS = 2, 3
 """``AssociatedFileType``: names of the places along an axis, and of the values."""
 _NUMBERS = ("argmax", "top-k")
@@ -49,38 +45,24 @@ def joined_zip(
     if len(tails) < 2:
         return (tails[0] if tails else None), renamed
     known: dict[str, bytes] = {}
-    stream = io.BytesIO()
-    stream.write(bytes(_PREFIX))
-    with zipfile.ZipFile(stream, "w") as made:
-        for (tail, name), new in zip(held, renamed, strict=True):
-            for info, data in _members(tail, name):
-                if known.get(info.filename, data) != data:
-                    new[info.filename] = _free(f"{name}_{info.filename}", known)
-                chosen = new.get(info.filename, info.filename)
-                if chosen not in known:
-                    known[chosen] = data
-                    entry = zipfile.ZipInfo(chosen, info.date_time)
-                    entry.compress_type = info.compress_type
-                    made.writestr(entry, data)
-    return find_zip(memoryview(stream.getvalue()), _PREFIX), renamed
-
-
-def _members(tail: ZipTail | None, name: str) -> list[tuple[zipfile.ZipInfo, bytes]]:
-    if tail is None:
-        return []
-    try:
-        # As if it began its file: offsets count from its own start then.
-        with zipfile.ZipFile(io.BytesIO(tail.moved(0))) as archive:
-            infos = archive.infolist()
-            if sum(info.file_size for info in infos) > _MOST_NBYTES:
-                raise UnsupportedError(f"the ZIP behind {name} holds over {_MOST_NBYTES:,} bytes")
-            return [(info, archive.read(info)) for info in infos]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UnsupportedError(
-            f"the ZIP behind {name} cannot be read: {error}", remedy="remove it, or pack it anew"
-        ) from error
-    except Exception as error:  # zlib.error and the like, of hostile members
-        raise UnsupportedError(f"the ZIP behind {name} cannot be read: {error}") from error
+    members: Members = []
+    for (tail, name), source, new in zip(held, sources, renamed, strict=True):
+        try:
+            # As if it began its file: offsets count from its own start then.
+            own = read_members(None if tail is None else tail.moved(0))
+        except UnsupportedError as error:
+            error.file = source.path
+            raise
+        for info, data in own:
+            if known.get(info.filename, data) != data:
+                new[info.filename] = _free(f"{name}_{info.filename}", known)
+            chosen = new.get(info.filename, info.filename)
+            if chosen not in known:
+                known[chosen] = data
+                entry = zipfile.ZipInfo(chosen, info.date_time)
+                entry.compress_type = info.compress_type
+                members.append((entry, data))
+    return tail_of(packed(members, {})), renamed
 
 
 def _free(name: str, taken: Mapping[str, object]) -> str:
