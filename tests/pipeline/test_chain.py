@@ -183,6 +183,24 @@ def test_a_damaged_order_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+def test_names_that_the_whole_cannot_have_are_told_or_refused(tmp_path: Path) -> None:
+    one, out = picture(tmp_path / "a.tflite"), tmp_path / "out.tflite"
+    net = Net()
+    result = net.add("NEG", [net.input("y", (1, 5))], "z", (1, 5))
+    net.output(net.add("ABS", [result], "abs", (1, 5)))
+    for key in ("serving_default", "encode"):
+        net.sign(key)
+    save(net.model, tmp_path / "b.tflite")
+    report = chain([one, tmp_path / "b.tflite"], out, judging=NOTHING)
+    assert report.notes == ("no signature 'encode' of b any more: the whole has those of a",)
+    row, _ = net.model.signatures[1].outputs[0]
+    net.model.signatures[1].outputs.append((row.replace(name="inner"), result))
+    save(net.model, tmp_path / "b.tflite", force=True)
+    with pytest.raises(UnsupportedError, match=r"b.tflite: signature 'encode' names 'z', which is none of"):
+        chain([one, tmp_path / "b.tflite"], tmp_path / "no.tflite", judging=NOTHING)
+    assert not (tmp_path / "no.tflite").exists()
+
+
 @pytest.mark.runtime
 def test_a_stage_that_says_nothing_is_no_pass(tmp_path: Path) -> None:
     net = Net()

@@ -179,6 +179,11 @@ class _Work:
                 raise source.refusals[0]
             if faults := broken(source.model()):
                 raise FormatError(faults[0].what, file=source.path, where=faults[0].where, remedy=_UNSOUND)
+            try:
+                ends_named(source.model())
+            except UnsupportedError as error:
+                error.file = source.path
+                raise
         wiring = self._wired()
         if not wiring.edits:
             raise UsageError("there is nothing to do", remedy="name a second model, --prepend or --append")
