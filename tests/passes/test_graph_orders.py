@@ -19,6 +19,7 @@ from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
+from tfl_rewrite.passes.fold_constants import FoldConstants
 from tfl_rewrite.passes.fuse import Fuse
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.remove_noops import RemoveNoops
@@ -28,8 +29,9 @@ from ..nets import Array, Net, decibels
 
 SIDE, C = 4, 3
 SHAPE = (1, SIDE, SIDE, C)
-LEAST_DB = 100.0
-"""Random weights cancel more than those of real models, which keep 120 dB."""
+LEAST_DB = 120.0
+ROUNDINGS = 8 * float(np.finfo(np.float32).eps)
+"""Of the largest number on the way: what cancels to nearly nothing keeps the roundings of what it was."""
 
 
 def add_layer(net: Net, source: Tensor, name: str, draw: DrawFn) -> Tensor:
@@ -66,7 +68,10 @@ def add_copy(net: Net, source: Tensor, name: str, draw: DrawFn) -> Tensor:
     if kind == "RESHAPE":
         flat = net.constant(f"{name}_f", np.array([1, SIDE * SIDE, C], np.int32))
         made = net.add("RESHAPE", [source, flat], f"{name}_flat", (1, SIDE * SIDE, C))
-        return net.add("RESHAPE", [made, net.constant(f"{name}_s", np.array(SHAPE, np.int32))], name, SHAPE)
+        shape = net.constant(f"{name}_s", np.array(SHAPE, np.int32))
+        if draw(st.booleans()):
+            shape = net.add("SHAPE", [source], f"{name}_seen", (4,), dtype=np.int32, out_type=2)
+        return net.add("RESHAPE", [made, shape], name, SHAPE)
     if kind == "PAD":
         zeros = net.constant(f"{name}_p", np.zeros((4, 2), np.int32))
         return net.add("PAD", [source, zeros], name, SHAPE)
@@ -110,6 +115,22 @@ def nets(draw: DrawFn) -> Net:
     return net
 
 
+def largest(path: Path, given: Array) -> float:
+    """The largest number that a file computes."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        str(path),
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], given)
+    interpreter.invoke()
+    floats = [row["index"] for row in interpreter.get_tensor_details() if row["dtype"] == np.float32]
+    return max(float(np.abs(interpreter.get_tensor(index)).max()) for index in floats)
+
+
 def outputs(path: Path, given: Array) -> Mapping[str, list[Array]]:
     """What a file gives with each of three kernels."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -125,7 +146,14 @@ def outputs(path: Path, given: Array) -> Mapping[str, list[Array]]:
     return found
 
 
-PASSES: tuple[Pass, ...] = (RemoveNoops(), Fuse(), FoldBatchNorms(), Dedup(), RemoveDead())
+PASSES: tuple[Pass, ...] = (
+    FoldConstants(),
+    RemoveNoops(),
+    Fuse(),
+    FoldBatchNorms(),
+    Dedup(),
+    RemoveDead(),
+)
 ORDERS = list(itertools.permutations(PASSES))
 
 
@@ -156,7 +184,8 @@ def test_every_order_keeps_the_outputs_and_comes_to_an_end(net: Net, order: tupl
                     assert old.shape == new.shape
                     if not folded:
                         assert old.tobytes() == new.tobytes()
-                    assert decibels(old, new) >= LEAST_DB or np.abs(old - new).max() < 1e-5
+                    if decibels(old, new) < LEAST_DB:
+                        assert np.abs(old - new).max() <= ROUNDINGS * largest(source, given_values)
         assert not run_passes(model, [Simplify()])[0].modified
         assert not any(result.modified for result in run_passes(model, PASSES))
 
