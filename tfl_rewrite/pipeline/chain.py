@@ -38,7 +38,7 @@ from tfl_rewrite.model.ir import Buffer, Metadata, Model, Signature
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
 from tfl_rewrite.pipeline.described import described, joined_zip, lost
-from tfl_rewrite.pipeline.report import Report, RewriteFailed
+from tfl_rewrite.pipeline.report import Report, RewriteFailed, unverified
 from tfl_rewrite.pipeline.wiring import End, Wiring, ends_of, find, fits, links_of, names_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.work import Progress, Work, current
@@ -353,15 +353,7 @@ class _Work:
             failed = replace(report, outcome="failed")
             raise RewriteFailed(f"the whole differs from its parts, nothing was written: {why}", failed)
         if verdict.status == "unverified":
-            report = replace(report, unverified="; ".join(verdict.reasons))
-            if self.settings.mode == "require":
-                error = RewriteFailed(
-                    f"could not be verified, nothing was written: {report.unverified}",
-                    replace(report, outcome="failed"),
-                    "use --verify auto to write it",
-                )
-                error.exit_code = UnsupportedError.exit_code
-                raise error
+            return unverified(report, "; ".join(verdict.reasons), self.settings, RewriteFailed)
         return report
 
     def _compare_names(self, signatures: Mapping[str | None, tuple[Named, Named]]) -> None:

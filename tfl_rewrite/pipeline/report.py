@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tfl_rewrite.editing.base import Pass, PassResult, expanded
-from tfl_rewrite.errors import VerificationError
+from tfl_rewrite.errors import UnsupportedError, VerificationError
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
@@ -216,3 +216,32 @@ class RewriteFailed(VerificationError):
     def __init__(self, what: str, report: Report, remedy: str | None = None) -> None:
         super().__init__(what, file=report.source, remedy=remedy)
         self.report = report
+
+
+R = TypeVar("R", bound=JsonData)
+
+
+def unverified(
+    report: R, reason: str, judging: Judging, failed: Callable[[str, R, str], VerificationError]
+) -> R:
+    """Returns a report that says why nothing could be compared.
+
+    Args:
+        report: A dataclass with ``unverified`` and ``outcome``.
+        reason: Why.
+        judging: How it was to be verified.
+        failed: Makes the error that holds the report: what, the report, the remedy.
+
+    Raises:
+        VerificationError: Mode is ``require``.
+    """
+    told: Any = report
+    told = replace(told, unverified=reason)
+    if judging.mode == "require":
+        what = f"could not be verified, nothing was written: {reason}"
+        error = failed(what, replace(told, outcome="failed"), "use --verify auto to write it")
+        # Nothing differs; the file is one that cannot be judged here.
+        error.exit_code = UnsupportedError.exit_code
+        raise error
+    made: R = told
+    return made

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes, with_packing
-from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError, check_number
+from tfl_rewrite.errors import FormatError, UsageError, check_number
 from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
@@ -25,7 +25,7 @@ from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
-from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
+from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified
 from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
 from tfl_rewrite.work import current
 
@@ -473,17 +473,7 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
 
 
 def _unverified(report: Report, reason: str, settings: Judging) -> Report:
-    report = replace(report, unverified=reason)
-    if settings.mode == "require":
-        error = RewriteFailed(
-            f"could not be verified, nothing was written: {reason}",
-            replace(report, outcome="failed"),
-            "use --verify auto to write it",
-        )
-        # Nothing differs; the file is one that cannot be judged here.
-        error.exit_code = UnsupportedError.exit_code
-        raise error
-    return report
+    return unverified(report, reason, settings, RewriteFailed)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from tfl_rewrite.model import dtypes, likeness
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, ExternalBuffer, ExternalGroup, Model, Tensor, new_record
+from tfl_rewrite.pipeline.report import unverified
 from tfl_rewrite.shards.manifest import sha256_of
 from tfl_rewrite.shards.parts import is_in_the_way, is_present
 from tfl_rewrite.shards.settings import (
@@ -389,14 +390,7 @@ def verified(report: ShardReport, before: Path, after: Path, whole: Path, settin
     if verdict.passed:
         return report
     if verdict.status == "unverified":
-        report = replace(report, unverified=reasons)
-        if settings.mode != "require":
-            return report
-        raise ShardFailed(
-            f"could not be verified, nothing was written: {reasons}",
-            replace(report, outcome="failed"),
-            "use --verify auto to write it",
-        )
+        return unverified(report, reasons, settings, ShardFailed)
     raise ShardFailed(
         f"CompiledModel computes something else, nothing was written: {reasons}",
         replace(report, outcome="failed"),

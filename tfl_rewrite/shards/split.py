@@ -23,6 +23,7 @@ from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import NBYTES, check_options, option
+from tfl_rewrite.pipeline.report import unverified
 from tfl_rewrite.pipeline.wiring import ends_of, find
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.shards.calls import folder_for, not_its_own
@@ -403,13 +404,7 @@ class _Work:
             why = "; ".join(verdict.reasons)
             raise SplitFailed(f"the parts differ from the whole, nothing was written: {why}", failed)
         if verdict.status == "unverified":
-            report = replace(report, unverified="; ".join(verdict.reasons))
-            if self.settings.mode == "require":
-                raise SplitFailed(
-                    f"could not be verified, nothing was written: {report.unverified}",
-                    replace(report, outcome="failed"),
-                    "use --verify auto to write it",
-                )
+            return unverified(report, "; ".join(verdict.reasons), settings, SplitFailed)
         return report
 
     def _say(self, text: str) -> None:
