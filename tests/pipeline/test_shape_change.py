@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import Judging, Model, Reshaping, UnsupportedError, UsageError, load, reshape, save
-from tfl_rewrite.editing.base import Context
+from tfl_rewrite.editing.base import Context, Edit
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.pipeline.shape_change import Proof, Reshape
@@ -159,6 +159,22 @@ def test_a_constant_that_cannot_say_any_number_is_named(tmp_path: Path, build: C
     with pytest.raises(UnsupportedError, match=r"'both'|'y'"):
         reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(dynamic_batch=True), judging=QUICK)
     assert not (tmp_path / "out.tflite").exists()
+
+
+def test_constants_that_change_in_the_same_way_again_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+
+    def again(*_: object, **__: object) -> tuple[list[Edit], list[object], None]:
+        rounds.append(len(rounds))
+        return [Edit("RESHAPE -> flat", "[1, 16, 8] is now [3, 16, 8]")], [], None
+
+    # As in a damaged file, whose kernels never read what is written.
+    monkeypatch.setattr("tfl_rewrite.pipeline.input_shapes._round", again)
+    with pytest.raises(UnsupportedError, match=r"RESHAPE -> flat does not follow: \[1, 16, 8\] is now"):
+        reshape(made(tmp_path, fixed), None, Reshaping(batch=3), judging=UNJUDGED)
+    assert rounds == [0, 1]
 
 
 def test_a_resolution_that_nothing_fixed_is_compared(tmp_path: Path) -> None:
