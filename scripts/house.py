@@ -68,7 +68,6 @@ LONG_MODULES: dict[str, str] = {
     "passes/quantize.py": "one pass: its options, and the order of what it does",
     "editing/makers.py": "one function an operator",
     "passes/remove_noops.py": "one rule a kind, over one index of the model",
-    "pipeline/chain.py": "one way from two files to one: merged, described, judged, published",
     "pipeline/rewrite.py": "five functions that each take what the one before made",
     "reading/diff.py": "one comparison of two files, with its own helpers",
     "reading/inspect.py": "one look into a file: its parts, its bytes, its values",

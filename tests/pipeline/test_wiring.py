@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.errors import InvariantError, UnsupportedError, UsageError
 from tfl_rewrite.model.ir import Tensor
-from tfl_rewrite.pipeline.wiring import End, ends_of, find, fits, links_of, names_of
+from tfl_rewrite.pipeline.wiring import End, check_kept, ends_of, find, fits, links_of, names_of
 
 
 def end(name: str, *shape: int, argument: str = "", index: int = 0) -> End:
@@ -75,3 +75,13 @@ def test_shapes_fit_where_nothing_is_against_it() -> None:
 def test_names_in_front_are_those_of_the_files() -> None:
     assert names_of(["/models/a.tflite", "b.tflite"]) == ["a", "b"]
     assert names_of(["a.tflite", "other/a.tflite"]) == ["a", "a_2"]
+
+
+def test_a_signature_or_an_argument_that_is_lost_is_told() -> None:
+    one = end("x", 1, 4, argument="image")
+    model = {"serving_default": ([("image", 0)], [])}
+    check_kept(model, [{}, model], [[one], []])
+    with pytest.raises(InvariantError, match="lost signature 'serving_default'"):
+        check_kept({}, [{}, model], [[one], []])
+    with pytest.raises(InvariantError, match="lost 'image' of signature 'serving_default'"):
+        check_kept({"serving_default": ([("x", 0)], [])}, [model], [[one], []])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +21,14 @@ from tfl_rewrite.editing.merge import merge
 from tfl_rewrite.editing.metadata import DESCRIPTIONS, MIN_RUNTIME, said_runtime
 from tfl_rewrite.editing.names import ends_named
 from tfl_rewrite.editing.stages import Made, Stage, stage_of
-from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError, UsageError
+from tfl_rewrite.errors import FormatError, InvariantError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import ZipTail
 from tfl_rewrite.files.layout import planned
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.interpreter.scratch import Scratch
-from tfl_rewrite.judge.routes import OUTSIDE, Feed, Named
+from tfl_rewrite.judge.routes import OUTSIDE, Feed
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import version_counts
@@ -39,7 +39,17 @@ from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
 from tfl_rewrite.pipeline.described import described, joined_zip, lost
 from tfl_rewrite.pipeline.report import Report, RewriteFailed, unverified
-from tfl_rewrite.pipeline.wiring import End, Wiring, ends_of, find, fits, links_of, names_of
+from tfl_rewrite.pipeline.wiring import (
+    End,
+    Wiring,
+    check_kept,
+    ends_of,
+    find,
+    fits,
+    links_of,
+    names_of,
+    signatures_of,
+)
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.work import Progress, Work, current
 
@@ -179,11 +189,7 @@ class _Work:
                 raise source.refusals[0]
             if faults := broken(source.model()):
                 raise FormatError(faults[0].what, file=source.path, where=faults[0].where, remedy=_UNSOUND)
-            try:
-                ends_named(source.model())
-            except UnsupportedError as error:
-                error.file = source.path
-                raise
+        signatures_of(self.sources)
         wiring = self._wired()
         if not wiring.edits:
             raise UsageError("there is nothing to do", remedy="name a second model, --prepend or --append")
@@ -227,12 +233,13 @@ class _Work:
         before, behind = self.options.stages()
         wiring = Wiring(self.folder)
         models, names = [source.model() for source in self.sources], names_of(self.sources)
-        first = ends_of(models[0], [(OUTSIDE, at) for at in range(_inputs(models[0]))], outputs=False)
+        takes = [[(OUTSIDE, at) for at in range(len(model.subgraphs[0].inputs))] for model in models]
+        first = ends_of(models[0], takes[0], outputs=False)
         gives = [(OUTSIDE, at) for at in range(len(models[0].subgraphs[0].outputs))]
         links: dict[int, int] = {}
         second: list[End] = []
         if len(models) == 2:
-            second = ends_of(models[1], [(OUTSIDE, len(first))] * _inputs(models[1]), outputs=False, number=1)
+            second = ends_of(models[1], takes[1], outputs=False, number=1)
             links = links_of(ends_of(models[0], gives, outputs=True), second, self.options.connect)
             if not links:
                 raise UsageError("nothing is connected", remedy="say --connect OUTPUT=INPUT")
@@ -323,7 +330,7 @@ class _Work:
     def _judged(self, made: Path, wiring: Wiring, report: Report) -> Report:
         """Runs the whole and its parts; raises unless the file may be published."""
         signatures = ends_named(Source.open(made).model())
-        self._compare_names(signatures)
+        check_kept(signatures, signatures_of(self.sources), self.ends)
         if self.settings.mode == "off":
             return replace(report, unverified="not run, as asked")
         from tfl_rewrite.judge.judge import Judge
@@ -356,24 +363,6 @@ class _Work:
             return unverified(report, "; ".join(verdict.reasons), self.settings, RewriteFailed)
         return report
 
-    def _compare_names(self, signatures: Mapping[str | None, tuple[Named, Named]]) -> None:
-        """Compares the signatures of the whole with those of its models.
-
-        Raises:
-            InvariantError: One is missing, or an argument of one.
-        """
-        keys = next(filter(None, (ends_named(source.model()) for source in self.sources)), {})
-        lost = [f"signature {key!r}" for key in keys if key not in signatures]
-        for side, ends in enumerate(self.ends):
-            lost += [
-                f"{name!r} of signature {key!r}"
-                for end in ends
-                for key, name in end.arguments
-                if key in signatures and name not in dict(signatures[key][side])
-            ]
-        if lost:
-            raise InvariantError(f"merging lost {lost[0]}")
-
     def _stage_judged(self, path: PathLike, made: Made, report: Report, judge: Judge) -> Verdict:
         """Compares a stage with what numpy computes; the reasons say which stage it is."""
         from tfl_rewrite.judge.routes import Going, verify_route
@@ -398,10 +387,6 @@ class _Work:
         if verdict.passed:
             self.notes.append(said + told)
         return replace(verdict, reasons=tuple(said + reason for reason in verdict.reasons))
-
-
-def _inputs(model: Model) -> int:
-    return len(model.subgraphs[0].inputs)
 
 
 def _other_signatures(wiring: Wiring) -> list[tuple[Signature, PathLike, str | None]]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.merge import Piece
-from tfl_rewrite.editing.names import places_named
+from tfl_rewrite.editing.names import ends_named, places_named
 from tfl_rewrite.editing.stages import Made, Stage, as_float, between, sign
-from tfl_rewrite.errors import UnsupportedError, UsageError, near_names, whole_number
-from tfl_rewrite.files.source import save
-from tfl_rewrite.judge.routes import Feed
+from tfl_rewrite.errors import InvariantError, UnsupportedError, UsageError, near_names, whole_number
+from tfl_rewrite.files.source import Source, save
+from tfl_rewrite.judge.routes import Feed, Named
 from tfl_rewrite.model.ir import Model, Tensor
 
 PathLike = str | os.PathLike[str]
@@ -317,3 +317,47 @@ def names_of(files: Sequence[PathLike]) -> list[str]:
         stem = Path(os.fspath(file)).stem or "model"
         names.append(stem if stem not in names else f"{stem}_{len(names) + 1}")
     return names
+
+
+Signatures = Mapping[str | None, tuple[Named, Named]]
+"""What those of a main subgraph call its inputs and outputs."""
+
+
+def signatures_of(sources: Sequence[Source]) -> list[Signatures]:
+    """Returns the signatures of each file.
+
+    Raises:
+        UnsupportedError: One names a tensor inside, which the whole could not give.
+    """
+    made: list[Signatures] = []
+    for source in sources:
+        try:
+            made.append(ends_named(source.model()))
+        except UnsupportedError as error:
+            error.file = source.path
+            raise
+    return made
+
+
+def check_kept(whole: Signatures, models: Sequence[Signatures], ends: Sequence[Sequence[End]]) -> None:
+    """Compares the signatures of the whole with those of its models.
+
+    Args:
+        whole: Of the file that was made.
+        models: Of each model.
+        ends: The inputs and the outputs of the whole.
+
+    Raises:
+        InvariantError: A signature of the first model that has any is missing, or an argument of one.
+    """
+    leading = next(filter(None, models), {})
+    lost = [f"signature {key!r}" for key in leading if key not in whole]
+    lost += [
+        f"{name!r} of signature {key!r}"
+        for side, items in enumerate(ends)
+        for end in items
+        for key, name in end.arguments
+        if key in whole and name not in dict(whole[key][side])
+    ]
+    if lost:
+        raise InvariantError(f"merging lost {lost[0]}")
