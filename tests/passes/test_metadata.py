@@ -15,7 +15,16 @@ import pytest
 
 from tests.helpers import ROOT, script
 from tests.nets import Net
-from tfl_rewrite import SetMetadata, TflRewriteError, UnsupportedError, UsageError, load, rewrite, save
+from tfl_rewrite import (
+    FileAccessError,
+    SetMetadata,
+    TflRewriteError,
+    UnsupportedError,
+    UsageError,
+    load,
+    rewrite,
+    save,
+)
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
 from tfl_rewrite.files.attached import packed, read_members
@@ -171,7 +180,7 @@ def test_the_zip_moves_with_the_model_when_other_passes_follow(tmp_path: Path) -
         ({"model_name": "a\0b"}, "holds a zero byte"),
         ({"author": "\udcff"}, "is no text"),
         ({"input_name": ("a", "b")}, "2 names for 1 inputs"),
-        ({"labels": "nowhere/labels.txt"}, "cannot read"),
+        ({"labels": "nowhere/labels.txt"}, "there is no such file"),
         ({"reduced_precision": "fp8"}, "unknown"),
     ],
     ids=str,
@@ -189,6 +198,9 @@ def test_labels_have_to_be_text_and_what_is_there_readable(tmp_path: Path) -> No
     (tmp_path / "labels.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is no text"):
         written(model, labels=tmp_path / "labels.txt")
+    for path, why in (("/dev/zero", "is no plain file"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(FileAccessError, match=why):
+            written(model, labels=path)
     made = small()
     made.metadata("TFLITE_METADATA", b"\0" * 40)
     with pytest.raises(TflRewriteError, match="metadata TFLITE_METADATA: is damaged"):
@@ -236,6 +248,11 @@ def test_files_are_exported_under_plain_names_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         export_metadata(tmp_path / "m.tflite", tmp_path / "out")
     assert export_metadata(tmp_path / "m.tflite", tmp_path / "out", force=True) == facts
+    (tmp_path / "out" / "metadata.json").unlink()
+    (tmp_path / "out" / "metadata.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        export_metadata(tmp_path / "m.tflite", tmp_path / "out", force=True)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_numbers_that_json_has_no_word_for_are_exported_as_text(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, Model, Reshaping, UnsupportedError, UsageError, load, reshape, save
+from tfl_rewrite import (
+    Judging,
+    Model,
+    Reshaping,
+    RewriteFailed,
+    UnsupportedError,
+    UsageError,
+    load,
+    reshape,
+    save,
+)
 from tfl_rewrite.editing.base import Context, Edit
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.ir import Tensor
@@ -226,3 +236,11 @@ def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wish: dict[str, Any], 
     path = made(tmp_path, fixed)
     with pytest.raises(UsageError, match=says):
         reshape(path, None, Reshaping(**wish), judging=QUICK)
+
+
+def test_an_output_without_room_for_the_samples_does_not_pass(fixtures: Path, tmp_path: Path) -> None:
+    """It is read from a variable, which holds one sample."""
+    source, target = fixtures / "resource_variables.tflite", tmp_path / "out.tflite"
+    with pytest.raises(RewriteFailed):
+        reshape(source, target, Reshaping(batch=3))
+    assert not target.exists()

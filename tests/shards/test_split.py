@@ -63,6 +63,8 @@ def test_parts_are_the_whole(tmp_path: Path) -> None:
             ({}, "no value for 'x'"),
             ([], "0 inputs"),
             ([values.astype(np.float64)], "'x' is float64"),
+            ([values[0]], r"'x' has the shape \[8\]"),
+            ([values[:, :4]], r"'x' has the shape \[1, 4\]"),
         ):
             with pytest.raises(UsageError, match=why):
                 own.run(given)  # type: ignore[arg-type]

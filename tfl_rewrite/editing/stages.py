@@ -444,9 +444,11 @@ def _resized(values: Array, size: tuple[int, int]) -> Array:
     result = values.astype(np.float64)
     for axis, wanted in zip((1, 2), size, strict=True):
         count = result.shape[axis]
-        places = (np.arange(wanted) + 0.5) * (count / wanted) - 0.5
+        # In float32, as the kernel has them: of large pictures that is another place (resize_bilinear.h).
+        scale, half = np.float32(count) / np.float32(wanted), np.float32(0.5)
+        places = (np.arange(wanted, dtype=np.float32) + half) * scale - half
         low = np.floor(places)
-        share = (places - low).reshape([-1 if other == axis else 1 for other in range(4)])
+        share = (places - low).astype(np.float64).reshape([-1 if other == axis else 1 for other in range(4)])
         near, far = (np.clip(low + step, 0, count - 1).astype(int) for step in (0, 1))
         result = result.take(near, axis) * (1 - share) + result.take(far, axis) * share
     return result.astype(np.float32)

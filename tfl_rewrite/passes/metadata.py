@@ -269,16 +269,26 @@ def _labelled(row: Record, name: str) -> Record:
     return row.replace(associated_files=[record("AssociatedFile", name=name, type=_LABELS), *files])
 
 
+_LABELS_REMEDY = "give a text file with a label a line"
+
+
 def _labels(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """Returns a file of labels by the name that it gets in the ZIP."""
     try:
-        data = Path(path).read_bytes()
+        if not Path(path).is_file():
+            # A device or a pipe may have no end.
+            what = "is no plain file" if Path(path).exists() else "there is no such file"
+            raise FileAccessError(what, file=os.fspath(path), remedy=_LABELS_REMEDY)
+        with open(path, "rb") as file:
+            data = file.read(_MOST_LABELS_NBYTES + 1)
     except (OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or str(error)
         raise FileAccessError(f"cannot read: {text}", file=os.fspath(path)) from error
     if len(data) > _MOST_LABELS_NBYTES:
         raise UsageError(
-            f"takes {len(data):,} bytes", file=path, remedy="give a text file with a label a line"
+            f"takes more than {_MOST_LABELS_NBYTES:,} bytes",
+            file=path,
+            remedy=_LABELS_REMEDY,
         )
     try:
         data.decode("utf-8")

@@ -233,6 +233,11 @@ class Prune(Pass):
         """The option that leaves constants as they are."""
         return "--exclude"
 
+    @property
+    def milder(self) -> str:
+        """What to ask for where outputs differ too much."""
+        return "give a smaller --sparsity, or --min-snr alone to search for the most zeros that keep it"
+
     def constants(self, model: Model) -> tuple[list[Constant], list[Skip]]:
         """Finds the weights that can be pruned, and a reason for each other float constant."""
         items, skips = find_constants(model, int8=False, min_elements=self.min_elements)

@@ -149,8 +149,12 @@ def _joined(
     """
     given = [part for part in parts if part is not None]
     axes = walk.axes.get(id(tensor))
-    if len(given) < len(parts) or axes is None:
+    if len(given) < len(parts) or not given:
         return given[0] if given else None
+    if axes is None:
+        same = all(np.array_equal(part, given[0], equal_nan=part.dtype.kind == "f") for part in given[1:])
+        # What differs from sample to sample has no room where there is one of it: that must not pass.
+        return given[0] if same else np.stack(given)
     factors = [factor for axis in axes for factor in axis]
     at = factors.index(batch)
     sizes = [old for old, _ in factors]

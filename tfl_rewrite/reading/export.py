@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.editing.descriptions import read_descriptions
-from tfl_rewrite.errors import FileAccessError
+from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import check_target, write_whole
 from tfl_rewrite.files.attached import read_members
 from tfl_rewrite.files.source import ModelLike, Source
@@ -39,7 +39,7 @@ def export_metadata(
         What is in the JSON file.
 
     Raises:
-        UsageError: A file exists, and ``force`` is off.
+        UsageError: A file exists, and ``force`` is off; or one is a symbolic link.
         FileAccessError: It cannot be read or written.
         FormatError, UnsupportedError: The metadata or the ZIP cannot be read.
     """
@@ -66,6 +66,11 @@ def export_metadata(
         raise FileAccessError(f"cannot make the folder: {reason}", file=os.fspath(folder)) from error
     for name in contents:
         check_target(target / name, force=force)
+        if (target / name).is_symlink():
+            # What it leads to is somewhere else.
+            raise UsageError(
+                "is a symbolic link", file=target / name, remedy="remove it, or name another folder"
+            )
     for name, data in contents.items():
         write_whole(target / name, data, force=force)
     return facts

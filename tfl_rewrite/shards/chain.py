@@ -121,7 +121,7 @@ class Chain:
             The outputs by name, in the order of the manifest.
 
         Raises:
-            UsageError: An input is missing, unknown or of another type.
+            UsageError: An input is missing, unknown, or of another type or shape.
             VerificationError: A part does not run.
         """
         given = self._given(inputs)
@@ -163,6 +163,15 @@ class Chain:
             kind = "string" if value.dtype.kind in "OSU" else value.dtype.name
             if kind != row.dtype:
                 raise UsageError(f"{row.name!r} is {kind}", remedy=f"it takes {row.dtype}")
+            # Of no axes is also what a file says of a shape that it does not know.
+            wanted = tuple(
+                own if size == -1 else size for size, own in zip(row.shape, value.shape, strict=False)
+            )
+            if row.shape and (len(row.shape) != value.ndim or wanted != value.shape):
+                raise UsageError(
+                    f"{row.name!r} has the shape {list(value.shape)}",
+                    remedy=f"it takes {list(row.shape)}; -1 is any size",
+                )
         return values
 
     def close(self) -> None:
