@@ -36,10 +36,8 @@ def read_members(data: bytes | memoryview | None) -> Members:
             if sum(row.file_size for row in rows) > MOST_NBYTES:
                 raise ValueError(f"its files take over {MOST_NBYTES:,} bytes unpacked")
             return [(row, _read(archive, row)) for row in rows]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise _unreadable(error) from error
     except Exception as error:
-        # What a damaged stream makes zlib, lzma or bz2 raise.
+        # Also what a damaged stream makes zlib, lzma or bz2 raise.
         raise _unreadable(error) from error
 
 

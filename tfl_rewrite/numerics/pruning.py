@@ -24,7 +24,8 @@ Strongest = Callable[[Float64, float], Mask]
 """Tells of what it costs to lose each weight, and of the share that is to go, which weights stay."""
 
 STEPS = 4
-"""In which weights go. More won under 0.1 dB on the networks that it was tried on."""
+"""In which weights go. One step kept 1.4 to 2.8 dB less of the products, eight kept 0.2 to 0.5 dB more (three
+weights of MTCNN's RNet with made moments, half and four fifths of them zero)."""
 
 ITERATIONS = 24
 """Of conjugate gradients in each step, at most."""

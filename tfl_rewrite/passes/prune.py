@@ -90,11 +90,10 @@ class PrunedChange(JsonData):
     Attributes:
         where: Name of the tensor.
         buffer: Position in the model of its buffer.
-        sparsity: Share of its values that is zero.
+        sparsity: Share of its values that was to be zero; whole blocks come nearest to it.
         encode: ``dense``, or ``sparse`` where only the others are stored.
-        fitted: Whether the values that stay take over the part of those that went.
         nbytes: Of the constant as it was.
-        saved: Bytes that are gone from the file.
+        saved: Bytes that are gone from the file, at least.
     """
 
     where: str = field(metadata=shown("tensor"))

@@ -327,10 +327,9 @@ class Trials:
             if isinstance(change, (WeightChange, PrunedChange)):
                 blob = model.buffers[change.buffer].blob
                 spared = 0
-                if isinstance(change, PrunedChange):
-                    # What a share takes is estimated for all at once.
-                    blob = None
-                if self.goal.objective is Objective.DOWNLOAD and blob is not None:
+                # What zeros spare is in the cost of their option already.
+                stored = isinstance(change, WeightChange)
+                if stored and self.goal.objective is Objective.DOWNLOAD and blob is not None:
                     spared = blob.nbytes - len(zlib.compress(blob.view(), 6))
                 found[change.buffer] = Stored(ratio(change.snr), spared)
         return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from tfl_rewrite.cli.files import SideFiles
+from tfl_rewrite.cli.commands.shard import carried_out
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import noted, report_lines, shell, verified_lines
-from tfl_rewrite.cli.text import safe, show, size, table, warn
+from tfl_rewrite.cli.text import safe, size, table
 from tfl_rewrite.pipeline.chain import ChainOptions, chain
-from tfl_rewrite.pipeline.report import Report, RewriteFailed
-from tfl_rewrite.shards.split import SplitFailed, SplitOptions, SplitReport, split
+from tfl_rewrite.pipeline.report import Report
+from tfl_rewrite.shards.split import SplitOptions, SplitReport, split
 from tfl_rewrite.work import working
 
 
@@ -19,29 +19,12 @@ def chain_models(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite chain A [B] OUT``."""
     options = ChainOptions(**given(ChainOptions, arguments))
     judging = judging_of(arguments)
-    bar = Bar.of(arguments, unit="B")
-    failure: RewriteFailed | None = None
-    try:
+
+    def call(bar: Bar) -> Report:
         with working(progress=bar):
-            report: Report = chain(arguments.models, arguments.target, options, judging=judging, progress=bar)
-    except RewriteFailed as error:
-        failure, report = error, error.report
-    finally:
-        bar.close()
-    with SideFiles(arguments) as side:
-        side.add_json(arguments.report, report.to_dict())
-        side.publish()
-    show(
-        arguments,
-        report.to_dict,
-        lambda: chain_lines(report, verbose=arguments.verbose),
-        product=arguments.dry_run and failure is None,
-    )
-    if arguments.quiet and report.unverified is not None:
-        warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-    if failure is not None:
-        raise failure
-    return 0
+            return chain(arguments.models, arguments.target, options, judging=judging, progress=bar)
+
+    return carried_out(arguments, call, chain_lines)
 
 
 def chain_lines(report: Report, *, verbose: int) -> list[str]:
@@ -56,29 +39,12 @@ def split_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite split IN OUTDIR``."""
     options = SplitOptions(**given(SplitOptions, arguments))
     judging = judging_of(arguments)
-    bar = Bar.of(arguments, unit="B")
-    failure: SplitFailed | None = None
-    try:
+
+    def call(bar: Bar) -> SplitReport:
         with working(progress=bar):
-            report = split(arguments.source, arguments.target, options, judging=judging, progress=bar)
-    except SplitFailed as error:
-        failure, report = error, error.report
-    finally:
-        bar.close()
-    with SideFiles(arguments) as side:
-        side.add_json(arguments.report, report.to_dict())
-        side.publish()
-    show(
-        arguments,
-        report.to_dict,
-        lambda: split_lines(report, verbose=arguments.verbose),
-        product=arguments.dry_run and failure is None,
-    )
-    if arguments.quiet and report.unverified is not None:
-        warn(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-    if failure is not None:
-        raise failure
-    return 0
+            return split(arguments.source, arguments.target, options, judging=judging, progress=bar)
+
+    return carried_out(arguments, call, split_lines)
 
 
 _PARTS = 12

@@ -6,15 +6,19 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import noted, shell, verified_lines
 from tfl_rewrite.cli.text import safe, show, size, table, warn
+from tfl_rewrite.errors import VerificationError
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.pipeline.report import RewriteFailed
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.settings import JoinOptions, ShardFailed, ShardOptions, ShardReport
+from tfl_rewrite.shards.split import SplitFailed
 
 
 def shard_model(arguments: argparse.Namespace) -> int:
@@ -40,12 +44,43 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Judging, Bar], Sh
     judging = judging_of(arguments)
     if not is_model(Path(arguments.source)):
         judging = replace(judging, inputs=())
+    return carried_out(arguments, lambda bar: call(judging, bar), shard_lines)
+
+
+class Told(Protocol):
+    """A report of what is no plain rewrite."""
+
+    @property
+    def unverified(self) -> str | None:
+        """Why nothing could be run, or None."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+
+
+R = TypeVar("R", bound=Told)
+
+
+def carried_out(
+    arguments: argparse.Namespace, call: Callable[[Bar], R], lines: Callable[..., list[str]]
+) -> int:
+    """Carries a command out, shows its report, also that of a failure, and returns the exit code.
+
+    Args:
+        arguments: Of the command.
+        call: Does the work; a :class:`VerificationError` of it has the report.
+        lines: Says what was done, of the report and ``verbose``.
+
+    Raises:
+        VerificationError: What ``call`` raised, once its report is shown.
+    """
     bar = Bar.of(arguments)
-    failure: ShardFailed | None = None
+    failure: VerificationError | None = None
+    report: R
     try:
-        report = call(judging, bar)
-    except ShardFailed as error:
-        failure, report = error, error.report
+        report = call(bar)
+    except (RewriteFailed, ShardFailed, SplitFailed) as error:
+        failure, report = error, cast(R, error.report)
     finally:
         bar.close()
     with SideFiles(arguments) as side:
@@ -54,7 +89,7 @@ def _run_shards(arguments: argparse.Namespace, call: Callable[[Judging, Bar], Sh
     show(
         arguments,
         report.to_dict,
-        lambda: shard_lines(report, verbose=arguments.verbose),
+        lambda: lines(report, verbose=arguments.verbose),
         product=arguments.dry_run and failure is None,
     )
     if arguments.quiet and report.unverified is not None:
