@@ -284,6 +284,25 @@ def test_a_composite_that_cannot_be_written_out_is_named() -> None:
         retargeted(model)
 
 
+def test_a_flawed_composite_is_not_written_out_again_and_again() -> None:
+    model = composite()
+    main, body = model.subgraphs
+    body.operators.reverse()
+    main.operators *= 2
+    with pytest.raises(UnsupportedError, match=r"no STABLEHLO_COMPOSITE \(first in 2.17"):
+        retargeted(model)
+
+
+def test_a_flawed_operator_is_not_replaced_by_several() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    output = net.add("GELU", [source], "out", (1, 4))
+    net.output(output)
+    net.model.subgraphs[0].operators[0].inputs = [output]
+    with pytest.raises(UnsupportedError, match="no GELU"):
+        retargeted(net.model, "tflm")
+
+
 def judged(model: Model, folder: Path, target: str, **judging: object) -> Report:
     source = folder / "in.tflite"
     save(model, source, force=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.table import COMPOSITE, row_of
+from tfl_rewrite.model.invariants import read_early
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
 
@@ -85,6 +86,9 @@ def _obstacle(operator: Operator, body: SubGraph) -> str:
         return "the subgraph that it stands for gives out what it is given"
     if any(item.is_variable for item in body.tensors):
         return "the subgraph that it stands for keeps a state"
+    if read_early(body):
+        # Each copy would have the flaw anew.
+        return "the subgraph that it stands for reads a tensor before it is made"
     return ""
 
 

@@ -20,6 +20,7 @@ from tfl_rewrite.kernels.operands import wrong_operands
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.platforms import Platform
 from tfl_rewrite.kernels.table import CONCATENATION, RESHAPE, ROWS, TRANSPOSE_CONV
+from tfl_rewrite.model.invariants import read_early
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 
 DECONVOLUTION = "Convolution2DTransposeBias"
@@ -78,8 +79,10 @@ def replace_missing(model: Model, platform: Platform, editor: Editor) -> Replace
     made, shapes = Replaced(), Shapes.of(model)
     for subgraph in model.subgraphs:
         operators: list[Operator] = []
+        # Each operator of a substitute would have the flaw anew.
+        flawed = {id(operator) for _, operator, _ in read_early(subgraph)}
         for operator in subgraph.operators:
-            reason = platform.lacks(operator)
+            reason = "" if id(operator) in flawed else platform.lacks(operator)
             found = _standing(operator, platform, shapes.full, _DEEPEST) if reason else None
             if found is None:
                 operators.append(operator)

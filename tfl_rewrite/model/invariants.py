@@ -61,8 +61,8 @@ def broken(model: Model) -> list[Problem]:
     return found
 
 
-def out_of_order(subgraph: SubGraph) -> list[str]:
-    """Returns one line for each operator that reads what a later one makes."""
+def read_early(subgraph: SubGraph) -> list[tuple[int, Operator, Tensor]]:
+    """Returns each operator that reads what it or a later one makes, its position, and what it reads."""
     made_at = {
         id(tensor): position
         for position, operator in enumerate(subgraph.operators)
@@ -70,10 +70,18 @@ def out_of_order(subgraph: SubGraph) -> list[str]:
         if tensor is not None
     }
     return [
-        f"operators[{position}] {operator.code.name} reads {tensor.name!r}, which is made later"
+        (position, operator, tensor)
         for position, operator in enumerate(subgraph.operators)
         for tensor in operator.inputs
         if tensor is not None and made_at.get(id(tensor), -1) >= position and not tensor.is_variable
+    ]
+
+
+def out_of_order(subgraph: SubGraph) -> list[str]:
+    """Returns one line for each operator that reads what a later one makes."""
+    return [
+        f"operators[{position}] {operator.code.name} reads {tensor.name!r}, which is made later"
+        for position, operator, tensor in read_early(subgraph)
     ]
 
 

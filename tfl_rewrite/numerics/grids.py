@@ -199,7 +199,8 @@ def profile(values: Array, rows: Rows, zero: float = 0.0) -> Profile:
     power, grain = np.zeros(count), np.full(count, _NO_GRAIN, np.int64)
     finite = True
     for block in blocks(rows):
-        part = _cut(values, block).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            part = _cut(values, block).astype(np.float64)
         if zero:
             part -= zero
         axis = 0 if block.by_column else 1
