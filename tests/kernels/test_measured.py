@@ -23,7 +23,6 @@ from .measure import (
     BUILTIN,
     EXACT_SNR,
     HYBRID_SNR,
-    INSTALLED,
     OLD_PYTHON,
     REFERENCE,
     RESOLVERS,
@@ -260,9 +259,7 @@ def test_equal_scales_on_the_old_runtime(lab: Lab) -> None:
         assert outcome.snr < 1
 
 
-@pytest.mark.skipif(
-    INSTALLED != (2, 3), reason=f"the table was compared with LiteRT 2.3, this is {INSTALLED}"
-)
+@needs_new
 def test_registered_versions(lab: Lab) -> None:
     registered = {name for name, by in lab.of("probes").items() if by[BUILTIN].error is None}
     expected = {

@@ -181,6 +181,7 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
         groups.setdefault(finding.kind, []).append(finding)
     for name, findings in groups.items():
         lines += _group_lines(name, findings, found.file) if verbose else [_group_line(name, findings)]
+    lines += [f"note: {safe(note, limit=400)}" for note in found.notes]
     fixed = [name for name in found.repairable if name in UNASKED]
     if fixed:
         lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")

@@ -44,6 +44,9 @@ NEWEST_RUNTIME: Runtime = max(LITERT_RUNTIME.values())
 OLDEST_MEASURED_RUNTIME: Runtime = (2, 14)
 """The oldest runtime on which the rows were measured, tflite-runtime 2.14.0."""
 
+LITERT = "ai-edge-litert"
+"""The distribution whose releases :data:`LITERT_RUNTIME` lists."""
+
 
 Version = tuple[str | None, tuple[tuple[str, ...], ...]]
 """The first runtime whose kernels register a version, such as ``"2.14.4"``, and what asks for the version."""
@@ -183,6 +186,33 @@ def max_version(operator: str, runtime: Runtime) -> int:
         ),
         default=0,
     )
+
+
+def unmeasured(distribution: str, version: str) -> str:
+    """Says that a runtime is newer than the newest measured one; empty where it is not.
+
+    Args:
+        distribution: As Python packages are named.
+        version: Of it; what stands behind three numbers does not count.
+    """
+    newest = {LITERT: max(LITERT_RUNTIME, key=version_key), "tensorflow": runtime_text(NEWEST_RUNTIME)}
+    known = newest.get(distribution)
+    if known is None or version_key(version)[: known.count(".") + 1] <= version_key(known):
+        return ""
+    return (
+        f"{distribution} {version} is newer than {known}, the newest on which the rules for operators were "
+        "measured: what it does in another way is not known here"
+    )
+
+
+def unmeasured_here() -> str:
+    """Says so of the runtime that is installed beside this package, without loading it."""
+    from importlib import metadata
+
+    try:
+        return unmeasured(LITERT, metadata.version(LITERT))
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def taken_runtime(value: str | Runtime | None) -> Runtime:

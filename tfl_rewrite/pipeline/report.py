@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from tfl_rewrite.editing.base import Pass, PassResult, expanded
 from tfl_rewrite.errors import UnsupportedError, VerificationError
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.kernels.runtimes import unmeasured
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 
@@ -216,6 +217,14 @@ class RewriteFailed(VerificationError):
     def __init__(self, what: str, report: Report, remedy: str | None = None) -> None:
         super().__init__(what, file=report.source, remedy=remedy)
         self.report = report
+
+
+def with_newer(verdict: Verdict) -> Verdict:
+    """Returns a verdict with notes on judges that are newer than what is known of runtimes."""
+    judges = [one.judge for one in verdict.each if one.judge is not None]
+    found = dict.fromkeys(unmeasured(judge.runtime, judge.version) for judge in judges)
+    told = [note for note in found if note and note not in verdict.notes]
+    return replace(verdict, notes=(*told, *verdict.notes)) if told else verdict
 
 
 R = TypeVar("R", bound=JsonData)

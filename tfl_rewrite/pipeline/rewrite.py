@@ -25,7 +25,7 @@ from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
-from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified
+from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified, with_newer
 from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
 from tfl_rewrite.work import current
 
@@ -322,6 +322,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         verdict = opened.plan.judge(opened.source, made, settings)
     else:
         verdict = opened.judges.panel(results).compare(made)
+    verdict = with_newer(verdict)
     if opened.unfitted:
         verdict = verdict.of_unfitted()
     calibrated = any(
@@ -372,7 +373,7 @@ def _judged_elsewhere(opened: _Opened, made: Source, report: Report) -> Report:
     here = report.verdict.each if report.verdict is not None else ()
     report = replace(report, notes=(*report.notes, *notes))
     if verdicts:
-        verdict = combined([*here, *verdicts])
+        verdict = with_newer(combined([*here, *verdicts]))
         report, told = replace(report, verdict=verdict), "; ".join(verdict.reasons)
         if verdict.status == "fail":
             failed = replace(report, outcome="failed")

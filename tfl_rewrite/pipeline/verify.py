@@ -25,6 +25,7 @@ from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.pipeline.report import with_newer
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 
@@ -280,7 +281,7 @@ def verify(
         on_disk(after) as rewritten,
         FullPanel(original, judging or Judging(), progress=progress) as panel,
     ):
-        return panel.compare(rewritten, repeat=repeat)
+        return with_newer(panel.compare(rewritten, repeat=repeat))
 
 
 def run_alone(made: Source, results: Sequence[PassResult], judging: Judging, verdict: Verdict) -> list[str]:

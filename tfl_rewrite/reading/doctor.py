@@ -52,12 +52,14 @@ class Diagnosis(JsonData):
 
     Attributes:
         findings: Worst first, then in the order of :data:`tfl_rewrite.reading.findings.KINDS`.
+        notes: Of the program: what limits all that it says.
     """
 
     schema: ClassVar[int] = 1
     file: str
     nbytes: int
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {severity}" for severity, count in self.counts.items())
@@ -115,7 +117,8 @@ def diagnose(model: ModelLike, *, min_runtime: str | None = None) -> Diagnosis:
             found.append(Finding("structure", problem.where, problem.what))
     found += check_file(model)
     found.sort(key=lambda finding: (finding.severity.rank, _ORDER[finding.kind]))
-    return Diagnosis(origin.path, origin.container.nbytes, tuple(found))
+    notes = tuple(filter(None, (runtimes.unmeasured_here(),)))
+    return Diagnosis(origin.path, origin.container.nbytes, tuple(found), notes)
 
 
 _INTEGERS = ("INT8", "UINT8", "INT16", "INT4", "INT2")

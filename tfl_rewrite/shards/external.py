@@ -32,7 +32,7 @@ from tfl_rewrite.model import dtypes, likeness
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, ExternalBuffer, ExternalGroup, Model, Tensor, new_record
-from tfl_rewrite.pipeline.report import unverified
+from tfl_rewrite.pipeline.report import unverified, with_newer
 from tfl_rewrite.shards.manifest import sha256_of
 from tfl_rewrite.shards.parts import is_in_the_way, is_present
 from tfl_rewrite.shards.settings import (
@@ -384,7 +384,7 @@ def verified(report: ShardReport, before: Path, after: Path, whole: Path, settin
     from tfl_rewrite.judge.compiled import judge_compiled
 
     beside = [_weights_of(path) for path in (before, after)]
-    verdict: Verdict = judge_compiled(before, after, whole, settings, beside=beside)
+    verdict: Verdict = with_newer(judge_compiled(before, after, whole, settings, beside=beside))
     report = replace(report, verdict=verdict)
     reasons = "; ".join(verdict.reasons)
     if verdict.passed:

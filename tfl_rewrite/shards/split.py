@@ -23,7 +23,7 @@ from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import NBYTES, check_options, option
-from tfl_rewrite.pipeline.report import unverified
+from tfl_rewrite.pipeline.report import unverified, with_newer
 from tfl_rewrite.pipeline.wiring import ends_of, find
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.shards.calls import folder_for, not_its_own
@@ -398,6 +398,7 @@ class _Work:
         settings = with_media(self.settings, self.source).exactly
         say = None if self.progress is None else self._say
         verdict = verify_route(self.source, route, settings, sources=self.paths, original=True, progress=say)
+        verdict = with_newer(verdict)
         report = replace(report, verdict=verdict)
         if verdict.status == "fail":
             failed = replace(report, outcome="failed")

@@ -50,8 +50,10 @@ _SOUND = {True: "sound", False: "NOT SOUND", None: "NOT CHECKED"}
 
 def check_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite check MODEL...``."""
+    from tfl_rewrite.kernels.runtimes import unmeasured_here
     from tfl_rewrite.reading.check import examine
 
+    newer = unmeasured_here()
     rows: list[dict[str, Any]] = []
     worst = 0
     for path in arguments.models:
@@ -76,5 +78,8 @@ def check_files(arguments: argparse.Namespace) -> int:
             lines += [f"  note: {safe(note, limit=400)}" for note in notes]
             print_lines(lines)
     if arguments.json:
-        print_lines([json.dumps({"schema": 1, "files": rows}, indent=2)])
+        told = [newer] if newer else []
+        print_lines([json.dumps({"schema": 1, "files": rows, "notes": told}, indent=2)])
+    elif newer and not arguments.quiet:
+        print_lines([f"note: {safe(newer, limit=400)}"])
     return worst
