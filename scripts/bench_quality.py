@@ -41,7 +41,7 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.session import Wanted, session
 from tfl_rewrite.search.trials import Frame
-from tfl_rewrite.search.units import base_pass
+from tfl_rewrite.search.units import Rounding, base_pass
 from tfl_rewrite.weights.rounders import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)
@@ -232,7 +232,7 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
             plain.append(item)
             # Rounded weight by weight, too, where it is near a threshold.
             if snr > best and any(-ORDERED <= snr - threshold <= 1.0 for threshold in THRESHOLDS):
-                ordered.append(replace(item, ordered=True))
+                ordered.append(replace(item, rounding=Rounding.IN_ORDER))
             best = max(best, snr)
         for item in [*plain, *ordered]:
             if time.monotonic() - began > (limit or math.inf) * 1.5:
@@ -241,7 +241,8 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
             made.write_bytes(opened.trials.path.read_bytes())
             counts = Counter(encoding.text for encoding in item.choice.values())
             recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
-            point = judged(judge, made, Point(path.stem, "ours", recipe + " in order" * item.ordered))
+            recipe += " in order" * (item.rounding is Rounding.IN_ORDER)
+            point = judged(judge, made, Point(path.stem, "ours", recipe))
             point.searched = item.snr if item.snr is not None else math.inf
             points.append(point)
         made.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
 from tfl_rewrite.search.settle import MOST_TRIES, Found, Room, _room, caveats, in_order
 from tfl_rewrite.search.trials import Measured
+from tfl_rewrite.search.units import Rounding
 
 from .helpers import judged, measured, verdict
 
@@ -45,7 +46,9 @@ class World:
         snr = found.snr
         assert snr is not None
         self.ordered.append(found)
-        return replace(measured(snr + self.won, found.nbytes, self.goal), choice=found.choice, ordered=True)
+        return replace(
+            measured(snr + self.won, found.nbytes, self.goal), choice=found.choice, rounding=Rounding.IN_ORDER
+        )
 
     def finish(self, found: Measured) -> int:
         self.finished.append(found)
@@ -71,7 +74,11 @@ def test_what_it_wins_makes_the_file_smaller() -> None:
     world = World(Goal(min_snr=30.0))
     start = settled(world)
     found = run(world, start)
-    assert found.promised is not None and start.promised is not None and found.promised.ordered
+    assert (
+        found.promised is not None
+        and start.promised is not None
+        and found.promised.rounding is Rounding.IN_ORDER
+    )
     assert found.promised.snr is not None and 30.0 <= found.promised.snr < 30.5
     assert start.promised.nbytes - 300 <= found.promised.nbytes <= start.promised.nbytes - 250
     assert found.notes[0] == "before" and "one after the other" in found.notes[1]
@@ -109,7 +116,7 @@ def test_a_size_alone_gets_what_is_better() -> None:
     world = World(Goal(max_nbytes=5000))
     start = settled(world)
     found = run(world, start)
-    assert found.promised is not None and found.promised.ordered
+    assert found.promised is not None and found.promised.rounding is Rounding.IN_ORDER
     assert found.promised.nbytes == start.promised.nbytes  # type: ignore[union-attr]
     world = World(Goal(max_nbytes=5000), more=2000)
     start = settled(world)

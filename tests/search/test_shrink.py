@@ -33,6 +33,7 @@ from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.report import ShrinkReport
 from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
+from tfl_rewrite.search.units import Rounding
 from tfl_rewrite.weights.payloads import WeightChange
 
 FEW = ("int8:channel:dequantize", "int8:channel", "int4:channel:dequantize")
@@ -126,7 +127,7 @@ def test_what_was_rounded_in_order_is_what_is_published(
         for found in (settled.promised, search.in_order(settled.promised)):
             trials.finish(found)
             made.append(trials.path.read_bytes())
-        assert found.ordered
+        assert found.rounding is Rounding.IN_ORDER
         return replace(settled, promised=found, proven=judge.evaluate(trials.path))
 
     monkeypatch.setattr("tfl_rewrite.search.shrink.in_order", taken)

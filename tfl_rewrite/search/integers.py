@@ -251,7 +251,11 @@ class Rivals:
                 if verdict.passed:
                     path = self.opened.folder / f"{kind}.tflite"
                     shutil.copyfile(trials.path, path)
-                    lossy = trials.passes(found.promised.choice) if found.promised.choice else ()
+                    lossy = (
+                        trials.passes(found.promised.choice, found.promised.rounding)
+                        if found.promised.choice
+                        else ()
+                    )
                     made = replace(made, nbytes=nbytes, snr=found.proven.snr, passes=(layer, *lossy))
                     return replace(made, found=found, path=path), short
                 refused, short = "; ".join(verdict.reasons), max(1.0, verdict.short_db())
@@ -291,7 +295,7 @@ def of_floats(opened: Session, search: Search, found: Found) -> Tried:
         nbytes=found.promised.nbytes,
         snr=found.proven.snr,
         found=found,
-        passes=tuple(opened.trials.passes(found.promised.choice, ordered=found.promised.ordered)),
+        passes=tuple(opened.trials.passes(found.promised.choice, found.promised.rounding)),
         search=search,
         curve=curve,
     )

@@ -21,7 +21,7 @@ from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import QUIET, Figures
 from tfl_rewrite.search.sensitivity import Clock, Progress, State, TimeIsUp
 from tfl_rewrite.search.trials import Measured, Trials
-from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Unit, cheapest
+from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Rounding, Unit, cheapest
 from tfl_rewrite.weights.grids import Choice as Grid
 
 ROUNDS = 14
@@ -240,7 +240,7 @@ class Search:
         self.progress("rounding weight by weight", 0, 1)
         cost = None if self._bytes else found.cost
         began = time.monotonic()
-        made = self.trials.measure(found.choice, cost, ordered=True)
+        made = self.trials.measure(found.choice, cost, rounding=Rounding.IN_ORDER)
         self._ordering = time.monotonic() - began
         self._known[("in order", key_of(found.choice))] = made
         return made

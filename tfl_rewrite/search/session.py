@@ -246,7 +246,7 @@ def _rounders(
 
     base, grids, pruning = wanted.base, wanted.grids, wanted.pruning
     if not inputs or wanted.goal.effort is Effort.FAST:
-        return Rounders(base, None, grids, pruning)
+        return Rounders(base, base, None, grids, pruning)
     judging = replace(wanted.judging, inputs=tuple(inputs))
 
     hundredths = in_hundredths(progress)
@@ -255,7 +255,7 @@ def _rounders(
     if pruning is not None:
         pruning = replace(pruning, fitting=Fitter(judging, hundredths, beside=beside))
     if base is None:
-        return Rounders(None, None, grids, pruning)
+        return Rounders(None, None, None, grids, pruning)
     plain = base
     calibrated = functools.partial(
         Calibrated,
@@ -269,7 +269,7 @@ def _rounders(
     def ordered() -> QuantizeWeights:
         return replace(plain, rounder=calibrated(in_order=True))
 
-    return Rounders(replace(plain, rounder=calibrated(time_is_up=time_is_up)), ordered, grids)
+    return Rounders(replace(plain, rounder=calibrated(time_is_up=time_is_up)), plain, ordered, grids)
 
 
 def in_hundredths(progress: Progress) -> Progress:

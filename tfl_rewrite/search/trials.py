@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -36,7 +36,16 @@ from tfl_rewrite.search.holdout_judge import (
     judged_inside,
     noise_of,
 )
-from tfl_rewrite.search.units import Choice, Float64, assigned, encodings_of, grids_of, ratio, sparsities_of
+from tfl_rewrite.search.units import (
+    Choice,
+    Float64,
+    Rounding,
+    assigned,
+    encodings_of,
+    grids_of,
+    ratio,
+    sparsities_of,
+)
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
@@ -55,14 +64,14 @@ class Measured(Figures):
     Attributes:
         nbytes: Its size; ``deflated`` as a store compresses it, 0 if that was not asked for.
         cost: What the objective counts.
-        ordered: Whether weights were rounded one after the other, each behind those before it.
+        rounding: How the integers of its weights were made.
         activations: What operators compute in, as was asked; empty for floats.
     """
 
     nbytes: int
     deflated: int = field(metadata=shown(made=lambda nbytes: nbytes or None))
     cost: float
-    ordered: bool = field(default=False, metadata=shown("in_order"))
+    rounding: Rounding = Rounding.FITTED
     activations: str = field(default="", metadata=shown(optional=True))
     choice: Choice = field(metadata=shown("encodings", made=_texts))
 
@@ -91,6 +100,7 @@ class Rounders:
 
     Attributes:
         base: The weight pass, where encodings are chosen.
+        plain: The same without a look at inputs.
         ordered: Makes the weight pass with a rounder that goes weight by weight, each for what it meets
             behind those before it. What it decides on one weight depends on all others, so each file
             takes a new one. None where nothing is rounded for inputs.
@@ -99,15 +109,20 @@ class Rounders:
     """
 
     base: QuantizeWeights | None = None
+    plain: QuantizeWeights | None = None
     ordered: PassMaker | None = None
     grids: RoundWeights | None = None
     pruning: Prune | None = None
 
-    def passes(self, choice: Choice, *, ordered: bool = False) -> list[Pass]:
+    def passes(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> list[Pass]:
         """Returns what gives constants the forms that were chosen."""
         encodings, grids = encodings_of(choice), grids_of(choice)
         made: list[Pass] = []
-        base = self.ordered() if ordered and self.ordered is not None else self.base
+        base = self.base
+        if rounding is Rounding.PLAIN and self.plain is not None:
+            base = self.plain
+        elif rounding is Rounding.IN_ORDER and self.ordered is not None:
+            base = self.ordered()
         if base is not None and (encodings or not grids):
             made.append(Chosen(base, encodings))
         if self.grids is not None and (grids or not made):
@@ -247,6 +262,7 @@ class Trials:
         self.constants: dict[int, Constant] = {}
         self._patched: dict[tuple[int, bool], Patched] = {}
         self._judges: dict[tuple[int, str], Judge] = {}
+        self._final: dict[Hashable, list[Pass]] = {}
 
     def __enter__(self) -> Trials:
         return self
@@ -318,10 +334,10 @@ class Trials:
                 rounders.grids.fitting.prepare(model, found)
         return found
 
-    def rounded(self, choice: Choice) -> dict[int, Stored]:
+    def rounded(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> dict[int, Stored]:
         """Stores constants otherwise, without writing a file; by the positions of their buffers."""
         model = self.fresh()
-        (made,) = self.folds[0].rounders.passes(choice)
+        (made,) = self.folds[0].rounders.passes(choice, rounding)
         found = {}
         for change in made.run(model, Context()).changes:
             if isinstance(change, (WeightChange, PrunedChange)):
@@ -390,23 +406,27 @@ class Trials:
         """Whether weights can be rounded one after the other."""
         return all(each.ordered is not None for each in (self.final, *(fold.rounders for fold in self.folds)))
 
-    def measure(self, choice: Choice, cost: float | None = None, *, ordered: bool = False) -> Measured:
+    def measure(
+        self, choice: Choice, cost: float | None = None, *, rounding: Rounding = Rounding.FITTED
+    ) -> Measured:
         """Makes the whole file, for each part of the inputs, and runs it on that part.
 
         Args:
             choice: How constants are stored.
             cost: What the objective counts; None for the bytes.
-            ordered: Whether weights are rounded one after the other.
+            rounding: How weights are rounded; plainly, the file is the same for all parts.
         """
         sizes, deflated = [], []
         verdicts: list[Verdict] = []
         inside: list[Verdict | None] = []
-        paths = []
+        paths: list[Path] = []
         for number, fold in enumerate(self.folds):
             path = self._in_place(number, choice, opened=False)
-            if path is None:
+            if path is None and number and rounding is Rounding.PLAIN:
+                path = paths[0]
+            elif path is None:
                 path = self._paths[number]
-                self._make(fold.rounders.passes(choice, ordered=ordered), path)
+                self._make(fold.rounders.passes(choice, rounding), path)
             paths.append(path)
             sizes.append(path.stat().st_size)
             if self.goal.objective is Objective.DOWNLOAD and cost is None:
@@ -425,7 +445,7 @@ class Trials:
             nbytes=nbytes,
             deflated=packed,
             cost=float(packed or nbytes) if cost is None else cost,
-            ordered=ordered,
+            rounding=rounding,
             activations=self.frame.activations,
         )
 
@@ -446,13 +466,19 @@ class Trials:
         verdict = judge.compare(patched, tolerance=INSIDE)
         return verdict if verdict.measured else None
 
-    def passes(self, choice: Choice, *, ordered: bool = False) -> list[Pass]:
-        """Returns the passes that make what is to be published, but those around."""
-        return self.final.passes(choice, ordered=ordered)
+    def passes(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> list[Pass]:
+        """Returns the passes that make what is to be published, but those around.
+
+        The same again for the same choice: what was decided in order is not decided anew.
+        """
+        key = rounding, tuple(sorted((position, str(form)) for position, form in choice.items()))
+        if key not in self._final:
+            self._final[key] = self.final.passes(choice, rounding)
+        return self._final[key]
 
     def finish(self, found: Measured) -> int:
         """Makes the file that is to be published, at :attr:`path`; returns its size."""
-        return self._make(self.passes(found.choice, ordered=found.ordered), self.path)
+        return self._make(self.passes(found.choice, found.rounding), self.path)
 
     def _make(self, passes: Sequence[Pass], path: Path) -> int:
         return self._write(self.fresh(), passes, path, self.frame.after)
