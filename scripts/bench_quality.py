@@ -40,8 +40,8 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.session import Wanted, session
-from tfl_rewrite.search.trials import Frame
-from tfl_rewrite.search.units import Rounding, base_pass
+from tfl_rewrite.search.trials import Frame, Rounding
+from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.rounders import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)

@@ -13,8 +13,7 @@ from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
 from tfl_rewrite.search.settle import MOST_TRIES, Found, Room, _room, caveats, in_order
-from tfl_rewrite.search.trials import Measured
-from tfl_rewrite.search.units import Rounding
+from tfl_rewrite.search.trials import Measured, Rounding
 
 from .helpers import judged, measured, verdict
 

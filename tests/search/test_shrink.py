@@ -33,7 +33,7 @@ from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.report import ShrinkReport
 from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
-from tfl_rewrite.search.units import Rounding
+from tfl_rewrite.search.trials import Rounding
 from tfl_rewrite.weights.payloads import WeightChange
 
 FEW = ("int8:channel:dequantize", "int8:channel", "int4:channel:dequantize")

@@ -20,8 +20,8 @@ from tfl_rewrite.search import sensitivity
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import QUIET, Figures
 from tfl_rewrite.search.sensitivity import Clock, Progress, State, TimeIsUp
-from tfl_rewrite.search.trials import Measured, Trials
-from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Rounding, Unit, cheapest
+from tfl_rewrite.search.trials import Measured, Rounding, Trials
+from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Unit, cheapest
 from tfl_rewrite.weights.grids import Choice as Grid
 
 ROUNDS = 14

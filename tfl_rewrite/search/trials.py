@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import zlib
@@ -39,7 +40,6 @@ from tfl_rewrite.search.holdout_judge import (
 from tfl_rewrite.search.units import (
     Choice,
     Float64,
-    Rounding,
     assigned,
     encodings_of,
     grids_of,
@@ -55,6 +55,19 @@ from tfl_rewrite.weights.rounders import Fitting
 
 def _texts(choice: Choice) -> dict[str, str]:
     return {str(position): form.text for position, form in sorted(encodings_of(choice).items())}
+
+
+class Rounding(str, enum.Enum):
+    """How the integers of the weights of a file are made.
+
+    ``plain``: the nearest, without a look at inputs. ``fitted``: each weight for what it meets while all
+    others are floats, so that what was done for one file serves all others. ``in order``: each for what it
+    meets behind those before it.
+    """
+
+    PLAIN = "plain"
+    FITTED = "fitted"
+    IN_ORDER = "in order"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

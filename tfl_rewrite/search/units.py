@@ -9,7 +9,6 @@ then.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -147,19 +146,6 @@ def encodings_for(goal: Goal) -> tuple[str, ...]:
 
 Choice = Mapping[int, Form]
 """Forms by position of the buffer; what is not there stays as it is."""
-
-
-class Rounding(str, enum.Enum):
-    """How the integers of the weights of a file are made.
-
-    ``plain``: the nearest, without a look at inputs. ``fitted``: each weight for what it meets while all
-    others are floats, so that what was done for one file serves all others. ``in order``: each for what it
-    meets behind those before it.
-    """
-
-    PLAIN = "plain"
-    FITTED = "fitted"
-    IN_ORDER = "in order"
 
 
 def encodings_of(choice: Choice) -> dict[int, Encoding]:
