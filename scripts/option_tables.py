@@ -58,7 +58,7 @@ def written(page: str) -> str:
     Raises:
         KeyError: Nothing has the name that a table asks for.
     """
-    owners = {**{kind.name: kind for kind in catalog.CATALOG}, **OTHERS}
+    owners = {**{kind.name: kind for kind in catalog.every()}, **OTHERS}
     return _TABLE.sub(lambda found: found[1] + table(owners[found[2]]) + found[3], page)
 
 

@@ -14,14 +14,18 @@ pytestmark = pytest.mark.slow
 INTERPRETERS = {"ai_edge_litert", "tensorflow", "tflite_runtime"}
 
 
-def loaded_by(code: str) -> set[str]:
-    """The top-level modules of a fresh Python after it ran ``code``."""
-    listing = "json.dumps(sorted({name.partition('.')[0] for name in sys.modules}))"
-    text = f"import json, sys\n{code}\nprint({listing})"
+def all_loaded_by(code: str) -> set[str]:
+    """The modules of a fresh Python after it ran ``code``."""
+    text = f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", text], check=True, capture_output=True, text=True, timeout=60
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules of a fresh Python after it ran ``code``."""
+    return {name.partition(".")[0] for name in all_loaded_by(code)}
 
 
 VERSION = """
@@ -50,6 +54,21 @@ def test_reading_a_model_loads_no_interpreter(fixtures: Path, call: str) -> None
 def test_checking_a_model_loads_nothing_that_computes_or_writes(fixtures: Path, call: str) -> None:
     names = loaded_by(f"import tfl_rewrite.cli; {call.format(str(fixtures / 'digits_cnn.tflite'))}")
     assert "tfl_rewrite" in names and not names & {"numpy", "flatbuffers", "rich", "shtab", *INTERPRETERS}
+
+
+ROOMS_OF_OTHER_COMMANDS = ("batch", "calibration", "integers", "interpreter", "samples", "shards")
+
+
+def test_rewriting_with_one_pass_loads_no_other_pass_and_no_judge(fixtures: Path, tmp_path: Path) -> None:
+    call = ["quantize-weights", "--verify", "off", str(fixtures / "digits_cnn.tflite"), str(tmp_path / "out")]
+    names = all_loaded_by(f"import tfl_rewrite.cli; assert not tfl_rewrite.cli.main({call!r})")
+    assert (tmp_path / "out").exists()
+    own = {name.removeprefix("tfl_rewrite.") for name in names if name.startswith("tfl_rewrite.")}
+    passes = {name for name in own if name.startswith("passes.")}
+    assert passes == {"passes.catalog", "passes.quantize_weights", "passes.simplify"}
+    assert not {name for name in own if name.split(".")[0] in ROOMS_OF_OTHER_COMMANDS}
+    assert not own & {"judge.verdict", "editing.fusions", "search.shrink"}
+    assert not names & {"importlib.metadata", "rich", "shtab", *INTERPRETERS}
 
 
 def test_media_are_decoded_by_packages_that_are_loaded_when_there_are_media() -> None:

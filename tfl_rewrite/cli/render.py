@@ -9,19 +9,20 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
 from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, shown, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
-from tfl_rewrite.passes.prune import PrunedChange
-from tfl_rewrite.passes.quantize import OperatorChange
-from tfl_rewrite.passes.round_weights import RoundedChange
 from tfl_rewrite.pipeline.report import Finer, Report
-from tfl_rewrite.weights.payloads import WeightChange
 
+# A change is known by the name of its class: the modules of passes that did not run stay unloaded.
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
+    from tfl_rewrite.passes.prune import PrunedChange
+    from tfl_rewrite.passes.quantize import OperatorChange
+    from tfl_rewrite.passes.round_weights import RoundedChange
+    from tfl_rewrite.weights.payloads import WeightChange
 
 
 _NOTICEABLE_DB = 20.0
@@ -87,12 +88,12 @@ _TYPES = 3
 
 def _done(result: PassResult, report: Report) -> str:
     """Says in one line what a pass did, and what it left; nothing where that is nothing."""
-    weights, rounded = _of(WeightChange, result), _of(RoundedChange, result)
-    parts = [*_edited(_of(Edit, result)), *_stored(weights, result)]
+    weights, rounded = _weight_changes(result), _rounded_changes(result)
+    parts = [*_edited(_of("editing.base:Edit", result)), *_stored(weights, result)]
     if rounded:
         parts.append(f"{len(rounded)} of {len(rounded) + len(result.skips)} constants are rounded now")
-    parts += _zeroed(_of(PrunedChange, result), result)
-    parts += _in_integers(_of(OperatorChange, result), result)
+    parts += _zeroed(_of("passes.prune:PrunedChange", result), result)
+    parts += _in_integers(_of("passes.quantize:OperatorChange", result), result)
     parts += _lost(weights) + _silenced([*weights, *rounded])
     stay = Counter(item.rule for item in result.skips)
     if stay:
@@ -104,9 +105,21 @@ def _done(result: PassResult, report: Report) -> str:
     return f"{result.name}: {'; '.join(parts)}" if parts else ""
 
 
-def _of(kind: type[T], result: PassResult) -> list[T]:
-    """Returns the changes of a kind."""
-    return [change for change in result.changes if isinstance(change, kind)]
+def _of(kind: str, result: PassResult) -> list[Any]:
+    """Returns the changes of a class of the package, ``module:class``."""
+    return [
+        change
+        for change in result.changes
+        if f"{type(change).__module__}:{type(change).__name__}" == f"tfl_rewrite.{kind}"
+    ]
+
+
+def _weight_changes(result: PassResult) -> list[WeightChange]:
+    return _of("weights.payloads:WeightChange", result)
+
+
+def _rounded_changes(result: PassResult) -> list[RoundedChange]:
+    return _of("passes.round_weights:RoundedChange", result)
 
 
 def _won(saved: int) -> str:
@@ -305,14 +318,14 @@ def _named(
 
 def _tables(result: PassResult) -> list[str]:
     """Returns all that a pass did and left, in tables."""
-    weights = _of(WeightChange, result)
+    weights = _weight_changes(result)
     return [
-        *_edits(_of(Edit, result)),
-        *_operators(_of(OperatorChange, result)),
+        *_edits(_of("editing.base:Edit", result)),
+        *_operators(_of("passes.quantize:OperatorChange", result)),
         *_by_operator(weights),
         *_weights(weights),
-        *_rounded(_of(RoundedChange, result)),
-        *_pruned(_of(PrunedChange, result)),
+        *_rounded(_rounded_changes(result)),
+        *_pruned(_of("passes.prune:PrunedChange", result)),
         *_skips([item for item in result.skips if "dtype" in item.data]),
         *[
             f"kept: {safe(item.where, limit=_NAME)} ({safe(item.reason, limit=160)})"

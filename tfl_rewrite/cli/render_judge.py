@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.text import table
-from tfl_rewrite.interpreter.interface import printable
-from tfl_rewrite.judge.verdict import STATUSES
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.layers import Blame, Layer
@@ -38,6 +36,8 @@ def _head(verdict: Verdict) -> str:
     judges = verdict.verdicts
     if len(judges) < 2:
         return verdict.headline
+    from tfl_rewrite.judge.verdict import STATUSES
+
     counts = [(status, sum(one.status == status for one in judges)) for status in STATUSES]
     told = ", ".join(f"{count} {status}" for status, count in counts if count)
     if all(one.status != verdict.status for one in judges):
@@ -156,6 +156,8 @@ def blame_lines(found: Blame, *, verbose: bool = False) -> list[str]:
     ]
     lines += _layers(found, verbose)
     if found.inserted:
+        from tfl_rewrite.interpreter.interface import printable
+
         texts = ", ".join(f"{number} {printable(name)}" for name, number in sorted(found.inserted.items()))
         lines.append(f"  only after the rewrite: {texts}")
     if found.unmatched:
@@ -176,6 +178,8 @@ def _layers(found: Blame, verbose: bool) -> list[str]:
         lines.append(f"  ... and {len(found.layers) - len(shown)} more (-v shows all)")
     marked = found.marked()
     if marked:
+        from tfl_rewrite.interpreter.interface import printable
+
         worst = ", ".join(
             f"{layer.index} {printable(layer.operator)} ({layer.fall_db:.1f} dB)" for layer in marked
         )
@@ -205,6 +209,8 @@ def _telling(layers: tuple[Layer, ...]) -> list[Layer]:
 
 
 def _row(layer: Layer) -> tuple[str, ...]:
+    from tfl_rewrite.interpreter.interface import printable
+
     name = printable(layer.tensor) or f"(unnamed, output {layer.position})"
     if len(name) > 44:
         name = "..." + name[-41:]

@@ -253,6 +253,11 @@ class Pass(ABC):
         return False
 
     @property
+    def is_searched(self) -> bool:
+        """Whether a search is still to find what it does."""
+        return False
+
+    @property
     def finer(self) -> tuple[str, ...]:
         """The forms that single constants can take where the outputs lose too much by what was asked for.
 

@@ -6,57 +6,43 @@ points :data:`GROUP`, and is loaded when it is named.
 
 from __future__ import annotations
 
-import importlib.metadata
+import functools
+import importlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import Role, options_of, read_options, unknown
-from tfl_rewrite.passes.compact import Compact
-from tfl_rewrite.passes.dedup import Dedup
-from tfl_rewrite.passes.dequantize import Dequantize
-from tfl_rewrite.passes.equalize import Equalize
-from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
-from tfl_rewrite.passes.fold_constants import FoldConstants
-from tfl_rewrite.passes.fuse import Fuse
-from tfl_rewrite.passes.metadata import SetMetadata
-from tfl_rewrite.passes.prune import Prune
-from tfl_rewrite.passes.quantize import Quantize
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.passes.remove_dead import RemoveDead
-from tfl_rewrite.passes.remove_noops import RemoveNoops
-from tfl_rewrite.passes.rename import Rename
-from tfl_rewrite.passes.repair import Repair
-from tfl_rewrite.passes.retarget import Retarget
-from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.passes.signatures import Signatures
-from tfl_rewrite.passes.simplify import Simplify
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "tfl_rewrite.passes"
 """Entry points by which other packages offer passes."""
 
-CATALOG: tuple[type[Pass], ...] = (
-    Repair,
-    RemoveDead,
-    FoldConstants,
-    Fuse,
-    FoldBatchNorms,
-    Dedup,
-    RemoveNoops,
-    Simplify,
-    Dequantize,
-    Prune,
-    RoundWeights,
-    Equalize,
-    QuantizeWeights,
-    Quantize,
-    Rename,
-    Retarget,
-    Signatures,
-    SetMetadata,
-    Compact,
+NAMES = (
+    "repair",
+    "remove-dead",
+    "fold-constants",
+    "fuse",
+    "fold-batch-norms",
+    "dedup",
+    "remove-noops",
+    "simplify",
+    "dequantize",
+    "prune",
+    "round-weights",
+    "equalize",
+    "quantize-weights",
+    "quantize",
+    "rename",
+    "retarget",
+    "signatures",
+    "metadata",
+    "compact",
 )
-BY_NAME = {item.name: item for item in CATALOG}
+"""In their order. Each is a class in the module of its name, which is loaded when it is asked for."""
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
     # Nothing that a program could measure changes.
@@ -69,10 +55,23 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def offered() -> dict[str, importlib.metadata.EntryPoint]:
+def every() -> tuple[type[Pass], ...]:
+    """Returns all of them, in their order."""
+    return tuple(map(_own, NAMES))
+
+
+@functools.cache
+def _own(name: str) -> type[Pass]:
+    module = importlib.import_module(f"tfl_rewrite.passes.{name.replace('-', '_')}")
+    kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Pass)]
+    return next(kind for kind in kinds if getattr(kind, "name", "") == name)
+
+
+def offered() -> dict[str, EntryPoint]:
     """Returns the passes that other packages offer, by name, not loaded; ours win."""
-    points = importlib.metadata.entry_points(group=GROUP)
-    return {point.name: point for point in points if point.name not in BY_NAME}
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in NAMES}
 
 
 def find(name: str) -> type[Pass]:
@@ -81,11 +80,11 @@ def find(name: str) -> type[Pass]:
     Raises:
         UsageError: There is none of that name, or it cannot be loaded.
     """
-    if name in BY_NAME:
-        return BY_NAME[name]
+    if name in NAMES:
+        return _own(name)
     others = offered()
     if name not in others:
-        raise unknown("pass", name, [*BY_NAME, *others])
+        raise unknown("pass", name, [*NAMES, *others])
     try:
         loaded = others[name].load()
     except (ImportError, AttributeError) as error:
@@ -95,7 +94,7 @@ def find(name: str) -> type[Pass]:
     return loaded
 
 
-def origin(point: importlib.metadata.EntryPoint) -> str:
+def origin(point: EntryPoint) -> str:
     """Returns the package that offers a pass."""
     return point.dist.name if point.dist is not None else point.value
 
@@ -142,9 +141,9 @@ def files_of(text: str) -> list[tuple[Role, str]]:
         UsageError: See :func:`passes_of`.
     """
     name, _, rest = text.partition(":")
-    if name not in BY_NAME:
+    if name not in NAMES:
         return []
-    options = options_of(BY_NAME[name])
+    options = options_of(_own(name))
     given = read_options(rest, options, name)
     return [(row.role, str(given[row.name])) for row in options if row.role and row.name in given]
 

@@ -25,7 +25,6 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
 from tfl_rewrite.options.option import Kind, Role, Taken, check_options, option
 from tfl_rewrite.options.patterns import compile_all
-from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import EXCLUDE, INCLUDE, UNNAMED, Candidate, Selection
@@ -300,6 +299,8 @@ def _check_encoding(encoding: Encoding, runtime: runtimes.Runtime) -> None:
 
 def _balance(model: Model, context: Context) -> tuple[str, ...]:
     """Balances channels between operators before their weights are rounded; returns a note of it."""
+    from tfl_rewrite.passes.equalize import Equalize
+
     edits = Equalize().run(model, context).changes
     if not edits:
         return ()

@@ -17,21 +17,15 @@ from typing import Any, ClassVar
 
 from tfl_rewrite.editing.base import Change, Context, Edit, Effect, Pass, PassResult, run_passes
 from tfl_rewrite.editing.effects import PURE_CUSTOM
-from tfl_rewrite.editing.fusions import FUSIONS, KINDS
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.option import option
-from tfl_rewrite.passes.dedup import Dedup
-from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
-from tfl_rewrite.passes.fold_constants import FoldConstants
-from tfl_rewrite.passes.fuse import Fuse, xnnpack_notes
-from tfl_rewrite.passes.remove_dead import RemoveDead
-from tfl_rewrite.passes.remove_noops import RemoveNoops
+
+# The passes are loaded when it runs: others have it as an option, and most of their runs are without.
 
 SIMPLIFY = "simplify the graph first, as 'tfl-rewrite simplify' does; OUT is judged as it is without this"
 """Help of an option of several passes."""
 _MOST_ROUNDS = 50
 """Each leaves fewer operators, or constants of which one was made; a real model takes four."""
-_INEXACT = {item.kind for item in FUSIONS if not item.exact}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +56,9 @@ class Simplify(Pass):
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
+        from tfl_rewrite.passes.fold_constants import FoldConstants
+        from tfl_rewrite.passes.fuse import xnnpack_notes
+
         held, limit = _nbytes(model), FoldConstants().max_growth
         changes: list[Change] = []
         notes: dict[str, None] = {}
@@ -96,9 +93,18 @@ class Simplify(Pass):
 
     def _steps(self, growth: int) -> Sequence[Pass]:
         """Returns the passes of a round, in which constants may grow by so many bytes."""
+        from tfl_rewrite.editing.fusions import FUSIONS, KINDS
+        from tfl_rewrite.passes.dedup import Dedup
+        from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
+        from tfl_rewrite.passes.fold_constants import FoldConstants
+        from tfl_rewrite.passes.fuse import Fuse
+        from tfl_rewrite.passes.remove_dead import RemoveDead
+        from tfl_rewrite.passes.remove_noops import RemoveNoops
+
+        inexact = {item.kind for item in FUSIONS if not item.exact}
         return (
             RemoveNoops(),
-            Fuse() if self.fold else Fuse(only=tuple(kind for kind in KINDS if kind not in _INEXACT)),
+            Fuse() if self.fold else Fuse(only=tuple(kind for kind in KINDS if kind not in inexact)),
             *((FoldBatchNorms(),) if self.fold else ()),
             FoldConstants(max_growth=growth),
             Dedup(pure_custom=self.pure_custom),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,8 @@ from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
-from tfl_rewrite.numerics.grids import EXACT_NBYTES, deflated_or_estimated
 from tfl_rewrite.options.option import Role, options_of
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified, with_newer
-from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
 from tfl_rewrite.work import current
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
@@ -278,7 +275,7 @@ def _write(opened: _Opened, ran: _Ran) -> Iterator[tuple[AtomicFile, Report]]:
             nbytes_after=nbytes,
             results=results,
             deflated=sizes,
-            estimated=sizes is not None and max(source.nbytes, nbytes) > EXACT_NBYTES,
+            estimated=sizes is not None and _is_estimated(max(source.nbytes, nbytes)),
             notes=notes,
         )
         yield output, report
@@ -312,6 +309,8 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         # Measured: the classic interpreter loads such a file and computes with zeros.
         reason = "weights lie in files beside the model, which this interpreter does not read"
         return _unverified(report, reason, settings)
+    from tfl_rewrite.weights.repairs import refuse_undefined, undefined_reads
+
     if undefined_reads(model):
         # In the words of the input, whose tensors and operators may have had other places.
         refuse_undefined(opened.source.model(), report.source)
@@ -492,8 +491,18 @@ def _place(plan: Plan, nbytes: int, access: int) -> Iterator[AtomicFile]:
             yield output
 
 
+def _is_estimated(nbytes: int) -> bool:
+    from tfl_rewrite.numerics.grids import EXACT_NBYTES
+
+    return nbytes > EXACT_NBYTES
+
+
 def _deflated(source: Source, output: AtomicFile, results: Sequence[PassResult]) -> tuple[int, int]:
     """Returns deflated sizes of both files, and lets changes find out theirs: all at once, for it is slow."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tfl_rewrite.numerics.grids import deflated_or_estimated
+
     with ThreadPoolExecutor(current().threads) as pool:
         old, made = (
             pool.submit(deflated_or_estimated, container.data)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.passes.prune import Prune
-from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline import rewrite as pipeline
 from tfl_rewrite.pipeline.report import Plan, Report
 from tfl_rewrite.work import current, working
+
+if TYPE_CHECKING:
+    from tfl_rewrite.passes.prune import Prune
+    from tfl_rewrite.passes.round_weights import RoundWeights
 
 
 def rewrite(
@@ -79,7 +81,7 @@ def carry_out(plan: Plan) -> Report:
 
 def is_searched(item: Pass) -> TypeGuard[RoundWeights | Prune]:
     """Whether a search is still to find what a pass does."""
-    return isinstance(item, (RoundWeights, Prune)) and item.is_searched
+    return item.is_searched
 
 
 def _check_before(searched: Pass, passes: Sequence[Pass]) -> None:

@@ -19,13 +19,9 @@ from tfl_rewrite.errors import (
     VerificationError,
 )
 from tfl_rewrite.judge.settings import FOLDED
-from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.options.option import made_with, options_of
-from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Judge, Plan, Report, RewriteFailed
 from tfl_rewrite.search.rewrite import carry_out, is_searched
-from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
@@ -86,7 +82,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
                 "place": kind.place,
                 "options": [row.name for row in options_of(kind)],
             }
-            for kind in catalog.CATALOG
+            for kind in catalog.every()
         ]
         others = [{"name": name, "from": catalog.origin(point)} for name, point in catalog.offered().items()]
         presets = {name: list(items) for name, items in catalog.PRESETS.items()}
@@ -94,7 +90,7 @@ def list_passes(arguments: argparse.Namespace) -> int:
         print_lines([json.dumps(data, indent=2)])
         return 0
     lines = []
-    for kind in catalog.CATALOG:
+    for kind in catalog.every():
         lines.append(f"{kind.name}{_LOSSES.get(kind.effect, '')}: {catalog.summary(kind)}")
         if options := options_of(kind):
             lines.append(f"  options: {', '.join(row.name.replace('_', '-') for row in options)}")
@@ -118,6 +114,9 @@ def round_weights(arguments: argparse.Namespace) -> int:
     if arguments.pass_steps is None:
         # There, it is what the steps are searched for.
         arguments.pass_min_snr = arguments.min_snr
+    from tfl_rewrite.passes.round_weights import RoundWeights
+    from tfl_rewrite.weights.rounders import Effort
+
     made = pass_of(arguments)
     assert isinstance(made, RoundWeights)
     try:
@@ -194,7 +193,7 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass], judge: Judge
         side.publish()
         _show(arguments, error.report, product=False)
         error.remedy = error.remedy or _for_older(arguments, error)
-        if error.remedy is None and any(isinstance(item, QuantizeWeights) for item in passes):
+        if error.remedy is None and any(item.name == "quantize-weights" for item in passes):
             tolerance = judging.tolerance
             budget = f"--min-snr {tolerance.min_snr:g}"
             if tolerance.max_abs_error is not None:
@@ -214,6 +213,8 @@ def _for_older(arguments: argparse.Namespace, error: RewriteFailed) -> str | Non
     asked = getattr(arguments, f"{PREFIX}min_runtime", "")
     if judge is None or asked is not None or "Didn't find op for builtin opcode" not in str(error):
         return None
+    from tfl_rewrite.kernels import runtimes
+
     version = ".".join(judge.version.split(".")[:2])
     known = f"{'litert-' if judge.runtime == 'ai-edge-litert' else ''}{version}"
     try:

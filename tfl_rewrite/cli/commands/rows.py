@@ -86,7 +86,7 @@ def commands_of_passes(known: Collection[str]) -> list[Command]:
             functools.partial(makers.get(kind.effect, _fitted), kind.name),
             (f"tfl-rewrite {kind.name} in.tflite out.tflite",),
         )
-        for kind in catalog.CATALOG
+        for kind in catalog.every()
         if kind.command and kind.name not in known
     ]
 
