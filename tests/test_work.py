@@ -118,11 +118,12 @@ def test_only_what_is_worth_them_is_done_by_threads(threads, items, nbytes, othe
 
     def double(item):
         met.append(threading.get_ident())
+        time.sleep(0.01)
         return 2 * item
 
-    made = list(Work(wanted_threads=threads).each(double, range(items), nbytes=nbytes))
+    made = Work(wanted_threads=threads).each(double, range(items), nbytes=nbytes)
     assert made == [2 * item for item in range(items)]
-    assert (threading.get_ident() not in met) is others and len(set(met)) <= threads
+    assert threading.get_ident() in met and len(set(met)) == (threads if others else 1)
 
 
 @pytest.mark.parametrize("nbytes", [0, THREADS_FROM_NBYTES])
@@ -130,5 +131,18 @@ def test_what_one_of_them_raises_comes_out(nbytes):
     def fail(item):
         raise KeyError(item)
 
-    with pytest.raises(KeyError):
-        list(Work(wanted_threads=2).each(fail, [1, 2, 3], nbytes=nbytes))
+    with pytest.raises(KeyError, match="1"):
+        Work(wanted_threads=2).each(fail, [1, 2, 3], nbytes=nbytes)
+
+
+def test_after_one_that_fails_no_other_is_begun():
+    begun = []
+
+    def fail(item):
+        begun.append(item)
+        time.sleep(0.01 if item else 0)
+        raise KeyError(item) if item else KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Work(wanted_threads=2).each(fail, range(9), nbytes=THREADS_FROM_NBYTES)
+    assert len(begun) <= 2

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import clipping, symmetric
-from tfl_rewrite.numerics.clipping import recentred
+from tfl_rewrite.numerics.clipping import covering, recentred
 from tfl_rewrite.numerics.symmetric import Levels
 
 Array = np.ndarray[Any, Any]
@@ -78,6 +78,26 @@ def test_extreme_rows_get_scales_that_the_runtime_takes(levels: Levels) -> None:
     assert scale[0] == 1
     assert np.isfinite(scale).all() and (scale >= symmetric.SMALLEST_SCALE).all()
     assert np.isfinite(scale * np.float32(max(-levels.low, levels.high))).all()
+
+
+@pytest.mark.parametrize("exponent", [-30, -12, 0, 12, 30])
+def test_rows_that_need_no_search_get_the_scale_that_it_would_give(
+    exponent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(4).standard_normal((300, 257)).astype(np.float32)
+    # From plain to outlying, over the limit between them.
+    rows[:, 0] = np.linspace(3.0, 8.0, len(rows))
+    rows[7] = 0
+    rows *= np.float32(10.0**exponent)
+    levels = Levels.narrow(8)
+    made, searched = clipping.best(rows, levels), []
+    monkeypatch.setattr(
+        clipping, "_outlying", lambda values: (np.zeros(len(values)), np.ones(len(values), np.bool_))
+    )
+    monkeypatch.setattr(clipping, "covering", lambda *given: searched.append(1) or covering(*given))
+    assert made.tobytes() == clipping.best(rows, levels).tobytes() and searched
+    covered = symmetric.scales(np.abs(rows).max(axis=1), levels.high)
+    assert 0 < np.isclose(made, covered, rtol=1e-6, atol=0).sum() < len(rows)
 
 
 def test_channels_that_fit_are_equal() -> None:

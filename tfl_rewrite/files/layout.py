@@ -106,8 +106,7 @@ class Layout:
             assert self.plan is not None
             sink.write_at(self.plan.head, 0)
             writes = self.plan.writes
-        for _ in work.each(lambda write: write[1].write_to(counted, write[0]), writes, nbytes=self.nbytes):
-            pass
+        work.each(lambda write: write[1].write_to(counted, write[0]), writes, nbytes=self.nbytes)
         if self.tail is not None:
             sink.write_at(self.tail.moved(self.tail_offset), self.tail_offset)
 

@@ -39,6 +39,9 @@ OUTLYING = 5.0
 """With many levels, cutting wins little where the largest value is no more than so many times the root mean
 square: a normal distribution in 8 bits is best cut at four times."""
 
+_NEARLY = 1.05
+_LARGEST_SQUARED = 1e15
+
 _WORK_ELEMENTS = 1 << 16
 
 
@@ -89,15 +92,20 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
     rows, columns = values.shape
     small = values.size <= EXACT_ELEMENTS
     search = exact if small and _magnitude(levels) <= EXACT_LEVELS else refined
-    result = np.ones(rows)
+    result, left = np.ones(rows), np.arange(rows)
+    if _magnitude(levels) > EXACT_LEVELS:
+        largest, outlying = _outlying(values)
+        left = np.flatnonzero(outlying)
+        result = np.where(largest > 0, covering(np.ones((1, 1)), levels) * largest, 1.0)
     step = max(1, _WORK_ELEMENTS // max(1, columns))
-    for start in range(0, rows, step):
-        part = np.array(values[start : start + step], np.float64 if small else np.float32)
+    for start in range(0, left.size, step):
+        chunk = left[start : start + step]
+        part = np.array(values[chunk], np.float64 if small else np.float32)
         # Relative to the largest, so that no square leaves the range.
         unit = np.abs(part).max(axis=1, initial=0.0).astype(np.float64)
         unit[unit == 0] = 1.0
         part /= unit[:, None].astype(part.dtype)
-        own = weights if weights is None or len(weights) == 1 else weights[start : start + step]
+        own = weights if weights is None or len(weights) == 1 else weights[chunk]
         base = covering(part, levels)
         found = base.copy()
         chosen = np.ones(len(part), np.bool_)
@@ -109,8 +117,30 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
             found[chosen] = search(part[chosen], levels, some)
             better = error(part, found, levels, own) < error(part, base, levels, own)
             found = np.where(better, found, base)
-        result[start : start + step] = np.where(part.any(axis=1), found * unit, 1.0)
+        result[chunk] = np.where(part.any(axis=1), found * unit, 1.0)
     return np.where(result == 1.0, 1.0, bounded(result)).astype(np.float32)
+
+
+def _outlying(values: npt.NDArray[Any]) -> tuple[Float64, npt.NDArray[np.bool_]]:
+    """Looks for rows whose largest value lies far out, in one pass and without copies.
+
+    Returns:
+        The largest magnitude of each row, and whether it may be :data:`OUTLYING`: sums of float32 may be off
+        by some percent, so rows near that limit count among them.
+    """
+    rows, columns = values.shape
+    largest, found = np.zeros(rows), np.ones(rows, np.bool_)
+    step = max(1, _WORK_ELEMENTS // max(1, columns))
+    for start in range(0, rows if columns else 0, step):
+        part = np.asarray(values[start : start + step], np.result_type(values.dtype, np.float32))
+        most = np.maximum(part.max(axis=1), -part.min(axis=1)).astype(np.float64)
+        with np.errstate(over="ignore"):
+            energy = np.einsum("ij,ij->i", part, part).astype(np.float64)
+        largest[start : start + step] = most
+        plain = energy * OUTLYING**2 > _NEARLY * columns * most**2
+        # What leaves the range when it is squared tells nothing.
+        found[start : start + step] = ~plain | (most > _LARGEST_SQUARED)
+    return largest, found
 
 
 def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = None) -> Float64:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +25,7 @@ from tfl_rewrite.numerics.grids import Array, Float64
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.grids import Constant
+from tfl_rewrite.work import current
 
 Emit = Callable[[int, Int8], None]
 
@@ -137,8 +139,20 @@ class Clipped(Rounder):
     Of channels of many million elements every so-manieth is looked at, and the largest.
     """
 
+    _known: Mapping[tuple[int, Channels, Levels], Float32] = MappingProxyType({})
+
+    def prepare(self, model: Model, works: Sequence[Work]) -> None:
+        """Searches the scales of all constants, several at a time."""
+        nbytes = sum(4 * work.channels.elements for work in works)
+        found = current().each(self._searched, works, nbytes=nbytes)
+        self._known = {_key(work): scales for work, scales in zip(works, found, strict=True)}
+
     def scales(self, work: Work) -> Float32:
-        """Searches the scale of each channel or block."""
+        """Returns the scale of each channel or block."""
+        known = self._known.get(_key(work))
+        return self._searched(work) if known is None else known
+
+    def _searched(self, work: Work) -> Float32:
         result = symmetric.scales(work.largest, work.levels.high)
         values, channels = work.values(), work.channels
         whole = values.reshape(channels.outer, channels.channels, channels.inner)
@@ -161,6 +175,10 @@ class Clipped(Rounder):
         del values, whole, part, rows
         work.release()
         return result
+
+
+def _key(work: Work) -> tuple[int, Channels, Levels]:
+    return work.position, work.channels, work.levels
 
 
 class Fitting(Protocol):
