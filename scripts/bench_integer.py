@@ -13,7 +13,7 @@ judges. Each file is made by a whole process with a time limit:
   write because outputs differ too much is made once more with ``--verify off``, is measured all the same, and
   is marked with a star.
 - cal: the calibrator inside TensorFlow (``bench_calibrator.py``).
-- AEQ: the static recipe of litert-quantizer, which was ai-edge-quantizer (``bench_peer.py``), on a copy with
+- LQ: the static recipe of litert-quantizer (``bench_peer.py``), on a copy with
   repaired operator codes and, where there is none, a signature.
 
 A figure is the lowest SNR over the outputs, on XNNPACK / built-in / reference kernels. What is in the working
@@ -49,7 +49,7 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Tolerance
 
 RESOLVERS = {"default": "XNNPACK", "builtin": "built-in", "reference": "reference"}
-TOOLS = ("ours", "cal", "AEQ")
+TOOLS = ("ours", "cal", "LQ")
 WIDTHS = {"int8": "8", "int16": "16"}
 RECIPES = {"int8": "static_wi8_ai8", "int16": "static_wi8_ai16"}
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ def made(row: Row, path: Path, target: Path, calib: Path, arguments: argparse.Na
 
 
 def repaired(target: Path) -> Path:
-    """Where the copy lies that a file of AEQ was made from."""
+    """Where the copy lies that a file of LQ was made from."""
     return target.with_suffix(".repaired")
 
 
@@ -159,7 +159,7 @@ def measured(row: Row, path: Path, target: Path, evaluation: Path, limit: float)
     row.nbytes, row.floats = target.stat().st_size, float_operators(target)
     for resolver in RESOLVERS:
         settings = Judging(inputs=[evaluation], resolver=(resolver,), timeout=limit)
-        with Judge(repaired(target) if row.tool == "AEQ" else path, settings) as judge:
+        with Judge(repaired(target) if row.tool == "LQ" else path, settings) as judge:
             row.figures[resolver] = figure(judge, target)
 
 

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tfl_rewrite.search.units import KEPT, Option, Unit, cheapest
+from tfl_rewrite import Goal
+from tfl_rewrite.search.units import HYBRID, KEPT, Option, Unit, cheapest, encodings_for
 from tfl_rewrite.weights.encoding import Encoding
 
 ENCODING = Encoding.parse("int8")
@@ -136,3 +137,17 @@ def test_everything_is_allowed() -> None:
 
 def test_no_units() -> None:
     assert cheapest([], 1.0) == []
+
+
+@pytest.mark.parametrize("objective", ["file", "download", "ram", "latency"])
+def test_what_is_put_together_at_each_call_is_tried_for_bytes_alone(objective: str) -> None:
+    tried = encodings_for(Goal(min_snr=30, objective=objective))
+    slow = [text for text in tried if ("block" in text or "int6" in text) and "dequantize" in text]
+    assert bool(slow) is (objective in ("file", "download"))
+    assert "int8:channel" in tried and "float16" in tried
+    assert set(HYBRID) <= set(tried) or objective in ("file", "download")
+
+
+def test_encodings_that_are_asked_for_are_tried_all_the_same() -> None:
+    asked = ("int6:channel:dequantize",)
+    assert encodings_for(Goal(min_snr=30, objective="latency", encodings=asked)) == asked

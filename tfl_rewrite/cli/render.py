@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
+from tfl_rewrite.cli.render_judge import blame_lines, cost_lines, verdict_line, verdict_lines, verdict_rest
 from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, shown, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
 from tfl_rewrite.pipeline.report import Finer, Report
@@ -45,6 +45,7 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     lines += noted(_notes(report, verbose), verbose)
     if report.verdict is not None:
         lines += verified_lines(report.verdict, verbose=verbose)
+        lines += cost_lines(report.verdict, told_before=report.dry_run)
     elif report.unverified is not None and report.outcome != "failed":
         lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
     lines += _damage_lines(report, verbose)

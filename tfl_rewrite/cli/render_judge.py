@@ -96,6 +96,23 @@ def verdict_rest(verdict: Verdict) -> str:
     return f"not judged: {first}" + (f"; and {len(rest)} more (-v)" if rest else "")
 
 
+def cost_lines(verdict: Verdict, *, told_before: bool = True) -> list[str]:
+    """Says by how much a call takes longer than it did, where it does; each file was run as it is.
+
+    Args:
+        verdict: Of one judge or several; the kernels that a runtime chooses by itself count.
+        told_before: Whether nothing was published yet.
+    """
+    slow = (one for one in verdict.each if one.judge is not None and (one.cost or 0) > 1)
+    one = next((one for one in slow if one.judge is not None and one.judge.kernels == "default"), None)
+    if one is None:
+        return []
+    more = "" if told_before else "; --dry-run tells it before anything is written"
+    return [
+        f"slower: a call takes {one.cost:.1f} x the processor time it took, measured here ({one.judge}){more}"
+    ]
+
+
 def _entries(verdict: Verdict) -> list[str]:
     """What is said of each entry point, where that is not the same for all."""
     if len({entry.status for entry in verdict.entries}) < 2:

@@ -391,6 +391,8 @@ class Service:
             if request.get("independent") and number:
                 opened.interpreter = self._runtime.build(*opened.key)
                 opened.interpreter.allocate_tensors()
+            # Of this thread: under a limit of processor time, Linux counts that of a process in ticks.
+            began = time.thread_time()
             try:
                 results = opened.run(step["signature"], values, step.get("outputs"))
             except Exception as error:
@@ -398,7 +400,7 @@ class Service:
                     raise
                 self._emit({"dropped": number, "reason": _told(error)})
                 break
-            self._send_call(number, results)
+            self._send_call(number, results, time.thread_time() - began)
         self._opened = None
         return {}, []
 
@@ -479,15 +481,15 @@ class Service:
             raise ValueError("no model is open")
         return self._opened
 
-    def _send_call(self, number: int, results: list[Any]) -> None:
-        """What one call gave; a text instead of an output: why it is unreadable."""
+    def _send_call(self, number: int, results: list[Any], seconds: float = 0.0) -> None:
+        """What one call gave, and its processor time; a text instead of an output: why it is unreadable."""
         errors = [result if isinstance(result, str) else None for result in results]
         arrays = [
             packed(f"{number}.{place}", result)
             for place, result in enumerate(results)
             if not isinstance(result, str)
         ]
-        self._emit({"ran": number, "unreadable": errors}, arrays)
+        self._emit({"ran": number, "unreadable": errors, "cpu": seconds}, arrays)
 
     def _enter(self, stage: str, **where: Any) -> None:
         # Sent before the work, so that the parent knows where a process that died had come to.

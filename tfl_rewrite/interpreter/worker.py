@@ -106,6 +106,7 @@ class Execution:
         on_ran: Called whenever a call has ended: its outputs can be read now.
         ran: For each call that ended, why an output could not be read (None where it could).
         nbytes: For each call that ended, the bytes of its outputs; of one that was too much as well.
+        cpu: For each call that ended, the processor time that it took, in seconds.
         kept: The calls whose outputs stayed; ``kept_nbytes`` of them.
         dropped: The optional call that was refused, and the reason.
         left_out: How many samples were not run, since their outputs would not have been kept.
@@ -121,6 +122,7 @@ class Execution:
     interface: Interface | None = None
     ran: list[list[str | None]] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     kept_nbytes: int = 0
     dropped: tuple[int, str] | None = None
@@ -490,6 +492,7 @@ class Worker:
                 raise ValueError(f"other outputs than those of call {step + 1}")
             execution.ran.append(texts)
             execution.nbytes.append(message.get("nbytes", 0))
+            execution.cpu.append(float(message.get("cpu", 0.0)))
             return True
         return False
 

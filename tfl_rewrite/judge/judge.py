@@ -17,6 +17,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_e
 from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
 from tfl_rewrite.judge.agreement import agreed
 from tfl_rewrite.judge.compare import compared
+from tfl_rewrite.judge.cost import cost_of
 from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
 from tfl_rewrite.judge.retyped import is_retyped
@@ -352,6 +353,7 @@ class Judge:
             outputs=outputs,
             entries=entries,
             notes=(*notes, *unread),
+            cost=cost_of(reference.execution.cpu, execution.cpu),
         )
 
     def _excused(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, repeat: bool) -> Verdict:

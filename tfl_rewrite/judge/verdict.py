@@ -201,6 +201,8 @@ class Verdict(JsonData):
         notes: What a reader should know besides.
         repeated: How many calls both files were asked a second time, in another process, for the same
             outputs; 0 where that was not asked for, or not possible.
+        cost: Processor time of a call of the rewritten file, as a multiple of the original's, measured as
+            both ran; None where that is within noise.
         verdicts: Of several judges, all of them in their order; this one is then the worst of them. Empty
             for one judge.
 
@@ -221,6 +223,7 @@ class Verdict(JsonData):
     seconds: float = 0.0
     cause: str = ""
     repeated: int = 0
+    cost: float | None = None
     judge: JudgeInfo | None = None
     entries: tuple[EntryVerdict, ...] = ()
     outputs: tuple[OutputComparison, ...] = ()

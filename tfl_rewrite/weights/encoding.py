@@ -135,6 +135,11 @@ class Encoding:
         return cls(form, granularity, block, scheme)
 
     @property
+    def runs_each_call(self) -> bool:
+        """Whether MUL or ADD put its parts together behind DEQUANTIZE, at each call anew."""
+        return self.scheme is Scheme.DEQUANTIZE and (self.block is not None or len(self.form.parts) > 1)
+
+    @property
     def text(self) -> str:
         """The encoding as :meth:`parse` reads it."""
         words = [self.form.name]

@@ -10,7 +10,7 @@ from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import report_lines
-from tfl_rewrite.cli.render_judge import blame_lines, verdict_line, verdict_lines, verdict_rest
+from tfl_rewrite.cli.render_judge import blame_lines, cost_lines, verdict_line, verdict_lines, verdict_rest
 from tfl_rewrite.cli.text import print_lines, safe, show, warn
 from tfl_rewrite.editing.base import Effect, Pass
 from tfl_rewrite.errors import (
@@ -152,7 +152,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
     rest = verdict_lines(verdict)[1:] if arguments.verbose else [verdict_rest(verdict)]
-    lines = [verdict_line(verdict), *rest]
+    lines = [verdict_line(verdict), *rest, *cost_lines(verdict)]
     lines += blame_lines(found, verbose=arguments.verbose > 0) if found else _no_blame(arguments, found)
     show(arguments, lambda: {"schema": 1, **facts}, lambda: lines)
     if verdict.status == "unverified":
