@@ -19,6 +19,7 @@ from tfl_rewrite.passes.prune import Sparsity
 from tfl_rewrite.search.holdout_judge import QUIET
 from tfl_rewrite.search.trials import Trials
 from tfl_rewrite.search.units import Float64, Form, Option, Unit, grid_at, grid_forms, grid_unit, grids_around
+from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.payloads import GridPayload
@@ -272,12 +273,24 @@ def _round(units: Sequence[Unit], trials: Trials, progress: Progress) -> None:
     trials.prepare(choices)
     for number, (encoding, choice) in enumerate(zip(encodings, choices, strict=True)):
         progress("rounding", number, len(encodings))
-        stored = trials.rounded(choice)
-        for unit in units:
-            for option in unit.options[1:]:
-                if option.form == encoding and unit.position in stored:
-                    option.wnoise = stored[unit.position].noise
-                    option.cost -= stored[unit.position].deflated
+        rounded = trials.rounded(choice)
+        taken = [
+            (unit, option)
+            for unit in units
+            for option in unit.options[1:]
+            if option.form == encoding and unit.position in rounded.stored
+        ]
+        for unit, option in taken:
+            option.wnoise = rounded.stored[unit.position].noise
+            option.cost -= rounded.stored[unit.position].deflated
+        if isinstance(encoding, Encoding) and taken:
+            # What tensors and operators take is an estimate; the file as a whole tells by how much it is off.
+            told = trials.kept_nbytes + sum(option.nbytes - unit.nbytes for unit, option in taken)
+            off = (trials.laid_out(rounded.model) - told) / len(taken)
+            for unit, option in taken:
+                option.nbytes += off
+                option.cost += off
+                trials.growth[unit.position, encoding.text] = option.nbytes - unit.nbytes
 
 
 def _order(units: Sequence[Unit]) -> list[tuple[Unit, Option]]:

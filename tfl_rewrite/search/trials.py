@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -13,14 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes
+from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, last_packing, run_passes
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
-from tfl_rewrite.files.source import Source, load, save
+from tfl_rewrite.files.source import Source, layout, load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
-from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.prune import Prune, PrunedChange
@@ -37,6 +36,7 @@ from tfl_rewrite.search.holdout_judge import (
     judged_inside,
     noise_of,
 )
+from tfl_rewrite.search.in_place import Content, Expansions, PatchedFiles, written
 from tfl_rewrite.search.units import (
     Choice,
     Float64,
@@ -47,10 +47,9 @@ from tfl_rewrite.search.units import (
     sparsities_of,
 )
 from tfl_rewrite.weights.encoding import Encoding
-from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.payloads import GridPayload, WeightChange
-from tfl_rewrite.weights.rounders import Fitting
+from tfl_rewrite.weights.rounders import Effort
 
 
 def _texts(choice: Choice) -> dict[str, str]:
@@ -176,49 +175,6 @@ class Frame:
     activations: str = ""
 
 
-class Patched:
-    """A copy of a file in which the values of constants are replaced in place.
-
-    Args:
-        source: The file; constants lie where its buffers do.
-        path: The copy.
-        constants: By position of their buffers, as they were.
-    """
-
-    def __init__(self, source: Source, path: Path, constants: Mapping[int, Constant]) -> None:
-        shutil.copyfile(source, path)
-        path.chmod(0o600)
-        self.path = path
-        self._constants = constants
-        self._offsets = {
-            position: buffer.blob.offset
-            for position, buffer in enumerate(source.model().buffers)
-            if isinstance(buffer.blob, MappedBlob)
-        }
-        self._held: dict[int, Grid] = {}
-
-    def takes(self, choice: Choice) -> bool:
-        """Whether files of that choice differ from this one in values alone."""
-        return bool(choice) and len(grids_of(choice)) == len(choice) and choice.keys() <= self._offsets.keys()
-
-    def hold(self, choice: Choice, fitting: Fitting | None = None) -> None:
-        """Rounds these constants, and puts back all others.
-
-        Args:
-            choice: Grids alone; see :meth:`takes`.
-            fitting: Chooses levels.
-        """
-        chosen = grids_of(choice)
-        with open(self.path, "r+b") as file:
-            for position in self._held.keys() - chosen.keys():
-                os.pwrite(file.fileno(), self._constants[position].blob.view(), self._offsets[position])
-            for position, grid in chosen.items():
-                if self._held.get(position) != grid:
-                    data = GridPayload.of(self._constants[position], grid, fitting).data()
-                    os.pwrite(file.fileno(), data, self._offsets[position])
-        self._held = chosen
-
-
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How one constant was stored.
@@ -230,6 +186,19 @@ class Stored:
 
     noise: float
     deflated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A model in which constants were stored otherwise.
+
+    Attributes:
+        stored: Each of them, by position of the buffer.
+        model: What it is now.
+    """
+
+    stored: Mapping[int, Stored]
+    model: Model
 
 
 @dataclass(eq=False)
@@ -252,6 +221,7 @@ class Trials:
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
         decisions: How many things each call decides there, at least.
         constants: What can be rounded to grids, by position of the buffer; filled by :meth:`prepare_grids`.
+        growth: By how many bytes a file grows, less than 0 mostly, by position of the buffer and encoding.
     """
 
     frame: Frame
@@ -273,7 +243,9 @@ class Trials:
         self.decisions = 0
         self.opened = self._open(folder / "opened.tflite")
         self.constants: dict[int, Constant] = {}
-        self._patched: dict[tuple[int, bool], Patched] = {}
+        self.growth: dict[tuple[int, str], float] = {}
+        self._patched = PatchedFiles(folder)
+        self._expansions: dict[tuple[int, Rounding], Expansions] = {}
         self._judges: dict[tuple[int, str], Judge] = {}
         self._final: dict[Hashable, list[Pass]] = {}
 
@@ -347,12 +319,12 @@ class Trials:
                 rounders.grids.fitting.prepare(model, found)
         return found
 
-    def rounded(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> dict[int, Stored]:
-        """Stores constants otherwise, without writing a file; by the positions of their buffers."""
+    def rounded(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> Rounded:
+        """Stores constants otherwise, without writing a file."""
         model = self.fresh()
-        (made,) = self.folds[0].rounders.passes(choice, rounding)
+        changes = self._learn(0, choice, model, rounding)
         found = {}
-        for change in made.run(model, Context()).changes:
+        for change in changes:
             if isinstance(change, (WeightChange, PrunedChange)):
                 blob = model.buffers[change.buffer].blob
                 spared = 0
@@ -361,7 +333,35 @@ class Trials:
                 if stored and self.goal.objective is Objective.DOWNLOAD and blob is not None:
                     spared = blob.nbytes - len(zlib.compress(blob.view(), 6))
                 found[change.buffer] = Stored(ratio(change.snr), spared)
-        return found
+        for number in range(1, len(self.folds) if rounding is Rounding.FITTED else 1):
+            self._learn(number, choice, self.fresh(), rounding)
+        return Rounded(found, model)
+
+    @functools.cached_property
+    def kept_nbytes(self) -> int:
+        """Size of a file in which every constant stays as it is."""
+        return self.laid_out(self.fresh())
+
+    def laid_out(self, model: Model) -> int:
+        """Runs the last passes on a model; returns the size of its file, which is not written."""
+        packing = last_packing(run_passes(model, self.frame.after)) if self.frame.after else None
+        return layout(model, packing=packing).nbytes
+
+    def _learn(self, number: int, choice: Choice, model: Model, rounding: Rounding) -> Sequence[Change]:
+        """Stores constants of a model otherwise, and takes in what operators read of them then."""
+        rounders = self.folds[number].rounders
+        before = [buffer.blob for buffer in model.buffers]
+        (made,) = rounders.passes(choice, rounding)
+        changes = made.run(model, Context()).changes
+        fitted = rounders.base.rounder if rounders.base is not None and rounding is Rounding.FITTED else None
+        corrections = () if fitted is None else fitted.corrections()
+        self._expanded(number, rounding).learn(choice, model, before, changes, corrections)
+        return changes
+
+    def _expanded(self, number: int, rounding: Rounding) -> Expansions:
+        """Returns what operators read of constants that are stored otherwise; plain ones once."""
+        key = (0 if rounding is Rounding.PLAIN else number, rounding)
+        return self._expansions.setdefault(key, Expansions())
 
     def noise(self, choice: Choice) -> Float64 | None:
         """Returns the noise over signal of each output with some constants stored otherwise.
@@ -389,26 +389,76 @@ class Trials:
 
     def _single(self, number: int, choice: Choice) -> Path:
         """Makes a file with some constants in other forms and nothing else done, opened where it can be."""
-        patched = self._in_place(number, choice, opened=self.opened is not None)
+        patched = self.in_place(number, choice, opened=self.opened is not None)
         if patched is not None:
             return patched
         model = self.opened.model() if self.opened is not None else self.fresh()
         self._write(model, self.folds[number].rounders.passes(choice), self._paths[number])
         return self._paths[number]
 
-    def _in_place(self, number: int, choice: Choice, *, opened: bool) -> Path | None:
-        """Puts values into a copy, where that is all there is to do; returns its path."""
-        source, settings = self.opened if opened else self.prepared, self.folds[number].rounders.grids
-        if source is None or settings is None or not choice or encodings_of(choice):
+    def in_place(
+        self, number: int, choice: Choice, rounding: Rounding = Rounding.FITTED, *, opened: bool
+    ) -> Path | None:
+        """Puts values into a file; returns its path, or None where a file has to be made.
+
+        What is no matter of values, such as weights of hybrid kernels, is in that file from the start.
+
+        Args:
+            number: Of the part of the inputs.
+            choice: How constants are stored.
+            rounding: How weights are rounded.
+            opened: Whether the file is opened before a last SOFTMAX and the like.
+        """
+        source = self.opened if opened else self.prepared
+        if source is None or rounding is Rounding.IN_ORDER:
             return None
-        patched = self._patched.get((number, opened))
-        if patched is None:
-            path = self.folder / f"patched{number}{'opened' if opened else ''}.tflite"
-            patched = self._patched[number, opened] = Patched(source, path, self.constants)
-        if not patched.takes(choice):
+        contents, rest = self._split(number, choice, rounding)
+        if not contents:
             return None
-        patched.hold(choice, settings.fitting)
+        passes = self.folds[number].rounders.passes(rest, rounding) if rest else []
+        part = 0 if rounding is Rounding.PLAIN else number
+
+        def model() -> Model:
+            made = source.model()
+            for item in passes:
+                item.run(made, Context())
+            return made
+
+        key = (
+            part,
+            rounding,
+            opened,
+            tuple(sorted((position, str(form)) for position, form in rest.items())),
+        )
+        patched = self._patched.get(key, model)
+        if not patched.takes(contents):
+            return None
+        patched.hold(contents)
         return patched.path
+
+    def _split(self, number: int, choice: Choice, rounding: Rounding) -> tuple[dict[int, Content], Choice]:
+        """Returns new bytes of constants whose values alone are others, and what else was chosen."""
+        rounders = self.folds[number].rounders
+        fitting = None if rounders.grids is None else rounders.grids.fitting
+        contents = {
+            position: Content(grid, GridPayload.of(self.constants[position], grid, fitting).data)
+            for position, grid in grids_of(choice).items()
+        }
+        encodings = encodings_of(choice)
+        # With more effort weights are balanced first, all of those that are chosen together.
+        if encodings and rounders.base is not None and rounders.base.effort is not Effort.BEST:
+            known = self._expanded(number, rounding)
+            missing = known.unknown(encodings)
+            if missing:
+                self._learn(number, missing, self.fresh(), rounding)
+            contents |= known.of(encodings)
+        return contents, {position: form for position, form in choice.items() if position not in contents}
+
+    def _expected(self, choice: Choice) -> float | None:
+        """Returns the size of a file; None where some of its constants were not looked at."""
+        found = [self.growth.get((position, form.text)) for position, form in encodings_of(choice).items()]
+        known = [each for each in found if each is not None]
+        return self.kept_nbytes + sum(known) if len(known) == len(found) else None
 
     def write(self, choice: Choice, path: Path) -> None:
         """Makes a file, without running it."""
@@ -429,23 +479,28 @@ class Trials:
             cost: What the objective counts; None for the bytes.
             rounding: How weights are rounded; plainly, the file is the same for all parts.
         """
+        expected = None if self._deflates(cost) else self._expected(choice)
         sizes, deflated = [], []
         verdicts: list[Verdict] = []
         inside: list[Verdict | None] = []
         paths: list[Path] = []
         for number, fold in enumerate(self.folds):
-            path = self._in_place(number, choice, opened=False)
-            if path is None and number and rounding is Rounding.PLAIN:
+            path = None if expected is None else self.in_place(number, choice, rounding, opened=False)
+            made = path is None
+            if path is not None and expected is not None:
+                sizes.append(round(expected))
+            elif number and rounding is Rounding.PLAIN:
                 path = paths[0]
-            elif path is None:
+            else:
                 path = self._paths[number]
-                self._make(fold.rounders.passes(choice, rounding), path)
+                sizes.append(self._make(fold.rounders.passes(choice, rounding), path))
             paths.append(path)
-            sizes.append(path.stat().st_size)
-            if self.goal.objective is Objective.DOWNLOAD and cost is None:
+            if self._deflates(cost):
                 deflated.append(deflated_nbytes(path))
             verdicts.append(self._judged(number, path))
-            inside.append(self._inside(number, path, choice) if verdicts[-1].measured else None)
+            counts = not made and self.inside is not None
+            beside = self.in_place(number, choice, rounding, opened=True) if counts else None
+            inside.append(self._inside(number, path, beside) if verdicts[-1].measured else None)
         found = figures_of(verdicts, inside, self.goal)
         metric = self.metric(paths) if self.metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
@@ -462,21 +517,31 @@ class Trials:
             activations=self.frame.activations,
         )
 
+    def _deflates(self, cost: float | None) -> bool:
+        """Whether files are made to be compressed."""
+        return self.goal.objective is Objective.DOWNLOAD and cost is None
+
     @property
     def inside(self) -> Source | None:
         """The original as it is opened before a last SOFTMAX and the like, where that counts."""
         original = self.beside or self
         return original.opened if counts_hidden(self.goal, original.decisions) else None
 
-    def _inside(self, number: int, path: Path, choice: Choice) -> Verdict | None:
-        """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts."""
+    def _inside(self, number: int, path: Path, opened: Path | None) -> Verdict | None:
+        """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts.
+
+        Args:
+            number: Of the part of the inputs.
+            path: The file.
+            opened: The same, opened; None where that is still to be made.
+        """
         if self.inside is None:
             return None
         self.files += 1
-        judge, patched = self._judge(number, self.inside), self._in_place(number, choice, opened=True)
-        if patched is None:
+        judge = self._judge(number, self.inside)
+        if opened is None:
             return judged_inside(judge, path)
-        verdict = judge.compare(patched, tolerance=INSIDE)
+        verdict = judge.compare(opened, tolerance=INSIDE)
         return verdict if verdict.measured else None
 
     def passes(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> list[Pass]:
@@ -500,7 +565,7 @@ class Trials:
         for item in passes:
             item.run(model, Context())
         packing = last_packing(run_passes(model, after)) if after else None
-        return save(model, path, force=True, packing=packing)
+        return written(model, path, packing).nbytes
 
     def _judge(self, number: int, original: str | os.PathLike[str]) -> Judge:
         """Returns what judges by a part of the inputs, against an original."""

@@ -59,6 +59,11 @@ class Correction:
     change: npt.NDArray[np.float64]
 
 
+def bias_of(operator: Operator) -> Tensor | None:
+    """Returns the bias of a layer."""
+    return operator.inputs[_BIAS] if len(operator.inputs) > _BIAS else None
+
+
 def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, outputs: int) -> bool:
     """Whether an operator has a constant float bias of its own, or may be given one.
 
@@ -71,7 +76,7 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
     row = row_of(operator)
     if not row.is_layer:
         return False
-    bias = operator.inputs[_BIAS] if len(operator.inputs) > _BIAS else None
+    bias = bias_of(operator)
     if bias is None:
         if row.product is not ProductKind.DENSE:
             return False
@@ -82,7 +87,7 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
 def correct(editor: Editor, item: Correction) -> None:
     """Adds to a bias; other operators that read the same constant keep the old one."""
     subgraph, operator = item.subgraph, item.operator
-    bias = operator.inputs[_BIAS] if len(operator.inputs) > _BIAS else None
+    bias = bias_of(operator)
     if bias is None:
         weight = operator.inputs[1]
         name = f"{weight.name if weight is not None else operator.code.name}_bias"

@@ -103,6 +103,17 @@ class WorkPayload(Payload):
         """Those of the constant."""
         self.work.release()
 
+    def expanded(self) -> Float32:
+        """Returns the flat values that readers get from DEQUANTIZE."""
+        made = np.empty(self.work.channels.elements, np.float32)
+
+        def put(start: int, block: npt.NDArray[Any]) -> None:
+            made[start : start + block.size] = block
+
+        self.make(put)
+        self.release()
+        return made
+
 
 class QuantizedPayload(WorkPayload):
     """Makes the integers of one constant.
@@ -136,6 +147,13 @@ class QuantizedPayload(WorkPayload):
     def make(self, emit: Emit) -> Error:
         """Rounds."""
         return self.rounder.round(self.work, self.scale, emit)
+
+    def expanded(self) -> Float32:
+        """The integers times their scales."""
+        channels = self.work.channels
+        made = super().expanded()
+        made.reshape(channels.outer, channels.channels, channels.inner)[:] *= self.scale[:, np.newaxis]
+        return made
 
     def watched(self) -> Silenced | None:
         """Channels of the operator's outputs, unless each has a scale of its own."""
