@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from difflib import get_close_matches
 from itertools import islice
 
 
@@ -184,6 +183,8 @@ def near_names(name: str, known: Iterable[str], *, count: int = 5, cutoff: float
         count: At most so many.
         cutoff: How much alike, from 0 to 1.
     """
+    from difflib import get_close_matches
+
     short = [item for item in islice(known, _MOST_COMPARED) if len(item) <= _LONGEST_COMPARED]
     return get_close_matches(name, short, n=count, cutoff=cutoff) if len(name) <= _LONGEST_COMPARED else []
 

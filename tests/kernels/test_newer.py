@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +17,13 @@ from .conftest import pytest_runtest_makereport
 
 
 @pytest.fixture
-def newer(monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is installed claims to be the release after the newest measured one."""
+def newer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """What is installed is the release after the newest measured one, by its name."""
     newest = max(runtimes.LITERT_RUNTIME, key=runtimes.version_key)
     major, minor = runtimes.runtime_of(newest)
     version = f"{major}.{minor + 1}.0"
-    monkeypatch.setattr(importlib.metadata, "version", {runtimes.LITERT: version}.__getitem__)
+    (tmp_path / f"{runtimes.LITERT.replace('-', '_')}-{version}.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
     return f"{runtimes.LITERT} {version} is newer than {newest},"
 
 

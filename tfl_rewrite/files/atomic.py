@@ -13,7 +13,6 @@ import errno
 import mmap
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -406,7 +405,7 @@ def _nameless(descriptor: int) -> Path:
 
 
 def _spare() -> str:
-    return f".tfl-rewrite-{secrets.token_hex(_NAME_NBYTES)}.tmp"
+    return f".tfl-rewrite-{os.urandom(_NAME_NBYTES).hex()}.tmp"
 
 
 def _reserve(descriptor: int, nbytes: int, folder: Path) -> None:

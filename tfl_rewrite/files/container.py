@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
-from tfl_rewrite.files.foreign import recognize_folder
 
 _PIECE = 4 << 20
 # Gaps that are looked at before the pages around them are given back.
@@ -68,6 +67,8 @@ class Container:
             # Before it is opened: opening a pipe waits for somebody to write into it.
             mode = os.stat(name).st_mode  # noqa: PTH116
             if stat.S_ISDIR(mode):
+                from tfl_rewrite.files.foreign import recognize_folder
+
                 found = recognize_folder(name)
                 remedy = found.remedy.replace("FILE", shlex.quote(name))
                 raise FileAccessError(f"is {found.what}", file=name, remedy=remedy)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
 from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
-from tfl_rewrite.files.foreign import recognize
 from tfl_rewrite.files.layout import Layout, bytes_text, differs, planned
 from tfl_rewrite.flatbuf.reader import ReadResult, read
 from tfl_rewrite.flatbuf.record import Record
@@ -221,6 +220,8 @@ def ensure_model(container: Container) -> None:
     identifier = schema().identifier or b""
     if bytes(container.data[4:8]) == identifier:
         return
+    from tfl_rewrite.files.foreign import recognize
+
     found = recognize(container.data, container.path, identifier)
     remedy = found.remedy.replace("FILE", shlex.quote(container.path))
     raise FormatError(f"is {found.what}", file=container.path, offset=found.offset, remedy=remedy)

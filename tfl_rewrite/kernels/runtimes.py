@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,13 +207,16 @@ def unmeasured(distribution: str, version: str) -> str:
 
 
 def unmeasured_here() -> str:
-    """Says so of the runtime that is installed beside this package, without loading it."""
-    from importlib import metadata
+    """Says so of the runtime that is installed beside this package, without loading it.
 
-    try:
-        return unmeasured(LITERT, metadata.version(LITERT))
-    except metadata.PackageNotFoundError:
-        return ""
+    By the name of its folder ``NAME-VERSION.dist-info``: to load what reads more of it takes longer than to
+    check a model.
+    """
+    start = f"{LITERT.replace('-', '_')}-"
+    for folder in sys.path:
+        for found in Path(folder).glob(f"{start}*.dist-info"):
+            return unmeasured(LITERT, found.name[len(start) :].removesuffix(".dist-info"))
+    return ""
 
 
 def taken_runtime(value: str | Runtime | None) -> Runtime:

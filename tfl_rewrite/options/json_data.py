@@ -13,7 +13,6 @@ Each field is a key of the same name, in the order of the class. What differs st
 from __future__ import annotations
 
 import enum
-import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -132,6 +131,8 @@ class JsonData:
 
     def _repr_html_(self) -> str:
         """Returns the data as a table, which a notebook shows; long lists are cut with a count."""
+        import html
+
         return f"<strong>{html.escape(type(self).__name__)}</strong>{_html(self.to_dict())}"
 
 
@@ -173,6 +174,8 @@ def _html(data: Any) -> str:
 def _escaped(value: Any) -> str:
     """Text that is safe in a page: names come from files, and may hold anything."""
     safe = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
+    import html
+
     return html.escape("".join(safe))
 
 

@@ -16,7 +16,6 @@ from tfl_rewrite.errors import UsageError, near_names, whole_number
 from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.options.formats import read_toml
 from tfl_rewrite.options.patterns import Budget, Pattern
 from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
 from tfl_rewrite.weights.storage import StorageForm, forms
@@ -221,6 +220,8 @@ class Recipe:
             UsageError: The file is not of this form, or no TOML.
             FileAccessError: It cannot be read.
         """
+        from tfl_rewrite.options.formats import read_toml
+
         content = read_toml(path)
         if content.get("version") != VERSION:
             raise UsageError(
