@@ -325,13 +325,16 @@ def _subgraph_of(interpreter: Any, key: str) -> int:
         return -1
 
 
+_INDEXED = ("EMBEDDING_LOOKUP", "GATHER", "GATHER_ND")
+
+
 def index_bounds(interpreter: Any, operators: Operators) -> dict[int, int]:
     """For each tensor of the primary subgraph that ends as an index: the size it must stay below.
 
     Walks the operators from the last to the first, handing a bound from the output of an operator that
     only carries values to its inputs. Must be called before the graph is delegated.
     """
-    if not operators:
+    if not any(name in _INDEXED for name, _, _ in operators):
         return {}
     shapes = {
         int(detail["index"]): [int(size) for size in detail["shape"]]
@@ -359,7 +362,7 @@ def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any
     """
     if name == "EMBEDDING_LOOKUP" and len(inputs) > 1 and shapes.get(inputs[1]):
         return inputs[0], int(shapes[inputs[1]][0])
-    if name not in ("GATHER", "GATHER_ND") or len(inputs) < 2:
+    if name not in _INDEXED or len(inputs) < 2:
         return None
     table, indices = shapes.get(inputs[0]), shapes.get(inputs[1])
     if not table or indices is None:

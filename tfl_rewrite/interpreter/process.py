@@ -41,6 +41,9 @@ WINDOW_NBYTES = 64 << 20
 """Arrays on disk that nobody has looked at yet; who sends more has to wait, unless it is a single message."""
 REQUEST_NBYTES = 1 << 30
 """Arrays of one message. No output of that size is worth comparing on the machine that edits a file."""
+SMALL_NBYTES = 64 << 10
+HELD_NBYTES = 16 << 20
+"""An array of so many bytes is held in memory, and of one request so much; what is more lies on disk."""
 CPU_REQUESTS = 20
 """Requests that use all their time and all processors; then another process goes on."""
 
@@ -257,8 +260,9 @@ class Child:
     def message(self, seconds: float) -> dict[str, Any] | None:
         """Waits for the next message; None is the end of them.
 
-        In it ``nbytes`` says how many bytes of arrays came with it, ``stored`` under which names. ``broken``
-        alone says that what the process sent is no message, ``unwritable`` that there is no room.
+        In it ``nbytes`` says how many bytes of arrays came with it, ``stored`` under which names; ``held``
+        has those that are not on disk. ``broken`` alone says that what the process sent is no message,
+        ``unwritable`` that there is no room.
 
         Raises:
             TimeoutError: There was none in time.
@@ -326,6 +330,8 @@ class _Mailbox:
         self._waiting: collections.deque[dict[str, Any] | None] = collections.deque()
         self._folder: Path | None = None
         self._held = 0
+        self.in_memory = 0
+        self.names: set[str] = set()
         self.closed = False
 
     def put(self, message: dict[str, Any] | None) -> None:
@@ -346,6 +352,7 @@ class _Mailbox:
     def expect(self, folder: Path | None) -> None:
         with self._changed:
             self._folder, self._held = folder, 0
+            self.in_memory, self.names = 0, set()
             self._changed.notify_all()
 
     def room(self, nbytes: int) -> Path | None:
@@ -393,9 +400,11 @@ def _read(stream: IO[bytes], messages: _Mailbox) -> None:
                 except (ValueError, RecursionError):
                     continue
                 if isinstance(message, dict):
+                    # What lies here is not for the process to say.
+                    message.pop("held", None)
                     if "arrays" in message:
                         stored = message.pop("arrays")
-                        message["nbytes"] = _store(stream, stored, messages)
+                        message["nbytes"], message["held"] = _store(stream, stored, messages)
                         message["stored"] = [facts["name"] for facts in stored]
                     messages.put(message)
         except EOFError:
@@ -414,21 +423,43 @@ def _widen(stream: IO[bytes]) -> None:
         fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, _CHUNK)
 
 
-def _store(stream: IO[bytes], arrays: Any, messages: _Mailbox) -> int:
-    """Reads the arrays behind a message into files; returns their bytes."""
+def _store(stream: IO[bytes], arrays: Any, messages: _Mailbox) -> tuple[int, dict[str, Any]]:
+    """Reads the arrays behind a message, large ones into files; returns their bytes, and the small ones."""
     try:
-        parts = [part for facts in arrays for part in _parts(facts)]
+        parts = {facts["name"]: list(_parts(facts)) for facts in arrays}
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise _Broken(f"an array that is none: {error}") from error
-    nbytes = sum(part.nbytes for part in parts)
+    nbytes = sum(part.nbytes for files in parts.values() for part in files)
     if nbytes > REQUEST_NBYTES:
         raise _Broken(f"arrays of {nbytes} bytes at once; {REQUEST_NBYTES} are the most")
     folder = messages.room(nbytes)
     if folder is None:
         raise _Broken("arrays that nobody asked for")
-    for part in parts:
-        _receive(stream, folder, part)
-    return nbytes
+    if len(parts) < len(arrays) or not messages.names.isdisjoint(parts):
+        # It has perhaps been looked at, and is mapped.
+        raise _Broken("an array twice")
+    messages.names.update(parts)
+    held = {}
+    for name, files in parts.items():
+        small = sum(part.nbytes for part in files)
+        if len(files) == 1 and small <= SMALL_NBYTES and messages.in_memory + small <= HELD_NBYTES:
+            messages.in_memory += small
+            held[name] = _received(stream, files[0])
+            continue
+        folder.mkdir(exist_ok=True)
+        for part in files:
+            _receive(stream, folder, part)
+    return nbytes, held
+
+
+def _received(stream: IO[bytes], part: _Part) -> Any:
+    assert part.header is not None
+    data = stream.read(part.nbytes)
+    if len(data) < part.nbytes:
+        raise EOFError
+    made = np.empty(part.header["shape"], np.lib.format.descr_to_dtype(part.header["descr"]))
+    made.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8) if data else 0
+    return made
 
 
 def _parts(facts: dict[str, Any]) -> Iterable[_Part]:
@@ -454,9 +485,6 @@ def _parts(facts: dict[str, Any]) -> Iterable[_Part]:
 
 
 def _receive(stream: IO[bytes], folder: Path, part: _Part) -> None:
-    if (folder / part.name).exists():
-        # It has perhaps been looked at, and is mapped.
-        raise _Broken(f"array {part.name} twice")
     with open(folder / part.name, "xb") as file:
         if part.header is not None:
             np.lib.format.write_array_header_1_0(file, part.header)

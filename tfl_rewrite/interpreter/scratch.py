@@ -117,10 +117,14 @@ class Scratch:
 
     def folder(self, within: Path | None = None) -> Path:
         """A new empty folder, directly or in one of them."""
-        self._count += 1
-        path = (within or self.path) / str(self._count)
+        path = self.unmade(within)
         path.mkdir()
         return path
+
+    def unmade(self, within: Path | None = None) -> Path:
+        """The same, for somebody else to make where there is a need for it."""
+        self._count += 1
+        return (within or self.path) / str(self._count)
 
     def discard(self, folder: Path) -> None:
         """Removes one folder early."""

@@ -104,6 +104,7 @@ class Execution:
         keeps: Bytes of outputs that stay there; later ones go once they have been looked at.
         keeps_all: Whether more than that is a failure.
         on_ran: Called whenever a call has ended: its outputs can be read now.
+        held: Those of them that are not in the folder, by name.
         ran: For each call that ended, why an output could not be read (None where it could).
         nbytes: For each call that ended, the bytes of its outputs; of one that was too much as well.
         cpu: For each call that ended, the processor time that it took, in seconds.
@@ -120,6 +121,7 @@ class Execution:
     keeps_all: bool = False
     on_ran: OnRan | None = None
     interface: Interface | None = None
+    held: dict[str, Array] = field(default_factory=dict)
     ran: list[list[str | None]] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -147,12 +149,15 @@ class Execution:
 
     def tensor(self, number: int) -> Array:
         """A tensor that was fetched; mapped when large, so the folder must still exist."""
-        array: Array = load_array(self.folder / str(number))
-        return array
+        return self._array(str(number))
 
     def output(self, step: int, position: int) -> Array:
         """One output, likewise; only of a call that was `kept`, or that is being looked at."""
-        array: Array = load_array(self.folder / f"{step}.{position}")
+        return self._array(f"{step}.{position}")
+
+    def _array(self, name: str) -> Array:
+        found = self.held.get(name)
+        array: Array = load_array(self.folder / name) if found is None else found
         return array
 
     def settle(self, step: int) -> None:
@@ -162,6 +167,8 @@ class Execution:
             self.kept_nbytes += self.nbytes[step]
             return
         for position in range(len(self.ran[step])):
+            if self.held.pop(f"{step}.{position}", None) is not None:
+                continue
             for path in self.folder.glob(f"{step}.{position}.*"):
                 path.unlink(missing_ok=True)
 
@@ -265,7 +272,7 @@ class Worker:
         assert self._child is not None
         self._stderr_start = self._stderr_path.stat().st_size
         # The process does not see the folder.
-        folder = self._scratch.folder()
+        folder = self._scratch.unmade()
         self._execution = Execution(folder=folder, keeps=keeps, keeps_all=keeps_all, on_ran=on_ran)
         if model is not None:
             request = {**request, "model": str(self._as_seen(model))}
@@ -385,7 +392,7 @@ class Worker:
             told = execution.answer["unreadable"].items()
             execution.unreadable = {int(key): printable(why) for key, why in told}
         for tensor in tensors:
-            if not list(execution.folder.glob(f"{tensor}.*")):
+            if str(tensor) not in execution.held and not list(execution.folder.glob(f"{tensor}.*")):
                 execution.unreadable.setdefault(tensor, "it was not sent")
         return execution
 
@@ -470,6 +477,7 @@ class Worker:
 
     def _understand(self, execution: Execution, message: dict[str, Any]) -> bool:
         """Takes one message of the process in; whether a call has ended."""
+        execution.held.update(message.get("held", {}))
         if "error" in message:
             kind = "memory" if REFUSED.search(message["error"]) else "error"
             execution.failure = _failure(kind, message, f"{_refused(message)}: {message['error']}")
