@@ -120,6 +120,10 @@ def shards(source: Path, folder: Path, target: Path) -> bytes:
     except tfl.ShardFailed as failed:
         report = failed.report
     tfl.join(report.entry, target, tfl.JoinOptions(force=True))
+    options = tfl.ShardOptions(progressive=True, manifest="first.json")
+    first = tfl.shard(source, folder, options, judging=tfl.Judging(mode="off"))
+    with tfl.open_sharded(first.entry, base=True) as base:
+        print(first.base is not None and first.base.nbytes == len(base.content))
     with tfl.open_sharded(report.entry) as sharded:
         sharded.interpreter(num_threads=4).allocate_tensors()
         return bytes(sharded.content)

@@ -59,7 +59,7 @@ NUMBERS: tuple[object, ...] = (
 
 
 class Manifests:
-    """A model in parts, made once, whose manifest is mutated again and again.
+    """A model in parts, made once, whose manifests, one of them with a base, are mutated again and again.
 
     Args:
         model: The model that is cut.
@@ -71,9 +71,10 @@ class Manifests:
         self._parts = self._home / "parts"
         self._home.mkdir()
         (self._home / "outside.part").write_bytes(b"not to be read")
-        shard(model, self._parts, ShardOptions(max_size=20_000), judging=Judging(mode="off"))
-        (self._manifest,) = self._parts.glob("*.json")
-        self._good = self._manifest.read_bytes()
+        for progressive, name in ((False, "manifest.json"), (True, "progressive.json")):
+            options = ShardOptions(max_size=20_000, progressive=progressive, manifest=name)
+            shard(model, self._parts, options, judging=Judging(mode="off"))
+        self._good = {path: path.read_bytes() for path in sorted(self._parts.glob("*.json"))}
         self._digest = hashlib.sha256(model.read_bytes()).hexdigest()
         self._before = self._state()
 
@@ -83,12 +84,13 @@ class Manifests:
         Raises:
             Breach: A file was changed or made that is not the output, or the output is another model.
         """
-        text = mutated_manifest(self._good, random)
+        manifest = random.choice([*self._good])
+        text = mutated_manifest(self._good[manifest], random)
         made = self._home / "made"
         made.mkdir()
-        self._manifest.write_bytes(text)
+        manifest.write_bytes(text)
         try:
-            join(self._manifest, made / "out.tflite", JoinOptions(jobs=1), judging=Judging(mode="off"))
+            join(manifest, made / "out.tflite", JoinOptions(jobs=1), judging=Judging(mode="off"))
             outcome = "joined"
             digest = hashlib.sha256((made / "out.tflite").read_bytes()).hexdigest()
             if digest != self._digest and _says(text) != digest:
@@ -99,7 +101,7 @@ class Manifests:
                 raise Breach("a refused join left its output") from error
         left = {path.name for path in made.iterdir()} - {"out.tflite"}
         shutil.rmtree(made)
-        self._manifest.write_bytes(self._good)
+        manifest.write_bytes(self._good[manifest])
         if left or self._state() != self._before:
             raise Breach(f"joining touched other files: {sorted(left)}")
         return outcome

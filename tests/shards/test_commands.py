@@ -173,7 +173,7 @@ def test_interrupted_and_different(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "_check", interrupted)
+        patch.setattr(parts.PartWriter, "_check", interrupted)
         assert run("shard", model, tmp_path / "s") == 130
     write = external._write
 

@@ -21,6 +21,7 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards import web
 from tfl_rewrite.shards.join import work_folder
 from tfl_rewrite.shards.settings import JoinOptions, ShardOptions
@@ -296,7 +297,7 @@ def test_a_model_in_memory(server: Server, model: Path, here: Path, folder: Path
 KILLS = int(os.environ.get("TFL_REWRITE_KILLS", "20"))
 
 _STARTER = """
-import os, sys, tfl_rewrite
+import os, sys, numpy, tfl_rewrite
 tfl_rewrite.join
 for line in sys.stdin:
     source, target, force = line.split()
@@ -342,6 +343,8 @@ def test_killed_at_any_moment(
 ) -> None:
     dice = random.Random(4)
     good, before = model.read_bytes(), b"the old one"
+    progressive = ShardOptions(max_size="8KiB", progressive=True, manifest="base-first.json")
+    tfl_rewrite.shard(model, folder, progressive, judging=Judging(mode="off"))
     parts = {path.name: path.read_bytes() for path in folder.glob("*.part")}
     server.delay = 0.02
     remote, local = f"{server.url}/manifest.json", str(folder / "manifest.json")
@@ -354,13 +357,15 @@ def test_killed_at_any_moment(
     runs += [("force", local)] * each
     resumed = cut_short = 0
     for number, (mode, source) in enumerate(runs):
-        target = here / f"out-{number // 6}"
+        # Each file is made of one manifest, which its name tells.
+        name = ("manifest", "base-first")[number // 6 % 2]
+        target = here / f"out-{number // 6}-{name}"
         work = target.with_name(f"{target.name}.parts")
         if mode == "force":
             target.write_bytes(before)
         resumed += bool(parts_of(work))
         seconds = dice.uniform(0, longest * 1.1 if source == remote else 0.02)
-        join_and_kill(starter, f"{source} {target} {mode}", seconds)
+        join_and_kill(starter, f"{source.replace('manifest', name)} {target} {mode}", seconds)
         content = target.read_bytes() if target.exists() else None
         assert content in ((good, before) if mode == "force" else (good, None))
         cut_short += content != good
@@ -375,7 +380,8 @@ def test_killed_at_any_moment(
         kept = set(parts_of(work))
         server.asked.clear()
         target = work.with_suffix("")
-        tfl_rewrite.join(remote, target, JoinOptions(allow_private=True))
+        url = remote.replace("manifest", target.name.partition("-")[2].partition("-")[2])
+        tfl_rewrite.join(url, target, JoinOptions(allow_private=True))
         assert target.read_bytes() == good and not work.exists()
         assert not kept & {path.strip("/") for path in server.asked}
 

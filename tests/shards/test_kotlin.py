@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tfl_rewrite
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.shards.settings import ShardOptions
 
 from ..helpers import ROOT
@@ -24,7 +25,7 @@ from .serving import serve
 
 PAGE = ROOT / "docs" / "shards.md"
 JARS = os.environ.get("TFL_REWRITE_KOTLIN")
-MOST_LINES = 42
+MOST_LINES = 84
 
 CONTEXT = """package android.content;
 public class Context {
@@ -82,6 +83,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return start
 
 
+@pytest.mark.slow
 def test_it_downloads_checks_and_maps(run: Run, fixtures: Path, tmp_path: Path) -> None:
     model = fixtures / "mtcnn_rnet.tflite"
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -107,3 +109,38 @@ def test_it_downloads_checks_and_maps(run: Run, fixtures: Path, tmp_path: Path) 
         server.asked.clear()
         assert run(place, url, sha256).stdout == sha256
         assert not server.asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mtcnn_rnet", "digits_cnn_float16"])
+def test_the_base_comes_first(run: Run, name: str, fixtures: Path, tmp_path: Path) -> None:
+    model, parts, place = fixtures / f"{name}.tflite", tmp_path / "parts", tmp_path / "app"
+    options = ShardOptions(progressive=True, max_size="512KiB")
+    report = tfl_rewrite.shard(model, parts, options, judging=Judging(mode="off"))
+    assert report.base is not None
+    data = json.loads((parts / "manifest.json").read_text())
+    of_base = {f"/{data['parts'][row[0]]['name']}" for row in data["base"]["layout"]}
+    with serve(parts) as server:
+        url = f"{server.url}/manifest.json"
+        assert run(place, url, report.base.sha256).stdout == report.base.sha256
+        assert {*server.asked} == {"/manifest.json", *of_base}
+        server.asked.clear()
+        assert run(place, url, report.sha256).stdout == report.sha256
+        assert not of_base & {*server.asked} and len(server.asked) > 1
+        # Without the base it is fetched first; what is left of a weight must be what it was.
+        for file in place.iterdir():
+            file.unlink()
+        assert run(place, url, report.sha256).stdout == report.sha256
+        names = {f"{report.sha256}.tflite", f"{report.base.sha256}.tflite"}
+        assert {path.name for path in place.iterdir()} == names
+        assert (place / f"{report.sha256}.tflite").read_bytes() == model.read_bytes()
+        (place / f"{report.sha256}.tflite").unlink()
+        row = max((item for item in data["layout"] if len(item) == 9), key=lambda item: item[2])
+        for at, value in ((2, row[2] * 2), (3, row[3] + 1), (4, 1 << 40), (0, 99)):
+            wrong = [*row]
+            wrong[at] = value
+            changed = [wrong if item == row else item for item in data["layout"]]
+            body = json.dumps({**data, "layout": changed}).encode()
+            server.answer = lambda path, body=body: (200, {}, body) if "manifest" in path else None  # type: ignore[misc]
+            assert run(place, url, report.sha256).returncode
+            assert not (place / f"{report.sha256}.tflite").exists()

@@ -78,7 +78,8 @@ def test_names_cannot_leave_the_folder(name: str, shards: Path, good: dict[str, 
         (("name",), 7, "not a text"),
         (("sha256",), "0" * 63, "not a SHA-256"),
         (("sha256",), "0" * 64, "together they have the SHA-256"),
-        (("version",), 2, "is newer"),
+        (("version",), 3, "is newer"),
+        (("version",), 2, "(base): is not an object"),
         (("version",), "1", "not a version number"),
         (("format",), "tar", "not a manifest"),
         (("parts",), [], "not a list of parts"),
@@ -117,7 +118,7 @@ def test_what_is_wrong_is_named(
     place[path[-1]] = value
     error = refuse(shards, good, tmp_path)
     assert what in str(error), error
-    assert isinstance(error, UnsupportedError if value == 2 else FormatError)
+    assert isinstance(error, UnsupportedError if value == 3 else FormatError)
 
 
 @pytest.mark.parametrize(

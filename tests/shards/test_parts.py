@@ -16,8 +16,8 @@ from tfl_rewrite.errors import FormatError, UsageError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import load, save
 from tfl_rewrite.shards import parts as writing
+from tfl_rewrite.shards.cuts import cut
 from tfl_rewrite.shards.manifest import parse
-from tfl_rewrite.shards.parts import cut
 from tfl_rewrite.shards.settings import ShardOptions, ShardReport
 
 
@@ -173,7 +173,7 @@ def test_a_failed_run_leaves_nothing(fixtures: Path, tmp_path: Path, monkeypatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "_check", interrupted)
+    monkeypatch.setattr(writing.PartWriter, "_check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tfl_rewrite.shard(model, folder, ShardOptions(max_size="16KiB"))
     assert not folder.exists()

@@ -77,6 +77,13 @@ def shard(
                 return shard_external(container, place, options, folder=os.fspath(folder), settings=settings)
             if entry.exists() and not options.force:
                 _same_model_or_refuse(place, options.manifest, container)
+            if options.progressive:
+                from tfl_rewrite.shards.progressive import shard_progressive
+
+                name = os.fspath(folder)
+                return shard_progressive(
+                    container, place, options, settings=settings, folder=name, progress=progress
+                )
             total = container.nbytes * (1 if options.dry_run else 2)
             made = write_parts(container, place, options, _ticks(progress, "sharding", total))
     return ShardReport.of_parts(
@@ -129,12 +136,15 @@ def join(
 
         if options.sha256 is not None:
             raise UsageError("a model with external buffers has no hash of the whole", file=where)
+        if options.base:
+            raise UsageError("a model with external buffers has no base", file=where)
         return join_external(here, path, options, settings=settings)
-    manifest = _manifest(origin, name, where, options.sha256)
+    manifest = _manifest(origin, name, where, options)
     if here is not None:
         not_its_own(path, [here, *(here.with_name(part.name) for part in manifest.parts)])
     access = PLAIN if here is None else access_of(here)
-    tick = _ticks(progress, "joining", 2 * manifest.nbytes)
+    total = manifest.nbytes + (0 if manifest.base is None else manifest.base.nbytes)
+    tick = _ticks(progress, "joining", 2 * total)
     try:
         kept = join_parts(manifest, origin, path, options, access=access, tick=tick)
     except FormatError as error:
@@ -242,6 +252,7 @@ def open_sharded(
     allow_private: bool = False,
     sha256: str | None = None,
     max_nbytes: int | None = None,
+    base: bool = False,
 ) -> ShardedModel:
     """Fetches, checks and assembles a model in memory; nothing is written to disk.
 
@@ -250,7 +261,8 @@ def open_sharded(
         jobs: Parts at once.
         allow_private: Whether http may connect to private and loopback addresses.
         sha256: What the model must be, if it is known from elsewhere.
-        max_nbytes: Refuse a model that says it is larger.
+        max_nbytes: Refuse a model that says it is larger; a base, of which it is made, counts too.
+        base: Only the base of a model that was sharded progressively.
 
     Raises:
         FormatError: The manifest or a part is damaged; the error names the part.
@@ -265,26 +277,43 @@ def open_sharded(
         102424
     """
     where = os.fspath(manifest)
-    options = JoinOptions(jobs=jobs, allow_private=allow_private, sha256=sha256)
+    options = JoinOptions(jobs=jobs, allow_private=allow_private, sha256=sha256, base=base)
     source, name = find_source(where, allow_private=allow_private)
-    found = _manifest(source, name, where, options.sha256)
-    if max_nbytes is not None and found.nbytes > max_nbytes:
-        raise UsageError(f"the model takes {found.nbytes} bytes, more than {max_nbytes}", file=where)
-    model = ShardedModel(found)
-    try:
-        assemble(found, source, model, jobs=options.jobs)
-        check_whole(found, [model.content])
-    except BaseException as error:
-        model.close()
-        if isinstance(error, FormatError):
+    found = _manifest(source, name, where, options)
+    total = found.nbytes + (0 if found.base is None else found.base.nbytes)
+    if max_nbytes is not None and total > max_nbytes:
+        raise UsageError(f"the model takes {total} bytes, more than {max_nbytes}", file=where)
+    with contextlib.ExitStack() as stack:
+        try:
+            first = stack.enter_context(_in_memory(found.base, source, options)) if found.base else None
+            return _in_memory(found, source, options, first.content if first is not None else None)
+        except FormatError as error:
             error.file = error.file or where
+            raise
+
+
+def _in_memory(
+    manifest: Manifest, source: Source, options: JoinOptions, base: memoryview | None = None
+) -> ShardedModel:
+    model = ShardedModel(manifest)
+    try:
+        assemble(manifest, source, model, base, jobs=options.jobs)
+        check_whole(manifest, [model.content])
+    except BaseException:
+        model.close()
         raise
     return model
 
 
-def _manifest(source: Source, name: str, where: str, sha256: str | None) -> Manifest:
-    """Reads a manifest, and compares it with a hash that is known from elsewhere."""
+def _manifest(source: Source, name: str, where: str, options: JoinOptions) -> Manifest:
+    """Reads a manifest, or that of its base, and compares it with a hash that is known from elsewhere."""
     manifest = parse(read_manifest_text(source, name, where), where)
+    if options.base:
+        if manifest.base is None:
+            remedy = "leave --base away; 'tfl-rewrite shard --progressive' makes one"
+            raise UsageError("has no base", file=where, remedy=remedy)
+        manifest = manifest.base
+    sha256 = options.sha256
     if sha256 is not None and sha256.strip().lower() != manifest.sha256:
         raise UsageError(
             f"is of a model with the SHA-256 {manifest.sha256}, not {sha256[:80]}",

@@ -6,13 +6,11 @@ where it was.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import hashlib
 import os
 import stat
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -21,138 +19,15 @@ from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, nameless_file
 from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.shards.manifest import Manifest, Part
+from tfl_rewrite.shards.residual import Residual
 from tfl_rewrite.shards.settings import DEFAULT_JOBS, JOBS, JoinOptions
-from tfl_rewrite.shards.sources import FolderSource, Source, Stream
+from tfl_rewrite.shards.sources import FolderSource, Source
+from tfl_rewrite.shards.unpack import Stopped, stored_pieces, write_part
 from tfl_rewrite.shards.web import TooSlow
 from tfl_rewrite.work import leads_to, lock, opened_folder
 
-_PIECE = 1 << 20
 _MARKER = ".tfl-rewrite-join"
 _ATTEMPTS = 2
-
-
-class Stopped(Exception):
-    """Another part failed; this one need not be finished."""
-
-
-def stored_pieces(part: Part, stream: Stream, stop: threading.Event | None = None) -> Iterator[bytes]:
-    """Yields the bytes of a stored part; the last of them only after size and hash were found right.
-
-    Args:
-        part: What it must be.
-        stream: Its stored bytes.
-        stop: Set when somebody else failed.
-
-    Raises:
-        FormatError: They are not those of the manifest; it names the part.
-    """
-    digest = hashlib.sha256()
-    left = part.stored_nbytes
-    held = b""
-    while True:
-        if stop is not None and stop.is_set():
-            raise Stopped
-        piece = stream.read(min(_PIECE, left) or 1)
-        if not piece:
-            break
-        left -= len(piece)
-        if left < 0:
-            raise wrong(part, f"is longer than {part.stored_nbytes} bytes")
-        digest.update(piece)
-        if held:
-            yield held
-        held = piece
-    if left:
-        raise wrong(part, f"ends after {part.stored_nbytes - left} of {part.stored_nbytes} bytes")
-    if digest.hexdigest() != part.stored_sha256:
-        raise wrong(part, "has the wrong SHA-256")
-    if held:
-        yield held
-
-
-def unpacked_pieces(part: Part, stream: Stream, stop: threading.Event | None = None) -> Iterator[bytes]:
-    """Yields the unpacked bytes of a part, never more than it declares; see :func:`stored_pieces`.
-
-    Raises:
-        FormatError: The part is not what the manifest says.
-    """
-    if part.compression == "none":
-        yield from stored_pieces(part, stream, stop)
-        return
-    digest = hashlib.sha256()
-    left = part.nbytes
-    unpacker = zlib.decompressobj(wbits=31)
-    for packed in stored_pieces(part, stream, stop):
-        if unpacker.eof:
-            raise wrong(part, "has bytes after its gzip stream")
-        data = packed
-        while not unpacker.eof:
-            # One byte more than there may be tells a stream that is too long.
-            most = min(_PIECE, left + 1)
-            try:
-                piece = unpacker.decompress(data, most)
-            except zlib.error:
-                raise wrong(part, "is not gzip") from None
-            left -= len(piece)
-            if left < 0:
-                raise wrong(part, f"unpacks to more than {part.nbytes} bytes")
-            digest.update(piece)
-            if piece:
-                yield piece
-            data = unpacker.unconsumed_tail
-            # Output may be pending although all input is taken.
-            if not data and len(piece) < most:
-                break
-        if unpacker.unused_data:
-            raise wrong(part, "has bytes after its gzip stream")
-    if not unpacker.eof or left:
-        raise wrong(part, f"unpacks to {part.nbytes - left} of {part.nbytes} bytes")
-    if digest.hexdigest() != part.sha256:
-        raise wrong(part, "has the wrong SHA-256 when unpacked")
-
-
-def write_part(
-    part: Part,
-    slices: list[tuple[int, int, int]],
-    stream: Stream,
-    sink: Sink,
-    *,
-    stop: threading.Event | None = None,
-    tick: Callable[[int], None] | None = None,
-) -> None:
-    """Writes a part to all its places.
-
-    Args:
-        part: What it must be.
-        slices: ``(offset in the part, nbytes, offset in the model)``, ascending.
-        stream: Its stored bytes.
-        sink: Of the model.
-        stop: Set when somebody else failed.
-        tick: Called with the bytes that went to their places.
-
-    Raises:
-        FormatError: The part is not what the manifest says; some of it may have been written.
-    """
-    starts = [offset for offset, _, _ in slices]
-    longest = max(nbytes for _, nbytes, _ in slices)
-    position = 0
-    for piece in unpacked_pieces(part, stream, stop):
-        end = position + len(piece)
-        view = memoryview(piece)
-        # Those that may reach into [position, end): none starts more than the longest before it.
-        first = bisect.bisect_right(starts, position - longest)
-        for offset, nbytes, target in slices[first : bisect.bisect_left(starts, end)]:
-            low, high = max(offset, position), min(offset + nbytes, end)
-            if low < high:
-                sink.write_at(view[low - position : high - position], target + low - offset)
-                if tick is not None:
-                    tick(high - low)
-        position = end
-
-
-def wrong(part: Part, what: str) -> FormatError:
-    """An error that names a part."""
-    return FormatError(what, where=f"part {part.name}", remedy="it is damaged; fetch or make it again")
 
 
 class WorkFolder:
@@ -316,8 +191,14 @@ def join_parts(
         work: WorkFolder | None = None
         if source.remote and not options.dry_run:
             work = stack.enter_context(work_folder(target))
+        kept, base = frozenset[str](), None
+        if manifest.base is not None:
+            first = stack.enter_context(nameless_file(target.parent, nbytes=manifest.base.nbytes))
+            kept = assemble(manifest.base, source, first.sink, jobs=options.jobs, work=work, tick=tick)
+            check_whole(manifest.base, first.pieces(), tick=tick)
+            base = first.view()
         with nameless_file(target.parent, nbytes=manifest.nbytes, access=access) as file:
-            kept = assemble(manifest, source, file.sink, jobs=options.jobs, work=work, tick=tick)
+            kept |= assemble(manifest, source, file.sink, base, jobs=options.jobs, work=work, tick=tick)
             check_whole(manifest, file.pieces(), tick=tick)
             if not options.dry_run:
                 file.publish(target, force=options.force)
@@ -330,6 +211,7 @@ def assemble(
     manifest: Manifest,
     source: Source,
     sink: Sink,
+    base: memoryview | None = None,
     *,
     jobs: int = DEFAULT_JOBS,
     work: WorkFolder | None = None,
@@ -337,20 +219,35 @@ def assemble(
 ) -> frozenset[str]:
     """Writes all parts to their places, several at once; returns the names of those at hand already.
 
+    Args:
+        manifest: Checked.
+        source: Where its parts are.
+        sink: Of the model.
+        base: All bytes of the base, which were found right, where the manifest has one.
+        jobs: How many at once.
+        work: Where parts are kept.
+        tick: Called with bytes done, from any thread.
+
     Raises:
         FormatError, FileAccessError: As for :func:`join_parts`.
     """
     stop = threading.Event()
+    residual = Residual(manifest, base) if base is not None else None
+    for nbytes in residual.copy_to(sink) if residual is not None else ():
+        if tick is not None:
+            tick(nbytes)
 
     def one(part: Part, slices: list[tuple[int, int, int]]) -> bool:
         fetched = work.take(part, source, stop) if work is not None else True
         with (work.local if work is not None else source).open(part.name) as stream:
-            write_part(part, slices, stream, sink, stop=stop, tick=tick)
+            over = sink if residual is None else residual.over(sink)
+            write_part(part, slices, stream, over, stop=stop, tick=tick)
         return fetched
 
     pool = ThreadPoolExecutor(max(1, min(jobs or os.cpu_count() or 1, JOBS[1])))
     try:
-        pairs = zip(manifest.parts, manifest.slices(), strict=True)
+        # Of some parts only the base has something.
+        pairs = [pair for pair in zip(manifest.parts, manifest.slices(), strict=True) if pair[1]]
         futures = [pool.submit(one, part, slices) for part, slices in pairs]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         if any(future.exception() is not None for future in done):
@@ -359,8 +256,8 @@ def assemble(
             # In order of the manifest, and what failed rather than what was stopped for it.
             found = [future.exception() for future in futures if future.done() and not future.cancelled()]
             raise next(item for item in found if item is not None and not isinstance(item, Stopped))
-        rows = zip(manifest.parts, futures, strict=True)
-        return frozenset(part.name for part, future in rows if not future.result())
+        rows = zip(pairs, futures, strict=True)
+        return frozenset(part.name for (part, _), future in rows if not future.result())
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)

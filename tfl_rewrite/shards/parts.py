@@ -1,12 +1,8 @@
-"""Cuts a model into parts, and writes them with their manifest.
-
-Content decides where a file is cut, not position: a large constant has parts of its own, which are the same
-in every file that holds the constant. What lies between large constants (tables, small constants, padding)
-shares a few parts.
-"""
+"""Writes a model as parts with their manifest, or parts that a folder has already."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -15,132 +11,20 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, VerificationError
+from tfl_rewrite.errors import FileAccessError, UsageError, VerificationError
 from tfl_rewrite.files.atomic import PLAIN, NamelessFile, access_of, nameless_file
 from tfl_rewrite.files.container import Container
-from tfl_rewrite.files.source import Source
-from tfl_rewrite.model.blob import MappedBlob
-from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.likeness import equal_pieces
-from tfl_rewrite.shards.join import write_part
-from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, parse, sha256_of
+from tfl_rewrite.shards.cuts import Cut, cut
+from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, Row, parse, sha256_of
+from tfl_rewrite.shards.residual import Residual
 from tfl_rewrite.shards.settings import ShardOptions
 from tfl_rewrite.shards.sources import FolderSource
-
-LARGE = 64 << 10
-"""Constants from here on have parts of their own; a request for fewer bytes costs more than the bytes."""
-_LARGE_SHARE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One part to be: the slices of the file that it consists of, as ``(offset, nbytes)``."""
-
-    slices: tuple[tuple[int, int], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the part."""
-        return sum(nbytes for _, nbytes in self.slices)
-
-
-def cut(container: Container, max_nbytes: int) -> tuple[list[Cut], list[str]]:
-    """Cuts a whole file into parts; every byte is in exactly one.
-
-    Args:
-        container: The file; one that is no sound model is cut by size alone.
-        max_nbytes: Of a part.
-
-    Returns:
-        The parts in order of their first byte, and what a reader should know.
-    """
-    notes = []
-    try:
-        model = Source(container).model()
-        constants = _constants(model)
-        if any(group.name for group in model.external_groups):
-            notes.append(
-                "weights in files beside the model are not among the parts; 'tfl-rewrite join' makes one file"
-            )
-    except TflRewriteError as error:
-        error.file = None
-        constants = []
-        notes.append(f"cut by size alone, the constants could not be told: {error}")
-    large = [
-        (offset, nbytes) for offset, nbytes in constants if nbytes >= min(LARGE, max_nbytes // _LARGE_SHARE)
-    ]
-    cuts: list[Cut] = []
-    for offset, nbytes in large:
-        cuts += [Cut((piece,)) for piece in _pieces(offset, nbytes, max_nbytes)]
-    cuts += _packed(_between(large, container.nbytes), constants, max_nbytes)
-    return sorted(cuts, key=lambda item: item.slices[0]), notes
-
-
-def _constants(model: Model) -> list[tuple[int, int]]:
-    """Returns the spans of constants in the file, ascending, without overlap."""
-    spans = {
-        (buffer.blob.offset, buffer.blob.nbytes)
-        for buffer in model.buffers
-        if isinstance(buffer.blob, MappedBlob) and buffer.nbytes
-    }
-    result: list[tuple[int, int]] = []
-    end = 0
-    # At one offset the longest counts; a span that begins inside of another does not.
-    for offset, nbytes in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if offset >= end:
-            result.append((offset, nbytes))
-            end = offset + nbytes
-    return result
-
-
-def _between(spans: list[tuple[int, int]], total: int) -> list[tuple[int, int]]:
-    gaps = []
-    position = 0
-    for offset, nbytes in [*spans, (total, 0)]:
-        if offset > position:
-            gaps.append((position, offset - position))
-        position = offset + nbytes
-    return gaps
-
-
-def _pieces(offset: int, nbytes: int, most: int) -> list[tuple[int, int]]:
-    return [(offset + start, min(most, nbytes - start)) for start in range(0, nbytes, most)]
-
-
-def _packed(gaps: list[tuple[int, int]], constants: list[tuple[int, int]], most: int) -> list[Cut]:
-    """Fills parts with the stretches between large constants; cuts a long one at small constants."""
-    ends = {offset + nbytes for offset, nbytes in constants}
-    cuts: list[Cut] = []
-    held: list[tuple[int, int]] = []
-    room = most
-    for offset, nbytes in gaps:
-        for piece in _at_ends(offset, nbytes, most, ends):
-            if piece[1] > room and held:
-                cuts.append(Cut(tuple(held)))
-                held, room = [], most
-            held.append(piece)
-            room -= piece[1]
-    return [*cuts, Cut(tuple(held))] if held else cuts
-
-
-def _at_ends(offset: int, nbytes: int, most: int, ends: set[int]) -> list[tuple[int, int]]:
-    """Cuts a stretch of over ``most`` bytes, after a constant where one ends in the later half."""
-    pieces = []
-    stop = offset + nbytes
-    inner = sorted(end for end in ends if offset < end < stop) if nbytes > most else []
-    while stop - offset > most:
-        fitting = [end for end in inner if offset + most // 2 <= end <= offset + most]
-        length = (fitting[-1] if fitting else offset + most) - offset
-        pieces.append((offset, length))
-        offset += length
-    if stop > offset:
-        pieces.append((offset, stop - offset))
-    return pieces
-
+from tfl_rewrite.shards.unpack import write_part
 
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
 
@@ -178,32 +62,11 @@ def write_parts(
         FileAccessError: The folder cannot be written.
     """
     cuts, notes = cut(container, options.max_nbytes)
-    tick = tick or (lambda _nbytes: None)
-    writer = _Writer(container, folder, options, tick)
-    try:
-        with ThreadPoolExecutor(options.jobs or os.cpu_count() or 1) as pool:
-            # The longest job, since it cannot be divided, goes first.
-            whole = pool.submit(sha256_of, container.pieces())
-            made = list(pool.map(writer.part, cuts))
-            manifest = _manifest(container, cuts, made, whole.result())
-            text = manifest.dump()
-            if len(text) > MAX_MANIFEST_NBYTES:
-                raise UsageError(f"{len(made)} parts are too many", remedy="use a larger --max-size")
-            if not options.dry_run:
-                _check(parse(text, options.manifest), folder, container, pool, tick)
-                container.ensure_unchanged()
-                publish(
-                    folder / options.manifest,
-                    len(text),
-                    lambda: iter([text]),
-                    force=options.force,
-                    access=writer.access,
-                )
-    except BaseException:
-        # Parts without a manifest are of use to nobody.
-        for name in writer.created:
-            (folder / name).unlink(missing_ok=True)
-        raise
+    with part_writer(container, folder, options, tick) as writer:
+        packing = DEFAULT if options.compress == "gzip" else None
+        made = numbered(cuts, writer.parts(container, cuts, packing))
+        manifest = replace(writer.whole(), parts=made.parts, layout=made.layout)
+        writer.publish(manifest)
     return Parted(manifest=manifest, reused=tuple(sorted(writer.reused)), notes=tuple(notes))
 
 
@@ -262,12 +125,28 @@ def _name(file: NamelessFile, target: Path, nbytes: int, pieces: Pieces, *, forc
     return True
 
 
-def gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How zlib looks for a deflate stream; any reader unpacks each of them.
+
+    Attributes:
+        memory: ``memLevel``: the lower, the fewer symbols share one code.
+        strategy: ``Z_DEFAULT_STRATEGY`` or another.
+    """
+
+    memory: int = zlib.DEF_MEM_LEVEL
+    strategy: int = zlib.Z_DEFAULT_STRATEGY
+
+
+DEFAULT = Packing()
+
+
+def gzipped(pieces: Iterable[bytes | memoryview], packing: Packing = DEFAULT) -> Iterator[bytes]:
     """Compresses to a gzip member that depends on the bytes alone, piece by piece.
 
     Neither a time nor the system goes into the header (RFC 1952, 2.3).
     """
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, packing.memory, packing.strategy)
     check = size = 0
     yield _GZIP_HEAD
     for piece in pieces:
@@ -277,32 +156,103 @@ def gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     yield packer.flush() + struct.pack("<II", check, size & 0xFFFFFFFF)
 
 
-class _Writer:
+class PartWriter:
+    """Writes parts to a folder, and last a manifest; :func:`part_writer` makes one.
+
+    Attributes:
+        reused: Names of parts that were in the folder already.
+    """
+
     def __init__(
-        self, container: Container, folder: Path, options: ShardOptions, tick: Callable[[int], None]
+        self,
+        container: Container,
+        folder: Path,
+        options: ShardOptions,
+        pool: ThreadPoolExecutor,
+        tick: Callable[[int], None],
     ) -> None:
-        self.container = container
-        self.folder = folder
-        self.gzip = options.compress == "gzip"
-        self.force = options.force
-        self.dry_run = options.dry_run
-        self.tick = tick
-        # Who may not read the model may not read it in parts either.
-        self.access = access_of(container.path) & PLAIN
         self.reused: set[str] = set()
         self.created: set[str] = set()
-        self.made: set[str] = set()
-        self.lock = threading.Lock()
+        # The longest job, since it cannot be divided, goes first.
+        self._digest = pool.submit(sha256_of, container.pieces())
+        self._container = container
+        self._folder = folder
+        self._options = options
+        self._pool = pool
+        self._tick = tick
+        # Who may not read the model may not read it in parts either.
+        self._access = access_of(container.path) & PLAIN
+        self._made: set[str] = set()
+        self._lock = threading.Lock()
 
-    def part(self, item: Cut) -> Part:
+    def whole(self) -> Manifest:
+        """Returns the manifest of the model, without any part yet."""
+        name = Path(self._container.path).name.encode("utf-8", "replace").decode("utf-8")
+        sha256 = self._digest.result()
+        return Manifest(name=name, nbytes=self._container.nbytes, sha256=sha256, parts=(), layout=())
+
+    def parts(self, container: Container, cuts: list[Cut], packing: Packing | None) -> list[Part]:
+        """Stores the parts of a file, several at once; as gzip where that is smaller, if at all."""
+        return list(self._pool.map(partial(self._part, container, packing), cuts))
+
+    def publish(self, manifest: Manifest, base: Container | None = None) -> None:
+        """Reads all parts back, compares what they make with the model, and writes the manifest.
+
+        Args:
+            manifest: Of the model.
+            base: What the base must be, where it has one.
+
+        Raises:
+            VerificationError: It is not what was written.
+            UsageError: It has too many parts, or another manifest is in the way.
+        """
+        text = manifest.dump()
+        if len(text) > MAX_MANIFEST_NBYTES:
+            count = len(manifest.parts)
+            raise UsageError(f"{count} parts are too many", remedy="use a larger --max-size")
+        if self._options.dry_run:
+            return
+        read = parse(text, self._options.manifest)
+        if base is not None:
+            assert read.base is not None
+            self._check(read.base, base)
+        self._check(read, self._container, Residual(read, base.data) if base is not None else None)
+        self._container.ensure_unchanged()
+        target = self._folder / self._options.manifest
+        force, access = self._options.force, self._access
+        publish(target, len(text), lambda: iter([text]), force=force, access=access)
+
+    def _check(self, manifest: Manifest, container: Container, residual: Residual | None = None) -> None:
+        """Reads every part back and compares it with the bytes of the file."""
+        source = FolderSource(self._folder)
+
+        def one(row: tuple[Part, list[tuple[int, int, int]]]) -> None:
+            part, slices = row
+            sink = _BytesCheck(container)
+            if slices:
+                with source.open(part.name) as stream:
+                    over = sink if residual is None else residual.over(sink)
+                    write_part(part, slices, stream, over, tick=self._tick)
+            if sink.different:
+                raise VerificationError("does not hold what was written to it", file=self._folder / part.name)
+
+        list(self._pool.map(one, zip(manifest.parts, manifest.slices(), strict=True)))
+        if residual is not None:
+            sink = _BytesCheck(container)
+            for nbytes in residual.copy_to(sink):
+                self._tick(nbytes)
+            if sink.different:
+                raise VerificationError("the base does not hold what both have", file=container.path)
+
+    def _part(self, container: Container, packing: Packing | None, item: Cut) -> Part:
         """Packs and stores one part, in pieces."""
 
         def pieces() -> Iterator[bytes | memoryview]:
             for offset, nbytes in item.slices:
-                yield from self.container.pieces(offset, nbytes)
+                yield from container.pieces(offset, nbytes)
 
         sha256 = sha256_of(pieces())
-        part = self._packed(item, sha256, pieces) if self.gzip else None
+        part = self._packed(item, sha256, pieces, packing) if packing is not None else None
         if part is None:
             part = Part(
                 name=_part_name(sha256),
@@ -312,18 +262,19 @@ class _Writer:
                 nbytes=item.nbytes,
                 sha256=sha256,
             )
-            self._store(part, pieces, partial(publish, pieces=pieces, force=self.force, access=self.access))
-        self.tick(item.nbytes)
+            force, access = self._options.force, self._access
+            self._store(part, pieces, partial(publish, pieces=pieces, force=force, access=access))
+        self._tick(item.nbytes)
         return part
 
-    def _packed(self, item: Cut, sha256: str, pieces: Pieces) -> Part | None:
+    def _packed(self, item: Cut, sha256: str, pieces: Pieces, packing: Packing) -> Part | None:
         """Stores one part as gzip; None if that would take as many bytes or more."""
         digest = hashlib.sha256()
         nbytes = 0
         # What is only tried has no file in a folder that is not there.
-        place = Path(tempfile.gettempdir()) if self.dry_run else self.folder
-        with nameless_file(place, access=self.access) as file:
-            for packed in gzipped(pieces()):
+        place = Path(tempfile.gettempdir()) if self._options.dry_run else self._folder
+        with nameless_file(place, access=self._access) as file:
+            for packed in gzipped(pieces(), packing):
                 if nbytes + len(packed) >= item.nbytes:
                     return None
                 digest.update(packed)
@@ -338,20 +289,22 @@ class _Writer:
                 nbytes=item.nbytes,
                 sha256=sha256,
             )
-            self._store(part, file.pieces, partial(_name, file, pieces=file.pieces, force=self.force))
+            self._store(
+                part, file.pieces, partial(_name, file, pieces=file.pieces, force=self._options.force)
+            )
         return part
 
     def _store(self, part: Part, pieces: Pieces, write: Callable[[Path, int], bool]) -> None:
         """Has a part written that the folder lacks, unless another of this model has the same bytes."""
-        with self.lock:
-            if part.name in self.made:
+        with self._lock:
+            if part.name in self._made:
                 return
-            self.made.add(part.name)
-        target = self.folder / part.name
+            self._made.add(part.name)
+        target = self._folder / part.name
         there = target.exists()
         if is_present(target, part.stored_nbytes, pieces):
             self.reused.add(part.name)
-        elif not self.dry_run and write(target, part.stored_nbytes) and not there:
+        elif not self._options.dry_run and write(target, part.stored_nbytes) and not there:
             self.created.add(part.name)
 
 
@@ -359,7 +312,16 @@ def _part_name(sha256: str) -> str:
     return f"{sha256[:32]}.part"
 
 
-def _manifest(container: Container, cuts: list[Cut], made: list[Part], sha256: str) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """The parts of a manifest, and its layout."""
+
+    parts: tuple[Part, ...]
+    layout: tuple[Row, ...]
+
+
+def numbered(cuts: list[Cut], made: list[Part]) -> Numbered:
+    """Returns the parts of a file without repetition, and their slices in the order of the file."""
     numbers: dict[str, int] = {}
     parts: list[Part] = []
     rows: list[tuple[int, int, int, int]] = []
@@ -371,13 +333,8 @@ def _manifest(container: Container, cuts: list[Cut], made: list[Part], sha256: s
         for offset, nbytes in item.slices:
             rows.append((offset, numbers[part.name], inside, nbytes))
             inside += nbytes
-    name = Path(container.path).name.encode("utf-8", "replace").decode("utf-8")
-    return Manifest(
-        name=name,
-        nbytes=container.nbytes,
-        sha256=sha256,
-        parts=tuple(parts),
-        layout=tuple((number, inside, nbytes) for _, number, inside, nbytes in sorted(rows)),
+    return Numbered(
+        tuple(parts), tuple((number, inside, nbytes) for _, number, inside, nbytes in sorted(rows))
     )
 
 
@@ -394,22 +351,25 @@ class _BytesCheck:
         self._container.release(offset, len(data))
 
 
-def _check(
-    manifest: Manifest,
-    folder: Path,
-    container: Container,
-    pool: ThreadPoolExecutor,
-    tick: Callable[[int], None],
-) -> None:
-    """Reads every part back and compares it with the bytes of the file."""
-    source = FolderSource(folder)
+@contextlib.contextmanager
+def part_writer(
+    container: Container, folder: Path, options: ShardOptions, tick: Callable[[int], None] | None = None
+) -> Iterator[PartWriter]:
+    """Opens a folder for the parts of a model; if it fails, parts that it made are removed.
 
-    def one(row: tuple[Part, list[tuple[int, int, int]]]) -> None:
-        part, slices = row
-        sink = _BytesCheck(container)
-        with source.open(part.name) as stream:
-            write_part(part, slices, stream, sink, tick=tick)
-        if sink.different:
-            raise VerificationError("does not hold what was written to it", file=folder / part.name)
-
-    list(pool.map(one, zip(manifest.parts, manifest.slices(), strict=True)))
+    Args:
+        container: The whole model.
+        folder: Exists.
+        options: How.
+        tick: Called with bytes done, from any thread.
+    """
+    writer: PartWriter | None = None
+    try:
+        with ThreadPoolExecutor(options.jobs or os.cpu_count() or 1) as pool:
+            writer = PartWriter(container, folder, options, pool, tick or (lambda _nbytes: None))
+            yield writer
+    except BaseException:
+        # Parts without a manifest are of use to nobody.
+        for name in writer.created if writer is not None else ():
+            (folder / name).unlink(missing_ok=True)
+        raise

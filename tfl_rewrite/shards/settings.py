@@ -37,6 +37,8 @@ class ShardOptions:
             ``external`` (weights in files that LiteRT 2.1 and newer reads by itself).
         max_size: Of a file: bytes, or text such as ``4MB``.
         compress: ``none`` or ``gzip``, for parts; a part that gzip does not shrink is stored as it is.
+        progressive: Whether parts make two models: a base of int8 weights, and with the rest the original.
+            They are always compressed.
         manifest: File name of the manifest of parts.
         force: Whether files with other content may be replaced.
         jobs: Threads; 0 for one per processor.
@@ -61,6 +63,11 @@ class ShardOptions:
     compress: str = option(
         "none", "none (default), or gzip for parts that get smaller by it", choices=("none", "gzip")
     )
+    progressive: bool = option(
+        False,
+        "parts of which the first, about a quarter, make a model of int8 weights ('join --base') that an app "
+        "can run at once, and all of them the original; compressed with gzip",
+    )
     manifest: str = option(
         MANIFEST_NAME,
         "file name of the manifest (default: manifest.json); another name puts a second version beside the "
@@ -79,6 +86,8 @@ class ShardOptions:
             raise UsageError(f"{name!r} is not a plain file name", remedy="such as manifest-v2.json")
         if self.format == "external" and self.compress != "none":
             raise UsageError("external buffers are mapped as they are", remedy="leave --compress away")
+        if self.format == "external" and self.progressive:
+            raise UsageError("only parts can be progressive", remedy="leave --format away")
 
     @property
     def max_nbytes(self) -> int:
@@ -96,7 +105,8 @@ class JoinOptions:
     """How :func:`tfl_rewrite.join` makes one file.
 
     Attributes:
-        sha256: What the model of a manifest must be, if it is known from elsewhere.
+        base: Whether to make only the base of a model that was sharded progressively.
+        sha256: What the model that is made of a manifest must be, if it is known from elsewhere.
         allow_private: Whether http may connect to private and loopback addresses.
         dry_run: Fetch and check everything, but keep nothing.
         force: Whether the target may exist.
@@ -110,6 +120,7 @@ class JoinOptions:
         4
     """
 
+    base: bool = option(False, "make the base alone, of a model from 'shard --progressive'")
     sha256: str | None = option(None, "refuse a manifest of any other model", metavar="HEX")
     allow_private: bool = option(False, "connect to private and loopback addresses too")
     dry_run: bool = option(False, "do everything but the write")
@@ -167,7 +178,8 @@ class ShardReport(JsonData):
         entry: The file to start from: the manifest, or the model that names its weight files.
         nbytes: Of the whole model.
         sha256: Of the whole model.
-        verdict: Of the runtime, for external buffers; parts are compared byte by byte instead.
+        base: The model that runs before all parts are there; None where there is none.
+        verdict: Of the runtime, for external buffers and for a base; parts are compared byte by byte instead.
         unverified: Why nothing could be run, or None.
     """
 
@@ -182,6 +194,7 @@ class ShardReport(JsonData):
     nbytes: int
     sha256: str
     files: tuple[ShardFile, ...]
+    base: ShardFile | None = None
     verdict: Verdict | None = None
     unverified: str | None = None
     notes: tuple[str, ...] = ()
@@ -190,7 +203,17 @@ class ShardReport(JsonData):
     def of_parts(cls, manifest: Manifest, status: Callable[[Part], str], **facts: Any) -> ShardReport:
         """Of a model in parts: what its manifest says, and what became of each part."""
         files = tuple(ShardFile.of_part(part, status(part)) for part in manifest.parts)
-        return cls(format="parts", nbytes=manifest.nbytes, sha256=manifest.sha256, files=files, **facts)
+        base, sha256 = None, manifest.sha256
+        if (first := manifest.base) is not None:
+            stored, told = sum(part.stored_nbytes for part in first.parts), status(first.parts[0])
+            base = ShardFile(
+                name=manifest.name,
+                nbytes=first.nbytes,
+                stored_nbytes=stored,
+                sha256=first.sha256,
+                status=told,
+            )
+        return cls(format="parts", nbytes=manifest.nbytes, sha256=sha256, files=files, base=base, **facts)
 
 
 class ShardFailed(VerificationError):

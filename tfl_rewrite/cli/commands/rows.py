@@ -201,7 +201,7 @@ def _shrinking() -> Groups:
 
 
 _MODE = (
-    "for external buffers. auto (default): run both in CompiledModel; if the original cannot run, "
+    "for external buffers{0}. auto (default): run both{1}; if the original cannot run, "
     "say UNVERIFIED and still write. require: refuse then. off: run nothing. Parts are always compared "
     "byte by byte"
 )
@@ -210,7 +210,12 @@ _MODE = (
 def _comparing() -> tuple[Argument, ...]:
     media = ("input_range", "input_layout", "sample_rate")
     rows = judging(only=("mode", "inputs", *media, "samples", "seed", "timeout"))
-    return _changed(rows, "--verify", help=_MODE)
+    return _changed(rows, "--verify", help=_MODE.format("", " in CompiledModel"))
+
+
+def _comparing_base() -> tuple[Argument, ...]:
+    rows = judging(without=("exact", "blame", "blame_seconds"))
+    return _changed(rows, "--verify", help=_MODE.format(" (in CompiledModel), and for a base", ""))
 
 
 _WRITING = ("dry_run", "force", "jobs")
@@ -225,7 +230,7 @@ def _sharding() -> Groups:
     return (
         ("files", (IN_OUT[0], folder)),
         ("what to write", rows_of(ShardOptions, without=_WRITING)),
-        ("verification", _comparing()),
+        ("verification", _comparing_base()),
         ("writing", (*rows_of(ShardOptions, only=_WRITING), REPORT)),
     )
 
@@ -533,12 +538,14 @@ COMMANDS = (
         "write a model as several files",
         "Writes IN as files of at most --max-size. parts (default): pieces with names made of their content, "
         "and a manifest; any web server can serve them, 'join' restores the file byte for byte, and a second "
-        "version in the same folder shares what did not change. external: a small model.tflite and weight "
+        "version in the same folder shares what did not change. With --progressive the first of them make a "
+        "model of int8 weights that runs before the rest is there. external: a small model.tflite and weight "
         "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter).",
         "shard:shard_model",
         _sharding,
         (
             "tfl-rewrite shard in.tflite parts --max-size 4MB",
+            "tfl-rewrite shard in.tflite parts --progressive --inputs samples.npz",
             "tfl-rewrite shard in.tflite folder --format external",
         ),
     ),
@@ -550,7 +557,10 @@ COMMANDS = (
         "external buffers, whose weights come back into one file.",
         "shard:join_model",
         _joining,
-        ("tfl-rewrite join parts/manifest.json out.tflite",),
+        (
+            "tfl-rewrite join parts/manifest.json out.tflite",
+            "tfl-rewrite join --base parts/manifest.json int8.tflite",
+        ),
     ),
     Command(
         "chain",

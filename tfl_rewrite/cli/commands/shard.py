@@ -118,6 +118,7 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         for status, items in counts.items()
         if items
     ]
+    lines += _base_lines(report)
     if verbose:
         shown = report.files if verbose > 1 else report.files[:_FILES]
         lines += table(
@@ -137,17 +138,35 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
     elif report.verdict is not None:
         lines += verified_lines(report.verdict, verbose=verbose)
-    elif report.command == "shard":
-        lines.append(
-            "verified: would be read back and compared" if report.dry_run else "verified: read back, equal"
-        )
-        lines.append(f"SHA-256 of the model: {report.sha256}")
-    else:
-        lines.append(f"verified: SHA-256 {report.sha256}")
+    if report.format == "parts":
+        lines += _hash_lines(report)
     if report.command == "shard" and not report.dry_run:
         entry, what = shell(report.entry), "joins it" if report.format == "parts" else "makes it one file"
-        lines.append(f"next: 'tfl-rewrite join {entry} OUT' {what} again")
+        base = "" if report.base is None else ", and with --base only what runs first"
+        lines.append(f"next: 'tfl-rewrite join {entry} OUT' {what} again{base}")
     return lines
+
+
+def _hash_lines(report: ShardReport) -> list[str]:
+    """Says how parts were verified, and what an app is to be told."""
+    if report.command == "join":
+        return [f"verified: SHA-256 {report.sha256}"]
+    made = "would be read back and compared" if report.dry_run else "read back, equal"
+    base = [] if report.base is None else [f"SHA-256 of the base: {report.base.sha256}"]
+    return [f"verified: {made}", f"SHA-256 of the model: {report.sha256}", *base]
+
+
+def _base_lines(report: ShardReport) -> list[str]:
+    """Says what is fetched before the base runs, and then."""
+    if report.base is None:
+        return []
+    first = report.base.stored_nbytes
+    rest = sum(item.stored_nbytes for item in report.files) - first
+    made, shares = size(report.base.nbytes), [100 * part / report.nbytes for part in (first, rest)]
+    return [
+        f"  base: a model of {made} bytes, {size(first)} to fetch ({shares[0]:.0f} %); "
+        f"the rest {size(rest)} ({shares[1]:.0f} %)"
+    ]
 
 
 def _word(status: str, report: ShardReport) -> str:
