@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tfl_rewrite import UsageError
 from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.numerics.blocks import FITTING, block_length, block_lengths
 from tfl_rewrite.numerics.symmetric import Levels
 from tfl_rewrite.weights.encoding import Encoding, Scheme
-from tfl_rewrite.weights.forms.blocks import block_length
 from tfl_rewrite.weights.storage import forms
 
 TEXTS = [
@@ -21,6 +21,8 @@ TEXTS = [
     "int8:tensor:dequantize",
     "int4:block:32",
     "int4:block:128:hybrid",
+    "int4:block",
+    "int6:block:dequantize",
     "int2:tensor",
     "int6:channel",
     "int6:tensor:dequantize",
@@ -49,11 +51,11 @@ def test_what_is_left_out_comes_from_the_default() -> None:
     ("text", "words"),
     [
         ("int5", "int8, int6, int4"),
-        ("int6:block:32", "int6 in blocks"),
+        ("int6:block:32:hybrid", "no kernel reads int6"),
         ("int6:channel:hybrid", "no kernel reads int6"),
         ("", "int8"),
-        ("int4:block", "block:32"),
-        ("int4:block:33", "block:32, block:64, block:128"),
+        ("int4:block:0", "block:32"),
+        ("int4:block:33", "block, block:32, block:64, block:128, block:256"),
         ("int4:block:x", "block:32"),
         ("int4:channel:tensor", "no place"),
         ("int8:fast", "no place"),
@@ -99,6 +101,22 @@ def test_blocks_are_whole_and_worth_it(shape: list[int], block: int) -> None:
     if length is not None:
         assert math.prod(shape) % length == 0
         assert block / 4 <= length <= block
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [
+        ((8, 3, 3, 28), [28, 63, 126, 252]),
+        ((48, 64), [16, 32, 64]),
+        ((10, 1, 1, 1001), [91, 143, 1001]),
+        ((10, 127), [127]),
+        ((4096,), [16, 32, 64, 128, 256, 4096]),
+        ((64, 2), []),
+        ((0, 5), []),
+    ],
+)
+def test_lengths_that_are_weighed_are_divisors_of_a_row(shape: tuple[int, ...], lengths: list[int]) -> None:
+    assert block_lengths(shape, FITTING) == lengths
 
 
 def test_levels() -> None:

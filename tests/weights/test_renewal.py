@@ -64,6 +64,7 @@ LATE: dict[str, Callable[[], Model]] = {
     "int4 behind DEQUANTIZE": lambda: expanded("int4"),
     "int2 behind DEQUANTIZE": lambda: expanded("int2"),
     "int6": lambda: expanded("int6"),
+    "int6 in blocks": lambda: expanded("int6", granularity="block:32"),
     "int4 in blocks behind DEQUANTIZE": lambda: expanded("int4", granularity="block:32"),
 }
 

@@ -152,6 +152,25 @@ def test_no_scales_along_inputs(tmp_path: Path) -> None:
     assert axes(result)["w"][0] in (None, 0)
 
 
+@pytest.mark.parametrize("make", [spread, alike])
+def test_one_scale_that_loses_channels_is_not_worth_its_bytes(tmp_path: Path, make: Any) -> None:
+    """Scales for each channel of int6 would take more than a short filter has, beside a large layer."""
+    net = Net()
+    random, same = np.random.default_rng(3), {"padding": 0, "stride_h": 1, "stride_w": 1}
+    name = "depthwise" + 150 * "_"
+    filters = net.constant(name, make(random, (1, 3, 3, 64), 3))
+    bias, source = net.constant("bias", np.zeros(64, np.float32)), net.input("x", (1, 4, 4, 64))
+    found = net.add(
+        "DEPTHWISE_CONV_2D", [source, filters, bias], "a", (1, 4, 4, 64), depth_multiplier=1, **same
+    )
+    dense = net.constant("dense", make(random, (128, 1024), 0))
+    flat = net.add("RESHAPE", [found, net.constant("shape", np.array([1, 1024], np.int32))], "b", (1, 1024))
+    net.output(net.dense(flat, dense, "y"))
+    _, result = quantized(net, tmp_path / "out.tflite", dtype="int6")
+    assert "dense" in axes(result) and axes(result).get(name) == ((None, 1) if make is alike else None)
+    assert (name, "noise") in [(skip.where, skip.rule) for skip in result.skips] or make is alike
+
+
 def test_no_more_scales_than_leave_a_gain(tmp_path: Path) -> None:
     """A vector would have a scale for each element: exact, and larger than it was."""
     net = Net()

@@ -23,9 +23,6 @@ def test_every_integer_is_the_sum_of_its_parts() -> None:
         assert (part.min(), part.max()) == Levels.full(bits)
 
 
-def test_scales_are_exact() -> None:
-    assert isinstance(INT6, SplitInteger)
-    scale = np.random.default_rng(0).random(100, np.float32) * np.float32(1e-30)
-    coarse, fine = INT6.scales(scale)
-    assert coarse.dtype == fine.dtype == np.float32
-    np.testing.assert_array_equal(coarse.astype(float), STEP * scale.astype(float))
+def test_what_a_part_counts_is_a_power_of_two() -> None:
+    assert [(part.kind, part.step) for part in INT6.divided()] == [("INT4", STEP), ("INT2", 1)]
+    assert [(part.kind, part.step, part.take) for part in forms()["int8"].divided()] == [("INT8", 1, None)]

@@ -372,10 +372,13 @@ def halves(shape: tuple[int, ...], blob: Blob) -> Floats:
 
 
 def product_of(one: Floats, two: Floats) -> Floats | None:
-    """Returns each row of a matrix times a factor of its own, or all times one; None for other forms."""
+    """Returns each row times a factor of its own, or all times one; None for other forms.
+
+    A row is what follows the first axis; factors of ``[out, height, width, in]`` are ``[out, 1, 1, 1]``.
+    """
     for left, factors in ((one, two), (two, one)):
         count = math.prod(factors.shape)
-        if count == 1 or (len(left.shape) == 2 and factors.shape == (left.shape[0], 1)):
+        if count == 1 or (left.shape and factors.shape == (left.shape[0], *(1,) * (len(left.shape) - 1))):
             return Floats(left.shape, ("product", left.key, factors.key), _product(left, factors, count))
     return None
 

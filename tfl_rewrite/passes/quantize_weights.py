@@ -100,9 +100,9 @@ class QuantizeWeights(Pass):
     )
     granularity: str = option(
         "channel",
-        "one scale per channel where the kernel takes it (default), per tensor, or per block of so many "
-        "elements: block:32, block:64, block:128",
-        metavar="channel|tensor|block:N",
+        "one scale per channel where the kernel takes it (default), per tensor, or per block: of so many "
+        "elements (block:32, block:64, block:128, block:256), or as many as suit each constant (block)",
+        metavar="channel|tensor|block[:N]",
     )
     min_elements: int | None = option(
         None,

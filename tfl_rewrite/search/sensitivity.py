@@ -134,7 +134,7 @@ LEAST_GAIN = 0.01
 _SHARES = ("sparsity:0.5", "sparsity:0.8")
 """Of zeros, that are measured; the error of the products tells the others."""
 
-_FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:32:dequantize", "int8:channel:dequantize")
+_FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:dequantize", "int8:channel:dequantize")
 
 
 def measure(

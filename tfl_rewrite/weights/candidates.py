@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tfl_rewrite.editing.base import Skip
 from tfl_rewrite.kernels.operands import weights_of
 from tfl_rewrite.kernels.operators import Need
-from tfl_rewrite.kernels.table import CAST, DEQUANTIZE, EXPANDING, GATHER, MUL, row_of
+from tfl_rewrite.kernels.table import ADD, CAST, DEQUANTIZE, EXPANDING, GATHER, MUL, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
@@ -21,6 +21,8 @@ UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
 _LONGEST_EXPANSION = 4
+_LONGEST_SUM = 3
+"""Operators on the way from a constant to what it is multiplied with: DEQUANTIZE, ADD, MUL."""
 
 _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
@@ -198,6 +200,35 @@ def expanded(tensor: Tensor, graph: Graph, steps: int = _LONGEST_EXPANSION) -> I
                     yield from expanded(output, graph, steps - 1)
 
 
+def with_partners(parts: set[int], model: Model, graph: Graph) -> set[int]:
+    """Adds what others are multiplied with or added to behind DEQUANTIZE: scales, and the halves of int6."""
+    found = set(parts)
+    groups = []
+    for _, operator in model.operators():
+        if row_of(operator) in (MUL, ADD) and operator.outputs:
+            behind = _constants_behind(operator.outputs[0], graph, _LONGEST_SUM)
+            groups += [behind] if behind is not None else []
+    while True:
+        more = {key for group in groups if group & found for key in group} - found
+        if not more:
+            return found
+        found |= more
+
+
+def _constants_behind(tensor: Tensor | None, graph: Graph, steps: int) -> set[int] | None:
+    """Returns the ids of what a tensor is computed from; None where that is not constants alone."""
+    maker = graph.maker_of(tensor) if tensor is not None and steps else None
+    row = row_of(maker) if maker is not None else None
+    if maker is None or not maker.inputs or row not in (DEQUANTIZE, MUL, ADD):
+        return None
+    if row is DEQUANTIZE:
+        stored = maker.inputs[0]
+        return {id(stored)} if stored is not None and stored.is_constant else None
+    found = [_constants_behind(item, graph, steps - 1) for item in maker.inputs]
+    known = [item for item in found if item is not None]
+    return set().union(*known) if len(known) == len(found) else None
+
+
 def skip(item: Candidate, rule: str, reason: str) -> Skip:
     """Makes the report of a candidate that stays."""
     return stays(item.stored, item.value.name, item.readers, rule, reason)
@@ -267,10 +298,15 @@ def scale_constants(graph: Graph, model: Model) -> set[int]:
 def _scales_blocks(tensor: Tensor, graph: Graph) -> bool:
     uses = graph.uses_of(tensor)
     shape = tensor.shape or ()
-    if len(shape) != 2 or shape[1] != 1 or len(uses) != 1 or row_of(uses[0].operator) is not DEQUANTIZE:
+    columns = len(shape) >= 2 and all(size == 1 for size in shape[1:])
+    if not columns or len(uses) != 1 or row_of(uses[0].operator) is not DEQUANTIZE:
         return False
     output = uses[0].operator.outputs[0] if uses[0].operator.outputs else None
     maker = _factor_of(output, graph) if output is not None else None
+    if maker is not None and row_of(maker) is ADD:
+        # Integers in two parts.
+        first = maker.inputs[0] if maker.inputs else None
+        maker = graph.maker_of(first) if first is not None else None
     stored = maker.inputs[0] if maker is not None and row_of(maker) is DEQUANTIZE else None
     return stored is not None and stored.is_constant and stored.dtype_name in ("INT8", "INT4", "INT2")
 

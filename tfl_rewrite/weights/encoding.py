@@ -16,16 +16,18 @@ from tfl_rewrite.errors import UsageError, near_names, whole_number
 from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.numerics.blocks import FITTING
 from tfl_rewrite.options.patterns import Budget, Pattern
 from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
 from tfl_rewrite.weights.storage import StorageForm, forms
 
-BLOCKS = (32, 64, 128)
+BLOCKS = (32, 64, 128, 256)
 """Elements of a block that may be asked for; XNNPACK's own kernel wants a multiple of 32."""
 
 VERSION = 1
 """Of the TOML form."""
 
+_GIVEN = ", ".join(("block", *(f"block:{size}" for size in BLOCKS)))
 _NAMES = "|".join(forms())
 # A rule ends where an encoding ends and a comma or the text follows; the expression may hold both signs.
 _RULE = re.compile(rf"(?P<match>.+?)=(?P<encoding>(?:{_NAMES})(?::[a-z0-9]+)*)\s*(?:,\s*|$)", re.DOTALL)
@@ -45,10 +47,12 @@ class Scheme(str, enum.Enum):
 class Encoding:
     """How a constant is to be stored. Written as ``int4:block:32``, ``int8:channel:dequantize``, ``float16``.
 
+    ``int4:block`` is in blocks whose length is chosen for each constant.
+
     Attributes:
         form: How its elements are stored; ``float32`` keeps the constant as it is.
         granularity: How many scales; without a meaning for float types.
-        block: Elements that share a scale, for the granularity ``block``; None otherwise.
+        block: Elements that share a scale, for the granularity ``block``, or :data:`FITTING`; None otherwise.
         scheme: How operators get at it; ``auto`` leaves it to the pass.
     """
 
@@ -61,16 +65,10 @@ class Encoding:
         if (self.granularity is Granularity.BLOCK) != (self.block is not None):
             raise UsageError(
                 f"granularity {self.granularity.value} with block {self.block}",
-                remedy="give block:32, block:64 or block:128",
+                remedy=f"give one of {_GIVEN}",
             )
-        if self.block is not None and self.block not in BLOCKS:
-            raise UsageError(
-                f"block {self.block}", remedy=f"use one of {', '.join(f'block:{n}' for n in BLOCKS)}"
-            )
-        if self.block is not None and not self.form.is_plain:
-            raise UsageError(
-                f"{self.form.name} in blocks", remedy=f"give {self.form.name}:channel, or int4:block:32"
-            )
+        if self.block is not None and self.block not in (FITTING, *BLOCKS):
+            raise UsageError(f"block {self.block}", remedy=f"use one of {_GIVEN}")
         if self.scheme is Scheme.HYBRID and not self.form.is_plain:
             raise UsageError(f"no kernel reads {self.form.name} weights itself", remedy="leave out hybrid")
 
@@ -85,18 +83,19 @@ class Encoding:
         if not form.is_integer:
             return cls(form)
         words = granularity.split(":")
-        if words[0] == "block" and len(words) == 2 and (size := whole_number(words[1])) is not None:
+        if granularity == "block":
+            return cls(form, Granularity.BLOCK, FITTING)
+        if words[0] == "block" and len(words) == 2 and (size := whole_number(words[1])):
             return cls(form, Granularity.BLOCK, size)
         if granularity not in ("channel", "tensor"):
             raise UsageError(
-                f"granularity {granularity!r} is unknown",
-                remedy=f"use one of channel, tensor, {', '.join(f'block:{size}' for size in BLOCKS)}",
+                f"granularity {granularity!r} is unknown", remedy=f"use one of channel, tensor, {_GIVEN}"
             )
         return cls(form, Granularity(granularity))
 
     @classmethod
     def parse(cls, text: str, *, default: Encoding | None = None) -> Encoding:
-        """Reads ``DTYPE[:channel|:tensor|:block:N][:auto|:hybrid|:dequantize]``.
+        """Reads ``DTYPE[:channel|:tensor|:block[:N]][:auto|:hybrid|:dequantize]``.
 
         Args:
             text: The encoding as text.
@@ -115,10 +114,12 @@ class Encoding:
         granularity, block, scheme = base.granularity, base.block, base.scheme
         rest = words[1:]
         if rest and rest[0] == Granularity.BLOCK.value and form.is_integer:
-            block = whole_number(rest[1]) if len(rest) > 1 else None
-            if block is None:
-                raise UsageError(f"encoding {text!r}: how large a block", remedy="write block:32")
-            granularity, rest = Granularity.BLOCK, rest[2:]
+            block, granularity, rest = FITTING, Granularity.BLOCK, rest[1:]
+            if rest and rest[0] not in [item.value for item in Scheme]:
+                block = whole_number(rest[0])
+                if not block:
+                    raise UsageError(f"encoding {text!r}: how large a block", remedy="write block:32")
+                rest = rest[1:]
         elif rest and rest[0] in ("channel", "tensor") and form.is_integer:
             granularity, block, rest = Granularity(rest[0]), None, rest[1:]
         if rest and rest[0] in [item.value for item in Scheme]:
@@ -144,7 +145,7 @@ class Encoding:
         words = [self.form.name]
         if self.form.is_integer:
             words.append(self.granularity.value)
-            words += [str(self.block)] if self.block is not None else []
+            words += [str(self.block)] if self.block else []
         words += [self.scheme.value] if self.scheme is not Scheme.AUTO else []
         return ":".join(words)
 

@@ -24,7 +24,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.symmetric import Floats, product_of, sum_of
-from tfl_rewrite.weights.candidates import UNNAMED, expanded
+from tfl_rewrite.weights.candidates import UNNAMED, expanded, with_partners
 from tfl_rewrite.weights.state import late_forms
 from tfl_rewrite.weights.storage import forms
 
@@ -373,26 +373,5 @@ def renew(
 
 def expand_with_partners(model: Model, constants: set[int]) -> Expanded:
     """Makes constants, by their ids, float32, and what they are multiplied with behind DEQUANTIZE."""
-    parts = _with_partners(constants, model, Graph.of(model))
+    parts = with_partners(constants, model, Graph.of(model))
     return expand_constants(model, lambda tensor: id(tensor) in parts)
-
-
-def _with_partners(parts: set[int], model: Model, graph: Graph) -> set[int]:
-    """Adds what others are multiplied with or added to behind DEQUANTIZE: scales, and the halves of int6."""
-    constants = {id(item): item for _, item in model.tensors() if item.is_constant}
-    found, waiting = set(parts), list(parts)
-    while waiting:
-        for use in graph.uses_of(constants[waiting.pop()]):
-            made = use.operator.outputs[0] if row_of(use.operator) is DEQUANTIZE else None
-            for reader in graph.uses_of(made) if made is not None else ():
-                if row_of(reader.operator) not in (MUL, ADD):
-                    continue
-                for other in reader.operator.inputs:
-                    maker = graph.maker_of(other) if other is not None else None
-                    stored = maker.inputs[0] if maker is not None and maker.inputs else None
-                    if maker is None or stored is None or row_of(maker) is not DEQUANTIZE:
-                        continue
-                    if id(stored) in constants and id(stored) not in found:
-                        found.add(id(stored))
-                        waiting.append(id(stored))
-    return found

@@ -19,6 +19,7 @@ from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.numerics import symmetric
+from tfl_rewrite.numerics.blocks import FITTING, block_lengths, direct
 from tfl_rewrite.numerics.symmetric import Channels
 from tfl_rewrite.weights.candidates import (
     UNNAMED,
@@ -31,7 +32,7 @@ from tfl_rewrite.weights.candidates import (
     stored_already,
 )
 from tfl_rewrite.weights.encoding import Encoding, Recipe, Scheme
-from tfl_rewrite.weights.forms.blocks import Blocks, block_channels, block_length, direct
+from tfl_rewrite.weights.forms.blocks import Blocks, block_channels
 from tfl_rewrite.weights.readers import WeightForms, agree, scales_axis, settle_scales
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
@@ -87,8 +88,6 @@ class WeightPlan:
 
     def decide(self) -> tuple[list[Decision], list[Skip]]:
         """Decides for the whole model.
-
-        Constants are read for their scales, several at a time.
 
         Returns:
             What is to become of the constants that change, and why each other one stays.
@@ -221,27 +220,38 @@ class WeightPlan:
             return "float32", "asked for float32"
         if not encoding.form.is_integer:
             return self._decide_cast(item, encoding)
-        if encoding.block is not None:
-            length = block_length(item.shape, encoding.block)
-            old = self.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
-            called = old and id(item.subgraph) in self.model.called
-            if length is not None and not called:
-                if length != encoding.block:
-                    self.fallbacks[id(item)] = (
-                        f"blocks of {length}, since {encoding.block} does not divide it"
-                    )
-                made = self._decide_blocks(item, encoding, length)
-                if not isinstance(made, Decision) or made.form.native:
-                    return made
-                return self._rather_channels(made, encoding)
-            encoding = replace(encoding, granularity=Granularity.CHANNEL, block=None)
-            asked = self.encodings[id(item)].block
-            why = f"no blocks of up to {asked} fit"
-            if called:
-                old_runtime = runtime_text(self.min_runtime)
-                why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
-            self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
-        return self._decide_channels(item, encoding)
+        if encoding.block is None:
+            return self._decide_channels(item, encoding)
+        asked, lengths = encoding.block, block_lengths(item.shape, encoding.block)
+        old = self.min_runtime < BLOCKS_IN_CALLED_SUBGRAPHS
+        called = old and id(item.subgraph) in self.model.called
+        if lengths and not called:
+            if asked not in (FITTING, lengths[0]):
+                self.fallbacks[id(item)] = f"blocks of {lengths[0]}, since {asked} does not divide it"
+            made = self._best_blocks(item, encoding, lengths)
+            if not isinstance(made, Decision) or made.form.native:
+                return made
+            return self._rather_channels(made, encoding)
+        why = f"no blocks of up to {asked} fit" if asked else "its rows are too short for blocks"
+        if called:
+            old_runtime = runtime_text(self.min_runtime)
+            why = f"runtime {old_runtime} expands no blocks in subgraphs that operators call"
+        self.fallbacks[id(item)] = f"one scale per channel or tensor, since {why}"
+        return self._decide_channels(item, replace(encoding, granularity=Granularity.CHANNEL, block=None))
+
+    def _best_blocks(
+        self, item: Candidate, encoding: Encoding, lengths: Sequence[int]
+    ) -> Decision | tuple[str, str]:
+        """Returns the decision for blocks of the best of some lengths, or why there is none."""
+        found = [self._decide_blocks(item, encoding, length) for length in lengths]
+        made = [each for each in found if isinstance(each, Decision)]
+        if len(made) < 2:
+            return made[0] if made else found[0]
+        # What kernels read themselves takes no memory for floats, so that they come first.
+        made = [each for each in made if each.form.native] or made
+        scales = {each.channels: each for each in made}
+        sizes = {channels: self._nbytes_of(each) for channels, each in scales.items()}
+        return scales[self.axes.best_rate(item, encoding.form, sizes)]
 
     def _decide_cast(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         form = encoding.form
@@ -256,10 +266,10 @@ class WeightPlan:
 
     def _decide_blocks(self, item: Candidate, encoding: Encoding, length: int) -> Decision | tuple[str, str]:
         """Decides for scales by block: a kernel that reads them itself, or what DEQUANTIZE and MUL make."""
-        found = [self.forms.of(use.operator, use.position, encoding) for use in item.uses]
+        found = [self.forms.of(use.operator, use.position, encoding, length) for use in item.uses]
         reasons = [forms for forms in found if isinstance(forms, str)]
         channels = block_channels(item.shape, length)
-        if not reasons and length == encoding.block:
+        if not reasons and encoding.block in (length, FITTING):
             forms = [choices[0] for choices in found if not isinstance(choices, str)]
             native = Blocks.of(encoding.form, length, in_kernel=True)
             made = Decision(item, [Reading.HYBRID] * len(forms), forms, None, native)
@@ -291,6 +301,9 @@ class WeightPlan:
         other = self._decide_channels(item, replace(encoding, granularity=Granularity.CHANNEL, block=None))
         if not isinstance(other, Decision) or other.axis is None:
             return made
+        if other.channels == made.channels:
+            # The same scales: as float16 with what multiplies, which was asked for, or as float32.
+            return min(other, made, key=self._nbytes_of) if encoding.block == FITTING else made
         options = {each.channels: self._nbytes_of(each) for each in (made, other)}
         smaller = {key: nbytes for key, nbytes in options.items() if nbytes < item.stored.buffer.nbytes}
         if self.axes.best(item, encoding.form, smaller or options) == made.channels:
@@ -348,13 +361,13 @@ class WeightPlan:
         stored = item.stored.buffer.nbytes
         # More scales than that, and nothing would be saved.
         smaller = {channels: nbytes for channels, nbytes in options.items() if nbytes < stored}
-        return made[self.axes.best(item, encoding.form, smaller or options)]
+        best = self.axes.best(item, encoding.form, smaller or options)
+        if self.axes.rather_kept(item, encoding.form, best, options):
+            return "noise", "one scale errs more than its bytes are worth, and more scales save nothing"
+        return made[best]
 
     def _nbytes_of(self, made: Decision) -> int:
-        """Returns what a constant takes then, with all others that hold the same bytes.
-
-        They take them as they become, with operators and tensors of their own.
-        """
+        """Returns what a constant takes then, with others that hold the same bytes: an overhead each."""
         return made.nbytes + self.sharers[id(made.item.stored.buffer)] * made.overhead
 
     def _can_be_int8(self, tensor: Tensor) -> bool:

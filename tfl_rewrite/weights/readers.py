@@ -22,6 +22,9 @@ from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes, weight_axis
 from tfl_rewrite.weights.storage import StorageForm
 
+KERNEL_BLOCK = 32
+"""Of what length, or a multiple of it, kernels take blocks: XNNPACK refuses others."""
+
 # The axis of the scales (None for one scale), and the axis over which a kernel would spread a single one
 # (None where it does not).
 Scales = tuple[int | None, int | None]
@@ -75,10 +78,19 @@ class WeightForms:
     magnitudes: Magnitudes
     axes: ScaleAxes
     # What each operator's hybrid kernel takes of an encoding, or why nothing.
-    _hybrid: dict[tuple[int, Encoding], Sequence[Form] | str] = field(default_factory=dict)
+    _hybrid: dict[tuple[int, Encoding, int | None], Sequence[Form] | str] = field(default_factory=dict)
 
-    def of(self, operator: Operator, position: int, encoding: Encoding) -> Sequence[Form] | str:
-        """Returns how an operator can read integers at an input, best first, or why it cannot."""
+    def of(
+        self, operator: Operator, position: int, encoding: Encoding, block: int | None = None
+    ) -> Sequence[Form] | str:
+        """Returns how an operator can read integers at an input, best first, or why it cannot.
+
+        Args:
+            operator: The operator.
+            position: Of the input.
+            encoding: What is asked for.
+            block: Elements of a block, where they are.
+        """
         name = operator.code.name
         if encoding.scheme is Scheme.DEQUANTIZE:
             return "asked for dequantize"
@@ -96,10 +108,10 @@ class WeightForms:
             return [lookup] if rows is None else [rows, lookup]
         if position not in row.weights:
             return row.refusal or f"{name} has no hybrid kernel for input {position}"
-        key = (id(operator), encoding)
+        key = (id(operator), encoding, block)
         found = self._hybrid.get(key)
         if found is None:
-            found = self._hybrid[key] = self._hybrid_forms(operator, row, encoding)
+            found = self._hybrid[key] = self._hybrid_forms(operator, row, encoding, block)
         return found
 
     def dequantize(self, form: StorageForm, axis: int | None) -> Form | None:
@@ -143,7 +155,9 @@ class WeightForms:
         options = {each: encoding.form.scales_nbytes(each.channels) for each in (one, rows)}
         return form if self.axes.best(item, encoding.form, options) == rows else None
 
-    def _hybrid_forms(self, operator: Operator, row: OperatorRow, encoding: Encoding) -> Sequence[Form] | str:
+    def _hybrid_forms(
+        self, operator: Operator, row: OperatorRow, encoding: Encoding, block: int | None
+    ) -> Sequence[Form] | str:
         """Returns the forms whose needs the operator meets, best first, or why there is none."""
         runtime, granularity = self.min_runtime, encoding.granularity
         old = runtime_text(runtime)
@@ -162,14 +176,16 @@ class WeightForms:
                 continue
             if form.granularity is not granularity and granularity is Granularity.TENSOR:
                 continue
-            missing = self._form_unmet(form, operator, row, encoding)
+            missing = self._form_unmet(form, operator, row, (encoding.form, block))
             if missing is None:
                 found.append(form)
             else:
                 reason = missing
         return found or reason
 
-    def _form_unmet(self, form: Form, operator: Operator, row: OperatorRow, encoding: Encoding) -> str | None:
+    def _form_unmet(
+        self, form: Form, operator: Operator, row: OperatorRow, stored: tuple[StorageForm, int | None]
+    ) -> str | None:
         weights = weights_of(operator)
         if form.granularity is Granularity.CHANNEL:
             for tensor in weights:
@@ -177,7 +193,7 @@ class WeightForms:
                 if axis is None or not 0 <= axis < len(tensor.shape or ()):
                     return f"the weight's shape {list(tensor.shape or ())} has no channel axis"
         for tensor in weights:
-            unfit = _unfit(form, tensor.shape or (), encoding)
+            unfit = _unfit(form, tensor.shape or (), *stored)
             if unfit is not None:
                 return f"{row.name}: {unfit}"
         for need in form.needs:
@@ -201,13 +217,15 @@ class WeightForms:
         return bool((scale == scale[0]).all())
 
 
-def _unfit(form: Form, shape: Sequence[int], encoding: Encoding) -> str | None:
+def _unfit(form: Form, shape: Sequence[int], stored: StorageForm, block: int | None) -> str | None:
     """Returns why a weight's shape does not suit a form, or None."""
     row = math.prod(shape[1:])
-    if form.shape is Shape.WHOLE_BYTES and row * encoding.form.bits % 8:
+    if form.shape is Shape.WHOLE_BYTES and row * stored.bits % 8:
         return f"rows of {row} elements do not fill whole bytes"
     if form.shape is Shape.WHOLE_BLOCKS:
-        block = encoding.block or 1
-        if len(shape) != 2 or row % block:
-            return f"the shape {list(shape)} is no matrix of whole blocks of {block}"
+        length = block or 1
+        if len(shape) != 2 or row % length:
+            return f"the shape {list(shape)} is no matrix of whole blocks of {length}"
+        if length % KERNEL_BLOCK:
+            return f"its kernel takes blocks of {KERNEL_BLOCK} or a multiple, not {length}"
     return None

@@ -13,6 +13,7 @@ counts as lost, no more, however small it was.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,15 @@ _SHARES = (1.0, 0.8, 0.64, 0.5)
 """Of the scale that covers the largest value, those that few levels are tried with: rounders cut it off."""
 
 _FEW_LEVELS = 8
+
+_FAR_LESS = 4.0
+"""So many times the error, 6 dB or a bit, is what scales of its own make of a constant worth keeping."""
+
+_LEAST_SHARED = 4
+"""Of what has a scale for so few elements no error is to be expected at all."""
+
+_LEAST_NOISE = 1e-12
+"""Below that, no error counts."""
 
 Float64 = npt.NDArray[np.float64]
 
@@ -117,6 +127,36 @@ class ScaleAxes:
             return next(iter(options))
         price = self._price(form)
         return min(options, key=lambda channels: self.noise(item, channels, form) + price * options[channels])
+
+    def rather_kept(
+        self, item: Candidate, form: StorageForm, best: Channels, options: Mapping[Channels, int]
+    ) -> bool:
+        """Whether the best of the options that save bytes errs more than those bytes are worth.
+
+        Only where another one, with more scales, would err by far less: that some bits err is asked for.
+        """
+        noise = self.noise(item, best, form)
+        sensible = [each for each in options if each.elements >= _LEAST_SHARED * each.channels]
+        least = min((self.noise(item, channels, form) for channels in sensible), default=noise)
+        saved = item.stored.buffer.nbytes - options[best]
+        return noise > _FAR_LESS * least and noise > self._price(form) * saved
+
+    def best_rate(self, item: Candidate, form: StorageForm, options: Mapping[Channels, int]) -> Channels:
+        """Returns the option with the least error for its bytes, where another bit an element takes 6 dB off.
+
+        That is what finer integers would win for those bytes.
+
+        Args:
+            item: The constant.
+            form: How it is to be stored.
+            options: The ways in which its elements may share scales, and the bytes that each takes.
+        """
+
+        def expected(channels: Channels) -> float:
+            bits = 8.0 * options[channels] / max(1, item.elements)
+            return math.log2(max(self.noise(item, channels, form), _LEAST_NOISE)) + 2.0 * bits
+
+        return min(options, key=expected)
 
     def sharing(self, count: int) -> int:
         """Returns how many weights have so many output channels, and are likely to have as many scales.

@@ -11,7 +11,7 @@ import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.model.values import packed_nbytes
-from tfl_rewrite.numerics.symmetric import Channels, Floats, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Levels
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.payloads import Payload
 from tfl_rewrite.weights.rounders import Rounder, Work
@@ -36,6 +36,21 @@ _ZERO_POINT_NBYTES = 8
 _SCALE_NBYTES = 4
 
 _OLDEST = ("INT8", "FLOAT32")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the tensors whose sum are the integers of a constant.
+
+    Attributes:
+        kind: Its type.
+        step: What one of its integers counts.
+        take: Takes its integers from whole ones; None where they are these.
+    """
+
+    kind: str
+    step: int = 1
+    take: Callable[[Int8], Int8] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,10 @@ class StorageForm(ABC):
     def is_integer(self) -> bool:
         """Whether it needs scales."""
         return self.parts[0].startswith("INT")
+
+    def divided(self) -> tuple[Part, ...]:
+        """Returns the tensors that hold the integers."""
+        return (Part(self.parts[0]),)
 
     @property
     def is_plain(self) -> bool:

@@ -7,9 +7,9 @@ costs 2 bytes, where per-channel scales of the integers would cost 12 (a float32
 the runtime demands): 1,024 x 1,024 weights as int4 in blocks of 32 took 922,472 bytes so, and 595,072 in this
 form. It is multiplied at each call with XNNPACK (0.4 ms a million weights), once without.
 
-The file stores ``factor`` as the scale of the integer tensor and the quotients beside it; DEQUANTIZE gives
-``integer * factor`` and MUL multiplies by the quotient. The factor is a power of two and both other numbers
-have 11 bits at most, so that the product is exact, and any range of 2^29 fits without an underflow.
+Where a block is a whole row, what follows the first axis, the integers keep their shape ``[out, ...]`` beside
+scales ``[out, 1, ...]``, and no RESHAPE is needed. Integers in two parts (int6) are expanded and added before
+they are multiplied, so that both share the scales.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels.operators import Granularity
-from tfl_rewrite.kernels.table import DEQUANTIZE, MUL, RESHAPE, dequantize_form
+from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, MUL, RESHAPE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -35,112 +34,37 @@ from tfl_rewrite.model.ir import (
     new_record,
     schema,
 )
-from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Channels, Float32, Floats, scaled_integers
+from tfl_rewrite.numerics.blocks import SMALLEST_DIRECT, BlockScales, direct, factored
+from tfl_rewrite.numerics.symmetric import Channels, Floats, scaled_integers
 from tfl_rewrite.weights.payloads import QuantizedPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
 from tfl_rewrite.weights.storage import (
     BUFFER_NBYTES,
     OPERATOR_NBYTES,
     QUANTIZATION_NBYTES,
+    TENSOR_NBYTES,
     Decision,
+    Part,
     StorageForm,
     Stored,
     fit,
 )
 
-_TOP = 14  # The largest quotient lies in [2^14, 2^15): far from what float16 cannot hold.
-_HALF_NORMAL = np.float32(np.finfo(np.float16).tiny)
-_LARGEST_POWER = 127
-
-# DEQUANTIZE twice, MUL and RESHAPE; and the tensors of them, with a shape.
-_OPERATORS = 4
-_TENSORS = 6
+_MOST_DIMENSIONS = 4
+"""Of rows that keep their shape: with more, MUL of old runtimes does not spread one over the other."""
 
 SCALE_NBYTES = 12
 """A float32 scale and an int64 zero point; the runtime refuses fewer zero points than scales."""
 
-SMALLEST_DIRECT = float(_HALF_NORMAL)
-"""The least scale that a kernel reads as float16."""
 
-
-@dataclass(frozen=True, slots=True)
-class BlockScales:
-    """The scales of all blocks of a constant.
-
-    Attributes:
-        factor: A power of two.
-        quotients: Float16 ``[blocks]``, all normal numbers.
-        effective: Float32 ``[blocks]``: what they multiply to, exactly.
-    """
-
-    factor: float
-    quotients: npt.NDArray[np.float16]
-    effective: Float32
-
-
-def factored(scale: Float32, zero: npt.NDArray[np.bool_] | None = None) -> BlockScales:
-    """Returns the nearest scales that can be stored with a common factor.
-
-    Args:
-        scale: Float32 ``[blocks]``, positive and finite. Those below 2^-28 of the largest become that.
-        zero: Bool ``[blocks]``: which hold zeros only, so that their scale does not matter.
-    """
-    scale = _without(scale, zero)
-    most = float(scale.max())
-    power = int(np.floor(np.log2(most))) - _TOP
-    smallest = int(np.log2(SMALLEST_SCALE))
-    factor = 2.0 ** min(max(power, smallest), _LARGEST_POWER)
-    return _stored(scale, factor)
-
-
-def direct(scale: Float32, zero: npt.NDArray[np.bool_] | None = None) -> BlockScales | None:
-    """Returns scales for a kernel that reads float16 scales without a factor; None where some underflow.
-
-    XNNPACK refuses scales that are zero, subnormal or infinite (``CheckFp16Scale``).
-
-    Args:
-        scale: Float32 ``[blocks]``, positive and finite.
-        zero: Bool ``[blocks]``: which hold zeros only, so that their scale does not matter.
-    """
-    scale = _without(scale, zero)
-    if float(scale.min()) < _HALF_NORMAL or float(scale.max()) > float(np.finfo(np.float16).max):
-        return None
-    return _stored(scale, 1.0)
-
-
-def _without(scale: Float32, zero: npt.NDArray[np.bool_] | None) -> Float32:
-    if zero is None or not zero.any() or zero.all():
-        return scale
-    made: Float32 = np.where(zero, scale[~zero].max(), scale)
-    return made
-
-
-def _stored(scale: Float32, factor: float) -> BlockScales:
-    quotients = np.maximum(scale / np.float32(factor), _HALF_NORMAL).astype(np.float16)
-    effective: Float32 = quotients.astype(np.float32) * np.float32(factor)
-    return BlockScales(factor, quotients, effective)
-
-
-def block_length(shape: Sequence[int], block: int) -> int | None:
-    """Returns how long blocks of a constant are, given how long they are wanted; None if it does not fit.
-
-    Blocks lie in row-major order. A row is what follows the first axis (all, where there is but one). The
-    longest length up to ``block`` is taken that divides the row, so that no block holds weights of two
-    outputs; where rows have no divisor of half the length or more, the longest that divides the whole. What
-    is then shorter than a quarter of what was asked for would cost more for scales than it is worth.
-    """
-    elements = math.prod(shape)
-    if not elements:
-        return None
-    row = math.prod(shape[1:]) if len(shape) > 1 else elements
-    found = _divisor(row, block)
-    if 2 * found < block:
-        found = max(found, _divisor(elements, block))
-    return found if 4 * found >= block else None
-
-
-def _divisor(number: int, most: int) -> int:
-    return max(size for size in range(1, most + 1) if number % size == 0)
+def store_parts(
+    editor: Editor, payload: QuantizedPayload, parts: Sequence[Part], buffer: Buffer
+) -> tuple[Buffer, ...]:
+    """Gives a buffer, and others that are added, the parts of integers; returns one for each part."""
+    homes = (buffer, *(editor.add_buffer(None) for _ in parts[1:]))
+    for home, part in zip(homes, parts, strict=True):
+        home.blob = payload.blob(dtypes.BY_NAME[part.kind].bits, part.take)
+    return homes
 
 
 class BlockPayload(QuantizedPayload):
@@ -159,20 +83,27 @@ class BlockPayload(QuantizedPayload):
 
 @dataclass(frozen=True)
 class Blocks(StorageForm):
-    """Integers of a plain form with a scale for each block; made for a constant, not named by an encoding.
+    """Integers of another form with a scale for each block; made for a constant, not named by an encoding.
 
     Attributes:
+        base: The form of the integers.
         length: Elements of a block.
         in_kernel: Whether a kernel reads the blocks itself.
     """
 
+    base: StorageForm | None = None
     length: int = 0
     in_kernel: bool = False
 
     @classmethod
     def of(cls, form: StorageForm, length: int, *, in_kernel: bool = False) -> Blocks:
         """Returns a form in blocks."""
-        return cls(form.name, form.parts, form.full_range, length=length, in_kernel=in_kernel)
+        return cls(form.name, form.parts, form.full_range, base=form, length=length, in_kernel=in_kernel)
+
+    def divided(self) -> tuple[Part, ...]:
+        """As the form does that it blocks."""
+        assert self.base is not None
+        return self.base.divided()
 
     @property
     def block(self) -> int | None:
@@ -198,14 +129,22 @@ class Blocks(StorageForm):
 
     def nbytes(self, made: Decision) -> int:
         """A float16 for each block, and one float32 with a zero point for them all."""
-        return self.data_nbytes(made.item.elements) + 2 * made.channels.channels + SCALE_NBYTES
+        scales = 2 * made.channels.channels + SCALE_NBYTES * len(self.parts)
+        return self.data_nbytes(made.item.elements) + scales
 
     def overhead(self, made: Decision) -> int:
-        """The tensor of scales; where they are expanded, DEQUANTIZE twice, MUL and RESHAPE with theirs."""
+        """The tensor of scales; where they are expanded, what expands, adds, multiplies and reshapes."""
         if self.in_kernel:
             return QUANTIZATION_NBYTES + made.tensor_nbytes + BUFFER_NBYTES
-        added = _OPERATORS * OPERATOR_NBYTES + _TENSORS * made.tensor_nbytes + 2 * BUFFER_NBYTES
-        return QUANTIZATION_NBYTES + 4 * len(made.item.shape) + added
+        parts, reshapes = len(self.parts), not is_row(made.item.shape, self.length)
+        # DEQUANTIZE of each part, their sums, DEQUANTIZE of the scales, MUL.
+        operators = parts + (parts - 1) + 2 + reshapes
+        added = operators * OPERATOR_NBYTES + parts * (made.tensor_nbytes + BUFFER_NBYTES)
+        # The scales, and what operators make that is not the constant itself.
+        added += made.tensor_nbytes + (operators - 1) * TENSOR_NBYTES
+        # The new shape, a constant and a vector of options.
+        added += reshapes * (TENSOR_NBYTES + BUFFER_NBYTES + 8 * len(made.item.shape))
+        return parts * QUANTIZATION_NBYTES + added
 
     def store(self, editor: Editor, made: Decision, work: Work, rounder: Rounder, buffer: Buffer) -> Stored:
         """Rounds to the scales that float16 holds of those that the rounder chooses."""
@@ -216,24 +155,17 @@ class Blocks(StorageForm):
             scales = direct(np.maximum(scale, SMALLEST_DIRECT), zero)
         scales = scales or factored(scale, zero)
         payload = BlockPayload(work, rounder, scales)
-        buffer.blob = payload.blob(self.bits)
-        return Stored(payload, (buffer, editor.add_buffer(scales.quotients.tobytes())))
-
-    def quantization(self, _made: Decision, stored: Stored) -> Quantization | None:
-        """The one scale of the integers that are expanded."""
-        if self.in_kernel:
-            return None
-        assert isinstance(stored.payload, BlockPayload)
-        return Quantization.symmetric(np.float32(stored.payload.factor).tobytes())
+        homes = store_parts(editor, payload, self.divided(), buffer)
+        return Stored(payload, (*homes, editor.add_buffer(scales.quotients.tobytes())))
 
     def rewire(
-        self, editor: Editor, made: Decision, stored: Stored, quantization: Quantization | None
+        self, editor: Editor, made: Decision, stored: Stored, _quantization: Quantization | None
     ) -> None:
         """A kernel reads them, or what they are expanded to."""
-        if quantization is None:
+        if self.in_kernel:
             _read_by_kernel(editor, made, stored)
         else:
-            _expand(editor, made, stored, quantization)
+            _expand(editor, made, self.divided(), stored)
 
     def read(self, tensor: Tensor) -> Floats | None:
         """Those that a quantization of blocks is said of."""
@@ -255,6 +187,11 @@ def read_blocks(tensor: Tensor, details: Quantization) -> Floats | None:
     if scale.size != channels.channels:
         return None
     return scaled_integers(tensor, blob, channels, scale, np.zeros(scale.size, np.int64))
+
+
+def is_row(shape: Sequence[int], block: int) -> bool:
+    """Whether a block is all that follows the first axis, so that integers keep their shape."""
+    return 2 <= len(shape) <= _MOST_DIMENSIONS and block == math.prod(shape[1:])
 
 
 def block_channels(shape: Sequence[int], block: int) -> Channels:
@@ -290,30 +227,30 @@ def _read_by_kernel(editor: Editor, made: Decision, stored: Stored) -> None:
         editor.stamp(use.operator, form.version)
 
 
-def _expand(editor: Editor, made: Decision, stored: Stored, quantization: Quantization) -> None:
-    """Makes the float tensor what DEQUANTIZE, MUL and RESHAPE make of integers and scales."""
-    item, length = made.item, made.form.block
-    count = made.channels.channels
-    assert length is not None
-    buffer, scales = stored.buffers
-    form = made.kernels[-1]
-    half = dequantize_form("FLOAT16", None)
-    assert half is not None
-    subgraph, value, name = item.subgraph, item.value, item.value.name
-    kind = made.form.parts[0]
+def _expand(editor: Editor, made: Decision, parts: Sequence[Part], stored: Stored) -> None:
+    """Makes the float tensor what is made of integers in some parts, and of their scales."""
+    item, length, payload = made.item, made.form.block, stored.payload
+    assert length is not None and isinstance(payload, BlockPayload)
+    count, subgraph, value, name = made.channels.channels, item.subgraph, item.value, item.value.name
+    *homes, scales = stored.buffers
+    # Both parts have one factor, times what each counts.
+    quantized = [Quantization.symmetric(np.float32(payload.factor * part.step).tobytes()) for part in parts]
+    integers = []
     if item.expand is None:
-        integers = editor.add_beside(subgraph, value, kind, buffer, quantization)
         place = editor.first_reader(subgraph, value)
         value.buffer = editor.sentinel()
     else:
-        integers = item.stored
-        editor.store(integers, kind, buffer, quantization)
+        integers = [item.stored]
+        editor.store(item.stored, parts[0].kind, homes[0], quantized[0])
         place = editor.drop_operator(subgraph, item.expand)
-    integers.shape = (count, length)
-    table = Tensor(f"{name}_scales", (count, 1), dtypes.FLOAT16.value, scales)
-    editor.add_tensor(subgraph, table)
-    versions = form.version, half.version
-    subgraph.operators[place:place] = _expanding(editor, subgraph, value, (integers, table), versions)
+    for part, home, details in list(zip(parts, homes, quantized, strict=True))[len(integers) :]:
+        integers.append(editor.add_beside(subgraph, value, part.kind, home, details))
+    row = is_row(item.shape, length)
+    for tensor in integers:
+        tensor.shape = item.shape if row else (count, length)
+    shape = (count, *(1,) * (len(item.shape) - 1)) if row else (count, 1)
+    table = editor.add_tensor(subgraph, Tensor(f"{name}_scales", shape, dtypes.FLOAT16.value, scales))
+    subgraph.operators[place:place] = _expanding(editor, subgraph, value, integers, table)
 
 
 def expand_stored_blocks(
@@ -330,8 +267,6 @@ def expand_stored_blocks(
     """
     details = integers.quantization
     assert details is not None and details.scales_tensor is not None
-    form, half = dequantize_form("INT8", Granularity.TENSOR), dequantize_form("FLOAT16", None)
-    assert form is not None and half is not None
     count = integers.elements // block
     held = details.scales_tensor.buffer
     # Others may name the same tensor as their scales.
@@ -339,33 +274,41 @@ def expand_stored_blocks(
     editor.add_tensor(subgraph, table)
     place = editor.first_reader(subgraph, integers)
     integers.shape, integers.quantization = (count, block), Quantization.symmetric(np.float32(1).tobytes())
-    versions = form.version, half.version
-    subgraph.operators[place:place] = _expanding(editor, subgraph, value, (integers, table), versions)
+    subgraph.operators[place:place] = _expanding(editor, subgraph, value, [integers], table)
 
 
 def _expanding(
-    editor: Editor,
-    subgraph: SubGraph,
-    value: Tensor,
-    stored: tuple[Tensor, Tensor],
-    versions: tuple[int, int],
+    editor: Editor, subgraph: SubGraph, value: Tensor, parts: Sequence[Tensor], table: Tensor
 ) -> list[Operator]:
-    """Returns the operators that make a float tensor of blocks of integers, and of the scales of those."""
-    (integers, table), dimensions = stored, value.shape or ()
+    """Returns the operators that make a float tensor of integers, one for each scale in a row, and of those.
 
-    def beside(suffix: str, shape: Sequence[int], dtype: int, where: Buffer) -> Tensor:
-        made = Tensor(f"{value.name}_{suffix}", tuple(shape), dtype, where)
-        return editor.add_tensor(subgraph, made)
+    The tensors between have names that repeat, which a compact file holds once.
+    """
+    none, whole, operators = editor.sentinel(), parts[0].shape or (), []
 
-    none, float32, whole = editor.sentinel(), dtypes.FLOAT32.value, integers.shape or ()
-    steps = beside("steps", whole, float32, none)
-    factors = beside("factors", table.shape or (), float32, none)
-    flat = beside("blocks", whole, float32, none)
-    shape = ScalarVector.of(INT32, dimensions)
-    target = beside("shape", (len(dimensions),), dtypes.INT32.value, editor.constant(bytes(shape.raw)))
+    def computed(name: str, shape: Sequence[int]) -> Tensor:
+        return editor.add_tensor(subgraph, Tensor(name, tuple(shape), dtypes.FLOAT32.value, none))
+
+    def expanded(tensor: Tensor, name: str) -> Tensor:
+        form = dequantize_form(tensor.dtype_name, Granularity.TENSOR if tensor is not table else None)
+        assert form is not None
+        made = computed(name, tensor.shape or ())
+        operators.append(editor.builtin(DEQUANTIZE, form.version, [tensor], made))
+        return made
+
+    steps = expanded(parts[0], "steps")
+    for part in parts[1:]:
+        total, term = computed("sums", whole), expanded(part, "steps")
+        operators.append(editor.builtin(ADD, 1, [steps, term], total))
+        steps = total
+    factors = expanded(table, "factors")
+    if value.shape == whole:
+        return [*operators, editor.builtin(MUL, 1, [steps, factors], value)]
+    flat, shape = computed("blocks", whole), ScalarVector.of(INT32, value.shape or ())
+    held = editor.constant(bytes(shape.raw))
+    target = editor.add_tensor(subgraph, Tensor("shape", (len(shape),), dtypes.INT32.value, held))
     return [
-        editor.builtin(DEQUANTIZE, versions[0], [integers], steps),
-        editor.builtin(DEQUANTIZE, versions[1], [table], factors),
+        *operators,
         editor.builtin(MUL, 1, [steps, factors], flat),
         editor.builtin(RESHAPE, 1, [flat, target], value, new_shape=shape),
     ]

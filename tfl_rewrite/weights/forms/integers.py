@@ -18,8 +18,8 @@ from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
-from tfl_rewrite.numerics.symmetric import Channels, Float32, Floats, Int8, Levels, scaled_integers
-from tfl_rewrite.weights.forms.blocks import read_blocks
+from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Levels, scaled_integers
+from tfl_rewrite.weights.forms.blocks import read_blocks, store_parts
 from tfl_rewrite.weights.payloads import QuantizedPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
 from tfl_rewrite.weights.storage import (
@@ -27,6 +27,7 @@ from tfl_rewrite.weights.storage import (
     OPERATOR_NBYTES,
     QUANTIZATION_NBYTES,
     Decision,
+    Part,
     StorageForm,
     Stored,
     fit,
@@ -155,9 +156,9 @@ class SplitInteger(Integer):
         made: Int8 = ((integers + half) & mask) - half
         return made
 
-    def scales(self, scale: Float32) -> tuple[Float32, Float32]:
-        """Returns the scales of both parts; the first is the second times a power of two, which is exact."""
-        return np.asarray(scale * np.float32(1 << self._bits), np.float32), scale
+    def divided(self) -> tuple[Part, ...]:
+        """Both; what the first counts is a power of two, so that its scales are exact."""
+        return Part(self.parts[0], 1 << self._bits, self.coarse), Part(self.parts[1], 1, self.fine)
 
     @property
     def _bits(self) -> int:
@@ -172,10 +173,7 @@ class SplitInteger(Integer):
     def store(self, editor: Editor, made: Decision, work: Work, rounder: Rounder, buffer: Buffer) -> Stored:
         """Rounds once for each part."""
         payload = QuantizedPayload(work, rounder, rounder.scales(work))
-        buffers = (buffer, editor.add_buffer(None))
-        for home, kind, part in zip(buffers, self.parts, (self.coarse, self.fine), strict=True):
-            home.blob = payload.blob(dtypes.BY_NAME[kind].bits, part)
-        return Stored(payload, buffers)
+        return Stored(payload, store_parts(editor, payload, self.divided(), buffer))
 
     def quantization(self, _made: Decision, _stored: Stored) -> Quantization | None:
         """Each part has scales of its own."""
@@ -188,8 +186,8 @@ class SplitInteger(Integer):
         assert isinstance(stored.payload, QuantizedPayload)
         item, buffers, kinds = made.item, stored.buffers, self.parts
         quantized = [
-            Quantization.symmetric(scale.tobytes(), made.axis or 0)
-            for scale in self.scales(stored.payload.scale)
+            Quantization.symmetric((stored.payload.scale * np.float32(part.step)).tobytes(), made.axis or 0)
+            for part in self.divided()
         ]
         subgraph, value = item.subgraph, item.value
         granularity = Granularity.TENSOR if made.axis is None else Granularity.CHANNEL
@@ -208,7 +206,7 @@ class SplitInteger(Integer):
         for tensor, kind, suffix in zip((first, second), kinds, ("coarse", "fine"), strict=True):
             form = dequantize_form(kind, granularity)
             assert form is not None
-            term = Tensor(f"{value.name}_{suffix}", item.shape, dtypes.FLOAT32.value, editor.sentinel())
+            term = Tensor(suffix, item.shape, dtypes.FLOAT32.value, editor.sentinel())
             terms.append(editor.add_tensor(subgraph, term))
             operators.append(editor.builtin(DEQUANTIZE, form.version, [tensor], terms[-1]))
         operators.append(editor.builtin(ADD, 1, [*terms], value))
@@ -220,14 +218,14 @@ FORMS = (
         "int8",
         ("INT8",),
         full_range=False,
-        tried=("int8:channel:dequantize", "int8:tensor:dequantize", "int8:channel"),
+        tried=("int8:channel:dequantize", "int8:tensor:dequantize", "int8:block:dequantize", "int8:channel"),
     ),
-    SplitInteger("int6", ("INT4", "INT2"), tried=("int6:channel:dequantize",)),
+    SplitInteger("int6", ("INT4", "INT2"), tried=("int6:channel:dequantize", "int6:block:dequantize")),
     Integer(
         "int4",
         ("INT4",),
-        tried=("int4:channel:dequantize", "int4:block:32:dequantize"),
+        tried=("int4:channel:dequantize", "int4:block:dequantize"),
         tried_in_kernels=("int4:channel", "int4:block:32"),
     ),
-    Integer("int2", ("INT2",), tried=("int2:channel:dequantize", "int2:block:32:dequantize")),
+    Integer("int2", ("INT2",), tried=("int2:channel:dequantize", "int2:block:dequantize")),
 )

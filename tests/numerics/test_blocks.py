@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.numerics import symmetric
-from tfl_rewrite.weights.forms.blocks import direct, factored
+from tfl_rewrite.numerics.blocks import direct, factored
 
 TINY = float(np.finfo(np.float16).tiny)
 
@@ -26,6 +26,13 @@ def test_nearest_and_normal(powers: list[float], offset: float) -> None:
     products = (levels * np.float32(made.factor)) * made.quotients.astype(np.float32)
     exact = levels.astype(np.float64) * made.factor * made.quotients.astype(np.float64)
     assert np.array_equal(products.astype(np.float64), exact)
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.99998, 1.99999, 2.0, 1.5])
+def test_the_scales_of_a_file_have_its_factor(largest: float) -> None:
+    made = factored(np.array([largest, 0.3], np.float32))
+    again = factored(made.effective)
+    assert again.factor == made.factor and np.array_equal(again.quotients, made.quotients)
 
 
 def test_blocks_of_zeros_do_not_set_the_range() -> None:
