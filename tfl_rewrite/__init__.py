@@ -7,11 +7,13 @@ quick and pulls in no interpreter.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tfl_rewrite.calibration.record import record as record
     from tfl_rewrite.editing.base import Context as Context
     from tfl_rewrite.editing.base import Edit as Edit

@@ -13,8 +13,8 @@ import pytest
 
 import tfl_rewrite
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.main import COMMANDS
 from tfl_rewrite.cli.options import Role
+from tfl_rewrite.cli.parser import COMMANDS
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import INPUT, OUTPUT, Claim, check_claims
 from tfl_rewrite.passes.dedup import Dedup

@@ -14,7 +14,7 @@ import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.main import COMMANDS
+from tfl_rewrite.cli.parser import COMMANDS
 from tfl_rewrite.cli.render import safe
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata, OperatorCode, Tensor, operator_number

@@ -10,7 +10,7 @@ import pytest
 
 from tfl_rewrite import __version__
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.main import COMMANDS, parser
+from tfl_rewrite.cli.parser import COMMANDS, parser
 
 from ..helpers import ROOT
 from .program import call, left, run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tfl_rewrite.cli.commands.manual import man_page
-from tfl_rewrite.cli.main import commands, parser
+from tfl_rewrite.cli.parser import commands, parser
 from tfl_rewrite.cli.text import short_names
 
 from .program import TOOL, call

@@ -23,7 +23,7 @@ def newer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     major, minor = runtimes.runtime_of(newest)
     version = f"{major}.{minor + 1}.0"
     (tmp_path / f"{runtimes.LITERT.replace('-', '_')}-{version}.dist-info").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(runtimes, "sys", SimpleNamespace(path=[str(tmp_path)]))
     return f"{runtimes.LITERT} {version} is newer than {newest},"
 
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from tfl_rewrite import __version__
-from tfl_rewrite.cli.main import BY_NAME, EXIT_CODES, commands, parser
 from tfl_rewrite.cli.options import TALKING, Argument
+from tfl_rewrite.cli.parser import BY_NAME, EXIT_CODES, commands, parser
 from tfl_rewrite.cli.text import print_lines
 from tfl_rewrite.options.option import Role
 

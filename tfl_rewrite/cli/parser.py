@@ -1,0 +1,111 @@
+"""The parser of the command line, made from the rows of commands."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from tfl_rewrite.cli.commands.rows import COMMANDS, commands_of_passes
+from tfl_rewrite.cli.options import Argument, Command
+from tfl_rewrite.errors import near_names
+from tfl_rewrite.options.option import unknown
+
+_EXAMPLES = "examples:"
+BY_NAME = {command.name: command for command in COMMANDS}
+
+EXIT_CODES = (
+    "Exit codes: 0 done, or nothing to do; 2 usage, or a file cannot be read or written; 3 refused as "
+    "unsupported; 4 a judgement failed: outputs differ beyond the tolerance, no file keeps the budget, or "
+    "doctor found an error; 5 the input is damaged or unsound; 130 interrupted (143 by SIGTERM, 129 by "
+    "SIGHUP). No model is written unless it is 0; batch keeps the files that are done."
+)
+"""What each means; 1 is never meant."""
+
+
+def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Builds the parser from the rows.
+
+    Args:
+        version: What ``--version`` prints.
+        argv: The arguments: only the command that they name gets its own.
+    """
+    top = _Parser(
+        prog="tfl-rewrite",
+        description="Rewrites somebody else's .tflite file: smaller, nothing lost, verified by running it "
+        "before and after.",
+        epilog=EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=version)
+    parts = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((word for word in argv if not word.startswith("-")), "")
+    if asked not in BY_NAME and "--version" not in argv:
+        commands()
+    for command in BY_NAME.values():
+        if command.name not in argv:
+            parts.add_parser(command.name, help=command.help)
+            continue
+        groups = command.groups
+        made = parts.add_parser(
+            command.name,
+            help=command.help,
+            description=command.text,
+            epilog=_EXAMPLES + "\n  ".join(["", *command.examples]) if command.examples else None,
+            formatter_class=_Formatter,
+        )
+        # A range may begin with a negative number, as in --input-range -1,1.
+        made._negative_number_matcher = re.compile(r"^-\.?\d")
+        for title, arguments in groups:
+            if arguments:
+                _add(made.add_argument_group(title), arguments)
+    return top
+
+
+def commands() -> list[Command]:
+    """Returns all of them, those that are a pass of the catalogue too."""
+    BY_NAME.update((command.name, command) for command in commands_of_passes(BY_NAME))
+    return list(BY_NAME.values())
+
+
+class _Formatter(argparse.HelpFormatter):
+    """One that leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are printed as all others are, and name what is near."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reads the arguments; of an option that does not exist, the nearest one is named."""
+        arguments, rest = self.parse_known_args(args, namespace)
+        if rest:
+            command = BY_NAME[arguments.command]
+            known = [name for _, group in command.groups for row in group for name in row.names]
+            near = near_names(rest[0].partition("=")[0], [name for name in known if name.startswith("--")])
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return arguments
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "command" and value not in BY_NAME:
+            raise argparse.ArgumentError(None, str(unknown("command", value, BY_NAME)))
+        super()._check_value(action, value)
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong with the arguments, and ends the program."""
+        from tfl_rewrite.cli.text import complain
+
+        end = "" if message.endswith("?") else ";"
+        complain(f"{message}{end} '{self.prog} --help' lists what there is", sys.argv[1:])
+        self.exit(2)
+
+
+def _add(group: argparse._ArgumentGroup, arguments: Sequence[Argument]) -> None:
+    for argument in arguments:
+        made = group.add_argument(*argument.names, help=argument.help.replace("%", "%%"), **argument.extra)
+        # For the completion of file names.
+        made.role = argument.role  # type: ignore[attr-defined]
