@@ -18,10 +18,10 @@ from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.source import save
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.shards import progressive
+from tfl_rewrite.shards import rest as rests
 from tfl_rewrite.shards.manifest import MAX_ELEMENTS, parse
-from tfl_rewrite.shards.progressive import Prediction
 from tfl_rewrite.shards.residual import decode, encode
+from tfl_rewrite.shards.rest import Prediction
 from tfl_rewrite.shards.settings import JoinOptions, ShardFailed, ShardOptions, ShardReport
 
 from ..nets import Net, data_of, stored_apart
@@ -129,6 +129,11 @@ def test_the_base_is_what_quantize_weights_makes(fixtures: Path, tmp_path: Path)
     rest = sum(item.stored_nbytes for item in report.files) - report.base.stored_nbytes
     # 26 and 64 %, where deflate alone leaves 91 %.
     assert report.base.stored_nbytes < 0.27 * report.nbytes and rest < 0.65 * report.nbytes
+    for file in (tmp_path / "parts").iterdir():
+        with pytest.raises(UsageError, match="is what the result is made of"):
+            tfl_rewrite.join(report.entry, file, JoinOptions(base=True, force=True))
+    with pytest.raises(UsageError, match="more than"):
+        tfl_rewrite.open_sharded(report.entry, max_nbytes=report.nbytes)
     with tfl_rewrite.open_sharded(report.entry) as whole:
         assert whole.content == model.read_bytes()
     with tfl_rewrite.open_sharded(report.entry, base=True) as first:
@@ -154,13 +159,13 @@ def test_what_is_found_wrong_in_the_base_costs_bytes_alone(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fixtures / "digits_cnn.tflite"
-    found = progressive.predictions
+    found = rests.predictions
 
     def elsewhere(*given: Any) -> dict[tuple[int, int], Prediction]:
         return {span: Prediction(7, 13, 3, 5) for span in found(*given)}
 
     right = there_and_back(model, tmp_path)
-    monkeypatch.setattr(progressive, "predictions", elsewhere)
+    monkeypatch.setattr(rests, "predictions", elsewhere)
     wrong = there_and_back(model, tmp_path, force=True)
     sizes = [sum(item.stored_nbytes for item in report.files) for report in (right, wrong)]
     assert sizes[0] < sizes[1]

@@ -1,34 +1,31 @@
-"""The calls that a program makes: shard a model, join it again, open it in memory without a file on disk."""
+"""The calls that a program makes: shard a model, and join it again."""
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
-from tfl_rewrite.files.atomic import PLAIN, FileSink, access_of
+from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
+from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of, is_same
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import ModelLike, ensure_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import schema
 from tfl_rewrite.reading.metadata import on_disk
-from tfl_rewrite.shards.join import assemble, check_whole, join_parts
-from tfl_rewrite.shards.manifest import Manifest, parse
+from tfl_rewrite.shards.join import join_parts, manifests_of, naming
+from tfl_rewrite.shards.manifest import parse
 from tfl_rewrite.shards.parts import write_parts
 from tfl_rewrite.shards.settings import (
-    DEFAULT_JOBS,
     MANIFEST_NAME,
     MODEL_NAME,
     JoinOptions,
     ShardOptions,
     ShardReport,
 )
-from tfl_rewrite.shards.sources import FolderSource, Source, find_source, read_manifest_text
+from tfl_rewrite.shards.sources import FolderSource, find_source, read_manifest_text
 from tfl_rewrite.work import Progress, Work
 
 
@@ -84,14 +81,21 @@ def shard(
                 return shard_progressive(
                     container, place, options, settings=settings, folder=name, progress=progress
                 )
-            total = container.nbytes * (1 if options.dry_run else 2)
-            made = write_parts(container, place, options, _ticks(progress, "sharding", total))
+            return _shard_plainly(container, place, options, os.fspath(folder), progress)
+
+
+def _shard_plainly(
+    container: Container, place: Path, options: ShardOptions, folder: str, progress: Progress | None
+) -> ShardReport:
+    """Writes a model as parts of it alone."""
+    total = container.nbytes * (1 if options.dry_run else 2)
+    made = write_parts(container, place, options, _ticks(progress, "sharding", total))
     return ShardReport.of_parts(
         made.manifest,
         lambda part: "kept" if part.name in made.reused else "new",
         command="shard",
-        source=str(file),
-        target=os.fspath(folder),
+        source=container.path,
+        target=folder,
         entry=os.fspath(Path(folder) / options.entry),
         notes=made.notes,
         dry_run=options.dry_run,
@@ -139,17 +143,13 @@ def join(
         if options.base:
             raise UsageError("a model with external buffers has no base", file=where)
         return join_external(here, path, options, settings=settings)
-    manifest = _manifest(origin, name, where, options)
+    whole, manifest = manifests_of(origin, name, where, options)
     if here is not None:
-        not_its_own(path, [here, *(here.with_name(part.name) for part in manifest.parts)])
+        not_its_own(path, [here, *(here.with_name(part.name) for part in whole.parts)])
     access = PLAIN if here is None else access_of(here)
-    total = manifest.nbytes + (0 if manifest.base is None else manifest.base.nbytes)
-    tick = _ticks(progress, "joining", 2 * total)
-    try:
+    tick = _ticks(progress, "joining", 2 * manifest.assembled_nbytes)
+    with naming(where):
         kept = join_parts(manifest, origin, path, options, access=access, tick=tick)
-    except FormatError as error:
-        error.file = error.file or where
-        raise
     read = "fetched" if origin.remote else "read"
     return ShardReport.of_parts(
         manifest,
@@ -173,154 +173,6 @@ def _target(
     if here is not None and here.is_dir():
         raise UsageError("is a folder", file=where, remedy=f"name the manifest or model in it{_in(where)}")
     return Path(os.path.realpath(target))
-
-
-class ShardedModel:
-    """A whole model in memory that belongs to no file; pages that are not used may go to swap.
-
-    Use it as a context manager, or let it be collected. Interpreters that were made keep what they need.
-
-    Attributes:
-        manifest: What it was made of.
-        content: All bytes, read-only, not copied.
-    """
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self._descriptor = -1
-        if hasattr(os, "memfd_create"):
-            self._descriptor = os.memfd_create("tfl-rewrite", os.MFD_CLOEXEC)
-            os.ftruncate(self._descriptor, manifest.nbytes)
-            self._map = mmap.mmap(self._descriptor, manifest.nbytes)
-        else:
-            self._map = mmap.mmap(-1, manifest.nbytes)
-        self.content = memoryview(self._map).toreadonly()
-
-    @property
-    def path(self) -> str | None:
-        """A path under which this process can open it, while it is open; None where the system has none."""
-        return None if self._descriptor < 0 else f"/proc/{os.getpid()}/fd/{self._descriptor}"
-
-    def interpreter(self, *, num_threads: int | None = None, delegates: Sequence[Any] = ()) -> Any:
-        """Makes a LiteRT interpreter of it, which maps the same pages.
-
-        Args:
-            num_threads: For its kernels; None for what the runtime chooses.
-            delegates: Those that ``ai_edge_litert.interpreter.load_delegate`` returned.
-        """
-        from ai_edge_litert.interpreter import Interpreter
-
-        mapped = self.path is not None and Path(self.path).exists()
-        content = {"model_path": self.path} if mapped else {"model_content": bytes(self.content)}
-        chosen = list(delegates) or None
-        return Interpreter(**content, num_threads=num_threads, experimental_delegates=chosen)
-
-    def write_at(self, data: bytes | memoryview, offset: int) -> None:
-        """Fills it; only for who makes it."""
-        view = memoryview(data).cast("B")
-        if self._descriptor >= 0:
-            # Writing to the file, unlike to its map, says so when memory is short.
-            FileSink(self._descriptor).write_at(view, offset)
-        else:
-            self._map[offset : offset + len(view)] = bytes(view)
-
-    def close(self) -> None:
-        """Gives the memory back, as far as nobody else holds it."""
-        with contextlib.suppress(BufferError):
-            self.content.release()
-            self._map.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> ShardedModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def open_sharded(
-    manifest: str | os.PathLike[str],
-    *,
-    jobs: int = DEFAULT_JOBS,
-    allow_private: bool = False,
-    sha256: str | None = None,
-    max_nbytes: int | None = None,
-    base: bool = False,
-) -> ShardedModel:
-    """Fetches, checks and assembles a model in memory; nothing is written to disk.
-
-    Args:
-        manifest: Path or URL of a ``manifest.json``.
-        jobs: Parts at once.
-        allow_private: Whether http may connect to private and loopback addresses.
-        sha256: What the model must be, if it is known from elsewhere.
-        max_nbytes: Refuse a model that says it is larger; a base, of which it is made, counts too.
-        base: Only the base of a model that was sharded progressively.
-
-    Raises:
-        FormatError: The manifest or a part is damaged; the error names the part.
-        FileAccessError: Something is missing or cannot be read.
-        UnsupportedError: A newer manifest.
-        UsageError: The URL makes no sense, or the model is larger than ``max_nbytes``.
-
-    Example:
-        >>> report = tfl_rewrite.shard("model.tflite", "parts")
-        >>> with tfl_rewrite.open_sharded("parts/manifest.json") as model:
-        ...     len(model.content)
-        102424
-    """
-    where = os.fspath(manifest)
-    options = JoinOptions(jobs=jobs, allow_private=allow_private, sha256=sha256, base=base)
-    source, name = find_source(where, allow_private=allow_private)
-    found = _manifest(source, name, where, options)
-    total = found.nbytes + (0 if found.base is None else found.base.nbytes)
-    if max_nbytes is not None and total > max_nbytes:
-        raise UsageError(f"the model takes {total} bytes, more than {max_nbytes}", file=where)
-    with contextlib.ExitStack() as stack:
-        try:
-            first = stack.enter_context(_in_memory(found.base, source, options)) if found.base else None
-            return _in_memory(found, source, options, first.content if first is not None else None)
-        except FormatError as error:
-            error.file = error.file or where
-            raise
-
-
-def _in_memory(
-    manifest: Manifest, source: Source, options: JoinOptions, base: memoryview | None = None
-) -> ShardedModel:
-    model = ShardedModel(manifest)
-    try:
-        assemble(manifest, source, model, base, jobs=options.jobs)
-        check_whole(manifest, [model.content])
-    except BaseException:
-        model.close()
-        raise
-    return model
-
-
-def _manifest(source: Source, name: str, where: str, options: JoinOptions) -> Manifest:
-    """Reads a manifest, or that of its base, and compares it with a hash that is known from elsewhere."""
-    manifest = parse(read_manifest_text(source, name, where), where)
-    if options.base:
-        if manifest.base is None:
-            remedy = "leave --base away; 'tfl-rewrite shard --progressive' makes one"
-            raise UsageError("has no base", file=where, remedy=remedy)
-        manifest = manifest.base
-    sha256 = options.sha256
-    if sha256 is not None and sha256.strip().lower() != manifest.sha256:
-        raise UsageError(
-            f"is of a model with the SHA-256 {manifest.sha256}, not {sha256[:80]}",
-            file=where,
-            remedy="it is another version, or it was tampered with",
-        )
-    return manifest
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ from pathlib import Path
 from tfl_rewrite.errors import FileAccessError, FormatError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, nameless_file
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.shards.manifest import Manifest, Part
+from tfl_rewrite.shards.manifest import Manifest, Part, parse
 from tfl_rewrite.shards.residual import Residual
 from tfl_rewrite.shards.settings import DEFAULT_JOBS, JOBS, JoinOptions
-from tfl_rewrite.shards.sources import FolderSource, Source
+from tfl_rewrite.shards.sources import FolderSource, Source, read_manifest_text
 from tfl_rewrite.shards.unpack import Stopped, stored_pieces, write_part
 from tfl_rewrite.shards.web import TooSlow
 from tfl_rewrite.work import leads_to, lock, opened_folder
@@ -290,3 +290,31 @@ def check_whole(
             where="sha256",
             remedy="the manifest is damaged; make it again",
         )
+
+
+def manifests_of(source: Source, name: str, where: str, options: JoinOptions) -> tuple[Manifest, Manifest]:
+    """Reads a manifest; returns it, and that of what is to be made, which has the hash that was asked for."""
+    manifest = whole = parse(read_manifest_text(source, name, where), where)
+    if options.base:
+        if manifest.base is None:
+            remedy = "leave --base away; 'tfl-rewrite shard --progressive' makes one"
+            raise UsageError("has no base", file=where, remedy=remedy)
+        manifest = manifest.base
+    sha256 = options.sha256
+    if sha256 is not None and sha256.strip().lower() != manifest.sha256:
+        raise UsageError(
+            f"is of a model with the SHA-256 {manifest.sha256}, not {sha256[:80]}",
+            file=where,
+            remedy="it is another version, or it was tampered with",
+        )
+    return whole, manifest
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Names the manifest in errors about what it describes."""
+    try:
+        yield
+    except FormatError as error:
+        error.file = error.file or where
+        raise

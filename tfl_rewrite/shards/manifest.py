@@ -122,6 +122,11 @@ class Manifest:
     layout: tuple[Row, ...]
     base: Manifest | None = None
 
+    @property
+    def assembled_nbytes(self) -> int:
+        """Bytes that are put together for it, those of its base included."""
+        return self.nbytes + (0 if self.base is None else self.base.nbytes)
+
     def slices(self) -> list[list[tuple[int, int, int]]]:
         """For each part the ``(offset in it, nbytes, offset in the model)``, by offset in the part.
 

@@ -1,0 +1,291 @@
+"""What a base lacks of its original: where float weights are in it, and all bytes that are not.
+
+What is described here is the original, whatever the base is good for: a weight that was not found in the
+base, or found in the wrong place, costs bytes and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tfl_rewrite.files.container import Container
+from tfl_rewrite.files.source import Source
+from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import MappedBlob
+from tfl_rewrite.model.ir import Model, SubGraph, Tensor
+from tfl_rewrite.model.likeness import digest
+from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.shards.cuts import Cut, between, constants_in, large_from, pieces_of
+from tfl_rewrite.shards.manifest import MAX_ELEMENTS, Manifest, Row, WeightRow
+from tfl_rewrite.shards.parts import Numbered
+from tfl_rewrite.shards.residual import codes_and_scales, encode
+
+_LEAST_COPY = 64
+"""Bytes that are in the base too from here on are not stored again; a row of the manifest takes as many."""
+_SAMPLED = 4096
+_FAR = 16
+"""Steps. Rounding moves a weight by a few, whatever it looks at; most are further from codes of others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a float constant is predicted from: offsets in the base, and how its channels lie."""
+
+    codes: int
+    scales: int
+    channels: int
+    inner: int
+    width: int = 4
+
+    def row(self, nbytes: int, first: int = 0) -> WeightRow:
+        """The row of some elements, from the ``first`` on; it has no part yet."""
+        where = self.codes + first, self.scales
+        return WeightRow(0, 0, nbytes, *where, self.channels, self.inner, first, self.width)
+
+
+_WIDTHS = {dtypes.FLOAT32.value: 4, dtypes.FLOAT16.value: 2}
+Span = tuple[int, int]
+"""``(offset, nbytes)`` in a file."""
+
+
+def predictions(model: Model, base: Source) -> dict[Span, Prediction]:
+    """Finds what the float constants of a model became in its base.
+
+    Args:
+        model: The original, as it was loaded.
+        base: What was made of it.
+
+    Returns:
+        By the place of the constant in the file.
+    """
+    made = base.model()
+    found: dict[Span, Prediction] = {}
+    for subgraph, other in zip(model.subgraphs, made.subgraphs, strict=True):
+        integers = _integers(other)
+        for tensor in subgraph.tensors:
+            blob = tensor.buffer.blob
+            if not isinstance(blob, MappedBlob) or (blob.offset, blob.nbytes) in found:
+                continue
+            width = _WIDTHS.get(tensor.dtype, 0)
+            if not width or blob.nbytes != width * tensor.elements:
+                continue
+            for candidate in integers[tensor.shape or ()]:
+                if candidate.name.startswith(tensor.name):
+                    prediction = _prediction(candidate, other, width)
+                    if prediction is not None and _fits(prediction, blob, base):
+                        found[blob.offset, blob.nbytes] = prediction
+                        break
+    return found
+
+
+def _integers(subgraph: SubGraph) -> dict[tuple[int, ...], list[Tensor]]:
+    """Returns the constants that may be codes, by shape; those of the shortest names first."""
+    found: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    for tensor in sorted(subgraph.tensors, key=lambda item: len(item.name)):
+        if tensor.dtype == dtypes.INT8.value and isinstance(tensor.buffer.blob, MappedBlob):
+            found[tensor.shape or ()].append(tensor)
+    return found
+
+
+def _prediction(codes: Tensor, subgraph: SubGraph, width: int) -> Prediction | None:
+    """Returns where codes and their scales lie, and how; None where there are no scales for them."""
+    details, shape, blob = codes.quantization, codes.shape or (), codes.buffer.blob
+    assert isinstance(blob, MappedBlob)
+    if details is not None and details.scale and details.scale.offset >= 0:
+        count, offset, axis = len(details.scale), details.scale.offset, details.dimension
+    else:
+        # Rows that are looked up have their scales in a constant that is looked up too.
+        name = codes.name.removesuffix("rows") + "scales"
+        scales = next((item.buffer.blob for item in subgraph.tensors if item.name == name), None)
+        if not isinstance(scales, MappedBlob):
+            return None
+        count, offset, axis = scales.nbytes // 4, scales.offset, 0
+    if not 0 <= axis < max(1, len(shape)) or blob.nbytes != codes.elements:
+        return None
+    channels = Channels.along(shape, axis if count > 1 else None)
+    if channels.channels != count:
+        return None
+    return Prediction(blob.offset, offset, count, channels.inner, width)
+
+
+def _fits(prediction: Prediction, blob: MappedBlob, base: Source) -> bool:
+    """Whether most of the first weights are near what is predicted for them."""
+    row = prediction.row(min(blob.nbytes, prediction.width * _SAMPLED))
+    codes, scales = codes_and_scales(row, base.container.data)
+    floats = np.frombuffer(blob.view(), f"<f{row.width}", row.elements)
+    with np.errstate(all="ignore"):
+        near = np.abs(floats - codes * scales) <= _FAR * scales
+    return bool(near.mean() > 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A file with what the base lacks, and how the original is made of both.
+
+    Attributes:
+        container: The file.
+        layout: Rows of the manifest; those of which the file has the bytes have the part 0, and the offset in
+            the file.
+        cuts: How it is cut into parts: a row is never divided.
+    """
+
+    container: Container
+    layout: tuple[Row, ...]
+    cuts: list[Cut]
+
+    def manifest(self, whole: Manifest, base: Manifest, made: Numbered) -> Manifest:
+        """Returns the manifest of the original.
+
+        Args:
+            whole: What it is.
+            base: That of the base.
+            made: The parts of the rest, and where they have the rows.
+        """
+        parts = list({part.name: part for part in (*base.parts, *made.parts)}.values())
+        numbers = {part.name: number for number, part in enumerate(parts)}
+        offsets = sorted(start for item in self.cuts for start, _ in item.slices)
+        places = {
+            start: (numbers[made.parts[row[0]].name], row[1])
+            for start, row in zip(offsets, made.layout, strict=True)
+        }
+        rows = (row if len(row) == 2 else _moved(row, *places[row[1]]) for row in self.layout)
+        return replace(whole, parts=tuple(parts), layout=tuple(rows), base=base)
+
+
+def _moved(row: Row, part: int, offset: int) -> Row:
+    if isinstance(row, WeightRow):
+        return row._replace(part=part, offset=offset)
+    return part, offset, row[2]
+
+
+class _RestWriter:
+    """Writes the rest of a model to a file."""
+
+    def __init__(self, source: Source, base: Source, max_nbytes: int, file: BinaryIO) -> None:
+        self._data = source.container.data
+        self._base = base.container.data
+        self._most = max_nbytes
+        self._file = file
+        self._position = 0
+        self.layout: list[Row] = []
+        # With what each belongs to: its constant, or None where it shares parts with others.
+        self.slices: list[tuple[Span | None, Span]] = []
+
+    def copy(self, offset: int, nbytes: int) -> None:
+        """Adds bytes that the base has."""
+        self.layout.append((offset, nbytes))
+
+    def store(self, span: Span, home: Span | None) -> None:
+        """Adds bytes of the original as they are."""
+        for offset, nbytes in pieces_of(*span, self._most):
+            data = bytes(self._data[offset : offset + nbytes])
+            if home is None and self._grown(nbytes):
+                self._write(data)
+            else:
+                self._add((0, self._position, nbytes), data, home)
+
+    def _grown(self, nbytes: int) -> bool:
+        """Makes the last row longer, if that is of bytes as they are that share a part."""
+        if not self.layout or len(self.layout[-1]) != 3 or self.slices[-1][0] is not None:
+            return False
+        _, start, before = self.layout[-1]
+        if before + nbytes > self._most:
+            return False
+        self.layout[-1] = (0, start, before + nbytes)
+        self.slices[-1] = (None, (start, before + nbytes))
+        return True
+
+    def weights(self, span: Span, prediction: Prediction, home: Span | None) -> None:
+        """Adds what is left of weights."""
+        width = prediction.width
+        for offset, nbytes in pieces_of(*span, width * min(MAX_ELEMENTS, self._most // width)):
+            row = prediction.row(nbytes, (offset - span[0]) // width)
+            floats = self._data[offset : offset + nbytes]
+            left = encode(floats, *codes_and_scales(row, self._base), width)
+            self._add(row._replace(offset=self._position), left, home)
+
+    def _add(self, row: Row, data: bytes, home: Span | None) -> None:
+        self.layout.append(row)
+        self.slices.append((home, (self._position, len(data))))
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._position += len(data)
+
+    def cuts(self) -> list[Cut]:
+        """Cuts it into parts; a large constant has parts of its own."""
+        shared = [span for home, span in self.slices if home is None]
+        cuts = _filled(shared, self._most)
+        for home, group in groupby(self.slices, key=lambda item: item[0]):
+            if home is not None:
+                cuts += _filled([span for _, span in group], self._most)
+        return sorted(cuts, key=lambda item: item.slices[0])
+
+
+def _filled(spans: list[Span], most: int) -> list[Cut]:
+    """Puts spans into parts, one after the other."""
+    cuts: list[Cut] = []
+    held: list[Span] = []
+    for span in spans:
+        if held and sum(nbytes for _, nbytes in held) + span[1] > most:
+            cuts.append(Cut(tuple(held)))
+            held = []
+        held.append(span)
+    return [*cuts, Cut(tuple(held))] if held else cuts
+
+
+def rest_of(source: Source, base: Source, max_nbytes: int, path: Path) -> Rest:
+    """Writes what the base lacks of a model.
+
+    Args:
+        source: The original.
+        base: What was made of it.
+        max_nbytes: Of a part.
+        path: The file to write.
+    """
+    model = source.model()
+    constants = constants_in(model)
+    predicted = predictions(model, base)
+    same = _Same(base)
+    with open(path, "wb") as file:
+        writer = _RestWriter(source, base, max_nbytes, file)
+        spans = {*constants, *between(constants, source.nbytes)}
+        kept = set(constants)
+        for span in sorted(spans):
+            home = span if span in kept and span[1] >= large_from(max_nbytes) else None
+            found = same.place_of(MappedBlob(source.container, *span)) if span in kept else None
+            if span in predicted:
+                writer.weights(span, predicted[span], home)
+            elif found is not None:
+                writer.copy(found, span[1])
+            else:
+                writer.store(span, home)
+            source.container.release(*span)
+    return Rest(Container.open(path), tuple(writer.layout), writer.cuts())
+
+
+class _Same:
+    """Finds constants that the base has as they are."""
+
+    def __init__(self, base: Source) -> None:
+        self._blobs: dict[int, list[MappedBlob]] = defaultdict(list)
+        for span in constants_in(base.model()):
+            self._blobs[span[1]].append(MappedBlob(base.container, *span))
+        self._known: dict[int, dict[bytes, int]] = {}
+
+    def place_of(self, blob: MappedBlob) -> int | None:
+        """Returns where the base has the bytes of a constant; None for few bytes, too."""
+        others = self._blobs.get(blob.nbytes)
+        if others is None or blob.nbytes < _LEAST_COPY:
+            return None
+        if blob.nbytes not in self._known:
+            self._known[blob.nbytes] = {digest(other): other.offset for other in reversed(others)}
+        # All bytes are compared when the parts are read back.
+        return self._known[blob.nbytes].get(digest(blob))
