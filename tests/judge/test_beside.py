@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.judge import Judge, verdicts
 from tfl_rewrite.judge.settings import Judging, Tolerance
 
 from ..interpreter import fake_runtime
@@ -69,3 +69,26 @@ def test_what_is_closed_leaves_nothing_and_the_first_goes_on(
         assert arrays() == held
         assert first.compare(before, repeat=True).status == "pass"
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deed", [{"signal": 6}, {"error": "no"}, {}], ids=["dies", "no", "runs"])
+def test_files_at_the_same_time_get_the_verdicts_that_they_get_alone(
+    tmp_path: Path, deed: dict[str, object]
+) -> None:
+    settings = Judging(runtime=fake_runtime.install(tmp_path), tolerance=EXACT)
+    before = fake_runtime.model(tmp_path / "a")
+    more = {"running": [deed]} if deed else {"drift": 1.0}
+    files = fake_runtime.model(tmp_path / "b"), fake_runtime.model(tmp_path / "c", **more)
+    with Judge(before, settings) as first, Judge(before, settings, beside=first) as second:
+        # The first time the original is run, so that they come one after the other.
+        for _ in range(2):
+            found = verdicts(
+                [
+                    judge.begin(file, first=judge is second)
+                    for judge, file in zip((first, second), files, strict=True)
+                ]
+            )
+            assert [verdict.status for verdict in found] == ["pass", "fail"]
+            alone = second.compare(files[1])
+            assert (found[1].cause, found[1].reasons) == (alone.cause, alone.reasons)

@@ -183,6 +183,28 @@ class Judge:
                 self.rest()
                 raise
 
+    def begin(self, after: PathLike, *, tolerance: Tolerance | None = None, first: bool = False) -> Pending:
+        """Starts to judge one of several rewritten files, as :meth:`compare` does without repeating.
+
+        Args:
+            after: The file.
+            tolerance: Instead of the judge's own.
+            first: Whether the process of the original runs it, which has nothing to do once that was run.
+        """
+        found = Pending(self, existing(after), tolerance or self._judging.tolerance)
+        reference = self._original.settled
+        worker = self._workers[0 if first else 1]
+        called = self._judging.retyped or self._judging.counterparts
+        if reference is not None and not called and not worker.busy:
+            with scratch_errors():
+                self._take_turn(found.path)
+                found.start(
+                    self._original.request("run", found.path, reference.resolver, reference.steps),
+                    worker,
+                    reference,
+                )
+        return found
+
     def request(self, path: Path, reference: Reference) -> dict[str, object]:
         """What a process that was lent is asked, to run a file on the calls of the original."""
         return self._original.request("run", path, reference.resolver, reference.steps)
@@ -291,13 +313,7 @@ class Judge:
         if verdict.cause == "outputs":
             verdict = self._excused(reference, verdict, tolerance, repeat)
         execution.discard()
-        return replace(
-            verdict,
-            assumed=_assumed(reference) if verdict.sample_count else (),
-            unseen=(*reference.unseen, *verdict.unseen),
-            notes=(*reference.notes, *verdict.notes),
-            seconds=time.monotonic() - started,
-        )
+        return _whole(reference, verdict, started)
 
     def _taken_by(self, after: Path) -> Interface | None:
         """What a rewritten file takes and gives; None where it does not even open, which its run tells."""
@@ -306,6 +322,21 @@ class Judge:
         worker.begin(self._original.request("open", after, resolver))
         with worker.finish() as opened:
             return opened.interface
+
+    def told(
+        self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
+    ) -> Verdict:
+        """Returns the verdict on a run that ended; runs nothing again but the original."""
+        started = time.monotonic() - execution.seconds
+        with TerminationGuard(), scratch_errors():
+            try:
+                verdict = self.judged(reference, execution, tallying, tolerance)
+                if verdict.cause == "outputs":
+                    verdict = self._excused(reference, verdict, tolerance, repeat=False)
+            except BaseException:
+                self.rest()
+                raise
+        return _whole(reference, verdict, started)
 
     def judged(
         self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
@@ -386,6 +417,73 @@ class Judge:
             entries=entries,
             notes=(*verdict.notes, *notes),
         )
+
+
+def _whole(reference: Reference, verdict: Verdict, started: float) -> Verdict:
+    """Adds what is said of the run of the original."""
+    return replace(
+        verdict,
+        assumed=_assumed(reference) if verdict.sample_count else (),
+        unseen=(*reference.unseen, *verdict.unseen),
+        notes=(*reference.notes, *verdict.notes),
+        seconds=time.monotonic() - started,
+    )
+
+
+class Pending:
+    """A file that is being judged, or is going to be once the verdict is asked for.
+
+    Args:
+        judge: That judges.
+        path: The file.
+        tolerance: What it is judged by.
+    """
+
+    def __init__(self, judge: Judge, path: Path, tolerance: Tolerance) -> None:
+        self.path = path
+        self._judge = judge
+        self._tolerance = tolerance
+        self._run: tuple[Worker, Reference, Tallying] | None = None
+        self._ended: Execution | None = None
+
+    def start(self, request: dict[str, object], worker: Worker, reference: Reference) -> None:
+        """Begins the run."""
+        tallying = Tallying(reference)
+        worker.begin(request, on_ran=tallying.take)
+        self._run = worker, reference, tallying
+
+    def wait(self) -> None:
+        """Waits for the run. It must have ended before a verdict is asked for on another file."""
+        if self._run is not None and self._ended is None:
+            with TerminationGuard(), scratch_errors():
+                try:
+                    self._ended = self._run[0].finish()
+                except BaseException:
+                    self._judge.rest()
+                    raise
+
+    def verdict(self) -> Verdict:
+        """Returns the verdict, as :meth:`Judge.compare` does.
+
+        Raises:
+            UsageError: See there.
+        """
+        self.wait()
+        if self._run is None or self._ended is None:
+            return self._judge.compare(self.path, tolerance=self._tolerance)
+        with self._ended as execution:
+            if execution.failure is None or not execution.failure.crowded:
+                _, reference, tallying = self._run
+                return self._judge.told(reference, execution, tallying, self._tolerance)
+        self._judge.rest()
+        return self._judge.compare(self.path, tolerance=self._tolerance)
+
+
+def verdicts(pending: Sequence[Pending]) -> list[Verdict]:
+    """Returns the verdicts on files that are run at the same time."""
+    for each in pending:
+        each.wait()
+    return [each.verdict() for each in pending]
 
 
 def _assumed(reference: Reference) -> tuple[str, ...]:

@@ -112,19 +112,23 @@ def counts_hidden(goal: Goal, decisions: int) -> bool:
     return 0 < decisions < MANY_DECISIONS and (goal.min_snr is not None or not goal.bounds_error)
 
 
-def judged_inside(judge: Judge, path: Path) -> Verdict | None:
+def opened_beside(path: Path) -> Path | None:
+    """Makes a copy of a file that is opened before a last SOFTMAX and the like; None where there is none."""
+    inside = path.with_suffix(".inside")
+    inside.unlink(missing_ok=True)
+    return inside if open_outputs(path, inside, centred=True) else None
+
+
+def _judged_inside(judge: Judge, path: Path) -> Verdict | None:
     """Judges what goes into a last SOFTMAX and the like of a file; None where it does not come to that.
 
     Args:
         judge: Of files rewritten from the opened original.
         path: The file.
     """
-    inside = path.with_suffix(".inside")
-    inside.unlink(missing_ok=True)
-    if not open_outputs(path, inside, centred=True):
-        return None
-    verdict = judge.compare(inside, tolerance=INSIDE)
-    return verdict if verdict.measured else None
+    inside = opened_beside(path)
+    verdict = None if inside is None else judge.compare(inside, tolerance=INSIDE)
+    return verdict if verdict is not None and verdict.measured else None
 
 
 def figures_of(
@@ -204,7 +208,7 @@ class HoldoutJudge:
         inside = metric = None
         if verdict.measured:
             metric = self.metric([path]) if self.metric is not None else None
-            inside = judged_inside(self._inside, path) if self._inside is not None else None
+            inside = _judged_inside(self._inside, path) if self._inside is not None else None
         return figures_of([verdict], [inside], self.goal, metric)
 
 

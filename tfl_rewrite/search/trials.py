@@ -17,7 +17,7 @@ from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, 
 from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.files.source import Source, layout, load, save
 from tfl_rewrite.judge.compare import merged
-from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.judge.judge import Judge, verdicts
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
@@ -33,8 +33,8 @@ from tfl_rewrite.search.holdout_judge import (
     Metric,
     counts_hidden,
     figures_of,
-    judged_inside,
     noise_of,
+    opened_beside,
 )
 from tfl_rewrite.search.in_place import Content, Expansions, PatchedFiles, written
 from tfl_rewrite.search.units import (
@@ -369,21 +369,19 @@ class Trials:
         Outputs are taken before a last SOFTMAX, LOGISTIC or TANH, which hide noise where they are sure.
         None where such a file cannot be made or does not run.
         """
-        verdicts = []
-        for number in range(len(self.folds)):
-            try:
-                path = self._single(number, choice)
-            except TflRewriteError:
-                return None
-            try:
-                verdicts.append(self._judged(number, path, alone=True))
-            except UnsupportedError:
-                if self.opened is None:
-                    raise
-                # Opened, even the original does not run; closed, it may.
-                self.opened = None
-                return self.noise(choice)
-        verdict = merged(verdicts, self._tolerance(opened=self.opened is not None))
+        try:
+            paths = [self._single(number, choice) for number in range(len(self.folds))]
+        except TflRewriteError:
+            return None
+        try:
+            judged = self._judged(paths, alone=True)
+        except UnsupportedError:
+            if self.opened is None:
+                raise
+            # Opened, even the original does not run; closed, it may.
+            self.opened = None
+            return self.noise(choice)
+        verdict = merged(judged, self._tolerance(opened=self.opened is not None))
         noise = noise_of(verdict)
         return noise if verdict.measured and np.isfinite(noise).all() else None
 
@@ -481,12 +479,12 @@ class Trials:
         """
         expected = None if self._deflates(cost) else self._expected(choice)
         sizes, deflated = [], []
-        verdicts: list[Verdict] = []
-        inside: list[Verdict | None] = []
         paths: list[Path] = []
+        opened: list[Path | None] = []
         for number, fold in enumerate(self.folds):
             path = None if expected is None else self.in_place(number, choice, rounding, opened=False)
-            made = path is None
+            counts = path is not None and self.inside is not None
+            opened.append(self.in_place(number, choice, rounding, opened=True) if counts else None)
             if path is not None and expected is not None:
                 sizes.append(round(expected))
             elif number and rounding is Rounding.PLAIN:
@@ -497,11 +495,9 @@ class Trials:
             paths.append(path)
             if self._deflates(cost):
                 deflated.append(deflated_nbytes(path))
-            verdicts.append(self._judged(number, path))
-            counts = not made and self.inside is not None
-            beside = self.in_place(number, choice, rounding, opened=True) if counts else None
-            inside.append(self._inside(number, path, beside) if verdicts[-1].measured else None)
-        found = figures_of(verdicts, inside, self.goal)
+        judged = self._judged(paths)
+        inside = self._inside(paths, opened) if all(verdict.measured for verdict in judged) else []
+        found = figures_of(judged, inside, self.goal)
         metric = self.metric(paths) if self.metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
         return Measured(
@@ -527,22 +523,29 @@ class Trials:
         original = self.beside or self
         return original.opened if counts_hidden(self.goal, original.decisions) else None
 
-    def _inside(self, number: int, path: Path, opened: Path | None) -> Verdict | None:
-        """Judges what goes into a last SOFTMAX and the like in the file at hand, where that counts.
+    def _inside(self, paths: Sequence[Path], opened: Sequence[Path | None]) -> list[Verdict | None]:
+        """Judges what goes into a last SOFTMAX and the like of files, where that counts.
 
         Args:
-            number: Of the part of the inputs.
-            path: The file.
+            paths: One for each part of the inputs.
             opened: The same, opened; None where that is still to be made.
         """
-        if self.inside is None:
-            return None
-        self.files += 1
-        judge = self._judge(number, self.inside)
-        if opened is None:
-            return judged_inside(judge, path)
-        verdict = judge.compare(opened, tolerance=INSIDE)
-        return verdict if verdict.measured else None
+        original = self.inside
+        if original is None:
+            return []
+        self.files += len(paths)
+        made = {path: opened_beside(path) for path in paths if None in opened}
+        known = [found or made[path] for found, path in zip(opened, paths, strict=True)]
+        files = [path for path in known if path is not None]
+        if len(files) < len(known):
+            return []
+        judged = verdicts(
+            [
+                self._judge(number, original).begin(path, tolerance=INSIDE, first=number > 0)
+                for number, path in enumerate(files)
+            ]
+        )
+        return [verdict if verdict.measured else None for verdict in judged]
 
     def passes(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> list[Pass]:
         """Returns the passes that make what is to be published, but those around.
@@ -590,23 +593,35 @@ class Trials:
         """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
         return INSIDE if opened else self.goal.tolerance
 
-    def _judged(self, number: int, path: Path, *, alone: bool = False) -> Verdict:
-        """Judges a file; one with a constant stored otherwise and nothing else done against what it was."""
-        self.files += 1
+    def _judged(self, paths: Sequence[Path], *, alone: bool = False) -> list[Verdict]:
+        """Judges a file for each part of the inputs, at the same time.
+
+        Args:
+            paths: They may be one.
+            alone: Whether a constant is stored otherwise and nothing else done; it is judged against what it
+                was.
+        """
+        self.files += len(paths)
         original: str | os.PathLike[str] = self.frame.source
         if alone and self.opened is not None:
             original = self.opened
         elif alone and self.beside is not None and self.prepared is not None:
             original = self.prepared
         tolerance = self._tolerance(opened=original is self.opened)
-        verdict = self._judge(number, original).compare(path, tolerance=tolerance)
-        if not verdict.measured and verdict.status == "unverified":
-            raise UnsupportedError(
-                f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
-                file=self.frame.source,
-                remedy=f"use {self._without} instead",
-            )
-        return verdict
+        judged = verdicts(
+            [
+                self._judge(number, original).begin(path, tolerance=tolerance, first=number > 0)
+                for number, path in enumerate(paths)
+            ]
+        )
+        for verdict in judged:
+            if not verdict.measured and verdict.status == "unverified":
+                raise UnsupportedError(
+                    f"cannot search, since nothing can be measured: {'; '.join(verdict.reasons)}",
+                    file=self.frame.source,
+                    remedy=f"use {self._without} instead",
+                )
+        return judged
 
 
 def deflated_nbytes(path: Path) -> int:
