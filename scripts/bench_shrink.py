@@ -1,6 +1,11 @@
 """Runs ``shrink`` on a folder of float models as whole processes: time, size, and whether promises hold.
 
     python scripts/bench_shrink.py [MODELS] [--inputs FOLDER] [--only WORD ...] [--min-snr DB] [--json FILE]
+                                   [--limits S ...] [--busy]
+
+With ``--limits`` each model is searched once for each time limit (``none`` for none), and the table holds the
+sizes beside the smallest file of one encoding that ``quantize-weights`` makes and that keeps the ratio on the
+inputs that judge. With ``--busy`` two processes that only count go on beside that.
 
 MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite``; the folder of inputs
 (``../inputs`` beside it) holds ``NAME.calib.npz``, which the search divides and holds a part of out, and
@@ -9,6 +14,8 @@ MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite`
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -16,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +32,94 @@ from bench_models import bench_parser, float_models, inputs_of
 from tfl_rewrite import verify
 from tfl_rewrite.judge.settings import Judging, Tolerance
 
+UNIFORM = (
+    *(("int8", scheme, "channel") for scheme in ("hybrid", "dequantize", "auto")),
+    ("int8", "dequantize", "tensor"),
+    ("int6", "auto", "channel"),
+    *(("int4", scheme, what) for scheme in ("auto", "dequantize") for what in ("channel", "block:32")),
+    *(("int2", "dequantize", what) for what in ("channel", "block:32")),
+    ("float16", "auto", "channel"),
+)
+"""Types, schemes and granularities of the files of one encoding."""
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command."""
+    command = [sys.executable, "-m", "tfl_rewrite", *words, "-q"]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def evaluated(path: Path, made: Path, inputs: Path) -> float | None:
+    """Returns what a file keeps on the inputs that judge, in dB."""
+    judging = Judging(inputs=(inputs / f"{path.stem}.eval.npz",), tolerance=Tolerance(min_snr=None))
+    return lowest(verify(path, made, judging).to_dict()["outputs"])
+
+
+def uniform(path: Path, inputs: Path, min_snr: float) -> dict[str, Any]:
+    """Makes all files of one encoding, plain and fitted; returns the smallest that keeps the ratio."""
+    best: dict[str, Any] = {"nbytes": path.stat().st_size, "recipe": "the original", "kept": math.inf}
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made.tflite"
+        for dtype, scheme, granularity in UNIFORM:
+            for fitted in ((), ("--inputs", str(inputs / f"{path.stem}.calib.npz"))):
+                words = ("--dtype", dtype, "--scheme", scheme, "--granularity", granularity, *fitted)
+                how = ("--verify", "off", "--force")
+                if run("quantize-weights", str(path), str(made), *words, *how).returncode:
+                    continue
+                nbytes = made.stat().st_size
+                if nbytes < best["nbytes"]:
+                    kept = evaluated(path, made, inputs)
+                    if kept is not None and kept >= min_snr:
+                        recipe = f"{dtype} {scheme} {granularity}{' fitted' if fitted else ''}"
+                        best = {"nbytes": nbytes, "recipe": recipe, "kept": kept}
+    return best
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Lets processes count that do nothing else."""
+    counting = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in counting:
+            process.kill()
+            process.wait()
+
+
+def limited(
+    path: Path, inputs: Path, min_snr: float, limits: list[str], options: list[str]
+) -> dict[str, Any]:
+    """Shrinks one model once for each time limit, and shows the sizes beside those of one encoding."""
+    best = uniform(path, inputs, min_snr)
+    row: dict[str, Any] = {"model": path.stem, "nbytes": path.stat().st_size, "uniform": best, "limits": {}}
+    cells = [
+        f"{row['model']} | {row['nbytes']:,} | {best['nbytes']:,} ({best['recipe']}, {told(best['kept'])})"
+    ]
+    for limit in limits:
+        made = shrunk(path, inputs, min_snr, [*options, "--time-limit", limit])
+        row["limits"][limit] = made
+        if made["exit_code"]:
+            cells.append(f"exit {made['exit_code']}: {made['error']}")
+        else:
+            cells.append(f"{made['made']:,} ({told(made['evaluated'])}; {made['seconds']:.0f} s)")
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return row
+
+
+def told(value: float | None) -> str:
+    """Shows a ratio."""
+    return "exact" if value is None or math.isinf(value) else f"{value:.1f}"
+
 
 def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict[str, Any]:
     """Shrinks one model; returns what was promised, what was kept, and how long it took."""
     row: dict[str, Any] = {"model": path.stem, "nbytes": path.stat().st_size}
     with tempfile.TemporaryDirectory() as folder:
         made, told = Path(folder) / "made.tflite", Path(folder) / "report.json"
-        command = [sys.executable, "-m", "tfl_rewrite", "shrink", str(path), str(made), "--report", str(told)]
-        command += ["-q"]
-        command += ["--min-snr", str(min_snr), "--inputs", str(inputs / f"{path.stem}.calib.npz"), *options]
+        words = ["--min-snr", str(min_snr), "--inputs", str(inputs / f"{path.stem}.calib.npz"), *options]
         began = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = run("shrink", str(path), str(made), "--report", str(told), *words)
         row |= {"seconds": round(time.monotonic() - began, 1), "exit_code": done.returncode}
         if done.returncode:
             row["error"] = (done.stderr.strip().splitlines() or [""])[-1]
@@ -43,10 +128,8 @@ def shrunk(path: Path, inputs: Path, min_snr: float, options: list[str]) -> dict
         row |= {"made": made.stat().st_size, "files": report["files"]}
         row |= {"promised": report["promised_snr_db"], "likely": report["expected_snr_db"]}
         row["held_out"] = report["proven_snr_db"]
-        verdict = verify(
-            path, made, Judging(inputs=[inputs / f"{path.stem}.eval.npz"], tolerance=Tolerance(min_snr=None))
-        )
-        row["evaluated"] = lowest(verdict.to_dict()["outputs"])
+        row["evaluated"] = evaluated(path, made, inputs)
+        row["ended_in"], row["steps"] = report["ended_in"], report["steps"]
     return row
 
 
@@ -67,30 +150,44 @@ def line(row: dict[str, Any]) -> str:
             f"| {row['model']} | {row['seconds']:.0f} | exit {row['exit_code']}: {row['error']} | | | | | |"
         )
 
-    def told(value: float | None) -> str:
-        return "exact" if value is None or math.isinf(value) else f"{value:.1f}"
-
     kept = " | ".join(told(row[key]) for key in ("promised", "likely", "held_out", "evaluated"))
     size = row["made"] / row["nbytes"]
     return f"| {row['model']} | {row['seconds']:.0f} | {row['files']} | {size:.3f} | {kept} |"
 
 
+def benched(arguments: argparse.Namespace, inputs: Path, options: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields a row for each model; prints the table."""
+    limits: list[str] = arguments.limits
+    if limits:
+        print(f"| model | bytes | one encoding | {' | '.join(limits)} |\n|---|{'---:|' * (2 + len(limits))}")
+    else:
+        print(
+            "| model | seconds | files run | size | promised dB | likely dB | held out dB | other inputs dB |"
+        )
+        print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    for path in float_models(arguments, inputs):
+        if limits:
+            row = limited(path, inputs, arguments.min_snr, limits, options)
+        else:
+            row = shrunk(path, inputs, arguments.min_snr, options)
+            print(line(row), flush=True)
+        if arguments.json is not None:
+            with open(arguments.json, "a", encoding="ascii") as file:
+                file.write(json.dumps(row) + "\n")
+        yield row
+
+
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--min-snr", type=float, default=30.0)
+    parser.add_argument("--limits", nargs="*", default=[], help="time limits in seconds, or none")
+    parser.add_argument("--busy", action="store_true", help="beside two processes that only count")
     parser.add_argument("--json", type=Path, default=None, help="add rows to this file, a line each")
     arguments, options = parser.parse_known_args()
     inputs = inputs_of(parser, arguments)
-    print("| model | seconds | files run | size | promised dB | likely dB | held out dB | other inputs dB |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    rows = []
-    for path in float_models(arguments, inputs):
-        rows.append(shrunk(path, inputs, arguments.min_snr, options))
-        print(line(rows[-1]), flush=True)
-        if arguments.json is not None:
-            with open(arguments.json, "a", encoding="ascii") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-    good = [row for row in rows if not row["exit_code"]]
+    with busy(2 if arguments.busy else 0):
+        rows = list(benched(arguments, inputs, options))
+    good = [row for row in rows if row.get("exit_code") == 0]
     if good:
         longest = max(row["seconds"] for row in rows)
         sizes = statistics.geometric_mean(row["made"] / row["nbytes"] for row in good)

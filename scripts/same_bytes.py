@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "round-weights": ("round-weights", "IN", "OUT"),
     "repair": ("repair", "IN", "OUT"),
     "shard": ("shard", "IN", "OUT", "--max-size", "100kB"),
-    "shrink": ("shrink", "IN", "OUT", "--min-snr", "30", "--time-limit", "0", "--inputs", "INPUTS"),
+    "shrink": ("shrink", "IN", "OUT", "--min-snr", "30", "--time-limit", "none", "--inputs", "INPUTS"),
 }
 SHRUNK = ("mtcnn_rnet", "digits_cnn", "lstm", "svdf", "text_embedding")
 NEVER = frozenset(["seconds", "source", "target", "entry", "file", "files", "report", "repeated", "version"])

@@ -14,10 +14,10 @@ from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures, counts_hidden, figures_of
 from tfl_rewrite.search.search import Search
-from tfl_rewrite.search.sensitivity import Clock
 from tfl_rewrite.search.trials import Measured
 
 from .helpers import OUTPUT, verdict
@@ -83,12 +83,12 @@ def test_what_is_not_finite_is_not_taken_for_its_size() -> None:
     goal = Goal(max_nbytes=1000)
     assert Figures(verdict=broken).missing(goal) == math.inf and Figures(verdict=fine).missing(goal) < 0
     search: Any = Search.__new__(Search)
-    search._known = {
+    search.known = {
         number: Measured(choice={}, nbytes=900, deflated=0, cost=900.0, verdict=item)
         for number, item in enumerate((fine, broken))
     }
-    search._bytes, search.units, search.until, search.notes = True, [], 1.0, []
-    search.progress, search.clock = lambda *_: None, Clock(0.0, started=0.0)
+    search._bytes, search.units, search.notes = True, [], []
+    search.progress, search.clock = lambda *_: None, Clock(0.0, now=iter((0.0, 1.0, 2.0, 3.0)).__next__)
     found = search.largest_within(1000)
     assert found is not None and found.verdict is fine
 

@@ -94,10 +94,14 @@ def test_sixteen_bits_where_eight_miss_the_budget(digits: tuple[Path, Judging], 
 
 @pytest.mark.runtime
 def test_a_kind_that_misses_the_budget_is_told(digits: tuple[Path, Judging], tmp_path: Path) -> None:
+    report = search(digits, tmp_path / "out.tflite", min_snr=60.0, activations="int8")
+    assert "on held-out ones" in outcomes(report)["int8"]
+    # The original keeps it.
+    assert outcomes(report)["float"] == "" and report.promised is not None and not report.promised.choice
+    assert (tmp_path / "out.tflite").stat().st_size == report.promised.nbytes
     with pytest.raises(ShrinkFailed) as failure:
-        search(digits, tmp_path / "out.tflite", min_snr=60.0, activations="int8")
-    assert failure.value.exit_code == 4 and not list(tmp_path.iterdir())
-    assert "on held-out ones" in outcomes(failure.value.report)["int8"]
+        search(digits, tmp_path / "no.tflite", min_snr=60.0, max_nbytes=20_000, activations="int8")
+    assert failure.value.exit_code == 4 and not (tmp_path / "no.tflite").exists()
 
 
 @pytest.mark.runtime

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
-from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
-from tfl_rewrite.search.settle import MOST_TRIES, Found, Room, _room, caveats, in_order
+from tfl_rewrite.search.settle import MOST_TRIES, Room, _room, caveats, in_order
+from tfl_rewrite.search.standing import Found
 from tfl_rewrite.search.trials import Measured, Rounding
 
 from .helpers import judged, measured, verdict
@@ -146,17 +146,6 @@ def test_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(world, "in_order", late)
     assert run(world, start) is start
-
-
-def test_the_clock_keeps_time_for_what_comes_after() -> None:
-    half = Clock(limit=1000.0, started=time.monotonic() - 500.0)
-    half.check()
-    half.check(0.6, spare=400.0)
-    with pytest.raises(TimeIsUp):
-        half.check(0.4)
-    with pytest.raises(TimeIsUp):
-        half.check(spare=600.0)
-    Clock(started=0.0).check(0.0, spare=1e9)
 
 
 class OneFile:

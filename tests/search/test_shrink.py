@@ -31,8 +31,9 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.report import ShrinkReport
-from tfl_rewrite.search.sensitivity import Clock, TimeIsUp
+from tfl_rewrite.search.standing import Found, Standing
 from tfl_rewrite.search.trials import Rounding
 from tfl_rewrite.weights.payloads import WeightChange
 
@@ -123,6 +124,9 @@ def test_what_was_rounded_in_order_is_what_is_published(
     """Taken whether it wins anything or not: what is published is made anew, and must be the same bytes."""
     made: list[bytes] = []
 
+    def replaced(self: Standing, found: Found) -> None:
+        self.found = found
+
     def taken(search: Any, trials: Any, goal: Any, judge: Any, settled: Any, _tries: int) -> Any:
         for found in (settled.promised, search.in_order(settled.promised)):
             trials.finish(found)
@@ -130,7 +134,8 @@ def test_what_was_rounded_in_order_is_what_is_published(
         assert found.rounding is Rounding.IN_ORDER
         return replace(settled, promised=found, proven=judge.evaluate(trials.path))
 
-    monkeypatch.setattr("tfl_rewrite.search.shrink.in_order", taken)
+    monkeypatch.setattr("tfl_rewrite.search.anytime.in_order", taken)
+    monkeypatch.setattr("tfl_rewrite.search.standing.Standing.take", replaced)
     target = tmp_path / "out.tflite"
     search(digits, target, min_snr=15.0, effort="balanced", encodings=FEW[2:])
     assert made[0] != made[1] == target.read_bytes()
@@ -335,7 +340,9 @@ def test_no_time_is_no_file_where_nothing_likely_fits(
 ) -> None:
     with pytest.raises(ShrinkFailed) as failure:
         search(digits, tmp_path / "out.tflite", min_snr=140.0, max_nbytes=30_000, time_limit=1e-6)
-    assert any("time limit" in note for note in failure.value.report.notes)
+    report = failure.value.report
+    assert report.ended_in == "mixtures of two encodings" and report.overrun > 0
+    assert [step.nbytes for step in report.steps] == [None] * 3
     assert not (tmp_path / "out.tflite").exists()
 
 
@@ -354,19 +361,24 @@ def test_no_time_is_what_is_likely_to_do(
 def test_little_time_is_a_file_all_the_same(
     digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock here counts files, so that the end comes at the same place on any machine."""
+    """The clock here counts how often it is asked, so that the end comes at the same place on any machine."""
     asked = 0
 
-    def check(self: Clock, share: float = 1.0) -> None:
+    def is_past(_: Clock, *, spare: float = 0.0) -> bool:
         nonlocal asked
         asked += 1
-        if (share < 0.9 and asked > 4) or asked > 12:
-            raise TimeIsUp
+        return asked > limit + spare
 
-    monkeypatch.setattr(Clock, "check", check)
-    report = search(digits, tmp_path / "out.tflite", min_snr=20.0, time_limit=1.0)
-    assert report.promised is not None and (report.promised_snr or 0.0) >= 20.0
-    assert any("left some encodings unmeasured" in note for note in report.notes)
+    monkeypatch.setattr(Clock, "is_past", is_past)
+    sizes, ended = [], []
+    for limit in (1, 12, 40):
+        asked = 0
+        report = search(digits, tmp_path / f"{limit}.tflite", min_snr=20.0, time_limit=1.0)
+        assert report.promised is not None and (report.promised_snr or 0.0) >= 20.0
+        sizes.append(report.promised.nbytes)
+        ended.append(report.ended_in)
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
+    assert None not in ended[:2] and len(set(ended)) == 3
 
 
 @pytest.mark.slow

@@ -629,7 +629,7 @@ class Panel:
     ) -> None:
         settings = judging or Judging()
         self._implied = bool(settings.implied) and not settings.resolver
-        self._must_agree = bool(settings.implied)
+        self._are_compared, self._must_agree = bool(settings.implied), settings.agreeing
         self._left: list[str] = []
         self._unseen: list[str] = []
         self._tolerance = settings.tolerance
@@ -688,7 +688,10 @@ class Panel:
         notes, own = self._differences(tolerance or self._tolerance)
         verdict = combined(verdicts, [*self._left, *notes])
         verdict = replace(verdict, unseen=(*verdict.unseen, *self._unseen))
-        return agreed(verdict, own) if self._must_agree else verdict
+        together = agreed(verdict, own) if self._are_compared else verdict
+        if together is verdict or self._must_agree:
+            return together
+        return replace(verdict, notes=(*verdict.notes, *together.reasons))
 
     def _able(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Dismisses the judges with which the original does not run; returns the verdicts of the others."""

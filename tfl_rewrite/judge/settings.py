@@ -126,6 +126,8 @@ class Judging:
         implied: Resolvers that judge where ``resolver`` names none, each where the original runs with it. A
             file passes only where the kernels that judge agree
             (:func:`tfl_rewrite.judge.agreement.agreed`). For what is computed in integers.
+        agreeing: Whether they have to agree beyond that. Where the user said what outputs must keep, and they
+            keep it with each, a note says where they do not.
         retyped: Whether inputs and outputs may have other types than those of the original, as was asked for:
             both files are compared in real values then.
         counterparts: Where the rewritten file was asked to have other names or signatures: which entry point
@@ -224,6 +226,7 @@ class Judging:
     )
     threads: int = 1
     implied: tuple[str, ...] = ()
+    agreeing: bool = True
     retyped: bool = False
     counterparts: Counterparts = ()
     blame: bool = option(

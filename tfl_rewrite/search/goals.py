@@ -41,6 +41,26 @@ INTEGERS = ("int8", "mixed", "int16")
 
 _ENCODINGS = Kind(listed, listed)
 
+NO_LIMIT = 1e9
+"""So many seconds are no limit; written as ``none``."""
+
+
+def _seconds(value: object) -> float:
+    """Returns seconds.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    if value == "none":
+        return NO_LIMIT
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError("is no number of seconds, and not none") from None
+
+
+_SECONDS = Kind(_seconds, _seconds)
+
 
 class Objective(str, enum.Enum):
     """What is to be small."""
@@ -142,10 +162,12 @@ class Goal(JsonData):
     time_limit: float | None = left_out(
         option(
             None,
-            "seconds after which the search ends with the best that it has. A search that is not ended by it "
-            "gives the same file each time",
+            "seconds after which the search ends with the best that it has, or none. Files whose weights "
+            "have one encoding are tried all the same. A search that is not ended by it gives the same file "
+            "each time",
             metavar="S",
-            bounds=(1e-9, 1e9),
+            kind=_SECONDS,
+            bounds=(1e-9, NO_LIMIT),
         )
     )
     state: str | os.PathLike[str] | None = left_out(

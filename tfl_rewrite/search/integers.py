@@ -13,7 +13,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,11 +30,13 @@ from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, finite, shown
 from tfl_rewrite.options.patterns import exact
 from tfl_rewrite.passes.quantize import MIXED, OperatorChange, Quantize
 from tfl_rewrite.pipeline.verify import FullPanel
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective, ram_nbytes
 from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge
 from tfl_rewrite.search.search import Search, snr_of
 from tfl_rewrite.search.session import Session, Stopwatch, in_hundredths
-from tfl_rewrite.search.settle import Found, settle
+from tfl_rewrite.search.settle import settle
+from tfl_rewrite.search.standing import Found, Step
 from tfl_rewrite.search.trials import Measured, deflated_nbytes
 from tfl_rewrite.weights.candidates import find_candidates
 
@@ -139,6 +140,7 @@ class Rivals:
     judge: HoldoutJudge
     panel: FullPanel
     context: Context = field(init=False)
+    steps: list[Step] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         opened = self.opened
@@ -152,7 +154,7 @@ class Rivals:
             judging,
             in_hundredths(opened.progress),
             inside=opened.trials.inside is not None,
-            time_is_up=partial(opened.clock.is_past, 1.0),
+            time_is_up=opened.clock.is_past,
         )
         self.context = Context(activations=activations)
 
@@ -169,7 +171,7 @@ class Rivals:
             if any(item.keeps for item in found) and goal.bounds_error and found[0].keeps:
                 told = f"not tried: {found[0].activations} keeps the budget with fewer bits"
                 found.append(Tried(activations=kind, reason=told))
-            elif self.opened.clock.is_past(1.0):
+            elif self.opened.clock.is_past():
                 found.append(Tried(activations=kind, reason="not tried: no time was left"))
             else:
                 try:
@@ -178,6 +180,10 @@ class Rivals:
                     if len(wanted) == 1:
                         raise
                     found.append(Tried(activations=kind, reason=error.what))
+                clock, files = self.opened.clock, self.opened.trials.files
+                best, finished = found[-1].found.promised, not clock.is_past()
+                step = Step.of(f"{kind} activations", clock, files, best, finished=finished)
+                self.steps.append(step)
         return found
 
     def _best(self, kind: str) -> Tried:
@@ -194,7 +200,7 @@ class Rivals:
         made = Tried(activations=kind)
         while item is not None:
             made, short = self._made(kind, item)
-            late = self.opened.clock.is_past(1.0)
+            late = self.opened.clock.is_past()
             item = None if made.keeps or late else item.stricter(short)
         return made
 
@@ -224,7 +230,11 @@ class Rivals:
             promised = trials.measure({})
             promised = replace(promised, nbytes=trials.finish(promised))
             proven = self.judge.evaluate(trials.path)
-            search = behind.encodings()
+            try:
+                search = behind.encodings()
+            except TimeIsUp:
+                # As it is, it may do all the same.
+                search = replace(behind.unmeasured(), units=[])
             short = max(promised.missing(goal), proven.missing(goal))
             made = Tried(
                 activations=kind,
@@ -284,9 +294,9 @@ def _missed(goal: Goal, promised: Measured, proven: Figures) -> str:
     return f"{', '.join(told)}{less}: misses {goal.text()}"
 
 
-def of_floats(opened: Session, search: Search, found: Found) -> Tried:
-    """Returns what came of floats."""
-    curve = tuple(search.curve)
+def of_floats(opened: Session, search: Search | None, found: Found) -> Tried:
+    """Returns what came of floats; without a search, the original."""
+    curve = tuple(search.curve) if search is not None else ()
     if found.promised is None or found.proven is None:
         told = f"no file was found that keeps {opened.wanted.goal.text()}"
         return Tried(activations=FLOATS, reason=told, search=search, curve=curve)
@@ -373,6 +383,7 @@ def rivals(opened: Session, judge: HoldoutJudge) -> Iterator[Rivals]:
         holdout=opened.far.inputs,
         tolerance=opened.wanted.goal.tolerance,
         implied=Quantize.resolvers,
+        agreeing=not opened.wanted.goal.bounds_error,
     )
     if opened.wanted.goal.weights.min_runtime < NEWEST_RUNTIME:
         judging = judging.on_old_runtime

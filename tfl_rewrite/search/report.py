@@ -19,6 +19,7 @@ from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
+from tfl_rewrite.search.standing import Step
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.search.units import LEAST_ELEMENTS, Unit, encodings_of
 from tfl_rewrite.weights.encoding import VERSION, Encoding
@@ -40,6 +41,8 @@ class ShrinkReport(JsonData):
         units: The constants and their options.
         split: Which inputs were used for what.
         files: How many files were run.
+        steps: How far the search got, and what the best file was at each step.
+        overrun: Seconds that it took beyond its time limit.
         tried: What came of each kind of activations, where integers were allowed.
     """
 
@@ -56,6 +59,8 @@ class ShrinkReport(JsonData):
         metadata=shown(merged=True, made=lambda split: {"held_out": split.held_out, "inputs": split.text})
     )
     files: int
+    overrun: float = field(default=0.0, metadata=shown("overrun_seconds", made=finite(1)))
+    steps: tuple[Step, ...] = ()
     curve: tuple[Measured, ...] = field(metadata=LEFT_OUT)
     units: tuple[Unit, ...] = field(metadata=LEFT_OUT)
     notes: tuple[str, ...] = ()
@@ -87,6 +92,12 @@ class ShrinkReport(JsonData):
         return min(self.expected_snr, self.goal.min_snr)
 
     @property
+    @computed(after="overrun")
+    def ended_in(self) -> str | None:
+        """The step that the time limit ended; None if it ended none."""
+        return next((step.step for step in self.steps if not step.finished), None)
+
+    @property
     @computed(after="files")
     def pareto(self) -> list[Measured]:
         """The files than which none is both smaller and better, smallest first."""
@@ -99,7 +110,7 @@ class ShrinkReport(JsonData):
     def is_chosen(self, item: Measured) -> bool:
         """Whether a file that was measured is the one."""
         found = self.promised
-        return found is not None and (item.activations, item.choice) == (found.activations, found.choice)
+        return found is not None and _way(item) == _way(found)
 
     @property
     @computed(after="files")
@@ -137,6 +148,11 @@ class ShrinkReport(JsonData):
             return ""
         lines = ["tfl-rewrite quantize IN OUT --inputs PATH", *words, "comes first: it makes integers."]
         return "".join(f"# {line}\n" for line in lines) + "\n"
+
+
+def _way(item: Measured) -> tuple[object, ...]:
+    """How a file was made."""
+    return item.activations, item.rounding, dict(item.choice)
 
 
 class ShrinkFailed(VerificationError):

@@ -9,17 +9,16 @@ a time limit ends it early; so the same input gives the same result.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
-from statistics import median
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
 from tfl_rewrite.search import sensitivity
+from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import QUIET, Figures
-from tfl_rewrite.search.sensitivity import Clock, Progress, State, TimeIsUp
+from tfl_rewrite.search.sensitivity import PROBES, Progress, State
 from tfl_rewrite.search.trials import Measured, Rounding, Trials
 from tfl_rewrite.search.units import KEPT, Choice, Form, Option, Unit, cheapest
 from tfl_rewrite.weights.grids import Choice as Grid
@@ -28,10 +27,6 @@ ROUNDS = 14
 """Files that are run to find the allowed noise, at most."""
 REFINEMENTS = 24
 MOST_REFINEMENTS = 64
-FIRST_SHARE = 0.7
-"""Of the time limit: the first file is to be found by then, so that there is time to correct it."""
-_RESORTS = (3.0, 8.0)
-"""So many dB more are tried once time is up."""
 _LOWEST, _HIGHEST = -40.0, 180.0
 """Where the allowed noise stops to make a difference, in dB below the signal."""
 _CURVE_STEPS = (-15.0, -10.0, -5.0, 5.0, 10.0)
@@ -48,6 +43,10 @@ class Search:
         state: Keeps measurements.
         clock: Ends it early.
         progress: Called with what is going on, and how many of how many steps are done.
+        known: Every whole file that was measured, by how weights are rounded and :func:`key_of`.
+        refines: Whether single constants are stored smaller at the end.
+        fixed: What the objective counts besides, of constants that there is nothing to choose for.
+        curve_traced: Whether some more points of the curve of size against error are known.
     """
 
     trials: Trials
@@ -57,6 +56,10 @@ class Search:
     state: State
     clock: Clock
     progress: Progress
+    known: dict[Hashable, Measured] = field(default_factory=dict)
+    refines: bool = True
+    fixed: float = 0.0
+    curve_traced: bool = False
 
     def __post_init__(self) -> None:
         units, goal = self.units, self.goal
@@ -66,20 +69,17 @@ class Search:
         # A coarser grid spares less than a smaller encoding: there is more to try.
         most = min(4 * len(units), MOST_REFINEMENTS) if grids else 0
         self._refinements = max(REFINEMENTS, most)
-        self._known: dict[Hashable, Measured] = {}
         self._ordering = 0.0
-        self.curve_traced = False
-        self.timed_out = False
-        self.until = FIRST_SHARE
         self.notes: list[str] = []
 
     @property
     def curve(self) -> list[Measured]:
         """Every whole file that was measured."""
-        return list(self._known.values())
+        return list(self.known.values())
 
-    def measure(self, nbytes: int) -> None:
+    def measure(self, nbytes: int, most: int = PROBES) -> None:
         """Measures, or estimates, the noise of every option; see :func:`sensitivity.measure`."""
+        before = sum(unit.kept.cost for unit in self.units)
         self.notes += sensitivity.measure(
             self.units,
             self.trials,
@@ -87,7 +87,9 @@ class Search:
             state=self.state,
             clock=self.clock,
             progress=self.progress,
+            most=most,
         )
+        self.fixed += before - sum(unit.kept.cost for unit in self.units)
 
     def find(self, goal: Goal, *, margin: float = 0.0, least: float | None = None) -> Measured | None:
         """Returns the cheapest file that was found to keep the bounds, or None.
@@ -108,11 +110,10 @@ class Search:
         best: Measured | None = None
         try:
             best = self._settle(aim, missing_of)
-            if best is not None:
+            if best is not None and self.refines:
                 best = self._refine(best, missing_of)
         except TimeIsUp:
             self._note("the time limit ended the search early")
-            self.timed_out = True
             kept = [item for item in self.curve if missing_of(item) <= 0]
             best = min(kept, key=_rank, default=None)
         return best
@@ -125,7 +126,7 @@ class Search:
         while files < ROUNDS and high - low > 0.05:
             picked = self._picked(aim)
             choice = self.choice(picked)
-            new = key_of(choice) not in self._known
+            new = not self._knows(choice)
             self.progress("settling", files, ROUNDS)
             found = self._measured(choice)
             files += new
@@ -172,7 +173,7 @@ class Search:
                 if expected > limit * 1.1:
                     high = aim
                     continue
-                files += key_of(choice) not in self._known
+                files += not self._knows(choice)
                 if self._measured(choice).nbytes <= limit:
                     low = aim
                 else:
@@ -185,38 +186,6 @@ class Search:
         fitting = [item for item in self.curve if item.nbytes <= limit and item.sound]
         return max(fitting, key=lambda item: (snr_of(item), -item.nbytes), default=None)
 
-    def last_resorts(self, wanted: float) -> Iterator[Measured]:
-        """Measures, whatever the time, what is likely to do: more and more room, then the least noise.
-
-        Args:
-            wanted: SNR in dB that is just not enough, going by what was measured so far.
-        """
-        for room in _RESORTS:
-            aim = wanted + room + self._optimism()
-            yield self._measured(self.choice(self._picked(aim)), timed=False)
-        finest = {}
-        for unit in self.units:
-            noises = [
-                (float(option.noise.max(initial=0.0)), index)
-                for index, option in enumerate(unit.options)
-                if option.noise is not None and option is not unit.kept
-            ]
-            if noises:
-                finest[unit.position] = unit.options[min(noises)[1]].form
-        yield self._measured(finest, timed=False)
-
-    def _optimism(self) -> float:
-        """By how many dB files come out worse than the sum over their constants says; the median."""
-        found = []
-        for item in self.curve:
-            noises = [self._option(unit, item.choice).noise for unit in self.units]
-            total = float(
-                np.max(sum((noise for noise in noises if noise is not None), np.zeros(1)), initial=0.0)
-            )
-            if total > 0 and math.isfinite(snr_of(item)):
-                found.append(-10.0 * math.log10(total) - snr_of(item))
-        return median(found) if found else 0.0
-
     def trace(self, around: float | None) -> None:
         """Measures some more points of the curve of size against error."""
         self.curve_traced = True
@@ -224,7 +193,7 @@ class Search:
         for number, step in enumerate(_CURVE_STEPS):
             self.progress("tracing the curve", number, len(_CURVE_STEPS))
             try:
-                self.clock.check(self.until)
+                self.clock.check()
                 self._measured(self.choice(self._picked(around + step)))
             except TimeIsUp:
                 return
@@ -236,14 +205,33 @@ class Search:
             TimeIsUp: There is no time for it.
         """
         # Half as much again is to be left for the file itself, once it is found.
-        self.clock.check(0.6, spare=1.5 * self._ordering)
+        self.clock.check(spare=1.5 * self._ordering)
         self.progress("rounding weight by weight", 0, 1)
-        cost = None if self._bytes else found.cost
-        began = time.monotonic()
-        made = self.trials.measure(found.choice, cost, rounding=Rounding.IN_ORDER)
-        self._ordering = time.monotonic() - began
-        self._known[("in order", key_of(found.choice))] = made
+        began = self.clock.now()
+        made = self.whole(found.choice, Rounding.IN_ORDER, found.cost)
+        self._ordering = self.clock.now() - began
+        # What time ended early is not what was asked for.
+        self.clock.check()
         return made
+
+    def whole(self, choice: Choice, rounding: Rounding, cost: float | None = None) -> Measured:
+        """Makes and measures a whole file, whatever the time, unless that was done before.
+
+        Args:
+            choice: How constants are stored.
+            rounding: How weights are rounded.
+            cost: What the objective counts, unless that is bytes; by default what its constants say.
+        """
+        key = rounding, key_of(choice)
+        found = self.known.get(key)
+        if found is None:
+            cost = None if self._bytes else self.cost(choice) if cost is None else cost
+            found = self.known[key] = self.trials.measure(choice, cost, rounding=rounding)
+        return found
+
+    def cost(self, choice: Choice) -> float:
+        """Returns what the objective counts of all constants."""
+        return self.fixed + sum(self.option(unit, choice).cost for unit in self.units)
 
     def propose(self, aim: float) -> tuple[dict[int, Form], float]:
         """Returns the cheapest choice that is expected to keep an SNR in dB, and what it costs; not tried."""
@@ -263,19 +251,16 @@ class Search:
         """The option of each unit in the cheapest assignment that is expected to keep an SNR in dB."""
         return cheapest(self.units, 10.0 ** (-aim / 10.0))
 
-    def _measured(self, choice: Choice, *, timed: bool = True) -> Measured:
-        key = key_of(choice)
-        found = self._known.get(key)
-        if found is None:
-            if timed:
-                self.clock.check(self.until)
-            cost = None
-            if not self._bytes:
-                cost = sum(self._option(unit, choice).cost for unit in self.units)
-            found = self._known[key] = self.trials.measure(choice, cost)
-        return found
+    def _measured(self, choice: Choice) -> Measured:
+        if not self._knows(choice):
+            self.clock.check()
+        return self.whole(choice, Rounding.FITTED)
 
-    def _option(self, unit: Unit, choice: Choice) -> Option:
+    def _knows(self, choice: Choice) -> bool:
+        return (Rounding.FITTED, key_of(choice)) in self.known
+
+    def option(self, unit: Unit, choice: Choice) -> Option:
+        """Returns how a unit is stored."""
         wanted = choice.get(unit.position, KEPT)
         return next(option for option in unit.options if option.form == wanted)
 
@@ -302,7 +287,7 @@ class Search:
     def _moves(self, best: Measured, missing: float) -> list[tuple[float, Unit, Option]]:
         """Single steps to something cheaper, with what they save for the noise they add."""
         slack = 10.0 ** (min(20.0, max(0.0, -missing)) / 10.0) - 1.0
-        now = {unit.position: self._option(unit, best.choice) for unit in self.units}
+        now = {unit.position: self.option(unit, best.choice) for unit in self.units}
         total = sum(
             (option.noise for option in now.values() if option.noise is not None),
             np.full(self.units[0].kept.noise.size, QUIET) if self.units else np.zeros(1),  # type: ignore[union-attr]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +15,7 @@ from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, write_whole
 from tfl_rewrite.numerics.grids import finest
 from tfl_rewrite.passes.prune import Sparsity
+from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.holdout_judge import QUIET
 from tfl_rewrite.search.trials import Trials
 from tfl_rewrite.search.units import Float64, Form, Option, Unit, grid_at, grid_forms, grid_unit, grids_around
@@ -23,34 +23,6 @@ from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.payloads import GridPayload
-
-
-class TimeIsUp(Exception):
-    """The time limit was reached."""
-
-
-@dataclass(slots=True)
-class Clock:
-    """Ends a search that takes too long.
-
-    Attributes:
-        limit: Seconds, or None.
-    """
-
-    limit: float | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    def check(self, share: float = 1.0, *, spare: float = 0.0) -> None:
-        """Raises :class:`TimeIsUp` when a share of the time, or all but ``spare`` seconds, is used up."""
-        if self.is_past(share, spare=spare):
-            raise TimeIsUp
-
-    def is_past(self, share: float, *, spare: float = 0.0) -> bool:
-        """Whether a share of the time, or all but ``spare`` seconds, is used up."""
-        if self.limit is None:
-            return False
-        spent = time.monotonic() - self.started
-        return spent > self.limit * share or spent + spare > self.limit
 
 
 class State:
@@ -138,7 +110,14 @@ _FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:dequantize", "int8:ch
 
 
 def measure(
-    units: list[Unit], trials: Trials, nbytes: int, *, state: State, clock: Clock, progress: Progress
+    units: list[Unit],
+    trials: Trials,
+    nbytes: int,
+    *,
+    state: State,
+    clock: Clock,
+    progress: Progress,
+    most: int = PROBES,
 ) -> list[str]:
     """Gives every option of every unit a noise; drops options that do not run, and units without any.
 
@@ -149,19 +128,23 @@ def measure(
         state: What was measured before, and is measured now.
         clock: May end it early.
         progress: Called with what is going on, and how many of how many steps are done.
+        most: So many are measured, of the largest constants first.
 
     Returns:
         Notes for the report.
+
+    Raises:
+        TimeIsUp: While constants are rounded: nothing was measured then.
     """
     notes = []
-    _round(units, trials, progress)
+    _round(units, trials, clock, progress)
     wanted = _order(units)
-    limit = int(min(PROBES, max(_LEAST_PROBES, _PROBED_NBYTES // max(1, nbytes))))
+    limit = int(min(most, max(_LEAST_PROBES, _PROBED_NBYTES // max(1, nbytes))))
     try:
         for done, (unit, option) in enumerate(wanted[:limit]):
             progress("measuring encodings", done, min(limit, len(wanted)))
             if not state.knows(unit, option):
-                clock.check(0.6)
+                clock.check()
                 state.put(unit, option, trials.noise({unit.position: option.form}))
             option.noise, option.measured = state.get(unit, option), True
     except TimeIsUp:
@@ -262,7 +245,7 @@ def _squared_error(group: Sequence[Constant], grids: Mapping[int, Grid]) -> floa
     return sum(GridPayload.of(item, grids[item.position]).error().noise for item in group)
 
 
-def _round(units: Sequence[Unit], trials: Trials, progress: Progress) -> None:
+def _round(units: Sequence[Unit], trials: Trials, clock: Clock, progress: Progress) -> None:
     """Rounds every constant in every way, and notes the noise of its values."""
     encodings = list(dict.fromkeys(option.form for unit in units for option in unit.options[1:]))
     choices: list[dict[int, Form]] = [
@@ -273,6 +256,7 @@ def _round(units: Sequence[Unit], trials: Trials, progress: Progress) -> None:
     trials.prepare(choices)
     for number, (encoding, choice) in enumerate(zip(encodings, choices, strict=True)):
         progress("rounding", number, len(encodings))
+        clock.check()
         rounded = trials.rounded(choice)
         taken = [
             (unit, option)

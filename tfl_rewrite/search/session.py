@@ -26,17 +26,16 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import Granularity, RoundWeights
+from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge, MetricProcess
 from tfl_rewrite.search.search import Search
-from tfl_rewrite.search.sensitivity import Clock, Progress, State, measure_grids
+from tfl_rewrite.search.sensitivity import Progress, State, measure_grids
 from tfl_rewrite.search.trials import Fold, Frame, Rounders, Trials
 from tfl_rewrite.search.units import Unit, encodings_for, find_units, sparsity_unit
 from tfl_rewrite.weights.rounders import Effort
 
 _TIMEOUT = 600.0
-_ROUNDING = 0.4
-"""Of the time limit: what is not rounded for its activations by then is rounded without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +86,6 @@ class Session:
     clock: Clock
     progress: Progress
 
-    def within(self, share: float) -> Session:
-        """Returns the same search, which ends early once a share of the time limit is used up."""
-        limit = self.clock.limit
-        clock = self.clock if limit is None else replace(self.clock, limit=share * limit)
-        return replace(self, clock=clock)
-
     @contextlib.contextmanager
     def behind(self, passes: Sequence[Pass], activations: str) -> Iterator[Session]:
         """Opens a search among the constants that other passes leave, which may lose something themselves.
@@ -129,7 +122,28 @@ class Session:
         return HoldoutJudge(source, self.trials.inside, self.far, goal, self.trials.judge, figure)
 
     def encodings(self) -> Search:
-        """Measures what each encoding of each constant costs; returns what finds assignments of them."""
+        """Measures what each encoding of each constant costs; returns what finds assignments of them.
+
+        Raises:
+            TimeIsUp: Before anything was measured.
+        """
+        search = self.unmeasured()
+        self.measure(search)
+        return search
+
+    def measure(self, search: Search) -> None:
+        """Measures what each encoding of each constant costs.
+
+        Raises:
+            TimeIsUp: Before anything was measured.
+        """
+        search.measure(Path(self.wanted.frame.source).stat().st_size)
+        if self.wanted.goal.objective is Objective.LATENCY:
+            stopwatch = Stopwatch(self.trials, self.folder, self.wanted.judging.runtime[0])
+            stopwatch.price(search.units, self.progress)
+
+    def unmeasured(self) -> Search:
+        """Finds the encodings that each constant can have; returns what finds assignments of them."""
         wanted, goal, source = self.wanted, self.wanted.goal, self.wanted.frame.source
         base = wanted.base
         assert base is not None
@@ -141,12 +155,7 @@ class Session:
             force=wanted.force,
             access=access_of(source) & PLAIN,
         )
-        search = self._search(units, state)
-        search.measure(Path(source).stat().st_size)
-        if goal.objective is Objective.LATENCY:
-            stopwatch = Stopwatch(self.trials, self.folder, wanted.judging.runtime[0])
-            stopwatch.price(search.units, self.progress)
-        return search
+        return self._search(units, state)
 
     def grids(self, aim: float) -> Search:
         """Measures what grids of each constant cost, near a ratio in dB; returns what finds them."""
@@ -156,7 +165,7 @@ class Session:
         units = measure_grids(self.trials, aim, by_channel=by_channel, progress=self.progress)
         search = self._search(units, State(None, ""))
         # Their curve is not what is shown.
-        search.curve_traced, search.until = True, 1.0
+        search.curve_traced = True
         return search
 
     def sparsities(self) -> Search:
@@ -166,7 +175,7 @@ class Session:
         units = [sparsity_unit(item, settings) for item in self.trials.prepare_sparsities()]
         search = self._search([unit for unit in units if len(unit.options) > 1], State(None, ""))
         search.measure(Path(self.wanted.frame.source).stat().st_size)
-        search.curve_traced, search.until = True, 1.0
+        search.curve_traced = True
         return search
 
     def _search(self, units: list[Unit], state: State) -> Search:
@@ -213,12 +222,11 @@ def _folds(
     """Returns the parts of the inputs, each with what looks at the others; and what may look at all."""
     rounders = partial(_rounders, wanted, progress=progress, beside=judge)
     everything = split.everything if split.crossed else ()
-    final = rounders(everything, time_is_up=partial(clock.is_past, 1.0))
+    final = rounders(everything, time_is_up=clock.is_past)
     folds = []
     for number, part in enumerate(parts):
         others = split.others(number) if split.crossed else ()
-        until = _ROUNDING * (number + 1) / len(parts)
-        folds.append(Fold(part, rounders(others, time_is_up=partial(clock.is_past, until))))
+        folds.append(Fold(part, rounders(others, time_is_up=clock.is_past)))
     return folds, final
 
 
@@ -263,13 +271,14 @@ def _rounders(
         effort=plain.effort,
         correct_bias=plain.bias_correction,
         progress=hundredths,
+        time_is_up=time_is_up,
         beside=beside,
     )
 
     def ordered() -> QuantizeWeights:
         return replace(plain, rounder=calibrated(in_order=True))
 
-    return Rounders(replace(plain, rounder=calibrated(time_is_up=time_is_up)), plain, ordered, grids)
+    return Rounders(replace(plain, rounder=calibrated()), plain, ordered, grids)
 
 
 def in_hundredths(progress: Progress) -> Progress:

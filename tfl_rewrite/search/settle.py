@@ -8,13 +8,14 @@ dB more, but has to be done anew for each file.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge
+from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.search import Search, key_of, snr_of
-from tfl_rewrite.search.sensitivity import TimeIsUp
+from tfl_rewrite.search.standing import Found, Judged
 from tfl_rewrite.search.trials import Measured, Trials
 from tfl_rewrite.weights.rounders import Effort
 
@@ -35,23 +36,9 @@ _SURE = 3
 """Samples that agree of which one may differ: with fewer than so many times as many it may be chance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the search came to.
-
-    Attributes:
-        promised: On the inputs of the search; None if no file keeps the bounds.
-        proven: The file itself on held-out inputs.
-        margin: By how many dB the search was told to keep the bounds.
-    """
-
-    promised: Measured | None = None
-    proven: Figures | None = None
-    notes: tuple[str, ...] = ()
-    margin: float = 0.0
-
-
-def settle(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge) -> Found:
+def settle(
+    search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, known: Judged | None = None
+) -> Found:
     """Searches, judges what was found by held-out inputs, and moves the room that is left accordingly.
 
     Args:
@@ -59,10 +46,11 @@ def settle(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge) -> F
         trials: Makes files.
         goal: The bounds.
         judge: Judges by the inputs that were held out.
+        known: What was judged before; what is judged now is added.
     """
     best, notes = Found(), list[str]()
     room, limit = Room(_room(search, goal), goal.in_db), goal.max_nbytes
-    known: dict[Hashable, tuple[Measured, Figures]] = {}
+    known = {} if known is None else known
     while not room.settled:
         if goal.bounds_error:
             found = _found(search, goal, room.margin)
@@ -73,11 +61,10 @@ def settle(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge) -> F
             search.trace(found.snr if found is not None else goal.min_snr)
         if found is None:
             break
-        key = key_of(found.choice)
+        key = found.rounding, key_of(found.choice)
         if key not in known:
             found = replace(found, nbytes=trials.finish(found))
             known[key] = found, judge.evaluate(trials.path)
-            search.until = 1.0
         found, judged = known[key]
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
             if goal.bounds_error:
@@ -97,10 +84,6 @@ def settle(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge) -> F
                 f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"
             ]
         room.move(missing)
-    if best.promised is None and search.timed_out:
-        refused = [snr_of(made) for made, _ in known.values() if math.isfinite(snr_of(made))]
-        asked = goal.min_snr + room.margin if goal.min_snr is not None else max(refused, default=30.0)
-        best = _rescued(search, trials, goal, judge, asked)
     return replace(best, notes=tuple(notes))
 
 
@@ -145,19 +128,6 @@ class Room:
         self.settled = not math.isfinite(missing) or self.tries >= MOST_TRIES
         self.margin += max(missing + 0.1, self.stride) if self.in_db else _STRIDE
         self.stride *= 2
-
-
-def _rescued(search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, wanted: float) -> Found:
-    """Returns what is likely to keep the bounds where time is up."""
-    for found in search.last_resorts(wanted):
-        if found.missing(goal) > 0:
-            continue
-        found = replace(found, nbytes=trials.finish(found))
-        judged = judge.evaluate(trials.path)
-        fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
-        if fits and judged.missing(goal) <= 0:
-            return Found(found, judged)
-    return Found()
 
 
 def _room(search: Search, goal: Goal) -> float:
@@ -210,6 +180,10 @@ def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = ()) -> list[
     if settled.proven is None or settled.promised is None:
         return []
     notes = _jumps(goal, settled.promised, curve)
+    if len(curve) > 1 and not settled.promised.choice and not settled.promised.activations:
+        notes.append(
+            f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
+        )
     counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
     shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden

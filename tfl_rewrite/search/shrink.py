@@ -25,14 +25,17 @@ from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
+from tfl_rewrite.search.anytime import Anytime
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.integers import FLOAT_SHARE, Tried, chosen, of_floats, rivals, why_not
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
-from tfl_rewrite.search.settle import ORDERED_TRIES, Found, caveats, in_order, settle
-from tfl_rewrite.search.trials import Frame, Measured, deflated_nbytes
+from tfl_rewrite.search.settle import caveats, settle
+from tfl_rewrite.search.standing import Found, Standing, Step
+from tfl_rewrite.search.trials import Frame, Measured, Rounding, deflated_nbytes
 from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
@@ -107,9 +110,9 @@ def search_and_publish(
         ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
     """
     with session(_wanted(plan, goal), progress) as opened:
-        tried = _all_tried(opened)
+        tried, steps = _all_tried(opened)
         best = next((item for item in tried if item.chosen), tried[0])
-        made, found = _report(plan, opened, best, tried), best.found
+        made, found = replace(_report(plan, opened, best, tried), steps=steps), best.found
         if found.promised is None or found.proven is None:
             raise ShrinkFailed(
                 f"no file was found that keeps {goal.text()}, nothing was written",
@@ -121,7 +124,13 @@ def search_and_publish(
             target=plan.target,
             passes=(*_BEFORE, *best.passes, *_AFTER),
             # Nothing is fitted any more: these judge only.
-            settings=replace(opened.far, inputs=(), holdout=opened.far.inputs, tolerance=goal.tolerance),
+            settings=replace(
+                opened.far,
+                inputs=(),
+                holdout=opened.far.inputs,
+                tolerance=goal.tolerance,
+                agreeing=not goal.bounds_error,
+            ),
             force=plan.force,
             dry_run=plan.dry_run,
             ready=lambda report: ready(replace(made, report=report)),
@@ -129,8 +138,11 @@ def search_and_publish(
         return replace(made, report=carry_out(last))
 
 
-def _all_tried(opened: Session) -> list[Tried]:
+def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
     """Searches in floats, with integers, or both, as was asked for.
+
+    Returns:
+        What came of each kind of activations, and what was done for it.
 
     Raises:
         UsageError: Integers alone were asked for, and there is nothing to calibrate them with.
@@ -144,20 +156,31 @@ def _all_tried(opened: Session) -> list[Tried]:
         )
     alone = obstacle or goal.activations == FLOATS
     tried: list[Tried] = []
+    steps: tuple[Step, ...] = ()
     if alone or goal.activations == ANY:
-        share = opened if alone else opened.within(FLOAT_SHARE)
-        search = share.encodings()
-        with share.judge() as judge:
-            found = settle(search, share.trials, goal, judge)
-            found = in_order(search, share.trials, goal, judge, found, ORDERED_TRIES[goal.effort])
-            found = _on_grids(share, found, judge)
-        tried.append(of_floats(share, search, found))
+        opened.clock.share = 1.0 if alone else FLOAT_SHARE
+        search = opened.unmeasured()
+        if goal.objective is Objective.LATENCY:
+            # What a file takes is told by what each of its constants does.
+            with contextlib.suppress(TimeIsUp):
+                opened.measure(search)
+        with opened.judge() as judge:
+            standing = Standing(opened.trials, goal, judge, opened.clock, search.whole({}, Rounding.FITTED))
+            found = Anytime(opened, search, standing).run()
+            found = _on_grids(opened, found, judge)
+        opened.clock.share = 1.0
+        steps = tuple(standing.steps)
+        tried.append(of_floats(opened, search, found))
     if obstacle:
         tried += [Tried(activations=kind, reason=f"not tried: {obstacle}") for kind in INTEGERS]
     elif not alone:
         with opened.judge() as judge, rivals(opened, judge) as others:
             tried += others.tried()
-    return tried if goal.activations == FLOATS else chosen(opened, tried)
+            steps += tuple(others.steps)
+            if goal.bounds_error and not any(item.keeps for item in tried):
+                original = Standing(opened.trials, goal, judge, opened.clock, opened.trials.measure({})).found
+                tried.append(of_floats(opened, None, original))
+    return tried if goal.activations == FLOATS else chosen(opened, tried), steps
 
 
 def _wanted(plan: Plan, goal: Goal) -> Wanted:
@@ -202,6 +225,7 @@ def _report(plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried]) ->
         units=() if best.search is None else tuple(best.search.units),
         split=opened.split,
         files=opened.trials.files,
+        overrun=opened.clock.overrun,
         tried=() if goal.activations == FLOATS else tuple(tried),
         notes=(*unmatched, *own, *found.notes, *caveats(goal, found, best.curve)),
     )

@@ -463,6 +463,12 @@ class Trials:
         self._write(self.fresh(), self.folds[0].rounders.passes(choice), path)
 
     @property
+    def can_fit(self) -> bool:
+        """Whether weights can be fitted to the inputs that they meet."""
+        bases = [each.base for each in (self.final, *(fold.rounders for fold in self.folds))]
+        return all(base is not None and base.rounder is not None for base in bases)
+
+    @property
     def can_order(self) -> bool:
         """Whether weights can be rounded one after the other."""
         return all(each.ordered is not None for each in (self.final, *(fold.rounders for fold in self.folds)))

@@ -185,7 +185,7 @@ _NEVER_FAILS = ("rescue", "blame", "blame_seconds")
 def _shrinking() -> Groups:
     from tfl_rewrite.search.goals import Goal
 
-    limit = f" (default: {SEARCH_SECONDS:g}; 0: none)"
+    limit = f" (default: {SEARCH_SECONDS:g}; none: no limit)"
     searching = tuple(
         replace(row, help=row.help + limit) if "--time-limit" in row.names else row
         for row in rows_of(Goal, without=_BUDGET, prefix=PREFIX)

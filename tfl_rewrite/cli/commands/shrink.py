@@ -19,7 +19,7 @@ from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
 from tfl_rewrite.pipeline.report import Plan
-from tfl_rewrite.search.goals import FLOATS, Goal
+from tfl_rewrite.search.goals import FLOATS, NO_LIMIT, Goal
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
 from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
@@ -69,7 +69,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 def goal_of(arguments: argparse.Namespace) -> Goal:
     """Returns what a search is to find, from the options of the command."""
     values = {"time_limit": SEARCH_SECONDS, **given(Goal, arguments, PREFIX)}
-    if values["time_limit"] == 0:
+    if values["time_limit"] == NO_LIMIT:
         values["time_limit"] = None
     return made_with(Goal, values)
 
@@ -82,9 +82,10 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         share = found.nbytes / before if before else 1.0
         names = f"{safe(report.source)} -> {safe(report.target)}"
         lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})")
-        if not report.units and not found.activations:
+        if not report.units and not found.activations and len(report.curve) < 2:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
+    lines += _steps(report, verbose=verbose)
     lines += _activations(report)
     if found is not None and report.units:
         counts = Counter(
@@ -104,6 +105,25 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         lines.append(_promise(report))
     notes = [f"note: {safe(note, limit=400)}" for note in report.notes]
     return lines + (notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"])
+
+
+def _steps(report: ShrinkReport, *, verbose: int) -> list[str]:
+    """Shows how far the search got where the time limit ended it; or all of its steps."""
+    lines = []
+    if report.ended_in is not None:
+        over = f", {report.overrun:.1f} s beyond it" if report.overrun >= 0.05 else ""
+        lines.append(
+            f"the time limit of {report.goal.time_limit:g} s ended the search{over}: {report.ended_in}"
+        )
+    elif report.overrun >= 0.05:
+        lines.append(
+            f"the search took {report.overrun:.1f} s beyond its time limit of {report.goal.time_limit:g} s"
+        )
+    for step in report.steps if verbose else ():
+        best = "no file yet" if step.nbytes is None else f"{step.nbytes:,} bytes, {_snr(step.snr)}"
+        left = "" if step.finished else " (not finished)"
+        lines.append(f"  {step.seconds:>7.1f} s  {step.files:>5} files run  {best:30s} {step.step}{left}")
+    return lines
 
 
 def _activations(report: ShrinkReport) -> list[str]:

@@ -1,0 +1,324 @@
+"""A search that has a file at any time, and whose file only gets smaller.
+
+First comes the original, which keeps every bound on the error. Then files whose weights all have one
+encoding, plainly rounded and then fitted to inputs; those that could be smaller than the best file so far are
+made whatever the time. Then mixtures of the two between which the bounds lie; then what the noise of single
+constants says, of two encodings and of all; last, weights are rounded in order. Each step depends on what was
+measured, and none on the clock, which only ends them: more time adds steps.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.search.clock import TimeIsUp
+from tfl_rewrite.search.goals import Objective
+from tfl_rewrite.search.search import Search, snr_of
+from tfl_rewrite.search.session import Session
+from tfl_rewrite.search.settle import ORDERED_TRIES, in_order, settle
+from tfl_rewrite.search.standing import Found, Standing
+from tfl_rewrite.search.trials import Rounding
+from tfl_rewrite.search.uniform import Uniform, uniform_files
+from tfl_rewrite.search.units import KEPT, Form, Option
+
+_EXPECTED_GAIN = 8.0
+"""By how many dB fitting lowers the noise, before any file tells."""
+_HOPES = {Rounding.PLAIN: 15.0, Rounding.FITTED: 6.0, Rounding.IN_ORDER: 0.0}
+"""A file that is expected to miss the bounds by more dB than that is not made."""
+_HOPED_SNR = 3.0
+"""Where only the size is bound: nor one that is expected to be worse than the best by so many dB."""
+_ESTIMATED = 1.05
+"""By how much the size of a file that was not made may be off."""
+_MIXTURES = 6
+"""Files between two of one encoding, at most."""
+_LEAST_NOISE = 1e-12
+_PLAIN, _FITTED = "one encoding for all weights", "one encoding, fitted to inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """Two files between which the bounds lie.
+
+    Attributes:
+        first: How each constant is stored in the one that keeps them; one that is not there stays.
+        second: The same in a smaller one that misses them.
+        rounding: How the weights of both are rounded.
+        missing: By how many dB it does.
+    """
+
+    first: dict[int, Option]
+    second: dict[int, Option]
+    rounding: Rounding
+    missing: float
+
+
+@dataclass(eq=False)
+class Anytime:
+    """Carries a search out, step by step.
+
+    Attributes:
+        opened: The session.
+        search: Among encodings; nothing was measured yet, unless costs are times.
+        standing: The best file so far.
+        uniforms: The files of one encoding.
+        bracket: The best of them, and the next smaller one.
+    """
+
+    opened: Session
+    search: Search
+    standing: Standing
+    uniforms: list[Uniform] = field(init=False, default_factory=list)
+    bracket: Bracket | None = field(init=False, default=None)
+
+    def run(self) -> Found:
+        """Returns the best file that was found; what was done is in :attr:`standing`."""
+        plain = Rounding.PLAIN if self.opened.trials.can_fit else Rounding.FITTED
+        self.uniforms = list(uniform_files(self.opened, self.search, self.standing.original))
+        self._step(_PLAIN, lambda: self._walk(plain))
+        if plain is not Rounding.FITTED:
+            self._step(_FITTED, self._fitted)
+        self._step("mixtures of two encodings", self._mixed)
+        self._step("two encodings, constants measured", self._two)
+        self._step("all encodings, constants measured", self._all)
+        self._step("weights rounded in order", self._ordered)
+        return self.standing.found
+
+    def _step(self, name: str, work: Callable[[], object]) -> None:
+        """Does one step; what may be left out is left out once the time limit ended another."""
+        standing, clock = self.standing, self.opened.clock
+        needed = name in (_PLAIN, _FITTED)
+        if standing.is_ended and not needed:
+            return
+        try:
+            if not needed:
+                clock.check()
+            work()
+            finished = needed or not clock.is_past()
+        except TimeIsUp:
+            finished = False
+        standing.close(name, self.opened.trials.files, finished=finished)
+
+    def _walk(self, rounding: Rounding) -> None:
+        """Makes what may be better than the best so far, the likeliest first, until nothing is likely."""
+        clock = self.opened.clock
+        number = 0
+        while (picked := self._next(rounding)) is not None:
+            if number and rounding is Rounding.FITTED and self.opened.trials.can_fit:
+                clock.check()
+            self.opened.progress("trying one encoding for all", number, len(self.uniforms))
+            self._try(picked, rounding)
+            number += 1
+
+    def _fitted(self) -> None:
+        with self.opened.clock.extended():
+            self.opened.clock.check()
+            self._walk(Rounding.FITTED)
+
+    def _try(self, item: Uniform, rounding: Rounding) -> None:
+        try:
+            made = item.made[rounding] = self.search.whole(item.choice, rounding, item.expected)
+        except TflRewriteError:
+            item.made[rounding], item.missing[rounding] = None, math.inf
+            return
+        goal = self.standing.goal
+        item.refused[rounding] = self.standing.offer(made)
+        item.missing[rounding] = made.missing(goal) if goal.bounds_error else -snr_of(made)
+
+    def _next(self, rounding: Rounding) -> Uniform | None:
+        """Returns the file to make next: the smallest that is expected to do, or what is nearest to that."""
+        best, goal = self.standing.found.promised, self.standing.goal
+        # With a size alone, what is looked for is less error than the best has.
+        least = 0.0 if goal.bounds_error else math.inf if best is None else -snr_of(best)
+        open_ = [
+            (self._expected(item, rounding), number, item)
+            for number, item in enumerate(self.uniforms)
+            if rounding not in item.missing and self._may_win(item)
+            if rounding is not Rounding.FITTED
+            or item.encoding.form.is_integer
+            or not self.opened.trials.can_fit
+        ]
+        doing = [item for missing, _, item in open_ if missing <= 0]
+        if goal.bounds_error and doing:
+            return min(doing, key=lambda item: item.nbytes)
+        hope = _HOPES[rounding] if goal.bounds_error else _HOPED_SNR
+        hoped = [each for each in open_ if each[0] <= least + hope]
+        return min(hoped)[2] if hoped else None
+
+    def _may_win(self, item: Uniform) -> bool:
+        """Whether a file may be smaller than the best so far, or may fit where only the size is bound."""
+        goal, best, cost = self.standing.goal, self.standing.found.promised, item.cost()
+        fits = goal.max_nbytes is None or item.nbytes <= goal.max_nbytes * _ESTIMATED
+        if not fits or not goal.bounds_error or best is None or cost is None:
+            return fits
+        if any(item.made.values()):
+            # Deflated, other integers take another size.
+            return cost < best.cost * (_ESTIMATED if goal.objective is Objective.DOWNLOAD else 1.0)
+        return cost < best.cost * _ESTIMATED
+
+    def _expected(self, item: Uniform, rounding: Rounding) -> float:
+        """By how many dB a file is expected to miss the bounds, going by the one that is the most alike."""
+        goal = self.standing.goal
+        known = [
+            (
+                item.is_hybrid is not other.is_hybrid,
+                abs(item.nominal - other.nominal),
+                way is not rounding,
+                number,
+            )
+            for number, other in enumerate(self.uniforms)
+            for way, missing in other.missing.items()
+            if math.isfinite(missing)
+        ]
+        if not known:
+            return (goal.min_snr if goal.min_snr is not None else 30.0) + 8.0 - item.nominal
+        _, _, is_other_way, number = min(known)
+        other = self.uniforms[number]
+        missing = next(each for way, each in other.missing.items() if (way is not rounding) is is_other_way)
+        fitting = is_other_way and rounding is Rounding.FITTED and self.opened.trials.can_fit
+        missing -= self._gain() if fitting else 0.0
+        if goal.bounds_error and not goal.in_db and missing <= 0:
+            # What is bounded does not say how much coarser it may be.
+            return 0.0
+        return missing + other.nominal - item.nominal + (self.standing.gap if goal.bounds_error else 0.0)
+
+    def _gain(self) -> float:
+        """By how many dB fitting lowers the noise, going by what was tried."""
+        found = [
+            item.missing[Rounding.PLAIN] - item.missing[Rounding.FITTED]
+            for item in self.uniforms
+            if Rounding.PLAIN in item.missing and Rounding.FITTED in item.missing
+        ]
+        return median([gain for gain in found if math.isfinite(gain)] or [_EXPECTED_GAIN])
+
+    def _mixed(self) -> None:
+        """Gives some weights of the best file the encoding of a smaller one that misses the bounds."""
+        self.bracket = self._bracket()
+        if self.bracket is None:
+            return
+        first, second, rounding = self.bracket.first, self.bracket.second, self.bracket.rounding
+        order, parts = self._order(first, second, rounding)
+        low, high, ends = 0, len(order), [self.standing.missing, self.bracket.missing]
+        for number in range(_MIXTURES):
+            if high - low < 2:
+                return
+            at = min(max(_between(parts, low, high, ends), low + 1), high - 1)
+            chosen = {**first, **{position: second[position] for position in order[:at]}}
+            self.opened.progress("mixing two encodings", number, _MIXTURES)
+            self.opened.clock.check()
+            cost = sum(option.cost for option in chosen.values())
+            cost += sum(unit.kept.cost for unit in self.search.units if unit.position not in chosen)
+            made = self.search.whole(_choice(chosen), rounding, cost)
+            missing = self.standing.offer(made)
+            if missing <= 0:
+                low, ends[0] = at, missing
+            else:
+                high, ends[1] = at, missing
+
+    def _bracket(self) -> Bracket | None:
+        """Returns the best file of one encoding and the smaller one that misses the bounds by the least."""
+        best = self.standing.found.promised
+        if best is None or not self.standing.goal.bounds_error:
+            return None
+        mine = next((each.options for each in self.uniforms if each.choice == best.choice), {})
+        # What keeps the bounds only if it is fitted can be mixed only so.
+        fitted = bool(mine) and best.rounding is Rounding.FITTED
+        smaller = [
+            (missing - self._gain() * (fitted and rounding is not Rounding.FITTED), number, item, rounding)
+            for number, item in enumerate(self.uniforms)
+            for rounding, missing in item.refused.items()
+            if 0 < missing < math.inf and (item.cost() or 0.0) < best.cost
+        ]
+        if not smaller:
+            return None
+        missing, _, item, rounding = min(smaller, key=lambda each: each[:2])
+        units = [unit for unit in self.search.units if unit.position in item.options]
+        first = {**mine, **{unit.position: mine.get(unit.position, unit.kept) for unit in units}}
+        return Bracket(first, item.options, Rounding.FITTED if fitted else rounding, max(missing, 0.1))
+
+    def _order(
+        self, first: dict[int, Option], second: dict[int, Option], rounding: Rounding
+    ) -> tuple[list[int], list[float]]:
+        """Orders constants that a second file stores smaller: what spares most for its noise first.
+
+        Returns:
+            Their positions; and the share of the added noise of the values of so many of them.
+        """
+        trials = self.opened.trials
+        noises = []
+        for options in (first, second):
+            chosen = {position: option for position, option in options.items() if option.form != KEPT}
+            stored = trials.rounded(_choice(chosen), rounding).stored if chosen else {}
+            noises.append({position: item.noise for position, item in stored.items()})
+        added = {
+            position: max(noises[1].get(position, 0.0) - noises[0].get(position, 0.0), _LEAST_NOISE)
+            for position, option in second.items()
+            if position in first and option.cost < first[position].cost
+        }
+        gains = {
+            position: (first[position].cost - second[position].cost) / noise
+            for position, noise in added.items()
+        }
+        order = sorted(added, key=lambda position: (-gains[position], position))
+        total = math.fsum(added.values())
+        return order, [0.0, *(part / total for part in itertools.accumulate(added[each] for each in order))]
+
+    def _two(self) -> None:
+        """Assigns the encodings of the two files by what one of them costs at each constant."""
+        if self.bracket is None:
+            return
+        ends = (self.bracket.first, self.bracket.second)
+        known = {option.form for options in ends for option in options.values() if option.form != KEPT}
+        units = [
+            replace(
+                unit,
+                options=[replace(each) for each in unit.options if each is unit.kept or each.form in known],
+            )
+            for unit in self.search.units
+        ]
+        units = [unit for unit in units if len(unit.options) > 1]
+        if not units:
+            return
+        fixed = self.search.cost({}) - sum(unit.kept.cost for unit in units)
+        few = replace(self.search, units=units, fixed=fixed, refines=False, curve_traced=True)
+        few.measure(self.standing.original.nbytes, most=len(units))
+        self._settle(few)
+
+    def _all(self) -> None:
+        if self.opened.wanted.goal.objective is not Objective.LATENCY:
+            self.opened.measure(self.search)
+        self._settle(self.search)
+
+    def _settle(self, search: Search) -> None:
+        standing = self.standing
+        found = settle(search, standing.trials, standing.goal, standing.judge, standing.judged)
+        standing.take(found)
+        standing.sweep(search.curve)
+
+    def _ordered(self) -> None:
+        standing, goal = self.standing, self.standing.goal
+        tries = ORDERED_TRIES[goal.effort]
+        standing.take(in_order(self.search, standing.trials, goal, standing.judge, standing.found, tries))
+
+
+def _choice(options: Mapping[int, Option]) -> dict[int, Form]:
+    return {position: option.form for position, option in options.items() if option.form != KEPT}
+
+
+def _between(parts: Sequence[float], low: int, high: int, ends: Sequence[float]) -> int:
+    """Returns how many constants are to change for the noise that is allowed, going by that at both ends.
+
+    Args:
+        parts: Shares of the noise that so many add.
+        low: As many keep the bounds; ``high`` do not.
+        ends: By how many dB both miss the bounds.
+    """
+    first, last = (10.0 ** (min(max(end, -100.0), 100.0) / 10.0) for end in ends)
+    share = min(max((1.0 - first) / max(last - first, 1e-12), 0.0), 1.0)
+    wanted = parts[low] + share * (parts[high] - parts[low])
+    return bisect.bisect_right(parts, wanted) - 1

@@ -1,0 +1,74 @@
+"""The time limit of a search."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+
+class TimeIsUp(Exception):
+    """The time limit was reached."""
+
+
+_MORE_SECONDS, _MORE_WORK = 120.0, 30.0
+"""What must not be left out may take so long beyond the time limit, and so many seconds of this processor."""
+
+
+@dataclass(slots=True, eq=False)
+class Clock:
+    """Ends a search that takes too long. What a search does, and in which order, depends on no clock.
+
+    Attributes:
+        limit: Seconds, or None.
+        share: Of them, what the search at hand may take.
+        now: Tells the time, in seconds.
+        work: Tells the processor time of this process, in seconds: it does not grow while others are busy.
+    """
+
+    limit: float | None = None
+    share: float = 1.0
+    now: Callable[[], float] = time.monotonic
+    work: Callable[[], float] = time.process_time
+    started: float = field(init=False)
+    _extended: bool = field(init=False, default=False)
+    _worked: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.started = self.now()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the search began."""
+        return self.now() - self.started
+
+    @property
+    def overrun(self) -> float:
+        """Seconds that the search took beyond its limit."""
+        return 0.0 if self.limit is None else max(0.0, self.spent - self.limit)
+
+    def check(self, *, spare: float = 0.0) -> None:
+        """Raises :class:`TimeIsUp` when all of the time but ``spare`` seconds is used up."""
+        if self.is_past(spare=spare):
+            raise TimeIsUp
+
+    def is_past(self, *, spare: float = 0.0) -> bool:
+        """Whether all of the time but ``spare`` seconds is used up."""
+        if self.limit is None:
+            return False
+        late = self.spent + spare - self.limit * self.share
+        if late <= 0 or not self._extended:
+            return late > 0
+        if self._worked is None:
+            self._worked = self.work()
+        return late > _MORE_SECONDS or self.work() - self._worked > _MORE_WORK
+
+    @contextlib.contextmanager
+    def extended(self) -> Iterator[None]:
+        """Lets what must not be left out go on beyond the limit, for a while."""
+        self._extended = True
+        try:
+            yield
+        finally:
+            self._extended = False

@@ -1,0 +1,119 @@
+"""Files whose weights all have one encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.search.goals import Objective
+from tfl_rewrite.search.search import Search
+from tfl_rewrite.search.session import Session
+from tfl_rewrite.search.trials import Measured, Rounding
+from tfl_rewrite.search.units import HYBRID, Form, Option, encodings_for, find_units
+from tfl_rewrite.weights.encoding import Encoding, Scheme
+
+_PER_BIT, _HALF_BITS = 6.02, 12
+"""What a bit of an element is worth, in dB; and what bits float16 is worth."""
+_BY_BLOCK, _BY_TENSOR, _ROUNDED_ACTIVATIONS = 3.0, -6.0, -3.0
+"""What scales by block, one scale, and kernels that round activations are worth, in dB."""
+
+
+@dataclass(slots=True, eq=False)
+class Uniform:
+    """A file whose weights have one encoding, as far as they can have it.
+
+    Attributes:
+        encoding: The one.
+        options: By the position of the constant, how it is stored then.
+        expected: What the objective is expected to count; None where that is not known beforehand.
+        nbytes: Expected size of the file.
+        made: The file, by how weights are rounded; None where it cannot be made.
+        missing: By how many dB it misses the bounds on the inputs of the search; where only the size is
+            bound, its SNR with the other sign.
+        refused: The same, on held-out inputs as well if those were asked.
+    """
+
+    encoding: Encoding
+    options: dict[int, Option]
+    expected: float | None
+    nbytes: float
+    made: dict[Rounding, Measured | None] = field(default_factory=dict)
+    missing: dict[Rounding, float] = field(default_factory=dict)
+    refused: dict[Rounding, float] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> dict[int, Form]:
+        """The forms of the constants."""
+        return {position: option.form for position, option in self.options.items()}
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether kernels round activations, too, which is a noise that no finer weights lower."""
+        return self.encoding.form.is_integer and self.encoding.scheme is not Scheme.DEQUANTIZE
+
+    @property
+    def nominal(self) -> float:
+        """About what an encoding keeps, in dB, beside others; how much that is depends on the model."""
+        wanted = self.encoding
+        bits = wanted.form.bits if wanted.form.is_integer else _HALF_BITS
+        worth = _PER_BIT * bits
+        if wanted.granularity is not Granularity.CHANNEL:
+            worth += _BY_BLOCK if wanted.granularity is Granularity.BLOCK else _BY_TENSOR
+        return worth + (_ROUNDED_ACTIVATIONS if self.is_hybrid else 0.0)
+
+    def cost(self) -> float | None:
+        """What the objective counts: as it was measured, or as it is expected."""
+        counted = [made.cost for made in self.made.values() if made is not None]
+        return min(counted) if counted else self.expected
+
+
+def uniform_files(opened: Session, search: Search, original: Measured) -> Iterator[Uniform]:
+    """Yields the files of one encoding: what ``quantize-weights`` makes by default of each."""
+    wanted = opened.wanted
+    goal, base, trials = wanted.goal, wanted.base, opened.trials
+    assert base is not None
+    texts = [
+        text for text in encodings_for(goal) if base.min_runtime >= Encoding.parse(text).form.first_runtime
+    ]
+    options = {unit.position: list(unit.options[1:]) for unit in search.units}
+    if goal.encodings is None and goal.objective in (Objective.FILE, Objective.DOWNLOAD):
+        # Kernels that read fewer bits spare a DEQUANTIZE each; alone they are seldom worth a measurement.
+        more = find_units(trials.fresh, base, HYBRID, goal.objective)
+        for unit in more:
+            options.setdefault(unit.position, []).extend(unit.options[1:])
+        texts += [text for text in HYBRID if base.min_runtime >= Encoding.parse(text).form.first_runtime]
+    kept = original
+    for text in dict.fromkeys(texts):
+        encoding = Encoding.parse(text)
+        model = trials.fresh()
+        positions = {id(buffer): number for number, buffer in enumerate(model.buffers)}
+        settings = replace(base, min_elements=None, encoding=encoding, assignment=None)
+        decisions, _ = settings.plan(model).decide()
+        taken: dict[int, Option] = {}
+        for position in sorted({positions[id(made.item.stored.buffer)] for made in decisions}):
+            option = _first(options.get(position, []), encoding)
+            if option is not None:
+                taken[position] = option
+        if not taken:
+            continue
+        spared = sum(
+            unit.nbytes - taken[unit.position].nbytes for unit in search.units if unit.position in taken
+        )
+        nbytes = kept.nbytes - spared
+        made = Uniform(encoding, taken, None, nbytes)
+        if goal.objective is Objective.FILE:
+            made.expected = nbytes
+        elif goal.objective is not Objective.DOWNLOAD:
+            made.expected = search.cost(made.choice)
+        yield made
+
+
+def _first(options: Sequence[Option], wanted: Encoding) -> Option | None:
+    """Returns how a constant is stored where an encoding is asked for that it may not be able to have."""
+    asked = [wanted]
+    if wanted.form.is_integer:
+        asked.append(replace(wanted, granularity=Granularity.CHANNEL, block=None))
+    asked += [replace(each, scheme=Scheme.DEQUANTIZE) for each in asked if wanted.form.is_integer]
+    known = {option.form: option for option in options}
+    return next((known[each] for each in asked if each in known), None)
