@@ -63,6 +63,11 @@ Order = Sequence[Pass] | Callable[[Model], Sequence[Pass]]
 """Passes, or what makes them for a model."""
 
 
+def renamed(model: Model) -> Sequence[Pass]:
+    """Returns a pass that gives the first tensor another name, where there is one."""
+    return [Rename(tensor=("#0=renamed",))] if model.subgraphs[0].tensors else []
+
+
 def _orders() -> list[tuple[str, Order]]:
     weights = QuantizeWeights(min_elements=16)
     return [
@@ -83,7 +88,7 @@ def _orders() -> list[tuple[str, Order]]:
         ("sparse", [Prune(min_elements=16, sparsity=0.9, encode="sparse")]),
         ("older", [Retarget(target="2.14")]),
         ("micro", [Retarget(target="tflm", allow_missing=True)]),
-        ("renamed", [Rename(tensor=("#0=renamed",))]),
+        ("renamed", renamed),
         ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]
 

@@ -94,6 +94,11 @@ def test_tensors_of_no_or_the_same_name_go_by_their_number() -> None:
         assert str(refused.value) == told
 
 
+def test_a_number_where_there_are_no_tensors() -> None:
+    with pytest.raises(UsageError, match="there is no tensor #0; the subgraph has no tensors"):
+        renamed(Net().model, tensor="#0=a")
+
+
 def test_a_name_may_hold_the_sign_between_old_and_new() -> None:
     model = net(tensors=("a=b", "y", "z")).model
     renamed(model, input="a=b=c")

@@ -30,6 +30,19 @@ def numbered(model: Model, subgraph: SubGraph) -> dict[int, Tensor]:
     }
 
 
+def tensor_numbered(model: Model, subgraph: SubGraph, index: int) -> Tensor:
+    """Returns the tensor of a subgraph that ``#INDEX`` means.
+
+    Raises:
+        UsageError: There is none.
+    """
+    numbers = numbered(model, subgraph)
+    if index not in numbers:
+        last = f"the last is #{max(numbers)}" if numbers else "the subgraph has no tensors"
+        raise UsageError(f"there is no tensor #{index}", remedy=last)
+    return numbers[index]
+
+
 def split_pair(text: str, known: Collection[str], what: str) -> tuple[str, str]:
     """Parts ``OLD=NEW``, either of which may hold the sign; what is known decides where it is parted.
 

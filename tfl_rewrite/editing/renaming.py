@@ -13,6 +13,7 @@ from tfl_rewrite.editing.names import (
     numbered,
     signature_named,
     split_pair,
+    tensor_numbered,
     unknown_name,
 )
 from tfl_rewrite.errors import TflRewriteError, UsageError
@@ -98,12 +99,7 @@ class Renaming:
         check_name(new, "a tensor")
         index = index_of(old)
         if index is not None and old not in known:
-            numbers = numbered(self.model, self.model.subgraphs[0])
-            if index not in numbers:
-                raise UsageError(
-                    f"there is no tensor {old}", remedy=f"the last is #{max(numbers, default=0)}"
-                )
-            self.tensors[id(numbers[index])] = new
+            self.tensors[id(tensor_numbered(self.model, self.model.subgraphs[0], index))] = new
             return
         having = [graph for graph in self.model.subgraphs if any(item.name == old for item in graph.tensors)]
         if having and having[0] is not self.model.subgraphs[0] and len(having) > 1:

@@ -18,7 +18,7 @@ from typing import ClassVar
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.effects import lost_change
 from tfl_rewrite.editing.metadata import interface_changed, positions_moved
-from tfl_rewrite.editing.names import index_of, numbered, signature_named
+from tfl_rewrite.editing.names import index_of, numbered, signature_named, tensor_numbered
 from tfl_rewrite.errors import UsageError, near_names
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
@@ -166,21 +166,17 @@ class _Part:
 
     def _named(self, name: str, what: str) -> Tensor:
         tensors = self.subgraph.tensors
-        numbers = numbered(self.model, self.subgraph)
         index = index_of(name)
         if index is not None:
-            if index not in numbers:
-                raise UsageError(
-                    f"there is no tensor {name}", remedy=f"the last is #{max(numbers, default=0)}"
-                )
-            return numbers[index]
+            return tensor_numbered(self.model, self.subgraph, index)
         found = [tensor for tensor in tensors if tensor.name == name]
         if not found:
             found = list({id(tensor): tensor for known, tensor in self.arguments if known == name}.values())
         if len(found) == 1:
             return found[0]
         if found:
-            places = [f"#{index}" for index, item in numbers.items() if any(item is t for t in found)]
+            numbers = numbered(self.model, self.subgraph).items()
+            places = [f"#{index}" for index, item in numbers if any(item is t for t in found)]
             raise UsageError(
                 f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
             )
