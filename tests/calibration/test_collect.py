@@ -19,7 +19,8 @@ from tfl_rewrite.calibration.fitter import InputActivations
 def test_a_model_that_does_not_run_is_rounded_without_activations(made: Pass, tmp_path: Path) -> None:
     net = Net()
     hidden = net.dense(net.input("in", (1, 64)), net.weights("w", (64, 64)), "hidden")
-    net.output(net.add("CONV_2D", [hidden] * 3, "out", (1, 4)))
+    broken = net.add("CONV_2D", [hidden] * 3, "broken", (1, 64))
+    net.output(net.dense(broken, net.weights("v", (64, 64)), "out"))
     save(net.model, tmp_path / "net.tflite")
     np.savez(tmp_path / "in.npz", **{"in": np.zeros((2, 1, 64), np.float32)})
     activations = InputActivations(Judging(inputs=(tmp_path / "in.npz",)))

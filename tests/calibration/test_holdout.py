@@ -142,9 +142,14 @@ def test_a_model_takes_what_the_runtime_says_that_it_takes(fixtures: Path, name:
     told = interface_of(load(path))
 
     def shown(found: Interface) -> list[object]:
+        def told_of(item: TensorFacts) -> tuple[object, ...]:
+            given = item.name, item.tensor, item.index, item.dtype, item.shape, item.shape_signature
+            return *given, item.scales, item.zero_points, item.aliases
+
         return [
-            (entry.key, [(item.name, item.dtype, item.shape, item.shape_signature) for item in entry.inputs])
+            (entry.key, entry.subgraph, entry in found.entry_points, [*map(told_of, rows)])
             for entry in (found.primary, *found.signatures)
+            for rows in (entry.inputs, entry.outputs)
         ]
 
     assert shown(told) == shown(ran.interface)

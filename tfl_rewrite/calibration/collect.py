@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.calibration.holdout import interface_of
 from tfl_rewrite.calibration.probe import Array, Call, Place, Probe, Runner
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source, is_changed, origin_of, save
@@ -21,7 +22,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed
-from tfl_rewrite.judge.judge import Judge, run_model
+from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model.ir import Model
@@ -34,9 +35,10 @@ from tfl_rewrite.work import Progress, Stage, one_blas_thread
 
 OUT_OF_TIME = "there was no time left"
 COLLECTING = "collecting activations"
+_NOT_RUN = "the model could not be run for its activations: {}"
 NOT_ENTERED = "no sample to fit to enters their subgraph"
 
-MEMORY_NBYTES = 512 << 20
+MEMORY_NBYTES = 96 << 20
 """Of moments at a time; the model is run again for those that do not fit."""
 
 AHEAD_NBYTES = 32 << 20
@@ -106,7 +108,9 @@ class Observer(Generic[Found]):
             with TerminationGuard(), Scratch() as scratch, one_blas_thread(), ExitStack() as stack:
                 beside = self._beside
                 source = file_of(model, scratch.folder() if beside is None else beside.lend(0)[1])
-                self.steps = self.steps or steps_of(source, judging, self.progress, beside=beside)
+                if self.progress is not None:
+                    self.progress(COLLECTING, 0, 0)
+                self.steps = self.steps or steps_of(model, judging)
                 numbers = itertools.count()
 
                 def probe(simulate: Simulate | None) -> Probe:
@@ -124,7 +128,7 @@ class Observer(Generic[Found]):
         except (ModelFailed, UnsupportedError) as error:
             for key in keys:
                 if key not in self.found:
-                    self.reasons[key] = f"the model could not be run for its activations: {error}"
+                    self.reasons[key] = _NOT_RUN.format(error)
 
     def kept(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """Moves an array to a file where too many are held."""
@@ -154,33 +158,17 @@ def file_of(model: Model, folder: Path) -> Source:
     return Source.open(path)
 
 
-def steps_of(
-    path: str | Path | Source,
-    judging: Judging,
-    progress: Progress | None = None,
-    *,
-    beside: Judge | None = None,
-) -> list[Step]:
+def steps_of(model: Model, judging: Judging) -> list[Step]:
     """Returns the calls that the user's inputs make; made samples are not among them.
 
     Args:
-        path: The model.
-        judging: Has the inputs, and what runs the model: the first of its runtimes.
-        progress: Told that this begins; nobody knows when it ends.
-        beside: See :class:`Observer`.
+        model: That they are for.
+        judging: Has the inputs.
 
     Raises:
-        ModelFailed: The model does not run.
-        UsageError: The files do not fit the model, or the runtime is not there.
+        UsageError: The files do not fit the model.
     """
-    if progress is not None:
-        progress(COLLECTING, 0, 0)
-    inputs, runtime, limit = judging.inputs, judging.runtime[:1], judging.memory_limit
-    alone = Judging(inputs=inputs, runtime=runtime, timeout=judging.timeout, memory_limit=limit)
-    ran = run_model(path, alone, beside=beside)
-    if ran.failure is not None or ran.interface is None:
-        raise ModelFailed(ran.failure.message if ran.failure else "the model does not run")
-    return list(real_inputs(ran.interface, inputs).steps)
+    return list(real_inputs(interface_of(model), judging.inputs).steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +244,7 @@ def _collect(
                         found[position] = str(error)
             stage.tick(_nbytes(calls[number]))
     except ModelFailed as error:
-        found = dict.fromkeys(group, str(error))
+        found = dict.fromkeys(group, _NOT_RUN.format(error))
     for position in group:
         yield position, found.pop(position)
 

@@ -30,8 +30,9 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import pruning
-from tfl_rewrite.numerics.gptq import Metric, feedback, pruned
+from tfl_rewrite.numerics.gptq import feedback, pruned
 from tfl_rewrite.numerics.grids import Array, Float64
+from tfl_rewrite.numerics.metric import Metric
 from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Levels
@@ -62,13 +63,12 @@ class _Known:
     """What is kept of the activations that one weight meets.
 
     Attributes:
-        order, factor, strength: See :class:`tfl_rewrite.numerics.gptq.Metric`; float32.
+        order, factor: See :class:`tfl_rewrite.numerics.gptq.Metric`.
     """
 
     product: Product
     order: npt.NDArray[np.int64]
     factor: npt.NDArray[np.float32]
-    strength: npt.NDArray[np.float32]
 
     @property
     def parts(self) -> int:
@@ -77,7 +77,7 @@ class _Known:
 
     def moments(self) -> Float64:
         """Returns the moments that the factor is of, positive definite: ``[groups, length, length]``."""
-        half = self.factor * np.sqrt(self.strength, dtype=np.float64)[:, None, :]
+        half = self.factor.astype(np.float64)
         # The columns are in the order in which they are rounded.
         back = np.argsort(self.order, axis=1)
         groups = np.arange(len(back))[:, None, None]
@@ -222,9 +222,7 @@ class Fitter(Observer[_Known]):
             # Where too much would be held, one of the operators that read a weight speaks for all.
             if key in sums and (not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING):
                 metric = Metric.of(sums.pop(key).covariance(centred=False))
-                factor = self.kept(metric.factor.astype(np.float32))
-                strength = metric.strength.astype(np.float32)
-                self.found[key] = _Known(wanted[position].product, metric.order, factor, strength)
+                self.found[key] = _Known(wanted[position].product, metric.order, self.kept(metric.factor))
                 self.reasons.pop(key, None)
 
 

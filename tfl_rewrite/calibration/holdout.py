@@ -14,15 +14,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import VAR_HANDLE
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.model.ir import Model, SubGraph, Tensor
 from tfl_rewrite.samples.inputs import expand_paths, media_steps, real_inputs, sample_counts
 from tfl_rewrite.samples.media import PICTURES, Media
 from tfl_rewrite.samples.npz import read_npz, write_npz
@@ -35,6 +37,7 @@ LEAST_HELD_OUT = 2
 LEAST_SAMPLES = LEAST_FITTED + LEAST_HELD_OUT
 
 Paths = tuple[str | os.PathLike[str], ...]
+_Rows = list[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,29 +319,38 @@ def _shares(total: int, in_order: bool, judged: bool) -> list[list[int]]:
 
 
 def interface_of(model: Model) -> Interface:
-    """Returns what a model takes, as a runtime would tell it; what it gives out is left away."""
-    signatures = tuple(
-        EntryPoint(
-            key=signature.key,
-            # By name, as the runtime's runner of a signature has them.
-            inputs=tuple(
-                sorted(
-                    (_facts(tensor, record.get("name") or "") for record, tensor in signature.inputs),
-                    key=lambda facts: facts.name,
-                )
-            ),
-            outputs=(),
-            subgraph=model.subgraphs.index(signature.subgraph),
-        )
-        for signature in model.signatures
-    )
-    graph = model.subgraphs[0] if model.subgraphs else None
-    main = tuple(_facts(tensor, tensor.name) for tensor in graph.inputs) if graph is not None else ()
-    return Interface(primary=EntryPoint(key=None, inputs=main, outputs=()), signatures=signatures)
+    """Returns what a model takes and gives, as a runtime would tell it; nothing is run."""
+
+    def facts(graph: SubGraph, inputs: _Rows, outputs: _Rows) -> dict[str, Any]:
+        at = {id(tensor): position for position, tensor in enumerate(graph.tensors)}
+
+        def told(rows: _Rows) -> list[dict[str, Any]]:
+            return [vars(_facts(tensor, name, at[id(tensor)])) for name, tensor in rows]
+
+        return {
+            "subgraph": model.subgraphs.index(graph),
+            "inputs": told(inputs),
+            "outputs": told(outputs),
+            "signatures": [],
+        }
+
+    def named(rows: Sequence[tuple[Record, Tensor]]) -> _Rows:
+        # By name, as the runtime's runner of a signature has them.
+        return sorted(((record.get("name") or "", tensor) for record, tensor in rows), key=lambda row: row[0])
+
+    if not model.subgraphs:
+        return Interface(EntryPoint(None, (), ()), ())
+    graph = model.subgraphs[0]
+    made = facts(graph, *([(item.name, item) for item in rows] for rows in (graph.inputs, graph.outputs)))
+    made["signatures"] = [
+        {"key": item.key, **facts(item.subgraph, named(item.inputs), named(item.outputs))}
+        for item in model.signatures
+    ]
+    return Interface.from_dict({**made, "keeps_state": True, "subgraphs": len(model.subgraphs)})
 
 
-def _facts(tensor: Tensor, name: str) -> TensorFacts:
-    row = dtypes.BY_VALUE.get(tensor.dtype)
+def _facts(tensor: Tensor, name: str, index: int) -> TensorFacts:
+    row, details = dtypes.BY_VALUE.get(tensor.dtype), tensor.quantization
     shape = tensor.shape or ()
     known = row is not None and bool(row.numpy)
     return TensorFacts(
@@ -347,4 +359,7 @@ def _facts(tensor: Tensor, name: str) -> TensorFacts:
         dtype=np.dtype(row.numpy).name if known and row is not None else "string",
         shape=shape,
         shape_signature=tensor.signature or shape,
+        scales=tuple(details.scale or ()) if details is not None else (),
+        zero_points=tuple(details.zero_point or ()) if details is not None else (),
+        index=index,
     )

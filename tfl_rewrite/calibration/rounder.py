@@ -11,7 +11,15 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.calibration.collect import NOT_ENTERED, OUT_OF_TIME, Ahead, Observer, Wanted, collect
+from tfl_rewrite.calibration.collect import (
+    MEMORY_NBYTES,
+    NOT_ENTERED,
+    OUT_OF_TIME,
+    Ahead,
+    Observer,
+    Wanted,
+    collect,
+)
 from tfl_rewrite.calibration.probe import Call, Place, Probe, places_of
 from tfl_rewrite.calibration.trials import kept_db
 from tfl_rewrite.files.source import Source
@@ -23,7 +31,16 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.gptq import GptqEffort
-from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Metrics, Plan, Run, Trial
+from tfl_rewrite.numerics.layer import (
+    Fit,
+    Layer,
+    LayerRounding,
+    Metrics,
+    Plan,
+    Run,
+    Trial,
+    rounding_nbytes,
+)
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.weights.biases import Correction, takes_bias
@@ -43,7 +60,7 @@ LARGEST_ELEMENTS = 1 << 27
 IN_ORDER_NBYTES = 256 << 20
 """Of a model whose weights are rounded one after the other: a part of it is written for each."""
 
-AT_ONCE_NBYTES = 1 << 30
+AT_ONCE_NBYTES = 256 << 20
 """Of weights that are rounded at a time, with all that belongs to them; one that takes more is alone."""
 
 ONE_SAMPLE = "a single sample meets them, so that nothing could judge what was fitted to it"
@@ -219,20 +236,29 @@ class Calibrated(Observer[Trial], Clipped):
         places = list(groups.values())
         threads = current().threads
         waiting: deque[tuple[Future[list[_Outcome]], int]] = deque()
+
+        def make_room(nbytes: int) -> None:
+            # In the order of the layers, whichever is done first.
+            while waiting and (
+                len(waiting) > threads or nbytes + sum(each for _, each in waiting) > AT_ONCE_NBYTES
+            ):
+                self._keep(waiting.popleft()[0].result())
+
+        def enough() -> bool:
+            # What is collected next lies beside what is rounded meanwhile.
+            make_room(MEMORY_NBYTES)
+            return self._time_is_up()
+
         with ThreadPoolExecutor(threads) as pool:
             try:
-                found = collect(probe, list(groups), calls, enough=self._time_is_up, progress=self.progress)
+                found = collect(probe, list(groups), calls, enough=enough, progress=self.progress)
                 for position, moments in found:
                     group = places[position]
-                    nbytes = _nbytes_of(group)
-                    # In the order of the layers, whichever is done first.
-                    while waiting and (
-                        len(waiting) > threads or nbytes + sum(each for _, each in waiting) > AT_ONCE_NBYTES
-                    ):
-                        self._keep(waiting.popleft()[0].result())
+                    elements = group[0].work.channels.elements
+                    nbytes = rounding_nbytes(group[0].wanted.product, elements, keep=len(group) > 1)
+                    make_room(nbytes)
                     waiting.append((pool.submit(self._rounded, group, moments), nbytes))
-                while waiting:
-                    self._keep(waiting.popleft()[0].result())
+                make_room(AT_ONCE_NBYTES)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -359,12 +385,6 @@ def _plan(work: Work, *, may_correct: bool) -> Plan:
     centred = may_correct and takes_bias(use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs)
     digits = _HALF_DIGITS if work.block is not None else 24
     return Plan(shape, work.channels, work.levels, centred, digits)
-
-
-def _nbytes_of(group: Sequence[_Job]) -> int:
-    """Returns about how much memory rounding a weight takes."""
-    product, elements = group[0].wanted.product, group[0].work.channels.elements
-    return 6 * Moments.nbytes_of(product) + 80 * min(elements, 1 << 22) + 8 * elements
 
 
 def _channel_index(work: Work) -> npt.NDArray[np.int64]:

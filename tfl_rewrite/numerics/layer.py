@@ -3,7 +3,8 @@
 What is fitted to few samples may be worse on others than rounding to the nearest, and a bias that takes a
 mean error back may be far off where it is added. So each of the two steps is tried on each half of the
 samples and measured on the other; a weight takes the one whose products err least there (two-fold
-cross-validation), and is then fitted to all samples.
+cross-validation), and is then fitted to all samples. To choose, some rows tell enough, and their first
+integers: what fitting scales and improving integers wins after those, all ways win alike.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import enum
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,9 @@ import numpy.typing as npt
 from tfl_rewrite.numerics import clipping
 from tfl_rewrite.numerics.gptq import (
     GptqEffort,
-    Metric,
     Rounded,
     Ties,
+    feedback,
     mean_error,
     nearest,
     pruned,
@@ -31,14 +33,25 @@ from tfl_rewrite.numerics.gptq import (
     restore,
     spread,
 )
+from tfl_rewrite.numerics.metric import Metric
 from tfl_rewrite.numerics.moments import Covariances, Drift, Moments
+from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 
 Float64 = npt.NDArray[np.float64]
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
-_SLICE_ELEMENTS = 1 << 22
-"""Rounded at a time: 32 MB an array of float64, of which about ten are held."""
+_SLICE_ELEMENTS = 1 << 21
+"""Rounded at a time: 8 MB an array of float32, of which about ten are held."""
+
+_TRIED_ROWS = 64
+"""Of a weight, at least, that tell which way errs least."""
+
+_STACKED_NBYTES = 8 << 20
+"""Of factors of trials that are gone through together, so that each step of Python serves all of them."""
+
+_KEPT_METRICS = 5
+"""Of one weight, at most: about the mean or not, of each half; and one of those of all samples."""
 
 _KEPT_NBYTES = 128 << 20
 """Of metrics of one weight."""
@@ -133,7 +146,7 @@ class Metrics:
 
     def __init__(self, moments: Moments, *, keep: bool = False) -> None:
         self._covariances = Covariances(moments)
-        self._keep = keep and 16 * moments.square[0].size * len(Fit) * 2 <= _KEPT_NBYTES
+        self._keep = keep and _KEPT_METRICS * 2 * moments.square[0].nbytes <= _KEPT_NBYTES
         self._known: dict[tuple[bool, int | None], Metric] = {}
         self._lock = threading.Lock()
 
@@ -174,6 +187,7 @@ class LayerRounding:
         self._ties = ties_of(plan, moments)
         matrix = np.ascontiguousarray(moments.product.matrix(weight), np.float32)
         self._own = moments.split(matrix)
+        self._zero = pruned(self._own)
 
     def tried(self, nearest_scale: Float32, run: Run = map) -> Trial:
         """Fits to each half of the samples and measures on the other; needs both (:attr:`Moments.halved`).
@@ -182,33 +196,50 @@ class LayerRounding:
             nearest_scale: Float32 ``[channels]``: the scales with which values are rounded to the nearest.
             run: Runs the trials; such as ``map`` of a pool of threads.
         """
-        fits = [Fit.NEAREST, Fit.ROUNDING, *([Fit.BIAS] if self._plan.centred else [])]
-        each = [(fit, half) for fit in fits for half in (0, 1)]
-
-        def measured(trial: tuple[Fit, int]) -> float:
-            return self._error(trial[0], trial[1], nearest_scale)
-
-        found = run(measured, each)
-        errors = dict.fromkeys(fits, 0.0)
-        for (fit, _), error in zip(each, found, strict=True):
-            errors[fit] += error
+        own = self._own[:, self._tried_rows]
+        ties = self._ties.scale[:, self._tried_rows]
+        wide = spread(nearest_scale[ties], own.shape[2])
+        values = nearest(own, wide, self._plan.levels) * wide
+        errors = {Fit.NEAREST: sum(self._moments.error(own, values, None, half) for half in (0, 1))}
+        fits = [Fit.ROUNDING, *([Fit.BIAS] if self._plan.centred else [])]
+        trials = [(fit, half) for fit in fits for half in (0, 1)]
+        at_once = max(1, _STACKED_NBYTES // self._moments.square[0].nbytes)
+        stacks = [trials[begin : begin + at_once] for begin in range(0, len(trials), at_once)]
+        start = self._start(self._own, self._moments.powers)[ties]
+        found = [error for stack in run(partial(self._errors, start), stacks) for error in stack]
+        for (fit, _), error in zip(trials, found, strict=True):
+            errors[fit] = errors.get(fit, 0.0) + error
         return Trial(errors)
 
-    def _error(self, fit: Fit, half: int, nearest_scale: Float32) -> float:
-        """Returns the error, on one half of the samples, of what was fitted to the other."""
-        total = 0.0
-        if fit is Fit.NEAREST:
-            step = nearest_scale.astype(np.float64)[self._ties.scale]
-            for rows in _slices(self._own.shape, self._ties):
-                own = self._own[:, rows]
-                wide = spread(step[:, rows], own.shape[2])
-                values = nearest(np.asarray(own, np.float64), wide, self._plan.levels) * wide
-                total += self._moments.error(own, values, None, half)
-            return total
-        for rows, done, bias in self._rounded(centred=fit is Fit.BIAS, half=1 - half):
-            given = bias if fit is Fit.BIAS else None
-            total += self._moments.error(self._own[:, rows], done.values(), given, half)
-        return total
+    @property
+    def _tried_rows(self) -> slice:
+        return slice(None, None, max(1, self._own.shape[1] // _TRIED_ROWS))
+
+    def _errors(self, start: Float64, trials: Sequence[tuple[Fit, int]]) -> list[float]:
+        """Returns the error, on the other half of the samples, of what is fitted to one, for some trials.
+
+        Args:
+            start: Scales of the rows that are tried.
+            trials: What is fitted, and to which half.
+        """
+        aims = [self._aim(centred=fit is Fit.BIAS, half=half) for fit, half in trials]
+        rows, moments = self._tried_rows, self._moments
+        own = self._own[:, rows]
+        step = spread(start.astype(np.float32), own.shape[2])
+        integers = feedback(
+            np.concatenate([aim.target[:, rows] for aim in aims]),
+            np.concatenate([step] * len(aims)),
+            _Stack.of([aim.metric for aim in aims]),
+            self._plan.levels,
+            None if self._zero is None else np.concatenate([self._zero[:, rows]] * len(aims)),
+        )
+        ties = self._ties.part(rows)
+        found = []
+        for (fit, half), aim, mine in zip(trials, aims, np.split(integers, len(aims)), strict=True):
+            done = self._restored(Rounded(mine, start), aim, rows, ties)
+            bias = self._mean_error(done, rows, half) if fit is Fit.BIAS else None
+            found.append(moments.error(own, done.values(), bias, 1 - half))
+        return found
 
     def layer(self, *, bias: bool) -> Layer:
         """Rounds for all samples.
@@ -216,41 +247,110 @@ class LayerRounding:
         Args:
             bias: Whether the bias is to take the mean error back; only where the plan allows.
         """
-        integers = np.empty(self._own.shape, np.int8)
-        scale, given = np.empty(self._ties.scale.shape), np.empty((self._groups, self._own.shape[1]))
-        for rows, done, change in self._rounded(centred=bias, half=None):
-            integers[:, rows], scale[:, rows], given[:, rows] = done.integers, done.scale, change
-        plan, product = self._plan, self._moments.product
+        plan, product, own = self._plan, self._moments.product, self._own
+        integers = np.empty(own.shape, np.int8)
+        scale, given = np.empty(self._ties.scale.shape), np.empty((product.groups, own.shape[1]))
+        aim = self._aim(centred=bias, half=None)
+        start = self._start(aim.target, np.einsum("gii->gi", aim.metric.moments))
+        for rows in _slices(own.shape, self._ties):
+            ties = self._ties.part(rows)
+            first = start[self._ties.scale[:, rows]]
+            zero = None if self._zero is None else self._zero[:, rows]
+            done = quantize(
+                aim.target[:, rows], aim.metric, first, plan.levels, ties, effort=self._effort, zero=zero
+            )
+            done = self._restored(done, aim, rows, ties)
+            integers[:, rows], scale[:, rows] = done.integers, done.scale
+            if bias:
+                given[:, rows] = self._mean_error(done, rows, None)
         found = np.ones(plan.channels.channels, np.float32)
         found[self._ties.scale.reshape(-1)] = scale.reshape(-1)
         shaped = product.weight(self._moments.joined(integers)).reshape(plan.shape)
         return Layer(np.ascontiguousarray(shaped), found, given.reshape(-1) if bias else None)
 
-    @property
-    def _groups(self) -> int:
-        return self._moments.product.groups
-
-    def _rounded(self, *, centred: bool, half: int | None) -> Iterator[tuple[slice, Rounded, Float64]]:
-        """Yields some rows at a time, what they became, and what their bias is to take back."""
-        moments, plan, own = self._moments, self._plan, self._own
+    def _aim(self, *, centred: bool, half: int | None) -> _Aim:
+        """Returns what is rounded for one half of the samples, or all."""
+        moments, target = self._moments, self._own
         metric = self._metrics.of(centred=centred, half=half)
-        drift = moments if isinstance(moments, Drift) else None
-        target = own if drift is None else drift.target(own, metric.moments, centred=centred, half=half)
-        zero = pruned(own)
-        if zero is not None:
-            target = np.where(zero, 0.0, target)
-        start = _clipped(target, plan, moments, metric)
-        bias = np.zeros((self._groups, own.shape[1])) if drift is None else drift.mean_change(own, half)
-        mean = moments.mean(half)
-        for rows in _slices(own.shape, self._ties):
-            ties = self._ties
-            part = replace(ties, scale=ties.scale[:, rows], unit=ties.unit[:, rows]).dense()
-            first = start[ties.scale[:, rows]]
-            held = None if zero is None else zero[:, rows]
-            done = quantize(target[:, rows], metric, first, plan.levels, part, effort=self._effort, zero=held)
-            if drift is not None:
-                restore(done, target[:, rows], metric, part)
-            yield rows, done, bias[:, rows] + mean_error(own[:, rows], done.values(), mean, moments.parts)
+        if isinstance(moments, Drift):
+            target = moments.target(target, metric.moments, centred=centred, half=half).astype(np.float32)
+            if self._zero is not None:
+                target = np.where(self._zero, np.float32(0.0), target)
+        return _Aim(target, metric)
+
+    def _start(self, target: Float32, powers: npt.NDArray[np.floating]) -> Float64:
+        """Returns a scale for each channel: least squared error, weighted by how much each element counts.
+
+        Args:
+            target: What is rounded.
+            powers: Of what it meets, ``[groups * parts, length]``.
+        """
+        product, channels = self._moments.product, self._plan.channels
+
+        def flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            whole = self._moments.joined(np.ascontiguousarray(array, np.float32))
+            return by_channel(product.weight(whole), channels)
+
+        weights = flat(np.broadcast_to(powers[:, None, :], target.shape))
+        return clipping.best(flat(target), self._plan.levels, weights).astype(np.float64)
+
+    def _restored(self, done: Rounded, aim: _Aim, rows: slice, ties: Ties) -> Rounded:
+        """Gives strength back behind what is rounded already."""
+        if isinstance(self._moments, Drift):
+            restore(done, aim.target[:, rows], aim.metric.moments, ties)
+        return done
+
+    def _mean_error(self, done: Rounded, rows: slice, half: int | None) -> Float64:
+        """Returns what the bias of some rows is to take back."""
+        moments, own = self._moments, self._own[:, rows]
+        found = mean_error(own, done.values(), moments.mean(half), moments.parts)
+        if isinstance(moments, Drift):
+            found += moments.mean_change(own, half)
+        return found
+
+
+def rounding_nbytes(product: Product, elements: int, *, keep: bool) -> int:
+    """Returns about how much memory rounding a weight takes, with the moments of what it meets.
+
+    Args:
+        product: How it is multiplied.
+        elements: Of the weight.
+        keep: Whether what follows from the moments is kept for other encodings.
+    """
+    moments = Moments.nbytes_of(product)
+    # A metric takes as much as the sums of two halves; it is made in half of that.
+    metrics = moments + (min(_KEPT_METRICS * moments, _KEPT_NBYTES) if keep else moments // 2)
+    return moments + metrics + 40 * min(elements, _SLICE_ELEMENTS) + 8 * elements
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What one weight is rounded to.
+
+    Attributes:
+        target: Float weights, ``[groups * parts, rows, length]``.
+        metric: What their products are weighed by.
+    """
+
+    target: Float32
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """Several metrics as one of more groups; see :class:`tfl_rewrite.numerics.gptq.Factored`."""
+
+    order: npt.NDArray[np.int64]
+    factor: Float32
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric]) -> _Stack:
+        if len(metrics) == 1:
+            return cls(metrics[0].order, metrics[0].factor)
+        return cls(
+            np.concatenate([metric.order for metric in metrics]),
+            np.concatenate([metric.factor for metric in metrics]),
+        )
 
 
 def by_channel(values: npt.NDArray[Any], channels: Channels) -> npt.NDArray[Any]:
@@ -258,19 +358,6 @@ def by_channel(values: npt.NDArray[Any], channels: Channels) -> npt.NDArray[Any]
     whole = values.reshape(channels.outer, channels.channels, channels.inner)
     found: npt.NDArray[Any] = whole.transpose(1, 0, 2).reshape(channels.channels, -1)
     return found
-
-
-def _clipped(target: npt.NDArray[Any], plan: Plan, moments: Moments, metric: Metric) -> Float64:
-    """Returns a scale for each channel: least squared error, weighted by how much each element counts."""
-    product = moments.product
-
-    def flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        whole = moments.joined(np.ascontiguousarray(array, np.float32))
-        return by_channel(product.weight(whole), plan.channels)
-
-    diagonal = np.einsum("gii->gi", metric.moments)[:, None, :]
-    weights = flat(np.broadcast_to(diagonal, target.shape))
-    return clipping.best(flat(target), plan.levels, weights).astype(np.float64)
 
 
 def _slices(shape: tuple[int, ...], ties: Ties) -> list[slice]:

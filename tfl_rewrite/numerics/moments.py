@@ -31,6 +31,8 @@ _FLOPS = 2e9
 _LEAST_VECTORS, _MOST_VECTORS = 512, 16384
 _LARGEST_SUM = 1e33
 """Of products in one sample; sums over 100,000 samples and their means still fit in float32."""
+_AGREED_ROWS = 256
+"""Of moments, on which halves are compared."""
 _LEAST_DIAGONAL = 1e-4
 """Of the mean diagonal, added to every element: what never varied in the samples may vary elsewhere."""
 
@@ -167,13 +169,17 @@ class Moments:
         """Returns the mean vector of all samples or of a half, ``[groups * parts, length]``."""
         return _mean(self.total, self.count, half)
 
-    def covariance(self, *, centred: bool, half: int | None = None) -> Float64:
+    @property
+    def powers(self) -> Float64:
+        """The mean squares of all samples, ``[groups * parts, length]``."""
+        sums = np.einsum("hgii->gi", self.square, dtype=np.float64)
+        return np.asarray(sums / max(1.0, float(self.count.sum())))
+
+    def covariance(self, *, centred: bool, half: int | None = None) -> Float32:
         """Returns the shrunk second moments; see :meth:`Covariances.of`."""
         return Covariances(self).of(centred=centred, half=half)
 
-    def error(
-        self, weight: npt.NDArray[np.float32], rounded: Float64, bias: Float64 | None, half: int
-    ) -> float:
+    def error(self, weight: Float32, rounded: Float32, bias: Float64 | None, half: int) -> float:
         """Returns the mean squared error of the products of some rows on one half of the samples, summed.
 
         Of vectors that were cut, parts are taken to err independently but for their means.
@@ -184,11 +190,15 @@ class Moments:
             bias: Added to the products of the rounded ones, ``[groups, rows]``; None for nothing.
             half: The half.
         """
-        off = np.asarray(weight, np.float64) - rounded
-        square = np.asarray(self.square[half], np.float64) / max(1.0, float(self.count[half]))
-        each = np.einsum("grk,grk->gr", off @ square, off)
+        off = weight - rounded
+        each = self._seen(off, self.square, off, half)
         means = np.einsum("grk,gk->gr", off, self.mean(half))
         return self._error(each - means**2, means, bias)
+
+    def _seen(self, first: Float32, sums: Float32, second: Float32, half: int) -> Float64:
+        """Returns ``f S s'`` of each row, with ``S`` the mean of the outer products of a half."""
+        found = np.einsum("grk,grk->gr", first @ sums[half], second)
+        return np.asarray(found, np.float64) / max(1.0, float(self.count[half]))
 
     def _error(self, spread: Float64, means: Float64, bias: Float64 | None) -> float:
         """Sums errors up, given their variances and means in each part."""
@@ -220,20 +230,16 @@ class Covariances:
 
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
-        # Not kept, for they are large: twice the size of the sums each.
-        first, second = self._about_the_mean(0), self._about_the_mean(1)
-        self._off = self._agreement(first, second)
-        self._on = self._diagonal_agreement(first, second)
+        powers = self._powers(0), self._powers(1)
+        self._off = self._agreement(*powers)
+        self._on = self._diagonal_agreement(*powers)
 
-    def _about_the_mean(self, half: int) -> Float64:
-        """Returns the second moments of a half about its mean."""
-        weight = np.maximum(self._moments.count, 1.0)
-        own: Float64 = np.divide(self._moments.square[half], weight[half], dtype=np.float64)
-        about = self._moments.total[half] / weight[half]
-        own -= about[:, :, None] * about[:, None, :]
-        return own
+    def _powers(self, half: int) -> Float64:
+        """Returns the variances in a half, ``[groups * parts, length]``."""
+        moments = self._moments
+        return _variances(moments.square[half], moments.mean(half), float(moments.count[half]))
 
-    def of(self, *, centred: bool, half: int | None = None) -> Float64:
+    def of(self, *, centred: bool, half: int | None = None) -> Float32:
         """Returns them, ``[groups * parts, length, length]``, positive definite.
 
         Args:
@@ -242,62 +248,74 @@ class Covariances:
         """
         moments = self._moments
         mean = moments.mean(half)
-        if half is None:
-            square = moments.square.sum(axis=0) / max(1.0, float(moments.count.sum()))
-            whole = (square - mean[:, :, None] * mean[:, None, :]).astype(np.float64)
-        else:
-            whole = self._about_the_mean(half)
-        index = np.arange(whole.shape[1])
-        diagonal = np.maximum(whole[:, index, index], 0.0)
-        whole *= np.clip(_believed(*self._off, half), 0.0, 0.999)[:, None, None]
+        whole: Float32 = np.add(*moments.square) if half is None else moments.square[half].copy()
+        count = float(moments.count.sum() if half is None else moments.count[half])
+        diagonal = np.maximum(_variances(whole, mean, count), 0.0)
+        believed = np.clip(_believed(*self._off, half), 0.0, 0.999)
+        whole *= (believed / max(1.0, count)).astype(np.float32)[:, None, None]
+        # What is believed about the mean; where it counts as well, all of that.
+        weight = believed if centred else believed - 1.0
+        whole -= (weight[:, None] * mean).astype(np.float32)[:, :, None] * mean.astype(np.float32)[:, None, :]
         middle = diagonal.mean(axis=1, keepdims=True)
         # Raised only: with less on the diagonal than there is, it might not be positive definite.
-        believed = _believed(*self._on, half)
-        diagonal = np.maximum(diagonal, middle + believed * (diagonal - middle))
-        whole[:, index, index] = diagonal + _LEAST_DIAGONAL * np.where(middle > 0, middle, 1.0)
-        if not centred:
-            whole += mean[:, :, None] * mean[:, None, :]
-        return np.asarray(whole, np.float64)
+        diagonal = np.maximum(diagonal, middle + _believed(*self._on, half) * (diagonal - middle))
+        diagonal += _LEAST_DIAGONAL * np.where(middle > 0, middle, 1.0)
+        index = np.arange(whole.shape[1])
+        whole[:, index, index] = diagonal if centred else diagonal + mean**2
+        return whole
 
-    def _diagonal_agreement(
-        self, first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]
-    ) -> tuple[Float64, Float64]:
+    def _diagonal_agreement(self, first: Float64, second: Float64) -> tuple[Float64, Float64]:
         """Returns how far halves agree on how elements differ in their powers, and how far they do not.
 
         An element that rested in all of a few samples may be strong in the next; it gets a share of the mean.
         """
         if not self._moments.halved:
             return np.ones(()), np.full((), 2.0)
-        index = np.arange(first.shape[1])
-        one, two = first[:, index, index], second[:, index, index]
-        middle = 0.5 * (one + two).mean(axis=1, keepdims=True)
+        middle = 0.5 * (first + second).mean(axis=1, keepdims=True)
         middle = np.where(middle > 0, middle, 1.0)
-        common, chance = _agreed(one / middle - 1.0, two / middle - 1.0)
+        common, chance = _agreed(first / middle - 1.0, second / middle - 1.0)
         return np.asarray(common), np.asarray(chance)
 
-    def _agreement(
-        self, first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]
-    ) -> tuple[Float64, Float64]:
+    def _agreement(self, first: Float64, second: Float64) -> tuple[Float64, Float64]:
         """Returns the same for what lies off the diagonal, one for each group."""
-        groups, length = first.shape[:2]
+        groups, length = first.shape
         if length == 1:
             return np.ones(groups), np.zeros(groups)
         if not self._moments.halved:
             return np.ones(groups), np.full(groups, 2.0)
-        index = np.arange(length)
-        scale = np.sqrt(np.maximum(0.5 * (first[:, index, index] + second[:, index, index]), 0.0))
+        scale = np.sqrt(np.maximum(0.5 * (first + second), 0.0))
         scale[scale == 0] = np.inf
-        sums = np.zeros((groups, 3))
-        for group in range(groups):
-            outer = 1.0 / (scale[group][:, None] * scale[group])
-            one, two = (half[group] * outer for half in (first, second))
-            one[index, index] = two[index, index] = 0.0
-            sums[group] = (np.vdot(one, two), np.vdot(one, one), np.vdot(two, two))
+        # Some of many rows tell as much.
+        rows = np.arange(0, length, max(1, length // _AGREED_ROWS))
+        one, two = (self._correlations(half, rows, 1.0 / scale) for half in (0, 1))
+        pairs = (one, two), (one, one), (two, two)
+        sums = np.stack([np.einsum("grk,grk->g", *pair, dtype=np.float64) for pair in pairs], axis=1)
         # Small groups tell little each; they are alike, so all are taken together.
         if length < 32:
             sums = np.broadcast_to(sums.sum(axis=0), sums.shape)
         common = np.maximum(sums[:, 0], 0.0)
         return common, np.maximum(0.5 * (sums[:, 1] + sums[:, 2]) - common, 0.0)
+
+    def _correlations(self, half: int, rows: npt.NDArray[np.int64], factor: Float64) -> Float32:
+        """Returns some rows of the second moments of a half about its mean, times a factor in both axes.
+
+        The diagonal is left out, ``[groups * parts, rows, length]``.
+        """
+        moments = self._moments
+        mean = (moments.mean(half) * factor).astype(np.float32)
+        small = factor.astype(np.float32)
+        found: Float32 = moments.square[half][:, rows] / np.float32(max(1.0, float(moments.count[half])))
+        found *= small[:, rows, None]
+        found *= small[:, None, :]
+        found -= mean[:, rows, None] * mean[:, None, :]
+        found[:, np.arange(len(rows)), rows] = 0.0
+        return found
+
+
+def _variances(square: Float32, mean: Float64, count: float) -> Float64:
+    """Returns the diagonal of mean second moments about the mean, ``[groups, length]``."""
+    found: Float64 = np.einsum("gii->gi", square) / max(1.0, count) - mean**2
+    return found
 
 
 def _believed(common: Float64, chance: Float64, half: int | None) -> Float64:
@@ -381,7 +399,7 @@ class Drift(Moments):
         return found * _belief(whole[0], whole[1], half)
 
     def target(
-        self, weight: npt.NDArray[np.float32], moments: Float64, *, centred: bool, half: int | None = None
+        self, weight: npt.NDArray[np.float32], moments: Float32, *, centred: bool, half: int | None = None
     ) -> Float64:
         """Returns the float weights whose products come nearest to the float model's, given what is met.
 
@@ -405,7 +423,9 @@ class Drift(Moments):
             if centred:
                 mean = self.mean()
                 whole = whole - mean[:, :, None] * (self.wanted_mean() - mean)[:, None, :]
-        change = np.linalg.solve(moments, whole @ np.asarray(weight, np.float64).swapaxes(1, 2))
+        change = np.linalg.solve(
+            moments.astype(np.float64), whole @ np.asarray(weight, np.float64).swapaxes(1, 2)
+        )
         found: Float64 = weight + belief * change.swapaxes(1, 2)
         return found
 
@@ -418,22 +438,15 @@ class Drift(Moments):
             found -= (total / count)[:, :, None] * ((self.wanted[half] - total) / count)[:, None, :]
         return found
 
-    def error(
-        self, weight: npt.NDArray[np.float32], rounded: Float64, bias: Float64 | None, half: int
-    ) -> float:
+    def error(self, weight: Float32, rounded: Float32, bias: Float64 | None, half: int) -> float:
         """Returns the same, against the products of the float model."""
-        own = np.asarray(weight, np.float64)
-        off = own - rounded
-        count = max(1.0, float(self.count[half]))
+        off = weight - rounded
         mean = self.mean(half)
         means = np.einsum("grk,gk->gr", off, mean)
-        means += np.einsum("grk,gk->gr", own, self.wanted_mean(half) - mean)
-        # One after the other: each has the size of all moments of a half in float64.
-        seen = own @ np.divide(self.cross[half], count, dtype=np.float64).swapaxes(1, 2)
-        seen *= 2.0
-        seen += off @ np.divide(self.square[half], count, dtype=np.float64)
-        each = np.einsum("grk,grk->gr", seen, off)
-        each += np.einsum("grk,grk->gr", own @ np.divide(self.lack[half], count, dtype=np.float64), own)
+        means += np.einsum("grk,gk->gr", weight, self.wanted_mean(half) - mean)
+        each = self._seen(off, self.square, off, half)
+        each += 2.0 * self._seen(off, self.cross, weight, half)
+        each += self._seen(weight, self.lack, weight, half)
         return self._error(each - means**2, means, bias)
 
 
