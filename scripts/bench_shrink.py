@@ -41,6 +41,8 @@ UNIFORM = (
     ("float16", "auto", "channel"),
 )
 """Types, schemes and granularities of the files of one encoding."""
+FITTING = 20.0
+"""More dB than that are not won by fitting weights to inputs."""
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -56,23 +58,26 @@ def evaluated(path: Path, made: Path, inputs: Path) -> float | None:
 
 
 def uniform(path: Path, inputs: Path, min_snr: float) -> dict[str, Any]:
-    """Makes all files of one encoding, plain and fitted; returns the smallest that keeps the ratio."""
-    best: dict[str, Any] = {"nbytes": path.stat().st_size, "recipe": "the original", "kept": math.inf}
+    """Makes files of one encoding; returns the smallest that keeps the ratio, plainly rounded or fitted."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "made.tflite"
-        for dtype, scheme, granularity in UNIFORM:
-            for fitted in ((), ("--inputs", str(inputs / f"{path.stem}.calib.npz"))):
-                words = ("--dtype", dtype, "--scheme", scheme, "--granularity", granularity, *fitted)
-                how = ("--verify", "off", "--force")
-                if run("quantize-weights", str(path), str(made), *words, *how).returncode:
-                    continue
-                nbytes = made.stat().st_size
-                if nbytes < best["nbytes"]:
-                    kept = evaluated(path, made, inputs)
-                    if kept is not None and kept >= min_snr:
-                        recipe = f"{dtype} {scheme} {granularity}{' fitted' if fitted else ''}"
-                        best = {"nbytes": nbytes, "recipe": recipe, "kept": kept}
-    return best
+        plain = []
+        for number, (dtype, scheme, granularity) in enumerate(UNIFORM):
+            words = ("--dtype", dtype, "--scheme", scheme, "--granularity", granularity, "--verify", "off")
+            made = Path(folder) / f"{number}.tflite"
+            if run("quantize-weights", str(path), str(made), *words).returncode == 0:
+                plain.append((made.stat().st_size, made, words))
+        for _, made, words in sorted(plain):
+            kept, how = evaluated(path, made, inputs), ""
+            if kept is not None and min_snr - FITTING <= kept < min_snr:
+                calibration = ("--inputs", str(inputs / f"{path.stem}.calib.npz"))
+                if (
+                    run("quantize-weights", str(path), str(made), *words, *calibration, "--force").returncode
+                    == 0
+                ):
+                    kept, how = evaluated(path, made, inputs), " fitted"
+            if kept is not None and kept >= min_snr:
+                return {"nbytes": made.stat().st_size, "recipe": " ".join(words[1:6:2]) + how, "kept": kept}
+    return {"nbytes": path.stat().st_size, "recipe": "the original", "kept": math.inf}
 
 
 @contextlib.contextmanager
