@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import Goal, shrink
+from tfl_rewrite.cli.commands.shrink import goal_of
+from tfl_rewrite.cli.parser import parser
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import nbytes_of
 
@@ -105,6 +108,7 @@ def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: P
     [
         ((), "no budget"),
         (("--max-size", "much"), "max_nbytes = 'much' is no amount of bytes"),
+        (("--min-snr", "30", "--time-limit", "0"), "time_limit = '0' is no number of seconds above 0"),
         (("--min-snr", "30", "--curve", "x.txt"), "--curve x.txt"),
         (("--min-snr", "30", "--plot", "x.gif"), "--plot x.gif"),
         (("--min-snr", "30", "--encodings", "int3"), "int3"),
@@ -146,6 +150,18 @@ def test_sizes(text: str, expected: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="amount of bytes"):
         nbytes_of(text)
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, "soon", math.nan, True, "", math.inf])
+def test_a_time_limit_is_a_time(limit: Any) -> None:
+    with pytest.raises(UsageError, match="time_limit"):
+        Goal(min_snr=30.0, time_limit=limit)
+
+
+@pytest.mark.parametrize(("words", "limit"), [((), 480), (("--time-limit", "none"), None)])
+def test_no_time_limit_is_written_as_none(words: tuple[str, ...], limit: float | None) -> None:
+    given = ["shrink", "IN", "OUT", "--min-snr", "30", *words]
+    assert goal_of(parser("0", given).parse_args(given)).time_limit == limit
 
 
 @pytest.mark.runtime

@@ -165,6 +165,9 @@ def test_only_implied_kernels_must_agree(tmp_path: Path, runtime: str) -> None:
     for judging in (replace(asked, implied=EVERY), replace(asked, resolver=(), implied=EVERY)):
         verdict = verify(before, after, judging)
         assert verdict.status == "fail" and "kernels disagree: 32.5 dB" in verdict.reasons[0]
+    # Where each keeps what the user asked for, it is told.
+    said = verify(before, after, replace(asked, implied=EVERY, agreeing=False))
+    assert said.passed and any("kernels disagree: 32.5 dB" in note for note in said.notes)
 
 
 @pytest.mark.runtime

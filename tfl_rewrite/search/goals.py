@@ -41,7 +41,7 @@ INTEGERS = ("int8", "mixed", "int16")
 
 _ENCODINGS = Kind(listed, listed)
 
-NO_LIMIT = 1e9
+_NO_LIMIT = 1e9
 """So many seconds are no limit; written as ``none``."""
 
 
@@ -49,14 +49,17 @@ def _seconds(value: object) -> float:
     """Returns seconds.
 
     Raises:
-        ValueError: It is no number.
+        ValueError: They are none.
     """
     if value == "none":
-        return NO_LIMIT
+        return _NO_LIMIT
     try:
-        return float(value)  # type: ignore[arg-type]
+        found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise ValueError("is no number of seconds, and not none") from None
+        found = math.nan
+    if found > 0:
+        return found
+    raise ValueError("is no number of seconds above 0, and not none")
 
 
 _SECONDS = Kind(_seconds, _seconds)
@@ -167,7 +170,7 @@ class Goal(JsonData):
             "each time",
             metavar="S",
             kind=_SECONDS,
-            bounds=(1e-9, NO_LIMIT),
+            bounds=(1e-9, _NO_LIMIT),
         )
     )
     state: str | os.PathLike[str] | None = left_out(
@@ -189,6 +192,8 @@ class Goal(JsonData):
             UsageError: Nothing is given, a metric without its bound, or a value is out of its range.
         """
         check_options(self)
+        if self.time_limit == _NO_LIMIT:
+            object.__setattr__(self, "time_limit", None)
         if (self.min_metric is None) != (self.metric is None):
             raise UsageError(
                 "a metric and its bound go together", remedy="give both --metric and --min-metric"

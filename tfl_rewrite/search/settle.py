@@ -15,7 +15,7 @@ from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.search import Search, key_of, snr_of
-from tfl_rewrite.search.standing import Found, Judged
+from tfl_rewrite.search.standing import Found, Judged, finished
 from tfl_rewrite.search.trials import Measured, Trials
 from tfl_rewrite.weights.rounders import Effort
 
@@ -63,7 +63,7 @@ def settle(
             break
         key = found.rounding, key_of(found.choice)
         if key not in known:
-            found = replace(found, nbytes=trials.finish(found))
+            found = finished(trials, found)
             known[key] = found, judge.evaluate(trials.path)
         found, judged = known[key]
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
@@ -274,7 +274,7 @@ def _proven(
     trials: Trials, goal: Goal, judge: HoldoutJudge, settled: Found, made: Measured
 ) -> tuple[Found, float]:
     """Returns what was made if it keeps the bounds on held-out inputs, and by how much it misses them."""
-    made = replace(made, nbytes=trials.finish(made))
+    made = finished(trials, made)
     if goal.max_nbytes is not None and made.nbytes > goal.max_nbytes:
         return settled, math.inf
     judged = judge.evaluate(trials.path)

@@ -65,6 +65,13 @@ class Step(JsonData):
         return cls(step, finished, files, clock.spent, nbytes, snr)
 
 
+def finished(trials: Trials, made: Measured) -> Measured:
+    """Makes a file that was measured as it is to be published; returns it with its own size."""
+    nbytes = trials.finish(made)
+    # While searching, sizes may be sums over constants.
+    return replace(made, nbytes=nbytes, cost=float(nbytes) if made.cost == made.nbytes else made.cost)
+
+
 @dataclass(slots=True, eq=False)
 class Standing:
     """The best file so far, which was judged by the inputs that were held out; and how the search came to it.
@@ -111,11 +118,7 @@ class Standing:
             return missing
         key = made.rounding, key_of(made.choice)
         if key not in self.judged:
-            nbytes = self.trials.finish(made)
-            # While searching, sizes may be sums over constants.
-            cost = float(nbytes) if made.cost == made.nbytes else made.cost
-            final = replace(made, nbytes=nbytes, cost=cost)
-            self.judged[key] = final, self.judge.evaluate(self.trials.path)
+            self.judged[key] = finished(self.trials, made), self.judge.evaluate(self.trials.path)
         final, judged = self.judged[key]
         missing = max(missing, judged.missing(self.goal))
         if missing <= 0 and self._is_better(final):

@@ -19,7 +19,7 @@ from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
 from tfl_rewrite.pipeline.report import Plan
-from tfl_rewrite.search.goals import FLOATS, NO_LIMIT, Goal
+from tfl_rewrite.search.goals import FLOATS, Goal
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
 from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
@@ -68,10 +68,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
 
 def goal_of(arguments: argparse.Namespace) -> Goal:
     """Returns what a search is to find, from the options of the command."""
-    values = {"time_limit": SEARCH_SECONDS, **given(Goal, arguments, PREFIX)}
-    if values["time_limit"] == NO_LIMIT:
-        values["time_limit"] = None
-    return made_with(Goal, values)
+    return made_with(Goal, {"time_limit": SEARCH_SECONDS, **given(Goal, arguments, PREFIX)})
 
 
 def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
