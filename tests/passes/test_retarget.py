@@ -30,9 +30,11 @@ from tfl_rewrite.files.source import layout
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, ScalarVector
 from tfl_rewrite.kernels.platforms import Platform
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, Quantization, Tensor, new_record, operator_number
 from tfl_rewrite.model.values import pack
 from tfl_rewrite.pipeline.report import Plan
+from tfl_rewrite.weights import recoding
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 needs_old = pytest.mark.skipif(OLD is None, reason="no Python with tflite-runtime 2.14.0 is named")
@@ -235,7 +237,7 @@ def test_the_pass_by_itself_takes_all_steps() -> None:
 
 def test_steps_are_judged_by_what_they_did() -> None:
     plan = Plan(source=b"", target=None, passes=(Retarget(),), settings=Judging())
-    assert [item.effect.value for item in plan.passes] == ["folding", "tolerance", "exact"]
+    assert [item.effect.value for item in plan.passes] == ["folding", "folding", "tolerance", "exact"]
     assert {item.elsewhere for item in plan.passes} == {"2.14"}
 
 
@@ -486,3 +488,77 @@ def test_the_shape_of_a_constant_is_never_written_anew() -> None:
     net.output(net.add("ABS", [inner], "out", (2, 2)))
     run_passes(net.model, [Retarget(target="tflm", allow_missing=True)])
     assert inner.shape == (2, 2)
+
+
+def coarse(scales: int = 1) -> Model:
+    """A hybrid FULLY_CONNECTED whose activations are small beside one that it gives no weight."""
+    net = Net(3)
+    source = net.input("in", (1, 30))
+    spread = net.constant("spread", np.array([[60.0] + [1.0] * 29], np.float32))
+    values = net.random.integers(-127, 128, (8, 30))
+    values[:, 0], values[0, 1] = 0, 127
+    weight = integers(net, "w", values, [0.01 * (at + 1) for at in range(scales)])
+    wide = net.add("MUL", [source, spread], "wide", (1, 30))
+    net.output(net.add("FULLY_CONNECTED", [wide, weight, None], "out", (1, 8), version=12))
+    return net.model
+
+
+@needs_old
+@pytest.mark.runtime
+def test_kernels_that_round_activations_may_round_them_otherwise_there(tmp_path: Path) -> None:
+    report = judged(coarse(), tmp_path, "2.14", runtime=("litert", f"python:{OLD}"), resolver=("default",))
+    assert report.verdict is not None and report.verdict.passed
+    (note,) = (item for item in report.verdict.each[1].notes if "hybrid kernels round activations" in item)
+    assert "beside the same weights as floats it keeps" in note and "is less than 20 dB" in note
+
+
+@needs_old
+@pytest.mark.runtime
+def test_kernels_that_lose_more_there_than_rounding_does_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._SIGN_DB", -60.0)
+    with pytest.raises(RewriteFailed, match="not right in the runtime that it is for"):
+        judged(coarse(), tmp_path, "2.14", runtime=("litert", f"python:{OLD}"), resolver=("default",))
+
+
+@pytest.mark.runtime
+def test_kernels_of_sparse_weights_add_in_another_order(
+    fixtures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._runtimes", lambda platform, settings: ())
+    judging = Judging(samples=2)
+    report = rewrite(fixtures / "sparse.tflite", passes=[Retarget(target="tflm")], judging=judging)
+    assert "sparse constants: 1 made dense" in said(list(report.results))
+    assert report.verdict is not None and report.verdict.passed
+    assert 120 < report.verdict.worst_snr() < np.inf
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("target", ["2.14", "tflm"])
+def test_float_kernels_are_right_where_hybrid_ones_lose_much(
+    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._runtimes", lambda platform, settings: ())
+    report = judged(coarse(scales=8), tmp_path, target)
+    assert report.verdict is not None and report.verdict.passed
+    assert "with floats for weights of hybrid kernels" in report.verdict.notes[0]
+    assert "is less than 20 dB" in report.verdict.notes[0]
+    assert report.verdict.worst_snr() > 100
+
+
+@pytest.mark.runtime
+def test_other_weights_are_wrong_however_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = coarse(scales=8)
+
+    def spoiled(*arguments: object, **options: object) -> object:
+        done = recoding.recode(*arguments, **options)  # type: ignore[arg-type]
+        weight = named(arguments[0], "w")  # type: ignore[arg-type]
+        weight.buffer.blob = OwnedBlob((data_of(weight) // 2).tobytes())
+        return done
+
+    monkeypatch.setattr("tfl_rewrite.passes.retarget.recode", spoiled)
+    with pytest.raises(RewriteFailed, match="differs too much"):
+        judged(model, tmp_path, "2.14")

@@ -96,6 +96,8 @@ class PassResult(JsonData):
         files: What else is to be written if the file gets its name: paths and bytes.
         reading: How the original is to be read to compare with (:meth:`Pass.define`), where what it computes
             is undefined; else empty. Another kernel computes the outputs then, so they need not be equal.
+        otherwise: How the original is to be read (:meth:`Pass.define`) where outputs differ too much from its
+            own, since its kernels lose as much themselves; else empty.
         retyped: Whether inputs or outputs have other types now, as was asked for; real values are
             compared then.
         counterparts: Where entry points have other names now, or there are others: which one of the model
@@ -122,6 +124,7 @@ class PassResult(JsonData):
     grows: bool = field(default=False, metadata=LEFT_OUT)
     files: tuple[tuple[str | os.PathLike[str], bytes], ...] = field(default=(), metadata=LEFT_OUT)
     reading: str = field(default="", metadata=LEFT_OUT)
+    otherwise: str = field(default="", metadata=LEFT_OUT)
     retyped: bool = field(default=False, metadata=LEFT_OUT)
     counterparts: Counterparts = field(default=(), metadata=LEFT_OUT)
     exact: bool = field(default=False, metadata=LEFT_OUT)

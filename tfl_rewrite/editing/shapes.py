@@ -308,3 +308,23 @@ def _written_twice(model: Model) -> set[int]:
 
 
 __all__ = ["Shapes"]
+
+
+def record_shapes(model: Model) -> list[Tensor]:
+    """Gives tensors that operators make the shapes that they have at run time, where all of one is known.
+
+    Other runtimes work them out; TFLite Micro takes what the file says.
+
+    Returns:
+        Those that had others.
+    """
+    shapes, changed = Shapes.of(model), []
+    for _, operator in model.operators():
+        for tensor in operator.outputs:
+            full = shapes.full(tensor)
+            if tensor is None or full is None or tensor.is_constant or id(tensor) in shapes.graph.exposed:
+                continue
+            if full != (tensor.shape or ()):
+                tensor.shape, tensor.signature = full, None
+                changed.append(tensor)
+    return changed

@@ -59,7 +59,8 @@ def judged_elsewhere(path: PathLike, judging: Judging, runtime: str, *, micro: b
             if micro:
                 execution.dropped = None
             made = judge.judged(reference, execution, tallying, judging.tolerance)
-            made = replace(made, judge=judge_info(worker, reference.resolver, judging.threads))
+            # The time of two runtimes says nothing of the file.
+            made = replace(made, judge=judge_info(worker, reference.resolver, judging.threads), cost=None)
             failure = execution.failure
     if failure is not None:
         return _refused(made, failure)

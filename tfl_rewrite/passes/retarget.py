@@ -20,23 +20,23 @@ from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.inlining import inline_composites
-from tfl_rewrite.editing.shapes import Shapes
+from tfl_rewrite.editing.shapes import Shapes, record_shapes
 from tfl_rewrite.editing.substitutes import replace_missing
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
-from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of
 from tfl_rewrite.kernels.platforms import FLEX, Platform, missing
-from tfl_rewrite.kernels.reads import micro_obstacles, needed_version, reads_of, version_counts
+from tfl_rewrite.kernels.reads import micro_obstacles, version_counts
 from tfl_rewrite.kernels.runtimes import runtime_text
 from tfl_rewrite.kernels.table import COMPOSITE, row_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.fold_constants import FoldConstants
-from tfl_rewrite.weights.recoding import recode
-from tfl_rewrite.weights.state import late_forms
+from tfl_rewrite.weights.recoding import read_as_floats, recode
+from tfl_rewrite.weights.sparse import make_dense
+from tfl_rewrite.weights.state import late_forms, lower_versions
 
 _NAMED = 8
 _INLINE_LIMIT = (1 << 31) - (64 << 20)
@@ -100,6 +100,7 @@ class Retarget(Pass):
         return (
             *((FoldShapes(platform), MakeSigned(platform)) if platform.is_micro else ()),
             ReplaceOperators(platform),
+            MakeDense(platform),
             RecodeWeights(platform, self.hybrid),
             FitVersions(platform, self.allow_missing),
         )
@@ -145,11 +146,11 @@ class FoldShapes(_Step):
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Records shapes; folds them, and what hangs on them, where an operator is refused."""
-        edits = _record_shapes(model)
+        edits = _recorded(model)
         if not any(self._platform.lacks(operator) for _, operator in model.operators()):
             return PassResult(self.name, tuple(edits), grows=True)
         made = FoldConstants().run(model, context)
-        changes = (*made.changes, *edits, *_record_shapes(model))
+        changes = (*made.changes, *edits, *_recorded(model))
         return replace(made, name=self.name, changes=changes, grows=True, idle="")
 
 
@@ -207,6 +208,25 @@ class ReplaceOperators(_Step):
         return PassResult(self.name, tuple(edits), (), tuple(editor.notes), grows=True, exact=exact)
 
 
+class MakeDense(_Step):
+    """Makes sparse constants dense that a platform does not read.
+
+    The same numbers, multiplied by other kernels: those of sparse weights add in another order.
+    """
+
+    name: ClassVar[str] = "retarget-sparse"
+    effect: ClassVar[Effect] = Effect.FOLDING
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Looks for what the platform lacks among all that reads sparse constants."""
+        sparse = (
+            item for _, item in model.operators() if any(t is not None and t.is_sparse for t in item.inputs)
+        )
+        count = make_dense(model) if any(map(self._platform.lacks, sparse)) else 0
+        edits = [Edit("sparse constants", f"{count} made dense")] if count else []
+        return PassResult(self.name, tuple(edits), grows=True)
+
+
 class RecodeWeights(_Step):
     """Stores weights in forms that a platform reads.
 
@@ -231,8 +251,20 @@ class RecodeWeights(_Step):
         """Stores what is in no form that the platform reads."""
         done = recode(model, self._platform, hybrid=self._hybrid)
         return PassResult(
-            self.name, tuple(done.edits), tuple(done.skips), tuple(done.notes), grows=True, exact=done.exact
+            self.name,
+            tuple(done.edits),
+            tuple(done.skips),
+            tuple(done.notes),
+            grows=True,
+            exact=done.exact,
+            otherwise="with floats for weights of hybrid kernels, which round activations"
+            if done.unrounded
+            else "",
         )
+
+    def define(self, model: Model, context: Context) -> None:
+        """Has float kernels read what they read afterwards."""
+        read_as_floats(model, self._platform)
 
 
 class FitVersions(_Step):
@@ -256,10 +288,10 @@ class FitVersions(_Step):
         Raises:
             UnsupportedError: The platform lacks something; all of it is named.
         """
-        edits = [*_lower(model), *self._drop_codes(model)]
+        edits = [*lower_versions(model), *self._drop_codes(model)]
         if self._platform.is_micro:
             # What was expanded or written out tells more.
-            edits += _record_shapes(model)
+            edits += _recorded(model)
         notes, skips = list[str](), list[Skip]()
         reasons = self._missing(model)
         if reasons and not self._allowed:
@@ -332,22 +364,11 @@ class FitVersions(_Step):
         ]
 
 
-def _record_shapes(model: Model) -> list[Edit]:
-    """Gives tensors that operators make the shapes that they have at run time, where all of one is known.
-
-    Other runtimes work them out; TFLite Micro takes what the file says.
-    """
-    shapes, count, first = Shapes.of(model), 0, ""
-    for subgraph in model.subgraphs:
-        for operator in subgraph.operators:
-            for tensor in operator.outputs:
-                full = shapes.full(tensor)
-                if tensor is None or full is None or tensor.is_constant or id(tensor) in shapes.graph.exposed:
-                    continue
-                if full != (tensor.shape or ()):
-                    first = first or tensor.name
-                    tensor.shape, tensor.signature, count = full, None, count + 1
-    return [Edit(first, f"{count} shape(s) written down as they are at run time")] if count else []
+def _recorded(model: Model) -> list[Edit]:
+    found = record_shapes(model)
+    return (
+        [Edit(found[0].name, f"{len(found)} shape(s) written down as they are at run time")] if found else []
+    )
 
 
 def _named(operator: Operator) -> str:
@@ -362,29 +383,3 @@ def _listed(reasons: dict[str, list[str]]) -> str:
     ]
     more = f"; and {len(told) - _NAMED} other reasons" if len(told) > _NAMED else ""
     return "; ".join(told[:_NAMED]) + more
-
-
-def _lower(model: Model) -> list[Edit]:
-    """Lowers the version of each operator to what it needs; returns what changed, by code."""
-    editor = Editor(model)
-    changed: Counter[tuple[str, int, int]] = Counter()
-    first: dict[tuple[str, int, int], str] = {}
-    for subgraph, operator, place in operators_of(model):
-        needed, found = needed_version(operator), operator.code.version
-        if needed is None:
-            continue
-        least = max([needed, *(read.needed_version() for read in reads_of(subgraph, operator))])
-        if least >= found or runtimes.version_text(operator.code.name, least) is None:
-            continue
-        key = operator.code.name, found, least
-        changed[key] += 1
-        first.setdefault(key, place)
-        editor.stamp(operator, least, exact=True)
-    editor.finish()
-    return [
-        Edit(
-            f"{count} x {name}" if count > 1 else f"{first[name, old, new]} {name}",
-            f"version {old} -> {new} (first in {runtimes.version_text(name, new)})",
-        )
-        for (name, old, new), count in changed.items()
-    ]

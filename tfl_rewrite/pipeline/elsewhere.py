@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,14 @@ from dataclasses import dataclass, replace
 from tfl_rewrite.editing.base import Pass
 from tfl_rewrite.files.source import Source, save
 from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.judge.agreement import AGREED_DB, APART_DB
 from tfl_rewrite.judge.elsewhere import judged_elsewhere
 from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.reference import PathLike
-from tfl_rewrite.judge.settings import OLD_RUNTIME_PYTHON, Judging
+from tfl_rewrite.judge.settings import OLD_RUNTIME_PYTHON, SNR_BOUNDS, Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.kernels.platforms import MICRO, Platform
+from tfl_rewrite.weights.expansion import expand_constants
 from tfl_rewrite.work import current
 
 _REFERENCE = ("reference",)
@@ -142,10 +145,11 @@ def _on_micro(made: PathLike, judging: Judging, runtime: str) -> Verdict:
 
 
 def _on_release(before: PathLike, made: Source, judging: Judging, runtime: str) -> Verdict:
-    """Compares with what the file gives here; where kernels round too differently, in two other ways.
+    """Compares with what the file gives here; where kernels round too differently, in three other ways.
 
-    With what the original gives there, if it runs there; and with the same kernels, without XNNPACK, here
-    and there. Integer kernels of two releases are known to differ by more than a rewrite may.
+    With what the original gives there, if it runs there; with the same kernels, without XNNPACK, here and
+    there; and with the same weights as floats. Integer kernels of two releases are known to differ by more
+    than a rewrite may.
     """
     first = judged_elsewhere(made, judging, runtime)
     if first.status != "fail" or first.cause != "outputs":
@@ -157,6 +161,54 @@ def _on_release(before: PathLike, made: Source, judging: Judging, runtime: str) 
         second = judged_elsewhere(made, replace(judging, resolver=("builtin",)), runtime)
         told = "compared without XNNPACK here and there"
     if not second.passed:
+        second, told = _beside_floats(made, judging, runtime) or (second, told)
+    if not second.passed:
         return first
     why = "; ".join(first.reasons)
     return replace(second, notes=(*second.notes, f"{told}: kernels round otherwise there ({why})"))
+
+
+_ANY = Tolerance(min_snr=SNR_BOUNDS[0], min_agreement=0.0)
+_SIGN_DB = 20 * math.log10(2)
+"""What kernels lose that round activations of one sign on a grid for both, as those of 2.14 do."""
+
+
+def _beside_floats(made: Source, judging: Judging, runtime: str) -> tuple[Verdict, str] | None:
+    """Compares how much hybrid kernels lose there, by rounding activations, with how much they lose here.
+
+    Both are measured against the same weights as floats, which must compute the same here and there.
+
+    Returns:
+        A pass, and what it was compared with; None where nothing was hybrid, or they lose more there than
+        rounding explains.
+    """
+    model = made.model()
+    if not expand_constants(model, None).edits:
+        return None
+    with Scratch() as scratch:
+        floats = scratch.path / "floats.tflite"
+        save(model, floats)
+        if not judged_elsewhere(floats, judging, runtime).passed:
+            return None
+        lost = []
+        for where in (judging.runtime[0], runtime):
+            with Judge(floats, replace(judging, tolerance=_ANY, runtime=(where,))) as judge:
+                lost.append(judge.compare(made))
+    here, there = lost
+    pairs = [
+        (one, other)
+        for one, other in zip(here.outputs, there.outputs, strict=False)
+        if one.silence is None and other.silence is None
+    ]
+    figures = [
+        (one.snr_db, other.snr_db, other.doubt_db)
+        for one, other in pairs
+        if one.snr_db is not None and other.snr_db is not None
+    ]
+    if not (here.passed and there.passed and figures) or len(figures) < len(pairs):
+        return None
+    if any(then < min(now, AGREED_DB) - _SIGN_DB - APART_DB - doubt for now, then, doubt in figures):
+        return None
+    now, then = (min(each) for each in list(zip(*figures, strict=True))[:2])
+    told = f"beside the same weights as floats it keeps {now:.1f} dB here and {then:.1f} dB there"
+    return there, f"{told}, where hybrid kernels round activations"

@@ -12,6 +12,7 @@ from tfl_rewrite.files.source import Source, load, save
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.counterparts import chained
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.pipeline.verify import FullPanel
 from tfl_rewrite.reading.metadata import on_disk
 from tfl_rewrite.work import current
@@ -63,6 +64,27 @@ class Judges:
         path = self._stack.enter_context(Scratch()).path / "named.tflite"
         save(model, path)
         return path
+
+    def compare(self, results: Sequence[PassResult], made: Source) -> Verdict:
+        """Has all judges judge a file; where outputs differ, see :attr:`PassResult.otherwise`."""
+        verdict = self.panel(results).compare(made)
+        told = [(item, result.otherwise) for item, result in zip(self._passes, results, strict=True)]
+        readings = [text for _, text in told if text]
+        if verdict.cause not in ("outputs", "kernels") or not readings:
+            return verdict
+        model = load(self.expected(results))
+        for item, text in told:
+            if text:
+                item.define(model, Context())
+        with Scratch() as scratch:
+            path = scratch.path / "otherwise.tflite"
+            save(model, path)
+            with FullPanel(path, self._judging, progress=current().say) as panel:
+                found = panel.compare(made)
+        if not found.passed:
+            return verdict
+        note = f"compared with the original {' and '.join(readings)}; as it is: {'; '.join(verdict.reasons)}"
+        return replace(found, notes=(note, *found.notes))
 
     def panel(self, results: Sequence[PassResult]) -> FullPanel:
         """All judges of results as strict as those of an attempt."""

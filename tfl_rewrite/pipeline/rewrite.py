@@ -320,7 +320,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     if opened.plan.judge is not None:
         verdict = opened.plan.judge(opened.source, made, settings)
     else:
-        verdict = opened.judges.panel(results).compare(made)
+        verdict = opened.judges.compare(results, made)
     verdict = with_newer(verdict)
     if opened.unfitted:
         verdict = verdict.of_unfitted()

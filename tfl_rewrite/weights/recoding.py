@@ -35,7 +35,6 @@ from tfl_rewrite.weights.candidates import UNNAMED
 from tfl_rewrite.weights.expansion import expand_with_partners
 from tfl_rewrite.weights.forms.blocks import expand_stored_blocks
 from tfl_rewrite.weights.repairs import wrong_dimension
-from tfl_rewrite.weights.sparse import make_dense
 from tfl_rewrite.weights.state import late_forms
 
 _PACKED = ("INT4", "INT2")
@@ -51,12 +50,14 @@ class Recoded:
         skips: Those that stay, and why.
         notes: What else is to be said.
         exact: Whether each is read as the same numbers by a kernel that computes as the one before did.
+        unrounded: Whether float kernels read some that hybrid ones read, which round activations.
     """
 
     edits: list[Edit] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     exact: bool = True
+    unrounded: bool = False
 
 
 def recode(model: Model, platform: Platform, *, hybrid: bool = False) -> Recoded:
@@ -69,23 +70,10 @@ def recode(model: Model, platform: Platform, *, hybrid: bool = False) -> Recoded
             DEQUANTIZE.
     """
     done = Recoded()
-    _densify(model, platform, done)
     recoding = _Recoding(model, platform, hybrid, done)
     recoding.run()
     _expand(model, platform, done)
     return done
-
-
-def _densify(model: Model, platform: Platform, done: Recoded) -> None:
-    """Makes sparse constants dense that the platform does not read."""
-    sparse = [
-        item for _, item in model.operators() if any(t is not None and t.is_sparse for t in item.inputs)
-    ]
-    if not any(platform.lacks(item) for item in sparse):
-        return
-    count = make_dense(model)
-    if count:
-        done.edits.append(Edit("sparse constants", f"{count} made dense"))
 
 
 def _expand(model: Model, platform: Platform, done: Recoded) -> None:
@@ -107,7 +95,23 @@ def _expand(model: Model, platform: Platform, done: Recoded) -> None:
     done.skips += [item for item in made.skips if item.rule != "integer"]
     done.notes += made.notes
     if made.edits and wanted & kernels:
-        done.exact = False
+        done.exact, done.unrounded = False, True
+
+
+def read_as_floats(model: Model, platform: Platform) -> None:
+    """Makes weights floats that hybrid kernels read and that such kernels of a platform do not.
+
+    Args:
+        model: Changed in place.
+        platform: See :func:`recode`.
+    """
+    late = set() if platform.is_micro else {id(item.tensor) for item in late_forms(model, platform.runtime)}
+    wanted = {
+        id(read.weight)
+        for read in weight_reads(model)
+        if id(read.weight) in late or platform.lacks(read.operator)
+    }
+    expand_with_partners(model, wanted)
 
 
 class _Recoding:
@@ -278,6 +282,7 @@ class _Recoding:
         """Makes operators read floats, and their kernels the float ones."""
         for use in uses:
             use.operator.inputs[use.position] = floats
+            self._done.unrounded = True
             if use.operator.option("asymmetric_quantize_inputs"):
                 self._editor.set_option(use.operator, "asymmetric_quantize_inputs", False)
             self._restamp(use.operator)

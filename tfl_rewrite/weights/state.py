@@ -6,11 +6,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
 from tfl_rewrite.kernels.operators import Granularity
-from tfl_rewrite.kernels.reads import INTEGER_WEIGHTS, TooHigh, too_high, version_counts, weight_reads
+from tfl_rewrite.kernels.reads import (
+    INTEGER_WEIGHTS,
+    TooHigh,
+    needed_version,
+    reads_of,
+    too_high,
+    version_counts,
+    weight_reads,
+)
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, dequantize_form, row_of
 from tfl_rewrite.model.ir import Model, Tensor
@@ -233,3 +242,29 @@ def lowerable(model: Model, runtime: Runtime) -> Iterator[TooHigh]:
             continue
         if text is None or runtimes.runtime_of(text) > runtime:
             yield item
+
+
+def lower_versions(model: Model) -> list[Edit]:
+    """Lowers the version of each operator to what it needs; returns what changed, by code."""
+    editor = Editor(model)
+    changed: Counter[tuple[str, int, int]] = Counter()
+    first: dict[tuple[str, int, int], str] = {}
+    for subgraph, operator, place in operators_of(model):
+        needed, found = needed_version(operator), operator.code.version
+        if needed is None:
+            continue
+        least = max([needed, *(read.needed_version() for read in reads_of(subgraph, operator))])
+        if least >= found or runtimes.version_text(operator.code.name, least) is None:
+            continue
+        key = operator.code.name, found, least
+        changed[key] += 1
+        first.setdefault(key, place)
+        editor.stamp(operator, least, exact=True)
+    editor.finish()
+    return [
+        Edit(
+            f"{count} x {name}" if count > 1 else f"{first[name, old, new]} {name}",
+            f"version {old} -> {new} (first in {runtimes.version_text(name, new)})",
+        )
+        for (name, old, new), count in changed.items()
+    ]
