@@ -33,6 +33,22 @@ def test_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(lossy)" in text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "quantize-weights a b --dtype int4 --dtype int8",
+        "join a b --jobs 2 --threads 4",
+        "run a b --preset small --preset=lossless",
+        "verify a b --min-snr 20 --min-snr 30",
+        "shard a b --max-size 1MB --max-size 1MB",
+    ],
+)
+def test_an_option_of_one_value_is_given_once(capsys: pytest.CaptureFixture[str], words: str) -> None:
+    code, out, err = call(capsys, *words.split())
+    assert code == 2 and "is given twice, and takes one value" in err and not out
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_help_of_a_command(capsys: pytest.CaptureFixture[str], command: Any) -> None:
     code, text, _ = call(capsys, command.name, "--help")

@@ -90,7 +90,8 @@ def test_another_reader_finds_what_was_written(tmp_path: Path) -> None:
         "model_version": "v1",
     }
     written(model, labels=labels(tmp_path), mean="127.5", std="127.5,2,3", input_name="picture", **texts)
-    assert written(model).idle == "say what to write, such as --name TEXT"
+    with pytest.raises(UsageError, match="nothing is asked for; give what to write"):
+        written(model)
     model = saved(model, tmp_path / "o.tflite")
     found = by_flatc(model, tmp_path)
     (graph,) = found.pop("subgraph_metadata")
@@ -191,6 +192,12 @@ def test_what_cannot_be_written_is_refused(options: dict[str, Any], told: str, t
     with pytest.raises(TflRewriteError) as refused:
         written(model, **options)
     assert told in str(refused.value) and not is_changed(model)
+
+
+def test_labels_that_no_output_has_as_many_classes_for_are_told(tmp_path: Path) -> None:
+    assert not written(small().model, labels=labels(tmp_path)).notes
+    (note,) = written(small().model, labels=labels(tmp_path, "one\ntwo\n")).notes
+    assert "there are 2 labels" in note and "'y', whose shape is [1, 4]" in note
 
 
 def test_labels_have_to_be_text_and_what_is_there_readable(tmp_path: Path) -> None:

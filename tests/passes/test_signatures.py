@@ -105,9 +105,32 @@ def test_one_added_and_removed_again_leaves_the_bytes_of_a_plain_save(tmp_path: 
     save(model, tmp_path / "a.tflite")
     again = load(tmp_path / "a.tflite")
     assert changed(again, remove=("serve",)).modified and result.modified
-    assert not changed(again, remove=("serve",)).modified
     assert again.to_bytes() == (tmp_path / "m.tflite").read_bytes()
-    assert changed(again).idle == "give --add, --remove or --extract KEY"
+    with pytest.raises(UsageError, match="nothing is asked for; give --add"):
+        changed(again)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "serve:input=x",
+        "serve,inputs=x",
+        "serve=x",
+        " serve:inputs=x,w",
+        "serve:outputs=a==y",
+        "serve:outputs= a=y",
+    ],
+)
+def test_a_typing_error_makes_no_name(text: str) -> None:
+    model = net().model
+    with pytest.raises(UsageError):
+        changed(model, add=(text,))
+    assert [item.key for item in model.signatures] == ["second"]
+
+
+def test_what_is_not_there_cannot_be_removed() -> None:
+    with pytest.raises(UsageError, match=r"no signature 'secnd'; did you mean 'second'\? it has 'second'"):
+        changed(net().model, remove=("secnd",))
 
 
 def test_a_removed_signature_may_leave_a_subgraph_that_nothing_calls() -> None:

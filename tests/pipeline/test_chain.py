@@ -21,6 +21,7 @@ from tfl_rewrite import (
     save,
     split,
 )
+from tfl_rewrite.cli import main
 from tfl_rewrite.model.ir import Tensor
 
 ONCE = Judging(samples=2)
@@ -53,6 +54,20 @@ def integers(path: Path, *, scale: float = 0.02) -> Path:
     net.output(with_grid(net.add("RESHAPE", [given, shape], "r", (4, 1), dtype=np.int8), scale, 3))
     save(net.model, path)
     return path
+
+
+def test_a_second_model_is_not_taken_for_the_file_to_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = dense(tmp_path / "a.tflite"), dense(tmp_path / "b.tflite", inputs=4, name="h")
+    before, words = second.read_bytes(), ["--append", "softmax", "--verify", "off"]
+    for force in ([], ["--force"]):
+        assert main(["chain", str(first), str(second), *words, *force]) == 2
+        assert "the file to make is missing; name OUT behind all models" in capsys.readouterr().err
+    assert second.read_bytes() == before
+    # What the same call made is replaced.
+    for _ in range(2):
+        assert main(["chain", str(first), str(tmp_path / "out.tflite"), *words, "--force"]) == 0
 
 
 @pytest.mark.runtime

@@ -23,6 +23,7 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.editing.base import Context, Edit
 from tfl_rewrite.files.source import Source
+from tfl_rewrite.kernels import table
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.pipeline.shape_change import Proof, Reshape
 
@@ -236,6 +237,25 @@ def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wish: dict[str, Any], 
     path = made(tmp_path, fixed)
     with pytest.raises(UsageError, match=says):
         reshape(path, None, Reshaping(**wish), judging=QUICK)
+
+
+def test_a_kernel_that_computes_one_sample_right_is_named(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fixtures / "bidirectional_lstm.tflite"
+    for wish in (Reshaping(batch=2), Reshaping(dynamic_batch=True)):
+        with pytest.raises(UnsupportedError, match="BIDIRECTIONAL_SEQUENCE_LSTM that gives 'merged'"):
+            reshape(source, tmp_path / "out.tflite", wish)
+    # It still does.
+    row = replace(table.ROWS["BIDIRECTIONAL_SEQUENCE_LSTM"], one_sample="")
+    monkeypatch.setattr(table, "ROWS", {**table.ROWS, row.name: row})
+    with pytest.raises(RewriteFailed):
+        reshape(source, tmp_path / "out.tflite", Reshaping(batch=2))
+
+
+def test_sizes_that_are_free_and_stay_so_are_no_hindrance(fixtures: Path, tmp_path: Path) -> None:
+    report = reshape(fixtures / "dynamic_shapes.tflite", tmp_path / "out.tflite", Reshaping(batch=2))
+    assert report.verdict is not None and report.verdict.passed
 
 
 def test_an_output_without_room_for_the_samples_does_not_pass(fixtures: Path, tmp_path: Path) -> None:

@@ -68,6 +68,10 @@ def test_parts_are_the_whole(tmp_path: Path) -> None:
         ):
             with pytest.raises(UsageError, match=why):
                 own.run(given)  # type: ignore[arg-type]
+    for closed in (apart, own):
+        closed.close()
+        with pytest.raises(UsageError, match="is closed; open the chain again"):
+            closed.run([values])
     # A second time: the same files, which stay.
     again_report = split(source, place, SplitOptions(parts=3), judging=NOTHING)
     assert {item.status for item in again_report.files} == {"kept"}

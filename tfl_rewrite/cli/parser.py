@@ -104,8 +104,24 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
+class _Once(argparse.Action):
+    """An option with one value; of two, one would be without effect."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        given: set[str] = vars(namespace).setdefault("_given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice, and takes one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 def _add(group: argparse._ArgumentGroup, arguments: Sequence[Argument]) -> None:
     for argument in arguments:
-        made = group.add_argument(*argument.names, help=argument.help.replace("%", "%%"), **argument.extra)
+        extra = argument.extra
+        if argument.names[0].startswith("-"):
+            extra = {"action": _Once, **extra}
+        made = group.add_argument(*argument.names, help=argument.help.replace("%", "%%"), **extra)
         # For the completion of file names.
         made.role = argument.role  # type: ignore[attr-defined]

@@ -97,6 +97,11 @@ def unknown_name(name: str, what: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"no {what} is named {name!r}", remedy=remedy)
 
 
+def nothing_asked(what: str) -> UsageError:
+    """Returns the error of a pass that was not told what to do; ``what`` it takes."""
+    return UsageError("nothing is asked for", remedy=f"give {what}")
+
+
 def signature_named(model: Model, key: str) -> Signature:
     """Returns the signature of a key.
 

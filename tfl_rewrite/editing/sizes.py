@@ -362,6 +362,8 @@ def _states(walk: Walk, operator: Operator) -> list[Edit]:
         old, new = walk.asked.batch
         if not tensor.shape or tensor.shape[0] != old or old == new:
             continue
+        if new > 1 and (wrong := row_of(operator).one_sample):
+            raise walk.unfollowed(operator, wrong)
         if walk.asked.is_free:
             raise walk.unfollowed(operator, f"remembers as many samples as {tensor.name!r} has rows")
         tensor.shape = (new, *tensor.shape[1:])

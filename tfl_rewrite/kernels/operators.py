@@ -239,6 +239,7 @@ class OperatorRow:
         clamps: Between which bounds it cuts off what it is given, if it does nothing else.
         shape: What shapes it gives out, or whose, where it runs subgraphs; None where no rule is known.
         same_as: The builtin operator that computes the same of operands of one shape, and is older.
+        one_sample: What its kernel does with several samples, if that is wrong (measured); or empty.
         handle: The options by which the resource that it makes goes (``tflite/kernels/var_handle.cc``,
             ``hashtable.cc``).
     """
@@ -288,6 +289,7 @@ class OperatorRow:
     clamps: tuple[float, float] | None = None
     shape: ShapeRule | Calls | None = None
     same_as: str = ""
+    one_sample: str = ""
     handle: tuple[str, ...] = ()
 
     @property

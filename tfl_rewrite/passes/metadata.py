@@ -23,6 +23,7 @@ from typing import ClassVar
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.descriptions import SIDES, read_descriptions, record, write_descriptions
 from tfl_rewrite.editing.metadata import drop, set_content
+from tfl_rewrite.editing.names import nothing_asked
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.attached import packed, read_members
 from tfl_rewrite.files.source import origin_of
@@ -123,9 +124,12 @@ class SetMetadata(Pass):
 
         Raises:
             FileAccessError: The labels cannot be read.
-            UsageError: They are no text, or there are more names than inputs or outputs.
+            UsageError: Nothing is asked for; labels are no text, or there are more names than inputs or
+                outputs.
             FormatError, UnsupportedError: There is metadata or a ZIP that cannot be read.
         """
+        if not self._asked:
+            raise nothing_asked("what to write, such as --name TEXT")
         changes: list[Edit] = []
         notes: list[str] = []
         files = {} if self.labels is None else _labels(self.labels)
@@ -143,11 +147,7 @@ class SetMetadata(Pass):
                 "judged on this machine: where the processor computes in half precision, XNNPACK does so "
                 "with this file, and outputs may differ from what was judged; verify it there"
             )
-        idle = (
-            ""
-            if changes
-            else ("it says all of this already" if self._asked else "say what to write, such as --name TEXT")
-        )
+        idle = "" if changes else "it says all of this already"
         exact = not any(item.data.get("precision") for item in changes)
         return PassResult(self.name, tuple(changes), (), tuple(notes), grows=True, exact=exact, idle=idle)
 
@@ -195,6 +195,7 @@ class SetMetadata(Pass):
             labelled = _output_of(data, graph.outputs)
             if labelled is None:
                 raise UsageError("the model has no output to label")
+            _note_unfit(data, graph.outputs[labelled], notes)
             sides["outputs"][labelled] = _labelled(sides["outputs"][labelled], name)
         main = main.replace(**{SIDES[side]: rows or None for side, rows in sides.items()})
         return root.replace(subgraph_metadata=[main, *described[1:]])
@@ -297,6 +298,16 @@ def _labels(path: str | os.PathLike[str]) -> dict[str, bytes]:
     name = Path(path).name
     _check_text(name)
     return {name: data}
+
+
+def _note_unfit(labels: bytes, output: Tensor, notes: list[str]) -> None:
+    """Notes where an output has another number of classes than there are labels."""
+    count, shape = len(labels.decode("utf-8").splitlines()), output.shape or ()
+    if not shape or shape[-1] != count:
+        notes.append(
+            f"there are {count} labels, and no output has as many classes: they are written for "
+            f"{output.name!r}, whose shape is {list(shape)}"
+        )
 
 
 def _output_of(labels: bytes, outputs: Sequence[Tensor]) -> int | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Pass, PassResult
+from tfl_rewrite.editing.names import nothing_asked
 from tfl_rewrite.editing.renaming import Renaming
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.option import option
@@ -63,8 +64,11 @@ class Rename(Pass):
         """Renames.
 
         Raises:
-            UsageError: A name is unknown, stands for several things, cannot be one, or is taken.
+            UsageError: Nothing is asked for; a name is unknown, stands for several things, cannot be one, or
+                is taken.
         """
+        if not self._asked:
+            raise nothing_asked("--input, --output or --signature OLD=NEW")
         names = Renaming(model)
         for side, pairs in (("input", self.input), ("output", self.output)):
             for text in pairs:
@@ -77,12 +81,7 @@ class Rename(Pass):
             names.key(text)
         names.check()
         if not names:
-            idle = (
-                "it has these names already"
-                if self._asked
-                else "give --input, --output or --signature OLD=NEW"
-            )
-            idle = "" if names.skips else idle
+            idle = "" if names.skips else "it has these names already"
             return PassResult(self.name, (), tuple(names.skips), grows=True, idle=idle)
         counterparts = names.counterparts()
         notes = names.described()

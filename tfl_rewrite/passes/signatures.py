@@ -5,7 +5,8 @@ operator with it; a note says where nothing calls a subgraph any more. ``extract
 signature the main one, whose outputs are then those that the signature names, and leaves to ``remove-dead``
 what only others needed. It is refused where it reads variables that a part which goes changes. Descriptions
 of its inputs and outputs in ``TFLITE_METADATA`` stay with it. Outputs are equal to the bit: those of a new
-signature to those of the subgraph, or of another signature of it. A second run finds nothing to do.
+signature to those of the subgraph, or of another signature of it. A second run finds what was added, and
+refuses to remove what is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Edit, Pass, PassResult, Skip
-from tfl_rewrite.editing.names import arguments_of, check_name, index_of, numbered, unknown_name
+from tfl_rewrite.editing.names import (
+    arguments_of,
+    check_name,
+    index_of,
+    nothing_asked,
+    numbered,
+    signature_named,
+    unknown_name,
+)
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.counterparts import Argument, Counterpart, Counterparts
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor, new_record
@@ -65,15 +74,17 @@ class Signatures(Pass):
         """Removes and adds.
 
         Raises:
-            UsageError: A signature is unknown or there already, or its arguments are not those of a subgraph.
+            UsageError: Nothing is asked for; a signature is unknown or there already, or its arguments are
+                not those of a subgraph.
         """
+        if not (self.add or self.remove):
+            raise nothing_asked("--add, --remove or --extract KEY")
         work = _Work(model)
         added = [_Added.read(model, text) for text in self.add]
         for key in self.remove:
             work.remove(key)
         for item in added:
             work.add(item)
-        idle = "" if work.changes or work.skips else "give --add, --remove or --extract KEY"
         return PassResult(
             self.name,
             tuple(work.changes),
@@ -81,7 +92,6 @@ class Signatures(Pass):
             tuple(work.notes),
             grows=True,
             counterparts=work.counterparts() if work.changes else (),
-            idle=idle,
         )
 
 
@@ -103,6 +113,7 @@ class _Added:
         """
         key, given = _parted(text)
         check_name(key, "a signature")
+        _check_plain(key, ":,=", text)
         wanted = [item for side in _SIDES for item in given.get(side) or ()]
         graphs = [
             graph
@@ -121,6 +132,18 @@ class _Added:
                 remedy="name all inputs of the subgraph",
             )
         return cls(key, graph, *sides)
+
+
+def _check_plain(name: str, signs: str, text: str) -> None:
+    """Refuses a name that is more likely a typing error in what was to be behind it.
+
+    Raises:
+        UsageError: It holds such a sign, or begins or ends with a space.
+    """
+    if name != name.strip() or any(sign in name for sign in signs):
+        raise UsageError(
+            f"{name!r} would be a name in {text!r}", remedy="write KEY:inputs=NAME,...,outputs=NAME,..."
+        )
 
 
 def _parted(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -180,6 +203,7 @@ def _side(model: Model, graph: SubGraph, side: str, wanted: list[str] | None) ->
                 remedy = f"cut the model first, with 'remove-dead --{side}'"
                 error = UsageError(f"{text!r} is no {side[:-1]} of the subgraph", remedy=remedy)
             raise error
+        _check_plain(one[0], "=", text)
         found.append(one)
     taken = {name for name, _ in found if name}
     given = [name for name, _ in found if name]
@@ -229,13 +253,12 @@ class _Work:
         return (*(self.same[id(item)] for item in self.model.signatures), self.primary)
 
     def remove(self, key: str) -> None:
-        """Removes a signature."""
-        found = [item for item in self.model.signatures if item.key == key]
-        if not found:
-            keys = ", ".join(repr(item.key) for item in self.model.signatures) or "none"
-            self.skips.append(Skip(key, f"there is no signature of this key, but {keys}", "removed"))
-            return
-        signature = found[0]
+        """Removes a signature.
+
+        Raises:
+            UsageError: There is none of this key.
+        """
+        signature = signature_named(self.model, key)
         self.model.signatures = [item for item in self.model.signatures if item is not signature]
         if not self.model.signatures:
             # An empty list is more than none.

@@ -155,10 +155,15 @@ def _joined(
         same = all(np.array_equal(part, given[0], equal_nan=part.dtype.kind == "f") for part in given[1:])
         # What differs from sample to sample has no room where there is one of it: that must not pass.
         return given[0] if same else np.stack(given)
-    factors = [factor for axis in axes for factor in axis]
+    # Sizes that do not depend on the samples are those that came out: of a free one the file says none.
+    found = np.shape(given[0])
+    if len(found) != len(axes):
+        found = tuple(new_size(axis) for axis in axes)
+    split = [axis if batch in axis else ((size, size),) for axis, size in zip(axes, found, strict=True)]
+    factors = [factor for axis in split for factor in axis]
     at = factors.index(batch)
     sizes = [old for old, _ in factors]
     whole = np.concatenate([np.asarray(part).reshape(sizes) for part in given], at)
     return np.take(whole, range(count), at).reshape(
-        [new_size(axis) * count // batch[1] if batch in axis else new_size(axis) for axis in axes]
+        [new_size(axis) * count // batch[1] if batch in axis else new_size(axis) for axis in split]
     )

@@ -121,9 +121,11 @@ class Chain:
             The outputs by name, in the order of the manifest.
 
         Raises:
-            UsageError: An input is missing, unknown, or of another type or shape.
+            UsageError: The chain is closed; or an input is missing, unknown, or of another type or shape.
             VerificationError: A part does not run.
         """
+        if not self._runners:
+            raise UsageError("is closed", file=self.manifest.name, remedy="open the chain again")
         given = self._given(inputs)
         results: list[list[Array]] = []
 

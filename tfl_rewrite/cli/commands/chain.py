@@ -9,6 +9,8 @@ from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
 from tfl_rewrite.cli.render import noted, report_lines, shell, verified_lines
 from tfl_rewrite.cli.text import safe, size, table
+from tfl_rewrite.errors import TflRewriteError, UsageError
+from tfl_rewrite.files.source import load
 from tfl_rewrite.pipeline.chain import ChainOptions, chain
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.shards.split import SplitOptions, SplitReport, split
@@ -19,12 +21,33 @@ def chain_models(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite chain A [B] OUT``."""
     options = ChainOptions(**given(ChainOptions, arguments))
     judging = judging_of(arguments)
+    if len(arguments.models) == 1:
+        _check_no_model_is_lost(arguments.models[0], arguments.target)
 
     def call(bar: Bar) -> Report:
         with working(progress=bar):
             return chain(arguments.models, arguments.target, options, judging=judging, progress=bar)
 
     return carried_out(arguments, call, chain_lines)
+
+
+def _check_no_model_is_lost(first: str, target: str) -> None:
+    """Refuses to replace what looks like a second model, behind which the file to make was not named.
+
+    Raises:
+        UsageError: It is a model whose inputs have other names than those of the first.
+    """
+    try:
+        names = [{tensor.name for tensor in load(path).subgraphs[0].inputs} for path in (first, target)]
+    except TflRewriteError:
+        # Nothing, or no model: as with any other command.
+        return
+    if names[0] != names[1]:
+        raise UsageError(
+            "is a model with other inputs: if it is the second one, the file to make is missing",
+            file=target,
+            remedy="name OUT behind all models; to have this file replaced, remove it first",
+        )
 
 
 def chain_lines(report: Report, *, verbose: int) -> list[str]:
