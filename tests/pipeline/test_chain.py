@@ -61,9 +61,9 @@ def test_a_second_model_is_not_taken_for_the_file_to_make(
 ) -> None:
     first, second = dense(tmp_path / "a.tflite"), dense(tmp_path / "b.tflite", inputs=4, name="h")
     before, words = second.read_bytes(), ["--append", "softmax", "--verify", "off"]
-    for force in ([], ["--force"]):
+    for force, why in (([], "exists already"), (["--force"], "missing; name OUT behind all models")):
         assert main(["chain", str(first), str(second), *words, *force]) == 2
-        assert "the file to make is missing; name OUT behind all models" in capsys.readouterr().err
+        assert why in capsys.readouterr().err
     assert second.read_bytes() == before
     # What the same call made is replaced.
     for _ in range(2):
