@@ -18,6 +18,7 @@ from tfl_rewrite.search.in_place import Content, Patched
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.trials import Frame
 from tfl_rewrite.search.units import ENCODINGS, Form, base_pass, find_units
+from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant, find_constants
 from tfl_rewrite.weights.payloads import GridPayload
@@ -61,7 +62,7 @@ def opened(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def choices(session: Session) -> list[dict[int, Form]]:
-    """All constants in one encoding, for each, and all of them in several."""
+    """All constants in one encoding, for some; a single hybrid one; and all of them in several."""
     base = session.wanted.base
     assert base is not None
     units = find_units(session.trials.fresh, base, ENCODINGS, Objective.FILE)
@@ -75,11 +76,12 @@ def choices(session: Session) -> list[dict[int, Form]]:
         }
         for text in ENCODINGS[::2]
     ]
+    hybrid = Encoding.parse("int8:channel")
     mixed = {
-        unit.position: each[number % len(each)]
+        unit.position: each[-1] if number % 2 else hybrid
         for number, (unit, each) in enumerate(zip(units, forms, strict=True))
     }
-    return [*found, mixed]
+    return [{unit.position: hybrid for unit in units}, {units[0].position: hybrid}, *found, mixed]
 
 
 @pytest.mark.runtime
@@ -90,11 +92,9 @@ def test_values_in_place_give_what_the_file_gives(opened: Session, tmp_path: Pat
         path = tmp_path / f"{number}.tflite"
         trials.write(choice, path)
         patched = trials.in_place(0, choice, opened=False)
-        if patched is None:
-            assert all(str(form) == "int8:channel" for form in choice.values())
-            continue
+        assert patched is not None
         with Judge(path, opened.wanted.judging, beside=trials.judge) as judge:
             verdict = judge.compare(patched)
         assert verdict.measured and (verdict.worst_snr() or 999.0) > 100, (choice, verdict.worst_snr())
         tried.append({str(form) for form in choice.values()})
-    assert len(tried) >= 4 and "int8:channel" in tried[-1] and len(tried[-1]) > 1
+    assert len(tried) >= 6 and "int8:channel" in tried[-1] and len(tried[-1]) > 1

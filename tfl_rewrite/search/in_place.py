@@ -11,7 +11,7 @@ import copy
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from tfl_rewrite.files.source import layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.interpreter.scratch import scratch_errors
 from tfl_rewrite.kernels.operators import Reading
+from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, MappedBlob
-from tfl_rewrite.model.ir import Model
+from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.search.units import Choice, encodings_of
 from tfl_rewrite.weights.biases import Correction, bias_of
+from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.payloads import QuantizedPayload, WeightChange, WorkPayload
 
 NBYTES = 128 << 20
@@ -40,10 +43,12 @@ class Content:
     Attributes:
         key: Equal for equal bytes of the same buffer.
         make: Returns them.
+        narrow: Whether they are integers, of which there are fewer bytes; see :class:`Patched`.
     """
 
     key: Hashable
     make: Callable[[], bytes | bytearray | memoryview]
+    narrow: bool = False
 
 
 Contents = Mapping[int, Content]
@@ -72,13 +77,18 @@ def _private(path: str, flags: int) -> int:
 class Patched:
     """A file in which the bytes of buffers are replaced in place.
 
+    Weights of hybrid kernels are replaced, too: the type of such a tensor and the length of the buffer are
+    changed with the bytes. Scales of a tensor that holds floats mean nothing.
+
     Args:
         model: The file is written as it is; what it did not change of the file that it comes from can be
             replaced.
         path: The file.
+        narrow: Buffers that hold floats in the model, while the type of their tensors is that of integers.
+            The tensors of the file hold floats at first.
     """
 
-    def __init__(self, model: Model, path: Path) -> None:
+    def __init__(self, model: Model, path: Path, narrow: Collection[int] = ()) -> None:
         made = written(model, path)
         self.path = path
         self.nbytes = made.nbytes
@@ -96,26 +106,80 @@ class Patched:
             for place, blob in self._blobs.items()
         }
         self._held: dict[int, Hashable] = {}
+        self._types: dict[int, list[tuple[int, int]]] = {}
+        if narrow:
+            self._types = _types_of(model, path, narrow)
+            with scratch_errors(), open(path, "r+b") as file:
+                for position in narrow:
+                    self._put(file.fileno(), position, b"", narrow=False)
 
     def takes(self, contents: Contents) -> bool:
         """Whether these buffers can be replaced."""
-        return contents.keys() <= self._blobs.keys()
+        return contents.keys() <= self._blobs.keys() and all(
+            position in self._types for position, content in contents.items() if content.narrow
+        )
 
     def hold(self, contents: Contents) -> None:
         """Replaces these buffers, and puts back all others.
 
         Args:
-            contents: Each has as many bytes as the buffer.
+            contents: Each has as many bytes as the buffer, unless it is narrow.
         """
         with scratch_errors(), open(self.path, "r+b") as file:
             for position in self._held.keys() - contents.keys():
-                os.pwrite(file.fileno(), self._blobs[position].view(), self._offsets[position])
+                self._put(file.fileno(), position, self._blobs[position].view(), narrow=False)
             for position, content in contents.items():
                 if self._held.get(position) != content.key:
                     data = content.make()
-                    assert len(data) == self._blobs[position].nbytes
-                    os.pwrite(file.fileno(), data, self._offsets[position])
+                    assert content.narrow or len(data) == self._blobs[position].nbytes
+                    self._put(file.fileno(), position, data, narrow=content.narrow)
         self._held = {position: content.key for position, content in contents.items()}
+
+    def _put(self, file: int, position: int, data: bytes | bytearray | memoryview, *, narrow: bool) -> None:
+        offset = self._offsets[position]
+        os.pwrite(file, data, offset)
+        for place, value in self._types.get(position, ()):
+            os.pwrite(file, bytes([value if narrow else dtypes.FLOAT32.value]), place)
+        if position in self._types:
+            nbytes = len(data) if narrow else self._blobs[position].nbytes
+            os.pwrite(file, nbytes.to_bytes(4, "little"), offset - 4)
+
+
+def _types_of(model: Model, path: Path, positions: Collection[int]) -> dict[int, list[tuple[int, int]]]:
+    """Returns where a file says the types of the tensors of some buffers, and what it says there."""
+    data, wanted = path.read_bytes(), {id(model.buffers[position]): position for position in positions}
+    found: dict[int, list[tuple[int, int]]] = {position: [] for position in positions}
+    subgraphs = _tables(data, int.from_bytes(data[:4], "little"), "Model", "subgraphs")
+    for subgraph, table in zip(model.subgraphs, subgraphs, strict=True):
+        for tensor, at in zip(subgraph.tensors, _tables(data, table, "SubGraph", "tensors"), strict=True):
+            position = wanted.get(id(tensor.buffer))
+            if position is not None:
+                place = _field(data, at, "Tensor", "type")
+                assert place is not None and data[place] == tensor.dtype
+                found[position].append((place, tensor.dtype))
+    return found
+
+
+def _field(data: bytes, table: int, kind: str, name: str) -> int | None:
+    """Returns where a field of a table of a file lies that this process wrote; None where it is not there."""
+    slot = next(field.slot for field in schema().tables[kind].fields if field.name == name)
+    vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+    entry = vtable + 4 + 2 * slot
+    if entry >= vtable + int.from_bytes(data[vtable : vtable + 2], "little"):
+        return None
+    relative = int.from_bytes(data[entry : entry + 2], "little")
+    return table + relative if relative else None
+
+
+def _tables(data: bytes, table: int, kind: str, name: str) -> list[int]:
+    """Returns where the tables of a vector lie."""
+    place = _field(data, table, kind, name)
+    if place is None:
+        return []
+    vector = place + int.from_bytes(data[place : place + 4], "little")
+    count = int.from_bytes(data[vector : vector + 4], "little")
+    entries = range(vector + 4, vector + 4 + 4 * count, 4)
+    return [entry + int.from_bytes(data[entry : entry + 4], "little") for entry in entries]
 
 
 class PatchedFiles:
@@ -130,12 +194,12 @@ class PatchedFiles:
         self._files: dict[Hashable, Patched] = {}
         self._made = 0
 
-    def get(self, key: Hashable, model: Callable[[], Model]) -> Patched:
-        """Returns the file of a key; makes it of a model if there is none any more."""
+    def get(self, key: Hashable, model: Callable[[], Model], narrow: Collection[int] = ()) -> Patched:
+        """Returns the file of a key; makes it of a model if there is none any more; see :class:`Patched`."""
         found = self._files.pop(key, None)
         if found is None:
             self._made += 1
-            found = Patched(model(), self._folder / f"patched{self._made}.tflite")
+            found = Patched(model(), self._folder / f"patched{self._made}.tflite", narrow)
         self._files[key] = found
         while len(self._files) > LEAST_FILES and sum(each.nbytes for each in self._files.values()) > NBYTES:
             self._files.pop(next(iter(self._files))).path.unlink(missing_ok=True)
@@ -143,11 +207,17 @@ class PatchedFiles:
 
 
 class Expansions:
-    """What operators read of constants behind DEQUANTIZE, by position of the buffer and encoding."""
+    """What operators read of constants behind DEQUANTIZE, by position of the buffer and encoding.
+
+    Attributes:
+        hybrids: Weights of layers whose hybrid kernels read integers, with the one encoding of each that can
+            be put in place.
+    """
 
     def __init__(self) -> None:
         # None where more than values is different.
         self._known: dict[tuple[int, str], Contents | None] = {}
+        self.hybrids: dict[int, Encoding] = {}
 
     def unknown(self, choice: Choice) -> Choice:
         """Returns what of a choice was not learned yet."""
@@ -195,15 +265,15 @@ class Expansions:
             self._known[key] = None
             group = groups.get(position, [])
             payload = group[0].payload if group else None
-            plain = all(
-                change.scheme == Reading.DEQUANTIZE.value
-                and change.dtype == "FLOAT32"
-                and change.payload is payload
-                for change in group
-            )
-            if not isinstance(payload, WorkPayload) or not plain:
+            schemes = {change.scheme for change in group}
+            same = all(change.dtype == "FLOAT32" and change.payload is payload for change in group)
+            if not isinstance(payload, WorkPayload) or not same:
                 continue
-            found = {position: Content(form.text, functools.partial(_bytes_of, _apart(payload)))}
+            narrow = schemes == {Reading.HYBRID.value} and _is_switched(payload)
+            if schemes != {Reading.DEQUANTIZE.value} and not narrow:
+                continue
+            make = functools.partial(_bytes_of, _apart(payload), narrow)
+            found = {position: Content(form.text, make, narrow)}
             mine = _corrections_of(payload, corrections) if isinstance(payload, QuantizedPayload) else []
             for item in mine:
                 bias = bias_of(item.operator)
@@ -214,7 +284,8 @@ class Expansions:
                     break
                 found[place] = Content(key, blob.view)
             else:
-                self._known[key] = found
+                if not narrow or self.hybrids.setdefault(position, form) == form:
+                    self._known[key] = found
 
 
 def _apart(payload: WorkPayload) -> WorkPayload:
@@ -224,7 +295,16 @@ def _apart(payload: WorkPayload) -> WorkPayload:
     return made
 
 
-def _bytes_of(payload: WorkPayload) -> memoryview:
+def _is_switched(payload: WorkPayload) -> bool:
+    """Whether each reader takes floats or integers, whatever others read."""
+    return isinstance(payload, QuantizedPayload) and all(
+        row_of(use.operator).is_layer for use in payload.work.uses
+    )
+
+
+def _bytes_of(payload: WorkPayload, narrow: bool) -> memoryview:
+    if narrow and isinstance(payload, QuantizedPayload):
+        return payload.blob(payload.work.bits).view()
     return payload.expanded().data.cast("B")
 
 

@@ -40,6 +40,7 @@ from tfl_rewrite.search.in_place import Content, Expansions, PatchedFiles, writt
 from tfl_rewrite.search.units import (
     Choice,
     Float64,
+    Form,
     assigned,
     encodings_of,
     grids_of,
@@ -413,22 +414,29 @@ class Trials:
         contents, rest = self._split(number, choice, rounding)
         if not contents:
             return None
-        passes = self.folds[number].rounders.passes(rest, rounding) if rest else []
         part = 0 if rounding is Rounding.PLAIN else number
+        known = self._expanded(number, rounding)
+        hybrids = {position: form for position, form in known.hybrids.items() if position not in rest}
+        switched = known.of(hybrids)
+        stored: dict[int, Form] = {**rest, **(hybrids if switched else {})}
 
         def model() -> Model:
             made = source.model()
-            for item in passes:
+            before = [buffer.blob for buffer in made.buffers]
+            for item in self.folds[number].rounders.passes(stored, rounding) if stored else []:
                 item.run(made, Context())
+            # Their tensors and operators are as kernels of integers want them, and hold floats.
+            for position in switched:
+                made.buffers[position].blob = before[position]
             return made
 
         key = (
             part,
             rounding,
             opened,
-            tuple(sorted((position, str(form)) for position, form in rest.items())),
+            tuple(sorted((position, str(form)) for position, form in stored.items())),
         )
-        patched = self._patched.get(key, model)
+        patched = self._patched.get(key, model, hybrids if switched else ())
         if not patched.takes(contents):
             return None
         patched.hold(contents)
