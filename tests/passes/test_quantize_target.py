@@ -314,3 +314,30 @@ def test_a_runtime_that_is_named_by_its_path_stays_the_only_one(monkeypatch: pyt
     assert Judging().on_old_runtime.runtime == ("litert", "python:/old/python")
     named = Judging(runtime=("litert", "python:/other/python"))
     assert named.on_old_runtime is named
+
+
+def for_micro(folder: Path) -> Report:
+    values = np.random.default_rng(0).uniform(-1, 1, (8, 1, 2, 2, 4)).astype(np.float32)
+    np.savez(folder / "in.npz", **{"in": values})
+    save(net(), folder / "net.tflite")
+    judging = Judging(inputs=(folder / "in.npz",), tolerance=Tolerance(min_snr=15))
+    passes = [Quantize(effort="fast", target="tflm")]
+    return rewrite(folder / "net.tflite", folder / "out.tflite", passes, judging=judging)
+
+
+@pytest.mark.runtime
+@pytest.mark.skipif(bool(NO_MICRO), reason=NO_MICRO)
+def test_micro_judges_what_is_made_for_it(tmp_path: Path) -> None:
+    report = for_micro(tmp_path)
+    assert report.verdict is not None and report.verdict.passed
+    judges = [one.judge.runtime for one in report.verdict.each if one.judge is not None]
+    assert judges == ["ai-edge-litert"] * 3 + ["tflite-micro"]
+    assert not any("TFLite Micro" in text for text in report.verdict.not_judged)
+
+
+@pytest.mark.runtime
+def test_micro_is_named_where_it_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._runtimes", lambda platform, settings: ())
+    report = for_micro(tmp_path)
+    assert report.verdict is not None and report.verdict.passed
+    assert report.verdict.not_judged[-1] == "TFLite Micro, which it was made for"

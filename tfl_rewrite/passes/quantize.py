@@ -202,6 +202,11 @@ class Quantize(Pass):
         return self.target.value if self.target is Target.OLD else ""
 
     @property
+    def elsewhere(self) -> str:
+        """That of the target, where it need not run the original."""
+        return self.target.value if self.target is Target.MICRO else ""
+
+    @property
     def milder(self) -> str:
         """16 bits where they are needed, or some operators as floats."""
         wider = "--activations mixed, " if self.activations == "int8" else ""
