@@ -37,7 +37,7 @@ _ESTIMATED = 1.05
 """By how much the size of a file that was not made may be off."""
 _MIXTURES = 6
 """Files between two of one encoding, at most."""
-_LEAST_NOISE = 1e-12
+_LEAST_NOISE, _LEAST_MISSING = 1e-12, 0.1
 _PLAIN, _FITTED = "one encoding for all weights", "one encoding, fitted to inputs"
 
 
@@ -221,25 +221,28 @@ class Anytime:
                 high, ends[1] = at, missing
 
     def _bracket(self) -> Bracket | None:
-        """Returns the best file of one encoding and the smaller one that misses the bounds by the least."""
+        """Returns the best file of one encoding, and a smaller one that misses the bounds."""
         best = self.standing.found.promised
         if best is None or not self.standing.goal.bounds_error:
             return None
         mine = next((each.options for each in self.uniforms if each.choice == best.choice), {})
         # What keeps the bounds only if it is fitted can be mixed only so.
         fitted = bool(mine) and best.rounding is Rounding.FITTED
-        smaller = [
-            (missing - self._gain() * (fitted and rounding is not Rounding.FITTED), number, item, rounding)
-            for number, item in enumerate(self.uniforms)
-            for rounding, missing in item.refused.items()
-            if 0 < missing < math.inf and (item.cost() or 0.0) < best.cost
-        ]
+        smaller = []
+        for item, rounding in itertools.product(self.uniforms, Rounding):
+            missing, cost = item.refused.get(rounding, math.inf), item.cost()
+            if 0 < missing < math.inf and cost is not None and cost < best.cost:
+                won = self._gain() if fitted and rounding is not Rounding.FITTED else 0.0
+                missing = max(missing - won, _LEAST_MISSING)
+                # What spares most for its noise changes first, so what is spared grows like a root.
+                spared = (best.cost - cost) * math.sqrt(_share(self.standing.missing, missing))
+                smaller.append((spared, missing, item, rounding))
         if not smaller:
             return None
-        missing, _, item, rounding = min(smaller, key=lambda each: each[:2])
+        _, missing, item, rounding = max(smaller, key=lambda each: each[0])
         units = [unit for unit in self.search.units if unit.position in item.options]
         first = {**mine, **{unit.position: mine.get(unit.position, unit.kept) for unit in units}}
-        return Bracket(first, item.options, Rounding.FITTED if fitted else rounding, max(missing, 0.1))
+        return Bracket(first, item.options, Rounding.FITTED if fitted else rounding, missing)
 
     def _order(
         self, first: dict[int, Option], second: dict[int, Option], rounding: Rounding
@@ -310,6 +313,12 @@ def _choice(options: Mapping[int, Option]) -> dict[int, Form]:
     return {position: option.form for position, option in options.items() if option.form != KEPT}
 
 
+def _share(kept: float, missed: float) -> float:
+    """Returns how much of the noise between two files is allowed, of which one misses the bounds, in dB."""
+    first, last = (math.pow(10.0, min(max(end, -100.0), 100.0) / 10.0) for end in (kept, missed))
+    return min(max((1.0 - first) / max(last - first, 1e-12), 0.0), 1.0)
+
+
 def _between(parts: Sequence[float], low: int, high: int, ends: Sequence[float]) -> int:
     """Returns how many constants are to change for the noise that is allowed, going by that at both ends.
 
@@ -318,7 +327,5 @@ def _between(parts: Sequence[float], low: int, high: int, ends: Sequence[float])
         low: As many keep the bounds; ``high`` do not.
         ends: By how many dB both miss the bounds.
     """
-    first, last = (10.0 ** (min(max(end, -100.0), 100.0) / 10.0) for end in ends)
-    share = min(max((1.0 - first) / max(last - first, 1e-12), 0.0), 1.0)
-    wanted = parts[low] + share * (parts[high] - parts[low])
+    wanted = parts[low] + _share(*ends) * (parts[high] - parts[low])
     return bisect.bisect_right(parts, wanted) - 1

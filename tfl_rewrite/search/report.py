@@ -156,10 +156,12 @@ def _way(item: Measured) -> tuple[object, ...]:
 
 
 class ShrinkFailed(VerificationError):
-    """No file keeps the budget; ``report`` has the trade-offs that were found.
+    """No file keeps the budget: none is as small as it asks for, or not even the original keeps it.
+
+    ``report`` has the trade-offs that were found.
 
     Example:
-        >>> goal = tfl_rewrite.Goal(min_snr=300, effort="fast")
+        >>> goal = tfl_rewrite.Goal(min_snr=30, max_nbytes=1000, effort="fast")
         >>> try:
         ...     report = tfl_rewrite.shrink("model.tflite", "tiny.tflite", goal)
         ... except tfl_rewrite.ShrinkFailed as error:
