@@ -23,6 +23,7 @@ from tfl_rewrite import (
     load,
     save,
 )
+from tfl_rewrite.cli.commands.shrink import lines_of
 from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.files.container import Container
@@ -355,6 +356,15 @@ def test_no_time_is_what_is_likely_to_do(
     assert report.promised is not None
     assert report.promised_snr is None or report.promised_snr >= bound
     assert bool(report.promised.choice) is (bound < 100)
+    # What could not be done is told, and what was done if that is asked for.
+    told = lines_of(report, verbose=0)
+    assert any("the time limit of 1e-06 s ended the search, " in line for line in told)
+    assert sum("files run" in line for line in lines_of(report, verbose=1)) == len(report.steps) == 3
+    assert any("the original, but for what loses nothing" in note for note in report.notes) is (bound > 100)
+    told_as_data = report.to_dict()
+    assert (
+        told_as_data["ended_in"] == told_as_data["steps"][-1]["step"] and told_as_data["overrun_seconds"] >= 0
+    )
 
 
 @pytest.mark.runtime
