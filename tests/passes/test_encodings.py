@@ -33,7 +33,7 @@ def written(net: Net, path: Path) -> Path:
 def passed(source: Path, target: Path, item: QuantizeWeights) -> tuple[Model, PassResult]:
     model = load(source)
     result = run_passes(model, [item])[0]
-    save(model, target)
+    save(model, target, force=True)
     return load(target), result
 
 
@@ -501,3 +501,53 @@ def bytes_of(model: Model, name: str) -> bytes:
     blob = next(tensor for tensor in folder.tensors if tensor.name == name).buffer.blob
     assert blob is not None
     return bytes(blob.view())
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """A depthwise filter of 576 weights before a dense layer of a quarter of a million, with a long bias."""
+    net = Net()
+    same = {"padding": 0, "stride_h": 1, "stride_w": 1}
+    short = net.constant("short", np.linspace(-1, 1, 64).astype(np.float32))
+    image, few = net.input("x", (1, 4, 4, 64)), net.weights("few", (1, 3, 3, 64))
+    found = net.add("DEPTHWISE_CONV_2D", [image, few, short], "a", (1, 4, 4, 64), depth_multiplier=1, **same)
+    flat = net.add("RESHAPE", [found, net.constant("shape", np.array([1, 1024], np.int32))], "b", (1, 1024))
+    bias = net.constant("bias", np.random.default_rng(2).standard_normal(256).astype(np.float32))
+    net.output(net.add("FULLY_CONNECTED", [flat, net.weights("many", (256, 1024)), bias], "y", (1, 256)))
+    return written(net, tmp_path / "uneven.tflite")
+
+
+def test_few_weights_take_eight_bits_unless_a_rule_names_them(uneven: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.tflite"
+    _, result = quantized(uneven, target, dtype="int4", scheme="dequantize", min_elements=64)
+    assert (
+        encodings(result)["few"].startswith("int8") and encodings(result)["many"] == "int4:channel dequantize"
+    )
+    assert any(note.startswith("int8, since so few") and note.endswith("few") for note in result.notes)
+    _, result = quantized(uneven, target, map=".*=int4", scheme="dequantize", min_elements=64)
+    assert encodings(result)["few"].startswith("int4")
+
+
+@pytest.mark.runtime
+def test_a_long_bias_may_be_float16(uneven: Path, tmp_path: Path) -> None:
+    target, back = tmp_path / "out.tflite", tmp_path / "back.tflite"
+    given = {"x": np.random.default_rng(1).standard_normal((1, 4, 4, 64)).astype(np.float32)}
+    rules_of = (".*=float16", "bias=float16,.*=int8:dequantize", "bias=float16,.*=float32")
+    for number, rules in enumerate(rules_of):
+        target = tmp_path / f"{number}.tflite"
+        _, result = quantized(uneven, target, map=rules, min_elements=64)
+        assert encodings(result)["bias"] == "float16 dequantize"
+        # A short one would save nothing.
+        assert ("short", "bias") in [(skip.where, skip.rule) for skip in result.skips]
+        agrees(target, given, 100)
+        model = load(target)
+        run_passes(model, [Dequantize()])
+        save(model, back, force=True)
+        assert named(load(back), "bias").dtype_name == "FLOAT32"
+    # XNNPACK refuses a file whose kernel reads integers beside a bias that it keeps in float16.
+    _, result = quantized(uneven, target, map="bias=float16,.*=int8", min_elements=64)
+    assert ("bias", "hybrid") in [(skip.where, skip.rule) for skip in result.skips]
+    _, result = quantized(target, back, map="bias=float16,.*=int8", min_elements=64)
+    assert not result.modified
+    _, result = quantized(uneven, target, dtype="int4", min_elements=64)
+    assert ("bias", "bias") in [(skip.where, skip.rule) for skip in result.skips]

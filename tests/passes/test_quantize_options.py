@@ -131,7 +131,7 @@ def test_reasons_of_selection(chain: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"scheme": "best"}, "auto, hybrid, dequantize"),
-        ({"granularity": "block"}, "channel"),
+        ({"granularity": "blocks"}, "channel"),
         ({"min_elements": 0}, "1 or more"),
         ({"include": ["("]}, "regular expression"),
         ({"exclude": ["*"]}, "regular expression"),

@@ -62,6 +62,7 @@ class QuantizeWeights(Pass):
             says.
         rounder: Makes scales and integers from values; None for what ``effort`` says.
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
+        finer_few: Whether constants of few elements take int8 where all are asked to take fewer bits.
         magnitudes: What was read of the constants of a file, for many passes over it; see
             :class:`Magnitudes`.
         selection: Which constants, of what the options say.
@@ -137,6 +138,7 @@ class QuantizeWeights(Pass):
     assignment: Assignment | None = None
     rounder: Rounder | None = None
     levels: Mapping[int, int] = field(default_factory=dict)
+    finer_few: bool = True
     magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
     selection: Selection = field(init=False)
     simplify: bool = option(False, SIMPLIFY)
@@ -199,9 +201,8 @@ class QuantizeWeights(Pass):
     def plan(self, model: Model) -> WeightPlan:
         """Returns what decides what becomes of the constants of a model."""
         recipe = self.assignment if isinstance(self.assignment, Recipe) else None
-        return WeightPlan(
-            model, self.selection, self.min_runtime, self._encoding, recipe, self.levels, self.magnitudes
-        )
+        few, chosen = self.finer_few and self.assignment is None, (self.selection, self.min_runtime)
+        return WeightPlan(model, *chosen, self._encoding, recipe, self.levels, self.magnitudes, few)
 
     def _encoding(self, item: Candidate, position: int) -> Encoding:
         """Returns what a constant is to become: as it was assigned, or as all are; or finer."""

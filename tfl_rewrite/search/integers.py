@@ -212,7 +212,9 @@ class Rivals:
             return ()
         model = self.opened.trials.fresh()
         items, _ = find_candidates(model, Graph.of(model))
-        kept = [item for item in items if selection.refuses(item, (0, 0), set()) is not None]
+        kept = [
+            item for item in items if not item.is_bias and selection.refuses(item, (0, 0), set()) is not None
+        ]
         readers = [use.operator for item in kept for use in item.uses]
         names = (tensor.name for item in readers for tensor in item.outputs if tensor is not None)
         return tuple(dict.fromkeys(exact(name) for name in names if name))

@@ -202,7 +202,7 @@ def find_units(
             continue
         model = load()
         positions = {id(buffer): index for index, buffer in enumerate(model.buffers)}
-        decisions, _ = replace(base, encoding=wanted, assignment=None).plan(model).decide()
+        decisions, _ = replace(base, encoding=wanted, assignment=None, finer_few=False).plan(model).decide()
         groups: dict[int, list[Decision]] = {}
         for made in decisions:
             groups.setdefault(positions[id(made.item.stored.buffer)], []).append(made)

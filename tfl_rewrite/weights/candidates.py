@@ -17,6 +17,8 @@ from tfl_rewrite.options.patterns import Pattern
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
 _CONVERTER_ELEMENTS = 1024
 _LEAST_ELEMENTS = 64
+_LEAST_BIAS = 256
+"""Of shorter biases float16 with its DEQUANTIZE saves next to nothing."""
 UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
@@ -65,10 +67,18 @@ class Candidate:
         return bool(self.uses) and all(use.position in row_of(use.operator).weights for use in self.uses)
 
     @property
+    def is_bias(self) -> bool:
+        """Whether every reader adds it to what its layer gives."""
+        return bool(self.uses) and all(use.position in row_of(use.operator).biases for use in self.uses)
+
+    @property
     def readers(self) -> list[str]:
         """Types of the operators that read it, each once."""
         return list(dict.fromkeys(use.operator.code.name for use in self.uses))
 
+
+BIAS = "bias", "a bias; in int8 it would cost more accuracy than it saves bytes"
+"""Rule and reason why one is no integer."""
 
 INCLUDE = "rewrite only constants whose name, or the type of an operator that reads them, matches; repeatable"
 EXCLUDE = "keep constants whose name or reader's type matches; wins over --include; repeatable"
@@ -374,6 +384,4 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
             return "constant", reason
         if use.operator.options is not None and "quant_spec" in use.operator.options:
             return "own-quantization", f"{name} has a quantization of its own"
-    if all(use.position in row_of(use.operator).biases for use in item.uses):
-        return "bias", "a bias; in int8 it would cost more accuracy than it saves bytes"
-    return None
+    return BIAS if item.is_bias and item.elements < _LEAST_BIAS else None

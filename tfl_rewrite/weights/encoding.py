@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.blocks import FITTING
 from tfl_rewrite.options.patterns import Budget, Pattern
-from tfl_rewrite.weights.candidates import Candidate, Selection, unmatched
+from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection, unmatched
 from tfl_rewrite.weights.storage import StorageForm, forms
 
 BLOCKS = (32, 64, 128, 256)
@@ -153,6 +153,40 @@ class Encoding:
         return self.text
 
 
+_FEW_BITS = 4
+"""With more, nothing is lost that 8 bits would save at next to no cost."""
+
+_LEAST_COUNTED = 1024
+"""Smaller constants do not count where it is asked how large one is on average."""
+
+
+def finer_where_few(items: Sequence[Candidate], encodings: Mapping[int, Encoding]) -> dict[int, Encoding]:
+    """Returns encodings in which constants of few elements take int8 instead of fewer bits.
+
+    What each constant's rounding does to the outputs is about the same whatever its size, so that bits are
+    best spent where there are few elements: each half as many take half a bit more (reverse water-filling).
+    int8 is nearer to that than ``b`` bits from ``2^(8 - b)`` times fewer than the mean on; all of those
+    together are a small part of the file. A depthwise filter in int4 costs as much as a layer of its own.
+    What was asked for more than 4 bits is left alone.
+
+    Args:
+        items: All constants, whether or not they will change.
+        encodings: How each is to be stored, by its id.
+    """
+    counted = [item.elements for item in items if item.elements >= _LEAST_COUNTED]
+    mean = sum(counted) / max(1, len(counted))
+    eight, found = forms()["int8"], {}
+    for item in items:
+        wanted = encodings[id(item)]
+        bits = wanted.form.bits
+        if wanted.form.is_integer and bits <= _FEW_BITS and item.elements * 2 ** (eight.bits - bits) <= mean:
+            granularity = (
+                Granularity.TENSOR if wanted.granularity is Granularity.TENSOR else Granularity.CHANNEL
+            )
+            found[id(item)] = Encoding(eight, granularity, None, wanted.scheme)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Constants whose name, or the type of an operator that reads them, matches are stored so."""
@@ -277,6 +311,18 @@ def unmatched_notes(selection: Selection, model: Model, graph: Graph) -> list[st
     return [
         f"{name} {item.pattern[:_LONGEST_SHOWN]!r} matches no constant; {_near(item.pattern, known)}"
         for name, item, known in unmatched(selection, model, graph)
+    ]
+
+
+def fallback_notes(fallbacks: Mapping[Candidate, str | None]) -> list[str]:
+    """Says where another encoding is used than was asked for; constants of a kind are one note."""
+    kinds: dict[str, list[str]] = {}
+    for item, kind in fallbacks.items():
+        if kind is not None:
+            kinds.setdefault(kind, []).append(item.value.name or UNNAMED)
+    return [
+        f"{kind}: {', '.join(names[:_NEAR])}" + (f" and {len(names) - _NEAR} more" if names[_NEAR:] else "")
+        for kind, names in kinds.items()
     ]
 
 

@@ -22,7 +22,7 @@ from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.blocks import FITTING, block_lengths, direct
 from tfl_rewrite.numerics.symmetric import Channels
 from tfl_rewrite.weights.candidates import (
-    UNNAMED,
+    BIAS,
     Candidate,
     Selection,
     find_candidates,
@@ -31,16 +31,13 @@ from tfl_rewrite.weights.candidates import (
     skip,
     stored_already,
 )
-from tfl_rewrite.weights.encoding import Encoding, Recipe, Scheme
+from tfl_rewrite.weights.encoding import Encoding, Recipe, Scheme, fallback_notes, finer_where_few
 from tfl_rewrite.weights.forms.blocks import Blocks, block_channels
 from tfl_rewrite.weights.readers import WeightForms, agree, scales_axis, settle_scales
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
-from tfl_rewrite.weights.storage import Decision, block_useless
+from tfl_rewrite.weights.storage import Decision, block_hybrid_biases, block_useless
 from tfl_rewrite.work import current
-
-# Names in a note.
-_NAMED = 5
 
 
 @dataclass(slots=True)
@@ -55,9 +52,10 @@ class WeightPlan:
         recipe: Rules that ``encode`` follows, each of which must match something.
         levels: Constants that are stored finer than was asked for, by position of the buffer.
         known: What was read of the constants of the file before, by other plans.
+        finer_few: Whether constants of few elements take 8 bits instead of fewer.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         magnitudes: What was read of the constants.
-        by_value: Candidates by the id of the tensor that operators read.
+        by_value: Candidates by the id of the tensor that operators read; without biases.
         forms: How operators can read them.
         axes: Chooses their scales where that leaves it open.
         sharers: How many candidates hold the same bytes, by the id of the buffer.
@@ -74,6 +72,7 @@ class WeightPlan:
     recipe: Recipe | None = None
     levels: Mapping[int, int] = field(default_factory=dict)
     known: Magnitudes | None = None
+    finer_few: bool = False
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
@@ -95,7 +94,8 @@ class WeightPlan:
         self.graph = Graph.of(self.model)
         self.positions = {id(buffer): index for index, buffer in enumerate(self.model.buffers)}
         items, skips = find_candidates(self.model, self.graph)
-        self.by_value = {id(item.value): item for item in items}
+        weights = [item for item in items if not item.is_bias]
+        self.by_value = {id(item.value): item for item in weights}
         # What a pass made lives no longer than its model, and is not met again.
         if all(isinstance(item.stored.buffer.blob, MappedBlob) for item in items):
             self.magnitudes = self.known or self.magnitudes
@@ -103,7 +103,11 @@ class WeightPlan:
         if self.recipe is not None:
             self.recipe.check(self.model, items)
         self.encodings = {id(item): self._encoding(item) for item in items}
-        self._select(items)
+        if self.finer_few:
+            finer = finer_where_few(weights, self.encodings)
+            self.encodings |= finer
+            self.fallbacks |= dict.fromkeys(finer, "int8, since so few elements take next to nothing")
+        self._select(items, weights)
         decisions = self._settle(items)
         for item in items:
             reason = self.blocked.get(id(item))
@@ -114,12 +118,13 @@ class WeightPlan:
     @property
     def notes(self) -> list[str]:
         """Where another encoding is used than was asked for; those of a kind are one."""
-        kinds: dict[str, list[str]] = {}
-        for item in self.by_value.values():
-            kind = self.fallbacks.get(id(item))
-            if kind is not None and id(item) not in self.blocked:
-                kinds.setdefault(kind, []).append(item.value.name or UNNAMED)
-        return [f"{kind}: {_list(names)}" for kind, names in kinds.items()]
+        return fallback_notes(
+            {
+                item: self.fallbacks.get(id(item))
+                for item in self.by_value.values()
+                if id(item) not in self.blocked
+            }
+        )
 
     def work(self, made: Decision, blob: Blob, position: int) -> Work:
         """Returns what a rounder is told of a constant that was decided on.
@@ -177,12 +182,13 @@ class WeightPlan:
     def _position(self, item: Candidate) -> int:
         return self.positions[id(item.stored.buffer)]
 
-    def _select(self, items: list[Candidate]) -> None:
+    def _select(self, items: list[Candidate], weights: list[Candidate]) -> None:
         selection = self.selection
         least = self.least = selection.least(self.model, scale_constants(self.graph, self.model))
-        ends = first_and_last(items, least) if selection.keep_first_last else set()
+        ends = first_and_last(weights, least) if selection.keep_first_last else set()
         for item in items:
-            reason = selection.refuses(item, least, ends)
+            rounded = item.is_bias and self.encodings[id(item)].form.is_integer
+            reason = BIAS if rounded else selection.refuses(item, least, ends)
             if reason is not None:
                 self.blocked[id(item)] = reason
 
@@ -208,6 +214,7 @@ class WeightPlan:
                 if Reading.HYBRID not in each.readings:
                     each.sharing = self.axes.shared(each.item, each.channels.channels)
             block_useless(self.model, list(decisions.values()), self.blocked)
+            block_hybrid_biases(list(decisions.values()), self.blocked)
             if len(self.blocked) == before:
                 return [decisions[id(item)] for item in items if id(item) in decisions]
 
@@ -379,8 +386,7 @@ class WeightPlan:
 
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""
-        work = current()
-        total = sum(made.item.stored.buffer.nbytes for made in decisions)
+        work, total = current(), sum(made.item.stored.buffer.nbytes for made in decisions)
         stage = work.stage("measuring", total)
 
         def measure(made: Decision) -> symmetric.Float32:
@@ -392,8 +398,3 @@ class WeightPlan:
             for made, largest in zip(decisions, work.each(measure, decisions, nbytes=total), strict=True):
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")
-
-
-def _list(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest

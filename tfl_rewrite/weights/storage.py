@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.kernels.operands import weights_of
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, Reading
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
@@ -362,6 +363,25 @@ def _block_together(groups: dict[int, list[Decision]], blocked: dict[int, tuple[
             reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
             for made in (made for group in buffers.values() for made in group):
                 blocked.setdefault(id(made.item), reason)
+
+
+def block_hybrid_biases(decisions: Sequence[Decision], blocked: dict[int, tuple[str, str]]) -> None:
+    """Blocks biases of layers whose kernels read integer weights themselves.
+
+    XNNPACK would keep such a bias in float16, and then refuse the whole file (``xnnpack_delegate.cc``).
+    """
+    hybrid = {
+        id(use.operator)
+        for made in decisions
+        for use, reading in zip(made.item.uses, made.readings, strict=True)
+        if reading is Reading.HYBRID
+    }
+    reason = "hybrid", "kernels that read integer weights want it in float32"
+    for made in decisions:
+        readers = [use.operator for use in made.item.uses] if made.item.is_bias else []
+        stored = (tensor.dtype_name for operator in readers for tensor in weights_of(operator))
+        if any(id(operator) in hybrid for operator in readers) or not all("FLOAT" in kind for kind in stored):
+            blocked.setdefault(id(made.item), reason)
 
 
 def fit(editor: Editor, made: Decision, operator: Operator, form: Form) -> None:
