@@ -115,11 +115,13 @@ def test_fields_are_changed_in_valid_flatbuffers(seeds: list[fuzz.Seed]) -> None
 
 def test_manifests_are_changed(fixtures: Path, tmp_path: Path) -> None:
     Manifests(fixtures / "lstm.tflite", tmp_path)
-    (good,) = (path.read_bytes() for path in tmp_path.rglob("*.json"))
-    made = [mutated_manifest(good, Random(number)) for number in range(40)]
-    assert made == [mutated_manifest(good, Random(number)) for number in range(40)]
-    assert sum(item != good for item in made) > 35
-    assert sum(is_json(item) for item in made) > 15
+    plain, progressive = (path.read_bytes() for path in sorted(tmp_path.rglob("*.json")))
+    assert b'"base"' in progressive and b'"base"' not in plain
+    for good in (plain, progressive):
+        made = [mutated_manifest(good, Random(number)) for number in range(40)]
+        assert made == [mutated_manifest(good, Random(number)) for number in range(40)]
+        assert sum(item != good for item in made) > 35
+        assert sum(is_json(item) for item in made) > 15
 
 
 def test_files_of_ranges_are_changed_and_refused_or_taken(fixtures: Path) -> None:
