@@ -40,7 +40,7 @@ def test_adds_to_the_constant(fixtures: Path, name: str) -> None:
     change = np.linspace(-1, 1, len(old))
     assert takes_bias(subgraph, operator, weight_nbytes=0, outputs=len(old))
     assert not takes_bias(subgraph, operator, weight_nbytes=0, outputs=len(old) + 1)
-    correct(Editor(model), Correction(subgraph, operator, change))
+    correct(Editor(model), [Correction(subgraph, operator, change)])
     np.testing.assert_allclose(values(operator, model), old + change, rtol=1e-3, atol=1e-3)
     assert not broken(model)
 
@@ -50,10 +50,22 @@ def test_a_shared_bias_is_copied(fixtures: Path) -> None:
     (subgraph, first), (_, second) = found(model, "CONV_2D")[:2]
     old = values(first, model)
     second.inputs[2] = first.inputs[2]
-    correct(Editor(model), Correction(subgraph, first, np.ones(len(old))))
+    correct(Editor(model), [Correction(subgraph, first, np.ones(len(old)))])
     np.testing.assert_allclose(values(first, model), old + 1, rtol=1e-6)
     np.testing.assert_allclose(values(second, model), old)
     assert not broken(model)
+
+
+def test_the_last_operator_that_reads_a_shared_bias_changes_it(fixtures: Path) -> None:
+    model = load(fixtures / "mtcnn_rnet.tflite")
+    (subgraph, first), (_, second) = found(model, "CONV_2D")[:2]
+    old, shared = values(first, model), first.inputs[2]
+    second.inputs[2] = shared
+    ones = np.ones(len(old))
+    correct(Editor(model), [Correction(subgraph, first, ones), Correction(subgraph, second, 2 * ones)])
+    np.testing.assert_allclose(values(first, model), old + 1, rtol=1e-6)
+    np.testing.assert_allclose(values(second, model), old + 2, rtol=1e-6)
+    assert second.inputs[2] is shared
 
 
 def test_added_only_where_it_takes_little(fixtures: Path) -> None:
@@ -63,7 +75,7 @@ def test_added_only_where_it_takes_little(fixtures: Path) -> None:
     del operator.inputs[2:]
     assert not takes_bias(subgraph, operator, weight_nbytes=4 * count, outputs=count)
     assert takes_bias(subgraph, operator, weight_nbytes=1 << 20, outputs=count)
-    correct(Editor(model), Correction(subgraph, operator, np.arange(count, dtype=np.float64)))
+    correct(Editor(model), [Correction(subgraph, operator, np.arange(count, dtype=np.float64))])
     np.testing.assert_allclose(values(operator, model), np.arange(count))
     assert not broken(model)
 

@@ -8,7 +8,7 @@ import ctypes
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +190,10 @@ class SideFiles:
             raise FileAccessError.of_writing(error, path) from error
         self._written.append(output)
 
-    def add_json(self, path: str | None, data: dict[str, Any]) -> None:
-        """Writes data as JSON; see :meth:`add`."""
+    def add_json(self, path: str | None, data: Callable[[], dict[str, Any]]) -> None:
+        """Writes data as JSON, where it is asked for; see :meth:`add`."""
         if path is not None:
-            self.add(path, f"{shown(json.dumps(data, indent=2, allow_nan=False))}\n".encode("ascii"))
+            self.add(path, f"{shown(json.dumps(data(), indent=2, allow_nan=False))}\n".encode("ascii"))
 
     def publish(self) -> None:
         """Gives all of them their names.

@@ -369,8 +369,7 @@ class _Application:
                 # with CONV_2D). A DEQUANTIZE of int8 is not affected.
                 if reading is Reading.HYBRID and row_of(use.operator).is_layer:
                     self._editor.store_bias_as_float32(use.subgraph, use.operator)
-        for item in self._rounder.corrections():
-            correct(self._editor, item)
+        correct(self._editor, self._rounder.corrections())
         self._editor.finish()
         return changes, [*self._rounder.notes(), *self._editor.notes]
 

@@ -8,7 +8,8 @@ an int32 bias is read past its end, so the outputs depend on what lies behind it
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,8 +85,35 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
     return bias.elements == outputs and _stored(subgraph, bias) is not None
 
 
-def correct(editor: Editor, item: Correction) -> None:
-    """Adds to a bias; other operators that read the same constant keep the old one."""
+def correct(editor: Editor, items: Sequence[Correction]) -> None:
+    """Adds to biases; other operators that read the same constants keep the old ones."""
+    uses = _Uses(editor.model)
+    for item in items:
+        _correct(editor, item, uses)
+
+
+class _Uses:
+    """Who uses constants, counted once for all biases."""
+
+    def __init__(self, model: Model) -> None:
+        self._shared = {key for key, holders in model.holders().items() if len(holders) > 1}
+        self._pinned = model.pinned
+        self._exposed = {id(item) for graph in model.subgraphs for item in (*graph.inputs, *graph.outputs)}
+        self._readers = Counter(id(item) for _, operator in model.operators() for item in operator.inputs)
+
+    def are_alone(self, stored: Tensor, bias: Tensor) -> bool:
+        """Whether a constant serves as the bias of one operator and as nothing else."""
+        key, tensors = id(stored.buffer), {id(stored), id(bias)}
+        if key in self._shared or key in self._pinned or tensors & self._exposed:
+            return False
+        return sum(self._readers[tensor] for tensor in tensors) == len(tensors)
+
+    def leave(self, bias: Tensor) -> None:
+        """An operator reads another bias from now on."""
+        self._readers[id(bias)] -= 1
+
+
+def _correct(editor: Editor, item: Correction, uses: _Uses) -> None:
     subgraph, operator = item.subgraph, item.operator
     bias = bias_of(operator)
     if bias is None:
@@ -102,12 +130,13 @@ def correct(editor: Editor, item: Correction) -> None:
     new = old.astype(np.float64) + item.change.reshape(old.shape)
     if not np.isfinite(new.astype(old.dtype)).all():
         return
-    if _alone(editor, stored, bias, operator):
+    if uses.are_alone(stored, bias):
         stored.buffer.blob = OwnedBlob(new.astype(old.dtype).tobytes())
         return
     data = new.astype("<f4").tobytes()
     copy = Tensor(f"{bias.name}_own", bias.shape, dtypes.FLOAT32.value, editor.add_buffer(data))
     operator.inputs[_BIAS] = editor.add_tensor(subgraph, copy)
+    uses.leave(bias)
 
 
 def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
@@ -120,22 +149,6 @@ def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
     if found is None or not found.is_constant:
         return None
     return found if constant_values(found, "FLOAT32", "FLOAT16") is not None else None
-
-
-def _alone(editor: Editor, stored: Tensor, bias: Tensor, operator: Operator) -> bool:
-    """Whether the constant serves as the bias of this operator and as nothing else."""
-    model = editor.model
-    if len(model.holders()[id(stored.buffer)]) > 1:
-        return False
-    if id(stored.buffer) in model.pinned:
-        return False
-    exposed = [*(t for s in model.subgraphs for t in [*s.inputs, *s.outputs])]
-    if any(tensor is bias or tensor is stored for tensor in exposed):
-        return False
-    readers = sum(
-        tensor is bias or tensor is stored for _, other in model.operators() for tensor in other.inputs
-    )
-    return readers == (1 if stored is bias else 2)
 
 
 class Reading(enum.Enum):

@@ -148,7 +148,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
     facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
     facts |= {"blame": found.to_dict()} if found else {}
     with SideFiles(arguments) as side:
-        side.add_json(arguments.report, {"schema": 1, **facts})
+        side.add_json(arguments.report, lambda: {"schema": 1, **facts})
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
     rest = verdict_lines(verdict)[1:] if arguments.verbose else [verdict_rest(verdict)]
@@ -234,7 +234,7 @@ def _show(arguments: argparse.Namespace, report: Report, *, product: bool) -> No
 
 
 def _add_reports(side: SideFiles, arguments: argparse.Namespace, report: Report) -> None:
-    side.add_json(arguments.report, report.to_dict())
+    side.add_json(arguments.report, report.to_dict)
     _add_node_data(side, getattr(arguments, "blame_out", None), report.blame)
 
 
@@ -245,4 +245,4 @@ def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
 
 def _add_node_data(side: SideFiles, path: str | None, found: Blame | None) -> None:
     if path is not None and found is not None and found.failure is None:
-        side.add_json(path, found.node_data())
+        side.add_json(path, found.node_data)

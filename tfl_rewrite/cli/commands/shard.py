@@ -84,7 +84,7 @@ def carried_out(
     finally:
         bar.close()
     with SideFiles(arguments) as side:
-        side.add_json(arguments.report, report.to_dict())
+        side.add_json(arguments.report, report.to_dict)
         side.publish()
     show(
         arguments,

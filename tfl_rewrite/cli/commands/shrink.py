@@ -169,7 +169,7 @@ def _snr(snr: float | None) -> str:
 
 
 def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkReport) -> None:
-    side.add_json(arguments.report, report.to_dict())
+    side.add_json(arguments.report, report.to_dict)
     if arguments.recipe_out is not None and report.report is not None:
         side.add(arguments.recipe_out, report.recipe().encode("utf-8"))
     if arguments.curve is not None:
@@ -191,7 +191,8 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
             writer.writerows(rows)
             side.add(arguments.curve, text.getvalue().encode("ascii"))
         else:
-            side.add_json(arguments.curve, {"schema": 1, "source": report.source, "points": rows})
+            curve = {"schema": 1, "source": report.source, "points": rows}
+            side.add_json(arguments.curve, lambda: curve)
     if arguments.plot is not None:
         side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
 
