@@ -180,10 +180,6 @@ def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = ()) -> list[
     if settled.proven is None or settled.promised is None:
         return []
     notes = _jumps(goal, settled.promised, curve)
-    if len(curve) > 1 and not settled.promised.choice and not settled.promised.activations:
-        notes.append(
-            f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
-        )
     counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
     shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden

@@ -211,6 +211,10 @@ def _report(plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried]) ->
     own = [note for item in tried if item.search is not None for note in item.search.notes]
     model = source.model()
     unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
+    kept = found.promised is not None and not (found.promised.choice or found.promised.activations)
+    if kept and goal.bounds_error and best.search is not None and best.search.units:
+        text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
+        own.append(text)
     return ShrinkReport(
         goal=goal,
         source=source.path,
