@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, TflRewriteError, diagnose, load, rewrite, save
+from tfl_rewrite import Judging, TflRewriteError, diagnose, inspect, load, rewrite, save
+from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.editing.metadata import said_runtime
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels import reads, runtimes
+from tfl_rewrite.kernels.platforms import Platform, missing
 from tfl_rewrite.kernels.reads import needed_version
 from tfl_rewrite.model.ir import Operator, Tensor, schema
 from tfl_rewrite.passes.repair import Repair
 
 from ..faulty_models import dense, scaled, sixteen, too_high
-from ..nets import Net, codes
+from ..nets import Net, codes, with_grid
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 
@@ -187,3 +190,33 @@ def test_the_doctor_names_the_remedy_that_helps(tmp_path: Path) -> None:
     save(net.model, source, force=True)
     (finding,) = diagnose(source, min_runtime="2.8").findings
     assert finding.kind == "too-new" and "2.9 or newer" in finding.remedy
+
+
+def to_sixteen_bits(kind: type) -> Net:
+    """Integers of 8 bits that become int16 ones by QUANTIZE, which releases up to 2.20 refuse."""
+    net = Net()
+    eight = with_grid(net.add("QUANTIZE", [net.input("in", (1, 4))], "eight", (1, 4), dtype=kind), 0.1, 0)
+    wide = net.add("QUANTIZE", [eight], "wide", (1, 4), dtype=np.int16, version=2)
+    net.output(net.add("DEQUANTIZE", [with_grid(wide, 0.01, 0)], "out", (1, 4), version=3))
+    net.metadata("min_runtime_version", b"1.15.0".ljust(16, b"\0"))
+    return net
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_what_came_after_its_version_counts_for_the_oldest_runtime(kind: type) -> None:
+    model = to_sixteen_bits(kind).model
+    (found,) = (item for item in diagnose(model).findings if item.kind == "min-runtime")
+    assert found.detail == "it says 1.15.0; what an operator computes with needs 2.21.0"
+    assert inspect(model).min_runtime == "2.21.0"
+    lacking = [[place for place, _, _ in missing(model, Platform.parse(text))] for text in ("2.14", "2.20")]
+    assert lacking == [["subgraphs[0].operators[1]"]] * 2
+    assert not list(missing(model, Platform.parse("litert-2.1.3")))
+    run_passes(model, [Repair(only=("min-runtime",))])
+    assert said_runtime(model) == "2.21.0"
+    assert diagnose(model).counts["warning"] == 0
+
+
+def test_the_same_types_need_no_late_runtime() -> None:
+    model = Net()
+    model.output(model.add("QUANTIZE", [model.input("in", (1, 4))], "out", (1, 4), dtype=np.int16, version=2))
+    assert reads.late_releases(model.model) == set()

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.kernels.reads import late_releases
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
 
@@ -104,7 +105,7 @@ def raise_min_runtime(model: Model, pairs: Iterable[tuple[str, int]]) -> tuple[s
         What it said and what it says now, or None where it stays.
     """
     entry, said = model.metadata_named(MIN_RUNTIME), said_runtime(model)
-    needed = runtimes.min_runtime_text(pairs)
+    needed = runtimes.min_runtime_text(pairs, late_releases(model))
     if entry is None or said is None or runtimes.version_key(needed) <= runtimes.version_key(said):
         return None
     size = max(_MIN_RUNTIME_NBYTES, entry.buffer.nbytes, len(needed) + 1)
@@ -123,7 +124,7 @@ def set_min_runtime(model: Model, pairs: Iterable[tuple[str, int]]) -> tuple[str
         What it said and what it says now, or None where it stays.
     """
     entry, said = model.metadata_named(MIN_RUNTIME), said_runtime(model)
-    needed = runtimes.min_runtime_text(pairs)
+    needed = runtimes.min_runtime_text(pairs, late_releases(model))
     if entry is None or said is None or not needed or said == needed:
         return None
     size = max(_MIN_RUNTIME_NBYTES, entry.buffer.nbytes, len(needed) + 1)

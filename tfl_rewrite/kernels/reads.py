@@ -131,6 +131,17 @@ def version_counts(model: Model) -> Counter[tuple[str, int]]:
     )
 
 
+def late_releases(model: Model) -> set[str]:
+    """Returns the releases that operators need for what older ones refuse, although they have the version."""
+    rules = runtimes.taken_from()
+    return {
+        first
+        for _, operator in model.operators()
+        for name, first, terms in rules
+        if operator.code.name == name and refused(operator, (terms,)) is not None
+    }
+
+
 def weight_reads(model: Model) -> Iterator[WeightRead]:
     """Yields every integer constant that an operator reads as a weight beside float activations."""
     for subgraph, operator, place in operators_of(model):

@@ -76,6 +76,19 @@ Terms = tuple[str, ...]
 
 
 @functools.cache
+def taken_from() -> tuple[tuple[str, str, Terms], ...]:
+    """Returns what releases took late although they had the version: the operator, from when on, and what."""
+    raw = json.loads(Path(__file__).with_name("versions.json").read_text(encoding="utf-8"))
+    return tuple(
+        (operator, raw["taken"][newest], tuple(rule.split("&")))
+        for newest, operators in raw["refused"].items()
+        if newest in raw["taken"]
+        for operator, rules in operators.items()
+        for rule in rules
+    )
+
+
+@functools.cache
 def refusals(runtime: Runtime) -> Mapping[str, tuple[Terms, ...]]:
     """Returns what a runtime refuses, or dies of, although it has the version: by operator or custom one."""
     raw = json.loads(Path(__file__).with_name("versions.json").read_text(encoding="utf-8"))
@@ -157,17 +170,19 @@ def runtime_text(runtime: Runtime) -> str:
     return f"{runtime[0]}.{runtime[1]}"
 
 
-def min_runtime_text(pairs: Iterable[tuple[str, int]]) -> str:
+def min_runtime_text(pairs: Iterable[tuple[str, int]], late: Iterable[str] = ()) -> str:
     """Returns what the ``min_runtime_version`` metadata of a file must say: three numbers with dots.
 
     Args:
         pairs: (operator name, version) of every operator code in use. Those that the table does not list,
             custom operators among them, do not count.
+        late: Runtimes that their features need besides
+            (:func:`tfl_rewrite.kernels.reads.late_releases`).
 
     Returns:
         The highest of their first runtimes; the empty string if none is listed.
     """
-    listed = [text for pair in pairs if (text := version_text(*pair)) is not None]
+    listed = [*late, *(text for pair in pairs if (text := version_text(*pair)) is not None)]
     return max(listed, key=version_key, default="")
 
 

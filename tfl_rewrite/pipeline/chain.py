@@ -31,7 +31,7 @@ from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.judge.routes import OUTSIDE, Feed
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.reads import version_counts
+from tfl_rewrite.kernels.reads import late_releases, version_counts
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Signature
@@ -313,7 +313,7 @@ class _Work:
         """Has the whole say what its models said; returns the ZIP of label files, and notes what is lost."""
         models = [source.model() for source in self.sources]
         if any(said_runtime(item) is not None for item in models):
-            needed = runtimes.min_runtime_text(version_counts(model))
+            needed = runtimes.min_runtime_text(version_counts(model), late_releases(model))
             model.buffers.append(Buffer(OwnedBlob(needed.encode("ascii").ljust(16, b"\0"))))
             model.metadata.append(Metadata(MIN_RUNTIME, model.buffers[-1]))
         tail, renamed = joined_zip(self.sources, names_of(self.sources))

@@ -15,7 +15,7 @@ from tfl_rewrite.errors import check_number
 from tfl_rewrite.files.source import ModelLike, Source, origin_of
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.kernels import runtimes
-from tfl_rewrite.kernels.reads import version_counts
+from tfl_rewrite.kernels.reads import late_releases, version_counts
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
@@ -179,7 +179,7 @@ def inspect_model(model: Model, file: str, *, largest: int = 20) -> Inspection:
         ),
         inputs=tuple(_row(tensor, 0, readers) for tensor in model.subgraphs[0].inputs),
         outputs=tuple(_row(tensor, 0, readers) for tensor in model.subgraphs[0].outputs),
-        min_runtime=runtimes.min_runtime_text(version_counts(model)) or None,
+        min_runtime=runtimes.min_runtime_text(version_counts(model), late_releases(model)) or None,
         says_min_runtime=said_runtime(model),
         refusals=tuple(str(refusal) for refusal in origin.refusals),
     )

@@ -22,6 +22,7 @@ from tfl_rewrite.kernels.reads import (
     INTEGER_WEIGHTS,
     WeightRead,
     lacks_bias,
+    late_releases,
     scales_equal,
     too_high,
     version_counts,
@@ -243,9 +244,10 @@ def _requantize(wanted: Runtime) -> str:
 
 
 def _said(model: Model, pairs: list[tuple[str, int]]) -> Iterator[Finding]:
-    said, needed = said_runtime(model), runtimes.min_runtime_text(pairs)
+    said, needed = said_runtime(model), runtimes.min_runtime_text(pairs, late_releases(model))
     if said is None or not needed or runtimes.version_key(needed) <= runtimes.version_key(said):
         return
-    owner = next(pair for pair in pairs if runtimes.version_text(*pair) == needed)
-    detail = f"it says {said or 'nothing'}; {owner[0]} version {owner[1]} needs {needed}"
+    owner = next((pair for pair in pairs if runtimes.version_text(*pair) == needed), None)
+    what = "what an operator computes with" if owner is None else f"{owner[0]} version {owner[1]}"
+    detail = f"it says {said or 'nothing'}; {what} needs {needed}"
     yield Finding("min-runtime", "metadata min_runtime_version", detail, repairable=True)
