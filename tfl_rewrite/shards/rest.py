@@ -66,7 +66,7 @@ def predictions(model: Model, base: Source) -> dict[Span, Prediction]:
     """
     made = base.model()
     found: dict[Span, Prediction] = {}
-    for subgraph, other in zip(model.subgraphs, made.subgraphs, strict=True):
+    for subgraph, other in zip(model.subgraphs, made.subgraphs, strict=False):
         integers = _integers(other)
         for tensor in subgraph.tensors:
             blob = tensor.buffer.blob
@@ -233,11 +233,13 @@ def _filled(spans: list[Span], most: int) -> list[Cut]:
     """Puts spans into parts, one after the other."""
     cuts: list[Cut] = []
     held: list[Span] = []
+    room = most
     for span in spans:
-        if held and sum(nbytes for _, nbytes in held) + span[1] > most:
+        if held and span[1] > room:
             cuts.append(Cut(tuple(held)))
-            held = []
+            held, room = [], most
         held.append(span)
+        room -= span[1]
     return [*cuts, Cut(tuple(held))] if held else cuts
 
 
