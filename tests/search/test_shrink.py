@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.report import ShrinkReport
 from tfl_rewrite.search.standing import Found, Standing
 from tfl_rewrite.search.trials import Rounding
+from tfl_rewrite.search.units import grids_of
 from tfl_rewrite.weights.payloads import WeightChange
 
 FEW = ("int8:channel:dequantize", "int8:channel", "int4:channel:dequantize")
@@ -281,11 +283,13 @@ def test_memory_wants_kernels_that_read_integers(digits: tuple[Path, Judging, Pa
 
 @pytest.mark.runtime
 def test_downloads_take_what_deflates_to_less(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
-    report = search(digits, tmp_path / "out.tflite", min_snr=40.0, objective="download")
+    report = search(digits, tmp_path / "out.tflite", min_snr=40.0, objective="download", encodings=None)
     assert report.promised is not None
-    (note,) = [note for note in report.notes if "deflated with float weights" in note]
-    floats, others = (int(word.replace(",", "")) for word in note.split() if word[0].isdigit())
-    assert report.promised.deflated == pytest.approx(min(floats, others), rel=0.02)
+    (note,) = [note for note in report.notes if "coded integers" in note]
+    sizes = [int(word.replace(",", "")) for word in note.split() if word[0].isdigit()]
+    assert len(sizes) == 3
+    written = len(zlib.compress((tmp_path / "out.tflite").read_bytes(), 9))
+    assert report.promised.deflated == written == min(sizes)
     assert report.promised.deflated < report.promised.nbytes
 
 
@@ -304,7 +308,7 @@ def test_downloads_are_found_where_the_first_passes_move_constants(
     for name, path in (("plain", source), ("moved", tmp_path / "moved.tflite")):
         report = search((path, *rest), tmp_path / f"{name}-out.tflite", min_snr=60.0, objective="download")
         assert report.promised is not None
-        assert any("float weights stay" in note for note in report.notes)
+        assert grids_of(report.promised.choice)
         found[name] = report.promised.deflated
     assert found["moved"] == pytest.approx(found["plain"], rel=0.01)
 

@@ -59,7 +59,7 @@ _ANY = Levels(-(1 << 40), 1 << 40)
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
     """What is kept of the activations that one weight meets.
 
     Attributes:
@@ -75,6 +75,11 @@ class _Known:
         """Into how many parts each vector was cut."""
         return self.product.inner // int(self.order.shape[1])
 
+    @property
+    def strength(self) -> Float64:
+        """``[groups, length]``: what a squared error of each column counts, in their order."""
+        return np.asarray(np.square(np.einsum("gii->gi", self.factor)), np.float64)
+
     def moments(self) -> Float64:
         """Returns the moments that the factor is of, positive definite: ``[groups, length, length]``."""
         half = self.factor.astype(np.float64)
@@ -84,7 +89,7 @@ class _Known:
         return pruning.damped((half @ half.swapaxes(1, 2))[groups, back[:, :, None], back[:, None, :]])
 
 
-class Fitter(Observer[_Known]):
+class Fitter(Observer[Known]):
     """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`."""
 
     def __init__(
@@ -103,9 +108,13 @@ class Fitter(Observer[_Known]):
             keys = [key for key, _ in jobs]
             self.observe(model, keys, lambda _, probe: self._collect(probe(None), jobs))
 
+    def known(self, item: Constant) -> Known | None:
+        """Returns what is kept of the activations that a constant meets; None where nothing is."""
+        return self.found.get(_key(item))
+
     def fit(self, item: Constant, values: Array, steps: Float64) -> Float64 | None:
         """Rounds one weight, columns that meet most first."""
-        known = self.found.get(_key(item))
+        known = self.known(item)
         if known is None:
             return None
         asked = _key(item), steps.tobytes()
@@ -120,7 +129,7 @@ class Fitter(Observer[_Known]):
                     self._remembered.popitem(last=False)
         return made.astype(np.float64)
 
-    def _fit(self, item: Constant, values: Array, steps: Float64, known: _Known) -> Float64:
+    def _fit(self, item: Constant, values: Array, steps: Float64, known: Known) -> Float64:
         rows, shape = item.rows, item.tensors[0].shape or ()
         cut = (rows.outer, rows.channels, rows.inner)
         found = item.profile()
@@ -150,7 +159,7 @@ class Fitter(Observer[_Known]):
 
     def costs(self, item: Constant, values: Array) -> Float64 | None:
         """Returns what losing each weight alone costs, as a share of what the constant gives."""
-        known = self.found.get(_key(item))
+        known = self.known(item)
         if known is None:
             return None
         shape = item.tensors[0].shape or ()
@@ -160,7 +169,7 @@ class Fitter(Observer[_Known]):
 
     def prune(self, item: Constant, values: Array, share: float, block: int) -> tuple[Float64, Error] | None:
         """Makes weights of one constant zero, those that the others can make up for best."""
-        known = self.found.get(_key(item))
+        known = self.known(item)
         if known is None or (block > 1 and not known.product.takes_blocks(block, known.parts)):
             return None
         with one_blas_thread():
@@ -222,7 +231,7 @@ class Fitter(Observer[_Known]):
             # Where too much would be held, one of the operators that read a weight speaks for all.
             if key in sums and (not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING):
                 metric = Metric.of(sums.pop(key).covariance(centred=False))
-                self.found[key] = _Known(wanted[position].product, metric.order, self.kept(metric.factor))
+                self.found[key] = Known(wanted[position].product, metric.order, self.kept(metric.factor))
                 self.reasons.pop(key, None)
 
 

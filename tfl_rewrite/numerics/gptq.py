@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.numerics.clipping import bounded
+from tfl_rewrite.numerics.entropy import Rate
 from tfl_rewrite.numerics.metric import Factored, Labels, Metric
 from tfl_rewrite.numerics.symmetric import Float32, Levels
 
@@ -214,6 +215,7 @@ def feedback(
     metric: Factored,
     levels: Levels,
     zero: Mask | None = None,
+    rate: Rate | None = None,
 ) -> npt.NDArray[Floating]:
     """Rounds column by column, each making up for the errors of those before it.
 
@@ -223,6 +225,7 @@ def feedback(
         metric: The moments of the vectors.
         levels: The integers.
         zero: Where a zero stays.
+        rate: What integers cost; the nearest are taken without it.
 
     Returns:
         The integers, of the type of the weight.
@@ -248,9 +251,13 @@ def feedback(
         for column in range(end - 1, begin - 1, -1):
             at, found, off = column - begin, integers[:, column], errors[:, column]
             np.divide(pull[:, at], steps[:, column], out=found)
+            ideal = None if rate is None else found.copy()
             np.rint(found, out=found)
             np.maximum(found, levels.low, out=found)
             np.minimum(found, levels.high, out=found)
+            if rate is not None and ideal is not None:
+                counts = np.square(diagonal[:, column, None] * steps[:, column])
+                found[:] = rate.pick(ideal, found, counts)
             if held is not None:
                 found[held[:, column]] = 0.0
             np.multiply(found, steps[:, column], out=made)

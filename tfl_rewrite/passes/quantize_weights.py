@@ -63,6 +63,7 @@ class QuantizeWeights(Pass):
         rounder: Makes scales and integers from values; None for what ``effort`` says.
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
         finer_few: Whether constants of few elements take int8 where all are asked to take fewer bits.
+        scale_axes: Along which axis scales lie where only DEQUANTIZE reads them, by position of the buffer.
         magnitudes: What was read of the constants of a file, for many passes over it; see
             :class:`Magnitudes`.
         selection: Which constants, of what the options say.
@@ -139,6 +140,7 @@ class QuantizeWeights(Pass):
     rounder: Rounder | None = None
     levels: Mapping[int, int] = field(default_factory=dict)
     finer_few: bool = True
+    scale_axes: Mapping[int, int] = field(default_factory=dict)
     magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
     selection: Selection = field(init=False)
     simplify: bool = option(False, SIMPLIFY)
@@ -202,7 +204,9 @@ class QuantizeWeights(Pass):
         """Returns what decides what becomes of the constants of a model."""
         recipe = self.assignment if isinstance(self.assignment, Recipe) else None
         few, chosen = self.finer_few and self.assignment is None, (self.selection, self.min_runtime)
-        return WeightPlan(model, *chosen, self._encoding, recipe, self.levels, self.magnitudes, few)
+        made = WeightPlan(model, *chosen, self._encoding, recipe, self.levels, self.magnitudes, few)
+        made.scale_axes = self.scale_axes
+        return made
 
     def _encoding(self, item: Candidate, position: int) -> Encoding:
         """Returns what a constant is to become: as it was assigned, or as all are; or finer."""

@@ -14,6 +14,7 @@ from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.numerics.codecs import Codec
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, left_out
 from tfl_rewrite.options.option import (
     NBYTES,
@@ -87,6 +88,7 @@ class Goal(JsonData):
         min_metric: Its least value.
         max_nbytes: Largest file; with nothing else, the error is to be as small as it can be.
         objective: What is to be small.
+        codec: What a download is compressed with.
         activations: What operators may compute in: ``float``; or ``int8``, ``int16`` or ``mixed``, where they
             have such kernels, with integer weights; ``any`` for whatever of all these comes out best.
         effort, include, exclude, min_runtime: As for :class:`QuantizeWeights`.
@@ -136,6 +138,12 @@ class Goal(JsonData):
         "what is to be small. file (default): bytes. download: bytes as a store deflates them. ram: weights "
         "in memory, which prefers kernels that read integers. latency: the time of a call on this machine",
         choices=Objective,
+    )
+    codec: Taken[Codec, str] = option(
+        Codec.DEFLATE,
+        "with --objective download: what compresses it. deflate (default); zstd, brotli: need those "
+        "libraries, extra [codecs]",
+        choices=Codec,
     )
     activations: str = left_out(
         option(

@@ -37,7 +37,7 @@ from tfl_rewrite.search.search import Search, snr_of
 from tfl_rewrite.search.session import Session, Stopwatch, in_hundredths
 from tfl_rewrite.search.settle import settle
 from tfl_rewrite.search.standing import Found, Step
-from tfl_rewrite.search.trials import Measured, deflated_nbytes
+from tfl_rewrite.search.trials import Measured, packed_nbytes
 from tfl_rewrite.weights.candidates import find_candidates
 
 FLOAT_SHARE = 0.7
@@ -372,7 +372,7 @@ def _costs(opened: Session, paths: Sequence[Path]) -> list[float]:
     if objective is Objective.RAM:
         return [float(ram_nbytes(Source.open(path).model())) for path in paths]
     if objective is Objective.DOWNLOAD:
-        return [float(deflated_nbytes(path)) for path in paths]
+        return [float(packed_nbytes(path, opened.wanted.goal.codec)) for path in paths]
     return [float(path.stat().st_size) for path in paths]
 
 

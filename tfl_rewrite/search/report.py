@@ -22,6 +22,7 @@ from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.standing import Step
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.search.units import LEAST_ELEMENTS, Unit, encodings_of
+from tfl_rewrite.weights.codes import Code
 from tfl_rewrite.weights.encoding import VERSION, Encoding
 
 
@@ -116,14 +117,13 @@ class ShrinkReport(JsonData):
     @computed(after="files")
     def constants(self) -> list[dict[str, Any]]:
         """The constants, each with the encoding that was chosen."""
-        choice = self.encodings
         return [
             {
                 "tensor": unit.name,
                 "buffer": unit.position,
                 "readers": unit.readers,
                 "nbytes": unit.nbytes,
-                "encoding": choice[unit.position].text if unit.position in choice else "kept",
+                "encoding": self.stored(unit) or "kept",
             }
             for unit in self.units
         ]
@@ -132,6 +132,13 @@ class ShrinkReport(JsonData):
     def encodings(self) -> dict[int, Encoding]:
         """How constants are stored, by the position of the buffer; what is not there stays as it is."""
         return encodings_of(self.promised.choice) if self.promised is not None else {}
+
+    def stored(self, unit: Unit) -> str:
+        """Returns how a constant is stored; empty for one that stays as it is."""
+        form = None if self.promised is None else self.promised.choice.get(unit.position)
+        if isinstance(form, Encoding | Code):
+            return form.text
+        return "" if form is None else "float, of few values"
 
     def recipe(self) -> str:
         """Returns the assignment as a recipe for ``quantize-weights --map``, in TOML.

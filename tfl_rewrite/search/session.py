@@ -249,17 +249,19 @@ def _rounders(
     beside: Judge,
 ) -> Rounders:
     """Gives the passes what looks at inputs; one for all trials, so that nothing is done twice."""
+    from tfl_rewrite.calibration.coder import Coder
     from tfl_rewrite.calibration.fitter import Fitter
     from tfl_rewrite.calibration.rounder import Calibrated
 
     base, grids, pruning = wanted.base, wanted.grids, wanted.pruning
     if not inputs or wanted.goal.effort is Effort.FAST:
-        return Rounders(base, base, None, grids, pruning)
+        return Rounders(base, base, None, grids, pruning, coder=Coder(None))
     judging = replace(wanted.judging, inputs=tuple(inputs))
 
     hundredths = in_hundredths(progress)
+    fitter = Fitter(judging, hundredths, beside=beside)
     if grids is not None:
-        grids = replace(grids, fitting=Fitter(judging, hundredths, beside=beside))
+        grids = replace(grids, fitting=fitter)
     if pruning is not None:
         pruning = replace(pruning, fitting=Fitter(judging, hundredths, beside=beside))
     if base is None:
@@ -278,7 +280,7 @@ def _rounders(
     def ordered() -> QuantizeWeights:
         return replace(plain, rounder=calibrated(in_order=True))
 
-    return Rounders(replace(plain, rounder=calibrated()), plain, ordered, grids)
+    return Rounders(replace(plain, rounder=calibrated()), plain, ordered, grids, coder=Coder(fitter))
 
 
 def in_hundredths(progress: Progress) -> Progress:

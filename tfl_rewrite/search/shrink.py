@@ -27,15 +27,15 @@ from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.search.anytime import Anytime
 from tfl_rewrite.search.clock import TimeIsUp
+from tfl_rewrite.search.downloads import by_steps, smallest_download
 from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective
-from tfl_rewrite.search.holdout_judge import HoldoutJudge
 from tfl_rewrite.search.integers import FLOAT_SHARE, Tried, chosen, of_floats, rivals, why_not
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import caveats, settle
-from tfl_rewrite.search.standing import Found, Standing, Step
-from tfl_rewrite.search.trials import Frame, Measured, Rounding, deflated_nbytes
+from tfl_rewrite.search.standing import Standing, Step
+from tfl_rewrite.search.trials import Frame, Measured, Rounding
 from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
@@ -165,9 +165,11 @@ def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
             with contextlib.suppress(TimeIsUp):
                 opened.measure(search)
         with opened.judge() as judge:
+            coded = None if opened.wanted.grids is None else by_steps(opened, judge)
             standing = Standing(opened.trials, goal, judge, opened.clock, search.whole({}, Rounding.FITTED))
             found = Anytime(opened, search, standing).run()
-            found = _on_grids(opened, found, judge)
+            if coded is not None:
+                search, found = smallest_download(opened, (search, found), coded, judge)
         opened.clock.share = 1.0
         steps = tuple(standing.steps)
         tried.append(of_floats(opened, search, found))
@@ -191,6 +193,8 @@ def _wanted(plan: Plan, goal: Goal) -> Wanted:
     source = source_of(plan, *state)
     if judging.mode == "off":
         raise UsageError("a search has to run the files", remedy="leave out --verify off")
+    # Before anything is run: its library may not be installed.
+    goal.codec.sized()
     grids = None
     if goal.objective is Objective.DOWNLOAD and goal.min_snr is not None and goal.in_db:
         grids = RoundWeights(effort=Effort.FAST if goal.effort is Effort.FAST else Effort.BALANCED)
@@ -233,30 +237,6 @@ def _report(plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried]) ->
         tried=() if goal.activations == FLOATS else tuple(tried),
         notes=(*unmatched, *own, *found.notes, *caveats(goal, found, best.curve)),
     )
-
-
-def _on_grids(opened: Session, found: Found, judge: HoldoutJudge) -> Found:
-    """Returns float weights of few values instead, where those keep the bounds and deflate to less."""
-    goal, trials = opened.wanted.goal, opened.trials
-    if opened.wanted.grids is None or goal.min_snr is None:
-        return found
-    on_grids = settle(opened.grids(goal.min_snr), trials, goal, judge)
-    if on_grids.promised is None:
-        return found
-    trials.finish(on_grids.promised)
-    deflated = deflated_nbytes(trials.path)
-    promised = replace(on_grids.promised, deflated=deflated, cost=float(deflated))
-    note = "float weights stay, rounded to few values (round-weights)"
-    on_grids = replace(on_grids, promised=promised, notes=(note,))
-    if found.promised is None:
-        return on_grids
-    trials.finish(found.promised)
-    other = deflated_nbytes(trials.path)
-    text = f"{deflated:,} bytes deflated with float weights of few values, {other:,} with others stored"
-    notes = (*found.notes, text)
-    if other <= deflated:
-        return replace(found, notes=notes)
-    return replace(on_grids, notes=(*notes, note))
 
 
 _SAME = "what was searched for was measured with the samples that judge it: judge by others too"

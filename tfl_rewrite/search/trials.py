@@ -21,6 +21,7 @@ from tfl_rewrite.judge.judge import Judge, verdicts
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.numerics.codecs import Codec
 from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.prune import Prune, PrunedChange
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
@@ -47,14 +48,21 @@ from tfl_rewrite.search.units import (
     ratio,
     sparsities_of,
 )
+from tfl_rewrite.weights.codes import Code, Coded, Coding
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.payloads import GridPayload, WeightChange
-from tfl_rewrite.weights.rounders import Effort
+from tfl_rewrite.weights.rounders import Effort, Rounder
+
+
+def codes_of(choice: Choice) -> dict[int, Code]:
+    """Returns what is stored as integers for a download."""
+    return {position: form for position, form in choice.items() if isinstance(form, Code)}
 
 
 def _texts(choice: Choice) -> dict[str, str]:
-    return {str(position): form.text for position, form in sorted(encodings_of(choice).items())}
+    stored: dict[int, Encoding | Code] = {**encodings_of(choice), **codes_of(choice)}
+    return {str(position): form.text for position, form in sorted(stored.items())}
 
 
 class Rounding(str, enum.Enum):
@@ -107,6 +115,13 @@ class Chosen(Pass):
         return assigned(self.base, self.encodings, model).run(model, context)
 
 
+def coded(base: QuantizeWeights, coder: Coding, codes: Mapping[int, Code]) -> Chosen:
+    """Returns the weight pass that stores constants as integers for a download."""
+    axes = {position: code.axis for position, code in codes.items() if code.axis is not None}
+    settings = replace(base, rounder=Coded(coder, codes, Rounder()), scale_axes=axes)
+    return Chosen(settings, {position: code.encoding for position, code in codes.items()})
+
+
 @dataclass(frozen=True, slots=True)
 class Rounders:
     """What makes the constants of a file, looking at some inputs.
@@ -119,6 +134,7 @@ class Rounders:
             takes a new one. None where nothing is rounded for inputs.
         grids: The pass that rounds values, where grids are chosen.
         pruning: The pass that makes values zero, where shares are chosen.
+        coder: Makes integers for a download, where those are chosen.
     """
 
     base: QuantizeWeights | None = None
@@ -126,6 +142,7 @@ class Rounders:
     ordered: PassMaker | None = None
     grids: RoundWeights | None = None
     pruning: Prune | None = None
+    coder: Coding | None = None
 
     def passes(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> list[Pass]:
         """Returns what gives constants the forms that were chosen."""
@@ -136,7 +153,10 @@ class Rounders:
             base = self.plain
         elif rounding is Rounding.IN_ORDER and self.ordered is not None:
             base = self.ordered()
-        if base is not None and (encodings or not grids):
+        codes = codes_of(choice)
+        if codes and base is not None and self.coder is not None:
+            made.append(coded(base, self.coder, codes))
+        if base is not None and (encodings or not (grids or codes)):
             made.append(Chosen(base, encodings))
         if self.grids is not None and (grids or not made):
             made.append(replace(self.grids, choices=grids))
@@ -320,6 +340,18 @@ class Trials:
                 rounders.grids.fitting.prepare(model, found)
         return found
 
+    def prepare_codes(self, model: Model, items: Sequence[Constant]) -> None:
+        """Lets those who choose integers and levels look at constants of the model; those may change then.
+
+        Args:
+            model: See :meth:`fresh`.
+            items: Of it.
+        """
+        self.constants = {item.position: item for item in items}
+        for rounders in (self.final, *(fold.rounders for fold in self.folds)):
+            if rounders.coder is not None:
+                rounders.coder.prepare(model, items)
+
     def rounded(self, choice: Choice, rounding: Rounding = Rounding.FITTED) -> Rounded:
         """Stores constants otherwise, without writing a file."""
         model = self.fresh()
@@ -450,6 +482,10 @@ class Trials:
             position: Content(grid, GridPayload.of(self.constants[position], grid, fitting).data)
             for position, grid in grids_of(choice).items()
         }
+        coder = rounders.coder
+        for position, code in codes_of(choice).items():
+            if coder is not None and coder.takes(position):
+                contents[position] = Content(code, functools.partial(coder.floats, position, code))
         encodings = encodings_of(choice)
         # With more effort weights are balanced first, all of those that are chosen together.
         if encodings and rounders.base is not None and rounders.base.effort is not Effort.BEST:
@@ -508,7 +544,7 @@ class Trials:
                 sizes.append(self._make(fold.rounders.passes(choice, rounding), path))
             paths.append(path)
             if self._deflates(cost):
-                deflated.append(deflated_nbytes(path))
+                deflated.append(packed_nbytes(path, self.goal.codec))
         judged = self._judged(paths)
         inside = self._inside(paths, opened) if all(verdict.measured for verdict in judged) else []
         found = figures_of(judged, inside, self.goal)
@@ -638,9 +674,9 @@ class Trials:
         return judged
 
 
-def deflated_nbytes(path: Path) -> int:
+def packed_nbytes(path: Path, codec: Codec) -> int:
     """Returns the size of a file as a store compresses it."""
-    return len(zlib.compress(path.read_bytes(), 9))
+    return codec.sized()(path.read_bytes())
 
 
 def _sizes(model: Model) -> list[int]:

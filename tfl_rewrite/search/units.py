@@ -24,13 +24,14 @@ from tfl_rewrite.passes.prune import Prune, Sparsity, stored_nbytes, zeros_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.codes import Code
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.scales import Magnitudes
 from tfl_rewrite.weights.storage import Decision, forms
 
-Form = Encoding | Grid | Sparsity
+Form = Encoding | Grid | Sparsity | Code
 Float64 = npt.NDArray[np.float64]
 
 KEPT = Encoding.parse("float32")
@@ -87,7 +88,7 @@ class Option:
     @property
     def only_weights(self) -> bool:
         """Whether the noise is that of the values alone, not of activations that a kernel rounds too."""
-        if isinstance(self.form, (Grid, Sparsity)):
+        if isinstance(self.form, (Grid, Sparsity, Code)):
             return True
         return self.form.scheme is Scheme.DEQUANTIZE or not self.form.form.is_integer
 

@@ -53,6 +53,7 @@ class WeightPlan:
         levels: Constants that are stored finer than was asked for, by position of the buffer.
         known: What was read of the constants of the file before, by other plans.
         finer_few: Whether constants of few elements take 8 bits instead of fewer.
+        scale_axes: Along which axis scales lie where only DEQUANTIZE reads them, by position of the buffer.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read; without biases.
@@ -73,6 +74,7 @@ class WeightPlan:
     levels: Mapping[int, int] = field(default_factory=dict)
     known: Magnitudes | None = None
     finer_few: bool = False
+    scale_axes: Mapping[int, int] = field(default_factory=dict)
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
@@ -357,7 +359,8 @@ class WeightPlan:
         """Decides for a constant that only DEQUANTIZE reads, so that its scales may lie along any axis."""
         readings = [Reading.DEQUANTIZE] * len(item.uses)
         made: dict[Channels, Decision] = {}
-        for axis in self.forms.expanded_axes(item, encoding):
+        fixed = self.scale_axes.get(self._position(item))
+        for axis in self.forms.expanded_axes(item, encoding) if fixed is None else [fixed]:
             form = self.forms.dequantize(encoding.form, axis)
             if form is None:
                 return self.forms.no_dequantize(encoding.form)

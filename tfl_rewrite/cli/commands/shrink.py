@@ -85,15 +85,12 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     lines += _steps(report, verbose=verbose)
     lines += _activations(report)
     if found is not None and report.units:
-        counts = Counter(
-            report.encodings[unit.position].text if unit.position in report.encodings else "kept as it is"
-            for unit in report.units
-        )
+        counts = Counter(report.stored(unit) or "kept as it is" for unit in report.units)
         lines.append("constants: " + ", ".join(f"{count} x {name}" for name, count in counts.most_common()))
         if verbose:
             for unit in sorted(report.units, key=lambda unit: -unit.nbytes):
-                encoding = report.encodings.get(unit.position)
-                lines.append(f"  {unit.nbytes:>12,}  {encoding or 'kept'!s:28s} {safe(unit.name, limit=80)}")
+                how = report.stored(unit) or "kept"
+                lines.append(f"  {unit.nbytes:>12,}  {how:28s} {safe(unit.name, limit=80)}")
     if verbose or found is None:
         lines += _curve(report)
     if report.proven is not None:

@@ -11,7 +11,10 @@ way: ``q = 4 a + b`` with ``a`` from -8 to 7 and ``b`` from -2 to 1, so ``q`` fr
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.operators import Granularity, Reading
@@ -142,18 +145,23 @@ class SplitInteger(Integer):
     @property
     def levels(self) -> Levels:
         """The sums of both parts that int8 holds too, in which they are made."""
-        low, high = super().levels
+        low, high = self.sums
         return Levels(max(low, _INT8.low), min(high, _INT8.high))
 
-    def coarse(self, integers: Int8) -> Int8:
+    @property
+    def sums(self) -> Levels:
+        """The sums of both parts."""
+        return super().levels
+
+    def coarse(self, integers: npt.NDArray[Any]) -> Int8:
         """Returns the first part."""
         made: Int8 = ((integers - self.fine(integers)) >> np.int8(self._bits)).astype(np.int8)
         return made
 
-    def fine(self, integers: Int8) -> Int8:
+    def fine(self, integers: npt.NDArray[Any]) -> Int8:
         """Returns the second part."""
         half, mask = np.int8(1 << (self._bits - 1)), np.int8((1 << self._bits) - 1)
-        made: Int8 = ((integers + half) & mask) - half
+        made: Int8 = (((integers + half) & mask) - half).astype(np.int8)
         return made
 
     def divided(self) -> tuple[Part, ...]:
@@ -212,6 +220,21 @@ class SplitInteger(Integer):
         operators.append(editor.builtin(ADD, 1, [*terms], value))
         subgraph.operators[place:place] = operators
 
+
+class WideInteger(SplitInteger):
+    """Integers of more than eight bits, in an int8 part and a finer one."""
+
+    @property
+    def levels(self) -> Levels:
+        """The sums of both parts."""
+        return self.sums
+
+
+WIDE = (
+    WideInteger("int10", ("INT8", "INT2"), full_range=False),
+    WideInteger("int12", ("INT8", "INT4"), full_range=False),
+)
+"""Known to those alone who make integers of 16 bits; see :mod:`tfl_rewrite.weights.codes`."""
 
 FORMS = (
     Integer(

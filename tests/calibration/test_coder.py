@@ -1,0 +1,136 @@
+"""Integers for a download: every form means the floats that the search measured, on every runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.nets import Net, run
+from tfl_rewrite import load, save
+from tfl_rewrite.calibration.coder import Coder, packed
+from tfl_rewrite.calibration.fitter import Fitter
+from tfl_rewrite.editing.base import Context
+from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Model
+from tfl_rewrite.numerics.codecs import Codec
+from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.search.trials import coded
+from tfl_rewrite.search.units import base_pass
+from tfl_rewrite.weights.codes import Code, code_forms
+from tfl_rewrite.weights.grids import find_constants
+
+
+def net(*, half: bool = False) -> Model:
+    """A depthwise filter whose channels meet unlike strengths, and a dense layer."""
+    made = Net()
+    source = made.input("x", (1, 4, 4, 96))
+    values = made.random.standard_normal((1, 9, 9, 96)).astype(np.float32)
+    filters = made.half("dw", values) if half else made.constant("dw", values)
+    bias = made.constant("bias", np.zeros(96, np.float32))
+    options = {"padding": 0, "stride_w": 1, "stride_h": 1, "depth_multiplier": 1}
+    seen = made.add("DEPTHWISE_CONV_2D", [source, filters, bias], "seen", (1, 4, 4, 96), **options)
+    flat = made.add(
+        "RESHAPE", [seen, made.constant("shape", np.array([1, 1536], np.int32))], "flat", (1, 1536)
+    )
+    made.output(made.dense(flat, made.weights("fc", (24, 1536)), "out"))
+    return made.model
+
+
+def opened(model: Model, fitter: Fitter | None = None) -> tuple[Coder, dict[str, int]]:
+    items, _ = find_constants(model, int8=False, min_elements=64)
+    coder = Coder(fitter)
+    coder.prepare(model, items)
+    return coder, {item.where: item.position for item in items}
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("form", list(code_forms()))
+@pytest.mark.parametrize("half", [False, True])
+def test_every_form_computes_with_the_floats_that_were_measured(
+    tmp_path: Path, form: str, half: bool
+) -> None:
+    save(net(half=half), tmp_path / "in.tflite")
+    model = load(tmp_path / "in.tflite")
+    coder, places = opened(model)
+    dw = "dw_half" if half else "dw"
+    high = code_forms()[form].levels.high
+    codes = {
+        places[dw]: Code(2.5 / high, form, 3),
+        places["fc"]: Code(2.5 / high, form),
+    }
+    save(net(), tmp_path / "floats.tflite")
+    patched = load(tmp_path / "floats.tflite")
+    named = {item.where: item for item in find_constants(patched, int8=False, min_elements=64)[0]}
+    for name, position in (("dw", places[dw]), ("fc", places["fc"])):
+        named[name].buffer.blob = OwnedBlob(bytes(coder.floats(position, codes[position])))
+    # In the place of float16 values stand none that are no float16.
+    assert coder.takes(places[dw]) is not half
+    coded(base_pass(QuantizeWeights()), coder, codes).run(model, Context())
+    save(model, tmp_path / "out.tflite")
+    save(patched, tmp_path / "patched.tflite")
+    x = {"x": np.random.default_rng(1).standard_normal((1, 4, 4, 96)).astype(np.float32)}
+    wanted, found = (run(tmp_path / name, x)["out"] for name in ("patched.tflite", "out.tflite"))
+    assert np.abs(wanted - found).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_parts_add_up_to_the_integers() -> None:
+    for name, form in code_forms().items():
+        integers = np.arange(form.levels.low, form.levels.high + 1).astype(
+            np.int16 if name in ("int10", "int12") else np.int8
+        )
+        whole, parts = 0, form.divided()
+        for part in parts:
+            held = integers if part.take is None else part.take(integers)
+            assert held.dtype == np.int8
+            whole = whole + held.astype(int) * part.step
+        assert np.array_equal(whole, integers), name
+        assert len(packed(form, integers)) >= integers.size * form.bits // 8
+
+
+def test_small_ranges_take_small_forms() -> None:
+    model = net()
+    coder, places = opened(model)
+    names, sized = list(code_forms()), Codec.DEFLATE.sized(quick=True)
+    found = [coder.best(places["fc"], step, names, sized) for step in (0.5, 2e-3, 1e-9)]
+    assert found[0] is not None and found[0].form == "int4"
+    assert found[1] is not None and found[1].form == "int12"
+    assert found[2] is None
+
+
+def test_channels_of_a_depthwise_filter_have_steps_of_their_own() -> None:
+    model = net()
+    coder, places = opened(model)
+    code = coder.best(places["dw"], 0.1, ["int8"], Codec.DEFLATE.sized(quick=True))
+    assert code is not None and code.axis == 3
+    assert coder.scales(places["dw"], code).shape == (96,)
+    # A channel with larger values than there are integers for gets a larger step, by a power of two.
+    fine = coder.scales(places["dw"], Code(1e-4, "int4", 3)) / coder.scales(places["dw"], code) * 0.1 / 1e-4
+    assert np.array_equal(np.log2(fine), np.rint(np.log2(fine))) and (fine > 1).all()
+    integers = coder.integers(places["dw"], Code(1e-4, "int4", 3))
+    assert integers.min() >= -8 and integers.max() <= 7
+
+
+@pytest.mark.runtime
+def test_what_weights_meet_decides(fixtures: Path, few: Path) -> None:
+    """Of the products, integers that know the activations are off by less at the same step."""
+    model = load(fixtures / "digits_cnn.tflite")
+    judging = Judging(inputs=(few,))
+    fitted, places = opened(model, Fitter(judging))
+    plain, _ = opened(model)
+    errors = []
+    for coder in (fitted, plain):
+        total = 0.0
+        for item in find_constants(model, int8=False, min_elements=64)[0]:
+            assert fitted.fitter is not None
+            known = fitted.fitter.known(item)
+            if known is None or known.parts != 1 or coder.best(item.position, 0.05, ["int8"], len) is None:
+                continue
+            code = Code(0.05, "int8")
+            made = np.frombuffer(coder.floats(item.position, code), "<f4")
+            off = known.product.matrix((item.values() - made).reshape(item.tensors[0].shape))
+            total += float(np.einsum("grk,gkl,grl->", off, known.moments(), off))
+        errors.append(total)
+    assert places and errors[0] < 0.8 * errors[1]
