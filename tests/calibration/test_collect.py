@@ -9,7 +9,20 @@ import pytest
 
 from tests.nets import Net
 from tfl_rewrite import Context, Judging, Pass, QuantizeWeights, RoundWeights, load, run, save
+from tfl_rewrite.calibration.collect import steps_of
 from tfl_rewrite.calibration.fitter import InputActivations
+
+
+def test_the_calls_that_inputs_make_are_known_without_a_runtime(fixtures: Path) -> None:
+    """No mark: a process would be refused."""
+    inputs = fixtures / "inputs" / "mtcnn_rnet.npz"
+    steps = steps_of(load(fixtures / "mtcnn_rnet.tflite"), Judging(inputs=(inputs,), runtime=("not there",)))
+    with np.load(inputs) as held:
+        (given,) = (held[name] for name in held.files)
+    assert len(steps) == len(given) == 12
+    for step, sample in zip(steps, given, strict=True):
+        ((_, value),) = step.values
+        np.testing.assert_array_equal(value.reshape(sample.shape), sample)
 
 
 @pytest.mark.runtime

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfl_rewrite.numerics import layer as layer_module
 from tfl_rewrite.numerics.gptq import GptqEffort
 from tfl_rewrite.numerics.layer import Fit, Layer, LayerRounding, Plan, Trial
 from tfl_rewrite.numerics.moments import Drift, Moments
@@ -139,3 +140,25 @@ def test_threads_change_nothing() -> None:
     alone = trial(weight, halves, centred=True).tried(scale)
     with ThreadPoolExecutor(4) as pool:
         assert trial(weight, halves, centred=True).tried(scale, pool.map) == alone
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_trials_one_by_one_say_the_same(behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(6)
+    # More rows than are tried.
+    weight = random.standard_normal((200, 24)).astype(np.float32)
+    product = Dense(weight.shape)
+    moments = Drift(product) if behind else Moments(product)
+    for number in range(4):
+        vectors = (random.standard_normal((200, 24)) + 1).astype(np.float32)
+        if isinstance(moments, Drift):
+            moments.add_pair(vectors, vectors + 0.1 * vectors[:, ::-1], [number], number % 2)
+        else:
+            moments.add(vectors, random, number % 2)
+    plan = Plan(weight.shape, Channels.along(weight.shape, 0), Levels.narrow(4), centred=True)
+    rounding = LayerRounding(weight, plan, moments, GptqEffort())
+    scale = nearest_scale(weight, Levels.narrow(4))
+    together = rounding.tried(scale)
+    assert set(together.errors) == set(Fit)
+    monkeypatch.setattr(layer_module, "_STACKED_NBYTES", 0)
+    assert rounding.tried(scale) == together
