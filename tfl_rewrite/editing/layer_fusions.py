@@ -32,6 +32,7 @@ from tfl_rewrite.kernels.table import (
 )
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Buffer, Operator, Tensor, schema
+from tfl_rewrite.numerics.products import same_padding
 
 _X, _WEIGHTS = Value("x"), Value("weights")
 _PADDING = schema().enums["Padding"].values
@@ -46,10 +47,7 @@ _ROOM = "its padding is not that of SAME: {} where SAME pads {}"
 
 
 def _same_padding(match: Match, editor: Editor) -> Making:
-    """SAME instead of VALID behind a PAD of what SAME pads.
-
-    ``ComputePaddingWithOffset`` of ``tflite/kernels/padding.h``.
-    """
+    """SAME instead of VALID behind a PAD of what SAME pads."""
     host, padded = match.nodes["host"], match.operators[0]
     x, pads = match.tensors["x"], match.arrays["pads"]
     shape, sizes = match.shapes[x], _window_of(match, host)
@@ -67,11 +65,11 @@ def _same_padding(match: Match, editor: Editor) -> Making:
         stride = host.option(f"stride_{axis}") or 1
         reach = (size - 1) * (host.option(f"dilation_{axis}_factor") or 1) + 1
         made = -(-(dim or 0) // stride)
-        total = max((made - 1) * stride + reach - (dim or 0), 0)
+        same = same_padding(dim or 0, reach, stride)
         # What lies behind the last window is read by none.
-        if before != total // 2 or ((dim or 0) + before + after - reach) // stride + 1 != made:
+        if before != same[0] or ((dim or 0) + before + after - reach) // stride + 1 != made:
             there = f"{before} before and {after} behind"
-            return Refused(_ROOM.format(there, f"{total // 2} and {total - total // 2}"), "padding")
+            return Refused(_ROOM.format(there, f"{same[0]} and {same[1]}"), "padding")
     editor.set_option(host, "padding", _PADDING["SAME"])
     host.inputs[0] = x
     return [host]

@@ -15,7 +15,8 @@ from tfl_rewrite.numerics.products import BatchMatmul, Convolution, Dense, Depth
 from tfl_rewrite.numerics.recurrent import Cell, Filtered, Gate, States
 from tfl_rewrite.numerics.symmetric import Float32
 
-_SAME = 0
+SAME = 0
+"""The option ``padding`` of a layer that pads so that strides alone divide its size."""
 
 
 def activation_of(operator: Operator, position: int) -> Tensor | None:
@@ -102,7 +103,7 @@ def _window(operator: Operator, shape: tuple[int, ...]) -> Window:
         (shape[1], shape[2]),
         pair("stride_h", "stride_w"),
         pair("dilation_h_factor", "dilation_w_factor"),
-        (operator.option("padding") or 0) == _SAME,
+        (operator.option("padding") or 0) == SAME,
     )
 
 

@@ -120,6 +120,20 @@ class BatchMatmul(Product):
         return np.ascontiguousarray(rows[:, _chosen(rows.shape[1], limit, stream)])
 
 
+def same_padding(size: int, reach: int, stride: int) -> tuple[int, int]:
+    """Returns how many zeros SAME adds before and behind an axis.
+
+    ``ComputePaddingWithOffset`` of ``tflite/kernels/padding.h``: the output has ceil(size / stride) places.
+
+    Args:
+        size: Of the axis.
+        reach: Of the window from its first to its last element, dilated.
+        stride: From one window to the next.
+    """
+    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    return total // 2, total - total // 2
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Where the windows of a convolution lie: ``(height, width)`` each."""
@@ -147,11 +161,10 @@ class Window:
             sides, self.kernel, self.stride, self.dilation, strict=True
         ):
             reach = (kernel - 1) * dilation + 1
-            count = -(-size // stride) if self.same else max(0, -(-(size - reach + 1) // stride))
-            total = max((count - 1) * stride + reach - size, 0) if self.same else 0
-            before.append(total // 2)
-            after.append(total - total // 2)
-            counts.append(count)
+            padding = same_padding(size, reach, stride) if self.same else (0, 0)
+            before.append(padding[0])
+            after.append(padding[1])
+            counts.append(max(0, -(-(size + sum(padding) - reach + 1) // stride)))
         if channels != wanted:
             raise ValueError(f"its activation has {channels} channels, not {wanted}")
         limit = min(limit, max(1, _GATHERED_ELEMENTS // max(1, math.prod(self.kernel) * channels)))

@@ -35,17 +35,18 @@ from tfl_rewrite.editing.layer_constants import (
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.kernels.operands import is_float_layer
+from tfl_rewrite.kernels.products import SAME
 from tfl_rewrite.kernels.reads import first_version_with, needed_version
 from tfl_rewrite.kernels.shapes import Shape
 from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, DIV, MUL, SUB, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.numerics.products import same_padding
 from tfl_rewrite.options.option import option
 
 _ACTIVATION = "fused_activation_function"
 _MOVABLE = (0, 1, 2, 3)
 """None, RELU, RELU_N1_TO_1 and RELU6: the activations that float kernels of layers take."""
-_SAME = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,7 +305,7 @@ def _step_of(operator: Operator, graph: Graph) -> Step | None:
 def _is_whole(host: Operator, weights: tuple[int, ...] | None, shape: Shape | None) -> bool:
     """Whether a layer meets no padding: what is added to its input is multiplied by all of its weights."""
     padding = host.option("padding")
-    if padding is None or padding != _SAME or weights is None:
+    if padding is None or padding != SAME or weights is None:
         return padding is not None or len(weights or ()) == 2
     if weights[1:3] == (1, 1):
         return True
@@ -317,11 +318,9 @@ def _is_whole(host: Operator, weights: tuple[int, ...] | None, shape: Shape | No
 
 
 def _padded(host: Operator, size: int, taps: int, side: str) -> int:
-    """Returns how many zeros SAME adds along an axis (``tflite/kernels/padding.h``)."""
-    stride = host.option(f"stride_{side}") or 1
-    dilation = host.option(f"dilation_{side}_factor") or 1
-    count = -(-size // stride)
-    return int(max((count - 1) * stride + (taps - 1) * dilation + 1 - size, 0))
+    """Returns how many zeros SAME adds along an axis."""
+    reach = (taps - 1) * (host.option(f"dilation_{side}_factor") or 1) + 1
+    return sum(same_padding(size, reach, host.option(f"stride_{side}") or 1))
 
 
 def _constants(step: Step) -> list[Tensor]:
