@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.memory import MemoryWatch
-from tfl_rewrite.interpreter.process import Child
+from tfl_rewrite.interpreter.process import Child, RuntimeChoice
+from tfl_rewrite.interpreter.scratch import Scratch
+from tfl_rewrite.interpreter.worker import Worker
+
+from . import fake_runtime
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +74,31 @@ def test_whoever_is_killed_may_be_killed_again(child: Child) -> None:
 def test_what_cannot_be_started(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Child([str(tmp_path / "missing")], tmp_path / "stderr", MemoryWatch(None))
+
+
+def test_a_process_that_was_started_early_is_the_one_that_answers(tmp_path: Path) -> None:
+    model, choice = fake_runtime.model(tmp_path / "a"), RuntimeChoice.parse(fake_runtime.install(tmp_path))
+    with Scratch() as scratch:
+        worker = Worker(choice, scratch)
+        try:
+            worker.admit(model)
+            worker.warm()
+            worker.warm()
+            interface, _ = worker.open("open", model, "default", 1)
+            assert [facts.name for facts in interface.primary.inputs] == ["x"]
+            assert (scratch.path / "starts").read_text() == "\n"
+        finally:
+            worker.kill()
+
+
+def test_what_is_wrong_with_a_process_that_was_started_early_is_told_when_it_is_asked(tmp_path: Path) -> None:
+    model = fake_runtime.model(tmp_path / "a")
+    choice = RuntimeChoice(python=shutil.which("false") or "", wanted="litert", given="python:false")
+    with Scratch() as scratch:
+        worker = Worker(choice, scratch)
+        try:
+            worker.warm()
+            with pytest.raises(UsageError):
+                worker.begin({"do": "open", "model": str(model), "resolver": "default", "threads": 1})
+        finally:
+            worker.kill()

@@ -215,6 +215,7 @@ class Worker:
         self._unnamed: dict[Path, int] = {}
         self._starts = 0
         self._child: Child | None = None
+        self._greeted = False
         self._stderr_start = 0
         self._execution: Execution | None = None
         self._started = ""
@@ -247,6 +248,15 @@ class Worker:
                 if self._child is not None and not self.busy:
                     self.kill()
 
+    def warm(self) -> None:
+        """Starts the process without waiting for it, so that it loads the runtime while others work.
+
+        What is wrong with it, `begin` tells.
+        """
+        if self._child is None:
+            with contextlib.suppress(UsageError):
+                self._spawn()
+
     def begin(
         self,
         request: dict[str, Any],
@@ -269,6 +279,8 @@ class Worker:
         if child is None or child.has_ended or other or spent:
             self.kill()
             self._start()
+        elif not self._greeted:
+            self._greet(child)
         assert self._child is not None
         self._stderr_start = self._stderr_path.stat().st_size
         # The process does not see the folder.
@@ -514,6 +526,10 @@ class Worker:
         return path if descriptor is None else Path(f"/proc/self/fd/{descriptor}")
 
     def _start(self) -> None:
+        self._greet(self._spawn())
+
+    def _spawn(self) -> Child:
+        self._greeted = False
         self._started = self.runtime.wanted
         # Another one each time: what an older process left there is none of its business.
         self._starts += 1
@@ -545,9 +561,7 @@ class Worker:
             raise UsageError(
                 f"cannot be started: {error.strerror}", file=self.runtime.python, remedy=self.runtime.remedy
             ) from error
-        self._greet(child)
-        # Not before: what loads a runtime is no model.
-        child.watch_memory()
+        return child
 
     def _greet(self, child: Child) -> None:
         try:
@@ -556,6 +570,9 @@ class Worker:
             hello = {"missing": f"no answer within {START_SECONDS:g} s"}
         if hello is not None and "hello" in hello:
             self.hello = hello
+            self._greeted = True
+            # Not before: what loads a runtime is no model.
+            child.watch_memory()
             return
         self._stderr_start = 0
         why = (hello or {}).get("missing") or f"{_death(child)}{self._last_words()}"

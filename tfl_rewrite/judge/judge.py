@@ -273,6 +273,9 @@ class Judge:
         started = time.monotonic()
         rewritten = self._workers[1]
         self._take_turn(after)
+        if self._original.settled is None:
+            for worker in self._workers:
+                worker.warm()
         theirs = self._taken_by(after) if self._judging.retyped or self._judging.counterparts else None
         self._original.call_as(theirs)
         theirs = theirs if self._judging.retyped else None
