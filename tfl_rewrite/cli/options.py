@@ -6,16 +6,17 @@ import argparse
 import functools
 import importlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.options.option import NUMBER, RANGE, SWITCH, WHOLE, Option, Role, made_with, options_of
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.settings import Judging
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Argument:
     """One argument: its names, what argparse is to know of it, and what becomes of a file that it names."""
 
@@ -29,7 +30,7 @@ Groups = tuple[tuple[str, tuple[Argument, ...]], ...]
 """Titles, and the arguments below each."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Command:
     """One subcommand.
 

@@ -10,11 +10,12 @@ import enum
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, ClassVar, Protocol
 
 from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.judge.counterparts import Counterparts
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
@@ -34,7 +35,7 @@ class Change(Protocol):
         """Returns it as JSON data."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Edit(JsonData):
     """A change that a few words tell.
 
@@ -55,7 +56,7 @@ class Edit(JsonData):
     data: dict[str, Any] = field(default_factory=dict, metadata=shown(merged=True))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Skip(JsonData):
     """One thing that a pass looked at and left alone.
 
@@ -82,7 +83,7 @@ class Skip(JsonData):
         return "kept"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PassResult(JsonData):
     """What one pass did.
 
@@ -165,7 +166,7 @@ class Effect(enum.Enum):
     REPAIR = "repair"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Context:
     """What a pass needs beside the model.
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.atomic import check_target
 from tfl_rewrite.files.source import Source
+from tfl_rewrite.frozen import frozen
 
 INPUT, OUTPUT = "IN", "OUT"
 """What the model that is read, and the one that is written, are called."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """A file that is read or written.
 

@@ -13,10 +13,10 @@ import stat
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
+from tfl_rewrite.frozen import frozen
 
 _PIECE = 4 << 20
 # Gaps that are looked at before the pages around them are given back.
@@ -180,7 +180,7 @@ def _state(descriptor: int) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ZipTail:
     """A ZIP after the model, with what is needed to move it.
 

@@ -16,6 +16,7 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.attached import tail_of
 from tfl_rewrite.files.container import Container, ZipTail
 from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.work import Work
@@ -56,7 +57,7 @@ def differs(model: Model, origin: Origin) -> bool:
     return model.tail is not None or not _same(lower(model), origin.root)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layout:
     """A planned output file: tables and blobs, then the ZIP; or the input with other bytes in some places.
 
@@ -125,7 +126,7 @@ class Layout:
         return [*kept, (position, MappedBlob(base, position, self.nbytes - position))]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Ticking:
     sink: Sink
     tick: Callable[[int], None]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from tfl_rewrite.errors import FormatError
@@ -36,6 +35,7 @@ from tfl_rewrite.flatbuf.record import (
     Schema,
     TableSpec,
 )
+from tfl_rewrite.frozen import frozen
 
 MAX_DEPTH = 64
 MAX_TABLES = 1_000_000
@@ -67,7 +67,7 @@ def _said(place: Place) -> str:
     return "".join(reversed(steps)).removeprefix(".") or place
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadResult:
     """A read file.
 
@@ -113,7 +113,7 @@ _Field = tuple[str, int, Callable[[memoryview, int], tuple[Any, ...]] | None, in
 """Name, position in the table, how a number is read (None for what is no number), width, and the field."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Layout:
     """What a vtable says of its tables.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
+
+from tfl_rewrite.frozen import frozen
 
 
 class Kind(enum.Enum):
@@ -21,7 +23,7 @@ class Kind(enum.Enum):
     TABLES = "vector of tables"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scalar:
     """A fixed-size number: its ``struct`` code (little endian), and its size in bytes."""
 
@@ -43,7 +45,7 @@ FLOAT32 = Scalar("float", "f", 4)
 FLOAT64 = Scalar("double", "d", 8)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class EnumSpec:
     """An enum or union: ``values`` maps member names to numbers, ``members`` numbers to union tables."""
 
@@ -60,7 +62,7 @@ class EnumSpec:
         return str(value)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class FieldSpec:
     """One field of a table.
 
@@ -84,7 +86,7 @@ class FieldSpec:
     align: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class TableSpec:
     """A table: its fields by slot (``fields[i].slot == i``) and by name."""
 
@@ -99,7 +101,7 @@ class TableSpec:
         self.by_name[spec.name] = spec
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Schema:
     """All tables and enums by name without namespace, the root table and the file identifier."""
 

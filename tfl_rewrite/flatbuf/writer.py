@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from flatbuffers.builder import Builder
@@ -31,6 +30,7 @@ from tfl_rewrite.flatbuf.record import (
     Writable,
     packed,
 )
+from tfl_rewrite.frozen import frozen
 
 MAX_NBYTES = (1 << 31) - 1
 """What 32-bit FlatBuffer offsets reach (``FLATBUFFERS_MAX_BUFFER_SIZE``)."""
@@ -39,7 +39,7 @@ _BLOB_NBYTES = 1024
 _BLOB_ALIGN = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FilePosition:
     """Stands in a 64-bit field for the file-absolute offset of a blob that lies after the FlatBuffer."""
 
@@ -47,7 +47,7 @@ class FilePosition:
     align: int = _BLOB_ALIGN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Packing:
     """How a file is to be laid out when its content alone does not settle it.
 
@@ -62,7 +62,7 @@ class Packing:
     defaults: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """Where every byte of a FlatBuffer file goes.
 
@@ -348,12 +348,12 @@ class _Planner:
         return int(builder.EndObject())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Blob:
     key: object
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Leaf:
     """A string or vector with its count; ``align`` is that of what follows the count."""
 
@@ -361,7 +361,7 @@ class _Leaf:
     align: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _CountedBlob:
     """A vector in the file: its 32-bit element count, then its bytes."""
 

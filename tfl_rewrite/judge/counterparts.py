@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tfl_rewrite.frozen import frozen
 
 # The descriptions are of arrays, and a rewrite that has no names to give needs none.
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ Argument = tuple[str, str | int]
 is the primary subgraph."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Counterpart:
     """An entry point of the rewritten file, and the one of the original that computes the same.
 

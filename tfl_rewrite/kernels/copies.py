@@ -7,14 +7,14 @@ at shapes and constants; whether input and output are of one type, with one scal
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.shapes import Given, UnknownShapeError, slice_steps, stated
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Copy:
     """What an operator copies.
 

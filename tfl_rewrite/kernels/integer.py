@@ -11,9 +11,10 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, field
 from types import MappingProxyType
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.runtimes import NEWEST_RUNTIME, OLDEST_MEASURED_RUNTIME, Runtime
 
 
@@ -45,7 +46,7 @@ OUTPUT = -1
 """Stands for the output among the positions of a :class:`Limit`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limit:
     """Bounds of a quotient of scales, outside of which a kernel is wrong or ends the process.
 
@@ -73,7 +74,7 @@ class Limit:
         return self.least.get(width, 0.0) <= quotient < self.most.get(width, math.inf)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gate:
     """Positions of the operands of one gate of an LSTM.
 
@@ -96,7 +97,7 @@ HIDDEN = -2
 """Stands among positions for what an LSTM projects, which is no operand."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """The operands of a kernel that keeps a state, beside its activation.
 
@@ -137,7 +138,7 @@ Bends = Mapping[int, tuple[float, float]]
 """By width, a least and a greatest value."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IntegerKernel:
     """How one operator computes in integers.
 
@@ -424,7 +425,7 @@ SVDF_MEMORY = Memory(
 cuts off nothing but what int8 does not hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TypeChange:
     """How an operator turns a tensor of one type into the same real values in another.
 

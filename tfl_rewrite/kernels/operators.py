@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, field
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.copies import CopyRule
 from tfl_rewrite.kernels.integer import IntegerKernel, Target
 from tfl_rewrite.kernels.runtimes import MicroKernel, Runtime, micro_kernels
@@ -141,7 +142,7 @@ class Steep(enum.Enum):
     POWER = "in both inputs; not where all exponents are constants of 1 and more"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Form:
     """One way in which an operator takes a weight that is stored as integers or float16.
 
@@ -181,7 +182,7 @@ class Form:
     shape: Shape = Shape.ANY
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class OperatorRow:
     """All that is known of one builtin operator. What is not known has the value that promises nothing.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import (
     constant_values,
@@ -35,7 +35,7 @@ INTEGER_WEIGHTS = ("INT8", "UINT8", "INT4", "INT2")
 """Types that a hybrid kernel may meet as a weight."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WeightRead:
     """One integer constant that a hybrid kernel reads.
 
@@ -186,7 +186,7 @@ def _computes_in_float(operator: Operator, row: OperatorRow) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TooHigh:
     """An operator code whose version keeps runtimes away that have all that its operators use.
 
@@ -328,7 +328,7 @@ def _rescaled(operator: Operator) -> bool:
     return scales[0][0] * scales[1][0] / scales[2][0] >= 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MicroObstacle:
     """Something that TFLite Micro refuses, or silently gets wrong.
 

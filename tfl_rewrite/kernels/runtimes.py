@@ -13,12 +13,12 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from tfl_rewrite.errors import UsageError, whole_number
+from tfl_rewrite.frozen import frozen
 
 Runtime = tuple[int, int]
 
@@ -101,7 +101,7 @@ def refusals(runtime: Runtime) -> Mapping[str, tuple[Terms, ...]]:
     return MappingProxyType(found)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MicroKernel:
     """What TFLite Micro computes of one operator.
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.ir import Operator
 
 Dim = int | None
@@ -27,7 +27,7 @@ class UnknownShapeError(Exception):
     """What a rule needs is not known, or operands do not fit: nothing is said of the outputs."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Given:
     """What is known of the inputs of one operator.
 
@@ -432,7 +432,7 @@ def slice_(given: Given) -> Sequence[Shape | None]:
     return [tuple(dims)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SliceStep:
     """What STRIDED_SLICE does with one axis of its input; ``None`` for a bound that a mask leaves open."""
 

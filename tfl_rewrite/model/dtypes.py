@@ -6,10 +6,10 @@ Sub-byte types are packed low bits first, padded to a whole byte at the end of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tfl_rewrite.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DType:
     """A tensor type. ``bits`` is 0 where elements have no fixed size; ``numpy`` is empty where none fits."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Use:
     """One place where an operator reads a tensor."""
 

@@ -7,13 +7,13 @@ runtime will refuse to load in a file that somebody else made; ``check`` prints 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """Something that the runtime refuses, or computes wrongly."""
 

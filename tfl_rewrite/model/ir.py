@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
 from tfl_rewrite.flatbuf.reader import load_schema
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector, Schema
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, OwnedBlob
 
@@ -76,7 +77,7 @@ class Buffer:
         return self.blob is None and (data is None or len(data) > 0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Quantization:
     """Scales and zero points of a tensor. Several tensors may share one, so it is never changed.
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.blob import Blob, MappedBlob, Source
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -45,7 +45,7 @@ class Into(enum.Enum):
     DEBUG = "entries of the debug metadata buffer, which we carry unread"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """A field that refers to something.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Float32
 
 _TOP = 14  # The largest quotient lies in [2^14, 2^15): far from what float16 cannot hold.
@@ -30,7 +30,7 @@ SMALLEST_DIRECT = float(_HALF_NORMAL)
 """The least scale that a kernel reads as float16."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BlockScales:
     """The scales of all blocks of a constant.
 

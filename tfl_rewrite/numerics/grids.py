@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.numerics.symmetric import Channels, Error
 
 BLOCK_ELEMENTS = 1 << 16
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """What the numbers of one type can hold.
 
@@ -60,7 +60,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rows(Channels):
     """How a row-major constant falls into channels, and what a kernel sums: a row is all of one channel.
 
@@ -90,7 +90,7 @@ class Rows(Channels):
         return self.outer * self.inner
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Block:
     """Some rows, or parts of one where nothing is balanced.
 
@@ -147,7 +147,7 @@ def _cut(values: Array, block: Block) -> Array:
     return whole[:, block.start : block.start + block.columns]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Profile:
     """What a grid is chosen from, one number per channel.
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.flatbuf.record import Sink
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.ir import Tensor
@@ -55,7 +56,7 @@ class Levels(NamedTuple):
         return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Channels:
     """How a row-major tensor falls into channels: ``[outer, channels, inner]``.
 
@@ -300,7 +301,7 @@ class Silenced:
         return tuple(int(channel) for channel in silent if (before[:, channel] != self._zero).any())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Floats:
     """Constant values as the float32 that they mean, read a part at a time.
 

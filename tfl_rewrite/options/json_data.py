@@ -15,16 +15,18 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
+
+from tfl_rewrite.frozen import frozen
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "json_key"
 _MOST_ROWS = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Key:
     """How a field or a property stands in JSON data.
 

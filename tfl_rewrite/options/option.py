@@ -10,11 +10,12 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tfl_rewrite.errors import UsageError, check_number, near_names
+from tfl_rewrite.frozen import frozen
 
 Made = TypeVar("Made")
 Held = TypeVar("Held")
@@ -29,7 +30,7 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """A kind of value.
 
@@ -172,7 +173,7 @@ class Role(Enum):
     FOLDER = "writes into it"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Option:
     """All that is known of one option.
 

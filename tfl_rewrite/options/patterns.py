@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.frozen import frozen
 
 MOST_CHARACTERS = 10_000
 MOST_STEPS = 2_000_000_000
@@ -46,7 +47,7 @@ class Budget:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plain:
     """What a pattern without any operator but ``^`` and ``$`` is: a text, and where it must stand.
 
@@ -66,7 +67,7 @@ class Plain:
         return self.text in name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pattern:
     """A compiled pattern.
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from tfl_rewrite.editing.base import Change, Context, Edit, Effect, Pass, PassResult, run_passes
 from tfl_rewrite.editing.effects import PURE_CUSTOM
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.option import option
 
@@ -28,7 +29,7 @@ _MOST_ROUNDS = 50
 """Each leaves fewer operators, or constants of which one was made; a real model takes four."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@frozen(kw_only=True)
 class Simplify(Pass):
     """Leaves fewer operators that compute the same.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tfl_rewrite.editing.base import Pass, PassResult, expanded
 from tfl_rewrite.errors import UnsupportedError, VerificationError
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.runtimes import unmeasured
 from tfl_rewrite.model.ir import Model
@@ -28,7 +29,7 @@ Place = tuple[int, int]
 """A constant: the number of the pass that changes it, and the position of its buffer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Plan:
     """All that a rewrite is told before anything is opened.
 
@@ -59,7 +60,7 @@ class Plan:
         object.__setattr__(self, "passes", tuple(expanded(self.passes)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Culprit(JsonData):
     """One constant, rewritten alone.
 
@@ -83,7 +84,7 @@ def _expanded(value: tuple[float | None, int] | None) -> tuple[float | None, int
     return None if value is None else (finite()(value[0]), value[1])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Damage(JsonData):
     """What was found in the time given.
 
@@ -127,7 +128,7 @@ class Damage(JsonData):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finer(JsonData):
     """A constant that is stored finer than was asked for, so that the file passes.
 
@@ -143,7 +144,7 @@ class Finer(JsonData):
     snr: float | None = field(default=None, metadata=shown("snr_db", made=finite()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Report(JsonData):
     """What a rewrite did.
 

@@ -20,6 +20,7 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
 from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
 from tfl_rewrite.options.option import Role, options_of
@@ -121,7 +122,7 @@ class _Opened:
         return self._judges
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Ran:
     """What passes made of a model.
 

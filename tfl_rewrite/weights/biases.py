@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.operands import constant_values, input_of, operators_of, scales_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.reads import first_version_with
@@ -51,7 +52,7 @@ _RELATIVE = 0.01
 """Below it, the difference is what rounding a product of float32 scales several times leaves."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Correction:
     """What is to be added to the bias of an operator: ``[outputs]``."""
 
@@ -161,7 +162,7 @@ class Reading(enum.Enum):
     CONTRADICTED = "quantized_bias_type is not the type of the bias"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BiasRead:
     """A bias beside int16 activations that is not of the type that its kernel takes."""
 
@@ -269,7 +270,7 @@ def _tell(read: BiasRead, editor: Editor, where: str) -> Edit | Skip:
     return Edit(where, f"{_OPTION} says int32; version {version}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BiasScale:
     """A bias whose scale is not that of its input times that of its weight.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels import operands
 from tfl_rewrite.kernels.operators import Need, OperatorRow
 from tfl_rewrite.kernels.reads import needed_version
@@ -29,7 +30,7 @@ from tfl_rewrite.weights.state import late_forms
 from tfl_rewrite.weights.storage import forms
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expanded:
     """What became of constants.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfl_rewrite.editing.base import Skip
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.table import DEQUANTIZE, PRELU, row_named, row_of
 from tfl_rewrite.model.blob import Blob
@@ -23,7 +24,7 @@ _WINDOWED = (ProductKind.CONVOLUTION, ProductKind.TRANSPOSED)
 _HEAD, _LEAST_HEAD = 256, 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """A grid for one constant.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
 from tfl_rewrite.kernels.operators import Granularity
@@ -165,7 +166,7 @@ def nothing_to_round(model: Model, *, integers: bool) -> str:
     return f"it has nothing to round{f': {stored}' if stored else ''}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LateForm:
     """An integer weight whose form a runtime does not know.
 

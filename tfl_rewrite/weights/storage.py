@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.operands import weights_of
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, Reading
 from tfl_rewrite.kernels.runtimes import Runtime
@@ -39,7 +40,7 @@ _SCALE_NBYTES = 4
 _OLDEST = ("INT8", "FLOAT32")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """One of the tensors whose sum are the integers of a constant.
 
