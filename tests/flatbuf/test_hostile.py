@@ -277,8 +277,7 @@ def test_equal_subgraphs_are_stored_once_and_read_again(tmp_path: Path) -> None:
 
 def test_overlapping_objects_are_bounded_by_the_size_of_the_file() -> None:
     """Each string is valid, but one starts inside of the other: together they are the square of the file."""
-    spec = TableSpec("Names")
-    spec.add(FieldSpec("names", 0, Kind.STRINGS))
+    spec = TableSpec("Names", lambda: [FieldSpec("names", 0, Kind.STRINGS)])
     count = 1000
 
     def names(length: int, step: int) -> bytes:

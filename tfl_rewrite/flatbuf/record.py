@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
+import functools
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tfl_rewrite.frozen import frozen
 
@@ -45,21 +45,52 @@ FLOAT32 = Scalar("float", "f", 4)
 FLOAT64 = Scalar("double", "d", 8)
 
 
-@frozen(eq=False)
 class EnumSpec:
-    """An enum or union: ``values`` maps member names to numbers, ``members`` numbers to union tables."""
+    """An enum or union; what it holds is read from its row when it is asked for.
 
-    name: str
+    Args:
+        name: Its name.
+        row: ``NAME=NUMBER`` of each member.
+        tables: Those of the schema, for a union; each member but number 0 is the table of its name.
+
+    Attributes:
+        values: Number of each member.
+        names: Name of each number, the first where there are several.
+        members: Of a union: the table of each number.
+    """
+
+    __slots__ = ("_row", "_tables", "members", "name", "names", "values")
     values: Mapping[str, int]
-    members: Mapping[int, TableSpec] = field(default_factory=dict)
-    is_union: bool = False
+    names: Mapping[int, str]
+    members: Mapping[int, TableSpec]
+
+    def __init__(self, name: str, row: str, tables: Mapping[str, TableSpec] | None = None) -> None:
+        self.name = name
+        self._row = row
+        self._tables = tables
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in ("members", "names", "values"):
+                raise AttributeError(name)
+            rows = (item.partition("=") for item in self._row.split())
+            self.values = {member: int(number) for member, _, number in rows}
+            self.names = {number: member for member, number in reversed(self.values.items())}
+            tables = self._tables or {}
+            self.members = {
+                number: tables[member] for member, number in self.values.items() if number and tables
+            }
+            return getattr(self, name)
+
+    @property
+    def is_union(self) -> bool:
+        """Whether its members are tables."""
+        return self._tables is not None
 
     def name_of(self, value: int) -> str:
         """Returns the member's name, or the number as text where the schema has no name for it."""
-        for name, number in self.values.items():
-            if number == value:
-                return name
-        return str(value)
+        return self.names.get(value, str(value))
 
 
 @frozen(eq=False)
@@ -86,19 +117,30 @@ class FieldSpec:
     align: int = 0
 
 
-@frozen(eq=False)
 class TableSpec:
-    """A table: its fields by slot (``fields[i].slot == i``) and by name."""
+    """A table: its fields by slot (``fields[i].slot == i``) and by name.
 
-    name: str
-    fields: list[FieldSpec] = field(default_factory=list)
-    by_name: dict[str, FieldSpec] = field(default_factory=dict)
+    Args:
+        name: Its name.
+        make: Makes the fields when they are asked for: a model has few of the tables of its schema.
+    """
 
-    def add(self, spec: FieldSpec) -> None:
-        """Appends the field of the next slot."""
-        assert spec.slot == len(self.fields), (self.name, spec.name)
-        self.fields.append(spec)
-        self.by_name[spec.name] = spec
+    __slots__ = ("_make", "by_name", "fields", "name")
+    fields: list[FieldSpec]
+    by_name: dict[str, FieldSpec]
+
+    def __init__(self, name: str, make: Callable[[], Iterable[FieldSpec]]) -> None:
+        self.name = name
+        self._make = make
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in ("by_name", "fields"):
+                raise AttributeError(name)
+            self.fields = list(self._make())
+            self.by_name = {item.name: item for item in self.fields}
+            return getattr(self, name)
 
 
 @frozen(eq=False)
@@ -109,6 +151,60 @@ class Schema:
     enums: Mapping[str, EnumSpec]
     root: TableSpec
     identifier: bytes
+
+
+SCALARS = {
+    item.name: item
+    for item in (BOOL, INT8, UINT8, INT16, UINT16, INT32, UINT32, INT64, UINT64, FLOAT32, FLOAT64)
+}
+_PYTHON: Mapping[str, Callable[[Any], Any]] = {"f": float, "d": float, "?": lambda text: bool(int(text))}
+"""What a default becomes; else a whole number."""
+
+
+def load_schema(text: str) -> Schema:
+    """Reads a schema in the form that ``scripts/compile_schema.py`` writes.
+
+    Args:
+        text: Rows of words: ``root TABLE IDENTIFIER``; ``enum`` or ``union``, its name, and ``NAME=NUMBER``
+            of each member; ``table``, its name, and ``NAME:TYPE`` of each field by slot. A type is a scalar
+            with its default where that is not 0 (``int=-1``), ``string``, a table, or ``union.NAME``; one in
+            brackets is a vector, with an alignment behind (``[ubyte]@16``). Behind a dot stands the enum of
+            a scalar.
+    """
+    tables: dict[str, TableSpec] = {}
+    enums: dict[str, EnumSpec] = {}
+    root = identifier = ""
+    for line in text.splitlines():
+        kind, name, *rest = line.split(" ", 2)
+        row = "".join(rest)
+        if kind == "root":
+            root, identifier = name, row
+        elif kind == "table":
+            tables[name] = TableSpec(name, functools.partial(_fields, row, tables, enums))
+        else:
+            enums[name] = EnumSpec(name, row, tables if kind == "union" else None)
+    return Schema(tables, enums, tables[root], identifier.encode("ascii"))
+
+
+def _fields(row: str, tables: Mapping[str, TableSpec], enums: Mapping[str, EnumSpec]) -> Iterator[FieldSpec]:
+    for slot, item in enumerate(row.split()):
+        name, _, kind = item.partition(":")
+        kind, _, default = kind.partition("=")
+        is_vector = kind.startswith("[")
+        kind, _, align = kind.removeprefix("[").partition("]")
+        word, _, enum_name = kind.partition(".")
+        enum_spec, scalar = enums.get(enum_name), SCALARS.get(word)
+        if scalar is not None and is_vector:
+            yield FieldSpec(name, slot, Kind.SCALARS, scalar, enum=enum_spec, align=int(align[1:] or 0))
+        elif scalar is not None:
+            number = _PYTHON.get(scalar.code, int)(default or 0)
+            yield FieldSpec(name, slot, Kind.SCALAR, scalar, number, enum=enum_spec)
+        elif word == "string":
+            yield FieldSpec(name, slot, Kind.STRINGS if is_vector else Kind.STRING)
+        elif word == "union":
+            yield FieldSpec(name, slot, Kind.UNION, enum=enum_spec)
+        else:
+            yield FieldSpec(name, slot, Kind.TABLES if is_vector else Kind.TABLE, table=tables[word])
 
 
 class Sink(Protocol):
@@ -290,36 +386,6 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record({self.spec.name}, {self.values})"
-
-
-def misaligned(root: Record) -> list[tuple[str, int]]:
-    """Finds vectors of numbers that do not start at a multiple of the size of a number, as the format asks.
-
-    Args:
-        root: As read from a file.
-
-    Returns:
-        The place in the words of the schema and the offset in the file, each vector once.
-    """
-    found: dict[int, str] = {}
-    seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", root)]
-    while waiting:
-        place, value = waiting.pop()
-        if isinstance(value, ScalarVector):
-            if len(value) and value.offset > 0 and value.offset % value.scalar.nbytes:
-                found.setdefault(value.offset, place)
-        elif isinstance(value, Record | list) and id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, Record):
-                waiting += [
-                    (f"{place}.{name}".lstrip("."), item)
-                    for name, item in value.values.items()
-                    if isinstance(item, Record | list | ScalarVector)
-                ]
-            elif value and isinstance(value[0], Record):
-                waiting += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
-    return sorted(((place, offset) for offset, place in found.items()), key=lambda item: item[1])
 
 
 def _equal(scalar: Scalar | None, kind: Kind, one: Any, two: Any) -> bool:

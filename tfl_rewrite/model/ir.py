@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
-from tfl_rewrite.flatbuf.reader import load_schema
-from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector, Schema
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector, Schema, load_schema
 from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, OwnedBlob
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=1)
 def schema() -> Schema:
     """Returns the TFLite schema (through version 3d) that ships with the package."""
-    return load_schema(Path(__file__).with_name("tflite.bfbs").read_bytes())
+    return load_schema(Path(__file__).with_name("tflite.schema").read_text(encoding="ascii"))
 
 
 def new_record(table: str) -> Record:

@@ -19,7 +19,8 @@ from typing import ClassVar
 from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import INT32, ScalarVector, misaligned
+from tfl_rewrite.flatbuf.reader import misaligned
+from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import lacks_shape, operators_of, recorded_shape

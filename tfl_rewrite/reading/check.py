@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfl_rewrite.files.source import ModelLike, load, origin_of
-from tfl_rewrite.flatbuf.record import misaligned
+from tfl_rewrite.flatbuf.reader import misaligned
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model
 

@@ -15,7 +15,7 @@ import numpy as np
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.source import ModelLike, Source, origin_of
-from tfl_rewrite.flatbuf.record import misaligned
+from tfl_rewrite.flatbuf.reader import misaligned
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import scales_of, zero_points_of
 from tfl_rewrite.kernels.reads import weight_reads
