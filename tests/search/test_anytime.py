@@ -99,7 +99,8 @@ class World:
         every = units(*ENCODINGS, *HYBRID)
         self.nbytes = {
             (unit.position, option.form): option.nbytes - unit.nbytes
-            for unit in every
+            for text in (*ENCODINGS, *HYBRID)
+            for unit in units(text)
             for option in unit.options
         }
         self.share = {unit.position: share for unit, share in zip(every, shares, strict=True)}

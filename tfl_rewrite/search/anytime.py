@@ -29,7 +29,7 @@ from tfl_rewrite.search.units import KEPT, Form, Option
 
 _EXPECTED_GAIN = 8.0
 """By how many dB fitting lowers the noise, before any file tells."""
-_HOPES = {Rounding.PLAIN: 15.0, Rounding.FITTED: 6.0, Rounding.IN_ORDER: 0.0}
+_HOPES = {Rounding.PLAIN: 15.0, Rounding.FITTED: 10.0, Rounding.IN_ORDER: 0.0}
 """A file that is expected to miss the bounds by more dB than that is not made."""
 _HOPED_SNR = 3.0
 """Where only the size is bound: nor one that is expected to be worse than the best by so many dB."""
@@ -188,13 +188,13 @@ class Anytime:
         return missing + other.nominal - item.nominal + (self.standing.gap if goal.bounds_error else 0.0)
 
     def _gain(self) -> float:
-        """By how many dB fitting lowers the noise, going by what was tried."""
+        """By how many dB fitting lowers the noise; one file that was tried does not tell alone."""
         found = [
             item.missing[Rounding.PLAIN] - item.missing[Rounding.FITTED]
             for item in self.uniforms
             if Rounding.PLAIN in item.missing and Rounding.FITTED in item.missing
         ]
-        return median([gain for gain in found if math.isfinite(gain)] or [_EXPECTED_GAIN])
+        return median([_EXPECTED_GAIN, *(gain for gain in found if math.isfinite(gain))])
 
     def _mixed(self) -> None:
         """Gives some weights of the best file the encoding of a smaller one that misses the bounds."""

@@ -77,13 +77,16 @@ def uniform_files(opened: Session, search: Search, original: Measured) -> Iterat
         text for text in encodings_for(goal) if base.min_runtime >= Encoding.parse(text).form.first_runtime
     ]
     options = {unit.position: list(unit.options[1:]) for unit in search.units}
+    # One scale is not tried where it spares little, and is the file of one encoding all the same.
+    more = [[text] for text in texts if Encoding.parse(text).granularity is Granularity.TENSOR]
     if goal.encodings is None and goal.objective in (Objective.FILE, Objective.DOWNLOAD):
         # Kernels that read fewer bits spare a DEQUANTIZE each; alone they are seldom worth a measurement.
-        more = find_units(trials.fresh, base, HYBRID, goal.objective)
-        for unit in more:
+        known = [text for text in HYBRID if base.min_runtime >= Encoding.parse(text).form.first_runtime]
+        more.append(known)
+        texts += known
+    for group in more:
+        for unit in find_units(trials.fresh, base, group, goal.objective):
             options.setdefault(unit.position, []).extend(unit.options[1:])
-        texts += [text for text in HYBRID if base.min_runtime >= Encoding.parse(text).form.first_runtime]
-    kept = original
     for text in dict.fromkeys(texts):
         encoding = Encoding.parse(text)
         model = trials.fresh()
@@ -100,12 +103,15 @@ def uniform_files(opened: Session, search: Search, original: Measured) -> Iterat
         spared = sum(
             unit.nbytes - taken[unit.position].nbytes for unit in search.units if unit.position in taken
         )
-        nbytes = kept.nbytes - spared
+        nbytes = original.nbytes - spared
         made = Uniform(encoding, taken, None, nbytes)
         if goal.objective is Objective.FILE:
             made.expected = nbytes
         elif goal.objective is not Objective.DOWNLOAD:
-            made.expected = search.cost(made.choice)
+            changed = sum(
+                taken[unit.position].cost - unit.kept.cost for unit in search.units if unit.position in taken
+            )
+            made.expected = original.cost + changed
         yield made
 
 
