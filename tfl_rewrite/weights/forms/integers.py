@@ -241,7 +241,7 @@ FORMS = (
         "int8",
         ("INT8",),
         full_range=False,
-        tried=("int8:channel:dequantize", "int8:tensor:dequantize", "int8:block:dequantize", "int8:channel"),
+        tried=("int8:channel:dequantize", "int8:tensor:dequantize", "int8:channel"),
     ),
     SplitInteger("int6", ("INT4", "INT2"), tried=("int6:channel:dequantize", "int6:block:dequantize")),
     Integer(
