@@ -129,21 +129,21 @@ def test_tables_of_full_integers() -> None:
     ours = integer_rows(bench, "ours", [30.0, 20.0, 25.0, math.inf])
     ours[0].outcome, ours[1].nbytes = "starred", 101
     cal = integer_rows(bench, "cal", [20.0, 22.0, None, 40.0])
-    aeq = integer_rows(bench, "AEQ", [f"{bench.FAILS}: refused", "no ratio; ", None, None])
-    assert bench.line("a", 200, [ours[0], cal[0], aeq[0]]) == (
+    peer = integer_rows(bench, "LQ", [f"{bench.FAILS}: refused", "no ratio; ", None, None])
+    assert bench.line("a", 200, [ours[0], cal[0], peer[0]]) == (
         "| a | 200 | 0.500: 30.0 / 30.0 / 30.0 * | 0.500: 20.0 / 20.0 / 20.0"
         " | 0.500: fails / fails / fails | 0 | 0 |"
     )
-    assert bench.line("c", 200, [ours[2], cal[2], aeq[1]]).endswith(
+    assert bench.line("c", 200, [ours[2], cal[2], peer[1]]).endswith(
         "| raised | 0.500: n.d. / n.d. / n.d. | 0 | 0 |"
     )
-    assert bench.summary([*ours, *cal, *aeq]) == [
+    assert bench.summary([*ours, *cal, *peer]) == [
         "- int8, ours over cal: median +10.0 dB on 3 models, more than 1 dB below on 1 (b -2.0), larger on 1",
         "- int8, ours, of 4 models: 1 x written only with --verify off",
         "- int8, cal, of 4 models: 1 x raised",
-        "- int8, AEQ, of 4 models: 2 x raised, 1 x does not run on XNNPACK, built-in, reference",
+        "- int8, LQ, of 4 models: 2 x raised, 1 x does not run on XNNPACK, built-in, reference",
     ]
-    assert bench.why(aeq)[0] == "- a, AEQ int8, written: " + "; ".join(
+    assert bench.why(peer)[0] == "- a, LQ int8, written: " + "; ".join(
         f"{name}: {bench.FAILS}: refused" for name in bench.RESOLVERS.values()
     )
 
