@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,14 +118,13 @@ def test_rewrites_past_two_gibibytes(root: Path, tmp_path: Path) -> None:
 
 def test_threads_are_those_asked_for(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = futures.ThreadPoolExecutor
+    each = work.Work.each
 
-    def counted(threads: int) -> object:
-        asked.append(threads)
-        return real(threads)
+    def counted(self: work.Work, *arguments: Any, **options: Any) -> list[Any]:
+        asked.append(self.threads)
+        return each(self, *arguments, **options)
 
-    monkeypatch.setattr(futures, "ThreadPoolExecutor", counted)
-    monkeypatch.setattr(work, "THREADS_FROM_NBYTES", 0)
+    monkeypatch.setattr(work.Work, "each", counted)
     source = fixtures / "digits_cnn.tflite"
     rewrite(source, tmp_path / "3.tflite", [QuantizeWeights()], judging=OFF, threads=3)
     assert set(asked) == {3}

@@ -34,7 +34,7 @@ from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.remove_noops import RemoveNoops
 from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
-from tfl_rewrite.passes.retarget import Retarget
+from tfl_rewrite.passes.retarget import FoldShapes, Retarget
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.reading.check import examine_model
@@ -63,6 +63,9 @@ Order = Sequence[Pass] | Callable[[Model], Sequence[Pass]]
 """Passes, or what makes them for a model."""
 
 
+MICRO = Retarget(target="tflm", allow_missing=True)
+
+
 def renamed(model: Model) -> Sequence[Pass]:
     """Returns a pass that gives the first tensor another name, where there is one."""
     return [Rename(tensor=("#0=renamed",))] if model.subgraphs[0].tensors else []
@@ -87,7 +90,8 @@ def _orders() -> list[tuple[str, Order]]:
         ("pruned", [Prune(min_elements=16), QuantizeWeights(dtype="int4", min_elements=1)]),
         ("sparse", [Prune(min_elements=16, sparsity=0.9, encode="sparse")]),
         ("older", [Retarget(target="2.14")]),
-        ("micro", [Retarget(target="tflm", allow_missing=True)]),
+        # But for the step that computes constants: that starts an interpreter.
+        ("micro", [each for each in MICRO.parts() if not isinstance(each, FoldShapes)]),
         ("renamed", renamed),
         ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]

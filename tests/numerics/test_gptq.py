@@ -87,8 +87,10 @@ def test_never_worse_than_nearest(seed: int, groups: int, rows: int, length: int
     ties = Ties.of(np.arange(groups * rows).reshape(groups, rows, 1).repeat(length, axis=2))
     done = quantize(weight, Metric.of(moments), scale, levels, ties)
     plain = nearest(weight.astype(np.float64), scale, levels) * scale
-    before, after = (cost(weight, values, moments).sum() for values in (plain, done.values()))
-    assert after <= before * (1 + 1e-5)
+    ways = (plain, done.values(), np.zeros(weight.shape))
+    before, after, signal = (cost(weight, values, moments).sum() for values in ways)
+    # Last bits of float32 are no error, either.
+    assert after <= before * (1 + 1e-5) + 1e-13 * signal
     assert done.integers.min() >= levels.low and done.integers.max() <= levels.high
     assert (done.scale == done.scale.astype(np.float32)).all()
 

@@ -23,7 +23,6 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.editing.base import Context, Edit
 from tfl_rewrite.files.source import Source
-from tfl_rewrite.kernels import table
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.pipeline.shape_change import Proof, Reshape
 
@@ -239,18 +238,11 @@ def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wish: dict[str, Any], 
         reshape(path, None, Reshaping(**wish), judging=QUICK)
 
 
-def test_a_kernel_that_computes_one_sample_right_is_named(
-    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_computes_one_sample_right_is_named(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "bidirectional_lstm.tflite"
     for wish in (Reshaping(batch=2), Reshaping(dynamic_batch=True)):
         with pytest.raises(UnsupportedError, match="BIDIRECTIONAL_SEQUENCE_LSTM that gives 'merged'"):
             reshape(source, tmp_path / "out.tflite", wish)
-    # It still does.
-    row = replace(table.ROWS["BIDIRECTIONAL_SEQUENCE_LSTM"], one_sample="")
-    monkeypatch.setattr(table, "ROWS", {**table.ROWS, row.name: row})
-    with pytest.raises(RewriteFailed):
-        reshape(source, tmp_path / "out.tflite", Reshaping(batch=2))
 
 
 def test_sizes_that_are_free_and_stay_so_are_no_hindrance(fixtures: Path, tmp_path: Path) -> None:

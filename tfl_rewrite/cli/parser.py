@@ -18,9 +18,10 @@ BY_NAME = {command.name: command for command in COMMANDS}
 
 EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 2 usage, or a file cannot be read or written; 3 refused as "
-    "unsupported; 4 a judgement failed: outputs differ beyond the tolerance, no file keeps the budget, or "
-    "doctor found an error; 5 the input is damaged or unsound; 130 interrupted (143 by SIGTERM, 129 by "
-    "SIGHUP). No model is written unless it is 0; batch keeps the files that are done."
+    "unsupported; 4 a judgement failed: outputs differ beyond the tolerance, no file that keeps the budget "
+    "is as small as was asked for, or doctor found an error; 5 the input is damaged or unsound; 130 "
+    "interrupted (143 by SIGTERM, 129 by SIGHUP). No model is written unless it is 0; batch keeps the files "
+    "that are done."
 )
 """What each means; 1 is never meant."""
 

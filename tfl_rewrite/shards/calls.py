@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
@@ -71,21 +72,26 @@ def shard(
             if options.format == "external":
                 from tfl_rewrite.shards.external import shard_external
 
-                return shard_external(container, place, options, folder=os.fspath(folder), settings=settings)
+                made = shard_external(container, place, options, folder=os.fspath(folder), settings=settings)
+                return replace(made, source=str(file))
             if entry.exists() and not options.force:
                 _same_model_or_refuse(place, options.manifest, container)
             if options.progressive:
                 from tfl_rewrite.shards.progressive import shard_progressive
 
-                name = os.fspath(folder)
+                ends = str(file), os.fspath(folder)
                 return shard_progressive(
-                    container, place, options, settings=settings, folder=name, progress=progress
+                    container, place, options, settings=settings, ends=ends, progress=progress
                 )
-            return _shard_plainly(container, place, options, os.fspath(folder), progress)
+            return _shard_plainly(container, place, options, (str(file), os.fspath(folder)), progress)
 
 
 def _shard_plainly(
-    container: Container, place: Path, options: ShardOptions, folder: str, progress: Progress | None
+    container: Container,
+    place: Path,
+    options: ShardOptions,
+    ends: tuple[str, str],
+    progress: Progress | None,
 ) -> ShardReport:
     """Writes a model as parts of it alone."""
     total = container.nbytes * (1 if options.dry_run else 2)
@@ -94,9 +100,9 @@ def _shard_plainly(
         made.manifest,
         lambda part: "kept" if part.name in made.reused else "new",
         command="shard",
-        source=container.path,
-        target=folder,
-        entry=os.fspath(Path(folder) / options.entry),
+        source=ends[0],
+        target=ends[1],
+        entry=os.fspath(Path(ends[1]) / options.entry),
         notes=made.notes,
         dry_run=options.dry_run,
     )

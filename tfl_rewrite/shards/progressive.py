@@ -39,7 +39,7 @@ def shard_progressive(
     options: ShardOptions,
     *,
     settings: Judging,
-    folder: str,
+    ends: tuple[str, str],
     progress: Progress | None,
 ) -> ShardReport:
     """Writes a model as parts of a base and of the rest.
@@ -49,7 +49,7 @@ def shard_progressive(
         place: The folder to write to.
         options: How.
         settings: How to verify the base.
-        folder: What the user calls the folder.
+        ends: What the user calls the model and the folder.
         progress: Called with what is going on.
 
     Raises:
@@ -58,8 +58,8 @@ def shard_progressive(
         UsageError, FileAccessError, FormatError: As for :func:`tfl_rewrite.shard`.
     """
     source = Source(container)
-    facts: dict[str, Any] = {"command": "shard", "source": source.path, "target": folder}
-    facts |= {"entry": os.fspath(Path(folder) / options.entry), "dry_run": options.dry_run}
+    facts: dict[str, Any] = {"command": "shard", "source": ends[0], "target": ends[1]}
+    facts |= {"entry": os.fspath(Path(ends[1]) / options.entry), "dry_run": options.dry_run}
     with Scratch() as scratch:
         path = scratch.path / "base.tflite"
         try:

@@ -525,7 +525,8 @@ COMMANDS = (
         "find the smallest file within a budget (lossy)",
         "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
         "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
-        "the budget. Exit 4, with the trade-offs that were found, if no file keeps it.",
+        "the budget. Exit 4, with the trade-offs that were found, if a file that keeps it is "
+        "larger than was asked for.",
         "shrink:shrink_file",
         _shrinking,
         (
