@@ -207,3 +207,18 @@ def test_room_grows_until_held_out_inputs_are_content() -> None:
         assert not room.settled
         room.move(missing)
     assert room.settled and room.low < room.high
+
+
+def test_what_is_proven_stays_where_time_ends_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(Goal(min_snr=30.0), won=6.0, held=-3.0)
+    start, made = settled(world), world.in_order
+
+    def late(found: Measured) -> Measured:
+        if len(world.ordered) == 2:
+            raise TimeIsUp
+        return made(found)
+
+    monkeypatch.setattr(world, "in_order", late)
+    found = run(world, start)
+    assert found.promised is not None and start.promised is not None
+    assert found.promised.nbytes < start.promised.nbytes

@@ -196,13 +196,18 @@ class Judge:
         worker = self._workers[0 if first else 1]
         called = self._judging.retyped or self._judging.counterparts
         if reference is not None and not called and not worker.busy:
-            with scratch_errors():
-                self._take_turn(found.path)
-                found.start(
-                    self._original.request("run", found.path, reference.resolver, reference.steps),
-                    worker,
-                    reference,
-                )
+            try:
+                with scratch_errors():
+                    self._take_turn(found.path)
+                    found.start(
+                        self._original.request("run", found.path, reference.resolver, reference.steps),
+                        worker,
+                        reference,
+                    )
+            except BaseException:
+                # Nor is anybody going to wait for those that were begun before.
+                self.rest()
+                raise
         return found
 
     def request(self, path: Path, reference: Reference) -> dict[str, object]:
@@ -387,7 +392,8 @@ class Judge:
             outputs=outputs,
             entries=entries,
             notes=(*notes, *unread),
-            cost=cost_of(reference.execution.cpu, execution.cpu),
+            # Of several threads one is counted.
+            cost=cost_of(reference.execution.cpu, execution.cpu) if self._judging.threads == 1 else None,
         )
 
     def _excused(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, repeat: bool) -> Verdict:

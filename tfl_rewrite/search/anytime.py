@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from tfl_rewrite.errors import TflRewriteError
+from tfl_rewrite.errors import TflRewriteError, UnsupportedError
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.search.search import Search, snr_of
@@ -102,6 +102,12 @@ class Anytime:
             finished = needed or not clock.is_past()
         except TimeIsUp:
             finished = False
+        except UnsupportedError as error:
+            if needed:
+                raise
+            # What was found so far is proven all the same.
+            self.search.notes.append(f"{name}: left out, {error.what}")
+            finished = True
         standing.close(name, self.opened.trials.files, finished=finished)
 
     def _walk(self, rounding: Rounding) -> None:
@@ -211,7 +217,7 @@ class Anytime:
             chosen = {**first, **{position: second[position] for position in order[:at]}}
             self.opened.progress("mixing two encodings", number, _MIXTURES)
             self.opened.clock.check()
-            cost = sum(option.cost for option in chosen.values())
+            cost = self.search.fixed + sum(option.cost for option in chosen.values())
             cost += sum(unit.kept.cost for unit in self.search.units if unit.position not in chosen)
             made = self.search.whole(_choice(chosen), rounding, cost)
             missing = self.standing.offer(made)

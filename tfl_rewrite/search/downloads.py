@@ -281,7 +281,8 @@ def by_steps(opened: Session, judge: HoldoutJudge) -> tuple[CodeSearch, Found]:
         clock.share = _SHARE * share
         with contextlib.suppress(TimeIsUp):
             coding.probe()
-            found = coding.settle(judge)
+            if coding.measured:
+                found = coding.settle(judge)
         clock.share = share
     return coding, found
 

@@ -89,7 +89,9 @@ class Search:
             progress=self.progress,
             most=most,
         )
-        self.fixed += before - sum(unit.kept.cost for unit in self.units)
+        if self.goal.objective is not Objective.LATENCY:
+            # Seconds are measured later.
+            self.fixed += before - sum(unit.kept.cost for unit in self.units)
 
     def find(self, goal: Goal, *, margin: float = 0.0, least: float | None = None) -> Measured | None:
         """Returns the cheapest file that was found to keep the bounds, or None.

@@ -16,6 +16,7 @@ from tfl_rewrite.files.atomic import PLAIN, write_whole
 from tfl_rewrite.numerics.grids import finest
 from tfl_rewrite.passes.prune import Sparsity
 from tfl_rewrite.search.clock import Clock, TimeIsUp
+from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.search.holdout_judge import QUIET
 from tfl_rewrite.search.trials import Trials
 from tfl_rewrite.search.units import Float64, Form, Option, Unit, grid_at, grid_forms, grid_unit, grids_around
@@ -273,7 +274,8 @@ def _round(units: Sequence[Unit], trials: Trials, clock: Clock, progress: Progre
             off = (trials.laid_out(rounded.model) - told) / len(taken)
             for unit, option in taken:
                 option.nbytes += off
-                option.cost += off
+                # Costs may be seconds by now.
+                option.cost += off if trials.goal.objective is not Objective.LATENCY else 0.0
                 trials.growth[unit.position, encoding.text] = option.nbytes - unit.nbytes
 
 

@@ -253,7 +253,10 @@ def _smaller(
             break
         tried.add(key)
         tries -= 1
-        made = search.in_order(found)
+        try:
+            made = search.in_order(found)
+        except TimeIsUp:
+            break
         missing = made.missing(goal) + settled.margin
         if missing <= 0:
             other, missing = _proven(trials, goal, judge, best, made)

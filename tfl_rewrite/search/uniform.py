@@ -79,6 +79,9 @@ def uniform_files(opened: Session, search: Search, original: Measured) -> Iterat
     options = {unit.position: list(unit.options[1:]) for unit in search.units}
     # One scale is not tried where it spares little, and is the file of one encoding all the same.
     more = [[text] for text in texts if Encoding.parse(text).granularity is Granularity.TENSOR]
+    if goal.objective is Objective.LATENCY:
+        # How long those take was not measured.
+        more = []
     if goal.encodings is None and goal.objective in (Objective.FILE, Objective.DOWNLOAD):
         # Kernels that read fewer bits spare a DEQUANTIZE each; alone they are seldom worth a measurement.
         known = [text for text in HYBRID if base.min_runtime >= Encoding.parse(text).form.first_runtime]
@@ -86,7 +89,9 @@ def uniform_files(opened: Session, search: Search, original: Measured) -> Iterat
         texts += known
     for group in more:
         for unit in find_units(trials.fresh, base, group, goal.objective):
-            options.setdefault(unit.position, []).extend(unit.options[1:])
+            mine = options.setdefault(unit.position, [])
+            known_forms = {option.form for option in mine}
+            mine += [option for option in unit.options[1:] if option.form not in known_forms]
     for text in dict.fromkeys(texts):
         encoding = Encoding.parse(text)
         model = trials.fresh()
