@@ -126,6 +126,31 @@ def test_only_what_is_worth_them_is_done_by_threads(threads, items, nbytes, othe
     assert threading.get_ident() in met and len(set(met)) == (threads if others else 1)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_no_thread_goes_on_where_another_does_not_start(error, monkeypatch):
+    start, done = threading.Thread.start, []
+
+    def second_fails(thread):
+        if threading.active_count() > before:
+            raise error("no more threads")
+        start(thread)
+
+    def slow(item):
+        time.sleep(0.01)
+        done.append(item)
+        return item
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", second_fails)
+    each = Work(wanted_threads=3).each
+    if error is RuntimeError:
+        assert each(slow, range(6), nbytes=THREADS_FROM_NBYTES) == list(range(6))
+    else:
+        with pytest.raises(error):
+            each(slow, range(6), nbytes=THREADS_FROM_NBYTES)
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize("nbytes", [0, THREADS_FROM_NBYTES])
 def test_what_one_of_them_raises_comes_out(nbytes):
     def fail(item):

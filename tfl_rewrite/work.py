@@ -83,13 +83,21 @@ class Work:
                 failed[place if isinstance(error, Exception) else -1] = error
 
         threads = [threading.Thread(target=take) for _ in range(count - 1)]
-        for thread in threads:
-            thread.start()
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError:
+            # The system has no more of them: those that run do the rest.
+            pass
+        except BaseException as error:
+            failed[-1] = error
         take()
-        while threads:
+        # None may go on with what the caller closes.
+        running = [thread for thread in threads if thread.ident is not None]
+        while running:
             try:
-                threads[-1].join()
-                threads.pop()
+                running[-1].join()
+                running.pop()
             except BaseException as error:
                 failed[-1] = error
         if failed:

@@ -317,8 +317,15 @@ class Interpreter(plain.Interpreter):
     def bomb(self):
         self.announce("0.0", 4000000000)
 
-    def announce(self, name, size):
-        array = {"name": name, "dtype": "<f4", "shape": [size]}
+    def hollow(self):
+        self.announce("0.0", 0, 1 << 70)
+
+    def clock(self):
+        message = {"ran": 0, "unreadable": ["no"], "cpu": 10 ** 400}
+        os.write(self.pipe(), json.dumps(message).encode() + b"\\n")
+
+    def announce(self, name, *shape):
+        array = {"name": name, "dtype": "<f4", "shape": shape}
         message = {"ran": 0, "unreadable": [None], "arrays": [array]}
         os.write(self.pipe(), json.dumps(message).encode() + b"\\n")
 
@@ -380,6 +387,8 @@ def test_a_model_that_takes_its_process_over(tmp_path, stranger, listening, monk
         ("fill_shared_memory", "memory", "took more memory than 700 MB"),
         ("nonsense", "crash", "sent what is no answer"),
         ("bomb", "crash", "arrays of 16000000000 bytes at once"),
+        ("hollow", "crash", "with such a shape"),
+        ("clock", "crash", "sent what is no answer"),
         ("endless", "crash", "a line of more than"),
     ],
 )

@@ -50,6 +50,14 @@ def test_the_installed_runtime_is_not() -> None:
     assert runtimes.unmeasured_here() == ""
 
 
+def test_folders_that_cannot_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    assert runtimes.unmeasured_here() == ""
+
+
 def test_what_reads_files_says_so(newer: str, fixtures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(fixtures / "dense.tflite")
     assert diagnose(path).notes[0].startswith(newer)

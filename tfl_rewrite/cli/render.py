@@ -111,7 +111,7 @@ def _of(kind: str, result: PassResult) -> list[Any]:
     return [
         change
         for change in result.changes
-        if f"{type(change).__module__}:{type(change).__name__}" == f"tfl_rewrite.{kind}"
+        if any(f"{each.__module__}:{each.__name__}" == f"tfl_rewrite.{kind}" for each in type(change).__mro__)
     ]
 
 

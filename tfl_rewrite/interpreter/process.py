@@ -469,6 +469,9 @@ def _parts(facts: dict[str, Any]) -> Iterable[_Part]:
     if not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 32:
         raise ValueError("with such a shape")
     count = math.prod(shape)
+    # Beside a size of zero others are bounded by nothing else.
+    if math.prod(max(size, 1) for size in shape) > 1 << 48:
+        raise ValueError("with such a shape")
     if dtype == "string":
         nbytes = facts["nbytes"]
         if type(nbytes) is not int or nbytes < 0:

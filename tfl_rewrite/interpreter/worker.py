@@ -7,6 +7,7 @@ with a sentence; here alone it is said how a child ended. For a `Worker` it is n
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -512,7 +513,10 @@ class Worker:
                 raise ValueError(f"other outputs than those of call {step + 1}")
             execution.ran.append(texts)
             execution.nbytes.append(message.get("nbytes", 0))
-            execution.cpu.append(float(message.get("cpu", 0.0)))
+            seconds = message.get("cpu", 0.0)
+            if type(seconds) is not float or not 0 <= seconds < math.inf:
+                raise ValueError("a time that is none")
+            execution.cpu.append(seconds)
             return True
         return False
 

@@ -8,6 +8,7 @@ count.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -229,8 +230,10 @@ def unmeasured_here() -> str:
     """
     start = f"{LITERT.replace('-', '_')}-"
     for folder in sys.path:
-        for found in Path(folder).glob(f"{start}*.dist-info"):
-            return unmeasured(LITERT, found.name[len(start) :].removesuffix(".dist-info"))
+        # What Python leaves out may not be readable.
+        with contextlib.suppress(OSError):
+            for found in Path(folder).glob(f"{start}*.dist-info"):
+                return unmeasured(LITERT, found.name[len(start) :].removesuffix(".dist-info"))
     return ""
 
 

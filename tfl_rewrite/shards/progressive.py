@@ -8,7 +8,7 @@ all other bytes as they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,32 +78,32 @@ def shard_progressive(
         base = Source.open(path)
         with scratch_errors():
             rest = rest_of(source, base, options.max_nbytes, scratch.path / "rest")
-        manifest, reused = _written(source, base, rest, place, options, Work(progress=progress))
+        manifest, reused, notes = _written(source, base, rest, place, options, Work(progress=progress))
     return ShardReport.of_parts(
         manifest,
         lambda part: "kept" if part.name in reused else "new",
         **facts,
         verdict=report.verdict,
         unverified=report.unverified,
-        notes=(*report.notes, *_notes(report, manifest)),
+        notes=(*report.notes, *notes, *_notes(report, manifest)),
     )
 
 
 def _written(
     source: Source, base: Source, rest: Rest, place: Path, options: ShardOptions, work: Work
-) -> tuple[Manifest, set[str]]:
-    """Writes all parts and the manifest; returns it, and the names of parts that were there already."""
+) -> tuple[Manifest, set[str], Sequence[str]]:
+    """Writes all parts and the manifest; returns it, names of parts that were there before, and notes."""
     total = 2 * base.nbytes + rest.container.nbytes + source.nbytes
     tick = work.stage("sharding", total).tick
     with part_writer(source.container, place, options, tick) as writer:
-        cuts, _ = cut(base.container, options.max_nbytes)
+        cuts, notes = cut(base.container, options.max_nbytes)
         first = numbered(cuts, writer.parts(base.container, cuts, DEFAULT))
         left = numbered(rest.cuts, writer.parts(rest.container, rest.cuts, _PACKING))
         whole, sha256 = writer.whole(), sha256_of(base.container.pieces())
         own = replace(whole, nbytes=base.nbytes, sha256=sha256, parts=first.parts, layout=first.layout)
         manifest = rest.manifest(whole, own, left)
         writer.publish(manifest, base.container)
-        return manifest, writer.reused
+        return manifest, writer.reused, notes
 
 
 def _notes(report: Report, manifest: Manifest) -> Iterator[str]:
