@@ -63,7 +63,9 @@ def every() -> tuple[type[Pass], ...]:
 @functools.cache
 def _own(name: str) -> type[Pass]:
     module = importlib.import_module(f"tfl_rewrite.passes.{name.replace('-', '_')}")
-    kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Pass)]
+    # To Python 3.10 list[int] is an instance of type, too.
+    classes = [item for item in vars(module).values() if issubclass(type(item), type)]
+    kinds = [item for item in classes if isinstance(item, type) and issubclass(item, Pass)]
     return next(kind for kind in kinds if getattr(kind, "name", "") == name)
 
 
