@@ -257,7 +257,6 @@ def _zip(path: Path) -> dict[str, bytes]:
 # What the old runtime itself cannot run, and why.
 BEYOND_OLD = {
     "google-ai-edge+LiteRT__odml_sdpa_composite_mqa": "STABLEHLO_COMPOSITE",
-    "hugocornellier+face_detection_tflite__face_detection_full_range_sparse": "it crashes opening the file",
     "hugocornellier+face_detection_tflite__selfie_segmenter": "Convolution2DTransposeBias",
     "terryky+tflite_gles_app__hair_segmentation": "MaxPoolingWithArgmax2D",
 }

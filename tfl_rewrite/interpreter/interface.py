@@ -360,10 +360,11 @@ def _index_operand(name: str, inputs: list[int], outputs: list[int], shapes: Any
     The axis of GATHER is not visible here, so it is inferred from the shape of the output; where several
     axes fit, the smallest of their sizes is safe for all.
     """
-    if name == "EMBEDDING_LOOKUP" and len(inputs) > 1 and shapes.get(inputs[1]):
-        return inputs[0], int(shapes[inputs[1]][0])
     if name not in _INDEXED or len(inputs) < 2:
         return None
+    if name == "EMBEDDING_LOOKUP":
+        rows = shapes.get(inputs[1])
+        return (inputs[0], int(rows[0])) if rows else None
     table, indices = shapes.get(inputs[0]), shapes.get(inputs[1])
     if not table or indices is None:
         return None
