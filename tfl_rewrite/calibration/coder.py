@@ -129,14 +129,7 @@ class Coder:
         return values.size * entropy(np.rint(values / (ratio * step)))
 
     def best(self, position: int, step: float, names: Sequence[str], sized: Sized) -> Code | None:
-        """Returns the form that takes the fewest bytes for what it errs; None where none is fine enough.
-
-        Args:
-            position: Of the constant.
-            step: Its step.
-            names: Of forms.
-            sized: The size that a codec makes of some bytes.
-        """
+        """Returns the form that takes the fewest bytes for what it errs."""
         values, wanted = self._items[position].values(), self._by_element(position) * step
         start = max(0, (values.size - _SAMPLE) // 2)
         part = slice(start, start + _SAMPLE)

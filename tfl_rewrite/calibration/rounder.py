@@ -44,7 +44,7 @@ from tfl_rewrite.numerics.layer import (
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.weights.biases import Correction, takes_bias
-from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Rounder, Simulate, Work
+from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Rounder, Simulate, Work, emitted
 from tfl_rewrite.work import Progress, Stage, current
 
 EFFORTS = {
@@ -66,7 +66,6 @@ AT_ONCE_NBYTES = 256 << 20
 ONE_SAMPLE = "a single sample meets them, so that nothing could judge what was fitted to it"
 
 _HALF_DIGITS = 11
-_EMITTED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +158,7 @@ class Calibrated(Observer[Trial], Clipped):
         layer = self._layers.get(_key(work))
         if layer is None or not np.array_equal(layer.scale, scale):
             return super().round(work, scale, emit)
-        error = Error()
-        flat, channels = layer.integers.reshape(-1), work.channels
-        values = work.values()
-        for start in range(0, flat.size, _EMITTED):
-            part = np.array(flat[start : start + _EMITTED])
-            index = (np.arange(start, start + part.size) // channels.inner) % channels.channels
-            wanted = np.asarray(values[start : start + part.size], np.float64)
-            off = wanted - part * scale[index].astype(np.float64)
-            error.signal += float(np.dot(wanted, wanted))
-            error.noise += float(np.dot(off, off))
-            emit(start, part)
-        return error
+        return emitted(layer.integers.reshape(-1), work, scale, emit)
 
     def corrections(self) -> list[Correction]:
         """Returns what the biases of the weights prepared last are to take back."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.kernels.operators import Granularity
@@ -18,10 +17,8 @@ from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.forms.integers import WIDE
 from tfl_rewrite.weights.grids import Constant
-from tfl_rewrite.weights.rounders import Emit, Rounder, Work
+from tfl_rewrite.weights.rounders import Emit, Rounder, Work, emitted
 from tfl_rewrite.weights.storage import StorageForm, forms
-
-_EMITTED = 1 << 20
 
 Codes = npt.NDArray[Any]
 """Of int16 where a form holds more than eight bits."""
@@ -136,17 +133,7 @@ class Coded(Rounder):
         code = self._codes.get(work.position)
         if code is None:
             return self._others.round(work, scale, emit)
-        flat, values, channels = self._coding.integers(work.position, code), work.values(), work.channels
-        error = Error()
-        for start in range(0, flat.size, _EMITTED):
-            part = np.array(flat[start : start + _EMITTED])
-            index = (np.arange(start, start + part.size) // channels.inner) % channels.channels
-            wanted = np.asarray(values[start : start + part.size], np.float64)
-            off = wanted - part * scale[index].astype(np.float64)
-            error.signal += float(np.dot(wanted, wanted))
-            error.noise += float(np.dot(off, off))
-            emit(start, part)
-        return error
+        return emitted(self._coding.integers(work.position, code), work, scale, emit)
 
     def corrections(self) -> Sequence[Correction]:
         """Those of the other."""

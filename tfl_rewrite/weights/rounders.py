@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.editing.base import Context
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Use
@@ -24,6 +24,7 @@ from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.numerics.grids import Array, Float64
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.work import current
@@ -127,11 +128,33 @@ class Rounder:
         return ()
 
 
+_EMITTED = 1 << 20
 _SLICE_ELEMENTS = 1 << 19
 """Looked at together."""
 
 _SAMPLED_ELEMENTS = 1 << 22
 """Of a channel with more, a part is looked at."""
+
+
+def emitted(integers: npt.NDArray[np.integer[Any]], work: Work, scale: Float32, emit: Emit) -> Error:
+    """Gives out integers that are known already.
+
+    Args:
+        integers: Flat, as many as the constant has elements.
+        work: The constant.
+        scale: Of each channel.
+        emit: Called with positions and integers, in order.
+    """
+    values, channels, error = work.values(), work.channels, Error()
+    for start in range(0, integers.size, _EMITTED):
+        part = np.array(integers[start : start + _EMITTED])
+        index = (np.arange(start, start + part.size) // channels.inner) % channels.channels
+        wanted = np.asarray(values[start : start + part.size], np.float64)
+        off = wanted - part * scale[index].astype(np.float64)
+        error.signal += float(np.dot(wanted, wanted))
+        error.noise += float(np.dot(off, off))
+        emit(start, part)
+    return error
 
 
 class Clipped(Rounder):
