@@ -14,7 +14,6 @@ house = script("house")
 # From the top down: a room may import from itself and from those above.
 ROOMS = (
     "errors",
-    "frozen",
     "work",
     "options",
     "flatbuf",
@@ -40,7 +39,7 @@ ROOMS = (
 LEVEL = {name: level for level, name in enumerate(ROOMS)}
 # The judge shares no code with the accused.
 WING = ("interpreter", "samples", "judge")
-WING_IMPORTS = {*WING, "errors", "frozen", "work", "options"}
+WING_IMPORTS = {*WING, "errors", "work", "options"}
 # The public names stand at the top of the package and are loaded late.
 FRONT = house.FRONT
 PACKAGE = house.Modules()

@@ -18,9 +18,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
-
-from tfl_rewrite.frozen import frozen
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -32,7 +31,7 @@ THREADS_FROM_NBYTES = 1 << 20
 """What goes through fewer bytes takes less time than to start threads for it."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Work:
     """The conditions of some work.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.option import NUMBER, RANGE, SWITCH, WHOLE, Option, Role, made_with, options_of
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Protocol
 
 from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.judge.counterparts import Counterparts
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
 from tfl_rewrite.options.option import check_options
 from tfl_rewrite.work import Work, current

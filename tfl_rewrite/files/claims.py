@@ -15,7 +15,7 @@ from pathlib import Path
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.atomic import check_target
 from tfl_rewrite.files.source import Source
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 INPUT, OUTPUT = "IN", "OUT"
 """What the model that is read, and the one that is written, are called."""

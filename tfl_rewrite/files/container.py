@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 _PIECE = 4 << 20
 # Gaps that are looked at before the pages around them are given back.

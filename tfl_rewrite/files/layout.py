@@ -16,9 +16,9 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.attached import tail_of
 from tfl_rewrite.files.container import Container, ZipTail
 from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.work import Work
 
 # The writer is loaded when something is written: it takes longer to import than a small file to read.

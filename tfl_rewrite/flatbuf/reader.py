@@ -23,7 +23,7 @@ from tfl_rewrite.flatbuf.record import (
     Schema,
     TableSpec,
 )
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 MAX_DEPTH = 64
 MAX_TABLES = 1_000_000

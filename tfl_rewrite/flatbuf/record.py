@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 
 class Kind(enum.Enum):

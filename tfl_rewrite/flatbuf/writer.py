@@ -30,7 +30,7 @@ from tfl_rewrite.flatbuf.record import (
     Writable,
     packed,
 )
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 MAX_NBYTES = (1 << 31) - 1
 """What 32-bit FlatBuffer offsets reach (``FLATBUFFERS_MAX_BUFFER_SIZE``)."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 # The descriptions are of arrays, and a rewrite that has no names to give needs none.
 if TYPE_CHECKING:

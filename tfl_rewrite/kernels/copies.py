@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.shapes import Given, UnknownShapeError, slice_steps, stated
+from tfl_rewrite.options.frozen import frozen
 
 
 @frozen

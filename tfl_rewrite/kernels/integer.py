@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, field
 from types import MappingProxyType
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.runtimes import NEWEST_RUNTIME, OLDEST_MEASURED_RUNTIME, Runtime
+from tfl_rewrite.options.frozen import frozen
 
 
 class Scales(enum.Enum):

@@ -15,11 +15,11 @@ import enum
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, field
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.copies import CopyRule
 from tfl_rewrite.kernels.integer import IntegerKernel, Target
 from tfl_rewrite.kernels.runtimes import MicroKernel, Runtime, micro_kernels
 from tfl_rewrite.kernels.shapes import Calls, ShapeRule
+from tfl_rewrite.options.frozen import frozen
 
 
 class Granularity(str, enum.Enum):

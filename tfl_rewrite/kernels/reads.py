@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import (
     constant_values,
@@ -26,6 +25,7 @@ from tfl_rewrite.kernels.runtimes import Runtime, Terms
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen
 
 EQUAL_SCALES_FROM: Runtime = (2, 15)
 """Runtimes before it may read per-channel scales that are all equal as 0: 2.14 does

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tfl_rewrite.errors import UsageError, whole_number
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 Runtime = tuple[int, int]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.ir import Operator
+from tfl_rewrite.options.frozen import frozen
 
 Dim = int | None
 """A dimension; None where it is not known."""

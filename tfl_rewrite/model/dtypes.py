@@ -6,7 +6,7 @@ Sub-byte types are packed low bits first, padded to a whole byte at the end of t
 
 from __future__ import annotations
 
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 
 @frozen

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen
 
 
 @frozen

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen
 
 
 @frozen

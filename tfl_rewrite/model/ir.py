@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector, Schema, load_schema
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, OwnedBlob
+from tfl_rewrite.options.frozen import frozen
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from tfl_rewrite.errors import FormatError
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.blob import Blob, MappedBlob, Source
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -29,6 +28,7 @@ from tfl_rewrite.model.ir import (
     SubGraph,
     Tensor,
 )
+from tfl_rewrite.options.frozen import frozen
 
 
 class Into(enum.Enum):

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE, Float32
+from tfl_rewrite.options.frozen import frozen
 
 _TOP = 14  # The largest quotient lies in [2^14, 2^15): far from what float16 cannot hold.
 _HALF_NORMAL = np.float32(np.finfo(np.float16).tiny)

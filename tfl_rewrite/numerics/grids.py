@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.numerics.symmetric import Channels, Error
+from tfl_rewrite.options.frozen import frozen
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements per block, as far as whole rows allow."""

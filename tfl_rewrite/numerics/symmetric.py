@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.flatbuf.record import Sink
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.model.values import unpack
+from tfl_rewrite.options.frozen import frozen
 
 LEVELS = 127
 """Largest magnitude of the narrow range."""

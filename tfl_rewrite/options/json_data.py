@@ -19,7 +19,7 @@ from dataclasses import field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "json_key"

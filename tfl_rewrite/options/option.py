@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tfl_rewrite.errors import UsageError, check_number, near_names
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 Made = TypeVar("Made")
 Held = TypeVar("Held")

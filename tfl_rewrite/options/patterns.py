@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 MOST_CHARACTERS = 10_000
 MOST_STEPS = 2_000_000_000

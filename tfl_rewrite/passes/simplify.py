@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from tfl_rewrite.editing.base import Change, Context, Edit, Effect, Pass, PassResult, run_passes
 from tfl_rewrite.editing.effects import PURE_CUSTOM
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.option import option
 
 # The passes are loaded when it runs: others have it as an option, and most of their runs are without.

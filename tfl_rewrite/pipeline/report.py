@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tfl_rewrite.editing.base import Pass, PassResult, expanded
 from tfl_rewrite.errors import UnsupportedError, VerificationError
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.runtimes import unmeasured
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.

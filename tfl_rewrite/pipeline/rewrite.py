@@ -20,9 +20,9 @@ from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.layout import Layout
 from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.option import Role, options_of
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified, with_newer
 from tfl_rewrite.work import current

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.operands import constant_values, input_of, operators_of, scales_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.reads import first_version_with
@@ -27,6 +26,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen
 
 Done = list[Edit | Skip]
 """What a repair did, and what it looked at and left alone."""

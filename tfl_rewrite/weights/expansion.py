@@ -15,7 +15,6 @@ import numpy as np
 
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels import operands
 from tfl_rewrite.kernels.operators import Need, OperatorRow
 from tfl_rewrite.kernels.reads import needed_version
@@ -25,6 +24,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.symmetric import Floats, product_of, sum_of
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.candidates import UNNAMED, expanded, with_partners
 from tfl_rewrite.weights.state import late_forms
 from tfl_rewrite.weights.storage import forms

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tfl_rewrite.editing.base import Skip
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.table import DEQUANTIZE, PRELU, row_named, row_of
 from tfl_rewrite.model.blob import Blob
@@ -16,6 +15,7 @@ from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS, Kind, Profile, Rows
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.candidates import UNNAMED, stays
 
 _WINDOWED = (ProductKind.CONVOLUTION, ProductKind.TRANSPOSED)

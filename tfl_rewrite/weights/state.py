@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.operands import is_blockwise, operators_of, scales_of
 from tfl_rewrite.kernels.operators import Granularity
@@ -24,6 +23,7 @@ from tfl_rewrite.kernels.reads import (
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, dequantize_form, row_of
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.storage import forms
 
 _ACTIVATIONS = ("INT8", "UINT8", "INT16")

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.frozen import frozen
 from tfl_rewrite.kernels.operands import weights_of
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, Reading
 from tfl_rewrite.kernels.runtimes import Runtime
@@ -25,6 +24,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.model.values import packed_nbytes
 from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Levels
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.payloads import Payload
 from tfl_rewrite.weights.rounders import Rounder, Work

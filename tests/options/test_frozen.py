@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tfl_rewrite.frozen import frozen
+from tfl_rewrite.options.frozen import frozen
 
 
 class Point:
