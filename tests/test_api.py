@@ -37,7 +37,7 @@ def test_public_names() -> None:
     assert Path(tfl_rewrite.__file__).with_name("py.typed").exists()
 
 
-# Each name in a process of its own: a child of one that has not imported the package yet.
+# Each order in a process of its own: a child of one that has not imported the package yet.
 ORDERS = """
 import importlib, os, pkgutil, sys, types
 
@@ -62,46 +62,38 @@ def right(package, name, first):
     return value
 
 
-def first_of_all(name):
-    scope = {}
-    exec(f"from tfl_rewrite import {name} as value", scope)
-    package = sys.modules["tfl_rewrite"]
-    for other in names:
-        right(package, other, None)
-    right(package, name, scope["value"])
-
-
-def last_of_all(name):
-    package = sys.modules["tfl_rewrite"]
-    for other in names:
-        if other != name:
-            right(package, other, None)
-    value = right(package, name, None)
+def asked(order):
+    package = importlib.import_module("tfl_rewrite")
+    found = {name: right(package, name, None) for name in order}
+    everything(package)
     scope = {}
     exec("from tfl_rewrite import *", scope)
-    assert all(scope[other] is getattr(package, other) for other in names)
-    assert scope[name] is value
-
-
-for order in (first_of_all, last_of_all):
-    if order is last_of_all:
-        # Once, for all children: no name has been asked for yet.
-        import tfl_rewrite
-
-        everything(tfl_rewrite)
     for name in names:
+        right(package, name, found[name])
+        if scope[name] is not found[name]:
+            raise SystemExit(name)
+
+
+def imported(order):
+    everything(importlib.import_module("tfl_rewrite"))
+    asked(order)
+
+
+# Whatever comes first, and after all modules.
+for task in (asked, imported):
+    for order in (names, names[::-1]):
         child = os.fork()
         if not child:
             code = 1
             try:
-                order(name)
+                task(order)
                 code = 0
             except SystemExit as stop:
-                print(order.__name__, stop, flush=True)
+                print(task.__name__, stop, flush=True)
             finally:
                 os._exit(code)
         if os.waitpid(child, 0)[1]:
-            raise SystemExit(f"{name}, {order.__name__}")
+            raise SystemExit(f"{task.__name__}, from {order[0]} on")
 print(len(names), "names")
 """
 

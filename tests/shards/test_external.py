@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tfl_rewrite
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.source import load, save
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
+from tfl_rewrite.interpreter.worker import Failure
 from tfl_rewrite.judge import compiled
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import row_of
@@ -323,3 +325,42 @@ def test_compiled_model_may_take_no_more_memory_than_allowed(
     verdict = compiled.judge_compiled(whole, whole, whole, Judging(), beside=((), ()))
     assert verdict.status == "unverified"
     assert "took more memory than 1 MB" in verdict.reasons[0]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    ("ended", "crowded", "status"),
+    [
+        # The second, beside the first; alone there is room for it.
+        ([1], True, "pass"),
+        # The second, and the first when it runs again: it was over before anyone looked.
+        ([1, 2], False, "unverified"),
+        ([1], False, "fail"),
+    ],
+)
+def test_what_ends_one_of_two_is_its_own_fault(
+    fixtures: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int], crowded: bool, status: str
+) -> None:
+    runs = itertools.count()
+
+    class Ended(compiled.Worker):
+        def finish(self, timeout: float | None = None) -> compiled.Execution:
+            execution = super().finish(timeout)
+            if next(runs) in ended:
+                execution.ran.clear()
+                execution.failure = Failure(
+                    kind="memory", stage="running", step=0, message="took too much memory", crowded=crowded
+                )
+            return execution
+
+    monkeypatch.setattr(compiled, "Worker", Ended)
+    whole = fixtures / "digits_cnn.tflite"
+    verdict = compiled.judge_compiled(whole, whole, whole, Judging(samples=1), beside=((), ()))
+    assert (verdict.status, verdict.reasons) == (
+        status,
+        {
+            "pass": (),
+            "unverified": ("the original does not run in CompiledModel: took too much memory",),
+            "fail": ("the result does not run: took too much memory",),
+        }[status],
+    )

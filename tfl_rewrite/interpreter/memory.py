@@ -62,6 +62,7 @@ class MemoryWatch:
         self._folders: dict[int, Path] = {}
         self._ended: dict[int, bool] = {}
         self._overflowed: set[int] = set()
+        self._in_memory: dict[int, int] = {}
         self._running = False
 
     def add(self, pid: int, scratch: Path | None = None) -> None:
@@ -74,6 +75,8 @@ class MemoryWatch:
                 self._folders[pid] = scratch
             self._ended.pop(pid, None)
             self._overflowed.discard(pid)
+            # At once: a short run may be over before the thread gets its turn.
+            self._end_largest()
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._look, daemon=True).start()
@@ -83,6 +86,7 @@ class MemoryWatch:
         with self._lock:
             self._watched.discard(pid)
             self._folders.pop(pid, None)
+            self._in_memory.pop(pid, None)
 
     def ended(self, pid: int) -> bool | None:
         """Whether a process was ended for its memory alone (True), or with what others took (False)."""
@@ -93,7 +97,6 @@ class MemoryWatch:
         return pid in self._overflowed
 
     def _look(self) -> None:
-        in_memory: dict[int, int] = {}
         looks = 0
         while True:
             with self._lock:
@@ -101,25 +104,32 @@ class MemoryWatch:
                     self._running = False
                     return
                 if looks % LOOKS_A_FOLDER == 0:
-                    in_memory = {pid: _files_in_memory(pid) for pid in self._watched}
+                    self._in_memory = {pid: _files_in_memory(pid) for pid in self._watched}
                     for pid in [pid for pid, folder in self._folders.items() if _is_full(folder)]:
                         self._overflowed.add(pid)
                         self._end(pid)
                 looks += 1
-                held = {}
-                for pid in self._watched:
-                    alone, shared = _held(pid) or (0, 0)
-                    # Of files in memory, what is mapped is among what is shared.
-                    held[pid] = alone + max(shared, in_memory.get(pid, 0))
-                if self.limit is not None and sum(held.values()) > self.limit:
-                    largest = max(held, key=lambda pid: held[pid])
-                    self._ended[largest] = held[largest] > self.limit
-                    self._end(largest)
+                self._end_largest()
             time.sleep(LOOK_SECONDS)
+
+    def _end_largest(self) -> None:
+        """Ends the largest process where all of them together take more than the limit."""
+        if self.limit is None:
+            return
+        held = {}
+        for pid in self._watched:
+            alone, shared = _held(pid) or (0, 0)
+            # Of files in memory, what is mapped is among what is shared.
+            held[pid] = alone + max(shared, self._in_memory.get(pid, 0))
+        if sum(held.values()) > self.limit:
+            largest = max(held, key=lambda pid: held[pid])
+            self._ended[largest] = held[largest] > self.limit
+            self._end(largest)
 
     def _end(self, pid: int) -> None:
         self._watched.discard(pid)
         self._folders.pop(pid, None)
+        self._in_memory.pop(pid, None)
         try:
             os.killpg(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

@@ -120,14 +120,26 @@ class _Bench:
         elif not self._computes(first if before_is_whole else second):
             # Measured: it hands out memory that nobody wrote where a shape is only known at run time.
             reason = "CompiledModel does not compute the whole file as the classic interpreter does"
-        elif verdict.status == "fail" and len(second.ran) >= len(first.ran):
+        elif verdict.status == "fail":
+            # Also where the second was ended for the memory that it took: of two that take too much, the
+            # first may have ended before anyone looked.
             (again,) = self._run(before)
-            if self._verdict(first, again).status != "pass":
+            repeated = self._verdict(first, again)
+            if again.failure is not None and len(again.ran) < len(first.ran):
+                reason = f"the original does not run in CompiledModel: {_why(again)}"
+            elif repeated.status != "pass":
                 reason = "the original does not repeat its own outputs in CompiledModel"
         return replace(verdict, status="unverified", reasons=(reason,)) if reason else verdict
 
     def _run(self, *models: _Model) -> list[Execution]:
-        """Runs files at the same time."""
+        """Runs files at the same time; alone what there was no memory for beside the others."""
+        ran = self._run_together(*models)
+        return [
+            self._run_together(model)[0] if run.failure is not None and run.failure.crowded else run
+            for model, run in zip(models, ran, strict=True)
+        ]
+
+    def _run_together(self, *models: _Model) -> list[Execution]:
         settings = self._settings
         watch = MemoryWatch(default_limit() if settings.memory_limit is None else settings.memory_limit)
         workers = []
