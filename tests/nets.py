@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector
+from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, Record, ScalarVector
 from tfl_rewrite.integers.convert import IntegerWeight
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
@@ -169,6 +169,18 @@ class Net:
         shape = (*(source.shape or ())[:-1], (weight.shape or ())[0])
         flat = (int(np.prod(shape[:-1])), shape[-1])
         return self.add("FULLY_CONNECTED", [source, weight, bias], name, flat)
+
+    def deconvolution(self, source: Tensor, name: str, padding: int = 1) -> Tensor:
+        """MediaPipe's custom operator: twice as high and wide, of 2 channels."""
+        batch, high, wide, channels = source.shape or ()
+        weight, bias = self.weights(f"{name}_w", (2, 2, 2, channels)), self.weights(f"{name}_b", (2,))
+        output = self.tensor(name, (batch, 2 * high, 2 * wide, 2))
+        code = OperatorCode(operator_number("CUSTOM"), "Convolution2DTransposeBias", 1)
+        self.model.operator_codes.append(code)
+        options = ScalarVector(UINT8, np.array([padding, 2, 2], "<i4").tobytes())
+        rest = new_record("Operator").replace(custom_options=options)
+        self.graph.operators.append(Operator(code, [source, weight, bias], [output], rest=rest))
+        return output
 
     def output(self, tensor: Tensor) -> None:
         self.graph.outputs.append(tensor)

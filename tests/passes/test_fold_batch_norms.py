@@ -177,6 +177,33 @@ def test_a_factor_before_padding_and_for_groups(tmp_path: Path) -> None:
     assert kinds(net) == ["CONV_2D"]
 
 
+def padded(net: Net, kind: str, constant: Tensor, sides: list[list[int]]) -> None:
+    """Arithmetic with a constant, zeros around what it gives, and a layer without pads of its own."""
+    made = net.add(kind, [net.input("x", (1, 4, 4, C)), constant], "m", (1, 4, 4, C))
+    shape = tuple(size + sum(side) for size, side in zip(made.shape or (), sides, strict=True))
+    made = net.add("PAD", [made, net.constant("sides", np.array(sides, np.int32))], "p", shape)
+    weight = net.weights("w", (K, 3, 3, shape[-1]))
+    net.output(layer(net, "CONV_2D", made, "y", weight=weight, side=3))
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("shape", [(C,), (1,)])
+def test_a_factor_goes_past_zeros(shape: tuple[int, ...], tmp_path: Path) -> None:
+    net = Net(5)
+    # One number for all goes past zeros along its axis, too.
+    padded(net, "MUL", number(net, "scale", shape), [[0, 0], [1, 1], [2, 0], [0, shape[0] == 1]])
+    check(net, tmp_path, lambda: fold(net))
+    assert kinds(net) == ["PAD", "CONV_2D"]
+
+
+@pytest.mark.parametrize(("kind", "sides", "rule"), [("ADD", [1, 1], "padding"), ("MUL", [0, 2], "channels")])
+def test_what_would_change_zeros_or_channels_stays(kind: str, sides: list[int], rule: str) -> None:
+    net = Net(5)
+    padded(net, kind, number(net, "c", (C,)), [[0, 0], [1, 1], [1, 1], sides if kind == "MUL" else [0, 0]])
+    result = fold(net)
+    assert not result.modified and [skip.rule for skip in result.skips] == [rule]
+
+
 @pytest.mark.runtime
 @pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 3, 2), (1, 1, 3, 2)])
 def test_a_dense_layer_that_flattens_its_input(shape: tuple[int, ...], tmp_path: Path) -> None:

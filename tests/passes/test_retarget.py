@@ -424,16 +424,7 @@ def test_micro_computes_in_int8_what_was_uint8() -> None:
 
 def deconvolution(padding: int = 1) -> Model:
     net = Net()
-    source = net.input("in", (1, 4, 4, 3))
-    weight, bias = net.weights("w", (2, 2, 2, 3)), net.weights("b", (2,))
-    output = net.add("RELU", [source, weight, bias], "out", (1, 8, 8, 2))
-    operator = net.graph.operators[0]
-    code = OperatorCode(operator_number("CUSTOM"), "Convolution2DTransposeBias", 1)
-    net.model.operator_codes[:] = [code]
-    operator.code = code
-    numbers = np.array([padding, 2, 2], "<i4").tobytes()
-    operator.rest = operator.rest.replace(custom_options=ScalarVector(UINT8, numbers))
-    net.output(output)
+    net.output(net.deconvolution(net.input("in", (1, 4, 4, 3)), "out", padding))
     return net.model
 
 

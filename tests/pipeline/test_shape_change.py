@@ -97,6 +97,13 @@ def alone(net: Net) -> None:
     net.output(net.add("STRIDED_SLICE", [source, begin, end, steps], "y", (4,), shrink_axis_mask=1))
 
 
+def delegated(net: Net) -> None:
+    """What only a delegate computes, twice, with what reads it: it has the samples that the file declares."""
+    made = net.deconvolution(net.input("x", (1, 2, 2, 3)), "inner")
+    made = net.deconvolution(net.add("RELU", [made], "bent", (1, 4, 4, 2)), "outer")
+    net.output(net.add("RESHAPE", [made, net.constant("shape", numbers([1, 128]))], "y", (1, 128)))
+
+
 def made(path: Path, build: Callable[[Net], None]) -> Path:
     net = Net()
     build(net)
@@ -111,7 +118,7 @@ def constants(model: Model) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("build", [misshaping, joined, remembering, unrolled, alone])
+@pytest.mark.parametrize("build", [misshaping, joined, remembering, unrolled, alone, delegated])
 def test_each_sample_of_a_batch_is_that_of_the_original(tmp_path: Path, build: Callable[[Net], None]) -> None:
     report = reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(batch=3), judging=QUICK)
     assert report.verdict is not None and report.verdict.passed
@@ -162,6 +169,19 @@ def test_a_free_batch_is_run_in_the_file_that_gets_the_name(
     monkeypatch.setattr(Proof, "_save_fixed", of_sound)
     verdict = item.verify(source, other, QUICK)
     assert verdict.status == "fail" and "resized to more samples: " in verdict.reasons[0]
+
+
+def test_sizes_that_a_delegate_takes_from_the_file_are_named(tmp_path: Path) -> None:
+    path = made(tmp_path, delegated)
+    for wish in (Reshaping(dynamic_batch=True), Reshaping(input=("1,4,4,3",))):
+        with pytest.raises(UnsupportedError, match="'inner' has the shape that the file declares"):
+            reshape(path, None, wish, judging=QUICK)
+    many = reshape(path, tmp_path / "many.tflite", Reshaping(batch=3), judging=UNJUDGED)
+    assert len([edit for edit in many.results[0].changes if "Convolution2DTransposeBias" in edit.where]) == 2
+    back = reshape(tmp_path / "many.tflite", tmp_path / "back.tflite", Reshaping(batch=1), judging=QUICK)
+    assert back.verdict is not None and back.verdict.passed
+    inside = [tensor.shape for tensor in load(path).subgraphs[0].tensors]
+    assert [tensor.shape for tensor in load(tmp_path / "back.tflite").subgraphs[0].tensors] == inside
 
 
 @pytest.mark.parametrize("build", [joined, remembering])

@@ -436,6 +436,19 @@ def _pack(walk: Walk, operator: Operator) -> list[Edit]:
     return [walk.edit(operator, "adds its axis behind that of the samples")]
 
 
+def _delegated(walk: Walk, operator: Operator) -> list[Edit]:
+    """Has the file declare as many samples of what a delegate alone computes: it takes them from there."""
+    if walk.asked.batch is None or walk.asked.is_free:
+        free = "any number of samples" if walk.asked.is_free else "other sizes"
+        raise walk.unfollowed(operator, f"has the shape that the file declares, which is not that of {free}")
+    edits = list[Edit]()
+    for tensor in operator.outputs:
+        if tensor is not None and tensor.shape != (shape := walk.now(tensor)):
+            edits.append(walk.edit(operator, f"{list(tensor.shape or ())} is now {list(shape)}"))
+            tensor.shape = shape
+    return edits
+
+
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         table.RESHAPE.name: Rule(_reshape, repeats=True),
@@ -449,6 +462,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         table.ASSIGN_VARIABLE.name: Rule(_assign),
         table.PACK.name: Rule(_pack),
         table.UNPACK.name: Rule(_unpack),
+        **dict.fromkeys(table.DELEGATED, Rule(_delegated)),
     }
 )
 """By name of the operator."""

@@ -2,7 +2,8 @@
 
 A rule is a column of the operator's row (:attr:`tfl_rewrite.kernels.operators.OperatorRow.shape`) and says
 what ``Prepare`` of its kernel allocates (``tflite/kernels/NAME.cc``; padding as in ``padding.h``). A rule
-never looks at the shapes that the file declares for what operators make: those may be anything.
+never looks at the shapes that the file declares for what operators make: those may be anything, except where
+a delegate takes them from there.
 """
 
 from __future__ import annotations
@@ -211,6 +212,17 @@ def pool(given: Given) -> Sequence[Shape | None]:
     batch, *plane, channels = _of_rank(given.shape(), 4)
     window = [given.option("filter_height"), given.option("filter_width")]
     return [(batch, *_window(given, plane, window, "hw"), channels)]
+
+
+def delegated(given: Given) -> Sequence[Shape | None]:
+    """The samples of input 0, each of the sizes that the file declares: a delegate takes them from there."""
+    source, (batch, *plane) = given.operator.inputs[0], given.shape()
+    if source is None or tuple(plane) != (source.shape or ())[1:]:
+        raise UnknownShapeError
+    return [
+        None if output is None or not output.shape else (batch, *output.shape[1:])
+        for output in given.operator.outputs
+    ]
 
 
 def stated(position: int) -> ShapeRule:

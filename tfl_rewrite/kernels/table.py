@@ -59,6 +59,7 @@ from tfl_rewrite.kernels.operators import (
 )
 from tfl_rewrite.kernels.runtimes import NEWEST_RUNTIME, Runtime
 from tfl_rewrite.model.ir import Operator
+from tfl_rewrite.model.lift import DELEGATE_CUSTOM
 
 _HYBRID, _LOOKUP, _DEQUANTIZE = Reading.HYBRID, Reading.LOOKUP, Reading.DEQUANTIZE
 _TENSOR, _CHANNEL, _BLOCK = Granularity.TENSOR, Granularity.CHANNEL, Granularity.BLOCK
@@ -1245,11 +1246,16 @@ that of 1.0 fails then; right on 2.0, 2.1 and 2.3, and without XNNPACK on all; i
 """
 
 _NOTHING = OperatorRow("")
+DELEGATED: Mapping[str, OperatorRow] = MappingProxyType(
+    {name: OperatorRow(name, declared=True, shape=shapes.delegated) for name in DELEGATE_CUSTOM}
+)
+"""Custom operators that XNNPACK takes (``xnnpack_delegate.cc``), with sizes from the file; by name."""
 
 
 def row_of(operator: Operator) -> OperatorRow:
-    """Returns the row of an operator; one that promises nothing for a custom or an unknown one."""
-    return _NOTHING if operator.code.custom is not None else row_named(operator.code.name)
+    """Returns the row of an operator; one that promises nothing for an unknown one, or most custom ones."""
+    custom = operator.code.custom
+    return row_named(operator.code.name) if custom is None else DELEGATED.get(custom, _NOTHING)
 
 
 def row_named(name: str) -> OperatorRow:

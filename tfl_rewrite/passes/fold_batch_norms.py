@@ -2,13 +2,14 @@
 
 Goes: MUL, ADD, SUB and DIV by a constant that holds one number for each channel, or one for all, behind or
 before a CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV or FULLY_CONNECTED, and chains of them; what is added to a
-sum of layers goes into the bias of one of them. The fused activation of what goes behind a layer becomes that
-of the layer. Stays: what another operator, a caller or a signature sees between the two; what stands on the
-other side of an activation; what is added before a layer that pads its input, since zeros are padded after
-it; weights that are computed or sparse, and float16 ones that would have to be rounded again (their bias
-takes what is added); hybrid weights with what stands before them. Constants that others read are not changed.
-Whether a layer with SAME pads follows from the sizes of inputs that the file states: a caller who gives an
-input another size may get what is added before such a layer wrong along the border.
+sum of layers goes into the bias of one of them, and a factor goes past the zeros of a PAD. The fused
+activation of what goes behind a layer becomes that of the layer. Stays: what another operator, a caller or a
+signature sees between the two; what stands on the other side of an activation; what is added before a layer
+that pads its input, since zeros are padded after it; weights that are computed or sparse, and float16 ones
+that would have to be rounded again (their bias takes what is added); hybrid weights with what stands before
+them. Constants that others read are not changed. Whether a layer with SAME pads follows from the sizes of
+inputs that the file states: a caller who gives an input another size may get what is added before such a
+layer wrong along the border.
 
 Outputs are the same in real numbers: factors and sums are computed in float64 and rounded once. A second run
 finds nothing. The idea is that of ``fold_batch_norms`` of TensorFlow's graph_transforms.
@@ -38,7 +39,7 @@ from tfl_rewrite.kernels.operands import is_float_layer
 from tfl_rewrite.kernels.products import SAME
 from tfl_rewrite.kernels.reads import first_version_with, needed_version
 from tfl_rewrite.kernels.shapes import Shape
-from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, DIV, MUL, SUB, row_of
+from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, DIV, MUL, PAD, SUB, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.products import same_padding
@@ -235,12 +236,14 @@ class _Folder:
         """Folds what makes the input of a layer; None where it makes none."""
         (output,) = step.operator.outputs
         assert output is not None
-        uses = self._graph.uses_of(output)
+        pad = self._pad_of(output)
+        padded = output if pad is None else pad.outputs[0]
+        uses = [] if padded is None else self._graph.uses_of(padded)
         readers = [use for use in uses if is_float_layer(use.operator)]
         readers = [use for use in readers if use.position == row_of(use.operator).activation]
-        if not readers:
+        if not readers or padded is None:
             return None
-        if not self._is_seen_once(output):
+        if not (self._is_seen_once(output) and self._is_seen_once(padded)):
             raise Refused("shared", "others read what it makes")
         if not self.before:
             raise Refused("before", "it stands before the layer, and was asked to stay")
@@ -249,11 +252,25 @@ class _Folder:
         host, position = readers[0].operator, readers[0].position
         layer = self._layer(host)
         shape = self._shapes[step.source]
-        layer.fold_before(step, shape, whole=_is_whole(host, layer.shape, shape))
-        host.inputs[position] = step.source
+        if pad is not None and step.factor.size > 1:
+            self._check_padded(step, shape, self._shapes[padded])
+        layer.fold_before(step, shape, whole=pad is None and _is_whole(host, layer.shape, shape))
+        if pad is None:
+            host.inputs[position] = step.source
+        else:
+            pad.inputs[0] = step.source
         self._dropped += [output, *_constants(step)]
         self._stamp(host)
         return _edit(step, host, "before")
+
+    def _pad_of(self, tensor: Tensor) -> Operator | None:
+        """Returns what puts zeros around a tensor: a factor may as well stand behind it."""
+        uses = [use for use in self._graph.uses_of(tensor) if row_of(use.operator) is PAD]
+        return uses[0].operator if uses and not uses[0].position and uses[0].operator.outputs else None
+
+    def _check_padded(self, step: Step, before: Shape | None, after: Shape | None) -> None:
+        if max(step.shape[:-1], default=1) > 1 or not before or not after or before[-1] != after[-1]:
+            raise Refused("channels", "zeros are padded along the axis on which its numbers differ")
 
     def _is_seen_once(self, tensor: Tensor) -> bool:
         """Whether one operator reads a computed tensor, and nobody else sees it."""
