@@ -67,6 +67,7 @@ LONG_MODULES: dict[str, str] = {
     "passes/quantize.py": "one pass: its options, and the order of what it does",
     "editing/makers.py": "one function an operator",
     "passes/remove_noops.py": "one rule a kind, over one index of the model",
+    "pipeline/judges.py": "who judges a rewrite, and what each compares it with",
     "pipeline/rewrite.py": "five functions that each take what the one before made",
     "reading/diff.py": "one comparison of two files, with its own helpers",
     "reading/inspect.py": "one look into a file: its parts, its bytes, its values",
@@ -77,6 +78,7 @@ LONG_MODULES: dict[str, str] = {
     "shards/partition.py": "one line of operators, with each reason against a cut",
     "shards/split.py": "one way from a model to a folder of parts",
     "weights/plan.py": "one decision, with each reason why a constant stays",
+    "shards/rest.py": "one model in two: its base, and what the base lacks",
     "shards/web.py": "one client with every limit on what a server may do",
 }
 """Modules of more lines, each with the reason why it stays one."""

@@ -80,9 +80,9 @@ if TYPE_CHECKING:
     from tfl_rewrite.search.rewrite import rewrite as rewrite
     from tfl_rewrite.search.shrink import shrink as shrink
     from tfl_rewrite.shards.calls import join as join
+    from tfl_rewrite.shards.calls import open_sharded as open_sharded
     from tfl_rewrite.shards.calls import shard as shard
     from tfl_rewrite.shards.chain import Chain as Chain
-    from tfl_rewrite.shards.memory import open_sharded as open_sharded
     from tfl_rewrite.shards.settings import JoinOptions as JoinOptions
     from tfl_rewrite.shards.settings import ShardFailed as ShardFailed
     from tfl_rewrite.shards.settings import ShardOptions as ShardOptions
@@ -139,9 +139,8 @@ _NAMES = {
     "search.report": "ShrinkFailed",
     "search.rewrite": "rewrite",
     "search.shrink": "shrink",
-    "shards.calls": "join shard",
+    "shards.calls": "join open_sharded shard",
     "shards.chain": "Chain",
-    "shards.memory": "open_sharded",
     "shards.settings": "JoinOptions ShardFailed ShardOptions",
     "shards.split": "SplitFailed SplitOptions split",
 }

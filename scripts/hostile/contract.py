@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hostile.ranges import integers
+from tfl_rewrite.cli.commands.read import comparison_lines, inspection_lines
 from tfl_rewrite.cli.render import report_lines, safe
-from tfl_rewrite.cli.render_reading import comparison_lines, inspection_lines
 from tfl_rewrite.editing.base import Pass, run_passes
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container

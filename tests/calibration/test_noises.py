@@ -9,7 +9,7 @@ import pytest
 
 from tests.nets import Net, named
 from tfl_rewrite import Judging, Tolerance, UnsupportedError, load, save
-from tfl_rewrite.calibration.noises import Noises
+from tfl_rewrite.calibration.trials import Noises
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.trials import operators_by_place, rounding
 from tfl_rewrite.model.ir import Model, Operator

@@ -27,12 +27,11 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
-from tfl_rewrite.files.attached import packed, read_members
+from tfl_rewrite.files.layout import packed, read_members
 from tfl_rewrite.files.source import Source, is_changed
 from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.reading.export import export_metadata
-from tfl_rewrite.reading.metadata import described_inputs
+from tfl_rewrite.reading.metadata import described_inputs, export_metadata
 
 LABELS = "cat\ndog\nbird\n"
 
@@ -283,7 +282,7 @@ def test_a_zip_that_says_less_than_it_holds_or_too_much_is_no_way_out(
 ) -> None:
     whole = packed([], {"a.txt": b"x" * 100})[16:]
     assert read_members(whole)[0][1] == b"x" * 100
-    monkeypatch.setattr("tfl_rewrite.files.attached.MOST_NBYTES", 99)
+    monkeypatch.setattr("tfl_rewrite.files.layout.MOST_NBYTES", 99)
     with pytest.raises(UnsupportedError, match="its files take over 99 bytes unpacked"):
         read_members(whole)
 

@@ -337,7 +337,7 @@ def test_micro_judges_what_is_made_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.runtime
 def test_micro_is_named_where_it_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._runtimes", lambda platform, settings: ())
+    monkeypatch.setattr("tfl_rewrite.pipeline.judges._runtimes", lambda platform, settings: ())
     report = for_micro(tmp_path)
     assert report.verdict is not None and report.verdict.passed
     assert report.verdict.not_judged[-1] == "TFLite Micro, which it was made for"

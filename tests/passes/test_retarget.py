@@ -361,7 +361,7 @@ def test_a_runtime_that_is_not_here_is_what_was_not_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, name: str, remedy: str
 ) -> None:
     monkeypatch.delenv("TFL_REWRITE_OLD_RUNTIME_PYTHON", raising=False)
-    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tfl_rewrite.pipeline.judges.importlib.util.find_spec", lambda name: None)
     report = judged(dense(), tmp_path, target)
     assert report.verdict is not None and report.verdict.passed
     assert report.verdict.not_judged[-1] == f"{name}, which it was made for"
@@ -508,7 +508,7 @@ def test_kernels_that_round_activations_may_round_them_otherwise_there(tmp_path:
 def test_kernels_that_lose_more_there_than_rounding_does_are_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._SIGN_DB", -60.0)
+    monkeypatch.setattr("tfl_rewrite.pipeline.judges._SIGN_DB", -60.0)
     with pytest.raises(RewriteFailed, match="not right in the runtime that it is for"):
         judged(coarse(), tmp_path, "2.14", runtime=("litert", f"python:{OLD}"), resolver=("default",))
 
@@ -517,7 +517,7 @@ def test_kernels_that_lose_more_there_than_rounding_does_are_wrong(
 def test_kernels_of_sparse_weights_add_in_another_order(
     fixtures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._runtimes", lambda platform, settings: ())
+    monkeypatch.setattr("tfl_rewrite.pipeline.judges._runtimes", lambda platform, settings: ())
     judging = Judging(samples=2)
     report = rewrite(fixtures / "sparse.tflite", passes=[Retarget(target="tflm")], judging=judging)
     assert "sparse constants: 1 made dense" in said(list(report.results))
@@ -530,7 +530,7 @@ def test_kernels_of_sparse_weights_add_in_another_order(
 def test_float_kernels_are_right_where_hybrid_ones_lose_much(
     tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfl_rewrite.pipeline.elsewhere._runtimes", lambda platform, settings: ())
+    monkeypatch.setattr("tfl_rewrite.pipeline.judges._runtimes", lambda platform, settings: ())
     report = judged(coarse(scales=8), tmp_path, target)
     assert report.verdict is not None and report.verdict.passed
     assert "with floats for weights of hybrid kernels" in report.verdict.notes[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.options.formats import read_toml
+from tfl_rewrite.options.json_data import read_toml
 from tfl_rewrite.options.option import (
     check_options,
     made_with,

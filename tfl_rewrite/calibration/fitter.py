@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer, Wanted, collect
-from tfl_rewrite.calibration.noises import Noises
 from tfl_rewrite.calibration.probe import Probe, places_of
 from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.calibration.rounder import Calibrated
-from tfl_rewrite.calibration.trials import Trials
+from tfl_rewrite.calibration.trials import Noises, Trials
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging

@@ -20,7 +20,7 @@ from tfl_rewrite.kernels.products import states_of
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
-from tfl_rewrite.numerics.recurrent import States
+from tfl_rewrite.numerics.products import States
 from tfl_rewrite.weights.rounders import Simulate
 
 HELD_NBYTES = 256 << 20

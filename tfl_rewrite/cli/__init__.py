@@ -1,4 +1,4 @@
-"""The command line: thin. Arguments are data, a subcommand is one small function, rendering is apart."""
+"""The command line: thin. Arguments are data, a subcommand is a function and what it prints."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.model.likeness import fingerprint
-from tfl_rewrite.options.formats import JsonFormat
+from tfl_rewrite.options.json_data import JsonFormat
 from tfl_rewrite.options.option import PATH, Kind
 from tfl_rewrite.weights.rounders import Activations, activations_of
 

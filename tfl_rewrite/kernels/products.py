@@ -11,8 +11,18 @@ from tfl_rewrite.kernels.operators import ProductKind, Steep
 from tfl_rewrite.kernels.table import ASSIGN_VARIABLE, DEQUANTIZE, READ_VARIABLE, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.numerics.products import BatchMatmul, Convolution, Dense, Depthwise, Product, Window
-from tfl_rewrite.numerics.recurrent import Cell, Filtered, Gate, States
+from tfl_rewrite.numerics.products import (
+    BatchMatmul,
+    Cell,
+    Convolution,
+    Dense,
+    Depthwise,
+    Filtered,
+    Gate,
+    Product,
+    States,
+    Window,
+)
 from tfl_rewrite.numerics.symmetric import Float32
 
 SAME = 0

@@ -408,7 +408,7 @@ class Model:
     """The file that it was loaded from."""
     tail: bytes | None = None
     """Where other files are to lie behind it than in that file: 16 zero bytes, and the ZIP of them, whose
-    offsets count from the first of these (:mod:`tfl_rewrite.files.attached`)."""
+    offsets count from the first of these (:mod:`tfl_rewrite.files.layout`)."""
     places: dict[int, tuple[object, str]] | None = None
     """Where things were before the first of some passes, by identity."""
 

@@ -25,7 +25,7 @@ from tfl_rewrite.editing.descriptions import SIDES, read_descriptions, record, w
 from tfl_rewrite.editing.metadata import drop, set_content
 from tfl_rewrite.editing.names import nothing_asked
 from tfl_rewrite.errors import FileAccessError, UsageError
-from tfl_rewrite.files.attached import packed, read_members
+from tfl_rewrite.files.layout import packed, read_members
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.flatbuf.record import FLOAT32, Record, ScalarVector
 from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor

@@ -19,9 +19,8 @@ from typing import ClassVar
 from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.editing.inlining import inline_composites
 from tfl_rewrite.editing.shapes import Shapes, record_shapes
-from tfl_rewrite.editing.substitutes import replace_missing
+from tfl_rewrite.editing.substitutes import inline_composites, replace_missing
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed

@@ -94,11 +94,10 @@ class Simplify(Pass):
 
     def _steps(self, growth: int) -> Sequence[Pass]:
         """Returns the passes of a round, in which constants may grow by so many bytes."""
-        from tfl_rewrite.editing.fusions import FUSIONS, KINDS
         from tfl_rewrite.passes.dedup import Dedup
         from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
         from tfl_rewrite.passes.fold_constants import FoldConstants
-        from tfl_rewrite.passes.fuse import Fuse
+        from tfl_rewrite.passes.fuse import FUSIONS, KINDS, Fuse
         from tfl_rewrite.passes.remove_dead import RemoveDead
         from tfl_rewrite.passes.remove_noops import RemoveNoops
 

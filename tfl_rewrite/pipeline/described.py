@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from tfl_rewrite.editing.descriptions import SIDES, read_descriptions, record
 from tfl_rewrite.editing.metadata import DESCRIPTIONS
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.files.attached import packed, read_members, tail_of
 from tfl_rewrite.files.container import ZipTail
+from tfl_rewrite.files.layout import packed, read_members, tail_of
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.pipeline.wiring import End
 
 if TYPE_CHECKING:
-    from tfl_rewrite.files.attached import Members
+    from tfl_rewrite.files.layout import Members
 
 _AXIS_LABELS, _VALUE_LABELS = 2, 3
 """``AssociatedFileType``: names of the places along an axis, and of the values."""

@@ -30,8 +30,7 @@ from tfl_rewrite.work import current
 # Verification is loaded when something is verified: it takes longer to import than a small file to rewrite.
 if TYPE_CHECKING:
     from tfl_rewrite.pipeline.damage import Levels
-    from tfl_rewrite.pipeline.elsewhere import Missing
-    from tfl_rewrite.pipeline.judges import Judges
+    from tfl_rewrite.pipeline.judges import Judges, Missing
 
 PathLike = str | os.PathLike[str]
 
@@ -297,7 +296,7 @@ def _judge(opened: _Opened, output: AtomicFile, report: Report, flaws: Sequence[
         # It does not run, and we can say why: not a foreign kernel, but damage.
         flaw = flaws[0]
         raise FormatError(flaw.what, file=report.source, where=flaw.where, remedy=_UNSOUND)
-    from tfl_rewrite.pipeline.elsewhere import without_release
+    from tfl_rewrite.pipeline.judges import without_release
 
     return _without(without_release(opened.plan.passes, report.verdict), report, settings)
 
@@ -365,7 +364,7 @@ def _judged_elsewhere(opened: _Opened, made: Source, report: Report) -> Report:
     if not any(item.elsewhere for item in opened.plan.passes):
         return report
     from tfl_rewrite.judge.verdict import combined
-    from tfl_rewrite.pipeline.elsewhere import judged_on_platforms
+    from tfl_rewrite.pipeline.judges import judged_on_platforms
 
     settings = replace(opened.settings, runtime=opened.plan.settings.runtime)
     before = made if report.outcome == "unchanged" else opened.judges.expected(report.results)

@@ -25,7 +25,7 @@ from typing import Any
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.judge.routes import OUTSIDE, Feed
-from tfl_rewrite.options.formats import JsonFormat
+from tfl_rewrite.options.json_data import JsonFormat
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, MAX_TOTAL, count_in, digest_in, file_name_in
 
 FORMAT = "tfl-rewrite-graph-parts"

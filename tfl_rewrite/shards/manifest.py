@@ -30,7 +30,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tfl_rewrite.errors import FormatError, UnsupportedError
-from tfl_rewrite.options.formats import JsonFormat
+from tfl_rewrite.options.json_data import JsonFormat
 
 FORMAT = "tfl-rewrite-parts"
 VERSION = 2

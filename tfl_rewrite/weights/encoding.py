@@ -255,7 +255,7 @@ class Recipe:
             UsageError: The file is not of this form, or no TOML.
             FileAccessError: It cannot be read.
         """
-        from tfl_rewrite.options.formats import read_toml
+        from tfl_rewrite.options.json_data import read_toml
 
         content = read_toml(path)
         if content.get("version") != VERSION:

@@ -246,3 +246,21 @@ def _no_blame(arguments: argparse.Namespace, found: Blame | None) -> list[str]:
 def _add_node_data(side: SideFiles, path: str | None, found: Blame | None) -> None:
     if path is not None and found is not None and found.failure is None:
         side.add_json(path, found.node_data)
+
+
+def write_metadata(arguments: argparse.Namespace) -> int:
+    """``tfl-rewrite metadata IN [OUT]``."""
+    made = pass_of(arguments)
+    if arguments.export is None:
+        if arguments.target is None:
+            raise UsageError("OUT is missing", remedy="name the file to write, or a folder with --export DIR")
+        return rewrite_file(arguments, [made])
+    from tfl_rewrite.reading.metadata import export_metadata
+
+    if arguments.target is not None:
+        raise UsageError("OUT and --export at once", remedy="write first, then export what was written")
+    facts = export_metadata(arguments.source, arguments.export, force=arguments.force)
+    names = ", ".join(safe(row["file"]) for row in facts["files"]) or "no files"
+    said = "its metadata" if facts["metadata"] is not None else "no metadata"
+    show(arguments, lambda: facts, lambda: [f"{safe(arguments.export)}: metadata.json ({said}), {names}"])
+    return 0

@@ -460,7 +460,7 @@ COMMANDS = (
     Command(
         "metadata",
         "write what a model says of itself and its label files, or export them",
-        run="describe:write_metadata",
+        run="rewrite:write_metadata",
         make=_describing,
         examples=(
             "tfl-rewrite metadata in.tflite out.tflite --labels labels.txt --mean 127.5 --std 127.5",
@@ -570,7 +570,7 @@ COMMANDS = (
         "normalization, a cast or a resize before an input, --append a softmax, argmax or top-k behind an "
         "output. The whole is compared to the bit with running its parts one after the other, and what is "
         "put around them with numpy. Options stand behind the files.",
-        "chain:chain_models",
+        "shard:chain_models",
         _chaining,
         (
             "tfl-rewrite chain encoder.tflite head.tflite out.tflite --connect embedding=x",
@@ -585,7 +585,7 @@ COMMANDS = (
         "tfl_rewrite.Chain runs them. It is cut where few bytes cross, and never where a state would be "
         "torn. The parts are compared to the bit with the whole. For files that are only fetched in pieces "
         "there is shard.",
-        "chain:split_model",
+        "shard:split_model",
         _splitting,
         (
             "tfl-rewrite split in.tflite parts --parts 3",
