@@ -3,9 +3,10 @@
     python scripts/mutants.py --tests tests/judge/test_compare.py -- tfl_rewrite/judge/compare.py
 
 The tests are collected once. Then each mutant is a process that was forked from there: the changed code takes
-the place of the old one in the functions that are loaded already, and the tests that call one of them run
-until one fails. So a mutant costs what its tests cost, without the imports. Code outside of functions is not
-changed.
+the place of the old one in the functions that are loaded already, and the tests that reach the changed lines
+run until one fails, the quickest first. So a mutant costs what its tests cost, without the imports. Code
+outside of functions is not changed. Tests that draw examples draw ``--examples`` of them at most, so that the
+share of those noticed is a lower bound.
 
 Linux and Python 3.11 or newer. Every choice follows from ``--seed``.
 """
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import functools
 import gc
 import json
+import math
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +35,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, is_hypothesis_test, settings
 
 Place = tuple[str, str]
 """File and qualified name of a function."""
@@ -55,6 +59,7 @@ class Mutant:
         place: The outermost function that it is in.
         tree: The module as it is.
         way: From the module to the node that goes, as fields and indices.
+        lines: The first and last line of its statement, without what stands inside.
         old: That node.
         new: What comes in its place.
     """
@@ -62,6 +67,7 @@ class Mutant:
     place: Place
     tree: ast.Module
     way: list[tuple[str, int | None]]
+    lines: tuple[int, int]
     old: ast.AST
     new: ast.AST
 
@@ -76,22 +82,21 @@ class Mutant:
         return f"{os.path.relpath(self.place[0])}:{self.line} {self.place[1]}: {old}  ->  {new}"
 
     def code(self) -> CodeType:
-        """The function with the change.
+        """The function with the change, which the tree has from then on.
 
         Raises:
             LookupError: It is none of the module's functions.
         """
-        changed: Any = copy.deepcopy(self.tree)
-        parent = changed
+        parent: Any = self.tree
         for field, index in self.way[:-1]:
             parent = getattr(parent, field) if index is None else getattr(parent, field)[index]
         field, index = self.way[-1]
-        new = ast.copy_location(copy.deepcopy(self.new), self.old)
+        new = ast.copy_location(self.new, self.old)
         if index is None:
             setattr(parent, field, new)
         else:
             getattr(parent, field)[index] = new
-        whole = compile(ast.fix_missing_locations(changed), self.place[0], "exec", dont_inherit=True)
+        whole = compile(ast.fix_missing_locations(self.tree), self.place[0], "exec", dont_inherit=True)
         return code_of(whole, self.place[1])
 
 
@@ -137,10 +142,22 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Continue()
 
 
-def _nodes(tree: ast.Module) -> Iterator[tuple[str, ast.AST, list[Any]]]:
-    """Yields every node that may be changed: its function, itself, and the way to it from the module."""
+def _head(node: ast.stmt) -> tuple[int, int]:
+    """The lines that run when a statement does, whatever comes of it."""
+    body = getattr(node, "body", None)
+    if not body:
+        return node.lineno, node.end_lineno or node.lineno
+    # The head of an endless loop makes no code.
+    return node.lineno, max(node.lineno, body[0].lineno - (not isinstance(node, ast.While)))
 
-    def inside(node: ast.AST, name: str, way: list[Any]) -> Iterator[tuple[str, ast.AST, list[Any]]]:
+
+Found = tuple[str, ast.AST, list[Any], tuple[int, int]]
+
+
+def _nodes(tree: ast.Module) -> Iterator[Found]:
+    """Yields every node that may be changed: its function, itself, the way to it, its statement's lines."""
+
+    def inside(node: ast.AST, name: str, way: list[Any], lines: tuple[int, int]) -> Iterator[Found]:
         for field, value in ast.iter_fields(node):
             if field in ("returns", "annotation", "decorator_list"):
                 continue
@@ -151,14 +168,15 @@ def _nodes(tree: ast.Module) -> Iterator[tuple[str, ast.AST, list[Any]]]:
             for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(child, ast.AST):
                     here = [*way, (field, index)]
-                    yield name, child, here
-                    yield from inside(child, name, here)
+                    span = _head(child) if isinstance(child, ast.stmt) else lines
+                    yield name, child, here, span
+                    yield from inside(child, name, here, span)
 
-    def outside(node: ast.AST, prefix: str, way: list[Any]) -> Iterator[tuple[str, ast.AST, list[Any]]]:
+    def outside(node: ast.AST, prefix: str, way: list[Any]) -> Iterator[Found]:
         for index, child in enumerate(getattr(node, "body", [])):
             here = [*way, ("body", index)]
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield from inside(child, prefix + child.name, here)
+                yield from inside(child, prefix + child.name, here, _head(child))
             elif isinstance(child, ast.ClassDef):
                 yield from outside(child, f"{prefix}{child.name}.", here)
 
@@ -169,8 +187,8 @@ def mutants(path: Path) -> list[Mutant]:
     """Every change of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [
-        Mutant((str(path), name), tree, way, node, new)
-        for name, node, way in _nodes(tree)
+        Mutant((str(path), name), tree, way, lines, node, new)
+        for name, node, way, lines in _nodes(tree)
         for new in variants(node)
     ]
 
@@ -204,11 +222,17 @@ def code_of(whole: CodeType, name: str) -> CodeType:
     raise LookupError(name)
 
 
+_CACHES: set[functools._lru_cache_wrapper[Any]] = set()
+_LOADED: set[str] = set()
+
+
 def forget_results() -> None:
     """Empties caches of results, so that changed code is asked again."""
-    for item in gc.get_objects():
-        if isinstance(item, functools._lru_cache_wrapper):
-            item.cache_clear()
+    if sys.modules.keys() != _LOADED:
+        _LOADED.update(sys.modules)
+        _CACHES.update(item for item in gc.get_objects() if isinstance(item, functools._lru_cache_wrapper))
+    for item in _CACHES:
+        item.cache_clear()
 
 
 # -- Tests ---------------------------------------------------------------------------------------------------
@@ -241,11 +265,33 @@ class Session:
         return True
 
 
-def forked(todo: Callable[[], int], seconds: float) -> int:
-    """Runs a function in a process of its own, silently; its result, or -1 if that took too long."""
+def hasten(items: list[pytest.Item], examples: int) -> None:
+    """Lets tests that draw examples draw few and look for no smaller one; failures are told in few words."""
+    for item in items:
+        item.config.option.tbstyle = "native"
+        test: Any = getattr(item, "obj", None)
+        if is_hypothesis_test(test):
+            before = test._hypothesis_internal_use_settings
+            test._hypothesis_internal_use_settings = settings(
+                before,
+                max_examples=min(examples, before.max_examples),
+                phases=(Phase.explicit, Phase.generate),
+                suppress_health_check=list(HealthCheck),
+                database=None,
+                deadline=None,
+            )
+
+
+def forked(todo: Callable[[], int], seconds: int) -> int:
+    """Runs a function in a process of its own, silently.
+
+    Returns:
+        Its result, or -1 if it took more than so many seconds of a processor, or ten times as many at all.
+    """
     process = os.fork()
     if not process:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         silent = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(silent, descriptor)
@@ -256,43 +302,44 @@ def forked(todo: Callable[[], int], seconds: float) -> int:
             status = 1
         finally:
             os._exit(status)
-    until = time.monotonic() + seconds
+    until = time.monotonic() + 10 * seconds
     while time.monotonic() < until:
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1
+            code = os.waitstatus_to_exitcode(status)
+            return -1 if code == -signal.SIGXCPU else code if code >= 0 else 1
         time.sleep(0.005)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
     return -1
 
 
-def calls_of(plugin: Session, items: list[pytest.Item], paths: set[str]) -> dict[str, Any]:
-    """Which test calls which functions, and how long it takes; found in a process of its own."""
+def lines_of(plugin: Session, items: list[pytest.Item], paths: set[str]) -> dict[str, Any]:
+    """How long each test takes, whether it fails, which lines it reaches; found in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "calls.json"
+        told = Path(folder) / "lines.json"
 
         def todo() -> int:
-            called: set[CodeType] = set()
-            known: dict[CodeType, str] = {}
+            reached: set[tuple[str, int]] = set()
+
+            def line(frame: Any, _event: str, _: object) -> Any:
+                reached.add((frame.f_code.co_filename, frame.f_lineno))
+                return line
+
+            def trace(frame: Any, event: str, _: object) -> Any:
+                return line(frame, event, None) if frame.f_code.co_filename in paths else None
+
             rows = []
-
-            def profile(frame: Any, event: str, _: object) -> None:
-                if event == "call" and frame.f_code.co_filename in paths:
-                    called.add(frame.f_code)
-
-            forget_results()
-            for item, after in zip(items, [*items[1:], None], strict=True):
-                called.clear()
-                before = time.process_time()
-                sys.setprofile(profile)
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
-                sys.setprofile(None)
+            for item in items:
                 forget_results()
-                for code in called:
-                    known.setdefault(code, code.co_qualname.split(".<locals>", 1)[0])
-                names = sorted({(code.co_filename, known[code]) for code in called})
-                rows.append([time.process_time() - before, plugin.failed, names])
+                reached.clear()
+                before = time.process_time()
+                threading.settrace(trace)
+                sys.settrace(trace)
+                # As if it were the last, so that what it shares with others is made for each.
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+                sys.settrace(None)
+                rows.append([time.process_time() - before, plugin.failed, sorted(reached)])
                 plugin.failed = False
             told.write_text(json.dumps(rows))
             return 0
@@ -305,29 +352,41 @@ def calls_of(plugin: Session, items: list[pytest.Item], paths: set[str]) -> dict
 def judge(options: argparse.Namespace, plugin: Session, items: list[pytest.Item]) -> None:
     """Tries the mutants and prints those that no test notices."""
     paths = [str(Path(path).resolve()) for path in options.paths]
-    calls = calls_of(plugin, items, set(paths))
-    for name, (_, failed, _) in calls.items():
+    hasten(items, options.examples)
+    rows = lines_of(plugin, items, set(paths))
+    for name, (_, failed, _) in rows.items():
         if failed:
-            print(f"left out, because it fails as it is while calls are recorded: {name}")
-    items = [item for item in items if not calls[item.nodeid][1]]
+            print(f"left out, because it fails as it is while lines are recorded: {name}")
+    items = [item for item in items if not rows[item.nodeid][1]]
+    items.sort(key=lambda item: rows[item.nodeid][0])
+    reaches: dict[tuple[str, int], set[str]] = {}
+    for name, (_, _, reached) in rows.items():
+        for path, line in reached:
+            reaches.setdefault((path, line), set()).add(name)
     every = [one for path in paths for one in mutants(Path(path))]
     chosen = every
     if options.count is not None and options.count < len(every):
         chosen = random.Random(options.seed).sample(every, options.count)
+    if options.again is not None:
+        told = options.again.read_text()
+        chosen = [mutant for mutant in every if str(mutant).split(" ", 1)[1] in told]
     functions = functions_of(set(paths))
+    forget_results()
+    gc.freeze()
     outcomes: Counter[str] = Counter()
     begin = time.monotonic()
     for mutant in sorted(chosen, key=lambda one: (one.place, one.line)):
         if options.minutes is not None and time.monotonic() - begin > 60 * options.minutes:
             print(f"out of time: {len(chosen) - outcomes.total()} are left")
             break
-        useful = [item for item in items if list(mutant.place) in calls[item.nodeid][2]]
-        useful.sort(key=lambda item: calls[item.nodeid][0])
-        takes = sum(calls[item.nodeid][0] for item in useful)
+        first, last = mutant.lines
+        names = set().union(*(reaches.get((mutant.place[0], at), ()) for at in range(first, last + 1)))
+        useful = [item for item in items if item.nodeid in names]
+        takes = sum(rows[item.nodeid][0] for item in useful)
         outcome = UNREACHED
         if useful:
             trial = functools.partial(_try, plugin, mutant, functions, useful)
-            outcome = OUTCOMES[forked(trial, 20 + 20 * takes)]
+            outcome = OUTCOMES[forked(trial, math.ceil(3 + 3 * takes))]
         outcomes[outcome] += 1
         if outcome not in (KILLED, SLOW):
             print(f"{outcome}: {mutant}", flush=True)
@@ -358,6 +417,8 @@ def main() -> int:
     parser.add_argument("--mark", default="not slow and not runtime", help="which of them (%(default)s)")
     parser.add_argument("--count", type=int, help="a sample of so many mutants; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only those that an earlier run printed")
+    parser.add_argument("--examples", type=int, default=20, help="most that a test draws (%(default)s)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     options = parser.parse_args()
     if sys.version_info < (3, 11) or sys.platform == "win32":
@@ -365,7 +426,15 @@ def main() -> int:
         return 2
     plugin = Session(lambda session, items: judge(options, session, items))
     without = [word for name in ("cacheprovider", "xdist", "terminal") for word in ("-p", f"no:{name}")]
-    command = [*without, "--hypothesis-seed=0", "-o", "addopts=", "-m", options.mark]
+    command = [
+        *without,
+        "--assert=plain",
+        "--hypothesis-seed=0",
+        "-o",
+        "addopts=",
+        "-m",
+        options.mark,
+    ]
     return int(pytest.main([*command, *options.tests], plugins=[plugin]))
 
 
