@@ -274,8 +274,18 @@ def test_channels_of_samples_that_differ_in_length():
     assert "channel 3 of axis 1 does not vary any more" in differing(*samples, kept=0.0).reason
 
 
-def test_samples_that_differ_in_channels_are_judged_as_a_whole():
-    samples = [noise(4, count, seed=count) for count in (5, 6, 7)]
+def test_what_rests_is_seen_in_samples_that_differ_in_length():
+    samples = [noise(count, 5, seed=count) for count in (14, 16, 19)]
+    for one in samples:
+        one[:, 3] = 0
+    samples[1][0, 3] = samples[2][5, 3] = 0.1
+    assert differing(*samples).passed
+    assert "channel 3 of axis 1 does not vary any more" in differing(*samples, kept=0.0).reason
+
+
+@pytest.mark.parametrize("places", [4, 40])
+def test_samples_that_differ_in_channels_are_judged_as_a_whole(places):
+    samples = [noise(places, count, seed=count) for count in (5, 6, 7)]
     found = differing(*samples)
     assert found.passed and found.channel is None
 
@@ -297,6 +307,16 @@ def test_places_of_which_one_value_moves_are_not_named():
     after[4, 2, 7] = 0
     found = judged(rows, after)
     assert found.passed and found.untold is None
+
+
+@pytest.mark.parametrize("moved", [17, 18])
+def test_a_tenth_of_a_place_must_move_to_be_missed(moved):
+    rows = noise(6, 5, 30)
+    rows[:, 2] = 0
+    rows[0, 2, :moved] = 0.01
+    after = rows.copy()
+    after[:, 2] = 0
+    assert judged(rows, after).passed is (moved < 18)
 
 
 def test_how_far_off_a_channel_is():

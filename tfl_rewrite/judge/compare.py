@@ -73,7 +73,7 @@ def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None =
         frozen = _frozen(tally, tolerance, kernels)
         untold = frozen.untold
         channel = _worst_channel(tally, tolerance, kernels, frozen)
-        if channel is not None and channel.reason is not None:
+        if channel is not None:
             findings.append(_Finding("channel", channel.reason, channel.short_db))
     broken = [finding for finding in findings if finding.reason is not None]
     reasons = [finding.reason for finding in broken if finding.reason is not None]
@@ -135,7 +135,7 @@ def _largest_error(tally: OutputTally, tolerance: Tolerance, error: float) -> li
     bound = tolerance.max_abs_error
     if bound is None or error <= bound:
         return []
-    short = 20 * math.log10(error / bound) if bound > 0 and error < math.inf else math.inf
+    short = 20 * math.log10(error / bound) if bound > 0 else math.inf
     return [_Finding("largest error", f"largest error {error:.4g} is more than {bound:g}", short)]
 
 
@@ -276,8 +276,12 @@ def _unlike(span: Float64, tally: OutputTally, tolerance: Tolerance, other: Outp
         return np.zeros(span.shape, np.bool_)
     if tally.is_countable:
         return np.full(span.shape, not other.bit_exact)
-    least = (20.0 if tolerance.min_snr is None else tolerance.min_snr) + REPEATED_DB
-    return np.asarray(span < other.max_error * 10 ** (least / 20))
+    return np.asarray(span < other.max_error * 10 ** (_repeated_db(tolerance) / 20))
+
+
+def _repeated_db(tolerance: Tolerance) -> float:
+    """How well other kernels must repeat what counts; no slice is looked at where no ratio is asked for."""
+    return (tolerance.min_snr or 0.0) + REPEATED_DB
 
 
 def _worst_channel(
@@ -358,10 +362,9 @@ def _unreal(axis: int, sums: ChannelSums, tolerance: Tolerance, other: OutputTal
     repeated = None if other is None else other.channels.get(axis)
     if repeated is None or repeated.pivot.shape != sums.pivot.shape:
         return none
-    least = (20.0 if tolerance.min_snr is None else tolerance.min_snr) + REPEATED_DB
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = 10 * np.log10(repeated.signal / repeated.noise)
-    return np.asarray((repeated.noise > 0) & ~(ratio >= least))
+    return np.asarray((repeated.noise > 0) & ~(ratio >= _repeated_db(tolerance)))
 
 
 def merged(verdicts: Sequence[Verdict], tolerance: Tolerance) -> Verdict:
@@ -373,7 +376,7 @@ def merged(verdicts: Sequence[Verdict], tolerance: Tolerance) -> Verdict:
     """
     if len(verdicts) == 1:
         return verdicts[0]
-    broken = next((verdict for verdict in verdicts if not _complete(verdict)), None)
+    broken = next((verdict for verdict in verdicts if not verdict.measured), None)
     if broken is not None or len({len(verdict.outputs) for verdict in verdicts}) > 1:
         return broken or verdicts[0]
     outputs = []
@@ -392,7 +395,3 @@ def merged(verdicts: Sequence[Verdict], tolerance: Tolerance) -> Verdict:
         notes=tuple(dict.fromkeys(note for verdict in verdicts for note in verdict.notes)),
         seconds=sum(verdict.seconds for verdict in verdicts),
     )
-
-
-def _complete(verdict: Verdict) -> bool:
-    return verdict.measured
