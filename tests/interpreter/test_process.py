@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,3 +103,31 @@ def test_what_is_wrong_with_a_process_that_was_started_early_is_told_when_it_is_
                 worker.begin({"do": "open", "model": str(model), "resolver": "default", "threads": 1})
         finally:
             worker.kill()
+
+
+def test_what_had_to_wait_is_given_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process is listened to, what this one sends may not be taken in."""
+    patience: list[float] = []
+    messages = iter([{"hello": 1}, {"stage": "running", "step": 0}, {"done": 1}])
+
+    def message(seconds: float) -> dict[str, object]:
+        patience.append(seconds)
+        return next(messages)
+
+    def nothing(*_: object) -> None:
+        pass
+
+    child = SimpleNamespace(
+        has_ended=False, waited=500.0, message=message, ask=nothing, watch_memory=nothing, kill=nothing
+    )
+
+    def started(_command: object, stderr: Path, *_: object, **__: object) -> SimpleNamespace:
+        stderr.touch()
+        return child
+
+    monkeypatch.setattr("tfl_rewrite.interpreter.worker.Child", started)
+    with Scratch() as scratch:
+        worker = Worker(RuntimeChoice.parse("litert"), scratch, timeout=10.0)
+        worker.begin({"do": "nothing"})
+        assert worker.finish().failure is None
+    assert 500.0 < min(patience[1:]) and max(patience[1:]) <= 510.0

@@ -19,7 +19,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -273,6 +274,11 @@ class Child:
         """Arrays of so many bytes have been looked at: there is room for others."""
         self._messages.release(nbytes)
 
+    @property
+    def waited(self) -> float:
+        """Seconds since the last request for which it could not go on, since nobody looked at its arrays."""
+        return self._messages.waited
+
     def wait(self, seconds: float) -> int | None:
         """Returns the exit code; None if it has not ended in time. Its memory is no longer watched."""
         self._watch.remove(self.pid)
@@ -333,12 +339,28 @@ class _Mailbox:
         self.in_memory = 0
         self.names: set[str] = set()
         self.closed = False
+        self._waited = 0.0
+        self._waits_since: float | None = None
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the last request for which nothing was read, since there was no room for it."""
+        with self._changed:
+            now = time.monotonic()
+            return self._waited + (now - self._waits_since if self._waits_since is not None else 0.0)
 
     def put(self, message: dict[str, Any] | None) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self.closed or len(self._waiting) < MESSAGES)
+            self._wait_until(lambda: self.closed or len(self._waiting) < MESSAGES)
             self._waiting.append(message)
             self._changed.notify_all()
+
+    def _wait_until(self, is_room: Callable[[], bool]) -> None:
+        if not is_room():
+            self._waits_since = time.monotonic()
+            self._changed.wait_for(is_room)
+            self._waited += time.monotonic() - self._waits_since
+            self._waits_since = None
 
     def take(self, seconds: float) -> dict[str, Any] | None:
         with self._changed:
@@ -353,14 +375,13 @@ class _Mailbox:
         with self._changed:
             self._folder, self._held = folder, 0
             self.in_memory, self.names = 0, set()
+            self._waited = 0.0
             self._changed.notify_all()
 
     def room(self, nbytes: int) -> Path | None:
         """Waits until arrays of so many bytes may be stored, and says where; None for nowhere."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self.closed or not self._held or self._held + nbytes <= WINDOW_NBYTES
-            )
+            self._wait_until(lambda: self.closed or not self._held or self._held + nbytes <= WINDOW_NBYTES)
             self._held += nbytes
             return None if self.closed else self._folder
 

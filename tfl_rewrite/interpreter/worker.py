@@ -305,15 +305,16 @@ class Worker:
         """Waits for the answer to what was begun, at most ``timeout`` seconds from then on.
 
         A process that crashed or did not answer in time is gone afterwards. Time that `on_ran` takes does not
-        count.
+        count, nor that for which what the process sent had to wait, since others were looked at.
         """
         timeout = self._timeout if timeout is None else timeout
         execution = self._execution
         if execution is None:
             raise RuntimeError("nothing was begun")
         while not execution.ended:
+            assert self._child is not None
             try:
-                self._take(execution, execution.began + timeout - time.monotonic())
+                self._take(execution, execution.began + self._child.waited + timeout - time.monotonic())
             except TimeoutError:
                 self._fail(
                     execution, "timeout", f"was stopped after {timeout:g} s, {_doing(execution.stage)}"
@@ -476,13 +477,14 @@ class Worker:
             return
         if not ran:
             return
-        began = time.monotonic()
+        began, waited = time.monotonic(), child.waited
         step = len(execution.ran) - 1
         if execution.on_ran is not None:
             execution.on_ran(execution, step)
         execution.settle(step)
         child.release(execution.nbytes[step])
-        execution.began += time.monotonic() - began
+        # What it waited for meanwhile is left out already.
+        execution.began += max(0.0, time.monotonic() - began - (child.waited - waited))
         if execution.keeps_all and step not in execution.kept:
             execution.ran.pop()
             text = f"its outputs take more than {amount(execution.keeps)} {_doing(execution.stage)}"
