@@ -134,3 +134,28 @@ def test_what_weights_meet_decides(fixtures: Path, few: Path) -> None:
             total += float(np.einsum("grk,gkl,grl->", off, known.moments(), off))
         errors.append(total)
     assert places and errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.runtime
+def test_whoever_is_out_of_time_ends_it_in_the_middle(fixtures: Path, few: Path) -> None:
+    """And nothing is left that stands for the whole."""
+    model, ends = load(fixtures / "digits_cnn.tflite"), True
+
+    def interrupt() -> None:
+        if ends:
+            raise StopAsyncIteration
+
+    fitter = Fitter(Judging(inputs=(few,)), interrupt=interrupt)
+    items, _ = find_constants(model, int8=False, min_elements=64)
+    coder = Coder(fitter, interrupt)
+    with pytest.raises(StopAsyncIteration):
+        coder.prepare(model, items)
+    assert not fitter.found
+    ends = False
+    coder.prepare(model, items)
+    assert fitter.found
+    place, ends = items[0].position, True
+    with pytest.raises(StopAsyncIteration):
+        coder.integers(place, Code(0.1, "int8"))
+    ends = False
+    assert coder.integers(place, Code(0.1, "int8")).size == items[0].elements

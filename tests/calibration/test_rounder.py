@@ -173,7 +173,9 @@ def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path,
         ]
         calibrated = [change for change in changes if change.gains is not None]
         assert len(changes) > 3 and len(calibrated) == (3 if in_order else 2)
-        assert any("there was no time left" in note for note in rounder.notes())
+        assert any("there was no time left" in note for note in rounder.notes()) and rounder.ran_out_of_time
+    rounder.prepare(model, [])
+    assert not rounder.ran_out_of_time
 
 
 @pytest.mark.parametrize("in_order", [False, True])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfl_rewrite.errors import FileAccessError, TflRewriteError, UnsupportedError, UsageError
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.search.anytime import Anytime
 from tfl_rewrite.search.clock import Clock
@@ -323,17 +324,23 @@ def test_without_real_inputs_nothing_is_fitted() -> None:
     assert nbytes_of(standing) <= smallest(World(Goal(min_snr=30.0), gain=0.0))
 
 
-def test_files_that_cannot_be_made_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfl_rewrite.errors import UnsupportedError
-
+@pytest.mark.parametrize("error", [UnsupportedError, UsageError, FileAccessError])
+def test_files_that_cannot_be_made_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, error: type[TflRewriteError]
+) -> None:
+    """But not what is wrong with all files."""
     made = World.measure
 
     def measure(self: World, choice: Mapping[int, Any], *rest: Any, **more: Any) -> Measured:
         if any(form.form.name == "int6" for form in choice.values()):
-            raise UnsupportedError("no int6 here")
+            raise error("no int6 here")
         return made(self, choice, *rest, **more)
 
     monkeypatch.setattr(World, "measure", measure)
+    if error is not UnsupportedError:
+        with pytest.raises(error):
+            World(Goal(min_snr=30.0), 0.001).run()
+        return
     standing = World(Goal(min_snr=30.0), 0.001).run()
     assert standing.found.promised is not None and standing.found.promised.choice
 

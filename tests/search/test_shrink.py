@@ -352,11 +352,12 @@ def test_no_time_is_no_file_where_nothing_likely_fits(
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("bound", [30.0, 140.0])
+@pytest.mark.parametrize(("bound", "objective"), [(30.0, "file"), (140.0, "latency")])
 def test_no_time_is_what_is_likely_to_do(
-    digits: tuple[Path, Judging, Path], tmp_path: Path, bound: float
+    digits: tuple[Path, Judging, Path], tmp_path: Path, bound: float, objective: str
 ) -> None:
-    report = search(digits, tmp_path / "out.tflite", min_snr=bound, time_limit=1e-6)
+    report = search(digits, tmp_path / "out.tflite", min_snr=bound, objective=objective, time_limit=1e-6)
+    assert any("before encodings were timed" in note for note in report.notes) is (objective == "latency")
     assert report.promised is not None
     assert report.promised_snr is None or report.promised_snr >= bound
     assert bool(report.promised.choice) is (bound < 100)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfl_rewrite import load
+from tfl_rewrite import FileAccessError, UnsupportedError, load
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.in_place import Content, Patched
 from tfl_rewrite.search.session import Session, Wanted, session
-from tfl_rewrite.search.trials import Frame
+from tfl_rewrite.search.trials import Frame, Rounding, Trials
 from tfl_rewrite.search.units import ENCODINGS, Form, base_pass, find_units
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
@@ -98,3 +100,54 @@ def test_values_in_place_give_what_the_file_gives(opened: Session, tmp_path: Pat
         assert verdict.measured and (verdict.worst_snr() or 999.0) > 100, (choice, verdict.worst_snr())
         tried.append({str(form) for form in choice.values()})
     assert len(tried) >= 6 and "int8:channel" in tried[-1] and len(tried[-1]) > 1
+
+
+@pytest.mark.runtime
+def test_weights_that_were_to_be_fitted_are(opened: Session) -> None:
+    """A file with others, for want of time, is not the one that was measured."""
+    trials, text = opened.trials, "int2:channel:dequantize"
+    units = find_units(trials.fresh, base_pass(QuantizeWeights()), [text], Objective.FILE)
+    choices = [{unit.position: Encoding.parse(text)} for unit in units]
+    opened.clock.limit = 1e-9
+    with opened.clock.extended():
+        measured = trials.measure(choices[0])
+    try:
+        with pytest.raises(TimeIsUp):
+            trials.finish(measured)
+        # Those that are rounded plainly are what they are to be.
+        assert trials.finish(replace(measured, rounding=Rounding.PLAIN)) > 0
+        with pytest.raises(TimeIsUp):
+            trials.measure(choices[1])
+    finally:
+        opened.clock.limit = None
+
+
+@pytest.mark.runtime
+def test_a_full_disk_is_no_file_that_cannot_be_made(
+    opened: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is wrong with the disk is wrong with each file, and is to be told."""
+
+    def full(*_: object, **__: object) -> None:
+        raise FileAccessError("cannot write: No space left on device", file="trial.tflite")
+
+    def misfit(*_: object, **__: object) -> None:
+        raise UnsupportedError("no int6 here")
+
+    (item, *_) = find_constants(opened.trials.fresh(), int8=False, min_elements=16)[0]
+    choice = {item.position: Encoding.parse("int6:channel:dequantize")}
+    monkeypatch.setattr(Trials, "in_place", misfit)
+    assert opened.trials.noise(choice) is None
+    monkeypatch.setattr(Trials, "in_place", full)
+    with pytest.raises(FileAccessError):
+        opened.trials.noise(choice)
+    monkeypatch.setattr("tfl_rewrite.search.trials.save", full)
+    with pytest.raises(FileAccessError):
+        Trials(
+            opened.trials.frame,
+            opened.trials.folds,
+            opened.trials.final,
+            judge=opened.trials.judge,
+            folder=tmp_path,
+            goal=opened.trials.goal,
+        )

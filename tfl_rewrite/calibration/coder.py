@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,9 +48,11 @@ class Coder:
 
     Args:
         fitter: Looks at activations; None where there are none.
+        interrupt: Called before the integers of each constant are made; it may raise.
     """
 
     fitter: Fitter | None
+    interrupt: Callable[[], object] = lambda: None
     _items: dict[int, Constant] = field(default_factory=dict)
     _ratios: dict[int, Float64] = field(default_factory=dict)
     _remembered: OrderedDict[tuple[int, Code], Codes] = field(default_factory=OrderedDict)
@@ -86,6 +88,7 @@ class Coder:
         key = position, code
         made = self._remembered.get(key)
         if made is None:
+            self.interrupt()
             with one_blas_thread():
                 made = self._coded(self._items[position], code)
             # Constants are written by several threads.

@@ -89,12 +89,23 @@ class Known:
 
 
 class Fitter(Observer[Known]):
-    """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`."""
+    """Looks at activations; see :class:`tfl_rewrite.weights.rounders.Fitting`.
+
+    Args:
+        judging, progress, beside: See :class:`Observer`.
+        interrupt: Called before each run of the model and each weight that is looked at; it may raise.
+    """
 
     def __init__(
-        self, judging: Judging, progress: Progress | None = None, *, beside: Judge | None = None
+        self,
+        judging: Judging,
+        progress: Progress | None = None,
+        *,
+        beside: Judge | None = None,
+        interrupt: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(judging, progress, beside=beside)
+        self._interrupt = interrupt
         self._nbytes = 0
         self._remembered: OrderedDict[Hashable, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
@@ -217,8 +228,15 @@ class Fitter(Observer[Known]):
         wanted = [item for _, item in jobs]
         pending = Counter(key for key, _ in jobs)
         sums: dict[Hashable, Moments] = {}
-        found = collect(probe, wanted, probe.calls(self.steps), progress=self.progress)
+
+        def enough() -> bool:
+            self._interrupt()
+            return False
+
+        calls = probe.calls(self.steps)
+        found = collect(probe, wanted, calls, enough=enough, progress=self.progress)
         for position, moments in found:
+            self._interrupt()
             key = jobs[position][0]
             pending[key] -= 1
             if isinstance(moments, str):

@@ -170,6 +170,11 @@ class Calibrated(Observer[Trial], Clipped):
                 found.append(Correction(use.subgraph, use.operator, layer.bias))
         return found
 
+    @property
+    def ran_out_of_time(self) -> bool:
+        """Whether some of the weights prepared last were left to the nearest integers, for want of time."""
+        return any(self.reasons.get(key) == OUT_OF_TIME for key in self.active)
+
     def gains(self, work: Work) -> dict[str, float] | None:
         """Returns what each way won, in dB on samples not fitted to; None for a weight not calibrated."""
         trial = self.found.get(_key(work))

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from tfl_rewrite.errors import TflRewriteError, UnsupportedError
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.search.search import Search, snr_of
 from tfl_rewrite.search.session import Session
 from tfl_rewrite.search.settle import ORDERED_TRIES, in_order, settle
 from tfl_rewrite.search.standing import Found, Standing
-from tfl_rewrite.search.trials import Rounding
+from tfl_rewrite.search.trials import UNMADE, Rounding
 from tfl_rewrite.search.uniform import Uniform, uniform_files
 from tfl_rewrite.search.units import KEPT, Form, Option
 
@@ -129,7 +129,7 @@ class Anytime:
     def _try(self, item: Uniform, rounding: Rounding) -> None:
         try:
             made = item.made[rounding] = self.search.whole(item.choice, rounding, item.expected)
-        except TflRewriteError:
+        except UNMADE:
             item.made[rounding], item.missing[rounding] = None, math.inf
             return
         goal = self.standing.goal

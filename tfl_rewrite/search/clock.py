@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Clock:
     work: Callable[[], float] = time.process_time
     started: float = field(init=False)
     _extended: bool = field(init=False, default=False)
+    _interrupts: bool = field(init=False, default=False)
     _worked: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -48,6 +50,11 @@ class Clock:
         """Seconds that the search took beyond its limit."""
         return 0.0 if self.limit is None else max(0.0, self.spent - self.limit)
 
+    @property
+    def left(self) -> float:
+        """Seconds until the search is to end; infinite without a limit, and less than 0 beyond it."""
+        return math.inf if self.limit is None else self.limit * self.share - self.spent
+
     def check(self, *, spare: float = 0.0) -> None:
         """Raises :class:`TimeIsUp` when all of the time but ``spare`` seconds is used up."""
         if self.is_past(spare=spare):
@@ -55,20 +62,32 @@ class Clock:
 
     def is_past(self, *, spare: float = 0.0) -> bool:
         """Whether all of the time but ``spare`` seconds is used up."""
-        if self.limit is None:
-            return False
-        late = self.spent + spare - self.limit * self.share
+        late = spare - self.left
         if late <= 0 or not self._extended:
             return late > 0
         if self._worked is None:
             self._worked = self.work()
         return late > _MORE_SECONDS or self.work() - self._worked > _MORE_WORK
 
+    def interrupt(self) -> None:
+        """Raises :class:`TimeIsUp` in the middle of what is :meth:`interruptible`, like :meth:`check`."""
+        if self._interrupts:
+            self.check()
+
     @contextlib.contextmanager
-    def extended(self) -> Iterator[None]:
-        """Lets what must not be left out go on beyond the limit, for a while."""
-        self._extended = True
+    def interruptible(self) -> Iterator[None]:
+        """Lets the end of the time end one file, too; elsewhere what was decided on is made."""
+        before, self._interrupts = self._interrupts, True
         try:
             yield
         finally:
-            self._extended = False
+            self._interrupts = before
+
+    @contextlib.contextmanager
+    def extended(self) -> Iterator[None]:
+        """Lets what must not be left out go on beyond the limit, for a while."""
+        before, self._extended = self._extended, True
+        try:
+            yield
+        finally:
+            self._extended = before

@@ -148,7 +148,7 @@ class CodeSearch(Search):
         """
         goal, best = self.goal, Found()
         assert goal.min_snr is not None
-        low, high, aim = -math.inf, math.inf, round(goal.min_snr + _MARGIN, 2)
+        low, high, aim, fits = -math.inf, math.inf, round(goal.min_snr + _MARGIN, 2), True
         with contextlib.suppress(TimeIsUp):
             for number in range(_FILES):
                 self.progress("settling steps", number, _FILES)
@@ -158,18 +158,28 @@ class CodeSearch(Search):
                     found = replace(found, nbytes=self.trials.finish(found))
                     judged = judge.evaluate(self.trials.path)
                     missing = max(missing, judged.missing(goal))
-                    if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
-                        break
-                    if missing <= 0 and aim < high:
+                    if missing <= 0:
+                        fits = goal.max_nbytes is None or found.nbytes <= goal.max_nbytes
+                    if missing <= 0 and aim < high and fits:
                         best = Found(found, judged)
                 low, high = (max(low, aim), high) if missing > 0 else (low, min(high, aim))
                 if -_NEAR <= missing <= 0 or high - low < _APART:
-                    break
+                    # Larger steps lose too much: what may still be smaller is what holds the integers.
+                    if fits or not self._narrow():
+                        break
+                    low, high = -math.inf, math.inf
+                    continue
                 guess = aim + max(-20.0, min(20.0, missing + _NEAR / 3))
                 if not low < guess < high and math.isfinite(low + high):
                     guess = (low + high) / 2
                 aim = round(guess, 2)
         return best
+
+    def _narrow(self) -> bool:
+        """Leaves the widest integers out where a constant has others; whether there was one."""
+        self._choices.clear()
+        before, self.coded = self.coded, {place: names[1:] or names for place, names in self.coded.items()}
+        return self.coded != before
 
     def _choice(self, aim: float) -> dict[int, Form]:
         """Returns the forms of all constants at a noise so many dB below the signal."""
@@ -267,30 +277,38 @@ def code_search(opened: Session) -> CodeSearch:
     return search
 
 
-def by_steps(opened: Session, judge: HoldoutJudge) -> tuple[CodeSearch, Found]:
+def by_steps(opened: Session, judge: HoldoutJudge) -> tuple[Search, Found] | None:
     """Searches for the steps of coded integers.
 
     Args:
         opened: The search; its bound is a ratio.
         judge: Judges by the inputs that were held out.
+
+    Returns:
+        What was found; None where there is nothing to code, or time ended it before.
     """
-    clock, coding, found = opened.clock, code_search(opened), Found()
-    share = clock.share
-    if coding.coded and opened.wanted.goal.encodings is None:
-        # What is left is for other encodings.
-        clock.share = _SHARE * share
-        with contextlib.suppress(TimeIsUp):
-            coding.probe()
-            if coding.measured:
-                found = coding.settle(judge)
+    if opened.wanted.goal.encodings is not None:
+        return None
+    clock, share = opened.clock, opened.clock.share
+    # What is left is for other encodings.
+    clock.share = _SHARE * share
+    try:
+        with clock.interruptible():
+            coding = code_search(opened)
+            if coding.coded:
+                coding.probe()
+                return coding, coding.settle(judge) if coding.measured else Found()
+    except TimeIsUp:
+        pass
+    finally:
         clock.share = share
-    return coding, found
+    return None
 
 
 def smallest_download(
     opened: Session,
     encodings: tuple[Search, Found],
-    coded: tuple[Search, Found],
+    coded: tuple[Search, Found] | None,
     judge: HoldoutJudge,
 ) -> tuple[Search, Found]:
     """Returns what makes the smallest download: coded integers, other encodings, or floats on grids.
@@ -300,7 +318,7 @@ def smallest_download(
     Args:
         opened: The search; its bound is a ratio.
         encodings: What was found among encodings.
-        coded: What was found among steps.
+        coded: What was found among steps, if those were searched.
         judge: Judges by the inputs that were held out.
     """
     goal, trials = opened.wanted.goal, opened.trials
@@ -315,9 +333,11 @@ def smallest_download(
             promised = replace(found.promised, deflated=nbytes, cost=float(nbytes))
             made.append((nbytes, name, search, replace(found, promised=promised)))
 
-    enter("coded integers", *coded)
+    if coded is not None:
+        enter("coded integers", *coded)
     enter("other encodings", *encodings)
-    if not made or not opened.clock.is_past():
+    with contextlib.suppress(TimeIsUp):
+        opened.clock.check()
         on_grids = opened.grids(goal.min_snr)
         enter("floats of few values", on_grids, settle(on_grids, trials, goal, judge))
     if not made:

@@ -157,7 +157,9 @@ def measure(
     return notes
 
 
-def measure_grids(trials: Trials, aim: float, *, by_channel: bool, progress: Progress) -> list[Unit]:
+def measure_grids(
+    trials: Trials, aim: float, *, by_channel: bool, clock: Clock, progress: Progress
+) -> list[Unit]:
     """Finds the constants that can take values of coarser grids, and what each grid costs at the outputs.
 
     Each is rounded alone, near the noise that it is going to have, and the file is run: that gives what a
@@ -167,7 +169,11 @@ def measure_grids(trials: Trials, aim: float, *, by_channel: bool, progress: Pro
         trials: Makes and runs files.
         aim: About the ratio that outputs are to keep, in dB.
         by_channel: Whether channels may have steps of their own.
+        clock: May end it early.
         progress: Called with what is going on, and how many of how many steps are done.
+
+    Raises:
+        TimeIsUp: Before all of them were measured.
     """
     items = trials.prepare_grids()
     elements = sum(item.elements for item in items)
@@ -176,6 +182,7 @@ def measure_grids(trials: Trials, aim: float, *, by_channel: bool, progress: Pro
     for number, group in enumerate(groups):
         progress("measuring constants", number, len(groups))
         for form in dict.fromkeys(form for item in group for form in grid_forms(item, by_channel=by_channel)):
+            clock.check()
             large = sum(item.elements for item in group) >= elements * _LARGE
             cost, grids = _cost_of_noise(group, trials, min(max(aim, 0.0), 120.0), form, twice=large)
             if cost is None:

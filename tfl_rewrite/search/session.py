@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ class Session:
         search.measure(Path(self.wanted.frame.source).stat().st_size)
         if self.wanted.goal.objective is Objective.LATENCY:
             stopwatch = Stopwatch(self.trials, self.folder, self.wanted.judging.runtime[0])
-            stopwatch.price(search.units, self.progress)
+            stopwatch.price(search.units, self.progress, self.clock)
 
     def unmeasured(self) -> Search:
         """Finds the encodings that each constant can have; returns what finds assignments of them."""
@@ -158,11 +158,18 @@ class Session:
         return self._search(units, state)
 
     def grids(self, aim: float) -> Search:
-        """Measures what grids of each constant cost, near a ratio in dB; returns what finds them."""
+        """Measures what grids of each constant cost, near a ratio in dB; returns what finds them.
+
+        Raises:
+            TimeIsUp: Before all of them were measured.
+        """
         settings = self.wanted.grids
         assert settings is not None
         by_channel = settings.granularity is not Granularity.TENSOR
-        units = measure_grids(self.trials, aim, by_channel=by_channel, progress=self.progress)
+        with self.clock.interruptible():
+            units = measure_grids(
+                self.trials, aim, by_channel=by_channel, clock=self.clock, progress=self.progress
+            )
         search = self._search(units, State(None, ""))
         # Their curve is not what is shown.
         search.curve_traced = True
@@ -220,13 +227,12 @@ def _folds(
     wanted: Wanted, split: Split, parts: Sequence[Judging], judge: Judge, clock: Clock, progress: Progress
 ) -> tuple[list[Fold], Rounders]:
     """Returns the parts of the inputs, each with what looks at the others; and what may look at all."""
-    rounders = partial(_rounders, wanted, progress=progress, beside=judge)
-    everything = split.everything if split.crossed else ()
-    final = rounders(everything, time_is_up=clock.is_past)
+    rounders = partial(_rounders, wanted, progress=progress, clock=clock, beside=judge)
+    final = rounders(split.everything if split.crossed else ())
     folds = []
     for number, part in enumerate(parts):
         others = split.others(number) if split.crossed else ()
-        folds.append(Fold(part, rounders(others, time_is_up=clock.is_past)))
+        folds.append(Fold(part, rounders(others)))
     return folds, final
 
 
@@ -245,7 +251,7 @@ def _rounders(
     inputs: Sequence[str | os.PathLike[str]],
     *,
     progress: Progress,
-    time_is_up: Callable[[], bool],
+    clock: Clock,
     beside: Judge,
 ) -> Rounders:
     """Gives the passes what looks at inputs; one for all trials, so that nothing is done twice."""
@@ -255,11 +261,11 @@ def _rounders(
 
     base, grids, pruning = wanted.base, wanted.grids, wanted.pruning
     if not inputs or wanted.goal.effort is Effort.FAST:
-        return Rounders(base, base, None, grids, pruning, coder=Coder(None))
+        return Rounders(base, base, None, grids, pruning, coder=Coder(None, clock.interrupt))
     judging = replace(wanted.judging, inputs=tuple(inputs))
 
     hundredths = in_hundredths(progress)
-    fitter = Fitter(judging, hundredths, beside=beside)
+    fitter = Fitter(judging, hundredths, beside=beside, interrupt=clock.interrupt)
     if grids is not None:
         grids = replace(grids, fitting=fitter)
     if pruning is not None:
@@ -273,14 +279,16 @@ def _rounders(
         effort=plain.effort,
         correct_bias=plain.bias_correction,
         progress=hundredths,
-        time_is_up=time_is_up,
+        time_is_up=clock.is_past,
         beside=beside,
     )
 
     def ordered() -> QuantizeWeights:
         return replace(plain, rounder=calibrated(in_order=True))
 
-    return Rounders(replace(plain, rounder=calibrated()), plain, ordered, grids, coder=Coder(fitter))
+    return Rounders(
+        replace(plain, rounder=calibrated()), plain, ordered, grids, coder=Coder(fitter, clock.interrupt)
+    )
 
 
 def in_hundredths(progress: Progress) -> Progress:
@@ -321,28 +329,40 @@ class Stopwatch:
         self._folder = folder
         self._runtime = runtime
 
-    def price(self, units: Sequence[Unit], progress: Progress) -> None:
-        """Puts into each option what it adds to the time of the model, in seconds; bytes settle a tie."""
+    def price(self, units: Sequence[Unit], progress: Progress, clock: Clock) -> None:
+        """Puts into each option what it adds to the time of the model, in seconds; bytes settle a tie.
+
+        Raises:
+            TimeIsUp: Before all of them were timed: what they cost is what it was.
+        """
         original = self._folder / "original.tflite"
         self._trials.write({}, original)
+        costs: list[list[float]] = []
         for number, unit in enumerate(units):
             progress("timing encodings", number, len(units))
             paths = []
             for index, option in enumerate(unit.options[1:]):
+                clock.check()
                 path = self._folder / f"{index}.tflite"
                 self._trials.write({unit.position: option.form}, path)
                 paths.append(path)
-            base, *times = self.seconds([original, *paths])
-            unit.kept.cost = unit.nbytes * 1e-13
-            for option, taken in zip(unit.options[1:], times, strict=True):
-                # Differences within the jitter of the clock are none.
-                difference = taken - base
-                option.cost = (difference if abs(difference) > 0.02 * base else 0.0) + option.nbytes * 1e-13
+            base, *times = self.seconds([original, *paths], clock)
+            # Differences within the jitter of the clock are none.
+            more = [taken - base if abs(taken - base) > 0.02 * base else 0.0 for taken in (base, *times)]
+            costs.append(more)
+        for unit, more in zip(units, costs, strict=True):
+            for option, seconds in zip(unit.options, more, strict=True):
+                option.cost = seconds + option.nbytes * 1e-13
 
-    def seconds(self, paths: Sequence[Path]) -> list[float]:
+    def seconds(self, paths: Sequence[Path], clock: Clock | None = None) -> list[float]:
         """Returns the lower quartile of one call of each file, with made inputs and one thread.
 
+        Args:
+            paths: The files.
+            clock: That ends it early.
+
         Raises:
+            TimeIsUp: It did.
             UnsupportedError: One of them does not run.
         """
         with contextlib.closing(Scratch()) as scratch:
@@ -352,10 +372,12 @@ class Stopwatch:
                 worker.admit(*paths)
                 request = {"do": "time", "models": [str(path) for path in paths], "threads": 1}
                 worker.begin(request)
-                done = worker.finish()
+                done = worker.finish(_TIMEOUT if clock is None else min(_TIMEOUT, clock.left))
             finally:
                 worker.kill()
         if done.failure is not None:
+            if clock is not None and done.failure.kind == "timeout":
+                clock.check()
             raise UnsupportedError(
                 f"cannot be timed: {done.failure.message}", remedy="use another --objective"
             )

@@ -63,8 +63,13 @@ def settle(
             break
         key = found.rounding, key_of(found.choice)
         if key not in known:
-            found = finished(trials, found)
-            known[key] = found, judge.evaluate(trials.path)
+            try:
+                with search.clock.extended():
+                    search.clock.check()
+                    found = finished(trials, found)
+                    known[key] = found, judge.evaluate(trials.path)
+            except TimeIsUp:
+                break
         found, judged = known[key]
         if goal.max_nbytes is not None and found.nbytes > goal.max_nbytes:
             if goal.bounds_error:
@@ -255,16 +260,17 @@ def _smaller(
         tries -= 1
         try:
             made = search.in_order(found)
+            missing = made.missing(goal) + settled.margin
+            other = best
+            if missing <= 0:
+                other, missing = _proven(trials, goal, judge, best, made)
         except TimeIsUp:
             break
-        missing = made.missing(goal) + settled.margin
-        if missing <= 0:
-            other, missing = _proven(trials, goal, judge, best, made)
-            if other is not best:
-                best = other
-                # What is left may do for a still smaller one.
-                room += max(0.0, min(-missing, -made.missing(goal) - settled.margin))
-                continue
+        if other is not best:
+            best = other
+            # What is left may do for a still smaller one.
+            room += max(0.0, min(-missing, -made.missing(goal) - settled.margin))
+            continue
         room -= max(missing, _WORTH)
     return best
 

@@ -41,6 +41,10 @@ from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
+UNTIMED = (
+    "the time limit ended the search before encodings were timed: bytes are small, not the time of a call; "
+    "give more with --time-limit"
+)
 _BEFORE: tuple[Pass, ...] = (RemoveDead(), Dedup())
 _AFTER: tuple[Pass, ...] = (Compact(),)
 
@@ -162,13 +166,15 @@ def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
         search = opened.unmeasured()
         if goal.objective is Objective.LATENCY:
             # What a file takes is told by what each of its constants does.
-            with contextlib.suppress(TimeIsUp):
+            try:
                 opened.measure(search)
+            except TimeIsUp:
+                search.notes.append(UNTIMED)
         with opened.judge() as judge:
             coded = None if opened.wanted.grids is None else by_steps(opened, judge)
             standing = Standing(opened.trials, goal, judge, opened.clock, search.whole({}, Rounding.FITTED))
             found = Anytime(opened, search, standing).run()
-            if coded is not None:
+            if opened.wanted.grids is not None:
                 search, found = smallest_download(opened, (search, found), coded, judge)
         opened.clock.share = 1.0
         steps = tuple(standing.steps)

@@ -112,13 +112,18 @@ class Standing:
 
         Returns:
             By how many dB it misses the bounds.
+
+        Raises:
+            TimeIsUp: There was none to make it for all samples, long after the limit.
         """
         missing = made.missing(self.goal)
         if missing > 0 or not self._is_better(made):
             return missing
         key = made.rounding, key_of(made.choice)
         if key not in self.judged:
-            self.judged[key] = finished(self.trials, made), self.judge.evaluate(self.trials.path)
+            # What was measured in time is worth it.
+            with self.clock.extended():
+                self.judged[key] = finished(self.trials, made), self.judge.evaluate(self.trials.path)
         final, judged = self.judged[key]
         missing = max(missing, judged.missing(self.goal))
         if missing <= 0 and self._is_better(final):
@@ -151,6 +156,8 @@ class Standing:
         ]
         if self.goal.bounds_error:
             for item in sorted(better, key=lambda item: (item.cost, -snr_of(item)))[:_SWEPT]:
+                with self.clock.extended():
+                    self.clock.check()
                 self.offer(item)
 
     def close(self, step: str, files: int, *, finished: bool) -> None:

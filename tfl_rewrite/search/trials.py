@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, last_packing, run_passes
-from tfl_rewrite.errors import TflRewriteError, UnsupportedError
+from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError
 from tfl_rewrite.files.source import Source, layout, load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge, verdicts
@@ -27,6 +27,7 @@ from tfl_rewrite.passes.prune import Prune, PrunedChange
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import (
     INSIDE,
@@ -96,6 +97,9 @@ class Measured(Figures):
     activations: str = field(default="", metadata=shown(optional=True))
     choice: Choice = field(metadata=shown("encodings", made=_texts))
 
+
+UNMADE = (UnsupportedError, FormatError, InvariantError)
+"""Why a file cannot be made; what is wrong with the call, or with the disk, concerns all files."""
 
 PassMaker = Callable[[], QuantizeWeights]
 
@@ -283,7 +287,7 @@ class Trials:
         run_passes(model, self.frame.before)
         try:
             save(model, path)
-        except TflRewriteError:
+        except UNMADE:
             return None
         # Constants are told apart by the positions of their buffers.
         made = Source.open(path)
@@ -386,6 +390,7 @@ class Trials:
         before = [buffer.blob for buffer in model.buffers]
         (made,) = rounders.passes(choice, rounding)
         changes = made.run(model, Context()).changes
+        _check_fitted([made])
         fitted = rounders.base.rounder if rounders.base is not None and rounding is Rounding.FITTED else None
         corrections = () if fitted is None else fitted.corrections()
         self._expanded(number, rounding).learn(choice, model, before, changes, corrections)
@@ -404,7 +409,7 @@ class Trials:
         """
         try:
             paths = [self._single(number, choice) for number in range(len(self.folds))]
-        except TflRewriteError:
+        except UNMADE:
             return None
         try:
             judged = self._judged(paths, alone=True)
@@ -526,6 +531,9 @@ class Trials:
             choice: How constants are stored.
             cost: What the objective counts; None for the bytes.
             rounding: How weights are rounded; plainly, the file is the same for all parts.
+
+        Raises:
+            TimeIsUp: There was none for some of its weights.
         """
         expected = None if self._deflates(cost) else self._expected(choice)
         sizes, deflated = [], []
@@ -608,11 +616,17 @@ class Trials:
         return self._final[key]
 
     def finish(self, found: Measured) -> int:
-        """Makes the file that is to be published, at :attr:`path`; returns its size."""
+        """Makes the file that is to be published, at :attr:`path`; returns its size.
+
+        Raises:
+            TimeIsUp: There was none for some of its weights: it would not be the one that was measured.
+        """
         return self._make(self.passes(found.choice, found.rounding), self.path)
 
     def _make(self, passes: Sequence[Pass], path: Path) -> int:
-        return self._write(self.fresh(), passes, path, self.frame.after)
+        nbytes = self._write(self.fresh(), passes, path, self.frame.after)
+        _check_fitted(passes)
+        return nbytes
 
     def _write(self, model: Model, passes: Sequence[Pass], path: Path, after: Sequence[Pass] = ()) -> int:
         for item in passes:
@@ -672,6 +686,13 @@ class Trials:
                     remedy=f"use {self._without} instead",
                 )
         return judged
+
+
+def _check_fitted(passes: Sequence[Pass]) -> None:
+    """Raises :class:`TimeIsUp` where weights are not fitted that were to be."""
+    bases = [item.base for item in passes if isinstance(item, Chosen)]
+    if any(base.rounder is not None and base.rounder.ran_out_of_time for base in bases):
+        raise TimeIsUp
 
 
 def packed_nbytes(path: Path, codec: Codec) -> int:

@@ -115,6 +115,11 @@ class Rounder:
         """
         return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)
 
+    @property
+    def ran_out_of_time(self) -> bool:
+        """Whether some of the constants prepared last are rounded otherwise than they were to be."""
+        return False
+
     def corrections(self) -> Sequence[Correction]:
         """Returns what biases are to take back, for the constants that were prepared last."""
         return ()

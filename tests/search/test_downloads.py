@@ -1,0 +1,92 @@
+"""Steps of coded integers, on files whose sizes and figures the test says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tfl_rewrite.search.clock import Clock
+from tfl_rewrite.search.downloads import CodeSearch, by_steps
+from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.holdout_judge import Figures
+from tfl_rewrite.search.sensitivity import State
+from tfl_rewrite.search.trials import Measured, Rounding
+from tfl_rewrite.weights.codes import Code
+
+from .helpers import judged, measured
+
+WIDTHS = {"int12": 12, "int10": 10, "int8": 8}
+
+
+class Steps(CodeSearch):
+    """A search for the steps of one constant, whose file is as wide as its integers."""
+
+    def __init__(self, goal: Goal, clock: Clock | None = None) -> None:
+        stand_in: Any = self
+        super().__init__(
+            stand_in,
+            [],
+            goal=goal,
+            state=State(None, ""),
+            clock=clock or Clock(),
+            progress=lambda *_: None,
+            coder=stand_in,
+            coded={1: tuple(WIDTHS)},
+        )
+        self.path, self.tried = Path("made.tflite"), list[tuple[float, str]]()
+
+    def _choice(self, aim: float) -> dict[int, Any]:
+        return {1: Code(10.0 ** (-aim / 20.0), self.coded[1][0])}
+
+    def bits(self, _position: int, _step: float) -> float:
+        return 1.0
+
+    def measure(self, choice: Mapping[int, Code], cost: float, **_: Rounding) -> Measured:
+        code, aim = choice[1], -20.0 * math.log10(choice[1].step)
+        self.tried.append((aim, code.form))
+        # Narrow integers clip.
+        kept = aim - (12 - WIDTHS[code.form]) / 4
+        made = measured(kept, 100 * WIDTHS[code.form], self.goal)
+        return replace(made, choice=dict(choice), cost=cost)
+
+    def finish(self, made: Measured) -> int:
+        self.last = made
+        return made.nbytes
+
+    def evaluate(self, _path: Path) -> Figures:
+        return judged(self.last.snr or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "form"), [(None, "int12"), (1200, "int12"), (1100, "int10"), (900, "int8"), (700, None)]
+)
+def test_a_file_that_is_too_large_is_not_the_end(most: int | None, form: str | None) -> None:
+    search: Any = Steps(Goal(min_snr=30.0, max_nbytes=most))
+    found = search.settle(search).promised
+    assert len(search.tried) <= 16
+    if form is None:
+        assert found is None and search.tried[-1][1] == "int8"
+        return
+    assert found is not None and found.choice[1].form == form and 30.0 <= found.snr < 30.5
+
+
+def test_no_time_to_look_at_activations_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it end what comes after it."""
+    clock, asked = Clock(1e-9), []
+
+    def looks(_: object) -> CodeSearch:
+        asked.append(clock.share)
+        clock.interrupt()
+        raise AssertionError
+
+    monkeypatch.setattr("tfl_rewrite.search.downloads.code_search", looks)
+    opened: Any = SimpleNamespace(wanted=SimpleNamespace(goal=Goal(min_snr=30.0)), clock=clock)
+    judge: Any = None
+    assert by_steps(opened, judge) is None and asked == [0.5] and clock.share == 1.0
+    clock.interrupt()
