@@ -90,7 +90,7 @@ def test_a_state_stays_in_its_part_and_carries_over(tmp_path: Path) -> None:
     net.graph.tensors = [item for item in net.graph.tensors if item.name != "none"]
     net.output(net.add("NEG", [total], "y", (1, 4)))
     save(net.model, tmp_path / "in.tflite")
-    with pytest.raises(UnsupportedError, match=r"can be cut at 1 places, not at 2: .*share it"):
+    with pytest.raises(UnsupportedError, match=r"in\.tflite: .* can be cut at 1 place, not at 2: .*share it"):
         split(tmp_path / "in.tflite", tmp_path / "parts", SplitOptions(parts=3), judging=NOTHING)
     assert not (tmp_path / "parts").exists()
 
@@ -116,7 +116,7 @@ def test_where_to_cut_is_said_once(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             SplitOptions(**given)  # type: ignore[arg-type]
     for options, why in (
-        (SplitOptions(at=["w0"]), "no tensor is named 'w0'"),
+        (SplitOptions(at=["w0"]), r"in\.tflite: no tensor is named 'w0'"),
         (SplitOptions(at=["y"]), "more than one tensor is named 'y'"),
     ):
         with pytest.raises(UsageError, match=why):

@@ -244,8 +244,9 @@ class Partition:
             return
         why = next(iter(self.reasons.values()), "")
         told = f": {why}" if why else ""
+        places = "1 place" if len(self.places) == 1 else f"{len(self.places)} places"
         raise UnsupportedError(
-            f"the main subgraph can be cut at {len(self.places)} places, not at {wanted}{told}",
+            f"the main subgraph can be cut at {places}, not at {wanted}{told}",
             remedy="ask for fewer parts" if self.places else "it stays whole",
         )
 

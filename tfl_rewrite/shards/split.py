@@ -192,8 +192,13 @@ def split(
         if place.is_dir():
             reads = claims_of(file, settings.inputs, settings.holdout)
             check_claims(reads, [Claim("OUTDIR", os.fspath(entry), mine=True)], force=options.force)
-        work = _Work(Source.of(file), options, settings, scratch.path, progress)
-        return work.carried_out(place, os.fspath(folder))
+        origin = Source.of(file)
+        try:
+            work = _Work(origin, options, settings, scratch.path, progress)
+            return work.carried_out(place, os.fspath(folder))
+        except (UnsupportedError, UsageError) as error:
+            error.file = error.file or origin.path
+            raise
 
 
 class _Work:
@@ -455,7 +460,7 @@ def _check_whole(model: Model) -> None:
     if others:
         raise UnsupportedError(
             f"signature {others[0]!r} runs another subgraph than the main one, of which parts are made",
-            remedy="make a file of one signature first",
+            remedy="'tfl-rewrite signatures --extract KEY' makes a file of one signature",
         )
     for key, (inputs, _) in ends_named(model).items():
         given = {place for _, place in inputs}
