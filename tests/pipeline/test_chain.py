@@ -130,6 +130,20 @@ def test_a_shape_that_does_not_fit_is_told_as_it_is_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.runtime
+def test_a_stage_behind_an_output_without_a_shape_takes_that_of_a_run(tmp_path: Path) -> None:
+    model = load(dense(tmp_path / "a.tflite"))
+    # As of detectors: the kernel alone knows how many there are.
+    model.subgraphs[0].outputs[0].shape = ()
+    save(model, tmp_path / "b.tflite")
+    first, options = dense(tmp_path / "c.tflite", inputs=5, outputs=6), ChainOptions(append=["top-k:2"])
+    report = chain([first, tmp_path / "b.tflite"], tmp_path / "out.tflite", options, judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed
+    assert [item.shape for item in load(tmp_path / "out.tflite").subgraphs[0].outputs] == [(1, 2), (1, 2)]
+    with pytest.raises(UnsupportedError, match=r"'x_scores' declares no shape; where the model is run"):
+        chain([tmp_path / "b.tflite"], tmp_path / "no.tflite", options, judging=NOTHING)
+
+
+@pytest.mark.runtime
 def test_outputs_that_nothing_takes_stay_where_asked(tmp_path: Path) -> None:
     net = Net()
     given = net.input("x", (1, 4))

@@ -96,6 +96,36 @@ def test_a_state_stays_in_its_part_and_carries_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.runtime
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_chain_runs_with_the_kernels_that_are_asked_for(tmp_path: Path, in_process: bool) -> None:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    net = Net()
+    given = net.input("x", (1, 512))
+    first = net.dense(given, net.weights("w0", (64, 512)), "a")
+    net.output(net.dense(first, net.weights("w1", (8, 64)), "b"))
+    save(net.model, tmp_path / "in.tflite")
+    split(tmp_path / "in.tflite", tmp_path / "parts", SplitOptions(parts=2), judging=NOTHING)
+    values = np.random.default_rng(0).standard_normal((1, 512)).astype(np.float32)
+    whole = Interpreter(
+        str(tmp_path / "in.tflite"), experimental_op_resolver_type=OpResolverType.BUILTIN_REF, num_threads=1
+    )
+    whole.allocate_tensors()
+    whole.set_tensor(whole.get_input_details()[0]["index"], values)
+    whole.invoke()
+    expected = whole.get_tensor(whole.get_output_details()[0]["index"])
+    found = {}
+    for resolver in ("reference", "default"):
+        with Chain.open(tmp_path / "parts" / "chain.json", in_process=in_process, resolver=resolver) as model:
+            found[resolver] = model.run([values])["b"]
+    # Both sum in another order.
+    assert np.array_equal(found["reference"], expected)
+    assert not np.array_equal(found["default"], expected)
+    with pytest.raises(UsageError, match="resolver 'xnnpack' is unknown"):
+        Chain.open(tmp_path / "parts" / "chain.json", resolver="xnnpack")
+
+
+@pytest.mark.runtime
 def test_free_sizes_go_through(tmp_path: Path) -> None:
     net = Net()
     given = net.input("x", (1, 4))

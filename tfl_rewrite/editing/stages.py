@@ -462,7 +462,10 @@ def _softmax(values: Array) -> list[Array]:
 
 def _check_rank(like: Tensor, name: str) -> None:
     if not like.shape:
-        raise UnsupportedError(f"{name} is for rows of values, and {like.name!r} declares no shape")
+        raise UnsupportedError(
+            f"{name} is for rows of values, and {like.name!r} declares no shape",
+            remedy="where the model is run (--verify auto), the shape that it gives counts",
+        )
 
 
 def _without_last(like: Tensor, name: str, kind: str, *more: int) -> Tensor:

@@ -34,7 +34,7 @@ from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import late_releases, version_counts
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
-from tfl_rewrite.model.ir import Buffer, Metadata, Model, Signature
+from tfl_rewrite.model.ir import Buffer, Metadata, Model, Signature, Tensor
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
 from tfl_rewrite.pipeline.described import described, joined_zip, lost
@@ -48,6 +48,7 @@ from tfl_rewrite.pipeline.wiring import (
     fits,
     links_of,
     names_of,
+    shapes_in_a_run,
     signatures_of,
 )
 from tfl_rewrite.reading.metadata import on_disk, with_media
@@ -269,14 +270,14 @@ class _Work:
             elif unused:
                 named = ", ".join(repr(end.tensor.name) for end in unused)
                 self.notes.append(f"no outputs any more: {named} (--keep-outputs keeps them)")
-        self.ends = [*first, *open_ends], wiring.behind(ends, behind)
+        self.ends = [*first, *open_ends], wiring.behind(ends, behind, self._shaped)
         self.outputs = [end.feed for end in self.ends[1]]
         return wiring
 
     def _connected(self, wiring: Wiring, given: End, taken: End) -> Feed:
         """Connects an output and an input, if shapes fit."""
         if not fits(given.tensor, taken.tensor):
-            actual = self._actual(given)
+            actual = next(shapes_in_a_run(self.sources, given, self.settings), None)
             if not fits(given.tensor, taken.tensor, actual):
                 one = actual if actual is not None else given.tensor.signature or given.tensor.shape or ()
                 other = taken.tensor.signature or taken.tensor.shape or ()
@@ -286,18 +287,14 @@ class _Work:
                 )
         return wiring.connected(given, taken)
 
-    def _actual(self, given: End) -> tuple[int, ...] | None:
-        """Returns the shape of an output when the first model runs: what files declare may be wrong."""
-        from tfl_rewrite.judge.judge import run_model
-
-        if self.settings.mode == "off":
-            return None
-        found = run_model(self.sources[0], with_media(self.settings, self.sources[0]))
-        for call in found.outputs:
-            for name, value in zip(call.names, call.values, strict=True):
-                if name in given.names and value is not None:
-                    return value.shape
-        return None
+    def _shaped(self, end: End) -> Tensor:
+        """Returns an output that declares no shape with the one that it has when its model runs."""
+        shapes = list(shapes_in_a_run(self.sources, end, self.settings))
+        if not shapes or len({len(shape) for shape in shapes}) > 1:
+            return end.tensor
+        sizes = [{shape[axis] for shape in shapes} for axis in range(len(shapes[0]))]
+        free = tuple(min(found) if len(found) == 1 else -1 for found in sizes)
+        return replace(end.tensor, shape=shapes[0], signature=free if -1 in free else None)
 
     def _share(self, model: Model) -> None:
         """Stores equal constants once."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfl_rewrite.editing.base import Edit
@@ -14,7 +14,9 @@ from tfl_rewrite.editing.stages import Made, Stage, as_float, between, sign
 from tfl_rewrite.errors import InvariantError, UnsupportedError, UsageError, near_names, whole_number
 from tfl_rewrite.files.source import Source, save
 from tfl_rewrite.judge.routes import Feed, Named
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.reading.metadata import with_media
 
 PathLike = str | os.PathLike[str]
 
@@ -192,8 +194,13 @@ class Wiring:
         self.edits.append(Edit(taken.tensor.name, f"{made.name} before it"))
         return (self.add_stage(made, given.feed), 0)
 
-    def behind(self, ends: list[End], stages: Sequence[Stage]) -> list[End]:
+    def behind(self, ends: list[End], stages: Sequence[Stage], shaped: Callable[[End], Tensor]) -> list[End]:
         """Adds what stands behind outputs; returns the outputs of the whole.
+
+        Args:
+            ends: The outputs of the model.
+            stages: In the order in which values go through them.
+            shaped: Gives the output, for one that declares no shape, with the one that it has when it runs.
 
         Raises:
             UsageError, UnsupportedError: A stage is not possible there.
@@ -201,6 +208,8 @@ class Wiring:
         for stage in stages:
             place = find(ends, stage.tensor, "output")
             end = ends[place]
+            if not end.tensor.shape:
+                end.tensor = shaped(end)
             like = as_float(end.tensor)
             first = between(end.tensor, like)
             feed = end.feed if first is None else (self.add_stage(first, end.feed), 0)
@@ -242,6 +251,22 @@ def fits(given: Tensor, taken: Tensor, actual: Sequence[int] | None = None) -> b
     return len(one) == len(other) and all(
         -1 in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True)
     )
+
+
+def shapes_in_a_run(sources: Sequence[Source], end: End, settings: Judging) -> Iterator[tuple[int, ...]]:
+    """Yields the shapes of an output when its model runs: what files declare may be wrong."""
+    from tfl_rewrite.judge.judge import run_model
+
+    if settings.mode == "off":
+        return
+    source = sources[end.model]
+    if end.model:
+        # Real inputs are those of the whole.
+        settings = replace(settings, inputs=(), holdout=())
+    for call in run_model(source, with_media(settings, source)).outputs:
+        for name, value in zip(call.names, call.values, strict=True):
+            if name in end.names and value is not None:
+                yield value.shape
 
 
 def links_of(outputs: Sequence[End], inputs: Sequence[End], texts: Sequence[str]) -> dict[int, int]:

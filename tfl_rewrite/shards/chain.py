@@ -14,11 +14,14 @@ import numpy.typing as npt
 
 from tfl_rewrite.errors import FormatError, UsageError, VerificationError, near_names
 from tfl_rewrite.files.container import Container
+from tfl_rewrite.interpreter.child import KERNELS
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.judge.routes import OUTSIDE, Feed
+from tfl_rewrite.judge.settings import RESOLVERS
+from tfl_rewrite.options.option import unknown
 from tfl_rewrite.samples.made import Step, write_steps
 from tfl_rewrite.shards.graphs import GraphManifest, parse
 from tfl_rewrite.shards.manifest import sha256_of
@@ -73,6 +76,7 @@ class Chain:
         *,
         in_process: bool = False,
         runtime: str = "litert",
+        resolver: str = "default",
         num_threads: int = 1,
         timeout: float = 600.0,
     ) -> Chain:
@@ -82,15 +86,18 @@ class Chain:
             manifest: Path of the ``chain.json`` that :func:`tfl_rewrite.split` wrote.
             in_process: Whether parts run in this process (ai-edge-litert), outside of a sandbox.
             runtime: In processes of their own: as for ``--runtime``.
+            resolver: Which kernels: as for ``--resolver``, so ``builtin`` for what XNNPACK refuses.
             num_threads: Of each interpreter.
             timeout: Seconds that one part may take; not for ``in_process``.
 
         Raises:
             FormatError: The manifest or a part is damaged, or a part is not the one that it names.
             FileAccessError: One of them cannot be read.
-            UsageError: The runtime cannot be started.
+            UsageError: The runtime cannot be started, or there are no such kernels.
             VerificationError: A part does not run.
         """
+        if resolver not in RESOLVERS:
+            raise unknown("resolver", resolver, RESOLVERS)
         path = Path(os.path.realpath(manifest))
         found = parse(
             read_manifest_text(FolderSource(path.parent), path.name, os.fspath(manifest)), str(path)
@@ -98,7 +105,7 @@ class Chain:
         files = [checked(path.parent / part.name, part.nbytes, part.sha256) for part in found.parts]
         with contextlib.ExitStack() as stack:
             if in_process:
-                runners: list[_Runner] = [_Own(file, num_threads) for file in files]
+                runners: list[_Runner] = [_Own(file, resolver, num_threads) for file in files]
             else:
                 scratch = stack.enter_context(Scratch())
                 watch = MemoryWatch(default_limit())
@@ -108,7 +115,7 @@ class Chain:
                     folder = scratch.folder()
                     worker = Worker(choice, scratch, watch, timeout=timeout, readable=[folder])
                     stack.callback(worker.kill)
-                    runners.append(_Apart(file, worker, folder, num_threads))
+                    runners.append(_Apart(file, worker, folder, resolver, num_threads))
             return cls(found, runners, stack.pop_all())
 
     def run(self, inputs: Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike]) -> dict[str, Array]:
@@ -210,11 +217,15 @@ def checked(path: Path, nbytes: int, sha256: str) -> Path:
 class _Own:
     """A part in this process."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+    def __init__(self, path: Path, resolver: str, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        self._work = Interpreter(model_path=str(path), num_threads=threads)
-        self._work.allocate_tensors()
+        kind = getattr(OpResolverType, KERNELS.get(resolver, "AUTO"))
+        self._work = Interpreter(str(path), experimental_op_resolver_type=kind, num_threads=threads)
+        try:
+            self._work.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise VerificationError(f"does not run: {error}", file=path) from error
 
     def run(self, values: Sequence[Array]) -> list[Array]:
         """See `_Runner.run`."""
@@ -238,12 +249,12 @@ class _Own:
 class _Apart:
     """A part in a process of its own, in a sandbox."""
 
-    def __init__(self, path: Path, worker: Worker, folder: Path, threads: int) -> None:
+    def __init__(self, path: Path, worker: Worker, folder: Path, resolver: str, threads: int) -> None:
         self._worker = worker
         self._folder = folder
         self._calls = 0
         try:
-            interface, _ = worker.open("open", path, "default", threads)
+            interface, _ = worker.open("open", path, resolver, threads)
         except ModelFailed as error:
             raise VerificationError(f"does not run: {error}", file=path) from error
         self._outputs = [facts.index for facts in interface.primary.outputs]
