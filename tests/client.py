@@ -11,6 +11,19 @@ from typing import ClassVar
 import numpy as np
 
 import tfl_rewrite as tfl
+from tfl_rewrite.editing.editor import Editor
+from tfl_rewrite.editing.shapes import Shapes
+from tfl_rewrite.errors import InvariantError
+from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
+from tfl_rewrite.passes.equalize import Equalize
+from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
+from tfl_rewrite.passes.fold_constants import FoldConstants
+from tfl_rewrite.passes.fuse import Fuse
+from tfl_rewrite.passes.remove_noops import RemoveNoops
+from tfl_rewrite.search.report import ShrinkFailed
+from tfl_rewrite.shards.settings import ShardFailed
+from tfl_rewrite.shards.split import SplitFailed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,11 +37,11 @@ class Halve(tfl.Pass):
 
     def run(self, model: tfl.Model, context: tfl.Context) -> tfl.PassResult:
         """Rewrites in place."""
-        editor, graph = tfl.Editor(model), tfl.Graph.of(model)
+        editor, graph = Editor(model), Graph.of(model)
         skips: list[tfl.Skip] = []
-        subgraph: tfl.SubGraph = model.subgraphs[0]
-        constant: tfl.Tensor = subgraph.tensor(self.tensor)
-        readers: list[tfl.Operator] = [use.operator for use in graph.uses_of(constant)]
+        subgraph: SubGraph = model.subgraphs[0]
+        constant: Tensor = subgraph.tensor(self.tensor)
+        readers: list[Operator] = [use.operator for use in graph.uses_of(constant)]
         if not readers:
             skips.append(tfl.Skip(constant.name, "nothing reads it", "unread"))
             return tfl.PassResult(self.name, (), tuple(skips))
@@ -45,16 +58,16 @@ def passes() -> list[tfl.Pass]:
         tfl.Dedup(pure_custom=("Mine",)),
         tfl.Dequantize(),
         tfl.RoundWeights(steps=64, effort="fast", granularity="tensor"),
-        tfl.Equalize(),
-        tfl.Fuse(),
-        tfl.RemoveNoops(),
-        tfl.FoldConstants(weights=True),
+        Equalize(),
+        Fuse(),
+        RemoveNoops(),
+        FoldConstants(weights=True),
         tfl.Prune(sparsity=0.7, block="1x4", encode="sparse"),
         tfl.Rename(input=("image=picture",)),
         tfl.Signatures(add=("serving_default",)),
         tfl.SetMetadata(labels="labels.txt"),
         tfl.Retarget(target="tflm"),
-        tfl.FoldBatchNorms(before=False),
+        FoldBatchNorms(before=False),
         tfl.Simplify(fold=False, grow=False),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
         tfl.Quantize(target="2.14"),
@@ -80,7 +93,7 @@ def rewrites(source: Path, target: Path) -> tfl.Report:
         size: int = tfl.save(made, target, force=True)
         print(size, tfl.verify(io.BytesIO(made.to_bytes()), made).passed)
     model = tfl.load(source)
-    known: tuple[int | None, ...] | None = tfl.Shapes.of(model)[model.subgraphs[0].outputs[0]]
+    known: tuple[int | None, ...] | None = Shapes.of(model)[model.subgraphs[0].outputs[0]]
     print(known)
     results: list[tfl.PassResult] = tfl.run(model, passes())
     print([result.modified for result in results])
@@ -93,7 +106,7 @@ def searches(source: Path, target: Path) -> int:
     print(rounded.deflated)
     try:
         made = tfl.shrink(source, target, tfl.Goal(min_snr=30, objective="download", effort="fast"))
-    except tfl.ShrinkFailed as failed:
+    except ShrinkFailed as failed:
         made = failed.report
     return made.nbytes_before
 
@@ -117,7 +130,7 @@ def shards(source: Path, folder: Path, target: Path) -> bytes:
     """Apart and together."""
     try:
         report = tfl.shard(source, folder, tfl.ShardOptions(compress="gzip"))
-    except tfl.ShardFailed as failed:
+    except ShardFailed as failed:
         report = failed.report
     tfl.join(report.entry, target, tfl.JoinOptions(force=True))
     options = tfl.ShardOptions(progressive=True, manifest="first.json")
@@ -138,7 +151,7 @@ def outside(source: Path, folder: Path, target: Path) -> list[str]:
     print(shaped.outcome, joined.outcome)
     try:
         report = tfl.split(source, folder, tfl.SplitOptions(parts=2))
-    except tfl.SplitFailed as failed:
+    except SplitFailed as failed:
         report = failed.report
     with tfl.Chain.open(report.entry) as model:
         return list(model.run([np.zeros((1, 8, 8, 1), np.float32)]))
@@ -162,7 +175,7 @@ def main() -> int:
         rewrites(Path("in.tflite"), Path("out.tflite"))
     except (tfl.UsageError, tfl.FileAccessError, tfl.FormatError) as error:
         print(error.what, error.remedy)
-    except (tfl.UnsupportedError, tfl.VerificationError, tfl.InvariantError) as error:
+    except (tfl.UnsupportedError, tfl.VerificationError, InvariantError) as error:
         print(error)
     except tfl.TflRewriteError as error:
         return error.exit_code

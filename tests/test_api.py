@@ -26,6 +26,7 @@ from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 
 
 def test_public_names() -> None:
+    assert len(tfl_rewrite.__all__) <= 64
     assert set(tfl_rewrite.__all__) <= set(dir(tfl_rewrite))
     for name in tfl_rewrite.__all__:
         value = getattr(tfl_rewrite, name)

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from tfl_rewrite.editing.base import PassResult as PassResult
     from tfl_rewrite.editing.base import Skip as Skip
     from tfl_rewrite.editing.base import run_passes
-    from tfl_rewrite.editing.editor import Editor as Editor
-    from tfl_rewrite.editing.shapes import Shapes as Shapes
     from tfl_rewrite.errors import FileAccessError as FileAccessError
     from tfl_rewrite.errors import FormatError as FormatError
-    from tfl_rewrite.errors import InvariantError as InvariantError
     from tfl_rewrite.errors import TflRewriteError as TflRewriteError
     from tfl_rewrite.errors import UnsupportedError as UnsupportedError
     from tfl_rewrite.errors import UsageError as UsageError
@@ -36,27 +33,18 @@ if TYPE_CHECKING:
     from tfl_rewrite.judge.settings import Judging as Judging
     from tfl_rewrite.judge.settings import Tolerance as Tolerance
     from tfl_rewrite.judge.verdict import Verdict as Verdict
-    from tfl_rewrite.model.graph import Graph as Graph
     from tfl_rewrite.model.ir import Model as Model
-    from tfl_rewrite.model.ir import Operator as Operator
-    from tfl_rewrite.model.ir import SubGraph as SubGraph
-    from tfl_rewrite.model.ir import Tensor as Tensor
     from tfl_rewrite.options.option import option as option
     from tfl_rewrite.passes.catalog import passes_of as passes_of
     from tfl_rewrite.passes.catalog import preset as preset
     from tfl_rewrite.passes.compact import Compact as Compact
     from tfl_rewrite.passes.dedup import Dedup as Dedup
     from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
-    from tfl_rewrite.passes.equalize import Equalize as Equalize
-    from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms as FoldBatchNorms
-    from tfl_rewrite.passes.fold_constants import FoldConstants as FoldConstants
-    from tfl_rewrite.passes.fuse import Fuse as Fuse
     from tfl_rewrite.passes.metadata import SetMetadata as SetMetadata
     from tfl_rewrite.passes.prune import Prune as Prune
     from tfl_rewrite.passes.quantize import Quantize as Quantize
     from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
-    from tfl_rewrite.passes.remove_noops import RemoveNoops as RemoveNoops
     from tfl_rewrite.passes.rename import Rename as Rename
     from tfl_rewrite.passes.repair import Repair as Repair
     from tfl_rewrite.passes.retarget import Retarget as Retarget
@@ -76,7 +64,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.reading.doctor import diagnose as diagnose
     from tfl_rewrite.reading.inspect import inspect as inspect
     from tfl_rewrite.search.goals import Goal as Goal
-    from tfl_rewrite.search.report import ShrinkFailed as ShrinkFailed
     from tfl_rewrite.search.rewrite import rewrite as rewrite
     from tfl_rewrite.search.shrink import shrink as shrink
     from tfl_rewrite.shards.calls import join as join
@@ -84,9 +71,7 @@ if TYPE_CHECKING:
     from tfl_rewrite.shards.calls import shard as shard
     from tfl_rewrite.shards.chain import Chain as Chain
     from tfl_rewrite.shards.settings import JoinOptions as JoinOptions
-    from tfl_rewrite.shards.settings import ShardFailed as ShardFailed
     from tfl_rewrite.shards.settings import ShardOptions as ShardOptions
-    from tfl_rewrite.shards.split import SplitFailed as SplitFailed
     from tfl_rewrite.shards.split import SplitOptions as SplitOptions
     from tfl_rewrite.shards.split import split as split
 
@@ -96,30 +81,21 @@ _NAMES = {
     "calibration.record": "record",
     "editing.base": "Context Edit Effect Pass PassResult Skip",
     "editing.base:run_passes": "run",
-    "editing.editor": "Editor",
-    "editing.shapes": "Shapes",
-    "errors": "FileAccessError FormatError InvariantError TflRewriteError UnsupportedError UsageError "
-    "VerificationError",
+    "errors": "FileAccessError FormatError TflRewriteError UnsupportedError UsageError VerificationError",
     "files.source": "load save",
     "judge.settings": "Judging Tolerance",
     "judge.verdict": "Verdict",
-    "model.graph": "Graph",
-    "model.ir": "Model Operator SubGraph Tensor",
+    "model.ir": "Model",
     "options.option": "option",
     "passes.catalog": "passes_of preset",
     "passes.compact": "Compact",
     "passes.dedup": "Dedup",
     "passes.dequantize": "Dequantize",
-    "passes.equalize": "Equalize",
-    "passes.fold_constants": "FoldConstants",
-    "passes.fuse": "Fuse",
-    "passes.fold_batch_norms": "FoldBatchNorms",
     "passes.prune": "Prune",
     "passes.metadata": "SetMetadata",
     "passes.quantize": "Quantize",
     "passes.quantize_weights": "QuantizeWeights",
     "passes.remove_dead": "RemoveDead",
-    "passes.remove_noops": "RemoveNoops",
     "passes.rename": "Rename",
     "passes.repair": "Repair",
     "passes.retarget": "Retarget",
@@ -136,13 +112,12 @@ _NAMES = {
     "reading.doctor": "diagnose",
     "reading.inspect": "inspect",
     "search.goals": "Goal",
-    "search.report": "ShrinkFailed",
     "search.rewrite": "rewrite",
     "search.shrink": "shrink",
     "shards.calls": "join open_sharded shard",
     "shards.chain": "Chain",
-    "shards.settings": "JoinOptions ShardFailed ShardOptions",
-    "shards.split": "SplitFailed SplitOptions split",
+    "shards.settings": "JoinOptions ShardOptions",
+    "shards.split": "SplitOptions split",
 }
 """Modules, and the public names of each; behind a colon what a single one is called there."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tfl_rewrite import Context, Edit, Effect, Graph, Model, Pass, PassResult, Skip, option
+from tfl_rewrite import Context, Edit, Effect, Model, Pass, PassResult, Skip, option
+from tfl_rewrite.model.graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, Model, QuantizeWeights, Tensor, UnsupportedError, UsageError, load, run, save
+from tfl_rewrite import Judging, Model, QuantizeWeights, UnsupportedError, UsageError, load, run, save
 from tfl_rewrite import rewrite as rewritten
+from tfl_rewrite.model.ir import Tensor
 
 
 def constants(model: Model) -> list[Tensor]:

@@ -22,7 +22,7 @@ from tfl_rewrite.model.ir import Model
 from tfl_rewrite.model.lower import lower
 from tfl_rewrite.shards import external
 from tfl_rewrite.shards.external import move_out
-from tfl_rewrite.shards.settings import ShardOptions
+from tfl_rewrite.shards.settings import ShardFailed, ShardOptions
 
 UNRUN = Judging(mode="off")
 
@@ -188,7 +188,7 @@ def test_a_failed_verification_publishes_nothing(
         path.write_bytes(bytes(path.stat().st_size))
 
     monkeypatch.setattr(external, "_write", broken)
-    with pytest.raises(tfl_rewrite.ShardFailed, match="computes something else") as caught:
+    with pytest.raises(ShardFailed, match="computes something else") as caught:
         tfl_rewrite.shard(fixtures / "digits_cnn.tflite", tmp_path / "e", ShardOptions(format="external"))
     assert caught.value.exit_code == 4 and caught.value.report.outcome == "failed"
     assert not list(tmp_path.iterdir())
@@ -201,7 +201,7 @@ def test_a_failed_verification_publishes_nothing(
 def test_what_compiled_model_does_not_run(fixtures: Path, tmp_path: Path) -> None:
     report = tfl_rewrite.shard(fixtures / "lstm.tflite", tmp_path / "e", ShardOptions(format="external"))
     assert report.unverified is not None and "does not run in CompiledModel" in report.unverified
-    with pytest.raises(tfl_rewrite.ShardFailed, match="could not be verified") as caught:
+    with pytest.raises(ShardFailed, match="could not be verified") as caught:
         tfl_rewrite.shard(
             fixtures / "lstm.tflite",
             tmp_path / "r",

@@ -33,8 +33,9 @@ class Editor:
         notes: What the user should know beside the changes themselves.
 
     Example:
+        >>> from tfl_rewrite.editing.editor import Editor
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> editor = tfl_rewrite.Editor(model)
+        >>> editor = Editor(model)
         >>> subgraph = model.subgraphs[0]
         >>> place = editor.drop_operator(subgraph, subgraph.operators[-1])
         >>> subgraph.outputs = list(subgraph.operators[-1].outputs)

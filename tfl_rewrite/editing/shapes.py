@@ -43,8 +43,9 @@ class Shapes:
     shapes here holds for the stated ones.
 
     Example:
+        >>> from tfl_rewrite.editing.shapes import Shapes
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> shapes = tfl_rewrite.Shapes.of(model)
+        >>> shapes = Shapes.of(model)
         >>> shapes[model.subgraphs[0].outputs[0]]
         (1, 10)
     """

@@ -28,8 +28,9 @@ class Graph:
             quantization refers to: their type and content are part of an interface.
 
     Example:
+        >>> from tfl_rewrite.model.graph import Graph
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> graph = tfl_rewrite.Graph.of(model)
+        >>> graph = Graph.of(model)
         >>> [use.operator.code.name for use in graph.uses_of(model.subgraphs[0].inputs[0])]
         ['CONV_2D']
     """

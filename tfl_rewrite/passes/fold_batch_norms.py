@@ -58,7 +58,8 @@ class FoldBatchNorms(Pass):
     left over from a batch norm, or normalizes the input. Outputs are the same in real numbers.
 
     Example:
-        >>> tfl_rewrite.rewrite("model.tflite", passes=[tfl_rewrite.FoldBatchNorms()]).outcome
+        >>> from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
+        >>> tfl_rewrite.rewrite("model.tflite", passes=[FoldBatchNorms()]).outcome
         'unchanged'
     """
 

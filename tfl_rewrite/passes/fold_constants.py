@@ -42,7 +42,8 @@ class FoldConstants(Pass):
     computes them. Outputs stay equal to the bit.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "folded.tflite", [tfl_rewrite.FoldConstants()])
+        >>> from tfl_rewrite.passes.fold_constants import FoldConstants
+        >>> report = tfl_rewrite.rewrite("model.tflite", "folded.tflite", [FoldConstants()])
         >>> report.outcome
         'unchanged'
     """

@@ -70,8 +70,9 @@ class RemoveNoops(Pass):
     cancel, padding by nothing, and the like. Outputs stay equal to the bit.
 
     Example:
+        >>> from tfl_rewrite.passes.remove_noops import RemoveNoops
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> (result,) = tfl_rewrite.run(model, [tfl_rewrite.RemoveNoops()])
+        >>> (result,) = tfl_rewrite.run(model, [RemoveNoops()])
         >>> [change.what for change in result.changes]
         ['removed: FULLY_CONNECTED gives the numbers another shape, too']
     """

@@ -168,10 +168,11 @@ class ShrinkFailed(VerificationError):
     ``report`` has the trade-offs that were found.
 
     Example:
+        >>> from tfl_rewrite.search.report import ShrinkFailed
         >>> goal = tfl_rewrite.Goal(min_snr=30, max_nbytes=1000, effort="fast")
         >>> try:
         ...     report = tfl_rewrite.shrink("model.tflite", "tiny.tflite", goal)
-        ... except tfl_rewrite.ShrinkFailed as error:
+        ... except ShrinkFailed as error:
         ...     report = error.report
     """
 

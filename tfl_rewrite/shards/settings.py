@@ -220,10 +220,11 @@ class ShardFailed(VerificationError):
     """Verification refused the result; ``report`` has all figures.
 
     Example:
+        >>> from tfl_rewrite.shards.settings import ShardFailed
         >>> external = tfl_rewrite.ShardOptions(format="external")
         >>> try:
         ...     report = tfl_rewrite.shard("model.tflite", "weights", external)
-        ... except tfl_rewrite.ShardFailed as error:
+        ... except ShardFailed as error:
         ...     report = error.report
     """
 

@@ -144,9 +144,10 @@ class SplitFailed(VerificationError):
     """The parts compute something else than the whole; ``report`` has all figures.
 
     Example:
+        >>> from tfl_rewrite.shards.split import SplitFailed
         >>> try:
         ...     report = tfl_rewrite.split("model.tflite", "parts", tfl_rewrite.SplitOptions(parts=2))
-        ... except tfl_rewrite.SplitFailed as error:
+        ... except SplitFailed as error:
         ...     report = error.report
     """
 
