@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from tfl_rewrite.cli.commands.rows import COMMANDS, commands_of_passes
 from tfl_rewrite.cli.options import Argument, Command
 from tfl_rewrite.errors import near_names
-from tfl_rewrite.options.option import unknown
 
 _EXAMPLES = "examples:"
 BY_NAME = {command.name: command for command in COMMANDS}
@@ -65,13 +64,19 @@ def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def commands() -> list[Command]:
-    """Returns all of them, those that are a pass of the catalogue too."""
-    BY_NAME.update((command.name, command) for command in commands_of_passes(BY_NAME))
+    """Returns all of them, those that are a pass of the catalogue too; what is about commands comes last."""
+    last = {name: BY_NAME.pop(name) for name in ("help", "completion")}
+    BY_NAME.update((command.name, command) for command in commands_of_passes([*BY_NAME, *last]))
+    BY_NAME.update(last)
     return list(BY_NAME.values())
 
 
 class _Formatter(argparse.HelpFormatter):
-    """One that leaves the lines of examples as they are."""
+    """One that leaves the lines of examples as they are, and names no option twice."""
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        plain = [action for action in actions if not action.option_strings]
+        return f"{super()._format_usage(usage, plain, (), prefix).rstrip()} [OPTION...]\n\n"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
@@ -88,12 +93,15 @@ class _Parser(argparse.ArgumentParser):
             known = [name for _, group in command.groups for row in group for name in row.names]
             near = near_names(rest[0].partition("=")[0], [name for name in known if name.startswith("--")])
             meant = f"; did you mean {near[0]}?" if near else ""
+            self.prog = f"{self.prog} {command.name}"
             self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
         return arguments
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and value not in BY_NAME:
-            raise argparse.ArgumentError(None, str(unknown("command", value, BY_NAME)))
+            near = near_names(str(value).lower().replace("_", "-"), BY_NAME, count=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise argparse.ArgumentError(None, f"command {value!r:.80} is unknown{meant}")
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:

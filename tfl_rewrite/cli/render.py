@@ -51,7 +51,7 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     lines += _damage_lines(report, verbose)
     if report.blame is not None:
         lines += blame_lines(report.blame, verbose=verbose > 0)
-    return lines + _next(report)
+    return lines + _next(report, verbose)
 
 
 def verified_lines(verdict: Verdict, *, verbose: int) -> list[str]:
@@ -59,7 +59,7 @@ def verified_lines(verdict: Verdict, *, verbose: int) -> list[str]:
     head = "" if verdict.status == "unverified" else "verified: "
     if verbose:
         return [f"{head}{verdict_line(verdict)}", *verdict_lines(verdict)[1:]]
-    return [f"{head}{verdict_line(verdict)}", verdict_rest(verdict)]
+    return [f"{head}{verdict_line(verdict)}", *verdict_rest(verdict)]
 
 
 def _headline(report: Report) -> str:
@@ -264,7 +264,7 @@ def _damage_lines(report: Report, verbose: int) -> list[str]:
     return lines
 
 
-def _next(report: Report) -> list[str]:
+def _next(report: Report, verbose: int) -> list[str]:
     """Says what to do with the file; after a failure, the error says it."""
     if report.outcome != "rewritten":
         return []
@@ -275,7 +275,8 @@ def _next(report: Report) -> list[str]:
     lossy = worst is not None and math.isfinite(worst)
     made = verdict is not None and verdict.sample_source == "made"
     # A command ends the line, so that it can be copied.
-    diff = "-v shows each constant" + ("" if is_stream else f"; what changed: tfl-rewrite diff {files}")
+    shows = () if verbose else ("-v shows each change",)
+    diff = "; ".join((*shows, *(() if is_stream else (f"what changed: tfl-rewrite diff {files}",))))
     judge = (
         "judge it on your own data, with --inputs"
         if is_stream
@@ -287,8 +288,9 @@ def _next(report: Report) -> list[str]:
         how = judge if made else "--min-snr asks for less"
         return [f"next: the loss is noticeable: {worst:.1f} dB at the lowest; {how}"]
     if verdict is None or verdict.status == "unverified":
-        return [f"next: try it where it is to run; {diff}"]
-    return [f"next: {judge if made and lossy else diff}"]
+        return [f"next: {'; '.join(filter(None, ('try it where it is to run', diff)))}"]
+    told = judge if made and lossy else diff
+    return [f"next: {told}"] if told else []
 
 
 def shell(path: str) -> str:

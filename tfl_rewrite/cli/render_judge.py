@@ -90,10 +90,12 @@ def _furthest(outputs: Sequence[OutputComparison]) -> str:
     return f"{one} {' and '.join(parts) or 'differs'}"
 
 
-def verdict_rest(verdict: Verdict) -> str:
-    """Says in one line what the verdict does not speak of."""
-    first, *rest = verdict.not_judged or ("nothing",)
-    return f"not judged: {first}" + (f"; and {len(rest)} more (-v)" if rest else "")
+def verdict_rest(verdict: Verdict) -> list[str]:
+    """Says in one line what the verdict does not speak of; in none where that is nothing."""
+    if not verdict.not_judged:
+        return []
+    first, *rest = verdict.not_judged
+    return [f"not judged: {first}" + (f"; and {len(rest)} more (-v)" if rest else "")]
 
 
 def cost_lines(verdict: Verdict, *, told_before: bool = True) -> list[str]:

@@ -151,9 +151,12 @@ def verify_files(arguments: argparse.Namespace) -> int:
         side.add_json(arguments.report, lambda: {"schema": 1, **facts})
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
-    rest = verdict_lines(verdict)[1:] if arguments.verbose else [verdict_rest(verdict)]
+    rest = verdict_lines(verdict)[1:] if arguments.verbose else verdict_rest(verdict)
     lines = [verdict_line(verdict), *rest, *cost_lines(verdict)]
     lines += blame_lines(found, verbose=arguments.verbose > 0) if found else _no_blame(arguments, found)
+    if verdict.cause == "outputs" and found is None:
+        real = "" if arguments.inputs else "--inputs compares on your own data; "
+        lines.append(f"next: {real}--blame shows where the error enters and grows")
     show(arguments, lambda: {"schema": 1, **facts}, lambda: lines)
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
@@ -80,7 +81,8 @@ def commands_of_passes(known: Collection[str]) -> list[Command]:
     return [
         Command(
             kind.name,
-            catalog.summary(kind),
+            # As the other rows say it: "remove", where the pass "removes".
+            re.sub(r"^(\w+)s\b", r"\1", catalog.summary(kind)),
             catalog.description(kind),
             "rewrite:rewrite_with_pass",
             functools.partial(makers.get(kind.effect, _fitted), kind.name),
