@@ -16,8 +16,18 @@ from tfl_rewrite import check, inspect, load, save
 from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source, is_changed, layout
+from tfl_rewrite.flatbuf import reader
 from tfl_rewrite.flatbuf.reader import read
-from tfl_rewrite.flatbuf.record import INT32, FieldSpec, Kind, Record, ScalarVector, Schema, TableSpec
+from tfl_rewrite.flatbuf.record import (
+    INT32,
+    SCALARS,
+    FieldSpec,
+    Kind,
+    Record,
+    ScalarVector,
+    Schema,
+    TableSpec,
+)
 from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.invariants import problems
@@ -293,6 +303,148 @@ def test_overlapping_objects_are_bounded_by_the_size_of_the_file() -> None:
     assert len(read(memoryview(names(0, 8)), one).root["names"]) == count
     with pytest.raises(FormatError, match="objects overlap"):
         read(memoryview(names(2 << 16, 4)), one)
+
+
+# -- Each bound, just within and just beyond -----------------------------------------------------------------
+
+# A table at 16 with a number, a text, a vector and a table; its vtable at 4. The inner one has no fields.
+SMALL = struct.pack(
+    "<IHHHHHHiIIIII2s2xIQiHH",
+    *(16, 12, 20, 4, 8, 12, 16, 12, 7, 12, 16, 24, 1, b"x", 1, 9, -4, 4, 4),
+)
+
+
+def small_schema() -> Schema:
+    spec = TableSpec(
+        "T",
+        lambda: [
+            FieldSpec("number", 0, Kind.SCALAR, SCALARS["uint"], 0),
+            FieldSpec("text", 1, Kind.STRING),
+            FieldSpec("vector", 2, Kind.SCALARS, SCALARS["ulong"]),
+            FieldSpec("inner", 3, Kind.TABLE, table=spec),
+        ],
+    )
+    return Schema({"T": spec}, {}, spec, b"")
+
+
+def test_what_offsets_reach() -> None:
+    found = read(memoryview(SMALL + b"more"), small_schema())
+    inner = Record(small_schema().root, {})
+    values = {"number": 7, "text": "x", "vector": ScalarVector.of(SCALARS["ulong"], [9]), "inner": inner}
+    assert found.root == Record(small_schema().root, values)
+    assert found.spans == [(0, 4), (4, 16), (16, 36), (36, 42), (44, 56), (56, 60), (60, 64)]
+    assert (found.vtables, found.unknown) == ({4: (12, 20), 60: (4, 4)}, [])
+    assert (found.root.offset, found.root["inner"].offset, found.root["vector"].offset) == (16, 56, 48)
+
+
+@pytest.mark.parametrize(
+    ("at", "code", "value", "said"),
+    [
+        (0, "I", 0, "root.*offset 0 leads out"),
+        (0, "I", 60, "vtable is misaligned or outside"),
+        (0, "I", 61, "root.*offset 61 leads out"),
+        (0, "I", 1 << 31, "leads out of the file"),
+        (0, "I", 58, "table is misaligned"),
+        *((16, "i", distance, "vtable is misaligned or outside") for distance in (17, 13, 11, -45, -46)),
+        (16, "i", 16, "vtable gives its table 0 bytes"),
+        (16, "i", -44, None),
+        *((4, "H", length, f"vtable of {length} bytes is invalid") for length in (0, 2, 3, 11, 13, 62)),
+        *((4, "H", length, None) for length in (4, 10, 12, 60)),
+        (6, "H", 3, "vtable gives its table 3 bytes"),
+        (6, "H", 4, "T.number lies outside of its table \\(4 \\+ 4 > 4\\)"),
+        (6, "H", 19, "T.inner lies outside"),
+        (6, "H", 48, None),
+        (6, "H", 49, "table of 49 bytes is cut off"),
+        (8, "H", 0, None),
+        (8, "H", 3, "T.number lies outside"),
+        (8, "H", 5, "number is misaligned"),
+        (10, "H", 9, "text.*offset is misaligned"),
+        (14, "H", 17, "T.inner lies outside"),
+        (24, "I", 13, "vector is misaligned"),
+        (36, "I", 2, None),
+        (36, "I", 23, None),
+        (36, "I", 24, "text.*string has no terminating zero"),
+        (36, "I", 25, "vector of 25 elements of 1 bytes does not fit"),
+        (41, "B", 1, "text.*string has no terminating zero"),
+        (44, "I", 2, None),
+        (44, "I", 3, "vector.*vector of 3 elements of 8 bytes does not fit"),
+        (32, "I", 26, "inner.*table is misaligned"),
+    ],
+)
+def test_bounds_of_each_number(at: int, code: str, value: int, said: str | None) -> None:
+    data = bytearray(SMALL)
+    struct.pack_into("<" + code, data, at, value)
+    if said is None:
+        read(memoryview(data), small_schema())
+    else:
+        with pytest.raises(FormatError, match=said):
+            read(memoryview(data), small_schema())
+
+
+def test_slots_and_members_of_a_newer_schema_are_named() -> None:
+    data = bytearray(SMALL)
+    struct.pack_into("<H", data, 60, 4)
+    spec = TableSpec("T", lambda: small_schema().root.fields[:2])
+    found = read(memoryview(data), Schema({"T": spec}, {}, spec, b""))
+    assert found.unknown == ["root: slot 2 of T", "root: slot 3 of T"]
+    assert found.root.unknown == ("slot 2 of T", "slot 3 of T")
+
+
+def chain(length: int) -> bytes:
+    """Tables each of which has the next as ``inner``."""
+    start = 4 + 12 + 4
+    data = struct.pack("<IHHHHHHHH", start, 12, 8, 0, 0, 0, 4, 4, 4)
+    for number in range(length - 1):
+        data += struct.pack("<iI", start + 8 * number - 4, 4)
+    return data + struct.pack("<i", len(data) - 16)
+
+
+def test_levels_and_tables_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    read(memoryview(chain(reader.MAX_DEPTH)), small_schema())
+    with pytest.raises(FormatError, match="nest deeper than 64") as failure:
+        read(memoryview(chain(reader.MAX_DEPTH + 1)), small_schema())
+    assert failure.value.where == ".".join(["inner"] * 64)
+    monkeypatch.setattr(reader, "MAX_TABLES", 3)
+    read(memoryview(chain(3)), small_schema())
+    with pytest.raises(FormatError, match="more than 3 tables"):
+        read(memoryview(chain(4)), small_schema())
+
+
+@pytest.mark.parametrize(("nbytes", "after", "calls"), [(8, 1, 1), (8, 2, 0), (9, 1, 0)])
+def test_pages_of_long_vectors_are_given_back(
+    nbytes: int, after: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_LONG_NBYTES", nbytes)
+    monkeypatch.setattr(reader, "_RELEASE_AFTER", after)
+    told: list[bool] = []
+    read(memoryview(SMALL), small_schema(), release=lambda: told.append(True))
+    assert len(told) == calls
+
+
+def test_vectors_that_lie_where_the_format_does_not_want_them() -> None:
+    """By the size of their numbers; each once, in the order of the file."""
+
+    def vector(offset: int, count: int = 1) -> ScalarVector:
+        return ScalarVector(SCALARS["ulong"], bytes(8 * count), offset)
+
+    spec = small_schema().root
+    shared = vector(44)
+    inner = Record(spec, {"vector": vector(20), "text": "x"})
+    root = Record(spec, {"vector": shared, "inner": inner})
+    assert reader.misaligned(root) == [("inner.vector", 20), ("vector", 44)]
+    for one in (vector(48), vector(-1), vector(4, 0)):
+        assert reader.misaligned(Record(spec, {"vector": one})) == []
+    # However often it is referred to, and whatever lies in a list.
+    rows = [Record(spec, {"vector": item}) for item in (vector(48), shared, shared)]
+    (place, offset) = reader.misaligned(Record(spec, {"inner": [], "text": ["x"], "vector": rows}))[0]
+    assert (place[:7], offset) == ("vector[", 44)
+
+
+def test_objects_may_overlap_up_to_twice_the_file() -> None:
+    one = reader._Reader(memoryview(bytes(100)), None)
+    one.span(0, 2 * 100 + 4096, "root")
+    with pytest.raises(FormatError, match="objects overlap"):
+        one.span(0, 1, "root")
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0xFFA12345])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,19 +13,21 @@ from flatbuffers.table import Table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.flatbuf.reader import read
+from tfl_rewrite.errors import InvariantError, UnsupportedError
+from tfl_rewrite.flatbuf.reader import MAX_DEPTH, read
 from tfl_rewrite.flatbuf.record import (
     FLOAT32,
     INT32,
+    INT64,
     UINT8,
+    FieldSpec,
     Kind,
     NotANumber,
     Record,
     ScalarVector,
     TableSpec,
 )
-from tfl_rewrite.flatbuf.writer import FilePosition, plan
+from tfl_rewrite.flatbuf.writer import FilePosition, Packing, plan
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import schema
 
@@ -191,6 +194,22 @@ def test_not_a_number_keeps_its_payload() -> None:
     assert raw in written(record)
 
 
+def test_what_is_shown_of_records_and_vectors() -> None:
+    assert repr(ScalarVector.of(INT32, range(8))) == "ScalarVector(int, [0, 1, 2, 3, 4, 5, 6, 7])"
+    assert repr(ScalarVector.of(INT32, range(9))) == "ScalarVector(int, 9 elements)"
+    assert repr(make("Tensor", name="x")) == "Record(Tensor, {'name': 'x'})"
+    one, two = ScalarVector.of(INT32, [4, 5]), make("Tensor", name="x")
+    assert (one[1], list(one), "name" in two, "type" in two, two["name"]) == (5, [4, 5], True, False, "x")
+    assert one != [4, 5] and two != {"name": "x"} and one == ScalarVector.of(INT32, [4, 5])
+    kinds = schema().enums["TensorType"]
+    assert (kinds.name_of(9), kinds.name_of(200), kinds.is_union) == ("INT8", "200", False)
+    assert schema().enums["BuiltinOptions"].is_union
+    with pytest.raises(AttributeError, match="nothing"):
+        kinds.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="nothing"):
+        table("Tensor").nothing  # noqa: B018
+
+
 def test_records_differ_by_table_vector_type_and_unknown_slots() -> None:
     assert make("AddOptions") != make("MulOptions")
     assert ScalarVector.of(INT32, [0]) != ScalarVector.of(FLOAT32, [0.0])
@@ -300,6 +319,92 @@ def test_writes_are_in_order_and_do_not_overlap() -> None:
     assert end == made.nbytes
 
 
+# -- The smallest layout -------------------------------------------------------------------------------------
+
+
+def packed_model(sizes: list[int], packing: Packing | None, *, outside: tuple[int, ...] = ()) -> Any:
+    """The plan of a model with such constants, and what is read back of each; its names are leaves."""
+    blobs = [OwnedBlob(bytes([number]) * size) for number, size in enumerate(sizes, start=1)]
+    rows = [make("Buffer", data=blob) for blob in blobs]
+    rows += [make("Buffer", offset=FilePosition(OwnedBlob(b"o" * size)), size=size) for size in outside]
+    quantization = make(
+        "QuantizationParameters",
+        scale=ScalarVector.of(FLOAT32, [0.5]),
+        zero_point=ScalarVector.of(INT64, [0]),
+        quantized_dimension=0,
+    )
+    names = [make("Tensor", name="n" * count, type=0, quantization=quantization) for count in range(1, 9)]
+    record = make("Model", version=3, buffers=rows, subgraphs=[make("SubGraph", tensors=names)])
+    made = plan(record, schema(), packing=packing)
+    sink = MemorySink(made.nbytes)
+    made.write_to(sink)
+    data = bytes(sink.data)
+    back = again(data, table("Model"))
+    assert [tensor["name"] for tensor in back["subgraphs"][0]["tensors"]] == [item["name"] for item in names]
+    details = back["subgraphs"][0]["tensors"][0]["quantization"]
+    assert all(tensor["quantization"] is details for tensor in back["subgraphs"][0]["tensors"])
+    assert (details["scale"].tolist(), details["zero_point"].tolist()) == ([0.5], [0])
+    assert details["zero_point"].offset % 8 == 0
+    assert [bytes(row["data"].raw) for row in back["buffers"][: len(sizes)]] == [blob.data for blob in blobs]
+    for row, size in zip(back["buffers"][len(sizes) :], outside, strict=True):
+        assert data[row["offset"] : row["offset"] + size] == b"o" * size
+    # In order, each byte once, and what the plan says of them.
+    end, where = len(made.head), {}
+    for (offset, item), (start, blob) in zip(made.writes, made.blobs(), strict=True):
+        assert offset >= end and start - offset in (0, 4)
+        end = offset + item.nbytes
+        where[id(blob)] = start
+    assert end == made.nbytes == len(data)
+    assert [where[id(blob)] for blob in blobs] == [
+        row["data"].offset for row in back["buffers"][: len(sizes)]
+    ]
+    defaults = "type" in back["subgraphs"][0]["tensors"][0].values
+    return made, [row["data"].offset for row in back["buffers"][: len(sizes)]], defaults
+
+
+@pytest.mark.parametrize("page", [16, 64, 4096])
+@pytest.mark.parametrize("sizes", [[1], [5000, 1, 4092, 4096, 40], [1012, 20, 64, 3], [16, 12, 8, 4]])
+def test_what_is_packed_is_there_and_no_larger(sizes: list[int], page: int) -> None:
+    """Large constants start on a page, every one on 16 bytes, and numbers like the default are left out."""
+    made, offsets, defaults = packed_model(sizes, Packing(page=page), outside=(7, 5000))
+    assert not defaults
+    for size, offset in zip(sizes, offsets, strict=True):
+        assert offset % (page if size >= page else 16) == 0
+    plain, _, kept = packed_model(sizes, None, outside=(7, 5000))
+    assert kept
+    if page == 16:
+        assert made.nbytes < plain.nbytes
+    assert packed_model(sizes, Packing(page=page, defaults=True))[2]
+
+
+def test_small_constants_fill_the_gaps_before_pages() -> None:
+    """The second page leaves room for all three; in the order of the file where they fit, else behind."""
+    small = [100, 200, 300]
+    _, offsets, _ = packed_model([4096, 4096, *small], Packing(page=4096))
+    first, second = offsets[:2]
+    assert (first % 4096, second) == (0, first + 2 * 4096)
+    # Before the first page, where the tables leave room.
+    assert all(offset < first for offset in offsets[2:]) and offsets[2:] == sorted(offsets[2:])
+    _, offsets, _ = packed_model([4096, 4096, 3000, 3000], Packing(page=4096))
+    first, second, one, two = offsets
+    assert one < first < two < second and second == first + 2 * 4096
+    # What ends where the next one's count begins fits, one byte more does not.
+    _, (first, second, one), _ = packed_model([4096, 4096, 4096 - 32], Packing(page=4096))
+    assert first < one < second
+    _, offsets, _ = packed_model([4096, 4096, 4096 - 20], Packing(page=4096))
+    assert offsets[0] + 4096 + 16 == offsets[2] and offsets[2] + 4096 - 20 + 4 == offsets[1]
+    _, offsets, _ = packed_model([4096, 4096, 4096 - 19], Packing(page=4096))
+    assert offsets[2] > offsets[1]
+
+
+@pytest.mark.parametrize(("size", "fillers"), [(50, 4), (48, 6), (52, 4), (53, 0)])
+def test_short_leaves_fill_the_gaps_between_constants(size: int, fillers: int) -> None:
+    """Four take 12 bytes and four take 8; so do six gaps of 12 four and two, which the longest take first."""
+    made, offsets, _ = packed_model([size] * 6, Packing())
+    assert [after - before for before, after in pairwise(offsets)] == [-(-(size + 4) // 16) * 16] * 5
+    assert len(made.writes) == 6 + fillers
+
+
 # -- What it will not write ----------------------------------------------------------------------------------
 
 
@@ -307,6 +412,20 @@ def test_a_record_with_unknown_slots_is_not_written() -> None:
     record = Record(table("Tensor"), {"name": "x"}, unknown=("slot 40 of Tensor",))
     with pytest.raises(UnsupportedError, match="slot 40 of Tensor"):
         written(make("SubGraph", tensors=[record]))
+
+
+def test_no_deeper_than_it_is_read() -> None:
+    spec = TableSpec("T", lambda: [FieldSpec("inner", 0, Kind.TABLE, table=spec)])
+
+    def chain(length: int) -> Record:
+        made = Record(spec)
+        for _ in range(length - 1):
+            made = Record(spec, {"inner": made})
+        return made
+
+    assert again(written(chain(MAX_DEPTH)), spec) == chain(MAX_DEPTH)
+    with pytest.raises(InvariantError, match="nest too deep at T"):
+        written(chain(MAX_DEPTH + 1))
 
 
 def test_replace_takes_only_fields_of_the_table() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from flatbuffers.builder import Builder
 
 from tfl_rewrite.errors import InvariantError, UnsupportedError
+from tfl_rewrite.flatbuf.reader import MAX_DEPTH
 from tfl_rewrite.flatbuf.record import (
     UINT8,
     FieldSpec,
@@ -233,7 +234,7 @@ class _Planner:
                 offset=record.offset,
                 remedy="use a newer tfl-rewrite",
             )
-        if depth > 64:
+        if depth >= MAX_DEPTH:
             raise InvariantError(f"tables nest too deep at {record.spec.name}")
         children: list[tuple[FieldSpec, Any, object]] = []
         # By slot, whatever the order in which a pass set the fields, so that a file read back lays out alike.
