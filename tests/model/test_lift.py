@@ -16,10 +16,11 @@ from tfl_rewrite.errors import FormatError, UnsupportedError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.flatbuf.record import INT32, Kind, Record, ScalarVector
+from tfl_rewrite.model import lift
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Buffer, Model, OperatorCode, SubGraph, Tensor, schema
-from tfl_rewrite.model.lift import REFERENCES, Into
+from tfl_rewrite.model.lift import MAX_RANK, REFERENCES, Into
 from tfl_rewrite.model.lower import lower
 
 from .helpers import Shift, essential, lowered, plain, written
@@ -123,6 +124,25 @@ def test_rows_are_unique_and_absent_values_are_negative_or_unused() -> None:
         assert row.absent in (None, -1, 0)
         if row.absent == 0:
             assert row.into in (Into.EXTERNAL_BUFFER, Into.FILE)
+
+
+def test_dimensions_and_parts_have_limits() -> None:
+    def read(rank: int, least: int = 0) -> Model:
+        tensor = make("Tensor", shape=ints(*[1] * (rank - 1), least))
+        root = make("Model", version=3, subgraphs=[make("SubGraph", tensors=[tensor])])
+        return Source(Container.of_bytes(written(root))).model()
+
+    assert len(read(MAX_RANK).subgraphs[0].tensors[0].shape or ()) == MAX_RANK
+    with pytest.raises(FormatError, match=f"{MAX_RANK + 1} dimensions, more than {MAX_RANK}"):
+        read(MAX_RANK + 1)
+    assert read(1, -1).subgraphs[0].tensors[0].shape == (-1,)
+    with pytest.raises(FormatError, match="negative dimension"):
+        read(1, -2)
+    source = Source(Container.of_bytes(written(make("Model", version=3, subgraphs=[make("SubGraph")]))))
+    lifter = lift._Lifter(source.root, source.container)
+    lifter.spend(lifter.parts_left, "everything", source.root)
+    with pytest.raises(FormatError, match="shared so often"):
+        lifter.spend(1, "one more", source.root)
 
 
 # -- A model with every reference ----------------------------------------------------------------------------

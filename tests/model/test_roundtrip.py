@@ -227,9 +227,12 @@ def test_replaced_offset_buffer_is_a_change(fixtures: Path) -> None:
 @pytest.mark.parametrize("unused", [0, 1])
 def test_offsets_that_mean_unused_are_kept_as_they_are(unused: int) -> None:
     row = make("Buffer", data=OwnedBlob(b"abcd"), offset=unused, size=9)
-    root = make("Model", version=3, subgraphs=[make("SubGraph")], buffers=[make("Buffer"), row])
+    operator = make("Operator", large_custom_options_offset=unused)
+    code = make("OperatorCode", custom_code="Mine", builtin_code=32, deprecated_builtin_code=32)
+    graph = make("SubGraph", operators=[operator])
+    root = make("Model", version=3, operator_codes=[code], subgraphs=[graph], buffers=[make("Buffer"), row])
     model = of_bytes(written(root))
-    assert not is_changed(model)
+    assert not is_changed(model) and model.subgraphs[0].operators[0].large_custom is None
     assert bytes(model.buffers[1].blob.view()) == b"abcd" and not model.buffers[1].outside
     assert lowered(of_bytes(written(lower(model)))) == plain(root)
 

@@ -92,15 +92,12 @@ def equal_items(
     sizes: dict[int, list[T]] = {}
     for item in items:
         sizes.setdefault(blob_of(item).nbytes, []).append(item)
-    for nbytes, alike in sizes.items():
+    for alike in sizes.values():
         groups: dict[Hashable, list[T]] = {}
         for item in alike:
             groups.setdefault(_taste(blob_of(item)) if len(alike) > 1 else None, []).append(item)
         for group in groups.values():
-            if len(group) > 1:
-                yield from _equal_in_group(group, blob_of, told)
-            else:
-                told(nbytes)
+            yield from _equal_in_group(group, blob_of, told)
 
 
 def _equal_in_group(
