@@ -65,6 +65,39 @@ def test_a_new_file(system: str, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == OLD and len(list(tmp_path.iterdir())) == 1
 
 
+def test_pieces_that_are_written_and_read(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PIECE", 2)
+    monkeypatch.setattr(module, "_READ", 3)
+    with nameless_file(tmp_path) as file:
+        assert bytes(file.view()) == b""
+        file.sink.write_at(b"abcde", 2)
+        file.sink.write_at(b"xy", 0)
+        assert list(file.pieces()) == [b"xya", b"bcd", b"e"] and bytes(file.view()) == b"xyabcde"
+
+
+def test_what_takes_the_place_of_the_only_other_copy_is_on_disk_first(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, _noted(getattr(os, name), name, done))
+    write_whole(tmp_path / "file", NEW, force=True)
+    assert "fsync" not in done
+    done.clear()
+    write_whole(tmp_path / "file", OLD, force=True)
+    assert done == ["fsync", "replace"]
+
+
+def _noted(function: Callable[..., object], name: str, done: list[str]) -> Callable[..., object]:
+    def noted(*given: object, **options: object) -> object:
+        done.append(name)
+        return function(*given, **options)
+
+    return noted
+
+
 def test_what_appears_meanwhile_stays(system: str, tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="appeared while it was being made"),

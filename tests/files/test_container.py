@@ -175,6 +175,25 @@ def test_what_only_begins_like_an_unused_table_explains_nothing(dense: bytes, ex
     assert list(origin.dead) == unexplained(memoryview(data), spans)
 
 
+@pytest.mark.parametrize("slots", range(5))
+def test_unused_tables_are_found_wherever_they_start(slots: int) -> None:
+    """Behind a vtable that takes any number of words."""
+    vtable = struct.pack(f"<HH{slots}H", 4 + 2 * slots, 12, *[11] * slots) + bytes(2 * slots % 4)
+    length = len(vtable)
+    data = vtable + struct.pack("<iII", length, 7, 0x01000000)
+    found = explain_orphans(memoryview(data), [(0, len(data))], {})
+    assert found == [(length, length + 12), (0, 4 + 2 * slots)]
+
+
+def test_pages_around_gaps_are_given_back() -> None:
+    told: list[bool] = []
+    gaps = [(2 * number, 2 * number + 1) for number in range(256)]
+    assert unexplained(memoryview(bytes(512)), gaps, release=lambda: told.append(True)) == []
+    assert len(told) == 1
+    assert unexplained(memoryview(bytes(510)), gaps[:255], release=lambda: told.append(True)) == []
+    assert len(told) == 1
+
+
 def test_unused_table_of_a_vtable_in_use_is_explained() -> None:
     vtable, table = struct.pack("<HHHH", 6, 8, 4, 0), struct.pack("<iI", 8, 7)
     data = vtable + table + struct.pack("<iI", 16, 9)

@@ -73,6 +73,17 @@ def test_a_tensor_or_an_argument_can_be_meant_alone() -> None:
     assert model.subgraphs[0].tensor("factor").is_constant
 
 
+def test_a_signature_alone_and_a_tensor_of_several_subgraphs() -> None:
+    made = net()
+    (change,) = renamed(made.model, signature="serve=predict").changes
+    assert (change.where, made.model.signatures[0].key) == ("serve", "predict")
+    for name in ("one", "other"):
+        made.next_subgraph(name)
+        made.output(made.input("inner", (1, 4)))
+    with pytest.raises(UsageError, match=r"a tensor of subgraphs.1., subgraphs.2.; rename an input or"):
+        renamed(made.model, tensor="inner=a")
+
+
 def test_names_are_read_before_any_changes_so_that_two_can_be_swapped() -> None:
     model = net().model
     renamed(model, input=["x=w", "w=x"])

@@ -37,6 +37,7 @@ from ..faulty_models import (
     full_integer_zero,
     scaled,
     sixteen,
+    too_high,
     zero_scale,
 )
 from ..nets import Net, codes, data_of, dequantized, misaligned, named, run, stored_apart
@@ -199,6 +200,46 @@ def test_a_bias_of_zeros() -> None:
     assert repaired(model) == ["missing-bias: a bias of 4 zeros"]
     bias = model.subgraphs[0].operators[0].inputs[2]
     assert bias is not None and bias.dtype == dtypes.FLOAT32.value and not data_of(bias).any()
+    assert (bias.shape, data_of(bias).size) == ((4,), 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "done"), [((1, 5, 5, 1), True), ((1, 5, 5, 0), False), ((), False), (None, False)]
+)
+def test_a_bias_has_as_many_zeros_as_the_output_has_channels(
+    shape: tuple[int, ...] | None, done: bool
+) -> None:
+    model = convolution(bias=False)
+    output = model.subgraphs[0].operators[0].outputs[0]
+    assert output is not None
+    output.shape = shape
+    (result,) = run_passes(model, [Repair(only=("missing-bias",))])
+    assert [item.to_dict()["what"] for item in result.changes] == ["missing-bias: a bias of 1 zeros"] * done
+    assert [item.rule for item in result.skips] == ["unknown-channels"] * (not done)
+
+
+@pytest.mark.parametrize(("only", "versions"), [("version-high", (99, 5)), ("operator-version", (5, 99))])
+def test_versions_that_some_runtime_has_and_others_are_lowered_apart(
+    only: str, versions: tuple[int, int]
+) -> None:
+    model = too_high(*versions)
+    (told,) = repaired(model, only)
+    assert told.startswith(f"{only}: version {versions[1]} -> 1 (first in")
+    assert codes(model) == [("ADD", versions[0]), ("ADD", 1)]
+
+
+@pytest.mark.parametrize(("offsets", "said"), [([12], "1 vector starts"), ([12, 28], "2 vectors start")])
+def test_how_many_vectors_lie_askew(offsets: list[int], said: str) -> None:
+    model = Net().model
+    tables = schema().tables
+    rows = [
+        Record(tables["QuantizationParameters"], {"zero_point": ScalarVector(INT64, bytes(8), offset)})
+        for offset in offsets
+    ]
+    tensors = [Record(tables["Tensor"], {"quantization": row}) for row in rows]
+    graph = Record(tables["SubGraph"], {"tensors": tensors})
+    model.rest = model.rest.replace(subgraphs=[graph])
+    assert repaired(model, "misaligned") == [f"misaligned: {said} on a multiple of 8 now"]
 
 
 @pytest.mark.runtime
