@@ -24,6 +24,7 @@ from tfl_rewrite.kernels.integer import TYPE_CHANGES, Caveat, Target
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.reads import micro_obstacle, micro_obstacles
 from tfl_rewrite.kernels.table import ROWS
+from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
 
 from .integer_cases import LABELS, Array, built, kind_of, ranges_of
@@ -396,6 +397,15 @@ def test_what_has_no_fixed_shape_and_what_it_has_not_is_told_of() -> None:
         ("subgraphs[0].operators[0]", "TILE", "TFLite Micro has no TILE", False),
         ("subgraphs[0]", "", "input 'in' has no fixed shape", False),
     ]
+
+
+def test_strings_are_told_of() -> None:
+    net = Net()
+    net.output(net.add("RESHAPE", [net.input("in", (1, 4)), ints(net, 4)], "out", (4,)))
+    assert not list(micro_obstacles(net.model))
+    for tensor in (*net.graph.inputs, *net.graph.outputs):
+        tensor.dtype = dtypes.BY_NAME["STRING"].value
+    assert [item.reason for item in micro_obstacles(net.model)] == ["TFLite Micro has no RESHAPE of strings"]
 
 
 def test_custom_operators_are_told_apart() -> None:

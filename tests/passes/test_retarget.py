@@ -459,6 +459,10 @@ def test_micro_runs_the_main_subgraph_alone(tmp_path: Path) -> None:
     report = judged(model, tmp_path, "tflm")
     assert report.verdict is not None and report.verdict.passed
     assert "signatures 'other': TFLite Micro runs the main subgraph alone" in report.verdict.not_judged
+    # Its kernel asks for memory that nobody plans there.
+    net.output(net.add("SUM", [source, net.constant("axis", np.array([1], np.int32))], "z", (1,)))
+    with pytest.raises(RewriteFailed, match=r"does not run there.*'other'.*signatures --extract KEY"):
+        judged(model, tmp_path, "tflm")
 
 
 @needs_old

@@ -377,6 +377,9 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
         return f"a constant of {name} is sparse, or lies in a file beside the model"
     if not all(map(_is_static, operator.outputs)):
         return f"an output of {name} has no fixed shape"
+    if any(tensor.dtype_name == "STRING" for tensor in tensors):
+        # Its memory is planned by the size of an element (TfLiteTypeSizeOf, micro_utils.cc).
+        return f"TFLite Micro has no {name} of strings"
     if typed and kernel.data and not _holds(kernel.data, operator):
         position = kernel.data.partition(":")[0]
         found = ", ".join(item.dtype_name.lower() for item in _operands(operator, position) if item)

@@ -239,6 +239,10 @@ def _judged(before: PathLike, made: Source, platform: Platform, judging: Judging
         save(model, path)
         verdict = _on_micro(path, judging, runtime)
     told = f"signatures {lost}: TFLite Micro runs the main subgraph alone"
+    if verdict.status == "fail":
+        # Some of its kernels end the process in subgraphs that the main one does not run.
+        remedy = f"{told}, and 'tfl-rewrite signatures --extract KEY' makes a file of one"
+        verdict = replace(verdict, reasons=(*verdict.reasons, remedy))
     return replace(verdict, unseen=(*verdict.unseen, told))
 
 
