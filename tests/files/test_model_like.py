@@ -170,10 +170,10 @@ def test_the_judge_runs_the_bytes_that_were_loaded_not_what_lies_there_now(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "changed model"])
-def test_searches_and_shards_take_it(kind: str, model: Path, few: Path, tmp_path: Path) -> None:
-    judging = Judging(inputs=(few,))
+def test_searches_and_shards_take_it(kind: str, fixtures: Path, tmp_path: Path) -> None:
+    model, judging = fixtures / "dense.tflite", Judging(inputs=(fixtures / "inputs" / "dense.npz",))
     with given(kind, model) as source:
-        goal = tfl_rewrite.Goal(min_snr=20, effort="fast")
+        goal = tfl_rewrite.Goal(min_snr=20, effort="fast", encodings=("int8:channel",))
         made = tfl_rewrite.shrink(source, tmp_path / "out", goal, judging=judging)
     assert made.source == ("<model>" if kind == "changed model" else "<bytes>")
     with given(kind, model) as source:
