@@ -9,7 +9,7 @@ import pytest
 
 from tfl_rewrite import Judging
 from tfl_rewrite.cli.render_judge import cost_lines
-from tfl_rewrite.judge.cost import cost_of
+from tfl_rewrite.judge.agreement import cost_of
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import JudgeInfo, Verdict
 

@@ -15,9 +15,8 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
 from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
-from tfl_rewrite.judge.agreement import agreed
+from tfl_rewrite.judge.agreement import agreed, cost_of
 from tfl_rewrite.judge.compare import compared
-from tfl_rewrite.judge.cost import cost_of
 from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
 from tfl_rewrite.judge.retyped import is_retyped

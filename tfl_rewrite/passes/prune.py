@@ -38,7 +38,7 @@ from tfl_rewrite.options.patterns import compile_all
 from tfl_rewrite.weights.candidates import EXCLUDE, INCLUDE, Selection, stays
 from tfl_rewrite.weights.grids import Constant, find_constants
 from tfl_rewrite.weights.payloads import PrunedPayload
-from tfl_rewrite.weights.rounders import Effort, Fitting, activations_of
+from tfl_rewrite.weights.rounders import Effort, Fitting, fitting_of
 from tfl_rewrite.weights.sparse import OVERHEAD_NBYTES, make_sparse, sparse_form
 
 SPARSITY = 0.5
@@ -261,11 +261,7 @@ class Prune(Pass):
                 remedy="rewrite a file, or give a sparsity",
             )
         items, skips = self.constants(model)
-        fitting, activations = self.fitting, activations_of(context)
-        if fitting is None and self.effort is not Effort.FAST and activations is not None:
-            fitting = activations.fitting(context.number)
-        if fitting is not None:
-            fitting.prepare(model, items)
+        fitting = fitting_of(self.fitting, self.effort, context, model, items)
         pruned: list[tuple[Constant, float]] = []
         for item, share in zip(items, self._shares(items, fitting), strict=True):
             if not share:

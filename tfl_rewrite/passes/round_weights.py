@@ -27,7 +27,7 @@ from tfl_rewrite.options.option import Taken, option
 from tfl_rewrite.weights.candidates import stays
 from tfl_rewrite.weights.grids import Choice, Constant, find_constants
 from tfl_rewrite.weights.payloads import GridPayload
-from tfl_rewrite.weights.rounders import Effort, Fitting, activations_of
+from tfl_rewrite.weights.rounders import Effort, Fitting, fitting_of
 from tfl_rewrite.weights.state import nothing_to_round
 
 STEPS = 256
@@ -236,11 +236,7 @@ class RoundWeights(Pass):
                 skips.append(stays(item.tensors[0], item.where, item.readers, *reason))
             else:
                 rounded.append((item, steps))
-        fitting, activations = self.fitting, activations_of(context)
-        if fitting is None and self.effort is not Effort.FAST and activations is not None:
-            fitting = activations.fitting(context.number)
-        if fitting is not None:
-            fitting.prepare(model, [item for item, _ in rounded])
+        fitting = fitting_of(self.fitting, self.effort, context, model, [item for item, _ in rounded])
         changes = []
         sampled = sum(item.blob.nbytes for item, _ in rounded) > EXACT_NBYTES
         for item, steps in rounded:

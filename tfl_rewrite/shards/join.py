@@ -21,8 +21,14 @@ from tfl_rewrite.flatbuf.record import Sink
 from tfl_rewrite.shards.manifest import Manifest, Part, parse
 from tfl_rewrite.shards.residual import Residual
 from tfl_rewrite.shards.settings import DEFAULT_JOBS, JOBS, JoinOptions
-from tfl_rewrite.shards.sources import FolderSource, Source, read_manifest_text
-from tfl_rewrite.shards.unpack import Stopped, stored_pieces, write_part
+from tfl_rewrite.shards.sources import (
+    FolderSource,
+    Source,
+    Stopped,
+    read_manifest_text,
+    stored_pieces,
+    write_part,
+)
 from tfl_rewrite.shards.web import TooSlow
 from tfl_rewrite.work import leads_to, lock, opened_folder
 

@@ -23,8 +23,7 @@ from tfl_rewrite.shards.cuts import Cut, cut
 from tfl_rewrite.shards.manifest import MAX_MANIFEST_NBYTES, Manifest, Part, Row, parse, sha256_of
 from tfl_rewrite.shards.residual import Residual
 from tfl_rewrite.shards.settings import ShardOptions
-from tfl_rewrite.shards.sources import FolderSource
-from tfl_rewrite.shards.unpack import write_part
+from tfl_rewrite.shards.sources import FolderSource, write_part
 
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
 

@@ -354,6 +354,18 @@ class Measures(Protocol):
         """
 
 
+def fitting_of(
+    own: Fitting | None, effort: Effort, context: Context, model: Model, items: Sequence[Constant]
+) -> Fitting | None:
+    """Returns what fits the values of a pass, prepared: its own, else that of the inputs."""
+    activations = activations_of(context)
+    if own is None and effort is not Effort.FAST and activations is not None:
+        own = activations.fitting(context.number)
+    if own is not None:
+        own.prepare(model, items)
+    return own
+
+
 def activations_of(context: Context) -> Activations | None:
     """Returns what a pass was given, where it was."""
     found = context.activations
