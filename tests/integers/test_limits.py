@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,15 @@ def test_scales_of_weights_keep_to_what_kernels_take(weight: float, size: float)
     multiplier = scales_of(bias)[0] / scales_of(made)[0]
     assert 2.0**-31 <= multiplier < 256
     assert scales_of(bias)[0] * bias.values[0] == pytest.approx(size / 2, rel=1e-3)
+
+
+def test_a_grid_of_zeros_that_no_float32_holds_is_no_warning() -> None:
+    net = dense(0.0, 0.0)
+    plan = plan_of(net, a=(-1e-20, 1e-20), out=(-3e18, 3e18))
+    assert plan.modes.widths, reason(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan.convert(Editor(net.model), nearest)
 
 
 def test_additions_beside_int16_say_that_scales_are_any() -> None:

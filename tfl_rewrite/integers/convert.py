@@ -320,7 +320,7 @@ class Conversion:
 def _finer(weight: IntegerWeight, most: float) -> IntegerWeight:
     """Puts channels of zeros on finer grids than the coarsest one that is given: theirs may be any."""
     over = tuple(at for at in range(weight.values.ndim) if at != weight.axis)
-    coarse = ~weight.values.any(axis=over) & (weight.scale > most)
+    coarse = ~weight.values.any(axis=over) & (weight.scale.astype(np.float64) > most)
     if not coarse.any():
         return weight
     return replace(weight, scale=np.where(coarse, np.float32(max(most, LEAST_SCALE)), weight.scale))
