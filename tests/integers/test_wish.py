@@ -122,3 +122,14 @@ def test_what_is_known_is_not_measured_again() -> None:
         -10 * np.log10(sum(NOISES.values())), 1e-3
     )
     assert bench.copies == before
+
+
+def test_what_was_refused_is_not_made_again() -> None:
+    """A mixture keeps more than was asked for, so that a little more room alone gives the same."""
+    known = Known()
+    given = [wide(search(Bench(), known).settle(10.0, margin)) for margin in (1.0, 1.0, 1.5, 2.0)]
+    assert given == [set(), set(), {"a"}, set(NOISES)]
+    last = search(Bench(), known)
+    assert last.is_widest(last.settle(10.0, 8.0))
+    # Those were refused for another wish, and with more room than now.
+    assert wide(last.settle(11.0, 1.5)) == set() == wide(last.settle(10.0, 1.0))

@@ -635,6 +635,7 @@ class Careful(Pass):
 
     told: tuple[float, ...] = ()
     most: int = 9
+    strictest: bool = False
 
     def run(self, model: Model, context: Context) -> PassResult:
         for subgraph in model.subgraphs:
@@ -642,7 +643,7 @@ class Careful(Pass):
                 if tensor.is_constant and tensor.dtype_name == "FLOAT32" and tensor.elements > 64:
                     values = np.frombuffer(bytes(tensor.buffer.blob.view()), np.float32)  # type: ignore[union-attr]
                     tensor.buffer.blob = OwnedBlob((values * (1 - 0.4 / 10 ** len(self.told))).tobytes())
-        return PassResult(self.name, (Done(),), grows=True)
+        return PassResult(self.name, (Done(),), grows=True, strictest=self.strictest)
 
     def stricter(self, short_db: float) -> Pass | None:
         return replace(self, told=(*self.told, short_db)) if len(self.told) < self.most else None
@@ -674,7 +675,8 @@ def test_a_pass_that_can_lose_less_is_told_by_how_much(fixtures: Path, tmp_path:
     strict = Judging(samples=1, tolerance=Tolerance(min_snr=40, min_agreement=0))
     report = rewrite(source, target, [Careful()], judging=strict)
     assert report.verdict is not None and report.verdict.passed and target.exists()
-    for most, judging in ((0, strict), (9, replace(strict, rescue=False))):
+    unable, unasked = (Careful(most=0), strict), (Careful(), replace(strict, rescue=False))
+    for careful, judging in (unable, unasked, (Careful(strictest=True), strict)):
         with pytest.raises(RewriteFailed):
-            rewrite(source, tmp_path / "none.tflite", [Careful(most=most)], judging=judging)
+            rewrite(source, tmp_path / "none.tflite", [careful], judging=judging)
     assert not (tmp_path / "none.tflite").exists()

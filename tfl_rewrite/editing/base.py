@@ -109,6 +109,7 @@ class PassResult(JsonData):
         idle: Where it changed nothing: why, and what does something instead.
         milder: What to ask for instead where outputs differ too much, if :attr:`Pass.milder` says nothing of
             this model.
+        strictest: Whether :meth:`Pass.stricter` has nothing left that would lose less.
 
     Example:
         >>> tfl_rewrite.PassResult("clean", (tfl_rewrite.Edit("subgraphs[0]", "name removed"),)).modified
@@ -131,6 +132,7 @@ class PassResult(JsonData):
     exact: bool = field(default=False, metadata=LEFT_OUT)
     idle: str = ""
     milder: str = field(default="", metadata=LEFT_OUT)
+    strictest: bool = field(default=False, metadata=LEFT_OUT)
 
     @property
     def modified(self) -> bool:

@@ -24,6 +24,8 @@ Measure = Callable[[Sequence[Simulate]], Float64]
 
 MARGIN_DB = 1.0
 """By so much more than was wished are outputs kept on the samples at hand: others lie a little beyond."""
+MOST_MARGIN_DB = 8.0
+"""Where so much is not enough either, all groups have 16 bits, before the model is refused."""
 NEAR_DB = 1.0
 """By so much may outputs be worse than with 16 bits everywhere, where those do not reach the wish."""
 
@@ -63,11 +65,13 @@ class Known:
         weights: As they are rounded for 16 bits everywhere, in order of execution.
         noises: ``[2 + units, outputs]``: with 16 bits everywhere, with 8, and of each group alone with 8.
         tried: Of mixtures, by the numbers of the groups with 16 bits.
+        given: By wish and mixture, the least margin that gave it.
     """
 
     weights: list[IntegerWeight] = field(default_factory=list)
     noises: Float64 | None = None
     tried: dict[tuple[int, ...], Float64] = field(default_factory=dict)
+    given: dict[tuple[float | None, tuple[int, ...]], float] = field(default_factory=dict)
 
 
 class Search:
@@ -99,7 +103,7 @@ class Search:
         if known.noises is None:
             alone = [rounding(mixture.model, unit.grids, unit.operators) for unit in mixture.units]
             known.noises = measure([self._trial(mixture.units), self._trial(()), *alone])
-        self._tried = known.tried
+        self._tried, self._given = known.tried, known.given
         self.widest, self.narrowest, self._noises = known.noises[0], known.noises[1], known.noises[2:]
 
     def settle(self, min_snr: float | None, margin: float = MARGIN_DB) -> Settled:
@@ -107,8 +111,28 @@ class Search:
 
         Args:
             min_snr: In dB; None for what is near.
-            margin: In dB, what is kept beyond it.
+            margin: In dB, what is kept beyond it. A mixture that a smaller one gave was refused: what comes
+                next has more groups of 16 bits, and at last all of them.
         """
+        room, found = margin, self._cheapest(min_snr, margin)
+        while not self.is_widest(found) and self._first(found, min_snr, margin) < margin:
+            room += MARGIN_DB
+            all_wide = self._settled(self._mixture.units, self.widest)
+            found = self._cheapest(min_snr, room) if room <= MOST_MARGIN_DB else all_wide
+        return found
+
+    def is_widest(self, found: Settled) -> bool:
+        """Whether nothing is left that could have 16 bits."""
+        return len(found.wide) == len(self._mixture.units)
+
+    def _first(self, found: Settled, min_snr: float | None, margin: float) -> float:
+        """Returns the least margin for which a mixture was given, this one included."""
+        key = min_snr, self._key(found.wide)
+        self._given[key] = min(margin, self._given.get(key, margin))
+        return self._given[key]
+
+    def _cheapest(self, min_snr: float | None, margin: float) -> Settled:
+        """Returns the cheapest mixture found that keeps so much."""
         near = self.widest * 10.0 ** (NEAR_DB / 10.0)
         asked = 0.0 if min_snr is None else 10.0 ** (-(min_snr + margin) / 10.0)
         target = np.maximum(near, asked)
@@ -152,11 +176,15 @@ class Search:
 
     def _made(self, wide: Sequence[Unit]) -> Float64:
         """Returns what a mixture does to the outputs; each is run once."""
-        wanted = set(map(id, wide))
-        key = tuple(number for number, unit in enumerate(self._mixture.units) if id(unit) in wanted)
+        key = self._key(wide)
         if key not in self._tried:
             self._tried[key] = self._measure([self._trial(wide)])[0]
         return self._tried[key]
+
+    def _key(self, wide: Sequence[Unit]) -> tuple[int, ...]:
+        """Returns the numbers of groups, in order."""
+        wanted = set(map(id, wide))
+        return tuple(number for number, unit in enumerate(self._mixture.units) if id(unit) in wanted)
 
     def _trial(self, wide: Sequence[Unit]) -> Simulate:
         plan = self._mixture.plan(wide)

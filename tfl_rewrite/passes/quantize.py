@@ -33,7 +33,7 @@ from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
 from tfl_rewrite.integers.recipe import STEPS, Recipe, improved
 from tfl_rewrite.integers.rewrites import prepare
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
-from tfl_rewrite.integers.wish import MARGIN_DB, Known, Search
+from tfl_rewrite.integers.wish import MARGIN_DB, MOST_MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
 from tfl_rewrite.kernels.operands import operators_of, uncomputed_memory, weights_of
 from tfl_rewrite.kernels.table import CONVERSIONS, row_of
@@ -54,8 +54,6 @@ from tfl_rewrite.weights.rounders import (
 )
 
 MIXED = "mixed"
-MOST_MARGIN_DB = 8.0
-"""Where so much is not enough either, all groups have 16 bits, before the model is refused."""
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
 
 
@@ -342,9 +340,10 @@ class Quantize(Pass):
         notes, ranges = list[str](), calibration.ranges(model)
         recipe = self._recipe(model, choice, ranges, calibration, context)
         bits: Wanted = choice.width
+        strictest = False
         if self.activations == MIXED:
             mixture = Mixture(model, choice, ranges, recipe, target=self.target)
-            bits, notes = self._mixture(mixture, calibration, context)
+            bits, strictest, notes = self._mixture(mixture, calibration, context)
         plan = IntegerPlan(model, bits, ranges, recipe, target=self.target)
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
@@ -383,7 +382,14 @@ class Quantize(Pass):
         ]
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
         told = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
-        return PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
+        return PassResult(
+            self.name,
+            *told,
+            grows=True,
+            files=calibration.files,
+            retyped=bool(border.edits),
+            strictest=strictest,
+        )
 
     @property
     def _fixed(self) -> Recipe:
@@ -475,8 +481,8 @@ class Quantize(Pass):
 
     def _mixture(
         self, mixture: Mixture, calibration: Calibration, context: Context
-    ) -> tuple[Wanted, list[str]]:
-        """Returns the bits of operators with as few of 16 as --min-snr lets, and what to say of them.
+    ) -> tuple[Wanted, bool, list[str]]:
+        """Returns the bits of operators with as few of 16 as --min-snr lets, if all are, and what to say.
 
         Raises:
             UsageError: There are no inputs to measure with.
@@ -498,7 +504,7 @@ class Quantize(Pass):
             f"{len(found.wide)} of {len(mixture.units)} scale groups have 16 bits: {found.snr:.1f} dB on the "
             f"samples at hand, where 8 bits keep {found.narrowest:.1f} and 16 bits {found.widest:.1f}"
         )
-        return mixture.wanted(found.wide), [said]
+        return mixture.wanted(found.wide), search.is_widest(found), [said]
 
     def _hybrid(self, model: Model, operators: list[Operator], context: Context) -> list[Operator]:
         """Stores the weights of operators for hybrid kernels; returns those that have one."""

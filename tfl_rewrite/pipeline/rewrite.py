@@ -429,7 +429,11 @@ def _stricter(opened: _Opened, passes: Sequence[Pass], failed: RewriteFailed) ->
     if verdict is None or verdict.status != "fail" or not verdict.measured or not opened.settings.rescue:
         return []
     judged = opened.judges.strictness(failed.report.results)
-    made = [item.stricter(verdict.short_db()) if item.effect is judged else None for item in passes]
+    short, results = verdict.short_db(), failed.report.results
+    made = [
+        item.stricter(short) if item.effect is judged and not one.strictest else None
+        for item, one in zip(passes, results, strict=True)
+    ]
     if not any(made):
         return []
     current().say("trying again with more room for the samples that judge")

@@ -199,9 +199,11 @@ class Rivals:
         )
         made = Tried(activations=kind)
         while item is not None:
-            made, short = self._made(kind, item)
+            layer = Integers(item, self.context)
+            made, short = self._made(kind, layer)
+            strictest = layer.results[-1].strictest
             late = self.opened.clock.is_past()
-            item = None if made.keeps or late else item.stricter(short)
+            item = None if made.keeps or late or strictest else item.stricter(short)
         return made
 
     def _excluded(self) -> tuple[str, ...]:
@@ -219,9 +221,9 @@ class Rivals:
         names = (tensor.name for item in readers for tensor in item.outputs if tensor is not None)
         return tuple(dict.fromkeys(exact(name) for name in names if name))
 
-    def _made(self, kind: str, settings: Quantize) -> tuple[Tried, float]:
+    def _made(self, kind: str, layer: Integers) -> tuple[Tried, float]:
         """Makes a file; returns what came of it, and by how many dB it misses the budget."""
-        goal, layer = self.opened.wanted.goal, Integers(settings, self.context)
+        goal = self.opened.wanted.goal
         with self.opened.behind((layer,), kind) as behind:
             if not layer.results[-1].modified:
                 told = layer.results[-1].idle or "nothing can compute in integers"
