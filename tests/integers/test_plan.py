@@ -238,6 +238,56 @@ def test_additions_of_far_scales_stay_float(lowest: float, reason: str) -> None:
     assert reason in next(iter(plan.modes.reasons.values()))
 
 
+def masked(
+    mask: Any, *, width: int = 8, axes: tuple[int, ...] = (1, 2, 4), added: str = "ADD"
+) -> IntegerPlan:
+    """Scores between -5 and 3, a mask added to them, and the softmax that reads both, behind a RESHAPE."""
+    net = Net()
+    scores = net.add("ABS", [net.input("in", (1, 2, 4))], "scores", (1, 2, 4))
+    constant = net.constant("mask", np.array(mask, np.float32))
+    sums = net.add(added, [constant, scores], "sums", (1, 2, 4))
+    shape = net.constant("shape", np.array(axes, np.int32))
+    made = net.add("RESHAPE", [sums, shape], "reshaped", axes)
+    net.output(net.add("SOFTMAX", [made], "out", axes, beta=1.0))
+    low = float(np.min(mask)) - 5.0
+    return plan_of(net, width, scores=(-5.0, 3.0), sums=(low, 3.0), reshaped=(low, 3.0))
+
+
+def held(plan: IntegerPlan, name: str) -> Range:
+    """The range of the grid on which a tensor is read."""
+    (subgraph,) = plan.subgraphs
+    for operator in subgraph.operators:
+        for form, grid in plan.groups_of(subgraph).forms_of(operator) if plan.modes.width(operator) else ():
+            if form.tensor.name == name:
+                return grid.range
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("lowest", [-100.0, -900.0, -1e9])
+@pytest.mark.parametrize(("width", "below"), [(8, 10.0), (16, 16.0)])
+def test_a_grid_holds_of_a_mask_what_a_softmax_tells_apart(lowest: float, width: int, below: float) -> None:
+    plan = masked([[0, 0, lowest, lowest], [0, lowest, 0, 0]], width=width)
+    assert not plan.modes.reasons
+    # Scores are -5 at least, and one of each row stays: the largest is no less.
+    for name in ("sums", "reshaped"):
+        assert held(plan, name)[0] == pytest.approx(-5.0 - below, rel=0.02)
+    highest = 3.0 * Recipe().margin(width)
+    assert held(plan, "mask")[0] == pytest.approx(-5.0 - below - highest, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"mask": [[-100.0] * 4, [0, 0, 0, -100.0]]},
+        {"mask": [[0, 0, 0, -100.0]] * 2, "axes": (1, 4, 2)},
+        {"mask": [[0, 0, 0, -100.0]] * 2, "added": "MAXIMUM"},
+    ],
+    ids=["a row of it masks all", "rows are others", "it is not added"],
+)
+def test_what_may_be_the_largest_of_a_row_is_no_mask(how: dict[str, Any]) -> None:
+    assert held(masked(**how), "reshaped")[0] < -100.0
+
+
 @pytest.mark.parametrize(("beta", "largest"), [(0.0, 1.0), (1.0, 1e-6)])
 def test_a_softmax_that_would_end_the_process_stays_float(beta: float, largest: float) -> None:
     net = Net()

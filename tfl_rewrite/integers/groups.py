@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of
+from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of, least_score
 from tfl_rewrite.kernels.integer import CELL_SCALES, Memory, Scales
 from tfl_rewrite.kernels.operands import input_of
+from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import ADD, SUB, row_named, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Quantization, Tensor, schema
@@ -24,6 +25,10 @@ LOWEST = -128
 _UNEVEN = 2e-3
 """Of a logarithm to base two; 0.14 % of a step."""
 
+
+_BELOW = {8: 10.0, 16: 16.0}
+"""By so much below the largest of its row does a score count as masked: less than a hundredth of what the
+output tells apart, so that hundreds of them change nothing."""
 
 ALL: Range = (-math.inf, math.inf)
 
@@ -296,6 +301,11 @@ def needed_ranges(
         if not width:
             return ALL
         kernel, row = kernel_of(operator), row_of(operator)
+        if row.squashes is Squash.ROWS:
+            least = least_score(operator, graph, ranges)
+            return (
+                ALL if least is None else (least - _BELOW[width] / (operator.option("beta") or 1.0), math.inf)
+            )
         if position == 0 and width in kernel.bends:
             return kernel.bends[width]
         if modes.copies(operator) and not kernel.blends:
@@ -307,6 +317,11 @@ def needed_ranges(
             return _summand(operator, position, need, held(other, width))
         return ALL
 
+    def look(tensor: Tensor) -> None:
+        wish = _joined([asked(use.operator, use.position) for use in graph.uses_of(tensor)])
+        if wish != ALL:
+            found[id(tensor)] = wish
+
     for operator in reversed(operators):
         kernel = row_of(operator).integer
         if kernel is not None and kernel.memory is not None and kernel.memory.last is not None:
@@ -314,9 +329,10 @@ def needed_ranges(
             continue
         for tensor in operator.outputs:
             if tensor is not None and id(tensor) in ranges and id(tensor) not in graph.exposed:
-                wish = _joined([asked(use.operator, use.position) for use in graph.uses_of(tensor)])
-                if wish != ALL:
-                    found[id(tensor)] = wish
+                look(tensor)
+    for tensor in (item for operator in operators for item in operator.inputs):
+        if tensor is not None and tensor.is_constant and id(tensor) in ranges:
+            look(tensor)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -272,7 +273,11 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range], dev
             return f"{tensor.name!r} is not finite"
         if max(map(abs, seen)) > _LARGEST:
             return f"{tensor.name!r} holds numbers above 2^100"
-    if row.squashes is Squash.ROWS and _is_mask(inputs[0][1], ranges):
+    if (
+        row.squashes is Squash.ROWS
+        and _is_mask(inputs[0][1], ranges)
+        and least_score(operator, graph, ranges) is None
+    ):
         return f"{name} reads a mask: its values span too many orders of magnitude"
     if Caveat.NARROW_RANGE in kernel.caveats and _is_wide(operator, ranges, deviations):
         return f"what {name} reads spans too many orders of magnitude"
@@ -347,13 +352,46 @@ def _memory_obstacle(operator: Operator, memory: Memory, graph: Graph, ranges: M
     return ""
 
 
+def least_score(operator: Operator, graph: Graph, ranges: Mapping[int, Range]) -> float | None:
+    """Returns what the largest number of each row that a softmax reads is at least, beside its mask.
+
+    That is the least of the scores, where a constant was added to them that leaves one of each row as it is:
+    what is far below gives 0 whatever it is. None where nothing tells.
+
+    Args:
+        operator: The softmax.
+        graph: Of its model.
+        ranges: By id, of float tensors.
+    """
+    read = operator.inputs[0]
+    maker = None if read is None else graph.maker_of(read)
+    for _ in range(_STEPS):
+        if read is None or maker is None or not row_of(maker).reshapes:
+            break
+        before = input_of(maker, 0)
+        if before is None or (before.shape or ())[-1:] != (read.shape or ())[-1:]:
+            return None
+        read, maker = before, graph.maker_of(before)
+    if maker is None or row_of(maker) is not RESIDUAL or maker.option("fused_activation_function"):
+        return None
+    for mask, scores in itertools.permutations(maker.inputs[:2]):
+        if mask is None or scores is None or id(scores) not in ranges or not _is_plain(mask, graph):
+            continue
+        values = constant_values(mask, "FLOAT32")
+        if values is not None and values.size:
+            rows = values.reshape(mask.shape or (1,))
+            return min(ranges[id(scores)][0], 0.0) + float(rows.max(axis=-1).min())
+    return None
+
+
 def _is_plain(tensor: Tensor, graph: Graph) -> bool:
     """Whether a tensor is a float32 constant whose bytes are all there, as they are."""
     return graph.is_constant(tensor) and constant_values(tensor, "FLOAT32") is not None
 
 
 _STEPS = 5
-"""How far a norm reaches from its deviation, each way, a RESHAPE between its operators counted."""
+"""How far a norm reaches from its deviation, each way, a RESHAPE between its operators counted; and how many
+of those may stand before a softmax."""
 
 
 def normed_by(graph: Graph, root: Operator) -> list[Operator]:
