@@ -272,3 +272,10 @@ def test_several_scales_are_none() -> None:
     net = integer_net()
     weight = named(net.model, "w")
     assert weight.dtype_name == "INT8" and Form.of(weight) is None
+
+
+def test_a_conversion_that_gives_nothing_is_none() -> None:
+    net = integer_net()
+    net.graph.operators[0].outputs.clear()
+    with pytest.raises(UnsupportedError, match="nothing says its range"):
+        retype(net.model, Editor(net.model), "int8", None)

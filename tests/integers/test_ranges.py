@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.nets import Net
+from tests.nets import Net, named
 from tfl_rewrite import FileAccessError, FormatError, TflRewriteError, UnsupportedError, UsageError
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.integers.ranges import Calibration, GivenModel, TensorRanges
+from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model
 
 Range = tuple[float, float]
@@ -225,3 +226,18 @@ def test_rows_are_those_of_the_model_as_it_was_given(tmp_path: Path) -> None:
     calibration.ranges(model)
     ((_, content),) = calibration.files
     assert content == taken(net(), out=(-5.0, 5.0)).dump()
+
+
+def test_what_a_file_says_of_constants_counts_for_nothing() -> None:
+    """Of one that cannot be read nothing is known, so that what reads it stays float."""
+    model = net()
+    recorded = taken(model, factor=(-9.0, 9.0))
+    assert "factor" in str(recorded)
+    assert by_name(model, dict(Calibration(model, recorded, Context()).ranges(model)))["factor"] == (
+        -1.5,
+        2.5,
+    )
+    named(model, "factor").buffer.blob = OwnedBlob(b"odd")
+    recorded = taken(model, factor=(-9.0, 9.0))
+    found = by_name(model, dict(Calibration(model, recorded, Context()).ranges(model)))
+    assert found == SEEN

@@ -21,6 +21,7 @@ from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.kernels.integer import Scales, Target
+from tfl_rewrite.kernels.operands import wrong_operands
 from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
@@ -247,7 +248,8 @@ class _Border:
     def _retype_input(self, tensor: Tensor, before: Form, kind: str, where: str) -> Form:
         readers = self._readers(tensor)
         given = {id(item): form for item in readers if (form := _converted_to(item)) is not None}
-        gone = [item for item in readers if self._can_go(_output(item), given.get(id(item)), before, kind)]
+        conversions = [item for item in readers if id(item) in given]
+        gone = [item for item in conversions if self._can_go(_output(item), given[id(item)], before, kind)]
         if gone:
             after = given[id(gone[0])]
             gone = [item for item in gone if given[id(item)] == after]
@@ -414,8 +416,9 @@ def _output(operator: Operator) -> Tensor:
 
 
 def _converted_to(operator: Operator) -> Form | None:
-    """Returns what a QUANTIZE or DEQUANTIZE gives; None of other operators."""
-    return Form.of(_output(operator)) if row_of(operator) in (QUANTIZE, DEQUANTIZE) else None
+    """Returns what a QUANTIZE or DEQUANTIZE gives; None of other operators, and of what no kernel takes."""
+    is_one = row_of(operator) in (QUANTIZE, DEQUANTIZE) and not wrong_operands(operator)
+    return Form.of(_output(operator)) if is_one else None
 
 
 def _rewire(operator: Operator, old: Tensor, new: Tensor) -> None:

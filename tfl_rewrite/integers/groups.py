@@ -25,7 +25,6 @@ LOWEST = -128
 _UNEVEN = 2e-3
 """Of a logarithm to base two; 0.14 % of a step."""
 
-
 _BELOW = {8: 10.0, 16: 16.0}
 """By so much below the largest of its row does a score count as masked: less than a hundredth of what the
 output tells apart, so that hundreds of them change nothing."""
@@ -291,10 +290,6 @@ def needed_ranges(
     """
     found: dict[int, Range] = {}
 
-    def held(tensor: Tensor, width: int) -> Range:
-        (low, high), wider = ranges[id(tensor)], margin(tensor, width)
-        return wider * min(low, 0.0), wider * max(high, 0.0)
-
     def asked(operator: Operator, position: int) -> Range:
         """Returns how far an operator tells values of an input apart."""
         width = modes.width(operator)
@@ -303,9 +298,8 @@ def needed_ranges(
         kernel, row = kernel_of(operator), row_of(operator)
         if row.squashes is Squash.ROWS:
             least = least_score(operator, graph, ranges)
-            return (
-                ALL if least is None else (least - _BELOW[width] / (operator.option("beta") or 1.0), math.inf)
-            )
+            below = _BELOW[width] / (operator.option("beta") or 1.0)
+            return ALL if least is None else (least - below, math.inf)
         if position == 0 and width in kernel.bends:
             return kernel.bends[width]
         if modes.copies(operator) and not kernel.blends:
@@ -314,25 +308,25 @@ def needed_ranges(
             made, other = operator.outputs[0], operator.inputs[1 - position]
             assert made is not None and other is not None
             need = _before_fused(operator, width, found.get(id(made), ALL))
-            return _summand(operator, position, need, held(other, width))
+            (low, high), wider = ranges[id(other)], margin(other, width)
+            return _summand(operator, position, need, (wider * min(low, 0.0), wider * max(high, 0.0)))
         return ALL
 
-    def look(tensor: Tensor) -> None:
+    def look(tensor: Tensor | None) -> None:
+        if tensor is None or id(tensor) not in ranges or id(tensor) in graph.exposed:
+            return
         wish = _joined([asked(use.operator, use.position) for use in graph.uses_of(tensor)])
         if wish != ALL:
             found[id(tensor)] = wish
 
     for operator in reversed(operators):
         kernel = row_of(operator).integer
-        if kernel is not None and kernel.memory is not None and kernel.memory.last is not None:
-            # It reads what it gives a step later, and all of it.
-            continue
-        for tensor in operator.outputs:
-            if tensor is not None and id(tensor) in ranges and id(tensor) not in graph.exposed:
+        # An LSTM reads what it gives a step later, and all of it.
+        if kernel is None or kernel.memory is None or kernel.memory.last is None:
+            for tensor in operator.outputs:
                 look(tensor)
     for tensor in (item for operator in operators for item in operator.inputs):
-        if tensor is not None and tensor.is_constant and id(tensor) in ranges:
-            look(tensor)
+        look(tensor if tensor is not None and tensor.is_constant else None)
     return found
 
 

@@ -275,7 +275,10 @@ class Calibration:
             UnsupportedError: The model does not run.
         """
         if self._known is not None:
-            return constant_ranges(model) | self._known
+            # A constant holds what it holds, whatever a file says of it; nothing, where it cannot be read.
+            constants = {id(item) for _, item in model.tensors() if item.is_constant}
+            told = {key: held for key, held in self._known.items() if key not in constants}
+            return constant_ranges(model) | told
         assert self.activations is not None
         found = self.activations.ranges(self._number, model)
         _check_inputs(model, found)

@@ -337,13 +337,9 @@ class Quantize(Pass):
         # What computes in integers already is no less done where nothing else can.
         is_done = bool(computed_kinds(model)) and not prepared.modified
         check_target(model, self.target, typed=False)
-        notes, ranges = list[str](), calibration.ranges(model)
+        ranges = calibration.ranges(model)
         recipe = self._recipe(model, choice, ranges, calibration, context)
-        bits: Wanted = choice.width
-        strictest = False
-        if self.activations == MIXED:
-            mixture = Mixture(model, choice, ranges, recipe, target=self.target)
-            bits, strictest, notes = self._mixture(mixture, calibration, context)
+        bits, strictest, notes = self._bits(model, choice, ranges, recipe, calibration, context)
         plan = IntegerPlan(model, bits, ranges, recipe, target=self.target)
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
@@ -382,14 +378,8 @@ class Quantize(Pass):
         ]
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
         told = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
-        return PassResult(
-            self.name,
-            *told,
-            grows=True,
-            files=calibration.files,
-            retyped=bool(border.edits),
-            strictest=strictest,
-        )
+        made = PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
+        return replace(made, strictest=strictest)
 
     @property
     def _fixed(self) -> Recipe:
@@ -479,17 +469,26 @@ class Quantize(Pass):
             )
         return rounders[asked]
 
-    def _mixture(
-        self, mixture: Mixture, calibration: Calibration, context: Context
+    def _bits(
+        self,
+        model: Model,
+        choice: Choice,
+        ranges: Mapping[int, Range],
+        recipe: Recipe,
+        calibration: Calibration,
+        context: Context,
     ) -> tuple[Wanted, bool, list[str]]:
-        """Returns the bits of operators with as few of 16 as --min-snr lets, if all are, and what to say.
+        """Returns the bits of operators, of a mixture if all that may have 16, and what to say of it.
 
         Raises:
             UsageError: There are no inputs to measure with.
         """
-        measures, model = measures_of(context), mixture.model
+        if self.activations != MIXED:
+            return choice.width, False, []
+        measures = measures_of(context)
         if measures is None:
             raise UsageError("which groups need 16 bits is measured", remedy="give --inputs, too")
+        mixture = Mixture(model, choice, ranges, recipe, target=self.target)
         search = Search(
             mixture,
             lambda plan: plan.weights(self._rounder(plan, calibration, context)),

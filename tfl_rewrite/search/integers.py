@@ -201,9 +201,8 @@ class Rivals:
         while item is not None:
             layer = Integers(item, self.context)
             made, short = self._made(kind, layer)
-            strictest = layer.results[-1].strictest
-            late = self.opened.clock.is_past()
-            item = None if made.keeps or late or strictest else item.stricter(short)
+            done = made.keeps or self.opened.clock.is_past() or layer.results[-1].strictest
+            item = None if done else item.stricter(short)
         return made
 
     def _excluded(self) -> tuple[str, ...]:
@@ -227,9 +226,8 @@ class Rivals:
         with self.opened.behind((layer,), kind) as behind:
             if not layer.results[-1].modified:
                 told = layer.results[-1].idle or "nothing can compute in integers"
-                source = self.opened.wanted.frame.source
                 remedy = f"leave out --activations {goal.activations}"
-                raise UnsupportedError(told, file=source, remedy=remedy)
+                raise UnsupportedError(told, file=self.opened.wanted.frame.source, remedy=remedy)
             trials = behind.trials
             promised = trials.measure({})
             promised = replace(promised, nbytes=trials.finish(promised))
