@@ -1,4 +1,4 @@
-"""Classes of ``@frozen`` against the same ones of the standard library."""
+"""Classes of ``@frozen`` and ``@slotted`` against the same ones of the standard library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 
 
 class Point:
@@ -157,6 +157,35 @@ class Foreign(Kept):
     """Of somebody who uses the standard library."""
 
     d: int = 4
+
+
+def test_what_may_change_is_as_the_standard_library_makes_it() -> None:
+    ours: Any = slotted(copied(Point))
+    theirs: Any = dataclass(slots=True)(copied(Point))
+    for cls in (ours, theirs):
+        cls.__qualname__ = cls.__name__
+    assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
+    made, expected = ours(1, tags=["b"], name="q"), theirs(1, tags=["b"], name="q")
+    for one in (made, expected):
+        one.x = 5
+        del one.y
+        one.y = 0.5
+        with pytest.raises(AttributeError):
+            one.new = 1
+        with pytest.raises(TypeError):
+            hash(one)
+    assert repr(made) == repr(expected) and asdict(made) == asdict(expected)
+    assert made == copy.deepcopy(made) != ours(1) and replace(made, name="r").name == "r"
+    assert ours.__slots__ == theirs.__slots__ and not ours.__dataclass_params__.frozen
+    same: Any = slotted(eq=False)(copied(Point))
+    assert len({same(1), same(1)}) == 2
+
+
+def test_the_first_object_is_made_like_the_others() -> None:
+    for make in (frozen, slotted):
+        cls: Any = make(copied(Point))
+        heir = type("Heir", (cls,), {"__slots__": ()})
+        assert heir(1, name="h").name == "h" and heir(2).x == cls(2).x == 2
 
 
 def test_they_go_to_other_processes_and_have_heirs() -> None:

@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     finally:
         gc.set_threshold(*thresholds)
+        if argv is None:
+            # The process ends: a look for cycles in all that it loaded takes as long as to round a model.
+            gc.freeze()
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -15,10 +15,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.work import held_back, leads_to, lock
 
 PLAIN = 0o666
@@ -324,7 +324,7 @@ def _swept(name: str, folder: int) -> bool:
         os.close(descriptor)
 
 
-@dataclass(slots=True)
+@slotted
 class AtomicFile:
     """A file being written beside its target, not yet named so.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tfl_rewrite.errors import UnsupportedError
@@ -17,7 +17,7 @@ from tfl_rewrite.files.container import Container, ZipTail
 from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.work import Work
 
 # The writer is loaded when something is written: it takes longer to import than a small file to read.
@@ -218,7 +218,7 @@ def _lies_so(made: Plan, tail: ZipTail | None, container: Container) -> bool:
     return True
 
 
-@dataclass(slots=True)
+@slotted
 class _Patches:
     """Other bytes in place of constants, by where those lie, and how many buffers lie there."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.counterparts import Counterparts
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.option import NBYTES, PATHS, Role, check_options, option, options_within
 
 CHANNEL_SLACK_DB = 15.0
@@ -27,7 +28,7 @@ LEAST_MEMORY_NBYTES = 64 << 20
 """Python, numpy and an interpreter without any model take nearly that."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Tolerance:
     """What counts as equal enough. Every rule is applied to each output on its own, over all samples.
 
@@ -95,7 +96,7 @@ least that an output kept was 127 dB. A wrong constant or a factor in the wrong 
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Judging:
     """How rewritten files are run and compared with the original.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 
 
 @frozen
@@ -17,7 +17,7 @@ class Use:
     position: int
 
 
-@dataclass(slots=True)
+@slotted
 class Graph:
     """An index over a model as it was when the index was made.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +17,7 @@ from tfl_rewrite.errors import UnsupportedError, UsageError, near_names
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, Record, ScalarVector, Schema, load_schema
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, OwnedBlob
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,7 +44,7 @@ def operator_number(name: str) -> int:
     return schema().enums["BuiltinOperator"].values[name]
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Buffer:
     """Constant bytes that tensors and metadata refer to.
 
@@ -112,7 +112,7 @@ class Quantization:
         return bool(self.scale) or self.scales_tensor is not None
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Tensor:
     """A value of a subgraph.
 
@@ -225,7 +225,7 @@ class Tensor:
         return "sparsity" in self.rest
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class OperatorCode:
     """Which kernel an operator uses; shared by all operators of a kind.
 
@@ -246,7 +246,7 @@ class OperatorCode:
         return self.custom if self.custom is not None else operator_name(self.builtin)
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Operator:
     """A step of a subgraph.
 
@@ -293,7 +293,7 @@ class Operator:
                         yield item
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class SubGraph:
     """Tensors and the operators over them, in the order of execution.
 
@@ -334,7 +334,7 @@ class SubGraph:
         return f"<SubGraph{name}: {len(self.tensors)} tensors, {len(self.operators)} operators>"
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Signature:
     """A named entry point: which tensors of a subgraph its arguments and results are."""
 
@@ -345,7 +345,7 @@ class Signature:
     rest: Record = field(default_factory=lambda: new_record("SignatureDef"))
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Metadata:
     """A named buffer of the model."""
 
@@ -354,7 +354,7 @@ class Metadata:
     rest: Record = field(default_factory=lambda: new_record("Metadata"))
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class ExternalGroup:
     """A weight file beside the model."""
 
@@ -362,7 +362,7 @@ class ExternalGroup:
     rest: Record = field(default_factory=lambda: new_record("ExternalBufferGroup"))
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class ExternalBuffer:
     """A slice of a weight file. ``identifier`` is the number that tensors refer to it by."""
 
@@ -380,7 +380,7 @@ class Origin(Protocol):
         """Returns the file of the model as it is now."""
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Model:
     """A whole model; ``subgraphs[0]`` is the main one, ``buffers[0]`` the empty sentinel.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.model.values import unpack
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 
 LEVELS = 127
 """Largest magnitude of the narrow range."""
@@ -80,7 +79,7 @@ class Channels:
         return self.outer * self.channels * self.inner
 
 
-@dataclass(slots=True)
+@slotted
 class Error:
     """Sums of squares, from which the signal-to-noise ratio follows."""
 

@@ -1,8 +1,9 @@
-"""``@frozen``: frozen dataclasses with slots that are cheap to define.
+"""``@frozen`` and ``@slotted``: dataclasses with slots that are cheap to define.
 
 ``dataclass(frozen=True, slots=True)`` compiles eight methods for every class: 0.6 ms each time that a command
-starts, where this takes 0.15. Some eighty such classes took as long to define as numpy takes to load. Here
-``__init__`` alone is compiled, and all classes share the others. What a class can do is the same.
+starts, where this takes 0.1. Some hundred such classes took as long to define as numpy takes to load. Here
+``__init__`` alone is compiled, when the first object is made (a command makes few of the classes that it
+loads), and all classes share the other methods. What a class can do is the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
 from operator import attrgetter
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 T = TypeVar("T")
@@ -41,38 +43,73 @@ def frozen(cls: Any = None, /, *, kw_only: bool = False, eq: bool = True) -> Any
         eq: Whether two are equal, and hash the same, if all that is compared is; else they are by identity.
     """
 
+    return _decorator(kw_only, eq, fixed=True) if cls is None else _decorator(kw_only, eq, fixed=True)(cls)
+
+
+@overload
+def slotted(cls: type[T], /) -> type[T]: ...
+
+
+@overload
+def slotted(*, kw_only: bool = False, eq: bool = True) -> Callable[[type[T]], type[T]]: ...
+
+
+@dataclass_transform(field_specifiers=(field, Field))
+def slotted(cls: Any = None, /, *, kw_only: bool = False, eq: bool = True) -> Any:
+    """Makes a class a dataclass with slots whose fields may be set again; arguments as for :func:`frozen`.
+
+    With ``eq`` it has no hash, as what may change has none.
+    """
+    return _decorator(kw_only, eq, fixed=False) if cls is None else _decorator(kw_only, eq, fixed=False)(cls)
+
+
+def _decorator(kw_only: bool, eq: bool, *, fixed: bool) -> Callable[[type[Any]], type[Any]]:
     def made(given: type[Any]) -> type[Any]:
         if any("__dataclass_fields__" in vars(base) for base in given.__mro__[1:]):
             # Of two dataclasses one may call what is generated for the other.
-            return dataclass(frozen=True, slots=True, kw_only=kw_only, eq=eq)(given)
-        return _defined(given, kw_only=kw_only, eq=eq)
+            return dataclass(frozen=fixed, slots=True, kw_only=kw_only, eq=eq)(given)
+        return _defined(given, kw_only=kw_only, eq=eq, fixed=fixed)
 
-    return made if cls is None else made(cls)
+    return made
 
 
-def _defined(given: type[Any], *, kw_only: bool, eq: bool) -> type[Any]:
+def _defined(given: type[Any], *, kw_only: bool, eq: bool, fixed: bool) -> type[Any]:
     own = set(vars(given))
     # Else its signature would be made as text.
     given.__doc__ = given.__doc__ or f"{given.__name__}."
     made: Any = dataclass(init=False, repr=False, eq=False, slots=True, kw_only=kw_only)(given)
     rows = fields(made)
-    shared: dict[str, Any] = {
-        "__init__": _init(made, rows),
-        "__setattr__": _refused,
-        "__delattr__": _refused,
-        "__getstate__": _state,
-        "__setstate__": _restored,
-    }
+    shared: dict[str, Any] = {"__init__": _Init(made, rows, fixed)}
+    if fixed:
+        shared |= {
+            "__setattr__": _refused,
+            "__delattr__": _refused,
+            "__getstate__": _state,
+            "__setstate__": _restored,
+        }
     shared |= {} if "__repr__" in own else {"__repr__": _shown}
     if eq and "__eq__" not in own:
         shared |= _compared([row.name for row in rows if row.compare])
+        shared |= {} if fixed else {"__hash__": None}
     for name, function in shared.items():
         setattr(made, name, function)
-    made.__dataclass_params__.frozen = True
+    made.__dataclass_params__.frozen = fixed
     return made  # type: ignore[no-any-return]
 
 
-def _init(made: type[Any], rows: tuple[Field[Any], ...]) -> Callable[..., None]:
+class _Init:
+    """Stands for an ``__init__`` until it is asked for."""
+
+    def __init__(self, made: type[Any], rows: tuple[Field[Any], ...], fixed: bool) -> None:
+        self.given = made, rows, fixed
+
+    def __get__(self, instance: object, _owner: type[Any]) -> Callable[..., None]:
+        function = _init(*self.given)
+        setattr(self.given[0], "__init__", function)  # noqa: B010 - mypy knows no __init__ that is set
+        return function if instance is None else MethodType(function, instance)
+
+
+def _init(made: type[Any], rows: tuple[Field[Any], ...], fixed: bool) -> Callable[..., None]:
     """Compiles ``__init__``: the one method that is called often enough."""
     names: dict[str, Any] = {"_set": object.__setattr__, "_absent": MISSING}
     taken: dict[bool, list[str]] = {False: [], True: []}
@@ -91,7 +128,7 @@ def _init(made: type[Any], rows: tuple[Field[Any], ...]) -> Callable[..., None]:
         if row.init:
             optional = "_absent" if row.default_factory is not MISSING else default
             taken[bool(row.kw_only)].append(f"{name}={optional}" if default in names else name)
-        lines.append(f" _set(self,{name!r},{value})")
+        lines.append(f" _set(self,{name!r},{value})" if fixed else f" self.{name} = {value}")
     if hasattr(made, "__post_init__"):
         lines.append(" self.__post_init__()")
     arguments = ["self", *taken[False], *(["*", *taken[True]] if taken[True] else [])]

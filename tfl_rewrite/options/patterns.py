@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 
 MOST_CHARACTERS = 10_000
 MOST_STEPS = 2_000_000_000
@@ -25,7 +25,7 @@ SECONDS_EACH = 50e-6
 """For each search on average, beside the grace; a plain one takes a tenth of it."""
 
 
-@dataclass(slots=True)
+@slotted
 class Budget:
     """The time that some patterns have taken together."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.option import Role, options_of
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified, with_newer
 from tfl_rewrite.work import current
@@ -90,7 +90,7 @@ def _attempt(
         return _publish(opened, output, report)
 
 
-@dataclass(slots=True)
+@slotted
 class _Opened:
     """A source, and all that is kept from one attempt to the next.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tfl_rewrite.editing.base import Skip
 from tfl_rewrite.kernels.operands import weights_of
@@ -12,6 +12,7 @@ from tfl_rewrite.kernels.table import ADD, CAST, DEQUANTIZE, EXPANDING, GATHER, 
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.patterns import Pattern
 
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
@@ -30,7 +31,7 @@ _INTEGERS = ("INT8", "UINT8", "INT4", "INT2")
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Candidate:
     """A float constant as the operators see it.
 
@@ -85,7 +86,7 @@ EXCLUDE = "keep constants whose name or reader's type matches; wins over --inclu
 """Help of options of several passes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Selection:
     """Which constants a user wants changed.
 

@@ -9,7 +9,7 @@ import enum
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from tfl_rewrite.errors import UsageError, near_names, whole_number
@@ -17,6 +17,7 @@ from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.blocks import FITTING
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.patterns import Budget, Pattern
 from tfl_rewrite.weights.candidates import UNNAMED, Candidate, Selection, unmatched
 from tfl_rewrite.weights.storage import StorageForm, forms
@@ -43,7 +44,7 @@ class Scheme(str, enum.Enum):
     DEQUANTIZE = "dequantize"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Encoding:
     """How a constant is to be stored. Written as ``int4:block:32``, ``int8:channel:dequantize``, ``float16``.
 
@@ -187,7 +188,7 @@ def finer_where_few(items: Sequence[Candidate], encodings: Mapping[int, Encoding
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """Constants whose name, or the type of an operator that reads them, matches are stored so."""
 
@@ -210,7 +211,7 @@ class Rule:
         return cls(Pattern.compile(match, budget), Encoding.parse(encoding, default=default))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipe:
     """Rules in order; the first that matches a constant says how it is stored.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.symmetric import Floats, product_of, sum_of
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.weights.candidates import UNNAMED, expanded, with_partners
 from tfl_rewrite.weights.state import late_forms
 from tfl_rewrite.weights.storage import forms
@@ -58,7 +58,7 @@ def expand_constants(model: Model, only: Callable[[Tensor], bool] | None = None)
     return Expanded(tuple(edits), tuple(found.skips), tuple(notes))
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class _Weight:
     """A constant that can become float32, with the uses that change.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import KINDS, Kind, Profile, Rows
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.weights.candidates import UNNAMED, stays
 
 _WINDOWED = (ProductKind.CONVOLUTION, ProductKind.TRANSPOSED)
@@ -42,7 +42,7 @@ class Choice:
     head: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Constant:
     """Bytes that can be rounded: a buffer, or several that are stored once.
 

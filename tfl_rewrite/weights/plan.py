@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.blocks import FITTING, block_lengths, direct
 from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import (
     BIAS,
     Candidate,
@@ -40,7 +41,7 @@ from tfl_rewrite.weights.storage import Decision, block_hybrid_biases, block_use
 from tfl_rewrite.work import current
 
 
-@dataclass(slots=True)
+@slotted
 class WeightPlan:
     """The decisions for one model.
 

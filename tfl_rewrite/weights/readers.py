@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tfl_rewrite.kernels import operands, runtimes
 from tfl_rewrite.kernels.operands import weights_of
@@ -17,6 +17,7 @@ from tfl_rewrite.kernels.table import dequantize_form, row_of
 from tfl_rewrite.model.ir import Operator, Tensor
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.symmetric import Channels
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes, weight_axis
@@ -58,7 +59,7 @@ def scales_axis(form: Form, operator: Operator, rank: int) -> Scales:
     return (axis if form.granularity is Granularity.CHANNEL else None), axis
 
 
-@dataclass(slots=True)
+@slotted
 class WeightForms:
     """The forms in which the operators of one model can read its constants.
 

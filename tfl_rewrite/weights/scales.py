@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Operator
 from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.storage import StorageForm, zero_points_nbytes
 from tfl_rewrite.work import current
@@ -62,7 +63,7 @@ def weight_axis(row: OperatorRow, operator: Operator, rank: int) -> int | None:
     return axis + rank if axis is not None and axis < 0 else axis
 
 
-@dataclass(slots=True)
+@slotted
 class Magnitudes:
     """What was read of the constants of one model; several threads may ask at a time.
 
@@ -100,7 +101,7 @@ def _values(item: Candidate, blob: Blob) -> np.ndarray[Any, Any]:
     return np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)
 
 
-@dataclass(slots=True)
+@slotted
 class ScaleAxes:
     """Chooses among scales for the constants of one model.
 

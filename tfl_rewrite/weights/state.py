@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tfl_rewrite.editing.base import Edit
 from tfl_rewrite.editing.editor import Editor
@@ -23,7 +23,7 @@ from tfl_rewrite.kernels.reads import (
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, dequantize_form, row_of
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.weights.storage import forms
 
 _ACTIVATIONS = ("INT8", "UINT8", "INT16")
@@ -31,7 +31,7 @@ _FLOATS = ("FLOAT32", "FLOAT16")
 _MOST = 3
 
 
-@dataclass(slots=True)
+@slotted
 class WeightState:
     """What the constants of a model are.
 

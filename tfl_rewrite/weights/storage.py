@@ -24,7 +24,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.model.values import packed_nbytes
 from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Levels
-from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.payloads import Payload
 from tfl_rewrite.weights.rounders import Rounder, Work
@@ -208,7 +208,7 @@ def forms() -> Mapping[str, StorageForm]:
     return {form.name: form for form in found}
 
 
-@dataclass(slots=True)
+@slotted
 class Stored:
     """Where the new bytes of a constant are.
 
@@ -231,7 +231,7 @@ def zero_points_nbytes(count: int, sharing: int = 1) -> int:
     return -(-_ZERO_POINT_NBYTES * count // max(1, sharing))
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Decision:
     """What is to become of one candidate.
 
