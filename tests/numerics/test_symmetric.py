@@ -57,7 +57,7 @@ def rounded(values: Array, axis: int | None) -> tuple[Array, Array, Error]:
     def emit(start: int, block: Array) -> None:
         made[start : start + block.size] = block
 
-    error = symmetric.quantize(flat, scale, channels, emit)
+    symmetric.quantize(flat, scale, channels, emit, error=(error := Error()))
     shape = [1] * values.ndim
     if axis is not None:
         shape[axis] = values.shape[axis]
@@ -133,7 +133,7 @@ def test_as_plain_numpy(channels: Channels, block_elements: int, seed: int, dtyp
         def emit(start: int, block: Array) -> None:
             made[start : start + block.size] = block
 
-        error = symmetric.quantize(values, scale, channels, emit)
+        symmetric.quantize(values, scale, channels, emit, error=(error := Error()))
     assert np.array_equal(made, expected.reshape(-1))
     noise = np.square(cube.astype(np.float64) - expected * scale[None, :, None].astype(np.float64)).sum()
     assert error.noise == pytest.approx(noise, rel=1e-2, abs=1e-12)
@@ -157,7 +157,7 @@ def test_energy_of_any_magnitude(magnitude: float) -> None:
     values = (np.random.default_rng(1).uniform(-1, 1, 5000) * magnitude).astype(np.float32)
     channels = Channels(1, 1, values.size)
     scale = symmetric.scales(symmetric.absmax(values, channels))
-    error = symmetric.quantize(values, scale, channels, lambda _start, _block: None)
+    symmetric.quantize(values, scale, channels, lambda _start, _block: None, error=(error := Error()))
     signal = float(np.square(values.astype(np.float64)).sum())
     assert error.signal == pytest.approx(signal, rel=1e-4)
     if magnitude > 1e-30:
@@ -200,3 +200,17 @@ def test_along_an_axis(shape: tuple[int, ...], data: st.DataObject) -> None:
     if axis is not None:
         index = np.indices(shape)[axis].reshape(channels.outer, channels.channels, channels.inner)
         assert (index == np.arange(shape[axis])[None, :, None]).all()
+
+
+def test_an_error_is_measured_once_and_only_when_it_is_asked_for() -> None:
+    asked = []
+
+    def measure() -> Error:
+        asked.append(1)
+        return Error(4.0, 1.0)
+
+    error = symmetric.LaterError(measure)
+    assert not asked
+    assert error.snr == Error(4.0, 1.0).snr and error.noise == 1.0 and len(asked) == 1
+    with pytest.raises(AttributeError):
+        error.other  # noqa: B018

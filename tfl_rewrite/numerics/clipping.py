@@ -76,7 +76,13 @@ def error(
     return np.asarray(off.sum(axis=1), np.float64)
 
 
-def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | None = None) -> Float32:
+def best(
+    values: npt.NDArray[Any],
+    levels: Levels,
+    weights: npt.NDArray[Any] | None = None,
+    *,
+    largest: Float64 | None = None,
+) -> Float32:
     """Returns the scale of each row with the least weighted squared error, or very nearly so.
 
     Never worse than the scale that covers the largest value.
@@ -85,6 +91,7 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
         values: ``[channels, elements]``, finite.
         levels: The integers.
         weights: ``[channels, elements]`` or ``[1, elements]``, not negative; None for ones.
+        largest: The largest magnitude of each row, where it is known.
 
     Returns:
         Float32 ``[channels]``; 1 for rows of zeros.
@@ -94,8 +101,11 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
     search = exact if small and _magnitude(levels) <= EXACT_LEVELS else refined
     result, left = np.ones(rows), np.arange(rows)
     if _magnitude(levels) > EXACT_LEVELS:
-        largest, outlying = _outlying(values)
-        left = np.flatnonzero(outlying)
+        if largest is None:
+            # Two reductions make no copy.
+            low, high = values.min(axis=1, initial=0.0), values.max(axis=1, initial=0.0)
+            largest = np.maximum(high, -low).astype(np.float64)
+        left = np.flatnonzero(_outlying(values, largest))
         result = np.where(largest > 0, covering(np.ones((1, 1)), levels) * largest, 1.0)
     step = max(1, _WORK_ELEMENTS // max(1, columns))
     for start in range(0, left.size, step):
@@ -121,26 +131,24 @@ def best(values: npt.NDArray[Any], levels: Levels, weights: npt.NDArray[Any] | N
     return np.where(result == 1.0, 1.0, bounded(result)).astype(np.float32)
 
 
-def _outlying(values: npt.NDArray[Any]) -> tuple[Float64, npt.NDArray[np.bool_]]:
+def _outlying(values: npt.NDArray[Any], largest: Float64) -> npt.NDArray[np.bool_]:
     """Looks for rows whose largest value lies far out, in one pass and without copies.
 
     Returns:
-        The largest magnitude of each row, and whether it may be :data:`OUTLYING`: sums of float32 may be off
-        by some percent, so rows near that limit count among them.
+        Whether the largest magnitude of each row may be :data:`OUTLYING`: sums of float32 may be off by some
+        percent, so rows near that limit count among them.
     """
     rows, columns = values.shape
-    largest, found = np.zeros(rows), np.ones(rows, np.bool_)
+    energy = np.zeros(rows)
     step = max(1, _WORK_ELEMENTS // max(1, columns))
     for start in range(0, rows if columns else 0, step):
         part = np.asarray(values[start : start + step], np.result_type(values.dtype, np.float32))
-        most = np.maximum(part.max(axis=1), -part.min(axis=1)).astype(np.float64)
         with np.errstate(over="ignore"):
-            energy = np.einsum("ij,ij->i", part, part).astype(np.float64)
-        largest[start : start + step] = most
-        plain = energy * OUTLYING**2 > _NEARLY * columns * most**2
-        # What leaves the range when it is squared tells nothing.
-        found[start : start + step] = ~plain | (most > _LARGEST_SQUARED)
-    return largest, found
+            energy[start : start + step] = np.einsum("ij,ij->i", part, part)
+    # What leaves the range when it is squared tells nothing.
+    plain = (energy * OUTLYING**2 > _NEARLY * columns * largest**2) & (largest <= _LARGEST_SQUARED)
+    found: npt.NDArray[np.bool_] = ~plain
+    return found
 
 
 def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = None) -> Float64:

@@ -23,7 +23,7 @@ from tfl_rewrite.model.graph import Use
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.numerics.grids import Array, Float64
-from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, LaterError, Levels
 from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.grids import Constant
@@ -113,7 +113,18 @@ class Rounder:
         Returns:
             The squared signal and error.
         """
-        return symmetric.quantize(work.values(), scale, work.channels, emit, work.levels, spent=work.release)
+
+        def run(emit: Emit, error: Error | None = None) -> None:
+            symmetric.quantize(
+                work.values(), scale, work.channels, emit, work.levels, spent=work.release, error=error
+            )
+
+        def measure() -> Error:
+            run(lambda _start, _integers: None, error := Error())
+            return error
+
+        run(emit)
+        return LaterError(measure)
 
     @property
     def ran_out_of_time(self) -> bool:
@@ -197,7 +208,8 @@ class Clipped(Rounder):
             if rows.shape[1] < per_channel:
                 ends = work.largest[first : first + step, None].astype(rows.dtype)
                 rows = np.concatenate([rows, ends], axis=1)
-            result[first : first + step] = clipping.best(rows, work.levels)
+            largest = work.largest[first : first + step].astype(np.float64)
+            result[first : first + step] = clipping.best(rows, work.levels, largest=largest)
             if channels.outer == 1:
                 width = channels.inner * values.itemsize
                 work.release(first * width, min(step, channels.channels - first) * width)
