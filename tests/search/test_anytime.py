@@ -317,6 +317,11 @@ def test_both_bounds() -> None:
     assert World(Goal(min_snr=60.0, max_nbytes=20_000)).run().found.promised is None
 
 
+def test_where_a_file_is_exact_smaller_ones_are_tried() -> None:
+    world = World(Goal(min_snr=30.0), 0.001, shares=(0.0,) * 4)
+    assert nbytes_of(world.run()) == smallest(world)
+
+
 def test_without_real_inputs_nothing_is_fitted() -> None:
     world = World(Goal(min_snr=30.0), gain=0.0)
     standing = world.run()

@@ -38,6 +38,7 @@ _ESTIMATED = 1.05
 _MIXTURES = 6
 """Files between two of one encoding, at most."""
 _LEAST_NOISE, _LEAST_MISSING = 1e-12, 0.1
+_EXACT = 200.0
 _PLAIN, _FITTED = "one encoding for all weights", "one encoding, fitted to inputs"
 
 
@@ -134,7 +135,9 @@ class Anytime:
             return
         goal = self.standing.goal
         item.refused[rounding] = self.standing.offer(made)
-        item.missing[rounding] = made.missing(goal) if goal.bounds_error else -snr_of(made)
+        missing = made.missing(goal) if goal.bounds_error else -snr_of(made)
+        # Where nothing differs, others may be much coarser.
+        item.missing[rounding] = max(missing, -_EXACT)
 
     def _next(self, rounding: Rounding) -> Uniform | None:
         """Returns the file to make next: the smallest that is expected to do, or what is nearest to that."""
