@@ -51,8 +51,8 @@ def test_rewrite_is_judged_by_all(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--memory-limit", "1KB"], "memory_limit is 1000; give 67,108,864 or more"),
-        (["--memory-limit", "lots"], "memory_limit = 'lots' is no amount of bytes"),
+        (["--memory-limit", "1KB"], "argument --memory-limit: SIZE is 1000; give 67,108,864 or more"),
+        (["--memory-limit", "lots"], "argument --memory-limit: 'lots' is no amount of bytes"),
         (["--runtime", "litert", "--runtime", "onnx"], "unknown runtime 'onnx'"),
     ],
 )

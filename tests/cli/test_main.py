@@ -100,8 +100,8 @@ def test_what_is_near_is_named(capsys: pytest.CaptureFixture[str], arguments: li
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--scheme", "hybird", "scheme 'hybird' is unknown; did you mean 'hybrid'? use one of auto, hybrid"),
-        ("--verify", "maybe", "mode 'maybe' is unknown; use one of auto, require, off"),
+        ("--scheme", "hybird", "argument --scheme: 'hybird' is unknown; did you mean 'hybrid'? use one of"),
+        ("--verify", "maybe", "argument --verify: 'maybe' is unknown; use one of auto, require, off"),
         ("--resolver", "builtins", "did you mean 'builtin'?"),
         ("--effort", "bets", "did you mean 'best'?"),
     ],

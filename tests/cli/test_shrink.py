@@ -107,8 +107,6 @@ def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: P
     ("arguments", "expected"),
     [
         ((), "no budget"),
-        (("--max-size", "much"), "max_nbytes = 'much' is no amount of bytes"),
-        (("--min-snr", "30", "--time-limit", "0"), "time_limit = '0' is no number of seconds above 0"),
         (("--min-snr", "30", "--curve", "x.txt"), "--curve x.txt"),
         (("--min-snr", "30", "--plot", "x.gif"), "--plot x.gif"),
         (("--min-snr", "30", "--encodings", "int3"), "int3"),
@@ -177,3 +175,24 @@ def test_a_pattern_that_matches_nothing_is_named(fixtures: Path, tmp_path: Path)
     source, target = fixtures / "dense.tflite", tmp_path / "out.tflite"
     report = shrink(source, target, Goal(max_nbytes=4000, exclude=("dense/weigts",), effort="fast"))
     assert any("exclude 'dense/weigts' matches no constant" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--time-limit", "0"), "argument --time-limit: '0' is no number of seconds above 0, and not none"),
+        (("--min-agreement", "0"), "argument --min-agreement: '0' is no share above 0, such as 0.99"),
+        (("--min-agreement", "2"), "argument --min-agreement: SHARE is 2.0; give 0 or more, 1 at most"),
+        (("--min-snr", "5000"), "argument --min-snr: DB is 5000.0"),
+        (("--max-size", "ten"), "argument --max-size: 'ten' is no amount of bytes"),
+        (("--objective", "fil"), "argument --objective: 'fil' is unknown; did you mean 'file'?"),
+        (("--encodings", "int9"), "argument --encodings: encoding 'int9': no type"),
+        (("--encodings", ""), "argument --encodings: '' names no encoding"),
+        (("--min-runtime", "x"), "argument --min-runtime: min runtime 'x' is not a version"),
+    ],
+)
+def test_what_an_option_does_not_take(words: tuple[str, str], said: str) -> None:
+    line = ["shrink", "in", "out", "--max-error", "1", *words]
+    with pytest.raises(UsageError) as failure:
+        goal_of(parser("", line).parse_args(line))
+    assert str(failure.value).startswith(said)

@@ -164,7 +164,7 @@ def test_a_border_that_cannot_be_is_refused(
     assert main(["quantize", source, str(target), "--io", "int8"]) == 2
     assert "--inputs" in capsys.readouterr().err, "a float model needs them, whatever its border"
     assert main(["quantize", source, str(target), "--io", "int32"]) == 2
-    assert "io 'int32' is unknown" in capsys.readouterr().err
+    assert "argument --io: 'int32' is unknown" in capsys.readouterr().err
     assert not target.exists()
 
 

@@ -98,6 +98,26 @@ def test_a_folder_is_told_what_to_name(
     assert f"such as {tmp_path / 's' / entry}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("shard", "--min-snr", 30), "argument --min-snr: has no use here: parts"),
+        (("shard", "--inputs", "no.npz"), "leave it out, or add --progressive"),
+        (
+            ("shard", "--format", "external", "--min-snr", 30),
+            "argument --min-snr: has no use here: CompiledModel",
+        ),
+        (("join", "--samples", 2), "argument --samples: has no use here: parts"),
+    ],
+)
+def test_how_to_judge_what_is_not_judged(
+    model: Path, tmp_path: Path, words: tuple[object, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = model if words[0] == "shard" else tmp_path / "manifest.json", tmp_path / "out"
+    assert run(words[0], source, target, *words[1:]) == 2
+    assert said in capsys.readouterr().err and not target.exists()
+
+
 def test_opening_takes_as_many_jobs_as_joining(model: Path, tmp_path: Path) -> None:
     assert run("shard", model, tmp_path / "s", "-q") == 0
     for jobs in (-1, 65):

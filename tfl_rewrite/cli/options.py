@@ -144,10 +144,18 @@ def _read(item: Option, text: str) -> Any:
 def given(
     made: Any, arguments: argparse.Namespace, prefix: str = "", *, without: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Returns the options of a dataclass that were given, by name."""
-    names = [item.name for item in options_of(made) if item.name not in without]
-    values = {name: getattr(arguments, prefix + name, None) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    """Returns the options of a dataclass that were given, by name.
+
+    Raises:
+        UsageError: One of them has a value that it does not take.
+    """
+    values: dict[str, Any] = {}
+    for item in options_of(made):
+        value = getattr(arguments, prefix + item.name, None)
+        if value is not None and item.name not in without:
+            item.given(value)
+            values[item.name] = value
+    return values
 
 
 def judging_of(arguments: argparse.Namespace) -> Judging:

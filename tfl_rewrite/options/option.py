@@ -241,8 +241,27 @@ class Option:
             shown = f"{value!r:.{_LONGEST_SHOWN}}"
             raise UsageError(f"{place}{self.name} = {shown} {error}") from None
 
-    def checked(self, value: Any) -> Any:
+    def given(self, value: Any) -> None:
+        """Refuses a value of the command line, in the words of the parser.
+
+        Raises:
+            UsageError: It is of another kind, out of bounds, or none of the choices.
+        """
+        argument = f"argument {self.flags[0]}:"
+        try:
+            self.checked(self.kind.take(value), argument, f"{argument} {self.metavar or 'the value'}")
+        except ValueError as error:
+            raise UsageError(f"{argument} {value!r:.{_LONGEST_SHOWN}} {error}") from None
+        except UsageError as error:
+            what = error.what if error.what.startswith(argument) else f"{argument} {error.what}"
+            raise UsageError(what, remedy=error.remedy) from None
+
+    def checked(self, value: Any, what: str = "", number: str = "") -> Any:
         """Returns a value of its kind.
+
+        Args:
+            value: The value.
+            what: What a message calls the option, and ``number`` what is out of bounds; by default its name.
 
         Raises:
             UsageError: It is out of bounds, or none of the choices.
@@ -250,9 +269,9 @@ class Option:
         if self.choices:
             for item in value if self.kind.many else [value]:
                 if item not in self.choices:
-                    raise unknown(self.name.replace("_", "-"), item, self.choices)
+                    raise unknown(what or self.name.replace("_", "-"), item, self.choices)
         if self.bounds is not None:
-            check_number(self.name, value, self.bounds)
+            check_number(number or self.name, value, self.bounds)
         return value if self.member is None else self.member(value)
 
 

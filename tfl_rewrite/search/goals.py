@@ -40,30 +40,42 @@ FLOATS, ANY = "float", "any"
 INTEGERS = ("int8", "mixed", "int16")
 """Activations of :class:`tfl_rewrite.Quantize`, the smallest and fastest first."""
 
-_ENCODINGS = Kind(listed, listed)
+
+def _encodings(value: object) -> tuple[str, ...]:
+    found = listed(value)
+    if not found:
+        raise ValueError("names no encoding, such as int4:block:32")
+    for text in found:
+        Encoding.parse(text)
+    return found
+
+
+_ENCODINGS = Kind(_encodings, _encodings)
 
 _NO_LIMIT = 1e9
 """So many seconds are no limit; written as ``none``."""
 
 
-def _seconds(value: object) -> float:
-    """Returns seconds.
-
-    Raises:
-        ValueError: They are none.
-    """
-    if value == "none":
-        return _NO_LIMIT
+def _above_0(value: object, what: str) -> float:
+    """Returns a number; raises a ValueError that says what it is not."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         found = math.nan
     if found > 0:
         return found
-    raise ValueError("is no number of seconds above 0, and not none")
+    raise ValueError(f"is no {what}")
 
 
-_SECONDS = Kind(_seconds, _seconds)
+def _seconds(value: object) -> float:
+    return _NO_LIMIT if value == "none" else _above_0(value, "number of seconds above 0, and not none")
+
+
+def _share(value: object) -> float:
+    return _above_0(value, "share above 0, such as 0.99")
+
+
+_SECONDS, _SHARE = Kind(_seconds, _seconds), Kind(_share, _share)
 
 
 class Objective(str, enum.Enum):
@@ -114,6 +126,7 @@ class Goal(JsonData):
         None,
         "least share of samples whose largest element is the same, of every output of scores, such as 0.99",
         metavar="SHARE",
+        kind=_SHARE,
         bounds=(0, 1),
     )
     metric: str | None = left_out(
@@ -210,10 +223,6 @@ class Goal(JsonData):
             raise UsageError(
                 "no budget", remedy="give --min-snr, --max-error, --min-agreement, --metric or --max-size"
             )
-        if self.min_agreement == 0:
-            raise UsageError("min_agreement is 0", remedy="give a share, such as 0.99")
-        for text in self.encodings or ():
-            Encoding.parse(text)
 
     @property
     def weights(self) -> QuantizeWeights:

@@ -209,9 +209,12 @@ _MODE = (
 )
 
 
+COMPARING = ("mode", "inputs", "input_range", "input_layout", "sample_rate", "samples", "seed", "timeout")
+"""What says how a model whose weights lie beside it is compared with the whole one."""
+
+
 def _comparing() -> tuple[Argument, ...]:
-    media = ("input_range", "input_layout", "sample_rate")
-    rows = judging(only=("mode", "inputs", *media, "samples", "seed", "timeout"))
+    rows = judging(only=COMPARING)
     return _changed(rows, "--verify", help=_MODE.format("", " in CompiledModel"))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+from tfl_rewrite.cli.commands.rows import COMPARING
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
@@ -16,6 +16,7 @@ from tfl_rewrite.cli.text import safe, show, size, table, warn
 from tfl_rewrite.errors import TflRewriteError, UsageError, VerificationError
 from tfl_rewrite.files.source import load
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.options.option import options_of
 from tfl_rewrite.pipeline.report import Report, RewriteFailed
 from tfl_rewrite.shards.calls import is_model, join, shard
 from tfl_rewrite.shards.settings import JoinOptions, ShardFailed, ShardOptions, ShardReport
@@ -26,27 +27,40 @@ from tfl_rewrite.work import working
 def shard_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite shard IN OUTDIR``."""
     chosen = ShardOptions(**given(ShardOptions, arguments))
-    return _run_shards(
+    if chosen.format == "external":
+        _refuse_others(arguments, COMPARING, "CompiledModel has to compute the same from external buffers")
+    elif not chosen.progressive:
+        _refuse_others(arguments, ("mode",), _BY_BYTE, ", or add --progressive: its base is judged")
+    judging = judging_of(arguments)
+    return carried_out(
         arguments,
-        lambda judging, bar: shard(arguments.source, arguments.target, chosen, judging=judging, progress=bar),
+        lambda bar: shard(arguments.source, arguments.target, chosen, judging=judging, progress=bar),
+        shard_lines,
     )
 
 
 def join_model(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite join MANIFEST OUT``."""
     chosen = JoinOptions(**given(JoinOptions, arguments))
-    return _run_shards(
+    if not is_model(Path(arguments.source)):
+        _refuse_others(arguments, ("mode",), _BY_BYTE)
+    judging = judging_of(arguments)
+    return carried_out(
         arguments,
-        lambda judging, bar: join(arguments.source, arguments.target, chosen, judging=judging, progress=bar),
+        lambda bar: join(arguments.source, arguments.target, chosen, judging=judging, progress=bar),
+        shard_lines,
     )
 
 
-def _run_shards(arguments: argparse.Namespace, call: Callable[[Judging, Bar], ShardReport]) -> int:
-    # Of a manifest nothing is run: parts are compared byte by byte.
-    judging = judging_of(arguments)
-    if not is_model(Path(arguments.source)):
-        judging = replace(judging, inputs=())
-    return carried_out(arguments, lambda bar: call(judging, bar), shard_lines)
+_BY_BYTE = "parts are compared byte by byte, and nothing is run"
+
+
+def _refuse_others(arguments: argparse.Namespace, used: Collection[str], why: str, remedy: str = "") -> None:
+    """Raises a UsageError where an option is given that says how to judge what is not judged so."""
+    idle = given(Judging, arguments, without=used)
+    flag = next((item.flags[0] for item in options_of(Judging) if item.name in idle), None)
+    if flag is not None:
+        raise UsageError(f"argument {flag}: has no use here: {why}", remedy=f"leave it out{remedy}")
 
 
 class Told(Protocol):
