@@ -1,6 +1,6 @@
-"""Feeds damaged copies of models to ``tfl-rewrite quantize-weights`` and checks how each run ends.
+"""Feeds damaged copies of models to commands that run them, and checks how each run ends.
 
-    python scripts/mutate.py --count 2000 --seed 0 MODEL... [--jobs 2] [--limit 10]
+    python scripts/mutate.py --count 2000 --seed 0 MODEL... [--jobs 2] [--limit 10] [--commands NAME ...]
 
 Each mutant is a truncation, some random bytes, or wild offsets and counts in the tables. Every run is a
 whole process and must end with a documented exit code within the limit, without a traceback, and without a
@@ -22,6 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CODES = (0, 2, 3, 4, 5)
+COMMANDS = {
+    "quantize-weights": (),
+    "fold-constants": (),
+    "simplify": (),
+    "reshape": ("--batch", "2"),
+    "chain": ("--append", "argmax"),
+}
+"""What is done, in turn: most ask the runtime of shapes or values before it verifies."""
 INTERESTING = (0, 1, 2, 4, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFC)
 
 
@@ -60,25 +68,28 @@ def mutate(data: bytes, random_source: random.Random) -> bytes:
     return bytes(made)
 
 
-def run(number: int, seed: int, sources: list[Path], folder: Path, limit: float) -> tuple[str, str]:
+def run(
+    number: int, seed: int, sources: list[Path], commands: list[str], folder: Path, limit: float
+) -> tuple[str, str]:
     """Runs one mutant; returns how it ended and, if that is a breach, what was wrong."""
     chooser = random.Random(f"{seed}/{number}")
+    command = commands[number // len(sources) % len(commands)]
     source = sources[number % len(sources)]
     mutant, target = folder / f"{number}.tflite", folder / f"{number}.out.tflite"
     mutant.write_bytes(mutate(source.read_bytes(), chooser))
-    tool = str(Path(sys.executable).parent / "tfl-rewrite")
+    tool = [sys.executable, "-m", "tfl_rewrite", command, *COMMANDS[command]]
     started = time.monotonic()
     try:
         done = subprocess.run(
             # A damaged shape may make a model compute for minutes; --timeout is what bounds that.
-            [tool, "quantize-weights", str(mutant), str(target), "--samples", "1", "--timeout", "3"],
+            [*tool, str(mutant), str(target), "--samples", "1", "--timeout", "3"],
             capture_output=True,
             timeout=limit * 6,
             check=False,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        return "hang", f"{source.name} #{number}: still running after {limit * 6} s"
+        return "hang", f"{source.name} #{number}: {command} still running after {limit * 6} s"
     seconds = time.monotonic() - started
     text = (done.stdout + done.stderr).decode(errors="replace")
     breach = ""
@@ -98,7 +109,7 @@ def run(number: int, seed: int, sources: list[Path], folder: Path, limit: float)
     if done.returncode == 0:
         words = ("UNVERIFIED", "nothing to do", "verified: PASS")
         outcome += ", " + next((word for word in words if word in text), "?")
-    return outcome, f"{source.name} #{number}: {breach}" if breach else ""
+    return outcome, f"{source.name} #{number}: {command}: {breach}" if breach else ""
 
 
 def main() -> int:
@@ -111,6 +122,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=10.0, help="seconds for each run")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="NAME")
     arguments = parser.parse_args()
     numbers = range(arguments.first, arguments.first + arguments.count)
     with (
@@ -119,7 +131,8 @@ def main() -> int:
     ):
 
         def one(number: int) -> tuple[str, str]:
-            return run(number, arguments.seed, arguments.models, Path(name), arguments.limit)
+            given = arguments.seed, arguments.models, arguments.commands
+            return run(number, *given, Path(name), arguments.limit)
 
         results = list(pool.map(one, numbers))
     for outcome, count in sorted(collections.Counter(outcome for outcome, _ in results).items()):

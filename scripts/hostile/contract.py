@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hostile.ranges import integers
 from tfl_rewrite.cli.commands.read import comparison_lines, inspection_lines
 from tfl_rewrite.cli.render import report_lines, safe
 from tfl_rewrite.editing.base import Pass, run_passes
-from tfl_rewrite.errors import FormatError, UnsupportedError
+from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source, layout
+from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.blob import MemorySink
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.passes.compact import Compact
@@ -28,6 +30,7 @@ from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
 from tfl_rewrite.passes.fuse import Fuse
+from tfl_rewrite.passes.metadata import SetMetadata
 from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
@@ -36,10 +39,13 @@ from tfl_rewrite.passes.rename import Rename
 from tfl_rewrite.passes.repair import Repair
 from tfl_rewrite.passes.retarget import FoldShapes, Retarget
 from tfl_rewrite.passes.round_weights import RoundWeights
+from tfl_rewrite.passes.signatures import Signatures
+from tfl_rewrite.pipeline.chain import ChainOptions, chain
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.reading.check import examine_model
 from tfl_rewrite.reading.diff import diff
 from tfl_rewrite.reading.inspect import inspect_model
+from tfl_rewrite.shards.split import SplitOptions, split
 from tfl_rewrite.work import Work
 
 REFUSED = (FormatError, UnsupportedError)
@@ -71,6 +77,19 @@ def renamed(model: Model) -> Sequence[Pass]:
     return [Rename(tensor=("#0=renamed",))] if model.subgraphs[0].tensors else []
 
 
+def signed(model: Model) -> Sequence[Pass]:
+    """Returns passes that remove a signature, keep the subgraph of another, and add one."""
+    keys = [item.key for item in model.signatures if item.key]
+    extract = keys[-1] if len(set(keys)) > 1 else None
+    return Signatures(remove=tuple(keys[:1]), extract=extract, add=("added",)).parts()
+
+
+def described(model: Model) -> Sequence[Pass]:
+    """Returns a pass that describes a model, and what normalizes its input, where it has one."""
+    number = "1" if model.subgraphs[0].inputs else None
+    return [SetMetadata(model_name="made", mean=number, std=number, reduced_precision="fp16")]
+
+
 def _orders() -> list[tuple[str, Order]]:
     weights = QuantizeWeights(min_elements=16)
     return [
@@ -93,6 +112,8 @@ def _orders() -> list[tuple[str, Order]]:
         # But for the step that computes constants: that starts an interpreter.
         ("micro", [each for each in MICRO.parts() if not isinstance(each, FoldShapes)]),
         ("renamed", renamed),
+        ("signed", signed),
+        ("described", described),
         ("all", [*[RemoveDead()], Dedup(), RoundWeights(), weights, *[Compact()]]),
     ]
 
@@ -130,14 +151,27 @@ def exercise(data: bytes, *, orders: int | None = None, folder: Path | None = No
     for number, (name, passes) in enumerate(ORDERS):
         if orders is None or orders >> number & 1:
             _rewritten(data, name, passes, sound=not problems, folder=folder)
+    if folder is not None:
+        _composed(data, folder, sound=not problems)
     return "flawed" if problems else "sound"
 
 
-def _rewritten(data: bytes, name: str, passes: Order, *, sound: bool, folder: Path | None) -> None:
-    try:
-        made = _written(data, passes)
-    except REFUSED:
-        return
+def _composed(data: bytes, folder: Path, *, sound: bool) -> None:
+    """Puts a stage behind a model, and cuts it into two parts."""
+    unjudged = Judging(mode="off")
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        source, whole = Path(name) / "alone.tflite", Path(name) / "whole.tflite"
+        source.write_bytes(data)
+        with suppress(*REFUSED, UsageError):
+            chain([source], whole, ChainOptions(append=("argmax",)), judging=unjudged)
+            _check(whole.read_bytes(), "chain", sound=sound)
+        with suppress(*REFUSED, UsageError):
+            for part in split(source, name, SplitOptions(parts=2), judging=unjudged).files:
+                _check((Path(name) / part.name).read_bytes(), "split", sound=sound)
+
+
+def _check(made: bytes, name: str, *, sound: bool) -> None:
+    """Sees that what was made can be read, and is sound where the original is."""
     try:
         again = Source(Container.of_bytes(made)).model()
     except REFUSED as error:
@@ -145,6 +179,14 @@ def _rewritten(data: bytes, name: str, passes: Order, *, sound: bool, folder: Pa
     problems, _ = examine_model(again)
     if sound and problems:
         raise Breach(f"{name} made a flawed model of a sound one: {problems[0]}")
+
+
+def _rewritten(data: bytes, name: str, passes: Order, *, sound: bool, folder: Path | None) -> None:
+    try:
+        made = _written(data, passes)
+    except REFUSED:
+        return
+    _check(made, name, sound=sound)
     if folder is not None:
         one, two = folder / "before.tflite", folder / "after.tflite"
         one.write_bytes(data)

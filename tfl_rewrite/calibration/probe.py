@@ -22,7 +22,7 @@ from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.rounders import Simulate
 
@@ -232,8 +232,7 @@ class Probe:
         tensor = self._constant(place, position)
         dtype = dtypes.BY_VALUE[tensor.dtype].numpy
         if id(tensor.buffer) not in self._own:
-            tensor.buffer = Buffer()
-            self.model.buffers.append(tensor.buffer)
+            tensor.buffer = self.model.add_buffer()
             self._own.add(id(tensor.buffer))
         tensor.buffer.blob = OwnedBlob(np.ascontiguousarray(values, dtype).tobytes())
 
@@ -241,9 +240,8 @@ class Probe:
         """Adds to a constant input of an operator; where it has none, the change becomes it."""
         operator = self.operator(place)
         if len(operator.inputs) <= position or operator.inputs[position] is None:
-            data = OwnedBlob(np.asarray(change, np.float32).tobytes())
-            tensor = Tensor("bias", change.shape, dtypes.FLOAT32.value, Buffer(data))
-            self.model.buffers.append(tensor.buffer)
+            buffer = self.model.add_buffer(OwnedBlob(np.asarray(change, np.float32).tobytes()))
+            tensor = Tensor("bias", change.shape, dtypes.FLOAT32.value, buffer)
             self.model.subgraphs[place.subgraph].tensors.append(tensor)
             operator.inputs[position:] = [tensor]
             return

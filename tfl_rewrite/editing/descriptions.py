@@ -17,7 +17,7 @@ from tfl_rewrite.flatbuf.reader import read
 from tfl_rewrite.flatbuf.record import Record, Schema, load_schema
 from tfl_rewrite.flatbuf.writer import plan
 from tfl_rewrite.model.blob import MemorySink
-from tfl_rewrite.model.ir import Buffer, Metadata, Model
+from tfl_rewrite.model.ir import Metadata, Model
 
 SIDES = {"inputs": "input_tensor_metadata", "outputs": "output_tensor_metadata"}
 """Fields of ``SubGraphMetadata`` that describe inputs and outputs, by those of a subgraph."""
@@ -65,8 +65,7 @@ def write_descriptions(model: Model, root: Record) -> None:
     made.write_to(sink)
     entry = model.metadata_named(DESCRIPTIONS)
     if entry is None:
-        entry = Metadata(DESCRIPTIONS, Buffer())
-        model.buffers.append(entry.buffer)
+        entry = Metadata(DESCRIPTIONS, model.add_buffer())
         model.metadata.append(entry)
     set_content(model, entry, bytes(sink.data))
 

@@ -57,15 +57,7 @@ class Editor:
 
     def add_buffer(self, data: bytes | None) -> Buffer:
         """Appends a buffer."""
-        if not self.model.buffers:
-            # Tensors of a file without buffers refer to none.
-            self.model.buffers.append(Buffer())
-            for subgraph in self.model.subgraphs:
-                for tensor in (item for item in subgraph.tensors if item.buffer.blob is None):
-                    tensor.buffer = self.model.buffers[0]
-        buffer = Buffer(OwnedBlob(data) if data else None)
-        self.model.buffers.append(buffer)
-        return buffer
+        return self.model.add_buffer(OwnedBlob(data) if data else None)
 
     def constant(self, data: bytes) -> Buffer:
         """Returns a buffer with these bytes; equal ones that were asked for here are one."""

@@ -17,7 +17,7 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import late_releases
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
+from tfl_rewrite.model.ir import Metadata, Model, Tensor
 
 COMPRESSION = "COMPRESSION_METADATA"
 _MEMORY_PLAN = "OfflineMemoryAllocation"
@@ -85,8 +85,7 @@ def is_shared(model: Model, entry: Metadata) -> bool:
 def set_content(model: Model, entry: Metadata, data: bytes) -> None:
     """Gives an entry other bytes; whatever else refers to its buffer keeps the old ones."""
     if is_shared(model, entry):
-        entry.buffer = Buffer()
-        model.buffers.append(entry.buffer)
+        entry.buffer = model.add_buffer()
     entry.buffer.blob = OwnedBlob(data)
 
 

@@ -441,6 +441,17 @@ class Model:
                 self.buffers.append(tensor.buffer)
         return self.buffers
 
+    def add_buffer(self, blob: Blob | None = None) -> Buffer:
+        """Appends a buffer, behind the empty one that tensors without bytes refer to."""
+        if not self.buffers:
+            # Tensors of a file without buffers refer to none.
+            self.buffers.append(Buffer())
+            for _, tensor in self.tensors():
+                if tensor.buffer.blob is None:
+                    tensor.buffer = self.buffers[0]
+        self.buffers.append(Buffer(blob))
+        return self.buffers[-1]
+
     @property
     def pinned(self) -> set[int]:
         """Ids of the buffers that metadata refers to."""

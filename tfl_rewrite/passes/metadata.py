@@ -28,7 +28,7 @@ from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.layout import packed, read_members
 from tfl_rewrite.files.source import origin_of
 from tfl_rewrite.flatbuf.record import FLOAT32, Record, ScalarVector
-from tfl_rewrite.model.ir import Buffer, Metadata, Model, Tensor
+from tfl_rewrite.model.ir import Metadata, Model, Tensor
 from tfl_rewrite.options.option import PATH, Role, check_options, option
 
 _PRECISION = "reduced_precision_support"
@@ -231,9 +231,8 @@ class SetMetadata(Pass):
             drop(model, entry)
             return [Edit(where, "dropped", 0, facts)]
         if entry is None:
-            entry = Metadata(_PRECISION, Buffer())
+            entry = Metadata(_PRECISION, model.add_buffer())
             model.metadata.append(entry)
-            model.buffers.append(entry.buffer)
         elif entry.buffer.blob is not None and bytes(entry.buffer.blob.view()) == wanted:
             return []
         set_content(model, entry, wanted)

@@ -34,7 +34,7 @@ from tfl_rewrite.kernels import runtimes
 from tfl_rewrite.kernels.reads import late_releases, version_counts
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
-from tfl_rewrite.model.ir import Buffer, Metadata, Model, Signature, Tensor
+from tfl_rewrite.model.ir import Metadata, Model, Signature, Tensor
 from tfl_rewrite.options.option import check_options, option
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
 from tfl_rewrite.pipeline.described import described, joined_zip, lost
@@ -311,8 +311,8 @@ class _Work:
         models = [source.model() for source in self.sources]
         if any(said_runtime(item) is not None for item in models):
             needed = runtimes.min_runtime_text(version_counts(model), late_releases(model))
-            model.buffers.append(Buffer(OwnedBlob(needed.encode("ascii").ljust(16, b"\0"))))
-            model.metadata.append(Metadata(MIN_RUNTIME, model.buffers[-1]))
+            said = OwnedBlob(needed.encode("ascii").ljust(16, b"\0"))
+            model.metadata.append(Metadata(MIN_RUNTIME, model.add_buffer(said)))
         tail, renamed = joined_zip(self.sources, names_of(self.sources))
         for names in renamed:
             self.notes += [f"label file {old!r} is {new!r} now" for old, new in names.items()]

@@ -27,7 +27,7 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, MEAN, SUB, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.likeness import same_bytes, subgraph_pairs, tensor_labels
 
 MANY_DECISIONS = 100
@@ -219,8 +219,7 @@ def poisoned(source: str | os.PathLike[str], body: Body, target: Path) -> bool:
         garbage = _garbage(tensor)
         if garbage is not None:
             # A buffer of its own: another subgraph may read the same bytes.
-            tensor.buffer = Buffer(OwnedBlob(garbage))
-            model.buffers.append(tensor.buffer)
+            tensor.buffer = model.add_buffer(OwnedBlob(garbage))
             done = True
     if done:
         save(model, target, force=True)

@@ -211,10 +211,7 @@ def move_in(model: Model, open_slice: Callable[[str, int, int], Blob]) -> list[s
                 own.blob, buffer = blob, own
                 restored.add(id(own))
             if buffer is None:
-                buffer = Buffer(open_slice(*key))
-                if not model.buffers:
-                    model.buffers.append(Buffer())
-                model.buffers.append(buffer)
+                buffer = model.add_buffer(open_slice(*key))
             made.setdefault(key, buffer)
             tensor.buffer = buffer
             tensor.external = None

@@ -23,7 +23,7 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Buffer, Model, Quantization, Tensor
+from tfl_rewrite.model.ir import Model, Quantization, Tensor
 from tfl_rewrite.model.values import pack, unpack
 from tfl_rewrite.weights.biases import Done, Reading, wrong_types
 
@@ -212,8 +212,7 @@ def expand_depthwise(model: Model) -> bool:
         if values is None or len(scales) not in (1, values.shape[-1]):
             return False
         floats = values.astype(np.float32) * np.array(scales, np.float32)
-        buffer = Buffer(OwnedBlob(floats.astype("<f4").tobytes()))
-        model.buffers.append(buffer)
+        buffer = model.add_buffer(OwnedBlob(floats.astype("<f4").tobytes()))
         tensor.dtype, tensor.buffer, tensor.quantization = dtypes.FLOAT32.value, buffer, None
     return bool(found)
 
