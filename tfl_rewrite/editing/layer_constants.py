@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.kernels.operands import constant_values, input_of, scales_of, zero_points_of
+from tfl_rewrite.kernels.operands import (
+    constant_values,
+    input_of,
+    scales_of,
+    stored_constant,
+    zero_points_of,
+)
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.shapes import Shape
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
@@ -51,24 +57,11 @@ def float_values(tensor: Tensor | None, graph: Graph) -> Float64 | None:
 
     Of the shape of the constant, in float64.
     """
-    stored = None if tensor is None else _stored(tensor, graph)
+    stored = None if tensor is None else stored_constant(tensor, graph)
     values = None if stored is None else constant_values(stored, "FLOAT32", "FLOAT16")
     if stored is None or values is None:
         return None
     return values.astype(np.float64).reshape(stored.shape or ())
-
-
-def _stored(tensor: Tensor, graph: Graph) -> Tensor | None:
-    """Returns the constant that a tensor is, or that a DEQUANTIZE makes it of."""
-    if graph.is_constant(tensor):
-        return tensor
-    maker = graph.maker_of(tensor)
-    if maker is None or row_of(maker) is not DEQUANTIZE or id(tensor) in graph.given:
-        return None
-    source = input_of(maker, 0)
-    if source is None or not graph.is_constant(source) or source.is_sparse:
-        return None
-    return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +112,7 @@ class LayerConstants:
         weight = operator.inputs[1]
         assert weight is not None
         self._weight = weight
-        self._stored = _stored(weight, graph)
+        self._stored = stored_constant(weight, graph)
         self._scales: Float64 | None = None
         self._values = self._read()
         self._negated: npt.NDArray[np.bool_] | None = None

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.shapes import Shapes
-from tfl_rewrite.kernels.operands import constant_values
+from tfl_rewrite.kernels.operands import constant_values, stored_constant
 from tfl_rewrite.kernels.operators import OperatorRow
-from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
+from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 CLOSE = 1e-6
 """How far, relative to it, a constant may be from the number that a pattern asks for: float32 and no less."""
 
-FLOATS = ("FLOAT32",)
+FLOATS, _HALF = ("FLOAT32",), "FLOAT16"
 INTEGERS = ("INT32", "INT64")
 
 
@@ -163,12 +163,6 @@ class Matcher:
     def __init__(self, model: Model) -> None:
         self.shapes = Shapes.of(model)
         self.graph = self.shapes.graph
-        self._twice: set[int] = set()
-        known = set(self.graph.given)
-        for _, operator in model.operators():
-            made = {id(item) for item in operator.outputs if item is not None}
-            self._twice |= made & known
-            known |= made
 
     def match(self, pattern: Op, subgraph: SubGraph, operator: Operator) -> Match | None:
         """Returns how a pattern ends in an operator, or None where it does not."""
@@ -185,15 +179,11 @@ class Matcher:
 
         Float16 behind DEQUANTIZE is one of floats.
         """
-        maker = self.graph.maker_of(tensor)
-        if tensor.dtype_name not in types:
+        stored = stored_constant(tensor, self.graph) if tensor.dtype_name in types else None
+        found = None if stored is None else constant_values(stored, *types, _HALF)
+        if stored is None or found is None:
             return None
-        if maker is not None and row_of(maker) is DEQUANTIZE and maker.inputs and maker.inputs[0] is not None:
-            half = maker.inputs[0]
-            found = constant_values(half, "FLOAT16") if self.graph.is_constant(half) else None
-            return None if found is None else found.astype(np.float32).reshape(half.shape or ())
-        found = constant_values(tensor, *types) if self.graph.is_constant(tensor) else None
-        return None if found is None else found.reshape(tensor.shape or ())
+        return (found if stored is tensor else found.astype(np.float32)).reshape(stored.shape or ())
 
     def _operator(self, pattern: Op, operator: Operator, found: _Found) -> Iterator[_Found]:
         if not _fits(pattern, operator):
@@ -250,7 +240,7 @@ class Matcher:
                 return False
             (output,) = operator.outputs
             assert output is not None
-            if id(output) in self._twice:
+            if not self.shapes.is_settled(output):
                 return False
             if operator is last:
                 continue

@@ -54,7 +54,7 @@ class Shapes:
         self.graph = Graph.of(model)
         self._model = model
         """Tensors are known by their ids, so they must stay."""
-        self._unsettled = _written_twice(model)
+        self._unsettled = _written_twice(model, self.graph)
         self._handles = {
             id(operator.outputs[0]): tuple(str(operator.option(name) or "") for name in VAR_HANDLE.handle)
             for _, operator in model.operators()
@@ -294,10 +294,9 @@ def _agrees(tensor: Tensor) -> bool:
     return row.nbytes(tensor.elements) == blob.nbytes
 
 
-def _written_twice(model: Model) -> set[int]:
+def _written_twice(model: Model, graph: Graph) -> set[int]:
     """Returns the ids of the tensors that are no single value: of two operators, or of a caller and one."""
-    seen = {id(tensor) for subgraph in model.subgraphs for tensor in subgraph.inputs}
-    seen |= {id(tensor) for _, tensor in model.tensors() if tensor.is_variable}
+    seen = graph.given | {id(tensor) for _, tensor in model.tensors() if tensor.is_variable}
     twice = set()
     for _, operator in model.operators():
         for tensor in operator.outputs:

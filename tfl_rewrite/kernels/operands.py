@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from tfl_rewrite.kernels.integer import Memory
 from tfl_rewrite.kernels.operators import Need, OperatorRow, ProductKind
-from tfl_rewrite.kernels.table import RESHAPE, row_of
+from tfl_rewrite.kernels.table import DEQUANTIZE, RESHAPE, row_of
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 
 # Met by how constants are chosen and rounded: sparse ones and outputs are no candidates, zero points are 0,
@@ -67,6 +68,17 @@ def constant_values(tensor: Tensor, *types: str) -> npt.NDArray[Any] | None:
     if tensor.is_sparse or tensor.external is not None:
         return None
     return np.frombuffer(blob.view(), row.numpy) if blob.nbytes == row.nbytes(tensor.elements) else None
+
+
+def stored_constant(tensor: Tensor, graph: Graph) -> Tensor | None:
+    """Returns the constant that a tensor is, or that a DEQUANTIZE makes it of; None where it is neither."""
+    if graph.is_constant(tensor):
+        return tensor
+    maker = graph.maker_of(tensor)
+    if maker is None or row_of(maker) is not DEQUANTIZE or id(tensor) in graph.given:
+        return None
+    source = input_of(maker, 0)
+    return source if source is not None and graph.is_constant(source) and not source.is_sparse else None
 
 
 def operators_of(model: Model) -> Iterator[tuple[SubGraph, Operator, str]]:

@@ -17,7 +17,6 @@ finds nothing. The idea is that of ``fold_batch_norms`` of TensorFlow's graph_tr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -121,10 +120,6 @@ class _Folder:
         self._graph = Graph.of(model)
         # Folding changes no shape.
         self._shapes = shapes
-        made = Counter(id(item) for operator in subgraph.operators for item in operator.outputs)
-        self._unsettled = {
-            tensor for tensor, count in made.items() if count > 1 or tensor in self._graph.given
-        }
         self._layers: dict[int, LayerConstants] = {}
         self._dropped: list[Tensor] = []
 
@@ -159,7 +154,7 @@ class _Folder:
 
     def _fold(self, operator: Operator) -> Edit | None:
         step = _step_of(operator, self._graph)
-        if step is None or id(step.source) in self._unsettled or id(operator.outputs[0]) in self._unsettled:
+        if step is None or not all(map(self._is_settled, (step.source, operator.outputs[0]))):
             return None
         for fold in (self._behind, self._into_reader):
             try:
@@ -278,9 +273,12 @@ class _Folder:
         return (
             len(self._graph.uses_of(tensor)) == 1
             and id(tensor) not in self._graph.exposed
-            and id(tensor) not in self._unsettled
+            and self._is_settled(tensor)
             and not tensor.is_variable
         )
+
+    def _is_settled(self, tensor: Tensor | None) -> bool:
+        return tensor is not None and self._shapes.is_settled(tensor)
 
     def _stamp(self, host: Operator) -> None:
         needed = needed_version(host)
