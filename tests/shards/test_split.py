@@ -264,17 +264,27 @@ def two_layers(argument: str = "y") -> Net:
     return net
 
 
-def test_signatures_that_parts_cannot_give_are_refused(tmp_path: Path) -> None:
-    inner, left = two_layers("inner"), two_layers("again")
+def test_what_parts_cannot_give_is_refused(tmp_path: Path) -> None:
+    inner, left, state = two_layers("inner"), two_layers("again"), two_layers()
     left.model.signatures[0].inputs.clear()
+    state.graph.outputs[0].is_variable = True
     for net, why in (
         (inner, "signature 'serve' names 'a', which is none of the outputs"),
         (left, "signature 'serve' leaves out the input 'x'"),
+        (state, "the output 'y' is a variable"),
     ):
         save(net.model, tmp_path / "in.tflite", force=True)
         with pytest.raises(UnsupportedError, match=why):
             split(tmp_path / "in.tflite", tmp_path / "parts", SplitOptions(parts=2), judging=NOTHING)
     assert not (tmp_path / "parts").exists()
+
+
+def test_a_model_without_buffers_is_split(tmp_path: Path) -> None:
+    model = two_layers().model
+    model.buffers.clear()
+    save(model, tmp_path / "in.tflite")
+    report = split(tmp_path / "in.tflite", tmp_path / "parts", SplitOptions(parts=2), judging=NOTHING)
+    assert [len(load(tmp_path / "parts" / item.name).buffers) for item in report.files] == [0, 0]
 
 
 @pytest.mark.runtime

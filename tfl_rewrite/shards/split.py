@@ -20,7 +20,7 @@ from tfl_rewrite.judge.routes import OUTSIDE, Feed, wired
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken
-from tfl_rewrite.model.ir import Buffer, Model, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, SubGraph, Tensor
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import NBYTES, check_options, option
 from tfl_rewrite.pipeline.report import unverified, with_newer
@@ -463,6 +463,13 @@ def _check_whole(model: Model) -> None:
             f"signature {others[0]!r} runs another subgraph than the main one, of which parts are made",
             remedy="'tfl-rewrite signatures --extract KEY' makes a file of one signature",
         )
+    made = {id(item) for operator in main.operators for item in operator.outputs}
+    states = [item.name for item in main.outputs if item.is_variable and id(item) in made]
+    if states:
+        raise UnsupportedError(
+            f"the output {states[0]!r} is a variable that an operator writes, which no part gives",
+            remedy="cut it off first (remove-dead --outputs)",
+        )
     for key, (inputs, _) in ends_named(model).items():
         given = {place for _, place in inputs}
         left = [tensor.name for place, tensor in enumerate(main.inputs) if place not in given]
@@ -485,8 +492,7 @@ def _strip(model: Model) -> None:
     for _, operator in model.operators():
         operator.rest = operator.rest.replace(debug_metadata_index=None)
     used = {id(tensor.buffer) for _, tensor in model.tensors()} | {id(item.buffer) for item in model.metadata}
-    first = model.buffers[:1] or [Buffer()]
-    model.buffers = [*first, *(item for item in model.buffers[1:] if id(item) in used)]
+    model.buffers = [*model.buffers[:1], *(item for item in model.buffers[1:] if id(item) in used)]
 
 
 def _apart(rows: Sequence[EndRow]) -> tuple[EndRow, ...]:
