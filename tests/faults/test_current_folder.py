@@ -27,6 +27,8 @@ POISON = (
     ),
 )
 """Names of modules that the program or its children import, or would if they were there."""
+QUICK = ("--effort", "fast", "--encodings", "int8:channel")
+"""A search with little to try."""
 
 
 @pytest.fixture
@@ -71,11 +73,10 @@ def here(tmp_path: Path) -> Path:
             "latency",
             "--min-snr",
             "20",
-            "--time-limit",
-            "9",
+            *QUICK,
         ),
         (
-            *("shrink", "in.tflite", "out.tflite", "--min-snr", "20", "--time-limit", "9"),
+            *("shrink", "in.tflite", "out.tflite", "--min-snr", "20", *QUICK),
             *("--metric", "mine:same", "--min-metric", "1", "--inputs", "in.npz"),
         ),
     ],
@@ -110,7 +111,7 @@ def test_where_python_is_told_not_to_look_there_anyway(here: Path, tmp_path: Pat
     (tmp_path / "first" / "sitecustomize.py").write_text("")
     (tmp_path / "first" / "mine_too.py").write_text("def same(outputs, reference):\n    return 1.0\n")
     environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(tmp_path / "first"), "PATH": "/usr/bin:/bin"}
-    words = ("shrink", "in.tflite", "out.tflite", "--min-snr", "20", "--time-limit", "9")
+    words = ("shrink", "in.tflite", "out.tflite", "--min-snr", "20", *QUICK)
     metric = ("--metric", "mine_too:same", "--min-metric", "1", "--inputs", "in.npz")
     done = subprocess.run(
         [*TOOL, *words, *metric], cwd=here, capture_output=True, text=True, timeout=300, env=environment
