@@ -37,15 +37,17 @@ def temporary(tmp_path, monkeypatch):
 
 
 def children_in(folder: Path) -> list[int]:
-    """Processes that were started with that temporary folder."""
+    """Processes that were started with that temporary folder, or in it."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             environment = (entry / "environ").read_bytes()
+            where = (entry / "cwd").readlink()
         except OSError:
             continue
+        mine = f"TMPDIR={folder}".encode() in environment or folder in where.parents
         state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        if f"TMPDIR={folder}".encode() in environment and state != "Z" and entry.name != str(os.getpid()):
+        if mine and state != "Z" and entry.name != str(os.getpid()):
             found.append(int(entry.name))
     return found
 

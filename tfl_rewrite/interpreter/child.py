@@ -36,6 +36,7 @@ class Published(NamedTuple):
     Attributes:
         own: Whether this Python's own may be asked for by name.
         adapter: A script of this package that gives it the interface that the others have.
+        forks: Whether a process that has imported it has one thread, and may be copied.
     """
 
     distribution: str
@@ -44,6 +45,7 @@ class Published(NamedTuple):
     resolvers: str = "OpResolverType"
     own: bool = True
     adapter: str = ""
+    forks: bool = False
 
     @property
     def package(self) -> str:
@@ -52,7 +54,7 @@ class Published(NamedTuple):
 
 
 RUNTIMES = {
-    "litert": Published("ai-edge-litert", "ai_edge_litert.interpreter"),
+    "litert": Published("ai-edge-litert", "ai_edge_litert.interpreter", forks=True),
     "tflite_runtime": Published("tflite-runtime", "tflite_runtime.interpreter", own=False),
     "tensorflow": Published(
         "tensorflow", "tensorflow", "lite.Interpreter", "lite.experimental.OpResolverType"

@@ -29,11 +29,10 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import RUNTIMES
+from tfl_rewrite.interpreter.forks import Forked, Process
 from tfl_rewrite.interpreter.interface import printable
 from tfl_rewrite.interpreter.memory import MemoryWatch
 
-START_SECONDS = 180.0
-"""Importing the runtime; TensorFlow on a busy machine takes half a minute."""
 LINE_NBYTES = 64 << 20
 """A description of 100,000 tensors takes a third of that."""
 MESSAGES = 1000
@@ -114,6 +113,12 @@ class RuntimeChoice:
         return cls(python=found, wanted=wanted, given=runtime)
 
     @property
+    def preload(self) -> tuple[str, ...]:
+        """What a process may import once and be forked for each model; nothing of a foreign Python's."""
+        row = RUNTIMES.get(self.given)
+        return (row.module,) if row is not None and row.forks and self.wanted == self.given else ()
+
+    @property
     def remedy(self) -> str:
         """What to do when nothing can be imported."""
         packages = [RUNTIMES[kind].distribution for kind in self.wanted.split(",")]
@@ -145,9 +150,10 @@ class Walls:
     readable: tuple[Path, ...]
     cpu_seconds: int
 
-    def command(self, python: str, script: Path, *arguments: str) -> list[str]:
-        """How to start a script inside."""
-        walls = {
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What ``sandbox.py`` is told."""
+        return {
             "read": [str(path) for path in (_PACKAGE, *self.readable)],
             "packages": ["numpy", *(row.package for row in RUNTIMES.values())],
             "scratch": str(self.scratch),
@@ -155,8 +161,25 @@ class Walls:
             # The system takes the end of the thread that starts a process for that of the parent.
             "dies": threading.current_thread() is threading.main_thread(),
         }
+
+    def command(self, python: str, script: Path, *arguments: str) -> list[str]:
+        """How to start a script inside."""
         # Relative to the folder that this process is in, not to the child's.
-        return [str(Path(python).absolute()), str(_SANDBOX), json.dumps(walls), str(script), *arguments]
+        own = str(Path(python).absolute())
+        return [own, str(_SANDBOX), json.dumps(self.rules), str(script), *arguments]
+
+    def forked(self, python: str, modules: tuple[str, ...], script: Path, *arguments: str) -> Forked | None:
+        """How to fork the same from a process that has imported some modules; None without any."""
+        if not modules:
+            return None
+        return Forked(
+            python=str(Path(python).absolute()),
+            environment=environment(),
+            modules=modules,
+            walls=self.rules,
+            script=str(script),
+            arguments=arguments,
+        )
 
 
 def cpu_seconds(timeout: float) -> int:
@@ -193,6 +216,7 @@ class Child:
         watch: Of its memory; it begins with `watch_memory`.
         scratch: Its own folder, which `watch_memory` watches too.
         inherited: Descriptors that it gets under the same numbers.
+        forked: How the same is forked from a process that has loaded the runtime.
 
     Raises:
         OSError: It cannot be started.
@@ -206,24 +230,22 @@ class Child:
         *,
         scratch: Path | None = None,
         inherited: Iterable[int] = (),
+        forked: Forked | None = None,
     ) -> None:
         self._watch = watch
         self._scratch = scratch
         with open(stderr, "ab") as stream:
-            self._process = subprocess.Popen(
+            self._process = Process(
                 command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
                 stderr=stream,
-                env=environment(scratch),
-                cwd=scratch,
-                start_new_session=True,
-                pass_fds=tuple(inherited),
+                environment=environment(scratch),
+                folder=scratch,
+                inherited=tuple(inherited),
+                forked=forked,
             )
         # A mailbox for each process: what a killed one still had to say must not pass for an answer.
         self._messages = _Mailbox()
         try:
-            assert self._process.stdout is not None
             threading.Thread(target=_read, args=(self._process.stdout, self._messages), daemon=True).start()
         except BaseException:
             self.kill()
@@ -251,7 +273,6 @@ class Child:
             folder: Where arrays of the answers are stored; without one there may be none.
         """
         self._messages.expect(folder)
-        assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -266,8 +287,10 @@ class Child:
         ``unwritable`` that there is no room.
 
         Raises:
+            OSError: It cannot be started.
             TimeoutError: There was none in time.
         """
+        self._process.settle()
         return self._messages.take(seconds)
 
     def release(self, nbytes: int) -> None:
@@ -307,8 +330,7 @@ class Child:
             self._process.kill()
         self._process.wait()
         try:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            self._process.stdin.close()
         except OSError:
             pass
 

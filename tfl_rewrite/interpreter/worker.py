@@ -20,11 +20,11 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import load_array
+from tfl_rewrite.interpreter.forks import START_SECONDS
 from tfl_rewrite.interpreter.interface import Array, Interface, printable
 from tfl_rewrite.interpreter.memory import REFUSED, SCRATCH_NBYTES, MemoryWatch, amount
 from tfl_rewrite.interpreter.process import (
     CPU_REQUESTS,
-    START_SECONDS,
     Child,
     RuntimeChoice,
     Walls,
@@ -558,10 +558,16 @@ class Worker:
             readable=(*self._readable, *readable),
             cpu_seconds=CPU_REQUESTS * cpu_seconds(self._timeout),
         )
-        command = walls.command(self.runtime.python, _SCRIPT, self.runtime.wanted, *self._modules)
+        arguments = (self.runtime.wanted, *self._modules)
+        modules = () if self._modules else self.runtime.preload
         try:
             child = self._child = Child(
-                command, self._stderr_path, self._watch, scratch=scratch, inherited=self._unnamed.values()
+                walls.command(self.runtime.python, _SCRIPT, *arguments),
+                self._stderr_path,
+                self._watch,
+                scratch=scratch,
+                inherited=self._unnamed.values(),
+                forked=walls.forked(self.runtime.python, modules, _SCRIPT, *arguments),
             )
         except OSError as error:
             raise UsageError(
@@ -574,6 +580,8 @@ class Worker:
             hello = child.message(START_SECONDS)
         except TimeoutError:
             hello = {"missing": f"no answer within {START_SECONDS:g} s"}
+        except OSError as error:
+            hello = {"missing": f"it cannot be started: {error.strerror}"}
         if hello is not None and "hello" in hello:
             self.hello = hello
             self._greeted = True
