@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from tfl_rewrite.cli.commands.manual import man_page
 from tfl_rewrite.cli.parser import commands, parser
-from tfl_rewrite.cli.text import short_names
+from tfl_rewrite.cli.text import name_limit, short_names
 
 from .program import TOOL, call
 
@@ -107,6 +108,16 @@ def test_names_are_cut_where_they_agree() -> None:
     assert len(set(short_names(long, limit=30))) == 10
     assert short_names(["one/name"], limit=60) == ["one/name"]
     assert short_names([], limit=60) == []
+
+
+def test_names_give_way_to_what_else_a_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [("type", "bytes"), ("FLOAT32", "40,960")]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert name_limit(others) == 60
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert [name_limit(others), name_limit(others, 30)] == [60 - 2 - 2 - 7 - 2 - 6, 30]
+    monkeypatch.setenv("COLUMNS", "42")
+    assert name_limit(others) == 60
 
 
 # -- Completions --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfl_rewrite.cli.render_judge import blame_lines, cost_lines, verdict_line, verdict_lines, verdict_rest
-from tfl_rewrite.cli.text import counted, decibels, escaped, safe, short_names, shown, size, table
+from tfl_rewrite.cli.text import counted, decibels, escaped, name_limit, safe, short_names, shown, size, table
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
 from tfl_rewrite.pipeline.report import Finer, Report
 
@@ -314,8 +314,9 @@ def _named(
     right: Iterable[int] = (),
 ) -> list[str]:
     """Lays out a table whose first column holds names, cut where they agree; nothing without any items."""
-    names = short_names([name(item) for item in items], limit=_NAME)
-    rows = [(shown, *cells(item)) for shown, item in zip(names, items, strict=True)]
+    others = [cells(item) for item in items]
+    names = short_names([name(item) for item in items], limit=name_limit([head[1:], *others]))
+    rows = [(shown, *rest) for shown, rest in zip(names, others, strict=True)]
     return table(head, rows, right=right) if rows else []
 
 

@@ -128,6 +128,8 @@ def _write(made: Path, descriptor: int) -> None:
 
 LONGEST_ERROR = 4000
 LONGEST_WORD = 200
+_LEAST_NAME = 24
+"""Letters of a name that is cut to fit a terminal; fewer tell too little."""
 """Of what an error repeats; a hash, or a name in a folder of some depth, is shorter."""
 
 _ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
@@ -190,6 +192,20 @@ def short_names(names: Sequence[str], *, limit: int) -> list[str]:
         if len(set(cut)) == len(set(shown)) or limit > LONGEST_WORD:
             return cut
         limit += 20
+
+
+def name_limit(others: Sequence[Sequence[str]], most: int = 60) -> int:
+    """Returns how long names in the first column of a table may be, so that its lines fit the terminal.
+
+    Args:
+        others: The other columns, row by row.
+        most: Where there is no terminal, or names would have to be shorter than tells anything.
+    """
+    if sys.stdout is None or not sys.stdout.isatty():
+        return most
+    taken = sum(2 + max(map(len, column)) for column in zip(*others, strict=True))
+    left = shutil.get_terminal_size().columns - 2 - taken
+    return min(left, most) if left >= _LEAST_NAME else most
 
 
 def decibels(value: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.text import print_lines, safe, show, size, table
+from tfl_rewrite.cli.text import counted, name_limit, print_lines, safe, short_names, show, size, table
 from tfl_rewrite.errors import FormatError, TflRewriteError, VerificationError
 from tfl_rewrite.work import working
 
@@ -182,20 +182,14 @@ def inspection_lines(found: Inspection, *, verbose: int) -> list[str]:
         lines += ["metadata:"] + [f"  {safe(row.name)}  {size(row.nbytes)} bytes" for row in found.metadata]
     if found.largest:
         lines.append("largest tensors:")
-        lines += table(
-            ("tensor", "type", "shape", "bytes", "read by"),
-            [
-                (
-                    safe(row.name or "(unnamed)", limit=60),
-                    row.dtype,
-                    str(list(row.shape)),
-                    size(row.nbytes),
-                    safe(",".join(row.readers) or "-", limit=40),
-                )
-                for row in found.largest
-            ],
-            right=(3,),
-        )
+        others = [("type", "shape", "bytes", "read by")]
+        for row in found.largest:
+            readers = safe(",".join(row.readers) or "-", limit=40)
+            others.append((row.dtype, str(list(row.shape)), size(row.nbytes), readers))
+        names = [row.name or "(unnamed)" for row in found.largest]
+        names = ["tensor", *short_names(names, limit=name_limit(others))]
+        head, *rows = [(name, *rest) for name, rest in zip(names, others, strict=True)]
+        lines += table(head, rows, right=(3,))
     lines += [f"a rewrite would be refused: {safe(text, limit=400)}" for text in found.refusals]
     return lines
 
@@ -273,7 +267,7 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
 
 def _group_line(name: str, findings: Sequence[Finding]) -> str:
     row, first = findings[0].row, findings[0]
-    more = f", and {len(findings) - 1} more places" if len(findings) > 1 else ""
+    more = f", and {counted(len(findings) - 1, 'more place')}" if len(findings) > 1 else ""
     place = f"{safe(first.where, limit=80)}: {safe(first.detail, limit=160)}"
     return f"{row.severity.value}: {row.title} [{name}]: {place}{more}"
 
