@@ -10,16 +10,19 @@ import pytest
 
 from tfl_rewrite import Judging, TflRewriteError, diagnose, inspect, load, rewrite, save
 from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.metadata import said_runtime
+from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.kernels import reads, runtimes
 from tfl_rewrite.kernels.platforms import Platform, missing
 from tfl_rewrite.kernels.reads import needed_version
-from tfl_rewrite.model.ir import Operator, Tensor, schema
+from tfl_rewrite.model.ir import Model, Operator, Tensor, schema
 from tfl_rewrite.passes.repair import Repair
 
 from ..faulty_models import dense, scaled, sixteen, too_high
-from ..nets import Net, codes, with_grid
+from ..nets import Net, codes, nearest, with_grid
+from .integer_cases import built
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 
@@ -220,3 +223,33 @@ def test_the_same_types_need_no_late_runtime() -> None:
     model = Net()
     model.output(model.add("QUANTIZE", [model.input("in", (1, 4))], "out", (1, 4), dtype=np.int16, version=2))
     assert reads.late_releases(model.model) == set()
+
+
+def integer_model(label: str, width: int) -> Model:
+    model, _ = built(label)
+    plan = IntegerPlan(model, lambda _: width, {id(item): (-1.0, 1.0) for _, item in model.tensors()})
+    editor = Editor(model)
+    plan.convert(editor, nearest)
+    editor.finish()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("label", "width", "first"),
+    [
+        ("FULLY_CONNECTED", 8, "2.10.0"),
+        ("UNIDIRECTIONAL_SEQUENCE_LSTM", 8, "2.12.0"),
+        ("UNIDIRECTIONAL_SEQUENCE_LSTM projection", 8, "1.14.0"),
+        ("LSTM peephole", 8, "2.12.0"),
+        ("SVDF", 8, "2.2.0"),
+        ("EXP", 8, "2.13.0"),
+        ("GELU", 16, "2.20.0"),
+    ],
+)
+def test_integer_operators_name_the_runtime_that_first_computes_them(
+    label: str, width: int, first: str
+) -> None:
+    """Measured on each release that there is: 2.7.0 to 2.14.0, and four of LiteRT."""
+    model = integer_model(label, width)
+    assert inspect(model).min_runtime == first
+    assert any(missing(model, Platform.parse("2.9"))) is (runtimes.version_key(first) > (2, 9))
