@@ -220,6 +220,14 @@ def test_what_has_operands_too_many_stays_float() -> None:
     assert "its kernel takes" in next(iter(plan.modes.reasons.values()))
 
 
+def test_what_weighs_floats_and_gives_none_stays_float() -> None:
+    net = Net()
+    source, weights = net.input("in", (1, 4)), net.weights("w", (4, 4))
+    net.output(net.add("FULLY_CONNECTED", [source, weights, None], "out", (1, 4), dtype=np.int32))
+    plan = plan_of(net)
+    assert "no float32 output" in next(iter(plan.modes.reasons.values()))
+
+
 def test_what_negates_integers_stays_float() -> None:
     net = Net()
     net.output(net.add("NEG", [net.input("in", (1, 4))], "out", (1, 4)))

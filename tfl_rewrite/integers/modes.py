@@ -305,6 +305,8 @@ def _weights_obstacle(operator: Operator, graph: Graph) -> str:
     bias = input_of(operator, row.biases[0])
     if activation is None or activation.dtype != _FLOAT:
         return "there is no float32 input"
+    if not any(True for _ in float_outputs(operator)):
+        return "there is no float32 output"
     if operator.option("weights_format"):
         return "there is a shuffled format in the weights"
     if weight is None or not weight.elements or not _is_plain(weight, graph):
