@@ -202,6 +202,30 @@ def test_along_an_axis(shape: tuple[int, ...], data: st.DataObject) -> None:
         assert (index == np.arange(shape[axis])[None, :, None]).all()
 
 
+@given(layouts, st.integers(0, 2**32 - 1), st.integers(1, 64), st.floats(0.3, 1.2))
+@settings(deadline=None, max_examples=60)
+def test_what_is_known_of_the_largest_changes_no_integer(
+    channels: Channels, seed: int, block_elements: int, cut: float
+) -> None:
+    values = np.random.default_rng(seed).standard_normal(channels.elements).astype(np.float32)
+    largest = symmetric.absmax(values, channels)
+    # Some channels are cut off, and some are not.
+    scale = symmetric.scales(largest)
+    scale[::2] *= np.float32(cut)
+    found: list[list[bytes]] = [[], []]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(symmetric, "BLOCK_ELEMENTS", block_elements)
+        for known, blocks in zip((None, largest), found, strict=True):
+            symmetric.quantize(
+                values,
+                scale,
+                channels,
+                lambda _start, block, to=blocks: to.append(block.tobytes()),
+                largest=known,
+            )
+    assert found[0] == found[1]
+
+
 def test_an_error_is_measured_once_and_only_when_it_is_asked_for() -> None:
     asked = []
 

@@ -214,6 +214,7 @@ def quantize(
     emit: Callable[[int, Int8], None],
     levels: tuple[int, int] = (-LEVELS, LEVELS),
     *,
+    largest: Float32 | None = None,
     spent: Spent | None = None,
     error: Error | None = None,
 ) -> None:
@@ -226,11 +227,16 @@ def quantize(
         emit: Called with the position of a block's first element and its integers, in order. The array
             is reused for the next block.
         levels: The smallest and the largest integer.
+        largest: The largest magnitude of each channel, where it is known: blocks within the levels need no
+            clipping then.
         spent: Called after each block.
         error: The squared signal and error are added to it. To measure them takes longer than to round.
     """
     low, high = levels
     by_column = channels.inner == 1
+    beyond = np.ones(channels.channels, np.bool_)
+    if largest is not None:
+        beyond = largest > scale * np.float32(min(-low, high) + 0.49)
     work = np.empty(_most_at_once(channels), np.float32)
     integers = np.empty(work.size, np.int8)
     for start, rows, first, columns in blocks(channels):
@@ -240,8 +246,8 @@ def quantize(
         block = _block(values, start, rows, columns)
         np.divide(block, step, out=rounded)
         np.rint(rounded, out=rounded)
-        # max|w| / scale may come out a hair above the highest level.
-        np.clip(rounded, low, high, out=rounded)
+        if beyond[slice(None) if by_column else slice(first, first + rows)].any():
+            np.clip(rounded, low, high, out=rounded)
         np.copyto(integers[:size].reshape(rows, columns), rounded, casting="unsafe")
         if error is not None:
             np.multiply(rounded, step, out=rounded)

@@ -116,7 +116,14 @@ class Rounder:
 
         def run(emit: Emit, error: Error | None = None) -> None:
             symmetric.quantize(
-                work.values(), scale, work.channels, emit, work.levels, spent=work.release, error=error
+                work.values(),
+                scale,
+                work.channels,
+                emit,
+                work.levels,
+                largest=work.largest,
+                spent=work.release,
+                error=error,
             )
 
         def measure() -> Error:
