@@ -17,6 +17,7 @@ import argparse
 import ast
 import functools
 import gc
+import importlib
 import json
 import math
 import os
@@ -196,6 +197,14 @@ def mutants(path: Path) -> list[Mutant]:
 # -- Code that takes the place of other code -----------------------------------------------------------------
 
 
+def load(path: Path) -> None:
+    """Imports a file of the package, which tests may import as late as they run."""
+    for folder in map(Path, sys.path):
+        if path.is_relative_to(folder):
+            importlib.import_module(".".join(path.relative_to(folder).with_suffix("").parts))
+            return
+
+
 def functions_of(paths: set[str]) -> dict[Place, list[FunctionType]]:
     """Every function that was made from files, however it is wrapped; not those inside of others."""
     found: dict[Place, list[FunctionType]] = {}
@@ -353,6 +362,8 @@ def judge(options: argparse.Namespace, plugin: Session, items: list[pytest.Item]
     """Tries the mutants and prints those that no test notices."""
     paths = [str(Path(path).resolve()) for path in options.paths]
     hasten(items, options.examples)
+    for path in paths:
+        load(Path(path))
     rows = lines_of(plugin, items, set(paths))
     for name, (_, failed, _) in rows.items():
         if failed:

@@ -8,17 +8,22 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tfl_rewrite import load, save
 from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
 from tfl_rewrite.files.atomic import check_target
 from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
+from tfl_rewrite.files.layout import packed, read_members, tail_of
 from tfl_rewrite.files.source import Source, is_changed, layout, origin_of
 from tfl_rewrite.flatbuf.record import UINT8, ScalarVector
+from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
 from tfl_rewrite.work import Work
+
+from ..nets import Net
 
 MEMBERS = {"labels.txt": b"cat\ndog\n", "ü/vocab.txt": bytes(range(256)), "empty": b""}
 
@@ -240,6 +245,39 @@ def test_zip_moves_with_the_model(dense: bytes, absolute: bool, comment: bytes) 
     assert result[start + directory : start + directory + 4] == b"PK\1\2"
     assert result[first.header_offset : first.header_offset + 4] == b"PK\3\4"
     assert changed(result) == changed(changed(result)), "and again"
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_file_that_lies_as_asked_for_already_is_copied(tail: bool) -> None:
+    """Names lie in the gaps between constants: another of the same length moves nothing, and is a change."""
+    net = Net()
+    made = net.input("x", (1, 13))
+    for number in range(6):
+        constant = net.constant(f"c_{number}", np.full((1, 13), number, np.float32))
+        made = net.add("ADD", [made, constant], f"y_{number}", (1, 13))
+    net.output(made)
+    plain = layout(net.model).to_bytes()
+    first = layout(Source(Container.of_bytes(zipped(plain) if tail else plain)).model(), packing=Packing())
+    assert first.plan is not None and first.plan.nbytes % 16
+    between = {bytes(blob.raw[4:-1]) for _, blob in first.plan.writes if isinstance(blob, ScalarVector)}
+    data = first.to_bytes()
+    assert not tail or contents(data) == MEMBERS
+    again = Source(Container.of_bytes(data)).model()
+    assert layout(again, packing=Packing()).verbatim is not None
+    moved = next(tensor for tensor in again.subgraphs[0].tensors if tensor.name.encode() in between)
+    before, moved.name = moved.name, "z_z"
+    second = layout(again, packing=Packing())
+    assert second.verbatim is None
+    after = Source(Container.of_bytes(second.to_bytes())).model().subgraphs[0].tensors
+    assert {before, moved.name} & {tensor.name for tensor in after} == {moved.name}
+
+
+def test_files_are_put_among_those_of_a_zip() -> None:
+    made = packed(read_members(zipped(b"")), {"labels.txt": b"other", "new": b"n"})
+    assert contents(made) == MEMBERS | {"labels.txt": b"other", "new": b"n"}
+    tail = tail_of(made)
+    assert tail is not None and (tail.offset, tail.records) == (16, 4)
+    assert read_members(None) == []
 
 
 def test_comment_that_looks_like_an_end_record_is_not_one(dense: bytes) -> None:

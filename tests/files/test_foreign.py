@@ -235,3 +235,35 @@ def test_an_archive_of_very_many_files_is_not_listed() -> None:
     at = made.rindex(b"PK\x05\x06")
     huge = made[: at + 12] + struct.pack("<I", 1 << 30) + made[at + 16 :]
     assert "very many" in recognize(memoryview(huge), "a.zip", b"TFL3").what
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_text_that_ends_within_a_character(cut: int) -> None:
+    data = ("some words\n" + "\U0001f600").encode()
+    assert "bytes of text" in recognize(memoryview(data[: len(data) - cut]), "a.tflite", b"TFL3").what
+
+
+@pytest.mark.parametrize(
+    ("length", "nbytes", "is_one"),
+    [
+        (4, 4, True),
+        (256, 4, True),
+        (2, 4, False),
+        (5, 4, False),
+        (258, 4, False),
+        (4, 3, False),
+        (4, 5, False),
+    ],
+)
+def test_a_flatbuffer_without_an_identifier(length: int, nbytes: int, is_one: bool) -> None:
+    """A table at byte 12, the last four, whose list of fields is before it."""
+    data = struct.pack("<I4xHHi", 12, length, nbytes, 4)
+    said = recognize(memoryview(data), "a.tflite", b"TFL3").what
+    assert ("without an identifier" in said) is is_one and ("of an unknown kind" in said) is not is_one
+
+
+@pytest.mark.parametrize(("root", "is_one"), [(4, False), (8, True), (10, False), (16, True), (20, False)])
+def test_a_model_behind_another_header(root: int, is_one: bool) -> None:
+    data = b"\1\2\3\4\xff\xfe\xfd\xfc" + struct.pack("<I", root) + b"TFL3" + bytes(16)
+    said = recognize(memoryview(data), "a.bin", b"TFL3").what
+    assert ("what looks like a model from byte 8 on" in said) is is_one

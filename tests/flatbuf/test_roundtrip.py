@@ -414,13 +414,14 @@ def test_a_record_with_unknown_slots_is_not_written() -> None:
         written(make("SubGraph", tensors=[record]))
 
 
-def test_no_deeper_than_it_is_read() -> None:
-    spec = TableSpec("T", lambda: [FieldSpec("inner", 0, Kind.TABLE, table=spec)])
+@pytest.mark.parametrize("kind", [Kind.TABLE, Kind.TABLES])
+def test_no_deeper_than_it_is_read(kind: Kind) -> None:
+    spec = TableSpec("T", lambda: [FieldSpec("inner", 0, kind, table=spec)])
 
     def chain(length: int) -> Record:
         made = Record(spec)
         for _ in range(length - 1):
-            made = Record(spec, {"inner": made})
+            made = Record(spec, {"inner": made if kind is Kind.TABLE else [made]})
         return made
 
     assert again(written(chain(MAX_DEPTH)), spec) == chain(MAX_DEPTH)
