@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tfl_rewrite import Judging, UsageError, load, rewrite, run
+from tfl_rewrite import Judging, UsageError, load, rewrite, run, save
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import Pass
-from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Buffer
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.shrink import search_choices
+
+from ..nets import Net
 
 SEARCHED = RoundWeights(min_snr=35, effort="fast")
 
@@ -42,13 +42,14 @@ def test_a_ratio_is_searched_for_wherever_passes_run(fixtures: Path, tmp_path: P
 
 
 @pytest.mark.runtime
-def test_what_loses_nothing_may_stand_around(fixtures: Path, tmp_path: Path) -> None:
+def test_what_loses_nothing_may_stand_around(tmp_path: Path) -> None:
     """Constants move when others go: what was found for one must not be done to another."""
-    source = fixtures / "digits_cnn.tflite"
-    model = load(source)
+    net = Net()
     # All constants move to the place before, where the first one goes, which nothing reads.
-    model.buffers.insert(1, Buffer(OwnedBlob(bytes(5000))))
-    (tmp_path / "in.tflite").write_bytes(model.to_bytes())
+    net.buffer(bytes(5000))
+    inner = net.dense(net.input("x", (1, 40)), net.weights("w", (32, 40)), "inner")
+    net.output(net.dense(inner, net.weights("v", (24, 32)), "y"))
+    save(net.model, tmp_path / "in.tflite")
     around: list[Pass] = [RemoveDead(), Dedup(), SEARCHED, Compact()]
     whole = rewrite(tmp_path / "in.tflite", tmp_path / "whole.tflite", around)
     rewrite(tmp_path / "in.tflite", tmp_path / "first.tflite", [RemoveDead(), Dedup()])

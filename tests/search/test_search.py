@@ -25,14 +25,14 @@ def deflated(path: Path) -> int:
 
 def test_the_search_keeps_the_ratio_and_beats_plain_steps(fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / "lstm.tflite"
-    settings = Judging()
-    plain = rewrite(source, tmp_path / "plain.tflite", [RoundWeights(steps=256)])
+    settings = Judging(samples=2)
+    plain = rewrite(source, tmp_path / "plain.tflite", [RoundWeights(steps=256)], judging=settings)
     assert plain.verdict is not None
     ratio = plain.verdict.worst_snr()
     assert ratio is not None
     found = search_choices(source, RoundWeights(), settings, min_snr=ratio)
     assert found.snr is not None and found.snr >= ratio
-    rewrite(source, tmp_path / "searched.tflite", [found.settings])
+    rewrite(source, tmp_path / "searched.tflite", [found.settings], judging=Judging(mode="off"))
     assert deflated(tmp_path / "searched.tflite") < deflated(tmp_path / "plain.tflite")
     # Searching again finds everything on its grid.
     second = search_choices(tmp_path / "searched.tflite", RoundWeights(), settings, min_snr=ratio)
@@ -66,9 +66,9 @@ def test_the_search_rounds_int8_and_finds_it_done(fixtures: Path, tmp_path: Path
 
 
 def test_proposals_get_smaller_as_the_aim_gets_lower(fixtures: Path, tmp_path: Path) -> None:
-    source = fixtures / "mtcnn_rnet.tflite"
+    source = fixtures / "digits_cnn.tflite"
     made = {}
-    with choices_session(source, RoundWeights(), Judging(), Goal(min_snr=40)) as opened:
+    with choices_session(source, RoundWeights(), Judging(samples=2), Goal(min_snr=40)) as opened:
         search = opened.grids(40)
         for aim in (10, 25, 40, 55):
             choice, expected = search.propose(aim)
@@ -108,6 +108,6 @@ def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
 
     monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", foreign)
     source = fixtures / "digits_cnn.tflite"
-    found = search_choices(source, RoundWeights(), Judging(), min_snr=25)
+    found = search_choices(source, RoundWeights(), Judging(samples=2), min_snr=25)
     assert found.snr is not None and found.snr >= 25
     assert not any("last SOFTMAX" in note for note in found.settings.notes)
