@@ -28,7 +28,7 @@ def digits(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     folder = tmp_path_factory.mktemp("digits")
     with np.load(fixtures / "inputs" / "digits_calib.npz") as file:
         np.savez(folder / "some.npz", **{key: file[key][:8] for key in file.files})
-    return fixtures / "digits_cnn.tflite", Judging(inputs=(folder / "some.npz",))
+    return fixtures / "digits_cnn.tflite", Judging(inputs=(folder / "some.npz",), resolver=("builtin",))
 
 
 def search(digits: tuple[Path, Judging], target: Path, **more: Any) -> ShrinkReport:
@@ -42,7 +42,9 @@ def outcomes(report: ShrinkReport) -> dict[str, str]:
 
 @pytest.mark.runtime
 def test_memory_is_least_with_integers(digits: tuple[Path, Judging], tmp_path: Path) -> None:
-    report = search(digits, tmp_path / "out.tflite", min_snr=20.0, objective="ram")
+    source, judging = digits
+    every = source, replace(judging, resolver=())
+    report = search(every, tmp_path / "out.tflite", min_snr=20.0, objective="ram")
     told = outcomes(report)
     assert told["int8"] == "" and "bytes of memory" in told["float"] and told["int16"].startswith("not tried")
     made = {tensor.dtype_name for _, tensor in load(tmp_path / "out.tflite").tensors()}
@@ -63,7 +65,7 @@ def test_memory_is_least_with_integers(digits: tuple[Path, Judging], tmp_path: P
 @pytest.mark.runtime
 def test_the_smallest_file_is_what_floats_alone_give(digits: tuple[Path, Judging], tmp_path: Path) -> None:
     reports = [
-        search(digits, tmp_path / f"{kind}.tflite", min_snr=20.0, activations=kind)
+        search(digits, tmp_path / f"{kind}.tflite", min_snr=20.0, activations=kind, encodings=FEW[:1])
         for kind in ("float", "any")
     ]
     assert (tmp_path / "float.tflite").read_bytes() == (tmp_path / "any.tflite").read_bytes()

@@ -39,8 +39,13 @@ from tfl_rewrite.search.standing import Found, Standing
 from tfl_rewrite.search.trials import Rounding
 from tfl_rewrite.search.units import grids_of
 from tfl_rewrite.weights.payloads import WeightChange
+from tfl_rewrite.weights.rounders import Effort
+
+from ..nets import Net
 
 FEW = ("int8:channel:dequantize", "int8:channel", "int4:channel:dequantize")
+ORDERED_TRIES = "tfl_rewrite.search.anytime.ORDERED_TRIES"
+BALANCED: dict[str, Any] = {"min_snr": 32.0, "effort": "balanced", "encodings": FEW[::2]}
 SAMPLES = 8
 
 
@@ -65,8 +70,9 @@ def found(
 ) -> tuple[ShrinkReport, Path]:
     folder = tmp_path_factory.mktemp("found")
     target = folder / "out.tflite"
-    report = search(digits, target, min_snr=32.0, effort="balanced", state=folder / "state.json")
-    return report, target
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ORDERED_TRIES, dict.fromkeys(Effort, 0))
+        return search(digits, target, **BALANCED, state=folder / "state.json"), target
 
 
 @pytest.mark.runtime
@@ -189,15 +195,17 @@ def test_the_curve_has_only_what_is_smaller_or_better(found: tuple[ShrinkReport,
 
 @pytest.mark.runtime
 def test_the_same_again_from_half_of_the_measurements(
-    found: tuple[ShrinkReport, Path], digits: tuple[Path, Judging, Path], tmp_path: Path
+    found: tuple[ShrinkReport, Path],
+    digits: tuple[Path, Judging, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As after an interruption: what was measured is not measured again, and the bytes are the same."""
+    monkeypatch.setattr(ORDERED_TRIES, dict.fromkeys(Effort, 0))
     data = json.loads((found[1].parent / "state.json").read_text())
     kept = dict(list(data["noises"].items())[: len(data["noises"]) // 2])
     (tmp_path / "state.json").write_text(json.dumps({**data, "noises": kept}))
-    report = search(
-        digits, tmp_path / "out.tflite", min_snr=32.0, effort="balanced", state=tmp_path / "state.json"
-    )
+    report = search(digits, tmp_path / "out.tflite", **BALANCED, state=tmp_path / "state.json")
     assert (tmp_path / "out.tflite").read_bytes() == found[1].read_bytes()
     assert report.files == found[0].files - 2 * len(kept)
     assert json.loads((tmp_path / "state.json").read_text())["noises"] == data["noises"]
@@ -294,11 +302,12 @@ def test_downloads_take_what_deflates_to_less(digits: tuple[Path, Judging, Path]
 
 
 @pytest.mark.runtime
-def test_downloads_are_found_where_the_first_passes_move_constants(
-    digits: tuple[Path, Judging, Path], tmp_path: Path
-) -> None:
+def test_downloads_are_found_where_the_first_passes_move_constants(tmp_path: Path) -> None:
     """Grids belong to positions of buffers, and a dead one in front of all others moves those."""
-    source, *rest = digits
+    source, net = tmp_path / "plain.tflite", Net()
+    inner = net.dense(net.input("x", (1, 40)), net.weights("w", (64, 40)), "inner")
+    net.output(net.dense(inner, net.weights("v", (24, 64)), "y"))
+    save(net.model, source)
     model = load(source)
     model.buffers.insert(1, Buffer(OwnedBlob(np.arange(4096, dtype="<f4").tobytes())))
     dead = Tensor("dead", (4096,), dtypes.FLOAT32.value, model.buffers[1])
@@ -306,7 +315,8 @@ def test_downloads_are_found_where_the_first_passes_move_constants(
     save(model, tmp_path / "moved.tflite")
     found = {}
     for name, path in (("plain", source), ("moved", tmp_path / "moved.tflite")):
-        report = search((path, *rest), tmp_path / f"{name}-out.tflite", min_snr=60.0, objective="download")
+        wish: dict[str, Any] = {"min_snr": 60.0, "objective": "download", "encodings": FEW[:1]}
+        report = search((path, Judging(), path), tmp_path / f"{name}-out.tflite", **wish)
         assert report.promised is not None
         assert grids_of(report.promised.choice)
         found[name] = report.promised.deflated
