@@ -255,7 +255,7 @@ def test_no_bar_without_a_terminal(fixtures: Path, out: Path) -> None:
 
 def slow(target: Path) -> Path:
     """Writes a small file that takes long to run: hundreds of dense layers over one weight."""
-    width, rows, layers = 256, 2048, 2000
+    width, rows, layers = 512, 4096, 200
     graph = SubGraph([], [], [], [], "main")
     model = Model([OperatorCode(operator_number("FULLY_CONNECTED"))], [graph], [Buffer()])
     values = np.random.default_rng(0).standard_normal((width, width)).astype("<f4") / np.float32(width**0.5)
