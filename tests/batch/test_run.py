@@ -120,12 +120,12 @@ def test_a_search_for_each_file(fixtures: Path, tmp_path: Path) -> None:
     config = tmp_path / "batch.toml"
     config.write_text(
         f'[batch]\ninputs = ["{model}", "{fixtures / "dense.tflite"}"]\nout = "out"\n'
-        'shrink = "min-snr=30,effort=fast,time-limit=400"\n[verify]\nsamples = 4\n'
-        '[[file]]\nmatch = "dense*"\nshrink = "max-size=1KB,min-snr=300,effort=fast"\n'
+        'shrink = "min-snr=30,effort=fast,encodings=int8:channel,time-limit=400"\n[verify]\nsamples = 4\n'
+        '[[file]]\nmatch = "dense*"\nshrink = "max-size=1KB,min-snr=300,effort=fast,encodings=int8:channel"\n'
     )
     assert call(config, "-q") == 4
     words = ["shrink", str(model), str(single), "--min-snr", "30", "--effort", "fast", "--samples", "4", "-q"]
-    assert main(words) == 0
+    assert main([*words, "--encodings", "int8:channel"]) == 0
     assert outputs(out) == {"digits_cnn.tflite": single.read_bytes()}
     found, failed = sorted(
         json.loads((out / "summary.json").read_text())["files"], key=lambda row: row["exit_code"]

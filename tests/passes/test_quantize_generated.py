@@ -80,7 +80,7 @@ def check(before: Path, after: Path, result: PassResult, **options: Any) -> None
 
 @pytest.mark.slow
 @given(recipes, options)
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=75, suppress_health_check=list(HealthCheck))
 def test_invariants(recipe: Recipe, chosen: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         before, after, result = rewritten(build(recipe), Path(name), **chosen)
