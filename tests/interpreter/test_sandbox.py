@@ -400,7 +400,7 @@ def test_floods(tmp_path, stranger, monkeypatch, deed, kind, text):
     largest, ended = [0], threading.Event()
 
     def look() -> None:
-        while not ended.wait(0.005):
+        while not ended.wait(0.05):
             largest.append(nbytes_in(folder))
 
     watcher = threading.Thread(target=look)
