@@ -30,6 +30,7 @@ from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.work import BLAS_THREADS, blas_environment, one_blas_thread
 
 Array = np.ndarray[Any, Any]
+UNJUDGED = ("--verify", "off")
 APART = "real samples that nothing was fitted to"
 
 
@@ -87,10 +88,10 @@ def test_a_quarter_judges_and_nothing_looks_at_it(rnet: tuple[Path, Path], tmp_p
     assert any("9 sample(s)" in note for result in report["passes"] for note in result["notes"])
     # Every fourth is held out: whatever it holds, the bytes are the same.
     other = changed(inputs, tmp_path / "held.npz", [3, 7, 11])
-    made(words, source, tmp_path / "b.tflite", "--inputs", other)
+    made(words, source, tmp_path / "b.tflite", "--inputs", other, *UNJUDGED)
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
     other = changed(inputs, tmp_path / "fitted.npz", [2])
-    made(words, source, tmp_path / "c.tflite", "--inputs", other)
+    made(words, source, tmp_path / "c.tflite", "--inputs", other, *UNJUDGED)
     assert (tmp_path / "a.tflite").read_bytes() != (tmp_path / "c.tflite").read_bytes()
 
 
@@ -103,7 +104,7 @@ def test_holdout_judges_alone(rnet: tuple[Path, Path], tmp_path: Path, name: str
     assert report["verdict"]["sample_count"] == 2 and report["verdict"]["unfitted"] is True
     assert any("12 sample(s)" in note for result in report["passes"] for note in result["notes"])
     other = taken(inputs, tmp_path / "other.npz", 2)
-    made(words, source, tmp_path / "b.tflite", "--inputs", inputs, "--holdout", other)
+    made(words, source, tmp_path / "b.tflite", "--inputs", inputs, "--holdout", other, *UNJUDGED)
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
 
 
@@ -139,7 +140,7 @@ def test_of_too_few_none_is_fitted_to(
     assert report["verdict"]["sample_count"] == count and report["verdict"]["unfitted"] is False
     assert any("too few" in note and "give 4 or more" in note for note in report["notes"])
     assert not any("sample(s)" in note for note in report["passes"][0]["notes"])
-    made(words, source, tmp_path / "none.tflite")
+    made(words, source, tmp_path / "none.tflite", *UNJUDGED)
     assert (tmp_path / "few.tflite").read_bytes() == (tmp_path / "none.tflite").read_bytes()
 
 
@@ -175,7 +176,7 @@ def test_nothing_is_fitted_to_an_assumed_range(
     assert any("pixel range assumed" in note and "--input-range" in note for note in report["notes"])
     assert report["verdict"]["unfitted"] is False and report["verdict"]["sample_count"] >= 8
     assert not any("sample(s)" in note for note in report["passes"][0]["notes"])
-    made(words, source, tmp_path / "none.tflite")
+    made(words, source, tmp_path / "none.tflite", *UNJUDGED)
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "none.tflite").read_bytes()
     report = made(words, source, tmp_path / "b.tflite", "--inputs", folder, "--input-range=-1,1")
     assert report["notes"] == [] or not any("assumed" in note for note in report["notes"])
