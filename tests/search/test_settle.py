@@ -33,6 +33,10 @@ class World:
         self.can_order, self.path = True, Path("made.tflite")
         self.ordered: list[Measured] = []
         self.finished: list[Measured] = []
+        self.curve: list[Measured] = []
+
+    def cost(self, choice: Any) -> float:
+        return self.curve[0].cost + len(choice)
 
     def at(self, snr: float) -> Measured:
         return measured(snr, round(1000 + 100 * snr), self.goal)
@@ -81,6 +85,21 @@ def test_what_it_wins_makes_the_file_smaller() -> None:
     assert found.promised.snr is not None and 30.0 <= found.promised.snr < 30.5
     assert start.promised.nbytes - 300 <= found.promised.nbytes <= start.promised.nbytes - 250
     assert found.notes[0] == "before" and "one after the other" in found.notes[1]
+
+
+@pytest.mark.parametrize(("won", "is_taken"), [(26.0, True), (24.0, False)])
+def test_beyond_a_jump_all_that_the_file_before_it_fits_is_fitted(won: float, is_taken: bool) -> None:
+    world = World(Goal(min_snr=30.0), won=won)
+    start, other = settled(world, 41.0), world.at(5.0)
+    assert start.promised is not None
+    # What the smaller file leaves as it is, a weight behind the others, has a bias that makes up for them.
+    form: Any = "int4"
+    other = replace(other, choice={9: form})
+    world.curve = [other, start.promised]
+    found = run(world, start)
+    assert found.promised is not None
+    assert world.ordered[1].choice == {**start.promised.choice, 9: form}
+    assert (found.promised.choice == world.ordered[1].choice) is is_taken
 
 
 def test_nothing_to_win() -> None:

@@ -161,16 +161,21 @@ def _found(search: Search, goal: Goal, margin: float) -> Measured | None:
     return search.find(goal, least=snr_of(loosest) + margin)
 
 
-def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[str]:
-    """Says so where files either keep nearly all or lose the bound by far."""
+def _beyond_jump(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[Measured]:
+    """Returns the smaller files that miss the bound, where what is promised is far above it."""
     if goal.min_snr is None or snr_of(promised) < goal.min_snr + _JUMP:
         return []
-    lost = [snr_of(item) for item in curve if item.cost < promised.cost and snr_of(item) < goal.min_snr]
+    return [item for item in curve if item.cost < promised.cost and snr_of(item) < goal.min_snr]
+
+
+def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[str]:
+    """Says so where files either keep nearly all or lose the bound by far."""
+    lost = _beyond_jump(goal, promised, curve)
     if not lost:
         return []
     return [
-        f"nothing was found between {max(lost):.1f} and {min(snr_of(promised), _EXACT):.1f} dB: where outputs"
-        " jump (trees, masks, choices) they are kept or lost as a whole, on other inputs too"
+        f"nothing was found between {max(map(snr_of, lost)):.1f} and {min(snr_of(promised), _EXACT):.1f} dB:"
+        " where outputs jump (trees, masks, choices) they are kept or lost as a whole, on other inputs too"
     ]
 
 
@@ -250,6 +255,16 @@ def _smaller(
 ) -> Found:
     """Searches with less room by what was won, and by less again where that was too much."""
     best, room, tried = settled, won - _SPARE, set()
+    assert settled.promised is not None
+    beyond = _beyond_jump(goal, settled.promised, search.curve)
+    if beyond:
+        # Where outputs jump it may be by an error that all samples share, such as that of a token which fills
+        # up all texts. The biases of weights behind it take that back, where they are fitted, too.
+        nearest = max(beyond, key=lambda item: item.cost)
+        choice = {**settled.promised.choice, **nearest.choice}
+        made = search.in_order(replace(nearest, choice=choice, cost=search.cost(choice)))
+        if made.cost < settled.promised.cost and made.missing(goal) + settled.margin <= 0:
+            return _proven(trials, goal, judge, settled, made)[0]
     while tries and room >= _WORTH and math.isfinite(room):
         assert best.promised is not None
         found = search.find(goal, margin=settled.margin - room)
